@@ -1,0 +1,62 @@
+# Everything a developer does here, by name: `make help`. CI runs the same targets.
+PYTHON ?= python3
+RUN := .venv/bin/python -m
+SLOW_LANES := faults or browser or k8s
+
+.DEFAULT_GOAL := help
+.PHONY: help setup system demo dev test test-fast test-engine test-store test-faults test-browser test-k8s \
+	lint format types lock licenses clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+setup: ## Make .venv with everything locked (a few minutes; a moment when it is up to date)
+	@$(PYTHON) scripts/setup_env.py
+
+system: ## Install the Debian packages that the browser tests need, where that is possible
+	@$(PYTHON) scripts/setup_system.py
+
+demo: setup ## Caption the sample shards from end to end, and print what came out
+	@$(RUN) scripts.demo
+
+dev: setup ## Dagster's UI and daemon over the same data, on port 3000
+	DAGSTER_HOME=$(CURDIR) $(RUN) dagster dev -m caption_assets.definitions
+
+# One process, so that the vLLM engine is built once. Named by what is left out: a test without a lane runs here too.
+test: setup ## Run the fast, engine and store lanes and one test of each slow lane
+	@$(PYTHON) scripts/setup_system.py || true # the browser test says so itself, if it has no browser
+	$(RUN) pytest -m "not ($(SLOW_LANES)) or representative"
+
+test-fast: setup ## Run the tests that need no engine, server or browser
+	$(RUN) pytest -m fast
+
+test-engine: ## Run the tests that build a vLLM engine
+test-store: ## Run the tests that talk to an S3 server on this machine
+test-faults: ## Run the tests that kill, corrupt and starve
+test-k8s: ## Run the tests that render or run pods
+test-browser: system ## Run the tests that drive the web UI in a browser
+test-engine test-store test-faults test-k8s test-browser: setup
+	$(RUN) pytest -m $(@:test-%=%)
+
+lint: setup ## Check style, format and the layers' import contracts
+	$(RUN) ruff check
+	$(RUN) ruff format --check
+	.venv/bin/lint-imports
+
+format: setup ## Mend style and format where that can be done by machine
+	$(RUN) ruff check --fix
+	$(RUN) ruff format
+
+types: setup ## Check the type hints
+	$(RUN) mypy
+
+lock: ## Resolve the dependencies anew, into requirements/
+	$(PYTHON) -m scripts.lock
+	@echo "Next: make setup licenses"
+
+licenses: setup ## List the locked packages with their licences in DEPENDENCIES.md
+	$(RUN) scripts.licenses
+
+clean: ## Remove .venv and every cache; leaves the data alone
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""What `make` runs beside the tests: set-up, demo, lock files, licences."""

