@@ -1,0 +1,1 @@
+"""Local folders and object storage behind one interface, and the published tables."""

@@ -1,0 +1,128 @@
+"""The folder that everything is read from or written to: local or in object storage, behind one fsspec interface."""
+
+from __future__ import annotations
+
+import posixpath
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
+
+from caption_assets.errors import CaptionAssetsError
+
+
+class StoreError(CaptionAssetsError):
+    """A place that cannot be read or written, with the reason and the remedy in the message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """One fsspec folder. All paths given to its methods are relative to it and use forward slashes."""
+
+    url: str
+    """As the user wrote it: a local path, ``file://...`` or ``s3://bucket/prefix``."""
+    fs: AbstractFileSystem
+    path: str
+    """The folder as ``fs`` names it, without a protocol."""
+
+    @classmethod
+    def open(cls, url: str) -> Root:
+        """Resolve ``url`` without touching it.
+
+        Raises:
+            StoreError: if no fsspec implementation knows its protocol.
+        """
+        try:
+            fs, path = fsspec.core.url_to_fs(url)
+        except (ValueError, ImportError) as error:
+            raise StoreError(
+                f"{url!r} is no place this installation can open ({error}): give a local folder or s3://bucket/prefix"
+            ) from error
+        return cls(url=url, fs=fs, path=path.rstrip("/"))
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it lies on a file system of this machine."""
+        return isinstance(self.fs, LocalFileSystem)
+
+    def full(self, path: str) -> str:
+        """``path`` as the file system names it."""
+        return posixpath.join(self.path, path) if path else self.path
+
+    def address(self, path: str) -> str:
+        """``path`` as a person or another program would open it: a local path, or a URL with its protocol."""
+        return self.full(path) if self.is_local else str(self.fs.unstrip_protocol(self.full(path)))
+
+    def exists(self, path: str) -> bool:
+        """Whether there is an object or folder at ``path``."""
+        return bool(self.fs.exists(self.full(path)))
+
+    def read(self, path: str) -> bytes:
+        """The whole object.
+
+        Raises:
+            FileNotFoundError: if there is none.
+        """
+        return bytes(self.fs.cat_file(self.full(path)))
+
+    def write(self, path: str, data: bytes) -> None:
+        """Publish an object in one atomic step: a reader sees the old one or the new one, never a part.
+
+        Raises:
+            StoreError: if the place cannot be written.
+        """
+        self._publish(path, lambda target: self.fs.pipe_file(target, data))
+
+    def upload(self, path: str, file: Path) -> None:
+        """Publish a local file in one atomic step.
+
+        Raises:
+            StoreError: if the place cannot be written.
+        """
+        self._publish(path, lambda target: self.fs.put_file(str(file), target))
+
+    def _publish(self, path: str, put: Callable[[str], object]) -> None:
+        """An object store's upload is atomic by itself; a local file is written beside its place and renamed."""
+        full = self.full(path)
+        try:
+            if not self.is_local:
+                put(full)
+                return
+            self.fs.makedirs(posixpath.dirname(full), exist_ok=True)
+            unfinished = f"{full}.{uuid.uuid4().hex}.tmp"
+            put(unfinished)
+            self.fs.mv(unfinished, full)
+        except OSError as error:
+            raise StoreError(f"cannot write {self.address(path)}: {error}") from error
+
+    def check_writable(self, setting: str) -> None:
+        """Write and remove a probe object.
+
+        Args:
+            setting: name of the variable that holds this root's URL, for the message.
+
+        Raises:
+            StoreError: if that fails.
+        """
+        probe = f"_probe-{uuid.uuid4().hex}"
+        try:
+            self.write(probe, b"")
+            self.fs.rm_file(self.full(probe))
+        except (StoreError, OSError) as error:
+            raise StoreError(
+                f"{setting} is {self.url!r}, which cannot be written ({error}): name a folder or bucket prefix that "
+                "exists or can be made, and that this user may write"
+            ) from error
+
+    def entries(self, path: str = "") -> Iterator[dict[str, Any]]:
+        """The entries directly below ``path``, by name, each with fsspec's ``name``, ``size`` and ``type``.
+
+        Raises:
+            FileNotFoundError: if there is no such folder.
+        """
+        yield from sorted(self.fs.ls(self.full(path), detail=True, refresh=True), key=lambda entry: entry["name"])

@@ -1,0 +1,298 @@
+"""The tables that the assets publish: their rows, their schemas, and reading and writing them whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from enum import StrEnum
+from hashlib import sha256
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from caption_assets.errors import CaptionAssetsError
+from caption_assets.store.root import Root
+
+SCHEMA_VERSION = "1"
+
+
+class Table(StrEnum):
+    """The tables by name, which is also their folder below the root and their asset."""
+
+    MANIFEST = "clip_manifest"
+    STAGE1 = "stage1_captions"
+    STAGE2 = "stage2_captions"
+
+
+class Status(StrEnum):
+    """Whether a row holds what it is for."""
+
+    OK = "ok"
+    FAILED = "failed"
+
+
+class TableError(CaptionAssetsError):
+    """A table that is not there, or whose rows are not those it must have."""
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestRow:
+    """One window of a clip; or a whole clip that yields none, with ``window_index`` null and the reason."""
+
+    clip_key: str
+    """Name of the clip, relative to its shard."""
+    window_index: int | None
+    """Number of the window within its clip, from 0."""
+    window_id: str
+    """Hash of clip key, window index and content tag."""
+    content_tag: str
+    """Hash of the clip's bytes."""
+    bytes: int
+    """Length of the clip's file."""
+    status: Status
+    error_kind: str | None = None
+    error: str | None = None
+    """Why the clip yields no window, for a person."""
+    codec: str | None = None
+    width: int | None = None
+    """Pixels, as displayed."""
+    height: int | None = None
+    """Pixels, as displayed."""
+    clip_frames: int | None = None
+    """Frames of the whole clip."""
+    clip_fps: float | None = None
+    """Average frames per second of the whole clip."""
+    clip_seconds: float | None = None
+    """Length of the whole clip."""
+    start_frame: int | None = None
+    """First frame of the window, in order of presentation."""
+    end_frame: int | None = None
+    """One past its last frame."""
+    start_seconds: float | None = None
+    """When the window begins, from the beginning of the clip."""
+    end_seconds: float | None = None
+    """When the window ends, from the beginning of the clip."""
+
+    @property
+    def key(self) -> tuple[str, int | None]:
+        """What tells this row from the others of its table."""
+        return self.clip_key, self.window_index
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionRow:
+    """One window's caption of one stage, and how it was made."""
+
+    clip_key: str
+    """As in the manifest."""
+    window_index: int | None
+    """As in the manifest."""
+    window_id: str
+    """As in the manifest."""
+    start_seconds: float | None
+    """As in the manifest."""
+    end_seconds: float | None
+    """As in the manifest."""
+    status: Status
+    error_kind: str | None = None
+    error: str | None = None
+    """Why there is no caption, for a person."""
+    caption: str | None = None
+    finish_reason: str | None = None
+    """``stop`` if the model ended its answer, ``length`` if it was cut off."""
+    model: str | None = None
+    """Hub id."""
+    revision: str | None = None
+    prompt_name: str | None = None
+    prompt_hash: str | None = None
+    """Hash of this stage's instruction, before a stage-1 caption is put in."""
+    sampling: Mapping[str, float] | None = None
+    """Temperature, top_p, repetition penalty and output limit."""
+    frame_indices: Sequence[int] | None = None
+    """Frames shown to the model, by their number within the clip."""
+    frame_fps: float | None = None
+    """Frames per second of those frames."""
+    frame_width: int | None = None
+    """Pixels, as shown to the model."""
+    frame_height: int | None = None
+    """Pixels, as shown to the model."""
+    prompt_tokens: int | None = None
+    """Tokens of the prompt, the video's included."""
+    cached_tokens: int | None = None
+    """Those of them that came from the prefix cache."""
+    output_tokens: int | None = None
+    attempts: int = 0
+    """Requests made for this caption."""
+    fingerprint: str | None = None
+    """Hash of all that decides the caption's text: clip, frames, prompt, model and sampling."""
+    stage1_fingerprint: str | None = None
+    """Stage 2 only: the fingerprint of the stage-1 row whose caption was in the prompt."""
+
+    @property
+    def key(self) -> tuple[str, int | None]:
+        """What tells this row from the others of its table."""
+        return self.clip_key, self.window_index
+
+
+_SAMPLING = pa.struct(
+    [
+        ("temperature", pa.float64()),
+        ("top_p", pa.float64()),
+        ("repetition_penalty", pa.float64()),
+        ("max_output_tokens", pa.int32()),
+    ]
+)
+_MANIFEST_SCHEMA = pa.schema(
+    [
+        pa.field("clip_key", pa.string(), nullable=False),
+        ("window_index", pa.int32()),
+        pa.field("window_id", pa.string(), nullable=False),
+        pa.field("content_tag", pa.string(), nullable=False),
+        pa.field("bytes", pa.int64(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        ("error_kind", pa.string()),
+        ("error", pa.string()),
+        ("codec", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("clip_frames", pa.int32()),
+        ("clip_fps", pa.float64()),
+        ("clip_seconds", pa.float64()),
+        ("start_frame", pa.int32()),
+        ("end_frame", pa.int32()),
+        ("start_seconds", pa.float64()),
+        ("end_seconds", pa.float64()),
+    ]
+)
+_CAPTION_SCHEMA = pa.schema(
+    [
+        pa.field("clip_key", pa.string(), nullable=False),
+        ("window_index", pa.int32()),
+        pa.field("window_id", pa.string(), nullable=False),
+        ("start_seconds", pa.float64()),
+        ("end_seconds", pa.float64()),
+        pa.field("status", pa.string(), nullable=False),
+        ("error_kind", pa.string()),
+        ("error", pa.string()),
+        ("caption", pa.string()),
+        ("finish_reason", pa.string()),
+        ("model", pa.string()),
+        ("revision", pa.string()),
+        ("prompt_name", pa.string()),
+        ("prompt_hash", pa.string()),
+        ("sampling", _SAMPLING),
+        ("frame_indices", pa.list_(pa.int32())),
+        ("frame_fps", pa.float64()),
+        ("frame_width", pa.int32()),
+        ("frame_height", pa.int32()),
+        ("prompt_tokens", pa.int32()),
+        ("cached_tokens", pa.int32()),
+        ("output_tokens", pa.int32()),
+        pa.field("attempts", pa.int32(), nullable=False),
+        ("fingerprint", pa.string()),
+    ]
+)
+SCHEMAS: dict[Table, pa.Schema] = {
+    Table.MANIFEST: _MANIFEST_SCHEMA,
+    Table.STAGE1: _CAPTION_SCHEMA,
+    Table.STAGE2: _CAPTION_SCHEMA.append(pa.field("stage1_fingerprint", pa.string())),
+}
+
+
+def window_id(clip_key: str, window_index: int | None, content_tag: str) -> str:
+    """The id of a window: 24 hex digits that change with the clip's name, the window's number or the clip's content."""
+    return sha256(json.dumps([clip_key, window_index, content_tag]).encode()).hexdigest()[:24]
+
+
+def table_path(table: Table, shard: str) -> str:
+    """Where a shard's table lies, relative to the root: one file of a Hive-partitioned dataset."""
+    name = "manifest" if table is Table.MANIFEST else "captions"
+    return f"{table}/shard={shard}/{name}.parquet"
+
+
+def publish_manifest(root: Root, shard: str, rows: Sequence[ManifestRow], metadata: Mapping[str, str]) -> str:
+    """Write a shard's manifest in one atomic step and return its path.
+
+    Raises:
+        TableError: if two rows have the same key.
+    """
+    if len({row.key for row in rows}) != len(rows):
+        raise TableError(f"the manifest of shard {shard!r} holds a window twice")
+    return _write(root, Table.MANIFEST, shard, rows, metadata)
+
+
+def publish_captions(
+    root: Root,
+    table: Table,
+    shard: str,
+    rows: Sequence[CaptionRow],
+    keys: Iterable[tuple[str, int | None]],
+    metadata: Mapping[str, str],
+) -> str:
+    """Write a shard's captions in one atomic step and return the path.
+
+    Args:
+        root: where to.
+        table: the stage.
+        shard: the shard's key.
+        rows: one for each of ``keys``, in that order.
+        keys: the keys of the manifest's rows, in order.
+        metadata: facts about the whole file.
+
+    Raises:
+        TableError: if the rows are not exactly those of the manifest.
+    """
+    expected, found = list(keys), [row.key for row in rows]
+    if found != expected:
+        missing, extra = set(expected) - set(found), set(found) - set(expected)
+        raise TableError(
+            f"{table} of shard {shard!r} has {len(found)} rows for {len(expected)} of the manifest ({len(missing)} "
+            f"missing, {len(extra)} too many, or out of order): nothing was published"
+        )
+    return _write(root, table, shard, rows, metadata)
+
+
+def read_manifest(root: Root, shard: str) -> list[ManifestRow]:
+    """The manifest of a shard.
+
+    Raises:
+        TableError: if it has not been materialized.
+    """
+    return [ManifestRow(**{**row, "status": Status(row["status"])}) for row in _read(root, Table.MANIFEST, shard)]
+
+
+def read_captions(root: Root, table: Table, shard: str) -> list[CaptionRow]:
+    """The captions of a shard.
+
+    Raises:
+        TableError: if they have not been materialized.
+    """
+    return [CaptionRow(**{**row, "status": Status(row["status"])}) for row in _read(root, table, shard)]
+
+
+def _write(
+    root: Root, table: Table, shard: str, rows: Sequence[ManifestRow] | Sequence[CaptionRow], facts: Mapping[str, str]
+) -> str:
+    schema = SCHEMAS[table].with_metadata({"schema_version": SCHEMA_VERSION, **facts})
+    names = set(schema.names)
+    records = [{name: value for name, value in asdict(row).items() if name in names} for row in rows]
+    buffer = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(records, schema=schema), buffer)
+    path = table_path(table, shard)
+    root.write(path, buffer.getvalue().to_pybytes())
+    return path
+
+
+def _read(root: Root, table: Table, shard: str) -> list[dict[str, Any]]:
+    path = table_path(table, shard)
+    try:
+        data = root.read(path)
+    except FileNotFoundError as error:
+        raise TableError(
+            f"{root.address(path)} does not exist: materialize {table} for shard {shard!r} first"
+        ) from error
+    known = {field.name for field in fields(ManifestRow if table is Table.MANIFEST else CaptionRow)}
+    records = pq.read_table(pa.BufferReader(data)).to_pylist()
+    return [{name: value for name, value in record.items() if name in known} for record in records]

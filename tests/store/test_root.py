@@ -1,0 +1,80 @@
+from pathlib import Path
+
+import pytest
+from fsspec import AbstractFileSystem
+
+from caption_assets.store.root import Root, StoreError
+
+
+@pytest.fixture(params=[pytest.param("local", marks=pytest.mark.fast), pytest.param("s3", marks=pytest.mark.store)])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> Root:
+    """An empty root, once on this machine's disk and once on a real S3 API."""
+    if request.param == "local":
+        return Root.open(str(tmp_path / "root"))
+    AbstractFileSystem.clear_instance_cache()
+    return Root.open(request.getfixturevalue("s3_url"))
+
+
+def test_what_is_written_can_be_read(root: Root) -> None:
+    root.write("deep/er/file.bin", b"\0data")
+    assert root.exists("deep/er/file.bin")
+    assert root.read("deep/er/file.bin") == b"\0data"
+
+
+def test_a_second_write_replaces_the_first_and_leaves_nothing_beside_it(root: Root) -> None:
+    root.write("folder/file", b"one")
+    root.write("folder/file", b"two")
+    assert root.read("folder/file") == b"two"
+    assert [entry["name"].rsplit("/", 1)[-1] for entry in root.entries("folder")] == ["file"]
+
+
+def test_a_file_is_uploaded_whole(root: Root, tmp_path: Path) -> None:
+    (tmp_path / "weights").write_bytes(b"w" * 100_000)
+    root.upload("a/b", tmp_path / "weights")
+    assert root.read("a/b") == b"w" * 100_000
+
+
+def test_a_missing_object_is_a_file_not_found(root: Root) -> None:
+    with pytest.raises(FileNotFoundError):
+        root.read("nothing")
+
+
+def test_the_probe_write_leaves_nothing(root: Root) -> None:
+    root.write("kept", b"")
+    root.check_writable("CAPTION_ROOT")
+    assert [entry["name"].rsplit("/", 1)[-1] for entry in root.entries()] == ["kept"]
+
+
+@pytest.mark.fast
+def test_a_place_that_cannot_be_written_is_named_with_its_setting(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StoreError, match=r"CAPTION_ROOT is '.*/file/root'.*name a folder"):
+        Root.open(str(tmp_path / "file" / "root")).check_writable("CAPTION_ROOT")
+
+
+@pytest.mark.store
+def test_a_missing_bucket_is_named_with_its_setting(s3_url: str) -> None:
+    AbstractFileSystem.clear_instance_cache()
+    with pytest.raises(StoreError, match="CAPTION_ROOT is 's3://no-such-bucket/x'"):
+        Root.open("s3://no-such-bucket/x").check_writable("CAPTION_ROOT")
+
+
+@pytest.mark.fast
+def test_an_unknown_protocol_is_refused() -> None:
+    with pytest.raises(StoreError, match="gopher"):
+        Root.open("gopher://somewhere/x")
+
+
+@pytest.mark.fast
+def test_a_reader_never_sees_a_part_of_a_local_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Root.open(str(tmp_path))
+    root.write("table", b"old")
+
+    def torn(path: str, data: bytes) -> None:
+        Path(path).write_bytes(data[:1])
+        raise OSError("disk full")
+
+    monkeypatch.setattr(root.fs, "pipe_file", torn)
+    with pytest.raises(StoreError, match="disk full"):
+        root.write("table", b"new")
+    assert root.read("table") == b"old"
