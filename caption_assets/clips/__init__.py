@@ -1,0 +1,1 @@
+"""A shard's clips and their frames: list, probe, cut into windows, sample, decode."""

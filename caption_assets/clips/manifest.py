@@ -1,0 +1,64 @@
+"""A shard's manifest: every clip probed and cut into windows, one row each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from hashlib import sha256
+
+from caption_assets.clips.clip import Clip
+from caption_assets.clips.probe import Probe, UnreadableClip, probe
+from caption_assets.clips.shard import Shard, list_clips
+from caption_assets.clips.window import MIN_WINDOW_FRAMES, Windowing, split
+from caption_assets.store.root import Root
+from caption_assets.store.tables import ManifestRow, Status, window_id
+
+
+def manifest_rows(source: Root, shard: Shard, windowing: Windowing) -> Iterator[ManifestRow]:
+    """One row for each window of each clip, in order of clip key; one for a clip that yields none, with the reason."""
+    for clip in list_clips(source, shard):
+        data = clip.read(source.fs)
+        tag = sha256(data).hexdigest()[:32]
+        try:
+            yield from _windows(clip, tag, probe(data), windowing)
+        except UnreadableClip as error:
+            yield _unreadable(clip, tag, error)
+
+
+def _windows(clip: Clip, tag: str, found: Probe, windowing: Windowing) -> Iterator[ManifestRow]:
+    windows = list(split(found.times, found.seconds, windowing))
+    if not windows:
+        raise UnreadableClip(
+            "too_short", f"the clip has {found.frames} frames, fewer than the {MIN_WINDOW_FRAMES} that a window needs"
+        )
+    for window in windows:
+        yield ManifestRow(
+            clip_key=clip.key,
+            window_index=window.index,
+            window_id=window_id(clip.key, window.index, tag),
+            content_tag=tag,
+            bytes=clip.size,
+            status=Status.OK,
+            codec=found.codec,
+            width=found.width,
+            height=found.height,
+            clip_frames=found.frames,
+            clip_fps=found.fps,
+            clip_seconds=found.seconds,
+            start_frame=window.start_frame,
+            end_frame=window.end_frame,
+            start_seconds=window.start_seconds,
+            end_seconds=window.end_seconds,
+        )
+
+
+def _unreadable(clip: Clip, tag: str, error: UnreadableClip) -> ManifestRow:
+    return ManifestRow(
+        clip_key=clip.key,
+        window_index=None,
+        window_id=window_id(clip.key, None, tag),
+        content_tag=tag,
+        bytes=clip.size,
+        status=Status.FAILED,
+        error_kind=error.kind,
+        error=str(error),
+    )

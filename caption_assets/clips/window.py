@@ -1,0 +1,69 @@
+"""Cutting a clip into windows of consecutive source frames."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+MIN_WINDOW_FRAMES = 4
+"""A clip of fewer frames yields no window (as in the reference)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Windowing:
+    """How clips are cut. Defaults are the reference's (NeMo Curator): 256 frames, a tail under 128 joins the last.
+
+    Raises:
+        ValueError: if a value is out of its range.
+    """
+
+    size: int = 256
+    """Source frames in a window."""
+    remainder_threshold: int = 128
+    """A tail of fewer frames than this is merged into the window before it."""
+
+    def __post_init__(self) -> None:
+        if self.size < MIN_WINDOW_FRAMES:
+            raise ValueError(f"the window size is {self.size} frames: give at least {MIN_WINDOW_FRAMES}")
+        if not MIN_WINDOW_FRAMES <= self.remainder_threshold <= self.size:
+            raise ValueError(
+                f"the remainder threshold is {self.remainder_threshold} frames: give {MIN_WINDOW_FRAMES} to the "
+                f"window size, {self.size}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A run of consecutive frames of one clip, which gets a caption of its own."""
+
+    index: int
+    """Number of the window within its clip, from 0."""
+    start_frame: int
+    """First frame, in order of presentation."""
+    end_frame: int
+    """One past the last frame."""
+    start_seconds: float
+    """When the first frame is shown, from the beginning of the clip."""
+    end_seconds: float
+    """When the last frame stops being shown."""
+
+
+def split(times: Sequence[float], end_seconds: float, windowing: Windowing) -> Iterator[Window]:
+    """Cut a clip into windows so that every frame belongs to exactly one.
+
+    Args:
+        times: when each frame is shown, in seconds, ascending.
+        end_seconds: when the last frame stops being shown.
+        windowing: sizes.
+
+    Yields:
+        The windows in order; none if the clip has fewer than 4 frames.
+    """
+    total = len(times)
+    if total < MIN_WINDOW_FRAMES:
+        return
+    starts = list(range(0, total, windowing.size))
+    if len(starts) > 1 and total - starts[-1] < windowing.remainder_threshold:
+        starts.pop()
+    for index, (start, end) in enumerate(zip(starts, [*starts[1:], total], strict=True)):
+        yield Window(index, start, end, times[start], times[end] if end < total else end_seconds)
