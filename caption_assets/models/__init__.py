@@ -1,0 +1,1 @@
+"""The models by key, and their weights: verify, mirror, cache."""
