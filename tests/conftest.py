@@ -1,0 +1,71 @@
+"""What tests share: one vLLM engine a session, the sample shards, an S3 server, a Dagster instance."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from hypothesis import settings as hypothesis_settings
+
+from caption_assets.captioning.engine import CaptionEngine, EngineConfig, start_engine
+from caption_assets.captioning.recipe import Recipe
+from caption_assets.models.weights import ensure_local, publish
+from caption_assets.sample.shards import TRUTH, write_shards
+from caption_assets.store.root import Root
+
+T = TypeVar("T")
+Ask = Callable[[Coroutine[Any, Any, T]], T]
+Truth = dict[str, dict[str, list[list[str]]]]
+"""Right captions by shard and clip: a pair for each window."""
+
+# Machines are noisy; a slow example is no failure.
+hypothesis_settings.register_profile("project", deadline=None, max_examples=100)
+hypothesis_settings.load_profile("project")
+
+
+@pytest.fixture(scope="session")
+def sample_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the two sample shards below ``shards/``. Not to be written to."""
+    folder = tmp_path_factory.mktemp("sample")
+    write_shards(folder / "shards")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def truth(sample_data: Path) -> Truth:
+    """What the clips of the sample shards show."""
+    return json.loads((sample_data / TRUTH).read_text())  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample model as a run gets it: through the mirror and the cache."""
+    folder = tmp_path_factory.mktemp("model")
+    root = Root.open(str(folder / "root"))
+    publish(root, Recipe().variant)
+    return ensure_local(root, Recipe().variant, folder / "cache")
+
+
+@pytest.fixture(scope="session")
+def event_loop_runner() -> Iterator[asyncio.Runner]:
+    """The loop on which the session's engine lives."""
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+@pytest.fixture(scope="session")
+def engine(event_loop_runner: asyncio.Runner, model_folder: Path) -> Iterator[CaptionEngine]:
+    """The session's one vLLM engine, loaded with the sample model."""
+    starting = start_engine(model_folder, Recipe(), EngineConfig())
+    yield event_loop_runner.run(starting.__aenter__())
+    event_loop_runner.run(starting.__aexit__(None, None, None))
+
+
+@pytest.fixture(scope="session")
+def ask(event_loop_runner: asyncio.Runner) -> Ask[Any]:
+    """Runs a coroutine on the engine's loop and returns its result."""
+    return event_loop_runner.run
