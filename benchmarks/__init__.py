@@ -1,0 +1,1 @@
+"""Scripts that measure. Each ends with one line of JSON."""

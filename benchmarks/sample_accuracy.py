@@ -1,0 +1,98 @@
+"""How often the sample model is exactly right on clips it has never seen, through the real pipeline.
+
+    python -m benchmarks.sample_accuracy [--clips 300]
+
+Held-out clips of mixed sizes (160x120 to 1280x720 and upright), frame rates (10 to 60), lengths (1 s to one window) and
+codecs (H.264, VP9) are written as a shard, probed, and captioned in both stages on vLLM, as the assets do it. The last
+line is JSON: `clips`, and the shares of stage-1 and stage-2 captions that are exactly right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import tempfile
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+from caption_assets.captioning.engine import EngineConfig, start_engine
+from caption_assets.captioning.recipe import Recipe
+from caption_assets.captioning.shard import Published, ShardJob, caption_shard
+from caption_assets.clips.manifest import manifest_rows
+from caption_assets.clips.shard import find_shard
+from caption_assets.clips.window import Windowing
+from caption_assets.models.weights import ensure_local, publish
+from caption_assets.sample.clips import SampleClip, encode, random_clip
+from caption_assets.store.root import Root
+from caption_assets.store.tables import Table, publish_manifest
+
+FIRST_SEED = 50_000_000
+"""Far from the seeds of the training and its held-out examples."""
+SHARD = "held-out"
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clips", type=int, default=300)
+    count = parser.parse_args().clips
+    with tempfile.TemporaryDirectory() as folder:
+        root = Root.open(folder)
+        clips = write_clips(Path(folder) / "shards" / SHARD, count)
+        published = asyncio.run(run(root, Path(folder) / "cache"))
+    shares = {table: compare(table, published[table], clips) for table in (Table.STAGE1, Table.STAGE2)}
+    print(json.dumps({"clips": count, "stage1": shares[Table.STAGE1], "stage2": shares[Table.STAGE2]}))
+
+
+def write_clips(folder: Path, count: int) -> dict[str, SampleClip]:
+    """Write the held-out clips into ``folder`` and return what each shows, by file name."""
+    folder.mkdir(parents=True)
+    clips = [random_clip(FIRST_SEED + index) for index in range(count)]
+    named = {f"{index:05d}{clip.suffix}": clip for index, clip in enumerate(clips)}
+    with ProcessPoolExecutor() as pool:
+        for done, (name, data) in enumerate(zip(named, pool.map(encode, clips), strict=True), start=1):
+            (folder / name).write_bytes(data)
+            if done % 50 == 0:
+                print(f"{done} of {count} clips written", flush=True)
+    return named
+
+
+async def run(root: Root, cache: Path) -> dict[Table, Published]:
+    """The chain on the held-out shard: weights, manifest, both stages."""
+    recipe = Recipe()
+    source = Root.open(f"{root.url}/shards")
+    publish(root, recipe.variant)
+    rows = list(manifest_rows(source, find_shard(source, SHARD), Windowing()))
+    publish_manifest(root, SHARD, rows, {})
+    job = ShardJob(root, source, SHARD, recipe, frozenset({Table.STAGE1, Table.STAGE2}))
+    async with start_engine(ensure_local(root, recipe.variant, cache), recipe, EngineConfig()) as engine:
+        return await caption_shard(engine, job, progress)
+
+
+def progress(done: int, total: int) -> None:
+    """Print now and then how far the captions are."""
+    if done % 50 == 0:
+        print(f"{done} of {total} windows captioned", flush=True)
+
+
+def compare(table: Table, published: Published, clips: dict[str, SampleClip]) -> float:
+    """The share of captions that are exactly right; prints the wrong ones and which words they get wrong."""
+    wrong: Counter[str] = Counter()
+    mistakes = 0
+    for row in published.rows:
+        [scene] = clips[row.clip_key].scenes
+        expected = scene.stage1 if table is Table.STAGE1 else scene.stage2
+        if row.caption != expected:
+            mistakes += 1
+            clip = clips[row.clip_key]
+            film = f"{clip.width}x{clip.height}, {clip.frames} frames"
+            print(f"{table} {row.clip_key} ({film}): {row.caption!r}, not {expected!r}")
+            wrong.update(set(expected.split()) - set((row.caption or "").split()))
+    print(f"{table}: {mistakes} of {len(published.rows)} wrong; words missed: {dict(wrong.most_common())}")
+    return round(1 - mistakes / len(published.rows), 4)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""The two sample shards of the demo: ``python -m caption_assets.sample.shards FOLDER``."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from caption_assets.sample.clips import SampleClip, encode, random_clip
+from caption_assets.sample.world import random_scene
+
+CLIPS_PER_SHARD = 12
+FOLDER_SHARD = "sample-folder"
+TAR_SHARD = "sample-tar"
+TRUTH = "truth.json"
+"""File beside the shards with the right captions of every window, for tests and the demo's table."""
+SEEDS = {FOLDER_SHARD: 1000, TAR_SHARD: 2000}
+BROKEN = CLIPS_PER_SHARD - 1
+"""Index of the broken clip in each shard."""
+TWO_WINDOWS = 4
+"""Index of a clip of two windows in each shard."""
+
+
+@dataclass(frozen=True, slots=True)
+class SampleFile:
+    """One file of a sample shard."""
+
+    key: str
+    data: bytes
+    captions: tuple[tuple[str, str], ...]
+    """The right stage-1 and stage-2 captions of each window; none for a broken file."""
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, help="where the shards are to lie")
+    write_shards(parser.parse_args().folder)
+
+
+def write_shards(folder: Path) -> None:
+    """Write both shards below ``folder`` and the right captions beside it; do nothing where that was done before."""
+    truth_path = folder.parent / TRUTH
+    if truth_path.exists():
+        return
+    files = {shard: list(sample_files(shard)) for shard in SEEDS}
+    (folder / FOLDER_SHARD).mkdir(parents=True, exist_ok=True)
+    for file in files[FOLDER_SHARD]:
+        (folder / FOLDER_SHARD / file.key).write_bytes(file.data)
+    with tarfile.open(folder / f"{TAR_SHARD}.tar", "w") as archive:
+        for file in files[TAR_SHARD]:
+            member = tarfile.TarInfo(file.key)
+            member.size = len(file.data)
+            archive.addfile(member, io.BytesIO(file.data))
+    truth = {shard: {file.key: file.captions for file in shard_files} for shard, shard_files in files.items()}
+    truth_path.write_text(json.dumps(truth, indent=2) + "\n")
+
+
+def sample_files(shard: str) -> Iterator[SampleFile]:
+    """The files of one of the two shards, in order of key."""
+    for index in range(CLIPS_PER_SHARD):
+        clip = random_clip(SEEDS[shard] + index, shortest=(160, 360), longest_seconds=6.0)
+        if index == TWO_WINDOWS:
+            clip = _of_two_windows(clip)
+        captions = tuple((scene.stage1, scene.stage2) for scene in clip.scenes)
+        data = encode(clip)
+        if index != BROKEN:
+            yield SampleFile(f"clip-{index:02d}{clip.suffix}", data, captions)
+        elif shard == FOLDER_SHARD:
+            yield SampleFile(
+                f"clip-{index:02d}-truncated.mp4", encode(replace(clip, codec="h264"))[: len(data) // 2], ()
+            )
+        else:
+            yield SampleFile(f"clip-{index:02d}-not-a-video.mp4", b"<html><body>404 Not Found</body></html>\n", ())
+
+
+def _of_two_windows(clip: SampleClip) -> SampleClip:
+    """The clip, lengthened to two whole windows with a scene of its own each."""
+    rng = np.random.default_rng(clip.seed)
+    second = random_scene(rng, clip.width, clip.height)
+    return replace(clip, scenes=(*clip.scenes, second), frames=256)
+
+
+if __name__ == "__main__":
+    main()
