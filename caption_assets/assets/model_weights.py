@@ -1,0 +1,36 @@
+"""The model's files, verified and mirrored in the root."""
+
+import dagster as dg
+
+from caption_assets.assets.failures import clear_failures
+from caption_assets.models.weights import WEIGHTS
+from caption_assets.resources import Storage, Weights
+from caption_assets.settings import Settings
+
+
+def build_model_weights(settings: Settings) -> dg.AssetsDefinition:
+    """The asset for the model that ``settings`` names."""
+    variant = settings.variant
+
+    @dg.asset(
+        group_name="models",
+        description=f"{variant.hub_id} @ {variant.revision}: every file with its SHA-256, the manifest written last.",
+        kinds={"safetensors"},
+        code_version=variant.folder,
+    )
+    def model_weights(storage: Storage, weights: Weights) -> dg.MaterializeResult[None]:
+        with clear_failures():
+            root = storage.root()
+            manifest = weights.publish(root, variant)
+        return dg.MaterializeResult(
+            data_version=dg.DataVersion(manifest.digest[:16]),
+            metadata={
+                "model": manifest.hub_id,
+                "revision": manifest.revision,
+                "files": len(manifest.files),
+                "size_mb": round(manifest.size / 1e6, 1),
+                "path": dg.MetadataValue.path(root.address(f"{WEIGHTS}/{variant.folder}")),
+            },
+        )
+
+    return model_weights

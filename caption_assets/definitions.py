@@ -1,0 +1,37 @@
+"""The entry point: ``-m caption_assets.definitions``. Loads no torch, transformers or vllm."""
+
+from __future__ import annotations
+
+import warnings
+
+import dagster as dg
+
+# Partitions on external assets, backfill policies and skippable specs are in preview or beta; said once, here.
+warnings.filterwarnings("ignore", category=dg.PreviewWarning)
+warnings.filterwarnings("ignore", category=dg.BetaWarning)
+
+from caption_assets.assets.captions import build_captions  # noqa: E402
+from caption_assets.assets.clip_manifest import build_clip_manifest  # noqa: E402
+from caption_assets.assets.model_weights import build_model_weights  # noqa: E402
+from caption_assets.assets.shard_index import SHARDS_SPEC, shard_index  # noqa: E402
+from caption_assets.resources import build_resources  # noqa: E402
+from caption_assets.settings import Settings, load_settings  # noqa: E402
+
+
+def build_definitions(settings: Settings) -> dg.Definitions:
+    """All assets and resources, configured by ``settings``."""
+    return dg.Definitions(
+        assets=[
+            SHARDS_SPEC,
+            shard_index,
+            build_model_weights(settings),
+            build_clip_manifest(settings),
+            build_captions(settings),
+        ],
+        resources=build_resources(settings),
+        # One process a run: each step's own process would import Dagster anew, and the chain has nothing to overlap.
+        executor=dg.in_process_executor,
+    )
+
+
+defs = build_definitions(load_settings())

@@ -1,0 +1,76 @@
+"""What the assets work with, as Dagster resources: configuration only. Nothing is opened before a step asks for it."""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+import dagster as dg
+
+from caption_assets.captioning.engine import CaptionEngine, EngineConfig, start_engine
+from caption_assets.captioning.recipe import Recipe
+from caption_assets.models.variants import Variant
+from caption_assets.models.weights import WeightsManifest, ensure_local, publish
+from caption_assets.settings import Settings
+from caption_assets.store.root import Root
+
+
+class Storage(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """Where shards are read and outputs are written."""
+
+    root_url: str
+    source_url: str
+
+    def root(self) -> Root:
+        """The root for everything written, once it has taken a probe write.
+
+        Raises:
+            StoreError: if it cannot be written.
+        """
+        root = Root.open(self.root_url)
+        root.check_writable("CAPTION_ROOT")
+        return root
+
+    def source(self) -> Root:
+        """The folder of shards, only to be read."""
+        return Root.open(self.source_url)
+
+
+class Weights(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """A model's files, in the root's mirror and on this machine."""
+
+    cache: str
+
+    def publish(self, root: Root, variant: Variant) -> WeightsManifest:
+        """Bring the model into the mirror."""
+        return publish(root, variant)
+
+    def ensure_local(self, root: Root, variant: Variant) -> Path:
+        """The model's folder on this machine, verified."""
+        return ensure_local(root, variant, Path(self.cache).expanduser())
+
+
+class Engine(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """The vLLM engine's configuration. A step starts one engine for all its shards and both stages."""
+
+    gpu_memory_utilization: float
+    processor_cache_gb: float
+    max_batched_tokens: int
+
+    def start(self, model: Path, recipe: Recipe) -> AbstractAsyncContextManager[CaptionEngine]:
+        """Build an engine; it is shut down when the block ends."""
+        config = EngineConfig(self.gpu_memory_utilization, self.processor_cache_gb, self.max_batched_tokens)
+        return start_engine(model, recipe, config)
+
+
+def build_resources(settings: Settings) -> dict[str, object]:
+    """The resources by the names under which the assets take them."""
+    return {
+        "storage": Storage(root_url=settings.root, source_url=settings.source_url),
+        "weights": Weights(cache=str(settings.cache)),
+        "engine": Engine(
+            gpu_memory_utilization=settings.gpu_memory_utilization,
+            processor_cache_gb=settings.processor_cache_gb,
+            max_batched_tokens=settings.max_batched_tokens,
+        ),
+    }

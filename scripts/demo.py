@@ -1,0 +1,107 @@
+"""The main job from end to end on the sample shards: `make demo`.
+
+It does what a user does: puts shards into the source, registers them, and materializes the chain for each with
+`dagster asset materialize`. Then it reads the published tables and prints them beside what the clips really show.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table as Grid
+
+from caption_assets.sample.shards import SEEDS, TRUTH, write_shards
+from caption_assets.store.root import Root
+from caption_assets.store.tables import CaptionRow, Table, read_captions, table_path
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT / "data"
+LOG = DATA / "demo.log"
+STARTED = time.monotonic()
+CHAIN = "clip_manifest,stage1_captions,stage2_captions"
+
+
+def main() -> int:
+    """Run the demo; returns the exit status."""
+    DATA.mkdir(exist_ok=True)
+    LOG.unlink(missing_ok=True)
+    say("writing the sample shards")
+    write_shards(DATA / "shards")
+    say("registering the shards, verifying and mirroring the model's weights")
+    materialize("shard_index,model_weights")
+    for shard in SEEDS:
+        say(f"{shard}: manifest, stage-1 and stage-2 captions on one vLLM engine")
+        materialize(CHAIN, "--partition", shard)
+    wrong = report(Root.open(str(DATA)))
+    say(f"done; look at it in the UI with `make dev`. Everything that was logged: {LOG.relative_to(ROOT)}")
+    return 1 if wrong else 0
+
+
+def say(text: str) -> None:
+    """Print a line of progress."""
+    print(f"demo: {time.monotonic() - STARTED:4.0f} s  {text}", flush=True)
+
+
+def materialize(selection: str, *options: str) -> None:
+    """`dagster asset materialize` with the demo's settings; shows its progress, and all of its output if it fails."""
+    command = ["-m", "dagster", "asset", "materialize", "-m", "caption_assets.definitions", "--select", selection]
+    settings = {name: value for name, value in os.environ.items() if not name.startswith("CAPTION_")}
+    environment = {**settings, "DAGSTER_HOME": str(ROOT), "CAPTION_ROOT": str(DATA)}
+    lines = []
+    with LOG.open("a") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", *command, *options],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(line)
+            log.write(line)
+            if " - dagster - INFO - " in line:
+                say("  " + line.rsplit(" - ", 1)[-1].strip())
+    if process.wait() != 0:
+        print("".join(lines), file=sys.stderr)
+        raise SystemExit(f"demo: `dagster {' '.join(command[2:])} {' '.join(options)}` failed; its output is above")
+
+
+def report(root: Root) -> int:
+    """Print every clip's captions and where the tables lie; returns how many captions are not what the clip shows."""
+    truth = json.loads((DATA / TRUTH).read_text())
+    grid = Grid("shard", "clip", "window", "stage 1", "stage 2", "right", title="What the clips show", show_lines=False)
+    wrong = 0
+    for shard in SEEDS:
+        tables = (read_captions(root, table, shard) for table in (Table.STAGE1, Table.STAGE2))
+        for first, second in zip(*tables, strict=True):
+            right = is_right(truth[shard][first.clip_key], first, second)
+            wrong += not right
+            window = "" if first.window_index is None else str(first.window_index)
+            said = first.caption or f"{first.status}: {first.error}"
+            grid.add_row(shard, first.clip_key, window, said, second.caption or "", "yes" if right else "NO")
+    Console(width=max(Console().width, 150)).print(grid)
+    print("Outputs (Parquet, partitioned by shard):")
+    for table in Table:
+        for shard in SEEDS:
+            print(f"  {DATA.name}/{table_path(table, shard)}")
+    return wrong
+
+
+def is_right(expected: list[list[str]], first: CaptionRow, second: CaptionRow) -> bool:
+    """Whether both captions are what the window shows; a broken clip is right without any, and with a reason."""
+    if first.window_index is None:
+        return not expected and first.caption is None and bool(first.error)
+    return [first.caption, second.caption] == expected[first.window_index]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

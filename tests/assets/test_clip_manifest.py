@@ -1,0 +1,54 @@
+import pytest
+
+from caption_assets.store.root import Root
+from caption_assets.store.tables import Status, read_manifest
+from tests.assets.conftest import Project
+
+pytestmark = pytest.mark.fast
+
+
+@pytest.fixture
+def indexed(project: Project) -> Project:
+    assert project.run("shard_index").success
+    return project
+
+
+@pytest.mark.parametrize("shard", ["sample-folder", "sample-tar"])
+def test_a_shard_is_probed_and_the_broken_clip_told_of(indexed: Project, shard: str) -> None:
+    result = indexed.run("clip_manifest", partition=shard)
+    assert result.success
+    [event] = result.get_asset_materialization_events()
+    metadata = {name: value.value for name, value in event.materialization.metadata.items()}
+    assert (metadata["clips"], metadata["windows"], metadata["unreadable"]) == (12, 12, 1)
+    rows = read_manifest(Root.open(str(indexed.root)), shard)
+    assert len(rows) == 13
+    [broken] = [row for row in rows if row.status is Status.FAILED]
+    assert str(broken.error) in str(metadata["unreadable_clips"])
+
+
+def test_the_same_shard_has_the_same_data_version(indexed: Project) -> None:
+    versions = set()
+    for _ in range(2):
+        [event] = indexed.run("clip_manifest", partition="sample-tar").get_asset_materialization_events()
+        versions.add((event.materialization.tags or {})["dagster/data_version"])
+    assert len(versions) == 1
+
+
+def test_too_many_unreadable_clips_fail_the_step_and_leave_the_table_to_look_at(indexed: Project) -> None:
+    message = indexed.failure("clip_manifest", partition="sample-tar", max_unreadable_fraction=0.05)
+    assert "1 of 12 clips are unreadable, more than CAPTION_MAX_UNREADABLE_FRACTION = 0.05" in message
+    assert len(read_manifest(Root.open(str(indexed.root)), "sample-tar")) == 13
+
+
+def test_a_shard_that_has_gone_is_named(indexed: Project) -> None:
+    (indexed.root / "shards" / "sample-tar.tar").unlink()
+    assert "shard 'sample-tar' is not in the source" in indexed.failure("clip_manifest", partition="sample-tar")
+
+
+def test_an_unwritable_root_is_named_with_its_setting(indexed: Project) -> None:
+    blocked = indexed.folder / "file"
+    blocked.write_text("in the way")
+    message = indexed.failure(
+        "clip_manifest", partition="sample-tar", root=str(blocked / "root"), source=str(indexed.root / "shards")
+    )
+    assert message.startswith(f"CAPTION_ROOT is '{blocked}/root'")

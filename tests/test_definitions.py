@@ -1,0 +1,56 @@
+import subprocess
+import sys
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from caption_assets.definitions import build_definitions
+from caption_assets.settings import Settings
+
+pytestmark = pytest.mark.fast
+
+
+def graph(**settings: object) -> Any:
+    definitions = build_definitions(Settings(**settings))  # type: ignore[arg-type]
+    return definitions.get_repository_def().asset_graph
+
+
+def test_the_chain_is_that_of_the_design() -> None:
+    keys = {
+        key.to_user_string(): {p.to_user_string() for p in graph().get(key).parent_keys}
+        for key in graph().get_all_asset_keys()
+    }
+    assert keys == {
+        "shards": set(),
+        "shard_index": set(),
+        "model_weights": set(),
+        "clip_manifest": {"shards"},
+        "stage1_captions": {"clip_manifest", "model_weights"},
+        "stage2_captions": {"clip_manifest", "model_weights", "stage1_captions"},
+    }
+
+
+def test_both_stages_are_one_step_of_which_each_can_be_selected_alone() -> None:
+    stages = [graph().get(dg.AssetKey(name)).assets_def for name in ("stage1_captions", "stage2_captions")]
+    assert stages[0].node_def.name == stages[1].node_def.name == "captions"
+    assert stages[0].can_subset
+
+
+def test_a_stage_2_prompt_changes_the_code_version_of_stage_2_alone() -> None:
+    before, after = graph(), graph(stage2_prompt="Again: {caption}")
+    changed = {
+        key.to_user_string()
+        for key in before.get_all_asset_keys()
+        if before.get(key).code_version != after.get(key).code_version
+    }
+    assert changed == {"stage2_captions"}
+
+
+def test_loading_the_definitions_imports_no_engine() -> None:
+    code = (
+        "import sys, caption_assets.definitions; "
+        "print(*({'torch', 'torchvision', 'transformers', 'vllm'} & sys.modules.keys()))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == []

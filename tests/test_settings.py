@@ -1,0 +1,63 @@
+import pytest
+
+from caption_assets.captioning.prompts import DEFAULT_PROMPT
+from caption_assets.settings import Settings, SettingsError, load_settings
+
+pytestmark = pytest.mark.fast
+
+
+def test_nothing_need_be_set() -> None:
+    settings = load_settings()
+    assert (settings.root, settings.source_url, settings.model) == ("data", "data/shards", "sample")
+    assert settings.recipe.prompt is DEFAULT_PROMPT
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "remedy"),
+    [
+        ("CAPTION_MODEL", "gpt", r"choose one of qwen, qwen2\.5, sample"),
+        ("CAPTION_WINDOW_SIZE", "many", "integer"),
+        ("CAPTION_MAX_FAILED_FRACTION", "1.5", "less than or equal to 1"),
+        ("CAPTION_SHARDS_PER_RUN", "0", "greater than or equal to 1"),
+    ],
+)
+def test_a_bad_value_is_named_with_its_variable_and_remedy(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, remedy: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingsError, match=f"{variable}='{value}': .*{remedy}"):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "problem"),
+    [
+        ("CAPTION_STAGE2_PROMPT", "no slot", "exactly once"),
+        ("CAPTION_REMAINDER_THRESHOLD", "999", "remainder threshold is 999"),
+        ("CAPTION_MIN_FRAMES", "1000", "frame limits are 1000 to 768"),
+        ("CAPTION_TOP_P", "2", "top_p is 2"),
+    ],
+)
+def test_values_that_do_not_fit_together_say_how(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, problem: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingsError, match=problem):
+        load_settings()
+
+
+def test_settings_reach_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAPTION_MODEL", "qwen")
+    monkeypatch.setenv("CAPTION_STAGE1_PROMPT", "Say what you see.")
+    monkeypatch.setenv("CAPTION_SAMPLE_FPS", "1")
+    monkeypatch.setenv("CAPTION_TEMPERATURE", "0")
+    recipe = load_settings().recipe
+    assert recipe.fp8
+    assert recipe.prompt.name == "custom"
+    assert recipe.prompt.stage1 == "Say what you see."
+    assert recipe.frames.fps == 1
+    assert recipe.generation.temperature == 0
+
+
+def test_an_s3_root_has_its_shards_below_it() -> None:
+    assert Settings(root="s3://bucket/prefix/").source_url == "s3://bucket/prefix/shards"

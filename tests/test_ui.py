@@ -1,0 +1,74 @@
+"""Dagster's web UI over the project's definitions, in headless Chromium."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect, sync_playwright
+
+pytestmark = [pytest.mark.browser, pytest.mark.representative]
+
+ASSETS = ["shards", "shard_index", "model_weights", "clip_manifest", "stage1_captions", "stage2_captions"]
+
+
+@pytest.fixture
+def ui(tmp_path: Path) -> Iterator[str]:
+    """The address of a webserver over an empty root."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "DAGSTER_HOME": str(tmp_path), "CAPTION_ROOT": str(tmp_path / "root")}
+    command = [sys.executable, "-m", "dagster_webserver", "-h", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen([*command, "-m", "caption_assets.definitions"], cwd=tmp_path, env=environment)
+    try:
+        address = f"http://127.0.0.1:{port}"
+        wait_for(f"{address}/server_info", server)
+        yield address
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def wait_for(address: str, server: subprocess.Popen[bytes], seconds: float = 120) -> None:
+    """Returns when the server answers."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            urllib.request.urlopen(address, timeout=5)
+        except OSError:
+            assert server.poll() is None, "the webserver ended"
+            assert time.monotonic() < deadline, f"the webserver did not answer within {seconds} s"
+            time.sleep(0.5)
+        else:
+            return
+
+
+@pytest.fixture
+def page() -> Iterator[Page]:
+    """A page in Debian's Chromium; Playwright's own build is not fetched."""
+    chromium = shutil.which("chromium")
+    assert chromium, "chromium is not installed: run `make system`, or install it by hand"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox", "--disable-background-networking", "--disable-gpu"]
+        )
+        yield browser.new_page(viewport={"width": 1500, "height": 700})
+        browser.close()
+
+
+def test_the_whole_chain_stands_in_the_asset_graph(ui: str, page: Page) -> None:
+    page.goto(f"{ui}/asset-groups")
+    for asset in ASSETS:
+        expect(page.get_by_text(re.compile(rf"^{asset}$")).first).to_be_visible(timeout=60_000)
+    if picture := os.environ.get("ASSET_GRAPH_PICTURE"):
+        page.screenshot(path=picture)
