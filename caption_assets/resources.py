@@ -53,9 +53,9 @@ class Weights(dg.ConfigurableResource):  # type: ignore[type-arg]
 class Engine(dg.ConfigurableResource):  # type: ignore[type-arg]
     """The vLLM engine's configuration. A step starts one engine for all its shards and both stages."""
 
-    gpu_memory_utilization: float
-    processor_cache_gb: float
-    max_batched_tokens: int
+    gpu_memory_utilization: float | None
+    processor_cache_gb: float | None
+    max_batched_tokens: int | None
 
     def start(self, model: Path, recipe: Recipe) -> AbstractAsyncContextManager[CaptionEngine]:
         """Build an engine; it is shut down when the block ends."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +17,9 @@ from caption_assets.captioning.recipe import Recipe
 from caption_assets.models.weights import ensure_local, publish
 from caption_assets.sample.shards import TRUTH, write_shards
 from caption_assets.store.root import Root
+
+for name in [name for name in os.environ if name.startswith("CAPTION_")]:
+    del os.environ[name]  # tests start from the defaults, whatever the shell has set
 
 T = TypeVar("T")
 Ask = Callable[[Coroutine[Any, Any, T]], T]

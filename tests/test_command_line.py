@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -10,8 +9,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 import psutil
 import pytest
@@ -22,6 +23,41 @@ from tests.conftest import Truth
 
 REPOSITORY = Path(__file__).parent.parent
 JOINT = "clip_manifest,stage1_captions,stage2_captions"
+ENGINE = ("VLLM::EngineCore", "VLLM::Worker")
+"""Titles of the engine's processes."""
+
+
+class Run:
+    """A command under way. Its output goes to a file: a full pipe would stop it."""
+
+    def __init__(self, command: list[str], folder: Path, environment: dict[str, str]) -> None:
+        self._output = folder / f"{uuid4().hex}.log"
+        with self._output.open("w") as output:
+            self.process = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output)
+
+    @property
+    def output(self) -> str:
+        return self._output.read_text(errors="replace")
+
+    def engines(self) -> dict[psutil.Process, str]:
+        """The engine's processes that this run has started and that live, by title."""
+        with suppress(psutil.NoSuchProcess):
+            children = psutil.Process(self.process.pid).children(recursive=True)
+            titles = {child: title_of(child) for child in children}
+            return {child: title for child, title in titles.items() if title.startswith(ENGINE)}
+        return {}
+
+    def watch(self) -> Iterator[dict[psutil.Process, str]]:
+        """What ``engines`` says, again and again until the run ends."""
+        while self.process.poll() is None:
+            yield self.engines()
+            time.sleep(0.1)
+
+
+def title_of(process: psutil.Process) -> str:
+    with suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,27 +70,23 @@ class CommandLine:
     def root(self) -> Path:
         return self.folder / "root"
 
-    def start(self, selection: str, partition: str | None = None, **settings: str) -> subprocess.Popen[str]:
+    def start(self, selection: str, partition: str | None = None, **settings: str) -> Run:
         command = [sys.executable, "-W", "ignore", "-m", "dagster", "asset", "materialize"]
         command += ["-m", "caption_assets.definitions", "--select", selection]
         command += ["--partition", partition] if partition else []
-        plain = {name: value for name, value in os.environ.items() if not name.startswith("CAPTION_")}
         environment = {
-            **plain,
+            **os.environ,
             "DAGSTER_HOME": str(self.folder / "home"),
             "CAPTION_ROOT": str(self.root),
             "CAPTION_CACHE": str(self.folder / "cache"),
             **settings,
         }
-        return subprocess.Popen(
-            command, cwd=self.folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+        return Run(command, self.folder, environment)
 
     def run(self, selection: str, partition: str | None = None, **settings: str) -> tuple[int, str]:
         """Exit status and output."""
-        process = self.start(selection, partition, **settings)
-        output, _ = process.communicate(timeout=240)
-        return process.returncode, output
+        run = self.start(selection, partition, **settings)
+        return run.process.wait(timeout=240), run.output
 
 
 @pytest.fixture
@@ -72,43 +104,15 @@ def prepared(command_line: CommandLine) -> CommandLine:
     return command_line
 
 
-def engine_processes(of: int) -> set[int]:
-    """Process ids of the vLLM processes started by the run ``of``, children's children included."""
-    try:
-        return {child.pid for child in psutil.Process(of).children(recursive=True) if "VLLM" in name_of(child)}
-    except psutil.NoSuchProcess:
-        return set()
-
-
-def name_of(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline()) or process.name()
-    except psutil.Error:
-        return ""
-
-
-def alive(pids: set[int]) -> set[int]:
-    return {pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE}
-
-
-def watch(process: subprocess.Popen[str]) -> Iterator[set[int]]:
-    while process.poll() is None:
-        yield engine_processes(process.pid)
-        time.sleep(0.2)
-
-
 @pytest.mark.engine
 def test_a_joint_run_captions_a_shard_with_one_engine_and_leaves_none(prepared: CommandLine, truth: Truth) -> None:
-    process = prepared.start(JOINT, "sample-folder")
-    cores: set[int] = set()
-    seen: set[int] = set()
-    for engines in watch(process):
+    run = prepared.start(JOINT, "sample-folder")
+    seen: dict[psutil.Process, str] = {}
+    for engines in run.watch():
         seen |= engines
-        cores |= {pid for pid in engines if "EngineCore" in name_of(psutil.Process(pid))}
-    output = process.communicate()[0]
-    assert process.returncode == 0, output
-    assert len(cores) == 1
-    assert alive(seen) == set()
+    assert run.process.returncode == 0, run.output
+    assert sorted(seen.values()) == sorted(ENGINE), "one engine: a core and its worker"
+    assert [process for process in seen if process.is_running()] == []
     root = Root.open(str(prepared.root))
     for stage, table in enumerate((Table.STAGE1, Table.STAGE2)):
         said = {
@@ -123,22 +127,21 @@ def test_a_joint_run_captions_a_shard_with_one_engine_and_leaves_none(prepared: 
         }
 
 
+@pytest.mark.parametrize(
+    "blow", [pytest.param(signal.SIGKILL, marks=pytest.mark.representative), pytest.param(signal.SIGTERM)]
+)
 @pytest.mark.faults
-@pytest.mark.representative
-def test_a_killed_run_takes_its_engine_with_it(prepared: CommandLine) -> None:
-    process = prepared.start(JOINT, "sample-tar")
-    engines: set[int] = set()
-    for engines in watch(process):
-        if len(engines) >= 2 and any("Worker" in name_of(psutil.Process(pid)) for pid in engines):
+def test_a_killed_run_takes_its_engine_with_it(prepared: CommandLine, blow: signal.Signals) -> None:
+    run = prepared.start(JOINT, "sample-tar")
+    engines: dict[psutil.Process, str] = {}
+    for engines in run.watch():
+        if len(engines) == len(ENGINE):
             break
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert engines, process.communicate()[0]
-    for _ in range(50):
-        if not alive(engines):
-            break
-        time.sleep(0.1)
-    assert alive(engines) == set()
+    assert sorted(engines.values()) == sorted(ENGINE), run.output
+    run.process.send_signal(blow)
+    assert run.process.wait(timeout=60) != 0
+    _, left = psutil.wait_procs(engines, timeout=10)
+    assert left == []
 
 
 @pytest.mark.engine
@@ -148,7 +151,7 @@ def test_a_killed_run_takes_its_engine_with_it(prepared: CommandLine) -> None:
         ("shard_index", None, {"CAPTION_MODEL": "gpt"}, "CAPTION_MODEL='gpt': there is no model 'gpt': choose one of"),
         ("model_weights", None, {"CAPTION_ROOT": "/proc/nowhere"}, "CAPTION_ROOT is '/proc/nowhere'"),
         ("shard_index", None, {"CAPTION_SOURCE": "nowhere"}, "the source 'nowhere' does not exist"),
-        ("clip_manifest", "unregistered", {}, "unregistered"),
+        ("clip_manifest", "nowhere", {}, "nowhere"),
     ],
     ids=["model", "root", "source", "partition"],
 )
@@ -158,7 +161,6 @@ def test_a_mistake_ends_with_one_clear_message(
     status, output = command_line.run(selection, partition, **settings)
     assert status != 0
     assert message in output
-    print(json.dumps(output))
 
 
 @pytest.mark.engine

@@ -17,6 +17,12 @@ def test_nothing_need_be_set() -> None:
     [
         ("CAPTION_MODEL", "gpt", r"choose one of qwen, qwen2\.5, sample"),
         ("CAPTION_WINDOW_SIZE", "many", "integer"),
+        ("CAPTION_WINDOW_SIZE", "3", "greater than or equal to 4"),
+        ("CAPTION_TEMPERATURE", "-1", "greater than or equal to 0"),
+        ("CAPTION_TEMPERATURE", "nan", "finite"),
+        ("CAPTION_TOP_P", "2", "less than or equal to 1"),
+        ("CAPTION_STAGE1_PROMPT", " ", "empty"),
+        ("CAPTION_STAGE2_PROMPT", "no slot", "exactly once"),
         ("CAPTION_MAX_FAILED_FRACTION", "1.5", "less than or equal to 1"),
         ("CAPTION_SHARDS_PER_RUN", "0", "greater than or equal to 1"),
     ],
@@ -25,25 +31,34 @@ def test_a_bad_value_is_named_with_its_variable_and_remedy(
     monkeypatch: pytest.MonkeyPatch, variable: str, value: str, remedy: str
 ) -> None:
     monkeypatch.setenv(variable, value)
-    with pytest.raises(SettingsError, match=f"{variable}='{value}': .*{remedy}"):
+    with pytest.raises(SettingsError, match=f"^{variable}='{value}': .*{remedy}"):
         load_settings()
 
 
 @pytest.mark.parametrize(
-    ("variable", "value", "problem"),
+    ("variable", "value", "other"),
     [
-        ("CAPTION_STAGE2_PROMPT", "no slot", "exactly once"),
-        ("CAPTION_REMAINDER_THRESHOLD", "999", "remainder threshold is 999"),
-        ("CAPTION_MIN_FRAMES", "1000", "frame limits are 1000 to 768"),
-        ("CAPTION_TOP_P", "2", "top_p is 2"),
+        ("CAPTION_REMAINDER_THRESHOLD", "999", "CAPTION_WINDOW_SIZE=256"),
+        ("CAPTION_MIN_FRAMES", "1000", "CAPTION_MAX_FRAMES=768"),
     ],
 )
-def test_values_that_do_not_fit_together_say_how(
-    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, problem: str
+def test_values_that_do_not_fit_together_are_both_named(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, other: str
 ) -> None:
     monkeypatch.setenv(variable, value)
-    with pytest.raises(SettingsError, match=problem):
+    with pytest.raises(SettingsError, match=f"^{variable}={value} is above {other}: lower"):
         load_settings()
+
+
+def test_a_misspelt_setting_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAPTION_MODLE", "qwen")
+    with pytest.raises(SettingsError, match="CAPTION_MODLE is no setting: CAPTION_MODEL is"):
+        load_settings()
+
+
+def test_other_variables_of_the_prefix_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAPTION_ASSETS_SERVICE_HOST", "10.0.0.1")
+    assert load_settings().model == "sample"
 
 
 def test_settings_reach_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,11 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
+from scripts.setup_system import BROWSERS
+
 pytestmark = [pytest.mark.browser, pytest.mark.representative]
 
+REPOSITORY = Path(__file__).parent.parent
 ASSETS = ["shards", "shard_index", "model_weights", "clip_manifest", "stage1_captions", "stage2_captions"]
 
 
@@ -27,6 +30,7 @@ def ui(tmp_path: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    shutil.copy(REPOSITORY / "dagster.yaml", tmp_path)
     environment = {**os.environ, "DAGSTER_HOME": str(tmp_path), "CAPTION_ROOT": str(tmp_path / "root")}
     command = [sys.executable, "-m", "dagster_webserver", "-h", "127.0.0.1", "-p", str(port)]
     server = subprocess.Popen([*command, "-m", "caption_assets.definitions"], cwd=tmp_path, env=environment)
@@ -56,8 +60,8 @@ def wait_for(address: str, server: subprocess.Popen[bytes], seconds: float = 120
 @pytest.fixture
 def page() -> Iterator[Page]:
     """A page in Debian's Chromium; Playwright's own build is not fetched."""
-    chromium = shutil.which("chromium")
-    assert chromium, "chromium is not installed: run `make system`, or install it by hand"
+    chromium = next(filter(None, map(shutil.which, BROWSERS)), None)
+    assert chromium, "no Chromium is installed: run `make system`, or install it by hand"
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=chromium, args=["--no-sandbox", "--disable-background-networking", "--disable-gpu"]

@@ -9,15 +9,16 @@ from hashlib import sha256
 import dagster as dg
 
 from caption_assets.assets.failures import clear_failures
+from caption_assets.assets.markdown import markdown_table
 from caption_assets.assets.partitions import SHARDS
 from caption_assets.assets.pods import gpu_pod
-from caption_assets.assets.provenance import version_tags
+from caption_assets.assets.provenance import input_tags, output_tags
+from caption_assets.captioning.engine import CaptionEngine
 from caption_assets.captioning.recipe import Recipe
-from caption_assets.captioning.shard import Published, ShardJob, caption_shard, failed_fraction
+from caption_assets.captioning.shard import ShardJob, caption_shard, failed_fraction
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.resources import Engine, Storage, Weights
 from caption_assets.settings import Settings
-from caption_assets.store.root import Root
 from caption_assets.store.tables import CaptionRow, Status, Table
 
 PROGRESS_SECONDS = 10.0
@@ -30,14 +31,13 @@ class TooManyFailed(CaptionAssetsError):
 
 def build_captions(settings: Settings) -> dg.AssetsDefinition:
     """Both caption assets, made as ``settings`` say. Selected together they share the engine and each video."""
-    recipe = settings.recipe
+    recipe, limit = settings.recipe, settings.max_failed_fraction
 
     @dg.multi_asset(
         name="captions",
         specs=_specs(recipe),
         can_subset=True,
         partitions_def=SHARDS,
-        group_name="captions",
         backfill_policy=dg.BackfillPolicy.multi_run(settings.shards_per_run),
         op_tags=gpu_pod(recipe.variant),
     )
@@ -56,19 +56,14 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
             async with engine.start(model, recipe) as running:
                 context.log.info(f"the engine is ready after {time.monotonic() - begun:.0f} s")
                 for shard in context.partition_keys:
-                    begun = time.monotonic()
-                    job = ShardJob(root, source, shard, recipe, tables)
                     try:
-                        published = await caption_shard(running, job, _progress(context, shard))
-                        _check_failed(shard, published, settings.max_failed_fraction)
+                        await _caption(context, running, ShardJob(root, source, shard, recipe, tables), limit)
                     except CaptionAssetsError as error:
                         context.log.error(f"{shard}: {error}")
                         failures[shard] = str(error)
-                        continue
-                    for table, result in published.items():
-                        _log_materialization(context, root, shard, table, result, time.monotonic() - begun)
 
-        asyncio.run(run())
+        with clear_failures():
+            asyncio.run(run())
         yield from ()  # a generator, for Dagster: each materialization has been logged already
         if failures:
             raise dg.Failure(
@@ -77,6 +72,31 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
             )
 
     return captions
+
+
+async def _caption(context: dg.AssetExecutionContext, engine: CaptionEngine, job: ShardJob, limit: float) -> None:
+    """Caption one shard and record each of its tables, stage 1 first.
+
+    Raises:
+        CaptionAssetsError: if the shard cannot be captioned, or more than ``limit`` of a table's windows failed.
+    """
+    begun = time.monotonic()
+    made = {dg.AssetKey(table.value) for table in job.tables}
+    inputs = {
+        upstream: input_tags(context, upstream, job.shard)
+        for key in made
+        for upstream in context.assets_def.asset_deps[key] - made
+    }
+    published = await caption_shard(engine, job, _progress(context, job.shard))
+    seconds = time.monotonic() - begun
+    for table, result in published.items():
+        _check_failed(table, result.rows, limit)
+        key = dg.AssetKey(table.value)
+        versions = output_tags(context, key, _data_version(result.rows))
+        for upstream in context.assets_def.asset_deps[key]:
+            versions |= inputs.get(upstream) or input_tags(context, upstream, job.shard)
+        facts = {**_metadata(result.rows, seconds), "path": dg.MetadataValue.path(job.root.address(result.path))}
+        context.log_event(dg.AssetMaterialization(key, partition=job.shard, metadata=facts, tags=versions))
 
 
 def _specs(recipe: Recipe) -> list[dg.AssetSpec]:
@@ -114,24 +134,14 @@ def _progress(context: dg.AssetExecutionContext, shard: str) -> Callable[[int, i
     return log
 
 
-def _check_failed(shard: str, published: dict[Table, Published], limit: float) -> None:
-    for table, result in published.items():
-        if (fraction := failed_fraction(result.rows)) > limit:
-            first = next(row for row in result.rows if row.status is Status.FAILED and row.window_index is not None)
-            raise TooManyFailed(
-                f"{fraction:.0%} of the windows of {table} failed, more than CAPTION_MAX_FAILED_FRACTION = {limit:g}; "
-                f"the first: {first.clip_key!r}, window {first.window_index}: {first.error}. The table was published "
-                "for you to look at; mend the cause or raise the limit, and materialize the shard again"
-            )
-
-
-def _log_materialization(
-    context: dg.AssetExecutionContext, root: Root, shard: str, table: Table, result: Published, seconds: float
-) -> None:
-    key = dg.AssetKey(table.value)
-    versions = version_tags(context, key, shard, _data_version(result.rows))
-    facts = {**_metadata(result.rows, seconds), "path": dg.MetadataValue.path(root.address(result.path))}
-    context.log_event(dg.AssetMaterialization(key, partition=shard, metadata=facts, tags=versions))
+def _check_failed(table: Table, rows: Sequence[CaptionRow], limit: float) -> None:
+    if (fraction := failed_fraction(rows)) > limit:
+        first = next(row for row in rows if row.status is Status.FAILED and row.window_index is not None)
+        raise TooManyFailed(
+            f"{fraction:.0%} of the windows of {table} failed, more than CAPTION_MAX_FAILED_FRACTION = {limit:g}; "
+            f"the first: {first.clip_key!r}, window {first.window_index}: {first.error}. The table was published "
+            "for you to look at; mend the cause or raise the limit, and materialize the shard again"
+        )
 
 
 def _data_version(rows: Iterable[CaptionRow]) -> str:
@@ -142,40 +152,22 @@ def _data_version(rows: Iterable[CaptionRow]) -> str:
 
 def _metadata(rows: Sequence[CaptionRow], seconds: float) -> dict[str, dg.MetadataValue | int | float]:
     statuses = Counter(row.status for row in rows)
-    prompt, cached, output = (
-        (
-            sum(count or 0 for count in counts)
-            for counts in zip(*((r.prompt_tokens, r.cached_tokens, r.output_tokens) for r in rows), strict=True)
-        )
-        if rows
-        else (0, 0, 0)
-    )
     return {
         "rows": len(rows),
         "rows_ok": statuses[Status.OK],
         "rows_failed": statuses[Status.FAILED],
         "truncated": sum(row.finish_reason == "length" for row in rows),
         "clips_per_second": round(len({row.clip_key for row in rows}) / seconds, 2),
-        "prompt_tokens": prompt,
-        "cached_tokens": cached,
-        "output_tokens": output,
-        "captions": dg.MetadataValue.md(_sample(rows)),
+        "prompt_tokens": sum(row.prompt_tokens or 0 for row in rows),
+        "cached_tokens": sum(row.cached_tokens or 0 for row in rows),
+        "output_tokens": sum(row.output_tokens or 0 for row in rows),
+        "captions": markdown_table(["clip", "window", "caption"], _sample(rows)),
     }
 
 
-def _sample(rows: Sequence[CaptionRow]) -> str:
-    """Some captions as a Markdown table, failures first: they are what one wants to see."""
-    shown = sorted(rows, key=lambda row: row.status is Status.OK)[:SAMPLE_ROWS]
-    lines = [
-        f"| {_cell(r.clip_key)} | {_number(r.window_index)} | {_cell(r.caption or f'**{r.error_kind}**: {r.error}')} |"
-        for r in shown
-    ]
-    return "\n".join(["| clip | window | caption |", "|---|---|---|", *lines])
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
-
-
-def _number(value: int | None) -> str:
-    return "" if value is None else str(value)
+def _sample(rows: Sequence[CaptionRow]) -> Iterator[list[str]]:
+    """Some captions, failures first: they are what one wants to see."""
+    for row in sorted(rows, key=lambda row: row.status is Status.OK)[:SAMPLE_ROWS]:
+        window = "" if row.window_index is None else str(row.window_index)
+        said = f"{row.error_kind}: {row.error}" if row.caption is None else row.caption
+        yield [row.clip_key, window, said]

@@ -1,13 +1,17 @@
 """A shard's clips, probed and cut into windows."""
 
+import json
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from hashlib import sha256
+from importlib.metadata import version
 
 import dagster as dg
 
 from caption_assets.assets.failures import clear_failures
+from caption_assets.assets.markdown import markdown_table
 from caption_assets.assets.partitions import SHARDS
 from caption_assets.assets.shard_index import SHARDS_SPEC
 from caption_assets.clips.manifest import manifest_rows
@@ -25,11 +29,11 @@ class TooManyUnreadable(CaptionAssetsError):
 def build_clip_manifest(settings: Settings) -> dg.AssetsDefinition:
     """The asset that cuts clips as ``settings`` say."""
     windowing = settings.windowing
+    facts = {"caption_assets_version": version("caption-assets"), "windowing": json.dumps(asdict(windowing))}
 
     @dg.asset(
         partitions_def=SHARDS,
         deps=[SHARDS_SPEC.key],
-        group_name="clips",
         description="One row for each window of each clip, and one for each clip that cannot be read, with the reason.",
         kinds={"parquet"},
         code_version=f"{SCHEMA_VERSION}-{windowing.size}-{windowing.remainder_threshold}",
@@ -40,7 +44,7 @@ def build_clip_manifest(settings: Settings) -> dg.AssetsDefinition:
             root, source = storage.root(), storage.source()
             shard = find_shard(source, context.partition_key)
             rows = list(manifest_rows(source, shard, windowing))
-            path = publish_manifest(root, shard.key, rows, {"window_size": str(windowing.size)})
+            path = publish_manifest(root, shard.key, rows, facts)
             _check_unreadable(rows, settings.max_unreadable_fraction)
         seconds = time.monotonic() - begun
         return dg.MaterializeResult(
@@ -49,7 +53,7 @@ def build_clip_manifest(settings: Settings) -> dg.AssetsDefinition:
                 **_counts(rows),
                 "clips_per_second": round(len({row.clip_key for row in rows}) / seconds, 2),
                 "path": dg.MetadataValue.path(root.address(path)),
-                "unreadable_clips": dg.MetadataValue.md(_unreadable_table(rows)),
+                "unreadable_clips": markdown_table(["clip", "kind", "reason"], _unreadable(rows)),
             },
         )
 
@@ -72,13 +76,13 @@ def _counts(rows: Sequence[ManifestRow]) -> dict[str, int | float]:
     lengths = {row.clip_key: row.clip_seconds or 0.0 for row in rows}
     return {
         "clips": len(lengths),
-        "windows": statuses[Status.OK],
-        "unreadable": statuses[Status.FAILED],
+        "rows": len(rows),
+        "rows_ok": statuses[Status.OK],
+        "rows_failed": statuses[Status.FAILED],
         "hours": round(sum(lengths.values()) / 3600, 4),
     }
 
 
-def _unreadable_table(rows: Sequence[ManifestRow], most: int = 20) -> str:
+def _unreadable(rows: Sequence[ManifestRow], most: int = 20) -> list[list[str]]:
     unreadable = [row for row in rows if row.status is Status.FAILED]
-    lines = [f"| `{row.clip_key}` | {row.error_kind} | {row.error} |" for row in unreadable[:most]]
-    return "\n".join(["| clip | kind | reason |", "|---|---|---|", *lines]) if lines else "none"
+    return [[row.clip_key, row.error_kind or "", row.error or ""] for row in unreadable[:most]]

@@ -13,7 +13,6 @@ def build_model_weights(settings: Settings) -> dg.AssetsDefinition:
     variant = settings.variant
 
     @dg.asset(
-        group_name="models",
         description=f"{variant.hub_id} @ {variant.revision}: every file with its SHA-256, the manifest written last.",
         kinds={"safetensors"},
         code_version=variant.folder,

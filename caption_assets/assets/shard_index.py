@@ -13,14 +13,11 @@ from caption_assets.resources import Storage
 SHARDS_SPEC = dg.AssetSpec(
     "shards",
     partitions_def=SHARDS,
-    group_name="clips",
     description="The dataset's shards as they lie in the source. Their observed data version is their content.",
-    kinds={"s3"},
 )
 
 
 @dg.asset(
-    group_name="clips",
     description="Lists the source and registers each shard as a partition.",
     kinds={"dagster"},
 )

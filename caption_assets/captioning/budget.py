@@ -12,8 +12,11 @@ MAX_ASPECT_RATIO = 200
 """Qwen's processor refuses frames that are longer than this many times their shorter side."""
 
 
-class FrameTooNarrow(ValueError):
+class FrameTooNarrow(Exception):
     """A clip whose frames are too long and thin for the model."""
+
+    kind = "frame_size"
+    """One word for tables."""
 
 
 @dataclass(frozen=True, slots=True)

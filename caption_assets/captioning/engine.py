@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from caption_assets.captioning.lifeline import OWNER
+from caption_assets.captioning.lifeline import OWNER, PLUGIN
 from caption_assets.captioning.recipe import Generation, Recipe
 from caption_assets.captioning.request import Completion, Request
 from caption_assets.clips.decode import Frames
+from caption_assets.errors import CaptionAssetsError
 
 ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # binding threads to cores would pin every process to the same ones
@@ -23,21 +25,24 @@ ENVIRONMENT = {
 """Defaults for variables that vLLM reads; what the user has set stands."""
 
 
-class RequestRefused(ValueError):
+class RequestRefused(Exception):
     """A request that the engine would not take or could not finish, with its reason; the engine itself is well."""
+
+
+class EngineError(CaptionAssetsError):
+    """An engine that could not be started, or that has died."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """How the engine is built. Defaults are the reference's (NeMo Curator)."""
+    """What the user wants otherwise than the model's defaults; None leaves a default as it is."""
 
-    gpu_memory_utilization: float = 0.85
+    gpu_memory_utilization: float | None = None
     """Share of the GPU's memory."""
-    processor_cache_gb: float = 4.0
-    """Memory for preprocessed videos, from which stage 2 gets those of stage 1."""
-    max_batched_tokens: int = 32768
-    extra: Mapping[str, Any] = field(default_factory=dict)
-    """Further arguments of vLLM's ``AsyncEngineArgs``; they win over everything else."""
+    processor_cache_gb: float | None = None
+    """Memory for preprocessed videos."""
+    max_batched_tokens: int | None = None
+    """Tokens in one step of the engine."""
 
 
 def engine_arguments(model: Path, recipe: Recipe, config: EngineConfig) -> dict[str, Any]:
@@ -47,10 +52,11 @@ def engine_arguments(model: Path, recipe: Recipe, config: EngineConfig) -> dict[
         "model": str(model),
         "dtype": variant.dtype,
         "max_model_len": variant.max_model_len,
-        "max_num_batched_tokens": config.max_batched_tokens,
-        "gpu_memory_utilization": config.gpu_memory_utilization,
+        # The next three and the limits of a prompt are the reference's (NeMo Curator).
+        "max_num_batched_tokens": 32768,
+        "gpu_memory_utilization": 0.85,
+        "mm_processor_cache_gb": 4.0,
         "limit_mm_per_prompt": {"image": 0, "video": 1},
-        "mm_processor_cache_gb": config.processor_cache_gb,
         # Frames arrive at their final size; the model's own processor normalises them.
         "mm_processor_kwargs": {"do_resize": False},
         "enable_prefix_caching": True,
@@ -58,23 +64,56 @@ def engine_arguments(model: Path, recipe: Recipe, config: EngineConfig) -> dict[
     if recipe.fp8:
         # The language model alone: FP8 of the vision tower is fragile (vllm issue 17595).
         arguments |= {"quantization": "fp8_per_tensor", "quantization_config": {"ignore": ["visual.*"]}}
-    return arguments | dict(variant.engine) | dict(config.extra)
+    wanted = {
+        "gpu_memory_utilization": config.gpu_memory_utilization,
+        "mm_processor_cache_gb": config.processor_cache_gb,
+        "max_num_batched_tokens": config.max_batched_tokens,
+    }
+    return arguments | dict(variant.engine) | {name: value for name, value in wanted.items() if value is not None}
 
 
 @asynccontextmanager
 async def start_engine(model: Path, recipe: Recipe, config: EngineConfig) -> AsyncIterator[CaptionEngine]:
-    """Build the engine, and shut it down with all its processes when the block ends, however it ends."""
+    """Build the engine, and shut it down with all its processes when the block ends, however it ends.
+
+    The thread that calls this must outlive the engine: the engine's processes die with it.
+
+    Raises:
+        EngineError: if vLLM is not installed or the engine does not start.
+    """
+    _prepare_environment()
+    try:
+        from vllm import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+    except ImportError as error:
+        raise EngineError(
+            f"vLLM cannot be imported ({error}): install the extra 'cpu' or 'gpu' where captions are made"
+        ) from error
+    try:
+        llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_arguments(model, recipe, config)))
+    except (RuntimeError, ValueError) as error:
+        raise EngineError(
+            f"the engine for {recipe.variant.hub_id} (fp8 {'on' if recipe.fp8 else 'off'}) did not start: {error}. "
+            "The cause is in the log above; a model of this size needs a GPU, and the package 'vllm' in place of "
+            "'vllm-cpu'"
+        ) from error
+    engine = CaptionEngine(llm)
+    del llm
+    try:
+        yield engine
+    finally:
+        engine.shut_down()
+
+
+def _prepare_environment() -> None:
+    """Set what vLLM and its processes read from the environment."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    # Forked processes would not call the lifeline: vLLM loads its plug-ins once, and the fork inherits that it has.
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+    if (allowed := os.environ.get("VLLM_PLUGINS")) is not None and PLUGIN not in allowed.split(","):
+        os.environ["VLLM_PLUGINS"] = f"{allowed},{PLUGIN}"
     os.environ[OWNER] = str(os.getpid())
-    from vllm import AsyncEngineArgs
-    from vllm.v1.engine.async_llm import AsyncLLM
-
-    llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_arguments(model, recipe, config)))
-    try:
-        yield CaptionEngine(llm)
-    finally:
-        llm.shutdown()
 
 
 class CaptionEngine:
@@ -82,26 +121,32 @@ class CaptionEngine:
 
     def __init__(self, llm: Any) -> None:
         self._llm = llm
-        self._tokenizer = llm.get_tokenizer()
 
     def render(self, instruction: str) -> str:
         """The whole prompt, by the model's own chat template: the video first, so that both stages share a prefix."""
         content = [{"type": "video"}, {"type": "text", "text": instruction}]
         return str(
-            self._tokenizer.apply_chat_template(
+            self._llm.get_tokenizer().apply_chat_template(
                 [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
             )
         )
+
+    def shut_down(self) -> None:
+        """End the engine's processes."""
+        self._llm.shutdown()
+        del self._llm
+        gc.collect()  # now: left to the interpreter's exit, the engine's finaliser would fail and say so
 
     async def complete(self, request: Request, generation: Generation) -> Completion:
         """Have the model answer a request.
 
         Raises:
             RequestRefused: if the engine does not take or finish this request.
-            vllm.v1.engine.exceptions.EngineDeadError: if the engine is gone.
+            EngineError: if the engine has died.
         """
         from vllm import SamplingParams
-        from vllm.v1.engine.exceptions import EngineGenerateError
+        from vllm.exceptions import VLLMClientError
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         sampling = SamplingParams(
             temperature=generation.temperature,
@@ -118,7 +163,12 @@ class CaptionEngine:
         try:
             async for output in self._llm.generate(prompt, sampling, uuid4().hex):
                 final = output
-        except (ValueError, EngineGenerateError) as error:
+        except EngineDeadError as error:
+            raise EngineError(
+                "the engine has died, and what it was captioning is lost; its last words are in the log above: "
+                "materialize the shard again"
+            ) from error
+        except (VLLMClientError, ValueError, EngineGenerateError) as error:
             raise RequestRefused(str(error.__cause__ or error) or type(error).__name__) from error
         if final is None:
             raise RequestRefused("the engine ended the request without an answer")

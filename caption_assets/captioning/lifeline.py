@@ -14,6 +14,8 @@ import sys
 
 OWNER = "_CAPTION_ASSETS_ENGINE_OWNER"
 """Variable that holds the process id of the run. Where it is not set, vLLM is somebody else's and is left alone."""
+PLUGIN = "caption_assets_lifeline"
+"""Name of the entry point, for vLLM's list of allowed plug-ins."""
 PR_SET_PDEATHSIG = 1
 """Linux: prctl(2)."""
 

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from caption_assets.captioning.engine import CaptionEngine
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.two_stage import Captioned, Task, caption
-from caption_assets.clips.clip import Clip
+from caption_assets.clips.clip import Clip, content_tag
 from caption_assets.clips.shard import find_shard, list_clips
 from caption_assets.store.root import Root
 from caption_assets.store.tables import (
@@ -24,6 +24,14 @@ from caption_assets.store.tables import (
     read_captions,
     read_manifest,
 )
+
+
+class ClipChanged(Exception):
+    """A clip whose bytes are not those that the manifest describes."""
+
+    kind = "clip_changed"
+    """One word for tables."""
+
 
 STAGES = {Table.STAGE1: 1, Table.STAGE2: 2}
 
@@ -103,22 +111,27 @@ def _tasks(job: ShardJob, manifest: Sequence[ManifestRow]) -> list[Task]:
 
 
 def _read(job: ShardJob, clip: Clip | None, row: ManifestRow) -> bytes:
-    if clip is None or clip.size != row.bytes:
-        raise TableError(
-            f"clip {row.clip_key!r} of shard {job.shard!r} is gone or has changed since clip_manifest was "
-            "materialized: materialize it again"
+    data = clip.read(job.source.fs) if clip else b""
+    if content_tag(data) != row.content_tag:
+        raise ClipChanged(
+            f"clip {row.clip_key!r} is gone or has changed since clip_manifest was materialized: materialize it again"
         )
-    return clip.read(job.source.fs)
+    return data
 
 
 def _stored_stage1(job: ShardJob, manifest: Sequence[ManifestRow]) -> dict[tuple[str, int | None], CaptionRow]:
     rows = read_captions(job.root, Table.STAGE1, job.shard)
-    if [row.window_id for row in rows] != [row.window_id for row in manifest]:
+    if [_extent(row) for row in rows] != [_extent(row) for row in manifest]:
         raise TableError(
             f"the stage-1 captions of shard {job.shard!r} are not of its present manifest: materialize "
             f"{Table.STAGE1} again"
         )
     return {row.key: row for row in rows}
+
+
+def _extent(row: CaptionRow | ManifestRow) -> tuple[str, float | None, float | None]:
+    """Which stretch of which content a row is about; the id alone does not tell how a clip was cut."""
+    return row.window_id, row.start_seconds, row.end_seconds
 
 
 def failed_fraction(rows: Sequence[CaptionRow]) -> float:

@@ -8,13 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import TypeVar
 
-from caption_assets.captioning.budget import FrameTooNarrow, fit
+from caption_assets.captioning.budget import fit
 from caption_assets.captioning.engine import CaptionEngine, RequestRefused
 from caption_assets.captioning.prompts import text_hash
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.request import Request
 from caption_assets.clips.decode import Frames, decode
-from caption_assets.clips.probe import UnreadableClip
 from caption_assets.clips.sampling import frame_count
 from caption_assets.store.tables import CaptionRow, ManifestRow, Status
 
@@ -59,6 +58,9 @@ async def caption(
 
     Returns:
         One result for each task, in the order of ``tasks``.
+
+    Raises:
+        EngineError: if the engine dies.
     """
     places = asyncio.Semaphore(IN_FLIGHT)
     with ThreadPoolExecutor(DECODERS, thread_name_prefix="decode") as decoders:
@@ -70,8 +72,11 @@ async def caption(
             on_done(done)
             return done
 
-        async with asyncio.TaskGroup() as group:
-            running = [group.create_task(one(task)) for task in tasks]
+        try:
+            async with asyncio.TaskGroup() as group:
+                running = [group.create_task(one(task)) for task in tasks]
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from failed  # the engine has died; every window says so
         return [task.result() for task in running]
 
 
@@ -93,8 +98,9 @@ class _Captioner:
         try:
             loop = asyncio.get_running_loop()
             frames = await loop.run_in_executor(self._decoders, _frames, task, self._recipe)
-        except (UnreadableClip, FrameTooNarrow) as error:
-            return self._without_frames(task, getattr(error, "kind", "frame_size"), str(error))
+        except Exception as error:  # whatever is wrong with one clip or its storage stops no other
+            message = str(error) or type(error).__name__
+            return self._without_frames(task, getattr(error, "kind", "unreadable"), message)
         stage1 = task.stage1 or await self._ask(1, task.window, frames, None)
         stage2 = await self._second(task.window, frames, stage1) if self._with_stage2 else None
         return Captioned(stage1, stage2)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from hashlib import sha256
 
-from caption_assets.clips.clip import Clip
+from caption_assets.clips.clip import Clip, content_tag
 from caption_assets.clips.probe import Probe, UnreadableClip, probe
 from caption_assets.clips.shard import Shard, list_clips
 from caption_assets.clips.window import MIN_WINDOW_FRAMES, Windowing, split
@@ -16,8 +15,12 @@ from caption_assets.store.tables import ManifestRow, Status, window_id
 def manifest_rows(source: Root, shard: Shard, windowing: Windowing) -> Iterator[ManifestRow]:
     """One row for each window of each clip, in order of clip key; one for a clip that yields none, with the reason."""
     for clip in list_clips(source, shard):
-        data = clip.read(source.fs)
-        tag = sha256(data).hexdigest()[:32]
+        try:
+            data = clip.read(source.fs)
+        except OSError as error:
+            yield _unreadable(clip, "", UnreadableClip("unreadable", f"the file cannot be read: {error}"))
+            continue
+        tag = content_tag(data)
         try:
             yield from _windows(clip, tag, probe(data), windowing)
         except UnreadableClip as error:

@@ -14,8 +14,11 @@ from av.video.stream import VideoStream
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,gif"
 """Containers that may be opened. Others are refused: an ffconcat list, say, would make FFmpeg open local files."""
 
+BROKEN = (av.FFmpegError, OSError, ValueError, IndexError)
+"""What PyAV raises over damaged files: its own errors, and bare ones out of opening and demuxing."""
 
-class UnreadableClip(ValueError):
+
+class UnreadableClip(Exception):
     """A clip that holds no video that can be captioned. The message tells a person why."""
 
     def __init__(self, kind: str, message: str) -> None:
@@ -30,9 +33,9 @@ class Probe:
 
     codec: str
     width: int
-    """Pixels, as displayed."""
+    """Pixels, as coded: a rotation for display is not applied."""
     height: int
-    """Pixels, as displayed."""
+    """Pixels, as coded."""
     times: tuple[float, ...]
     """When each frame is shown, in seconds from the first, ascending."""
 
@@ -62,8 +65,7 @@ def open_video(data: bytes) -> Iterator[tuple[InputContainer, VideoStream]]:
     with _open_container(data) as container:
         try:
             yield container, _video_stream(container)
-        except (av.FFmpegError, IndexError, OSError) as error:
-            # Damaged files also make PyAV raise a bare IndexError or OSError out of demuxing.
+        except BROKEN as error:
             raise UnreadableClip("damaged", f"the file is damaged: its video breaks off ({_detail(error)})") from error
 
 
@@ -71,8 +73,8 @@ def _open_container(data: bytes) -> InputContainer:
     if not data:
         raise UnreadableClip("not_a_video", "the file is empty")
     try:
-        return av.open(BytesIO(data), "r", container_options={"format_whitelist": FORMATS})
-    except (av.FFmpegError, OSError) as error:
+        return av.open(BytesIO(data), "r", container_options={"format_whitelist": FORMATS}, metadata_errors="replace")
+    except BROKEN as error:
         if b"ftyp" in data[:32] and b"moov" not in data:
             raise UnreadableClip(
                 "damaged", f"the file begins as MP4 but its index (moov) is missing: it is cut off ({_detail(error)})"

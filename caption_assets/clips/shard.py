@@ -47,18 +47,12 @@ class Shard:
 
 
 def list_shards(source: Root) -> list[Shard]:
-    """The source's shards, sorted by key. Entries that are neither folder nor tar are no shards.
+    """The source's shards, sorted by key. Hidden entries and those that are neither folder nor tar are no shards.
 
     Raises:
         ShardError: if the source is not there, holds a name that cannot be a partition key, or two shards of one name.
     """
-    try:
-        entries = list(source.entries())
-    except FileNotFoundError as error:
-        raise ShardError(
-            f"the source {source.url!r} does not exist: put shards there, or set CAPTION_SOURCE to where they are"
-        ) from error
-    shards = sorted((shard for entry in entries if (shard := _as_shard(entry))), key=lambda shard: shard.key)
+    shards = _shards(source)
     for shard in shards:
         if not KEY_PATTERN.fullmatch(shard.key):
             raise ShardError(
@@ -77,7 +71,7 @@ def find_shard(source: Root, key: str) -> Shard:
     Raises:
         ShardError: if the source has no such shard.
     """
-    shards = list_shards(source)
+    shards = _shards(source)
     for shard in shards:
         if shard.key == key:
             return shard
@@ -99,7 +93,7 @@ def list_clips(source: Root, shard: Shard) -> list[Clip]:
 
 
 def content_version(source: Root, shard: Shard) -> str:
-    """A short hash of the shard's listing (names, sizes, and tags or times): changes when its content does."""
+    """A short hash of the shard's listing: names, sizes, and ETags or else times of change."""
     info = [source.fs.info(source.full(shard.path))]
     if shard.layout is Layout.FOLDER:
         info = [entry for entry in _files_below(source, shard.path) if _is_video(entry["name"])]
@@ -107,8 +101,23 @@ def content_version(source: Root, shard: Shard) -> str:
     return sha256("\n".join(_listing_lines(base, info)).encode()).hexdigest()[:16]
 
 
+def _shards(source: Root) -> list[Shard]:
+    """Every entry that is a shard, its name not yet checked."""
+    try:
+        entries = list(source.entries())
+    except FileNotFoundError as error:
+        raise ShardError(
+            f"the source {source.url!r} does not exist: put shards there, or set CAPTION_SOURCE to where they are"
+        ) from error
+    except Exception as error:  # stores have many: OSError, botocore's, their clients'
+        raise ShardError(f"the source {source.url!r} cannot be listed: {error}") from error
+    return sorted((shard for entry in entries if (shard := _as_shard(entry))), key=lambda shard: shard.key)
+
+
 def _as_shard(entry: dict[str, Any]) -> Shard | None:
     name = posixpath.basename(entry["name"].rstrip("/"))
+    if name.startswith("."):
+        return None
     if entry["type"] == "directory":
         return Shard(name, Layout.FOLDER, name)
     if name.endswith(TAR_SUFFIX):

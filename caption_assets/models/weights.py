@@ -93,6 +93,8 @@ def publish(root: Root, variant: Variant) -> WeightsManifest:
         manifest = describe(folder, variant)
         if whole and read_manifest(root, variant) == manifest:
             return manifest
+        if whole:
+            root.fs.rm_file(root.full(f"{path}/{MANIFEST}"))  # until the last file is there it is no mirror
         for file in manifest.files:
             root.upload(f"{path}/{file.path}", folder / file.path)
         root.write(f"{path}/{MANIFEST}", manifest.to_json().encode())
@@ -139,7 +141,10 @@ def ensure_local(root: Root, variant: Variant, cache: Path) -> Path:
     target = cache / variant.folder / manifest.digest[:16]
     if target.is_dir():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WeightsError(f"CAPTION_CACHE is {str(cache)!r}, which cannot be written ({error})") from error
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".arriving-") as arriving:
         folder = Path(arriving) / "model"
         for file in manifest.files:

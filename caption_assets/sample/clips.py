@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from io import BytesIO
@@ -98,9 +98,7 @@ def encode(clip: SampleClip) -> bytes:
     return encode_frames(frames, clip.width, clip.height, clip.fps, clip.codec, clip.crf)
 
 
-def encode_frames(
-    frames: Sequence[Frame] | chain[Frame], width: int, height: int, fps: int, codec: str, crf: int
-) -> bytes:
+def encode_frames(frames: Iterable[Frame], width: int, height: int, fps: int, codec: str, crf: int) -> bytes:
     """Encode uint8 RGB frames of (height, width, 3) as a video file."""
     encoder, container_format = CODECS[codec]
     file = BytesIO()

@@ -47,7 +47,7 @@ def main() -> None:
 def write_shards(folder: Path) -> None:
     """Write both shards below ``folder`` and the right captions beside it; do nothing where that was done before."""
     truth_path = folder.parent / TRUTH
-    if truth_path.exists():
+    if all(path.exists() for path in (truth_path, folder / FOLDER_SHARD, folder / f"{TAR_SHARD}.tar")):
         return
     files = {shard: list(sample_files(shard)) for shard in SEEDS}
     (folder / FOLDER_SHARD).mkdir(parents=True, exist_ok=True)
@@ -66,18 +66,21 @@ def sample_files(shard: str) -> Iterator[SampleFile]:
     """The files of one of the two shards, in order of key."""
     for index in range(CLIPS_PER_SHARD):
         clip = random_clip(SEEDS[shard] + index, shortest=(160, 360), longest_seconds=6.0)
+        if index == BROKEN:
+            yield _broken_file(shard, index, clip)
+            continue
         if index == TWO_WINDOWS:
             clip = _of_two_windows(clip)
         captions = tuple((scene.stage1, scene.stage2) for scene in clip.scenes)
-        data = encode(clip)
-        if index != BROKEN:
-            yield SampleFile(f"clip-{index:02d}{clip.suffix}", data, captions)
-        elif shard == FOLDER_SHARD:
-            yield SampleFile(
-                f"clip-{index:02d}-truncated.mp4", encode(replace(clip, codec="h264"))[: len(data) // 2], ()
-            )
-        else:
-            yield SampleFile(f"clip-{index:02d}-not-a-video.mp4", b"<html><body>404 Not Found</body></html>\n", ())
+        yield SampleFile(f"clip-{index:02d}{clip.suffix}", encode(clip), captions)
+
+
+def _broken_file(shard: str, index: int, clip: SampleClip) -> SampleFile:
+    """A clip that was cut off, or a web server's error page saved as a clip."""
+    if shard == FOLDER_SHARD:
+        data = encode(replace(clip, codec="h264"))
+        return SampleFile(f"clip-{index:02d}-truncated.mp4", data[: len(data) // 2], ())
+    return SampleFile(f"clip-{index:02d}-not-a-video.mp4", b"<html><body>404 Not Found</body></html>\n", ())
 
 
 def _of_two_windows(clip: SampleClip) -> SampleClip:

@@ -7,7 +7,7 @@ it the project's best test oracle: swapped channels, reversed frames or a wrong 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -127,13 +127,6 @@ def random_scene(rng: np.random.Generator, width: int, height: int) -> Scene:
         end=(path[0][1], path[1][1]),
         noise=float(rng.uniform(1.0, 4.0)),
     )
-
-
-def reversed_in_time(scene: Scene) -> Scene:
-    """The same scene played backwards."""
-    direction = tuple(-component for component in MOTIONS[scene.motion])
-    motion = next(name for name, other in MOTIONS.items() if other == direction)
-    return replace(scene, motion=motion, start=scene.end, end=scene.start)
 
 
 def render(scene: Scene, width: int, height: int, times: Sequence[float], rng: np.random.Generator) -> Iterator[Frame]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
 import uuid
 from collections.abc import Callable, Iterator
@@ -90,15 +91,22 @@ class Root:
         """An object store's upload is atomic by itself; a local file is written beside its place and renamed."""
         full = self.full(path)
         try:
-            if not self.is_local:
+            if self.is_local:
+                self._put_and_rename(full, put)
+            else:
                 put(full)
-                return
-            self.fs.makedirs(posixpath.dirname(full), exist_ok=True)
-            unfinished = f"{full}.{uuid.uuid4().hex}.tmp"
-            put(unfinished)
-            self.fs.mv(unfinished, full)
-        except OSError as error:
+        except Exception as error:  # stores have many: OSError, botocore's, their clients'
             raise StoreError(f"cannot write {self.address(path)}: {error}") from error
+
+    def _put_and_rename(self, full: str, put: Callable[[str], object]) -> None:
+        folder, name = posixpath.split(full)
+        self.fs.makedirs(folder, exist_ok=True)
+        unfinished = posixpath.join(folder, f".{name}.{uuid.uuid4().hex}.tmp")  # readers of datasets skip dot files
+        try:
+            put(unfinished)
+            os.replace(unfinished, full)
+        finally:
+            Path(unfinished).unlink(missing_ok=True)
 
     def check_writable(self, setting: str) -> None:
         """Write and remove a probe object.
@@ -107,17 +115,17 @@ class Root:
             setting: name of the variable that holds this root's URL, for the message.
 
         Raises:
-            StoreError: if that fails.
+            StoreError: if that fails, or if a local root's parent folder does not exist.
         """
+        remedy = "name a folder or a bucket's prefix that this user may write"
+        if self.is_local and not Path(self.path).parent.is_dir():
+            raise StoreError(f"{setting} is {self.url!r}, but {Path(self.path).parent} does not exist: {remedy}")
         probe = f"_probe-{uuid.uuid4().hex}"
         try:
             self.write(probe, b"")
             self.fs.rm_file(self.full(probe))
-        except (StoreError, OSError) as error:
-            raise StoreError(
-                f"{setting} is {self.url!r}, which cannot be written ({error}): name a folder or bucket prefix that "
-                "exists or can be made, and that this user may write"
-            ) from error
+        except Exception as error:
+            raise StoreError(f"{setting} is {self.url!r}, which cannot be written ({error}): {remedy}") from error
 
     def entries(self, path: str = "") -> Iterator[dict[str, Any]]:
         """The entries directly below ``path``, by name, each with fsspec's ``name``, ``size`` and ``type``.

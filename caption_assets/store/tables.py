@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
@@ -48,7 +49,7 @@ class ManifestRow:
     window_id: str
     """Hash of clip key, window index and content tag."""
     content_tag: str
-    """Hash of the clip's bytes."""
+    """Hash of the clip's bytes; empty if they could not be read."""
     bytes: int
     """Length of the clip's file."""
     status: Status
@@ -57,9 +58,9 @@ class ManifestRow:
     """Why the clip yields no window, for a person."""
     codec: str | None = None
     width: int | None = None
-    """Pixels, as displayed."""
+    """Pixels, as coded: a rotation for display is not applied."""
     height: int | None = None
-    """Pixels, as displayed."""
+    """Pixels, as coded."""
     clip_frames: int | None = None
     """Frames of the whole clip."""
     clip_fps: float | None = None
@@ -218,8 +219,11 @@ def publish_manifest(root: Root, shard: str, rows: Sequence[ManifestRow], metada
     Raises:
         TableError: if two rows have the same key.
     """
-    if len({row.key for row in rows}) != len(rows):
-        raise TableError(f"the manifest of shard {shard!r} holds a window twice")
+    if twice := [key for key, count in Counter(row.key for row in rows).items() if count > 1]:
+        raise TableError(
+            f"the manifest of shard {shard!r} holds {twice[0][0]!r} twice: two clips of the shard have this name; "
+            "rename one of them"
+        )
     return _write(root, Table.MANIFEST, shard, rows, metadata)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
 from caption_assets.definitions import build_definitions
 from caption_assets.settings import Settings
@@ -18,20 +19,37 @@ class Project:
         self.root = folder / "root"
         self.instance = dg.DagsterInstance.ephemeral()
 
-    def run(self, *assets: str, partition: str | None = None, **settings: object) -> dg.ExecuteInProcessResult:
-        """Materialize assets as the UI would, failures reported and not raised."""
+    def run(
+        self,
+        *assets: str,
+        partition: str | None = None,
+        partitions: tuple[str, str] | None = None,
+        **settings: object,
+    ) -> dg.ExecuteInProcessResult:
+        """Materialize assets as the UI would, failures reported and not raised.
+
+        Args:
+            assets: the selection.
+            partition: a shard.
+            partitions: or the first and last of several.
+            settings: other than the defaults.
+        """
         chosen = {"root": str(self.root), "cache": str(self.folder / "cache"), **settings}
         definitions = build_definitions(Settings(**chosen))  # type: ignore[arg-type]
+        ends = dict(
+            zip((ASSET_PARTITION_RANGE_START_TAG, ASSET_PARTITION_RANGE_END_TAG), partitions or (), strict=False)
+        )
         return definitions.get_implicit_global_asset_job_def().execute_in_process(
             asset_selection=[dg.AssetKey(asset) for asset in assets],
             partition_key=partition,
+            tags=ends,
             instance=self.instance,
             raise_on_error=False,
         )
 
-    def failure(self, *assets: str, partition: str | None = None, **settings: object) -> str:
+    def failure(self, *assets: str, **options: object) -> str:
         """The message with which a run of ``assets`` fails."""
-        result = self.run(*assets, partition=partition, **settings)
+        result = self.run(*assets, **options)  # type: ignore[arg-type]
         assert not result.success
         [event] = [event for event in result.all_events if event.is_step_failure]
         assert event.step_failure_data.user_failure_data is not None, event.step_failure_data.error

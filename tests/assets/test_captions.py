@@ -1,12 +1,67 @@
-"""What goes wrong before an engine is needed; the runs themselves are in ``tests/test_command_line.py``."""
+"""The caption assets as Dagster runs them, on engines of their own."""
 
+from __future__ import annotations
+
+import dagster as dg
+import psutil
 import pytest
+from dagster._core.asset_graph_view.asset_graph_view import AssetGraphView
+from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 
+from caption_assets.definitions import build_definitions
+from caption_assets.settings import Settings
+from caption_assets.store.root import Root
+from caption_assets.store.tables import Status, Table, read_captions
 from tests.assets.conftest import Project
+
+STAGES = [Table.STAGE1.value, Table.STAGE2.value]
 
 
 @pytest.mark.fast
 def test_captions_without_weights_say_what_to_materialize(project: Project) -> None:
     project.run("shard_index")
-    message = project.failure("stage1_captions", "stage2_captions", partition="sample-tar")
+    message = project.failure(*STAGES, partition="sample-tar")
     assert "materialize model_weights before the captions" in message
+
+
+def stale(project: Project, **settings: object) -> set[str]:
+    """The caption assets that the UI would show as stale for the folder shard."""
+    definitions = build_definitions(Settings(root=str(project.root), **settings))  # type: ignore[arg-type]
+    view = AssetGraphView.for_test(definitions, project.instance)
+    resolver = CachingStaleStatusResolver(project.instance, view.asset_graph, view)
+    fresh = StaleStatus.FRESH
+    return {stage for stage in STAGES if resolver.get_status(dg.AssetKey(stage), "sample-folder") is not fresh}
+
+
+@pytest.mark.engine
+def test_a_run_over_several_shards_records_what_is_done_and_fails_for_the_rest(project: Project) -> None:
+    project.run("shard_index", "model_weights")
+    project.run("clip_manifest", partition="sample-folder")  # and not of sample-tar
+    engines_before = running_engines()
+
+    message = project.failure(*STAGES, partitions=("sample-folder", "sample-tar"))
+
+    assert message.startswith("1 of 2 shards failed: sample-tar: ")
+    assert "materialize clip_manifest for shard 'sample-tar' first" in message
+    assert running_engines() == engines_before
+    for stage in STAGES:
+        [record] = project.instance.fetch_materializations(dg.AssetKey(stage), limit=9).records
+        assert record.partition_key == "sample-folder"
+        rows = read_captions(Root.open(str(project.root)), Table(stage), "sample-folder")
+        assert record.asset_materialization is not None
+        metadata = record.asset_materialization.metadata
+        assert metadata["rows_ok"].value == sum(row.status is Status.OK for row in rows) == 12
+        assert metadata["rows_failed"].value == 1
+        assert rows[0].caption is not None
+        assert rows[0].caption in str(metadata["captions"].value)
+
+    assert stale(project) == set()
+    assert stale(project, stage2_prompt="Again: {caption}") == {"stage2_captions"}
+    assert stale(project, temperature=0.5) == {"stage1_captions", "stage2_captions"}
+    project.run("model_weights")  # the same bytes
+    assert stale(project) == set()
+
+
+def running_engines() -> set[int]:
+    """The engine processes that this process has started."""
+    return {child.pid for child in psutil.Process().children(recursive=True) if "VLLM" in " ".join(child.cmdline())}

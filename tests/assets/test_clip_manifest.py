@@ -19,7 +19,7 @@ def test_a_shard_is_probed_and_the_broken_clip_told_of(indexed: Project, shard: 
     assert result.success
     [event] = result.get_asset_materialization_events()
     metadata = {name: value.value for name, value in event.materialization.metadata.items()}
-    assert (metadata["clips"], metadata["windows"], metadata["unreadable"]) == (12, 12, 1)
+    assert (metadata["clips"], metadata["rows_ok"], metadata["rows_failed"]) == (12, 12, 1)
     rows = read_manifest(Root.open(str(indexed.root)), shard)
     assert len(rows) == 13
     [broken] = [row for row in rows if row.status is Status.FAILED]

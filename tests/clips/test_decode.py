@@ -6,6 +6,7 @@ import pytest
 
 from caption_assets.clips.decode import RGB, decode, resize, rgb
 from caption_assets.clips.probe import UnreadableClip
+from caption_assets.sample.clips import encode_frames
 from tests.videos import counting_video, level
 
 pytestmark = pytest.mark.fast
@@ -46,6 +47,14 @@ def test_pixels_are_uint8_rgb_of_the_size_asked_for() -> None:
     frames = decode(counting_video(16), 0, 16, 4, (28, 84))
     assert frames.pixels.dtype == np.uint8
     assert frames.pixels.shape == (4, 28, 84, 3)
+
+
+@pytest.mark.parametrize("codec", ["h264", "vp9"])
+def test_colours_survive_encoding_and_decoding(codec: str) -> None:
+    rgb_values = (220, 40, 90)
+    plain = np.full((120, 160, 3), rgb_values, dtype=np.uint8)
+    data = encode_frames([plain] * 10, 160, 120, 10, codec, 20)
+    assert decode(data, 0, 10, 4, (120, 160)).pixels.reshape(-1, 3).mean(0) == pytest.approx(rgb_values, abs=6)
 
 
 def test_channels_keep_their_order_in_a_resize() -> None:

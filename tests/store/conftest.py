@@ -1,12 +1,12 @@
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
-
-BUCKET = "captions"
+from s3fs import S3FileSystem
 
 
 @pytest.fixture(scope="session")
@@ -21,11 +21,12 @@ def s3_endpoint() -> Iterator[str]:
 
 @pytest.fixture
 def s3_url(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A prefix in a fresh bucket of that server, with the standard AWS variables pointing at it."""
+    """A prefix in a new bucket of that server, with the standard AWS variables pointing at it."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    client = boto3.client("s3")
-    client.create_bucket(Bucket=BUCKET)
-    return f"s3://{BUCKET}/prefix"
+    S3FileSystem.clear_instance_cache()  # an instance of another test would keep that test's variables
+    bucket = f"captions-{uuid.uuid4().hex}"
+    boto3.client("s3").create_bucket(Bucket=bucket)
+    return f"s3://{bucket}/prefix"

@@ -1,7 +1,6 @@
 from pathlib import Path
 
 import pytest
-from fsspec import AbstractFileSystem
 
 from caption_assets.store.root import Root, StoreError
 
@@ -11,7 +10,6 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> Root:
     """An empty root, once on this machine's disk and once on a real S3 API."""
     if request.param == "local":
         return Root.open(str(tmp_path / "root"))
-    AbstractFileSystem.clear_instance_cache()
     return Root.open(request.getfixturevalue("s3_url"))
 
 
@@ -50,11 +48,19 @@ def test_a_place_that_cannot_be_written_is_named_with_its_setting(tmp_path: Path
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StoreError, match=r"CAPTION_ROOT is '.*/file/root'.*name a folder"):
         Root.open(str(tmp_path / "file" / "root")).check_writable("CAPTION_ROOT")
+    with pytest.raises(StoreError, match=r"CAPTION_ROOT is '/proc/captions', which cannot be written"):
+        Root.open("/proc/captions").check_writable("CAPTION_ROOT")
+
+
+@pytest.mark.fast
+def test_a_root_is_made_but_not_its_parents(tmp_path: Path) -> None:
+    Root.open(str(tmp_path / "root")).check_writable("CAPTION_ROOT")
+    with pytest.raises(StoreError, match=r"CAPTION_ROOT is .* but .*/mistyped does not exist"):
+        Root.open(str(tmp_path / "mistyped" / "root")).check_writable("CAPTION_ROOT")
 
 
 @pytest.mark.store
 def test_a_missing_bucket_is_named_with_its_setting(s3_url: str) -> None:
-    AbstractFileSystem.clear_instance_cache()
     with pytest.raises(StoreError, match="CAPTION_ROOT is 's3://no-such-bucket/x'"):
         Root.open("s3://no-such-bucket/x").check_writable("CAPTION_ROOT")
 
@@ -78,3 +84,4 @@ def test_a_reader_never_sees_a_part_of_a_local_write(tmp_path: Path, monkeypatch
     with pytest.raises(StoreError, match="disk full"):
         root.write("table", b"new")
     assert root.read("table") == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["table"]
