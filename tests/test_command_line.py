@@ -9,8 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import uuid4
 
@@ -20,11 +19,10 @@ import pytest
 from caption_assets.store.root import Root
 from caption_assets.store.tables import Table, read_captions
 from tests.conftest import Truth
+from tests.processes import ENGINE, engine_processes
 
 REPOSITORY = Path(__file__).parent.parent
 JOINT = "clip_manifest,stage1_captions,stage2_captions"
-ENGINE = ("VLLM::EngineCore", "VLLM::Worker")
-"""Titles of the engine's processes."""
 
 
 class Run:
@@ -39,25 +37,11 @@ class Run:
     def output(self) -> str:
         return self._output.read_text(errors="replace")
 
-    def engines(self) -> dict[psutil.Process, str]:
-        """The engine's processes that this run has started and that live, by title."""
-        with suppress(psutil.NoSuchProcess):
-            children = psutil.Process(self.process.pid).children(recursive=True)
-            titles = {child: title_of(child) for child in children}
-            return {child: title for child, title in titles.items() if title.startswith(ENGINE)}
-        return {}
-
     def watch(self) -> Iterator[dict[psutil.Process, str]]:
-        """What ``engines`` says, again and again until the run ends."""
+        """The run's engine processes, again and again until it ends."""
         while self.process.poll() is None:
-            yield self.engines()
+            yield engine_processes(self.process.pid)
             time.sleep(0.1)
-
-
-def title_of(process: psutil.Process) -> str:
-    with suppress(psutil.Error):
-        return " ".join(process.cmdline())
-    return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +49,7 @@ class CommandLine:
     """``dagster asset materialize`` over a root and an instance of its own."""
 
     folder: Path
+    runs: list[Run] = field(default_factory=list)
 
     @property
     def root(self) -> Path:
@@ -81,7 +66,8 @@ class CommandLine:
             "CAPTION_CACHE": str(self.folder / "cache"),
             **settings,
         }
-        return Run(command, self.folder, environment)
+        self.runs.append(Run(command, self.folder, environment))
+        return self.runs[-1]
 
     def run(self, selection: str, partition: str | None = None, **settings: str) -> tuple[int, str]:
         """Exit status and output."""
@@ -90,11 +76,14 @@ class CommandLine:
 
 
 @pytest.fixture
-def command_line(tmp_path: Path, sample_data: Path) -> CommandLine:
+def command_line(tmp_path: Path, sample_data: Path) -> Iterator[CommandLine]:
     (tmp_path / "home").mkdir()
     shutil.copy(REPOSITORY / "dagster.yaml", tmp_path / "home")
     shutil.copytree(sample_data / "shards", tmp_path / "root" / "shards")
-    return CommandLine(tmp_path)
+    command_line = CommandLine(tmp_path)
+    yield command_line
+    for run in command_line.runs:
+        run.process.kill()  # does nothing to one that has ended
 
 
 @pytest.fixture

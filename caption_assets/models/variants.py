@@ -30,7 +30,7 @@ class Variant:
     hub_id: str
     """Organisation and name on the model hub; for the embedded sample model, a name of the same form."""
     revision: str
-    """The commit that weights, tokenizer and processor all come from."""
+    """The commit that weights, tokenizer and processor all come from; of the sample model, the hash of its weights."""
     bundled: bool = False
     """Whether the weights lie in the package, so that no hub is asked."""
     pixels: PixelLimits = field(default_factory=PixelLimits)
@@ -57,7 +57,7 @@ class UnknownModel(CaptionAssetsError):
 QWEN25 = Variant(hub_id="Qwen/Qwen2.5-VL-7B-Instruct", revision="cc594898137f460bfe9f0759e9844b3ce807cfb5")
 SAMPLE = Variant(
     hub_id="caption-assets/sample-qwen2.5-vl",
-    revision="1",
+    revision="5b81b8b04e65",
     bundled=True,
     pixels=PixelLimits(min_pixels=16 * 28 * 28, max_pixels=25 * 28 * 28, total_pixels=200 * 28 * 28),
     dtype="float32",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
+
 import dagster as dg
-import psutil
 import pytest
 from dagster._core.asset_graph_view.asset_graph_view import AssetGraphView
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
@@ -13,6 +14,7 @@ from caption_assets.settings import Settings
 from caption_assets.store.root import Root
 from caption_assets.store.tables import Status, Table, read_captions
 from tests.assets.conftest import Project
+from tests.processes import engine_processes
 
 STAGES = [Table.STAGE1.value, Table.STAGE2.value]
 
@@ -37,13 +39,13 @@ def stale(project: Project, **settings: object) -> set[str]:
 def test_a_run_over_several_shards_records_what_is_done_and_fails_for_the_rest(project: Project) -> None:
     project.run("shard_index", "model_weights")
     project.run("clip_manifest", partition="sample-folder")  # and not of sample-tar
-    engines_before = running_engines()
+    engines_before = engine_processes(os.getpid())
 
     message = project.failure(*STAGES, partitions=("sample-folder", "sample-tar"))
 
     assert message.startswith("1 of 2 shards failed: sample-tar: ")
     assert "materialize clip_manifest for shard 'sample-tar' first" in message
-    assert running_engines() == engines_before
+    assert engine_processes(os.getpid()) == engines_before
     for stage in STAGES:
         [record] = project.instance.fetch_materializations(dg.AssetKey(stage), limit=9).records
         assert record.partition_key == "sample-folder"
@@ -60,8 +62,3 @@ def test_a_run_over_several_shards_records_what_is_done_and_fails_for_the_rest(p
     assert stale(project, temperature=0.5) == {"stage1_captions", "stage2_captions"}
     project.run("model_weights")  # the same bytes
     assert stale(project) == set()
-
-
-def running_engines() -> set[int]:
-    """The engine processes that this process has started."""
-    return {child.pid for child in psutil.Process().children(recursive=True) if "VLLM" in " ".join(child.cmdline())}

@@ -1,0 +1,24 @@
+"""Which vLLM processes a run has under it."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import psutil
+
+ENGINE = ("VLLM::EngineCore", "VLLM::Worker")
+"""Titles of the processes of one engine on the CPU."""
+
+
+def engine_processes(run: int) -> dict[psutil.Process, str]:
+    """The living engine processes below the process ``run``, with their titles."""
+    with suppress(psutil.NoSuchProcess):
+        titles = {child: _title(child) for child in psutil.Process(run).children(recursive=True)}
+        return {child: title for child, title in titles.items() if title.startswith(ENGINE)}
+    return {}
+
+
+def _title(process: psutil.Process) -> str:
+    with suppress(psutil.Error):  # it may have ended meanwhile
+        return " ".join(process.cmdline()).strip()
+    return ""
