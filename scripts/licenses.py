@@ -58,7 +58,7 @@ def licence_from_file(package: Distribution) -> str:
         if file.name.upper().startswith(("LICENSE", "LICENCE", "COPYING")):
             lines = [line.strip() for line in file.read_text().splitlines() if line.strip()]
             is_name = len(lines[0]) <= MAX_LICENCE_LENGTH and not lines[0].startswith("Copyright")
-        return lines[0] if is_name else "see its licence file"
+            return lines[0] if is_name else "see its licence file"
     return "not stated in its metadata"
 
 
