@@ -3,6 +3,9 @@ PYTHON ?= python3
 RUN := .venv/bin/python -m
 SLOW_LANES := faults or browser or k8s
 
+# Where this is set, every process compiles vLLM and torch anew: an engine starts in a minute and a half, not half a one.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup system demo dev test test-fast test-engine test-store test-faults test-browser test-k8s \
 	lint format types lock licenses clean
