@@ -57,9 +57,11 @@ class UnknownModel(CaptionAssetsError):
 QWEN25 = Variant(hub_id="Qwen/Qwen2.5-VL-7B-Instruct", revision="cc594898137f460bfe9f0759e9844b3ce807cfb5")
 SAMPLE = Variant(
     hub_id="caption-assets/sample-qwen2.5-vl",
-    revision="5b81b8b04e65",
+    revision="df6e68bd6004",
     bundled=True,
-    pixels=PixelLimits(min_pixels=16 * 28 * 28, max_pixels=25 * 28 * 28, total_pixels=200 * 28 * 28),
+    # A little over 16 tokens a frame: at any aspect from 9:16 to 16:9 the shorter side has 3 (4 if square), so that a
+    # size relative to that side is seen in pixels.
+    pixels=PixelLimits(min_pixels=16 * 28 * 28, max_pixels=16 * 28 * 28 + 200, total_pixels=200 * 28 * 28),
     dtype="float32",
     fp8=False,
     max_model_len=2048,

@@ -84,7 +84,7 @@ class Plan:
     """Glimpses in a batch of those steps."""
     vision_rate: float = 2e-3
     """Peak learning rate of those steps."""
-    steps: int = 900
+    steps: int = 1200
     """Steps of the whole model thereafter."""
     batch: int = 8
     """Windows in a batch of those steps."""

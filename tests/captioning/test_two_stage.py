@@ -151,7 +151,7 @@ def red_going_left() -> Scene:
 
 @pytest.fixture(scope="module")
 def frames(red_going_left: Scene) -> Frames:
-    return decode(film(red_going_left), 0, 75, 6, (112, 140))
+    return decode(film(red_going_left), 0, 75, 6, (84, 112))
 
 
 def film(*scenes: Scene, frames_each: int = 75) -> bytes:
@@ -191,5 +191,5 @@ def test_the_wrong_window_shows_in_the_words(describe: Callable[[Frames], str], 
         if (scene := random_scene(np.random.default_rng(seed), 320, 240)).stage1 == "A blue square moves down."
     )
     data = film(red_going_left, other)
-    assert describe(decode(data, 0, 75, 6, (112, 140))) == "A red circle moves left."
-    assert describe(decode(data, 75, 150, 6, (112, 140))) == "A blue square moves down."
+    assert describe(decode(data, 0, 75, 6, (84, 112))) == "A red circle moves left."
+    assert describe(decode(data, 75, 150, 6, (84, 112))) == "A blue square moves down."
