@@ -14,15 +14,18 @@ import asyncio
 import json
 import tempfile
 from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from caption_assets.captioning.engine import EngineConfig, start_engine
 from caption_assets.captioning.recipe import Recipe
-from caption_assets.captioning.shard import Published, ShardJob, caption_shard
+from caption_assets.captioning.recovery import EngineKeeper
+from caption_assets.captioning.shard import Job, Published, caption_shards
 from caption_assets.clips.manifest import manifest_rows
 from caption_assets.clips.shard import find_shard
 from caption_assets.clips.window import Windowing
+from caption_assets.errors import CaptionAssetsError
 from caption_assets.models.weights import ensure_local, publish
 from caption_assets.sample.clips import SampleClip, encode, random_clip
 from caption_assets.store.root import Root
@@ -66,15 +69,35 @@ async def run(root: Root, cache: Path) -> dict[Table, Published]:
     publish(root, recipe.variant)
     rows = list(manifest_rows(source, find_shard(source, SHARD), Windowing()))
     publish_manifest(root, SHARD, rows, {})
-    job = ShardJob(root, source, SHARD, recipe, frozenset({Table.STAGE1, Table.STAGE2}))
-    async with start_engine(ensure_local(root, recipe.variant, cache), recipe, EngineConfig()) as engine:
-        return await caption_shard(engine, job, progress)
+    job = Job(root, source, recipe, frozenset({Table.STAGE1, Table.STAGE2}))
+    model = ensure_local(root, recipe.variant, cache)
+    watcher = Watcher()
+    async with EngineKeeper(lambda: start_engine(model, recipe, EngineConfig())) as keeper:
+        await caption_shards(keeper, job, [SHARD], watcher)
+    return watcher.tables
 
 
-def progress(done: int, total: int) -> None:
-    """Print now and then how far the captions are."""
-    if done % 50 == 0:
-        print(f"{done} of {total} windows captioned", flush=True)
+class Watcher:
+    """Prints now and then how far the captions are, and keeps the tables."""
+
+    def __init__(self) -> None:
+        self.tables: dict[Table, Published] = {}
+
+    def begun(self, shard: str, windows: int) -> None:
+        """Nothing to be said yet."""
+
+    def captioned(self, shard: str, done: int, windows: int) -> None:
+        """Another row is done."""
+        if done % 50 == 0:
+            print(f"{done} of {windows} windows captioned", flush=True)
+
+    def published(self, shard: str, tables: Mapping[Table, Published]) -> None:
+        """The shard is whole."""
+        self.tables = dict(tables)
+
+    def failed(self, shard: str, error: CaptionAssetsError) -> None:
+        """Nothing can be compared."""
+        raise error
 
 
 def compare(table: Table, published: Published, clips: dict[str, SampleClip]) -> float:

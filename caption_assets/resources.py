@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 
-from caption_assets.captioning.engine import CaptionEngine, EngineConfig, start_engine
+from caption_assets.captioning.engine import EngineConfig, start_engine
 from caption_assets.captioning.recipe import Recipe
+from caption_assets.captioning.recovery import EngineKeeper
 from caption_assets.models.variants import Variant
 from caption_assets.models.weights import WeightsManifest, ensure_local, publish
 from caption_assets.settings import Settings
@@ -56,11 +58,28 @@ class Engine(dg.ConfigurableResource):  # type: ignore[type-arg]
     gpu_memory_utilization: float | None
     processor_cache_gb: float | None
     max_batched_tokens: int | None
+    tensor_parallel: int
+    data_parallel: int
+    arguments: dict[str, Any]
+    request_seconds: float
+    frames_gb: float
+    max_restarts: int
 
-    def start(self, model: Path, recipe: Recipe) -> AbstractAsyncContextManager[CaptionEngine]:
-        """Build an engine; it is shut down when the block ends."""
-        config = EngineConfig(self.gpu_memory_utilization, self.processor_cache_gb, self.max_batched_tokens)
-        return start_engine(model, recipe, config)
+    def start(self, model: Path, recipe: Recipe, on_death: Callable[[str], None]) -> EngineKeeper:
+        """Build an engine, and another when it dies; it is shut down when the block ends."""
+        config = EngineConfig(
+            gpu_memory_utilization=self.gpu_memory_utilization,
+            processor_cache_gb=self.processor_cache_gb,
+            max_batched_tokens=self.max_batched_tokens,
+            tensor_parallel=self.tensor_parallel,
+            data_parallel=self.data_parallel,
+            arguments=self.arguments,
+            request_seconds=self.request_seconds,
+            frames_gb=self.frames_gb,
+        )
+        return EngineKeeper(
+            lambda: start_engine(model, recipe, config), max_restarts=self.max_restarts, on_death=on_death
+        )
 
 
 def build_resources(settings: Settings) -> dict[str, object]:
@@ -72,5 +91,11 @@ def build_resources(settings: Settings) -> dict[str, object]:
             gpu_memory_utilization=settings.gpu_memory_utilization,
             processor_cache_gb=settings.processor_cache_gb,
             max_batched_tokens=settings.max_batched_tokens,
+            tensor_parallel=settings.tensor_parallel_size,
+            data_parallel=settings.data_parallel_size,
+            arguments=settings.engine_args,
+            request_seconds=settings.request_seconds,
+            frames_gb=settings.frames_gb,
+            max_restarts=settings.max_engine_restarts,
         ),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,12 @@ from typing import Any
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from caption_assets.captioning.prompts import DEFAULT_PROMPT, Prompt
-from caption_assets.captioning.recipe import Generation, Recipe
+from caption_assets.captioning.prompts import GENERAL, PROMPTS, Prompt
+from caption_assets.captioning.recipe import DETERMINISTIC, Generation, Recipe
 from caption_assets.clips.sampling import FRAME_FACTOR, Sampling
 from caption_assets.clips.window import MIN_WINDOW_FRAMES, Windowing
 from caption_assets.errors import CaptionAssetsError
-from caption_assets.models.variants import UnknownModel, Variant, variant
+from caption_assets.models.variants import UnknownModel, Variant, find_variant
 
 PREFIX = "CAPTION_"
 
@@ -34,13 +35,26 @@ class Settings(BaseSettings):
     cache: Path = Field(
         Path("~/.cache/caption-assets"), description="Folder on the engine's own disk for weights fetched from the root"
     )
-    model: str = Field("sample", description="Model key: `sample`, `qwen2.5` or `qwen` (the same)")
+    model: str = Field(
+        "sample",
+        description="Model key (`sample`, `qwen2.5` or `qwen`, `qwen3`), or another video model that vLLM knows, by "
+        "Hub id or folder",
+    )
+    model_revision: str | None = Field(
+        None, description="Commit of a model by Hub id; for a folder, any word that tells its contents from others"
+    )
+    model_like: str | None = Field(
+        None, description="Model key whose frame sizes and engine defaults a model by Hub id or folder shares"
+    )
     fp8: bool | None = Field(
         None, description="Quantise the language model to FP8. Default: as the model wants; needs a GPU"
     )
-    stage1_prompt: str = Field(DEFAULT_PROMPT.stage1, description="Instruction of stage 1")
-    stage2_prompt: str = Field(
-        DEFAULT_PROMPT.stage2, description="Instruction of stage 2, with `{caption}` where the stage-1 caption goes"
+    prompt: str = Field(GENERAL.name, description=f"Named prompt: {', '.join(f'`{name}`' for name in PROMPTS)}")
+    stage1_prompt: str | None = Field(None, description="Instruction of stage 1. Default: the named prompt's")
+    stage2_prompt: str | None = Field(
+        None,
+        description="Instruction of stage 2, with `{caption}` where the stage-1 caption goes. Default: the named "
+        "prompt's",
     )
     window_size: int = Field(256, ge=MIN_WINDOW_FRAMES, description="Source frames in a window")
     remainder_threshold: int = Field(
@@ -55,6 +69,20 @@ class Settings(BaseSettings):
     top_p: float = Field(0.001, gt=0, le=1, description="Nucleus sampling of the answer")
     repetition_penalty: float = Field(1.05, gt=0, allow_inf_nan=False, description="Repetition penalty of the answer")
     max_output_tokens: int = Field(512, ge=1, description="Longest answer")
+    deterministic: bool = Field(
+        False, description="Always the likeliest word, with fixed seeds, whatever the sampling settings say"
+    )
+    regenerations: int = Field(
+        1, ge=0, description="How often a caption with quality flags is generated again; the best attempt is kept"
+    )
+    request_seconds: float = Field(600.0, gt=0, description="Longest time that one answer of the engine may take")
+    max_engine_restarts: int = Field(10, ge=0, description="Deaths of the engine that one run puts up with")
+    tensor_parallel_size: int = Field(1, ge=1, description="GPUs that one replica of the model is spread over")
+    data_parallel_size: int = Field(1, ge=1, description="Replicas of the model, each on GPUs of its own")
+    engine_args: dict[str, Any] = Field(
+        default_factory=dict, description="Further arguments of vLLM's `AsyncEngineArgs`, as a JSON object"
+    )
+    frames_gb: float = Field(2.0, gt=0, description="Memory for the decoded frames of the windows under way, in GiB")
     gpu_memory_utilization: float | None = Field(
         None, gt=0, le=1, description="Share of the GPU's memory for the engine. Default: the model's, 0.85"
     )
@@ -72,27 +100,29 @@ class Settings(BaseSettings):
         0.1, ge=0, le=1, description="Share of a shard's clips that may be unreadable before the step fails"
     )
 
-    @field_validator("model")
+    @field_validator("prompt")
     @classmethod
-    def _known_model(cls, key: str) -> str:
-        try:
-            variant(key)
-        except UnknownModel as error:
-            raise ValueError(str(error)) from None
-        return key
+    def _known_prompt(cls, name: str) -> str:
+        if name not in PROMPTS:
+            raise ValueError(f"there is no prompt of this name: choose one of {', '.join(PROMPTS)}")
+        return name
 
     @field_validator("stage1_prompt")
     @classmethod
-    def _usable_stage1(cls, text: str) -> str:
-        return Prompt("custom", text, DEFAULT_PROMPT.stage2).stage1
+    def _usable_stage1(cls, text: str | None) -> str | None:
+        return text if text is None else Prompt("custom", text, GENERAL.stage2).stage1
 
     @field_validator("stage2_prompt")
     @classmethod
-    def _usable_stage2(cls, text: str) -> str:
-        return Prompt("custom", DEFAULT_PROMPT.stage1, text).stage2
+    def _usable_stage2(cls, text: str | None) -> str | None:
+        return text if text is None else Prompt("custom", GENERAL.stage1, text).stage2
 
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
+        try:
+            find_variant(self.model, self.model_revision, self.model_like)
+        except UnknownModel as error:
+            raise ValueError(f"CAPTION_MODEL={self.model!r}: {error}") from None
         if self.remainder_threshold > self.window_size:
             raise ValueError(
                 f"CAPTION_REMAINDER_THRESHOLD={self.remainder_threshold} is above CAPTION_WINDOW_SIZE="
@@ -113,7 +143,7 @@ class Settings(BaseSettings):
     @property
     def variant(self) -> Variant:
         """The model."""
-        return variant(self.model)
+        return find_variant(self.model, self.model_revision, self.model_like)
 
     @property
     def windowing(self) -> Windowing:
@@ -123,15 +153,29 @@ class Settings(BaseSettings):
     @property
     def recipe(self) -> Recipe:
         """What captions are made with."""
-        texts = (self.stage1_prompt, self.stage2_prompt)
-        custom = texts != (DEFAULT_PROMPT.stage1, DEFAULT_PROMPT.stage2)
         return Recipe(
             variant=self.variant,
             fp8=self.variant.fp8 if self.fp8 is None else self.fp8,
-            prompt=Prompt("custom", *texts) if custom else DEFAULT_PROMPT,
+            prompt=self._prompt,
             frames=Sampling(self.sample_fps, self.min_frames, self.max_frames),
-            generation=Generation(self.temperature, self.top_p, self.repetition_penalty, self.max_output_tokens),
+            generation=self._generation,
+            regenerations=self.regenerations,
         )
+
+    @property
+    def _prompt(self) -> Prompt:
+        named = PROMPTS[self.prompt]
+        if self.stage1_prompt is None and self.stage2_prompt is None:
+            return named
+        return Prompt("custom", self.stage1_prompt or named.stage1, self.stage2_prompt or named.stage2)
+
+    @property
+    def _generation(self) -> Generation:
+        if self.deterministic:
+            return replace(
+                DETERMINISTIC, repetition_penalty=self.repetition_penalty, max_output_tokens=self.max_output_tokens
+            )
+        return Generation(self.temperature, self.top_p, self.repetition_penalty, self.max_output_tokens)
 
 
 def load_settings() -> Settings:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from caption_assets.captioning.prompts import DEFAULT_PROMPT
 from caption_assets.settings import PREFIX, Settings
 
 
@@ -10,17 +9,14 @@ def settings_table() -> str:
     """One row for each setting: variable, default, meaning."""
     rows = ["| Variable | Default | Meaning |", "|---|---|---|"]
     for name, field in Settings.model_fields.items():
-        rows.append(f"| `{PREFIX}{name.upper()}` | {shown(field.default)} | {field.description} |")
+        default = field.get_default(call_default_factory=True)
+        rows.append(f"| `{PREFIX}{name.upper()}` | {shown(default)} | {field.description} |")
     return "\n".join(rows)
 
 
 def shown(default: object) -> str:
-    """A default as the table shows it; the prompts are too long for it."""
-    if default is None:
-        return ""
-    if default in (DEFAULT_PROMPT.stage1, DEFAULT_PROMPT.stage2):
-        return "see `captioning/prompts.py`"
-    return f"`{default}`"
+    """A default as the table shows it."""
+    return "" if default is None else f"`{default}`"
 
 
 if __name__ == "__main__":

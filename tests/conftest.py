@@ -5,15 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 from hypothesis import settings as hypothesis_settings
 
+from caption_assets.captioning.decoding import ThreadDecoder
 from caption_assets.captioning.engine import CaptionEngine, EngineConfig, start_engine
 from caption_assets.captioning.recipe import Recipe
+from caption_assets.captioning.recovery import EngineKeeper
+from caption_assets.captioning.stream import caption
+from caption_assets.captioning.task import Captioned, Task
 from caption_assets.models.weights import ensure_local, publish
 from caption_assets.sample.shards import TRUTH, write_shards
 from caption_assets.store.root import Root
@@ -67,6 +73,37 @@ def engine(event_loop_runner: asyncio.Runner, model_folder: Path) -> Iterator[Ca
     starting = start_engine(model_folder, Recipe(), EngineConfig())
     yield event_loop_runner.run(starting.__aenter__())
     event_loop_runner.run(starting.__aexit__(None, None, None))
+
+
+@pytest.fixture(scope="session")
+def keeper(engine: CaptionEngine, event_loop_runner: asyncio.Runner) -> EngineKeeper:
+    """A keeper of the session's engine, which it neither starts nor ends."""
+
+    @asynccontextmanager
+    async def running() -> AsyncIterator[CaptionEngine]:
+        yield engine
+
+    return event_loop_runner.run(EngineKeeper(running).__aenter__())
+
+
+async def caption_all(
+    keeper: EngineKeeper, recipe: Recipe, tasks: Iterable[Task], *, with_stage2: bool = True
+) -> list[Captioned]:
+    """Every task's result, in the order of the tasks."""
+    numbered = [replace(task, number=number) for number, task in enumerate(tasks)]
+    results: dict[int, Captioned] = {}
+
+    async def stream() -> AsyncIterator[Task]:
+        for task in numbered:
+            yield task
+
+    async def keep(result: Captioned) -> None:
+        assert result.task.number not in results
+        results[result.task.number] = result
+
+    with ThreadDecoder() as decoder:
+        await caption(keeper, recipe, decoder, stream(), keep, with_stage2=with_stage2)
+    return [results[number] for number in range(len(numbered))]
 
 
 @pytest.fixture(scope="session")

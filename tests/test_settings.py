@@ -1,6 +1,8 @@
+import re
+
 import pytest
 
-from caption_assets.captioning.prompts import DEFAULT_PROMPT
+from caption_assets.captioning.prompts import GENERAL, PROMPTS
 from caption_assets.settings import Settings, SettingsError, load_settings
 
 pytestmark = pytest.mark.fast
@@ -9,13 +11,14 @@ pytestmark = pytest.mark.fast
 def test_nothing_need_be_set() -> None:
     settings = load_settings()
     assert (settings.root, settings.source_url, settings.model) == ("data", "data/shards", "sample")
-    assert settings.recipe.prompt is DEFAULT_PROMPT
+    assert settings.recipe.prompt is GENERAL
 
 
 @pytest.mark.parametrize(
     ("variable", "value", "remedy"),
     [
-        ("CAPTION_MODEL", "gpt", r"choose one of qwen, qwen2\.5, sample"),
+        ("CAPTION_PROMPT", "poem", "choose one of general, driving, surveillance"),
+        ("CAPTION_ENGINE_ARGS", "[1]", "dictionary"),
         ("CAPTION_WINDOW_SIZE", "many", "integer"),
         ("CAPTION_WINDOW_SIZE", "3", "greater than or equal to 4"),
         ("CAPTION_TEMPERATURE", "-1", "greater than or equal to 0"),
@@ -31,7 +34,7 @@ def test_a_bad_value_is_named_with_its_variable_and_remedy(
     monkeypatch: pytest.MonkeyPatch, variable: str, value: str, remedy: str
 ) -> None:
     monkeypatch.setenv(variable, value)
-    with pytest.raises(SettingsError, match=f"^{variable}='{value}': .*{remedy}"):
+    with pytest.raises(SettingsError, match=f"^{variable}='{re.escape(value)}': .*{remedy}"):
         load_settings()
 
 
@@ -59,6 +62,32 @@ def test_a_misspelt_setting_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_other_variables_of_the_prefix_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CAPTION_ASSETS_SERVICE_HOST", "10.0.0.1")
     assert load_settings().model == "sample"
+
+
+def test_an_unknown_model_is_named_with_those_that_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAPTION_MODEL", "gpt")
+    with pytest.raises(SettingsError, match=r"^CAPTION_MODEL='gpt': .*choose one of qwen, qwen2\.5, qwen3, sample"):
+        load_settings()
+
+
+def test_a_named_prompt_may_have_one_text_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAPTION_PROMPT", "driving")
+    assert load_settings().recipe.prompt is PROMPTS["driving"]
+    monkeypatch.setenv("CAPTION_STAGE1_PROMPT", "Say what you see.")
+    prompt = load_settings().recipe.prompt
+    assert (prompt.name, prompt.stage2) == ("custom", PROMPTS["driving"].stage2)
+
+
+def test_engine_arguments_are_a_json_object(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAPTION_ENGINE_ARGS", '{"max_num_seqs": 8}')
+    assert load_settings().engine_args == {"max_num_seqs": 8}
+
+
+def test_the_deterministic_mode_goes_before_the_sampling_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAPTION_DETERMINISTIC", "true")
+    monkeypatch.setenv("CAPTION_TEMPERATURE", "0.9")
+    generation = load_settings().recipe.generation
+    assert (generation.temperature, generation.seed) == (0.0, 0)
 
 
 def test_settings_reach_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:

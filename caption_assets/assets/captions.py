@@ -3,8 +3,9 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
+from pathlib import Path
 
 import dagster as dg
 
@@ -13,9 +14,8 @@ from caption_assets.assets.markdown import markdown_table
 from caption_assets.assets.partitions import SHARDS
 from caption_assets.assets.pods import gpu_pod
 from caption_assets.assets.provenance import input_tags, output_tags
-from caption_assets.captioning.engine import CaptionEngine
 from caption_assets.captioning.recipe import Recipe
-from caption_assets.captioning.shard import ShardJob, caption_shard, failed_fraction
+from caption_assets.captioning.shard import Job, Published, caption_shards, failed_fraction
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.resources import Engine, Storage, Weights
 from caption_assets.settings import Settings
@@ -39,64 +39,97 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
         can_subset=True,
         partitions_def=SHARDS,
         backfill_policy=dg.BackfillPolicy.multi_run(settings.shards_per_run),
-        op_tags=gpu_pod(recipe.variant),
+        op_tags=gpu_pod(settings),
     )
     def captions(
         context: dg.AssetExecutionContext, storage: Storage, weights: Weights, engine: Engine
     ) -> Iterator[dg.MaterializeResult[None]]:
-        with clear_failures():
-            root, source = storage.root(), storage.source()
-            model = weights.ensure_local(root, recipe.variant)
         tables = frozenset(Table(key.to_user_string()) for key in context.selected_asset_keys)
-        failures: dict[str, str] = {}
-
-        async def run() -> None:
-            context.log.info(f"starting the engine for {recipe.variant.hub_id}")
-            begun = time.monotonic()
-            async with engine.start(model, recipe) as running:
-                context.log.info(f"the engine is ready after {time.monotonic() - begun:.0f} s")
-                for shard in context.partition_keys:
-                    try:
-                        await _caption(context, running, ShardJob(root, source, shard, recipe, tables), limit)
-                    except CaptionAssetsError as error:
-                        context.log.error(f"{shard}: {error}")
-                        failures[shard] = str(error)
-
+        log = _RunLog(context, storage, limit)
         with clear_failures():
-            asyncio.run(run())
+            job = Job(storage.root(), storage.source(), recipe, tables)
+            model = weights.ensure_local(job.root, recipe.variant)
+            asyncio.run(_run(context, engine, model, job, log))
         yield from ()  # a generator, for Dagster: each materialization has been logged already
-        if failures:
+        if log.failures:
             raise dg.Failure(
-                description=f"{len(failures)} of {len(context.partition_keys)} shards failed: "
-                + "; ".join(f"{shard}: {reason}" for shard, reason in failures.items())
+                description=f"{len(log.failures)} of {len(context.partition_keys)} shards failed: "
+                + "; ".join(f"{shard}: {reason}" for shard, reason in log.failures.items())
             )
 
     return captions
 
 
-async def _caption(context: dg.AssetExecutionContext, engine: CaptionEngine, job: ShardJob, limit: float) -> None:
-    """Caption one shard and record each of its tables, stage 1 first.
+class _RunLog:
+    """What happens to a run's shards, told to Dagster: progress, materializations, failures."""
 
-    Raises:
-        CaptionAssetsError: if the shard cannot be captioned, or more than ``limit`` of a table's windows failed.
-    """
-    begun = time.monotonic()
-    made = {dg.AssetKey(table.value) for table in job.tables}
-    inputs = {
-        upstream: input_tags(context, upstream, job.shard)
-        for key in made
-        for upstream in context.assets_def.asset_deps[key] - made
-    }
-    published = await caption_shard(engine, job, _progress(context, job.shard))
-    seconds = time.monotonic() - begun
-    for table, result in published.items():
-        _check_failed(table, result.rows, limit)
+    def __init__(self, context: dg.AssetExecutionContext, storage: Storage, limit: float) -> None:
+        self.failures: dict[str, str] = {}
+        """Why a shard failed, by shard."""
+        self._context = context
+        self._root = storage.root()
+        self._limit = limit
+        self._begun: dict[str, float] = {}
+        self._inputs: dict[str, dict[dg.AssetKey, dict[str, str]]] = {}
+        self._last_word = time.monotonic()
+
+    def begun(self, shard: str, windows: int) -> None:
+        """Remember which versions of its inputs the shard is made from."""
+        self._begun[shard] = time.monotonic()
+        made = set(self._context.selected_asset_keys)
+        self._inputs[shard] = {
+            upstream: input_tags(self._context, upstream, shard)
+            for key in made
+            for upstream in self._context.assets_def.asset_deps[key] - made
+        }
+
+    def captioned(self, shard: str, done: int, windows: int) -> None:
+        """Log how far the shard is, at most every few seconds and at its end."""
+        if done == windows or time.monotonic() - self._last_word >= PROGRESS_SECONDS:
+            self._last_word = time.monotonic()
+            self._context.log.info(f"{shard}: {done} of {windows} windows done")
+
+    def published(self, shard: str, tables: Mapping[Table, Published]) -> None:
+        """Record each table, stage 1 first, up to one in which too many windows failed."""
+        seconds = time.monotonic() - self._begun.pop(shard)
+        inputs = self._inputs.pop(shard)
+        try:
+            for table, result in tables.items():
+                _check_failed(table, result.rows, self._limit)
+                self._record(shard, table, result, inputs, seconds)
+        except CaptionAssetsError as error:
+            self.failed(shard, error)
+
+    def failed(self, shard: str, error: CaptionAssetsError) -> None:
+        """Keep the reason; the run fails at its end."""
+        self._context.log.error(f"{shard}: {error}")
+        self.failures[shard] = str(error)
+
+    def _record(
+        self, shard: str, table: Table, result: Published, inputs: Mapping[dg.AssetKey, dict[str, str]], seconds: float
+    ) -> None:
         key = dg.AssetKey(table.value)
-        versions = output_tags(context, key, _data_version(result.rows))
-        for upstream in context.assets_def.asset_deps[key]:
-            versions |= inputs.get(upstream) or input_tags(context, upstream, job.shard)
-        facts = {**_metadata(result.rows, seconds), "path": dg.MetadataValue.path(job.root.address(result.path))}
-        context.log_event(dg.AssetMaterialization(key, partition=job.shard, metadata=facts, tags=versions))
+        versions = output_tags(self._context, key, _data_version(result.rows))
+        for upstream in self._context.assets_def.asset_deps[key]:
+            versions |= inputs.get(upstream) or input_tags(self._context, upstream, shard)
+        facts = {**_metadata(result.rows, seconds), "path": dg.MetadataValue.path(self._root.address(result.path))}
+        self._context.log_event(dg.AssetMaterialization(key, partition=shard, metadata=facts, tags=versions))
+
+
+async def _run(context: dg.AssetExecutionContext, engine: Engine, model: Path, job: Job, log: _RunLog) -> None:
+    """Caption the run's shards on one engine."""
+    context.log.info(f"starting the engine for {job.recipe.variant.hub_id}")
+    begun = time.monotonic()
+
+    def died(reason: str) -> None:
+        context.log.warning(f"{reason}; starting another for what was under way")
+
+    async with engine.start(model, job.recipe, died) as keeper:
+        context.log.info(f"the engine is ready after {time.monotonic() - begun:.0f} s")
+        await caption_shards(keeper, job, context.partition_keys, log)
+        context.log.info(
+            f"the engine died {keeper.deaths} times; {keeper.resent} videos had to be sent to it again for stage 2"
+        )
 
 
 def _specs(recipe: Recipe) -> list[dg.AssetSpec]:
@@ -119,19 +152,6 @@ def _specs(recipe: Recipe) -> list[dg.AssetSpec]:
             skippable=True,
         ),
     ]
-
-
-def _progress(context: dg.AssetExecutionContext, shard: str) -> Callable[[int, int], None]:
-    """Logs how far a shard is, at most every few seconds and at its end."""
-    last = time.monotonic()
-
-    def log(done: int, total: int) -> None:
-        nonlocal last
-        if done == total or time.monotonic() - last >= PROGRESS_SECONDS:
-            last = time.monotonic()
-            context.log.info(f"{shard}: {done} of {total} windows done")
-
-    return log
 
 
 def _check_failed(table: Table, rows: Sequence[CaptionRow], limit: float) -> None:
@@ -157,6 +177,8 @@ def _metadata(rows: Sequence[CaptionRow], seconds: float) -> dict[str, dg.Metada
         "rows_ok": statuses[Status.OK],
         "rows_failed": statuses[Status.FAILED],
         "truncated": sum(row.finish_reason == "length" for row in rows),
+        "flagged": sum(bool(row.flags) for row in rows),
+        "reduced": sum(bool(row.reductions) for row in rows),
         "clips_per_second": round(len({row.clip_key for row in rows}) / seconds, 2),
         "prompt_tokens": sum(row.prompt_tokens or 0 for row in rows),
         "cached_tokens": sum(row.cached_tokens or 0 for row in rows),

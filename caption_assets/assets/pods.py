@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from caption_assets.models.variants import Variant
+from caption_assets.settings import Settings
 
 
-def gpu_pod(variant: Variant) -> dict[str, Any]:
-    """Op tags of the caption step: as many GPUs as the model wants. The other steps carry none and get no GPU."""
-    if variant.gpus == 0:
+def gpu_pod(settings: Settings) -> dict[str, Any]:
+    """Op tags of the caption step: as many GPUs as the engine is spread over. The other steps carry none."""
+    if settings.variant.gpus == 0:
         return {}
-    limits = {"nvidia.com/gpu": str(variant.gpus)}
+    limits = {"nvidia.com/gpu": str(settings.tensor_parallel_size * settings.data_parallel_size)}
     return {"dagster-k8s/config": {"container_config": {"resources": {"limits": limits}}}}

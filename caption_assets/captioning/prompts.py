@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from hashlib import sha256
 
 CAPTION_SLOT = "{caption}"
 """Where the stage-1 caption goes in a stage-2 text. Replaced plainly: a caption may hold braces and backslashes."""
-
-DEFAULT_STAGE1 = (
-    "Describe what this video shows: the subjects, how they look and how they move, in the order in which it happens. "
-    "Keep to what can be seen."
-)
-DEFAULT_STAGE2 = (
-    "A first description of this video reads:\n\n{caption}\n\nWrite a fuller one. Keep what it says and add what it "
-    "leaves out: sizes, colours, the setting and background, light and camera. Answer with the description alone."
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +16,8 @@ class Prompt:
     """A named pair of instructions, one for each stage.
 
     Raises:
-        ValueError: if the stage-2 text does not hold the slot for the stage-1 caption exactly once.
+        ValueError: if the stage-1 text is empty, or the stage-2 text does not hold the slot for the stage-1 caption
+            exactly once.
     """
 
     name: str
@@ -45,7 +39,63 @@ class Prompt:
         return before + caption + after
 
 
-DEFAULT_PROMPT = Prompt(name="default", stage1=DEFAULT_STAGE1, stage2=DEFAULT_STAGE2)
+GENERAL = Prompt(
+    name="general",
+    stage1=(
+        "Describe what this video shows: the subjects, how they look and how they move, in the order in which it "
+        "happens. Keep to what can be seen."
+    ),
+    stage2=(
+        "A first description of this video reads:\n\n{caption}\n\nWrite a fuller one. Keep what it says and add what "
+        "it leaves out: sizes, colours, the setting and background, light and camera. Answer with the description "
+        "alone."
+    ),
+)
+DRIVING = Prompt(
+    name="driving",
+    stage1=(
+        "This video was filmed from a moving vehicle. Describe the drive in the order in which it happens: what the "
+        "vehicle itself does (keeps its lane, turns, slows, stops), the road and its lanes, and each other road user "
+        "with its position and motion relative to the vehicle. Name traffic lights and signs with their state where "
+        "they can be read. Do not guess at what cannot be seen."
+    ),
+    stage2=(
+        "A first description of this drive reads:\n\n{caption}\n\nWrite a fuller one for training a driving model. "
+        "Keep what it says and add what it leaves out: weather, light and road surface, the kind of road and the lane, "
+        "distances and right of way, pedestrians and cyclists, and whatever makes the driver react, with its cause. "
+        "Answer with the description alone."
+    ),
+)
+SURVEILLANCE = Prompt(
+    name="surveillance",
+    stage1=(
+        "This video comes from a camera that does not move. Describe what changes in the scene, in the order in which "
+        "it happens: who or what enters, where it goes, what it does with what, and where it leaves. Tell people apart "
+        "by their clothing, vehicles by kind and colour. If nothing happens, say so."
+    ),
+    stage2=(
+        "A first description of this recording reads:\n\n{caption}\n\nWrite a fuller one. Keep what it says and add "
+        "what it leaves out: the place and its fixed parts, the time of day, how many people and vehicles there are, "
+        "their positions in the picture, and how they deal with one another. Do not suppose intentions. Answer with "
+        "the description alone."
+    ),
+)
+PROMPTS = {prompt.name: prompt for prompt in (GENERAL, DRIVING, SURVEILLANCE)}
+"""The prompts that come with the project, by name."""
+
+
+def neutralise(text: str, special: Collection[str]) -> str:
+    """``text`` with every special token of the tokenizer broken up by a space, so that it is read as mere text.
+
+    A caption or a custom text may hold ``<|im_end|>`` and the like, which would end the turn or open another.
+    """
+    breakable = sorted((token for token in special if len(token) > 1), key=len, reverse=True)
+    if not breakable:
+        return text
+    pattern = re.compile("|".join(map(re.escape, breakable)))
+    while pattern.search(text):  # again, since tokens may overlap in the text
+        text = pattern.sub(lambda token: f"{token.group()[0]} {token.group()[1:]}", text)
+    return text
 
 
 def text_hash(text: str) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 
-from caption_assets.captioning.prompts import DEFAULT_PROMPT, Prompt, text_hash
+from caption_assets.captioning.prompts import GENERAL, Prompt, text_hash
 from caption_assets.clips.sampling import Sampling
 from caption_assets.models.variants import SAMPLE, Variant
 from caption_assets.store.tables import ManifestRow
@@ -28,6 +28,8 @@ class Generation:
     top_p: float = 0.001
     repetition_penalty: float = 1.05
     max_output_tokens: int = 512
+    seed: int | None = None
+    """Fixes what is drawn; None draws anew each time."""
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
@@ -40,6 +42,10 @@ class Generation:
             raise ValueError(f"the output limit is {self.max_output_tokens} tokens: give at least 1")
 
 
+DETERMINISTIC = Generation(temperature=0.0, top_p=1.0, seed=0)
+"""Always the likeliest word, so that two runs say the same."""
+
+
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """Everything that decides a caption's text beside the clip itself."""
@@ -47,9 +53,15 @@ class Recipe:
     variant: Variant = SAMPLE
     fp8: bool = False
     """Whether the language model is quantised."""
-    prompt: Prompt = DEFAULT_PROMPT
+    prompt: Prompt = GENERAL
     frames: Sampling = field(default_factory=Sampling)
     generation: Generation = field(default_factory=Generation)
+    regenerations: int = 1
+    """How often a flagged caption is generated again."""
+
+    def prompt_for(self, window: ManifestRow) -> Prompt:
+        """The prompt of a window: its clip may bring a stage-1 text of its own."""
+        return self.prompt if window.prompt is None else replace(self.prompt, name="clip", stage1=window.prompt)
 
     def instruction(self, stage: int) -> str:
         """The instruction of stage 1 or 2, the latter with its slot for the stage-1 caption."""
@@ -68,6 +80,7 @@ class Recipe:
             "prompt": text_hash(self.instruction(stage)),
             "frames": asdict(self.frames),
             "generation": asdict(self.generation),
+            "regenerations": self.regenerations,
             "decode_plan": DECODE_PLAN,
         }
 
@@ -86,6 +99,7 @@ class Recipe:
                 **self.identity(stage),
                 "content": window.content_tag,
                 "window": [window.start_frame, window.end_frame],
+                "clip_prompt": window.prompt,
                 "stage1_caption": stage1_caption,
             }
         )[:32]

@@ -1,18 +1,23 @@
-"""One shard from manifest to published caption tables: the library's entry point, which the Dagster assets call."""
+"""Shards from manifest to published caption tables: the library's entry point, which the Dagster assets call."""
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
+from typing import Protocol
 
-from caption_assets.captioning.engine import CaptionEngine
+from caption_assets.captioning.decoding import ThreadDecoder
 from caption_assets.captioning.recipe import Recipe
-from caption_assets.captioning.two_stage import Captioned, Task, caption
+from caption_assets.captioning.recovery import EngineKeeper
+from caption_assets.captioning.stream import caption
+from caption_assets.captioning.task import Captioned, Task
 from caption_assets.clips.clip import Clip, content_tag
 from caption_assets.clips.shard import find_shard, list_clips
+from caption_assets.errors import CaptionAssetsError
 from caption_assets.store.root import Root
 from caption_assets.store.tables import (
     CaptionRow,
@@ -37,12 +42,11 @@ STAGES = {Table.STAGE1: 1, Table.STAGE2: 2}
 
 
 @dataclass(frozen=True, slots=True)
-class ShardJob:
-    """What is to be made of one shard."""
+class Job:
+    """What is to be made of each shard."""
 
     root: Root
     source: Root
-    shard: str
     recipe: Recipe
     tables: frozenset[Table]
     """Stage 1, stage 2 or both. Stage 2 alone takes the stage-1 captions that were published before."""
@@ -57,38 +61,97 @@ class Published:
     rows: Sequence[CaptionRow]
 
 
-async def caption_shard(
-    engine: CaptionEngine, job: ShardJob, on_done: Callable[[int, int], None] = lambda _done, _total: None
-) -> dict[Table, Published]:
-    """Caption a shard and publish its tables, stage 1 first.
+class Progress(Protocol):
+    """Told what happens to a run's shards, as it happens."""
 
-    Args:
-        engine: a running engine, loaded with the recipe's model.
-        job: what to do.
-        on_done: called as each row is done, with the rows done so far and the rows in all.
+    def begun(self, shard: str, windows: int) -> None:
+        """A shard's windows are entering the engine."""
+
+    def captioned(self, shard: str, done: int, windows: int) -> None:
+        """Another row of a shard is done."""
+
+    def published(self, shard: str, tables: Mapping[Table, Published]) -> None:
+        """A shard is whole; ``tables`` holds stage 1 first."""
+
+    def failed(self, shard: str, error: CaptionAssetsError) -> None:
+        """A shard could not be begun or not be published; the others go on."""
+
+
+async def caption_shards(keeper: EngineKeeper, job: Job, shards: Iterable[str], progress: Progress) -> None:
+    """Caption shards through one engine and publish each as soon as it is whole.
+
+    The next shard's windows enter while the last one's tail is still being captioned.
 
     Raises:
-        CaptionAssetsError: if the shard, its manifest or (for stage 2 alone) its stage-1 captions are missing, or
-            belong to other contents than the manifest's.
+        EngineError: if there is no engine any more; what was published stays.
     """
-    manifest = read_manifest(job.root, job.shard)
-    tasks = _tasks(job, manifest)
-    done = 0
+    run = _Run(job, progress)
+    with_stage2 = Table.STAGE2 in job.tables
+    with ThreadDecoder() as decoder:
+        await caption(keeper, job.recipe, decoder, run.tasks(shards), run.take, with_stage2=with_stage2)
 
-    def count(_: Captioned) -> None:
-        nonlocal done
-        done += 1
-        on_done(done, len(tasks))
 
-    captioned = await caption(engine, job.recipe, tasks, with_stage2=Table.STAGE2 in job.tables, on_done=count)
+@dataclass(slots=True)
+class _Open:
+    """A shard under way."""
+
+    keys: list[tuple[str, int | None]]
+    """Of the manifest's rows, in order."""
+    results: dict[int, Captioned]
+    """By number of the row."""
+
+
+class _Run:
+    """The shards under way: each one's results until it is whole."""
+
+    def __init__(self, job: Job, progress: Progress) -> None:
+        self._job = job
+        self._progress = progress
+        self._open: dict[str, _Open] = {}
+
+    async def tasks(self, shards: Iterable[str]) -> AsyncIterator[Task]:
+        """The windows of shard after shard; each shard's manifest is read when its turn comes."""
+        for shard in shards:
+            try:
+                tasks = await asyncio.to_thread(_tasks, self._job, shard)
+            except CaptionAssetsError as error:
+                self._progress.failed(shard, error)
+                continue
+            self._progress.begun(shard, len(tasks))
+            self._open[shard] = _Open([task.window.key for task in tasks], {})
+            for task in tasks:
+                yield task
+            if not tasks:
+                await self._publish(shard)
+
+    async def take(self, result: Captioned) -> None:
+        """Keep a result; publish its shard if it was the last one missing."""
+        shard = result.task.shard
+        under_way = self._open[shard]
+        under_way.results[result.task.number] = result
+        done, windows = len(under_way.results), len(under_way.keys)
+        self._progress.captioned(shard, done, windows)
+        if done == windows:
+            await self._publish(shard)
+
+    async def _publish(self, shard: str) -> None:
+        try:
+            published = await asyncio.to_thread(_publish, self._job, shard, self._open.pop(shard))
+        except CaptionAssetsError as error:
+            self._progress.failed(shard, error)
+        else:
+            self._progress.published(shard, published)
+
+
+def _publish(job: Job, shard: str, whole: _Open) -> dict[Table, Published]:
+    results = [result for _, result in sorted(whole.results.items())]
     rows = {
-        Table.STAGE1: [result.stage1 for result in captioned],
-        Table.STAGE2: [result.stage2 for result in captioned if result.stage2 is not None],
+        Table.STAGE1: [result.stage1 for result in results],
+        Table.STAGE2: [result.stage2 for result in results if result.stage2 is not None],
     }
     published = {}
     for table in sorted(job.tables):
-        keys = [row.key for row in manifest]
-        path = publish_captions(job.root, table, job.shard, rows[table], keys, facts(job.recipe, table))
+        path = publish_captions(job.root, table, shard, rows[table], whole.keys, facts(job.recipe, table))
         published[table] = Published(path, rows[table])
     return published
 
@@ -104,14 +167,18 @@ def facts(recipe: Recipe, table: Table) -> dict[str, str]:
     }
 
 
-def _tasks(job: ShardJob, manifest: Sequence[ManifestRow]) -> list[Task]:
-    clips = {clip.key: clip for clip in list_clips(job.source, find_shard(job.source, job.shard))}
-    stage1 = _stored_stage1(job, manifest) if Table.STAGE1 not in job.tables else {}
-    return [Task(row, partial(_read, job, clips.get(row.clip_key), row), stage1.get(row.key)) for row in manifest]
+def _tasks(job: Job, shard: str) -> list[Task]:
+    manifest = read_manifest(job.root, shard)
+    clips = {clip.key: clip for clip in list_clips(job.source, find_shard(job.source, shard))}
+    stage1 = {} if Table.STAGE1 in job.tables else _stored_stage1(job, shard, manifest)
+    return [
+        Task(row, partial(_read, job, clips.get(row.clip_key), row), stage1.get(row.key), shard, number)
+        for number, row in enumerate(manifest)
+    ]
 
 
-def _read(job: ShardJob, clip: Clip | None, row: ManifestRow) -> bytes:
-    data = clip.read(job.source.fs) if clip else b""
+def _read(job: Job, clip: Clip | None, row: ManifestRow) -> bytes:
+    data = clip.video.read(job.source.fs) if clip else b""
     if content_tag(data) != row.content_tag:
         raise ClipChanged(
             f"clip {row.clip_key!r} is gone or has changed since clip_manifest was materialized: materialize it again"
@@ -119,12 +186,11 @@ def _read(job: ShardJob, clip: Clip | None, row: ManifestRow) -> bytes:
     return data
 
 
-def _stored_stage1(job: ShardJob, manifest: Sequence[ManifestRow]) -> dict[tuple[str, int | None], CaptionRow]:
-    rows = read_captions(job.root, Table.STAGE1, job.shard)
+def _stored_stage1(job: Job, shard: str, manifest: Sequence[ManifestRow]) -> dict[tuple[str, int | None], CaptionRow]:
+    rows = read_captions(job.root, Table.STAGE1, shard)
     if [_extent(row) for row in rows] != [_extent(row) for row in manifest]:
         raise TableError(
-            f"the stage-1 captions of shard {job.shard!r} are not of its present manifest: materialize "
-            f"{Table.STAGE1} again"
+            f"the stage-1 captions of shard {shard!r} are not of its present manifest: materialize {Table.STAGE1} again"
         )
     return {row.key: row for row in rows}
 

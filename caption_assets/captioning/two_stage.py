@@ -1,149 +1,306 @@
-"""The two-stage policy: each window's stage 2 follows its stage 1 at once, while many windows are under way."""
+"""One window from its clip to its captions: stage 1, then at once stage 2, and what is done when one does not work."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import TypeVar
 
-from caption_assets.captioning.budget import fit
-from caption_assets.captioning.engine import CaptionEngine, RequestRefused
+from caption_assets.captioning.admission import NOTHING, Load
+from caption_assets.captioning.budget import (
+    FrameGrid,
+    FrameTooNarrow,
+    NoRoom,
+    fewer_frames,
+    fit,
+    fit_context,
+    fit_size,
+    reductions,
+    smaller_frames,
+)
+from caption_assets.captioning.decoding import Decoder, known
 from caption_assets.captioning.prompts import text_hash
-from caption_assets.captioning.recipe import Recipe
-from caption_assets.captioning.request import Request
-from caption_assets.clips.decode import Frames, decode
+from caption_assets.captioning.quality import CUT_OFF, find_flags
+from caption_assets.captioning.recipe import Generation, Recipe
+from caption_assets.captioning.recovery import EngineKeeper
+from caption_assets.captioning.request import Completion, PoisonWindow, Request, RequestFailed
+from caption_assets.captioning.task import Captioned, Task
+from caption_assets.clips.decode import Frames
 from caption_assets.clips.sampling import frame_count
 from caption_assets.store.tables import CaptionRow, ManifestRow, Status
 
-T = TypeVar("T")
-IN_FLIGHT = 32
-"""Windows under way at once: enough to keep the engine's batch full while others decode."""
-DECODERS = 2
-"""Windows decoded at once; decoding releases the interpreter lock."""
+FREER_TEMPERATURE = 0.7
+FREER_TOP_P = 0.95
+"""At least, for a caption that is generated again: what was drawn first would be drawn again."""
+SPARE_TOKENS = 32
+"""A stage-1 caption may take a few tokens more in the stage-2 prompt than it took as an answer."""
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
-    """One row of the manifest to be captioned."""
+class Problem:
+    """Why a window gets no caption."""
 
-    window: ManifestRow
-    read: Callable[[], bytes]
-    """Fetches the clip."""
-    stage1: CaptionRow | None = None
-    """The stage-1 row, where that was made before and only stage 2 is wanted."""
+    kind: str
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
-class Captioned:
-    """What came of a task."""
+class Plan:
+    """How a window will be shown, known before it is decoded."""
 
-    stage1: CaptionRow
-    stage2: CaptionRow | None
-    """None where only stage 1 was wanted."""
-
-
-async def caption(
-    engine: CaptionEngine,
-    recipe: Recipe,
-    tasks: Sequence[Task],
-    *,
-    with_stage2: bool,
-    on_done: Callable[[Captioned], None] = lambda _: None,
-) -> list[Captioned]:
-    """Caption every task's window, stage 1 unless the task brings it, then stage 2 if wanted.
-
-    A window that fails gets a row that says why, and stops no other. ``on_done`` is called as each finishes.
-
-    Returns:
-        One result for each task, in the order of ``tasks``.
-
-    Raises:
-        EngineError: if the engine dies.
-    """
-    places = asyncio.Semaphore(IN_FLIGHT)
-    with ThreadPoolExecutor(DECODERS, thread_name_prefix="decode") as decoders:
-        captioner = _Captioner(engine, recipe, decoders, with_stage2)
-
-        async def one(task: Task) -> Captioned:
-            async with places:
-                done = await captioner.run(task)
-            on_done(done)
-            return done
-
-        try:
-            async with asyncio.TaskGroup() as group:
-                running = [group.create_task(one(task)) for task in tasks]
-        except ExceptionGroup as failed:
-            raise failed.exceptions[0] from failed  # the engine has died; every window says so
-        return [task.result() for task in running]
+    wanted: FrameGrid
+    """By the sampling and the limits of one frame."""
+    grid: FrameGrid
+    """Within the limits of a window and the context as well."""
+    load: Load
+    """What it takes while it is under way."""
 
 
-class _Captioner:
-    """One window at a time, start to end."""
+class Said:
+    """What has been said of a window: resolved as its stages are done, None where one failed."""
 
-    def __init__(self, engine: CaptionEngine, recipe: Recipe, decoders: ThreadPoolExecutor, with_stage2: bool) -> None:
-        self._engine = engine
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._captions: dict[int, asyncio.Future[str | None]] = {stage: loop.create_future() for stage in (1, 2)}
+
+    async def caption(self, stage: int) -> str | None:
+        """The caption, once it is there."""
+        return await asyncio.shield(self._captions[stage])
+
+    def resolve(self, stage: int, caption: str | None) -> None:
+        """Give the caption of a stage; a second time nothing happens."""
+        if not self._captions[stage].done():
+            self._captions[stage].set_result(caption)
+
+
+@dataclass(slots=True)
+class _Run:
+    """A window under way."""
+
+    task: Task
+    plan: Plan
+    before: Said | None
+    """Of the window before it in the same clip."""
+    grid: FrameGrid
+    """As it is shown at present."""
+    frames: Frames | None = None
+    seen: bool = False
+    """Whether the engine has been given these frames."""
+    attempts: int = 0
+    """Requests of the present stage."""
+
+    def show(self, grid: FrameGrid) -> None:
+        """Show it otherwise from now on."""
+        if grid != self.grid:
+            self.grid, self.frames = grid, None
+        self.seen = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """An answer, how it was drawn, and what is wrong with it."""
+
+    answer: Completion
+    generation: Generation
+    grid: FrameGrid
+    frames: Frames
+    flags: tuple[str, ...] = ()
+
+
+def ladder(grid: FrameGrid, smaller: Callable[[FrameGrid], FrameGrid]) -> Iterator[FrameGrid]:
+    """How a window is shown, try after try: as planned, again, with half the frames, then with smaller ones too."""
+    yield grid
+    yield grid
+    yield fewer_frames(grid)
+    yield smaller(fewer_frames(grid))
+
+
+class Captioner:
+    """Captions windows, each on its own: one that fails gets rows that say why and stops no other."""
+
+    def __init__(self, keeper: EngineKeeper, recipe: Recipe, decoder: Decoder, *, with_stage2: bool) -> None:
+        self._keeper = keeper
         self._recipe = recipe
-        self._decoders = decoders
+        self._decoder = decoder
         self._with_stage2 = with_stage2
 
-    async def run(self, task: Task) -> Captioned:
-        """Both stages of one task."""
-        if task.window.status is Status.FAILED:
-            return self._without_frames(task, task.window.error_kind, task.window.error)
-        if task.stage1 is not None and task.stage1.status is Status.FAILED:
-            return self._without_frames(task, task.stage1.error_kind, task.stage1.error)
+    def plan(self, task: Task) -> Plan | Problem:
+        """How a task's window will be shown, or why it cannot be."""
+        window = task.window
+        if window.status is Status.FAILED:
+            return Problem(window.error_kind or "unreadable", window.error or "the clip cannot be read")
+        if task.stage1 is not None and task.stage1.caption is None:
+            return Problem("stage1_failed", task.stage1.error or "stage 1 has no caption")
         try:
-            loop = asyncio.get_running_loop()
-            frames = await loop.run_in_executor(self._decoders, _frames, task, self._recipe)
-        except Exception as error:  # whatever is wrong with one clip or its storage stops no other
-            message = str(error) or type(error).__name__
-            return self._without_frames(task, getattr(error, "kind", "unreadable"), message)
-        stage1 = task.stage1 or await self._ask(1, task.window, frames, None)
-        stage2 = await self._second(task.window, frames, stage1) if self._with_stage2 else None
-        return Captioned(stage1, stage2)
+            return self._plan(window)
+        except (FrameTooNarrow, NoRoom) as error:
+            return Problem(error.kind, str(error))
+        except (ValueError, ArithmeticError) as error:
+            return Problem("manifest", f"the manifest's row cannot be used: {error}")
 
-    async def _second(self, window: ManifestRow, frames: Frames, stage1: CaptionRow) -> CaptionRow:
-        if stage1.caption is None:
-            return self._stage1_failed(window)
-        return await self._ask(2, window, frames, stage1)
+    def _plan(self, window: ManifestRow) -> Plan:
+        limits, engine = self._recipe.variant.pixels, self._keeper.engine
+        height, width = known(window.height), known(window.width)
+        seconds = known(window.end_seconds) - known(window.start_seconds)
+        count = frame_count(seconds, known(window.end_frame) - known(window.start_frame), self._recipe.frames)
+        prompt, most = self._recipe.prompt_for(window), self._recipe.generation.max_output_tokens
+        # Room for both stages, also where one is made alone: it must show the same frames as a joint run.
+        stage1_text, stage2_text = (
+            engine.text_tokens(engine.render(text)) for text in (prompt.stage1, prompt.stage2_text(""))
+        )
+        text = max(stage1_text, stage2_text + most + SPARE_TOKENS) + most
 
-    async def _ask(self, stage: int, window: ManifestRow, frames: Frames, stage1: CaptionRow | None) -> CaptionRow:
-        """One request to the engine, as a row."""
-        first = stage1.caption if stage1 else None
-        prompt = self._recipe.prompt
+        def tokens(grid: FrameGrid) -> int:
+            return engine.video_tokens(grid, (grid.frames - 1) / seconds)
+
+        grid = fit_context(fit(count, height, width, limits), limits, tokens, engine.context - text)
+        wanted = FrameGrid(count, *fit_size(height, width, limits, limits.max_pixels))
+        return Plan(wanted, grid, engine.load(grid, text))
+
+    async def run(self, task: Task, plan: Plan | Problem, before: Said | None, said: Said) -> Captioned:
+        """Both stages of one task, or as many as are wanted and missing.
+
+        Raises:
+            EngineError: if there is no engine any more.
+        """
+        try:
+            if isinstance(plan, Problem):
+                return self._without_frames(task, plan)
+            run = _Run(task, plan, before, plan.grid)
+            try:
+                run.frames = await self._decode(run)
+            except RequestFailed as error:
+                return self._without_frames(task, Problem(error.kind, str(error)))
+            stage1 = task.stage1 or await self._stage(1, run, None)
+            said.resolve(1, stage1.caption)
+            if not self._with_stage2:
+                return Captioned(task, stage1, None)
+            stage2 = self._stage1_failed(task) if stage1.caption is None else await self._stage(2, run, stage1)
+            said.resolve(2, stage2.caption)
+            return Captioned(task, stage1, stage2)
+        finally:
+            for stage in (1, 2):
+                said.resolve(stage, None)
+
+    async def _stage(self, stage: int, run: _Run, stage1: CaptionRow | None) -> CaptionRow:
+        """The row of one stage."""
+        window = run.task.window
         row = replace(
             self._row(stage, window),
-            frame_indices=frames.indices,
-            frame_fps=frames.fps,
-            frame_height=frames.pixels.shape[1],
-            frame_width=frames.pixels.shape[2],
-            attempts=1,
-            fingerprint=self._recipe.fingerprint(stage, window, first),
+            fingerprint=self._recipe.fingerprint(stage, window, stage1.caption if stage1 else None),
             stage1_fingerprint=stage1.fingerprint if stage1 else None,
         )
-        # The id covers the frames: another size or sampling of the same window must not meet the same cache entry.
-        video_id = f"{window.window_id}-{self._recipe.version(1)}"
-        instruction = prompt.stage1 if first is None else prompt.stage2_text(first)
+        prompt = self._recipe.prompt_for(window)
+        instruction = prompt.stage1 if stage1 is None else prompt.stage2_text(stage1.caption or "")
+        run.attempts = 0
         try:
-            answer = await self._engine.complete(Request(video_id, frames, instruction), self._recipe.generation)
-        except RequestRefused as error:
-            return replace(row, error_kind="refused", error=str(error))
+            best = await self._best(stage, run, instruction)
+        except RequestFailed as error:
+            return replace(row, error_kind=error.kind, error=str(error), attempts=run.attempts)
         return replace(
             row,
             status=Status.OK,
-            caption=answer.text,
-            finish_reason=answer.finish_reason,
-            prompt_tokens=answer.prompt_tokens,
-            cached_tokens=answer.cached_tokens,
-            output_tokens=answer.output_tokens,
+            caption=best.answer.text,
+            finish_reason=best.answer.finish_reason,
+            flags=best.flags,
+            reductions=reductions(run.plan.wanted, best.grid),
+            sampling=asdict(best.generation),
+            frame_indices=best.frames.indices,
+            frame_fps=best.frames.fps,
+            frame_height=best.grid.height,
+            frame_width=best.grid.width,
+            prompt_tokens=best.answer.prompt_tokens,
+            cached_tokens=best.answer.cached_tokens,
+            output_tokens=best.answer.output_tokens,
+            attempts=run.attempts,
         )
+
+    async def _best(self, stage: int, run: _Run, instruction: str) -> _Attempt:
+        """The answer with the fewest flags, asked for again while it has any and as often as the recipe allows."""
+        generation = self._recipe.generation
+        attempts: list[_Attempt] = []
+        for again in range(self._recipe.regenerations + 1):
+            try:
+                attempt = await self._ask(stage, run, instruction, generation)
+            except RequestFailed:
+                if not attempts:
+                    raise
+                break
+            flags = find_flags(
+                attempt.answer.text,
+                finish_reason=attempt.answer.finish_reason,
+                instruction=instruction,
+                neighbour=await run.before.caption(stage) if run.before else None,
+            )
+            attempts.append(replace(attempt, flags=flags))
+            if not flags or (changed := self._changed(attempts[-1], again)) is None:
+                break
+            generation = changed
+        return min(attempts, key=lambda attempt: len(attempt.flags))
+
+    def _changed(self, attempt: _Attempt, again: int) -> Generation | None:
+        """How the answer is drawn after a flagged one: freer, and longer if it was cut off; None if that is no use."""
+        first = self._recipe.generation
+        room = self._keeper.engine.context - attempt.answer.prompt_tokens
+        limit = min(2 * first.max_output_tokens, room) if CUT_OFF in attempt.flags else first.max_output_tokens
+        if attempt.flags == (CUT_OFF,):
+            longer = limit > attempt.generation.max_output_tokens
+            return replace(attempt.generation, max_output_tokens=limit) if longer else None
+        return replace(
+            first,
+            temperature=max(first.temperature, FREER_TEMPERATURE),
+            top_p=max(first.top_p, FREER_TOP_P),
+            max_output_tokens=limit,
+            seed=None if first.seed is None else first.seed + again + 1,
+        )
+
+    async def _ask(self, stage: int, run: _Run, instruction: str, generation: Generation) -> _Attempt:
+        """An answer, whatever it takes of the ladder."""
+        limits = self._recipe.variant.pixels
+        prompt = self._keeper.engine.render(instruction)
+        failure: RequestFailed | None = None
+        for rung, grid in enumerate(ladder(run.grid, lambda grid: smaller_frames(grid, limits))):
+            if rung:
+                run.show(grid)
+            frames = run.frames = run.frames or await self._decode(run)
+            request = Request(
+                video_id=self._video_id(run),
+                frames=frames,
+                prompt=prompt,
+                generation=generation,
+                stage=stage,
+                seen=run.seen,
+                replica=run.task.number,
+            )
+            run.attempts += 1
+            try:
+                answer = await self._keeper.complete(request)
+            except PoisonWindow:
+                raise
+            except RequestFailed as error:
+                failure = error
+                continue
+            run.seen = True
+            return _Attempt(answer, generation, run.grid, frames)
+        assert failure is not None  # the ladder has rungs
+        raise failure
+
+    def _video_id(self, run: _Run) -> str:
+        """Covers the frames: another size or sampling of the same window must not meet the same cache entry."""
+        grid = run.grid
+        return f"{run.task.window.window_id}-{self._recipe.version(1)}-{grid.frames}x{grid.height}x{grid.width}"
+
+    async def _decode(self, run: _Run) -> Frames:
+        """The window's frames as it is shown at present."""
+        try:
+            return await self._decoder.frames(run.task, run.grid)
+        except Exception as error:  # whatever is wrong with one clip or its storage stops no other
+            raise RequestFailed(getattr(error, "kind", "unreadable"), str(error) or type(error).__name__) from error
 
     def _row(self, stage: int, window: ManifestRow) -> CaptionRow:
         """A failed row of this stage, to be filled in."""
         recipe = self._recipe
+        prompt = recipe.prompt_for(window)
         return CaptionRow(
             clip_key=window.clip_key,
             window_index=window.window_index,
@@ -153,39 +310,28 @@ class _Captioner:
             status=Status.FAILED,
             model=recipe.variant.hub_id,
             revision=recipe.variant.revision,
-            prompt_name=recipe.prompt.name,
-            prompt_hash=text_hash(recipe.instruction(stage)),
+            prompt_name=prompt.name,
+            prompt_hash=text_hash(prompt.stage1 if stage == 1 else prompt.stage2),
             sampling=asdict(recipe.generation),
         )
 
-    def _without_frames(self, task: Task, kind: str | None, message: str | None) -> Captioned:
+    def _without_frames(self, task: Task, problem: Problem) -> Captioned:
+        kind, message = problem.kind, problem.message
         stage1 = task.stage1 or replace(self._row(1, task.window), error_kind=kind, error=message)
         if not self._with_stage2:
-            return Captioned(stage1, None)
+            return Captioned(task, stage1, None)
         if stage1.caption is None:
-            return Captioned(stage1, self._stage1_failed(task.window))
-        return Captioned(stage1, replace(self._row(2, task.window), error_kind=kind, error=message))
+            return Captioned(task, stage1, self._stage1_failed(task))
+        return Captioned(task, stage1, replace(self._row(2, task.window), error_kind=kind, error=message))
 
-    def _stage1_failed(self, window: ManifestRow) -> CaptionRow:
+    def _stage1_failed(self, task: Task) -> CaptionRow:
         return replace(
-            self._row(2, window),
+            self._row(2, task.window),
             error_kind="stage1_failed",
             error="stage 1 has no caption for this window: see its row in stage1_captions",
         )
 
 
-def _frames(task: Task, recipe: Recipe) -> Frames:
-    """Read and decode a window's frames, as many and as large as the recipe's model takes."""
-    window = task.window
-    start, end = _known(window.start_frame), _known(window.end_frame)
-    seconds = _known(window.end_seconds) - _known(window.start_seconds)
-    wanted = frame_count(seconds, end - start, recipe.frames)
-    grid = fit(wanted, _known(window.height), _known(window.width), recipe.variant.pixels)
-    return decode(task.read(), start, end, grid.frames, (grid.height, grid.width))
-
-
-def _known(value: T | None) -> T:
-    """A value that every readable window's row holds."""
-    if value is None:
-        raise ValueError("a readable window's row lacks its bounds or size: materialize clip_manifest again")
-    return value
+def load_of(plan: Plan | Problem) -> Load:
+    """What a window takes while it is under way; nothing if it cannot be captioned."""
+    return plan.load if isinstance(plan, Plan) else NOTHING

@@ -16,18 +16,25 @@ def manifest_rows(source: Root, shard: Shard, windowing: Windowing) -> Iterator[
     """One row for each window of each clip, in order of clip key; one for a clip that yields none, with the reason."""
     for clip in list_clips(source, shard):
         try:
-            data = clip.read(source.fs)
+            data = clip.video.read(source.fs)
         except OSError as error:
             yield _unreadable(clip, "", UnreadableClip("unreadable", f"the file cannot be read: {error}"))
             continue
         tag = content_tag(data)
         try:
-            yield from _windows(clip, tag, probe(data), windowing)
+            yield from _windows(clip, tag, probe(data), windowing, _prompt(source, clip))
         except UnreadableClip as error:
             yield _unreadable(clip, tag, error)
 
 
-def _windows(clip: Clip, tag: str, found: Probe, windowing: Windowing) -> Iterator[ManifestRow]:
+def _prompt(source: Root, clip: Clip) -> str | None:
+    try:
+        return clip.prompt(source.fs)
+    except (OSError, ValueError) as error:
+        raise UnreadableClip("side_file", f"the JSON file beside the clip cannot be used: {error}") from error
+
+
+def _windows(clip: Clip, tag: str, found: Probe, windowing: Windowing, prompt: str | None) -> Iterator[ManifestRow]:
     windows = list(split(found.times, found.seconds, windowing))
     if not windows:
         raise UnreadableClip(
@@ -39,7 +46,7 @@ def _windows(clip: Clip, tag: str, found: Probe, windowing: Windowing) -> Iterat
             window_index=window.index,
             window_id=window_id(clip.key, window.index, tag),
             content_tag=tag,
-            bytes=clip.size,
+            bytes=clip.video.size,
             status=Status.OK,
             codec=found.codec,
             width=found.width,
@@ -51,6 +58,7 @@ def _windows(clip: Clip, tag: str, found: Probe, windowing: Windowing) -> Iterat
             end_frame=window.end_frame,
             start_seconds=window.start_seconds,
             end_seconds=window.end_seconds,
+            prompt=prompt,
         )
 
 
@@ -60,7 +68,7 @@ def _unreadable(clip: Clip, tag: str, error: UnreadableClip) -> ManifestRow:
         window_index=None,
         window_id=window_id(clip.key, None, tag),
         content_tag=tag,
-        bytes=clip.size,
+        bytes=clip.video.size,
         status=Status.FAILED,
         error_kind=error.kind,
         error=str(error),

@@ -12,13 +12,14 @@ from enum import StrEnum
 from hashlib import sha256
 from typing import Any
 
-from caption_assets.clips.clip import Clip
+from caption_assets.clips.clip import Clip, Span
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.store.root import Root
 
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 """Keys that Dagster's partitions, file systems and object stores all take; a comma, say, breaks backfills in the UI."""
 TAR_SUFFIX = ".tar"
+SIDE_SUFFIX = ".json"
 VIDEO_SUFFIXES = frozenset(
     {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".m2ts", ".mpg", ".mpeg", ".flv", ".wmv", ".ogv", ".gif"}
 )
@@ -96,7 +97,8 @@ def content_version(source: Root, shard: Shard) -> str:
     """A short hash of the shard's listing: names, sizes, and ETags or else times of change."""
     info = [source.fs.info(source.full(shard.path))]
     if shard.layout is Layout.FOLDER:
-        info = [entry for entry in _files_below(source, shard.path) if _is_video(entry["name"])]
+        entries = _files_below(source, shard.path)
+        info = [entry for entry in entries if _is_video(entry["name"]) or entry["name"].endswith(SIDE_SUFFIX)]
     base = source.full(shard.path)
     return sha256("\n".join(_listing_lines(base, info)).encode()).hexdigest()[:16]
 
@@ -142,9 +144,10 @@ def _listing_lines(base: str, entries: Iterable[dict[str, Any]]) -> list[str]:
 
 def _folder_clips(source: Root, shard: Shard) -> Iterator[Clip]:
     base = source.full(shard.path)
-    for entry in _files_below(source, shard.path):
-        if _is_video(entry["name"]):
-            yield Clip(posixpath.relpath(entry["name"], base), entry["name"], 0, int(entry["size"]))
+    entries = _files_below(source, shard.path)
+    yield from _with_sides(
+        (posixpath.relpath(entry["name"], base), Span(entry["name"], 0, int(entry["size"]))) for entry in entries
+    )
 
 
 def _tar_clips(source: Root, shard: Shard) -> Iterator[Clip]:
@@ -152,10 +155,22 @@ def _tar_clips(source: Root, shard: Shard) -> Iterator[Clip]:
     path = source.full(shard.path)
     try:
         with source.fs.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
-            for member in archive:
-                if member.isreg() and _is_video(member.name):
-                    yield Clip(posixpath.normpath(member.name), path, member.offset_data, member.size)
+            members = [
+                (posixpath.normpath(member.name), Span(path, member.offset_data, member.size))
+                for member in archive
+                if member.isreg()
+            ]
     except tarfile.TarError as error:
         raise ShardError(
             f"shard {shard.key!r} cannot be read as an uncompressed tar ({error}): write it anew, without compression"
         ) from error
+    yield from _with_sides(members)
+
+
+def _with_sides(files: Iterable[tuple[str, Span]]) -> Iterator[Clip]:
+    """The videos among a shard's files, each with the JSON file of its stem."""
+    files = list(files)
+    sides = {posixpath.splitext(name)[0]: span for name, span in files if name.endswith(SIDE_SUFFIX)}
+    for name, span in files:
+        if _is_video(name):
+            yield Clip(name, span, sides.get(posixpath.splitext(name)[0]))

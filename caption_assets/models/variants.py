@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from caption_assets.errors import CaptionAssetsError
@@ -33,6 +35,8 @@ class Variant:
     """The commit that weights, tokenizer and processor all come from; of the sample model, the hash of its weights."""
     bundled: bool = False
     """Whether the weights lie in the package, so that no hub is asked."""
+    path: str | None = None
+    """Folder that the weights are taken from, in place of the hub."""
     pixels: PixelLimits = field(default_factory=PixelLimits)
     dtype: str = "bfloat16"
     fp8: bool = True
@@ -40,7 +44,9 @@ class Variant:
     max_model_len: int = 32768
     """Longest prompt and answer together, in tokens."""
     gpus: int = 1
-    """GPUs that the captioning pod asks for."""
+    """GPUs that one replica needs at least; 0 for a model that runs on the CPU."""
+    presized: bool = True
+    """Whether its processor takes frames as they are sized by ``pixels``; one that is not known resizes them itself."""
     engine: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of vLLM's ``AsyncEngineArgs`` that this model wants otherwise than the project's defaults."""
 
@@ -55,6 +61,12 @@ class UnknownModel(CaptionAssetsError):
 
 
 QWEN25 = Variant(hub_id="Qwen/Qwen2.5-VL-7B-Instruct", revision="cc594898137f460bfe9f0759e9844b3ce807cfb5")
+QWEN3 = Variant(
+    hub_id="Qwen/Qwen3-VL-8B-Instruct",
+    revision="0c351dd01ed87e9c1b53cbc748cba10e6187ff3b",
+    # Patches of 16 pixels, merged two by two; the same numbers of tokens as Qwen2.5-VL.
+    pixels=PixelLimits(factor=32, min_pixels=128 * 32**2, max_pixels=768 * 32**2, total_pixels=24576 * 32**2),
+)
 SAMPLE = Variant(
     hub_id="caption-assets/sample-qwen2.5-vl",
     revision="df6e68bd6004",
@@ -76,17 +88,42 @@ SAMPLE = Variant(
         "block_size": 32,
     },
 )
-VARIANTS = {"qwen": QWEN25, "qwen2.5": QWEN25, "sample": SAMPLE}
+VARIANTS = {"qwen": QWEN25, "qwen2.5": QWEN25, "qwen3": QWEN3, "sample": SAMPLE}
 """By key. ``qwen`` is the key that NeMo Curator's users know."""
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-def variant(key: str) -> Variant:
-    """The variant named ``key``.
+def find_variant(model: str, revision: str | None = None, like: str | None = None) -> Variant:
+    """The variant that a user names.
+
+    Args:
+        model: a key of ``VARIANTS``, a Hub id (``org/name``), or a folder (``/…``, ``./…`` or ``~/…``).
+        revision: commit of a model by Hub id or folder; what is made with it is told apart by this.
+        like: key of the variant whose frame sizes and engine defaults a model by Hub id or folder shares: a fine-tune
+            of Qwen2.5-VL is like ``qwen2.5``. Without it the model's own processor sizes the frames.
 
     Raises:
-        UnknownModel: if there is none.
+        UnknownModel: if there is none, or the revision is missing or out of place.
     """
-    try:
-        return VARIANTS[key]
-    except KeyError:
-        raise UnknownModel(f"there is no model {key!r}: choose one of {', '.join(sorted(VARIANTS))}") from None
+    if model in VARIANTS:
+        if revision is not None or like is not None:
+            raise UnknownModel(f"model {model!r} has its revision pinned: leave CAPTION_MODEL_REVISION and _LIKE out")
+        return VARIANTS[model]
+    keys = ", ".join(sorted(VARIANTS))
+    is_folder = model.startswith(("/", "./", "../", "~"))
+    if not is_folder and not _HUB_ID.fullmatch(model):
+        raise UnknownModel(
+            f"there is no model {model!r}: choose one of {keys}, or name a Hub id (org/name) or a folder (/path/to/it)"
+        )
+    if like is not None and like not in VARIANTS:
+        raise UnknownModel(f"CAPTION_MODEL_LIKE is {like!r}: choose one of {keys}, or leave it out")
+    if revision is None or not re.fullmatch(r"[\w.-]+", revision):
+        raise UnknownModel(
+            f"model {model!r} needs CAPTION_MODEL_REVISION (it is {revision!r}): the commit on the Hub, or for a "
+            "folder any word that tells its contents from others"
+        )
+    base = replace(VARIANTS[like], bundled=False) if like else Variant("", "", fp8=False, presized=False)
+    if is_folder:
+        path = Path(model).expanduser()
+        return replace(base, hub_id=f"local/{path.name}", revision=revision, path=str(path))
+    return replace(base, hub_id=model, revision=revision)

@@ -87,7 +87,7 @@ def publish(root: Root, variant: Variant) -> WeightsManifest:
     """
     path = f"{WEIGHTS}/{variant.folder}"
     whole = root.exists(f"{path}/{MANIFEST}")
-    if whole and not variant.bundled:
+    if whole and not variant.bundled and variant.path is None:
         return read_manifest(root, variant)  # the files of a pinned revision never change
     with _original(variant) as folder:
         manifest = describe(folder, variant)
@@ -159,10 +159,13 @@ def ensure_local(root: Root, variant: Variant, cache: Path) -> Path:
 
 @contextmanager
 def _original(variant: Variant) -> Iterator[Path]:
-    """The model's files where they come from: the package, or the hub at the pinned revision."""
+    """The model's files where they come from: the package, a folder, or the hub at the pinned revision."""
     if variant.bundled:
         with as_file(files("caption_assets.sample") / "model") as folder:
             yield folder
+        return
+    if variant.path is not None:
+        yield Path(variant.path)
         return
     with tempfile.TemporaryDirectory(prefix="caption-weights-") as folder_name:
         yield Path(

@@ -34,7 +34,7 @@ from transformers import (
 )
 
 from caption_assets.captioning.budget import fit
-from caption_assets.captioning.prompts import DEFAULT_PROMPT
+from caption_assets.captioning.prompts import GENERAL
 from caption_assets.clips.decode import resize, rgb
 from caption_assets.clips.sampling import Sampling, frame_count
 from caption_assets.models.variants import SAMPLE
@@ -422,8 +422,8 @@ class Batcher:
 
     def _row(self, example: Example, grid: list[int], rng: np.random.Generator | None) -> _Row:
         told = example.scene.stage1 if rng is None else _maybe_false(example.scene, rng)
-        head, tail1 = self._prompt(DEFAULT_PROMPT.stage1)
-        _, tail2 = self._prompt(DEFAULT_PROMPT.stage2_text(told))
+        head, tail1 = self._prompt(GENERAL.stage1)
+        _, tail2 = self._prompt(GENERAL.stage2_text(told))
         visual = [self.video_token] * (grid[0] * (grid[1] // MERGE) * (grid[2] // MERGE))
         parts = [
             [*head, *visual],

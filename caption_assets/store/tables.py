@@ -75,6 +75,8 @@ class ManifestRow:
     """When the window begins, from the beginning of the clip."""
     end_seconds: float | None = None
     """When the window ends, from the beginning of the clip."""
+    prompt: str | None = None
+    """Stage-1 instruction that the clip brings with it, in place of the run's."""
 
     @property
     def key(self) -> tuple[str, int | None]:
@@ -103,14 +105,18 @@ class CaptionRow:
     caption: str | None = None
     finish_reason: str | None = None
     """``stop`` if the model ended its answer, ``length`` if it was cut off."""
+    flags: Sequence[str] = ()
+    """What is wrong with the caption as a text; see ``captioning.quality``."""
+    reductions: Sequence[str] = ()
+    """What was taken from the window to make it fit or go through: ``fewer_frames``, ``smaller_frames``."""
     model: str | None = None
     """Hub id."""
     revision: str | None = None
     prompt_name: str | None = None
     prompt_hash: str | None = None
     """Hash of this stage's instruction, before a stage-1 caption is put in."""
-    sampling: Mapping[str, float] | None = None
-    """Temperature, top_p, repetition penalty and output limit."""
+    sampling: Mapping[str, float | None] | None = None
+    """Temperature, top_p, repetition penalty, output limit and seed."""
     frame_indices: Sequence[int] | None = None
     """Frames shown to the model, by their number within the clip."""
     frame_fps: float | None = None
@@ -143,6 +149,7 @@ _SAMPLING = pa.struct(
         ("top_p", pa.float64()),
         ("repetition_penalty", pa.float64()),
         ("max_output_tokens", pa.int32()),
+        ("seed", pa.int64()),
     ]
 )
 _MANIFEST_SCHEMA = pa.schema(
@@ -165,6 +172,7 @@ _MANIFEST_SCHEMA = pa.schema(
         ("end_frame", pa.int32()),
         ("start_seconds", pa.float64()),
         ("end_seconds", pa.float64()),
+        ("prompt", pa.string()),
     ]
 )
 _CAPTION_SCHEMA = pa.schema(
@@ -179,6 +187,8 @@ _CAPTION_SCHEMA = pa.schema(
         ("error", pa.string()),
         ("caption", pa.string()),
         ("finish_reason", pa.string()),
+        ("flags", pa.list_(pa.string())),
+        ("reductions", pa.list_(pa.string())),
         ("model", pa.string()),
         ("revision", pa.string()),
         ("prompt_name", pa.string()),

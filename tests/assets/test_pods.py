@@ -3,7 +3,6 @@ import pytest
 
 from caption_assets.assets.pods import gpu_pod
 from caption_assets.definitions import build_definitions
-from caption_assets.models.variants import QWEN25
 from caption_assets.settings import Settings
 
 pytestmark = [pytest.mark.k8s, pytest.mark.representative]
@@ -19,7 +18,7 @@ def pod_of(asset: str, **settings: object) -> dict[str, object]:
 
 
 def test_the_caption_step_asks_for_the_models_gpus() -> None:
-    assert pod_of("stage1_captions", model="qwen2.5") == {"nvidia.com/gpu": str(QWEN25.gpus)}
+    assert pod_of("stage1_captions", model="qwen2.5") == {"nvidia.com/gpu": "1"}
 
 
 @pytest.mark.parametrize("asset", ["shard_index", "model_weights", "clip_manifest"])
@@ -28,4 +27,9 @@ def test_no_other_step_asks_for_a_gpu(asset: str) -> None:
 
 
 def test_the_sample_model_needs_no_gpu() -> None:
-    assert gpu_pod(Settings().variant) == {}
+    assert gpu_pod(Settings()) == {}
+
+
+def test_a_gpu_is_asked_for_each_share_of_each_replica() -> None:
+    limits = pod_of("stage1_captions", model="qwen2.5", tensor_parallel_size=2, data_parallel_size=3)
+    assert limits == {"nvidia.com/gpu": "6"}

@@ -2,12 +2,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caption_assets.captioning.budget import FrameTooNarrow, fit, visual_tokens
-from caption_assets.models.variants import QWEN25, SAMPLE, PixelLimits
+from caption_assets.captioning.budget import (
+    FrameGrid,
+    FrameTooNarrow,
+    NoRoom,
+    fewer_frames,
+    fit,
+    fit_context,
+    fit_size,
+    patch_times,
+    reductions,
+    smaller_frames,
+    visual_tokens,
+)
+from caption_assets.models.variants import QWEN3, QWEN25, SAMPLE, PixelLimits
 
 pytestmark = pytest.mark.fast
 
-LIMITS = st.sampled_from([QWEN25.pixels, SAMPLE.pixels])
+LIMITS = st.sampled_from([QWEN25.pixels, QWEN3.pixels, SAMPLE.pixels])
 SIDES = st.integers(16, 4320)
 
 
@@ -47,3 +59,59 @@ def test_1080p_fits_the_context_where_the_reference_fails() -> None:
 def test_frames_that_are_too_narrow_are_refused_with_their_size() -> None:
     with pytest.raises(FrameTooNarrow, match="4000x16"):
         fit(4, 16, 4000, QWEN25.pixels)
+
+
+@given(
+    frames=st.integers(1, 384).map(lambda n: 2 * n),
+    height=SIDES,
+    width=SIDES,
+    limits=LIMITS,
+    room=st.integers(1, 40_000),
+    stamp=st.integers(0, 12),
+)
+def test_a_video_is_made_to_fit_the_context_or_refused(
+    frames: int, height: int, width: int, limits: PixelLimits, room: int, stamp: int
+) -> None:
+    if max(height, width) > 8 * min(height, width):
+        return
+
+    def tokens(grid: FrameGrid) -> int:
+        return visual_tokens(grid, limits.factor) + stamp * grid.frames // 2
+
+    wanted = fit(frames, height, width, limits)
+    try:
+        fitted = fit_context(wanted, limits, tokens, room)
+    except NoRoom:
+        assert tokens(FrameGrid(2, *fit_size(wanted.height, wanted.width, limits, limits.min_pixels))) > room
+        return
+    assert tokens(fitted) <= room
+    assert fitted.frames <= wanted.frames
+    assert fitted.height * fitted.width <= wanted.height * wanted.width
+    if tokens(wanted) <= room:
+        assert fitted == wanted
+    elif fitted.frames < wanted.frames:  # thinned only after it was scaled as far as that goes
+        assert fitted.height * fitted.width <= 2 * limits.min_pixels
+
+
+def test_what_was_taken_from_a_video_is_told() -> None:
+    wanted = FrameGrid(8, 112, 140)
+    assert reductions(wanted, wanted) == ()
+    assert reductions(wanted, FrameGrid(4, 112, 140)) == ("fewer_frames",)
+    assert reductions(wanted, FrameGrid(4, 84, 112)) == ("fewer_frames", "smaller_frames")
+
+
+@given(frames=st.integers(1, 384).map(lambda n: 2 * n), height=SIDES, width=SIDES, limits=LIMITS)
+def test_the_ladder_goes_down_and_not_out_of_limits(frames: int, height: int, width: int, limits: PixelLimits) -> None:
+    if max(height, width) > 8 * min(height, width):
+        return
+    grid = fit(frames, height, width, limits)
+    fewer = fewer_frames(grid)
+    assert 2 <= fewer.frames <= max(grid.frames // 2, 2)
+    assert fewer.frames % 2 == 0
+    smaller = smaller_frames(grid, limits)
+    assert smaller.height * smaller.width <= grid.height * grid.width
+    assert smaller.height % limits.factor == smaller.width % limits.factor == 0
+
+
+def test_patches_are_timed_by_the_mean_of_their_frames() -> None:
+    assert patch_times(4, 2.0) == [0.25, 1.25]

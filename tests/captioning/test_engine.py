@@ -1,23 +1,31 @@
+from __future__ import annotations
+
+import asyncio
+import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pytest
 
-from caption_assets.captioning.budget import FrameGrid, visual_tokens
+from caption_assets.captioning.budget import FrameGrid
 from caption_assets.captioning.engine import (
     CaptionEngine,
     EngineConfig,
-    RequestRefused,
+    EngineError,
     engine_arguments,
+    start_engine,
     video_metadata,
 )
 from caption_assets.captioning.recipe import Generation, Recipe
-from caption_assets.captioning.request import Request
+from caption_assets.captioning.request import Request, RequestFailed
 from caption_assets.clips.decode import Frames
-from caption_assets.models.variants import QWEN25
+from caption_assets.models.variants import QWEN3, QWEN25
 from tests.conftest import Ask
+from tests.processes import engine_processes
 
 
 @pytest.mark.fast
@@ -39,41 +47,180 @@ def test_without_fp8_nothing_is_quantised() -> None:
 def test_vllm_knows_every_argument() -> None:
     import vllm
 
-    for recipe in (Recipe(), Recipe(QWEN25, fp8=True)):
+    for recipe in (Recipe(), Recipe(QWEN25, fp8=True), Recipe(QWEN3, fp8=True)):
         vllm.AsyncEngineArgs(**engine_arguments(Path("/m"), recipe, EngineConfig()))
 
 
-def noise(frames: int, height: int, width: int) -> Frames:
-    pixels = np.random.default_rng(frames).integers(0, 255, (frames, height, width, 3), dtype=np.uint8)
-    return Frames(pixels, tuple(range(frames)), 2.0)
+@pytest.mark.fast
+@pytest.mark.parametrize("name", ["model", "trust_remote_code", "quantization"])
+def test_arguments_that_are_the_projects_own_are_refused(name: str) -> None:
+    with pytest.raises(EngineError, match=f"CAPTION_ENGINE_ARGS gives {name}"):
+        engine_arguments(Path("/m"), Recipe(), EngineConfig(arguments={name: "x"}))
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize(("frames", "height", "width"), [(4, 112, 112), (8, 112, 140), (12, 84, 140)])
-def test_the_prompt_is_as_long_as_predicted(
-    engine: CaptionEngine, ask: Ask[Any], frames: int, height: int, width: int
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"max_num_seq": 4}, "no engine argument 'max_num_seq' .did you mean 'max_num_seqs'?"),
+        ({"max_num_seqs": -4}, "did not start"),
+    ],
+)
+def test_wrong_arguments_are_told_before_anything_is_started(
+    model_folder: Path, arguments: dict[str, int], message: str
 ) -> None:
-    video = noise(frames, height, width)
-    answer = ask(engine.complete(Request(f"length-{frames}", video, "Say."), Generation(max_output_tokens=1)))
-    overhead = ask(engine.complete(Request("length-0", noise(2, 28, 28), "Say."), Generation(max_output_tokens=1)))
-    expected = overhead.prompt_tokens - 1 + visual_tokens(FrameGrid(frames, height, width), 28)
-    assert answer.prompt_tokens == expected
+    async def start() -> None:
+        async with start_engine(model_folder, Recipe(), EngineConfig(arguments=arguments)):
+            raise AssertionError("it started")
+
+    before = engine_processes(os.getpid())
+    with pytest.raises(EngineError, match=message):
+        asyncio.run(start())
+    assert engine_processes(os.getpid()).keys() <= before.keys()
+
+
+def noise(frames: int, height: int, width: int, fps: float = 2.0) -> Frames:
+    pixels = np.random.default_rng(frames).integers(0, 255, (frames, height, width, 3), dtype=np.uint8)
+    return Frames(pixels, tuple(range(frames)), fps)
+
+
+def request_of(engine: CaptionEngine, frames: Frames, instruction: str, **generation: int) -> Request:
+    """A request under an id of its own."""
+    return Request(uuid4().hex, frames, engine.render(instruction), Generation(**generation), stage=1)
+
+
+GRIDS = [(2, 28, 28), (4, 112, 112), (8, 112, 140), (12, 84, 140), (32, 56, 224), (20, 140, 140), (96, 112, 112)]
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(("frames", "height", "width"), GRIDS)
+@pytest.mark.parametrize("fps", [0.37, 2.0])
+def test_the_prompt_is_as_long_as_predicted(
+    engine: CaptionEngine, ask: Ask[Any], frames: int, height: int, width: int, fps: float
+) -> None:
+    request = request_of(engine, noise(frames, height, width, fps), "What is it?")
+    prepared = ask(engine._prepare(request, with_pixels=True))
+    predicted = engine.prompt_tokens(request.prompt, FrameGrid(frames, height, width), fps)
+    assert len(prepared["prompt_token_ids"]) == predicted
+
+
+@pytest.fixture(scope="module")
+def qwen3(tmp_path_factory: pytest.TempPathFactory, ask: Ask[Any]) -> CaptionEngine:
+    """vLLM's front end for a tiny Qwen3-VL, as it prepares prompts, without the processes that would run them."""
+    import vllm
+    from transformers import Qwen3VLConfig, Qwen3VLProcessor, Qwen3VLVideoProcessor
+    from transformers.models.qwen2_vl import Qwen2VLImageProcessor
+    from vllm.renderers import renderer_from_config
+
+    from caption_assets.sample.tokenizer import build_tokenizer
+
+    folder = tmp_path_factory.mktemp("qwen3")
+    tokenizer = build_tokenizer()
+    token = tokenizer.convert_tokens_to_ids
+    Qwen3VLProcessor(
+        image_processor=Qwen2VLImageProcessor(patch_size=16),
+        tokenizer=tokenizer,
+        video_processor=Qwen3VLVideoProcessor(),
+        chat_template=tokenizer.chat_template,
+    ).save_pretrained(folder)
+    Qwen3VLConfig(
+        architectures=["Qwen3VLForConditionalGeneration"],
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": 64,
+            "intermediate_size": 64,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "head_dim": 32,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [4, 6, 6]},
+        },
+        vision_config={"depth": 1, "hidden_size": 64, "num_heads": 2, "out_hidden_size": 64, "intermediate_size": 64},
+        video_token_id=token("<|video_pad|>"),
+        image_token_id=token("<|image_pad|>"),
+        vision_start_token_id=token("<|vision_start|>"),
+        vision_end_token_id=token("<|vision_end|>"),
+    ).save_pretrained(folder)
+    recipe = Recipe(variant=QWEN3)
+    arguments = engine_arguments(folder, recipe, EngineConfig(arguments={"max_model_len": 8192}))
+    config = vllm.AsyncEngineArgs(**arguments).create_engine_config()
+    renderer = renderer_from_config(config)
+    front = SimpleNamespace(
+        vllm_config=config, model_config=config.model_config, renderer=renderer, get_tokenizer=renderer.get_tokenizer
+    )
+
+    async def build() -> CaptionEngine:
+        return CaptionEngine(front, recipe, EngineConfig(), set())
+
+    return ask(build())  # type: ignore[no-any-return]
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(("frames", "height", "width"), [(2, 64, 64), (4, 128, 160), (12, 96, 128), (40, 64, 96)])
+@pytest.mark.parametrize("fps", [0.1, 0.37, 2.0])
+def test_the_prompt_of_qwen3_with_its_time_stamps_is_as_long_as_predicted(
+    qwen3: CaptionEngine, ask: Ask[Any], frames: int, height: int, width: int, fps: float
+) -> None:
+    request = request_of(qwen3, noise(frames, height, width, fps), "What is it?")
+    prepared = ask(qwen3._prepare(request, with_pixels=True))
+    predicted = qwen3.prompt_tokens(request.prompt, FrameGrid(frames, height, width), fps)
+    assert len(prepared["prompt_token_ids"]) == predicted
 
 
 @pytest.mark.engine
 def test_a_cut_off_answer_says_so(engine: CaptionEngine, ask: Ask[Any]) -> None:
-    request = Request("cut", noise(4, 112, 112), Recipe().prompt.stage1)
-    answer = ask(engine.complete(request, Generation(max_output_tokens=2)))
+    request = request_of(engine, noise(4, 112, 112), Recipe().prompt.stage1, max_output_tokens=2)
+    answer = ask(engine.complete(request))
     assert (answer.finish_reason, answer.output_tokens) == ("length", 2)
 
 
 @pytest.mark.engine
 def test_a_prompt_over_the_context_is_refused_and_the_engine_lives_on(engine: CaptionEngine, ask: Ask[Any]) -> None:
-    request = Request("long", noise(4, 112, 112), "word " * 5000)
-    with pytest.raises(RequestRefused, match="2048"):
-        ask(engine.complete(request, Generation(max_output_tokens=2)))
-    request = replace(request, instruction=Recipe().prompt.stage1)
-    assert ask(engine.complete(request, Generation())).text
+    with pytest.raises(RequestFailed, match="2048") as refused:
+        ask(engine.complete(request_of(engine, noise(4, 112, 112), "word " * 5000, max_output_tokens=2)))
+    assert refused.value.kind == "refused"
+    assert ask(engine.complete(request_of(engine, noise(4, 112, 112), Recipe().prompt.stage1))).text
+
+
+@pytest.mark.engine
+def test_an_answer_that_takes_too_long_fails_alone(
+    engine: CaptionEngine, ask: Ask[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_config", replace(engine._config, request_seconds=1.0))
+    slow = request_of(engine, noise(4, 112, 112), "word " * 50, max_output_tokens=1900)
+    forever = replace(slow, generation=replace(slow.generation, temperature=2.0, top_p=1.0, repetition_penalty=5.0))
+
+    async def babble() -> list[Any]:
+        return await asyncio.gather(
+            *(engine.complete(replace(forever, video_id=uuid4().hex)) for _ in range(8)), return_exceptions=True
+        )
+
+    late = [answer for answer in ask(babble()) if isinstance(answer, Exception)]
+    assert late  # now and then the model ends its babble early, but not every time
+    assert {(type(error), getattr(error, "kind", "")) for error in late} == {(RequestFailed, "timeout")}
+    assert "within 1 s" in str(late[0])
+    monkeypatch.undo()
+    assert ask(engine.complete(request_of(engine, noise(4, 112, 112), Recipe().prompt.stage1))).text
+
+
+@pytest.mark.engine
+def test_what_is_under_way_is_bounded_by_the_engines_own_memory(engine: CaptionEngine) -> None:
+    capacity = engine.capacity
+    assert capacity.windows == 64
+    assert 0 < capacity.tokens < 10**6
+    assert capacity.cache_bytes == 2**28
+    load = engine.load(FrameGrid(8, 112, 112), 100)
+    assert (load.tokens, load.frame_bytes) == (164, 8 * 112 * 112 * 3)
+
+
+@pytest.mark.engine
+def test_a_video_in_the_cache_takes_no_more_than_is_reckoned(engine: CaptionEngine, ask: Ask[Any]) -> None:
+    from vllm.multimodal.cache.base import MultiModalCache
+
+    prepared = ask(engine._prepare(request_of(engine, noise(16, 112, 140), "x"), with_pixels=True))
+    [item] = prepared["mm_kwargs"]["video"]
+    reckoned = engine.load(FrameGrid(16, 112, 140), 0).cache_bytes
+    assert reckoned / 2 <= MultiModalCache.get_item_size(item) <= reckoned
 
 
 @pytest.mark.engine

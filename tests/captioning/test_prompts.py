@@ -2,15 +2,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caption_assets.captioning.prompts import CAPTION_SLOT, DEFAULT_PROMPT, Prompt
+from caption_assets.captioning.prompts import CAPTION_SLOT, GENERAL, PROMPTS, Prompt, neutralise
 
 pytestmark = pytest.mark.fast
 
 
 @given(st.text())
 def test_any_caption_passes_into_stage_2_unchanged(caption: str) -> None:
-    before, after = DEFAULT_PROMPT.stage2.split(CAPTION_SLOT)
-    assert DEFAULT_PROMPT.stage2_text(caption) == before + caption + after
+    before, after = GENERAL.stage2.split(CAPTION_SLOT)
+    assert GENERAL.stage2_text(caption) == before + caption + after
 
 
 @pytest.mark.parametrize("caption", [r"\d \g<1> \1", "{caption} {0} {", '"quoted"', "100 % {caption}"])
@@ -27,3 +27,24 @@ def test_stage_2_needs_its_slot_exactly_once(stage2: str) -> None:
 def test_an_empty_stage_1_is_refused() -> None:
     with pytest.raises(ValueError, match="empty"):
         Prompt("p", " ", "{caption}")
+
+
+def test_the_library_has_a_prompt_for_each_kind_of_camera() -> None:
+    assert list(PROMPTS) == ["general", "driving", "surveillance"]
+    texts = [text for prompt in PROMPTS.values() for text in (prompt.stage1, prompt.stage2)]
+    assert len(set(texts)) == 6
+
+
+SPECIAL = ("<|im_end|>", "<|im_start|>", "<|video_pad|>", "ab", "bc")
+
+
+@given(st.lists(st.sampled_from([*SPECIAL, "<|", "|>", "a", "x", " ", "\\d"])).map("".join))
+def test_no_special_token_is_left_in_a_neutralised_text_and_nothing_is_lost(text: str) -> None:
+    harmless = neutralise(text, SPECIAL)
+    assert not any(token in harmless for token in SPECIAL)
+    assert harmless.replace(" ", "") == text.replace(" ", "")
+
+
+def test_a_text_without_special_tokens_stays_as_it_is() -> None:
+    assert neutralise("a < b |> {x} <|im|>", SPECIAL) == "a < b |> {x} <|im|>"
+    assert neutralise("x", ()) == "x"

@@ -20,6 +20,7 @@ OTHER_STAGE2 = Prompt("custom", RECIPE.prompt.stage1, "Again: {caption}")
         replace(RECIPE, variant=replace(RECIPE.variant, revision="2")),
         replace(RECIPE, variant=replace(RECIPE.variant, dtype="bfloat16")),
         replace(RECIPE, fp8=True),
+        replace(RECIPE, regenerations=0),
         replace(RECIPE, frames=Sampling(fps=1)),
         replace(RECIPE, generation=Generation(temperature=0.5)),
         replace(RECIPE, prompt=Prompt("custom", "Say what you see.", RECIPE.prompt.stage2)),
@@ -41,8 +42,8 @@ def test_stage_2_depends_on_the_stage_1_caption() -> None:
     assert RECIPE.fingerprint(2, WINDOW, "A red circle.") != RECIPE.fingerprint(2, WINDOW, "A blue circle.")
 
 
-@pytest.mark.parametrize("changed", [{"content_tag": "new"}, {"start_frame": 1}, {"end_frame": 65}])
-def test_another_window_or_content_has_another_fingerprint(changed: dict[str, int]) -> None:
+@pytest.mark.parametrize("changed", [{"content_tag": "new"}, {"start_frame": 1}, {"end_frame": 65}, {"prompt": "Say."}])
+def test_another_window_or_content_has_another_fingerprint(changed: dict[str, int | str]) -> None:
     assert RECIPE.fingerprint(1, replace(WINDOW, **changed)) != RECIPE.fingerprint(1, WINDOW)  # type: ignore[arg-type]
 
 

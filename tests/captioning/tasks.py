@@ -1,0 +1,37 @@
+"""Tasks for the captioner, from a film in memory."""
+
+from __future__ import annotations
+
+from uuid import uuid4
+
+from caption_assets.captioning.task import Task
+from caption_assets.clips.clip import content_tag
+from caption_assets.clips.probe import probe
+from caption_assets.clips.window import Windowing, split
+from caption_assets.store.tables import ManifestRow, Status
+
+
+def film_tasks(
+    data: bytes, windowing: Windowing | None = None, *, name: str = "film.mp4", prompt: str | None = None
+) -> list[Task]:
+    """A task for each window of a film, under ids of their own."""
+    found = probe(data)
+    rows = [
+        ManifestRow(
+            clip_key=name,
+            window_index=window.index,
+            window_id=uuid4().hex,
+            content_tag=content_tag(data),
+            bytes=len(data),
+            status=Status.OK,
+            width=found.width,
+            height=found.height,
+            start_frame=window.start_frame,
+            end_frame=window.end_frame,
+            start_seconds=window.start_seconds,
+            end_seconds=window.end_seconds,
+            prompt=prompt,
+        )
+        for window in split(found.times, found.seconds, windowing or Windowing())
+    ]
+    return [Task(row, lambda: data) for row in rows]

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from caption_assets.captioning.admission import NOTHING, Admission, Load
+
+pytestmark = pytest.mark.fast
+
+LIMIT = Load(windows=4, tokens=100, cache_bytes=1000, frame_bytes=1000)
+LOADS = st.builds(Load, st.just(1), st.integers(0, 120), st.integers(0, 1200), st.integers(0, 1200))
+
+
+@given(st.lists(LOADS, max_size=20), st.randoms(use_true_random=False))
+def test_all_get_in_in_order_and_never_more_than_the_limit_but_one_alone(loads: list[Load], random: object) -> None:
+    async def run() -> list[int]:
+        admission = Admission(LIMIT)
+        inside: dict[int, Load] = {}
+        order: list[int] = []
+
+        async def one(number: int, load: Load) -> None:
+            await admission.enter(load)
+            inside[number] = load
+            order.append(number)
+            total = sum(inside.values(), NOTHING)
+            assert total.within(LIMIT) or len(inside) == 1
+            for _ in range(random.randint(0, 3)):  # type: ignore[attr-defined]
+                await asyncio.sleep(0)
+            del inside[number]
+            admission.leave(load)
+
+        await asyncio.gather(*(one(number, load) for number, load in enumerate(loads)))
+        return order
+
+    assert asyncio.run(run()) == list(range(len(loads)))
+
+
+def test_one_that_gives_up_waiting_lets_the_next_in() -> None:
+    async def run() -> None:
+        admission = Admission(LIMIT)
+        full, small = Load(1, 100, 0, 0), Load(1, 1, 0, 0)
+        await admission.enter(small)
+        waiting = asyncio.create_task(admission.enter(full))
+        behind = asyncio.create_task(admission.enter(small))
+        await asyncio.sleep(0)
+        assert not behind.done()  # it is not overtaken
+        waiting.cancel()
+        await asyncio.wait_for(behind, 1)
+
+    asyncio.run(run())

@@ -1,0 +1,118 @@
+"""Real engines that die and hang in the middle of a run, in real processes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from caption_assets.captioning.engine import EngineConfig, start_engine
+from caption_assets.captioning.recipe import Recipe
+from caption_assets.captioning.recovery import EngineKeeper
+from caption_assets.captioning.task import Captioned, Task
+from caption_assets.sample.clips import encode_frames
+from caption_assets.sample.shards import SEEDS, SampleFile, sample_files
+from caption_assets.store.tables import Status
+from tests import poison
+from tests.captioning.tasks import film_tasks
+from tests.conftest import caption_all
+from tests.processes import engine_processes
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
+
+WINDOWS = 40
+POISONED = 17
+
+
+@pytest.fixture
+def poison_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Lets the engine's processes find the plug-in; what it does is still to be set."""
+    poison.write_distribution(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))  # which the engine's processes inherit
+    return monkeypatch
+
+
+@pytest.fixture(scope="module")
+def films() -> list[SampleFile]:
+    """The sample shards' clips of one window, over and over: the model is known to get them right."""
+    files = [file for shard in SEEDS for file in sample_files(shard) if len(file.captions) == 1]
+    return [files[number % len(files)] for number in range(WINDOWS)]
+
+
+@pytest.fixture(scope="module")
+def tasks(films: list[SampleFile]) -> list[Task]:
+    return [task for number, film in enumerate(films) for task in film_tasks(film.data, name=f"{number}.mp4")]
+
+
+@pytest.fixture(scope="module")
+def poisoned(tasks: list[Task]) -> list[Task]:
+    """The same windows, one of them all magenta."""
+    frame = np.full((112, 140, 3), poison.MAGENTA, dtype=np.uint8)
+    return [*tasks[:POISONED], *film_tasks(encode_frames([frame] * 24, 140, 112, 12, "h264", 18)),
+            *tasks[POISONED + 1 :]]  # fmt: skip
+
+
+def run(
+    model: Path, tasks: list[Task], config: EngineConfig, *, kill_after: float | None = None
+) -> tuple[list[Captioned], list[str]]:
+    """Every result, and the reasons of the engine's deaths."""
+    deaths: list[str] = []
+    before = engine_processes(os.getpid()).keys()
+
+    async def kill_engine() -> None:
+        await asyncio.sleep(kill_after or 0)
+        for process, title in engine_processes(os.getpid()).items():
+            if "EngineCore" in title and process not in before:
+                process.send_signal(signal.SIGKILL)
+
+    async def all_of_it() -> list[Captioned]:
+        keeper = EngineKeeper(lambda: start_engine(model, Recipe(), config), on_death=deaths.append)
+        async with keeper:
+            killing = asyncio.create_task(kill_engine()) if kill_after is not None else None
+            results = await caption_all(keeper, Recipe(), tasks)
+            assert killing is None or killing.done()
+            return results
+
+    results = asyncio.run(all_of_it())
+    _, alive = psutil.wait_procs(engine_processes(os.getpid()).keys() - before, timeout=5)
+    assert not alive
+    return results, deaths
+
+
+def assert_right(results: list[Captioned], films: list[SampleFile], *, but: int | None = None) -> None:
+    for number, (done, film) in enumerate(zip(results, films, strict=True)):
+        if number != but:
+            assert done.stage2 is not None
+            assert (done.stage1.caption, done.stage2.caption) == film.captions[0], done.stage1.error
+
+
+def test_a_killed_engine_costs_no_caption(model_folder: Path, tasks: list[Task], films: list[SampleFile]) -> None:
+    results, deaths = run(model_folder, tasks, EngineConfig(), kill_after=1.0)
+    assert len(deaths) == 1
+    assert_right(results, films)
+
+
+@pytest.mark.parametrize("deed", ["die", "hang"])
+def test_the_one_window_that_kills_or_hangs_the_engine_is_found_and_all_others_are_captioned(
+    poison_plugin: pytest.MonkeyPatch,
+    model_folder: Path,
+    poisoned: list[Task],
+    films: list[SampleFile],
+    deed: str,
+) -> None:
+    poison_plugin.setenv(poison.DEED, deed)
+    begun = time.monotonic()
+    results, deaths = run(model_folder, poisoned, EngineConfig(request_seconds=25.0))
+    assert 2 <= len(deaths) <= 3, f"after {time.monotonic() - begun:.0f} s: {deaths}"
+    assert_right(results, films, but=POISONED)
+    bad = results[POISONED]
+    assert (bad.stage1.status, bad.stage1.error_kind) == (Status.FAILED, "poison")
+    assert bad.stage2 is not None
+    assert bad.stage2.error_kind == "stage1_failed"
+    assert all(("said nothing" in death) == (deed == "hang") for death in deaths)

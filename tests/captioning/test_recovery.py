@@ -1,0 +1,132 @@
+"""The keeper's search for the window that kills the engine, on a scripted engine; real deaths are in test_faults."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from caption_assets.captioning.engine import EngineDied, EngineError
+from caption_assets.captioning.recipe import Generation
+from caption_assets.captioning.recovery import EngineKeeper
+from caption_assets.captioning.request import Completion, PoisonWindow, Request
+from caption_assets.clips.decode import Frames
+
+pytestmark = pytest.mark.fast
+
+NO_FRAMES = Frames(np.zeros((2, 28, 28, 3), np.uint8), (0, 1), 2.0)
+
+
+class ScriptedEngine:
+    """Dies of the windows in ``poison``, with all that is under way."""
+
+    resent = 0
+
+    def __init__(self, poison: set[str]) -> None:
+        self._poison = poison
+        self._death: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def complete(self, request: Request) -> Completion:
+        if request.video_id in self._poison:
+            await asyncio.sleep(0)
+            if not self._death.done():
+                self._death.set_result(None)
+        answered = asyncio.create_task(asyncio.sleep(0.001 * (1 + int(request.video_id) % 3)))
+        await asyncio.wait({answered, self._death}, return_when=asyncio.FIRST_COMPLETED)
+        if self._death.done():
+            raise EngineDied("scripted")
+        return Completion(request.video_id, "stop", 1, 0, 1)
+
+
+class Engines:
+    """Builds scripted engines and counts them."""
+
+    def __init__(self, poison: set[str], *, broken_from: int = 10**9) -> None:
+        self.poison = poison
+        self.built = self.running = 0
+        self.broken_from = broken_from
+
+    @asynccontextmanager
+    async def start(self) -> AsyncIterator[Any]:
+        self.built += 1
+        if self.built >= self.broken_from:
+            raise EngineError("no engine any more")
+        self.running += 1
+        assert self.running == 1
+        try:
+            yield ScriptedEngine(self.poison)
+        finally:
+            self.running -= 1
+
+
+async def ask_all(keeper: EngineKeeper, windows: int) -> list[Any]:
+    async def one(number: int) -> Completion:
+        return await keeper.complete(Request(str(number), NO_FRAMES, "", Generation(), stage=1))
+
+    return await asyncio.gather(*(one(number) for number in range(windows)), return_exceptions=True)
+
+
+@settings(max_examples=40)
+@given(windows=st.integers(1, 40), poison=st.sets(st.integers(0, 39), max_size=3))
+def test_every_poison_window_is_found_within_three_deaths_and_all_others_are_answered(
+    windows: int, poison: set[int]
+) -> None:
+    poison = {number for number in poison if number < windows}
+    engines = Engines({str(number) for number in poison})
+
+    async def run() -> tuple[list[Any], int]:
+        async with EngineKeeper(engines.start, max_restarts=99) as keeper:
+            return await ask_all(keeper, windows), keeper.deaths
+
+    outcomes, deaths = asyncio.run(run())
+    for number, outcome in enumerate(outcomes):
+        if number in poison:
+            assert isinstance(outcome, PoisonWindow)
+        else:
+            assert outcome.text == str(number)
+    assert deaths <= 3 * len(poison)
+    assert engines.built == deaths + 1
+    assert engines.running == 0
+
+
+def test_deaths_beyond_the_limit_end_in_an_error_for_all_who_wait_and_come() -> None:
+    engines = Engines({"3"})
+
+    async def run() -> tuple[list[Any], list[Any]]:
+        async with EngineKeeper(engines.start, max_restarts=1) as keeper:
+            return await ask_all(keeper, 9), await ask_all(keeper, 1)
+
+    outcomes, later = asyncio.run(run())
+    assert any(isinstance(outcome, EngineError) for outcome in outcomes)
+    [error] = later
+    assert isinstance(error, EngineError)
+    assert "CAPTION_MAX_ENGINE_RESTARTS = 1" in str(error)
+    assert engines.running == 0
+
+
+def test_an_engine_that_cannot_be_built_again_is_an_error_and_no_hang() -> None:
+    engines = Engines({"0"}, broken_from=2)
+
+    async def run() -> list[Any]:
+        async with EngineKeeper(engines.start) as keeper:
+            return await asyncio.wait_for(ask_all(keeper, 3), 5)
+
+    outcomes = asyncio.run(run())
+    assert {str(outcome) for outcome in outcomes} == {"no engine any more"}
+
+
+def test_deaths_are_told() -> None:
+    told: list[str] = []
+
+    async def run() -> None:
+        async with EngineKeeper(Engines({"0"}).start, on_death=told.append) as keeper:
+            await ask_all(keeper, 1)
+
+    asyncio.run(run())
+    assert told == ["scripted", "scripted"]  # under way, and then alone

@@ -1,0 +1,172 @@
+"""The reference's calls, on an engine of their own; the inputs are what NeMo Curator's stages hand over."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from caption_assets.captioning.prompts import CAPTION_SLOT, GENERAL
+from caption_assets.clips.decode import decode
+from caption_assets.qwen_vl import CaptionsIncomplete, QwenVL, as_frames, second_prompt
+from caption_assets.sample.clips import SampleClip, encode, random_clip
+
+TEMPLATE = (
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|><|video_pad|>"
+    "<|vision_end|>{}<|im_end|>\n<|im_start|>assistant\n"
+)
+
+
+@pytest.mark.fast
+def test_the_constructor_is_the_references() -> None:
+    model = QwenVL("/models", "qwen", 16)
+    assert (model.fp8, model.max_output_tokens, model.model_does_preprocess) == (True, 512, False)
+    assert (model.disable_mmcache, model.verbose) == (False, False)
+    assert model.stage2_prompt_text == "Please refine this caption: "
+    assert model.model_id_names == ["Qwen/Qwen2.5-VL-7B-Instruct"]
+
+
+@pytest.mark.fast
+def test_without_vllm_the_class_loads_and_setup_tells_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)  # as if it were not installed
+    with pytest.raises(ImportError, match=r"pip install .*caption-assets\[gpu\]"):
+        QwenVL("/models", "sample", 16, fp8=False).setup()
+
+
+@pytest.mark.fast
+def test_generate_before_setup_says_so() -> None:
+    with pytest.raises(RuntimeError, match="setup"):
+        QwenVL("/models", "sample", 16).generate([])
+
+
+@pytest.mark.fast
+@given(st.text(), st.text())
+def test_the_second_prompt_takes_the_place_of_user_prompt(before: str, text: str) -> None:
+    assert second_prompt(f"{before}user_prompt.", text) == f"{before}{text}."
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("text", [r"\d \g<1>", "9 {caption}", '"', "plain"])
+def test_without_it_the_users_text_after_the_video_is_replaced(text: str) -> None:
+    assert second_prompt(TEMPLATE.format("Describe it.\nAll."), text) == TEMPLATE.format(text)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("prompt", ["Describe it.", TEMPLATE.format("")])
+def test_where_there_is_no_place_for_it_the_same_prompt_is_not_asked_twice(prompt: str) -> None:
+    with pytest.raises(ValueError, match="chat template"):
+        second_prompt(prompt, "text")
+
+
+@pytest.mark.fast
+def test_every_form_of_frames_gives_the_same_pictures() -> None:
+    thwc = np.random.default_rng(0).integers(0, 256, (4, 28, 56, 3), dtype=np.uint8)
+    tchw = thwc.transpose(0, 3, 1, 2)
+    forms = [thwc, tchw, tchw.astype(np.float32), tchw.astype(np.float64) / 255, torch.from_numpy(tchw.copy()).float()]
+    for form in forms:
+        frames = as_frames(form)
+        assert frames.dtype == np.uint8
+        np.testing.assert_array_equal(frames, thwc)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("bad", [np.zeros((4, 28, 28)), np.zeros((4, 28, 28, 4)), np.full((2, 3, 28, 28), -1.0)])
+def test_what_is_no_video_is_refused(bad: Any) -> None:
+    with pytest.raises(ValueError, match="video"):
+        as_frames(bad)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[QwenVL]:
+    folder = str(tmp_path_factory.mktemp("models") / "node")
+    QwenVL.download_weights_on_node(folder, "sample")
+    before, after = GENERAL.stage2.split(CAPTION_SLOT)
+    assert not after.startswith(" ")
+    model = QwenVL(folder, "sample", 16, fp8=False, stage2_prompt_text=before)
+    model.setup()
+    yield model
+    model.close()
+
+
+@pytest.fixture(scope="module")
+def films() -> list[tuple[SampleClip, bytes]]:
+    clips = [random_clip(4000 + number, shortest=(120, 240), longest_seconds=3.0) for number in range(6)]
+    return [(clip, encode(clip)) for clip in clips]
+
+
+def inputs(
+    films: list[tuple[SampleClip, bytes]], text: str, *, size: tuple[int, int] = (84, 112)
+) -> list[dict[str, Any]]:
+    videos = []
+    for clip, data in films:
+        frames = decode(data, 0, clip.frames, 4, size)
+        video = (frames.pixels.transpose(0, 3, 1, 2), {"fps": frames.fps})
+        videos.append({"prompt": TEMPLATE.format(text), "multi_modal_data": {"video": video}})
+    return videos
+
+
+@pytest.mark.engine
+def test_captions_come_in_order_and_the_inputs_stay_as_they_are(
+    model: QwenVL, films: list[tuple[SampleClip, bytes]]
+) -> None:
+    assert model.generate([]) == []
+    videos = inputs(films, GENERAL.stage1)
+    kept = copy.deepcopy(videos)
+    captions = model.generate(videos, batch_size=2)
+    assert captions == [clip.scenes[0].stage1 for clip, _ in films]
+    for video, copied in zip(videos, kept, strict=True):
+        assert video["prompt"] == copied["prompt"]
+        np.testing.assert_array_equal(video["multi_modal_data"]["video"][0], copied["multi_modal_data"]["video"][0])
+
+
+@pytest.mark.engine
+def test_the_second_stage_is_asked_with_the_first_caption(model: QwenVL, films: list[tuple[SampleClip, bytes]]) -> None:
+    seen: list[str] = []
+    keeper = model._keeper
+    assert keeper is not None
+    complete = keeper.complete
+
+    async def watch(request: Any) -> Any:
+        answer = await complete(request)
+        seen.append(request.prompt)
+        return answer
+
+    keeper.complete = watch  # type: ignore[method-assign]
+    try:
+        model.generate(inputs(films[:1], GENERAL.stage1), generate_stage2_caption=True)
+    finally:
+        del keeper.complete
+    first, second = seen
+    assert films[0][0].scenes[0].stage1 in second
+    assert GENERAL.stage1 not in second
+    assert first != second
+
+
+@pytest.mark.engine
+def test_frames_of_any_size_are_scaled_where_the_model_preprocesses(
+    model: QwenVL, films: list[tuple[SampleClip, bytes]]
+) -> None:
+    odd = inputs(films, GENERAL.stage1, size=(150, 190))
+    with pytest.raises(ValueError, match=r"190x150.*28"):
+        model.generate(odd)
+    model.model_does_preprocess = True
+    try:
+        assert model.generate(odd) == [clip.scenes[0].stage1 for clip, _ in films]
+    finally:
+        model.model_does_preprocess = False
+
+
+@pytest.mark.engine
+def test_a_video_that_fails_leaves_the_others_captions(model: QwenVL, films: list[tuple[SampleClip, bytes]]) -> None:
+    videos = inputs(films[:3], GENERAL.stage1)
+    videos[1]["prompt"] = TEMPLATE.format("word " * 4000)
+    with pytest.raises(CaptionsIncomplete, match="1 of 3") as raised:
+        model.generate(videos)
+    assert raised.value.captions == [films[0][0].scenes[0].stage1, None, films[2][0].scenes[0].stage1]
