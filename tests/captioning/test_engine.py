@@ -15,6 +15,7 @@ from caption_assets.captioning.budget import FrameGrid
 from caption_assets.captioning.engine import (
     CaptionEngine,
     EngineConfig,
+    EngineDied,
     EngineError,
     engine_arguments,
     start_engine,
@@ -182,25 +183,32 @@ def test_a_prompt_over_the_context_is_refused_and_the_engine_lives_on(engine: Ca
     assert ask(engine.complete(request_of(engine, noise(4, 112, 112), Recipe().prompt.stage1))).text
 
 
-@pytest.mark.engine
-def test_an_answer_that_takes_too_long_fails_alone(
-    engine: CaptionEngine, ask: Ask[Any], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.fast
+@pytest.mark.parametrize(("others_get_answers", "expected"), [(True, RequestFailed), (False, EngineDied)])
+def test_a_late_answer_fails_alone_where_the_engine_is_at_work_and_else_the_engine_is_dead(
+    others_get_answers: bool, expected: type[Exception]
 ) -> None:
-    monkeypatch.setattr(engine, "_config", replace(engine._config, request_seconds=1.0))
-    slow = request_of(engine, noise(4, 112, 112), "word " * 50, max_output_tokens=1900)
-    forever = replace(slow, generation=replace(slow.generation, temperature=2.0, top_p=1.0, repetition_penalty=5.0))
+    """The clock alone: what a real engine does when it hangs is in test_faults."""
+    multimodal = SimpleNamespace(mm_processor_cache_gb=1.0)
+    llm = SimpleNamespace(model_config=SimpleNamespace(get_multimodal_config=lambda: multimodal))
 
-    async def babble() -> list[Any]:
-        return await asyncio.gather(
-            *(engine.complete(replace(forever, video_id=uuid4().hex)) for _ in range(8)), return_exceptions=True
-        )
+    async def run() -> Exception:
+        engine = CaptionEngine(llm, Recipe(), EngineConfig(request_seconds=0.4), set())
 
-    late = [answer for answer in ask(babble()) if isinstance(answer, Exception)]
-    assert late  # now and then the model ends its babble early, but not every time
-    assert {(type(error), getattr(error, "kind", "")) for error in late} == {(RequestFailed, "timeout")}
-    assert "within 1 s" in str(late[0])
-    monkeypatch.undo()
-    assert ask(engine.complete(request_of(engine, noise(4, 112, 112), Recipe().prompt.stage1))).text
+        async def others() -> None:
+            while others_get_answers:
+                engine._last_sign = asyncio.get_running_loop().time()
+                await asyncio.sleep(0.01)
+
+        working = asyncio.create_task(others())
+        late, *_ = await asyncio.gather(engine._in_time(asyncio.sleep(60)), return_exceptions=True)
+        working.cancel()
+        assert isinstance(late, Exception)
+        return late
+
+    error = asyncio.run(run())
+    assert type(error) is expected
+    assert "0.4" in str(error)
 
 
 @pytest.mark.engine
