@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from caption_assets.captioning.prompts import GENERAL, PROMPTS, Prompt
-from caption_assets.captioning.recipe import DETERMINISTIC, Generation, Recipe
+from caption_assets.captioning.recipe import DETERMINISTIC, MOST_TEMPERATURE, Generation, Recipe
 from caption_assets.clips.sampling import FRAME_FACTOR, Sampling
 from caption_assets.clips.window import MIN_WINDOW_FRAMES, Windowing
 from caption_assets.errors import CaptionAssetsError
@@ -65,7 +65,7 @@ class Settings(BaseSettings):
     )
     min_frames: int = Field(4, ge=FRAME_FACTOR, description="Least frames shown of a window")
     max_frames: int = Field(768, ge=FRAME_FACTOR, description="Most frames shown of a window")
-    temperature: float = Field(0.1, ge=0, allow_inf_nan=False, description="Sampling temperature of the answer")
+    temperature: float = Field(0.1, ge=0, le=MOST_TEMPERATURE, description="Sampling temperature of the answer")
     top_p: float = Field(0.001, gt=0, le=1, description="Nucleus sampling of the answer")
     repetition_penalty: float = Field(1.05, gt=0, allow_inf_nan=False, description="Repetition penalty of the answer")
     max_output_tokens: int = Field(512, ge=1, description="Longest answer")

@@ -19,6 +19,7 @@ from caption_assets.captioning.shard import Job, Published, caption_shards, fail
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.resources import Engine, Storage, Weights
 from caption_assets.settings import Settings
+from caption_assets.store.root import Root
 from caption_assets.store.tables import CaptionRow, Status, Table
 
 PROGRESS_SECONDS = 10.0
@@ -45,9 +46,9 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
         context: dg.AssetExecutionContext, storage: Storage, weights: Weights, engine: Engine
     ) -> Iterator[dg.MaterializeResult[None]]:
         tables = frozenset(Table(key.to_user_string()) for key in context.selected_asset_keys)
-        log = _RunLog(context, storage, limit)
         with clear_failures():
             job = Job(storage.root(), storage.source(), recipe, tables)
+            log = _RunLog(context, job.root, limit)
             model = weights.ensure_local(job.root, recipe.variant)
             asyncio.run(_run(context, engine, model, job, log))
         yield from ()  # a generator, for Dagster: each materialization has been logged already
@@ -63,11 +64,11 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
 class _RunLog:
     """What happens to a run's shards, told to Dagster: progress, materializations, failures."""
 
-    def __init__(self, context: dg.AssetExecutionContext, storage: Storage, limit: float) -> None:
+    def __init__(self, context: dg.AssetExecutionContext, root: Root, limit: float) -> None:
         self.failures: dict[str, str] = {}
         """Why a shard failed, by shard."""
         self._context = context
-        self._root = storage.root()
+        self._root = root
         self._limit = limit
         self._begun: dict[str, float] = {}
         self._inputs: dict[str, dict[dg.AssetKey, dict[str, str]]] = {}

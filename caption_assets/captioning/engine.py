@@ -28,6 +28,7 @@ T = TypeVar("T")
 
 ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # binding threads to cores would pin every process to the same ones
+    "OMP_WAIT_POLICY": "passive",  # threads that wait by spinning take the cores from decoders: 1.3 times as slow
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
 }

@@ -16,6 +16,10 @@ DECODE_PLAN = "1"
 """Version of the way frames are chosen, decoded and resized; raised when that changes pixels."""
 
 
+MOST_TEMPERATURE = 2.0
+"""vLLM's limit."""
+
+
 @dataclass(frozen=True, slots=True)
 class Generation:
     """How the model's answer is drawn. Defaults are the reference's (NeMo Curator).
@@ -29,11 +33,16 @@ class Generation:
     repetition_penalty: float = 1.05
     max_output_tokens: int = 512
     seed: int | None = None
-    """Fixes what is drawn; None draws anew each time."""
+    """Of the deterministic mode, which draws nothing; None draws anew each time."""
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise ValueError(f"the temperature is {self.temperature}: give 0 or more")
+        if not 0 <= self.temperature <= MOST_TEMPERATURE:
+            raise ValueError(f"the temperature is {self.temperature}: give 0 to {MOST_TEMPERATURE}")
+        if self.seed is not None and self.temperature > 0:
+            raise ValueError(
+                f"a seed needs temperature 0 (it is {self.temperature}): vLLM's CPU engine dies of a seeded draw whose "
+                "prompt it reads in pieces, and on a GPU the draw depends on what else is in the batch"
+            )
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}: give a number above 0 and up to 1")
         if self.repetition_penalty <= 0:

@@ -72,8 +72,9 @@ class EngineKeeper:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._recovery:
-            self._recovery.cancel()
+        if recovery := self._recovery:
+            recovery.cancel()
+            await asyncio.wait([recovery])
         await self._end()
 
     @property
@@ -158,7 +159,7 @@ class EngineKeeper:
         return [suspect for suspect, _ in deaths]
 
     async def _rebuild(self, reason: str) -> None:
-        """End the dead engine and build another."""
+        """End the dead engine and build another; the loop is held meanwhile, so that none sees the state in between."""
         self.deaths += 1
         self._on_death(reason)
         await self._end()

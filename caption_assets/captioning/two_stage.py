@@ -32,6 +32,8 @@ from caption_assets.store.tables import CaptionRow, ManifestRow, Status
 FREER_TEMPERATURE = 0.7
 FREER_TOP_P = 0.95
 """At least, for a caption that is generated again: what was drawn first would be drawn again."""
+STRONGER_PENALTY = 0.1
+"""Added to the repetition penalty with each generation of a caption that is not drawn but always the likeliest."""
 SPARE_TOKENS = 32
 """A stage-1 caption may take a few tokens more in the stage-2 prompt than it took as an answer."""
 
@@ -239,19 +241,21 @@ class Captioner:
         return min(attempts, key=lambda attempt: len(attempt.flags))
 
     def _changed(self, attempt: _Attempt, again: int) -> Generation | None:
-        """How the answer is drawn after a flagged one: freer, and longer if it was cut off; None if that is no use."""
+        """How it is drawn after a flagged answer: otherwise, and longer if that was cut off; None if it is no use."""
         first = self._recipe.generation
         room = self._keeper.engine.context - attempt.answer.prompt_tokens
         limit = min(2 * first.max_output_tokens, room) if CUT_OFF in attempt.flags else first.max_output_tokens
         if attempt.flags == (CUT_OFF,):
             longer = limit > attempt.generation.max_output_tokens
             return replace(attempt.generation, max_output_tokens=limit) if longer else None
+        if first.temperature == 0:  # stays deterministic
+            penalty = first.repetition_penalty + (again + 1) * STRONGER_PENALTY
+            return replace(first, repetition_penalty=penalty, max_output_tokens=limit)
         return replace(
             first,
             temperature=max(first.temperature, FREER_TEMPERATURE),
             top_p=max(first.top_p, FREER_TOP_P),
             max_output_tokens=limit,
-            seed=None if first.seed is None else first.seed + again + 1,
         )
 
     async def _ask(self, stage: int, run: _Run, instruction: str, generation: Generation) -> _Attempt:

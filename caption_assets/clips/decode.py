@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from av import VideoFrame
+from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from caption_assets.clips.probe import UnreadableClip, open_video, packet_stamps
@@ -49,11 +50,12 @@ def decode(data: bytes, start: int, end: int, count: int, size: tuple[int, int])
         indices = tuple(start + index for index in indices)
     wanted = {stamps[index]: index for index in indices}
     pictures: dict[int, RGB] = {}
+    converter = VideoReformatter()  # one for all: a frame's own would be built anew for each, at ten times the time
     with open_video(data) as (container, stream):
         stream.codec_context.thread_count = 1  # clips side by side beat threads within one codec
         for frame in container.decode(stream):
             if frame.pts in wanted:
-                pictures[wanted[frame.pts]] = resize(rgb(frame), *size)
+                pictures[wanted[frame.pts]] = resize(rgb(frame, converter), *size)
             if len(pictures) == len(wanted):
                 break
     if missing := sorted(set(indices) - pictures.keys()):
@@ -75,9 +77,9 @@ def shown_at(times: Sequence[float], count: int) -> tuple[int, ...]:
     return tuple(bisect_right(times, moment + slack) - 1 for moment in moments)
 
 
-def rgb(frame: VideoFrame) -> RGB:
+def rgb(frame: VideoFrame, converter: VideoReformatter) -> RGB:
     """A decoded frame as uint8 (height, width, 3)."""
-    return np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8)
+    return np.asarray(converter.reformat(frame, format="rgb24", threads=1).to_ndarray(), dtype=np.uint8)
 
 
 def resize(frame: RGB, height: int, width: int) -> RGB:

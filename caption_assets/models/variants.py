@@ -80,10 +80,13 @@ SAMPLE = Variant(
     gpus=0,
     engine={
         "enforce_eager": True,
-        "max_num_batched_tokens": 4096,
+        "max_num_batched_tokens": 1024,  # the smaller a step, the sooner the answers under way go on
         "max_num_seqs": 32,
         "kv_cache_memory_bytes": 256 << 20,
         "mm_processor_cache_gb": 0.5,
+        # As on one GPU: the model runs in the engine's core process. vLLM knows this by the name "uni" too, but on the
+        # CPU it then takes a worker process, and both wait for each other by spinning.
+        "distributed_executor_backend": "vllm.v1.executor.uniproc_executor.UniProcExecutor",
         # The CPU engine's default of 128 tokens is longer than a sample video: nothing of it would be cached.
         "block_size": 32,
     },

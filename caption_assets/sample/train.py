@@ -21,6 +21,7 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
+from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import (
@@ -288,7 +289,7 @@ def through_codec(frames: Sequence[NDArray[np.uint8]], codec: str, crf: int) -> 
     height, width, _ = frames[0].shape
     data = encode_frames(frames, width, height, 4, codec, crf)
     with av.open(BytesIO(data), "r") as container:
-        return [rgb(frame) for frame in container.decode(video=0)]
+        return [rgb(frame, VideoReformatter()) for frame in container.decode(video=0)]
 
 
 def augment(example: Example, rng: np.random.Generator) -> Example:

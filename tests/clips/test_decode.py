@@ -3,6 +3,7 @@ from io import BytesIO
 import av
 import numpy as np
 import pytest
+from av.video.reformatter import VideoReformatter
 
 from caption_assets.clips.decode import RGB, decode, resize, rgb
 from caption_assets.clips.probe import UnreadableClip
@@ -37,7 +38,7 @@ def test_a_variable_rate_is_sampled_by_time() -> None:
 def test_frames_equal_a_plain_decode_and_the_same_resize() -> None:
     data = counting_video(40, size=(160, 120))
     with av.open(BytesIO(data), "r") as container:
-        plain = [rgb(frame) for frame in container.decode(video=0)]
+        plain = [rgb(frame, VideoReformatter()) for frame in container.decode(video=0)]
     frames = decode(data, 0, 40, 8, (56, 84))
     expected = np.stack([resize(plain[index], 56, 84) for index in frames.indices])
     assert np.array_equal(frames.pixels, expected)
