@@ -178,7 +178,7 @@ def _tasks(job: Job, shard: str) -> list[Task]:
 
 
 def _read(job: Job, clip: Clip | None, row: ManifestRow) -> bytes:
-    data = clip.video.read(job.source.fs) if clip else b""
+    data = clip.video.read() if clip else b""
     if content_tag(data) != row.content_tag:
         raise ClipChanged(
             f"clip {row.clip_key!r} is gone or has changed since clip_manifest was materialized: materialize it again"

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from hashlib import sha256
 
-from fsspec import AbstractFileSystem
+from fsspec.core import url_to_fs
 
 
 def content_tag(data: bytes) -> str:
@@ -18,18 +18,25 @@ def content_tag(data: bytes) -> str:
 class Span:
     """A range of bytes in storage: a file of a shard, or a member of its tar."""
 
-    path: str
-    """The file that holds the bytes, as the file system names it."""
+    url: str
+    """The file that holds the bytes, with its protocol."""
     offset: int
     """Where they begin in that file."""
     size: int
     """How many they are."""
+    etag: str | None = None
+    """The store's own tag of the content, where the bytes are a whole object of a store that has tags."""
 
-    def read(self, fs: AbstractFileSystem) -> bytes:
+    def read(self) -> bytes:
         """The bytes."""
-        if self.size == 0:
+        return self.read_range(0, self.size)
+
+    def read_range(self, start: int, end: int) -> bytes:
+        """The bytes from ``start`` to before ``end``, counted from the span's beginning."""
+        if end <= start:
             return b""  # a store would take an empty range for no range and send the whole file
-        return bytes(fs.cat_file(self.path, start=self.offset, end=self.offset + self.size))
+        fs, path = url_to_fs(self.url)
+        return bytes(fs.cat_file(path, start=self.offset + start, end=self.offset + end))
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +49,7 @@ class Clip:
     side: Span | None = None
     """The JSON file of the same stem, if there is one."""
 
-    def prompt(self, fs: AbstractFileSystem) -> str | None:
+    def prompt(self) -> str | None:
         """The clip's own stage-1 instruction: ``prompt`` in its side file.
 
         Raises:
@@ -50,7 +57,7 @@ class Clip:
         """
         if self.side is None:
             return None
-        facts = json.loads(self.side.read(fs))
+        facts = json.loads(self.side.read())
         if not isinstance(facts, dict):
             raise ValueError(f"a JSON object is wanted, not {type(facts).__name__}")
         prompt = facts.get("prompt")

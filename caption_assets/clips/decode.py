@@ -11,7 +11,8 @@ from av import VideoFrame
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
-from caption_assets.clips.probe import UnreadableClip, open_video, packet_stamps
+from caption_assets.clips.container import UnreadableClip, open_video
+from caption_assets.clips.probe import packet_stamps
 from caption_assets.clips.sampling import frame_times
 
 RGB = NDArray[np.uint8]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from caption_assets.clips.clip import Clip, content_tag
-from caption_assets.clips.probe import Probe, UnreadableClip, probe
+from caption_assets.clips.container import UnreadableClip
+from caption_assets.clips.probe import Probe, probe
 from caption_assets.clips.shard import Shard, list_clips
 from caption_assets.clips.window import MIN_WINDOW_FRAMES, Windowing, split
 from caption_assets.store.root import Root
@@ -16,20 +17,20 @@ def manifest_rows(source: Root, shard: Shard, windowing: Windowing) -> Iterator[
     """One row for each window of each clip, in order of clip key; one for a clip that yields none, with the reason."""
     for clip in list_clips(source, shard):
         try:
-            data = clip.video.read(source.fs)
+            data = clip.video.read()
         except OSError as error:
             yield _unreadable(clip, "", UnreadableClip("unreadable", f"the file cannot be read: {error}"))
             continue
         tag = content_tag(data)
         try:
-            yield from _windows(clip, tag, probe(data), windowing, _prompt(source, clip))
+            yield from _windows(clip, tag, probe(data), windowing, _prompt(clip))
         except UnreadableClip as error:
             yield _unreadable(clip, tag, error)
 
 
-def _prompt(source: Root, clip: Clip) -> str | None:
+def _prompt(clip: Clip) -> str | None:
     try:
-        return clip.prompt(source.fs)
+        return clip.prompt()
     except (OSError, ValueError) as error:
         raise UnreadableClip("side_file", f"the JSON file beside the clip cannot be used: {error}") from error
 

@@ -3,28 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BytesIO
 
-import av
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,gif"
-"""Containers that may be opened. Others are refused: an ffconcat list, say, would make FFmpeg open local files."""
-
-BROKEN = (av.FFmpegError, OSError, ValueError, IndexError)
-"""What PyAV raises over damaged files: its own errors, and bare ones out of opening and demuxing."""
-
-
-class UnreadableClip(Exception):
-    """A clip that holds no video that can be captioned. The message tells a person why."""
-
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
-        """One word for tables: ``not_a_video``, ``no_video_stream``, ``damaged`` or ``too_short``."""
+from caption_assets.clips.container import UnreadableClip, open_video
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,46 +37,6 @@ class Probe:
     def seconds(self) -> float:
         """Length of the clip: the last frame is shown for an average frame's time."""
         return self.times[-1] + 1.0 / self.fps
-
-
-@contextmanager
-def open_video(data: bytes) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """Open a clip's bytes and yield the container and its best video stream.
-
-    Raises:
-        UnreadableClip: if FFmpeg finds no container or no video in it, or fails within the block.
-    """
-    with _open_container(data) as container:
-        try:
-            yield container, _video_stream(container)
-        except BROKEN as error:
-            raise UnreadableClip("damaged", f"the file is damaged: its video breaks off ({_detail(error)})") from error
-
-
-def _open_container(data: bytes) -> InputContainer:
-    if not data:
-        raise UnreadableClip("not_a_video", "the file is empty")
-    try:
-        return av.open(BytesIO(data), "r", container_options={"format_whitelist": FORMATS}, metadata_errors="replace")
-    except BROKEN as error:
-        if b"ftyp" in data[:32] and b"moov" not in data:
-            raise UnreadableClip(
-                "damaged", f"the file begins as MP4 but its index (moov) is missing: it is cut off ({_detail(error)})"
-            ) from error
-        raise UnreadableClip("not_a_video", f"the file cannot be read as a video ({_detail(error)})") from error
-
-
-def _video_stream(container: InputContainer) -> VideoStream:
-    if all(stream.type == "data" for stream in container.streams):
-        raise UnreadableClip("damaged", "the file's index describes no picture or sound: it is cut off")
-    stream = container.streams.best("video")
-    if not isinstance(stream, VideoStream):
-        raise UnreadableClip("no_video_stream", "the file has no video stream")
-    return stream
-
-
-def _detail(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def probe(data: bytes) -> Probe:

@@ -146,17 +146,22 @@ def _folder_clips(source: Root, shard: Shard) -> Iterator[Clip]:
     base = source.full(shard.path)
     entries = _files_below(source, shard.path)
     yield from _with_sides(
-        (posixpath.relpath(entry["name"], base), Span(entry["name"], 0, int(entry["size"]))) for entry in entries
+        (
+            posixpath.relpath(entry["name"], base),
+            Span(source.fs.unstrip_protocol(entry["name"]), 0, int(entry["size"]), entry.get("ETag")),
+        )
+        for entry in entries
     )
 
 
 def _tar_clips(source: Root, shard: Shard) -> Iterator[Clip]:
     """Regular members that are videos; links are no clips, since they could lead out of the shard."""
     path = source.full(shard.path)
+    url = source.fs.unstrip_protocol(path)
     try:
         with source.fs.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
             members = [
-                (posixpath.normpath(member.name), Span(path, member.offset_data, member.size))
+                (posixpath.normpath(member.name), Span(url, member.offset_data, member.size))
                 for member in archive
                 if member.isreg()
             ]

@@ -40,7 +40,7 @@ def tasks_of(data: Path, shard: str) -> list[Task]:
     found = find_shard(source, shard)
     clips = {clip.key: clip for clip in list_clips(source, found)}
     return [
-        Task(row, lambda row=row: clips[row.clip_key].video.read(source.fs))  # type: ignore[misc]
+        Task(row, lambda row=row: clips[row.clip_key].video.read())  # type: ignore[misc]
         for row in manifest_rows(source, found, Windowing())
     ]
 

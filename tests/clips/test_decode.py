@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from av.video.reformatter import VideoReformatter
 
+from caption_assets.clips.container import UnreadableClip
 from caption_assets.clips.decode import RGB, decode, resize, rgb
-from caption_assets.clips.probe import UnreadableClip
 from caption_assets.sample.clips import encode_frames
 from tests.videos import counting_video, level
 

@@ -1,6 +1,7 @@
 import pytest
 
-from caption_assets.clips.probe import UnreadableClip, probe
+from caption_assets.clips.container import UnreadableClip
+from caption_assets.clips.probe import probe
 from tests.videos import counting_video, sound_only
 
 pytestmark = pytest.mark.fast

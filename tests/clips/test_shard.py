@@ -45,14 +45,14 @@ def test_folders_and_tars_are_shards_sorted_by_key(folder: Path) -> None:
 def test_clips_are_the_videos_of_a_shard_with_their_bytes(folder: Path, key: str, expected: dict[str, bytes]) -> None:
     source = Root.open(str(folder))
     clips = list_clips(source, find_shard(source, key))
-    assert {clip.key: clip.video.read(source.fs) for clip in clips} == expected
+    assert {clip.key: clip.video.read() for clip in clips} == expected
     assert [clip.key for clip in clips] == sorted(expected)
 
 
 def test_a_json_file_of_the_same_stem_goes_with_its_clip(folder: Path) -> None:
     (folder / "b" / "one.json").write_text('{"prompt": "Count."}')
     source = Root.open(str(folder))
-    prompts = {clip.key: clip.prompt(source.fs) for key in "ab" for clip in list_clips(source, find_shard(source, key))}
+    prompts = {clip.key: clip.prompt() for key in "ab" for clip in list_clips(source, find_shard(source, key))}
     assert prompts == {"x/three.mp4": None, "deep/two.MP4": None, "one.webm": "Count."}
 
 

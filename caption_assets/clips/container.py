@@ -1,0 +1,77 @@
+"""A clip's container, opened from its bytes with nothing else within reach."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from typing import BinaryIO
+
+import av
+from av.container import InputContainer
+from av.video.stream import VideoStream
+
+FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,gif"
+"""Containers that may be opened. Others are refused: an ffconcat list, say, would make FFmpeg open local files."""
+
+BROKEN = (av.FFmpegError, OSError, ValueError, IndexError)
+"""What PyAV raises over damaged files: its own errors, and bare ones out of opening and demuxing."""
+
+
+class UnreadableClip(Exception):
+    """A clip that holds no video that can be captioned. The message tells a person why."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+        """One word for tables: ``not_a_video``, ``no_video_stream``, ``damaged``, ``too_short`` and the like."""
+
+    def __reduce__(self) -> tuple[type[UnreadableClip], tuple[str, str]]:
+        """So that it can come out of a worker process: an exception's own way would lose the kind."""
+        return type(self), (self.kind, str(self))
+
+
+@contextmanager
+def open_video(file: bytes | BinaryIO) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """Open a clip and yield the container and its best video stream.
+
+    Args:
+        file: the clip's bytes, or a binary file that can be read and sought.
+
+    Raises:
+        UnreadableClip: if FFmpeg finds no container or no video in it, or fails within the block.
+    """
+    with _open_container(BytesIO(file) if isinstance(file, bytes) else file) as container:
+        try:
+            yield container, _video_stream(container)
+        except BROKEN as error:
+            raise UnreadableClip("damaged", f"the file is damaged: its video breaks off ({_detail(error)})") from error
+
+
+def _open_container(file: BinaryIO) -> InputContainer:
+    head = file.read(32)
+    file.seek(0)
+    if not head:
+        raise UnreadableClip("not_a_video", "the file is empty")
+    try:
+        return av.open(file, "r", container_options={"format_whitelist": FORMATS}, metadata_errors="replace")
+    except BROKEN as error:
+        if b"ftyp" in head:
+            raise UnreadableClip(
+                "damaged",
+                f"the file begins as MP4 but its index (moov) is missing or broken: is it cut off? ({_detail(error)})",
+            ) from error
+        raise UnreadableClip("not_a_video", f"the file cannot be read as a video ({_detail(error)})") from error
+
+
+def _video_stream(container: InputContainer) -> VideoStream:
+    if all(stream.type == "data" for stream in container.streams):
+        raise UnreadableClip("damaged", "the file's index describes no picture or sound: it is cut off")
+    stream = container.streams.best("video")
+    if not isinstance(stream, VideoStream):
+        raise UnreadableClip("no_video_stream", "the file has no video stream")
+    return stream
+
+
+def _detail(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
