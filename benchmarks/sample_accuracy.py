@@ -18,11 +18,13 @@ from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+from caption_assets.captioning.decoding import SandboxDecoder
 from caption_assets.captioning.engine import EngineConfig, start_engine
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.recovery import EngineKeeper
 from caption_assets.captioning.shard import Job, Published, caption_shards
 from caption_assets.clips.manifest import manifest_rows
+from caption_assets.clips.sandbox import Sandbox
 from caption_assets.clips.shard import find_shard
 from caption_assets.clips.window import Windowing
 from caption_assets.errors import CaptionAssetsError
@@ -73,7 +75,8 @@ async def run(root: Root, cache: Path) -> dict[Table, Published]:
     model = ensure_local(root, recipe.variant, cache)
     watcher = Watcher()
     async with EngineKeeper(lambda: start_engine(model, recipe, EngineConfig())) as keeper:
-        await caption_shards(keeper, job, [SHARD], watcher)
+        with Sandbox() as sandbox, SandboxDecoder(sandbox) as decoder:
+            await caption_shards(keeper, decoder, job, [SHARD], watcher)
     return watcher.tables
 
 

@@ -32,7 +32,7 @@ import numpy as np
 import psutil
 
 from caption_assets.captioning.budget import FrameGrid
-from caption_assets.captioning.decoding import Decoder, ThreadDecoder
+from caption_assets.captioning.decoding import Decoder, SandboxDecoder
 from caption_assets.captioning.engine import CaptionEngine, EngineConfig, start_engine, video_metadata
 from caption_assets.captioning.recipe import Generation, Recipe
 from caption_assets.captioning.recovery import EngineKeeper
@@ -42,12 +42,15 @@ from caption_assets.captioning.two_stage import Captioner, Plan
 from caption_assets.clips.clip import content_tag
 from caption_assets.clips.decode import Frames
 from caption_assets.clips.sampling import Sampling
+from caption_assets.clips.sandbox import Sandbox
 from caption_assets.models.variants import SAMPLE, PixelLimits
 from caption_assets.models.weights import ensure_local, publish
 from caption_assets.sample.clips import SampleClip, encode, random_clip
 from caption_assets.store.root import Root
 from caption_assets.store.tables import ManifestRow, Status
 
+SANDBOX = Sandbox()
+"""Its workers serve every arm, and are there before the first that counts."""
 CHUNK = 16
 """The reference's batch size."""
 FPS = 10
@@ -145,7 +148,7 @@ class Ready:
     @classmethod
     async def of(cls, keeper: EngineKeeper, tasks: Sequence[Task]) -> Ready:
         """Decode every task's window."""
-        with ThreadDecoder() as decoder:
+        with SandboxDecoder(SANDBOX) as decoder:
             captioner = Captioner(keeper, RECIPE, decoder, with_stage2=True)
             plans = [captioner.plan(task) for task in tasks]
             frames = await asyncio.gather(
@@ -237,7 +240,7 @@ async def measure_speed(model: Path, films: Sequence[tuple[SampleClip, bytes]], 
                 elif arm == "ready":
                     await ours(keeper, RECIPE, ready, tasks)
                 else:
-                    with ThreadDecoder() as decoder:
+                    with SandboxDecoder(SANDBOX) as decoder:
                         rows = await ours(keeper, RECIPE, decoder, tasks)
                 if turn:
                     took.append(time.monotonic() - begun)
@@ -273,7 +276,7 @@ async def measure_large(model: Path, films: Sequence[tuple[SampleClip, bytes]]) 
     # No step may be shorter than a window's video.
     config = EngineConfig(arguments={"max_model_len": LARGE.variant.max_model_len, "max_num_batched_tokens": 6144})
     async with EngineKeeper(lambda: start_engine(model, LARGE, config)) as keeper:
-        with ThreadDecoder() as decoder:
+        with SandboxDecoder(SANDBOX) as decoder:
             rows = await ours(keeper, LARGE, decoder, fresh_tasks(long))
     prompts = [row.stage2.prompt_tokens or 0 for row in rows if row.stage2]
     cached = [row.stage2.cached_tokens or 0 for row in rows if row.stage2]
@@ -288,7 +291,7 @@ async def measure_memory(model: Path, films: Sequence[tuple[SampleClip, bytes]],
     async with EngineKeeper(lambda: start_engine(model, RECIPE, config)) as keeper:
         done = 0
         for target in (200, windows):
-            with ThreadDecoder() as decoder:
+            with SandboxDecoder(SANDBOX) as decoder:
                 await ours(keeper, RECIPE, decoder, fresh_tasks(films, target - done))
             done = target
             figures[f"pss_mb_{target}"] = pss_mb()

@@ -11,6 +11,7 @@ import dagster as dg
 from caption_assets.captioning.engine import EngineConfig, start_engine
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.recovery import EngineKeeper
+from caption_assets.clips.sandbox import Sandbox, SandboxLimits
 from caption_assets.models.variants import Variant
 from caption_assets.models.weights import WeightsManifest, ensure_local, publish
 from caption_assets.settings import Settings
@@ -52,6 +53,18 @@ class Weights(dg.ConfigurableResource):  # type: ignore[type-arg]
         return ensure_local(root, variant, Path(self.cache).expanduser())
 
 
+class Clips(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """The worker processes that read clips."""
+
+    seconds: float
+    memory_gb: float
+    workers: int | None
+
+    def start(self) -> Sandbox:
+        """Workers, which end with the block."""
+        return Sandbox(SandboxLimits(self.seconds, self.memory_gb), self.workers)
+
+
 class Engine(dg.ConfigurableResource):  # type: ignore[type-arg]
     """The vLLM engine's configuration. A step starts one engine for all its shards and both stages."""
 
@@ -87,6 +100,7 @@ def build_resources(settings: Settings) -> dict[str, object]:
     return {
         "storage": Storage(root_url=settings.root, source_url=settings.source_url),
         "weights": Weights(cache=str(settings.cache)),
+        "clips": Clips(seconds=settings.clip_seconds, memory_gb=settings.clip_memory_gb, workers=settings.clip_workers),
         "engine": Engine(
             gpu_memory_utilization=settings.gpu_memory_utilization,
             processor_cache_gb=settings.processor_cache_gb,

@@ -82,6 +82,16 @@ class Settings(BaseSettings):
     engine_args: dict[str, Any] = Field(
         default_factory=dict, description="Further arguments of vLLM's `AsyncEngineArgs`, as a JSON object"
     )
+    clip_seconds: float = Field(
+        120.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Longest time that probing a clip or decoding a window may take",
+    )
+    clip_memory_gb: float = Field(4.0, ge=1, allow_inf_nan=False, description="Most memory that this may take, in GiB")
+    clip_workers: int | None = Field(
+        None, ge=1, description="Processes that probe and decode clips. Default: one a core, up to 8"
+    )
     frames_gb: float = Field(2.0, gt=0, description="Memory for the decoded frames of the windows under way, in GiB")
     gpu_memory_utilization: float | None = Field(
         None, gt=0, le=1, description="Share of the GPU's memory for the engine. Default: the model's, 0.85"

@@ -14,12 +14,13 @@ from typing import Any, TypeVar
 import pytest
 from hypothesis import settings as hypothesis_settings
 
-from caption_assets.captioning.decoding import ThreadDecoder
+from caption_assets.captioning.decoding import SandboxDecoder
 from caption_assets.captioning.engine import CaptionEngine, EngineConfig, start_engine
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.recovery import EngineKeeper
 from caption_assets.captioning.stream import caption
 from caption_assets.captioning.task import Captioned, Task
+from caption_assets.clips.sandbox import Sandbox
 from caption_assets.models.weights import ensure_local, publish
 from caption_assets.sample.shards import TRUTH, write_shards
 from caption_assets.store.root import Root
@@ -31,6 +32,9 @@ T = TypeVar("T")
 Ask = Callable[[Coroutine[Any, Any, T]], T]
 Truth = dict[str, dict[str, list[list[str]]]]
 """Right captions by shard and clip: a pair for each window."""
+
+SANDBOX = Sandbox()
+"""One for the session, as there is one engine: its workers start when they are first needed."""
 
 # Machines are noisy; a slow example is no failure.
 hypothesis_settings.register_profile("project", deadline=None, max_examples=100)
@@ -101,7 +105,7 @@ async def caption_all(
         assert result.task.number not in results
         results[result.task.number] = result
 
-    with ThreadDecoder() as decoder:
+    with SandboxDecoder(SANDBOX) as decoder:
         await caption(keeper, recipe, decoder, stream(), keep, with_stage2=with_stage2)
     return [results[number] for number in range(len(numbered))]
 

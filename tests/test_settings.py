@@ -22,7 +22,7 @@ def test_nothing_need_be_set() -> None:
         ("CAPTION_WINDOW_SIZE", "many", "integer"),
         ("CAPTION_WINDOW_SIZE", "3", "greater than or equal to 4"),
         ("CAPTION_TEMPERATURE", "-1", "greater than or equal to 0"),
-        ("CAPTION_TEMPERATURE", "nan", "finite"),
+        ("CAPTION_TEMPERATURE", "nan", "less than or equal to 2"),
         ("CAPTION_TOP_P", "2", "less than or equal to 1"),
         ("CAPTION_STAGE1_PROMPT", " ", "empty"),
         ("CAPTION_STAGE2_PROMPT", "no slot", "exactly once"),

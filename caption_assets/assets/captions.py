@@ -14,10 +14,12 @@ from caption_assets.assets.markdown import markdown_table
 from caption_assets.assets.partitions import SHARDS
 from caption_assets.assets.pods import gpu_pod
 from caption_assets.assets.provenance import input_tags, output_tags
+from caption_assets.captioning.decoding import SandboxDecoder
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.shard import Job, Published, caption_shards, failed_fraction
+from caption_assets.clips.sandbox import Sandbox
 from caption_assets.errors import CaptionAssetsError
-from caption_assets.resources import Engine, Storage, Weights
+from caption_assets.resources import Clips, Engine, Storage, Weights
 from caption_assets.settings import Settings
 from caption_assets.store.root import Root
 from caption_assets.store.tables import CaptionRow, Status, Table
@@ -43,14 +45,15 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
         op_tags=gpu_pod(settings),
     )
     def captions(
-        context: dg.AssetExecutionContext, storage: Storage, weights: Weights, engine: Engine
+        context: dg.AssetExecutionContext, storage: Storage, weights: Weights, clips: Clips, engine: Engine
     ) -> Iterator[dg.MaterializeResult[None]]:
         tables = frozenset(Table(key.to_user_string()) for key in context.selected_asset_keys)
         with clear_failures():
             job = Job(storage.root(), storage.source(), recipe, tables)
             log = _RunLog(context, job.root, limit)
             model = weights.ensure_local(job.root, recipe.variant)
-            asyncio.run(_run(context, engine, model, job, log))
+            with clips.start() as sandbox:
+                asyncio.run(_run(context, engine, sandbox, model, job, log))
         yield from ()  # a generator, for Dagster: each materialization has been logged already
         if log.failures:
             raise dg.Failure(
@@ -117,7 +120,9 @@ class _RunLog:
         self._context.log_event(dg.AssetMaterialization(key, partition=shard, metadata=facts, tags=versions))
 
 
-async def _run(context: dg.AssetExecutionContext, engine: Engine, model: Path, job: Job, log: _RunLog) -> None:
+async def _run(
+    context: dg.AssetExecutionContext, engine: Engine, sandbox: Sandbox, model: Path, job: Job, log: _RunLog
+) -> None:
     """Caption the run's shards on one engine."""
     context.log.info(f"starting the engine for {job.recipe.variant.hub_id}")
     begun = time.monotonic()
@@ -127,7 +132,8 @@ async def _run(context: dg.AssetExecutionContext, engine: Engine, model: Path, j
 
     async with engine.start(model, job.recipe, died) as keeper:
         context.log.info(f"the engine is ready after {time.monotonic() - begun:.0f} s")
-        await caption_shards(keeper, job, context.partition_keys, log)
+        with SandboxDecoder(sandbox) as decoder:
+            await caption_shards(keeper, decoder, job, context.partition_keys, log)
         context.log.info(
             f"the engine died {keeper.deaths} times; {keeper.resent} videos had to be sent to it again for stage 2"
         )

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import os
+from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Protocol, TypeVar
 
+import numpy as np
+
 from caption_assets.captioning.budget import FrameGrid
 from caption_assets.captioning.task import Task
-from caption_assets.clips.decode import Frames, decode
+from caption_assets.clips.buffer import Buffer
+from caption_assets.clips.container import UnreadableClip
+from caption_assets.clips.decode import Frames
+from caption_assets.clips.decode_shared import decode_shared
+from caption_assets.clips.sandbox import Sandbox
 
 T = TypeVar("T")
-MOST_THREADS = 8
-"""More would outrun any engine: a thread decodes several windows a second."""
+AHEAD = 2
+"""Windows read or decoded at once, for each worker: one being decoded, one being fetched."""
 
 
 class Decoder(Protocol):
@@ -24,14 +30,17 @@ class Decoder(Protocol):
         """The window's frames, as many and as large as ``grid`` says; raises whatever is wrong with the clip."""
 
 
-class ThreadDecoder:
-    """Reads and decodes in threads of this process: PyAV releases the interpreter's lock."""
+class SandboxDecoder:
+    """Reads clips in threads of this process, once for all windows of one, and decodes them in a sandbox's workers."""
 
-    def __init__(self) -> None:
-        count = min(os.cpu_count() or 1, MOST_THREADS)
-        self._threads = ThreadPoolExecutor(count, "decode", initializer=_resize_alone)
+    def __init__(self, sandbox: Sandbox) -> None:
+        self._sandbox = sandbox
+        self._most = AHEAD * sandbox.workers
+        self._room = asyncio.Semaphore(self._most)
+        self._threads = ThreadPoolExecutor(self._most, "read")
+        self._clips: OrderedDict[tuple[str, str, str], asyncio.Future[Buffer]] = OrderedDict()
 
-    def __enter__(self) -> ThreadDecoder:
+    def __enter__(self) -> SandboxDecoder:
         return self
 
     def __exit__(
@@ -41,19 +50,39 @@ class ThreadDecoder:
 
     async def frames(self, task: Task, grid: FrameGrid) -> Frames:
         """The window's frames."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, _decode, task, grid)
+        start, end = known(task.window.start_frame), known(task.window.end_frame)
+        async with self._room:
+            clip = await self._clip(task)
+            pixels = Buffer(grid.bytes)
+            shown = await self._sandbox.run(
+                decode_shared, clip.handle, pixels.handle, start, end, grid.frames, (grid.height, grid.width)
+            )
+        array = np.frombuffer(pixels.memory, np.uint8).reshape(grid.frames, grid.height, grid.width, 3)
+        return Frames(array, shown.indices, shown.fps)
+
+    async def _clip(self, task: Task) -> Buffer:
+        """The clip's bytes, kept for its other windows, which come next, and not for long."""
+        key = (task.shard, task.window.clip_key, task.window.content_tag)
+        reading = self._clips.get(key)
+        if reading is None:
+            reading = asyncio.get_running_loop().run_in_executor(self._threads, _read, task)
+            self._clips[key] = reading
+            if len(self._clips) > self._most:
+                self._clips.popitem(last=False)
+        try:
+            return await asyncio.shield(reading)
+        except Exception:
+            self._clips.pop(key, None)  # another try reads it again
+            raise
 
 
-def _resize_alone() -> None:
-    """Keep torch from spreading this thread's resizes over threads of its own, for twice the CPU time."""
-    import torch
-
-    torch.set_num_threads(1)
-
-
-def _decode(task: Task, grid: FrameGrid) -> Frames:
-    start, end = known(task.window.start_frame), known(task.window.end_frame)
-    return decode(task.read(), start, end, grid.frames, (grid.height, grid.width))
+def _read(task: Task) -> Buffer:
+    data = task.read()
+    if not data:
+        raise UnreadableClip("not_a_video", "the file is empty")
+    buffer = Buffer(len(data))
+    buffer.memory[:] = data
+    return buffer
 
 
 def known(value: T | None) -> T:

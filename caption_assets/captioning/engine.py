@@ -11,18 +11,19 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from functools import cached_property, lru_cache
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
 
 from caption_assets.captioning.admission import Load
 from caption_assets.captioning.budget import FrameGrid, patch_times, visual_tokens
-from caption_assets.captioning.lifeline import OWNER, PLUGIN
 from caption_assets.captioning.prompts import neutralise
 from caption_assets.captioning.recipe import Generation, Recipe
 from caption_assets.captioning.request import Completion, Request, RequestFailed
 from caption_assets.clips.decode import Frames
 from caption_assets.errors import CaptionAssetsError
+from caption_assets.lifeline import OWNER, PLUGIN
 
 T = TypeVar("T")
 
@@ -147,6 +148,7 @@ async def start_engine(model: Path, recipe: Recipe, config: EngineConfig) -> Asy
             f"vLLM cannot be imported ({error}): install the extra 'cpu' or 'gpu' where captions are made"
         ) from error
     _check_names(arguments, {known.name for known in fields(AsyncEngineArgs)})
+    resource_tracker.ensure_running()  # Python's own, for all processes of this one: the engine must not take it along
     before = _children()
     try:
         llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))

@@ -10,7 +10,7 @@ from functools import partial
 from importlib.metadata import version
 from typing import Protocol
 
-from caption_assets.captioning.decoding import ThreadDecoder
+from caption_assets.captioning.decoding import Decoder
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.recovery import EngineKeeper
 from caption_assets.captioning.stream import caption
@@ -77,7 +77,9 @@ class Progress(Protocol):
         """A shard could not be begun or not be published; the others go on."""
 
 
-async def caption_shards(keeper: EngineKeeper, job: Job, shards: Iterable[str], progress: Progress) -> None:
+async def caption_shards(
+    keeper: EngineKeeper, decoder: Decoder, job: Job, shards: Iterable[str], progress: Progress
+) -> None:
     """Caption shards through one engine and publish each as soon as it is whole.
 
     The next shard's windows enter while the last one's tail is still being captioned.
@@ -87,8 +89,7 @@ async def caption_shards(keeper: EngineKeeper, job: Job, shards: Iterable[str], 
     """
     run = _Run(job, progress)
     with_stage2 = Table.STAGE2 in job.tables
-    with ThreadDecoder() as decoder:
-        await caption(keeper, job.recipe, decoder, run.tasks(shards), run.take, with_stage2=with_stage2)
+    await caption(keeper, job.recipe, decoder, run.tasks(shards), run.take, with_stage2=with_stage2)
 
 
 @dataclass(slots=True)

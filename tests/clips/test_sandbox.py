@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from caption_assets.clips.buffer import Buffer, BufferHandle
+from caption_assets.clips.container import UnreadableClip
+from caption_assets.clips.sandbox import Sandbox, SandboxLimits
+
+pytestmark = pytest.mark.store  # processes take a second each to start
+
+
+def spin() -> None:
+    while True:
+        pass
+
+
+def doze() -> None:
+    time.sleep(3600)
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def devour() -> int:
+    return len(np.ones(3 << 30, np.uint8))
+
+
+def refuse() -> None:
+    raise UnreadableClip("damaged", "it breaks off")
+
+
+def invert(handle: BufferHandle) -> int:
+    with handle.map() as memory:
+        array = np.frombuffer(memory, np.uint8)
+        array[:] = 255 - array
+        total = int(array.sum())
+        del array  # a map in use cannot be closed
+    return total
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[Sandbox]:
+    with Sandbox(SandboxLimits(seconds=2.0, memory_gb=1.0), workers=2) as sandbox:
+        yield sandbox
+
+
+@pytest.mark.parametrize(
+    ("deed", "kind"),
+    [(spin, "too_slow"), (doze, "too_slow"), (die, "decoder_died"), (devour, "too_large"), (refuse, "damaged")],
+)
+def test_what_a_clip_does_to_its_worker_costs_that_clip_alone(sandbox: Sandbox, deed, kind: str) -> None:  # type: ignore[no-untyped-def]
+    bad = sandbox.submit(deed)
+    good = [sandbox.submit(abs, -number) for number in range(20)]
+    with pytest.raises(UnreadableClip) as error:
+        sandbox.result(bad)
+    assert error.value.kind == kind
+    assert [sandbox.result(job) for job in good] == list(range(20))
+
+
+def test_a_job_can_be_awaited(sandbox: Sandbox) -> None:
+    async def both() -> int:
+        with pytest.raises(UnreadableClip, match="died of it"):
+            await sandbox.run(die)
+        return await sandbox.run(abs, -3)
+
+    assert asyncio.run(both()) == 3
+
+
+def test_a_buffer_is_written_by_a_worker_and_read_here_without_a_copy(sandbox: Sandbox) -> None:
+    buffer = Buffer(1000)
+    pixels = np.frombuffer(buffer.memory, np.uint8)
+    assert sandbox.result(sandbox.submit(invert, buffer.handle)) == 255 * 1000
+    assert pixels.min() == 255
+    del buffer
+    assert pixels.max() == 255  # the memory lives as long as what looks at it
+
+
+def test_a_buffers_memory_and_descriptor_are_given_back() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(50):
+        Buffer(1 << 20)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_no_worker_outlives_a_run_that_is_killed(tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    script = (
+        "import time\n"
+        "from pathlib import Path\n"
+        "from caption_assets.clips.sandbox import Sandbox\n"
+        "if __name__ == '__main__':\n"
+        "    with Sandbox(workers=2) as sandbox:\n"
+        "        sandbox.result(sandbox.submit(abs, -1))\n"
+        f"        Path({str(ready)!r}).touch()\n"
+        "        time.sleep(600)\n"
+    )
+    (tmp_path / "run.py").write_text(script)
+    run = subprocess.Popen([sys.executable, str(tmp_path / "run.py")])
+    while not ready.exists():
+        assert run.poll() is None
+        time.sleep(0.1)
+    workers = psutil.Process(run.pid).children(recursive=True)
+    assert len(workers) >= 2
+    run.kill()
+    run.wait()
+    _, alive = psutil.wait_procs(workers, timeout=10)
+    assert not alive
+
+
+def test_the_sandboxs_end_is_its_workers_end() -> None:
+    before = set(multiprocessing.active_children())
+    with Sandbox(workers=2) as sandbox:
+        sandbox.result(sandbox.submit(abs, -1))
+        assert len(set(multiprocessing.active_children()) - before) == 2
+    assert not set(multiprocessing.active_children()) - before
+
+
+@pytest.mark.parametrize("limits", [{"seconds": 0}, {"memory_gb": 0.5}])
+def test_limits_that_leave_nothing_are_refused(limits: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="limit"):
+        SandboxLimits(**limits)
