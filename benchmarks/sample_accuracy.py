@@ -18,7 +18,6 @@ from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from caption_assets.captioning.decoding import SandboxDecoder
 from caption_assets.captioning.engine import EngineConfig, start_engine
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.recovery import EngineKeeper
@@ -75,8 +74,8 @@ async def run(root: Root, cache: Path) -> dict[Table, Published]:
     model = ensure_local(root, recipe.variant, cache)
     watcher = Watcher()
     async with EngineKeeper(lambda: start_engine(model, recipe, EngineConfig())) as keeper:
-        with Sandbox() as sandbox, SandboxDecoder(sandbox) as decoder:
-            await caption_shards(keeper, decoder, job, [SHARD], watcher)
+        with Sandbox() as sandbox:
+            await caption_shards(keeper, sandbox, job, [SHARD], watcher)
     return watcher.tables
 
 

@@ -92,6 +92,7 @@ class Settings(BaseSettings):
     clip_workers: int | None = Field(
         None, ge=1, description="Processes that probe and decode clips. Default: one a core, up to 8"
     )
+    previews: bool = Field(False, description="Keep a small moving picture and a still one of each window captioned")
     frames_gb: float = Field(2.0, gt=0, description="Memory for the decoded frames of the windows under way, in GiB")
     gpu_memory_utilization: float | None = Field(
         None, gt=0, le=1, description="Share of the GPU's memory for the engine. Default: the model's, 0.85"

@@ -14,7 +14,6 @@ from caption_assets.assets.markdown import markdown_table
 from caption_assets.assets.partitions import SHARDS
 from caption_assets.assets.pods import gpu_pod
 from caption_assets.assets.provenance import input_tags, output_tags
-from caption_assets.captioning.decoding import SandboxDecoder
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.shard import Job, Published, caption_shards, failed_fraction
 from caption_assets.clips.sandbox import Sandbox
@@ -49,7 +48,7 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
     ) -> Iterator[dg.MaterializeResult[None]]:
         tables = frozenset(Table(key.to_user_string()) for key in context.selected_asset_keys)
         with clear_failures():
-            job = Job(storage.root(), storage.source(), recipe, tables)
+            job = Job(storage.root(), storage.source(), recipe, tables, settings.previews)
             log = _RunLog(context, job.root, limit)
             model = weights.ensure_local(job.root, recipe.variant)
             with clips.start() as sandbox:
@@ -132,8 +131,7 @@ async def _run(
 
     async with engine.start(model, job.recipe, died) as keeper:
         context.log.info(f"the engine is ready after {time.monotonic() - begun:.0f} s")
-        with SandboxDecoder(sandbox) as decoder:
-            await caption_shards(keeper, decoder, job, context.partition_keys, log)
+        await caption_shards(keeper, sandbox, job, context.partition_keys, log)
         context.log.info(
             f"the engine died {keeper.deaths} times; {keeper.resent} videos had to be sent to it again for stage 2"
         )

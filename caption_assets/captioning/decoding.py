@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Protocol, TypeVar
@@ -16,6 +17,7 @@ from caption_assets.clips.buffer import Buffer
 from caption_assets.clips.container import UnreadableClip
 from caption_assets.clips.decode import Frames
 from caption_assets.clips.decode_shared import decode_shared
+from caption_assets.clips.preview import Preview
 from caption_assets.clips.sandbox import Sandbox
 
 T = TypeVar("T")
@@ -31,10 +33,16 @@ class Decoder(Protocol):
 
 
 class SandboxDecoder:
-    """Reads clips in threads of this process, once for all windows of one, and decodes them in a sandbox's workers."""
+    """Reads clips in threads of this process, once for all windows of one, and decodes them in a sandbox's workers.
 
-    def __init__(self, sandbox: Sandbox) -> None:
+    Args:
+        sandbox: its workers.
+        keep_preview: if given, a preview is made of each window and kept by this.
+    """
+
+    def __init__(self, sandbox: Sandbox, keep_preview: Callable[[Task, Preview], None] | None = None) -> None:
         self._sandbox = sandbox
+        self._keep_preview = keep_preview
         self._most = AHEAD * sandbox.workers
         self._room = asyncio.Semaphore(self._most)
         self._threads = ThreadPoolExecutor(self._most, "read")
@@ -55,8 +63,17 @@ class SandboxDecoder:
             clip = await self._clip(task)
             pixels = Buffer(grid.bytes)
             shown = await self._sandbox.run(
-                decode_shared, clip.handle, pixels.handle, start, end, grid.frames, (grid.height, grid.width)
+                decode_shared,
+                clip.handle,
+                pixels.handle,
+                start,
+                end,
+                grid.frames,
+                (grid.height, grid.width),
+                with_preview=self._keep_preview is not None,
             )
+            if self._keep_preview and shown.preview:
+                await asyncio.get_running_loop().run_in_executor(self._threads, self._keep_preview, task, shown.preview)
         array = np.frombuffer(pixels.memory, np.uint8).reshape(grid.frames, grid.height, grid.width, 3)
         return Frames(array, shown.indices, shown.fps)
 

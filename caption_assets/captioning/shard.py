@@ -10,14 +10,17 @@ from functools import partial
 from importlib.metadata import version
 from typing import Protocol
 
-from caption_assets.captioning.decoding import Decoder
+from caption_assets.captioning.decoding import SandboxDecoder
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.recovery import EngineKeeper
 from caption_assets.captioning.stream import caption
 from caption_assets.captioning.task import Captioned, Task
 from caption_assets.clips.clip import Clip, content_tag
+from caption_assets.clips.preview import Preview
+from caption_assets.clips.sandbox import Sandbox
 from caption_assets.clips.shard import find_shard, list_clips
 from caption_assets.errors import CaptionAssetsError
+from caption_assets.store.previews import write_preview
 from caption_assets.store.root import Root
 from caption_assets.store.tables import (
     CaptionRow,
@@ -50,6 +53,8 @@ class Job:
     recipe: Recipe
     tables: frozenset[Table]
     """Stage 1, stage 2 or both. Stage 2 alone takes the stage-1 captions that were published before."""
+    previews: bool = False
+    """Whether to keep a preview of each window."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +83,7 @@ class Progress(Protocol):
 
 
 async def caption_shards(
-    keeper: EngineKeeper, decoder: Decoder, job: Job, shards: Iterable[str], progress: Progress
+    keeper: EngineKeeper, sandbox: Sandbox, job: Job, shards: Iterable[str], progress: Progress
 ) -> None:
     """Caption shards through one engine and publish each as soon as it is whole.
 
@@ -89,7 +94,12 @@ async def caption_shards(
     """
     run = _Run(job, progress)
     with_stage2 = Table.STAGE2 in job.tables
-    await caption(keeper, job.recipe, decoder, run.tasks(shards), run.take, with_stage2=with_stage2)
+    with SandboxDecoder(sandbox, partial(_keep_preview, job.root) if job.previews else None) as decoder:
+        await caption(keeper, job.recipe, decoder, run.tasks(shards), run.take, with_stage2=with_stage2)
+
+
+def _keep_preview(root: Root, task: Task, preview: Preview) -> None:
+    write_preview(root, task.shard, task.window.window_id, preview.animation, preview.poster)
 
 
 @dataclass(slots=True)

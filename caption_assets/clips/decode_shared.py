@@ -8,6 +8,7 @@ import numpy as np
 
 from caption_assets.clips.buffer import BufferHandle
 from caption_assets.clips.decode import decode
+from caption_assets.clips.preview import Preview, make_preview
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,10 +17,19 @@ class Shown:
 
     indices: tuple[int, ...]
     fps: float
+    preview: Preview | None
+    """If one was wanted."""
 
 
 def decode_shared(
-    clip: BufferHandle, pixels: BufferHandle, start: int, end: int, count: int, size: tuple[int, int]
+    clip: BufferHandle,
+    pixels: BufferHandle,
+    start: int,
+    end: int,
+    count: int,
+    size: tuple[int, int],
+    *,
+    with_preview: bool = False,
 ) -> Shown:
     """Decode a window as ``decode`` does, from one buffer into another.
 
@@ -30,6 +40,7 @@ def decode_shared(
         end: as for ``decode``.
         count: as for ``decode``.
         size: as for ``decode``.
+        with_preview: whether to make a preview of the frames as well.
 
     Raises:
         UnreadableClip: if the clip, or one of the wanted frames, cannot be decoded.
@@ -42,4 +53,4 @@ def decode_shared(
     frames = decode(data, start, end, count, size)
     with pixels.map() as memory:
         np.frombuffer(memory, np.uint8).reshape(frames.pixels.shape)[:] = frames.pixels
-    return Shown(frames.indices, frames.fps)
+    return Shown(frames.indices, frames.fps, make_preview(frames.pixels, frames.fps) if with_preview else None)

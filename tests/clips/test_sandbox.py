@@ -18,8 +18,6 @@ from caption_assets.clips.buffer import Buffer, BufferHandle
 from caption_assets.clips.container import UnreadableClip
 from caption_assets.clips.sandbox import Sandbox, SandboxLimits
 
-pytestmark = pytest.mark.store  # processes take a second each to start
-
 
 def spin() -> None:
     while True:
