@@ -67,7 +67,7 @@ RECIPE = Recipe(
     regenerations=0,
 )
 LARGE = Recipe(
-    # 64 tokens a pair of frames, 8 frames a second of 8 to 12 seconds: 2,000 visual tokens a window and more.
+    # 64 tokens a pair of frames, 8 frames a second of 9 to 12 seconds: 2,000 visual tokens a window and more.
     variant=replace(
         RECIPE.variant,
         pixels=PixelLimits(min_pixels=64 * 28**2, max_pixels=72 * 28**2, total_pixels=2 * 4000 * 28**2),
@@ -272,7 +272,7 @@ def cached_of_cacheable(engine: CaptionEngine, rows: Sequence[Captioned]) -> flo
 
 async def measure_large(model: Path, films: Sequence[tuple[SampleClip, bytes]]) -> dict[str, float]:
     """Cached share of all stage-2 prompt tokens, on windows of 2,000 tokens and more."""
-    long = [(clip, data) for clip, data in films[:48] if clip.frames / clip.fps >= 8]
+    long = [(clip, data) for clip, data in films[:48] if clip.frames / clip.fps >= 9]
     # No step may be shorter than a window's video.
     config = EngineConfig(arguments={"max_model_len": LARGE.variant.max_model_len, "max_num_batched_tokens": 6144})
     async with EngineKeeper(lambda: start_engine(model, LARGE, config)) as keeper:

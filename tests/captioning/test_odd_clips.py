@@ -1,0 +1,94 @@
+"""From unusual files to the right words, on the session's engine: probe, windows, decoding and captions together."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from io import BytesIO
+from itertools import pairwise
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+from caption_assets.captioning.recipe import Recipe
+from caption_assets.captioning.recovery import EngineKeeper
+from caption_assets.clips.window import Windowing
+from caption_assets.sample.clips import encode_frames
+from caption_assets.sample.world import Scene, random_scene, render
+from tests.captioning.tasks import film_tasks
+from tests.conftest import Ask, caption_all
+
+pytestmark = pytest.mark.engine
+
+FRAMES = 60
+MOTIONS = ("moves left", "moves right", "moves up", "moves down")
+
+
+def scene(motion: str, width: int, height: int, *, but: int = 0) -> Scene:
+    """The first scene with this motion, or a later one."""
+    rng = np.random.default_rng(11)
+    found = (made for _ in range(9999) if (made := random_scene(rng, width, height)).motion == motion)
+    return [next(found) for _ in range(but + 1)][-1]
+
+
+def film(shown: Scene, width: int, height: int, *, stamps: list[int], turned: int = 0) -> bytes:
+    """A film of one scene.
+
+    Args:
+        shown: the scene; each frame shows it as it is at its own time.
+        width: of the picture as it is to be seen.
+        height: of the picture as it is to be seen.
+        stamps: when each frame is shown, in units of 1/100 s.
+        turned: degrees, by which the coded picture lies on its side and is to be turned counter-clockwise when shown.
+    """
+    times = [(stamp - stamps[0]) / (stamps[-1] - stamps[0]) for stamp in stamps]
+    file = BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=100, options={"crf": "18", "bf": "2"})
+        stream.width, stream.height = (height, width) if turned % 180 else (width, height)
+        stream.pix_fmt = "yuv420p"
+        stream.time_base = stream.codec_context.time_base = Fraction(1, 100)
+        stream.set_display_rotation(turned)
+        for stamp, picture in zip(stamps, render(shown, width, height, times, np.random.default_rng(0)), strict=True):
+            lying = np.ascontiguousarray(np.rot90(picture, -turned // 90))
+            frame = av.VideoFrame.from_ndarray(lying, format="rgb24")
+            frame.pts, frame.time_base = stamp, Fraction(1, 100)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("turned", [0, 90, 180, 270])
+def test_a_rotated_clip_is_seen_upright(keeper: EngineKeeper, ask: Ask[Any], turned: int) -> None:
+    shown = [scene(motion, 240, 320) for motion in MOTIONS]
+    films = [film(one, 240, 320, stamps=[*range(0, 240, 4)], turned=turned) for one in shown]
+    tasks = [task for data in films for task in film_tasks(data)]
+    assert {(task.window.width, task.window.height) for task in tasks} == {(240, 320)}
+    results = ask(caption_all(keeper, Recipe(), tasks, with_stage2=False))
+    assert [done.stage1.caption for done in results] == [one.stage1 for one in shown]
+
+
+def test_a_clip_of_variable_frame_rate_is_seen_by_time(keeper: EngineKeeper, ask: Ask[Any]) -> None:
+    """Two thirds of the frames fall into the first tenth of the time."""
+    stamps = [*range(40), *range(40, 400, 18)]
+    shown = [scene(motion, 320, 240, but=1) for motion in MOTIONS]
+    tasks = [task for one in shown for task in film_tasks(film(one, 320, 240, stamps=stamps))]
+    results = ask(caption_all(keeper, Recipe(), tasks))
+    assert [done.stage1.caption for done in results] == [one.stage1 for one in shown]
+    for done in results:
+        indices = done.stage1.frame_indices
+        assert indices is not None
+        steps = [stamps[two] - stamps[one] for one, two in pairwise(indices)]
+        assert max(steps) - min(steps) <= 2 * 18
+
+
+def test_each_window_of_a_clip_that_changes_gets_its_own_words(keeper: EngineKeeper, ask: Ask[Any]) -> None:
+    scenes = [scene(motion, 320, 240, but=2) for motion in MOTIONS]
+    times = [number / (FRAMES - 1) for number in range(FRAMES)]
+    rng = np.random.default_rng(0)
+    pictures = [picture for one in scenes for picture in render(one, 320, 240, times, rng)]
+    data = encode_frames(pictures, 320, 240, 24, "h264", 20)
+    results = ask(caption_all(keeper, Recipe(), film_tasks(data, Windowing(FRAMES, FRAMES))))
+    assert [done.stage1.caption for done in results] == [one.stage1 for one in scenes]
+    assert [done.stage2 and done.stage2.caption for done in results] == [one.stage2 for one in scenes]
