@@ -16,6 +16,7 @@ from caption_assets.captioning.recovery import EngineKeeper
 from caption_assets.captioning.stream import caption
 from caption_assets.captioning.task import Captioned, Task
 from caption_assets.clips.clip import Clip, content_tag
+from caption_assets.clips.listing import list_clips
 from caption_assets.clips.preview import Preview
 from caption_assets.clips.sandbox import Sandbox
 from caption_assets.clips.shard import find_shard, list_clips

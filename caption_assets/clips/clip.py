@@ -5,8 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import Any
 
-from fsspec.core import url_to_fs
+import fsspec
+from fsspec import AbstractFileSystem
+
+from caption_assets.clips.container import UnreadableClip
+
+MAX_TEXT_BYTES = 1 << 20
+"""A longer side file, or line of a list, is none: it would be held in memory for the sake of a prompt."""
+TAG_EDGE_BYTES = 32 << 10
+"""What a span's tag covers at each end. Containers keep their index at one of them."""
 
 
 def content_tag(data: bytes) -> str:
@@ -19,13 +28,21 @@ class Span:
     """A range of bytes in storage: a file of a shard, or a member of its tar."""
 
     url: str
-    """The file that holds the bytes, with its protocol."""
+    """The file that holds the bytes: its protocol, ``://``, and its path as the file system names it, unescaped."""
     offset: int
     """Where they begin in that file."""
     size: int
     """How many they are."""
     etag: str | None = None
     """The store's own tag of the content, where the bytes are a whole object of a store that has tags."""
+
+    def place(self) -> tuple[AbstractFileSystem, str]:
+        """The file system that holds the file, and its path there.
+
+        Not by ``url_to_fs``, which takes ``::`` in a file's name for a chain of file systems.
+        """
+        protocol, path = self.url.split("://", 1)
+        return fsspec.filesystem(protocol), path
 
     def read(self) -> bytes:
         """The bytes."""
@@ -35,8 +52,22 @@ class Span:
         """The bytes from ``start`` to before ``end``, counted from the span's beginning."""
         if end <= start:
             return b""  # a store would take an empty range for no range and send the whole file
-        fs, path = url_to_fs(self.url)
+        fs, path = self.place()
         return bytes(fs.cat_file(path, start=self.offset + start, end=self.offset + end))
+
+    def tag(self) -> str:
+        """32 hex digits that tell the content from another's, wherever it lies in a tar or folder.
+
+        Of the store's tag as listed, without reading; or else of the size and the first and last 32 KiB, so that a
+        change of neither goes unseen.
+        """
+        if self.etag:
+            return content_tag(self.etag.encode())
+        if self.size <= 2 * TAG_EDGE_BYTES:
+            edges = self.read()
+        else:
+            edges = self.read_range(0, TAG_EDGE_BYTES) + self.read_range(self.size - TAG_EDGE_BYTES, self.size)
+        return content_tag(b"%d\n" % self.size + edges)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,19 +79,58 @@ class Clip:
     video: Span
     side: Span | None = None
     """The JSON file of the same stem, if there is one."""
+    text: Span | None = None
+    """The text file of the same stem, if there is one."""
+    columns: str | None = None
+    """The further columns of a list's row, as a JSON object."""
+    refusal: UnreadableClip | None = None
+    """Why the clip will not be opened. Its spans are then not to be read."""
 
     def prompt(self) -> str | None:
-        """The clip's own stage-1 instruction: ``prompt`` in its side file.
+        """The clip's own stage-1 instruction: ``prompt`` in its side file or in its row of the list.
 
         Raises:
-            ValueError: if the side file is no JSON object, or its prompt is no text.
+            ValueError: if the side file is no JSON object, or the prompt is no text.
         """
-        if self.side is None:
-            return None
-        facts = json.loads(self.side.read())
-        if not isinstance(facts, dict):
-            raise ValueError(f"a JSON object is wanted, not {type(facts).__name__}")
-        prompt = facts.get("prompt")
+        prompt = self._facts().get("prompt")
         if prompt is not None and not (isinstance(prompt, str) and prompt.strip()):
-            raise ValueError(f"its prompt is {prompt!r}: give a text, or leave it out")
+            raise ValueError(f"{self._source} cannot be used: its prompt is {prompt!r}: give a text, or leave it out")
         return prompt
+
+    def extra(self) -> dict[str, Any]:
+        """What else is known of the clip, as JSON has it, without the prompt.
+
+        The further columns of its row of the list, or what its JSON file says; and its text file under ``txt``.
+
+        Raises:
+            ValueError: if the JSON file is no JSON object, or the text file is not UTF-8.
+        """
+        facts = self._facts()
+        facts.pop("prompt", None)
+        if self.text is not None:
+            facts["txt"] = _text(self.text, "the text file beside the clip")
+        return facts
+
+    @property
+    def _source(self) -> str:
+        return "the clip's row of the list" if self.side is None else "the JSON file beside the clip"
+
+    def _facts(self) -> dict[str, Any]:
+        text = self.columns or "{}" if self.side is None else _text(self.side, self._source)
+        try:
+            facts = json.loads(text, parse_constant=lambda _: None)  # JSON has no NaN
+            json.dumps(facts, ensure_ascii=False).encode()  # raises where an escape is half a surrogate pair
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{self._source} cannot be used: it is no JSON ({error})") from error
+        if not isinstance(facts, dict):
+            raise ValueError(f"{self._source} cannot be used: it holds a {type(facts).__name__}, not a JSON object")
+        return facts
+
+
+def _text(span: Span, what: str) -> str:
+    if span.size > MAX_TEXT_BYTES:
+        raise ValueError(f"{what} cannot be used: it has {span.size} bytes, more than {MAX_TEXT_BYTES}: shorten it")
+    try:
+        return span.read().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{what} cannot be used: {error}") from error

@@ -6,16 +6,20 @@ from collections.abc import Iterator
 
 from caption_assets.clips.clip import Clip, content_tag
 from caption_assets.clips.container import UnreadableClip
+from caption_assets.clips.listing import list_clips
 from caption_assets.clips.probe import Probe, probe
-from caption_assets.clips.shard import Shard, list_clips
+from caption_assets.clips.shard import Shard
 from caption_assets.clips.window import MIN_WINDOW_FRAMES, Windowing, split
 from caption_assets.store.root import Root
 from caption_assets.store.tables import ManifestRow, Status, window_id
 
 
 def manifest_rows(source: Root, shard: Shard, windowing: Windowing) -> Iterator[ManifestRow]:
-    """One row for each window of each clip, in order of clip key; one for a clip that yields none, with the reason."""
+    """One row for each window of each clip, in the listing's order; one for a clip that yields none, and why."""
     for clip in list_clips(source, shard):
+        if clip.refusal:
+            yield _unreadable(clip, "", clip.refusal)
+            continue
         try:
             data = clip.video.read()
         except OSError as error:
@@ -31,8 +35,8 @@ def manifest_rows(source: Root, shard: Shard, windowing: Windowing) -> Iterator[
 def _prompt(clip: Clip) -> str | None:
     try:
         return clip.prompt()
-    except (OSError, ValueError) as error:
-        raise UnreadableClip("side_file", f"the JSON file beside the clip cannot be used: {error}") from error
+    except ValueError as error:
+        raise UnreadableClip("side_file", str(error)) from error
 
 
 def _windows(clip: Clip, tag: str, found: Probe, windowing: Windowing, prompt: str | None) -> Iterator[ManifestRow]:

@@ -1,25 +1,24 @@
-"""The shards of a source, and the clips of a shard."""
+"""The shards of a source."""
 
 from __future__ import annotations
 
 import itertools
+import json
+import os
 import posixpath
 import re
-import tarfile
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import sha256
 from typing import Any
 
-from caption_assets.clips.clip import Clip, Span
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.store.root import Root
 
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 """Keys that Dagster's partitions, file systems and object stores all take; a comma, say, breaks backfills in the UI."""
-TAR_SUFFIX = ".tar"
 SIDE_SUFFIX = ".json"
+TEXT_SUFFIX = ".txt"
 VIDEO_SUFFIXES = frozenset(
     {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".m2ts", ".mpg", ".mpeg", ".flv", ".wmv", ".ogv", ".gif"}
 )
@@ -34,6 +33,11 @@ class Layout(StrEnum):
 
     FOLDER = "folder"
     TAR = "tar"
+    LIST = "list"
+
+
+LAYOUTS = {".tar": Layout.TAR, ".parquet": Layout.LIST, ".jsonl": Layout.LIST}
+"""Layouts that are a single file, by its suffix."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +48,11 @@ class Shard:
     """Name of the shard, which is its partition key."""
     layout: Layout
     path: str
-    """The folder or tar, relative to the source."""
+    """The folder, tar or list, relative to the source."""
 
 
 def list_shards(source: Root) -> list[Shard]:
-    """The source's shards, sorted by key. Hidden entries and those that are neither folder nor tar are no shards.
+    """The source's shards, sorted by key. No shards: hidden entries, and those that are neither folder, tar nor list.
 
     Raises:
         ShardError: if the source is not there, holds a name that cannot be a partition key, or two shards of one name.
@@ -83,24 +87,53 @@ def find_shard(source: Root, key: str) -> Shard:
     )
 
 
-def list_clips(source: Root, shard: Shard) -> list[Clip]:
-    """The shard's clips, sorted by key.
-
-    Raises:
-        ShardError: if a tar cannot be read as one.
-    """
-    clips = _tar_clips(source, shard) if shard.layout is Layout.TAR else _folder_clips(source, shard)
-    return sorted(clips, key=lambda clip: clip.key)
-
-
 def content_version(source: Root, shard: Shard) -> str:
-    """A short hash of the shard's listing: names, sizes, and ETags or else times of change."""
-    info = [source.fs.info(source.full(shard.path))]
+    """A short hash of the shard's listing: names, sizes, and ETags or else times of change.
+
+    Of a list, this is the list file itself: the clips it names are not looked at.
+    """
     if shard.layout is Layout.FOLDER:
-        entries = _files_below(source, shard.path)
-        info = [entry for entry in entries if _is_video(entry["name"]) or entry["name"].endswith(SIDE_SUFFIX)]
-    base = source.full(shard.path)
-    return sha256("\n".join(_listing_lines(base, info)).encode()).hexdigest()[:16]
+        info = files_below(source, shard)
+    else:
+        info = [(shard.path, source.fs.info(source.full(shard.path), refresh=True))]
+    lines = sorted(
+        json.dumps([name, entry["size"], str(entry.get("ETag") or entry.get("mtime"))]) for name, entry in info
+    )
+    return sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def files_below(source: Root, shard: Shard) -> list[tuple[str, dict[str, Any]]]:
+    """The videos of a folder and the files that may go with them, by name within the folder, with fsspec's entries.
+
+    A link to a folder is listed and not followed. Hidden files and folders are left out.
+    """
+    base = source.full(shard.path) + "/"
+    entries = source.fs.find(base, detail=True).values()
+    return [
+        (name, entry)
+        for entry in entries
+        if not is_hidden(name := entry["name"].removeprefix(base).lstrip("/"))
+        and (is_video(name) or suffix(name) in (SIDE_SUFFIX, TEXT_SUFFIX) or _is_linked_folder(entry))
+    ]
+
+
+def is_video(name: str) -> bool:
+    """Whether a file is taken for a video, by its name."""
+    return suffix(name) in VIDEO_SUFFIXES
+
+
+def suffix(name: str) -> str:
+    """The suffix of a file's name, in small letters, with its dot."""
+    return posixpath.splitext(name)[1].lower()
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or a folder above it begins with a dot."""
+    return any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
+
+
+def _is_linked_folder(entry: dict[str, Any]) -> bool:
+    return bool(entry.get("islink")) and os.path.isdir(entry["name"])
 
 
 def _shards(source: Root) -> list[Shard]:
@@ -122,60 +155,5 @@ def _as_shard(entry: dict[str, Any]) -> Shard | None:
         return None
     if entry["type"] == "directory":
         return Shard(name, Layout.FOLDER, name)
-    if name.endswith(TAR_SUFFIX):
-        return Shard(name.removesuffix(TAR_SUFFIX), Layout.TAR, name)
-    return None
-
-
-def _is_video(name: str) -> bool:
-    return posixpath.splitext(name)[1].lower() in VIDEO_SUFFIXES
-
-
-def _files_below(source: Root, path: str) -> Iterable[dict[str, Any]]:
-    return list(source.fs.find(source.full(path), detail=True).values())
-
-
-def _listing_lines(base: str, entries: Iterable[dict[str, Any]]) -> list[str]:
-    return sorted(
-        f"{posixpath.relpath(entry['name'], base)}\t{entry['size']}\t{entry.get('ETag') or entry.get('mtime')}"
-        for entry in entries
-    )
-
-
-def _folder_clips(source: Root, shard: Shard) -> Iterator[Clip]:
-    base = source.full(shard.path)
-    entries = _files_below(source, shard.path)
-    yield from _with_sides(
-        (
-            posixpath.relpath(entry["name"], base),
-            Span(source.fs.unstrip_protocol(entry["name"]), 0, int(entry["size"]), entry.get("ETag")),
-        )
-        for entry in entries
-    )
-
-
-def _tar_clips(source: Root, shard: Shard) -> Iterator[Clip]:
-    """Regular members that are videos; links are no clips, since they could lead out of the shard."""
-    path = source.full(shard.path)
-    url = source.fs.unstrip_protocol(path)
-    try:
-        with source.fs.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
-            members = [
-                (posixpath.normpath(member.name), Span(url, member.offset_data, member.size))
-                for member in archive
-                if member.isreg()
-            ]
-    except tarfile.TarError as error:
-        raise ShardError(
-            f"shard {shard.key!r} cannot be read as an uncompressed tar ({error}): write it anew, without compression"
-        ) from error
-    yield from _with_sides(members)
-
-
-def _with_sides(files: Iterable[tuple[str, Span]]) -> Iterator[Clip]:
-    """The videos among a shard's files, each with the JSON file of its stem."""
-    files = list(files)
-    sides = {posixpath.splitext(name)[0]: span for name, span in files if name.endswith(SIDE_SUFFIX)}
-    for name, span in files:
-        if _is_video(name):
-            yield Clip(name, span, sides.get(posixpath.splitext(name)[0]))
+    stem, ending = posixpath.splitext(name)
+    return Shard(stem, LAYOUTS[ending], name) if ending in LAYOUTS else None

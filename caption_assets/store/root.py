@@ -59,6 +59,12 @@ class Root:
         """``path`` as a person or another program would open it: a local path, or a URL with its protocol."""
         return self.full(path) if self.is_local else str(self.fs.unstrip_protocol(self.full(path)))
 
+    def holds(self, path: str) -> bool:
+        """Whether ``path`` lies below the root once links are followed. Object stores have none."""
+        if not self.is_local:
+            return True
+        return Path(os.path.realpath(self.full(path))).is_relative_to(os.path.realpath(self.path))
+
     def exists(self, path: str) -> bool:
         """Whether there is an object or folder at ``path``."""
         return bool(self.fs.exists(self.full(path)))

@@ -18,8 +18,9 @@ from caption_assets.captioning.recovery import EngineKeeper
 from caption_assets.captioning.request import Completion, Request, RequestFailed
 from caption_assets.captioning.task import Captioned, Task
 from caption_assets.clips.decode import Frames, decode
+from caption_assets.clips.listing import list_clips
 from caption_assets.clips.manifest import manifest_rows
-from caption_assets.clips.shard import find_shard, list_clips
+from caption_assets.clips.shard import find_shard
 from caption_assets.clips.window import Windowing
 from caption_assets.sample.clips import encode_frames
 from caption_assets.sample.world import COLOURS, Scene, random_scene, render, stage1_caption

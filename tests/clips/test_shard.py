@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from caption_assets.clips.shard import Layout, ShardError, content_version, find_shard, list_clips, list_shards
+from caption_assets.clips.listing import list_clips
+from caption_assets.clips.shard import Layout, ShardError, content_version, find_shard, list_shards
 from caption_assets.store.root import Root
 
 pytestmark = pytest.mark.fast

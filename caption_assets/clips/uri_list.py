@@ -1,0 +1,153 @@
+"""Shards that are lists: the URIs of clips that lie elsewhere, as Parquet or JSON lines."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import islice
+from typing import Any, TypeGuard
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.core import split_protocol
+
+from caption_assets.clips.clip import MAX_TEXT_BYTES, Clip, Span
+from caption_assets.clips.container import UnreadableClip
+from caption_assets.clips.key import Keys, leaves_root, normalise
+from caption_assets.clips.shard import Shard, ShardError
+from caption_assets.store.root import Root
+
+BATCH_ROWS = 1024
+"""Rows held at a time."""
+LOOKUPS = 16
+"""Clips looked up side by side: a store takes tens of milliseconds for each."""
+READ_AHEAD_BYTES = 1 << 20
+"""Fetched at a time."""
+
+Row = dict[str, Any]
+"""A list's row by column."""
+
+
+def listed_clips(source: Root, shard: Shard) -> Iterator[Clip]:
+    """The clips of a list, in its order, each looked up in its store.
+
+    Raises:
+        ShardError: if the list cannot be read as one.
+    """
+    keys = Keys()
+    named = (_named(source, keys, number, row) for number, row in enumerate(_rows(source, shard), 1))
+    with ThreadPoolExecutor(LOOKUPS) as pool:
+        while batch := list(islice(named, BATCH_ROWS)):
+            yield from pool.map(_found, batch)
+
+
+def refuse_version(url: str) -> UnreadableClip | None:
+    """Why a URL cannot be opened if s3fs would take the end of its name for the version of another object."""
+    if url.startswith("s3") and "?versionId=" in url:
+        return UnreadableClip("version", "the name ends in '?versionId=': name the object alone, as its latest version")
+    return None
+
+
+def _named(source: Root, keys: Keys, number: int, row: Row) -> Clip:
+    """A row's clip, not yet looked up."""
+    uri = row.pop("uri")
+    columns = json.dumps(row, default=str)  # what JSON has no form for, such as a date, is given as text
+    if not _is_name(uri):
+        key, refusal = keys.give(f"row {number}", UnreadableClip("uri", f"the row's uri is {uri!r}: name a video file"))
+        return Clip(key, Span("", 0, 0), columns=columns, refusal=refusal)
+    key, refusal = keys.give(uri, _refuse(source, uri))
+    url = uri if split_protocol(uri)[0] else source.fs.unstrip_protocol(source.full(normalise(uri)))
+    return Clip(key, Span(url, 0, 0), columns=columns, refusal=refusal)
+
+
+def _is_name(uri: object) -> TypeGuard[str]:
+    """Whether any file could be called so: a text of UTF-8 with something in it, and no NUL."""
+    if not isinstance(uri, str) or "\0" in uri or not normalise(uri):
+        return False
+    return uri.encode("utf-8", "ignore").decode() == uri
+
+
+def _refuse(source: Root, uri: str) -> UnreadableClip | None:
+    protocol, path = split_protocol(uri)
+    if protocol is None:
+        if not leaves_root(uri) and not source.holds(normalise(uri)):
+            return UnreadableClip("link", f"{uri!r} leads out of the source by a link: put the file itself there")
+        return None
+    own = source.fs.protocol
+    allowed = {"s3", *([own] if isinstance(own, str) else own)}
+    if protocol == "file" and (protocol not in allowed or not path.startswith("/")):
+        return UnreadableClip(
+            "outside", "a file:// URI must be absolute, and the source on this machine: name the clip relative to it"
+        )
+    if protocol not in allowed:
+        return UnreadableClip("scheme", f"clips are not fetched by {protocol}://: copy it to one of {sorted(allowed)}")
+    return refuse_version(uri)
+
+
+def _found(clip: Clip) -> Clip:
+    """The clip with its size and tag, or refused because it cannot be looked up."""
+    if clip.refusal:
+        return clip
+    fs, path = clip.video.place()
+    try:
+        info = fs.info(path, refresh=True)
+    except FileNotFoundError:
+        return replace(clip, refusal=UnreadableClip("missing", "there is no such file"))
+    except (OSError, ValueError) as error:
+        return replace(clip, refusal=UnreadableClip("unreadable", f"the file cannot be read: {error}"))
+    if info["type"] != "file":
+        return replace(clip, refusal=UnreadableClip("not_a_file", "the uri is that of no regular file: name a video"))
+    return replace(clip, video=replace(clip.video, size=int(info["size"]), etag=info.get("ETag") or None))
+
+
+def _rows(source: Root, shard: Shard) -> Iterator[Row]:
+    """The rows of a list, each with a ``uri`` of whatever type."""
+    read = _parquet_rows if shard.path.endswith(".parquet") else _json_rows
+    name = source.address(shard.path)
+    try:
+        with source.fs.open(source.full(shard.path), "rb", block_size=READ_AHEAD_BYTES) as file:
+            yield from read(file, name)
+    except OSError as error:
+        raise ShardError(f"the list {name!r} cannot be read: {error}") from error
+
+
+def _parquet_rows(file: io.RawIOBase, name: str) -> Iterator[Row]:
+    try:
+        table = pq.ParquetFile(file)
+        _check_columns(table.schema_arrow.names, f"the list {name!r}")
+        for batch in table.iter_batches(BATCH_ROWS):
+            yield from batch.to_pylist()
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise ShardError(f"the list {name!r} cannot be read as Parquet ({error}): write it anew") from error
+
+
+def _json_rows(file: io.RawIOBase, name: str) -> Iterator[Row]:
+    lines = io.BufferedReader(file)  # fsspec's own readline pays no heed to a limit
+    number = 0
+    while line := lines.readline(MAX_TEXT_BYTES + 1):
+        number += 1
+        where = f"line {number} of the list {name!r}"
+        if len(line) > MAX_TEXT_BYTES:
+            raise ShardError(f"{where} has more than {MAX_TEXT_BYTES} bytes: write one JSON object a line")
+        if line.isspace():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ShardError(f"{where} is no JSON object ({error}): write one, such as {EXAMPLE}") from error
+        if not isinstance(row, dict):
+            raise ShardError(f"{where} is a {type(row).__name__}, no JSON object: write one, such as {EXAMPLE}")
+        _check_columns(list(row), where)
+        yield row
+
+
+EXAMPLE = '{"uri": "s3://bucket/clip.mp4"}'
+
+
+def _check_columns(columns: list[str], where: str) -> None:
+    if "uri" not in columns:
+        found = ", ".join(map(repr, columns[:20])) or "none"
+        raise ShardError(f"{where} has no column 'uri' (it has {found}): add one that names each clip's video")
