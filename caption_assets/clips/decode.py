@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 from av import Packet, VideoFrame
 from av.video.codeccontext import VideoCodecContext
+from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from caption_assets.clips.container import BROKEN, UnreadableClip, check_size, detail, open_video
-from caption_assets.clips.plan import SKIPPABLE, PacketFacts, Plan, Step, lean_plan, whole_plan
+from caption_assets.clips.plan import DROP, SKIPPABLE, PacketFacts, Plan, Step, lean_plan, whole_plan
 from caption_assets.clips.sampling import frame_times
 from caption_assets.clips.tone import is_hdr, to_sdr
 
@@ -130,14 +131,14 @@ def resize(frame: NDArray[Any], height: int, width: int) -> NDArray[Any]:
     pixels = torch.from_numpy(frame if frame.dtype == np.uint8 else frame.astype(np.float32))
     pixels = pixels.permute(2, 0, 1).unsqueeze(0)
     scaled = torch.nn.functional.interpolate(pixels, size=(height, width), mode="bicubic", antialias=True)
-    scaled = scaled.squeeze(0).permute(1, 2, 0).contiguous().numpy()
+    result = np.asarray(scaled.squeeze(0).permute(1, 2, 0).contiguous())
     if frame.dtype == np.uint8:
-        return np.asarray(scaled)
-    return np.rint(np.clip(scaled, 0, np.iinfo(frame.dtype).max)).astype(frame.dtype)
+        return result
+    return np.asarray(np.rint(np.clip(result, 0, np.iinfo(frame.dtype).max)), frame.dtype)
 
 
 def _unpacked(frame: VideoFrame, converter: VideoReformatter, pixel_format: str) -> NDArray[Any]:
-    return converter.reformat(frame, format=pixel_format, threads=1).to_ndarray()
+    return np.asarray(converter.reformat(frame, format=pixel_format, threads=1).to_ndarray())
 
 
 def _stack(pictures: Sequence[RGB]) -> NDArray[np.uint8]:
@@ -179,22 +180,24 @@ def _follow(
     wanted: set[int],
     size: tuple[int, int] | None,
 ) -> tuple[dict[int, _Shot], list[str]]:
+    """What ``_shoot`` does, by one plan; nothing, where the plan enters at a frame that is no key frame after all."""
     shots: dict[int, _Shot] = {}
     errors: list[str] = []
+    entered = set()
     converter = VideoReformatter()
     aspect = stream.sample_aspect_ratio or Fraction(1)
     for frame in _frames(stream.codec_context, packets, plan.steps, errors):
-        if frame.pts in plan.entries and not frame.key_frame:
-            return {}, errors
+        if frame.key_frame and frame.pict_type == PictureType.I:
+            entered.add(frame.pts)
         if frame.pts in wanted and not frame.is_corrupt:
             shots[frame.pts] = _Shot(picture(frame, converter, aspect, size), frame.interlaced_frame)
-    return shots, errors
+    return (shots, errors) if entered >= plan.entries else ({}, errors)
 
 
 def _frames(
     context: VideoCodecContext, packets: Sequence[Packet[VideoStream]], steps: Sequence[Step], errors: list[str]
 ) -> Iterator[VideoFrame]:
-    """What a codec makes of the packets, in order of presentation. Packets that it refuses leave a line in ``errors``."""
+    """What a codec makes of the packets, in order of presentation. Those that it refuses leave a line in ``errors``."""
 
     def frames_of(packet: Packet[VideoStream] | None) -> list[VideoFrame]:
         try:
@@ -211,12 +214,12 @@ def _frames(
     context.flush_buffers()
     gap = False
     for packet, step in zip(packets, steps, strict=True):
-        if step is Step.DROP:
+        if step == DROP:
             gap = True
             continue
         if gap:
             yield from remaining()
             gap = False
-        context.skip_frame = step.value
+        context.skip_frame = step
         yield from frames_of(packet)
     yield from remaining()

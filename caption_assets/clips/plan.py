@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
+from typing import Final, Literal
 
 SKIPPABLE = frozenset({"av1", "h264", "hevc", "mjpeg", "mpeg1video", "mpeg2video", "mpeg4", "prores", "vp8", "vp9"})
 """Codecs, by FFmpeg's names, whose key frames are complete and whose decoders leave out nothing that is referred to.
@@ -13,15 +13,15 @@ Not so GIF, say, whose every frame counts as a key frame and yet is painted over
 """
 
 
-class Step(StrEnum):
-    """What becomes of a packet. The values are FFmpeg's, for what its decoder is to leave out (``skip_frame``)."""
+Step = Literal["DEFAULT", "NONREF", "ALL"]
+"""What becomes of a packet: FFmpeg's word for what its decoder is to leave out (``skip_frame``)."""
 
-    DECODE = "DEFAULT"
-    """Decode it: its frame is wanted."""
-    REFER = "NONREF"
-    """Decode it if other frames are predicted from it."""
-    DROP = "ALL"
-    """The decoder is not to see it."""
+DECODE: Final = "DEFAULT"
+"""Decode it: its frame is wanted."""
+REFER: Final = "NONREF"
+"""Decode it if other frames are predicted from it."""
+DROP: Final = "ALL"
+"""The decoder is not to see it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,8 @@ class Plan:
 def whole_plan(packets: Sequence[PacketFacts], wanted: Collection[int]) -> Plan:
     """Everything from the first packet to the last wanted one."""
     last = max((index for index, packet in enumerate(packets) if packet.pts in wanted), default=-1)
-    return Plan(tuple(Step.DECODE if index <= last else Step.DROP for index in range(len(packets))), frozenset())
+    steps: list[Step] = [DECODE if index <= last else DROP for index in range(len(packets))]
+    return Plan(tuple(steps), frozenset())
 
 
 def lean_plan(packets: Sequence[PacketFacts], wanted: Collection[int]) -> Plan:
@@ -61,22 +62,22 @@ def lean_plan(packets: Sequence[PacketFacts], wanted: Collection[int]) -> Plan:
         packets: all of the clip's, in decoding order.
         wanted: stamps of the frames to get.
     """
-    steps = [Step.DROP] * len(packets)
+    steps: list[Step] = [DROP] * len(packets)
     entries = set()
     groups = _groups(packets)
     for number, group in enumerate(groups):
         after = groups[number + 1] if number + 1 < len(groups) else range(0)
         stop = group.stop if _has_wanted_leader(packets, after, wanted) else _end_of_wanted(packets, group, wanted)
         for index in range(group.start, stop):
-            steps[index] = Step.DECODE if packets[index].pts in wanted or index == group.start else Step.REFER
+            steps[index] = DECODE if index == group.start or packets[index].pts in wanted else REFER
         pts = packets[group.start].pts
-        if stop > group.start > 0 and steps[group.start - 1] is Step.DROP and pts is not None:
+        if stop > group.start > 0 and steps[group.start - 1] is DROP and pts is not None:
             entries.add(pts)
     return Plan(tuple(steps), frozenset(entries))
 
 
 def _groups(packets: Sequence[PacketFacts]) -> list[range]:
-    """Ranges of packets, each from a key frame to before the next; the first begins with the clip, whatever is there."""
+    """Ranges of packets, each from a key frame to before the next; the first is from the clip's beginning, anyhow."""
     starts = sorted({0, *(index for index, packet in enumerate(packets) if packet.is_keyframe)})
     return [range(start, end) for start, end in zip(starts, [*starts[1:], len(packets)], strict=True)]
 

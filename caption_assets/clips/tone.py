@@ -9,23 +9,24 @@ import numpy as np
 from av.video.reformatter import ColorTrc
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
+Floats = NDArray[np.floating]
+"""Float32, save in the making of tables."""
 
 REFERENCE_WHITE = 203.0
-"""Luminance of diffuse white in an HDR picture, in cd/m² (ITU-R BT.2408-7, section 2.2)."""
+"""Luminance of diffuse white in an HDR picture, in cd/m² (ITU-R BT.2408, "HDR Reference White")."""
 KNEE = 0.5
 """Share of reference white up to which light is kept as it is. Chosen here: white becomes level 225 of 255, and the
 levels above it are left to highlights (400 cd/m²: 240; 1,000: 249; 10,000: 254)."""
 BT2020_TO_BT709 = np.array(
     [[1.660491, -0.587641, -0.072850], [-0.124550, 1.132900, -0.008349], [-0.018151, -0.100579, 1.118730]], np.float32
 )
-"""Linear RGB of one set of primaries in the other: the inverse of the matrix of ITU-R BT.2087-0, section 4.1."""
+"""Linear RGB of one set of primaries in the other: the inverse of the matrix of ITU-R BT.2087, which has 4 digits."""
 BT2020_LUMINANCE = np.array([0.2627, 0.6780, 0.0593], np.float32)
-"""Shares of the primaries in luminance (ITU-R BT.2020-2, table 4)."""
+"""Shares of the primaries in luminance (ITU-R BT.2020, table 4)."""
 HLG_PEAK = 1000.0
-"""Luminance of HLG's brightest white on its reference display, in cd/m² (ITU-R BT.2100-3, table 5)."""
+"""Luminance of HLG's brightest white on its reference display, in cd/m² (ITU-R BT.2100, table 5)."""
 HLG_GAMMA = 1.2
-"""System gamma of that display (ITU-R BT.2100-3, table 5)."""
+"""System gamma of that display (ITU-R BT.2100, table 5)."""
 
 
 def is_hdr(transfer: int) -> bool:
@@ -59,7 +60,7 @@ def compress(light: Floats) -> Floats:
         light: linear, in shares of reference white; any shape.
     """
     above = np.maximum(light - KNEE, 0) / (1 - KNEE)
-    return np.minimum(light, KNEE) + (1 - KNEE) * above / (1 + above)
+    return np.asarray(np.minimum(light, KNEE) + (1 - KNEE) * above / (1 + above))
 
 
 def _pq_light(signal: NDArray[np.uint16]) -> Floats:
@@ -75,15 +76,15 @@ def _hlg_light(signal: NDArray[np.uint16]) -> Floats:
 
 
 def pq_eotf(signal: Floats) -> Floats:
-    """PQ signal from 0 to 1 as luminance in cd/m² (SMPTE ST 2084:2014, section 5.1; ITU-R BT.2100-3, table 4)."""
+    """PQ signal from 0 to 1 as luminance in cd/m² (SMPTE ST 2084:2014, section 5.1; ITU-R BT.2100, table 4)."""
     m1, m2 = 2610 / 16384, 2523 / 4096 * 128
     c1, c2, c3 = 3424 / 4096, 2413 / 4096 * 32, 2392 / 4096 * 32
     root = signal ** (1 / m2)
-    return 10_000 * (np.maximum(root - c1, 0) / (c2 - c3 * root)) ** (1 / m1)
+    return np.asarray(10_000 * (np.maximum(root - c1, 0) / (c2 - c3 * root)) ** (1 / m1))
 
 
 def hlg_inverse_oetf(signal: Floats) -> Floats:
-    """HLG signal from 0 to 1 as linear light of the scene from 0 to 1 (ITU-R BT.2100-3, table 5)."""
+    """HLG signal from 0 to 1 as linear light of the scene from 0 to 1 (ITU-R BT.2100, table 5)."""
     a = 0.17883277
     b, c = 1 - 4 * a, 0.5 - a * np.log(4 * a)
     return np.where(signal <= 0.5, signal**2 / 3, (np.exp((signal - c) / a) + b) / 12)
