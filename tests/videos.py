@@ -2,13 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
+from functools import cache
 from io import BytesIO
+from types import MappingProxyType
+from typing import Any, cast
 
 import av
 import numpy as np
+from av.video.stream import VideoStream
 from numpy.typing import NDArray
+
+RGB = NDArray[np.uint8]
+
+
+def video(
+    pictures: Iterable[RGB],
+    *,
+    encoder: str = "libx264",
+    container: str = "mp4",
+    fps: int = 25,
+    pix_fmt: str = "yuv420p",
+    options: Mapping[str, str] = MappingProxyType({}),
+    muxer: Mapping[str, str] = MappingProxyType({}),
+    stamps: Sequence[int] | None = None,
+    prepare: Callable[[VideoStream], None] = lambda stream: None,
+) -> bytes:
+    """A video file of some pictures.
+
+    Args:
+        pictures: uint8 RGB of (height, width, 3), all alike.
+        encoder: FFmpeg's name of the encoder.
+        container: FFmpeg's name of the muxer.
+        fps: frames per second, and the time base of ``stamps``.
+        pix_fmt: FFmpeg's name of the pixel format.
+        options: the encoder's.
+        muxer: the muxer's options.
+        stamps: presentation stamps in units of 1/fps seconds; by default 0, 1, 2, …
+        prepare: is given the stream before the first picture.
+    """
+    file = BytesIO()
+    frames = [av.VideoFrame.from_ndarray(picture, format="rgb24") for picture in pictures]
+    with av.open(file, "w", format=container, container_options=dict(muxer)) as output:
+        stream = cast(VideoStream, output.add_stream(encoder, rate=fps, options=dict(options)))
+        stream.width, stream.height, stream.pix_fmt = frames[0].width, frames[0].height, pix_fmt
+        stream.time_base = stream.codec_context.time_base = Fraction(1, fps)
+        prepare(stream)
+        for index, frame in enumerate(frames):
+            frame.pts = stamps[index] if stamps else index
+            frame.time_base = Fraction(1, fps)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    return file.getvalue()
+
+
+def moving_video(frames: int, size: tuple[int, int] = (96, 64), **how: Any) -> bytes:
+    """A file of ``moving`` pictures. Keywords are those of ``video``."""
+    return video(moving(frames, size), **how)
+
+
+def moving(frames: int, size: tuple[int, int]) -> Iterator[RGB]:
+    """Pictures of (height, width, 3) in which a grainy texture moves, so that each is predicted from others, badly."""
+    rng = np.random.default_rng(0)
+    width, height = size
+    texture = rng.integers(40, 200, (height + frames, width + frames, 3), dtype=np.uint8)
+    for index in range(frames):
+        grain = rng.integers(0, 40, (height, width, 3), dtype=np.uint8)
+        yield texture[index // 2 : index // 2 + height, index : index + width] + grain
 
 
 def counting_video(
@@ -26,19 +87,90 @@ def counting_video(
         size: width and height.
         stamps: presentation stamps in units of 1/fps seconds; by default 0, 1, 2, …
     """
-    file = BytesIO()
-    with av.open(file, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": "10", "bf": "2"})
-        stream.width, stream.height = size
-        stream.pix_fmt = "yuv420p"
-        stream.time_base = stream.codec_context.time_base = Fraction(1, fps)
-        for index in range(frames):
-            picture = av.VideoFrame.from_ndarray(gray(level(index), size), format="rgb24")
-            picture.pts = stamps[index] if stamps else index
-            picture.time_base = Fraction(1, fps)
-            container.mux(stream.encode(picture))
-        container.mux(stream.encode(None))
-    return file.getvalue()
+    pictures = (gray(level(index), size) for index in range(frames))
+    return video(pictures, fps=fps, options={"crf": "10", "bf": "2"}, stamps=stamps)
+
+
+SHORT_GROUPS = "keyint=12:min-keyint=12:scenecut=0:bframes=3:threads=1"
+"""Options of x264: groups of 12 pictures, so that a short clip has several."""
+HEVC = "keyint=12:min-keyint=12:scenecut=0:bframes=4:log-level=none"
+MPEG = {"bf": "2", "g": "12", "b": "3000000"}
+VP9 = {"deadline": "realtime", "cpu-used": "8", "g": "12"}
+
+FILMS: dict[str, dict[str, Any]] = {
+    "h264": {"options": {"x264-params": SHORT_GROUPS}},
+    "h264 open groups": {"options": {"x264-params": f"{SHORT_GROUPS}:open-gop=1:b-pyramid=normal"}},
+    "h264 one group": {"options": {"x264-params": "bframes=3:threads=1"}},
+    "h264 gradual refresh": {"options": {"x264-params": "keyint=12:intra-refresh=1:bframes=2:threads=1"}},
+    "h264 fragmented": {
+        "options": {"x264-params": SHORT_GROUPS},
+        "muxer": {"movflags": "frag_keyframe+empty_moov"},
+    },
+    "h264 transport stream": {"options": {"x264-params": f"{SHORT_GROUPS}:open-gop=1"}, "container": "mpegts"},
+    "h264 edit list": {
+        "options": {"x264-params": SHORT_GROUPS},
+        "stamps": range(-7, 41),  # a player begins at 0
+        "muxer": {"avoid_negative_ts": "disabled"},
+    },
+    "h264 variable rate": {
+        "options": {"x264-params": SHORT_GROUPS},
+        "stamps": [index**2 for index in range(48)],
+    },
+    "h264 4:4:4": {"options": {"x264-params": SHORT_GROUPS}, "pix_fmt": "yuv444p"},
+    "h264 10 bits": {"options": {"x264-params": SHORT_GROUPS}, "pix_fmt": "yuv420p10le"},
+    "h264 interlaced": {"options": {"x264-params": f"{SHORT_GROUPS}:tff=1"}},
+    "h264 one frame": {"frames": 1},
+    "hevc": {"encoder": "libx265", "options": {"x265-params": f"{HEVC}:open-gop=0"}},
+    "hevc open groups": {"encoder": "libx265", "options": {"x265-params": f"{HEVC}:open-gop=1"}},
+    "hevc 10 bits": {
+        "encoder": "libx265",
+        "options": {"x265-params": f"{HEVC}:open-gop=1"},
+        "pix_fmt": "yuv420p10le",
+    },
+    "mpeg2": {"encoder": "mpeg2video", "options": MPEG, "container": "mpeg"},
+    "mpeg2 transport stream": {"encoder": "mpeg2video", "options": MPEG, "container": "mpegts"},
+    "mpeg4": {"encoder": "mpeg4", "options": MPEG},
+    "mpeg4 avi, odd": {"encoder": "mpeg4", "options": MPEG, "container": "avi", "size": (97, 65)},
+    "vp8": {"encoder": "libvpx", "options": {**VP9, "b": "500000"}, "container": "webm"},
+    "vp9": {"encoder": "libvpx-vp9", "options": VP9, "container": "webm"},
+    "vp9 odd": {"encoder": "libvpx-vp9", "options": VP9, "size": (97, 65)},
+    "vp9 hidden frames": {
+        "encoder": "libvpx-vp9",
+        "options": {"deadline": "good", "cpu-used": "5", "g": "24", "auto-alt-ref": "1", "lag-in-frames": "16"},
+        "container": "matroska",
+    },
+    "av1": {"encoder": "libsvtav1", "options": {"preset": "10", "g": "12"}},
+    "av1 one group": {"encoder": "libsvtav1", "options": {"preset": "10"}, "container": "webm"},
+    "mjpeg": {"encoder": "mjpeg", "container": "avi", "pix_fmt": "yuvj420p"},
+    "prores": {"encoder": "prores_ks", "container": "mov", "pix_fmt": "yuv422p10le"},
+    "gif": {"encoder": "gif", "container": "gif", "pix_fmt": "rgb8", "fps": 10},
+}
+"""How to make clips of every kind that is met with: the keywords of ``moving_video``. 48 frames of 96x64, if unsaid."""
+
+
+@cache
+def film(name: str) -> bytes:
+    """One of ``FILMS``, made once a session."""
+    return moving_video(**{"frames": 48, **FILMS[name]})
+
+
+@cache
+def film_that_grows() -> bytes:
+    """A transport stream whose 24 pictures of 64x48 are followed by 24 of 96x64."""
+    how: dict[str, Any] = {"container": "mpegts", "options": {"x264-params": SHORT_GROUPS}}
+    small = moving_video(24, size=(64, 48), **how)
+    return small + moving_video(24, size=(96, 64), stamps=range(26, 50), **how)  # its first decoding stamp is 2 before
+
+
+def film_without_sync_table() -> bytes:
+    """An MP4 file that calls each of its frames a key frame, for want of a table that names the true ones."""
+    return film("h264").replace(b"stss", b"free")
+
+
+def film_begun_midway() -> bytes:
+    """A transport stream cut off at its front, so that its first frames refer to some that are not there."""
+    data = film("h264 transport stream")
+    return data[len(data) // 188 // 8 * 188 :]
 
 
 def level(index: int) -> int:
@@ -46,7 +178,7 @@ def level(index: int) -> int:
     return 30 + (index * 37) % 200
 
 
-def gray(value: int, size: tuple[int, int]) -> NDArray[np.uint8]:
+def gray(value: int, size: tuple[int, int]) -> RGB:
     """A plain picture of (height, width, 3)."""
     return np.full((size[1], size[0], 3), value, dtype=np.uint8)
 

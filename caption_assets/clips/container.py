@@ -14,6 +14,12 @@ from av.video.stream import VideoStream
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,gif"
 """Containers that may be opened. Others are refused: an ffconcat list, say, would make FFmpeg open local files."""
 
+MAX_PIXELS = 8192 * 8192
+"""Pixels of a frame that are still decoded: a file of 64 KB can declare 16k x 16k, for 1.2 GB of memory."""
+
+LIMITS = {"max_pixels": str(MAX_PIXELS)}
+"""Options of every decoder."""
+
 BROKEN = (av.FFmpegError, OSError, ValueError, IndexError)
 """What PyAV raises over damaged files: its own errors, and bare ones out of opening and demuxing."""
 
@@ -45,7 +51,7 @@ def open_video(file: bytes | BinaryIO) -> Iterator[tuple[InputContainer, VideoSt
         try:
             yield container, _video_stream(container)
         except BROKEN as error:
-            raise UnreadableClip("damaged", f"the file is damaged: its video breaks off ({_detail(error)})") from error
+            raise UnreadableClip("damaged", f"the file is damaged: its video breaks off ({detail(error)})") from error
 
 
 def _open_container(file: BinaryIO) -> InputContainer:
@@ -54,14 +60,20 @@ def _open_container(file: BinaryIO) -> InputContainer:
     if not head:
         raise UnreadableClip("not_a_video", "the file is empty")
     try:
-        return av.open(file, "r", container_options={"format_whitelist": FORMATS}, metadata_errors="replace")
+        return av.open(
+            file,
+            "r",
+            options=LIMITS,  # opening decodes a frame or two as well
+            container_options={"format_whitelist": FORMATS},
+            metadata_errors="replace",
+        )
     except BROKEN as error:
         if b"ftyp" in head:
             raise UnreadableClip(
                 "damaged",
-                f"the file begins as MP4 but its index (moov) is missing or broken: is it cut off? ({_detail(error)})",
+                f"the file begins as MP4 but its index (moov) is missing or broken: is it cut off? ({detail(error)})",
             ) from error
-        raise UnreadableClip("not_a_video", f"the file cannot be read as a video ({_detail(error)})") from error
+        raise UnreadableClip("not_a_video", f"the file cannot be read as a video ({detail(error)})") from error
 
 
 def _video_stream(container: InputContainer) -> VideoStream:
@@ -70,8 +82,28 @@ def _video_stream(container: InputContainer) -> VideoStream:
     stream = container.streams.best("video")
     if not isinstance(stream, VideoStream):
         raise UnreadableClip("no_video_stream", "the file has no video stream")
+    if stream.codec_context is None:
+        raise UnreadableClip("unknown_codec", "there is no decoder for the file's video: convert it, say to H.264")
+    if not stream.codec_context.width:  # of some codecs FFmpeg keeps to itself a size that is past the limit
+        raise UnreadableClip("damaged", f"the video has no size that can be told, or more than {MAX_PIXELS:,} pixels")
+    check_size(stream.codec_context.width, stream.codec_context.height)
+    stream.codec_context.options = LIMITS  # a stream may grow midway
     return stream
 
 
-def _detail(error: Exception) -> str:
+def check_size(width: int, height: int) -> None:
+    """Refuse pictures of more than ``MAX_PIXELS``.
+
+    Raises:
+        UnreadableClip: if they are that large.
+    """
+    if width * height > MAX_PIXELS:
+        raise UnreadableClip(
+            "too_large",
+            f"the video is {width}x{height} pixels, more than the {MAX_PIXELS:,} that are decoded: scale it down",
+        )
+
+
+def detail(error: Exception) -> str:
+    """FFmpeg's words for an error, without the name of the file."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__

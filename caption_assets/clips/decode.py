@@ -1,19 +1,25 @@
-"""Clip bytes to the frames a model is shown: chosen by time, at the model's size."""
+"""Clip bytes to the frames a model is shown: chosen by time, upright, at the model's size."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
 
 import numpy as np
-from av import VideoFrame
+from av import Packet, VideoFrame
+from av.video.codeccontext import VideoCodecContext
+from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from caption_assets.clips.container import UnreadableClip, open_video
-from caption_assets.clips.probe import packet_stamps
+from caption_assets.clips.container import BROKEN, UnreadableClip, check_size, detail, open_video
+from caption_assets.clips.plan import DROP, SKIPPABLE, PacketFacts, Plan, Step, lean_plan, whole_plan
 from caption_assets.clips.sampling import frame_times
+from caption_assets.clips.tone import is_hdr, to_sdr
 
 RGB = NDArray[np.uint8]
 """One picture, uint8 of shape (height, width, 3)."""
@@ -29,41 +35,45 @@ class Frames:
     """Numbers of the frames within the clip, in order of presentation."""
     fps: float
     """Frames per second of the chosen frames, not of the source: it sets the model's temporal positions."""
+    interlaced: bool = False
+    """Whether any of them is woven of two fields of different moments. They are not deinterlaced."""
 
 
-def decode(data: bytes, start: int, end: int, count: int, size: tuple[int, int]) -> Frames:
+def decode(data: bytes, start: int, end: int, count: int, size: tuple[int, int] | None) -> Frames:
     """Decode ``count`` frames of the window from frame ``start`` to before frame ``end``.
+
+    Pictures are turned upright as the file asks, their pixels made square, HDR mapped to SDR.
 
     Args:
         data: the whole clip.
         start: first frame of the window, in order of presentation.
         end: one past its last frame.
-        count: frames wanted, spread evenly over the window's time, its first and last frame included.
-        size: height and width to resize to, in pixels.
+        count: frames wanted, at least 2, spread evenly over the window's time, its first and last frame included.
+        size: height and width of the upright pictures, in pixels; None for those at which the first is displayed.
 
     Raises:
         UnreadableClip: if the clip, or one of the wanted frames, cannot be decoded.
     """
     with open_video(data) as (container, stream):
-        stamps = sorted(packet_stamps(container, stream))
+        packets = list(container.demux(stream))
+        stamps = sorted(stamp for packet in packets if (stamp := _stamp(packet)) is not None)
+        if len(stamps) < end:
+            raise UnreadableClip("damaged", f"the clip has {len(stamps)} frames, its window ends at frame {end}")
         base = float(stream.time_base or 0)
-        indices = shown_at([(stamp - stamps[0]) * base for stamp in stamps[start:end]], count)
-        indices = tuple(start + index for index in indices)
-    wanted = {stamps[index]: index for index in indices}
-    pictures: dict[int, RGB] = {}
-    converter = VideoReformatter()  # one for all: a frame's own would be built anew for each, at ten times the time
-    with open_video(data) as (container, stream):
-        stream.codec_context.thread_count = 1  # clips side by side beat threads within one codec
-        for frame in container.decode(stream):
-            if frame.pts in wanted:
-                pictures[wanted[frame.pts]] = resize(rgb(frame, converter), *size)
-            if len(pictures) == len(wanted):
-                break
-    if missing := sorted(set(indices) - pictures.keys()):
-        raise UnreadableClip("damaged", f"frames {missing} of the clip cannot be decoded: the file is damaged")
-    seconds = (stamps[indices[-1]] - stamps[indices[0]]) * base
-    fps = (count - 1) / seconds if seconds > 0 else 1.0
-    return Frames(np.stack([pictures[index] for index in indices]), indices, fps)
+        shown = shown_at([(stamp - stamps[0]) * base for stamp in stamps[start:end]], count)
+        indices = tuple(start + index for index in shown)
+        chosen = [stamps[index] for index in indices]
+        shots, errors = _shoot(stream, packets, set(chosen), size)
+    if missing := sorted({index for index, stamp in zip(indices, chosen, strict=True) if stamp not in shots}):
+        reason = f" ({errors[0]})" if errors else ""
+        raise UnreadableClip("damaged", f"frames {missing} of the clip cannot be decoded: the file is damaged{reason}")
+    seconds = (chosen[-1] - chosen[0]) * base
+    return Frames(
+        pixels=_stack([shots[stamp].picture for stamp in chosen]),
+        indices=indices,
+        fps=(count - 1) / seconds if seconds > 0 else 1.0,
+        interlaced=any(shot.interlaced for shot in shots.values()),
+    )
 
 
 def shown_at(times: Sequence[float], count: int) -> tuple[int, ...]:
@@ -78,18 +88,138 @@ def shown_at(times: Sequence[float], count: int) -> tuple[int, ...]:
     return tuple(bisect_right(times, moment + slack) - 1 for moment in moments)
 
 
+def picture(frame: VideoFrame, converter: VideoReformatter, aspect: Fraction, size: tuple[int, int] | None) -> RGB:
+    """A decoded frame as it is displayed: upright, with square pixels, in SDR.
+
+    Args:
+        frame: as the decoder gave it.
+        converter: one for all frames; a frame's own would be built anew for each, at ten times the time.
+        aspect: width of the file's pixels over their height.
+        size: height and width of the result; None for those of the display.
+
+    Raises:
+        UnreadableClip: if it would be displayed at more than ``MAX_PIXELS``.
+    """
+    turns = round(frame.rotation / 90) % 4
+    if size is None:
+        height, width = frame.height, max(round(frame.width * aspect), 1)
+        check_size(width, height)
+    else:
+        height, width = size[::-1] if turns % 2 else size
+    if is_hdr(frame.color_trc):
+        flat = to_sdr(resize(_unpacked(frame, converter, "rgb48le"), height, width), frame.color_trc)
+    else:
+        flat = resize(rgb(frame, converter), height, width)
+    return np.rot90(flat, turns)
+
+
 def rgb(frame: VideoFrame, converter: VideoReformatter) -> RGB:
-    """A decoded frame as uint8 (height, width, 3)."""
-    return np.asarray(converter.reformat(frame, format="rgb24", threads=1).to_ndarray(), dtype=np.uint8)
+    """A decoded frame as uint8 (height, width, 3), as coded."""
+    return _unpacked(frame, converter, "rgb24")
 
 
-def resize(frame: RGB, height: int, width: int) -> RGB:
-    """One RGB frame, uint8 (H, W, 3), to uint8 (``height``, ``width``, 3), bicubic with antialiasing.
+def resize(frame: NDArray[Any], height: int, width: int) -> NDArray[Any]:
+    """One RGB frame, uint8 or uint16 (H, W, 3), to the same type and (``height``, ``width``, 3).
 
-    It stays in uint8: float frames would cost four times the memory and the copying, for at most a few levels.
+    Bicubic with antialiasing. It stays in uint8: float frames would cost four times the memory and the copying, for at
+    most a few levels. There is no such kernel for uint16, which goes by way of float32.
     """
     import torch  # not above: definitions and listings load this module where there is no torch
 
-    pixels = torch.from_numpy(frame).permute(2, 0, 1).unsqueeze(0)
+    if frame.shape[:2] == (height, width):
+        return frame
+    pixels = torch.from_numpy(frame if frame.dtype == np.uint8 else frame.astype(np.float32))
+    pixels = pixels.permute(2, 0, 1).unsqueeze(0)
     scaled = torch.nn.functional.interpolate(pixels, size=(height, width), mode="bicubic", antialias=True)
-    return np.asarray(scaled.squeeze(0).permute(1, 2, 0).contiguous())
+    result = np.asarray(scaled.squeeze(0).permute(1, 2, 0).contiguous())
+    if frame.dtype == np.uint8:
+        return result
+    return np.asarray(np.rint(np.clip(result, 0, np.iinfo(frame.dtype).max)), frame.dtype)
+
+
+def _unpacked(frame: VideoFrame, converter: VideoReformatter, pixel_format: str) -> NDArray[Any]:
+    return np.asarray(converter.reformat(frame, format=pixel_format, threads=1).to_ndarray())
+
+
+def _stack(pictures: Sequence[RGB]) -> NDArray[np.uint8]:
+    """Pictures as one array. Where a stream changes size midway, they take that of the first."""
+    height, width = pictures[0].shape[:2]
+    return np.stack([resize(each, height, width) for each in pictures])
+
+
+@dataclass(frozen=True, slots=True)
+class _Shot:
+    """A wanted frame, decoded."""
+
+    picture: RGB
+    interlaced: bool
+
+
+def _stamp(packet: Packet[VideoStream]) -> int | None:
+    """When the packet's frame is shown, in the stream's time base; None if it is not shown."""
+    return None if packet.is_discard else packet.pts
+
+
+def _shoot(
+    stream: VideoStream, packets: Sequence[Packet[VideoStream]], wanted: set[int], size: tuple[int, int] | None
+) -> tuple[dict[int, _Shot], list[str]]:
+    """The wanted frames by stamp, as far as they can be decoded, and what went wrong."""
+    facts = [PacketFacts(_stamp(packet), packet.is_keyframe) for packet in packets]
+    if stream.codec_context.codec.canonical_name in SKIPPABLE:
+        shots, errors = _follow(lean_plan(facts, wanted), stream, packets, wanted, size)
+        if len(shots) == len(wanted):
+            return shots, errors
+        # A file may be wrong about its key frames, or have none (gradual refresh): only the whole of it tells.
+    return _follow(whole_plan(facts, wanted), stream, packets, wanted, size)
+
+
+def _follow(
+    plan: Plan,
+    stream: VideoStream,
+    packets: Sequence[Packet[VideoStream]],
+    wanted: set[int],
+    size: tuple[int, int] | None,
+) -> tuple[dict[int, _Shot], list[str]]:
+    """What ``_shoot`` does, by one plan; nothing, where the plan enters at a frame that is no key frame after all."""
+    shots: dict[int, _Shot] = {}
+    errors: list[str] = []
+    entered = set()
+    converter = VideoReformatter()
+    aspect = stream.sample_aspect_ratio or Fraction(1)
+    for frame in _frames(stream.codec_context, packets, plan.steps, errors):
+        if frame.key_frame and frame.pict_type == PictureType.I:
+            entered.add(frame.pts)
+        if frame.pts in wanted and not frame.is_corrupt:
+            shots[frame.pts] = _Shot(picture(frame, converter, aspect, size), frame.interlaced_frame)
+    return (shots, errors) if entered >= plan.entries else ({}, errors)
+
+
+def _frames(
+    context: VideoCodecContext, packets: Sequence[Packet[VideoStream]], steps: Sequence[Step], errors: list[str]
+) -> Iterator[VideoFrame]:
+    """What a codec makes of the packets, in order of presentation. Those that it refuses leave a line in ``errors``."""
+
+    def frames_of(packet: Packet[VideoStream] | None) -> list[VideoFrame]:
+        try:
+            return context.decode(packet)
+        except BROKEN as error:
+            errors.append(detail(error))
+            return []
+
+    def remaining() -> list[VideoFrame]:
+        frames = frames_of(None)
+        context.flush_buffers()  # else it would take the stream for ended
+        return frames
+
+    context.flush_buffers()
+    gap = False
+    for packet, step in zip(packets, steps, strict=True):
+        if step == DROP:
+            gap = True
+            continue
+        if gap:
+            yield from remaining()
+            gap = False
+        context.skip_frame = step
+        yield from frames_of(packet)
+    yield from remaining()

@@ -1,14 +1,22 @@
-from io import BytesIO
+from collections.abc import Callable
+from fractions import Fraction
 
-import av
 import numpy as np
 import pytest
 from av.video.reformatter import VideoReformatter
 
-from caption_assets.clips.container import UnreadableClip
-from caption_assets.clips.decode import RGB, decode, resize, rgb
+from caption_assets.clips.container import UnreadableClip, open_video
+from caption_assets.clips.decode import RGB, decode, picture, resize
 from caption_assets.sample.clips import encode_frames
-from tests.videos import counting_video, level
+from tests.videos import (
+    FILMS,
+    counting_video,
+    film,
+    film_begun_midway,
+    film_that_grows,
+    film_without_sync_table,
+    level,
+)
 
 pytestmark = pytest.mark.fast
 
@@ -35,13 +43,44 @@ def test_a_variable_rate_is_sampled_by_time() -> None:
     assert frames.fps == pytest.approx(0.5)
 
 
-def test_frames_equal_a_plain_decode_and_the_same_resize() -> None:
-    data = counting_video(40, size=(160, 120))
-    with av.open(BytesIO(data), "r") as container:
-        plain = [rgb(frame, VideoReformatter()) for frame in container.decode(video=0)]
-    frames = decode(data, 0, 40, 8, (56, 84))
-    expected = np.stack([resize(plain[index], 56, 84) for index in frames.indices])
-    assert np.array_equal(frames.pixels, expected)
+def plain_decode(data: bytes, size: tuple[int, int]) -> list[RGB]:
+    """Every frame, one after the other, as displayed."""
+    with open_video(data) as (container, stream):
+        converter = VideoReformatter()
+        aspect = stream.sample_aspect_ratio or Fraction(1)
+        return [picture(frame, converter, aspect, size) for frame in container.decode(stream)]
+
+
+def assert_equals_plain_decode(data: bytes) -> None:
+    plain = plain_decode(data, (40, 56))
+    total = len(plain)
+    third = total // 3
+    windows = {(0, total, 2), (0, total, 7), (third, 2 * third + 1, 4), (third, third + 1, 2), (total - 1, total, 2)}
+    windows |= {(start, min(start + 9, total), 4) for start in range(0, total, 5)}
+    for start, end, count in sorted(windows):
+        frames = decode(data, start, end, count, (40, 56))
+        assert frames.indices[0] == start
+        assert frames.indices[-1] == end - 1
+        for pixels, index in zip(frames.pixels, frames.indices, strict=True):
+            assert np.array_equal(pixels, plain[index]), f"frame {index} of {start} to {end}"
+
+
+@pytest.mark.parametrize("name", FILMS)
+def test_frames_equal_those_of_a_plain_decode(name: str) -> None:
+    assert_equals_plain_decode(film(name))
+
+
+@pytest.mark.parametrize("make", [film_that_grows, film_without_sync_table])
+def test_frames_of_an_odd_file_equal_those_of_a_plain_decode(make: Callable[[], bytes]) -> None:
+    assert_equals_plain_decode(make())
+
+
+def test_frames_that_refer_to_what_was_cut_off_before_them_are_told_of() -> None:
+    data = film_begun_midway()
+    with pytest.raises(UnreadableClip, match=r"frames \[0, 2, 5, 9\]"):
+        decode(data, 0, 10, 4, (40, 56))
+    whole = decode(film("h264 transport stream"), 12, 48, 8, (40, 56))
+    assert np.array_equal(decode(data, 10, 46, 8, (40, 56)).pixels, whole.pixels)
 
 
 def test_pixels_are_uint8_rgb_of_the_size_asked_for() -> None:
