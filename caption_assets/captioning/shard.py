@@ -19,7 +19,7 @@ from caption_assets.clips.clip import Clip, content_tag
 from caption_assets.clips.listing import list_clips
 from caption_assets.clips.preview import Preview
 from caption_assets.clips.sandbox import Sandbox
-from caption_assets.clips.shard import find_shard, list_clips
+from caption_assets.clips.shard import find_shard
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.store.previews import write_preview
 from caption_assets.store.root import Root
