@@ -16,6 +16,7 @@ from caption_assets.captioning.recovery import EngineKeeper
 from caption_assets.captioning.stream import caption
 from caption_assets.captioning.task import Captioned, Task
 from caption_assets.clips.clip import Clip, content_tag
+from caption_assets.clips.reader import etag_tag
 from caption_assets.clips.shard import find_shard, list_clips
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.store.root import Root
@@ -179,7 +180,8 @@ def _tasks(job: Job, shard: str) -> list[Task]:
 
 def _read(job: Job, clip: Clip | None, row: ManifestRow) -> bytes:
     data = clip.video.read() if clip else b""
-    if content_tag(data) != row.content_tag:
+    tag = etag_tag(clip.video.etag) if clip and clip.video.etag else content_tag(data)
+    if tag != row.content_tag:
         raise ClipChanged(
             f"clip {row.clip_key!r} is gone or has changed since clip_manifest was materialized: materialize it again"
         )
