@@ -22,7 +22,7 @@ from caption_assets.captioning.engine import EngineConfig, start_engine
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.recovery import EngineKeeper
 from caption_assets.captioning.shard import Job, Published, caption_shards
-from caption_assets.clips.manifest import manifest_rows
+from caption_assets.clips.manifest import probe_clips
 from caption_assets.clips.sandbox import Sandbox
 from caption_assets.clips.shard import find_shard
 from caption_assets.clips.window import Windowing
@@ -68,8 +68,9 @@ async def run(root: Root, cache: Path) -> dict[Table, Published]:
     recipe = Recipe()
     source = Root.open(f"{root.url}/shards")
     publish(root, recipe.variant)
-    rows = list(manifest_rows(source, find_shard(source, SHARD), Windowing()))
-    publish_manifest(root, SHARD, rows, {})
+    with Sandbox() as sandbox:
+        clips = probe_clips(sandbox, source, find_shard(source, SHARD), Windowing())
+        publish_manifest(root, SHARD, (row for clip in clips for row in clip.rows), {})
     job = Job(root, source, recipe, frozenset({Table.STAGE1, Table.STAGE2}))
     model = ensure_local(root, recipe.variant, cache)
     watcher = Watcher()

@@ -60,9 +60,9 @@ class Clips(dg.ConfigurableResource):  # type: ignore[type-arg]
     memory_gb: float
     workers: int | None
 
-    def start(self) -> Sandbox:
-        """Workers, which end with the block."""
-        return Sandbox(SandboxLimits(self.seconds, self.memory_gb), self.workers)
+    def start(self, workers: int | None = None) -> Sandbox:
+        """Workers, which end with the block: as many as are configured, or else ``workers``, or one a core."""
+        return Sandbox(SandboxLimits(self.seconds, self.memory_gb), self.workers or workers)
 
 
 class Engine(dg.ConfigurableResource):  # type: ignore[type-arg]

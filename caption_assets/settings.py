@@ -14,7 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from caption_assets.captioning.prompts import GENERAL, PROMPTS, Prompt
 from caption_assets.captioning.recipe import DETERMINISTIC, MOST_TEMPERATURE, Generation, Recipe
 from caption_assets.clips.sampling import FRAME_FACTOR, Sampling
-from caption_assets.clips.window import MIN_WINDOW_FRAMES, Windowing
+from caption_assets.clips.window import MIN_WINDOW_FRAMES, MIN_WINDOW_SECONDS, Windowing
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.models.variants import UnknownModel, Variant, find_variant
 
@@ -59,6 +59,13 @@ class Settings(BaseSettings):
     window_size: int = Field(256, ge=MIN_WINDOW_FRAMES, description="Source frames in a window")
     remainder_threshold: int = Field(
         128, ge=MIN_WINDOW_FRAMES, description="A tail of fewer frames joins the window before it"
+    )
+    window_seconds: float | None = Field(
+        None,
+        ge=MIN_WINDOW_SECONDS,
+        allow_inf_nan=False,
+        description="Length of a window, in place of the two settings above; a tail shorter than half of it joins the "
+        "window before. Default: windows are cut by frames",
     )
     sample_fps: float = Field(
         2.0, gt=0, allow_inf_nan=False, description="Frames of each second of a clip that are shown to the model"
@@ -159,7 +166,7 @@ class Settings(BaseSettings):
     @property
     def windowing(self) -> Windowing:
         """How clips are cut."""
-        return Windowing(self.window_size, self.remainder_threshold)
+        return Windowing(self.window_size, self.remainder_threshold, self.window_seconds)
 
     @property
     def recipe(self) -> Recipe:

@@ -21,6 +21,7 @@ def test_nothing_need_be_set() -> None:
         ("CAPTION_ENGINE_ARGS", "[1]", "dictionary"),
         ("CAPTION_WINDOW_SIZE", "many", "integer"),
         ("CAPTION_WINDOW_SIZE", "3", "greater than or equal to 4"),
+        ("CAPTION_WINDOW_SECONDS", "0", "greater than or equal to 0.1"),
         ("CAPTION_TEMPERATURE", "-1", "greater than or equal to 0"),
         ("CAPTION_TEMPERATURE", "nan", "less than or equal to 2"),
         ("CAPTION_TOP_P", "2", "less than or equal to 1"),
@@ -101,6 +102,12 @@ def test_settings_reach_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     assert recipe.prompt.stage1 == "Say what you see."
     assert recipe.frames.fps == 1
     assert recipe.generation.temperature == 0
+
+
+def test_windows_may_be_cut_by_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_settings().windowing.seconds is None
+    monkeypatch.setenv("CAPTION_WINDOW_SECONDS", "10")
+    assert load_settings().windowing.seconds == 10
 
 
 def test_an_s3_root_has_its_shards_below_it() -> None:

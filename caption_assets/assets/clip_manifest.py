@@ -3,8 +3,8 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from importlib.metadata import version
 
@@ -14,12 +14,19 @@ from caption_assets.assets.failures import clear_failures
 from caption_assets.assets.markdown import markdown_table
 from caption_assets.assets.partitions import SHARDS
 from caption_assets.assets.shard_index import SHARDS_SPEC
-from caption_assets.clips.manifest import manifest_rows
+from caption_assets.captioning.prediction import predicted_tokens
+from caption_assets.captioning.recipe import Recipe
+from caption_assets.clips.manifest import ProbedClip, probe_clips
 from caption_assets.clips.shard import find_shard
 from caption_assets.errors import CaptionAssetsError
-from caption_assets.resources import Storage
+from caption_assets.resources import Clips, Storage
 from caption_assets.settings import Settings
 from caption_assets.store.tables import SCHEMA_VERSION, ManifestRow, Status, publish_manifest
+
+PROBERS = 8
+"""Processes that probe, by default: each waits for the store most of the time."""
+SHOWN_CLIPS = 20
+"""Unreadable clips that the UI shows; the table holds all."""
 
 
 class TooManyUnreadable(CaptionAssetsError):
@@ -28,61 +35,106 @@ class TooManyUnreadable(CaptionAssetsError):
 
 def build_clip_manifest(settings: Settings) -> dg.AssetsDefinition:
     """The asset that cuts clips as ``settings`` say."""
-    windowing = settings.windowing
+    windowing, recipe = settings.windowing, settings.recipe
     facts = {"caption_assets_version": version("caption-assets"), "windowing": json.dumps(asdict(windowing))}
+    cut = f"{windowing.size}-{windowing.remainder_threshold}" if windowing.seconds is None else f"{windowing.seconds}s"
 
     @dg.asset(
         partitions_def=SHARDS,
         deps=[SHARDS_SPEC.key],
         description="One row for each window of each clip, and one for each clip that cannot be read, with the reason.",
         kinds={"parquet"},
-        code_version=f"{SCHEMA_VERSION}-{windowing.size}-{windowing.remainder_threshold}",
+        code_version=f"{SCHEMA_VERSION}-{cut}",
     )
-    def clip_manifest(context: dg.AssetExecutionContext, storage: Storage) -> dg.MaterializeResult[None]:
+    def clip_manifest(context: dg.AssetExecutionContext, storage: Storage, clips: Clips) -> dg.MaterializeResult[None]:
         begun = time.monotonic()
+        tally = _Tally(recipe)
         with clear_failures():
             root, source = storage.root(), storage.source()
             shard = find_shard(source, context.partition_key)
-            rows = list(manifest_rows(source, shard, windowing))
-            path = publish_manifest(root, shard.key, rows, facts)
-            _check_unreadable(rows, settings.max_unreadable_fraction)
-        seconds = time.monotonic() - begun
+            with clips.start(PROBERS) as sandbox:
+                probed = probe_clips(sandbox, source, shard, windowing)
+                path = publish_manifest(root, shard.key, tally.rows(probed), facts)
+            tally.check_unreadable(settings.max_unreadable_fraction)
         return dg.MaterializeResult(
-            data_version=dg.DataVersion(sha256(repr(rows).encode()).hexdigest()[:16]),
+            data_version=dg.DataVersion(tally.content),
             metadata={
-                **_counts(rows),
-                "clips_per_second": round(len({row.clip_key for row in rows}) / seconds, 2),
+                **tally.metadata(time.monotonic() - begun),
                 "path": dg.MetadataValue.path(root.address(path)),
-                "unreadable_clips": markdown_table(["clip", "kind", "reason"], _unreadable(rows)),
+                "unreadable_clips": markdown_table(["clip", "kind", "reason"], map(_reason, tally.first_unreadable)),
             },
         )
 
     return clip_manifest
 
 
-def _check_unreadable(rows: Sequence[ManifestRow], limit: float) -> None:
-    clips = {row.clip_key for row in rows}
-    unreadable = [row for row in rows if row.status is Status.FAILED]
-    if clips and len(unreadable) / len(clips) > limit:
-        raise TooManyUnreadable(
-            f"{len(unreadable)} of {len(clips)} clips are unreadable, more than CAPTION_MAX_UNREADABLE_FRACTION = "
-            f"{limit:g}; the first: {unreadable[0].clip_key!r}: {unreadable[0].error}. The manifest was published for "
-            "you to look at; mend the clips or raise the limit"
-        )
+@dataclass
+class _Tally:
+    """What is told of a manifest, counted as its rows pass: they are never all in memory."""
+
+    recipe: Recipe
+    """What the windows will be captioned with."""
+    clips: int = 0
+    windows: int = 0
+    seconds: float = 0.0
+    """Of video, in readable clips."""
+    size: int = 0
+    """Bytes of all clips."""
+    bytes_read: int = 0
+    tokens: int = 0
+    """Visual tokens of all windows, as predicted."""
+    errors: Counter[str] = field(default_factory=Counter)
+    """Unreadable clips by kind."""
+    first_unreadable: list[ManifestRow] = field(default_factory=list)
+    content: str = ""
+    """Hash of all rows."""
+
+    def rows(self, clips: Iterable[ProbedClip]) -> Iterator[ManifestRow]:
+        """The rows of ``clips``, counted."""
+        for clip in clips:
+            self.clips += 1
+            self.size += clip.size
+            self.bytes_read += clip.bytes_read
+            self.seconds += clip.rows[0].clip_seconds or 0.0
+            for row in clip.rows:
+                self._count(row)
+                yield row
+
+    def _count(self, row: ManifestRow) -> None:
+        self.content = sha256(f"{self.content}{row!r}".encode()).hexdigest()[:16]
+        if row.status is Status.OK:
+            self.windows += 1
+            self.tokens += predicted_tokens(row, self.recipe.variant, self.recipe.frames)
+            return
+        self.errors[row.error_kind or ""] += 1
+        if len(self.first_unreadable) < SHOWN_CLIPS:
+            self.first_unreadable.append(row)
+
+    def check_unreadable(self, limit: float) -> None:
+        """Refuse a shard of which a larger share of the clips than ``limit`` is unreadable."""
+        unreadable = self.errors.total()
+        if self.clips and unreadable / self.clips > limit:
+            first = self.first_unreadable[0]
+            raise TooManyUnreadable(
+                f"{unreadable} of {self.clips} clips are unreadable, more than CAPTION_MAX_UNREADABLE_FRACTION = "
+                f"{limit:g}; the first: {first.clip_key!r}: {first.error}. The manifest was published for you to look "
+                "at; mend the clips or raise the limit"
+            )
+
+    def metadata(self, took: float) -> dict[str, dg.MetadataValue | int | float]:
+        """For the UI; the work took ``took`` seconds."""
+        return {
+            "clips": self.clips,
+            "rows": self.windows + self.errors.total(),
+            "rows_ok": self.windows,
+            "rows_failed": self.errors.total(),
+            "errors_by_kind": dg.MetadataValue.json(dict(self.errors)),
+            "hours": round(self.seconds / 3600, 4),
+            "predicted_visual_tokens": self.tokens,
+            "bytes_read_fraction": round(self.bytes_read / self.size, 4) if self.size else 0.0,
+            "clips_per_second": round(self.clips / took, 2),
+        }
 
 
-def _counts(rows: Sequence[ManifestRow]) -> dict[str, int | float]:
-    statuses = Counter(row.status for row in rows)
-    lengths = {row.clip_key: row.clip_seconds or 0.0 for row in rows}
-    return {
-        "clips": len(lengths),
-        "rows": len(rows),
-        "rows_ok": statuses[Status.OK],
-        "rows_failed": statuses[Status.FAILED],
-        "hours": round(sum(lengths.values()) / 3600, 4),
-    }
-
-
-def _unreadable(rows: Sequence[ManifestRow], most: int = 20) -> list[list[str]]:
-    unreadable = [row for row in rows if row.status is Status.FAILED]
-    return [[row.clip_key, row.error_kind or "", row.error or ""] for row in unreadable[:most]]
+def _reason(row: ManifestRow) -> list[str]:
+    return [row.clip_key, row.error_kind or "", row.error or ""]

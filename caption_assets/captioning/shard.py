@@ -15,11 +15,10 @@ from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.recovery import EngineKeeper
 from caption_assets.captioning.stream import caption
 from caption_assets.captioning.task import Captioned, Task
-from caption_assets.clips.clip import Clip, content_tag
-from caption_assets.clips.listing import list_clips
+from caption_assets.clips.clip import content_tag, etag_tag
+from caption_assets.clips.manifest import span_of
 from caption_assets.clips.preview import Preview
 from caption_assets.clips.sandbox import Sandbox
-from caption_assets.clips.shard import find_shard
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.store.previews import write_preview
 from caption_assets.store.root import Root
@@ -181,19 +180,26 @@ def facts(recipe: Recipe, table: Table) -> dict[str, str]:
 
 def _tasks(job: Job, shard: str) -> list[Task]:
     manifest = read_manifest(job.root, shard)
-    clips = {clip.key: clip for clip in list_clips(job.source, find_shard(job.source, shard))}
     stage1 = {} if Table.STAGE1 in job.tables else _stored_stage1(job, shard, manifest)
     return [
-        Task(row, partial(_read, job, clips.get(row.clip_key), row), stage1.get(row.key), shard, number)
+        Task(row, partial(_read, job.source, row), stage1.get(row.key), shard, number)
         for number, row in enumerate(manifest)
     ]
 
 
-def _read(job: Job, clip: Clip | None, row: ManifestRow) -> bytes:
-    data = clip.video.read() if clip else b""
-    if content_tag(data) != row.content_tag:
+def _read(source: Root, row: ManifestRow) -> bytes:
+    span = span_of(source, row)
+    fs, path = span.place()
+    try:
+        found = fs.info(path, refresh=True)
+        data = span.read()
+    except FileNotFoundError:
+        raise ClipChanged(f"clip {row.clip_key!r} is gone: materialize clip_manifest again") from None
+    whole = span.offset == 0 and found["size"] == span.size
+    etag = found.get("ETag") if whole else None
+    if len(data) != span.size or row.content_tag != (etag_tag(etag) if etag else content_tag(data)):
         raise ClipChanged(
-            f"clip {row.clip_key!r} is gone or has changed since clip_manifest was materialized: materialize it again"
+            f"clip {row.clip_key!r} has changed since clip_manifest was materialized: materialize it again"
         )
     return data
 

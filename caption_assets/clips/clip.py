@@ -14,13 +14,28 @@ from caption_assets.clips.container import UnreadableClip
 
 MAX_TEXT_BYTES = 1 << 20
 """A longer side file, or line of a list, is none: it would be held in memory for the sake of a prompt."""
-TAG_EDGE_BYTES = 32 << 10
-"""What a span's tag covers at each end. Containers keep their index at one of them."""
+END_BYTES = 32 << 10
+"""What a content tag covers at each end of a clip: a container's index, or the beginning of its frames, lies there."""
 
 
 def content_tag(data: bytes) -> str:
-    """The tag that tells a clip's content from another's: 32 hex digits of the SHA-256 of its bytes."""
-    return sha256(data).hexdigest()[:32]
+    """The tag that tells a clip's content from another's, from the whole of its bytes."""
+    return ends_tag(len(data), data if len(data) <= 2 * END_BYTES else data[:END_BYTES] + data[-END_BYTES:])
+
+
+def ends_tag(size: int, ends: bytes) -> str:
+    """The content tag of a clip whose store has none: 32 hex digits of the SHA-256 of its size and its ends.
+
+    Args:
+        size: bytes of the clip.
+        ends: its first and last 32 KiB; all of it where these would overlap.
+    """
+    return sha256(f"{size}:".encode() + ends).hexdigest()[:32]
+
+
+def etag_tag(etag: str) -> str:
+    """The content tag of an object that its store has tagged itself: 32 hex digits, too."""
+    return sha256(f"etag:{etag}".encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,20 +69,6 @@ class Span:
             return b""  # a store would take an empty range for no range and send the whole file
         fs, path = self.place()
         return bytes(fs.cat_file(path, start=self.offset + start, end=self.offset + end))
-
-    def tag(self) -> str:
-        """32 hex digits that tell the content from another's, wherever it lies in a tar or folder.
-
-        Of the store's tag as listed, without reading; or else of the size and the first and last 32 KiB, so that a
-        change of neither goes unseen.
-        """
-        if self.etag:
-            return content_tag(self.etag.encode())
-        if self.size <= 2 * TAG_EDGE_BYTES:
-            edges = self.read()
-        else:
-            edges = self.read_range(0, TAG_EDGE_BYTES) + self.read_range(self.size - TAG_EDGE_BYTES, self.size)
-        return content_tag(b"%d\n" % self.size + edges)
 
 
 @dataclass(frozen=True, slots=True)

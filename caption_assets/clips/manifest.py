@@ -2,72 +2,111 @@
 
 from __future__ import annotations
 
+import json
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
 
-from caption_assets.clips.clip import Clip, content_tag
+from caption_assets.clips.clip import Clip, Span
 from caption_assets.clips.container import UnreadableClip
 from caption_assets.clips.listing import list_clips
-from caption_assets.clips.probe import Probe, probe
-from caption_assets.clips.shard import Shard
+from caption_assets.clips.probe import Probe, probe_by_ranges
+from caption_assets.clips.reader import SpanFile
+from caption_assets.clips.sandbox import Sandbox
+from caption_assets.clips.shard import Shard, ShardError
 from caption_assets.clips.window import MIN_WINDOW_FRAMES, Windowing, split
+from caption_assets.errors import CaptionAssetsError
 from caption_assets.store.root import Root
 from caption_assets.store.tables import ManifestRow, Status, window_id
 
-
-def manifest_rows(source: Root, shard: Shard, windowing: Windowing) -> Iterator[ManifestRow]:
-    """One row for each window of each clip, in the listing's order; one for a clip that yields none, and why."""
-    for clip in list_clips(source, shard):
-        if clip.refusal:
-            yield _unreadable(clip, "", clip.refusal)
-            continue
-        try:
-            data = clip.video.read()
-        except OSError as error:
-            yield _unreadable(clip, "", UnreadableClip("unreadable", f"the file cannot be read: {error}"))
-            continue
-        tag = content_tag(data)
-        try:
-            yield from _windows(clip, tag, probe(data), windowing, _prompt(clip))
-        except UnreadableClip as error:
-            yield _unreadable(clip, tag, error)
+AHEAD = 8
+"""Clips taken up before the first of them is handed on, for each worker: a slow one does not hold up the others."""
 
 
-def _prompt(clip: Clip) -> str | None:
+@dataclass(frozen=True, slots=True)
+class ProbedClip:
+    """One clip's rows, and what they cost."""
+
+    size: int
+    """Length of the clip's file."""
+    bytes_read: int
+    """Bytes of it that were fetched."""
+    rows: tuple[ManifestRow, ...]
+    """One for each window, or one that says why there is none."""
+
+
+def probe_clips(sandbox: Sandbox, source: Root, shard: Shard, windowing: Windowing) -> Iterator[ProbedClip]:
+    """The shard's clips, probed many at a time in a sandbox's workers and handed on in the order of the listing.
+
+    Raises:
+        ShardError: if the shard cannot be listed.
+    """
+    base = _base(source)
+    waiting: deque[tuple[Clip, Future[ProbedClip]]] = deque()
+    for clip in _listed(source, shard):
+        waiting.append((clip, sandbox.submit(_probed, clip, base, windowing)))
+        if len(waiting) == AHEAD * sandbox.workers:
+            yield _outcome(sandbox, base, *waiting.popleft())
+    while waiting:
+        yield _outcome(sandbox, base, *waiting.popleft())
+
+
+def _outcome(sandbox: Sandbox, base: str, clip: Clip, job: Future[ProbedClip]) -> ProbedClip:
     try:
-        return clip.prompt()
+        return sandbox.result(job)
+    except UnreadableClip as error:  # it took the worker along
+        return _refused(clip, base, error)
+
+
+def span_of(source: Root, row: ManifestRow) -> Span:
+    """Where the bytes of a row's clip lie."""
+    url = row.uri if "://" in row.uri else _base(source) + row.uri
+    return Span(url, row.offset, row.bytes)
+
+
+def _base(source: Root) -> str:
+    return f"{source.fs.unstrip_protocol(source.path)}/"
+
+
+def _listed(source: Root, shard: Shard) -> Iterator[Clip]:
+    try:
+        yield from list_clips(source, shard)
+    except CaptionAssetsError:
+        raise
+    except Exception as error:  # stores have many: OSError, botocore's, their clients'
+        raise ShardError(f"the clips of shard {shard.key!r} in {source.url!r} cannot be listed: {error}") from error
+
+
+def _probed(clip: Clip, base: str, windowing: Windowing) -> ProbedClip:
+    """In a worker: one clip's rows."""
+    if clip.refusal:
+        return _refused(clip, base, clip.refusal)
+    row, file = _clip_row(clip, base, tag=""), SpanFile(clip.video)
+    try:
+        row = _clip_row(clip, base, file.tag())
+        rows = tuple(_window_rows(_told(clip, row), probe_by_ranges(file), windowing))
+    except UnreadableClip as error:
+        rows = (replace(row, error_kind=error.kind, error=str(error)),)
+    return ProbedClip(clip.video.size, file.bytes_read, rows)
+
+
+def _refused(clip: Clip, base: str, reason: UnreadableClip) -> ProbedClip:
+    row = replace(_clip_row(clip, base, tag=""), error_kind=reason.kind, error=str(reason))
+    return ProbedClip(clip.video.size, 0, (row,))
+
+
+def _told(clip: Clip, row: ManifestRow) -> ManifestRow:
+    """The row with what was said of the clip where it is listed."""
+    try:
+        extra = clip.extra()
+        return replace(row, prompt=clip.prompt(), extra=json.dumps(extra, ensure_ascii=False) if extra else None)
     except ValueError as error:
         raise UnreadableClip("side_file", str(error)) from error
 
 
-def _windows(clip: Clip, tag: str, found: Probe, windowing: Windowing, prompt: str | None) -> Iterator[ManifestRow]:
-    windows = list(split(found.times, found.seconds, windowing))
-    if not windows:
-        raise UnreadableClip(
-            "too_short", f"the clip has {found.frames} frames, fewer than the {MIN_WINDOW_FRAMES} that a window needs"
-        )
-    for window in windows:
-        yield ManifestRow(
-            clip_key=clip.key,
-            window_index=window.index,
-            window_id=window_id(clip.key, window.index, tag),
-            content_tag=tag,
-            bytes=clip.video.size,
-            status=Status.OK,
-            codec=found.codec,
-            width=found.width,
-            height=found.height,
-            clip_frames=found.frames,
-            clip_fps=found.fps,
-            clip_seconds=found.seconds,
-            start_frame=window.start_frame,
-            end_frame=window.end_frame,
-            start_seconds=window.start_seconds,
-            end_seconds=window.end_seconds,
-            prompt=prompt,
-        )
-
-
-def _unreadable(clip: Clip, tag: str, error: UnreadableClip) -> ManifestRow:
+def _clip_row(clip: Clip, base: str, tag: str) -> ManifestRow:
+    """The row of a clip of which no more is known than where it lies."""
     return ManifestRow(
         clip_key=clip.key,
         window_index=None,
@@ -75,6 +114,37 @@ def _unreadable(clip: Clip, tag: str, error: UnreadableClip) -> ManifestRow:
         content_tag=tag,
         bytes=clip.video.size,
         status=Status.FAILED,
-        error_kind=error.kind,
-        error=str(error),
+        uri=clip.video.url.removeprefix(base),
+        offset=clip.video.offset,
     )
+
+
+def _window_rows(row: ManifestRow, found: Probe, windowing: Windowing) -> Iterator[ManifestRow]:
+    if found.frames < MIN_WINDOW_FRAMES:
+        raise UnreadableClip(
+            "too_short", f"the clip has {found.frames} frames, fewer than the {MIN_WINDOW_FRAMES} that a window needs"
+        )
+    variable_fps = found.variable_fps
+    for window in split(found.times, found.seconds, windowing):
+        yield replace(
+            row,
+            window_index=window.index,
+            window_id=window_id(row.clip_key, window.index, row.content_tag),
+            status=Status.OK,
+            codec=found.codec,
+            width=found.width,
+            height=found.height,
+            rotation=found.rotation,
+            pixel_format=found.pixel_format,
+            bit_depth=found.bit_depth,
+            interlaced=found.interlaced,
+            has_audio=found.has_audio,
+            clip_frames=found.frames,
+            clip_fps=found.fps,
+            variable_fps=variable_fps,
+            clip_seconds=found.seconds,
+            start_frame=window.start_frame,
+            end_frame=window.end_frame,
+            start_seconds=window.start_seconds,
+            end_seconds=window.end_seconds,
+        )

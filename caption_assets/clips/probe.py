@@ -1,14 +1,44 @@
-"""What a clip's container says of it: size, length, frame rate and the time of every frame."""
+"""What a clip's container says of it: its pictures' form, its length, and the time of every frame."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import BinaryIO, cast
 
 from av.container import InputContainer
+from av.packet import Packet
 from av.video.stream import VideoStream
 
-from caption_assets.clips.container import UnreadableClip, open_video
+from caption_assets.clips.boxes import read_index
+from caption_assets.clips.container import BROKEN, UnreadableClip, open_video
+from caption_assets.clips.reader import SpanFile
+
+JITTER_SECONDS = 0.002
+"""By how much frame intervals may differ in a clip of constant rate: containers round a frame's time to ticks of 1 ms
+(Matroska, FLV) or 1/600 s (QuickTime), so that intervals come out up to one tick longer or shorter."""
+FIRST_BYTES = 4096
+"""Bytes of the first frame that hold the headers of its codec, which FFmpeg learns the pictures' form from."""
+INTERLACED = frozenset({2, 3, 4, 5})
+"""FFmpeg's AVFieldOrder of pictures made of two fields; 0 is unknown, 1 progressive."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a clip may ask for at most. Beyond it, a file is broken or hostile, or needs cutting first."""
+
+    pixels: int = 8192 * 8192
+    """Area of one picture; as RGB that is 192 MiB."""
+    side: int = 16384
+    """Pixels along one side, the most that H.264 levels and most decoders know."""
+    seconds: float = 24 * 3600.0
+    frames: int = 24 * 3600 * 120
+    """24 hours at 120 frames a second."""
+
+
+LIMITS = Limits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,9 +47,23 @@ class Probe:
 
     codec: str
     width: int
-    """Pixels, as coded: a rotation for display is not applied."""
+    """Pixels as displayed: square, and turned as the file says."""
     height: int
-    """Pixels, as coded."""
+    """Pixels as displayed: square, and turned as the file says."""
+    coded_width: int
+    """Pixels as decoded."""
+    coded_height: int
+    """Pixels as decoded."""
+    rotation: int
+    """Degrees counter-clockwise by which decoded frames are to be turned: 0, 90, 180 or 270."""
+    pixel_format: str | None
+    """FFmpeg's name; None if it cannot decode the clip."""
+    bit_depth: int | None
+    """Bits of one sample of the first plane."""
+    transfer: int
+    """Transfer characteristics by ITU-T H.273: 16 is PQ, 18 HLG, 2 unknown."""
+    interlaced: bool
+    has_audio: bool
     times: tuple[float, ...]
     """When each frame is shown, in seconds from the first, ascending."""
 
@@ -38,28 +82,137 @@ class Probe:
         """Length of the clip: the last frame is shown for an average frame's time."""
         return self.times[-1] + 1.0 / self.fps
 
+    @property
+    def variable_fps(self) -> bool:
+        """Whether some frames are shown longer than others."""
+        intervals = [after - before for before, after in itertools.pairwise(self.times)]
+        return bool(intervals) and max(intervals) - min(intervals) > JITTER_SECONDS
 
-def probe(data: bytes) -> Probe:
-    """Read a clip's stream description and the time of every frame, decoding none.
+
+def probe(file: bytes | SpanFile, limits: Limits = LIMITS) -> Probe:
+    """Describe a clip by all of its file, decoding no more than the first frame.
 
     Raises:
-        UnreadableClip: if there is no video in it.
+        UnreadableClip: if there is no video in it, or it is beyond the limits.
     """
-    with open_video(data) as (container, stream):
-        stamps = sorted(packet_stamps(container, stream))
-        if not stamps or not stream.time_base:
+    with _open(file) as (container, stream):
+        _check_pictures(stream, limits)
+        packets = _shown_packets(container, stream)
+        first = next(packets, None)
+        if first is None:
             raise UnreadableClip("damaged", "the file has a video stream but no frames: it may be cut off")
-        context = stream.codec_context
-        return Probe(
-            codec=context.name,
-            width=context.width,
-            height=context.height,
-            times=tuple(float((stamp - stamps[0]) * stream.time_base) for stamp in stamps),
-        )
+        stamps = (stamp for stamp, _ in itertools.chain([first], packets))
+        return _described(container, stream, _rotation(first[1]), stamps, limits)
+
+
+def probe_by_ranges(file: SpanFile, limits: Limits = LIMITS) -> Probe:
+    """As ``probe``, from as few of the file's bytes as its container allows.
+
+    The index of an MP4 or QuickTime file that is not fragmented tells every frame's time. FFmpeg reads the frames all
+    the same when it goes through the index, and is given zeros.
+
+    Raises:
+        UnreadableClip: if there is no video in it, or it is beyond the limits.
+    """
+    file.ends()
+    index = read_index(file)
+    if index is None or index.fragmented:
+        return probe(file, limits)
+    file.hollow = True
+    try:
+        for _ in range(2):
+            with _open(file) as (container, stream):
+                if not stream.frames or not stream.index_entries or stream.id not in index.rotations:
+                    break
+                _check_pictures(stream, limits)
+                start, size = stream.index_entries[0].pos, stream.index_entries[0].size
+                if file.holds(start, start + min(size, FIRST_BYTES)) and stream.codec_context.pix_fmt:
+                    stamps = packet_stamps(container, stream)
+                    return _described(container, stream, index.rotations[stream.id], stamps, limits)
+            file.hold(start, start + size)  # FFmpeg wants to see the first frame
+    finally:
+        file.hollow = False
+    return probe(file, limits)
 
 
 def packet_stamps(container: InputContainer, stream: VideoStream) -> Iterator[int]:
     """The presentation stamp of each frame to be shown, in the stream's time base, in file order."""
+    return (stamp for stamp, _ in _shown_packets(container, stream))
+
+
+def _shown_packets(container: InputContainer, stream: VideoStream) -> Iterator[tuple[int, Packet[VideoStream]]]:
     for packet in container.demux(stream):
         if packet.pts is not None and not packet.is_discard:
-            yield packet.pts
+            yield packet.pts, packet
+
+
+@contextmanager
+def _open(file: bytes | SpanFile) -> Iterator[tuple[InputContainer, VideoStream]]:
+    if isinstance(file, SpanFile):
+        file.seek(0)
+    with open_video(file if isinstance(file, bytes) else cast(BinaryIO, file)) as (container, stream):
+        if stream.codec_context is None:
+            raise UnreadableClip("no_decoder", "the video is in a codec that FFmpeg does not know: convert the clip")
+        yield container, stream
+
+
+def _check_pictures(stream: VideoStream, limits: Limits) -> None:
+    context = stream.codec_context
+    displayed = _displayed(stream, rotation=0)
+    if not context.width or not context.height:
+        raise UnreadableClip("damaged", "the file does not say how large its pictures are: it may be cut off")
+    for width, height in ((context.width, context.height), displayed):
+        if width * height > limits.pixels or max(width, height) > limits.side:
+            raise UnreadableClip(
+                "too_large",
+                f"pictures of {width}x{height} pixels are above the limit of {limits.side} a side and {limits.pixels} "
+                "in all: scale the clip down",
+            )
+
+
+def _displayed(stream: VideoStream, rotation: int) -> tuple[int, int]:
+    """Width and height of the stream's pictures with square pixels, turned by ``rotation`` degrees."""
+    context = stream.codec_context
+    size = max(round(context.width * (stream.sample_aspect_ratio or 1)), 1), context.height
+    return size if rotation % 180 == 0 else size[::-1]
+
+
+def _rotation(packet: Packet[VideoStream]) -> int:
+    """By how many degrees counter-clockwise frames are to be turned; 0 where the packet yields no frame to tell by."""
+    context = packet.stream.codec_context
+    context.thread_count = 1
+    try:
+        frames = packet.decode() or context.decode(None)
+    except BROKEN:
+        return 0
+    return round(frames[0].rotation / 90) * 90 % 360 if frames else 0
+
+
+def _described(
+    container: InputContainer, stream: VideoStream, rotation: int, stamps: Iterator[int], limits: Limits
+) -> Probe:
+    context, base = stream.codec_context, stream.time_base
+    ordered = sorted(itertools.islice(stamps, limits.frames + 1))
+    if not ordered or not base:
+        raise UnreadableClip("damaged", "the file has a video stream but no frames: it may be cut off")
+    width, height = _displayed(stream, rotation)
+    found = Probe(
+        codec=context.codec.canonical_name,
+        width=width,
+        height=height,
+        coded_width=context.width,
+        coded_height=context.height,
+        rotation=rotation,
+        pixel_format=context.pix_fmt,
+        bit_depth=context.format.components[0].bits if context.format else None,
+        transfer=context.color_trc,
+        interlaced=context.field_order in INTERLACED,
+        has_audio=any(other.type == "audio" for other in container.streams),
+        times=tuple((stamp - ordered[0]) * base.numerator / base.denominator for stamp in ordered),
+    )
+    if found.frames > limits.frames or found.seconds > limits.seconds:
+        raise UnreadableClip(
+            "too_long",
+            f"the clip is above the limits of {limits.seconds / 3600:g} hours and {limits.frames} frames: cut it",
+        )
+    return found

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 MIN_WINDOW_FRAMES = 4
 """A clip of fewer frames yields no window (as in the reference)."""
+MIN_WINDOW_SECONDS = 0.1
+"""Four frames of ordinary video take longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +24,8 @@ class Windowing:
     """Source frames in a window."""
     remainder_threshold: int = 128
     """A tail of fewer frames than this is merged into the window before it."""
+    seconds: float | None = None
+    """Length of a window in place of ``size``; a tail shorter than half of it is merged into the window before it."""
 
     def __post_init__(self) -> None:
         if self.size < MIN_WINDOW_FRAMES:
@@ -30,6 +35,8 @@ class Windowing:
                 f"the remainder threshold is {self.remainder_threshold} frames: give {MIN_WINDOW_FRAMES} to the "
                 f"window size, {self.size}"
             )
+        if self.seconds is not None and not MIN_WINDOW_SECONDS <= self.seconds < math.inf:
+            raise ValueError(f"windows are {self.seconds} seconds long: give a number from {MIN_WINDOW_SECONDS}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +69,32 @@ def split(times: Sequence[float], end_seconds: float, windowing: Windowing) -> I
     total = len(times)
     if total < MIN_WINDOW_FRAMES:
         return
+    if windowing.seconds is None:
+        starts = _starts_by_frames(total, windowing)
+    else:
+        starts = _starts_by_seconds(times, end_seconds, windowing.seconds)
+    for index, (start, end) in enumerate(zip(starts, [*starts[1:], total], strict=True)):
+        yield Window(index, start, end, times[start], times[end] if end < total else end_seconds)
+
+
+def _starts_by_frames(total: int, windowing: Windowing) -> list[int]:
     starts = list(range(0, total, windowing.size))
     if len(starts) > 1 and total - starts[-1] < windowing.remainder_threshold:
         starts.pop()
-    for index, (start, end) in enumerate(zip(starts, [*starts[1:], total], strict=True)):
-        yield Window(index, start, end, times[start], times[end] if end < total else end_seconds)
+    return starts
+
+
+def _starts_by_seconds(times: Sequence[float], end_seconds: float, seconds: float) -> list[int]:
+    """The first frame of each stretch of ``seconds``, where that leaves enough frames for the window before it."""
+    slack = 1e-6  # seconds; a frame on the border begins a window, and rounding must not put it into the one before
+    starts = [0]
+    stretch = 0
+    for index, time in enumerate(times):
+        if (reached := int((time + slack) / seconds)) > stretch:
+            stretch = reached
+            if index - starts[-1] >= MIN_WINDOW_FRAMES:
+                starts.append(index)
+    is_short = len(times) - starts[-1] < MIN_WINDOW_FRAMES or end_seconds - times[starts[-1]] < seconds / 2
+    if len(starts) > 1 and is_short:
+        starts.pop()
+    return starts

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from hashlib import sha256
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
@@ -16,7 +18,9 @@ import pyarrow.parquet as pq
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.store.root import Root
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
+ROW_GROUP = 1024
+"""Rows of a manifest that are held in memory at a time: a row takes some 3 KB until it is written."""
 
 
 class Table(StrEnum):
@@ -49,22 +53,37 @@ class ManifestRow:
     window_id: str
     """Hash of clip key, window index and content tag."""
     content_tag: str
-    """Hash of the clip's bytes; empty if they could not be read."""
+    """Hash of the clip's size, beginning and end, or of the store's own tag; empty if they could not be read."""
     bytes: int
     """Length of the clip's file."""
     status: Status
+    uri: str = ""
+    """File that holds the clip's bytes: relative to the source where it lies in there, else a URL."""
+    offset: int = 0
+    """Where they begin in that file."""
     error_kind: str | None = None
     error: str | None = None
     """Why the clip yields no window, for a person."""
     codec: str | None = None
     width: int | None = None
-    """Pixels, as coded: a rotation for display is not applied."""
+    """Pixels as displayed: square, and turned by ``rotation``."""
     height: int | None = None
-    """Pixels, as coded."""
+    """Pixels as displayed: square, and turned by ``rotation``."""
+    rotation: int | None = None
+    """Degrees counter-clockwise by which decoded frames are to be turned: 0, 90, 180 or 270."""
+    pixel_format: str | None = None
+    """FFmpeg's name."""
+    bit_depth: int | None = None
+    """Bits of one sample."""
+    interlaced: bool | None = None
+    """Whether pictures are made of two fields."""
+    has_audio: bool | None = None
     clip_frames: int | None = None
     """Frames of the whole clip."""
     clip_fps: float | None = None
     """Average frames per second of the whole clip."""
+    variable_fps: bool | None = None
+    """Whether some frames of the clip are shown longer than others."""
     clip_seconds: float | None = None
     """Length of the whole clip."""
     start_frame: int | None = None
@@ -77,6 +96,8 @@ class ManifestRow:
     """When the window ends, from the beginning of the clip."""
     prompt: str | None = None
     """Stage-1 instruction that the clip brings with it, in place of the run's."""
+    extra: str | None = None
+    """What else is known of the clip where it is listed, as a JSON object."""
 
     @property
     def key(self) -> tuple[str, int | None]:
@@ -160,19 +181,28 @@ _MANIFEST_SCHEMA = pa.schema(
         pa.field("content_tag", pa.string(), nullable=False),
         pa.field("bytes", pa.int64(), nullable=False),
         pa.field("status", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("offset", pa.int64(), nullable=False),
         ("error_kind", pa.string()),
         ("error", pa.string()),
         ("codec", pa.string()),
         ("width", pa.int32()),
         ("height", pa.int32()),
+        ("rotation", pa.int32()),
+        ("pixel_format", pa.string()),
+        ("bit_depth", pa.int32()),
+        ("interlaced", pa.bool_()),
+        ("has_audio", pa.bool_()),
         ("clip_frames", pa.int32()),
         ("clip_fps", pa.float64()),
+        ("variable_fps", pa.bool_()),
         ("clip_seconds", pa.float64()),
         ("start_frame", pa.int32()),
         ("end_frame", pa.int32()),
         ("start_seconds", pa.float64()),
         ("end_seconds", pa.float64()),
         ("prompt", pa.string()),
+        ("extra", pa.string()),
     ]
 )
 _CAPTION_SCHEMA = pa.schema(
@@ -223,18 +253,34 @@ def table_path(table: Table, shard: str) -> str:
     return f"{table}/shard={shard}/{name}.parquet"
 
 
-def publish_manifest(root: Root, shard: str, rows: Sequence[ManifestRow], metadata: Mapping[str, str]) -> str:
-    """Write a shard's manifest in one atomic step and return its path.
+def publish_manifest(root: Root, shard: str, rows: Iterable[ManifestRow], metadata: Mapping[str, str]) -> str:
+    """Write a shard's manifest as its rows come, publish it in one atomic step and return its path.
 
     Raises:
-        TableError: if two rows have the same key.
+        TableError: if two rows have the same key; nothing is published then.
     """
-    if twice := [key for key, count in Counter(row.key for row in rows).items() if count > 1]:
-        raise TableError(
-            f"the manifest of shard {shard!r} holds {twice[0][0]!r} twice: two clips of the shard have this name; "
-            "rename one of them"
-        )
-    return _write(root, Table.MANIFEST, shard, rows, metadata)
+    schema = _MANIFEST_SCHEMA.with_metadata({"schema_version": SCHEMA_VERSION, **metadata})
+    path = table_path(Table.MANIFEST, shard)
+    unique = _unique(shard, rows)
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "manifest.parquet"
+        with pq.ParquetWriter(file, schema) as writer:
+            while group := [asdict(row) for row in islice(unique, ROW_GROUP)]:
+                writer.write_batch(pa.RecordBatch.from_pylist(group, schema=schema))
+        root.upload(path, file)
+    return path
+
+
+def _unique(shard: str, rows: Iterable[ManifestRow]) -> Iterator[ManifestRow]:
+    seen = set()
+    for row in rows:
+        if row.key in seen:
+            raise TableError(
+                f"the manifest of shard {shard!r} holds {row.clip_key!r} twice: two clips of the shard have this name; "
+                "rename one of them"
+            )
+        seen.add(row.key)
+        yield row
 
 
 def publish_captions(
@@ -272,7 +318,7 @@ def read_manifest(root: Root, shard: str) -> list[ManifestRow]:
     """The manifest of a shard.
 
     Raises:
-        TableError: if it has not been materialized.
+        TableError: if it has not been materialized, or by another version of this project with other columns.
     """
     return [ManifestRow(**{**row, "status": Status(row["status"])}) for row in _read(root, Table.MANIFEST, shard)]
 
@@ -286,9 +332,7 @@ def read_captions(root: Root, table: Table, shard: str) -> list[CaptionRow]:
     return [CaptionRow(**{**row, "status": Status(row["status"])}) for row in _read(root, table, shard)]
 
 
-def _write(
-    root: Root, table: Table, shard: str, rows: Sequence[ManifestRow] | Sequence[CaptionRow], facts: Mapping[str, str]
-) -> str:
+def _write(root: Root, table: Table, shard: str, rows: Sequence[CaptionRow], facts: Mapping[str, str]) -> str:
     schema = SCHEMAS[table].with_metadata({"schema_version": SCHEMA_VERSION, **facts})
     names = set(schema.names)
     records = [{name: value for name, value in asdict(row).items() if name in names} for row in rows]
@@ -308,5 +352,12 @@ def _read(root: Root, table: Table, shard: str) -> list[dict[str, Any]]:
             f"{root.address(path)} does not exist: materialize {table} for shard {shard!r} first"
         ) from error
     known = {field.name for field in fields(ManifestRow if table is Table.MANIFEST else CaptionRow)}
-    records = pq.read_table(pa.BufferReader(data)).to_pylist()
+    found = pq.read_table(pa.BufferReader(data))
+    version = (found.schema.metadata or {}).get(b"schema_version", b"?").decode()
+    if table is Table.MANIFEST and version != SCHEMA_VERSION:
+        raise TableError(
+            f"{root.address(path)} is of schema version {version}, and this is version {SCHEMA_VERSION}: materialize "
+            f"{table} for shard {shard!r} again"
+        )
+    records = found.to_pylist()
     return [{name: value for name, value in record.items() if name in known} for record in records]

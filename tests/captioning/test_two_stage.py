@@ -18,8 +18,7 @@ from caption_assets.captioning.recovery import EngineKeeper
 from caption_assets.captioning.request import Completion, Request, RequestFailed
 from caption_assets.captioning.task import Captioned, Task
 from caption_assets.clips.decode import Frames, decode
-from caption_assets.clips.listing import list_clips
-from caption_assets.clips.manifest import manifest_rows
+from caption_assets.clips.manifest import probe_clips, span_of
 from caption_assets.clips.shard import find_shard
 from caption_assets.clips.window import Windowing
 from caption_assets.sample.clips import encode_frames
@@ -27,7 +26,7 @@ from caption_assets.sample.world import COLOURS, Scene, random_scene, render, st
 from caption_assets.store.root import Root
 from caption_assets.store.tables import CaptionRow, Status
 from tests.captioning.tasks import film_tasks
-from tests.conftest import Ask, Truth, caption_all
+from tests.conftest import SANDBOX, Ask, Truth, caption_all
 
 pytestmark = pytest.mark.engine
 
@@ -38,12 +37,8 @@ SHARDS = ["sample-folder", "sample-tar"]
 def tasks_of(data: Path, shard: str) -> list[Task]:
     """A task for each window of a sample shard."""
     source = Root.open(str(data / "shards"))
-    found = find_shard(source, shard)
-    clips = {clip.key: clip for clip in list_clips(source, found)}
-    return [
-        Task(row, lambda row=row: clips[row.clip_key].video.read())  # type: ignore[misc]
-        for row in manifest_rows(source, found, Windowing())
-    ]
+    clips = probe_clips(SANDBOX, source, find_shard(source, shard), Windowing())
+    return [Task(row, span_of(source, row).read) for clip in clips for row in clip.rows]
 
 
 @pytest.fixture(scope="module")

@@ -2,14 +2,13 @@ from pathlib import Path
 
 import pytest
 
-from caption_assets.clips.manifest import manifest_rows
+from caption_assets.clips.manifest import probe_clips, span_of
 from caption_assets.clips.shard import find_shard
 from caption_assets.clips.window import Windowing
 from caption_assets.store.root import Root
 from caption_assets.store.tables import ManifestRow, Status
+from tests.conftest import SANDBOX
 from tests.videos import counting_video
-
-pytestmark = pytest.mark.fast
 
 DEFAULT = Windowing()
 
@@ -19,7 +18,9 @@ def manifest(folder: Path, files: dict[str, bytes], windowing: Windowing = DEFAU
     for name, data in files.items():
         (folder / "s" / name).write_bytes(data)
     source = Root.open(str(folder))
-    return list(manifest_rows(source, find_shard(source, "s"), windowing))
+    rows = [row for clip in probe_clips(SANDBOX, source, find_shard(source, "s"), windowing) for row in clip.rows]
+    assert all(span_of(source, row).read() == files[row.clip_key] for row in rows)
+    return rows
 
 
 def test_one_row_for_each_window_in_order_of_key(tmp_path: Path) -> None:

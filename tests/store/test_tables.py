@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from caption_assets.store.root import Root
 from caption_assets.store.tables import (
+    ROW_GROUP,
+    SCHEMA_VERSION,
     SCHEMAS,
     CaptionRow,
     ManifestRow,
@@ -69,6 +71,38 @@ def test_a_manifest_does_not_hold_a_window_twice(root: Root) -> None:
         publish_manifest(root, "s", [MANIFEST[0], MANIFEST[0]], {})
 
 
+def test_a_manifest_is_written_as_its_rows_come(root: Root, tmp_path: Path) -> None:
+    many = [replace(MANIFEST[0], clip_key=f"{index:05d}.mp4") for index in range(2 * ROW_GROUP + 1)]
+    path = publish_manifest(root, "s", iter(many), {})
+    assert pq.ParquetFile(tmp_path / path).num_row_groups == 3
+    assert read_manifest(root, "s") == many
+
+
+def test_a_manifest_may_be_empty(root: Root) -> None:
+    publish_manifest(root, "s", iter([]), {})
+    assert read_manifest(root, "s") == []
+
+
+def test_a_manifest_whose_rows_break_off_is_not_published(root: Root) -> None:
+    publish_manifest(root, "s", MANIFEST, {})
+
+    def rows() -> Iterator[ManifestRow]:
+        yield replace(MANIFEST[0], clip_key="new.mp4")
+        raise OSError("the store is gone")
+
+    with pytest.raises(OSError, match="the store is gone"):
+        publish_manifest(root, "s", rows(), {})
+    assert read_manifest(root, "s") == MANIFEST
+
+
+def test_a_manifest_of_another_version_says_to_materialize_it_again(root: Root, tmp_path: Path) -> None:
+    path = tmp_path / publish_manifest(root, "s", MANIFEST, {})
+    table = pq.read_table(path)
+    pq.write_table(table.replace_schema_metadata({"schema_version": "1"}), path)
+    with pytest.raises(TableError, match=r"schema version 1, .* materialize clip_manifest for shard 's' again"):
+        read_manifest(root, "s")
+
+
 @pytest.mark.parametrize("table", [Table.STAGE1, Table.STAGE2])
 def test_a_missing_table_says_what_to_materialize(root: Root, table: Table) -> None:
     with pytest.raises(TableError, match=f"materialize {table} for shard 's' first"):
@@ -90,7 +124,7 @@ def test_tables_read_as_one_hive_partitioned_dataset(root: Root, tmp_path: Path)
 def test_file_metadata_names_the_schema_version(root: Root, tmp_path: Path) -> None:
     publish_captions(root, Table.STAGE1, "s", CAPTIONS, KEYS, {"recipe_version": "abc"})
     metadata = pq.read_schema(tmp_path / "stage1_captions/shard=s/captions.parquet").metadata
-    assert metadata[b"schema_version"] == b"1"
+    assert metadata[b"schema_version"] == SCHEMA_VERSION.encode()
     assert metadata[b"recipe_version"] == b"abc"
 
 

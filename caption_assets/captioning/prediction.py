@@ -1,0 +1,25 @@
+"""How much work a manifest's rows will be: known without an engine."""
+
+from __future__ import annotations
+
+from caption_assets.captioning.budget import FrameTooNarrow, fit, visual_tokens
+from caption_assets.captioning.decoding import known
+from caption_assets.clips.sampling import Sampling, frame_count
+from caption_assets.models.variants import Variant
+from caption_assets.store.tables import ManifestRow, Status
+
+
+def predicted_tokens(row: ManifestRow, variant: Variant, sampling: Sampling) -> int:
+    """Visual tokens of a row's window by the model's pixel limits; 0 if it will not be shown to the model.
+
+    An upper bound: where the context has no room for it beside its prompt, a window is scaled down further.
+    """
+    if row.status is Status.FAILED:
+        return 0
+    seconds = known(row.end_seconds) - known(row.start_seconds)
+    frames = frame_count(seconds, known(row.end_frame) - known(row.start_frame), sampling)
+    try:
+        grid = fit(frames, known(row.height), known(row.width), variant.pixels)
+    except FrameTooNarrow:
+        return 0
+    return visual_tokens(grid, variant.pixels.factor)

@@ -1,0 +1,5 @@
+"""The S3 server of the store's tests, for clips that lie there."""
+
+from tests.store.conftest import s3_endpoint, s3_url
+
+__all__ = ["s3_endpoint", "s3_url"]
