@@ -57,8 +57,7 @@ def probe_clips(source: Root, shard: Shard, windowing: Windowing) -> Iterator[Pr
         ShardError: if the shard cannot be listed.
     """
     base = f"{source.fs.unstrip_protocol(source.path)}/"
-    opened = ((clip, SpanFile(clip.video)) for clip in _listed(source, shard))
-    yield from _in_order(lambda pair: _probed(*pair, base, windowing), opened)
+    yield from _in_order(lambda clip: _probed(clip, base, windowing), _listed(source, shard))
 
 
 def _listed(source: Root, shard: Shard) -> Iterator[Clip]:
@@ -85,8 +84,8 @@ def _in_order(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[M
         pool.shutdown(cancel_futures=True)
 
 
-def _probed(clip: Clip, file: SpanFile, base: str, windowing: Windowing) -> ProbedClip:
-    row = _clip_row(clip, base, tag="")
+def _probed(clip: Clip, base: str, windowing: Windowing) -> ProbedClip:
+    file, row = SpanFile(clip.video), _clip_row(clip, base, tag="")
     try:
         row = _clip_row(clip, base, file.tag())
         rows = tuple(_window_rows(row, probe_by_ranges(file), windowing, _prompt(clip)))

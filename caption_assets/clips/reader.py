@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
-from fsspec.core import url_to_fs
-
 from caption_assets.clips.clip import Span
 from caption_assets.clips.container import UnreadableClip
 
@@ -37,8 +35,6 @@ class SpanFile(io.RawIOBase):
         """Bytes fetched from the store so far."""
         self.requests = 0
         """How often the store was asked."""
-        # Not at each read: fsspec makes a file system, and with it an S3 client, for each thread that asks for one.
-        self._fs, self._path = url_to_fs(span.url)
         self._position = 0
         self._held: list[tuple[int, memoryview]] = []
         """Pieces that do not overlap, each with where it begins."""
@@ -137,10 +133,9 @@ class SpanFile(io.RawIOBase):
         return min((place for place, _ in self._held if place > start), default=self.span.size)
 
     def _fetch(self, start: int, end: int) -> memoryview:
-        base = self.span.offset
         self.requests += 1
         try:
-            data = self._fs.cat_file(self._path, start=base + start, end=base + end)
+            data = self.span.read_range(start, end)
         except Exception as error:  # stores have many: OSError, botocore's, their clients'
             raise UnreadableClip("unreadable", f"the file cannot be read: {error}") from error
         self.bytes_read += len(data)
