@@ -2,9 +2,9 @@
 
     python -m benchmarks.manifest [--small 1000] [--large 20000]
 
-The clips are links to a few real MP4s of 2 MB and more: H.264, HEVC and MPEG-4 with sound, the index at either end. Each
-manifest is made in a process of its own. The last line is JSON: `bytes_read_fraction`, and the large shard's time and
-peak memory as multiples of the small one's.
+The clips are links to a few real MP4s of 2 MB and more: H.264, HEVC and MPEG-4 with sound, the index at either end.
+Each manifest is made in a process of its own. The last line is JSON: `bytes_read_fraction`, and the large shard's time
+and peak memory as multiples of the small one's.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def main() -> None:
 def write_films(folder: Path) -> list[Path]:
     """One film for each codec and each place of the index."""
     folder.mkdir()
-    films = []
+    films: list[Path] = []
     for (codec, options), movflags in product(CODECS.items(), ({}, {"movflags": "faststart"})):
         film = folder / f"{len(films)}.mp4"
         write_film(film, codec, options, movflags)

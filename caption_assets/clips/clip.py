@@ -12,8 +12,8 @@ from fsspec.core import url_to_fs
 def content_tag(data: bytes) -> str:
     """The tag that tells a clip's content from another's: 32 hex digits of the SHA-256 of its size and its ends.
 
-    The ends are the first and last 32 KiB, or all of it where these would overlap: a container's index lies in one of
-    them, and a change of what is between changes it.
+    The ends are the first and last 32 KiB, or all of it where these would overlap. What is between is not covered, so
+    that the tag costs no more than these; another encoding of a film has another size, or another index in its ends.
     """
     end = 32 << 10
     ends = data if len(data) <= 2 * end else data[:end] + data[-end:]
