@@ -26,6 +26,9 @@ def content_tag(data: bytes) -> str:
 def ends_tag(size: int, ends: bytes) -> str:
     """The content tag of a clip whose store has none: 32 hex digits of the SHA-256 of its size and its ends.
 
+    What is between is not covered, so that the tag costs no more than these; another encoding of a film has another
+    size, or another index in its ends.
+
     Args:
         size: bytes of the clip.
         ends: its first and last 32 KiB; all of it where these would overlap.

@@ -131,10 +131,9 @@ class SpanFile(io.RawIOBase):
         return min((place for place, _ in self._held if place > start), default=self.span.size)
 
     def _fetch(self, start: int, end: int) -> memoryview:
-        base = self.span.offset
         self.requests += 1
         try:
-            data = self._fs.cat_file(self._path, start=base + start, end=base + end)
+            data = self.span.read_range(start, end)
         except Exception as error:  # stores have many: OSError, botocore's, their clients'
             raise UnreadableClip("unreadable", f"the file cannot be read: {error}") from error
         self.bytes_read += len(data)

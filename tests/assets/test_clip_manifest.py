@@ -1,5 +1,7 @@
 import pytest
 
+from caption_assets.captioning.prediction import predicted_tokens
+from caption_assets.settings import Settings
 from caption_assets.store.root import Root
 from caption_assets.store.tables import Status, read_manifest
 from tests.assets.conftest import Project
@@ -13,17 +15,30 @@ def indexed(project: Project) -> Project:
     return project
 
 
-@pytest.mark.parametrize("shard", ["sample-folder", "sample-tar"])
-def test_a_shard_is_probed_and_the_broken_clip_told_of(indexed: Project, shard: str) -> None:
+@pytest.mark.parametrize(("shard", "kind"), [("sample-folder", "damaged"), ("sample-tar", "not_a_video")])
+def test_a_shard_is_probed_and_the_broken_clip_told_of(indexed: Project, shard: str, kind: str) -> None:
     result = indexed.run("clip_manifest", partition=shard)
     assert result.success
     [event] = result.get_asset_materialization_events()
     metadata = {name: value.value for name, value in event.materialization.metadata.items()}
     assert (metadata["clips"], metadata["rows_ok"], metadata["rows_failed"]) == (12, 12, 1)
+    assert metadata["errors_by_kind"] == {kind: 1}
+    assert 0 < float(str(metadata["bytes_read_fraction"])) <= 1
     rows = read_manifest(Root.open(str(indexed.root)), shard)
     assert len(rows) == 13
+    recipe = Settings().recipe
+    assert metadata["predicted_visual_tokens"] == sum(
+        predicted_tokens(row, recipe.variant, recipe.frames) for row in rows
+    )
     [broken] = [row for row in rows if row.status is Status.FAILED]
     assert str(broken.error) in str(metadata["unreadable_clips"])
+
+
+def test_windows_may_be_cut_by_seconds(indexed: Project) -> None:
+    assert indexed.run("clip_manifest", partition="sample-folder", window_seconds=1.0).success
+    rows = read_manifest(Root.open(str(indexed.root)), "sample-folder")
+    assert len(rows) > 13
+    assert all((row.end_seconds or 0) - (row.start_seconds or 0) < 1.51 for row in rows)
 
 
 def test_the_same_shard_has_the_same_data_version(indexed: Project) -> None:

@@ -1,14 +1,17 @@
+import tarfile
 from pathlib import Path
 
 import pytest
 
-from caption_assets.clips.manifest import probe_clips, span_of
-from caption_assets.clips.shard import find_shard
+from caption_assets.clips.clip import content_tag, etag_tag
+from caption_assets.clips.manifest import AHEAD, probe_clips, span_of
+from caption_assets.clips.sandbox import Sandbox, SandboxLimits
+from caption_assets.clips.shard import Layout, Shard, ShardError, find_shard
 from caption_assets.clips.window import Windowing
 from caption_assets.store.root import Root
 from caption_assets.store.tables import ManifestRow, Status
 from tests.conftest import SANDBOX
-from tests.videos import counting_video
+from tests.videos import counting_video, noise_film
 
 DEFAULT = Windowing()
 
@@ -54,6 +57,87 @@ def test_ids_follow_key_window_and_content(tmp_path: Path) -> None:
     rows = manifest(tmp_path, {"a.mp4": data, "b.mp4": data}, Windowing(20, 8))
     assert len({row.window_id for row in rows}) == 4
     assert len({row.content_tag for row in rows}) == 1
+
+
+def test_a_row_tells_what_the_clip_is(tmp_path: Path) -> None:
+    [row] = manifest(tmp_path, {"a.mp4": noise_film(frames=20, size=(160, 120), rotation=90)})
+    assert (row.codec, row.pixel_format, row.bit_depth, row.interlaced, row.has_audio) == (
+        "h264",
+        "yuv420p",
+        8,
+        False,
+        True,
+    )
+    assert (row.width, row.height, row.rotation, row.variable_fps) == (120, 160, 90, False)
+
+
+def test_a_row_says_where_its_clips_bytes_are(tmp_path: Path) -> None:
+    data = counting_video(20)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a b.mp4").write_bytes(data)
+    with tarfile.open(tmp_path / "tar.tar", "w") as archive:
+        archive.add(tmp_path / "folder" / "a b.mp4", "a.mp4")
+    source = Root.open(str(tmp_path))
+    for shard, uri in (("folder", "folder/a b.mp4"), ("tar", "tar.tar")):
+        [clip] = probe_clips(SANDBOX, source, find_shard(source, shard), DEFAULT)
+        [row] = clip.rows
+        assert row.uri == uri
+        assert source.read(row.uri)[row.offset : row.offset + row.bytes] == data
+        assert row.content_tag == content_tag(data)
+
+
+@pytest.mark.store
+def test_clips_in_s3_are_told_apart_by_the_stores_tag(s3_url: str) -> None:
+    source = Root.open(s3_url)
+    data = noise_film(size=(320, 240), frames=80)
+    source.write("s/a.mp4", data)
+    [clip] = probe_clips(SANDBOX, source, find_shard(source, "s"), DEFAULT)
+    [row] = clip.rows
+    etag = source.fs.info(source.full("s/a.mp4"))["ETag"]
+    assert (row.status, row.uri, row.content_tag) == (Status.OK, "s/a.mp4", etag_tag(etag))
+    assert clip.bytes_read < clip.size / 2
+
+
+def test_many_clips_come_in_the_order_of_the_listing(tmp_path: Path) -> None:
+    short, long = counting_video(5), noise_film(container="matroska", frames=40)
+    rows = manifest(tmp_path, {f"{index:03}.mp4": long if index % 7 == 0 else short for index in range(150)})
+    assert [row.clip_key for row in rows] == [f"{index:03}.mp4" for index in range(150)]
+
+
+def test_a_clip_that_the_store_does_not_give_is_a_failed_row(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    names = [f"{index:03}.mp4" for index in range(AHEAD * SANDBOX.workers + 20)]
+    for name in names:
+        (tmp_path / "s" / name).write_bytes(counting_video(5))
+    source = Root.open(str(tmp_path))
+    clips = probe_clips(SANDBOX, source, find_shard(source, "s"), DEFAULT)
+    first = next(clips)
+    (tmp_path / "s" / names[-1]).unlink()  # listed already, and not yet opened
+    *others, last = clips
+    assert {clip.rows[0].status for clip in (first, *others)} == {Status.OK}
+    [row] = last.rows
+    assert (row.clip_key, row.status, row.error_kind) == (names[-1], Status.FAILED, "unreadable")
+    assert len(others) == len(names) - 2
+
+
+def test_a_clip_that_kills_or_holds_its_worker_is_a_failed_row(tmp_path: Path) -> None:
+    """Here each does, by a limit that none can keep."""
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "a.mp4").write_bytes(counting_video(5))
+    (tmp_path / "s" / "b.mp4").write_bytes(noise_film(frames=600, size=(320, 240), container="matroska"))
+    (tmp_path / "s" / "c.mp4").write_bytes(counting_video(5))
+    source = Root.open(str(tmp_path))
+    with Sandbox(SandboxLimits(seconds=0.001), workers=1) as sandbox:
+        clips = list(probe_clips(sandbox, source, find_shard(source, "s"), DEFAULT))
+    assert [clip.rows[0].clip_key for clip in clips] == ["a.mp4", "b.mp4", "c.mp4"]
+    assert clips[1].rows[0].error_kind == "too_slow"
+
+
+def test_a_shard_that_cannot_be_listed_fails_clearly(tmp_path: Path) -> None:
+    (tmp_path / "s.tar").mkdir()
+    source = Root.open(str(tmp_path))
+    with pytest.raises(ShardError, match=r"the clips of shard 's' in .* cannot be listed"):
+        list(probe_clips(SANDBOX, source, Shard("s", Layout.TAR, "s.tar"), DEFAULT))
 
 
 def test_a_clips_own_prompt_stands_in_its_rows(tmp_path: Path) -> None:

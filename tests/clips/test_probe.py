@@ -96,7 +96,7 @@ def test_an_mp4_is_probed_by_a_few_small_ranges(opened: Opened, options: dict[st
 
 def test_an_index_longer_than_the_ends_is_fetched_once(opened: Opened) -> None:
     data = noise_film("mpeg4", size=(16, 16), frames=6000, bf="2", sound=False)
-    assert len(data) - data.rindex(b"moov") > 1 << 16
+    assert len(data) - data.rindex(b"moov") > 1 << 15
     file = opened(data)
     assert probe_by_ranges(file).frames == 6000
     assert file.requests <= 4
@@ -185,7 +185,7 @@ def test_a_clip_beyond_the_limits_is_refused(opened: Opened, limits: Limits, kin
 
 
 def test_pixels_stretched_beyond_reason_are_too_large() -> None:
-    assert refusal(lambda: probe(noise_film(frames=5, pixel_aspect=Fraction(200, 1)))).kind == "too_large"
+    assert refusal(lambda: probe(noise_film(frames=5, pixel_aspect=Fraction(110, 1)))).kind == "too_large"
 
 
 def test_a_large_picture_is_refused_before_its_first_frame_is_decoded() -> None:

@@ -1,0 +1,142 @@
+"""What a shard's manifest costs: bytes of its clips that are read, time, and memory, for a small shard and a large one.
+
+    python -m benchmarks.manifest [--small 1000] [--large 20000]
+
+The clips are links to a few real MP4s of 2 MB and more: H.264, HEVC and MPEG-4 with sound, the index at either end.
+Each manifest is made in a process of its own. The last line is JSON: `bytes_read_fraction`, and the large shard's time
+and peak memory as multiples of the small one's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import resource
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import product
+from pathlib import Path
+from typing import cast
+
+import av
+import numpy as np
+from av.video.stream import VideoStream
+
+from caption_assets.clips.manifest import probe_clips
+from caption_assets.clips.shard import find_shard
+from caption_assets.clips.window import Windowing
+from caption_assets.store.root import Root
+from caption_assets.store.tables import ManifestRow, publish_manifest
+
+SIZE, FRAMES, FPS = (640, 360), 125, 25
+LEAST_BYTES = 2 << 20
+CODECS = {
+    "libx264": {"preset": "ultrafast", "bf": "2"},
+    "libx265": {"preset": "ultrafast", "x265-params": "bframes=2:log-level=none"},
+    "mpeg4": {"bf": "2"},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Of one manifest."""
+
+    rows: int
+    seconds: float
+    peak_bytes: int
+    """Largest resident memory of the process."""
+    size: int
+    """Bytes of all clips."""
+    bytes_read: int
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--small", type=int, default=1000)
+    parser.add_argument("--large", type=int, default=20_000)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        films = write_films(Path(folder) / "films")
+        small, large = (measure(Path(folder), films, count) for count in (options.small, options.large))
+    figures = {
+        "bytes_read_fraction": large.bytes_read / large.size,
+        "time_ratio_20k_1k": large.seconds / small.seconds,
+        "rss_ratio_20k_1k": large.peak_bytes / small.peak_bytes,
+    }
+    print(json.dumps({name: round(value, 4) for name, value in figures.items()}))
+
+
+def write_films(folder: Path) -> list[Path]:
+    """One film for each codec and each place of the index."""
+    folder.mkdir()
+    films: list[Path] = []
+    for (codec, options), movflags in product(CODECS.items(), ({}, {"movflags": "faststart"})):
+        film = folder / f"{len(films)}.mp4"
+        write_film(film, codec, options, movflags)
+        if film.stat().st_size < LEAST_BYTES:
+            raise RuntimeError(f"{film} has {film.stat().st_size} bytes, fewer than {LEAST_BYTES}: raise its bit rate")
+        films.append(film)
+    return films
+
+
+def write_film(path: Path, codec: str, options: dict[str, str], movflags: dict[str, str]) -> None:
+    """Five seconds of noise that drifts, and silence."""
+    width, height = SIZE
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    with av.open(str(path), "w", options=movflags) as output:
+        video = cast(VideoStream, output.add_stream(codec, rate=FPS, options={**options, "b": "5M"}))
+        video.width, video.height, video.pix_fmt = width, height, "yuv420p"
+        sound = output.add_stream("aac", rate=16_000)
+        for index in range(FRAMES):
+            picture = av.VideoFrame.from_ndarray(np.roll(noise, 2 * index, axis=1) // 2 + noise // 8, format="rgb24")
+            picture.pts, picture.time_base = index, Fraction(1, FPS)
+            output.mux(video.encode(picture))
+            heard = av.AudioFrame.from_ndarray(np.zeros((1, 16_000 // FPS), np.float32), format="fltp", layout="mono")
+            heard.sample_rate, heard.pts, heard.time_base = 16_000, index * 16_000 // FPS, Fraction(1, 16_000)
+            output.mux(sound.encode(heard))
+        output.mux(video.encode(None))
+        output.mux(sound.encode(None))
+
+
+def measure(folder: Path, films: list[Path], count: int) -> Cost:
+    """Make the manifest of a shard of ``count`` clips in a new process."""
+    shard = folder / "shards" / f"of-{count}"
+    shard.mkdir(parents=True)
+    for index in range(count):
+        os.link(films[index % len(films)], shard / f"{index:06}.mp4")
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        cost = pool.apply(make_manifest, (str(folder), shard.name))
+    print(
+        f"{count} clips: {cost.rows} rows, {cost.seconds:.1f} s ({count / cost.seconds:.0f} clips/s), "
+        f"{cost.bytes_read / count:,.0f} of {cost.size / count:,.0f} bytes a clip read, "
+        f"peak memory {cost.peak_bytes / 2**20:.0f} MiB",
+        flush=True,
+    )
+    return cost
+
+
+def make_manifest(folder: str, key: str) -> Cost:
+    """Publish the manifest of one shard, and tell what it cost this process."""
+    begun = time.monotonic()
+    source = Root.open(f"{folder}/shards")
+    rows = size = bytes_read = 0
+
+    def counted() -> Iterator[ManifestRow]:
+        nonlocal rows, size, bytes_read
+        for clip in probe_clips(sandbox, source, find_shard(source, key), Windowing()):
+            rows, size, bytes_read = rows + len(clip.rows), size + clip.size, bytes_read + clip.bytes_read
+            yield from clip.rows
+
+    publish_manifest(Root.open(f"{folder}/root"), key, counted(), {})
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+    return Cost(rows, time.monotonic() - begun, peak, size, bytes_read)
+
+
+if __name__ == "__main__":
+    main()
