@@ -27,7 +27,8 @@ import av
 import numpy as np
 from av.video.stream import VideoStream
 
-from caption_assets.clips.manifest import probe_clips
+from caption_assets.clips.manifest import PROBERS, probe_clips
+from caption_assets.clips.sandbox import Sandbox
 from caption_assets.clips.shard import find_shard
 from caption_assets.clips.window import Windowing
 from caption_assets.store.root import Root
@@ -129,9 +130,10 @@ def make_manifest(folder: str, key: str) -> Cost:
 
     def counted() -> Iterator[ManifestRow]:
         nonlocal rows, size, bytes_read
-        for clip in probe_clips(sandbox, source, find_shard(source, key), Windowing()):
-            rows, size, bytes_read = rows + len(clip.rows), size + clip.size, bytes_read + clip.bytes_read
-            yield from clip.rows
+        with Sandbox(workers=PROBERS) as sandbox:
+            for clip in probe_clips(sandbox, source, find_shard(source, key), Windowing()):
+                rows, size, bytes_read = rows + len(clip.rows), size + clip.size, bytes_read + clip.bytes_read
+                yield from clip.rows
 
     publish_manifest(Root.open(f"{folder}/root"), key, counted(), {})
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB

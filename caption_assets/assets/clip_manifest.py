@@ -16,15 +16,13 @@ from caption_assets.assets.partitions import SHARDS
 from caption_assets.assets.shard_index import SHARDS_SPEC
 from caption_assets.captioning.prediction import predicted_tokens
 from caption_assets.captioning.recipe import Recipe
-from caption_assets.clips.manifest import ProbedClip, probe_clips
+from caption_assets.clips.manifest import PROBERS, ProbedClip, probe_clips
 from caption_assets.clips.shard import find_shard
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.resources import Clips, Storage
 from caption_assets.settings import Settings
 from caption_assets.store.tables import SCHEMA_VERSION, ManifestRow, Status, publish_manifest
 
-PROBERS = 8
-"""Processes that probe, by default: each waits for the store most of the time."""
 SHOWN_CLIPS = 20
 """Unreadable clips that the UI shows; the table holds all."""
 

@@ -74,6 +74,13 @@ class Span:
         return bytes(fs.cat_file(path, start=self.offset + start, end=self.offset + end))
 
 
+def refuse_version(url: str) -> UnreadableClip | None:
+    """Why a URL cannot be opened if s3fs would take the end of its name for the version of another object."""
+    if url.startswith("s3") and "?versionId=" in url:
+        return UnreadableClip("version", "the name ends in '?versionId=': name the object alone, as its latest version")
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Clip:
     """A video file of a shard, wherever its bytes lie."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from caption_assets.clips.clip import Clip, Span
+from caption_assets.clips.clip import Clip, Span, refuse_version
 from caption_assets.clips.container import UnreadableClip
 from caption_assets.clips.key import Keys, leaves_root, normalise
 from caption_assets.clips.shard import (
@@ -24,7 +24,7 @@ from caption_assets.clips.shard import (
     is_video,
     suffix,
 )
-from caption_assets.clips.uri_list import listed_clips, refuse_version
+from caption_assets.clips.uri_list import listed_clips
 from caption_assets.store.root import Root
 
 READ_AHEAD_BYTES = 64 << 10

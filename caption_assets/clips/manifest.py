@@ -20,6 +20,8 @@ from caption_assets.errors import CaptionAssetsError
 from caption_assets.store.root import Root
 from caption_assets.store.tables import ManifestRow, Status, window_id
 
+PROBERS = 8
+"""Workers for a sandbox that probes, by default: each waits for the store most of the time."""
 AHEAD = 8
 """Clips taken up before the first of them is handed on, for each worker: a slow one does not hold up the others."""
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.core import split_protocol
 
-from caption_assets.clips.clip import MAX_TEXT_BYTES, Clip, Span
+from caption_assets.clips.clip import MAX_TEXT_BYTES, Clip, Span, refuse_version
 from caption_assets.clips.container import UnreadableClip
 from caption_assets.clips.key import Keys, leaves_root, normalise
 from caption_assets.clips.shard import Shard, ShardError
@@ -44,13 +44,6 @@ def listed_clips(source: Root, shard: Shard) -> Iterator[Clip]:
             yield from pool.map(_found, batch)
 
 
-def refuse_version(url: str) -> UnreadableClip | None:
-    """Why a URL cannot be opened if s3fs would take the end of its name for the version of another object."""
-    if url.startswith("s3") and "?versionId=" in url:
-        return UnreadableClip("version", "the name ends in '?versionId=': name the object alone, as its latest version")
-    return None
-
-
 def _named(source: Root, keys: Keys, number: int, row: Row) -> Clip:
     """A row's clip, not yet looked up."""
     uri = row.pop("uri")
@@ -58,8 +51,8 @@ def _named(source: Root, keys: Keys, number: int, row: Row) -> Clip:
     if not _is_name(uri):
         key, refusal = keys.give(f"row {number}", UnreadableClip("uri", f"the row's uri is {uri!r}: name a video file"))
         return Clip(key, Span("", 0, 0), columns=columns, refusal=refusal)
-    key, refusal = keys.give(uri, _refuse(source, uri))
     url = uri if split_protocol(uri)[0] else source.fs.unstrip_protocol(source.full(normalise(uri)))
+    key, refusal = keys.give(uri, _refuse(source, uri) or refuse_version(url))
     return Clip(key, Span(url, 0, 0), columns=columns, refusal=refusal)
 
 
@@ -84,7 +77,7 @@ def _refuse(source: Root, uri: str) -> UnreadableClip | None:
         )
     if protocol not in allowed:
         return UnreadableClip("scheme", f"clips are not fetched by {protocol}://: copy it to one of {sorted(allowed)}")
-    return refuse_version(uri)
+    return None
 
 
 def _found(clip: Clip) -> Clip:

@@ -150,3 +150,15 @@ def test_a_side_file_that_cannot_be_used_is_told_on_its_clips_row(tmp_path: Path
     [row] = manifest(tmp_path, {"a.mp4": counting_video(20), "a.json": side})
     assert (row.status, row.error_kind) == (Status.FAILED, "side_file")
     assert "JSON file beside the clip" in (row.error or "")
+
+
+def test_a_clip_that_is_refused_has_a_row_that_says_why_and_is_not_opened(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(counting_video(20))
+    (tmp_path / "s.jsonl").write_text('{"uri": "../b.mp4"}\n{"uri": "a.mp4", "prompt": "Count."}\n{"uri": "a.mp4"}\n')
+    source = Root.open(str(tmp_path))
+    rows = list(manifest_rows(source, find_shard(source, "s"), DEFAULT))
+    assert [(row.clip_key, row.error_kind, row.prompt) for row in rows] == [
+        ("__/b.mp4", "outside", None),
+        ("a.mp4", None, "Count."),
+        ("a.mp4#2", "duplicate", None),
+    ]

@@ -1,12 +1,10 @@
-import io
-import tarfile
 from pathlib import Path
 
 import pytest
 
-from caption_assets.clips.listing import list_clips
 from caption_assets.clips.shard import Layout, ShardError, content_version, find_shard, list_shards
 from caption_assets.store.root import Root
+from tests.clips.conftest import tar_bytes
 
 pytestmark = pytest.mark.fast
 
@@ -14,64 +12,50 @@ pytestmark = pytest.mark.fast
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "b" / "deep").mkdir(parents=True)
-    (tmp_path / "b" / "deep" / "two.MP4").write_bytes(b"two")
     (tmp_path / "b" / "one.webm").write_bytes(b"one!")
-    (tmp_path / "b" / "notes.txt").write_bytes(b"no clip")
-    write_tar(tmp_path / "a.tar", {"x/three.mp4": b"three", "x/three.json": b"{}"})
+    (tmp_path / "a.tar").write_bytes(tar_bytes(("x/three.mp4", b"three")))
+    (tmp_path / "c.parquet").write_bytes(b"")
+    (tmp_path / "d.jsonl").write_bytes(b"")
     (tmp_path / "README.md").write_text("no shard")
+    (tmp_path / ".hidden").mkdir()
     return tmp_path
 
 
-def write_tar(path: Path, members: dict[str, bytes], links: dict[str, str] | None = None) -> None:
-    with tarfile.open(path, "w") as archive:
-        for name, data in members.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
-        for name, target in (links or {}).items():
-            member = tarfile.TarInfo(name)
-            member.type, member.linkname = tarfile.SYMTYPE, target
-            archive.addfile(member)
+def version(folder: Path, key: str) -> str:
+    source = Root.open(str(folder))
+    return content_version(source, find_shard(source, key))
 
 
-def test_folders_and_tars_are_shards_sorted_by_key(folder: Path) -> None:
+def test_folders_tars_and_lists_are_shards_sorted_by_key(folder: Path) -> None:
     shards = list_shards(Root.open(str(folder)))
-    assert [(shard.key, shard.layout) for shard in shards] == [("a", Layout.TAR), ("b", Layout.FOLDER)]
+    assert [(shard.key, shard.layout) for shard in shards] == [
+        ("a", Layout.TAR),
+        ("b", Layout.FOLDER),
+        ("c", Layout.LIST),
+        ("d", Layout.LIST),
+    ]
 
 
-@pytest.mark.parametrize(
-    ("key", "expected"),
-    [("a", {"x/three.mp4": b"three"}), ("b", {"deep/two.MP4": b"two", "one.webm": b"one!"})],
-)
-def test_clips_are_the_videos_of_a_shard_with_their_bytes(folder: Path, key: str, expected: dict[str, bytes]) -> None:
-    source = Root.open(str(folder))
-    clips = list_clips(source, find_shard(source, key))
-    assert {clip.key: clip.video.read() for clip in clips} == expected
-    assert [clip.key for clip in clips] == sorted(expected)
+@pytest.mark.parametrize("key", ["a", "b", "c", "d"])
+def test_a_changed_shard_has_another_version_and_the_others_the_same(folder: Path, key: str) -> None:
+    before = {key: version(folder, key) for key in "abcd"}
+    changed = {"a": "a.tar", "b": "b/new.mp4", "c": "c.parquet", "d": "d.jsonl"}[key]
+    (folder / changed).write_bytes(b"something else")
+    assert [one for one in "abcd" if version(folder, one) != before[one]] == [key]
 
 
-def test_a_json_file_of_the_same_stem_goes_with_its_clip(folder: Path) -> None:
-    (folder / "b" / "one.json").write_text('{"prompt": "Count."}')
-    source = Root.open(str(folder))
-    prompts = {clip.key: clip.prompt() for key in "ab" for clip in list_clips(source, find_shard(source, key))}
-    assert prompts == {"x/three.mp4": None, "deep/two.MP4": None, "one.webm": "Count."}
+@pytest.mark.parametrize("name", ["new.json", "new.txt", "deep/new.MP4"])
+def test_a_folders_version_covers_what_goes_with_its_clips(folder: Path, name: str) -> None:
+    before = version(folder, "b")
+    (folder / "b" / name).write_text("{}")
+    assert version(folder, "b") != before
 
 
-def test_a_link_in_a_tar_is_no_clip(tmp_path: Path) -> None:
-    write_tar(tmp_path / "s.tar", {"a.mp4": b"a"}, links={"b.mp4": "/etc/passwd"})
-    source = Root.open(str(tmp_path))
-    assert [clip.key for clip in list_clips(source, find_shard(source, "s"))] == ["a.mp4"]
-
-
-def test_a_changed_shard_has_another_version_and_an_untouched_one_the_same(folder: Path) -> None:
-    source = Root.open(str(folder))
-    before = {shard.key: content_version(source, shard) for shard in list_shards(source)}
-    (folder / "b" / "new.mp4").write_bytes(b"new")
-    after = {shard.key: content_version(source, shard) for shard in list_shards(source)}
-    assert before["a"] == after["a"]
-    assert before["b"] != after["b"]
-    (folder / "b" / "new.json").write_text('{"prompt": "Count."}')
-    assert content_version(source, find_shard(source, "b")) != after["b"]
+@pytest.mark.parametrize("name", ["notes.md", ".new.mp4"])
+def test_a_file_that_is_no_clips_changes_no_version(folder: Path, name: str) -> None:
+    before = version(folder, "b")
+    (folder / "b" / name).write_text("x")
+    assert version(folder, "b") == before
 
 
 def test_a_missing_source_says_what_to_set(tmp_path: Path) -> None:
@@ -80,8 +64,8 @@ def test_a_missing_source_says_what_to_set(tmp_path: Path) -> None:
 
 
 def test_a_missing_shard_names_those_there_are(folder: Path) -> None:
-    with pytest.raises(ShardError, match=r"'c' is not in .* \(it has 2: a, b\)"):
-        find_shard(Root.open(str(folder)), "c")
+    with pytest.raises(ShardError, match=r"'x' is not in .* \(it has 4: a, b, c, d\)"):
+        find_shard(Root.open(str(folder)), "x")
 
 
 def test_a_key_that_cannot_be_a_partition_is_refused(tmp_path: Path) -> None:
@@ -90,14 +74,8 @@ def test_a_key_that_cannot_be_a_partition_is_refused(tmp_path: Path) -> None:
         list_shards(Root.open(str(tmp_path)))
 
 
-def test_two_shards_of_one_key_are_refused(folder: Path) -> None:
-    (folder / "a").mkdir()
+@pytest.mark.parametrize("name", ["b.tar", "b.parquet", "b.jsonl"])
+def test_two_shards_of_one_key_are_refused(folder: Path, name: str) -> None:
+    (folder / name).touch()
     with pytest.raises(ShardError, match="same key"):
         list_shards(Root.open(str(folder)))
-
-
-def test_a_file_that_is_no_tar_is_refused_with_its_name(tmp_path: Path) -> None:
-    (tmp_path / "s.tar").write_bytes(b"not a tar at all" * 100)
-    source = Root.open(str(tmp_path))
-    with pytest.raises(ShardError, match="'s' cannot be read"):
-        list_clips(source, find_shard(source, "s"))
