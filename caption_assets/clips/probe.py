@@ -151,8 +151,6 @@ def _open(file: bytes | SpanFile) -> Iterator[tuple[InputContainer, VideoStream]
     if isinstance(file, SpanFile):
         file.seek(0)
     with open_video(file if isinstance(file, bytes) else cast(BinaryIO, file)) as (container, stream):
-        if stream.codec_context is None:
-            raise UnreadableClip("no_decoder", "the video is in a codec that FFmpeg does not know: convert the clip")
         yield container, stream
 
 

@@ -159,7 +159,7 @@ def test_a_constant_rate_in_a_coarse_time_base_is_constant() -> None:
         (b"<html>404</html>" * 10, "not_a_video"),
         (sound_only(), "no_video_stream"),
         (counting_video(30)[:1500], "damaged"),
-        (counting_video(30).replace(b"avc1", b"zzzz"), "no_decoder"),
+        (counting_video(30).replace(b"avc1", b"zzzz"), "unknown_codec"),
     ],
     ids=["empty", "html", "sound", "cut off", "unknown codec"],
 )
