@@ -78,7 +78,7 @@ def _refuse(source: Root, uri: str) -> UnreadableClip | None:
     if protocol in ("file", "local") and (protocol not in allowed or not path.startswith("/")):
         return UnreadableClip(
             "outside",
-            f"a {protocol}:// URI must be absolute, and the source on this machine: name the clip relative to it",
+            f"a {protocol}:// URI must be absolute, and the source on this machine: name a clip of the source",
         )
     if protocol not in allowed:
         return UnreadableClip("scheme", f"clips are not fetched by {protocol}://: copy it to one of {sorted(allowed)}")
