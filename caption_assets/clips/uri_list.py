@@ -26,6 +26,8 @@ LOOKUPS = 16
 """Clips looked up side by side: a store takes tens of milliseconds for each."""
 READ_AHEAD_BYTES = 1 << 20
 """Fetched at a time."""
+EXAMPLE = '{"uri": "s3://bucket/clip.mp4"}'
+"""A line as it should be, for messages."""
 
 Row = dict[str, Any]
 """A list's row by column."""
@@ -49,7 +51,9 @@ def _named(source: Root, keys: Keys, number: int, row: Row) -> Clip:
     uri = row.pop("uri")
     columns = json.dumps(row, default=str)  # what JSON has no form for, such as a date, is given as text
     if not _is_name(uri):
-        key, refusal = keys.give(f"row {number}", UnreadableClip("uri", f"the row's uri is {uri!r}: name a video file"))
+        key, refusal = keys.give(
+            f"row {number}", UnreadableClip("uri", f"the row's uri is {uri!r:.100}: name a video file")
+        )
         return Clip(key, Span("", 0, 0), columns=columns, refusal=refusal)
     url = uri if split_protocol(uri)[0] else source.fs.unstrip_protocol(source.full(normalise(uri)))
     key, refusal = keys.give(uri, _refuse(source, uri) or refuse_version(url))
@@ -71,9 +75,10 @@ def _refuse(source: Root, uri: str) -> UnreadableClip | None:
         return None
     own = source.fs.protocol
     allowed = {"s3", *([own] if isinstance(own, str) else own)}
-    if protocol == "file" and (protocol not in allowed or not path.startswith("/")):
+    if protocol in ("file", "local") and (protocol not in allowed or not path.startswith("/")):
         return UnreadableClip(
-            "outside", "a file:// URI must be absolute, and the source on this machine: name the clip relative to it"
+            "outside",
+            f"a {protocol}:// URI must be absolute, and the source on this machine: name a clip of the source",
         )
     if protocol not in allowed:
         return UnreadableClip("scheme", f"clips are not fetched by {protocol}://: copy it to one of {sorted(allowed)}")
@@ -135,9 +140,6 @@ def _json_rows(file: io.RawIOBase, name: str) -> Iterator[Row]:
             raise ShardError(f"{where} is a {type(row).__name__}, no JSON object: write one, such as {EXAMPLE}")
         _check_columns(list(row), where)
         yield row
-
-
-EXAMPLE = '{"uri": "s3://bucket/clip.mp4"}'
 
 
 def _check_columns(columns: list[str], where: str) -> None:

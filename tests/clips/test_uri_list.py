@@ -81,7 +81,7 @@ def test_a_list_and_a_folder_on_s3_give_an_object_the_same_tag(s3_url: str) -> N
 def test_a_list_on_s3_names_no_file_of_this_machine(s3_url: str, tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_bytes(b"secret")
     clips = listed(Root.open(s3_url), *as_jsonl([{"uri": f"file://{tmp_path}/a.mp4"}, {"uri": f"local://{tmp_path}"}]))
-    assert [kind for _, kind in fates(clips)] == ["outside", "scheme"]
+    assert [kind for _, kind in fates(clips)] == ["outside", "outside"]
 
 
 @pytest.mark.store
@@ -108,6 +108,7 @@ def test_what_cannot_be_looked_up_on_s3_is_refused(s3_url: str) -> None:
         ("/etc/passwd", "etc/passwd", "outside"),
         ("file:///in/../etc/passwd", "file:/in/__/etc/passwd", "outside"),
         ("file://in/a.mp4", "file:/in/a.mp4", "outside"),
+        ("local://in/a.mp4", "local:/in/a.mp4", "outside"),
         ("http://host/a.mp4", "http:/host/a.mp4", "scheme"),
         ("memory://a.mp4", "memory:/a.mp4", "scheme"),
         ("simplecache::file:///etc/passwd", "simplecache::file:/etc/passwd", "scheme"),

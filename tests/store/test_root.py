@@ -44,6 +44,17 @@ def test_the_probe_write_leaves_nothing(root: Root) -> None:
 
 
 @pytest.mark.fast
+def test_a_root_holds_what_lies_below_it_once_links_are_followed(tmp_path: Path) -> None:
+    (tmp_path / "real" / "in").mkdir(parents=True)
+    (tmp_path / "root").symlink_to("real")
+    (tmp_path / "real" / "out").symlink_to("..")
+    (tmp_path / "real" / "stay").symlink_to("in")
+    root = Root.open(str(tmp_path / "root"))
+    held = {path: root.holds(path) for path in ("", "in/new", "stay/new", "out/new", "out", "../realm")}
+    assert held == {"": True, "in/new": True, "stay/new": True, "out/new": False, "out": False, "../realm": False}
+
+
+@pytest.mark.fast
 def test_a_place_that_cannot_be_written_is_named_with_its_setting(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StoreError, match=r"CAPTION_ROOT is '.*/file/root'.*name a folder"):
