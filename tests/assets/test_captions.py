@@ -11,6 +11,7 @@ from dagster._core.definitions.data_version import CachingStaleStatusResolver, S
 
 from caption_assets.definitions import build_definitions
 from caption_assets.settings import Settings
+from caption_assets.store.previews import preview_path
 from caption_assets.store.root import Root
 from caption_assets.store.tables import Status, Table, read_captions
 from tests.assets.conftest import Project
@@ -37,19 +38,28 @@ def stale(project: Project, **settings: object) -> set[str]:
 
 @pytest.mark.engine
 def test_a_run_over_several_shards_records_what_is_done_and_fails_for_the_rest(project: Project) -> None:
+    lines = ['{"uri": "sample-folder/clip-00.webm", "camera": 7}', '{"uri": "../x.mp4"}']
+    (project.root / "shards" / "sample-a-list.jsonl").write_text("\n".join(lines))
     project.run("shard_index", "model_weights")
     project.run("clip_manifest", partition="sample-folder")  # and not of sample-tar
+    project.run("clip_manifest", partition="sample-a-list", max_unreadable_fraction=0.5)
     engines_before = engine_processes(os.getpid())
 
-    message = project.failure(*STAGES, partitions=("sample-folder", "sample-tar"))
+    message = project.failure(*STAGES, partitions=("sample-a-list", "sample-tar"), previews=True)
 
-    assert message.startswith("1 of 2 shards failed: sample-tar: ")
+    assert message.startswith("1 of 3 shards failed: sample-tar: ")
     assert "materialize clip_manifest for shard 'sample-tar' first" in message
     assert engine_processes(os.getpid()) == engines_before
     for stage in STAGES:
-        [record] = project.instance.fetch_materializations(dg.AssetKey(stage), limit=9).records
-        assert record.partition_key == "sample-folder"
-        rows = read_captions(Root.open(str(project.root)), Table(stage), "sample-folder")
+        records = project.instance.fetch_materializations(dg.AssetKey(stage), limit=9).records
+        assert {record.partition_key for record in records} == {"sample-folder", "sample-a-list"}
+        [record] = [record for record in records if record.partition_key == "sample-folder"]
+        root = Root.open(str(project.root))
+        rows = read_captions(root, Table(stage), "sample-folder")
+        first, refused = read_captions(root, Table(stage), "sample-a-list")
+        assert first.caption in {row.caption for row in rows if row.clip_key == "clip-00.webm"}
+        assert (refused.clip_key, refused.status) == ("__/x.mp4", Status.FAILED)
+        assert all(root.exists(preview_path("sample-folder", row.window_id, "webp")) for row in rows if row.caption)
         assert record.asset_materialization is not None
         metadata = record.asset_materialization.metadata
         assert metadata["rows_ok"].value == sum(row.status is Status.OK for row in rows) == 12
