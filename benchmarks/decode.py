@@ -142,7 +142,7 @@ def reference(data: bytes, indices: tuple[int, ...], dtype: torch.dtype) -> NDAr
     """The reference's way: every frame in order, then the wanted ones as one batch."""
     wanted = set(indices)
     converter = VideoReformatter()
-    with av.open(BytesIO(data)) as container:
+    with av.open(BytesIO(data), "r") as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
         frames = [rgb(frame, converter) for index, frame in enumerate(container.decode(stream)) if index in wanted]
@@ -194,7 +194,7 @@ def pictures(case: Case) -> Iterator[NDArray[np.uint8]]:
     rows = height * 3 // 2
     coarse = rng.integers(60, 190, (rows // 16 + 20, width // 16 + 20), dtype=np.uint8)
     scene = coarse.repeat(16, axis=0).repeat(16, axis=1)
-    noise = rng.integers(0, 5, (8, rows, width), dtype=np.uint8)
+    noise = rng.integers(0, 3, (8, rows, width), dtype=np.uint8)
     for index in range(case.frames):
         top, left = (int(128 + 127 * wave(index / 40)) for wave in (np.sin, np.cos))
         yield scene[top : top + rows, left : left + width] + noise[index % len(noise)]

@@ -189,7 +189,7 @@ def hdr_video(signal: NDArray[np.uint16], transfer: ColorTrc, frames: int = 4) -
     file = BytesIO()
     with av.open(file, "w", format="mp4") as container:
         options = {"x265-params": "log-level=none", "crf": "4"}
-        stream = cast(VideoStream, container.add_stream("libx265", rate=10, options=options))
+        stream = container.add_stream("libx265", rate=10, options=options)
         stream.height, stream.width, stream.pix_fmt = *signal.shape[:2], "yuv420p10le"
         context = stream.codec_context
         context.color_trc, context.color_primaries = transfer, ColorPrimaries.BT2020
