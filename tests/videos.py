@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import av
 import numpy as np
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
@@ -183,6 +184,27 @@ def level(index: int) -> int:
 def gray(value: int, size: tuple[int, int]) -> RGB:
     """A plain picture of (height, width, 3)."""
     return np.full((size[1], size[0], 3), value, dtype=np.uint8)
+
+
+def hdr_video(signal: NDArray[np.uint16], transfer: ColorTrc, frames: int = 4) -> bytes:
+    """A still HEVC film of 10 bits with BT.2020 colours: ``signal`` is uint16 RGB of (height, width, 3), full range."""
+    file = BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        options = {"x265-params": "log-level=none", "crf": "4"}
+        stream = container.add_stream("libx265", rate=10, options=options)
+        stream.height, stream.width, stream.pix_fmt = *signal.shape[:2], "yuv420p10le"
+        context = stream.codec_context
+        context.color_trc, context.color_primaries = transfer, ColorPrimaries.BT2020
+        context.colorspace, context.color_range = Colorspace.BT2020, ColorRange.MPEG
+        for index in range(frames):
+            rgb = av.VideoFrame.from_ndarray(signal, format="rgb48le")
+            frame = rgb.reformat(
+                format="yuv420p10le", dst_colorspace=Colorspace.BT2020, dst_color_range=ColorRange.MPEG
+            )
+            frame.pts, frame.time_base = index, Fraction(1, 10)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return file.getvalue()
 
 
 def sound_only() -> bytes:

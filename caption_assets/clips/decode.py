@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,9 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
+from caption_assets.clips import av1
 from caption_assets.clips.container import BROKEN, UnreadableClip, check_size, detail, open_video
-from caption_assets.clips.plan import DROP, SKIPPABLE, PacketFacts, Plan, Step, lean_plan, whole_plan
+from caption_assets.clips.plan import SKIPPABLE, PacketFacts, Plan, Step, lean_plan, whole_plan
 from caption_assets.clips.sampling import frame_times
 from caption_assets.clips.tone import is_hdr, to_sdr
 
@@ -164,8 +166,13 @@ def _shoot(
     stream: VideoStream, packets: Sequence[Packet[VideoStream]], wanted: set[int], size: tuple[int, int] | None
 ) -> tuple[dict[int, _Shot], list[str]]:
     """The wanted frames by stamp, as far as they can be decoded, and what went wrong."""
-    facts = [PacketFacts(_stamp(packet), packet.is_keyframe) for packet in packets]
-    if stream.codec_context.codec.canonical_name in SKIPPABLE:
+    codec = stream.codec_context.codec.canonical_name
+    referred = av1.referred(map(memoryview, packets)) if codec == "av1" else repeat(True)
+    facts = [
+        PacketFacts(_stamp(packet), packet.is_keyframe, is_referred)
+        for packet, is_referred in zip(packets, referred, strict=False)
+    ]
+    if codec in SKIPPABLE:
         shots, errors = _follow(lean_plan(facts, wanted), stream, packets, wanted, size)
         if len(shots) == len(wanted):
             return shots, errors
@@ -214,12 +221,14 @@ def _frames(
     context.flush_buffers()
     gap = False
     for packet, step in zip(packets, steps, strict=True):
-        if step == DROP:
+        if step is Step.DROP:
             gap = True
             continue
         if gap:
             yield from remaining()
             gap = False
-        context.skip_frame = step
+        if step is Step.SKIP:
+            continue
+        context.skip_frame = "DEFAULT" if step is Step.DECODE else "NONREF"
         yield from frames_of(packet)
     yield from remaining()

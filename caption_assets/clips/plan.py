@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from enum import Enum, auto
 
 SKIPPABLE = frozenset({"av1", "h264", "hevc", "mjpeg", "mpeg1video", "mpeg2video", "mpeg4", "prores", "vp8", "vp9"})
 """Codecs, by FFmpeg's names, whose key frames are complete and whose decoders leave out nothing that is referred to.
@@ -13,15 +13,17 @@ Not so GIF, say, whose every frame counts as a key frame and yet is painted over
 """
 
 
-Step = Literal["DEFAULT", "NONREF", "ALL"]
-"""What becomes of a packet: FFmpeg's word for what its decoder is to leave out (``skip_frame``)."""
+class Step(Enum):
+    """What becomes of a packet."""
 
-DECODE: Final = "DEFAULT"
-"""Decode it: its frame is wanted."""
-REFER: Final = "NONREF"
-"""Decode it if other frames are predicted from it."""
-DROP: Final = "ALL"
-"""The decoder is not to see it."""
+    DECODE = auto()
+    """It is decoded: its frame is wanted."""
+    REFER = auto()
+    """It is decoded if the decoder finds that other frames are predicted from it."""
+    SKIP = auto()
+    """It is kept from the decoder, which does not miss it: no other frame is predicted from it."""
+    DROP = auto()
+    """It is kept from the decoder, which begins anew after it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,8 @@ class PacketFacts:
     """When its frame is shown, in the stream's time base."""
     is_keyframe: bool
     """Whether decoding can begin here: as the file says."""
+    is_referred: bool = True
+    """False if no other frame is predicted from its; True as well where only the decoder can tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,7 @@ class Plan:
 def whole_plan(packets: Sequence[PacketFacts], wanted: Collection[int]) -> Plan:
     """Everything from the first packet to the last wanted one."""
     last = max((index for index, packet in enumerate(packets) if packet.pts in wanted), default=-1)
-    steps: list[Step] = [DECODE if index <= last else DROP for index in range(len(packets))]
+    steps: list[Step] = [Step.DECODE if index <= last else Step.DROP for index in range(len(packets))]
     return Plan(tuple(steps), frozenset())
 
 
@@ -62,18 +66,25 @@ def lean_plan(packets: Sequence[PacketFacts], wanted: Collection[int]) -> Plan:
         packets: all of the clip's, in decoding order.
         wanted: stamps of the frames to get.
     """
-    steps: list[Step] = [DROP] * len(packets)
+    steps: list[Step] = [Step.DROP] * len(packets)
     entries = set()
     groups = _groups(packets)
     for number, group in enumerate(groups):
         after = groups[number + 1] if number + 1 < len(groups) else range(0)
         stop = group.stop if _has_wanted_leader(packets, after, wanted) else _end_of_wanted(packets, group, wanted)
         for index in range(group.start, stop):
-            steps[index] = DECODE if index == group.start or packets[index].pts in wanted else REFER
+            steps[index] = _step(packets[index], is_head=index == group.start, wanted=wanted)
         pts = packets[group.start].pts
-        if stop > group.start > 0 and steps[group.start - 1] is DROP and pts is not None:
+        if stop > group.start > 0 and steps[group.start - 1] is Step.DROP and pts is not None:
             entries.add(pts)
     return Plan(tuple(steps), frozenset(entries))
+
+
+def _step(packet: PacketFacts, *, is_head: bool, wanted: Collection[int]) -> Step:
+    """What becomes of a packet of a group that is decoded."""
+    if is_head or packet.pts in wanted:
+        return Step.DECODE
+    return Step.REFER if packet.is_referred else Step.SKIP
 
 
 def _groups(packets: Sequence[PacketFacts]) -> list[range]:

@@ -3,7 +3,9 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from av.video.reformatter import VideoReformatter
+from av import VideoFrame
+from av.video.reformatter import ColorTrc, VideoReformatter
+from av.video.stream import VideoStream
 
 from caption_assets.clips.container import UnreadableClip, open_video
 from caption_assets.clips.decode import RGB, decode, picture, resize
@@ -15,7 +17,10 @@ from tests.videos import (
     film_begun_midway,
     film_that_grows,
     film_without_sync_table,
+    hdr_video,
     level,
+    moving_video,
+    video,
 )
 
 pytestmark = pytest.mark.fast
@@ -95,6 +100,67 @@ def test_colours_survive_encoding_and_decoding(codec: str) -> None:
     plain = np.full((120, 160, 3), rgb_values, dtype=np.uint8)
     data = encode_frames([plain] * 10, 160, 120, 10, codec, 20)
     assert decode(data, 0, 10, 4, (120, 160)).pixels.reshape(-1, 3).mean(0) == pytest.approx(rgb_values, abs=6)
+
+
+@pytest.mark.parametrize(("degrees", "corner"), [(0, (0, 0)), (90, (1, 0)), (180, (1, 1)), (-90, (0, 1))])
+def test_pictures_are_turned_as_the_file_asks(degrees: int, corner: tuple[int, int]) -> None:
+    lit = np.zeros((48, 96, 3), np.uint8)
+    lit[:24, :48] = 255  # top left, as coded; a counterclockwise quarter turn takes it to the bottom left
+    data = video([lit] * 4, prepare=lambda stream: stream.set_display_rotation(degrees))
+    upright = decode(data, 0, 4, 2, None).pixels[0]
+    assert upright.shape == ((96, 48, 3) if degrees % 180 else (48, 96, 3))
+    height, width = upright.shape[0] // 2, upright.shape[1] // 2
+    quarters = [[float(upright[:height, :width].mean()), float(upright[:height, width:].mean())]]
+    quarters += [[float(upright[height:, :width].mean()), float(upright[height:, width:].mean())]]
+    assert quarters[corner[0]][corner[1]] > 200
+    assert sum(map(sum, quarters)) < 300
+
+
+def test_a_size_is_that_of_the_upright_picture() -> None:
+    data = moving_video(4, prepare=lambda stream: stream.set_display_rotation(90))
+    assert decode(data, 0, 4, 2, (80, 40)).pixels.shape == (2, 80, 40, 3)
+
+
+def anamorphic(aspect: Fraction) -> bytes:
+    def prepare(stream: VideoStream) -> None:
+        stream.codec_context.sample_aspect_ratio = aspect
+
+    return moving_video(4, prepare=prepare)
+
+
+@pytest.mark.parametrize(("aspect", "width"), [(Fraction(4, 3), 128), (Fraction(1, 2), 48), (Fraction(1), 96)])
+def test_pixels_are_made_square(aspect: Fraction, width: int) -> None:
+    assert decode(anamorphic(aspect), 0, 4, 2, None).pixels.shape == (2, 64, width, 3)
+
+
+def test_pixels_so_wide_that_the_picture_would_be_too_large_are_refused() -> None:
+    with pytest.raises(UnreadableClip) as refused:
+        picture(VideoFrame(96, 64), VideoReformatter(), Fraction(60_000), None)
+    assert refused.value.kind == "too_large"
+
+
+def test_without_a_size_pictures_are_left_as_they_are() -> None:
+    with open_video(film("h264")) as (container, stream):
+        first = next(frame.to_ndarray(format="rgb24") for frame in container.decode(stream))
+    assert np.array_equal(decode(film("h264"), 0, 48, 2, None).pixels[0], first)
+
+
+def test_a_film_that_grows_keeps_its_first_size() -> None:
+    assert decode(film_that_grows(), 0, 48, 4, None).pixels.shape == (4, 48, 64, 3)
+
+
+@pytest.mark.parametrize(("name", "interlaced"), [("h264", False), ("h264 interlaced", True)])
+def test_interlaced_frames_are_told_of(name: str, interlaced: bool) -> None:
+    assert decode(film(name), 0, 48, 4, (40, 56)).interlaced is interlaced
+
+
+@pytest.mark.parametrize(("transfer", "white"), [(ColorTrc.SMPTE2084, 0.5807), (ColorTrc.ARIB_STD_B67, 0.75)])
+def test_hdr_is_shown_as_it_would_look_on_an_ordinary_screen(transfer: ColorTrc, white: float) -> None:
+    signal = np.zeros((64, 64, 3), np.uint16)
+    signal[:, 32:] = round(white * 65535)  # reference white, 203 cd/m²
+    shown = decode(hdr_video(signal, transfer), 0, 4, 2, (32, 32)).pixels[0]
+    assert float(shown[:, :12].mean()) < 3
+    assert shown[:, 20:].reshape(-1, 3).mean(0) == pytest.approx([225] * 3, abs=3)
 
 
 def test_channels_keep_their_order_in_a_resize() -> None:

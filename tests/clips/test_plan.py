@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caption_assets.clips.plan import DECODE, DROP, REFER, PacketFacts, Plan, lean_plan, whole_plan
+from caption_assets.clips.plan import PacketFacts, Plan, Step, lean_plan, whole_plan
 
 pytestmark = pytest.mark.fast
 
@@ -16,7 +16,7 @@ def packets(*groups: Sequence[int | None]) -> list[PacketFacts]:
 
 
 def letters(plan: Plan) -> str:
-    return "".join({DECODE: "D", REFER: "r", DROP: "."}[step] for step in plan.steps)
+    return "".join({Step.DECODE: "D", Step.REFER: "r", Step.SKIP: "s", Step.DROP: "."}[step] for step in plan.steps)
 
 
 CLOSED = packets([0, 3, 1, 2], [4, 7, 5, 6], [8, 11, 9, 10])
@@ -53,6 +53,17 @@ def test_a_group_is_decoded_to_its_end_where_leading_frames_of_the_next_are_want
     assert letters(lean_plan(OPEN, wanted)) == steps
 
 
+def test_a_frame_that_none_is_predicted_from_is_skipped_without_beginning_anew() -> None:
+    clip = [
+        PacketFacts(0, True),
+        PacketFacts(2, False),
+        PacketFacts(1, False, is_referred=False),
+        PacketFacts(3, False),
+    ]
+    assert letters(lean_plan(clip, {3})) == "DrsD"
+    assert letters(lean_plan(clip, {1})) == "DrD."
+
+
 def test_decoding_begins_anew_after_a_gap_only() -> None:
     assert lean_plan(CLOSED, {2, 7, 10}).entries == {8}
 
@@ -86,7 +97,9 @@ def test_each_wanted_frame_is_decoded_and_all_that_its_group_has_before_it(
     plan = lean_plan(clip, wanted)
     for start, end in itertools.pairwise(starts):
         steps = plan.steps[start:end]
-        sent = len([step for step in steps if step != DROP])
-        assert DROP not in steps[:sent]
-        assert all((step == DECODE) == (clip[start + i].pts in wanted) for i, step in enumerate(steps) if 0 < i < sent)
+        sent = len([step for step in steps if step is not Step.DROP])
+        assert Step.DROP not in steps[:sent]
+        assert all(
+            (step is Step.DECODE) == (clip[start + i].pts in wanted) for i, step in enumerate(steps) if 0 < i < sent
+        )
         assert not any(clip[start + i].pts in wanted for i in range(sent, end - start))

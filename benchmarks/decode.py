@@ -1,0 +1,204 @@
+"""Frames out of clips: this project's plan against decoding everything, as the reference does.
+
+    python -m benchmarks.decode [--rounds 3]
+
+Synthetic clips (movement and noise, 30 fps) are sampled at 2 fps and scaled to 360 lines. One arm is `decode`; the
+others decode every frame in order, convert the sampled ones to full-size RGB as one batch and resize that at once (NeMo
+Curator), once as float32 (`f32`) and once as uint8 (`u8`). All use one thread, take turns, and get the same frame
+numbers. A ratio is the median over rounds of the reference's CPU time over ours in the same round.
+
+`peak_mb` is what `decode` adds to the memory of a fresh process at its height, for 20 s of 720p.
+The last line is JSON: `h264_vs_f32` and `h264_vs_u8` are medians over the H.264 clips, `min_vs_u8` is the worst ratio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from fractions import Fraction
+from io import BytesIO
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+from typing import Any, cast
+
+import av
+import numpy as np
+import torch
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from caption_assets.clips.decode import decode, resize, rgb
+
+FPS = 30
+SAMPLED_FPS = 2
+LINES = 360
+"""Height of the frames that come out; their width is 640."""
+ENCODERS: dict[str, tuple[str, str, dict[str, str]]] = {
+    "h264": ("libx264", "mp4", {"preset": "veryfast"}),
+    "h265": ("libx265", "mp4", {"preset": "ultrafast", "x265-params": "bframes=4:b-pyramid=1:log-level=none"}),
+    "vp9": ("libvpx-vp9", "webm", {"deadline": "realtime", "cpu-used": "8", "crf": "33", "b": "0"}),
+    "av1": ("libsvtav1", "mp4", {"preset": "10", "crf": "35"}),
+}
+"""Encoder, container and options of each codec: fast ones, with the codec's usual structure of key and B-frames."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A clip to be made and decoded."""
+
+    codec: str
+    seconds: int
+    height: int
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"{self.codec} {self.height}p {self.seconds} s"
+
+    @property
+    def frames(self) -> int:
+        """How many the clip has."""
+        return self.seconds * FPS
+
+    @property
+    def sampled(self) -> int:
+        """How many of them are wanted."""
+        return self.seconds * SAMPLED_FPS
+
+
+MEMORY_CASE = Case("h264", 20, 720)
+CASES = [
+    MEMORY_CASE,
+    Case("h264", 5, 720),
+    Case("h264", 60, 720),
+    Case("h264", 10, 1080),
+    Case("h265", 10, 720),
+    Case("vp9", 5, 720),
+    Case("vp9", 10, 1080),
+    Case("av1", 5, 720),
+    Case("av1", 10, 1080),
+]
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3, help="times each clip is decoded by each arm (default 3)")
+    rounds = parser.parse_args().rounds
+    torch.set_num_threads(1)
+    ratios = {}
+    peak_mb = 0
+    for case in CASES:
+        data = encode(case)
+        times = [race(case, data) for _ in range(rounds)]
+        ratios[case] = {arm: median(each[arm] / each["plan"] for each in times) for arm in ("f32", "u8")}
+        print(
+            f"{case.name:<16} {len(data) / 1e6:6.1f} MB  plan {median(each['plan'] for each in times):6.2f} s CPU"
+            f"  {ratios[case]['f32']:.2f} x f32  {ratios[case]['u8']:.2f} x u8",
+            flush=True,
+        )
+        if case == MEMORY_CASE:
+            peak_mb = peak(case, data)
+    h264 = [ratio for case, ratio in ratios.items() if case.codec == "h264"]
+    print(
+        json.dumps(
+            {
+                "h264_vs_f32": round(median(ratio["f32"] for ratio in h264), 2),
+                "h264_vs_u8": round(median(ratio["u8"] for ratio in h264), 2),
+                "min_vs_u8": round(min(ratio["u8"] for ratio in ratios.values()), 2),
+                "peak_mb": peak_mb,
+            }
+        )
+    )
+
+
+def race(case: Case, data: bytes) -> dict[str, float]:
+    """CPU seconds of each arm, one after the other."""
+    frames = decode(data, 0, case.frames, case.sampled, (LINES, LINES * 16 // 9))
+    arms: dict[str, Callable[[], Any]] = {
+        "plan": lambda: decode(data, 0, case.frames, case.sampled, (LINES, LINES * 16 // 9)),
+        "f32": lambda: reference(data, frames.indices, torch.float32),
+        "u8": lambda: reference(data, frames.indices, torch.uint8),
+    }
+    if not np.array_equal(arms["u8"](), frames.pixels):
+        raise AssertionError(f"{case.name}: the plan's frames are not those of a plain decode")
+    return {arm: cpu_seconds(run) for arm, run in arms.items()}
+
+
+def cpu_seconds(run: Callable[[], Any]) -> float:
+    """Time that a call takes of all cores together."""
+    start = time.process_time()
+    run()
+    return time.process_time() - start
+
+
+def reference(data: bytes, indices: tuple[int, ...], dtype: torch.dtype) -> NDArray[Any]:
+    """The reference's way: every frame in order, then the wanted ones as one batch."""
+    wanted = set(indices)
+    converter = VideoReformatter()
+    with av.open(BytesIO(data), "r") as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        frames = [rgb(frame, converter) for index, frame in enumerate(container.decode(stream)) if index in wanted]
+    batch = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).to(dtype)
+    scaled = torch.nn.functional.interpolate(batch, size=(LINES, LINES * 16 // 9), mode="bicubic", antialias=True)
+    return np.asarray(scaled.permute(0, 2, 3, 1).contiguous())
+
+
+def peak(case: Case, data: bytes) -> int:
+    """Megabytes that ``decode`` adds to a process of its own, at its height."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_added_peak, case, data).result()
+
+
+def _added_peak(case: Case, data: bytes) -> int:
+    torch.set_num_threads(1)
+    resize(np.zeros((64, 64, 3), np.uint8), 32, 32)  # loads torch and its kernels
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew (proc(5))
+    base = _high_water_kb()
+    decode(data, 0, case.frames, case.sampled, (LINES, LINES * 16 // 9))
+    return round((_high_water_kb() - base) / 1024)
+
+
+def _high_water_kb() -> int:
+    """Not ``ru_maxrss``, which a process inherits from the one that started it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
+def encode(case: Case) -> bytes:
+    """The case's clip."""
+    encoder, container, options = ENCODERS[case.codec]
+    file = BytesIO()
+    with av.open(file, "w", format=container) as output:
+        stream = cast(VideoStream, output.add_stream(encoder, rate=FPS, options=options))
+        stream.width, stream.height, stream.pix_fmt = case.height * 16 // 9, case.height, "yuv420p"
+        for index, planes in enumerate(pictures(case)):
+            frame = av.VideoFrame.from_ndarray(planes, format="yuv420p")
+            frame.pts, frame.time_base = index, Fraction(1, FPS)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    return file.getvalue()
+
+
+def pictures(case: Case) -> Iterator[NDArray[np.uint8]]:
+    """Pictures over which a camera swings, with a sensor's noise: 4:2:0 planes, one below the other."""
+    rng = np.random.default_rng(0)
+    height, width = case.height, case.height * 16 // 9
+    rows = height * 3 // 2
+    coarse = rng.integers(60, 190, (rows // 16 + 20, width // 16 + 20), dtype=np.uint8)
+    scene = coarse.repeat(16, axis=0).repeat(16, axis=1)
+    noise = rng.integers(0, 3, (8, rows, width), dtype=np.uint8)
+    for index in range(case.frames):
+        top, left = (int(128 + 127 * wave(index / 40)) for wave in (np.sin, np.cos))
+        yield scene[top : top + rows, left : left + width] + noise[index % len(noise)]
+
+
+if __name__ == "__main__":
+    main()

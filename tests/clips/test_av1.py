@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from caption_assets.clips.av1 import referred
+from caption_assets.clips.container import open_video
+from tests.videos import FILMS, film
+
+pytestmark = pytest.mark.fast
+
+
+def packets(name: str) -> list[bytes]:
+    with open_video(film(name)) as (container, stream):
+        return [bytes(packet) for packet in container.demux(stream)]
+
+
+@pytest.mark.parametrize("name", [name for name in FILMS if name.startswith("av1")])
+def test_a_part_of_the_packets_is_referred_to_by_none(name: str) -> None:
+    told = list(referred(map(memoryview, packets(name))))
+    assert told[0]
+    assert 0.1 < told.count(False) / len(told) < 0.6
+
+
+def test_without_a_sequence_header_any_packet_may_be_referred_to() -> None:
+    assert all(referred(map(memoryview, packets("av1 one group")[1:])))
+
+
+@given(st.lists(st.binary(max_size=80), max_size=5))
+def test_bytes_of_any_kind_are_told_of(data: list[bytes]) -> None:
+    assert len(list(referred(map(memoryview, data)))) == len(data)
