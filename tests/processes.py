@@ -6,15 +6,15 @@ from contextlib import suppress
 
 import psutil
 
-ENGINE = ("VLLM::EngineCore", "VLLM::Worker")
-"""Titles of the processes of one engine on the CPU."""
+ENGINE = ["VLLM::EngineCore"]
+"""Titles of the processes of one engine of the sample model."""
 
 
 def engine_processes(run: int) -> dict[psutil.Process, str]:
     """The living engine processes below the process ``run``, with their titles."""
     with suppress(psutil.NoSuchProcess):
         titles = {child: _title(child) for child in psutil.Process(run).children(recursive=True)}
-        return {child: title for child, title in titles.items() if title.startswith(ENGINE)}
+        return {child: title for child, title in titles.items() if title.startswith("VLLM::")}
     return {}
 
 
