@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import resource
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
 from typing import cast
 
@@ -111,8 +112,8 @@ def measure(folder: Path, films: list[Path], count: int) -> Cost:
     shard.mkdir(parents=True)
     for index in range(count):
         os.link(films[index % len(films)], shard / f"{index:06}.mp4")
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        cost = pool.apply(make_manifest, (str(folder), shard.name))
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        cost = pool.submit(make_manifest, str(folder), shard.name).result()
     print(
         f"{count} clips: {cost.rows} rows, {cost.seconds:.1f} s ({count / cost.seconds:.0f} clips/s), "
         f"{cost.bytes_read / count:,.0f} of {cost.size / count:,.0f} bytes a clip read, "
