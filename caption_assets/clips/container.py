@@ -17,6 +17,9 @@ FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,gif
 MAX_PIXELS = 8192 * 8192
 """Pixels of a frame that are still decoded: a file of 64 KB can declare 16k x 16k, for 1.2 GB of memory."""
 
+MAX_SIDE = 16384
+"""Pixels along one side that are still decoded, the most that H.264 levels and most decoders know."""
+
 DECODER = {"max_pixels": str(MAX_PIXELS), "threads": "1"}
 """Options of every decoder. One thread: clips side by side beat threads within one (2.30 to 1.53 clips a second)."""
 
@@ -94,15 +97,16 @@ def _video_stream(container: InputContainer) -> VideoStream:
 
 
 def check_size(width: int, height: int) -> None:
-    """Refuse pictures of more than ``MAX_PIXELS``.
+    """Refuse pictures of more than ``MAX_PIXELS``, or more than ``MAX_SIDE`` along a side.
 
     Raises:
         UnreadableClip: if they are that large.
     """
-    if width * height > MAX_PIXELS:
+    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
         raise UnreadableClip(
             "too_large",
-            f"the video is {width}x{height} pixels, more than the {MAX_PIXELS:,} that are decoded: scale it down",
+            f"the video is {width}x{height} pixels, above the limit of {MAX_SIDE:,} a side and {MAX_PIXELS:,} in all: "
+            "scale it down",
         )
 
 

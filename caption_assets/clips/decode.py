@@ -100,7 +100,7 @@ def picture(frame: VideoFrame, converter: VideoReformatter, aspect: Fraction, si
         size: height and width of the result; None for those of the display.
 
     Raises:
-        UnreadableClip: if it would be displayed at more than ``MAX_PIXELS``.
+        UnreadableClip: if it would be displayed larger than is decoded.
     """
     turns = round(frame.rotation / 90) % 4
     if size is None:

@@ -13,7 +13,7 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 
 from caption_assets.clips.boxes import read_index
-from caption_assets.clips.container import BROKEN, UnreadableClip, open_video
+from caption_assets.clips.container import BROKEN, UnreadableClip, check_size, open_video
 from caption_assets.clips.reader import SpanFile
 
 JITTER_SECONDS = 0.002
@@ -27,12 +27,8 @@ INTERLACED = frozenset({2, 3, 4, 5})
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a clip may ask for at most. Beyond it, a file is broken or hostile, or needs cutting first."""
+    """How long a clip may be. Beyond it, a file is broken or hostile, or needs cutting first."""
 
-    pixels: int = 8192 * 8192
-    """Area of one picture; as RGB that is 192 MiB."""
-    side: int = 16384
-    """Pixels along one side, the most that H.264 levels and most decoders know."""
     seconds: float = 24 * 3600.0
     frames: int = 24 * 3600 * 120
     """24 hours at 120 frames a second."""
@@ -96,7 +92,7 @@ def probe(file: bytes | SpanFile, limits: Limits = LIMITS) -> Probe:
         UnreadableClip: if there is no video in it, or it is beyond the limits.
     """
     with _open(file) as (container, stream):
-        _check_pictures(stream, limits)
+        check_size(*_displayed(stream, rotation=0))
         packets = _shown_packets(container, stream)
         first = next(packets, None)
         if first is None:
@@ -124,7 +120,7 @@ def probe_by_ranges(file: SpanFile, limits: Limits = LIMITS) -> Probe:
             with _open(file) as (container, stream):
                 if not stream.frames or not stream.index_entries or stream.id not in index.rotations:
                     break
-                _check_pictures(stream, limits)
+                check_size(*_displayed(stream, rotation=0))
                 start, size = stream.index_entries[0].pos, stream.index_entries[0].size
                 if file.holds(start, start + min(size, FIRST_BYTES)) and stream.codec_context.pix_fmt:
                     stamps = packet_stamps(container, stream)
@@ -152,20 +148,6 @@ def _open(file: bytes | SpanFile) -> Iterator[tuple[InputContainer, VideoStream]
         file.seek(0)
     with open_video(file if isinstance(file, bytes) else cast(BinaryIO, file)) as (container, stream):
         yield container, stream
-
-
-def _check_pictures(stream: VideoStream, limits: Limits) -> None:
-    context = stream.codec_context
-    displayed = _displayed(stream, rotation=0)
-    if not context.width or not context.height:
-        raise UnreadableClip("damaged", "the file does not say how large its pictures are: it may be cut off")
-    for width, height in ((context.width, context.height), displayed):
-        if width * height > limits.pixels or max(width, height) > limits.side:
-            raise UnreadableClip(
-                "too_large",
-                f"pictures of {width}x{height} pixels are above the limit of {limits.side} a side and {limits.pixels} "
-                "in all: scale the clip down",
-            )
 
 
 def _displayed(stream: VideoStream, rotation: int) -> tuple[int, int]:

@@ -20,5 +20,8 @@ def test_a_clip_does_not_change_what_the_next_is_opened_with() -> None:
 
 def test_the_largest_size_is_still_decoded() -> None:
     check_size(8192, 8192)
+    check_size(16384, 4096)
     with pytest.raises(UnreadableClip, match="8193x8192"):
         check_size(8193, 8192)
+    with pytest.raises(UnreadableClip, match="16385x16"):
+        check_size(16385, 16)

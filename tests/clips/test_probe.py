@@ -13,7 +13,7 @@ import pytest
 
 from caption_assets.clips.clip import Span
 from caption_assets.clips.container import UnreadableClip
-from caption_assets.clips.probe import JITTER_SECONDS, LIMITS, Limits, Probe, probe, probe_by_ranges
+from caption_assets.clips.probe import JITTER_SECONDS, Limits, Probe, probe, probe_by_ranges
 from caption_assets.clips.reader import SpanFile
 from tests.videos import counting_video, noise_film, sound_only
 
@@ -169,19 +169,11 @@ def test_what_is_no_video_is_refused_with_a_reason(opened: Opened, data: bytes, 
     assert str(whole) == str(ranges) != ""
 
 
-@pytest.mark.parametrize(
-    ("limits", "kind"),
-    [
-        (Limits(side=159), "too_large"),
-        (Limits(pixels=160 * 120 - 1), "too_large"),
-        (Limits(seconds=0.19), "too_long"),
-        (Limits(frames=4), "too_long"),
-    ],
-)
-def test_a_clip_beyond_the_limits_is_refused(opened: Opened, limits: Limits, kind: str) -> None:
+@pytest.mark.parametrize("limits", [Limits(seconds=0.19), Limits(frames=4)], ids=["seconds", "frames"])
+def test_a_clip_beyond_the_limits_is_refused(opened: Opened, limits: Limits) -> None:
     data = noise_film(frames=5, size=(160, 120))
-    assert refusal(lambda: probe(data, limits)).kind == kind
-    assert refusal(lambda: probe_by_ranges(opened(data), limits)).kind == kind
+    assert refusal(lambda: probe(data, limits)).kind == "too_long"
+    assert refusal(lambda: probe_by_ranges(opened(data), limits)).kind == "too_long"
 
 
 def test_pixels_stretched_beyond_reason_are_too_large() -> None:
@@ -189,7 +181,6 @@ def test_pixels_stretched_beyond_reason_are_too_large() -> None:
 
 
 def test_a_large_picture_is_refused_before_its_first_frame_is_decoded() -> None:
-    assert LIMITS.side < 20_000
     error = refusal(lambda: probe(noise_film("mjpeg", frames=1, size=(20_000, 16), pixel_format="yuvj420p")))
     assert error.kind == "too_large"
     assert "20000x16" in str(error)
