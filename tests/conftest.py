@@ -91,7 +91,12 @@ def keeper(engine: CaptionEngine, event_loop_runner: asyncio.Runner) -> EngineKe
 
 
 async def caption_all(
-    keeper: EngineKeeper, recipe: Recipe, tasks: Iterable[Task], *, with_stage2: bool = True
+    keeper: EngineKeeper,
+    recipe: Recipe,
+    tasks: Iterable[Task],
+    *,
+    with_stage2: bool = True,
+    sandbox: Sandbox = SANDBOX,
 ) -> list[Captioned]:
     """Every task's result, in the order of the tasks."""
     numbered = [replace(task, number=number) for number, task in enumerate(tasks)]
@@ -105,7 +110,7 @@ async def caption_all(
         assert result.task.number not in results
         results[result.task.number] = result
 
-    with SandboxDecoder(SANDBOX) as decoder:
+    with SandboxDecoder(sandbox) as decoder:
         await caption(keeper, recipe, decoder, stream(), keep, with_stage2=with_stage2)
     return [results[number] for number in range(len(numbered))]
 

@@ -17,6 +17,8 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
+from caption_assets.clips.container import open_video
+
 RGB = NDArray[np.uint8]
 
 
@@ -176,6 +178,14 @@ def film_begun_midway() -> bytes:
     return data[len(data) // 188 // 8 * 188 :]
 
 
+def film_begun_at_an_open_group() -> bytes:
+    """A transport stream cut off before its second key frame, which frames shown before it follow."""
+    data = film("h264 transport stream")
+    with open_video(data) as (container, stream):
+        keys = [packet.pos for packet in container.demux(stream) if packet.is_keyframe and packet.pos is not None]
+    return data[keys[1] - 2 * 188 :]  # two packets of tables go before it
+
+
 def level(index: int) -> int:
     """The gray level of a counting video's frame, far enough from its neighbours' to survive compression."""
     return 30 + (index * 37) % 200
@@ -205,6 +215,14 @@ def hdr_video(signal: NDArray[np.uint16], transfer: ColorTrc, frames: int = 4) -
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return file.getvalue()
+
+
+def film_that_takes_long() -> bytes:
+    """A GIF of 7 MB that keeps a decoder busy for a minute: 501 pictures of 4,096x4,096 pixels, each over the last."""
+    sides = 4096, 4096
+    two = video((gray(value, sides) for value in (0, 255)), fps=10, encoder="gif", container="gif", pix_fmt="rgb8")
+    second = two.rindex(b"\x21\xf9\x04")  # the extension that a picture begins with
+    return two[:second] + 500 * two[second:-1] + two[-1:]
 
 
 def sound_only() -> bytes:

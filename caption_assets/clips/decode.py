@@ -21,6 +21,7 @@ from caption_assets.clips import av1
 from caption_assets.clips.container import BROKEN, UnreadableClip, check_size, detail, open_video
 from caption_assets.clips.plan import SKIPPABLE, PacketFacts, Plan, Step, lean_plan, whole_plan
 from caption_assets.clips.sampling import frame_times
+from caption_assets.clips.stamps import shown_stamps
 from caption_assets.clips.tone import is_hdr, to_sdr
 
 RGB = NDArray[np.uint8]
@@ -58,7 +59,7 @@ def decode(data: bytes, start: int, end: int, count: int, size: tuple[int, int] 
     """
     with open_video(data) as (container, stream):
         packets = list(container.demux(stream))
-        stamps = sorted(stamp for packet in packets if (stamp := _stamp(packet)) is not None)
+        stamps = shown_stamps(packets)
         if len(stamps) < end:
             raise UnreadableClip("damaged", f"the clip has {len(stamps)} frames, its window ends at frame {end}")
         base = float(stream.time_base or 0)

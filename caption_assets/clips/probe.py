@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO, cast
@@ -15,6 +15,7 @@ from av.video.stream import VideoStream
 from caption_assets.clips.boxes import read_index
 from caption_assets.clips.container import BROKEN, UnreadableClip, check_size, open_video
 from caption_assets.clips.reader import SpanFile
+from caption_assets.clips.stamps import shown_stamps
 
 JITTER_SECONDS = 0.002
 """By how much frame intervals may differ in a clip of constant rate: containers round a frame's time to ticks of 1 ms
@@ -93,12 +94,11 @@ def probe(file: bytes | SpanFile, limits: Limits = LIMITS) -> Probe:
     """
     with _open(file) as (container, stream):
         check_size(*_displayed(stream, rotation=0))
-        packets = _shown_packets(container, stream)
-        first = next(packets, None)
-        if first is None:
-            raise UnreadableClip("damaged", "the file has a video stream but no frames: it may be cut off")
-        stamps = (stamp for stamp, _ in itertools.chain([first], packets))
-        return _described(container, stream, _rotation(first[1]), stamps, limits)
+        packets = container.demux(stream)
+        head = [next(packets)]  # there is one at least, which is empty and ends the stream
+        while head[-1].is_discard:
+            head.append(next(packets))
+        return _described(container, stream, _rotation(head[-1]), itertools.chain(head, packets), limits)
 
 
 def probe_by_ranges(file: SpanFile, limits: Limits = LIMITS) -> Probe:
@@ -123,23 +123,11 @@ def probe_by_ranges(file: SpanFile, limits: Limits = LIMITS) -> Probe:
                 check_size(*_displayed(stream, rotation=0))
                 start, size = stream.index_entries[0].pos, stream.index_entries[0].size
                 if file.holds(start, start + min(size, FIRST_BYTES)) and stream.codec_context.pix_fmt:
-                    stamps = packet_stamps(container, stream)
-                    return _described(container, stream, index.rotations[stream.id], stamps, limits)
+                    return _described(container, stream, index.rotations[stream.id], container.demux(stream), limits)
             file.hold(start, start + size)  # FFmpeg wants to see the first frame
     finally:
         file.hollow = False
     return probe(file, limits)
-
-
-def packet_stamps(container: InputContainer, stream: VideoStream) -> Iterator[int]:
-    """The presentation stamp of each frame to be shown, in the stream's time base, in file order."""
-    return (stamp for stamp, _ in _shown_packets(container, stream))
-
-
-def _shown_packets(container: InputContainer, stream: VideoStream) -> Iterator[tuple[int, Packet[VideoStream]]]:
-    for packet in container.demux(stream):
-        if packet.pts is not None and not packet.is_discard:
-            yield packet.pts, packet
 
 
 @contextmanager
@@ -169,10 +157,14 @@ def _rotation(packet: Packet[VideoStream]) -> int:
 
 
 def _described(
-    container: InputContainer, stream: VideoStream, rotation: int, stamps: Iterator[int], limits: Limits
+    container: InputContainer,
+    stream: VideoStream,
+    rotation: int,
+    packets: Iterable[Packet[VideoStream]],
+    limits: Limits,
 ) -> Probe:
     context, base = stream.codec_context, stream.time_base
-    ordered = sorted(itertools.islice(stamps, limits.frames + 1))
+    ordered = shown_stamps(itertools.islice(packets, limits.frames + 2))  # the last is empty
     if not ordered or not base:
         raise UnreadableClip("damaged", "the file has a video stream but no frames: it may be cut off")
     width, height = _displayed(stream, rotation)

@@ -13,11 +13,13 @@ import pytest
 
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.recovery import EngineKeeper
+from caption_assets.clips.sandbox import Sandbox, SandboxLimits
 from caption_assets.clips.window import Windowing
 from caption_assets.sample.clips import encode_frames
 from caption_assets.sample.world import Scene, random_scene, render
 from tests.captioning.tasks import film_tasks
 from tests.conftest import Ask, caption_all
+from tests.videos import film_that_takes_long
 
 pytestmark = pytest.mark.engine
 
@@ -92,3 +94,13 @@ def test_each_window_of_a_clip_that_changes_gets_its_own_words(keeper: EngineKee
     results = ask(caption_all(keeper, Recipe(), film_tasks(data, Windowing(FRAMES, FRAMES))))
     assert [done.stage1.caption for done in results] == [one.stage1 for one in scenes]
     assert [done.stage2 and done.stage2.caption for done in results] == [one.stage2 for one in scenes]
+
+
+def test_a_clip_that_keeps_the_decoder_busy_costs_its_own_rows_alone(keeper: EngineKeeper, ask: Ask[Any]) -> None:
+    shown = scene("moves left", 320, 240)
+    good = film_tasks(film(shown, 320, 240, stamps=[*range(0, 240, 4)]))
+    slow = film_tasks(film_that_takes_long())
+    with Sandbox(SandboxLimits(seconds=3)) as sandbox:
+        results = ask(caption_all(keeper, Recipe(), [*slow, *good], sandbox=sandbox))
+    assert [done.stage1.error_kind for done in results] == ["too_slow", "too_slow", None]
+    assert results[-1].stage1.caption == shown.stage1
