@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import posixpath
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,6 +94,58 @@ class Root:
             StoreError: if the place cannot be written.
         """
         self._publish(path, lambda target: self.fs.put_file(str(file), target))
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Write an object unless there is one already: of many who try at the same time, one succeeds.
+
+        Args:
+            path: where to.
+            data: unlike any other caller's, for a store may take the write and fail to say so; what is found is then
+                compared.
+
+        Returns:
+            Whether this call made the object.
+
+        Raises:
+            StoreError: if the place cannot be written.
+        """
+        full = self.full(path)
+        try:
+            if self.is_local:
+                self._link(full, data)
+            else:
+                self.fs.pipe_file(full, data, mode="create")
+        except FileExistsError:
+            return self.read(path) == data
+        except OSError as error:
+            if error.errno == errno.EINVAL:  # s3fs, where the store's answer does not name the condition
+                return self.read(path) == data
+            raise StoreError(f"cannot write {self.address(path)}: {error}") from error
+        return True
+
+    def _link(self, full: str, data: bytes) -> None:
+        """A local file appears whole or not at all, and never in the place of another."""
+        folder, name = posixpath.split(full)
+        self.fs.makedirs(folder, exist_ok=True)
+        unfinished = Path(folder, f".{name}.{uuid.uuid4().hex}.tmp")
+        try:
+            unfinished.write_bytes(data)
+            os.link(unfinished, full)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+    def remove(self, path: str) -> None:
+        """Remove an object; nothing happens if there is none."""
+        with suppress(FileNotFoundError):
+            self.fs.rm_file(self.full(path))
+
+    def names(self, path: str) -> list[str]:
+        """What lies directly below a folder, by name, sorted; nothing if there is no such folder."""
+        try:
+            found = [entry["name"].rstrip("/").rpartition("/")[2] for entry in self.entries(path)]
+        except FileNotFoundError:
+            return []
+        return [name for name in found if not (name.startswith(".") and name.endswith(".tmp"))]
 
     def _publish(self, path: str, put: Callable[[str], object]) -> None:
         """An object store's upload is atomic by itself; a local file is written beside its place and renamed."""

@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,28 @@ def test_a_file_is_uploaded_whole(root: Root, tmp_path: Path) -> None:
 def test_a_missing_object_is_a_file_not_found(root: Root) -> None:
     with pytest.raises(FileNotFoundError):
         root.read("nothing")
+
+
+def test_of_many_who_create_an_object_one_does(root: Root) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        created = list(pool.map(lambda number: root.create("deep/er/lock", b"writer %d" % number), range(16)))
+    assert created.count(True) == 1
+    assert root.read("deep/er/lock") == b"writer %d" % created.index(True)
+    assert root.names("deep/er") == ["lock"]
+
+
+def test_what_was_created_is_known_again_by_its_content(root: Root) -> None:
+    assert root.create("lock", b"mine")
+    assert root.create("lock", b"mine")
+    assert not root.create("lock", b"another's")
+
+
+def test_what_was_removed_is_gone(root: Root) -> None:
+    root.write("folder/file", b"")
+    root.remove("folder/file")
+    root.remove("folder/file")
+    assert root.names("folder") == []
+    assert root.names("nowhere") == []
 
 
 def test_the_probe_write_leaves_nothing(root: Root) -> None:
