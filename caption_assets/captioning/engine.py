@@ -22,8 +22,8 @@ from caption_assets.captioning.prompts import neutralise
 from caption_assets.captioning.recipe import Generation, Recipe
 from caption_assets.captioning.request import Completion, Request, RequestFailed
 from caption_assets.clips.decode import Frames
+from caption_assets.engine_process import OWNER, PLUGIN
 from caption_assets.errors import CaptionAssetsError
-from caption_assets.lifeline import OWNER, PLUGIN
 
 T = TypeVar("T")
 
@@ -171,7 +171,7 @@ def _prepare_environment() -> None:
     """Set what vLLM and its processes read from the environment."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    # Forked processes would not call the lifeline: vLLM loads its plug-ins once, and the fork inherits that it has.
+    # Forked processes would not be prepared: vLLM loads its plug-ins once, and the fork inherits that it has.
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
     if (allowed := os.environ.get("VLLM_PLUGINS")) is not None and PLUGIN not in allowed.split(","):
         os.environ["VLLM_PLUGINS"] = f"{allowed},{PLUGIN}"
