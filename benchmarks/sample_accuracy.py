@@ -19,9 +19,11 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from caption_assets.captioning.engine import EngineConfig, start_engine
+from caption_assets.captioning.job import Job
+from caption_assets.captioning.open_shard import Published
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.recovery import EngineKeeper
-from caption_assets.captioning.shard import Job, Published, caption_shards
+from caption_assets.captioning.shard import caption_shards
 from caption_assets.clips.manifest import probe_clips
 from caption_assets.clips.sandbox import Sandbox
 from caption_assets.clips.shard import find_shard
@@ -74,9 +76,9 @@ async def run(root: Root, cache: Path) -> dict[Table, Published]:
     job = Job(root, source, recipe, frozenset({Table.STAGE1, Table.STAGE2}))
     model = ensure_local(root, recipe.variant, cache)
     watcher = Watcher()
-    async with EngineKeeper(lambda: start_engine(model, recipe, EngineConfig())) as keeper:
-        with Sandbox() as sandbox:
-            await caption_shards(keeper, sandbox, job, [SHARD], watcher)
+    engine = EngineKeeper(lambda: start_engine(model, recipe, EngineConfig()))
+    with Sandbox() as sandbox:
+        await caption_shards(engine, sandbox, job, [SHARD], watcher)
     return watcher.tables
 
 
@@ -101,6 +103,14 @@ class Watcher:
     def failed(self, shard: str, error: CaptionAssetsError) -> None:
         """Nothing can be compared."""
         raise error
+
+    def skipped(self, shard: str, reason: str) -> None:
+        """Nobody else writes there."""
+        raise AssertionError(reason)
+
+    def warned(self, message: str) -> None:
+        """Say so."""
+        print(message, flush=True)
 
 
 def compare(table: Table, published: Published, clips: dict[str, SampleClip]) -> float:

@@ -110,6 +110,21 @@ class Settings(BaseSettings):
     max_batched_tokens: int | None = Field(
         None, ge=1, description="Tokens in one step of the engine. Default: the model's, 32768"
     )
+    checkpoint_rows: int = Field(256, ge=1, description="Finished windows of a shard that make a checkpoint due")
+    checkpoint_seconds: float = Field(
+        30.0, gt=0, allow_inf_nan=False, description="Longest time that a finished window waits for its checkpoint"
+    )
+    lease_seconds: float = Field(
+        120.0,
+        ge=5,
+        allow_inf_nan=False,
+        description="Time after which another run may take over a shard of which nothing was heard",
+    )
+    max_attempts: int = Field(
+        8,
+        ge=1,
+        description="Requests for a caption, over all runs, after which its row stays failed; one run makes four",
+    )
     shards_per_run: int = Field(16, ge=1, description="Shards that a backfill captions with one engine start")
     max_failed_fraction: float = Field(
         0.05, ge=0, le=1, description="Share of a shard's captionable windows that may fail before the step fails"

@@ -1,11 +1,10 @@
 """Stage-1 and stage-2 captions of a shard: one step, one engine, one pass over each video."""
 
-import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from hashlib import sha256
-from pathlib import Path
 
 import dagster as dg
 
@@ -14,9 +13,13 @@ from caption_assets.assets.markdown import markdown_table
 from caption_assets.assets.partitions import SHARDS
 from caption_assets.assets.pods import gpu_pod
 from caption_assets.assets.provenance import input_tags, output_tags
+from caption_assets.assets.termination import run_until_sigterm
+from caption_assets.captioning.job import Job
+from caption_assets.captioning.open_shard import Published, failed_fraction
 from caption_assets.captioning.recipe import Recipe
-from caption_assets.captioning.shard import Job, Published, caption_shards, failed_fraction
-from caption_assets.clips.sandbox import Sandbox
+from caption_assets.captioning.recovery import EngineKeeper
+from caption_assets.captioning.shard import caption_shards
+from caption_assets.captioning.threads import to_its_end
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.resources import Clips, Engine, Storage, Weights
 from caption_assets.settings import Settings
@@ -48,17 +51,24 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
     ) -> Iterator[dg.MaterializeResult[None]]:
         tables = frozenset(Table(key.to_user_string()) for key in context.selected_asset_keys)
         with clear_failures():
-            job = Job(storage.root(), storage.source(), recipe, tables, settings.previews)
-            log = _RunLog(context, job.root, limit)
-            model = weights.ensure_local(job.root, recipe.variant)
-            with clips.start() as sandbox:
-                asyncio.run(_run(context, engine, sandbox, model, job, log))
-        yield from ()  # a generator, for Dagster: each materialization has been logged already
-        if log.failures:
-            raise dg.Failure(
-                description=f"{len(log.failures)} of {len(context.partition_keys)} shards failed: "
-                + "; ".join(f"{shard}: {reason}" for shard, reason in log.failures.items())
+            job = Job(
+                root=storage.root(),
+                source=storage.source(),
+                recipe=recipe,
+                tables=tables,
+                previews=settings.previews,
+                owner=f"run {context.run.root_run_id or context.run_id}",
+                checkpoint_rows=settings.checkpoint_rows,
+                checkpoint_seconds=settings.checkpoint_seconds,
+                lease_seconds=settings.lease_seconds,
+                max_attempts=settings.max_attempts,
             )
+            log = _RunLog(context, job.root, limit)
+            with clips.start() as sandbox:
+                keeper = _engine(context, engine, weights, job)
+                run_until_sigterm(caption_shards(keeper, sandbox, job, context.partition_keys, log))
+        yield from ()  # a generator, for Dagster: each materialization has been logged already
+        log.check()
 
     return captions
 
@@ -69,6 +79,8 @@ class _RunLog:
     def __init__(self, context: dg.AssetExecutionContext, root: Root, limit: float) -> None:
         self.failures: dict[str, str] = {}
         """Why a shard failed, by shard."""
+        self.skipped_shards: dict[str, str] = {}
+        """Why a shard was left alone, by shard."""
         self._context = context
         self._root = root
         self._limit = limit
@@ -108,6 +120,27 @@ class _RunLog:
         self._context.log.error(f"{shard}: {error}")
         self.failures[shard] = str(error)
 
+    def skipped(self, shard: str, reason: str) -> None:
+        """Say so; the run fails for it only if it did nothing else."""
+        self._context.log.warning(f"skipped: {reason}")
+        self.skipped_shards[shard] = reason
+
+    def warned(self, message: str) -> None:
+        """Pass it on."""
+        self._context.log.warning(message)
+
+    def check(self) -> None:
+        """End the step.
+
+        Raises:
+            Failure: if a shard failed, or none was done because others are at work on them.
+        """
+        shards = len(self._context.partition_keys)
+        if self.failures:
+            raise dg.Failure(description=f"{len(self.failures)} of {shards} shards failed: {_told(self.failures)}")
+        if self.skipped_shards and len(self.skipped_shards) == shards:
+            raise dg.Failure(description=f"nothing was done: {_told(self.skipped_shards)}")
+
     def _record(
         self, shard: str, table: Table, result: Published, inputs: Mapping[dg.AssetKey, dict[str, str]], seconds: float
     ) -> None:
@@ -115,14 +148,20 @@ class _RunLog:
         versions = output_tags(self._context, key, _data_version(result.rows))
         for upstream in self._context.assets_def.asset_deps[key]:
             versions |= inputs.get(upstream) or input_tags(self._context, upstream, shard)
-        facts = {**_metadata(result.rows, seconds), "path": dg.MetadataValue.path(self._root.address(result.path))}
+        facts = {**_metadata(result, seconds), "path": dg.MetadataValue.path(self._root.address(result.path))}
         self._context.log_event(dg.AssetMaterialization(key, partition=shard, metadata=facts, tags=versions))
 
 
-async def _run(
-    context: dg.AssetExecutionContext, engine: Engine, sandbox: Sandbox, model: Path, job: Job, log: _RunLog
-) -> None:
-    """Caption the run's shards on one engine."""
+def _told(reasons: Mapping[str, str]) -> str:
+    return "; ".join(f"{shard}: {reason}" for shard, reason in reasons.items())
+
+
+@asynccontextmanager
+async def _engine(
+    context: dg.AssetExecutionContext, engine: Engine, weights: Weights, job: Job
+) -> AsyncIterator[EngineKeeper]:
+    """The run's one engine, its model fetched to this machine first."""
+    model = await to_its_end(weights.ensure_local, job.root, job.recipe.variant)
     context.log.info(f"starting the engine for {job.recipe.variant.hub_id}")
     begun = time.monotonic()
 
@@ -131,7 +170,7 @@ async def _run(
 
     async with engine.start(model, job.recipe, died) as keeper:
         context.log.info(f"the engine is ready after {time.monotonic() - begun:.0f} s")
-        await caption_shards(keeper, sandbox, job, context.partition_keys, log)
+        yield keeper
         context.log.info(
             f"the engine died {keeper.deaths} times; {keeper.resent} videos had to be sent to it again for stage 2"
         )
@@ -175,12 +214,14 @@ def _data_version(rows: Iterable[CaptionRow]) -> str:
     return sha256(said.encode()).hexdigest()[:16]
 
 
-def _metadata(rows: Sequence[CaptionRow], seconds: float) -> dict[str, dg.MetadataValue | int | float]:
+def _metadata(table: Published, seconds: float) -> dict[str, dg.MetadataValue | int | float]:
+    rows = table.rows
     statuses = Counter(row.status for row in rows)
     return {
         "rows": len(rows),
         "rows_ok": statuses[Status.OK],
         "rows_failed": statuses[Status.FAILED],
+        "rows_reused": table.reused,
         "truncated": sum(row.finish_reason == "length" for row in rows),
         "flagged": sum(bool(row.flags) for row in rows),
         "reduced": sum(bool(row.reductions) for row in rows),

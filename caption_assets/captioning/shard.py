@@ -3,67 +3,40 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 from functools import partial
-from importlib.metadata import version
 from typing import Protocol
 
 from caption_assets.captioning.decoding import SandboxDecoder
-from caption_assets.captioning.recipe import Recipe
+from caption_assets.captioning.job import Job
+from caption_assets.captioning.open_shard import OpenShard, Published
 from caption_assets.captioning.recovery import EngineKeeper
+from caption_assets.captioning.reuse import EarlierRows, Reuse
 from caption_assets.captioning.stream import caption
 from caption_assets.captioning.task import Captioned, Task
-from caption_assets.clips.clip import content_tag, etag_tag
-from caption_assets.clips.manifest import span_of
+from caption_assets.captioning.threads import to_its_end
+from caption_assets.clips.manifest import read_clip
 from caption_assets.clips.preview import Preview
 from caption_assets.clips.sandbox import Sandbox
 from caption_assets.errors import CaptionAssetsError
+from caption_assets.store.checkpoints import read_parts
+from caption_assets.store.lease import LeaseHeld, Leases
 from caption_assets.store.previews import write_preview
-from caption_assets.store.root import Root
+from caption_assets.store.root import Root, StoreError
 from caption_assets.store.tables import (
     CaptionRow,
     ManifestRow,
-    Status,
     Table,
     TableError,
-    publish_captions,
+    find_captions,
     read_captions,
     read_manifest,
 )
 
-
-class ClipChanged(Exception):
-    """A clip whose bytes are not those that the manifest describes."""
-
-    kind = "clip_changed"
-    """One word for tables."""
-
-
-STAGES = {Table.STAGE1: 1, Table.STAGE2: 2}
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """What is to be made of each shard."""
-
-    root: Root
-    source: Root
-    recipe: Recipe
-    tables: frozenset[Table]
-    """Stage 1, stage 2 or both. Stage 2 alone takes the stage-1 captions that were published before."""
-    previews: bool = False
-    """Whether to keep a preview of each window."""
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """One table that a job published."""
-
-    path: str
-    """Relative to the root."""
-    rows: Sequence[CaptionRow]
+LOOK_SECONDS = 1.0
+"""How often it is looked whether a checkpoint is due."""
 
 
 class Progress(Protocol):
@@ -78,130 +51,194 @@ class Progress(Protocol):
     def published(self, shard: str, tables: Mapping[Table, Published]) -> None:
         """A shard is whole; ``tables`` holds stage 1 first."""
 
+    def skipped(self, shard: str, reason: str) -> None:
+        """A shard is left to another run, which is at work on it."""
+
     def failed(self, shard: str, error: CaptionAssetsError) -> None:
         """A shard could not be begun or not be published; the others go on."""
 
+    def warned(self, message: str) -> None:
+        """Something went wrong that will be tried again. May be called by another thread."""
+
 
 async def caption_shards(
-    keeper: EngineKeeper, sandbox: Sandbox, job: Job, shards: Iterable[str], progress: Progress
+    engine: AbstractAsyncContextManager[EngineKeeper],
+    sandbox: Sandbox,
+    job: Job,
+    shards: Iterable[str],
+    progress: Progress,
 ) -> None:
     """Caption shards through one engine and publish each as soon as it is whole.
 
-    The next shard's windows enter while the last one's tail is still being captioned.
+    The next shard's windows enter while the last one's tail is still being captioned. What earlier runs have made under
+    the same fingerprint is taken over. If this is cancelled, what is finished goes into checkpoints first.
+
+    Args:
+        engine: entered when the first window needs it, if any does.
+        sandbox: for decoding.
+        job: what is made.
+        shards: their keys.
+        progress: told what happens.
 
     Raises:
-        EngineError: if there is no engine any more; what was published stays.
+        EngineError: if there is no engine any more; what was finished stays.
     """
-    run = _Run(job, progress)
-    with_stage2 = Table.STAGE2 in job.tables
-    with SandboxDecoder(sandbox, partial(_keep_preview, job.root) if job.previews else None) as decoder:
-        await caption(keeper, job.recipe, decoder, run.tasks(shards), run.take, with_stage2=with_stage2)
+    with Leases(job.root, job.owner, job.lease_seconds, progress.warned) as leases:
+        run = _Run(job, leases, progress)
+        tasks = run.tasks(shards)
+        if (first := await anext(tasks, None)) is None:
+            return
+        preview = partial(_keep_preview, job.root) if job.previews else None
+        with_stage2 = Table.STAGE2 in job.tables
+        async with engine as keeper, run.checkpoints():
+            with SandboxDecoder(sandbox, preview) as decoder:
+                windows = _chain(first, tasks)
+                await caption(keeper, job.recipe, decoder, windows, run.take, with_stage2=with_stage2)
+
+
+async def _chain(first: Task, others: AsyncIterator[Task]) -> AsyncIterator[Task]:
+    yield first
+    async for task in others:
+        yield task
 
 
 def _keep_preview(root: Root, task: Task, preview: Preview) -> None:
     write_preview(root, task.shard, task.window.window_id, preview.animation, preview.poster)
 
 
-@dataclass(slots=True)
-class _Open:
-    """A shard under way."""
-
-    keys: list[tuple[str, int | None]]
-    """Of the manifest's rows, in order."""
-    results: dict[int, Captioned]
-    """By number of the row."""
-
-
 class _Run:
-    """The shards under way: each one's results until it is whole."""
+    """The shards under way."""
 
-    def __init__(self, job: Job, progress: Progress) -> None:
+    def __init__(self, job: Job, leases: Leases, progress: Progress) -> None:
         self._job = job
+        self._leases = leases
         self._progress = progress
-        self._open: dict[str, _Open] = {}
+        self._open: dict[str, OpenShard] = {}
 
     async def tasks(self, shards: Iterable[str]) -> AsyncIterator[Task]:
-        """The windows of shard after shard; each shard's manifest is read when its turn comes."""
-        for shard in shards:
-            try:
-                tasks = await asyncio.to_thread(_tasks, self._job, shard)
-            except CaptionAssetsError as error:
-                self._progress.failed(shard, error)
+        """What is left to be made of shard after shard; each is taken and read when its turn comes."""
+        for key in shards:
+            shard = await self._enter(key)
+            if shard is None:
                 continue
-            self._progress.begun(shard, len(tasks))
-            self._open[shard] = _Open([task.window.key for task in tasks], {})
-            for task in tasks:
-                yield task
-            if not tasks:
+            self._open[key] = shard
+            self._progress.begun(key, shard.windows)
+            if not shard.tasks:
                 await self._publish(shard)
+            for task in shard.tasks:
+                if shard.lease.lost:
+                    await self._give_up(shard)
+                    break
+                yield task
+
+    async def _enter(self, key: str) -> OpenShard | None:
+        """A shard with all that is known of it, or None if it is not to be captioned by this run."""
+        try:
+            lease = await to_its_end(self._leases.take, key)
+        except LeaseHeld as error:
+            self._progress.skipped(key, str(error))
+            return None
+        except CaptionAssetsError as error:
+            self._progress.failed(key, error)
+            return None
+        try:
+            return OpenShard(self._job, lease, await to_its_end(_beginnings, self._job, key))
+        except CaptionAssetsError as error:
+            self._progress.failed(key, error)
+            await to_its_end(self._leases.release, lease)
+            return None
 
     async def take(self, result: Captioned) -> None:
         """Keep a result; publish its shard if it was the last one missing."""
-        shard = result.task.shard
-        under_way = self._open[shard]
-        under_way.results[result.task.number] = result
-        done, windows = len(under_way.results), len(under_way.keys)
-        self._progress.captioned(shard, done, windows)
-        if done == windows:
+        shard = self._open.get(result.task.shard)
+        if shard is None:  # given up
+            return
+        shard.add(result)
+        self._progress.captioned(shard.lease.shard, shard.done, shard.windows)
+        if shard.done == shard.windows:
             await self._publish(shard)
+        elif shard.is_due:
+            await self._save(shard)
 
-    async def _publish(self, shard: str) -> None:
+    @asynccontextmanager
+    async def checkpoints(self) -> AsyncIterator[None]:
+        """Within the block finished rows go into checkpoints in time, and at its end all that are left."""
+        watch = asyncio.create_task(self._watch())
         try:
-            published = await asyncio.to_thread(_publish, self._job, shard, self._open.pop(shard))
+            yield
+        finally:
+            watch.cancel()
+            for shard in list(self._open.values()):
+                await self._save(shard)
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            for shard in list(self._open.values()):
+                if shard.is_due:
+                    await self._save(shard)
+
+    async def _save(self, shard: OpenShard) -> None:
+        try:
+            await shard.save()
+        except StoreError as error:  # no caption is lost yet
+            self._progress.warned(f"{shard.lease.shard}: a checkpoint could not be written: {error}")
+
+    async def _publish(self, shard: OpenShard) -> None:
+        key = shard.lease.shard
+        try:
+            await to_its_end(self._leases.check, shard.lease)
+            published = await shard.publish()
         except CaptionAssetsError as error:
-            self._progress.failed(shard, error)
+            await self._save(shard)
+            self._progress.failed(key, error)
         else:
-            self._progress.published(shard, published)
+            self._progress.published(key, published)
+            await self._clear(shard)
+        await self._leave(shard)
+
+    async def _clear(self, shard: OpenShard) -> None:
+        try:
+            await shard.clear()
+        except StoreError as error:  # they do no harm, and the next run removes them
+            self._progress.warned(f"{shard.lease.shard}: checkpoints could not be removed: {error}")
+
+    async def _give_up(self, shard: OpenShard) -> None:
+        """Stop work on a shard that another run has taken over."""
+        try:
+            await to_its_end(self._leases.check, shard.lease)
+        except CaptionAssetsError as error:
+            self._progress.failed(shard.lease.shard, error)
+        await self._leave(shard)
+
+    async def _leave(self, shard: OpenShard) -> None:
+        del self._open[shard.lease.shard]
+        await to_its_end(self._leases.release, shard.lease)
 
 
-def _publish(job: Job, shard: str, whole: _Open) -> dict[Table, Published]:
-    results = [result for _, result in sorted(whole.results.items())]
-    rows = {
-        Table.STAGE1: [result.stage1 for result in results],
-        Table.STAGE2: [result.stage2 for result in results if result.stage2 is not None],
-    }
-    published = {}
-    for table in sorted(job.tables):
-        path = publish_captions(job.root, table, shard, rows[table], whole.keys, facts(job.recipe, table))
-        published[table] = Published(path, rows[table])
-    return published
-
-
-def facts(recipe: Recipe, table: Table) -> dict[str, str]:
-    """File-level metadata of a caption table: versions, and all that its captions depend on beside the clips."""
-    stage = STAGES[table]
-    return {
-        "caption_assets_version": version("caption-assets"),
-        "recipe": json.dumps(recipe.identity(stage), sort_keys=True),
-        "recipe_version": recipe.version(stage),
-        "prompt": recipe.instruction(stage),
-    }
-
-
-def _tasks(job: Job, shard: str) -> list[Task]:
+def _beginnings(job: Job, shard: str) -> list[Captioned | Task]:
+    """For each row of a shard's manifest its result, if earlier runs have settled it, or what is left to be made."""
     manifest = read_manifest(job.root, shard)
     stage1 = {} if Table.STAGE1 in job.tables else _stored_stage1(job, shard, manifest)
-    return [
-        Task(row, partial(_read, job.source, row), stage1.get(row.key), shard, number)
-        for number, row in enumerate(manifest)
-    ]
+    reuse = Reuse(job.recipe, job.tables, job.max_attempts, EarlierRows(_earlier_rows(job, shard)))
+    beginnings: list[Captioned | Task] = []
+    for number, row in enumerate(manifest):
+        task = Task(row, partial(read_clip, job.source, row), stage1.get(row.key), shard, number)
+        beginnings.append(reuse.settle(_after(beginnings[-1], task) if beginnings else task))
+    return beginnings
 
 
-def _read(source: Root, row: ManifestRow) -> bytes:
-    span = span_of(source, row)
-    fs, path = span.place()
-    try:
-        found = fs.info(path, refresh=True)
-        data = span.read()
-    except FileNotFoundError:
-        raise ClipChanged(f"clip {row.clip_key!r} is gone: materialize clip_manifest again") from None
-    whole = span.offset == 0 and found["size"] == span.size
-    etag = found.get("ETag") if whole else None
-    if len(data) != span.size or row.content_tag != (etag_tag(etag) if etag else content_tag(data)):
-        raise ClipChanged(
-            f"clip {row.clip_key!r} has changed since clip_manifest was materialized: materialize it again"
-        )
-    return data
+def _after(last: Captioned | Task, task: Task) -> Task:
+    """The task with what is known of the window before it, if that is of the same clip and settled."""
+    if isinstance(last, Task) or last.task.window.clip_key != task.window.clip_key:
+        return task
+    return replace(task, before=(last.stage1.caption, last.stage2.caption if last.stage2 else None))
+
+
+def _earlier_rows(job: Job, shard: str) -> Iterator[tuple[Table, CaptionRow]]:
+    for table in job.tables:
+        yield from ((table, row) for row in find_captions(job.root, table, shard))
+    yield from read_parts(job.root, shard)
 
 
 def _stored_stage1(job: Job, shard: str, manifest: Sequence[ManifestRow]) -> dict[tuple[str, int | None], CaptionRow]:
@@ -216,10 +253,3 @@ def _stored_stage1(job: Job, shard: str, manifest: Sequence[ManifestRow]) -> dic
 def _extent(row: CaptionRow | ManifestRow) -> tuple[str, float | None, float | None]:
     """Which stretch of which content a row is about; the id alone does not tell how a clip was cut."""
     return row.window_id, row.start_seconds, row.end_seconds
-
-
-def failed_fraction(rows: Sequence[CaptionRow]) -> float:
-    """Share of the captionable windows (those with a window index) whose caption failed; 0 if there are none."""
-    captionable = [row for row in rows if row.window_index is not None]
-    failed = sum(row.status is Status.FAILED for row in captionable)
-    return failed / len(captionable) if captionable else 0.0

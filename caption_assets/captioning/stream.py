@@ -9,8 +9,9 @@ from caption_assets.captioning.admission import Admission
 from caption_assets.captioning.decoding import Decoder
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.recovery import EngineKeeper
+from caption_assets.captioning.rows import Problem
 from caption_assets.captioning.task import Captioned, Task
-from caption_assets.captioning.two_stage import Captioner, Plan, Problem, Said, load_of
+from caption_assets.captioning.two_stage import Captioner, Plan, Said, load_of
 
 
 async def caption(
@@ -22,7 +23,7 @@ async def caption(
     *,
     with_stage2: bool,
 ) -> None:
-    """Caption every task's window, stage 1 unless the task brings it, then stage 2 if wanted.
+    """Caption every task's window, stage 1 unless the task brings it with a caption, then stage 2 if wanted.
 
     A window that fails gets rows that say why, and stops no other.
 
@@ -53,12 +54,17 @@ async def caption(
             async for task in tasks:
                 plan, said = captioner.plan(task), Said()
                 await admission.enter(load_of(plan))
-                before = last[1] if last and _same_clip(last[0], task) else None
+                before = _before(task, last)
                 group.create_task(one(task, plan, before, said))
                 last = task, said
     except ExceptionGroup as failed:
         raise failed.exceptions[0] from failed  # whichever came first, it ended the others
 
 
-def _same_clip(one: Task, other: Task) -> bool:
-    return (one.shard, one.window.clip_key) == (other.shard, other.window.clip_key)
+def _before(task: Task, last: tuple[Task, Said] | None) -> Said | None:
+    """What is said of the window before it in the same clip, if there is one."""
+    if task.before is not None:
+        return Said(task.before)
+    if last and (last[0].shard, last[0].window.clip_key) == (task.shard, task.window.clip_key):
+        return last[1]
+    return None

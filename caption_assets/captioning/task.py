@@ -21,6 +21,10 @@ class Task:
     """Which shard's manifest."""
     number: int = 0
     """Which row of it."""
+    tried: tuple[int, int] = (0, 0)
+    """Requests that earlier runs made for the rows of stage 1 and 2."""
+    before: tuple[str | None, str | None] | None = None
+    """Captions of the window before it in the same clip, where these were made before; None where they were not."""
 
 
 @dataclass(frozen=True, slots=True)

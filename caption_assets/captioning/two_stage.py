@@ -19,11 +19,11 @@ from caption_assets.captioning.budget import (
     smaller_frames,
 )
 from caption_assets.captioning.decoding import Decoder, known
-from caption_assets.captioning.prompts import text_hash
 from caption_assets.captioning.quality import CUT_OFF, find_flags
 from caption_assets.captioning.recipe import Generation, Recipe
 from caption_assets.captioning.recovery import EngineKeeper
 from caption_assets.captioning.request import Completion, PoisonWindow, Request, RequestFailed
+from caption_assets.captioning.rows import Problem, blank_row, stage1_failed, uncaptioned
 from caption_assets.captioning.task import Captioned, Task
 from caption_assets.clips.decode import Frames
 from caption_assets.clips.sampling import frame_count
@@ -34,16 +34,10 @@ FREER_TOP_P = 0.95
 """At least, for a caption that is generated again: what was drawn first would be drawn again."""
 STRONGER_PENALTY = 0.1
 """Added to the repetition penalty with each generation of a caption that is not drawn but always the likeliest."""
+POISON_DEATHS = 3
+"""Engines that a window is asked of before it is taken for poison; see ``EngineKeeper``."""
 SPARE_TOKENS = 32
 """A stage-1 caption may take a few tokens more in the stage-2 prompt than it took as an answer."""
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Why a window gets no caption."""
-
-    kind: str
-    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +53,18 @@ class Plan:
 
 
 class Said:
-    """What has been said of a window: resolved as its stages are done, None where one failed."""
+    """What has been said of a window: resolved as its stages are done, None where one failed.
 
-    def __init__(self) -> None:
+    Args:
+        captions: of both stages, where they are known already.
+    """
+
+    def __init__(self, captions: tuple[str | None, str | None] | None = None) -> None:
         loop = asyncio.get_running_loop()
         self._captions: dict[int, asyncio.Future[str | None]] = {stage: loop.create_future() for stage in (1, 2)}
+        if captions:
+            for stage, caption in enumerate(captions, 1):
+                self.resolve(stage, caption)
 
     async def caption(self, stage: int) -> str | None:
         """The caption, once it is there."""
@@ -128,13 +129,8 @@ class Captioner:
 
     def plan(self, task: Task) -> Plan | Problem:
         """How a task's window will be shown, or why it cannot be."""
-        window = task.window
-        if window.status is Status.FAILED:
-            return Problem(window.error_kind or "unreadable", window.error or "the clip cannot be read")
-        if task.stage1 is not None and task.stage1.caption is None:
-            return Problem("stage1_failed", task.stage1.error or "stage 1 has no caption")
         try:
-            return self._plan(window)
+            return self._plan(task.window)
         except (FrameTooNarrow, NoRoom) as error:
             return Problem(error.kind, str(error))
         except (ValueError, ArithmeticError) as error:
@@ -167,17 +163,20 @@ class Captioner:
         """
         try:
             if isinstance(plan, Problem):
-                return self._without_frames(task, plan)
+                return uncaptioned(self._recipe, task, plan, with_stage2=self._with_stage2)
             run = _Run(task, plan, before, plan.grid)
             try:
                 run.frames = await self._decode(run)
             except RequestFailed as error:
-                return self._without_frames(task, Problem(error.kind, str(error)))
+                problem = Problem(error.kind, str(error))
+                return uncaptioned(self._recipe, task, problem, with_stage2=self._with_stage2)
             stage1 = task.stage1 or await self._stage(1, run, None)
             said.resolve(1, stage1.caption)
             if not self._with_stage2:
                 return Captioned(task, stage1, None)
-            stage2 = self._stage1_failed(task) if stage1.caption is None else await self._stage(2, run, stage1)
+            if stage1.caption is None:
+                return Captioned(task, stage1, stage1_failed(self._recipe, task.window))
+            stage2 = await self._stage(2, run, stage1)
             said.resolve(2, stage2.caption)
             return Captioned(task, stage1, stage2)
         finally:
@@ -186,19 +185,15 @@ class Captioner:
 
     async def _stage(self, stage: int, run: _Run, stage1: CaptionRow | None) -> CaptionRow:
         """The row of one stage."""
-        window = run.task.window
-        row = replace(
-            self._row(stage, window),
-            fingerprint=self._recipe.fingerprint(stage, window, stage1.caption if stage1 else None),
-            stage1_fingerprint=stage1.fingerprint if stage1 else None,
-        )
+        window, tried = run.task.window, run.task.tried[stage - 1]
+        row = blank_row(self._recipe, stage, window, stage1)
         prompt = self._recipe.prompt_for(window)
         instruction = prompt.stage1 if stage1 is None else prompt.stage2_text(stage1.caption or "")
         run.attempts = 0
         try:
             best = await self._best(stage, run, instruction)
         except RequestFailed as error:
-            return replace(row, error_kind=error.kind, error=str(error), attempts=run.attempts)
+            return replace(row, error_kind=error.kind, error=str(error), attempts=tried + run.attempts)
         return replace(
             row,
             status=Status.OK,
@@ -214,7 +209,7 @@ class Captioner:
             prompt_tokens=best.answer.prompt_tokens,
             cached_tokens=best.answer.cached_tokens,
             output_tokens=best.answer.output_tokens,
-            attempts=run.attempts,
+            attempts=tried + run.attempts,
         )
 
     async def _best(self, stage: int, run: _Run, instruction: str) -> _Attempt:
@@ -280,6 +275,7 @@ class Captioner:
             try:
                 answer = await self._keeper.complete(request)
             except PoisonWindow:
+                run.attempts += POISON_DEATHS - 1
                 raise
             except RequestFailed as error:
                 failure = error
@@ -300,40 +296,6 @@ class Captioner:
             return await self._decoder.frames(run.task, run.grid)
         except Exception as error:  # whatever is wrong with one clip or its storage stops no other
             raise RequestFailed(getattr(error, "kind", "unreadable"), str(error) or type(error).__name__) from error
-
-    def _row(self, stage: int, window: ManifestRow) -> CaptionRow:
-        """A failed row of this stage, to be filled in."""
-        recipe = self._recipe
-        prompt = recipe.prompt_for(window)
-        return CaptionRow(
-            clip_key=window.clip_key,
-            window_index=window.window_index,
-            window_id=window.window_id,
-            start_seconds=window.start_seconds,
-            end_seconds=window.end_seconds,
-            status=Status.FAILED,
-            model=recipe.variant.hub_id,
-            revision=recipe.variant.revision,
-            prompt_name=prompt.name,
-            prompt_hash=text_hash(prompt.stage1 if stage == 1 else prompt.stage2),
-            sampling=asdict(recipe.generation),
-        )
-
-    def _without_frames(self, task: Task, problem: Problem) -> Captioned:
-        kind, message = problem.kind, problem.message
-        stage1 = task.stage1 or replace(self._row(1, task.window), error_kind=kind, error=message)
-        if not self._with_stage2:
-            return Captioned(task, stage1, None)
-        if stage1.caption is None:
-            return Captioned(task, stage1, self._stage1_failed(task))
-        return Captioned(task, stage1, replace(self._row(2, task.window), error_kind=kind, error=message))
-
-    def _stage1_failed(self, task: Task) -> CaptionRow:
-        return replace(
-            self._row(2, task.window),
-            error_kind="stage1_failed",
-            error="stage 1 has no caption for this window: see its row in stage1_captions",
-        )
 
 
 def load_of(plan: Plan | Problem) -> Load:

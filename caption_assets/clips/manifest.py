@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
-from caption_assets.clips.clip import Clip, Span
+from caption_assets.clips.clip import Clip, Span, content_tag, etag_tag
 from caption_assets.clips.container import UnreadableClip
 from caption_assets.clips.listing import list_clips
 from caption_assets.clips.probe import Probe, probe_by_ranges
@@ -65,6 +65,35 @@ def span_of(source: Root, row: ManifestRow) -> Span:
     """Where the bytes of a row's clip lie."""
     url = row.uri if "://" in row.uri else _base(source) + row.uri
     return Span(url, row.offset, row.bytes)
+
+
+class ClipChanged(Exception):
+    """A clip whose bytes are not those that its manifest describes."""
+
+    kind = "clip_changed"
+    """One word for tables."""
+
+
+def read_clip(source: Root, row: ManifestRow) -> bytes:
+    """The bytes of a row's clip.
+
+    Raises:
+        ClipChanged: if they are not those that the row was made from.
+    """
+    span = span_of(source, row)
+    fs, path = span.place()
+    try:
+        found = fs.info(path, refresh=True)
+        data = span.read()
+    except FileNotFoundError:
+        raise ClipChanged(f"clip {row.clip_key!r} is gone: materialize clip_manifest again") from None
+    whole = span.offset == 0 and found["size"] == span.size
+    etag = found.get("ETag") if whole else None
+    if len(data) != span.size or row.content_tag != (etag_tag(etag) if etag else content_tag(data)):
+        raise ClipChanged(
+            f"clip {row.clip_key!r} has changed since clip_manifest was materialized: materialize it again"
+        )
+    return data
 
 
 def _base(source: Root) -> str:

@@ -7,7 +7,6 @@ import os
 import posixpath
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,9 +134,31 @@ class Root:
             unfinished.unlink(missing_ok=True)
 
     def remove(self, path: str) -> None:
-        """Remove an object; nothing happens if there is none."""
-        with suppress(FileNotFoundError):
+        """Remove an object; nothing happens if there is none.
+
+        Raises:
+            StoreError: if it cannot be removed.
+        """
+        try:
             self.fs.rm_file(self.full(path))
+        except FileNotFoundError:
+            return
+        except Exception as error:  # as above
+            raise StoreError(f"cannot remove {self.address(path)}: {error}") from error
+
+    def age(self, path: str) -> float:
+        """Seconds since an object was written, by the store's own clock.
+
+        Raises:
+            FileNotFoundError: if there is none.
+        """
+        written = self.fs.modified(self.full(path))
+        probe = f"{path}.{uuid.uuid4().hex}.now"
+        self.write(probe, b"")
+        try:
+            return float((self.fs.modified(self.full(probe)) - written).total_seconds())
+        finally:
+            self.remove(probe)
 
     def names(self, path: str) -> list[str]:
         """What lies directly below a folder, by name, sorted; nothing if there is no such folder."""

@@ -10,7 +10,7 @@ from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,7 +20,7 @@ from caption_assets.store.root import Root
 
 SCHEMA_VERSION = "2"
 ROW_GROUP = 1024
-"""Rows of a manifest that are held in memory at a time: a row takes some 3 KB until it is written."""
+"""Rows that are written or read at a time: on their way a row takes some 3 KB of memory."""
 
 
 class Table(StrEnum):
@@ -164,6 +164,8 @@ class CaptionRow:
         return self.clip_key, self.window_index
 
 
+R = TypeVar("R", ManifestRow, CaptionRow)
+
 _SAMPLING = pa.struct(
     [
         ("temperature", pa.float64()),
@@ -259,16 +261,7 @@ def publish_manifest(root: Root, shard: str, rows: Iterable[ManifestRow], metada
     Raises:
         TableError: if two rows have the same key; nothing is published then.
     """
-    schema = _MANIFEST_SCHEMA.with_metadata({"schema_version": SCHEMA_VERSION, **metadata})
-    path = table_path(Table.MANIFEST, shard)
-    unique = _unique(shard, rows)
-    with TemporaryDirectory() as folder:
-        file = Path(folder) / "manifest.parquet"
-        with pq.ParquetWriter(file, schema) as writer:
-            while group := [asdict(row) for row in islice(unique, ROW_GROUP)]:
-                writer.write_batch(pa.RecordBatch.from_pylist(group, schema=schema))
-        root.upload(path, file)
-    return path
+    return _publish(root, Table.MANIFEST, shard, _unique(shard, rows), metadata)
 
 
 def _unique(shard: str, rows: Iterable[ManifestRow]) -> Iterator[ManifestRow]:
@@ -311,7 +304,32 @@ def publish_captions(
             f"{table} of shard {shard!r} has {len(found)} rows for {len(expected)} of the manifest ({len(missing)} "
             f"missing, {len(extra)} too many, or out of order): nothing was published"
         )
-    return _write(root, table, shard, rows, metadata)
+    return _publish(root, table, shard, rows, metadata)
+
+
+def _publish(
+    root: Root, table: Table, shard: str, rows: Iterable[ManifestRow | CaptionRow], metadata: Mapping[str, str]
+) -> str:
+    path = table_path(table, shard)
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "table.parquet"
+        with pq.ParquetWriter(file, with_facts(SCHEMAS[table], metadata)) as writer:
+            for batch in batches(SCHEMAS[table], rows):
+                writer.write_batch(batch)
+        root.upload(path, file)
+    return path
+
+
+def with_facts(schema: pa.Schema, facts: Mapping[str, str]) -> pa.Schema:
+    """A schema whose files say which version it is, and ``facts``."""
+    return schema.with_metadata({"schema_version": SCHEMA_VERSION, **facts})
+
+
+def batches(schema: pa.Schema, rows: Iterable[ManifestRow | CaptionRow]) -> Iterator[pa.RecordBatch]:
+    """Rows as Arrow batches of at most ``ROW_GROUP``; fields that ``schema`` lacks are left out."""
+    waiting = iter(rows)
+    while group := [asdict(row) for row in islice(waiting, ROW_GROUP)]:
+        yield pa.RecordBatch.from_pylist(group, schema=schema)
 
 
 def read_manifest(root: Root, shard: str) -> list[ManifestRow]:
@@ -320,44 +338,56 @@ def read_manifest(root: Root, shard: str) -> list[ManifestRow]:
     Raises:
         TableError: if it has not been materialized, or by another version of this project with other columns.
     """
-    return [ManifestRow(**{**row, "status": Status(row["status"])}) for row in _read(root, Table.MANIFEST, shard)]
+    file = _open(root, Table.MANIFEST, shard)
+    if (version := schema_version(file)) != SCHEMA_VERSION:
+        raise TableError(
+            f"{root.address(table_path(Table.MANIFEST, shard))} is of schema version {version}, and this is version "
+            f"{SCHEMA_VERSION}: materialize {Table.MANIFEST} for shard {shard!r} again"
+        )
+    return list(_rows(file, ManifestRow))
 
 
 def read_captions(root: Root, table: Table, shard: str) -> list[CaptionRow]:
     """The captions of a shard.
 
     Raises:
-        TableError: if they have not been materialized.
+        TableError: if they have not been materialized, or the file is damaged.
     """
-    return [CaptionRow(**{**row, "status": Status(row["status"])}) for row in _read(root, table, shard)]
+    return list(caption_rows(_open(root, table, shard)))
 
 
-def _write(root: Root, table: Table, shard: str, rows: Sequence[CaptionRow], facts: Mapping[str, str]) -> str:
-    schema = SCHEMAS[table].with_metadata({"schema_version": SCHEMA_VERSION, **facts})
-    names = set(schema.names)
-    records = [{name: value for name, value in asdict(row).items() if name in names} for row in rows]
-    buffer = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(records, schema=schema), buffer)
-    path = table_path(table, shard)
-    root.write(path, buffer.getvalue().to_pybytes())
-    return path
+def find_captions(root: Root, table: Table, shard: str) -> list[CaptionRow]:
+    """The captions of a shard that were published before; none if there are none."""
+    return read_captions(root, table, shard) if root.exists(table_path(table, shard)) else []
 
 
-def _read(root: Root, table: Table, shard: str) -> list[dict[str, Any]]:
+def caption_rows(file: pq.ParquetFile) -> Iterator[CaptionRow]:
+    """The rows of a file of captions, read a few at a time."""
+    return _rows(file, CaptionRow)
+
+
+def schema_version(file: pq.ParquetFile) -> str:
+    """Which version of the tables a file is of."""
+    return str((file.schema_arrow.metadata or {}).get(b"schema_version", b"?").decode())
+
+
+def _open(root: Root, table: Table, shard: str) -> pq.ParquetFile:
     path = table_path(table, shard)
     try:
-        data = root.read(path)
+        return pq.ParquetFile(pa.BufferReader(root.read(path)))
     except FileNotFoundError as error:
         raise TableError(
             f"{root.address(path)} does not exist: materialize {table} for shard {shard!r} first"
         ) from error
-    known = {field.name for field in fields(ManifestRow if table is Table.MANIFEST else CaptionRow)}
-    found = pq.read_table(pa.BufferReader(data))
-    version = (found.schema.metadata or {}).get(b"schema_version", b"?").decode()
-    if table is Table.MANIFEST and version != SCHEMA_VERSION:
+    except pa.ArrowException as error:
         raise TableError(
-            f"{root.address(path)} is of schema version {version}, and this is version {SCHEMA_VERSION}: materialize "
-            f"{table} for shard {shard!r} again"
-        )
-    records = found.to_pylist()
-    return [{name: value for name, value in record.items() if name in known} for record in records]
+            f"{root.address(path)} is damaged ({error}): remove it and materialize {table} for shard {shard!r} again"
+        ) from error
+
+
+def _rows(file: pq.ParquetFile, kind: type[R]) -> Iterator[R]:
+    """Columns that this version does not know are left out."""
+    known = [field.name for field in fields(kind) if field.name in file.schema_arrow.names]
+    for batch in file.iter_batches(ROW_GROUP, columns=known):
+        for record in batch.to_pylist():
+            yield kind(**{**record, "status": Status(record["status"])})

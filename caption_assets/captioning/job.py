@@ -1,0 +1,33 @@
+"""What is to be made of shards, and how carefully."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from uuid import uuid4
+
+from caption_assets.captioning.recipe import Recipe
+from caption_assets.store.root import Root
+from caption_assets.store.tables import Table
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is to be made of each shard."""
+
+    root: Root
+    source: Root
+    recipe: Recipe
+    tables: frozenset[Table]
+    """Stage 1, stage 2 or both. Stage 2 alone takes the stage-1 captions that were published before."""
+    previews: bool = False
+    """Whether to keep a preview of each window."""
+    owner: str = field(default_factory=lambda: f"run {uuid4().hex}")
+    """Of all tries of one run the same: each may take over a shard from the last at once."""
+    checkpoint_rows: int = 256
+    """Finished windows of a shard that make a checkpoint due."""
+    checkpoint_seconds: float = 30.0
+    """Longest time that a finished window waits for its checkpoint."""
+    lease_seconds: float = 120.0
+    """Time after which another run may take over a shard of which nothing was heard."""
+    max_attempts: int = 8
+    """Requests for a caption, over all runs, after which its row stays failed; one run makes four of them."""

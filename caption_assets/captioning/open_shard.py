@@ -1,0 +1,159 @@
+"""A shard under way: what is done of it, how much of that is safe, and its publication once it is whole."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from caption_assets.captioning.job import Job
+from caption_assets.captioning.recipe import Recipe
+from caption_assets.captioning.task import Captioned, Task
+from caption_assets.captioning.threads import to_its_end
+from caption_assets.store.checkpoints import remove_parts, write_part
+from caption_assets.store.lease import Lease
+from caption_assets.store.tables import CaptionRow, Status, Table, publish_captions
+
+STAGES = {Table.STAGE1: 1, Table.STAGE2: 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """One table that a job published."""
+
+    path: str
+    """Relative to the root."""
+    rows: Sequence[CaptionRow]
+    reused: int
+    """Rows of them that earlier runs had made."""
+
+
+class OpenShard:
+    """The results of one shard until it is published.
+
+    Args:
+        job: what is made.
+        lease: the shard's.
+        beginnings: for each row of the manifest, in order, its result if earlier runs have settled it, or else a task.
+    """
+
+    def __init__(self, job: Job, lease: Lease, beginnings: Sequence[Captioned | Task]) -> None:
+        self.lease = lease
+        self.tasks = [one for one in beginnings if isinstance(one, Task)]
+        """What is left to be made."""
+        self._job = job
+        self._keys = [(one if isinstance(one, Task) else one.task).window.key for one in beginnings]
+        self._results = {number: one for number, one in enumerate(beginnings) if isinstance(one, Captioned)}
+        self._reused = Counter(table for one in beginnings for table in _reused(one))
+        self._unsaved: list[Captioned] = []
+        self._unsaved_since = 0.0
+        self._parts = 0
+        self._saving = asyncio.Lock()
+
+    @property
+    def windows(self) -> int:
+        """Rows of its manifest."""
+        return len(self._keys)
+
+    @property
+    def done(self) -> int:
+        """Rows that have their result."""
+        return len(self._results)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time for a checkpoint."""
+        waited = time.monotonic() - self._unsaved_since
+        rows = len(self._unsaved)
+        return rows >= self._job.checkpoint_rows or (rows > 0 and waited >= self._job.checkpoint_seconds)
+
+    def add(self, result: Captioned) -> None:
+        """Take a result."""
+        if not self._unsaved:
+            self._unsaved_since = time.monotonic()
+        self._unsaved.append(result)
+        self._results[result.task.number] = result
+
+    async def save(self) -> None:
+        """Keep in a checkpoint what is not yet in one.
+
+        Raises:
+            StoreError: if it cannot be written; it is kept for the next time.
+        """
+        async with self._saving:
+            results, self._unsaved = self._unsaved, []
+            rows = {table: [row for result in results if (row := _made(result, table))] for table in self._job.tables}
+            try:
+                await to_its_end(write_part, self._job.root, self.lease.shard, self.lease.epoch, self._parts, rows)
+            except BaseException:
+                self._unsaved = results + self._unsaved
+                raise
+            self._parts += 1
+
+    async def publish(self) -> dict[Table, Published]:
+        """Publish its tables, stage 1 first.
+
+        Raises:
+            StoreError: if the root cannot be written.
+            TableError: if a row is missing or out of place.
+        """
+        return await to_its_end(self._publish)
+
+    async def clear(self) -> None:
+        """Remove its checkpoints, once it is published.
+
+        Raises:
+            StoreError: if that cannot be done.
+        """
+        async with self._saving:  # not before one that is being written
+            self._unsaved = []
+            await to_its_end(remove_parts, self._job.root, self.lease.shard, self.lease.epoch)
+
+    def _publish(self) -> dict[Table, Published]:
+        job, shard = self._job, self.lease.shard
+        results = [self._results[number] for number in sorted(self._results)]
+        rows = {
+            Table.STAGE1: [result.stage1 for result in results],
+            Table.STAGE2: [result.stage2 for result in results if result.stage2 is not None],
+        }
+        published = {}
+        for table in sorted(job.tables):
+            path = publish_captions(job.root, table, shard, rows[table], self._keys, facts(job.recipe, table))
+            published[table] = Published(path, rows[table], self._reused[table])
+        return published
+
+
+def facts(recipe: Recipe, table: Table) -> dict[str, str]:
+    """File-level metadata of a caption table: versions, and all that its captions depend on beside the clips."""
+    stage = STAGES[table]
+    return {
+        "caption_assets_version": version("caption-assets"),
+        "recipe": json.dumps(recipe.identity(stage), sort_keys=True),
+        "recipe_version": recipe.version(stage),
+        "prompt": recipe.instruction(stage),
+    }
+
+
+def failed_fraction(rows: Sequence[CaptionRow]) -> float:
+    """Share of the captionable windows (those with a window index) whose caption failed; 0 if there are none."""
+    captionable = [row for row in rows if row.window_index is not None]
+    failed = sum(row.status is Status.FAILED for row in captionable)
+    return failed / len(captionable) if captionable else 0.0
+
+
+def _made(result: Captioned, table: Table) -> CaptionRow | None:
+    """The row of a table, unless it was there before or cannot be told from others."""
+    row = result.stage2 if table is Table.STAGE2 else None if result.task.stage1 else result.stage1
+    return row if row and row.fingerprint else None
+
+
+def _reused(beginning: Captioned | Task) -> Iterator[Table]:
+    """The tables of which earlier runs have made the row."""
+    if beginning.stage1 and beginning.stage1.fingerprint:
+        yield Table.STAGE1
+    if isinstance(beginning, Captioned) and beginning.stage2 and beginning.stage2.fingerprint:
+        yield Table.STAGE2

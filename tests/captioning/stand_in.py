@@ -1,0 +1,73 @@
+"""A stand-in for the engine, of the same interface: its answers follow from pixels and prompt, at no cost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from hashlib import sha256
+from typing import Any
+
+from caption_assets.captioning.admission import Load
+from caption_assets.captioning.budget import FrameGrid, visual_tokens
+from caption_assets.captioning.recovery import EngineKeeper
+from caption_assets.captioning.request import Completion, Request, RequestFailed
+from caption_assets.models.variants import SAMPLE
+
+WORDS = ("amber", "birch", "cloud", "delta", "ember", "fjord", "grove", "hazel", "inlet", "jetty", "knoll", "lotus")
+
+
+class StandIn:
+    """Answers every request after a moment.
+
+    Args:
+        asked: told of each request.
+        seconds: until it answers.
+        fails: whether a request gets no answer.
+    """
+
+    resent = 0
+    context = SAMPLE.max_model_len
+    capacity = Load(16, 10**9, 10**12, 10**12)
+
+    def __init__(
+        self,
+        asked: Callable[[Request], None] = lambda _: None,
+        *,
+        seconds: float = 0.0,
+        fails: Callable[[Request], bool] = lambda _: False,
+    ) -> None:
+        self._asked = asked
+        self._seconds = seconds
+        self._fails = fails
+
+    async def complete(self, request: Request) -> Completion:
+        self._asked(request)
+        await asyncio.sleep(self._seconds)
+        if self._fails(request):
+            raise RequestFailed("refused", "the stand-in was told to fail")
+        said = sha256(request.frames.pixels.tobytes() + request.prompt.encode()).digest()
+        return Completion(" ".join(WORDS[byte % len(WORDS)] for byte in said[:11]), "stop", 100, 0, 11)
+
+    def load(self, grid: FrameGrid, text_tokens: int) -> Load:
+        return Load(1, text_tokens, 0, grid.bytes)
+
+    def render(self, instruction: str) -> str:
+        return instruction
+
+    def text_tokens(self, prompt: str) -> int:
+        return len(prompt)
+
+    def video_tokens(self, grid: FrameGrid, fps: float) -> int:
+        return visual_tokens(grid, SAMPLE.pixels.factor)
+
+
+def stand_in_keeper(engine: StandIn, started: Callable[[], None] = lambda: None) -> EngineKeeper:
+    """A keeper of a stand-in; ``started`` is told when it is built."""
+
+    @asynccontextmanager
+    async def start() -> AsyncIterator[Any]:
+        started()
+        yield engine
+
+    return EngineKeeper(start)

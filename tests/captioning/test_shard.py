@@ -1,0 +1,328 @@
+"""What runs over a shard leave to the next, with a stand-in for the engine."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from caption_assets.captioning.job import Job
+from caption_assets.captioning.open_shard import Published
+from caption_assets.captioning.recipe import Recipe
+from caption_assets.captioning.request import Request
+from caption_assets.captioning.shard import caption_shards
+from caption_assets.clips.manifest import probe_clips
+from caption_assets.clips.shard import find_shard
+from caption_assets.clips.window import Windowing
+from caption_assets.errors import CaptionAssetsError
+from caption_assets.store.checkpoints import checkpoint_folder
+from caption_assets.store.lease import Leases
+from caption_assets.store.root import Root
+from caption_assets.store.tables import Status, Table, publish_manifest, read_captions
+from tests.captioning.stand_in import StandIn, stand_in_keeper
+from tests.conftest import SANDBOX
+from tests.videos import moving_video
+
+pytestmark = pytest.mark.fast
+
+BOTH = frozenset({Table.STAGE1, Table.STAGE2})
+UNSURE = {"prompt_tokens", "cached_tokens", "output_tokens", "attempts"}
+"""Columns in which two runs may differ."""
+
+
+class Log:
+    """What was told of a run."""
+
+    def __init__(self) -> None:
+        self.tables: dict[str, Mapping[Table, Published]] = {}
+        self.skips: dict[str, str] = {}
+        self.failures: dict[str, str] = {}
+        self.warnings: list[str] = []
+
+    def begun(self, shard: str, windows: int) -> None:
+        pass
+
+    def captioned(self, shard: str, done: int, windows: int) -> None:
+        pass
+
+    def published(self, shard: str, tables: Mapping[Table, Published]) -> None:
+        self.tables[shard] = tables
+
+    def skipped(self, shard: str, reason: str) -> None:
+        self.skips[shard] = reason
+
+    def failed(self, shard: str, error: CaptionAssetsError) -> None:
+        self.failures[shard] = str(error)
+
+    def warned(self, message: str) -> None:
+        self.warnings.append(message)
+
+
+class World:
+    """A root with shards of small clips, and runs over them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.root = Root.open(str(folder / "root"))
+        self.source = Root.open(str(folder / "shards"))
+        self.asked: Counter[int] = Counter()
+        """Requests of the last run, by stage."""
+        self.engines = 0
+        """That the last run started."""
+
+    def add_clips(self, shard: str, *names: str) -> None:
+        """Put clips into a shard and probe it; each shows something else."""
+        folder = self.folder / "shards" / shard
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            side = 64 + 2 * (sum(name.encode()) % 30)
+            (folder / f"{name}.mp4").write_bytes(moving_video(48, size=(side, 64), options={"preset": "ultrafast"}))
+        self.probe(shard)
+
+    def probe(self, shard: str) -> None:
+        """Make the shard's manifest: two windows a clip."""
+        clips = probe_clips(SANDBOX, self.source, find_shard(self.source, shard), Windowing(24, 12))
+        publish_manifest(self.root, shard, (row for clip in clips for row in clip.rows), {})
+
+    def job(self, **how: Any) -> Job:
+        return replace(Job(self.root, self.source, Recipe(), BOTH), **how)
+
+    def run(self, *shards: str, engine: StandIn | None = None, **how: Any) -> Log:
+        return asyncio.run(self.captions(*shards, engine=engine, **how))
+
+    async def captions(self, *shards: str, engine: StandIn | None = None, **how: Any) -> Log:
+        log, self.engines = Log(), 0
+        self.asked.clear()
+        keeper = stand_in_keeper(engine or StandIn(self.count), self.count_engine)
+        await caption_shards(keeper, SANDBOX, self.job(**how), shards or ["a"], log)
+        return log
+
+    def count(self, request: Request) -> None:
+        self.asked[request.stage] += 1
+
+    def count_engine(self) -> None:
+        self.engines += 1
+
+    def rows(self, table: Table, shard: str = "a") -> list[dict[str, Any]]:
+        """A published table, without what may differ."""
+        found = [asdict(row) for row in read_captions(self.root, table, shard)]
+        return [{name: value for name, value in row.items() if name not in UNSURE} for row in found]
+
+    def left_over(self, shard: str = "a") -> list[str]:
+        """What lies beside the shard's lease."""
+        return [name for name in self.root.names(checkpoint_folder(shard)) if not name.startswith("lease-")]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    """One shard of three clips, six windows."""
+    made = World(tmp_path)
+    made.add_clips("a", "one", "two", "three")
+    return made
+
+
+def test_all_windows_are_captioned_and_nothing_is_left_over(world: World) -> None:
+    log = world.run()
+    assert log.failures == {}
+    assert [row["status"] for row in world.rows(Table.STAGE2)] == [Status.OK] * 6
+    assert (world.asked, world.engines) == ({1: 6, 2: 6}, 1)
+    assert world.left_over() == []
+
+
+def test_a_second_run_starts_no_engine_and_publishes_the_same(world: World) -> None:
+    world.run()
+    before = {table: world.rows(table) for table in BOTH}
+    log = world.run()
+    assert (world.asked, world.engines) == ({}, 0)
+    assert {table: published.reused for table, published in log.tables["a"].items()} == dict.fromkeys(BOTH, 6)
+    assert {table: world.rows(table) for table in BOTH} == before
+
+
+def test_only_clips_that_were_added_are_captioned(world: World) -> None:
+    world.run()
+    world.add_clips("a", "four", "between")
+    log = world.run()
+    assert world.asked == {1: 4, 2: 4}
+    assert log.tables["a"][Table.STAGE2].reused == 6
+    assert len(world.rows(Table.STAGE2)) == 10
+
+
+def test_a_new_stage_2_prompt_leaves_stage_1_as_it_is(world: World) -> None:
+    world.run()
+    prompt = replace(Recipe().prompt, stage2="Say more than {caption}")
+    log = world.run(recipe=Recipe(prompt=prompt))
+    assert world.asked == {2: 6}
+    assert {table: published.reused for table, published in log.tables["a"].items()} == {
+        Table.STAGE1: 6,
+        Table.STAGE2: 0,
+    }
+
+
+def test_another_model_makes_everything_anew(world: World) -> None:
+    world.run()
+    world.run(recipe=Recipe(variant=replace(Recipe().variant, revision="another")))
+    assert world.asked == {1: 6, 2: 6}
+
+
+def test_a_changed_clip_is_captioned_again_alone(world: World) -> None:
+    world.run()
+    (world.folder / "shards" / "a" / "two.mp4").write_bytes(moving_video(48, size=(128, 96)))
+    world.probe("a")
+    world.run()
+    assert world.asked == {1: 2, 2: 2}
+
+
+def test_failed_rows_are_made_again_until_their_attempts_reach_the_limit(world: World) -> None:
+    world.run(max_attempts=8)
+    first = world.rows(Table.STAGE1)[0]["caption"]
+
+    def fails(request: Request) -> bool:
+        world.count(request)
+        return request.stage == 2 and first in request.prompt
+
+    other = replace(Recipe().prompt, stage2="Go beyond {caption}")
+    broken = StandIn(fails=fails)
+    for asked_of_the_broken_one, attempts in ((5 + 4, 4), (4, 8), (0, 8)):
+        world.run(engine=broken, recipe=Recipe(prompt=other), max_attempts=8)
+        assert world.asked[2] == asked_of_the_broken_one
+        row = read_captions(world.root, Table.STAGE2, "a")[0]
+        assert (row.status, row.error_kind, row.attempts) == (Status.FAILED, "refused", attempts)
+    world.run(recipe=Recipe(prompt=other), max_attempts=9)
+    assert world.asked == {2: 1}
+    assert read_captions(world.root, Table.STAGE2, "a")[0].attempts == 9
+
+
+def test_stage_2_alone_takes_up_what_was_published(world: World) -> None:
+    world.run(tables=frozenset({Table.STAGE1}))
+    assert world.asked == {1: 6}
+    world.run(tables=frozenset({Table.STAGE2}))
+    assert world.asked == {2: 6}
+    world.run(tables=frozenset({Table.STAGE2}))
+    assert world.asked == {}
+
+
+def stopped(world: World, after: int, **how: Any) -> None:
+    """A run that is cancelled after some answers."""
+
+    async def run() -> None:
+        answers = asyncio.Event()
+
+        def asked(request: Request) -> None:
+            world.count(request)
+            if world.asked.total() > after:
+                answers.set()
+
+        running = asyncio.create_task(world.captions(engine=StandIn(asked, seconds=0.02), **how))
+        await answers.wait()
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("after", [1, 5, 9, 11])
+def test_a_run_that_was_told_to_stop_goes_on_where_it_was(world: World, tmp_path: Path, after: int) -> None:
+    stopped(world, after)
+    made_before = sum(1 for name in world.left_over() if "stage2" in name)
+    assert not world.root.exists("stage2_captions/shard=a/captions.parquet")
+    log = world.run()
+    assert log.failures == log.skips == {}
+    if after >= 9:
+        assert made_before
+        assert world.asked[2] < 6
+    assert world.left_over() == []
+    undisturbed = {table: world.rows(table) for table in BOTH}
+    for table in BOTH:
+        world.root.remove(f"{table}/shard=a/captions.parquet")
+    world.run()
+    assert world.asked == {1: 6, 2: 6}
+    assert {table: world.rows(table) for table in BOTH} == undisturbed
+
+
+def test_checkpoints_of_another_recipe_are_ignored_and_removed(world: World) -> None:
+    stopped(world, 9, recipe=Recipe(variant=replace(Recipe().variant, revision="another")))
+    assert world.left_over() != []
+    world.run()
+    assert world.asked == {1: 6, 2: 6}
+    assert world.left_over() == []
+
+
+def test_a_shard_that_another_run_holds_is_skipped_with_the_holder_named(world: World) -> None:
+    world.add_clips("b", "one")
+    with Leases(world.root, "run 7") as leases:
+        lease = leases.take("a")
+        log = world.run("a", "b")
+        assert "run 7" in log.skips["a"]
+        assert set(log.tables) == {"b"}
+        leases.release(lease)
+    assert world.run().skips == {}
+
+
+def test_the_next_try_of_a_run_need_not_wait(world: World) -> None:
+    Leases(world.root, "run 7").take("a")  # and dies without a word
+    assert "run 7" in world.run(owner="run 8").skips["a"]
+    assert set(world.run(owner="run 7").tables) == {"a"}
+
+
+def test_a_run_whose_shard_was_taken_over_publishes_nothing(world: World) -> None:
+    async def run() -> Log:
+        taken = False
+
+        def asked(request: Request) -> None:
+            nonlocal taken
+            if not taken:
+                taken = True
+                Leases(world.root, "run 7").take("a")
+
+        return await world.captions(engine=StandIn(asked), owner="run 7")
+
+    log = asyncio.run(run())
+    assert "taken over by run 7" in log.failures["a"]
+    assert not world.root.exists("stage1_captions/shard=a/captions.parquet")
+
+
+def test_finished_rows_are_kept_as_often_as_is_asked(world: World) -> None:
+    parts: list[int] = []
+
+    def asked(request: Request) -> None:
+        parts.append(len(world.left_over()))
+
+    class OneByOne(StandIn):
+        capacity = replace(StandIn.capacity, windows=1)
+
+    world.run(engine=OneByOne(asked), checkpoint_rows=2)
+    assert [parts[index] for index in range(0, 12, 2)] == [0, 0, 2, 2, 4, 4]
+
+
+def blocking(world: World, path: str) -> StandIn:
+    """An engine that, once asked, puts a folder where a file will be written: not even root can replace it."""
+
+    def asked(request: Request) -> None:
+        Path(world.root.full(path), "something").mkdir(parents=True, exist_ok=True)
+
+    return StandIn(asked)
+
+
+def test_a_checkpoint_that_cannot_be_written_stops_nothing(world: World) -> None:
+    part = f"{checkpoint_folder('a')}/000001-000000-stage1_captions.parquet"
+    log = world.run(engine=blocking(world, part), checkpoint_rows=1)
+    assert "a checkpoint could not be written" in log.warnings[0]
+    assert "checkpoints could not be removed" in log.warnings[-1]
+    assert log.tables["a"][Table.STAGE2].reused == 0
+    assert len(world.rows(Table.STAGE2)) == 6
+
+
+def test_what_could_not_be_published_is_kept_for_the_next_run(world: World) -> None:
+    table = "stage2_captions/shard=a/captions.parquet"
+    assert "cannot write" in world.run(engine=blocking(world, table)).failures["a"]
+    shutil.rmtree(world.root.full(table))
+    world.run()
+    assert world.asked == {}
+    assert len(world.rows(Table.STAGE2)) == 6

@@ -1,0 +1,58 @@
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from caption_assets.store.checkpoints import checkpoint_folder, read_parts, remove_parts, write_part
+from caption_assets.store.root import Root
+from caption_assets.store.tables import SCHEMAS, CaptionRow, Status, Table
+
+pytestmark = pytest.mark.fast
+
+
+def row(name: str, **values: object) -> CaptionRow:
+    return CaptionRow(name, 0, f"id of {name}", 0.0, 1.0, Status.OK, caption=f"{name} moves", **values)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Root:
+    return Root.open(str(tmp_path))
+
+
+def test_parts_are_read_in_the_order_of_their_writing(root: Root) -> None:
+    one, two, three = row("one", frame_indices=[0, 2]), row("two"), row("three", stage1_fingerprint="f")
+    write_part(root, "a", 2, 0, {Table.STAGE1: [three]})
+    write_part(root, "a", 1, 0, {Table.STAGE1: [one], Table.STAGE2: []})
+    write_part(root, "a", 1, 1, {Table.STAGE1: [two], Table.STAGE2: [three]})
+    read = [(table, found.clip_key) for table, found in read_parts(root, "a")]
+    assert read == [
+        (Table.STAGE1, "one"),
+        (Table.STAGE1, "two"),
+        (Table.STAGE2, "three"),
+        (Table.STAGE1, "three"),
+    ]
+    assert list(read_parts(root, "another")) == []
+
+
+def test_rows_come_back_as_they_were(root: Root) -> None:
+    kept = row("one", frame_indices=[0, 2], flags=["too_short"], reductions=[], stage1_fingerprint="f", attempts=3)
+    write_part(root, "a", 1, 0, {Table.STAGE2: [kept]})
+    assert list(read_parts(root, "a")) == [(Table.STAGE2, kept)]
+
+
+def test_parts_of_a_later_epoch_stay(root: Root) -> None:
+    for epoch in (1, 2, 3):
+        write_part(root, "a", epoch, 0, {Table.STAGE1: [row(f"of {epoch}")]})
+    remove_parts(root, "a", 2)
+    assert [found.clip_key for _, found in read_parts(root, "a")] == ["of 3"]
+
+
+def test_parts_by_another_version_are_passed_over(root: Root) -> None:
+    write_part(root, "a", 1, 0, {Table.STAGE1: [row("one")]})
+    [name] = root.names(checkpoint_folder("a"))
+    sink = pa.BufferOutputStream()
+    other = SCHEMAS[Table.STAGE1].with_metadata({"schema_version": "0"})
+    pq.write_table(pa.Table.from_pylist([], schema=other), sink)
+    root.write(f"{checkpoint_folder('a')}/{name}", sink.getvalue().to_pybytes())
+    assert list(read_parts(root, "a")) == []
