@@ -47,8 +47,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Root.open(folder)
         clips = write_clips(Path(folder) / "shards" / SHARD, count)
-        published = asyncio.run(run(root, Path(folder) / "cache"))
-    shares = {table: compare(table, published[table], clips) for table in (Table.STAGE1, Table.STAGE2)}
+        watcher = Watcher()
+        asyncio.run(run(root, Path(folder) / "cache", watcher))
+    shares = {table: compare(table, watcher.tables[table], clips) for table in (Table.STAGE1, Table.STAGE2)}
     print(json.dumps({"clips": count, "stage1": shares[Table.STAGE1], "stage2": shares[Table.STAGE2]}))
 
 
@@ -65,7 +66,7 @@ def write_clips(folder: Path, count: int) -> dict[str, SampleClip]:
     return named
 
 
-async def run(root: Root, cache: Path) -> dict[Table, Published]:
+async def run(root: Root, cache: Path, watcher: Watcher) -> None:
     """The chain on the held-out shard: weights, manifest, both stages."""
     recipe = Recipe()
     source = Root.open(f"{root.url}/shards")
@@ -75,11 +76,9 @@ async def run(root: Root, cache: Path) -> dict[Table, Published]:
         publish_manifest(root, SHARD, (row for clip in clips for row in clip.rows), {})
     job = Job(root, source, recipe, frozenset({Table.STAGE1, Table.STAGE2}))
     model = ensure_local(root, recipe.variant, cache)
-    watcher = Watcher()
     engine = EngineKeeper(lambda: start_engine(model, recipe, EngineConfig()))
     with Sandbox() as sandbox:
         await caption_shards(engine, sandbox, job, [SHARD], watcher)
-    return watcher.tables
 
 
 class Watcher:

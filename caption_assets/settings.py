@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from caption_assets.captioning.job import CHECKPOINT_ROWS, CHECKPOINT_SECONDS, LEASE_SECONDS, MAX_ATTEMPTS
 from caption_assets.captioning.prompts import GENERAL, PROMPTS, Prompt
 from caption_assets.captioning.recipe import DETERMINISTIC, MOST_TEMPERATURE, Generation, Recipe
 from caption_assets.clips.sampling import FRAME_FACTOR, Sampling
@@ -110,18 +111,23 @@ class Settings(BaseSettings):
     max_batched_tokens: int | None = Field(
         None, ge=1, description="Tokens in one step of the engine. Default: the model's, 32768"
     )
-    checkpoint_rows: int = Field(256, ge=1, description="Finished windows of a shard that make a checkpoint due")
+    checkpoint_rows: int = Field(
+        CHECKPOINT_ROWS, ge=1, description="Finished windows of a shard that make a checkpoint due"
+    )
     checkpoint_seconds: float = Field(
-        30.0, gt=0, allow_inf_nan=False, description="Longest time that a finished window waits for its checkpoint"
+        CHECKPOINT_SECONDS,
+        gt=0,
+        allow_inf_nan=False,
+        description="Longest time that a finished window waits for its checkpoint",
     )
     lease_seconds: float = Field(
-        120.0,
+        LEASE_SECONDS,
         ge=5,
         allow_inf_nan=False,
         description="Time after which another run may take over a shard of which nothing was heard",
     )
     max_attempts: int = Field(
-        8,
+        MAX_ATTEMPTS,
         ge=1,
         description="Requests for a caption, over all runs, after which its row stays failed; one run makes four",
     )

@@ -16,10 +16,12 @@ from uuid import uuid4
 import psutil
 import pytest
 
+from caption_assets.store.checkpoints import read_parts
 from caption_assets.store.root import Root
 from caption_assets.store.tables import Table, read_captions
 from tests.conftest import Truth
 from tests.processes import ENGINE, engine_processes
+from tests.videos import moving_video
 
 REPOSITORY = Path(__file__).parent.parent
 JOINT = "clip_manifest,stage1_captions,stage2_captions"
@@ -132,6 +134,33 @@ def test_a_killed_run_takes_its_engine_with_it(prepared: CommandLine, blow: sign
     assert run.process.wait(timeout=60) != 0
     _, left = psutil.wait_procs(children, timeout=10)
     assert left == []
+
+
+@pytest.mark.faults
+def test_a_run_that_is_told_to_stop_keeps_what_it_has_done(command_line: CommandLine) -> None:
+    folder = command_line.root / "shards" / "long"
+    folder.mkdir()
+    for number in range(100):
+        (folder / f"{number}.mp4").write_bytes(moving_video(48, size=(64 + 2 * number, 64)))
+    status, output = command_line.run("shard_index,model_weights")
+    assert status == 0, output
+    never = {"CAPTION_CHECKPOINT_ROWS": "1000", "CAPTION_CHECKPOINT_SECONDS": "1000"}
+    run = command_line.start(JOINT, "long", **never)
+    for _ in run.watch():
+        if "of 100 windows done" in run.output:
+            break
+    run.process.send_signal(signal.SIGTERM)
+    assert run.process.wait(timeout=60) != 0
+    root = Root.open(str(command_line.root))
+    kept = [row.window_id for table, row in read_parts(root, "long") if table is Table.STAGE2]
+    assert 0 < len(kept) < 100
+    assert "interrupted" in run.output
+    assert "Traceback" not in run.output.split("interrupted")[0]
+
+    status, output = command_line.run(JOINT, "long")  # another run, which need not wait: the lease was released
+    assert status == 0, output
+    assert len(read_captions(root, Table.STAGE2, "long")) == 100
+    assert list(read_parts(root, "long")) == []
 
 
 @pytest.mark.engine

@@ -57,7 +57,7 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
                 recipe=recipe,
                 tables=tables,
                 previews=settings.previews,
-                owner=f"run {context.run.root_run_id or context.run_id}",
+                owner=f"run {context.run.root_run_id or context.run.run_id}",
                 checkpoint_rows=settings.checkpoint_rows,
                 checkpoint_seconds=settings.checkpoint_seconds,
                 lease_seconds=settings.lease_seconds,

@@ -9,6 +9,11 @@ from caption_assets.captioning.recipe import Recipe
 from caption_assets.store.root import Root
 from caption_assets.store.tables import Table
 
+CHECKPOINT_ROWS = 256
+CHECKPOINT_SECONDS = 30.0
+LEASE_SECONDS = 120.0
+MAX_ATTEMPTS = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -23,11 +28,11 @@ class Job:
     """Whether to keep a preview of each window."""
     owner: str = field(default_factory=lambda: f"run {uuid4().hex}")
     """Of all tries of one run the same: each may take over a shard from the last at once."""
-    checkpoint_rows: int = 256
+    checkpoint_rows: int = CHECKPOINT_ROWS
     """Finished windows of a shard that make a checkpoint due."""
-    checkpoint_seconds: float = 30.0
+    checkpoint_seconds: float = CHECKPOINT_SECONDS
     """Longest time that a finished window waits for its checkpoint."""
-    lease_seconds: float = 120.0
+    lease_seconds: float = LEASE_SECONDS
     """Time after which another run may take over a shard of which nothing was heard."""
-    max_attempts: int = 8
+    max_attempts: int = MAX_ATTEMPTS
     """Requests for a caption, over all runs, after which its row stays failed; one run makes four of them."""

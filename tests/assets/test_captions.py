@@ -11,6 +11,7 @@ from dagster._core.definitions.data_version import CachingStaleStatusResolver, S
 
 from caption_assets.definitions import build_definitions
 from caption_assets.settings import Settings
+from caption_assets.store.lease import Leases
 from caption_assets.store.previews import preview_path
 from caption_assets.store.root import Root
 from caption_assets.store.tables import Status, Table, read_captions
@@ -23,8 +24,18 @@ STAGES = [Table.STAGE1.value, Table.STAGE2.value]
 @pytest.mark.fast
 def test_captions_without_weights_say_what_to_materialize(project: Project) -> None:
     project.run("shard_index")
+    project.run("clip_manifest", partition="sample-tar")
     message = project.failure(*STAGES, partition="sample-tar")
     assert "materialize model_weights before the captions" in message
+
+
+@pytest.mark.fast
+def test_a_shard_that_another_run_is_captioning_is_left_to_it(project: Project) -> None:
+    project.run("shard_index")
+    with Leases(Root.open(str(project.root)), "run 7") as leases:
+        leases.take("sample-tar")
+        message = project.failure(*STAGES, partition="sample-tar")
+    assert message.startswith("nothing was done: sample-tar: shard 'sample-tar' is being captioned by run 7")
 
 
 def stale(project: Project, **settings: object) -> set[str]:
@@ -66,6 +77,10 @@ def test_a_run_over_several_shards_records_what_is_done_and_fails_for_the_rest(p
         assert metadata["rows_failed"].value == 1
         assert rows[0].caption is not None
         assert rows[0].caption in str(metadata["captions"].value)
+
+    again = project.run(*STAGES, partition="sample-folder", engine_args={"max_model_len": -9})  # no engine would start
+    materialized = again.asset_materializations_for_node("captions")
+    assert [event.metadata["rows_reused"].value for event in materialized] == [12, 12]
 
     assert stale(project) == set()
     assert stale(project, stage2_prompt="Again: {caption}") == {"stage2_captions"}

@@ -10,7 +10,6 @@ from typing import Any
 
 from caption_assets.captioning.admission import Load
 from caption_assets.captioning.budget import FrameGrid, visual_tokens
-from caption_assets.captioning.recovery import EngineKeeper
 from caption_assets.captioning.request import Completion, Request, RequestFailed
 from caption_assets.models.variants import SAMPLE
 
@@ -62,12 +61,8 @@ class StandIn:
         return visual_tokens(grid, SAMPLE.pixels.factor)
 
 
-def stand_in_keeper(engine: StandIn, started: Callable[[], None] = lambda: None) -> EngineKeeper:
-    """A keeper of a stand-in; ``started`` is told when it is built."""
-
-    @asynccontextmanager
-    async def start() -> AsyncIterator[Any]:
-        started()
-        yield engine
-
-    return EngineKeeper(start)
+@asynccontextmanager
+async def start_stand_in(engine: StandIn, started: Callable[[], None] = lambda: None) -> AsyncIterator[Any]:
+    """What ``start_engine`` is to the engine; ``started`` is told."""
+    started()
+    yield engine

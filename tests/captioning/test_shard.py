@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,19 +12,19 @@ from typing import Any
 import pytest
 
 from caption_assets.captioning.job import Job
-from caption_assets.captioning.open_shard import Published
 from caption_assets.captioning.recipe import Recipe
+from caption_assets.captioning.recovery import EngineKeeper
 from caption_assets.captioning.request import Request
 from caption_assets.captioning.shard import caption_shards
 from caption_assets.clips.manifest import probe_clips
 from caption_assets.clips.shard import find_shard
 from caption_assets.clips.window import Windowing
-from caption_assets.errors import CaptionAssetsError
 from caption_assets.store.checkpoints import checkpoint_folder
 from caption_assets.store.lease import Leases
 from caption_assets.store.root import Root
 from caption_assets.store.tables import Status, Table, publish_manifest, read_captions
-from tests.captioning.stand_in import StandIn, stand_in_keeper
+from tests.captioning.stand_in import StandIn, start_stand_in
+from tests.captioning.watch import Log
 from tests.conftest import SANDBOX
 from tests.videos import moving_video
 
@@ -34,34 +33,6 @@ pytestmark = pytest.mark.fast
 BOTH = frozenset({Table.STAGE1, Table.STAGE2})
 UNSURE = {"prompt_tokens", "cached_tokens", "output_tokens", "attempts"}
 """Columns in which two runs may differ."""
-
-
-class Log:
-    """What was told of a run."""
-
-    def __init__(self) -> None:
-        self.tables: dict[str, Mapping[Table, Published]] = {}
-        self.skips: dict[str, str] = {}
-        self.failures: dict[str, str] = {}
-        self.warnings: list[str] = []
-
-    def begun(self, shard: str, windows: int) -> None:
-        pass
-
-    def captioned(self, shard: str, done: int, windows: int) -> None:
-        pass
-
-    def published(self, shard: str, tables: Mapping[Table, Published]) -> None:
-        self.tables[shard] = tables
-
-    def skipped(self, shard: str, reason: str) -> None:
-        self.skips[shard] = reason
-
-    def failed(self, shard: str, error: CaptionAssetsError) -> None:
-        self.failures[shard] = str(error)
-
-    def warned(self, message: str) -> None:
-        self.warnings.append(message)
 
 
 class World:
@@ -99,7 +70,8 @@ class World:
     async def captions(self, *shards: str, engine: StandIn | None = None, **how: Any) -> Log:
         log, self.engines = Log(), 0
         self.asked.clear()
-        keeper = stand_in_keeper(engine or StandIn(self.count), self.count_engine)
+        stand_in = engine or StandIn(self.count)
+        keeper = EngineKeeper(lambda: start_stand_in(stand_in, self.count_engine))
         await caption_shards(keeper, SANDBOX, self.job(**how), shards or ["a"], log)
         return log
 

@@ -1,0 +1,174 @@
+"""What it costs that nothing is lost: publication of large tables, checkpoints, and the reuse of what is there.
+
+    python -m benchmarks.store [--clips 150]
+
+Tables of 1,000, 10,000 and 100,000 rows are published, read back and reused, each size in a process of its own whose
+peak memory is told above what its imports take, the rows themselves included. Then clips are captioned with the sample
+model, and the same rows written as checkpoints of the default size: that time is told as a share of the captioning's,
+of which it is no part, for checkpoints are written beside it. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import resource
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+from benchmarks.sample_accuracy import SHARD, Watcher, run, write_clips
+from caption_assets.captioning.job import CHECKPOINT_ROWS, MAX_ATTEMPTS
+from caption_assets.captioning.recipe import Recipe
+from caption_assets.captioning.reuse import EarlierRows, Reuse
+from caption_assets.captioning.task import Captioned, Task
+from caption_assets.store.checkpoints import write_part
+from caption_assets.store.root import Root
+from caption_assets.store.tables import (
+    CaptionRow,
+    ManifestRow,
+    Status,
+    Table,
+    publish_captions,
+    read_captions,
+    window_id,
+)
+
+SIZES = 1_000, 10_000, 100_000
+WORDS = 60
+"""Of a caption, about as many as Qwen2.5-VL says of a window."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Of one table."""
+
+    publish_seconds: float
+    publish_peak_mb: float
+    read_seconds: float
+    reuse_seconds: float
+    """To find that nothing is left to be made of any row."""
+    peak_mb: float
+    """Of all three."""
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clips", type=int, default=150)
+    clips = parser.parse_args().clips
+    costs = {}
+    for size in SIZES:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            costs[size] = pool.submit(measure, size).result()
+        print(f"{size} rows: {json.dumps({name: round(value, 2) for name, value in asdict(costs[size]).items()})}")
+    figures = {"checkpoint_overhead": overhead(clips), "publish_peak_mb_100k": costs[SIZES[-1]].publish_peak_mb}
+    print(json.dumps({name: round(value, 4) for name, value in figures.items()}))
+
+
+def measure(count: int) -> Cost:
+    """Publish, read and reuse a stage-1 table of ``count`` rows."""
+    base = peak_mb()
+    recipe = Recipe()
+    windows = [manifest_row(number) for number in range(count)]
+    rows = [caption_row(recipe, window) for window in windows]
+    with tempfile.TemporaryDirectory() as folder:
+        root = Root.open(folder)
+        begun = time.monotonic()
+        publish_captions(root, Table.STAGE1, SHARD, rows, [window.key for window in windows], {})
+        publish_seconds, publish_peak = time.monotonic() - begun, peak_mb() - base
+        rows.clear()
+        begun = time.monotonic()
+        found = read_captions(root, Table.STAGE1, SHARD)
+        read_seconds = time.monotonic() - begun
+    begun = time.monotonic()
+    earlier = EarlierRows((Table.STAGE1, row) for row in found)
+    reuse = Reuse(recipe, frozenset({Table.STAGE1}), MAX_ATTEMPTS, earlier)
+    settled = [reuse.settle(Task(window, bytes)) for window in windows]
+    if not all(isinstance(one, Captioned) for one in settled):
+        raise RuntimeError("rows that were just published were not found again")
+    return Cost(publish_seconds, publish_peak, read_seconds, time.monotonic() - begun, peak_mb() - base)
+
+
+def manifest_row(number: int) -> ManifestRow:
+    """A window as of a real clip."""
+    key = f"camera-{number % 7}/clip-{number:06}.mp4"
+    return ManifestRow(
+        key, 0, window_id(key, 0, "tag"), f"tag-{number}", 2 << 20, Status.OK, start_frame=0, end_frame=256
+    )
+
+
+def caption_row(recipe: Recipe, window: ManifestRow) -> CaptionRow:
+    """A row as the captioner makes them, its caption unlike any other."""
+    return CaptionRow(
+        clip_key=window.clip_key,
+        window_index=window.window_index,
+        window_id=window.window_id,
+        start_seconds=0.0,
+        end_seconds=10.67,
+        status=Status.OK,
+        caption=" ".join(f"word-{word}-{window.clip_key[-10:]}" for word in range(WORDS)),
+        finish_reason="stop",
+        model=recipe.variant.hub_id,
+        revision=recipe.variant.revision,
+        prompt_name=recipe.prompt.name,
+        sampling=asdict(recipe.generation),
+        frame_indices=tuple(range(0, 256, 12)),
+        frame_fps=2.0,
+        frame_width=448,
+        frame_height=252,
+        prompt_tokens=2500,
+        cached_tokens=0,
+        output_tokens=80,
+        attempts=1,
+        fingerprint=recipe.fingerprint(1, window),
+    )
+
+
+def peak_mb() -> float:
+    """Largest resident memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6  # Linux counts in KiB
+
+
+class Clock(Watcher):
+    """Remembers when the first and the last row were done: between them the engine runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.times: list[float] = []
+
+    def captioned(self, shard: str, done: int, windows: int) -> None:
+        """Another row is done."""
+        self.times.append(time.monotonic())
+
+
+def overhead(clips: int) -> float:
+    """The time that checkpoints take, as a share of the captioning's."""
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        root = Root.open(folder)
+        write_clips(Path(folder) / "shards" / SHARD, clips)
+        asyncio.run(run(root, Path(folder) / "cache", clock))
+        captioning = clock.times[-1] - clock.times[0]
+        begun = time.monotonic()
+        tables = {table: published.rows for table, published in clock.tables.items()}
+        for number, rows in enumerate(in_parts(tables, CHECKPOINT_ROWS)):
+            write_part(root, SHARD, 1, number, rows)
+        writing = time.monotonic() - begun
+    print(f"{clips} clips: captioning {captioning:.1f} s, checkpoints {writing:.3f} s")
+    return writing / captioning
+
+
+def in_parts(tables: dict[Table, Sequence[CaptionRow]], size: int) -> list[dict[Table, Sequence[CaptionRow]]]:
+    """Tables cut into checkpoints of ``size`` windows."""
+    windows = len(tables[Table.STAGE1])
+    return [{table: rows[begin : begin + size] for table, rows in tables.items()} for begin in range(0, windows, size)]
+
+
+if __name__ == "__main__":
+    main()

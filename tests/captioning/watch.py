@@ -1,0 +1,37 @@
+"""Remembers what is told of a run over shards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from caption_assets.captioning.open_shard import Published
+from caption_assets.errors import CaptionAssetsError
+from caption_assets.store.tables import Table
+
+
+class Log:
+    """What was told."""
+
+    def __init__(self) -> None:
+        self.tables: dict[str, Mapping[Table, Published]] = {}
+        self.skips: dict[str, str] = {}
+        self.failures: dict[str, str] = {}
+        self.warnings: list[str] = []
+
+    def begun(self, shard: str, windows: int) -> None:
+        pass
+
+    def captioned(self, shard: str, done: int, windows: int) -> None:
+        pass
+
+    def published(self, shard: str, tables: Mapping[Table, Published]) -> None:
+        self.tables[shard] = tables
+
+    def skipped(self, shard: str, reason: str) -> None:
+        self.skips[shard] = reason
+
+    def failed(self, shard: str, error: CaptionAssetsError) -> None:
+        self.failures[shard] = str(error)
+
+    def warned(self, message: str) -> None:
+        self.warnings.append(message)

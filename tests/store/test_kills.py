@@ -1,0 +1,118 @@
+"""Runs on S3 that are killed outright, again and again, and what the last of them publishes."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from caption_assets.clips.manifest import probe_clips
+from caption_assets.clips.shard import find_shard
+from caption_assets.clips.window import Windowing
+from caption_assets.store.checkpoints import read_parts
+from caption_assets.store.root import Root
+from caption_assets.store.tables import Table, publish_manifest, read_captions
+from tests.conftest import SANDBOX
+from tests.videos import moving_video
+
+UNSURE = {"prompt_tokens", "cached_tokens", "output_tokens", "attempts"}
+"""Columns in which two runs may differ."""
+CLIPS = 24
+
+
+class Lives:
+    """Runs over the one shard, each in a process of its own, over one root after the other."""
+
+    def __init__(self, source: str, base: str, folder: Path, engine: str) -> None:
+        self.source = Root.open(source)
+        self.base = base
+        self.asked = folder / "asked"
+        self.engine = engine
+        self.roots = 0
+        self.kills = 0
+        self.new_root()
+
+    def new_root(self) -> None:
+        """Begin again with nothing but the manifest."""
+        self.roots += 1
+        self.root = Root.open(f"{self.base}/root-{self.roots}")
+        clips = probe_clips(SANDBOX, self.source, find_shard(self.source, "a"), Windowing(24, 12))
+        publish_manifest(self.root, "a", (row for clip in clips for row in clip.rows), {})
+
+    def run(self, killed_after: float | None = None) -> bool:
+        """One life; returns whether it came to its end."""
+        safe = {(int(table is Table.STAGE2) + 1, row.window_id) for table, row in read_parts(self.root, "a")}
+        self.asked.write_text("")
+        names = (self.root.url, self.source.url, "a", str(self.asked), self.engine)
+        command = [sys.executable, "-m", "tests.captioning.captioner", *names]
+        process = subprocess.Popen(command)
+        try:
+            code = process.wait(killed_after)
+        except subprocess.TimeoutExpired:
+            family = psutil.Process(process.pid).children(recursive=True)
+            process.kill()
+            process.wait()
+            self.kills += 1
+            _, alive = psutil.wait_procs(family, timeout=60)
+            assert alive == []
+            code = None
+        asked = [line.split() for line in self.asked.read_text().splitlines()]
+        requests = Counter((int(stage), window) for stage, window in asked)
+        assert not safe & requests.keys(), "what lay in a checkpoint was made again"
+        assert set(requests.values()) <= {1}
+        assert code in (None, 0)
+        return code == 0
+
+    def tables(self) -> dict[Table, list[dict[str, Any]]]:
+        return {table: self._rows(table) for table in (Table.STAGE1, Table.STAGE2)}
+
+    def _rows(self, table: Table) -> list[dict[str, Any]]:
+        found = [asdict(row) for row in read_captions(self.root, table, "a")]
+        return [{name: value for name, value in row.items() if name not in UNSURE} for row in found]
+
+
+def put_clips(source: str, clips: int) -> None:
+    root = Root.open(source)
+    for number in range(clips):
+        film = moving_video(48, size=(64 + 2 * number, 64), options={"preset": "ultrafast"})
+        root.write(f"a/clip-{number:02}.mp4", film)
+
+
+def assert_kills_leave_no_trace(lives: Lives, kills: int, seed: int) -> None:
+    """Kill at random moments; whenever a run has come to its end, compare, and begin anew."""
+    moments = random.Random(seed)
+    begun = time.monotonic()
+    assert lives.run()
+    whole = time.monotonic() - begun
+    undisturbed = lives.tables()
+    assert {row["status"] for row in undisturbed[Table.STAGE2]} == {"ok"}
+    lives.new_root()
+    while lives.kills < kills:
+        if lives.run(killed_after=moments.uniform(0.2, 1.0) * whole):
+            assert lives.tables() == undisturbed
+            lives.new_root()
+    assert lives.run()
+    assert lives.tables() == undisturbed
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("kills", [pytest.param(3, marks=pytest.mark.representative), 50])
+def test_killed_runs_end_in_the_same_table(s3_url: str, tmp_path: Path, kills: int) -> None:
+    put_clips(f"{s3_url}/shards", CLIPS)
+    assert_kills_leave_no_trace(Lives(f"{s3_url}/shards", s3_url, tmp_path, "stand-in"), kills, seed=kills)
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(1800)
+def test_killed_runs_of_the_real_engine_end_in_the_same_table(s3_url: str, tmp_path: Path, model_folder: Path) -> None:
+    put_clips(f"{s3_url}/shards", CLIPS)
+    assert_kills_leave_no_trace(Lives(f"{s3_url}/shards", s3_url, tmp_path, str(model_folder)), 5, seed=5)
