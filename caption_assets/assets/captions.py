@@ -222,6 +222,7 @@ def _metadata(table: Published, seconds: float) -> dict[str, dg.MetadataValue | 
         "rows_ok": statuses[Status.OK],
         "rows_failed": statuses[Status.FAILED],
         "rows_reused": table.reused,
+        "rows_new": sum(row.fingerprint is not None for row in rows) - table.reused,
         "truncated": sum(row.finish_reason == "length" for row in rows),
         "flagged": sum(bool(row.flags) for row in rows),
         "reduced": sum(bool(row.reductions) for row in rows),
