@@ -15,7 +15,7 @@ OWNER = "_CAPTION_ASSETS_ENGINE_OWNER"
 """Variable that holds the process id of the run. Where it is not set, vLLM is somebody else's and is left alone."""
 PLUGIN = "caption_assets_engine_process"
 """Name of the entry point, for vLLM's list of allowed plug-ins."""
-TRIM_SECONDS = 10.0
+TRIM_SECONDS = 5.0
 """Between two returns of free memory to the system, each of which takes 20 to 120 ms."""
 
 
