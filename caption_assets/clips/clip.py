@@ -82,6 +82,16 @@ def refuse_version(url: str) -> UnreadableClip | None:
 
 
 @dataclass(frozen=True, slots=True)
+class Facts:
+    """What is said of a clip beside its video."""
+
+    prompt: str | None
+    """Its own stage-1 instruction."""
+    extra: dict[str, Any]
+    """All else, as JSON has it; its text file under ``txt``."""
+
+
+@dataclass(frozen=True, slots=True)
 class Clip:
     """A video file of a shard, wherever its bytes lie."""
 
@@ -97,36 +107,25 @@ class Clip:
     refusal: UnreadableClip | None = None
     """Why the clip will not be opened. Its spans are then not to be read."""
 
-    def prompt(self) -> str | None:
-        """The clip's own stage-1 instruction: ``prompt`` in its side file or in its row of the list.
+    def facts(self) -> Facts:
+        """What is said of the clip where it is listed: in its row of the list, or in the files beside it.
 
         Raises:
-            ValueError: if the side file is no JSON object, or the prompt is no text.
+            ValueError: if the JSON file is no JSON object, its prompt no text, or the text file not UTF-8.
         """
-        prompt = self._facts().get("prompt")
+        extra = self._columns()
+        prompt = extra.pop("prompt", None)
         if prompt is not None and not (isinstance(prompt, str) and prompt.strip()):
             raise ValueError(f"{self._source} cannot be used: its prompt is {prompt!r}: give a text, or leave it out")
-        return prompt
-
-    def extra(self) -> dict[str, Any]:
-        """What else is known of the clip, as JSON has it, without the prompt.
-
-        The further columns of its row of the list, or what its JSON file says; and its text file under ``txt``.
-
-        Raises:
-            ValueError: if the JSON file is no JSON object, or the text file is not UTF-8.
-        """
-        facts = self._facts()
-        facts.pop("prompt", None)
         if self.text is not None:
-            facts["txt"] = _text(self.text, "the text file beside the clip")
-        return facts
+            extra["txt"] = _text(self.text, "the text file beside the clip")
+        return Facts(prompt, extra)
 
     @property
     def _source(self) -> str:
         return "the clip's row of the list" if self.side is None else "the JSON file beside the clip"
 
-    def _facts(self) -> dict[str, Any]:
+    def _columns(self) -> dict[str, Any]:
         text = self.columns or "{}" if self.side is None else _text(self.side, self._source)
         try:
             facts = json.loads(text, parse_constant=lambda _: None)  # JSON has no NaN

@@ -130,8 +130,9 @@ def _refused(clip: Clip, base: str, reason: UnreadableClip) -> ProbedClip:
 def _told(clip: Clip, row: ManifestRow) -> ManifestRow:
     """The row with what was said of the clip where it is listed."""
     try:
-        extra = clip.extra()
-        return replace(row, prompt=clip.prompt(), extra=json.dumps(extra, ensure_ascii=False) if extra else None)
+        facts = clip.facts()
+        extra = json.dumps(facts.extra, ensure_ascii=False) if facts.extra else None
+        return replace(row, prompt=facts.prompt, extra=extra)
     except ValueError as error:
         raise UnreadableClip("side_file", str(error)) from error
 

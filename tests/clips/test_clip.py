@@ -87,7 +87,7 @@ def test_a_change_at_either_end_changes_the_tag(local: Root, size: int, end: int
 
 @pytest.mark.fast
 def test_a_clip_with_nothing_beside_it_has_no_prompt_and_nothing_extra(beside: Callable[..., Clip]) -> None:
-    assert (beside().prompt(), beside().extra()) == (None, {})
+    assert (beside().facts().prompt, beside().facts().extra) == (None, {})
 
 
 @pytest.mark.fast
@@ -95,15 +95,15 @@ def test_a_clip_with_nothing_beside_it_has_no_prompt_and_nothing_extra(beside: C
 def test_the_prompt_is_told_apart_from_the_rest(beside: Callable[..., Clip], place: str) -> None:
     facts = '{"prompt": "Count.", "n": 1, "deep": {"x": [null, NaN]}}'
     clip = beside(**{place: facts.encode() if place == "side" else facts})
-    assert clip.prompt() == "Count."
-    assert clip.extra() == {"n": 1, "deep": {"x": [None, None]}}
+    assert clip.facts().prompt == "Count."
+    assert clip.facts().extra == {"n": 1, "deep": {"x": [None, None]}}
 
 
 @pytest.mark.fast
 def test_the_text_beside_a_clip_is_extra(beside: Callable[..., Clip]) -> None:
     clip = beside(side=b'{"n": 1}', text="\ufeffein Hündchen".encode())
-    assert clip.extra() == {"n": 1, "txt": "ein Hündchen"}
-    assert clip.prompt() is None
+    assert clip.facts().extra == {"n": 1, "txt": "ein Hündchen"}
+    assert clip.facts().prompt is None
 
 
 @pytest.mark.fast
@@ -119,27 +119,25 @@ def test_the_text_beside_a_clip_is_extra(beside: Callable[..., Clip]) -> None:
     ],
 )
 def test_a_json_file_that_cannot_be_used_is_told_of(beside: Callable[..., Clip], side: bytes, reason: str) -> None:
-    clip = beside(side=side)
-    for use in (clip.prompt, clip.extra):
-        with pytest.raises(ValueError, match=f"the JSON file beside the clip cannot be used: .*{reason}"):
-            use()
+    with pytest.raises(ValueError, match=f"the JSON file beside the clip cannot be used: .*{reason}"):
+        beside(side=side).facts()
 
 
 @pytest.mark.fast
 @pytest.mark.parametrize("prompt", ["7", '" "', "[]"])
 def test_a_prompt_that_is_no_text_is_told_of_with_its_place(beside: Callable[..., Clip], prompt: str) -> None:
     with pytest.raises(ValueError, match="the clip's row of the list cannot be used: its prompt is"):
-        beside(columns=f'{{"prompt": {prompt}}}').prompt()
+        beside(columns=f'{{"prompt": {prompt}}}').facts()
 
 
 @pytest.mark.fast
 def test_a_text_file_that_is_not_utf_8_is_told_of(beside: Callable[..., Clip]) -> None:
     with pytest.raises(ValueError, match="the text file beside the clip cannot be used"):
-        beside(text=b"\xff").extra()
+        beside(text=b"\xff").facts()
 
 
 @pytest.mark.fast
 def test_a_side_file_that_has_gone_is_told_of(local: Root) -> None:
     gone = Span(local.fs.unstrip_protocol(local.full("gone.json")), 0, 5)
     with pytest.raises(ValueError, match="the JSON file beside the clip cannot be used"):
-        Clip("a.mp4", gone, side=gone).prompt()
+        Clip("a.mp4", gone, side=gone).facts()
