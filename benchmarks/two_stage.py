@@ -287,9 +287,9 @@ async def measure_large(model: Path, films: Sequence[tuple[SampleClip, bytes]]) 
 
 
 async def measure_memory(model: Path, films: Sequence[tuple[SampleClip, bytes]], windows: int) -> dict[str, float]:
-    """Largest proportional set size of all processes in the 100 windows up to 200 and up to ``windows``, on one engine.
+    """Proportional set size of all processes in the 100 windows up to 200 and up to ``windows``, on one engine.
 
-    Not at these moments: it goes up and down by hundreds of MB with the engine's steps.
+    The median of samples, for it goes up and down by hundreds of MB with the engine's steps.
     """
     config = EngineConfig(processor_cache_gb=0.25, arguments={"max_model_len": RECIPE.variant.max_model_len})
     figures = {}
@@ -298,22 +298,23 @@ async def measure_memory(model: Path, films: Sequence[tuple[SampleClip, bytes]],
         for target in (200, windows):
             with SandboxDecoder(SANDBOX) as decoder:
                 await ours(keeper, RECIPE, decoder, fresh_tasks(films, target - MEASURED - done))
-                measuring = asyncio.create_task(largest_pss_mb(stop := asyncio.Event()))
+                measuring = asyncio.create_task(sample_pss_mb(stop := asyncio.Event()))
                 await ours(keeper, RECIPE, decoder, fresh_tasks(films, MEASURED))
                 stop.set()
             done = target
-            figures[f"pss_mb_{target}"] = await measuring
-            print(f"up to {target} windows: {figures[f'pss_mb_{target}']:.0f} MB", flush=True)
+            samples = await measuring
+            figures[f"pss_mb_{target}"] = median(samples)
+            print(f"up to {target} windows: {median(samples):.0f} MB, at most {max(samples):.0f} MB", flush=True)
     return figures
 
 
-async def largest_pss_mb(stop: asyncio.Event) -> float:
-    """Of this process and all below it, until ``stop``."""
-    largest = 0.0
+async def sample_pss_mb(stop: asyncio.Event) -> list[float]:
+    """Of this process and all below it, twice a second until ``stop``."""
+    samples = []
     while not stop.is_set():
-        largest = max(largest, await asyncio.to_thread(pss_mb))
+        samples.append(await asyncio.to_thread(pss_mb))
         await asyncio.sleep(0.5)
-    return largest
+    return samples
 
 
 def pss_mb() -> float:
