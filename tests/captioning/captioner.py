@@ -13,7 +13,7 @@ from typing import TextIO
 
 from caption_assets.captioning.engine import EngineConfig, start_engine
 from caption_assets.captioning.job import Job
-from caption_assets.captioning.recipe import Recipe
+from caption_assets.captioning.recipe import DETERMINISTIC, Recipe
 from caption_assets.captioning.recovery import EngineKeeper, StartEngine
 from caption_assets.captioning.request import Completion, Request
 from caption_assets.captioning.shard import caption_shards
@@ -41,7 +41,7 @@ class WatchedKeeper(EngineKeeper):
 
 def main(root: str, source: str, shard: str, asked: str, engine: str) -> None:
     """Caption the shard; the exit code tells whether it was published."""
-    recipe, log = Recipe(), Log()
+    recipe, log = Recipe(generation=DETERMINISTIC), Log()
     job = Job(
         Root.open(root),
         Root.open(source),
