@@ -189,9 +189,8 @@ def _tasks(job: Job, shard: str) -> list[Task]:
 
 def _read(source: Root, row: ManifestRow) -> bytes:
     span = span_of(source, row)
-    fs, path = span.place()
     try:
-        found = fs.info(path, refresh=True)
+        found = span.info()
         data = span.read()
     except FileNotFoundError:
         raise ClipChanged(f"clip {row.clip_key!r} is gone: materialize clip_manifest again") from None

@@ -17,6 +17,7 @@ from caption_assets.clips.sandbox import Sandbox
 from caption_assets.clips.shard import Shard, ShardError
 from caption_assets.clips.window import MIN_WINDOW_FRAMES, Windowing, split
 from caption_assets.errors import CaptionAssetsError
+from caption_assets.store.failure import explain
 from caption_assets.store.root import Root
 from caption_assets.store.tables import ManifestRow, Status, window_id
 
@@ -64,7 +65,7 @@ def _outcome(sandbox: Sandbox, base: str, clip: Clip, job: Future[ProbedClip]) -
 def span_of(source: Root, row: ManifestRow) -> Span:
     """Where the bytes of a row's clip lie."""
     url = row.uri if "://" in row.uri else _base(source) + row.uri
-    return Span(url, row.offset, row.bytes)
+    return Span(url, row.offset, row.bytes, access=source.access)
 
 
 def _base(source: Root) -> str:
@@ -77,7 +78,8 @@ def _listed(source: Root, shard: Shard) -> Iterator[Clip]:
     except CaptionAssetsError:
         raise
     except Exception as error:  # stores have many: OSError, botocore's, their clients'
-        raise ShardError(f"the clips of shard {shard.key!r} in {source.url!r} cannot be listed: {error}") from error
+        what = f"the clips of shard {shard.key!r} in {source.url!r} cannot be listed"
+        raise ShardError(f"{what}: {explain(error)}") from error
 
 
 def _probed(clip: Clip, base: str, windowing: Windowing) -> ProbedClip:
