@@ -1,13 +1,13 @@
 # Everything a developer does here, by name: `make help`. CI runs the same targets.
 PYTHON ?= python3
 RUN := .venv/bin/python -m
-SLOW_LANES := faults or browser or k8s
+SLOW_LANES := faults or browser or k8s or rgw
 
 # Where this is set, every process compiles vLLM and torch anew: an engine starts in a minute and a half, not half a one.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup system demo dev test test-fast test-engine test-store test-faults test-browser test-k8s \
+.PHONY: help setup system demo dev test test-fast test-engine test-store test-rgw test-faults test-browser test-k8s \
 	lint format types lock licenses clean
 
 help: ## Show this list
@@ -40,6 +40,10 @@ test-k8s: ## Run the tests that render or run pods
 test-browser: system ## Run the tests that drive the web UI in a browser
 test-engine test-store test-faults test-k8s test-browser: setup
 	$(RUN) pytest -m $(@:test-%=%)
+
+test-rgw: setup ## Run the tests of the store, and those of its keys, against Ceph's object gateway (installs it)
+	@$(PYTHON) scripts/setup_system.py rgw
+	$(RUN) pytest --s3-server rgw -m "store or rgw"
 
 lint: setup ## Check style, format and the layers' import contracts
 	$(RUN) ruff check

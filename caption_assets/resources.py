@@ -15,6 +15,7 @@ from caption_assets.clips.sandbox import Sandbox, SandboxLimits
 from caption_assets.models.variants import Variant
 from caption_assets.models.weights import WeightsManifest, ensure_local, publish
 from caption_assets.settings import Settings
+from caption_assets.store.access import Access
 from caption_assets.store.root import Root
 
 
@@ -23,6 +24,7 @@ class Storage(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     root_url: str
     source_url: str
+    s3_path_style: bool | None
 
     def root(self) -> Root:
         """The root for everything written, once it has taken a probe write.
@@ -30,13 +32,16 @@ class Storage(dg.ConfigurableResource):  # type: ignore[type-arg]
         Raises:
             StoreError: if it cannot be written.
         """
-        root = Root.open(self.root_url)
+        root = self._open(self.root_url)
         root.check_writable("CAPTION_ROOT")
         return root
 
     def source(self) -> Root:
         """The folder of shards, only to be read."""
-        return Root.open(self.source_url)
+        return self._open(self.source_url)
+
+    def _open(self, url: str) -> Root:
+        return Root.open(url, Access(path_style=self.s3_path_style))
 
 
 class Weights(dg.ConfigurableResource):  # type: ignore[type-arg]
@@ -98,7 +103,9 @@ class Engine(dg.ConfigurableResource):  # type: ignore[type-arg]
 def build_resources(settings: Settings) -> dict[str, object]:
     """The resources by the names under which the assets take them."""
     return {
-        "storage": Storage(root_url=settings.root, source_url=settings.source_url),
+        "storage": Storage(
+            root_url=settings.root, source_url=settings.source_url, s3_path_style=settings.s3_path_style
+        ),
         "weights": Weights(cache=str(settings.cache)),
         "clips": Clips(seconds=settings.clip_seconds, memory_gb=settings.clip_memory_gb, workers=settings.clip_workers),
         "engine": Engine(

@@ -18,6 +18,7 @@ from caption_assets.clips.sampling import FRAME_FACTOR, Sampling
 from caption_assets.clips.window import MIN_WINDOW_FRAMES, MIN_WINDOW_SECONDS, Windowing
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.models.variants import UnknownModel, Variant, find_variant
+from caption_assets.store.failure import holds_secret
 
 PREFIX = "CAPTION_"
 
@@ -33,6 +34,11 @@ class Settings(BaseSettings):
 
     root: str = Field("data", description="Folder or `s3://bucket/prefix` for everything that is written")
     source: str | None = Field(None, description="Where the shards lie; may be read-only. Default: `<root>/shards`")
+    s3_path_style: bool | None = Field(
+        None,
+        description="Whether the bucket's name goes into the path of S3 addresses or before their host. Default: into "
+        "the path if `AWS_ENDPOINT_URL` is set",
+    )
     cache: Path = Field(
         Path("~/.cache/caption-assets"), description="Folder on the engine's own disk for weights fetched from the root"
     )
@@ -139,6 +145,16 @@ class Settings(BaseSettings):
         0.1, ge=0, le=1, description="Share of a shard's clips that may be unreadable before the step fails"
     )
 
+    @field_validator("root", "source")
+    @classmethod
+    def _without_secret(cls, url: str | None) -> str | None:
+        if url is not None and holds_secret(url):
+            raise ValueError(
+                "the URL holds credentials: give s3://bucket/prefix alone, and credentials as AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY, or by AWS_PROFILE"
+            )
+        return url
+
     @field_validator("prompt")
     @classmethod
     def _known_prompt(cls, name: str) -> str:
@@ -244,4 +260,5 @@ def _explain(detail: Any) -> str:
     if not detail["loc"]:
         return problem
     variable = PREFIX + str(detail["loc"][0]).upper()
-    return f"{variable}={os.environ.get(variable)!r}: {problem}"
+    value = os.environ.get(variable, "")
+    return f"{variable}={'…' if holds_secret(value) else repr(value)}: {problem}"

@@ -24,6 +24,9 @@ from caption_assets.clips.sandbox import Sandbox
 from caption_assets.models.weights import ensure_local, publish
 from caption_assets.sample.shards import TRUTH, write_shards
 from caption_assets.store.root import Root
+from tests.store.server import s3_server, s3_url
+
+__all__ = ["s3_server", "s3_url"]  # fixtures, for all folders
 
 for name in [name for name in os.environ if name.startswith("CAPTION_")]:
     del os.environ[name]  # tests start from the defaults, whatever the shell has set
@@ -39,6 +42,10 @@ SANDBOX = Sandbox()
 # Machines are noisy; a slow example is no failure.
 hypothesis_settings.register_profile("project", deadline=None, max_examples=100)
 hypothesis_settings.load_profile("project")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--s3-server", choices=("moto", "rgw"), default="moto", help="what the store lane talks to")
 
 
 @pytest.fixture(scope="session")

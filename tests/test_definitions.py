@@ -6,7 +6,9 @@ import dagster as dg
 import pytest
 
 from caption_assets.definitions import build_definitions
+from caption_assets.resources import Storage, build_resources
 from caption_assets.settings import Settings
+from caption_assets.store.access import Access
 
 pytestmark = pytest.mark.fast
 
@@ -54,3 +56,9 @@ def test_loading_the_definitions_imports_no_engine() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.split() == []
+
+
+def test_the_store_is_reached_as_the_settings_say() -> None:
+    storage = build_resources(Settings(source="s3://bucket/shards", s3_path_style=True))["storage"]
+    assert isinstance(storage, Storage)
+    assert storage.source().access == Access(path_style=True)

@@ -39,6 +39,14 @@ def test_a_bad_value_is_named_with_its_variable_and_remedy(
         load_settings()
 
 
+@pytest.mark.parametrize("variable", ["CAPTION_ROOT", "CAPTION_SOURCE"])
+def test_a_url_with_credentials_is_refused_and_not_repeated(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv(variable, "s3://AKIAPLANTED:planted@bucket/x")
+    with pytest.raises(SettingsError, match=f"^{variable}=…: the URL holds credentials: give s3://bucket") as refused:
+        load_settings()
+    assert "planted" not in str(refused.value).lower()
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "other"),
     [

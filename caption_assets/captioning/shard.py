@@ -22,9 +22,10 @@ from caption_assets.clips.preview import Preview
 from caption_assets.clips.sandbox import Sandbox
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.store.checkpoints import read_parts
+from caption_assets.store.failure import StoreError
 from caption_assets.store.lease import LeaseHeld, Leases
 from caption_assets.store.previews import write_preview
-from caption_assets.store.root import Root, StoreError
+from caption_assets.store.root import Root
 from caption_assets.store.tables import (
     CaptionRow,
     ManifestRow,
@@ -83,6 +84,11 @@ async def caption_shards(
     Raises:
         EngineError: if there is no engine any more; what was finished stays.
     """
+    if not await asyncio.to_thread(job.root.honours_create):
+        progress.warned(
+            f"the store of {job.root.url} ignores If-None-Match, so that two runs may caption one shard at once: its "
+            "tables stay whole, and those that are published last stand; start one run at a time"
+        )
     with Leases(job.root, job.owner, job.lease_seconds, progress.warned) as leases:
         run = _Run(job, leases, progress)
         tasks = run.tasks(shards)

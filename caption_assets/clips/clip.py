@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
-import fsspec
 from fsspec import AbstractFileSystem
 
 from caption_assets.clips.container import UnreadableClip
+from caption_assets.store.access import STANDARD, Access
+from caption_assets.store.failure import StoreError, clear_errors
 
 MAX_TEXT_BYTES = 1 << 20
 """A longer side file, or line of a list, is none: it would be held in memory for the sake of a prompt."""
@@ -53,25 +54,49 @@ class Span:
     """How many they are."""
     etag: str | None = None
     """The store's own tag of the content, where the bytes are a whole object of a store that has tags."""
+    access: Access = STANDARD
+    """How the storage is reached."""
 
-    def place(self) -> tuple[AbstractFileSystem, str]:
+    def info(self) -> dict[str, Any]:
+        """What the store says of the file: fsspec's ``size`` and ``type``, and the ``ETag`` where it has one.
+
+        Raises:
+            FileNotFoundError: if there is none.
+            StoreError: if the store does not say.
+        """
+        with clear_errors(f"{self.url} cannot be looked up"):
+            fs, path = self._place()
+            return dict(fs.info(path))
+
+    def read(self) -> bytes:
+        """The bytes.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            StoreError: if they cannot be read.
+        """
+        return self.read_range(0, self.size)
+
+    def read_range(self, start: int, end: int) -> bytes:
+        """The bytes from ``start`` to before ``end``, counted from the span's beginning.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            StoreError: if they cannot be read.
+        """
+        if end <= start:
+            return b""  # a store would take an empty range for no range and send the whole file
+        with clear_errors(f"{self.url} cannot be read"):
+            fs, path = self._place()
+            return bytes(fs.cat_file(path, start=self.offset + start, end=self.offset + end))
+
+    def _place(self) -> tuple[AbstractFileSystem, str]:
         """The file system that holds the file, and its path there.
 
         Not by ``url_to_fs``, which takes ``::`` in a file's name for a chain of file systems.
         """
         protocol, path = self.url.split("://", 1)
-        return fsspec.filesystem(protocol), path
-
-    def read(self) -> bytes:
-        """The bytes."""
-        return self.read_range(0, self.size)
-
-    def read_range(self, start: int, end: int) -> bytes:
-        """The bytes from ``start`` to before ``end``, counted from the span's beginning."""
-        if end <= start:
-            return b""  # a store would take an empty range for no range and send the whole file
-        fs, path = self.place()
-        return bytes(fs.cat_file(path, start=self.offset + start, end=self.offset + end))
+        return self.access.filesystem(protocol), path
 
 
 def refuse_version(url: str) -> UnreadableClip | None:
@@ -142,5 +167,5 @@ def _text(span: Span, what: str) -> str:
         raise ValueError(f"{what} cannot be used: it has {span.size} bytes, more than {MAX_TEXT_BYTES}: shorten it")
     try:
         return span.read().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+    except (FileNotFoundError, StoreError, UnicodeDecodeError) as error:
         raise ValueError(f"{what} cannot be used: {error}") from error

@@ -25,6 +25,7 @@ from caption_assets.clips.shard import (
     suffix,
 )
 from caption_assets.clips.uri_list import listed_clips
+from caption_assets.store.failure import explain
 from caption_assets.store.root import Root
 
 READ_AHEAD_BYTES = 64 << 10
@@ -106,7 +107,8 @@ def _folder_files(source: Root, shard: Shard) -> Iterator[_File]:
     for name, entry in files_below(source, shard):
         url = source.fs.unstrip_protocol(entry["name"])
         refusal = _refuse_entry(source, posixpath.join(shard.path, name), entry) or refuse_version(url)
-        yield _File(name, Span(url, 0, 0 if refusal else int(entry["size"]), entry.get("ETag") or None), refusal)
+        size = 0 if refusal else int(entry["size"])
+        yield _File(name, Span(url, 0, size, entry.get("ETag") or None, source.access), refusal)
 
 
 def _refuse_entry(source: Root, path: str, entry: dict[str, Any]) -> UnreadableClip | None:
@@ -131,9 +133,10 @@ def _tar_files(source: Root, shard: Shard) -> Iterator[_File]:
             for member in _members(_Headers(file)):
                 if not is_hidden(member.name) and (is_video(member.name) or suffix(member.name) in BESIDE):
                     refusal = _refuse_member(member)
-                    yield _File(member.name, Span(url, member.offset_data, 0 if refusal else member.size), refusal)
+                    size = 0 if refusal else member.size
+                    yield _File(member.name, Span(url, member.offset_data, size, access=source.access), refusal)
     except OSError as error:
-        raise ShardError(f"shard {shard.key!r} in {source.url!r} cannot be read: {error}") from error
+        raise ShardError(f"shard {shard.key!r} in {source.url!r} cannot be read: {explain(error)}") from error
     except BROKEN_TAR as error:
         raise ShardError(
             f"shard {shard.key!r} cannot be read as an uncompressed tar ({error}): write it anew, without compression"

@@ -17,6 +17,7 @@ from caption_assets.clips.sandbox import Sandbox
 from caption_assets.clips.shard import Shard, ShardError
 from caption_assets.clips.window import MIN_WINDOW_FRAMES, Windowing, split
 from caption_assets.errors import CaptionAssetsError
+from caption_assets.store.failure import explain
 from caption_assets.store.root import Root
 from caption_assets.store.tables import ManifestRow, Status, window_id
 
@@ -64,7 +65,7 @@ def _outcome(sandbox: Sandbox, base: str, clip: Clip, job: Future[ProbedClip]) -
 def span_of(source: Root, row: ManifestRow) -> Span:
     """Where the bytes of a row's clip lie."""
     url = row.uri if "://" in row.uri else _base(source) + row.uri
-    return Span(url, row.offset, row.bytes)
+    return Span(url, row.offset, row.bytes, access=source.access)
 
 
 class ClipChanged(Exception):
@@ -81,9 +82,8 @@ def read_clip(source: Root, row: ManifestRow) -> bytes:
         ClipChanged: if they are not those that the row was made from.
     """
     span = span_of(source, row)
-    fs, path = span.place()
     try:
-        found = fs.info(path, refresh=True)
+        found = span.info()
         data = span.read()
     except FileNotFoundError:
         raise ClipChanged(f"clip {row.clip_key!r} is gone: materialize clip_manifest again") from None
@@ -106,7 +106,8 @@ def _listed(source: Root, shard: Shard) -> Iterator[Clip]:
     except CaptionAssetsError:
         raise
     except Exception as error:  # stores have many: OSError, botocore's, their clients'
-        raise ShardError(f"the clips of shard {shard.key!r} in {source.url!r} cannot be listed: {error}") from error
+        what = f"the clips of shard {shard.key!r} in {source.url!r} cannot be listed"
+        raise ShardError(f"{what}: {explain(error)}") from error
 
 
 def _probed(clip: Clip, base: str, windowing: Windowing) -> ProbedClip:

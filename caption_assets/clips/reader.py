@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from caption_assets.clips.clip import END_BYTES, Span, ends_tag, etag_tag
 from caption_assets.clips.container import UnreadableClip
+from caption_assets.store.failure import StoreError
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -32,7 +33,6 @@ class SpanFile(io.RawIOBase):
         """Bytes fetched from the store so far."""
         self.requests = 0
         """How often the store was asked."""
-        self._fs, self._path = span.place()
         self._position = 0
         self._held: list[tuple[int, memoryview]] = []
         """Pieces that do not overlap, each with where it begins."""
@@ -134,8 +134,10 @@ class SpanFile(io.RawIOBase):
         self.requests += 1
         try:
             data = self.span.read_range(start, end)
-        except Exception as error:  # stores have many: OSError, botocore's, their clients'
-            raise UnreadableClip("unreadable", f"the file cannot be read: {error}") from error
+        except FileNotFoundError as error:
+            raise UnreadableClip("unreadable", "the file cannot be read: it is gone since it was listed") from error
+        except StoreError as error:
+            raise UnreadableClip("unreadable", str(error)) from error
         self.bytes_read += len(data)
         if len(data) != end - start:
             raise UnreadableClip(

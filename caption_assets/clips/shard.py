@@ -13,6 +13,7 @@ from hashlib import sha256
 from typing import Any
 
 from caption_assets.errors import CaptionAssetsError
+from caption_assets.store.failure import StoreError, clear_errors
 from caption_assets.store.root import Root
 
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
@@ -91,11 +92,15 @@ def content_version(source: Root, shard: Shard) -> str:
     """A short hash of the shard's listing: names, sizes, and ETags or else times of change.
 
     Of a list, this is the list file itself: the clips it names are not looked at.
+
+    Raises:
+        StoreError: if it cannot be listed.
     """
-    if shard.layout is Layout.FOLDER:
-        info = files_below(source, shard)
-    else:
-        info = [(shard.path, source.fs.info(source.full(shard.path), refresh=True))]
+    with clear_errors(f"cannot list shard {shard.key!r} in {source.url!r}"):
+        if shard.layout is Layout.FOLDER:
+            info = files_below(source, shard)
+        else:
+            info = [(shard.path, source.fs.info(source.full(shard.path)))]
     lines = sorted(
         json.dumps([name, entry["size"], str(entry.get("ETag") or entry.get("mtime"))]) for name, entry in info
     )
@@ -144,8 +149,8 @@ def _shards(source: Root) -> list[Shard]:
         raise ShardError(
             f"the source {source.url!r} does not exist: put shards there, or set CAPTION_SOURCE to where they are"
         ) from error
-    except Exception as error:  # stores have many: OSError, botocore's, their clients'
-        raise ShardError(f"the source {source.url!r} cannot be listed: {error}") from error
+    except StoreError as error:
+        raise ShardError(f"CAPTION_SOURCE is {source.url!r}: {error}") from error
     return sorted((shard for entry in entries if (shard := _as_shard(entry))), key=lambda shard: shard.key)
 
 

@@ -18,6 +18,7 @@ from caption_assets.clips.clip import MAX_TEXT_BYTES, Clip, Span, refuse_version
 from caption_assets.clips.container import UnreadableClip
 from caption_assets.clips.key import Keys, leaves_root, normalise
 from caption_assets.clips.shard import Shard, ShardError
+from caption_assets.store.failure import StoreError, explain, holds_secret
 from caption_assets.store.root import Root
 
 BATCH_ROWS = 1024
@@ -51,13 +52,19 @@ def _named(source: Root, keys: Keys, number: int, row: Row) -> Clip:
     uri = row.pop("uri")
     columns = json.dumps(row, default=str)  # what JSON has no form for, such as a date, is given as text
     if not _is_name(uri):
-        key, refusal = keys.give(
-            f"row {number}", UnreadableClip("uri", f"the row's uri is {uri!r:.100}: name a video file")
-        )
-        return Clip(key, Span("", 0, 0), columns=columns, refusal=refusal)
+        return _nameless(keys, number, columns, "uri", f"the row's uri is {uri!r:.100}: name a video file")
+    if holds_secret(uri):
+        reason = "the row's uri holds credentials, for which it is not repeated here: name the object alone"
+        return _nameless(keys, number, columns, "credentials", reason)
     url = uri if split_protocol(uri)[0] else source.fs.unstrip_protocol(source.full(normalise(uri)))
     key, refusal = keys.give(uri, _refuse(source, uri) or refuse_version(url))
-    return Clip(key, Span(url, 0, 0), columns=columns, refusal=refusal)
+    return Clip(key, Span(url, 0, 0, access=source.access), columns=columns, refusal=refusal)
+
+
+def _nameless(keys: Keys, number: int, columns: str, kind: str, reason: str) -> Clip:
+    """The clip of a row whose URI cannot be its key."""
+    key, refusal = keys.give(f"row {number}", UnreadableClip(kind, reason))
+    return Clip(key, Span("", 0, 0), columns=columns, refusal=refusal)
 
 
 def _is_name(uri: object) -> TypeGuard[str]:
@@ -89,13 +96,12 @@ def _found(clip: Clip) -> Clip:
     """The clip with its size and tag, or refused because it cannot be looked up."""
     if clip.refusal:
         return clip
-    fs, path = clip.video.place()
     try:
-        info = fs.info(path, refresh=True)
+        info = clip.video.info()
     except FileNotFoundError:
         return replace(clip, refusal=UnreadableClip("missing", "there is no such file"))
-    except (OSError, ValueError) as error:
-        return replace(clip, refusal=UnreadableClip("unreadable", f"the file cannot be read: {error}"))
+    except StoreError as error:
+        return replace(clip, refusal=UnreadableClip("unreadable", str(error)))
     if info["type"] != "file":
         return replace(clip, refusal=UnreadableClip("not_a_file", "the uri is that of no regular file: name a video"))
     return replace(clip, video=replace(clip.video, size=int(info["size"]), etag=info.get("ETag") or None))
@@ -109,7 +115,7 @@ def _rows(source: Root, shard: Shard) -> Iterator[Row]:
         with source.fs.open(source.full(shard.path), "rb", block_size=READ_AHEAD_BYTES) as file:
             yield from read(file, name)
     except OSError as error:
-        raise ShardError(f"the list {name!r} cannot be read: {error}") from error
+        raise ShardError(f"the list {name!r} cannot be read: {explain(error)}") from error
 
 
 def _parquet_rows(file: io.RawIOBase, name: str) -> Iterator[Row]:

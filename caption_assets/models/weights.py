@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -94,7 +93,7 @@ def publish(root: Root, variant: Variant) -> WeightsManifest:
         if whole and read_manifest(root, variant) == manifest:
             return manifest
         if whole:
-            root.fs.rm_file(root.full(f"{path}/{MANIFEST}"))  # until the last file is there it is no mirror
+            root.remove(f"{path}/{MANIFEST}")  # until the last file is there it is no mirror
         for file in manifest.files:
             root.upload(f"{path}/{file.path}", folder / file.path)
         root.write(f"{path}/{MANIFEST}", manifest.to_json().encode())
@@ -182,8 +181,7 @@ def _hash(path: Path) -> str:
 
 def _download(root: Root, source: str, target: Path, digest: str) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    with root.fs.open(root.full(source), "rb") as remote, target.open("wb") as local:
-        shutil.copyfileobj(remote, local, 16 << 20)
+    root.download(source, target)
     if (found := _hash(target)) != digest:
         raise WeightsError(
             f"{root.address(source)} has the SHA-256 {found}, but its manifest says {digest}: the mirror is damaged; "

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from caption_assets.store.root import Root, StoreError
+from caption_assets.store.failure import StoreError
+from caption_assets.store.root import Root
 
 GALLERY = "gallery"
 

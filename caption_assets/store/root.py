@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import posixpath
+import shutil
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import fsspec
 from fsspec import AbstractFileSystem
+from fsspec.core import split_protocol, strip_protocol
 from fsspec.implementations.local import LocalFileSystem
 
-from caption_assets.errors import CaptionAssetsError
+from caption_assets.store.access import STANDARD, Access
+from caption_assets.store.failure import StoreError, clear_errors, error_code, explain, holds_secret
 
-
-class StoreError(CaptionAssetsError):
-    """A place that cannot be read or written, with the reason and the remedy in the message."""
+COPY_BYTES = 16 << 20
+"""Held at a time where an object is copied to this machine's disk."""
+REFUSED_CREATION = frozenset({"PreconditionFailed", "412", "ConditionalRequestConflict"})
+"""Codes of stores where there is an object already, or another writer was at it in the same moment."""
+UNKNOWN_CONDITION = frozenset({"NotImplemented", "501"})
+"""Codes of stores that know no conditional writes, and say so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,21 +37,28 @@ class Root:
     fs: AbstractFileSystem
     path: str
     """The folder as ``fs`` names it, without a protocol."""
+    access: Access = STANDARD
+    """How ``fs`` was opened, for what is opened elsewhere on behalf of this root."""
 
     @classmethod
-    def open(cls, url: str) -> Root:
+    def open(cls, url: str, access: Access = STANDARD) -> Root:
         """Resolve ``url`` without touching it.
 
         Raises:
-            StoreError: if no fsspec implementation knows its protocol.
+            StoreError: if no fsspec implementation knows its protocol, or it holds credentials.
         """
+        if holds_secret(url):
+            raise StoreError(
+                "a folder's URL holds credentials, for which it is not repeated here: give s3://bucket/prefix alone, "
+                "and credentials as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or by AWS_PROFILE"
+            )
         try:
-            fs, path = fsspec.core.url_to_fs(url)
+            fs = access.filesystem(split_protocol(url)[0] or "file")
         except (ValueError, ImportError) as error:
             raise StoreError(
                 f"{url!r} is no place this installation can open ({error}): give a local folder or s3://bucket/prefix"
             ) from error
-        return cls(url=url, fs=fs, path=path.rstrip("/"))
+        return cls(url=url, fs=fs, path=strip_protocol(url).rstrip("/"), access=access)
 
     @property
     def is_local(self) -> bool:
@@ -67,16 +80,39 @@ class Root:
         return Path(os.path.realpath(self.full(path))).is_relative_to(os.path.realpath(self.path))
 
     def exists(self, path: str) -> bool:
-        """Whether there is an object or folder at ``path``."""
-        return bool(self.fs.exists(self.full(path)))
+        """Whether there is an object or folder at ``path``.
+
+        Raises:
+            StoreError: if the store does not say.
+        """
+        with clear_errors(f"cannot look up {self.address(path)}"):
+            return bool(self.fs.exists(self.full(path)))
 
     def read(self, path: str) -> bytes:
-        """The whole object.
+        """The whole object, as one writer wrote it.
 
         Raises:
             FileNotFoundError: if there is none.
+            StoreError: if it cannot be read.
         """
-        return bytes(self.fs.cat_file(self.full(path)))
+        with clear_errors(f"cannot read {self.address(path)}"):
+            # One request: s3fs would read a large object in parts, which another writer may come between.
+            return bytes(self.fs.cat_file(self.full(path), max_concurrency=1))
+
+    def download(self, path: str, file: Path) -> None:
+        """Copy an object to this machine's disk.
+
+        Raises:
+            FileNotFoundError: if there is none.
+            StoreError: if it cannot be read, or the file not be written.
+        """
+        # Not get_file, with which s3fs asks only once for each part of a large object.
+        with (
+            clear_errors(f"cannot copy {self.address(path)} to {file}"),
+            self.fs.open(self.full(path), "rb") as remote,
+            file.open("wb") as local,
+        ):
+            shutil.copyfileobj(remote, local, COPY_BYTES)
 
     def write(self, path: str, data: bytes) -> None:
         """Publish an object in one atomic step: a reader sees the old one or the new one, never a part.
@@ -97,6 +133,8 @@ class Root:
     def create(self, path: str, data: bytes) -> bool:
         """Write an object unless there is one already: of many who try at the same time, one succeeds.
 
+        Only if the store honours this: see ``honours_create``.
+
         Args:
             path: where to.
             data: unlike any other caller's, for a store may take the write and fail to say so; what is found is then
@@ -114,13 +152,44 @@ class Root:
                 self._link(full, data)
             else:
                 self.fs.pipe_file(full, data, mode="create")
-        except FileExistsError:
-            return self.read(path) == data
-        except OSError as error:
-            if error.errno == errno.EINVAL:  # s3fs, where the store's answer does not name the condition
+        except Exception as error:
+            # s3fs has a FileExistsError only for stores that name the condition.
+            if not isinstance(error, FileExistsError) and error_code(error) not in REFUSED_CREATION:
+                raise StoreError(f"cannot write {self.address(path)}: {explain(error)}") from error
+            with suppress(FileNotFoundError):  # removed since
                 return self.read(path) == data
-            raise StoreError(f"cannot write {self.address(path)}: {error}") from error
+            return False
         return True
+
+    def honours_create(self) -> bool:
+        """Whether ``create`` refuses to write where there is an object: some stores overwrite it. Tried out once.
+
+        Of the stores that refuse, some let two through who come at the same moment; that is not tried.
+
+        Raises:
+            StoreError: if the place cannot be written.
+        """
+        return _honours_create(self)
+
+    def age(self, path: str) -> float:
+        """Seconds since an object was last written, by the store's own clock; S3 has whole ones, so it may be 1 off.
+
+        To learn the time, another object is written beside it, and removed.
+
+        Raises:
+            FileNotFoundError: if there is none.
+            StoreError: if the place cannot be read or written.
+        """
+        probe = posixpath.join(posixpath.dirname(self.full(path)), f".age-{uuid.uuid4().hex}.tmp")
+        with clear_errors(f"cannot learn the age of {self.address(path)}"):
+            try:
+                self.fs.pipe_file(probe, b"")
+                now = self.fs.modified(probe)  # first, so that an object written meanwhile is not taken for old
+                seconds = (now - self.fs.modified(self.full(path))).total_seconds()
+                return max(float(seconds), 0.0)
+            finally:
+                with suppress(FileNotFoundError):
+                    self.fs.rm_file(probe)
 
     def _link(self, full: str, data: bytes) -> None:
         """A local file appears whole or not at all, and never in the place of another."""
@@ -139,29 +208,15 @@ class Root:
         Raises:
             StoreError: if it cannot be removed.
         """
-        try:
+        with clear_errors(f"cannot remove {self.address(path)}"), suppress(FileNotFoundError):
             self.fs.rm_file(self.full(path))
-        except FileNotFoundError:
-            return
-        except Exception as error:  # as above
-            raise StoreError(f"cannot remove {self.address(path)}: {error}") from error
-
-    def age(self, path: str) -> float:
-        """Seconds since an object was written, by the store's own clock.
-
-        Raises:
-            FileNotFoundError: if there is none.
-        """
-        written = self.fs.modified(self.full(path))
-        probe = f"{path}.{uuid.uuid4().hex}.now"
-        self.write(probe, b"")
-        try:
-            return float((self.fs.modified(self.full(probe)) - written).total_seconds())
-        finally:
-            self.remove(probe)
 
     def names(self, path: str) -> list[str]:
-        """What lies directly below a folder, by name, sorted; nothing if there is no such folder."""
+        """What lies directly below a folder, by name, sorted; nothing if there is no such folder.
+
+        Raises:
+            StoreError: if it cannot be listed.
+        """
         try:
             found = [entry["name"].rstrip("/").rpartition("/")[2] for entry in self.entries(path)]
         except FileNotFoundError:
@@ -169,15 +224,18 @@ class Root:
         return [name for name in found if not (name.startswith(".") and name.endswith(".tmp"))]
 
     def _publish(self, path: str, put: Callable[[str], object]) -> None:
+        try:
+            self._put(path, put)
+        except Exception as error:  # stores have many: OSError, botocore's, their clients'
+            raise StoreError(f"cannot write {self.address(path)}: {explain(error)}") from error
+
+    def _put(self, path: str, put: Callable[[str], object]) -> None:
         """An object store's upload is atomic by itself; a local file is written beside its place and renamed."""
         full = self.full(path)
-        try:
-            if self.is_local:
-                self._put_and_rename(full, put)
-            else:
-                put(full)
-        except Exception as error:  # stores have many: OSError, botocore's, their clients'
-            raise StoreError(f"cannot write {self.address(path)}: {error}") from error
+        if self.is_local:
+            self._put_and_rename(full, put)
+        else:
+            put(full)
 
     def _put_and_rename(self, full: str, put: Callable[[str], object]) -> None:
         folder, name = posixpath.split(full)
@@ -203,15 +261,34 @@ class Root:
             raise StoreError(f"{setting} is {self.url!r}, but {Path(self.path).parent} does not exist: {remedy}")
         probe = f"_probe-{uuid.uuid4().hex}"
         try:
-            self.write(probe, b"")
+            self._put(probe, lambda target: self.fs.pipe_file(target, b""))
             self.fs.rm_file(self.full(probe))
         except Exception as error:
-            raise StoreError(f"{setting} is {self.url!r}, which cannot be written ({error}): {remedy}") from error
+            raise StoreError(
+                f"{setting} is {self.url!r}, which cannot be written ({explain(error)}): {remedy}"
+            ) from error
 
     def entries(self, path: str = "") -> Iterator[dict[str, Any]]:
         """The entries directly below ``path``, by name, each with fsspec's ``name``, ``size`` and ``type``.
 
         Raises:
             FileNotFoundError: if there is no such folder.
+            StoreError: if it cannot be listed.
         """
-        yield from sorted(self.fs.ls(self.full(path), detail=True, refresh=True), key=lambda entry: entry["name"])
+        with clear_errors(f"cannot list {self.address(path)}"):
+            found = self.fs.ls(self.full(path), detail=True)
+        yield from sorted(found, key=lambda entry: entry["name"])
+
+
+@cache  # for a probe takes five requests
+def _honours_create(root: Root) -> bool:
+    probe = f"_probe-{uuid.uuid4().hex}"
+    try:
+        root.create(probe, b"first")
+        return not root.create(probe, b"second")
+    except StoreError as error:
+        if error.__cause__ and error_code(error.__cause__) in UNKNOWN_CONDITION:
+            return False
+        raise
+    finally:
+        root.remove(probe)

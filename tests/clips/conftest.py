@@ -10,9 +10,6 @@ import pytest
 
 from caption_assets.clips.clip import Clip
 from caption_assets.store.root import Root
-from tests.store.conftest import s3_endpoint, s3_url
-
-__all__ = ["fates", "s3_endpoint", "s3_url", "source", "special", "tar_bytes"]
 
 
 @pytest.fixture(params=[pytest.param("local", marks=pytest.mark.fast), pytest.param("s3", marks=pytest.mark.store)])

@@ -93,10 +93,11 @@ def test_what_cannot_be_looked_up_on_s3_is_refused(s3_url: str) -> None:
     assert [kind for _, kind in fates(clips)] == [
         "missing",
         "not_a_file",
-        "missing",
+        "unreadable",
         "not_a_file",
         "version",
     ]
+    assert str(clips[2].refusal).startswith("s3://no-such-bucket/a.mp4 cannot be looked up: there is no such bucket")
 
 
 @pytest.mark.fast
@@ -127,6 +128,21 @@ def test_what_cannot_be_looked_up_on_s3_is_refused(s3_url: str) -> None:
 def test_a_uri_that_names_no_clip_of_the_source_is_refused(local: Root, uri: object, key: str, kind: str) -> None:
     clips = listed(local, *as_jsonl([{"uri": uri}, {"uri": "in/a.mp4"}]))
     assert fates(clips) == [(key, kind), ("in/a.mp4", None)]
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://AKIAPLANTED:planted-secret@bucket/a.mp4",
+        "https://bucket.host/a.mp4?X-Amz-Credential=AKIAPLANTED%2F1&X-Amz-Signature=planted",
+        "s3://bucket/a.mp4?key=AKIAPLANTED&secret=planted",
+    ],
+)
+def test_a_uri_with_credentials_is_refused_and_not_repeated(local: Root, uri: str) -> None:
+    [clip] = listed(local, *as_jsonl([{"uri": uri}]))
+    assert fates([clip]) == [("row 1", "credentials")]
+    assert "planted" not in f"{clip} {clip.refusal}".lower()
 
 
 @pytest.mark.fast

@@ -1,9 +1,15 @@
+import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from caption_assets.store.root import Root, StoreError
+from caption_assets.store.failure import StoreError
+from caption_assets.store.root import Root
+from caption_assets.store.tables import CaptionRow, Status, Table, publish_captions, read_captions
+from tests.store.conftest import Between
+from tests.store.fault_proxy import Refusal
 
 
 @pytest.fixture(params=[pytest.param("local", marks=pytest.mark.fast), pytest.param("s3", marks=pytest.mark.store)])
@@ -50,6 +56,92 @@ def test_what_was_created_is_known_again_by_its_content(root: Root) -> None:
     assert root.create("lock", b"mine")
     assert root.create("lock", b"mine")
     assert not root.create("lock", b"another's")
+
+
+def test_creation_is_refused_where_there_is_an_object(root: Root) -> None:
+    assert root.honours_create()
+    assert root.names("") == []
+
+
+@pytest.mark.store
+@pytest.mark.parametrize(("without", "plan"), [("If-None-Match", []), ("", [Refusal(501, "NotImplemented")])])
+def test_a_store_that_knows_no_conditional_writes_is_found_out_once(
+    request: pytest.FixtureRequest, s3_url: str, between: Between, without: str, plan: list[Refusal]
+) -> None:
+    if without and request.config.getoption("--s3-server") != "moto":
+        pytest.skip("the header is signed, which this server checks")
+    proxy = between(plan, without=without)
+    root = Root.open(s3_url)
+    assert not root.honours_create()
+    asked = proxy.requests.total()
+    assert not root.honours_create()
+    assert proxy.requests.total() == asked
+    assert root.names("") == []
+
+
+@pytest.mark.store
+def test_who_meets_another_writer_in_the_same_moment_has_not_created(s3_url: str, between: Between) -> None:
+    between([Refusal(409, "ConditionalRequestConflict")])
+    assert not Root.open(s3_url).create("lock", b"mine")
+
+
+@pytest.mark.fast
+def test_age_is_counted_by_the_clock_of_the_store(tmp_path: Path) -> None:
+    root = Root.open(str(tmp_path))
+    root.write("folder/lease", b"")
+    past = time.time() - 100
+    os.utime(tmp_path / "folder" / "lease", (past, past))
+    assert 99 < root.age("folder/lease") < 110
+    assert root.names("folder") == ["lease"]
+
+
+@pytest.mark.store
+def test_an_object_grows_older_until_it_is_written_again(s3_url: str) -> None:
+    root = Root.open(s3_url)
+    root.write("lease", b"")
+    time.sleep(2)
+    assert 1 <= root.age("lease") < 10
+    root.write("lease", b"")
+    assert root.age("lease") <= 1
+    assert root.names("") == ["lease"]
+
+
+def test_what_is_not_there_has_no_age(root: Root) -> None:
+    root.write("other", b"")
+    with pytest.raises(FileNotFoundError):
+        root.age("lease")
+    assert root.names("") == ["other"]
+
+
+def test_a_reader_sees_a_whole_table_while_it_is_published_again_and_again(root: Root) -> None:
+    def publish(version: int) -> None:
+        rows = [
+            CaptionRow(f"{row}.mp4", 0, "id", 0.0, 1.0, Status.OK, caption=f"{version} " * (version % 7 + 1))
+            for row in range(100 + version)
+        ]
+        publish_captions(root, Table.STAGE1, "s", rows, [row.key for row in rows], {})
+
+    publish(0)
+    with ThreadPoolExecutor() as pool:
+        writing = pool.submit(lambda: list(map(publish, range(1, 101))))
+        seen = []
+        while not writing.done():
+            rows = read_captions(root, Table.STAGE1, "s")
+            [caption] = {row.caption for row in rows}
+            version = int(str(caption).split()[0])
+            assert len(rows) == 100 + version
+            seen.append(version)
+        writing.result()
+    assert seen == sorted(seen)
+    assert len(set(seen)) > 3
+
+
+def test_an_object_is_copied_to_this_machine(root: Root, tmp_path: Path) -> None:
+    root.write("a/b", b"w" * 100_000)
+    root.download("a/b", tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == b"w" * 100_000
+    with pytest.raises(FileNotFoundError):
+        root.download("a/c", tmp_path / "none")
 
 
 def test_what_was_removed_is_gone(root: Root) -> None:

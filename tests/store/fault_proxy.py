@@ -1,0 +1,176 @@
+"""A proxy on loopback, between a client and a store's server, that spoils some of the answers."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from enum import StrEnum
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from random import Random
+from types import TracebackType
+from urllib.parse import urlsplit
+
+PATIENCE = 60
+"""Seconds that anything is waited for."""
+OWN_HEADERS = ("connection", "content-length", "keep-alive", "transfer-encoding")
+"""Headers of an answer that are not passed on, for the proxy sends the body in its own way."""
+
+
+class Breakdown(StrEnum):
+    """How a connection may fail a request."""
+
+    LOST = "reset"
+    """It is reset before the server has heard of the request."""
+    UNANSWERED = "reset once done"
+    """It is reset when the server has done what was asked."""
+    STALL = "stall"
+    """No answer comes, not even leave to send the body, and it stays open."""
+    STALLED_BODY = "stall in the body"
+    """Half of the answer's body comes (nothing of an answer without one), and it stays open."""
+    CUT = "cut body"
+    """Half of the answer's body comes (nothing of an answer without one), and then its end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An error that is answered without asking the server."""
+
+    status: int
+    code: str
+    """As S3 has it, such as ``SlowDown``."""
+
+
+Fault = Breakdown | Refusal
+FAULTS: Sequence[Fault] = (Refusal(500, "InternalError"), Refusal(503, "SlowDown"), *Breakdown)
+"""What any request may meet, and should get over."""
+
+
+def drawn(fraction: float, seed: int) -> Iterator[Fault | None]:
+    """A fault for that share of requests, each as likely as the others; the same ones for the same seed."""
+    random = Random(seed)
+    while True:
+        yield random.choice(FAULTS) if random.random() < fraction else None
+
+
+class FaultProxy:
+    """Passes requests on to a server, each spoilt as planned; runs while it is entered.
+
+    Args:
+        server: its URL.
+        plan: what becomes of each request in the order of arrival, None for nothing; after its end, nothing.
+        without: a header that is taken from each request, as by a store that does not know it.
+    """
+
+    def __init__(self, server: str, plan: Iterable[Fault | None] = (), *, without: str = "") -> None:
+        address = urlsplit(server)
+        self.upstream = (str(address.hostname), int(address.port or 80))
+        self.without = without
+        self.requests: Counter[Fault | None] = Counter()
+        """How many went through (None) or met each fault."""
+        self.ended = threading.Event()
+        """Stalls last until then at most."""
+        self._plan = iter(plan)
+        self._lock = threading.Lock()
+        self._http = _Server(("127.0.0.1", 0), _Handler)
+        self._http.proxy = self
+        self.url = f"http://127.0.0.1:{self._http.server_port}"
+
+    def next_fault(self) -> Fault | None:
+        """What becomes of the request that has just arrived."""
+        with self._lock:
+            fault = next(self._plan, None)
+            self.requests[fault] += 1
+        return fault
+
+    def __enter__(self) -> FaultProxy:
+        threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.ended.set()
+        self._http.shutdown()
+        self._http.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    proxy: FaultProxy
+    request_queue_size = 128
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing: clients of such a proxy go away in mid-request."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: _Server
+
+    def handle_one_request(self) -> None:
+        """As the base class has it, whatever the method."""
+        self.raw_requestline = self.rfile.readline(65537)
+        if not self.raw_requestline:
+            self.close_connection = True
+            return
+        fault = self.server.proxy.next_fault()
+        if fault is Breakdown.STALL:
+            self._stall()
+        elif self.parse_request():  # which gives leave to send the body, if that is asked for
+            self._handle(fault)
+
+    def _handle(self, fault: Fault | None) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if isinstance(fault, Refusal):
+            self._refuse(fault)
+        elif fault is Breakdown.LOST:
+            self._reset()
+        else:
+            self._pass_on(body, fault)
+
+    def _pass_on(self, body: bytes, fault: Breakdown | None) -> None:
+        left_out = ("expect", self.server.proxy.without.lower())
+        headers = {name: value for name, value in self.headers.items() if name.lower() not in left_out}
+        with closing(HTTPConnection(*self.server.proxy.upstream, timeout=PATIENCE)) as upstream:
+            upstream.request(self.command, self.path, body, headers)
+            answer = upstream.getresponse()
+            data = answer.read()
+        if fault is Breakdown.UNANSWERED:
+            self._reset()
+            return
+        if fault is None or data:
+            self.send_response_only(answer.status, answer.reason)
+            for name, value in answer.getheaders():
+                if name.lower() not in OWN_HEADERS:
+                    self.send_header(name, value)
+            length = answer.getheader("Content-Length") if self.command == "HEAD" else str(len(data))
+            self.send_header("Content-Length", length or "0")
+            self.end_headers()
+            self.wfile.write(data if fault is None else data[: len(data) // 2])
+        if fault is Breakdown.STALLED_BODY:
+            self._stall()
+        elif fault is Breakdown.CUT:
+            self.close_connection = True
+
+    def _refuse(self, refusal: Refusal) -> None:
+        text = f"<?xml version='1.0' encoding='UTF-8'?><Error><Code>{refusal.code}</Code><Message>No.</Message></Error>"
+        data = b"" if self.command == "HEAD" else text.encode()
+        self.send_response_only(refusal.status)
+        self.send_header("Content-Type", "application/xml")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def _stall(self) -> None:
+        self.close_connection = True
+        self.server.proxy.ended.wait(PATIENCE)
+
+    def _reset(self) -> None:
+        self.close_connection = True
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.close()

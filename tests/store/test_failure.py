@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import itertools
+import logging
+import re
+import traceback
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from s3fs import S3FileSystem
+
+from caption_assets.clips.clip import Span
+from caption_assets.clips.shard import ShardError, list_shards
+from caption_assets.errors import CaptionAssetsError
+from caption_assets.store.access import Access
+from caption_assets.store.failure import StoreError, holds_secret
+from caption_assets.store.root import Root
+from caption_assets.store.tables import Table, read_captions
+from tests.store.conftest import Between
+from tests.store.fault_proxy import Refusal
+
+HASTY = Access(attempts=2)
+PLANTED = {
+    "AWS_ACCESS_KEY_ID": "AKIAPLANTEDKEY",
+    "AWS_SECRET_ACCESS_KEY": "planted/secret",
+    "AWS_SESSION_TOKEN": "planted-token",
+}
+USES: dict[str, Callable[[Root], object]] = {
+    "read": lambda root: root.read("deep/file"),
+    "write": lambda root: root.write("deep/file", b"x"),
+    "create": lambda root: root.create("deep/file", b"x"),
+    "list": lambda root: root.names("deep"),
+    "look up": lambda root: root.exists("deep/file"),
+    "remove": lambda root: root.remove("deep/file"),
+    "copy": lambda root: root.download("deep/file", Path("/dev/null")),
+    "check": lambda root: root.check_writable("CAPTION_ROOT"),
+    "age": lambda root: root.age("deep/file"),
+    "table": lambda root: read_captions(root, Table.STAGE1, "s"),
+    "clip": lambda root: Span(f"{root.url}/clip.mp4", 0, 9, access=root.access).read(),
+}
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("s3://bucket/prefix", False),
+        ("s3://bucket/who@where/50%?.mp4", False),
+        ("/home/me@here/clips", False),
+        ("who@where.mp4", False),
+        ("s3://bucket/a?monkey=1", False),
+        ("s3://key:secret@bucket/prefix", True),
+        ("s3://key@bucket", True),
+        ("https://host/a?X-Amz-Signature=1", True),
+        ("https://host/a?x=1&AWSAccessKeyId=1", True),
+        ("s3://bucket?secret=1", True),
+        ("//key:secret@host", True),
+    ],
+)
+def test_urls_with_credentials_are_told_apart(url: str, expected: bool) -> None:
+    assert holds_secret(url) is expected
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("url", ["s3://AKIAPLANTED:planted@bucket/x", "s3://bucket/x?key=AKIAPLANTED&secret=planted"])
+def test_a_root_with_credentials_in_its_url_is_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(StoreError, match="holds credentials") as refused:
+        Root.open(url)
+    assert "planted" not in str(refused.value).lower()
+
+
+def told(root: Root, *uses: str) -> dict[str, str]:
+    """With what each use of a root fails, all of them at the same time."""
+
+    def failure(use: str) -> str:
+        with pytest.raises(StoreError) as failed:
+            USES[use](root)
+        return str(failed.value)
+
+    with ThreadPoolExecutor(len(uses)) as pool:
+        return dict(zip(uses, pool.map(failure, uses), strict=True))
+
+
+@pytest.mark.store
+@pytest.mark.parametrize(
+    ("refusal", "remedy"),
+    [
+        (Refusal(403, "AccessDenied"), "these credentials may not do that there: allow it in the policy"),
+        (Refusal(403, "InvalidAccessKeyId"), "the store does not know the access key: check AWS_ACCESS_KEY_ID"),
+        (Refusal(403, "ExpiredToken"), "the session token is no longer valid: get new credentials"),
+    ],
+)
+def test_a_refusal_names_bucket_prefix_and_remedy(s3_url: str, between: Between, refusal: Refusal, remedy: str) -> None:
+    between(itertools.repeat(refusal))
+    without_code = "the store refuses these credentials, or they may not do that there: check them and their policy"
+    for use, message in told(Root.open(s3_url), *USES).items():
+        assert re.search(rf"{s3_url}\b.*[:(] ?({remedy}|{without_code})", message), (use, message)
+
+
+@pytest.mark.store
+def test_a_missing_bucket_is_no_missing_file(s3_url: str) -> None:
+    uses = sorted(USES.keys() - {"look up", "remove"})  # which find nothing, and do nothing
+    for use, message in told(Root.open("s3://no-such-bucket/x"), *uses).items():
+        assert re.search(r"s3://no-such-bucket/x\b.*[:(] ?there is no such bucket: create it", message), (use, message)
+
+
+@pytest.mark.store
+def test_a_store_that_is_not_there_is_told_of_with_its_address(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    for use, message in told(Root.open(s3_url, HASTY), *USES).items():
+        expected = rf"{s3_url}\b.*check AWS_ENDPOINT_URL, the network .*\(asked: http://127.0.0.1:1\)"
+        assert re.search(expected, message), (use, message)
+
+
+@pytest.mark.store
+def test_missing_credentials_are_asked_for(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in PLANTED:
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(StoreError, match=r"there are no credentials: set AWS_ACCESS_KEY_ID"):
+        Root.open(s3_url).read("file")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAPLANTEDKEY")
+    S3FileSystem.clear_instance_cache()
+    with pytest.raises(StoreError, match="half of the credentials is missing"):
+        Root.open(s3_url).read("file")
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    S3FileSystem.clear_instance_cache()
+    with pytest.raises(StoreError, match="there is no such profile: correct AWS_PROFILE"):
+        Root.open(s3_url).read("file")
+
+
+@pytest.mark.store
+@pytest.mark.parametrize("url", ["s3://no-such-bucket/shards", "s3://no/such:bucket"])
+def test_a_wrong_bucket_of_the_source_is_told_with_its_setting(s3_url: str, url: str) -> None:
+    with pytest.raises(ShardError, match=rf"(CAPTION_SOURCE is|the source) '{url}'.*(bucket|CAPTION_SOURCE)"):
+        list_shards(Root.open(url))
+
+
+@pytest.mark.store
+@pytest.mark.parametrize("server", ["refuses", "fails", "is not there", "has no such bucket"])
+def test_no_secret_is_given_away(
+    s3_url: str, between: Between, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, server: str
+) -> None:
+    answers = {"refuses": Refusal(403, "SignatureDoesNotMatch"), "fails": Refusal(500, "InternalError")}
+    between(itertools.repeat(answers.get(server)))
+    if server == "is not there":
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    for name, value in PLANTED.items():
+        monkeypatch.setenv(name, value)
+    caplog.set_level(logging.INFO)
+    root = Root.open("s3://no-such-bucket/x" if server == "has no such bucket" else s3_url, HASTY)
+    messages = []
+    for use in USES.values():
+        try:
+            use(root)
+        except CaptionAssetsError as error:
+            messages.append("".join(traceback.format_exception(error)))
+    assert len(messages) > 8
+    for secret in PLANTED.values():
+        assert secret not in "\n".join([*messages, caplog.text])

@@ -1,0 +1,121 @@
+"""What goes wrong between this machine and a store, and is got over."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from caption_assets.captioning.recipe import Recipe
+from caption_assets.clips.clip import Span
+from caption_assets.clips.manifest import probe_clips, span_of
+from caption_assets.clips.sandbox import Sandbox
+from caption_assets.clips.shard import content_version, find_shard, list_shards
+from caption_assets.clips.window import Windowing
+from caption_assets.models.weights import ensure_local, publish
+from caption_assets.store import s3
+from caption_assets.store.access import Access
+from caption_assets.store.failure import StoreError
+from caption_assets.store.root import Root
+from caption_assets.store.tables import (
+    CaptionRow,
+    Status,
+    Table,
+    publish_captions,
+    publish_manifest,
+    read_captions,
+    read_manifest,
+)
+from tests.clips.conftest import tar_bytes
+from tests.store.conftest import Between
+from tests.store.fault_proxy import FAULTS, Breakdown, Fault, Refusal, drawn
+from tests.videos import counting_video, noise_film
+
+pytestmark = pytest.mark.store
+
+IMPATIENT = Access(silence_seconds=1.0)
+DATA = bytes(range(256)) * 1200
+
+
+@pytest.fixture(autouse=True)
+def _fast_uploads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stalled upload is noticed in a second or two."""
+    monkeypatch.setattr(s3, "SLOWEST_UPLOAD", 64 << 20)
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=str)
+def test_each_kind_of_request_gets_over_each_fault(s3_url: str, between: Between, fault: Fault) -> None:
+    Root.open(s3_url).write("data", DATA)
+    proxy = between([fault] * 6)
+    root = Root.open(s3_url, IMPATIENT)
+    span = Span(f"{s3_url}/data", 100, 200_000, access=IMPATIENT)
+    requests: list[tuple[Callable[[], object], object]] = [
+        (partial(root.read, "data"), DATA),
+        (span.read, DATA[100:200_100]),
+        (lambda: span.info()["size"], len(DATA)),
+        (partial(root.names, "empty"), []),
+        (partial(root.write, "new", DATA), None),
+        (partial(root.create, "lock", b"mine"), True),
+    ]
+    with ThreadPoolExecutor(len(requests)) as pool:
+        assert list(pool.map(lambda request: request[0](), requests)) == [answer for _, answer in requests]
+    assert proxy.requests[fault] == 6
+    assert (root.read("new"), root.read("lock")) == (DATA, b"mine")
+
+
+def test_an_object_is_copied_whole_though_its_bytes_break_off(s3_url: str, between: Between, tmp_path: Path) -> None:
+    Root.open(s3_url).write("data", DATA)
+    between([None, Breakdown.CUT, Breakdown.STALLED_BODY, Breakdown.CUT])
+    Root.open(s3_url, IMPATIENT).download("data", tmp_path / "data")
+    assert (tmp_path / "data").read_bytes() == DATA
+
+
+@pytest.mark.parametrize("fault", [Refusal(500, "InternalError"), Breakdown.LOST, Breakdown.STALL], ids=str)
+def test_a_store_that_never_answers_is_given_up(s3_url: str, between: Between, fault: Fault) -> None:
+    proxy = between(itertools.repeat(fault))
+    root = Root.open(s3_url, Access(attempts=3, silence_seconds=0.3))
+    for use in (lambda: root.read("data"), lambda: root.write("data", DATA)):
+        before = proxy.requests.total()
+        with pytest.raises(StoreError, match=rf"cannot (read|write) {s3_url}/data: .* however often it was asked"):
+            use()
+        assert 3 <= proxy.requests.total() - before <= 6  # aiohttp, too, tries a broken connection again
+
+
+def test_the_whole_chain_goes_through_faults(s3_url: str, between: Between, tmp_path: Path) -> None:
+    shards, film = Root.open(f"{s3_url}/shards"), noise_film(size=(320, 240), frames=40)
+    for index in range(5):
+        shards.write(f"folder/{index}.mp4", film)
+    shards.write("tar.tar", tar_bytes(*((f"{index}.mp4", counting_video(30)) for index in range(5))))
+    shards.write("list.jsonl", "".join(f'{{"uri": "folder/{index}.mp4"}}\n' for index in range(5)).encode())
+    expected = dict(_made(Root.open(f"{s3_url}/clean"), shards, tmp_path / "clean"))
+    proxy = between(drawn(0.1, seed=5))
+    root, source = Root.open(f"{s3_url}/spoilt", IMPATIENT), Root.open(f"{s3_url}/shards", IMPATIENT)
+    assert dict(_made(root, source, tmp_path / "spoilt")) == expected
+    assert 0.05 < 1 - proxy.requests[None] / proxy.requests.total() < 0.2
+
+
+def _made(root: Root, source: Root, cache: Path) -> Iterator[tuple[str, object]]:
+    """All that the chain reads and publishes, but for the engine's part, by name."""
+    with Sandbox(workers=2) as sandbox:
+        for shard in list_shards(source):
+            yield f"{shard.key} version", content_version(source, shard)
+            probed = probe_clips(sandbox, source, find_shard(source, shard.key), Windowing())
+            publish_manifest(root, shard.key, (row for clip in probed for row in clip.rows), {})
+            rows = read_manifest(root, shard.key)
+            yield f"{shard.key} manifest", rows
+            yield f"{shard.key} clips", [span_of(source, row).read() for row in rows]
+            captions = [
+                CaptionRow(row.clip_key, row.window_index, row.window_id, 0.0, 1.0, Status.OK, caption="A film.")
+                for row in rows
+            ]
+            for table in (Table.STAGE1, Table.STAGE2):
+                publish_captions(root, table, shard.key, captions, [row.key for row in rows], {})
+                yield f"{shard.key} {table}", read_captions(root, table, shard.key)
+    yield "lease", [root.create("lease", b"mine"), root.create("lease", b"other's"), root.names("")]
+    yield "weights", publish(root, Recipe().variant)
+    folder = ensure_local(root, Recipe().variant, cache)
+    yield "model", {path.name: path.stat().st_size for path in folder.iterdir()}
