@@ -12,8 +12,10 @@ from caption_assets.captioning.engine import EngineConfig, start_engine
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.recovery import EngineKeeper
 from caption_assets.clips.sandbox import Sandbox, SandboxLimits
+from caption_assets.models.cache import ensure_local
+from caption_assets.models.mirror import publish
 from caption_assets.models.variants import Variant
-from caption_assets.models.weights import WeightsManifest, ensure_local, publish
+from caption_assets.models.weights import WeightsManifest
 from caption_assets.settings import Settings
 from caption_assets.store.access import Access
 from caption_assets.store.root import Root
@@ -48,14 +50,21 @@ class Weights(dg.ConfigurableResource):  # type: ignore[type-arg]
     """A model's files, in the root's mirror and on this machine."""
 
     cache: str
+    cache_gb: float | None
+    verify: bool
 
-    def publish(self, root: Root, variant: Variant) -> WeightsManifest:
+    def publish(self, root: Root, variant: Variant, tell: Callable[[str], None]) -> WeightsManifest:
         """Bring the model into the mirror."""
-        return publish(root, variant)
+        return publish(root, variant, self._folder / ".downloads", tell)
 
-    def ensure_local(self, root: Root, variant: Variant) -> Path:
+    def ensure_local(self, root: Root, variant: Variant, tell: Callable[[str], None]) -> Path:
         """The model's folder on this machine, verified."""
-        return ensure_local(root, variant, Path(self.cache).expanduser())
+        limit = None if self.cache_gb is None else int(self.cache_gb * 1e9)
+        return ensure_local(root, variant, self._folder, limit=limit, verify=self.verify, tell=tell)
+
+    @property
+    def _folder(self) -> Path:
+        return Path(self.cache).expanduser()
 
 
 class Clips(dg.ConfigurableResource):  # type: ignore[type-arg]
@@ -106,7 +115,7 @@ def build_resources(settings: Settings) -> dict[str, object]:
         "storage": Storage(
             root_url=settings.root, source_url=settings.source_url, s3_path_style=settings.s3_path_style
         ),
-        "weights": Weights(cache=str(settings.cache)),
+        "weights": Weights(cache=str(settings.cache), cache_gb=settings.cache_gb, verify=settings.verify_weights),
         "clips": Clips(seconds=settings.clip_seconds, memory_gb=settings.clip_memory_gb, workers=settings.clip_workers),
         "engine": Engine(
             gpu_memory_utilization=settings.gpu_memory_utilization,

@@ -42,6 +42,14 @@ class Settings(BaseSettings):
     cache: Path = Field(
         Path("~/.cache/caption-assets"), description="Folder on the engine's own disk for weights fetched from the root"
     )
+    cache_gb: float | None = Field(
+        None,
+        gt=0,
+        description="Most that the models in it may take, in GB: those used longest ago make room. Default: no limit",
+    )
+    verify_weights: bool = Field(
+        False, description="Check every hash before an engine starts, also of files that look as they did"
+    )
     model: str = Field(
         "sample",
         description="Model key (`sample`, `qwen2.5` or `qwen`, `qwen3`), or another video model that vLLM knows, by "

@@ -21,7 +21,8 @@ from caption_assets.captioning.recovery import EngineKeeper
 from caption_assets.captioning.stream import caption
 from caption_assets.captioning.task import Captioned, Task
 from caption_assets.clips.sandbox import Sandbox
-from caption_assets.models.weights import ensure_local, publish
+from caption_assets.models.cache import ensure_local
+from caption_assets.models.mirror import publish
 from caption_assets.sample.shards import TRUTH, write_shards
 from caption_assets.store.root import Root
 from tests.store.server import s3_server, s3_url
@@ -67,7 +68,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample model as a run gets it: through the mirror and the cache."""
     folder = tmp_path_factory.mktemp("model")
     root = Root.open(str(folder / "root"))
-    publish(root, Recipe().variant)
+    publish(root, Recipe().variant, folder / "downloads")
     return ensure_local(root, Recipe().variant, folder / "cache")
 
 

@@ -161,7 +161,7 @@ async def _engine(
     context: dg.AssetExecutionContext, engine: Engine, weights: Weights, job: Job
 ) -> AsyncIterator[EngineKeeper]:
     """The run's one engine, its model fetched to this machine first."""
-    model = await to_its_end(weights.ensure_local, job.root, job.recipe.variant)
+    model = await to_its_end(weights.ensure_local, job.root, job.recipe.variant, context.log.info)
     context.log.info(f"starting the engine for {job.recipe.variant.hub_id}")
     begun = time.monotonic()
 

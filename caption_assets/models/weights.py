@@ -1,18 +1,13 @@
-"""A model's files on their way from hub or package to the mirror in the root, and from there to the engine's disk."""
+"""The files that a model consists of, and the manifest that names them all."""
 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shutil
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
 from hashlib import file_digest, sha256
-from importlib.resources import as_file, files
 from pathlib import Path, PurePosixPath
-
-from huggingface_hub import snapshot_download
 
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.models.variants import Variant
@@ -79,25 +74,10 @@ class WeightsManifest:
         return cls(parts["hub_id"], parts["revision"], found)
 
 
-def publish(root: Root, variant: Variant) -> WeightsManifest:
-    """Bring a model's files into the root's mirror, the manifest last, and return it.
-
-    A mirror that is already whole is left alone.
-    """
-    path = f"{WEIGHTS}/{variant.folder}"
-    whole = root.exists(f"{path}/{MANIFEST}")
-    if whole and not variant.bundled and variant.path is None:
-        return read_manifest(root, variant)  # the files of a pinned revision never change
-    with _original(variant) as folder:
-        manifest = describe(folder, variant)
-        if whole and read_manifest(root, variant) == manifest:
-            return manifest
-        if whole:
-            root.remove(f"{path}/{MANIFEST}")  # until the last file is there it is no mirror
-        for file in manifest.files:
-            root.upload(f"{path}/{file.path}", folder / file.path)
-        root.write(f"{path}/{MANIFEST}", manifest.to_json().encode())
-    return manifest
+def belongs(path: str) -> bool:
+    """Whether a file of this name, relative to the model's folder, is one that a model consists of."""
+    hidden = any(part.startswith(".") for part in PurePosixPath(path).parts)
+    return not hidden and path != MANIFEST and any(fnmatch(path, pattern) for pattern in PATTERNS)
 
 
 def describe(folder: Path, variant: Variant) -> WeightsManifest:
@@ -106,10 +86,11 @@ def describe(folder: Path, variant: Variant) -> WeightsManifest:
     Raises:
         WeightsError: if there are no safetensors in it.
     """
-    paths = sorted({path for pattern in PATTERNS for path in folder.rglob(pattern)} - {folder / MANIFEST})
-    if not any(path.suffix == ".safetensors" for path in paths):
+    names = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    names = {name: path for name, path in sorted(names.items()) if belongs(name)}
+    if not any(name.endswith(".safetensors") for name in names):
         raise WeightsError(f"there are no .safetensors files in {folder}: {variant.hub_id} cannot be loaded from it")
-    found = tuple(WeightFile(path.relative_to(folder).as_posix(), path.stat().st_size, _hash(path)) for path in paths)
+    found = tuple(WeightFile(name, path.stat().st_size, file_hash(path)) for name, path in names.items())
     return WeightsManifest(variant.hub_id, variant.revision, found)
 
 
@@ -119,7 +100,7 @@ def read_manifest(root: Root, variant: Variant) -> WeightsManifest:
     Raises:
         WeightsError: if the mirror does not hold the model.
     """
-    path = f"{WEIGHTS}/{variant.folder}/{MANIFEST}"
+    path = mirror_path(variant, MANIFEST)
     try:
         return WeightsManifest.from_json(root.read(path).decode())
     except FileNotFoundError as error:
@@ -128,62 +109,31 @@ def read_manifest(root: Root, variant: Variant) -> WeightsManifest:
         ) from error
 
 
-def ensure_local(root: Root, variant: Variant, cache: Path) -> Path:
-    """The folder on this machine from which the engine loads the model, fetched from the mirror if need be.
-
-    Every hash is checked before the folder appears under its name, in one rename.
-
-    Raises:
-        WeightsError: if the mirror does not hold the model or a file of it is not what the manifest says.
-    """
-    manifest = read_manifest(root, variant)
-    target = cache / variant.folder / manifest.digest[:16]
-    if target.is_dir():
-        return target
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WeightsError(f"CAPTION_CACHE is {str(cache)!r}, which cannot be written ({error})") from error
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".arriving-") as arriving:
-        folder = Path(arriving) / "model"
-        for file in manifest.files:
-            _download(root, f"{WEIGHTS}/{variant.folder}/{file.path}", folder / file.path, file.sha256)
-        try:
-            os.replace(folder, target)
-        except OSError:
-            if not target.is_dir():  # else another process of this node brought the same files first
-                raise
-    return target
+def mirror_path(variant: Variant, name: str = "") -> str:
+    """Where a model, or a file of it, lies below the root."""
+    return f"{WEIGHTS}/{variant.folder}/{name}".rstrip("/")
 
 
-@contextmanager
-def _original(variant: Variant) -> Iterator[Path]:
-    """The model's files where they come from: the package, a folder, or the hub at the pinned revision."""
-    if variant.bundled:
-        with as_file(files("caption_assets.sample") / "model") as folder:
-            yield folder
-        return
-    if variant.path is not None:
-        yield Path(variant.path)
-        return
-    with tempfile.TemporaryDirectory(prefix="caption-weights-") as folder_name:
-        yield Path(
-            snapshot_download(
-                variant.hub_id, revision=variant.revision, allow_patterns=list(PATTERNS), local_dir=folder_name
-            )
-        )
-
-
-def _hash(path: Path) -> str:
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
     with path.open("rb") as file:
         return file_digest(file, "sha256").hexdigest()
 
 
-def _download(root: Root, source: str, target: Path, digest: str) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    root.download(source, target)
-    if (found := _hash(target)) != digest:
+def check_space(folder: Path, size: int, what: str, setting: str) -> None:
+    """Make sure that a disk has room.
+
+    Args:
+        folder: on that disk.
+        size: bytes that are still to be written.
+        what: is to be written, for the message.
+        setting: variable that names the folder.
+
+    Raises:
+        WeightsError: if it has not.
+    """
+    if (free := shutil.disk_usage(folder).free) < size:
         raise WeightsError(
-            f"{root.address(source)} has the SHA-256 {found}, but its manifest says {digest}: the mirror is damaged; "
-            "delete that folder and materialize model_weights again"
+            f"{what} takes {size / 1e9:.1f} GB more, and the disk of {folder} has {free / 1e9:.1f} GB left: make room "
+            f"there, or set {setting} to a folder on another disk"
         )

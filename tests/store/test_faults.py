@@ -16,7 +16,8 @@ from caption_assets.clips.manifest import probe_clips, span_of
 from caption_assets.clips.sandbox import Sandbox
 from caption_assets.clips.shard import content_version, find_shard, list_shards
 from caption_assets.clips.window import Windowing
-from caption_assets.models.weights import ensure_local, publish
+from caption_assets.models.cache import ensure_local
+from caption_assets.models.mirror import publish
 from caption_assets.store import s3
 from caption_assets.store.access import Access
 from caption_assets.store.failure import StoreError
@@ -116,6 +117,6 @@ def _made(root: Root, source: Root, cache: Path) -> Iterator[tuple[str, object]]
                 publish_captions(root, table, shard.key, captions, [row.key for row in rows], {})
                 yield f"{shard.key} {table}", read_captions(root, table, shard.key)
     yield "lease", [root.create("lease", b"mine"), root.create("lease", b"other's"), root.names("")]
-    yield "weights", publish(root, Recipe().variant)
+    yield "weights", publish(root, Recipe().variant, cache)
     folder = ensure_local(root, Recipe().variant, cache)
     yield "model", {path.name: path.stat().st_size for path in folder.iterdir()}
