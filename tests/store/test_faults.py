@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from caption_assets.captioning.job import Job
 from caption_assets.captioning.recipe import Recipe
+from caption_assets.captioning.recovery import EngineKeeper
+from caption_assets.captioning.shard import caption_shards
 from caption_assets.clips.clip import Span
 from caption_assets.clips.manifest import probe_clips, span_of
 from caption_assets.clips.sandbox import Sandbox
@@ -23,14 +27,13 @@ from caption_assets.store.access import Access
 from caption_assets.store.failure import StoreError
 from caption_assets.store.root import Root
 from caption_assets.store.tables import (
-    CaptionRow,
-    Status,
     Table,
-    publish_captions,
     publish_manifest,
     read_captions,
     read_manifest,
 )
+from tests.captioning.stand_in import StandIn, start_stand_in
+from tests.captioning.watch import Log
 from tests.clips.conftest import tar_bytes
 from tests.store.conftest import Between
 from tests.store.fault_proxy import FAULTS, Breakdown, Fault, Refusal, drawn
@@ -100,7 +103,7 @@ def test_the_whole_chain_goes_through_faults(s3_url: str, between: Between, tmp_
 
 
 def _made(root: Root, source: Root, cache: Path) -> Iterator[tuple[str, object]]:
-    """All that the chain reads and publishes, but for the engine's part, by name."""
+    """All that the chain reads and publishes, by name, with a stand-in for the engine."""
     with Sandbox(workers=2) as sandbox:
         for shard in list_shards(source):
             yield f"{shard.key} version", content_version(source, shard)
@@ -109,12 +112,12 @@ def _made(root: Root, source: Root, cache: Path) -> Iterator[tuple[str, object]]
             rows = read_manifest(root, shard.key)
             yield f"{shard.key} manifest", rows
             yield f"{shard.key} clips", [span_of(source, row).read() for row in rows]
-            captions = [
-                CaptionRow(row.clip_key, row.window_index, row.window_id, 0.0, 1.0, Status.OK, caption="A film.")
-                for row in rows
-            ]
+            log = Log()
+            job = Job(root, source, Recipe(), frozenset({Table.STAGE1, Table.STAGE2}), checkpoint_rows=4)
+            engine = EngineKeeper(lambda: start_stand_in(StandIn()))
+            asyncio.run(caption_shards(engine, sandbox, job, [shard.key], log))
+            yield f"{shard.key} told", (log.failures, log.skips, log.warnings)
             for table in (Table.STAGE1, Table.STAGE2):
-                publish_captions(root, table, shard.key, captions, [row.key for row in rows], {})
                 yield f"{shard.key} {table}", read_captions(root, table, shard.key)
     yield "lease", [root.create("lease", b"mine"), root.create("lease", b"other's"), root.names("")]
     yield "weights", publish(root, Recipe().variant, cache)
