@@ -29,7 +29,8 @@ from caption_assets.clips.sandbox import Sandbox
 from caption_assets.clips.shard import find_shard
 from caption_assets.clips.window import Windowing
 from caption_assets.errors import CaptionAssetsError
-from caption_assets.models.weights import ensure_local, publish
+from caption_assets.models.cache import ensure_local
+from caption_assets.models.mirror import publish
 from caption_assets.sample.clips import SampleClip, encode, random_clip
 from caption_assets.store.root import Root
 from caption_assets.store.tables import Table, publish_manifest
@@ -70,7 +71,7 @@ async def run(root: Root, cache: Path, watcher: Watcher) -> None:
     """The chain on the held-out shard: weights, manifest, both stages."""
     recipe = Recipe()
     source = Root.open(f"{root.url}/shards")
-    publish(root, recipe.variant)
+    publish(root, recipe.variant, cache)
     with Sandbox() as sandbox:
         clips = probe_clips(sandbox, source, find_shard(source, SHARD), Windowing())
         publish_manifest(root, SHARD, (row for clip in clips for row in clip.rows), {})

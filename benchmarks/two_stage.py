@@ -43,8 +43,9 @@ from caption_assets.clips.clip import content_tag
 from caption_assets.clips.decode import Frames
 from caption_assets.clips.sampling import Sampling
 from caption_assets.clips.sandbox import Sandbox
+from caption_assets.models.cache import ensure_local
+from caption_assets.models.mirror import publish
 from caption_assets.models.variants import SAMPLE, PixelLimits
-from caption_assets.models.weights import ensure_local, publish
 from caption_assets.sample.clips import SampleClip, encode, random_clip
 from caption_assets.store.root import Root
 from caption_assets.store.tables import ManifestRow, Status
@@ -89,7 +90,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root = Root.open(folder)
-        publish(root, RECIPE.variant)
+        publish(root, RECIPE.variant, Path(folder) / "cache")
         model = ensure_local(root, RECIPE.variant, Path(folder) / "cache")
         films = make_films(options.windows)
         figures = asyncio.run(measure_speed(model, films, options.rounds))

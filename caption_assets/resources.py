@@ -12,8 +12,10 @@ from caption_assets.captioning.engine import EngineConfig, start_engine
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.recovery import EngineKeeper
 from caption_assets.clips.sandbox import Sandbox, SandboxLimits
+from caption_assets.models.cache import ensure_local
+from caption_assets.models.mirror import publish
 from caption_assets.models.variants import Variant
-from caption_assets.models.weights import WeightsManifest, ensure_local, publish
+from caption_assets.models.weights import Progress, WeightsManifest
 from caption_assets.settings import Settings
 from caption_assets.store.root import Root
 
@@ -43,14 +45,23 @@ class Weights(dg.ConfigurableResource):  # type: ignore[type-arg]
     """A model's files, in the root's mirror and on this machine."""
 
     cache: str
+    cache_gb: float | None
+    verify: bool
 
-    def publish(self, root: Root, variant: Variant) -> WeightsManifest:
+    def publish(self, root: Root, variant: Variant, told: Progress) -> WeightsManifest:
         """Bring the model into the mirror."""
-        return publish(root, variant)
+        return publish(root, variant, Path(self.cache).expanduser(), verify=self.verify, told=told)
 
-    def ensure_local(self, root: Root, variant: Variant) -> Path:
+    def ensure_local(self, root: Root, variant: Variant, told: Progress) -> Path:
         """The model's folder on this machine, verified."""
-        return ensure_local(root, variant, Path(self.cache).expanduser())
+        return ensure_local(
+            root,
+            variant,
+            Path(self.cache).expanduser(),
+            limit=None if self.cache_gb is None else int(self.cache_gb * 2**30),
+            verify=self.verify,
+            told=told,
+        )
 
 
 class Clips(dg.ConfigurableResource):  # type: ignore[type-arg]
@@ -99,7 +110,7 @@ def build_resources(settings: Settings) -> dict[str, object]:
     """The resources by the names under which the assets take them."""
     return {
         "storage": Storage(root_url=settings.root, source_url=settings.source_url),
-        "weights": Weights(cache=str(settings.cache)),
+        "weights": Weights(cache=str(settings.cache), cache_gb=settings.cache_gb, verify=settings.verify_weights),
         "clips": Clips(seconds=settings.clip_seconds, memory_gb=settings.clip_memory_gb, workers=settings.clip_workers),
         "engine": Engine(
             gpu_memory_utilization=settings.gpu_memory_utilization,

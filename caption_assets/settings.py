@@ -34,12 +34,25 @@ class Settings(BaseSettings):
     root: str = Field("data", description="Folder or `s3://bucket/prefix` for everything that is written")
     source: str | None = Field(None, description="Where the shards lie; may be read-only. Default: `<root>/shards`")
     cache: Path = Field(
-        Path("~/.cache/caption-assets"), description="Folder on the engine's own disk for weights fetched from the root"
+        Path("~/.cache/caption-assets"),
+        description="Folder on the engine's own disk for weights fetched from the root or on their way to it",
+    )
+    cache_gb: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Most that the weights in that folder may take, in GiB; models that were not used for the longest "
+        "time make room. Default: no limit",
+    )
+    verify_weights: bool = Field(
+        False,
+        description="Compare the hashes of all files of weights each time, in the mirror and in the cache, and mend "
+        "what is damaged. Default: of those whose size has changed, in the cache also their time",
     )
     model: str = Field(
         "sample",
         description="Model key (`sample`, `qwen2.5` or `qwen`, `qwen3`), or another video model that vLLM knows, by "
-        "Hub id or folder",
+        "Hub id or folder (local or `s3://bucket/prefix`)",
     )
     model_revision: str | None = Field(
         None, description="Commit of a model by Hub id; for a folder, any word that tells its contents from others"

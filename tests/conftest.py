@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from huggingface_hub import constants
 from hypothesis import settings as hypothesis_settings
 
 from caption_assets.captioning.decoding import SandboxDecoder
@@ -21,9 +22,11 @@ from caption_assets.captioning.recovery import EngineKeeper
 from caption_assets.captioning.stream import caption
 from caption_assets.captioning.task import Captioned, Task
 from caption_assets.clips.sandbox import Sandbox
-from caption_assets.models.weights import ensure_local, publish
+from caption_assets.models.cache import ensure_local
+from caption_assets.models.mirror import publish
 from caption_assets.sample.shards import TRUTH, write_shards
 from caption_assets.store.root import Root
+from tests.models.hub_server import TOKEN, HubServer, small_model
 
 for name in [name for name in os.environ if name.startswith("CAPTION_")]:
     del os.environ[name]  # tests start from the defaults, whatever the shell has set
@@ -60,8 +63,22 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample model as a run gets it: through the mirror and the cache."""
     folder = tmp_path_factory.mktemp("model")
     root = Root.open(str(folder / "root"))
-    publish(root, Recipe().variant)
+    publish(root, Recipe().variant, folder / "cache")
     return ensure_local(root, Recipe().variant, folder / "cache")
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A hub on loopback that holds a small model, and that this process's client talks to."""
+    with HubServer(small_model()).running() as server:
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{server.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        )
+        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
+        monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 16_384)
+        monkeypatch.setattr("caption_assets.models.hub.PAUSES_SECONDS", (0.01, 0.02))
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield server
 
 
 @pytest.fixture(scope="session")

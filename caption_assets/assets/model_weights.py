@@ -3,6 +3,8 @@
 import dagster as dg
 
 from caption_assets.assets.failures import clear_failures
+from caption_assets.assets.progress import WeightsProgress
+from caption_assets.models.source import find_source
 from caption_assets.models.weights import WEIGHTS
 from caption_assets.resources import Storage, Weights
 from caption_assets.settings import Settings
@@ -17,16 +19,19 @@ def build_model_weights(settings: Settings) -> dg.AssetsDefinition:
         kinds={"safetensors"},
         code_version=variant.folder,
     )
-    def model_weights(storage: Storage, weights: Weights) -> dg.MaterializeResult[None]:
+    def model_weights(
+        context: dg.AssetExecutionContext, storage: Storage, weights: Weights
+    ) -> dg.MaterializeResult[None]:
         with clear_failures():
             root = storage.root()
-            manifest = weights.publish(root, variant)
+            manifest = weights.publish(root, variant, WeightsProgress(context.log))
         return dg.MaterializeResult(
             data_version=dg.DataVersion(manifest.digest[:16]),
             metadata={
                 "model": manifest.hub_id,
                 "revision": manifest.revision,
                 "files": len(manifest.files),
+                "source": find_source(variant).address,
                 "size_mb": round(manifest.size / 1e6, 1),
                 "path": dg.MetadataValue.path(root.address(f"{WEIGHTS}/{variant.folder}")),
             },

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from caption_assets.errors import CaptionAssetsError
@@ -36,7 +36,7 @@ class Variant:
     bundled: bool = False
     """Whether the weights lie in the package, so that no hub is asked."""
     path: str | None = None
-    """Folder that the weights are taken from, in place of the hub."""
+    """Folder that the weights are taken from, in place of the hub: local, or a URL of object storage."""
     pixels: PixelLimits = field(default_factory=PixelLimits)
     dtype: str = "bfloat16"
     fp8: bool = True
@@ -100,7 +100,7 @@ def find_variant(model: str, revision: str | None = None, like: str | None = Non
     """The variant that a user names.
 
     Args:
-        model: a key of ``VARIANTS``, a Hub id (``org/name``), or a folder (``/…``, ``./…`` or ``~/…``).
+        model: a key of ``VARIANTS``, a Hub id (``org/name``), or a folder (``/…``, ``./…``, ``~/…`` or ``s3://…``).
         revision: commit of a model by Hub id or folder; what is made with it is told apart by this.
         like: key of the variant whose frame sizes and engine defaults a model by Hub id or folder shares: a fine-tune
             of Qwen2.5-VL is like ``qwen2.5``. Without it the model's own processor sizes the frames.
@@ -113,10 +113,11 @@ def find_variant(model: str, revision: str | None = None, like: str | None = Non
             raise UnknownModel(f"model {model!r} has its revision pinned: leave CAPTION_MODEL_REVISION and _LIKE out")
         return VARIANTS[model]
     keys = ", ".join(sorted(VARIANTS))
-    is_folder = model.startswith(("/", "./", "../", "~"))
+    is_folder = model.startswith(("/", "./", "../", "~", "s3://"))
     if not is_folder and not _HUB_ID.fullmatch(model):
         raise UnknownModel(
-            f"there is no model {model!r}: choose one of {keys}, or name a Hub id (org/name) or a folder (/path/to/it)"
+            f"there is no model {model!r}: choose one of {keys}, or name a Hub id (org/name) or a folder (/path/to/it "
+            "or s3://bucket/path/to/it)"
         )
     if like is not None and like not in VARIANTS:
         raise UnknownModel(f"CAPTION_MODEL_LIKE is {like!r}: choose one of {keys}, or leave it out")
@@ -127,6 +128,6 @@ def find_variant(model: str, revision: str | None = None, like: str | None = Non
         )
     base = replace(VARIANTS[like], bundled=False) if like else Variant("", "", fp8=False, presized=False)
     if is_folder:
-        path = Path(model).expanduser()
-        return replace(base, hub_id=f"local/{path.name}", revision=revision, path=str(path))
+        path = model.rstrip("/") if model.startswith("s3://") else str(Path(model).expanduser())
+        return replace(base, hub_id=f"local/{PurePosixPath(path).name}", revision=revision, path=path)
     return replace(base, hub_id=model, revision=revision)

@@ -1,32 +1,42 @@
-"""A model's files on their way from hub or package to the mirror in the root, and from there to the engine's disk."""
+"""What a model's weights are: files, each with its size and hash, and the manifest that names them all."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from hashlib import file_digest, sha256
-from importlib.resources import as_file, files
-from pathlib import Path, PurePosixPath
-
-from huggingface_hub import snapshot_download
+from fnmatch import fnmatch
+from hashlib import sha1, sha256
+from pathlib import PurePosixPath
+from typing import Any, Protocol
 
 from caption_assets.errors import CaptionAssetsError
-from caption_assets.models.variants import Variant
-from caption_assets.store.root import Root
 
 WEIGHTS = "weights"
 MANIFEST = "weights-manifest.json"
-PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.jinja")
+PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.jinja", "*.model")
 """Files a model consists of: weights, configuration, tokenizer, processor. No code and no pickles are fetched."""
+CHUNK_BYTES = 16 << 20
+"""Held in memory at a time of a file that is read."""
+
+Progress = Callable[[int, int], None]
+"""Is told of the bytes that have come so far, and of those that will have in the end; by any thread."""
 
 
 class WeightsError(CaptionAssetsError):
     """Weights that are missing or not what their manifest says."""
+
+
+class Mismatch(WeightsError):
+    """A file whose content is not the one that was listed."""
+
+
+class Readable(Protocol):
+    """What bytes are read from."""
+
+    def read(self, size: int, /) -> bytes:
+        """At most ``size`` bytes; none at the end."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +49,57 @@ class WeightFile:
     """Bytes."""
     sha256: str
     """Hexadecimal digest of its content."""
+
+    def __post_init__(self) -> None:
+        _check_path(self.path)
+
+    @property
+    def listed(self) -> ListedFile:
+        """As a source would list it."""
+        return ListedFile(self.path, self.size, self.sha256)
+
+
+@dataclass(frozen=True, slots=True)
+class ListedFile:
+    """One file of a model as its source announces it."""
+
+    path: str
+    """Relative to the model's folder, with forward slashes."""
+    size: int
+    """Bytes."""
+    sha256: str | None = None
+    """Hexadecimal digest of its content, where the source knows it."""
+    git_blob: str | None = None
+    """Git's hash of its content, by which the Hub knows a small file."""
+
+    def __post_init__(self) -> None:
+        _check_path(self.path)
+
+    @property
+    def verifiable(self) -> bool:
+        """Whether its content can be told from another of the same size."""
+        return bool(self.sha256 or self.git_blob)
+
+    def examine(self, content: Readable) -> WeightFile:
+        """Read a file to its end, and return it with its hash.
+
+        Raises:
+            Mismatch: if it is another than this one.
+        """
+        size, sha, blob = 0, sha256(), sha1(b"blob %d\0" % self.size, usedforsecurity=False)
+        while chunk := content.read(CHUNK_BYTES):
+            size += len(chunk)
+            sha.update(chunk)
+            if self.git_blob:
+                blob.update(chunk)
+        found = WeightFile(self.path, size, sha.hexdigest())
+        if size != self.size:
+            raise Mismatch(f"it has {size} bytes, but should have {self.size}")
+        if self.sha256 and self.sha256 != found.sha256:
+            raise Mismatch(f"it has the SHA-256 {found.sha256}, but should have {self.sha256}")
+        if self.git_blob and self.git_blob != blob.hexdigest():
+            raise Mismatch(f"it has git's hash {blob.hexdigest()}, but should have {self.git_blob}")
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +117,11 @@ class WeightsManifest:
         return sum(file.size for file in self.files)
 
     @property
+    def listed(self) -> tuple[ListedFile, ...]:
+        """Its files as a source would list them."""
+        return tuple(file.listed for file in self.files)
+
+    @property
     def digest(self) -> str:
         """SHA-256 over the manifest: the data version of the weights."""
         return sha256(self.to_json().encode()).hexdigest()
@@ -69,123 +135,33 @@ class WeightsManifest:
         """The manifest that ``to_json`` wrote.
 
         Raises:
-            WeightsError: if a file's path leads out of the model's folder.
+            WeightsError: if it is none, or a file's path leads out of the model's folder.
         """
-        parts = json.loads(text)
-        found = tuple(WeightFile(**file) for file in parts["files"])
-        for file in found:
-            path = PurePosixPath(file.path)
-            if path.is_absolute() or ".." in path.parts:
-                raise WeightsError(f"the weights manifest names {file.path!r}, which is outside the model's folder")
-        return cls(parts["hub_id"], parts["revision"], found)
-
-
-def publish(root: Root, variant: Variant) -> WeightsManifest:
-    """Bring a model's files into the root's mirror, the manifest last, and return it.
-
-    A mirror that is already whole is left alone.
-    """
-    path = f"{WEIGHTS}/{variant.folder}"
-    whole = root.exists(f"{path}/{MANIFEST}")
-    if whole and not variant.bundled and variant.path is None:
-        return read_manifest(root, variant)  # the files of a pinned revision never change
-    with _original(variant) as folder:
-        manifest = describe(folder, variant)
-        if whole and read_manifest(root, variant) == manifest:
-            return manifest
-        if whole:
-            root.fs.rm_file(root.full(f"{path}/{MANIFEST}"))  # until the last file is there it is no mirror
-        for file in manifest.files:
-            root.upload(f"{path}/{file.path}", folder / file.path)
-        root.write(f"{path}/{MANIFEST}", manifest.to_json().encode())
-    return manifest
-
-
-def describe(folder: Path, variant: Variant) -> WeightsManifest:
-    """The manifest of the model in ``folder``.
-
-    Raises:
-        WeightsError: if there are no safetensors in it.
-    """
-    paths = sorted({path for pattern in PATTERNS for path in folder.rglob(pattern)} - {folder / MANIFEST})
-    if not any(path.suffix == ".safetensors" for path in paths):
-        raise WeightsError(f"there are no .safetensors files in {folder}: {variant.hub_id} cannot be loaded from it")
-    found = tuple(WeightFile(path.relative_to(folder).as_posix(), path.stat().st_size, _hash(path)) for path in paths)
-    return WeightsManifest(variant.hub_id, variant.revision, found)
-
-
-def read_manifest(root: Root, variant: Variant) -> WeightsManifest:
-    """The manifest of the model in the root's mirror.
-
-    Raises:
-        WeightsError: if the mirror does not hold the model.
-    """
-    path = f"{WEIGHTS}/{variant.folder}/{MANIFEST}"
-    try:
-        return WeightsManifest.from_json(root.read(path).decode())
-    except FileNotFoundError as error:
-        raise WeightsError(
-            f"{root.address(path)} does not exist: materialize model_weights before the captions"
-        ) from error
-
-
-def ensure_local(root: Root, variant: Variant, cache: Path) -> Path:
-    """The folder on this machine from which the engine loads the model, fetched from the mirror if need be.
-
-    Every hash is checked before the folder appears under its name, in one rename.
-
-    Raises:
-        WeightsError: if the mirror does not hold the model or a file of it is not what the manifest says.
-    """
-    manifest = read_manifest(root, variant)
-    target = cache / variant.folder / manifest.digest[:16]
-    if target.is_dir():
-        return target
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WeightsError(f"CAPTION_CACHE is {str(cache)!r}, which cannot be written ({error})") from error
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".arriving-") as arriving:
-        folder = Path(arriving) / "model"
-        for file in manifest.files:
-            _download(root, f"{WEIGHTS}/{variant.folder}/{file.path}", folder / file.path, file.sha256)
         try:
-            os.replace(folder, target)
-        except OSError:
-            if not target.is_dir():  # else another process of this node brought the same files first
-                raise
-    return target
+            parts: dict[str, Any] = json.loads(text)
+            found = tuple(WeightFile(**file) for file in parts["files"])
+            return cls(parts["hub_id"], parts["revision"], found)
+        except (ValueError, TypeError, KeyError) as error:
+            raise WeightsError(f"it is no manifest of weights ({type(error).__name__}: {error})") from error
 
 
-@contextmanager
-def _original(variant: Variant) -> Iterator[Path]:
-    """The model's files where they come from: the package, a folder, or the hub at the pinned revision."""
-    if variant.bundled:
-        with as_file(files("caption_assets.sample") / "model") as folder:
-            yield folder
-        return
-    if variant.path is not None:
-        yield Path(variant.path)
-        return
-    with tempfile.TemporaryDirectory(prefix="caption-weights-") as folder_name:
-        yield Path(
-            snapshot_download(
-                variant.hub_id, revision=variant.revision, allow_patterns=list(PATTERNS), local_dir=folder_name
-            )
-        )
+def belongs(path: str) -> bool:
+    """Whether a file is part of a model: by its name, and not hidden."""
+    parts = PurePosixPath(path).parts
+    hidden = any(part.startswith(".") for part in parts)
+    return not hidden and parts[-1] != MANIFEST and any(fnmatch(parts[-1], pattern) for pattern in PATTERNS)
 
 
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return file_digest(file, "sha256").hexdigest()
+def in_words(count: int) -> str:
+    """Bytes as a person reads them: ``16.6 GB``."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
-def _download(root: Root, source: str, target: Path, digest: str) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with root.fs.open(root.full(source), "rb") as remote, target.open("wb") as local:
-        shutil.copyfileobj(remote, local, 16 << 20)
-    if (found := _hash(target)) != digest:
-        raise WeightsError(
-            f"{root.address(source)} has the SHA-256 {found}, but its manifest says {digest}: the mirror is damaged; "
-            "delete that folder and materialize model_weights again"
-        )
+def silent(done: int, total: int) -> None:
+    """Tell nobody of the progress."""
+
+
+def _check_path(text: str) -> None:
+    path = PurePosixPath(text)
+    if path.is_absolute() or ".." in path.parts:
+        raise WeightsError(f"a model's files name {text!r}, which is outside the model's folder")

@@ -1,0 +1,196 @@
+"""The mirror of a model's files in the root, which every machine fetches them from."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+
+from filelock import FileLock
+from safetensors import SafetensorError, safe_open
+
+from caption_assets.models.arrival import STREAMS, arrive, check_space, to_come
+from caption_assets.models.source import Folder, Source, find_source
+from caption_assets.models.variants import Variant
+from caption_assets.models.weights import (
+    MANIFEST,
+    WEIGHTS,
+    ListedFile,
+    Mismatch,
+    Progress,
+    WeightFile,
+    WeightsError,
+    WeightsManifest,
+    silent,
+)
+from caption_assets.store.root import Root
+
+ARRIVING = ".arriving"
+"""Folder of files on their way, beside those that have arrived."""
+
+
+def publish(
+    root: Root, variant: Variant, cache: Path, *, verify: bool = False, told: Progress = silent
+) -> WeightsManifest:
+    """Bring a model's files into the root's mirror, the manifest last, and return it.
+
+    What the mirror has already is not sent again. What an interrupted call has fetched is kept for the next one.
+
+    Args:
+        root: which holds the mirror.
+        variant: the model.
+        cache: folder on this machine for files on their way, if the root is not on its disk.
+        verify: read the whole mirror and compare every hash. Without it a file counts as present by its size.
+        told: is told of the progress.
+
+    Raises:
+        WeightsError: if the model cannot be fetched, or is not what it should be.
+        StoreError: if the root cannot be written.
+    """
+    source, mirror, published = find_source(variant), mirror_of(root, variant), _published(root, variant)
+    listed = _list(source, published)
+    standing = _standing(mirror, listed, published, verify)
+    missing = [file for file in listed if file.path not in standing]
+    if published and not missing and published.listed == listed:
+        return published
+    if published and published.listed != listed:
+        root.remove(f"{mirror.path}/{MANIFEST}")  # until the last file is there it is no mirror
+
+    def keep(file: WeightFile, path: Path) -> None:
+        _check_loadable(path, file, listed, source)
+        _move(root, path, f"{mirror.path}/{file.path}")
+        standing[file.path] = file
+
+    if missing and root.is_local:  # on the root's own disk, where a file gets to its place by a rename
+        with _arrivals(Path(root.full(WEIGHTS)) / ARRIVING / variant.folder, "CAPTION_ROOT") as folder:
+            check_space(folder, sum(to_come(missing, folder)), "CAPTION_ROOT")
+            arrive(source, missing, folder, keep, told)
+    elif missing:
+        with _arrivals(cache / ARRIVING / variant.folder, "CAPTION_CACHE") as folder:
+            check_space(folder, sum(sorted(to_come(missing, folder))[-STREAMS:]), "CAPTION_CACHE")
+            arrive(source, missing, folder, keep, told)
+    for path in {file.path for file in published.files} - standing.keys() if published else ():
+        root.remove(f"{mirror.path}/{path}")
+    manifest = WeightsManifest(variant.hub_id, variant.revision, tuple(standing[file.path] for file in listed))
+    root.write(f"{mirror.path}/{MANIFEST}", manifest.to_json().encode())
+    return manifest
+
+
+def mirror_of(root: Root, variant: Variant) -> Folder:
+    """The model's folder in the root."""
+    return Folder(
+        root,
+        f"{WEIGHTS}/{variant.folder}",
+        remedy="the mirror is damaged; set CAPTION_VERIFY_WEIGHTS=true and materialize model_weights, which mends it",
+    )
+
+
+def read_manifest(root: Root, variant: Variant) -> WeightsManifest:
+    """The manifest of the model in the root's mirror.
+
+    Raises:
+        WeightsError: if the mirror does not hold the model, or the manifest cannot be read.
+    """
+    path = f"{WEIGHTS}/{variant.folder}/{MANIFEST}"
+    try:
+        return WeightsManifest.from_json(root.read(path).decode())
+    except FileNotFoundError as error:
+        raise WeightsError(
+            f"{root.address(path)} does not exist: materialize model_weights before the captions"
+        ) from error
+    except (UnicodeDecodeError, WeightsError) as error:
+        raise WeightsError(f"{root.address(path)} cannot be used ({error}): materialize model_weights again") from error
+
+
+def _published(root: Root, variant: Variant) -> WeightsManifest | None:
+    """The manifest, if there is one that can be used."""
+    try:
+        return read_manifest(root, variant)
+    except WeightsError:
+        return None
+
+
+def _list(source: Source, published: WeightsManifest | None) -> tuple[ListedFile, ...]:
+    """The files that the mirror should hold. A pinned source need not be asked again: it may be out of reach."""
+    if published and source.pinned:
+        return published.listed
+    known = {(file.path, file.size): file for file in (published.listed if published else ())}
+    listed = [file if file.verifiable else known.get((file.path, file.size), file) for file in source.files()]
+    if not any(file.path.endswith(".safetensors") for file in listed):
+        raise WeightsError(
+            f"there are no .safetensors files in {source.address}: no model is loaded from other files of weights"
+        )
+    return tuple(listed)
+
+
+def _standing(
+    mirror: Folder, listed: tuple[ListedFile, ...], published: WeightsManifest | None, verify: bool
+) -> dict[str, WeightFile]:
+    """The listed files that the mirror holds already, by path.
+
+    What its manifest names is there if it has the right size. The rest, left by a call that was broken off, is read.
+    """
+    sizes = mirror.sizes()
+    named = {file.listed: file for file in (published.files if published else ())}
+
+    def find(file: ListedFile) -> WeightFile | None:
+        if sizes.get(file.path) != file.size or not file.verifiable:
+            return None
+        if file in named and not verify:
+            return named[file]
+        with suppress(Mismatch):
+            return mirror.examine(file)
+        return None
+
+    with ThreadPoolExecutor(STREAMS) as pool:
+        return {file.path: file for file in pool.map(find, listed) if file}
+
+
+@contextmanager
+def _arrivals(folder: Path, setting: str) -> Iterator[Path]:
+    """A folder for files on their way, for one process at a time; it stays if the block fails."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f"{folder.name}.lock")):
+            yield folder
+            shutil.rmtree(folder, ignore_errors=True)
+    except OSError as error:
+        raise WeightsError(f"cannot write to {folder} ({error}): name another folder ({setting})") from error
+
+
+def _check_loadable(path: Path, file: WeightFile, listed: Sequence[ListedFile], source: Source) -> None:
+    """What a source passes off as whole may still be cut off, or a pointer that stands for a file (Git LFS).
+
+    Raises:
+        WeightsError: if a file of weights is no such file, or an index names one that is not there.
+    """
+    if file.path.endswith(".safetensors"):
+        try:
+            with safe_open(path, framework="numpy"):
+                pass
+        except SafetensorError as error:
+            raise WeightsError(f"{source.address}/{file.path} cannot be loaded ({error}): {source.remedy}") from error
+    if file.path.endswith(".safetensors.index.json"):
+        folder = PurePosixPath(file.path).parent
+        try:
+            named = {str(folder / shard) for shard in json.loads(path.read_bytes())["weight_map"].values()}
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise WeightsError(f"{source.address}/{file.path} is no index of weights: {source.remedy}") from error
+        if absent := sorted(named - {other.path for other in listed}):
+            raise WeightsError(
+                f"{source.address}/{absent[0]} does not exist, though {file.path} names it: {source.remedy}"
+            )
+
+
+def _move(root: Root, file: Path, path: str) -> None:
+    if root.is_local:
+        target = Path(root.full(path))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(file, target)
+    else:
+        root.upload(path, file)
+        file.unlink()
