@@ -90,7 +90,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root = Root.open(folder)
-        publish(root, RECIPE.variant, Path(folder))
+        publish(root, RECIPE.variant, Path(folder) / "cache")
         model = ensure_local(root, RECIPE.variant, Path(folder) / "cache")
         films = make_films(options.windows)
         figures = asyncio.run(measure_speed(model, films, options.rounds))

@@ -25,9 +25,9 @@ from caption_assets.captioning.recovery import EngineKeeper
 from caption_assets.captioning.request import Request, RequestFailed
 from caption_assets.clips.decode import Frames, resize
 from caption_assets.errors import CaptionAssetsError
-from caption_assets.models.mirror import publish
+from caption_assets.models.mirror import publish, read_manifest
 from caption_assets.models.variants import find_variant
-from caption_assets.models.weights import mirror_path, read_manifest
+from caption_assets.models.weights import WEIGHTS
 from caption_assets.store.root import Root
 
 T = TypeVar("T")
@@ -115,9 +115,13 @@ class QwenVL:
 
     @classmethod
     def download_weights_on_node(cls, model_dir: str, model_variant: str = "qwen") -> None:
-        """Bring a variant's weights into ``model_dir``, each file with its hash; does nothing if they are there."""
+        """Bring a variant's weights into ``model_dir``, each file with its hash; does nothing if they are there.
+
+        Raises:
+            WeightsError: if they cannot be fetched, or there is no room for them.
+        """
         Path(model_dir).mkdir(parents=True, exist_ok=True)
-        publish(Root.open(model_dir), find_variant(model_variant), Path(model_dir) / ".downloads")
+        publish(Root.open(model_dir), find_variant(model_variant), Path(model_dir))
 
     def setup(self) -> None:
         """Build the engine.
@@ -132,7 +136,7 @@ class QwenVL:
                 "vLLM is not installed: pip install 'caption-assets[gpu]', or [cpu] on a machine without one"
             )
         read_manifest(Root.open(self.model_dir), self._variant)
-        folder = Path(self.model_dir) / mirror_path(self._variant)
+        folder = Path(self.model_dir) / WEIGHTS / self._variant.folder
         recipe = Recipe(variant=self._variant, fp8=self.fp8)
         config = EngineConfig(
             processor_cache_gb=0.0 if self.disable_mmcache else None,

@@ -15,7 +15,7 @@ from caption_assets.clips.sandbox import Sandbox, SandboxLimits
 from caption_assets.models.cache import ensure_local
 from caption_assets.models.mirror import publish
 from caption_assets.models.variants import Variant
-from caption_assets.models.weights import WeightsManifest
+from caption_assets.models.weights import Progress, WeightsManifest
 from caption_assets.settings import Settings
 from caption_assets.store.access import Access
 from caption_assets.store.root import Root
@@ -53,18 +53,20 @@ class Weights(dg.ConfigurableResource):  # type: ignore[type-arg]
     cache_gb: float | None
     verify: bool
 
-    def publish(self, root: Root, variant: Variant, tell: Callable[[str], None]) -> WeightsManifest:
+    def publish(self, root: Root, variant: Variant, told: Progress) -> WeightsManifest:
         """Bring the model into the mirror."""
-        return publish(root, variant, self._folder / ".downloads", tell)
+        return publish(root, variant, Path(self.cache).expanduser(), verify=self.verify, told=told)
 
-    def ensure_local(self, root: Root, variant: Variant, tell: Callable[[str], None]) -> Path:
+    def ensure_local(self, root: Root, variant: Variant, told: Progress) -> Path:
         """The model's folder on this machine, verified."""
-        limit = None if self.cache_gb is None else int(self.cache_gb * 1e9)
-        return ensure_local(root, variant, self._folder, limit=limit, verify=self.verify, tell=tell)
-
-    @property
-    def _folder(self) -> Path:
-        return Path(self.cache).expanduser()
+        return ensure_local(
+            root,
+            variant,
+            Path(self.cache).expanduser(),
+            limit=None if self.cache_gb is None else int(self.cache_gb * 2**30),
+            verify=self.verify,
+            told=told,
+        )
 
 
 class Clips(dg.ConfigurableResource):  # type: ignore[type-arg]

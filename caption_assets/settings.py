@@ -40,20 +40,25 @@ class Settings(BaseSettings):
         "the path if `AWS_ENDPOINT_URL` is set",
     )
     cache: Path = Field(
-        Path("~/.cache/caption-assets"), description="Folder on the engine's own disk for weights fetched from the root"
+        Path("~/.cache/caption-assets"),
+        description="Folder on the engine's own disk for weights fetched from the root or on their way to it",
     )
     cache_gb: float | None = Field(
         None,
         gt=0,
-        description="Most that the models in it may take, in GB: those used longest ago make room. Default: no limit",
+        allow_inf_nan=False,
+        description="Most that the weights in that folder may take, in GiB; models that were not used for the longest "
+        "time make room. Default: no limit",
     )
     verify_weights: bool = Field(
-        False, description="Check every hash before an engine starts, also of files that look as they did"
+        False,
+        description="Compare the hashes of all files of weights each time, in the mirror and in the cache, and mend "
+        "what is damaged. Default: of those whose size has changed, in the cache also their time",
     )
     model: str = Field(
         "sample",
         description="Model key (`sample`, `qwen2.5` or `qwen`, `qwen3`), or another video model that vLLM knows, by "
-        "Hub id or folder",
+        "Hub id or folder (local or `s3://bucket/prefix`)",
     )
     model_revision: str | None = Field(
         None, description="Commit of a model by Hub id; for a folder, any word that tells its contents from others"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from huggingface_hub import constants
 from hypothesis import settings as hypothesis_settings
 
 from caption_assets.captioning.decoding import SandboxDecoder
@@ -25,6 +26,7 @@ from caption_assets.models.cache import ensure_local
 from caption_assets.models.mirror import publish
 from caption_assets.sample.shards import TRUTH, write_shards
 from caption_assets.store.root import Root
+from tests.models.hub_server import TOKEN, HubServer, small_model
 from tests.store.server import s3_server, s3_url
 
 __all__ = ["s3_server", "s3_url"]  # fixtures, for all folders
@@ -68,8 +70,22 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample model as a run gets it: through the mirror and the cache."""
     folder = tmp_path_factory.mktemp("model")
     root = Root.open(str(folder / "root"))
-    publish(root, Recipe().variant, folder / "downloads")
+    publish(root, Recipe().variant, folder / "cache")
     return ensure_local(root, Recipe().variant, folder / "cache")
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A hub on loopback that holds a small model, and that this process's client talks to."""
+    with HubServer(small_model()).running() as server:
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{server.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        )
+        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
+        monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 16_384)
+        monkeypatch.setattr("caption_assets.models.hub.PAUSES_SECONDS", (0.01, 0.02))
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,11 @@ from hypothesis import strategies as st
 
 from caption_assets.captioning.prompts import CAPTION_SLOT, GENERAL
 from caption_assets.clips.decode import decode
+from caption_assets.models.variants import VARIANTS
 from caption_assets.qwen_vl import CaptionsIncomplete, QwenVL, as_frames, second_prompt
 from caption_assets.sample.clips import SampleClip, encode, random_clip
+from tests.models.files import MODEL, SHARD
+from tests.models.hub_server import Fault, HubServer
 
 TEMPLATE = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|><|video_pad|>"
@@ -81,6 +85,16 @@ def test_every_form_of_frames_gives_the_same_pictures() -> None:
 def test_what_is_no_video_is_refused(bad: Any) -> None:
     with pytest.raises(ValueError, match="video"):
         as_frames(bad)
+
+
+@pytest.mark.store
+def test_the_weights_come_to_the_node_verified(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(VARIANTS, "small", MODEL)
+    hub.faults[SHARD] = [Fault(flip=9)]
+    for _ in range(2):
+        QwenVL.download_weights_on_node(str(tmp_path / "node"), "small")
+    assert (tmp_path / "node" / "weights" / MODEL.folder / SHARD).read_bytes() == hub.files[SHARD]
+    assert hub.sent[SHARD] == 2 * len(hub.files[SHARD])
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from caption_assets.assets.failures import clear_failures
 from caption_assets.assets.markdown import markdown_table
 from caption_assets.assets.partitions import SHARDS
 from caption_assets.assets.pods import gpu_pod
+from caption_assets.assets.progress import WeightsProgress
 from caption_assets.assets.provenance import input_tags, output_tags
 from caption_assets.assets.termination import run_until_sigterm
 from caption_assets.captioning.job import Job
@@ -161,7 +162,7 @@ async def _engine(
     context: dg.AssetExecutionContext, engine: Engine, weights: Weights, job: Job
 ) -> AsyncIterator[EngineKeeper]:
     """The run's one engine, its model fetched to this machine first."""
-    model = await to_its_end(weights.ensure_local, job.root, job.recipe.variant, context.log.info)
+    model = await to_its_end(weights.ensure_local, job.root, job.recipe.variant, WeightsProgress(context.log))
     context.log.info(f"starting the engine for {job.recipe.variant.hub_id}")
     begun = time.monotonic()
 

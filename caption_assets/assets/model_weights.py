@@ -3,7 +3,9 @@
 import dagster as dg
 
 from caption_assets.assets.failures import clear_failures
-from caption_assets.models.weights import mirror_path
+from caption_assets.assets.progress import WeightsProgress
+from caption_assets.models.source import find_source
+from caption_assets.models.weights import WEIGHTS
 from caption_assets.resources import Storage, Weights
 from caption_assets.settings import Settings
 
@@ -22,15 +24,16 @@ def build_model_weights(settings: Settings) -> dg.AssetsDefinition:
     ) -> dg.MaterializeResult[None]:
         with clear_failures():
             root = storage.root()
-            manifest = weights.publish(root, variant, context.log.info)
+            manifest = weights.publish(root, variant, WeightsProgress(context.log))
         return dg.MaterializeResult(
             data_version=dg.DataVersion(manifest.digest[:16]),
             metadata={
                 "model": manifest.hub_id,
                 "revision": manifest.revision,
                 "files": len(manifest.files),
+                "source": find_source(variant).address,
                 "size_mb": round(manifest.size / 1e6, 1),
-                "path": dg.MetadataValue.path(root.address(mirror_path(variant))),
+                "path": dg.MetadataValue.path(root.address(f"{WEIGHTS}/{variant.folder}")),
             },
         )
 

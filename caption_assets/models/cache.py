@@ -1,33 +1,32 @@
-"""Models on this machine's disk, from where the engine loads them."""
+"""Models on this machine's disk, beside the engine: fetched from the mirror, verified, removed when others need room.
+
+Of a revision there lie side by side: its folder, named by the hash of its manifest; ``.arriving``, what has come of it
+so far; ``.verified``, what each file looked like when its hash was last compared; ``.lock``, held by who brings files;
+and ``.use``, held by all who use them, and as old as their last use.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
-import time
-from collections.abc import Callable
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
-from caption_assets.models.progress import Progress
+from caption_assets.models.arrival import STREAMS, arrive, check_space, to_come
+from caption_assets.models.mirror import mirror_of, read_manifest
 from caption_assets.models.variants import Variant
-from caption_assets.models.weights import (
-    WeightFile,
-    WeightsError,
-    WeightsManifest,
-    check_space,
-    file_hash,
-    mirror_path,
-    read_manifest,
-)
+from caption_assets.models.weights import ListedFile, Mismatch, Progress, WeightFile, WeightsError, in_words, silent
 from caption_assets.store.root import Root
 
-IDLE_SECONDS = 3600.0
-"""A model that was asked for within this time is not evicted: an engine may be loading it."""
-_SEEN = ".seen.json"
-"""Beside a model's folder: size and time of change of each file when it was last found whole."""
+_in_use: dict[Path, int] = {}
+"""Descriptors by which this process holds the ``.use`` files of its models until it ends, however it may end."""
 
 
 def ensure_local(
@@ -37,110 +36,163 @@ def ensure_local(
     *,
     limit: int | None = None,
     verify: bool = False,
-    tell: Callable[[str], None] = lambda _: None,
+    told: Progress = silent,
 ) -> Path:
     """The folder on this machine from which the engine loads the model, fetched from the mirror if need be.
 
-    One process of a machine fetches at a time. Every hash is checked before the folder appears under its name, in one
-    rename, and again where a file's size or time of change is another; what is damaged is fetched anew.
+    The folder appears under its name, in one rename, when every hash has been compared. Later a file's hash is compared
+    again if its size or time of change is another than then; files that are damaged or missing are fetched again alone.
+    Nobody removes the folder until this process has ended.
 
     Args:
-        root: where the mirror lies.
+        root: which holds the mirror.
         variant: the model.
         cache: folder for all models.
-        limit: bytes that all models in it may take; those asked for longest ago go first. None for no limit.
-        verify: check every hash, whatever sizes and times say.
-        tell: told of the progress.
+        limit: most bytes that all models in it may take; the least recently used make room. None for no limit.
+        verify: compare all hashes, whatever the files look like.
+        told: is told of the progress of what must be fetched.
 
     Raises:
-        WeightsError: if the mirror does not hold the model, a file of it is not what the manifest says, or the cache
-            cannot be written.
-        StoreError: if the mirror cannot be read.
+        WeightsError: if the mirror does not hold the model, a file of it is not what its manifest says, or there is no
+            room for it.
     """
-    manifest = read_manifest(root, variant)
-    target = cache / variant.folder / manifest.digest[:16]
-    seen = target.with_name(target.name + _SEEN)
+    manifest, mirror = read_manifest(root, variant), mirror_of(root, variant)
+    entry = _Entry(cache / variant.folder / manifest.digest[:16])
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(cache / ".lock"):
-            folder = target if target.is_dir() else target.with_name(f".{target.name}.arriving")
-            missing = _missing(folder, manifest, {} if verify else _read(seen))
-            if missing:
-                _evict(cache, keep=target, room=None if limit is None else limit - manifest.size)
-                check_space(cache, sum(file.size for file in missing), variant.hub_id, "CAPTION_CACHE")
-                _fetch(root, variant, missing, folder, tell)
-            if folder != target:
-                os.replace(folder, target)
-            seen.write_text(json.dumps(_states(target, manifest)))
+        entry.folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(entry.lock):
+            entry.use()
+            missing = entry.missing(manifest.listed, verify)
+            needed = sum(to_come(missing, entry.arriving))
+            if limit is not None:
+                _make_room(cache, needed, limit)
+            check_space(entry.arriving, needed, "CAPTION_CACHE")
+            arrive(mirror, missing, entry.arriving, entry.keep, told)
+            entry.complete()
     except OSError as error:
         raise WeightsError(
-            f"CAPTION_CACHE is {str(cache)!r}, which cannot be written ({error.strerror or type(error).__name__}): "
-            "make room, or name another folder"
+            f"cannot use {cache} for weights ({error}): name another folder of this machine (CAPTION_CACHE)"
         ) from error
-    return target
+    return entry.folder
 
 
-def _missing(folder: Path, manifest: WeightsManifest, seen: dict[str, list[int]]) -> list[WeightFile]:
-    """The files that are not there, or are damaged. Those that look as they did are not read."""
-    states = _states(folder, manifest)
-    return [
-        file
-        for file in manifest.files
-        if file.path not in states
-        or (states[file.path] != seen.get(file.path) and file_hash(folder / file.path) != file.sha256)
-    ]
+class _Entry:
+    """One revision of a model in the cache."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.arriving = folder.with_name(f"{folder.name}.arriving")
+        self.lock = folder.with_name(f"{folder.name}.lock")
+        self._use = folder.with_name(f"{folder.name}.use")
+        self._verified = folder.with_name(f"{folder.name}.verified")
+        self._stamps: dict[str, list[int]] = {}
+        self._writing = threading.Lock()
+
+    @property
+    def size(self) -> int:
+        """Bytes of what lies in it."""
+        return _size(self.folder) + _size(self.arriving)
+
+    @property
+    def last_use(self) -> int:
+        """When it was last asked for, in nanoseconds."""
+        return self._use.stat().st_mtime_ns
+
+    def use(self) -> None:
+        """Keep others from removing it until this process ends."""
+        if self.folder not in _in_use:
+            descriptor = os.open(self._use, os.O_RDWR | os.O_CREAT)
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            _in_use[self.folder] = descriptor
+        os.utime(self._use)
+
+    def missing(self, files: Sequence[ListedFile], verify: bool) -> list[ListedFile]:
+        """The files that are not there, or not as they should be."""
+        with suppress(FileNotFoundError, ValueError):
+            self._stamps = json.loads(self._verified.read_bytes())
+        if verify:
+            self._stamps = {}
+        with ThreadPoolExecutor(STREAMS) as pool:
+            sound = list(pool.map(self._is_sound, files))
+        self._write_stamps()
+        return [file for file, is_sound in zip(files, sound, strict=True) if not is_sound]
+
+    def keep(self, file: WeightFile, path: Path) -> None:
+        """Take a file that has arrived: to the others, if they were there before it."""
+        if self.folder.is_dir():
+            target = self.folder / file.path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, target)
+            path = target
+        with self._writing:
+            self._stamps[file.path] = _stamp(path)
+            self._write_stamps()
+
+    def complete(self) -> None:
+        """Give the folder its name, all files being there."""
+        if self.folder.is_dir():
+            shutil.rmtree(self.arriving, ignore_errors=True)
+        else:
+            os.replace(self.arriving, self.folder)
+
+    def remove(self) -> int:
+        """Remove it, unless somebody uses it, and return the bytes that this has freed."""
+        with suppress(Timeout, BlockingIOError), FileLock(self.lock, timeout=0), self._use.open() as used_by:
+            fcntl.flock(used_by, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            freed = self.size
+            shutil.rmtree(self.folder, ignore_errors=True)
+            shutil.rmtree(self.arriving, ignore_errors=True)
+            return freed - self.size
+        return 0
+
+    def _is_sound(self, file: ListedFile) -> bool:
+        path = (self.folder if self.folder.is_dir() else self.arriving) / file.path
+        if not path.is_file() or path.stat().st_size != file.size:
+            return False
+        if self._stamps.get(file.path) != (stamp := _stamp(path)):
+            try:
+                with path.open("rb") as content:
+                    file.examine(content)
+            except Mismatch:
+                return False
+            self._stamps[file.path] = stamp
+        return True
+
+    def _write_stamps(self) -> None:
+        unfinished = self._verified.with_name(f"{self._verified.name}.tmp")
+        unfinished.write_text(json.dumps(self._stamps))
+        os.replace(unfinished, self._verified)
 
 
-def _states(folder: Path, manifest: WeightsManifest) -> dict[str, list[int]]:
-    """Size in bytes and time of change in ns of each file that is there."""
-    found = {file.path: folder / file.path for file in manifest.files}
-    stats = {path: file.stat() for path, file in found.items() if file.is_file()}
-    return {path: [stat.st_size, stat.st_mtime_ns] for path, stat in stats.items()}
+def _stamp(path: Path) -> list[int]:
+    """What a file looks like without being read: its size in bytes, and its time of change in nanoseconds."""
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns]
 
 
-def _read(seen: Path) -> dict[str, list[int]]:
-    try:
-        return dict(json.loads(seen.read_text()))
-    except (OSError, ValueError):  # then every file is checked
-        return {}
+def _size(folder: Path) -> int:
+    """Bytes of a folder's files; others may be moving or removing some of them."""
+    size = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                size += Path(place, name).stat().st_size
+    return size
 
 
-def _fetch(root: Root, variant: Variant, wanted: list[WeightFile], folder: Path, tell: Callable[[str], None]) -> None:
-    progress = Progress(f"{variant.hub_id} to this machine", sum(file.size for file in wanted), tell)
-    for file in wanted:
-        source, target = mirror_path(variant, file.path), folder / file.path
-        arriving = target.with_name(f".{target.name}.arriving")
-        arriving.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            root.download(source, arriving)
-        except FileNotFoundError as error:
-            raise WeightsError(
-                f"{root.address(source)} is missing, which the manifest names: materialize model_weights again"
-            ) from error
-        if (found := file_hash(arriving)) != file.sha256:
-            arriving.unlink()
-            raise WeightsError(
-                f"{root.address(source)} has the SHA-256 {found}, but its manifest says {file.sha256}: the mirror is "
-                "damaged; materialize model_weights again, which repairs it"
-            )
-        os.replace(arriving, target)
-        progress.add(file.size)
+def _make_room(cache: Path, needed: int, limit: int) -> None:
+    """Remove the models that were not used for the longest time, until ``needed`` bytes more are within the limit.
 
-
-def _evict(cache: Path, keep: Path, room: int | None) -> None:
-    """Remove the models that were asked for longest ago, until the others take no more than ``room`` bytes."""
-    if room is None:
-        return
-    others = [seen for seen in cache.rglob(f"*{_SEEN}") if _folder(seen) != keep]
-    sizes = {seen: sum(file.stat().st_size for file in _folder(seen).rglob("*") if file.is_file()) for seen in others}
-    for seen in sorted(others, key=lambda seen: seen.stat().st_mtime):
-        if sum(sizes.values()) <= room or time.time() - seen.stat().st_mtime < IDLE_SECONDS:
-            return
-        seen.unlink()
-        shutil.rmtree(_folder(seen))
-        del sizes[seen]
-
-
-def _folder(seen: Path) -> Path:
-    """Of the model that a note is about."""
-    return seen.with_name(seen.name.removesuffix(_SEEN))
+    Raises:
+        WeightsError: if those in use leave too little.
+    """
+    entries = [_Entry(path.with_suffix("")) for path in cache.glob("*/*/*.use")]
+    total = sum(entry.size for entry in entries) + needed
+    for entry in sorted(entries, key=lambda entry: entry.last_use):
+        if total > limit:
+            total -= entry.remove()
+    if total > limit and needed:
+        raise WeightsError(
+            f"CAPTION_CACHE_GB allows {in_words(limit)} of weights in {cache}, but with those in use there would be "
+            f"{in_words(total)}: raise it, or leave it out"
+        )

@@ -1,191 +1,194 @@
-"""Models on the Hub: what a pinned revision consists of, and its files, checked against what the Hub says of them."""
+"""The Hugging Face Hub as the place of a model, at one commit."""
 
 from __future__ import annotations
 
-import hashlib
+import io
 import logging
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TypeVar
 from urllib.parse import urlsplit
 
-from huggingface_hub import HfApi, constants
+import httpx2
+from huggingface_hub import HfApi, constants, hf_hub_url
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
-    LocalEntryNotFoundError,
     OfflineModeIsEnabled,
-    RemoteEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils.tqdm import tqdm
+from huggingface_hub.file_download import http_get
+from huggingface_hub.hf_api import RepoSibling
+from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # documented, but not re-exported by name
+from huggingface_hub.utils.tqdm import silent_tqdm
 
-from caption_assets.models.progress import Progress
-from caption_assets.models.variants import Variant
-from caption_assets.models.weights import WeightsError, belongs, check_space, file_hash
+from caption_assets.models.weights import ListedFile, WeightsError, belongs
 
-TALKATIVE = ("huggingface_hub.file_download", "huggingface_hub.utils._http", "httpx2", "httpcore2.http11")
-"""Loggers that repeat the addresses they ask, which may be signed."""
-
-
-@dataclass(frozen=True, slots=True)
-class HubFile:
-    """A file, as the Hub describes it."""
-
-    path: str
-    """Relative to the model's folder, with forward slashes."""
-    size: int
-    """Bytes."""
-    sha256: str | None
-    """Of its content; known of large files."""
-    git_hash: str
-    """Of its content as git has it (SHA-1 with a header), where ``sha256`` is not known."""
-
-    def is_whole(self, file: Path) -> bool:
-        """Whether a local file is this one, by its hash."""
-        if not file.is_file() or file.stat().st_size != self.size:
-            return False
-        return file_hash(file) == self.sha256 if self.sha256 else _git_hash(file) == self.git_hash
+T = TypeVar("T")
+LIBRARY = "caption-assets"
+PAUSES_SECONDS = (1.0, 4.0, 16.0)
+"""Before each further try where the Hub fails: HTTP 429 and 5xx, no connection."""
+_QUERY = re.compile(r"(https?://[^\s?'\"]+)\?[^\s'\")]*")
+_LOGGERS = ("httpx2", "httpcore2.http11", "huggingface_hub.utils._http")
 
 
-def fetch(variant: Variant, folder: Path, tell: Callable[[str], None], only: Collection[str] | None = None) -> None:
-    """Bring the files of a model into ``folder``. Those that an earlier try has brought stay.
-
-    Where a connection breaks within a file, the client goes on from there; of a file that a try did not end it keeps
-    nothing.
-
-    Args:
-        variant: the model; its revision is a commit.
-        folder: for the files; the Hub's client keeps notes in it as well.
-        tell: told of the progress.
-        only: paths of the files that are wanted; None for all that belong to a model.
-
-    Raises:
-        WeightsError: if the Hub or the revision cannot be had, a file is not what the Hub says, or the disk is full.
-    """
-    with _clear_errors(variant), _without_signatures():
-        files = [file for file in _list_files(variant) if only is None or file.path in only]
-        missing = [file for file in files if not file.is_whole(folder / file.path)]
-        size = sum(file.size for file in missing)
-        folder.mkdir(parents=True, exist_ok=True)
-        for half in folder.rglob("*.incomplete"):  # of a try that was killed; the client would not use it
-            half.unlink()
-        check_space(folder, size, variant.hub_id, "CAPTION_CACHE")
-        progress = Progress(f"{variant.hub_id} from the Hub", size, tell)
-        for file in missing:
-            _download(variant, file, folder, progress)
-
-
-def _list_files(variant: Variant) -> Sequence[HubFile]:
-    info = HfApi().model_info(variant.hub_id, revision=variant.revision, files_metadata=True)
-    if info.sha != variant.revision:
-        raise WeightsError(
-            f"revision {variant.revision!r} of {variant.hub_id} is a name that may move, now for {info.sha}: pin that "
-            f"commit with CAPTION_MODEL_REVISION={info.sha}"
-        )
-    return [
-        HubFile(one.rfilename, one.size or 0, one.lfs.sha256 if one.lfs else None, one.blob_id or "")
-        for one in info.siblings or []
-        if belongs(one.rfilename)
-    ]
-
-
-def _download(variant: Variant, file: HubFile, folder: Path, progress: Progress) -> None:
-    """Fetch a file; a second time from its beginning if it is not what the Hub says."""
-    for again in (False, True):
-        path = Path(
-            HfApi().hf_hub_download(
-                variant.hub_id,
-                file.path,
-                revision=variant.revision,
-                local_dir=folder,
-                force_download=again,
-                tqdm_class=_bar(progress),
-            )
-        )
-        if file.is_whole(path):
-            return
-        path.unlink()  # it must not be taken for the file by a later try
-        progress.add(-file.size)
-    raise WeightsError(
-        f"{file.path} of {variant.hub_id} arrived twice with other bytes than the Hub says ({file.size} bytes, "
-        f"{file.sha256 or file.git_hash}): something between here and the Hub changes it; try again, or from elsewhere"
-    )
-
-
-def _bar(progress: Progress) -> type[tqdm]:
-    """A progress bar that shows nothing and counts."""
-
-    class Bar(tqdm):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
-
-        def update(self, n: float | None = 1) -> None:
-            progress.add(int(n or 0))
-
-    return Bar
-
-
-def _git_hash(file: Path) -> str:
-    """SHA-1 of the content as a git object: ``blob``, its length, a zero byte, and the bytes."""
-    return hashlib.sha1(b"blob %d\0" % file.stat().st_size + file.read_bytes(), usedforsecurity=False).hexdigest()
-
-
-@contextmanager
-def _clear_errors(variant: Variant) -> Iterator[None]:
-    """Say what is wrong without the client's words, which repeat addresses that may be signed."""
-    model, revision, hub = variant.hub_id, variant.revision, urlsplit(constants.ENDPOINT).netloc
-    try:
-        yield
-    except WeightsError:
-        raise
-    except GatedRepoError:
-        reason = f"{model} is given only to those who asked for it: ask on its page, and set HF_TOKEN of that account"
-    except RevisionNotFoundError:
-        reason = f"{model} has no revision {revision!r}: name a commit of it"
-    except RemoteEntryNotFoundError:
-        reason = f"{hub} lists a file of {model} that it does not have: try again later, or name another revision"
-    except RepositoryNotFoundError:
-        reason = (
-            f"{hub} knows no {model}, or not for you: correct the name, or set HF_TOKEN of an account that may read it"
-        )
-    except OfflineModeIsEnabled:
-        reason = f"{model} is not yet in the mirror, and offline mode keeps it so: unset HF_HUB_OFFLINE"
-    except LocalEntryNotFoundError:
-        reason = f"{hub} cannot be reached for {model}: check the network and HF_ENDPOINT, and try again"
-    except HfHubHTTPError as error:
-        reason = f"{hub} answered {error.response.status_code} when asked for {model}: try again later"
-    except Exception as error:  # of the client's HTTP library, or of the disk
-        full = f": {error.strerror}" if isinstance(error, OSError) and error.strerror else ""
-        reason = (
-            f"{model} could not be fetched from {hub} ({type(error).__name__}{full}): check the network and the disk "
-            "of CAPTION_CACHE, and try again; what has arrived is kept"
-        )
-    else:
-        return
-    raise WeightsError(reason) from None
-
-
-class _Unsigned(logging.Filter):
-    """Takes the queries out of addresses."""
+class _WithoutQueries(logging.Filter):
+    """The Hub sends its clients on to signed addresses. Who has one can read the file, and the clients log them."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        record.msg, record.args = re.sub(r"\?[^\s\"']+", "?…", record.getMessage()), ()
+        record.msg, record.args = without_queries(record.getMessage()), ()
         return True
 
 
-@contextmanager
-def _without_signatures() -> Iterator[None]:
-    unsigned = _Unsigned()
-    loggers = [logging.getLogger(name) for name in TALKATIVE]
-    for logger in loggers:
-        logger.addFilter(unsigned)
-    try:
-        yield
-    finally:
-        for logger in loggers:
-            logger.removeFilter(unsigned)
+for _name in _LOGGERS:
+    logging.getLogger(_name).addFilter(_WithoutQueries())
+
+
+@dataclass(frozen=True, slots=True)
+class Hub:
+    """A model on the Hub that ``HF_ENDPOINT`` names, read with ``HF_TOKEN`` if there is one."""
+
+    hub_id: str
+    revision: str
+    """The commit, in full."""
+    remedy: str = "look for what lies between this machine and the Hub (a proxy, HF_ENDPOINT), and try again"
+    pinned: bool = True
+
+    @property
+    def address(self) -> str:
+        """The page of that commit."""
+        return f"{_page(self.hub_id)}/tree/{self.revision}"
+
+    def files(self) -> list[ListedFile]:
+        """The model's files, with the hashes that the Hub has of them.
+
+        Raises:
+            WeightsError: if the Hub does not tell, or the revision is no commit.
+        """
+        with self._clear_errors(self.hub_id):
+            api = HfApi(endpoint=constants.ENDPOINT, library_name=LIBRARY)
+            found = _again(
+                lambda: api.model_info(
+                    self.hub_id, revision=self.revision, files_metadata=True, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
+                )
+            )
+        if found.sha != self.revision:
+            raise WeightsError(
+                f"{self.revision!r} is no whole commit of {self.hub_id}, but a name for one, which may change: set "
+                f"CAPTION_MODEL_REVISION={found.sha} for what it is now"
+            )
+        listed = [_listed(file) for file in found.siblings or () if belongs(file.rfilename)]
+        return sorted(listed, key=lambda file: file.path)
+
+    def copy(self, file: ListedFile, target: io.BufferedWriter) -> None:
+        """Write a file's bytes to ``target``, from the position on at which it stands.
+
+        Raises:
+            WeightsError: if the Hub does not send them.
+        """
+        with self._clear_errors(f"{self.hub_id}/{file.path}"):
+            _again(lambda: self._continue(file, target))
+
+    def _continue(self, file: ListedFile, target: io.BufferedWriter) -> None:
+        # Not hf_hub_download, which begins anew after a process has ended: its unfinished files are unique to it.
+        try:
+            http_get(
+                hf_hub_url(self.hub_id, file.path, revision=self.revision, endpoint=constants.ENDPOINT),
+                target,
+                resume_size=target.tell(),
+                headers=build_hf_headers(library_name=LIBRARY),
+                expected_size=file.size,
+                tqdm_class=silent_tqdm,
+            )
+        except (HfHubHTTPError, OfflineModeIsEnabled):
+            raise
+        except OSError:
+            pass  # the answer was longer or shorter than the file; whoever examines it tells of it
+
+    @contextmanager
+    def _clear_errors(self, wanted: str) -> Iterator[None]:
+        """Errors in own words alone, and without their causes: these name addresses that hold signatures."""
+        try:
+            yield
+        except OfflineModeIsEnabled:
+            problem = (
+                f"{self.hub_id} is not whole in the mirror, and HF_HUB_OFFLINE forbids to fetch it: unset that, or "
+                "materialize model_weights where the Hub can be reached"
+            )
+        except RevisionNotFoundError:
+            problem = (
+                f"{self.hub_id} has no revision {self.revision!r}: its commits are listed at "
+                f"{_page(self.hub_id)}/commits/main; set CAPTION_MODEL_REVISION to one of them"
+            )
+        except HfHubHTTPError as error:
+            problem = self._explain(error, wanted)
+        except httpx2.HTTPError as error:
+            problem = (
+                f"{wanted} cannot be fetched from {public(constants.ENDPOINT)} "
+                f"({type(error).__name__}: {without_queries(str(error))}): see whether this machine reaches it, or set "
+                "HF_ENDPOINT to a mirror of the Hub that it reaches, and try again; what has come is kept"
+            )
+        else:
+            return
+        raise WeightsError(problem) from None
+
+    def _explain(self, error: HfHubHTTPError, wanted: str) -> str:
+        status = error.response.status_code
+        if isinstance(error, GatedRepoError) or status in (401, 403):
+            return (
+                f"the Hub refuses {wanted} (HTTP {status}): set HF_TOKEN to a token of an account that may read "
+                f"it, and accept its terms, if it has any, at {_page(self.hub_id)}"
+            )
+        if isinstance(error, RepositoryNotFoundError) or status == 404:
+            return (
+                f"there is no {wanted} at {self.revision} on {public(constants.ENDPOINT)} (HTTP {status}): check "
+                "the name, or set HF_TOKEN if it is private"
+            )
+        return (
+            f"{wanted} cannot be fetched from {public(constants.ENDPOINT)}, which answers HTTP {status}: try "
+            "again later; what has come is kept"
+        )
+
+
+def _listed(file: RepoSibling) -> ListedFile:
+    """Large files (LFS) have a SHA-256 there, small ones the hash that git has of them."""
+    if file.size is None or not (file.lfs or file.blob_id):
+        raise WeightsError(
+            f"{public(constants.ENDPOINT)} tells no size or hash of {file.rfilename}, which could not be verified: "
+            "set HF_ENDPOINT to a hub that does"
+        )
+    if file.lfs:
+        return ListedFile(file.rfilename, file.size, sha256=file.lfs.sha256)
+    return ListedFile(file.rfilename, file.size, git_blob=file.blob_id)
+
+
+def public(url: str) -> str:
+    """A URL without user, password and query."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def without_queries(text: str) -> str:
+    """A text whose URLs have lost their queries."""
+    return _QUERY.sub(r"\1?…", text)
+
+
+def _page(hub_id: str) -> str:
+    return f"{public(constants.ENDPOINT)}/{hub_id}"
+
+
+def _again(call: Callable[[], T]) -> T:
+    for pause in PAUSES_SECONDS:
+        try:
+            return call()
+        except HfHubHTTPError as error:
+            if error.response.status_code != 429 and error.response.status_code < 500:
+                raise
+        except httpx2.TransportError:
+            pass
+        time.sleep(pause)
+    return call()

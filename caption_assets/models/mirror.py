@@ -1,127 +1,196 @@
-"""A model's files on their way from hub, folder or package to the mirror in the root."""
+"""The mirror of a model's files in the root, which every machine fetches them from."""
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
-from hashlib import file_digest
-from importlib.resources import as_file, files
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
 
-from caption_assets.models import hub
-from caption_assets.models.progress import Progress
+from filelock import FileLock
+from safetensors import SafetensorError, safe_open
+
+from caption_assets.models.arrival import STREAMS, arrive, check_space, to_come
+from caption_assets.models.source import Folder, Source, find_source
 from caption_assets.models.variants import Variant
 from caption_assets.models.weights import (
     MANIFEST,
+    WEIGHTS,
+    ListedFile,
+    Mismatch,
+    Progress,
     WeightFile,
     WeightsError,
     WeightsManifest,
-    belongs,
-    check_space,
-    describe,
-    mirror_path,
-    read_manifest,
+    silent,
 )
-from caption_assets.store.failure import clear_errors
 from caption_assets.store.root import Root
 
+ARRIVING = ".arriving"
+"""Folder of files on their way, beside those that have arrived."""
 
-def publish(root: Root, variant: Variant, work: Path, tell: Callable[[str], None] = lambda _: None) -> WeightsManifest:
+
+def publish(
+    root: Root, variant: Variant, cache: Path, *, verify: bool = False, told: Progress = silent
+) -> WeightsManifest:
     """Bring a model's files into the root's mirror, the manifest last, and return it.
 
-    Of a mirror that is there every hash is checked, and what is missing or damaged brought anew.
+    What the mirror has already is not sent again. What an interrupted call has fetched is kept for the next one.
 
     Args:
-        root: where the mirror lies.
+        root: which holds the mirror.
         variant: the model.
-        work: folder for what is under way; an interrupted download is continued there.
-        tell: told of the progress.
+        cache: folder on this machine for files on their way, if the root is not on its disk.
+        verify: read the whole mirror and compare every hash. Without it a file counts as present by its size.
+        told: is told of the progress.
 
     Raises:
-        WeightsError: if the model cannot be had where it comes from.
-        StoreError: if the mirror cannot be written.
+        WeightsError: if the model cannot be fetched, or is not what it should be.
+        StoreError: if the root cannot be written.
     """
-    if variant.from_hub and root.exists(mirror_path(variant, MANIFEST)):
-        manifest = read_manifest(root, variant)  # the files of a pinned revision never change
-        if damaged := _damaged(root, variant, manifest, tell):
-            with _original(variant, work, tell, {file.path for file in damaged}) as folder:
-                _upload(root, variant, folder, damaged, tell)
-        return manifest
-    with _original(variant, work, tell) as folder:
-        manifest = describe(folder, variant)
-        if root.exists(mirror_path(variant, MANIFEST)) and read_manifest(root, variant) != manifest:
-            root.remove(mirror_path(variant, MANIFEST))  # until the last file is there it is no mirror
-        _upload(root, variant, folder, _damaged(root, variant, manifest, tell), tell)
-        if not root.exists(mirror_path(variant, MANIFEST)):
-            root.write(mirror_path(variant, MANIFEST), manifest.to_json().encode())
+    source, mirror, published = find_source(variant), mirror_of(root, variant), _published(root, variant)
+    listed = _list(source, published)
+    standing = _standing(mirror, listed, published, verify)
+    missing = [file for file in listed if file.path not in standing]
+    if published and not missing and published.listed == listed:
+        return published
+    if published and published.listed != listed:
+        root.remove(f"{mirror.path}/{MANIFEST}")  # until the last file is there it is no mirror
+
+    def keep(file: WeightFile, path: Path) -> None:
+        _check_loadable(path, file, listed, source)
+        _move(root, path, f"{mirror.path}/{file.path}")
+        standing[file.path] = file
+
+    if missing and root.is_local:  # on the root's own disk, where a file gets to its place by a rename
+        with _arrivals(Path(root.full(WEIGHTS)) / ARRIVING / variant.folder, "CAPTION_ROOT") as folder:
+            check_space(folder, sum(to_come(missing, folder)), "CAPTION_ROOT")
+            arrive(source, missing, folder, keep, told)
+    elif missing:
+        with _arrivals(cache / ARRIVING / variant.folder, "CAPTION_CACHE") as folder:
+            check_space(folder, sum(sorted(to_come(missing, folder))[-STREAMS:]), "CAPTION_CACHE")
+            arrive(source, missing, folder, keep, told)
+    for path in {file.path for file in published.files} - standing.keys() if published else ():
+        root.remove(f"{mirror.path}/{path}")
+    manifest = WeightsManifest(variant.hub_id, variant.revision, tuple(standing[file.path] for file in listed))
+    root.write(f"{mirror.path}/{MANIFEST}", manifest.to_json().encode())
     return manifest
 
 
-def _damaged(root: Root, variant: Variant, manifest: WeightsManifest, tell: Callable[[str], None]) -> list[WeightFile]:
-    """The files that the mirror lacks, or has with other bytes."""
-    progress = Progress(f"checking the mirror of {variant.hub_id}", manifest.size, tell)
-    damaged = []
-    for file in manifest.files:
-        if _mirrored_hash(root, mirror_path(variant, file.path)) != file.sha256:
-            damaged.append(file)
-        progress.add(file.size)
-    return damaged
+def mirror_of(root: Root, variant: Variant) -> Folder:
+    """The model's folder in the root."""
+    return Folder(
+        root,
+        f"{WEIGHTS}/{variant.folder}",
+        remedy="the mirror is damaged; set CAPTION_VERIFY_WEIGHTS=true and materialize model_weights, which mends it",
+    )
 
 
-def _mirrored_hash(root: Root, path: str) -> str | None:
-    """SHA-256 of an object; None if there is none."""
+def read_manifest(root: Root, variant: Variant) -> WeightsManifest:
+    """The manifest of the model in the root's mirror.
+
+    Raises:
+        WeightsError: if the mirror does not hold the model, or the manifest cannot be read.
+    """
+    path = f"{WEIGHTS}/{variant.folder}/{MANIFEST}"
     try:
-        with clear_errors(f"cannot read {root.address(path)}"), root.fs.open(root.full(path), "rb") as file:
-            return file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
+        return WeightsManifest.from_json(root.read(path).decode())
+    except FileNotFoundError as error:
+        raise WeightsError(
+            f"{root.address(path)} does not exist: materialize model_weights before the captions"
+        ) from error
+    except (UnicodeDecodeError, WeightsError) as error:
+        raise WeightsError(f"{root.address(path)} cannot be used ({error}): materialize model_weights again") from error
+
+
+def _published(root: Root, variant: Variant) -> WeightsManifest | None:
+    """The manifest, if there is one that can be used."""
+    try:
+        return read_manifest(root, variant)
+    except WeightsError:
         return None
 
 
-def _upload(
-    root: Root, variant: Variant, folder: Path, wanted: Collection[WeightFile], tell: Callable[[str], None]
-) -> None:
-    size = sum(file.size for file in wanted)
-    if root.is_local and wanted:
-        Path(root.path).mkdir(exist_ok=True)
-        check_space(Path(root.path), size, f"the mirror of {variant.hub_id}", "CAPTION_ROOT")
-    progress = Progress(f"{variant.hub_id} to the mirror", size, tell)
-    for file in wanted:
-        root.upload(mirror_path(variant, file.path), folder / file.path)
-        progress.add(file.size)
+def _list(source: Source, published: WeightsManifest | None) -> tuple[ListedFile, ...]:
+    """The files that the mirror should hold. A pinned source need not be asked again: it may be out of reach."""
+    if published and source.pinned:
+        return published.listed
+    known = {(file.path, file.size): file for file in (published.listed if published else ())}
+    listed = [file if file.verifiable else known.get((file.path, file.size), file) for file in source.files()]
+    if not any(file.path.endswith(".safetensors") for file in listed):
+        raise WeightsError(
+            f"there are no .safetensors files in {source.address}: no model is loaded from other files of weights"
+        )
+    return tuple(listed)
+
+
+def _standing(
+    mirror: Folder, listed: tuple[ListedFile, ...], published: WeightsManifest | None, verify: bool
+) -> dict[str, WeightFile]:
+    """The listed files that the mirror holds already, by path.
+
+    What its manifest names is there if it has the right size. The rest, left by a call that was broken off, is read.
+    """
+    sizes = mirror.sizes()
+    named = {file.listed: file for file in (published.files if published else ())}
+
+    def find(file: ListedFile) -> WeightFile | None:
+        if sizes.get(file.path) != file.size or not file.verifiable:
+            return None
+        if file in named and not verify:
+            return named[file]
+        with suppress(Mismatch):
+            return mirror.examine(file)
+        return None
+
+    with ThreadPoolExecutor(STREAMS) as pool:
+        return {file.path: file for file in pool.map(find, listed) if file}
 
 
 @contextmanager
-def _original(
-    variant: Variant, work: Path, tell: Callable[[str], None], only: Collection[str] | None = None
-) -> Iterator[Path]:
-    """The model's files where they come from: the package, a folder, or the hub at the pinned revision."""
-    if variant.bundled:
-        with as_file(files("caption_assets.sample") / "model") as folder:
+def _arrivals(folder: Path, setting: str) -> Iterator[Path]:
+    """A folder for files on their way, for one process at a time; it stays if the block fails."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f"{folder.name}.lock")):
             yield folder
-    elif variant.path is not None and "://" not in variant.path:
-        yield Path(variant.path)
-    else:
-        folder = work / variant.folder
-        if variant.path is None:
-            hub.fetch(variant, folder, tell, only)
-        else:
-            _fetch_folder(Root.open(variant.path), folder, only)
-        yield folder
-        shutil.rmtree(folder)  # all of it is in the mirror; what stops before this line goes on from there
+            shutil.rmtree(folder, ignore_errors=True)
+    except OSError as error:
+        raise WeightsError(f"cannot write to {folder} ({error}): name another folder ({setting})") from error
 
 
-def _fetch_folder(source: Root, folder: Path, only: Collection[str] | None) -> None:
-    """Bring the files of a model out of object storage; there is no telling beforehand whether they are whole."""
-    with clear_errors(f"cannot list {source.url}"):
-        found = source.fs.find(source.path, detail=True)
-    for name, entry in found.items():
-        path = str(name).removeprefix(source.path).lstrip("/")
-        target = folder / path
-        if not belongs(path) or (only is not None and path not in only):
-            continue
+def _check_loadable(path: Path, file: WeightFile, listed: Sequence[ListedFile], source: Source) -> None:
+    """What a source passes off as whole may still be cut off, or a pointer that stands for a file (Git LFS).
+
+    Raises:
+        WeightsError: if a file of weights is no such file, or an index names one that is not there.
+    """
+    if file.path.endswith(".safetensors"):
+        try:
+            with safe_open(path, framework="numpy"):
+                pass
+        except SafetensorError as error:
+            raise WeightsError(f"{source.address}/{file.path} cannot be loaded ({error}): {source.remedy}") from error
+    if file.path.endswith(".safetensors.index.json"):
+        folder = PurePosixPath(file.path).parent
+        try:
+            named = {str(folder / shard) for shard in json.loads(path.read_bytes())["weight_map"].values()}
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise WeightsError(f"{source.address}/{file.path} is no index of weights: {source.remedy}") from error
+        if absent := sorted(named - {other.path for other in listed}):
+            raise WeightsError(
+                f"{source.address}/{absent[0]} does not exist, though {file.path} names it: {source.remedy}"
+            )
+
+
+def _move(root: Root, file: Path, path: str) -> None:
+    if root.is_local:
+        target = Path(root.full(path))
         target.parent.mkdir(parents=True, exist_ok=True)
-        check_space(folder, int(entry["size"]), source.url, "CAPTION_CACHE")
-        source.download(path, target)
-    if not found:
-        raise WeightsError(f"there is nothing in {source.url}: correct CAPTION_MODEL")
+        os.replace(file, target)
+    else:
+        root.upload(path, file)
+        file.unlink()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from caption_assets.errors import CaptionAssetsError
@@ -36,7 +36,7 @@ class Variant:
     bundled: bool = False
     """Whether the weights lie in the package, so that no hub is asked."""
     path: str | None = None
-    """Folder that the weights are taken from, in place of the hub: local, or in object storage."""
+    """Folder that the weights are taken from, in place of the hub: local, or a URL of object storage."""
     pixels: PixelLimits = field(default_factory=PixelLimits)
     dtype: str = "bfloat16"
     fp8: bool = True
@@ -49,11 +49,6 @@ class Variant:
     """Whether its processor takes frames as they are sized by ``pixels``; one that is not known resizes them itself."""
     engine: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of vLLM's ``AsyncEngineArgs`` that this model wants otherwise than the project's defaults."""
-
-    @property
-    def from_hub(self) -> bool:
-        """Whether its files are those of a commit on the hub, which never change."""
-        return not self.bundled and self.path is None
 
     @property
     def folder(self) -> str:
@@ -121,7 +116,8 @@ def find_variant(model: str, revision: str | None = None, like: str | None = Non
     is_folder = model.startswith(("/", "./", "../", "~", "s3://"))
     if not is_folder and not _HUB_ID.fullmatch(model):
         raise UnknownModel(
-            f"there is no model {model!r}: choose one of {keys}, or name a Hub id (org/name) or a folder (/path/to/it, s3://…)"
+            f"there is no model {model!r}: choose one of {keys}, or name a Hub id (org/name) or a folder (/path/to/it "
+            "or s3://bucket/path/to/it)"
         )
     if like is not None and like not in VARIANTS:
         raise UnknownModel(f"CAPTION_MODEL_LIKE is {like!r}: choose one of {keys}, or leave it out")
@@ -132,6 +128,6 @@ def find_variant(model: str, revision: str | None = None, like: str | None = Non
         )
     base = replace(VARIANTS[like], bundled=False) if like else Variant("", "", fp8=False, presized=False)
     if is_folder:
-        path = model if "://" in model else str(Path(model).expanduser())
-        return replace(base, hub_id=f"local/{path.rstrip('/').rpartition('/')[2]}", revision=revision, path=path)
+        path = model.rstrip("/") if model.startswith("s3://") else str(Path(model).expanduser())
+        return replace(base, hub_id=f"local/{PurePosixPath(path).name}", revision=revision, path=path)
     return replace(base, hub_id=model, revision=revision)

@@ -1,26 +1,42 @@
-"""The files that a model consists of, and the manifest that names them all."""
+"""What a model's weights are: files, each with its size and hash, and the manifest that names them all."""
 
 from __future__ import annotations
 
 import json
-import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
-from hashlib import file_digest, sha256
-from pathlib import Path, PurePosixPath
+from hashlib import sha1, sha256
+from pathlib import PurePosixPath
+from typing import Any, Protocol
 
 from caption_assets.errors import CaptionAssetsError
-from caption_assets.models.variants import Variant
-from caption_assets.store.root import Root
 
 WEIGHTS = "weights"
 MANIFEST = "weights-manifest.json"
-PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.jinja")
+PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.jinja", "*.model")
 """Files a model consists of: weights, configuration, tokenizer, processor. No code and no pickles are fetched."""
+CHUNK_BYTES = 16 << 20
+"""Held in memory at a time of a file that is read."""
+
+Progress = Callable[[int, int], None]
+"""Is told of the bytes that have come so far, and of those that will have in the end; by any thread."""
 
 
 class WeightsError(CaptionAssetsError):
     """Weights that are missing or not what their manifest says."""
+
+
+class Mismatch(WeightsError):
+    """A file whose content is not the one that was listed."""
+
+
+class Readable(Protocol):
+    """What bytes are read from."""
+
+    def read(self, size: int, /) -> bytes:
+        """At most ``size`` bytes; none at the end."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +49,57 @@ class WeightFile:
     """Bytes."""
     sha256: str
     """Hexadecimal digest of its content."""
+
+    def __post_init__(self) -> None:
+        _check_path(self.path)
+
+    @property
+    def listed(self) -> ListedFile:
+        """As a source would list it."""
+        return ListedFile(self.path, self.size, self.sha256)
+
+
+@dataclass(frozen=True, slots=True)
+class ListedFile:
+    """One file of a model as its source announces it."""
+
+    path: str
+    """Relative to the model's folder, with forward slashes."""
+    size: int
+    """Bytes."""
+    sha256: str | None = None
+    """Hexadecimal digest of its content, where the source knows it."""
+    git_blob: str | None = None
+    """Git's hash of its content, by which the Hub knows a small file."""
+
+    def __post_init__(self) -> None:
+        _check_path(self.path)
+
+    @property
+    def verifiable(self) -> bool:
+        """Whether its content can be told from another of the same size."""
+        return bool(self.sha256 or self.git_blob)
+
+    def examine(self, content: Readable) -> WeightFile:
+        """Read a file to its end, and return it with its hash.
+
+        Raises:
+            Mismatch: if it is another than this one.
+        """
+        size, sha, blob = 0, sha256(), sha1(b"blob %d\0" % self.size, usedforsecurity=False)
+        while chunk := content.read(CHUNK_BYTES):
+            size += len(chunk)
+            sha.update(chunk)
+            if self.git_blob:
+                blob.update(chunk)
+        found = WeightFile(self.path, size, sha.hexdigest())
+        if size != self.size:
+            raise Mismatch(f"it has {size} bytes, but should have {self.size}")
+        if self.sha256 and self.sha256 != found.sha256:
+            raise Mismatch(f"it has the SHA-256 {found.sha256}, but should have {self.sha256}")
+        if self.git_blob and self.git_blob != blob.hexdigest():
+            raise Mismatch(f"it has git's hash {blob.hexdigest()}, but should have {self.git_blob}")
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +117,11 @@ class WeightsManifest:
         return sum(file.size for file in self.files)
 
     @property
+    def listed(self) -> tuple[ListedFile, ...]:
+        """Its files as a source would list them."""
+        return tuple(file.listed for file in self.files)
+
+    @property
     def digest(self) -> str:
         """SHA-256 over the manifest: the data version of the weights."""
         return sha256(self.to_json().encode()).hexdigest()
@@ -63,77 +135,33 @@ class WeightsManifest:
         """The manifest that ``to_json`` wrote.
 
         Raises:
-            WeightsError: if a file's path leads out of the model's folder.
+            WeightsError: if it is none, or a file's path leads out of the model's folder.
         """
-        parts = json.loads(text)
-        found = tuple(WeightFile(**file) for file in parts["files"])
-        for file in found:
-            path = PurePosixPath(file.path)
-            if path.is_absolute() or ".." in path.parts:
-                raise WeightsError(f"the weights manifest names {file.path!r}, which is outside the model's folder")
-        return cls(parts["hub_id"], parts["revision"], found)
+        try:
+            parts: dict[str, Any] = json.loads(text)
+            found = tuple(WeightFile(**file) for file in parts["files"])
+            return cls(parts["hub_id"], parts["revision"], found)
+        except (ValueError, TypeError, KeyError) as error:
+            raise WeightsError(f"it is no manifest of weights ({type(error).__name__}: {error})") from error
 
 
 def belongs(path: str) -> bool:
-    """Whether a file of this name, relative to the model's folder, is one that a model consists of."""
-    hidden = any(part.startswith(".") for part in PurePosixPath(path).parts)
-    return not hidden and path != MANIFEST and any(fnmatch(path, pattern) for pattern in PATTERNS)
+    """Whether a file is part of a model: by its name, and not hidden."""
+    parts = PurePosixPath(path).parts
+    hidden = any(part.startswith(".") for part in parts)
+    return not hidden and parts[-1] != MANIFEST and any(fnmatch(parts[-1], pattern) for pattern in PATTERNS)
 
 
-def describe(folder: Path, variant: Variant) -> WeightsManifest:
-    """The manifest of the model in ``folder``.
-
-    Raises:
-        WeightsError: if there are no safetensors in it.
-    """
-    names = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    names = {name: path for name, path in sorted(names.items()) if belongs(name)}
-    if not any(name.endswith(".safetensors") for name in names):
-        raise WeightsError(f"there are no .safetensors files in {folder}: {variant.hub_id} cannot be loaded from it")
-    found = tuple(WeightFile(name, path.stat().st_size, file_hash(path)) for name, path in names.items())
-    return WeightsManifest(variant.hub_id, variant.revision, found)
+def in_words(count: int) -> str:
+    """Bytes as a person reads them: ``16.6 GB``."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
-def read_manifest(root: Root, variant: Variant) -> WeightsManifest:
-    """The manifest of the model in the root's mirror.
-
-    Raises:
-        WeightsError: if the mirror does not hold the model.
-    """
-    path = mirror_path(variant, MANIFEST)
-    try:
-        return WeightsManifest.from_json(root.read(path).decode())
-    except FileNotFoundError as error:
-        raise WeightsError(
-            f"{root.address(path)} does not exist: materialize model_weights before the captions"
-        ) from error
+def silent(done: int, total: int) -> None:
+    """Tell nobody of the progress."""
 
 
-def mirror_path(variant: Variant, name: str = "") -> str:
-    """Where a model, or a file of it, lies below the root."""
-    return f"{WEIGHTS}/{variant.folder}/{name}".rstrip("/")
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits."""
-    with path.open("rb") as file:
-        return file_digest(file, "sha256").hexdigest()
-
-
-def check_space(folder: Path, size: int, what: str, setting: str) -> None:
-    """Make sure that a disk has room.
-
-    Args:
-        folder: on that disk.
-        size: bytes that are still to be written.
-        what: is to be written, for the message.
-        setting: variable that names the folder.
-
-    Raises:
-        WeightsError: if it has not.
-    """
-    if (free := shutil.disk_usage(folder).free) < size:
-        raise WeightsError(
-            f"{what} takes {size / 1e9:.1f} GB more, and the disk of {folder} has {free / 1e9:.1f} GB left: make room "
-            f"there, or set {setting} to a folder on another disk"
-        )
+def _check_path(text: str) -> None:
+    path = PurePosixPath(text)
+    if path.is_absolute() or ".." in path.parts:
+        raise WeightsError(f"a model's files name {text!r}, which is outside the model's folder")

@@ -1,144 +1,209 @@
-"""A server on loopback that speaks the Hub's HTTP protocol, as far as its client asks for models."""
+"""A server that speaks the Hub's HTTP protocol: listings with hashes, redirects to signed addresses, ranges, faults."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
+import threading
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from hashlib import sha1, sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
-from urllib.parse import urlsplit
+from typing import Any
+from urllib.parse import unquote, urlsplit
 
-COMMIT = "c0ffee" + 34 * "0"
-SIGNATURE = "s1gn4tur3-0f-th3-4ddr3ss"
-"""Stands in the addresses that large files are redirected to, as a secret would."""
+import numpy as np
+from safetensors.numpy import save
+
+HUB_ID = "someone/small-vl"
+COMMIT = "c0ffee" + "0" * 34
+TOKEN = "hf_" + "PlantedToken" * 3
+SIGNATURE = "PlantedSignature" * 4
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """A request for a file's bytes."""
+@dataclass(frozen=True)
+class Fault:
+    """What goes wrong with one answer."""
 
-    name: str
-    begin: int
-    """First byte that was asked for."""
-    token: str | None
+    status: int = 200
+    """Another status than the request deserves."""
+    flip: int | None = None
+    """Position of a byte of the file with one bit changed."""
+    cut: int | None = None
+    """The connection breaks after this many bytes."""
+    short: int | None = None
+    """This many bytes are announced and sent, as if that were all."""
+    stall: int | None = None
+    """After this many bytes nothing comes until the server ends."""
+    whole: bool = False
+    """A range that was asked for is not honoured."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request."""
+
+    path: str
+    query: str
+    authorization: str | None
+    range: str | None
 
 
 @dataclass
-class Hub:
-    """One model, and what is done wrong with it."""
+class HubServer:
+    """One model at one commit, and what was asked of it. Large files lie on a second server, as on the real Hub."""
 
     files: dict[str, bytes]
-    large: frozenset[str]
-    """Names of those that are redirected to another address, with their SHA-256 told."""
-    faults: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-    """By file, what befalls each of the next requests for its bytes: ``corrupt``, ``cut``, ``short`` or ``error``."""
-    refusal: tuple[int, str] | None = None
-    """Status and error code with which every question is answered."""
-    seen: list[Seen] = field(default_factory=list)
-    url: str = ""
+    token: str | None = None
+    """Asked for, if there is one."""
+    faults: dict[str, list[Fault]] = field(default_factory=lambda: defaultdict(list))
+    """By path of a file, for its answers in turn; ``""`` is the listing."""
+    asked: list[Asked] = field(default_factory=list)
+    sent: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    """Bytes, by path of a file."""
+    ended: threading.Event = field(default_factory=threading.Event)
+    endpoint: str = ""
+    storage: str = ""
+
+    def reads(self, name: str) -> list[Asked]:
+        """What was asked of a file's bytes."""
+        return [asked for asked in self.asked if asked.path.endswith(f"/{name}")]
+
+    @contextmanager
+    def running(self) -> Iterator[HubServer]:
+        """Serve on loopback, both parts, until the block ends."""
+        servers = [ThreadingHTTPServer(("127.0.0.1", 0), self._handler(answer)) for answer in (_hub, _storage)]
+        self.endpoint, self.storage = (f"http://127.0.0.1:{server.server_address[1]}" for server in servers)
+        for server in servers:
+            server.daemon_threads = True
+            threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        try:
+            yield self
+        finally:
+            self.ended.set()
+            for server in servers:
+                server.shutdown()
+                server.server_close()
+
+    def _handler(self, answer: Any) -> type[BaseHTTPRequestHandler]:
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                url = urlsplit(self.path)
+                path = unquote(url.path)
+                hub.asked.append(Asked(path, url.query, self.headers["Authorization"], self.headers["Range"]))
+                answer(hub, self, path, url.query)
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        return Handler
+
+    def listing(self) -> dict[str, Any]:
+        """As ``/api/models/…/revision/…?blobs=true`` has it."""
+        return {"id": HUB_ID, "sha": COMMIT, "siblings": [self._sibling(*file) for file in self.files.items()]}
+
+    def _sibling(self, name: str, data: bytes) -> dict[str, Any]:
+        found: dict[str, Any] = {"rfilename": name, "size": len(data), "blobId": git_blob(data)}
+        if _is_large(name):
+            found["lfs"] = {"size": len(data), "sha256": sha256(data).hexdigest(), "pointerSize": 134}
+        return found
 
 
-@contextmanager
-def serve(hub: Hub) -> Iterator[Hub]:
-    """Serve the hub while the block runs."""
-
-    class Handler(_Handler):
-        pass
-
-    Handler.hub = hub
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    hub.url = f"http://127.0.0.1:{server.server_port}"
-    Thread(target=server.serve_forever, daemon=True).start()
-    yield hub
-    server.shutdown()
-    server.server_close()
-
-
-class _Handler(BaseHTTPRequestHandler):
-    hub: Hub
-    protocol_version = "HTTP/1.1"
-
-    def do_HEAD(self) -> None:
-        self._route(with_body=False)
-
-    def do_GET(self) -> None:
-        self._route(with_body=True)
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-    def _route(self, *, with_body: bool) -> None:
-        path = urlsplit(self.path).path
-        if self.hub.refusal:
-            status, code = self.hub.refusal
-            self._answer(status, {"X-Error-Code": code, "X-Error-Message": "no"})
-        elif re.fullmatch(r"/api/models/[^/]+/[^/]+/revision/[^/]+", path):
-            revision = path.rpartition("/")[2]
-            known = revision in (COMMIT, "main")
-            self._info() if known else self._answer(404, {"X-Error-Code": "RevisionNotFound"})
-        elif found := re.fullmatch(r"/[^/]+/[^/]+/resolve/[^/]+/(.+)", path):
-            self._resolve(found[1], with_body)
-        else:
-            name = path.removeprefix("/cdn/")
-            self._bytes(name, with_body) if name in self.hub.files else self._answer(404, {})
-
-    def _info(self) -> None:
-        siblings = []
-        for name, data in self.hub.files.items():
-            one = {"rfilename": name, "size": len(data), "blobId": git_hash(data)}
-            if name in self.hub.large:
-                one["lfs"] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
-            siblings.append(one)
-        body = json.dumps({"id": "org/model", "sha": COMMIT, "siblings": siblings}).encode()
-        self._answer(200, {"Content-Type": "application/json"}, body)
-
-    def _resolve(self, name: str, with_body: bool) -> None:
-        data = self.hub.files[name]
-        if name in self.hub.large:
-            etag = hashlib.sha256(data).hexdigest()
-            linked = {"X-Linked-Etag": f'"{etag}"', "X-Linked-Size": str(len(data))}
-            there = {"Location": f"{self.hub.url}/cdn/{name}?X-Amz-Signature={SIGNATURE}"}
-            self._answer(302, {"X-Repo-Commit": COMMIT, **linked, **there})
-        else:
-            self._bytes(name, with_body)
-
-    def _bytes(self, name: str, with_body: bool) -> None:
-        data = self.hub.files[name]
-        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        begin = int(asked[1]) if asked else 0
-        headers = {"ETag": f'"{git_hash(data)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
-        if begin:
-            headers["Content-Range"] = f"bytes {begin}-{len(data) - 1}/{len(data)}"
-        body, fault = data[begin:], ""
-        if with_body:
-            self.hub.seen.append(Seen(name, begin, self.headers.get("Authorization")))
-            fault = self.hub.faults[name].pop(0) if self.hub.faults[name] else ""
-        if fault == "error":
-            self._answer(500, {})
-            return
-        if fault == "corrupt":
-            body = bytes([body[0] ^ 1]) + body[1:]
-        if fault == "short":
-            body = body[: len(body) // 2]
-        self._answer(206 if begin else 200, headers, body, with_body=with_body, cut=fault == "cut")
-
-    def _answer(
-        self, status: int, headers: dict[str, str], body: bytes = b"", *, with_body: bool = True, cut: bool = False
-    ) -> None:
-        self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(body))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if with_body and self.command == "GET":
-            self.wfile.write(body[: len(body) // 2] if cut else body)
-        if cut:
-            self.close_connection = True
+def small_model(shard_bytes: int = 100_000) -> dict[str, bytes]:
+    """Files of a model in two shards, and beside them what must not be fetched."""
+    rng = np.random.default_rng(0)
+    shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    tensors = {f"layer.{number}": rng.integers(0, 256, shard_bytes, dtype=np.uint8) for number in range(2)}
+    index = {"metadata": {}, "weight_map": dict(zip(tensors, shards, strict=True))}
+    return {
+        **{shard: save({name: tensors[name]}) for shard, name in zip(shards, tensors, strict=True)},
+        "model.safetensors.index.json": json.dumps(index).encode(),
+        "config.json": b'{"auto_map": {"AutoModel": "modeling.Evil"}}',
+        "tokenizer.json": b'{"version": "1.0"}',
+        "chat_template.jinja": b"{{ messages }}",
+        "README.md": b"# Small",
+        "modeling.py": b"raise SystemExit",
+        "pytorch_model.bin": b"\x80\x04pickle",
+        ".gitattributes": b"*.bin filter=lfs",
+    }
 
 
-def git_hash(data: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+def git_blob(data: bytes) -> str:
+    """The hash by which git knows a file."""
+    return sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+def _is_large(name: str) -> bool:
+    return name.endswith((".safetensors", ".bin"))
+
+
+def _hub(hub: HubServer, request: BaseHTTPRequestHandler, path: str, query: str) -> None:
+    if hub.token and request.headers["Authorization"] != f"Bearer {hub.token}":
+        return _refuse(request, 401, "GatedRepo")
+    if path.startswith("/api/models/"):
+        repository, _, revision = path.removeprefix("/api/models/").partition("/revision/")
+        if repository != HUB_ID:
+            return _refuse(request, 404, "RepoNotFound")
+        if revision not in ("main", COMMIT[:8], COMMIT):
+            return _refuse(request, 404, "RevisionNotFound")
+        return _send(hub, request, "", json.dumps(hub.listing()).encode(), {"Content-Type": "application/json"})
+    name = path.removeprefix(f"/{HUB_ID}/resolve/{COMMIT}/")
+    data = hub.files.get(name)
+    if data is None:
+        return _refuse(request, 404, "EntryNotFound")
+    if not _is_large(name):
+        return _send(hub, request, name, data, {"ETag": f'"{git_blob(data)}"', "X-Repo-Commit": COMMIT})
+    digest = sha256(data).hexdigest()
+    request.send_response(302)
+    request.send_header("Location", f"{hub.storage}/{digest}/{name}?X-Amz-Expires=3600&X-Amz-Signature={SIGNATURE}")
+    request.send_header("X-Linked-Etag", f'"{digest}"')
+    request.send_header("X-Linked-Size", str(len(data)))
+    request.send_header("X-Repo-Commit", COMMIT)
+    request.send_header("Content-Length", "0")
+    return request.end_headers()
+
+
+def _storage(hub: HubServer, request: BaseHTTPRequestHandler, path: str, query: str) -> None:
+    if SIGNATURE not in query:
+        return _refuse(request, 403, "AccessDenied")
+    name = path.split("/", 2)[2]
+    return _send(hub, request, name, hub.files[name], {"ETag": '"as-storage-has-it"'})
+
+
+def _refuse(request: BaseHTTPRequestHandler, status: int, code: str) -> None:
+    body = f"<Error>{code}: {request.path}</Error>".encode()  # stores repeat what was asked
+    request.send_response(status)
+    request.send_header("X-Error-Code", code)
+    request.send_header("Content-Length", str(len(body)))
+    request.end_headers()
+    request.wfile.write(body)
+
+
+def _send(hub: HubServer, request: BaseHTTPRequestHandler, name: str, data: bytes, headers: dict[str, str]) -> None:
+    fault = hub.faults[name].pop(0) if hub.faults[name] else Fault()
+    if fault.status != 200:
+        return _refuse(request, fault.status, "Fault")
+    if fault.flip is not None:
+        data = data[: fault.flip] + bytes([data[fault.flip] ^ 1]) + data[fault.flip + 1 :]
+    begin = 0
+    if (asked := request.headers["Range"]) and not fault.whole:
+        begin = int(asked.removeprefix("bytes=").removesuffix("-"))
+        headers["Content-Range"] = f"bytes {begin}-{len(data) - 1}/{len(data)}"
+    body = data[begin:][: fault.short]
+    request.send_response(206 if begin else 200)
+    for header, value in {**headers, "Content-Length": str(len(body))}.items():
+        request.send_header(header, value)
+    request.end_headers()
+    stop = min([len(body), *(limit for limit in (fault.cut, fault.stall) if limit is not None)])
+    request.wfile.write(body[:stop])
+    hub.sent[name] += stop
+    if fault.stall is not None:
+        request.wfile.flush()
+        hub.ended.wait(60)
+    if stop < len(body):
+        request.close_connection = True

@@ -1,163 +1,210 @@
 from __future__ import annotations
 
+import json
 import os
-import resource
 import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from multiprocessing import get_context
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
 
 from caption_assets.models.cache import ensure_local
 from caption_assets.models.mirror import publish
-from caption_assets.models.variants import SAMPLE
-from caption_assets.models.weights import MANIFEST, WeightsError, describe, mirror_path
+from caption_assets.models.variants import Variant
+from caption_assets.models.weights import MANIFEST, WeightsError
 from caption_assets.store.root import Root
+from tests.models.files import PARTS, SHARD, contents, flip_a_bit, folder_of, write_model
+from tests.models.hub_server import small_model
 
 pytestmark = pytest.mark.fast
 
-WEIGHTS = "model.safetensors"
+PROCESSES = get_context("fork")  # a model is in use until the process ends that has asked for it
+FILES = small_model()
+SIZE = sum(len(FILES[name]) for name in PARTS)
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Root:
-    made = Root.open(str(tmp_path / "root"))
-    publish(made, SAMPLE, tmp_path / "downloads")
-    return made
+def variant(root: Root, cache: Path, tmp_path: Path) -> Variant:
+    """A model in the mirror."""
+    return published(root, cache, tmp_path / "mine")
 
 
-def flip_a_bit(path: Path, *, unseen: bool = False) -> None:
-    """Damage a file; ``unseen`` by its time of change."""
-    before = path.stat()
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 16
-    path.write_bytes(data)
-    if unseen:
-        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+def published(root: Root, cache: Path, folder: Path) -> Variant:
+    write_model(folder, FILES)
+    variant = Variant(f"local/{folder.name}", "v1", path=str(folder))
+    publish(root, variant, cache)
+    return variant
 
 
-def test_the_local_copy_is_the_mirrors(root: Root, tmp_path: Path) -> None:
-    folder = ensure_local(root, SAMPLE, tmp_path / "cache")
-    assert describe(folder, SAMPLE) == describe(Path(root.full(mirror_path(SAMPLE))), SAMPLE)
-    assert ensure_local(root, SAMPLE, tmp_path / "cache") == folder
+def test_the_local_copy_is_the_mirrors(root: Root, cache: Path, variant: Variant) -> None:
+    folder = ensure_local(root, variant, cache)
+    assert contents(folder) == {name: FILES[name] for name in PARTS}
+    assert ensure_local(root, variant, cache) == folder
 
 
-def test_what_is_there_is_not_fetched_again(root: Root, tmp_path: Path) -> None:
-    ensure_local(root, SAMPLE, tmp_path / "cache")
-    Path(root.full(mirror_path(SAMPLE, WEIGHTS))).unlink()
-    ensure_local(root, SAMPLE, tmp_path / "cache", verify=True)
+def test_without_a_mirror_the_remedy_is_told(root: Root, cache: Path, variant: Variant) -> None:
+    (folder_of(root, variant) / MANIFEST).unlink()
+    with pytest.raises(WeightsError, match="materialize model_weights before the captions"):
+        ensure_local(root, variant, cache)
 
 
-def test_a_file_that_was_changed_is_repaired(root: Root, tmp_path: Path) -> None:
-    folder = ensure_local(root, SAMPLE, tmp_path / "cache")
-    whole = (folder / WEIGHTS).read_bytes()
-    flip_a_bit(folder / WEIGHTS)
+def test_a_file_of_the_cache_that_is_damaged_is_fetched_again_alone(root: Root, cache: Path, variant: Variant) -> None:
+    folder = ensure_local(root, variant, cache)
+    flip_a_bit(folder / SHARD)
     (folder / "config.json").unlink()
-    assert ensure_local(root, SAMPLE, tmp_path / "cache") == folder
-    assert (folder / WEIGHTS).read_bytes() == whole
-    assert (folder / "config.json").is_file()
+    with (folder / "tokenizer.json").open("ab") as file:
+        file.truncate(3)
+    told: list[tuple[int, int]] = []
+    assert ensure_local(root, variant, cache, told=lambda done, total: told.append((done, total))) == folder
+    assert contents(folder) == {name: FILES[name] for name in PARTS}
+    assert told[-1][1] == sum(len(FILES[name]) for name in (SHARD, "config.json", "tokenizer.json"))
 
 
-def test_a_flipped_bit_that_left_size_and_time_alone_is_found_on_demand(root: Root, tmp_path: Path) -> None:
-    folder = ensure_local(root, SAMPLE, tmp_path / "cache")
-    whole = (folder / WEIGHTS).read_bytes()
-    flip_a_bit(folder / WEIGHTS, unseen=True)
-    ensure_local(root, SAMPLE, tmp_path / "cache")
-    assert (folder / WEIGHTS).read_bytes() != whole
-    ensure_local(root, SAMPLE, tmp_path / "cache", verify=True)
-    assert (folder / WEIGHTS).read_bytes() == whole
+def test_a_bit_that_flips_without_a_trace_is_found_on_demand(root: Root, cache: Path, variant: Variant) -> None:
+    folder = ensure_local(root, variant, cache)
+    before = (folder / SHARD).stat()
+    flip_a_bit(folder / SHARD)
+    os.utime(folder / SHARD, ns=(before.st_atime_ns, before.st_mtime_ns))
+    ensure_local(root, variant, cache)
+    assert contents(folder)[SHARD] != FILES[SHARD]
+    ensure_local(root, variant, cache, verify=True)
+    assert contents(folder)[SHARD] == FILES[SHARD]
 
 
-def test_a_damaged_mirror_is_refused_and_repaired_by_publishing_again(root: Root, tmp_path: Path) -> None:
-    flip_a_bit(Path(root.full(mirror_path(SAMPLE, WEIGHTS))))
-    with pytest.raises(WeightsError, match=r"model\.safetensors has the SHA-256 .* materialize model_weights again"):
-        ensure_local(root, SAMPLE, tmp_path / "cache")
-    assert list((tmp_path / "cache").rglob(WEIGHTS)) == []
-    publish(root, SAMPLE, tmp_path / "downloads")
-    assert (ensure_local(root, SAMPLE, tmp_path / "cache") / WEIGHTS).is_file()
+def test_who_reads_a_file_while_it_is_mended_reads_on_in_the_old_one(root: Root, cache: Path, variant: Variant) -> None:
+    folder = ensure_local(root, variant, cache)
+    flip_a_bit(folder / SHARD)
+    with (folder / SHARD).open("rb") as reader:
+        ensure_local(root, variant, cache)
+        assert len(reader.read()) == len(FILES[SHARD])
 
 
-def test_a_file_that_the_mirror_lacks_is_told(root: Root, tmp_path: Path) -> None:
-    Path(root.full(mirror_path(SAMPLE, WEIGHTS))).unlink()
-    with pytest.raises(WeightsError, match=r"model\.safetensors is missing, which the manifest names"):
-        ensure_local(root, SAMPLE, tmp_path / "cache")
+def test_a_file_that_was_only_touched_is_not_fetched_again(root: Root, cache: Path, variant: Variant) -> None:
+    folder = ensure_local(root, variant, cache)
+    os.utime(folder / SHARD)
+    (folder_of(root, variant) / SHARD).unlink()  # it could not be
+    assert ensure_local(root, variant, cache) == folder
 
 
-def test_a_mirror_that_is_not_whole_is_none(root: Root, tmp_path: Path) -> None:
-    Path(root.full(mirror_path(SAMPLE, MANIFEST))).unlink()
-    with pytest.raises(WeightsError, match="materialize model_weights"):
-        ensure_local(root, SAMPLE, tmp_path / "cache")
+@pytest.mark.parametrize("damage", [flip_a_bit, Path.unlink, lambda path: os.truncate(path, 1000)])
+def test_a_damaged_mirror_is_told_with_the_remedy_and_leaves_no_model(
+    root: Root, cache: Path, variant: Variant, damage: object
+) -> None:
+    assert callable(damage)
+    damage(folder_of(root, variant) / SHARD)
+    with pytest.raises(WeightsError, match=f"{SHARD} .*set CAPTION_VERIFY_WEIGHTS=true and materialize model_weights"):
+        ensure_local(root, variant, cache)
+    assert not any(path.is_dir() and len(path.name) == 16 for path in cache.rglob("*"))
+    publish(root, variant, cache, verify=True)
+    assert contents(ensure_local(root, variant, cache)) == {name: FILES[name] for name in PARTS}
+
+
+def test_what_has_arrived_before_an_interruption_is_kept(root: Root, cache: Path, variant: Variant) -> None:
+    last = PARTS[-1]
+    (folder_of(root, variant) / last).rename(root.full("aside"))
+    with pytest.raises(WeightsError, match=f"{last} does not exist"):
+        ensure_local(root, variant, cache)
+    Path(root.full("aside")).rename(folder_of(root, variant) / last)
+    [arriving] = cache.rglob("*.arriving")
+    (arriving / SHARD).write_bytes(FILES[SHARD][:5000])
+    arrived = [name for name, data in contents(arriving).items() if data == FILES[name]]
+    assert arrived
+    for name in arrived:
+        (folder_of(root, variant) / name).unlink()  # they are not asked for again
+    assert contents(ensure_local(root, variant, cache)) == {name: FILES[name] for name in PARTS}
+    assert not arriving.exists()
+
+
+def test_many_who_come_at_once_fetch_it_once(root: Root, cache: Path, variant: Variant) -> None:
+    told: list[int] = []
+
+    def one(_: int) -> Path:
+        return ensure_local(root, variant, cache, told=lambda done, total: told.append(done))
+
+    with ThreadPoolExecutor(8) as pool:
+        folders = set(pool.map(one, range(8)))
+    assert len(folders) == 1
+    assert told.count(SIZE) == 1
+
+
+def test_room_is_looked_for_first(root: Root, cache: Path, variant: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage("/")._replace(free=50_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(WeightsError, match=r"0\.2 MB of weights .* where 0\.1 MB are free.*CAPTION_CACHE"):
+        ensure_local(root, variant, cache)
+    assert list(cache.rglob("*.safetensors")) == []
+
+
+def test_a_cache_that_cannot_be_written_names_its_setting(root: Root, variant: Variant) -> None:
+    with pytest.raises(WeightsError, match=r"cannot use /proc/nowhere .*\(CAPTION_CACHE\)"):
+        ensure_local(root, variant, Path("/proc/nowhere"))
+
+
+def in_another_process(root: Root, variant: Variant, cache: Path, ready: Event, end: Event) -> None:
+    ensure_local(root, variant, cache)
+    ready.set()
+    end.wait(60)
 
 
 @contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """A disk on which no file of more bytes can be written."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+def used_elsewhere(root: Root, variant: Variant, cache: Path) -> Iterator[None]:
+    """Another process of this machine uses the model while the block runs."""
+    ready, end = PROCESSES.Event(), PROCESSES.Event()
+    process = PROCESSES.Process(target=in_another_process, args=(root, variant, cache, ready, end))
+    process.start()
+    assert ready.wait(60)
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        end.set()
+        process.join()
 
 
-def test_a_disk_that_takes_no_more_is_told_and_what_has_arrived_is_kept(root: Root, tmp_path: Path) -> None:
-    cache = tmp_path / "cache"
-    with largest_file(1_000_000), pytest.raises(Exception, match="File too large"):
-        ensure_local(root, SAMPLE, cache)
-    [kept] = cache.rglob("config.json")
-    kept_since = kept.stat().st_mtime_ns
-    assert list(cache.rglob(WEIGHTS)) == []
-    folder = ensure_local(root, SAMPLE, cache)
-    assert (folder / "config.json").stat().st_mtime_ns == kept_since
+def models_in(cache: Path) -> set[str]:
+    return {path.parts[-4].removeprefix("local--") for path in cache.rglob(SHARD)}
 
 
-def test_room_is_looked_for_before_anything_is_fetched(
-    root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))
-    with pytest.raises(WeightsError, match=r"takes 0\.0 GB more, .* has 0\.0 GB left: .* CAPTION_CACHE"):
-        ensure_local(root, SAMPLE, tmp_path / "cache")
-    assert [path for path in (tmp_path / "cache").rglob("*.*") if path.name != ".lock" and path.is_file()] == []
+def test_the_models_not_used_for_the_longest_time_make_room(root: Root, cache: Path, tmp_path: Path) -> None:
+    first, second, third, fourth = (published(root, cache, tmp_path / name) for name in ("a", "b", "c", "d"))
+    for variant in (first, second, third, first):
+        with used_elsewhere(root, variant, cache):
+            time.sleep(0.01)
+    ensure_local(root, fourth, cache, limit=3 * SIZE)
+    assert models_in(cache) == {"c", "a", "d"}
+    ensure_local(root, second, cache, limit=2 * SIZE)
+    assert models_in(cache) == {"b", "d"}, "this process still uses the one"
 
 
-class CountingRoot(Root):
-    """Counts what is downloaded."""
-
-    __slots__ = ()
-    downloads: list[str] = []  # noqa: RUF012 - one for all, as there is one test
-
-    def download(self, path: str, file: Path) -> None:
-        self.downloads.append(path)
-        super().download(path, file)
-
-
-def test_of_many_who_want_a_model_at_once_one_fetches_it(root: Root, tmp_path: Path) -> None:
-    counting = CountingRoot(root.url, root.fs, root.path)
-    with ThreadPoolExecutor(6) as pool:
-        folders = set(pool.map(lambda _: ensure_local(counting, SAMPLE, tmp_path / "cache"), range(6)))
-    assert len(folders) == 1
-    assert len(counting.downloads) == len(set(counting.downloads)) > 3
+def test_a_model_that_another_process_uses_is_never_removed(root: Root, cache: Path, tmp_path: Path) -> None:
+    first, second, third = (published(root, cache, tmp_path / name) for name in ("a", "b", "c"))
+    with used_elsewhere(root, first, cache):
+        with used_elsewhere(root, second, cache):
+            pass
+        ensure_local(root, third, cache, limit=2 * SIZE)
+        assert models_in(cache) == {"a", "c"}
+        with pytest.raises(WeightsError, match=r"CAPTION_CACHE_GB allows 0\.4 MB .* there would be 0\.6 MB: raise it"):
+            ensure_local(root, second, cache, limit=2 * SIZE)
+        assert models_in(cache) == {"a", "c"}
 
 
-def test_models_asked_for_longest_ago_make_room(root: Root, tmp_path: Path) -> None:
-    cache = tmp_path / "cache"
-    others = [replace(SAMPLE, revision=name) for name in ("old", "older", "recent")]
-    for age, variant in zip((2, 3, 0), others, strict=True):
-        publish(root, variant, tmp_path / "downloads")
-        folder = ensure_local(root, variant, cache)
-        then = time.time() - age * 3600
-        os.utime(folder.with_name(folder.name + ".seen.json"), (then, then))
-    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+def test_a_model_that_was_removed_is_fetched_anew(root: Root, cache: Path, tmp_path: Path) -> None:
+    first, second = (published(root, cache, tmp_path / name) for name in ("a", "b"))
+    for variant in (first, second, first):
+        with used_elsewhere(root, variant, cache):
+            pass
+    ensure_local(root, second, cache, limit=SIZE)
+    assert models_in(cache) == {"b"}
+    assert contents(ensure_local(root, first, cache)) == {name: FILES[name] for name in PARTS}
 
-    def cached() -> set[str]:
-        return {path.parent.parent.name for path in cache.rglob(WEIGHTS)}
 
-    ensure_local(root, SAMPLE, cache, limit=int(3.5 * size))
-    assert cached() == {"old", "recent", SAMPLE.revision}
-    ensure_local(root, others[1], cache, limit=size)
-    assert cached() == {"recent", SAMPLE.revision, "older"}, "what was used within the hour stays"
+def test_stamps_that_cannot_be_read_are_made_anew(root: Root, cache: Path, variant: Variant) -> None:
+    folder = ensure_local(root, variant, cache)
+    stamps = folder.with_name(f"{folder.name}.verified")
+    stamps.write_text("{")
+    ensure_local(root, variant, cache)
+    assert sorted(json.loads(stamps.read_text())) == PARTS

@@ -1,198 +1,244 @@
-"""Models from the Hub: the real client, against a server on loopback that speaks the Hub's protocol."""
-
 from __future__ import annotations
 
-import hashlib
-import logging
-import random
-from collections.abc import Iterator
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
 
-from caption_assets.models.mirror import publish
+from caption_assets.models.mirror import publish, read_manifest
 from caption_assets.models.variants import Variant
-from caption_assets.models.weights import MANIFEST, WeightsError, WeightsManifest, mirror_path
+from caption_assets.models.weights import MANIFEST, WeightsError
 from caption_assets.store.root import Root
-from tests.models.hub_server import COMMIT, SIGNATURE, Hub, serve
+from tests.models.files import MODEL, PARTS, SHARD, contents, flip_a_bit, folder_of
+from tests.models.hub_server import COMMIT, HUB_ID, TOKEN, Fault, HubServer, small_model
 
 pytestmark = pytest.mark.store
 
-MODEL = Variant(hub_id="org/model", revision=COMMIT)
-WEIGHTS = "model.safetensors"
-TOKEN = "hf_pl4nt3dT0k3nTh4tN0b0dyM4yS33"
+
+def assert_no_mirror(root: Root) -> None:
+    assert not root.exists(f"weights/{MODEL.folder}/{MANIFEST}")
 
 
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    files = {
-        "config.json": b"{}" * 300,
-        "tokenizer/vocab.txt": b"words\n" * 100,
-        WEIGHTS: random.Random(0).randbytes(3_000_000),
-        "pytorch_model.bin": b"a pickle",
-        "modeling_custom.py": b"raise SystemExit",
-        ".gitattributes.json": b"{}",
-    }
-    with serve(Hub(files, frozenset({WEIGHTS, "pytorch_model.bin"}))) as hub:
-        use(monkeypatch, hub.url)
-        monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 100_000)  # what has arrived is kept in steps of these
-        yield hub
+def test_the_mirror_holds_the_models_files_and_nothing_else(hub: HubServer, root: Root, cache: Path) -> None:
+    manifest = publish(root, MODEL, cache)
+    mirrored = contents(folder_of(root))
+    assert mirrored.pop(MANIFEST) == manifest.to_json().encode()
+    assert mirrored == {name: hub.files[name] for name in PARTS}
+    assert [file.path for file in manifest.files] == PARTS
+    assert all(file.sha256 == sha256(hub.files[file.path]).hexdigest() for file in manifest.files)
+    assert read_manifest(root, MODEL) == manifest
 
 
-def use(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    """What ``HF_ENDPOINT`` sets when the client is imported."""
-    monkeypatch.setattr(constants, "ENDPOINT", url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+def test_the_manifest_comes_last(hub: HubServer, root: Root, cache: Path) -> None:
+    publish(root, MODEL, cache)
+    paths = list(folder_of(root).iterdir())
+    assert max(paths, key=lambda path: path.stat().st_ctime_ns).name == MANIFEST
 
 
-class World:
-    def __init__(self, folder: Path) -> None:
-        self.root = Root.open(str(folder / "root"))
-        self.work = folder / "work"
-
-    def publish(self, variant: Variant = MODEL) -> WeightsManifest:
-        return publish(self.root, variant, self.work)
-
-    def failure(self, variant: Variant = MODEL) -> str:
-        with pytest.raises(WeightsError) as error:
-            self.publish(variant)
-        assert not self.root.exists(mirror_path(variant, MANIFEST))
-        return str(error.value)
-
-    def mirrored(self, name: str) -> Path:
-        return Path(self.root.full(mirror_path(MODEL, name)))
+def test_the_token_goes_to_the_hub_and_not_to_where_it_redirects(hub: HubServer, root: Root, cache: Path) -> None:
+    hub.token = TOKEN
+    publish(root, MODEL, cache)
+    by_hub = {asked.authorization for asked in hub.asked if COMMIT in asked.path}
+    by_storage = {asked.authorization for asked in hub.asked if COMMIT not in asked.path}
+    assert (by_hub, by_storage) == ({f"Bearer {TOKEN}"}, {None})
 
 
-@pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path)
-
-
-def test_what_a_model_consists_of_is_mirrored_and_nothing_else(hub: Hub, world: World) -> None:
-    manifest = world.publish()
-    assert [file.path for file in manifest.files] == ["config.json", WEIGHTS, "tokenizer/vocab.txt"]
-    for file in manifest.files:
-        data = hub.files[file.path]
-        assert (file.size, file.sha256) == (len(data), hashlib.sha256(data).hexdigest())
-        assert world.mirrored(file.path).read_bytes() == data
-    assert {seen.name for seen in hub.seen} == {"config.json", WEIGHTS, "tokenizer/vocab.txt"}
-    assert list(world.work.rglob("*.safetensors")) == []
-
-
-def test_a_whole_mirror_needs_no_hub(hub: Hub, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = world.publish()
+def test_a_whole_mirror_needs_no_hub(hub: HubServer, root: Root, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = publish(root, MODEL, cache)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert world.publish() == first
+    before = contents(folder_of(root))
+    assert publish(root, MODEL, cache) == manifest
+    assert contents(folder_of(root)) == before
+    (folder_of(root) / SHARD).unlink()
+    with pytest.raises(WeightsError, match=f"{HUB_ID} is not whole in the mirror.*HF_HUB_OFFLINE.*unset"):
+        publish(root, MODEL, cache)
 
 
-def test_a_damaged_or_missing_file_of_the_mirror_is_fetched_alone(hub: Hub, world: World) -> None:
-    first = world.publish()
-    data = bytearray(world.mirrored(WEIGHTS).read_bytes())
-    data[12345] ^= 4
-    world.mirrored(WEIGHTS).write_bytes(data)
-    world.mirrored("config.json").unlink()
-    hub.seen.clear()
-    assert world.publish() == first
-    assert {seen.name for seen in hub.seen} == {WEIGHTS, "config.json"}
-    assert world.mirrored(WEIGHTS).read_bytes() == hub.files[WEIGHTS]
+@pytest.mark.parametrize("name", [SHARD, "config.json"])
+def test_a_bit_that_flips_on_the_way_is_found_and_the_file_fetched_again(
+    hub: HubServer, root: Root, cache: Path, name: str
+) -> None:
+    hub.faults[name] = [Fault(flip=9)]
+    publish(root, MODEL, cache)
+    assert contents(folder_of(root))[name] == hub.files[name]
+    assert hub.sent[name] == 2 * len(hub.files[name])
 
 
-def test_a_connection_that_breaks_is_taken_up_where_it_broke(hub: Hub, world: World) -> None:
-    hub.faults[WEIGHTS] = ["cut"]
-    world.publish()
-    first, second = [seen for seen in hub.seen if seen.name == WEIGHTS]
-    assert (first.begin, second.begin) == (0, 1_500_000)
-    assert world.mirrored(WEIGHTS).read_bytes() == hub.files[WEIGHTS]
+FAULTS: list[tuple[Fault, str]] = [
+    (Fault(flip=50_000), rf"{SHARD} arrives damaged: it has the SHA-256 \w+, but should have \w+; look for"),
+    (Fault(short=700), f"{SHARD} arrives damaged: it has 700 bytes, but should have 100"),
+    (Fault(status=503), "answers HTTP 503: try again later"),
+    (Fault(status=404), f"there is no {HUB_ID}/{SHARD} at {COMMIT}"),
+    (Fault(status=403), rf"refuses {HUB_ID}/{SHARD} \(HTTP 403\): set HF_TOKEN"),
+]
 
 
-def test_an_interrupted_download_is_continued_by_the_next_try(hub: Hub, world: World) -> None:
-    hub.faults[WEIGHTS] = ["cut", "error"]
-    assert "answered 500" in world.failure()
-    half = world.work / MODEL.folder / ".cache" / "of-a-killed-process.incomplete"
-    half.write_bytes(b"half")
-    hub.seen.clear()
-    world.publish()
-    assert [seen.name for seen in hub.seen] == [WEIGHTS], "the other files were there"
-    assert not half.exists()
-    assert world.mirrored(WEIGHTS).read_bytes() == hub.files[WEIGHTS]
+@pytest.mark.parametrize(("fault", "told"), FAULTS)
+def test_what_goes_on_failing_is_told_and_leaves_no_mirror(
+    hub: HubServer, root: Root, cache: Path, fault: Fault, told: str
+) -> None:
+    hub.faults[SHARD] = [fault] * 50
+    with pytest.raises(WeightsError, match=told):
+        publish(root, MODEL, cache)
+    assert_no_mirror(root)
+    hub.faults.clear()
+    publish(root, MODEL, cache)
+    assert contents(folder_of(root))[SHARD] == hub.files[SHARD]
 
 
-@pytest.mark.parametrize("name", [WEIGHTS, "config.json"])
-def test_a_file_with_other_bytes_than_the_hub_says_is_fetched_again(hub: Hub, world: World, name: str) -> None:
-    hub.faults[name] = ["corrupt"]
-    world.publish()
-    assert world.mirrored(name).read_bytes() == hub.files[name]
-    assert [seen.begin for seen in hub.seen if seen.name == name] == [0, 0]
+@pytest.mark.parametrize("name", ["", SHARD, "config.json"])
+def test_a_hub_that_fails_now_and_then_is_asked_again(hub: HubServer, root: Root, cache: Path, name: str) -> None:
+    hub.faults[name] = [Fault(status=500), Fault(status=502)]
+    publish(root, MODEL, cache)
+    assert contents(folder_of(root))[SHARD] == hub.files[SHARD]
 
 
-@pytest.mark.parametrize("name", [WEIGHTS, "config.json"])
-def test_a_file_that_is_damaged_twice_ends_with_a_clear_error(hub: Hub, world: World, name: str) -> None:
-    hub.faults[name] = ["corrupt", "corrupt"]
-    assert f"{name} of org/model arrived twice with other bytes" in world.failure()
-    world.publish()
-    assert world.mirrored(name).read_bytes() == hub.files[name]
+@pytest.mark.parametrize("then", [Fault(), Fault(whole=True)])
+def test_a_broken_connection_is_continued(hub: HubServer, root: Root, cache: Path, then: Fault) -> None:
+    hub.faults[SHARD] = [Fault(cut=70_000), then]
+    publish(root, MODEL, cache)
+    assert contents(folder_of(root))[SHARD] == hub.files[SHARD]
+    assert [asked.range for asked in hub.reads(SHARD) if COMMIT not in asked.path] == [None, "bytes=65536-"]
 
 
-def test_a_file_that_is_too_short_ends_with_a_clear_error(hub: Hub, world: World) -> None:
-    hub.faults[WEIGHTS] = ["short"]
-    assert "org/model could not be fetched" in world.failure()
-    world.publish()
-    assert world.mirrored(WEIGHTS).read_bytes() == hub.files[WEIGHTS]
+def test_a_killed_download_is_continued_by_the_next_process(hub: HubServer, root: Root, cache: Path) -> None:
+    hub.files |= small_model(shard_bytes=24 << 20)
+    hub.faults[SHARD] = [Fault(stall=15 << 20)]
+    arriving = Path(root.full(f"weights/.arriving/{MODEL.folder}/{SHARD}"))
+    process = publish_elsewhere(root, cache, HF_ENDPOINT=hub.endpoint)
+    try:
+        wait_for(lambda: arriving.exists() and arriving.stat().st_size >= 10 << 20)
+        other = folder_of(root) / SHARD.replace("1-", "2-")
+        wait_for(other.exists)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert_no_mirror(root)
+    publish(root, MODEL, cache)
+    assert contents(folder_of(root)) == {
+        **{name: hub.files[name] for name in PARTS},
+        MANIFEST: read_manifest(root, MODEL).to_json().encode(),
+    }
+    assert [asked.range for asked in hub.reads(SHARD) if COMMIT not in asked.path] == [None, f"bytes={10 << 20}-"]
+    assert hub.sent[other.name] == len(hub.files[other.name]), "what had come was fetched again"
+
+
+def publish_elsewhere(
+    root: Root, cache: Path, *, largest_file: int = resource.RLIM_INFINITY, **variables: str
+) -> subprocess.Popen[bytes]:
+    """A process whose files cannot grow beyond ``largest_file`` bytes."""
+    program = (
+        f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({largest_file},) * 2); "
+        "import sys; from pathlib import Path; from caption_assets.models.mirror import publish; "
+        "from caption_assets.models.variants import Variant; from caption_assets.store.root import Root; "
+        "publish(Root.open(sys.argv[1]), Variant(*sys.argv[3:5]), Path(sys.argv[2]))"
+    )
+    command = [sys.executable, "-c", program, root.url, str(cache), MODEL.hub_id, MODEL.revision]
+    return subprocess.Popen(command, env={**os.environ, **variables}, stderr=subprocess.PIPE)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    begun = time.monotonic()
+    while not condition():
+        assert time.monotonic() - begun < 60
+        time.sleep(0.02)
 
 
 @pytest.mark.parametrize(
-    ("refusal", "message"),
+    ("variant", "told"),
     [
-        ((404, "RepoNotFound"), "knows no org/model, or not for you: correct the name, or set HF_TOKEN"),
-        ((401, "RepoNotFound"), "knows no org/model, or not for you: correct the name, or set HF_TOKEN"),
-        ((403, "GatedRepo"), "given only to those who asked for it: ask on its page, and set HF_TOKEN"),
-        ((503, ""), "answered 503 when asked for org/model"),
+        (Variant(HUB_ID, "deadbeef"), f"{HUB_ID} has no revision 'deadbeef': .*/{HUB_ID}/commits/main"),
+        (Variant(HUB_ID, "main"), f"'main' is no whole commit.*CAPTION_MODEL_REVISION={COMMIT}"),
+        (Variant(HUB_ID, COMMIT[:8]), f"'{COMMIT[:8]}' is no whole commit.*CAPTION_MODEL_REVISION={COMMIT}"),
+        (Variant("someone/else", COMMIT), f"there is no someone/else at {COMMIT}"),
     ],
 )
-def test_a_refusal_is_told_with_its_remedy(hub: Hub, world: World, refusal: tuple[int, str], message: str) -> None:
-    hub.refusal = refusal
-    assert message in world.failure()
+def test_a_wrong_name_is_told(hub: HubServer, root: Root, cache: Path, variant: Variant, told: str) -> None:
+    with pytest.raises(WeightsError, match=told):
+        publish(root, variant, cache)
+    assert not root.exists("weights")
 
 
-def test_a_revision_that_is_not_there_is_told(hub: Hub, world: World) -> None:
-    assert "has no revision 'beef'" in world.failure(Variant(hub_id="org/model", revision="beef"))
-
-
-def test_a_branch_is_to_be_pinned(hub: Hub, world: World) -> None:
-    message = world.failure(Variant(hub_id="org/model", revision="main"))
-    assert f"CAPTION_MODEL_REVISION={COMMIT}" in message
-
-
-def test_a_model_that_is_not_mirrored_cannot_be_had_offline(
-    hub: Hub, world: World, monkeypatch: pytest.MonkeyPatch
+def test_a_model_behind_terms_asks_for_a_token(
+    hub: HubServer, root: Root, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert "unset HF_HUB_OFFLINE" in world.failure()
+    hub.token = "another"
+    with pytest.raises(
+        WeightsError, match=rf"refuses {HUB_ID} \(HTTP 401\): set HF_TOKEN .*accept its terms"
+    ) as raised:
+        publish(root, MODEL, cache)
+    assert TOKEN not in str(raised.value)
 
 
-def test_a_hub_that_is_away_is_told(hub: Hub, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    use(monkeypatch, "http://127.0.0.1:9")
-    assert "127.0.0.1:9" in world.failure()
+def test_a_hub_out_of_reach_is_told(hub: HubServer, root: Root, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "http://user:secret@127.0.0.1:9")
+    with pytest.raises(WeightsError, match=r"from http://127.0.0.1:9 \(ConnectError.*HF_ENDPOINT") as raised:
+        publish(root, MODEL, cache)
+    assert "secret" not in str(raised.value)
 
 
-def test_no_secret_is_told(
-    hub: Hub,
-    world: World,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    capfd: pytest.CaptureFixture[str],
+def test_room_is_looked_for_before_anything_is_fetched(
+    hub: HubServer, root: Root, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    caplog.set_level(logging.DEBUG)
-    hub.faults[WEIGHTS] = ["cut", "error"]
-    told = [world.failure()]
-    hub.refusal = 403, "GatedRepo"
-    told.append(world.failure())
-    hub.refusal = None
-    told.append(world.publish().to_json())
-    assert {seen.token for seen in hub.seen if seen.name == "config.json"} == {f"Bearer {TOKEN}"}
-    shown = "".join((*told, caplog.text, *capfd.readouterr()))
-    assert "Error while downloading from" in shown  # the client does log the address
-    assert TOKEN not in shown
-    assert SIGNATURE not in shown
+    usage = shutil.disk_usage(root.path.rsplit("/", 1)[0])._replace(free=150_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(WeightsError, match=r"0\.2 MB of weights .*/root/.*, where 0\.1 MB are free.*CAPTION_ROOT"):
+        publish(root, MODEL, cache)
+    assert hub.reads(SHARD) == []
+
+
+def test_a_disk_that_fills_up_on_the_way_is_told_and_the_rest_fetched_later(
+    hub: HubServer, root: Root, cache: Path
+) -> None:
+    process = publish_elsewhere(root, cache, largest_file=60_000, HF_ENDPOINT=hub.endpoint)
+    assert process.stderr
+    told = process.stderr.read().decode()
+    assert process.wait() != 0
+    assert "WeightsError: cannot write" in told
+    assert "File too large; make room there" in told
+    assert_no_mirror(root)
+    publish(root, MODEL, cache)
+    assert contents(folder_of(root))[SHARD] == hub.files[SHARD]
+
+
+def test_a_damaged_mirror_is_mended(hub: HubServer, root: Root, cache: Path) -> None:
+    manifest = publish(root, MODEL, cache)
+    weights = folder_of(root) / SHARD
+    (folder_of(root) / "config.json").unlink()
+    flip_a_bit(weights)
+    sent = dict(hub.sent)
+    assert publish(root, MODEL, cache) == manifest
+    assert contents(folder_of(root))["config.json"] == hub.files["config.json"]
+    assert contents(folder_of(root))[SHARD] != hub.files[SHARD], "hashes are compared on demand"
+    assert publish(root, MODEL, cache, verify=True) == manifest
+    assert contents(folder_of(root))[SHARD] == hub.files[SHARD]
+    again = {name for name, count in hub.sent.items() if name and count > sent[name]}
+    assert again == {SHARD, "config.json"}
+
+
+def test_a_manifest_that_cannot_be_read_is_written_anew_and_nothing_fetched(
+    hub: HubServer, root: Root, cache: Path
+) -> None:
+    manifest = publish(root, MODEL, cache)
+    (folder_of(root) / MANIFEST).write_text("{")
+    sent = hub.sent[SHARD]
+    with pytest.raises(WeightsError, match=r"cannot be used .*materialize model_weights again"):
+        read_manifest(root, MODEL)
+    assert publish(root, MODEL, cache) == manifest
+    assert hub.sent[SHARD] == sent
+
+
+def test_progress_is_told_of_every_byte(hub: HubServer, root: Root, cache: Path) -> None:
+    told: list[tuple[int, int]] = []
+    manifest = publish(root, MODEL, cache, told=lambda done, total: told.append((done, total)))
+    assert told == sorted(told)
+    assert told[-1] == (manifest.size, manifest.size)

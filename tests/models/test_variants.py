@@ -30,6 +30,11 @@ def test_a_model_in_a_folder_is_named_by_it() -> None:
     assert not found.presized
 
 
+def test_a_model_may_lie_in_object_storage() -> None:
+    found = find_variant("s3://bucket/models/my-model/", "v1", like="qwen2.5")
+    assert (found.path, found.folder) == ("s3://bucket/models/my-model", "local--my-model/v1")
+
+
 @pytest.mark.parametrize(
     ("model", "revision", "like", "remedy"),
     [

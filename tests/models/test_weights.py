@@ -1,26 +1,47 @@
-from pathlib import Path
+import io
+import json
+from hashlib import sha256
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from caption_assets.models.variants import SAMPLE
-from caption_assets.models.weights import (
-    WeightFile,
-    WeightsError,
-    WeightsManifest,
-    describe,
-)
+from caption_assets.models.weights import ListedFile, Mismatch, WeightFile, WeightsError, WeightsManifest, belongs
+from tests.models.hub_server import git_blob
 
 pytestmark = pytest.mark.fast
 
 
-@pytest.mark.parametrize("path", ["../evil.json", "/etc/evil.json"])
+@given(st.binary(), st.binary())
+def test_a_file_is_known_by_either_of_its_hashes(data: bytes, other: bytes) -> None:
+    by_sha = ListedFile("a", len(data), sha256=sha256(data).hexdigest())
+    by_blob = ListedFile("a", len(data), git_blob=git_blob(data))
+    for listed in (by_sha, by_blob):
+        assert listed.examine(io.BytesIO(data)) == WeightFile("a", len(data), sha256(data).hexdigest())
+        if other != data:
+            with pytest.raises(Mismatch):
+                listed.examine(io.BytesIO(other))
+
+
+def test_a_manifest_is_read_as_it_was_written() -> None:
+    manifest = WeightsManifest("a/b", "1", (WeightFile("x.json", 1, "00"), WeightFile("y/z.json", 2, "11")))
+    assert WeightsManifest.from_json(manifest.to_json()) == manifest
+
+
+@pytest.mark.parametrize("path", ["../evil.json", "/etc/evil.json", "a/../../evil.json"])
 def test_a_manifest_cannot_lead_out_of_its_folder(path: str) -> None:
-    manifest = WeightsManifest("a/b", "1", (WeightFile(path, 1, "00"),))
+    manifest = {"hub_id": "a/b", "revision": "1", "files": [{"path": path, "size": 1, "sha256": "00"}]}
     with pytest.raises(WeightsError, match="outside"):
-        WeightsManifest.from_json(manifest.to_json())
+        WeightsManifest.from_json(json.dumps(manifest))
 
 
-def test_a_folder_without_safetensors_is_no_model(tmp_path: Path) -> None:
-    (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
-    with pytest.raises(WeightsError, match=r"no \.safetensors"):
-        describe(tmp_path, SAMPLE)
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"hub_id": 1, "revision": 2, "files": [3]}'])
+def test_what_is_no_manifest_is_told(text: str) -> None:
+    with pytest.raises(WeightsError, match="no manifest"):
+        WeightsManifest.from_json(text)
+
+
+def test_code_pickles_and_hidden_files_are_no_part_of_a_model() -> None:
+    parts = ["model.safetensors", "deep/er/config.json", "merges.txt", "chat_template.jinja", "tokenizer.model"]
+    others = ["model.bin", "model.pt", "a.py", "README.md", ".cache/x.json", "weights-manifest.json", "a.json.lock"]
+    assert [path for path in parts + others if belongs(path)] == parts
