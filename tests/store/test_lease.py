@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable
@@ -10,9 +11,18 @@ from pathlib import Path
 
 import pytest
 
+from caption_assets.captioning.job import Job
+from caption_assets.captioning.recipe import Recipe
+from caption_assets.captioning.recovery import EngineKeeper
+from caption_assets.captioning.shard import caption_shards
 from caption_assets.store.checkpoints import checkpoint_folder
 from caption_assets.store.lease import LeaseHeld, LeaseLost, Leases
 from caption_assets.store.root import Root
+from caption_assets.store.tables import Table
+from tests.captioning.stand_in import StandIn, start_stand_in
+from tests.captioning.watch import Log
+from tests.conftest import SANDBOX
+from tests.store.conftest import Between
 
 
 @pytest.fixture(params=[pytest.param("local", marks=pytest.mark.fast), pytest.param("s3", marks=pytest.mark.store)])
@@ -128,3 +138,17 @@ def test_many_tries_of_one_run_leave_one_holder(root: Root) -> None:
 
     assert [holds(number) for number in range(8)].count(True) == 1
     assert len({lease.epoch for lease in leases}) == 8
+
+
+@pytest.mark.store
+@pytest.mark.parametrize("without", ["", "If-None-Match"])
+def test_a_run_over_a_store_that_ignores_conditions_says_so(
+    request: pytest.FixtureRequest, s3_url: str, between: Between, without: str
+) -> None:
+    if without and request.config.getoption("--s3-server") != "moto":
+        pytest.skip("the header is signed, and this server looks")
+    between(without=without)
+    root, log = Root.open(s3_url), Log()
+    job = Job(root, root, Recipe(), frozenset(Table))
+    asyncio.run(caption_shards(EngineKeeper(lambda: start_stand_in(StandIn())), SANDBOX, job, [], log))
+    assert ["ignores If-None-Match" in warning for warning in log.warnings] == ([True] if without else [])
