@@ -1,10 +1,11 @@
-"""What tests share: one vLLM engine a session, the sample shards, an S3 server, a Dagster instance."""
+"""What tests share: one vLLM engine a session, the sample shards, a page in a browser."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import os
+import shutil
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 
 import pytest
 from hypothesis import settings as hypothesis_settings
+from playwright.sync_api import Page, sync_playwright
 
 from caption_assets.captioning.decoding import SandboxDecoder
 from caption_assets.captioning.engine import CaptionEngine, EngineConfig, start_engine
@@ -24,6 +26,7 @@ from caption_assets.clips.sandbox import Sandbox
 from caption_assets.models.weights import ensure_local, publish
 from caption_assets.sample.shards import TRUTH, write_shards
 from caption_assets.store.root import Root
+from scripts.setup_system import BROWSERS
 
 for name in [name for name in os.environ if name.startswith("CAPTION_")]:
     del os.environ[name]  # tests start from the defaults, whatever the shell has set
@@ -119,3 +122,16 @@ async def caption_all(
 def ask(event_loop_runner: asyncio.Runner) -> Ask[Any]:
     """Runs a coroutine on the engine's loop and returns its result."""
     return event_loop_runner.run
+
+
+@pytest.fixture
+def page() -> Iterator[Page]:
+    """A page in Debian's Chromium; Playwright's own build is not fetched."""
+    chromium = next(filter(None, map(shutil.which, BROWSERS)), None)
+    assert chromium, "no Chromium is installed: run `make system`, or install it by hand"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox", "--disable-background-networking", "--disable-gpu"]
+        )
+        yield browser.new_page(viewport={"width": 1500, "height": 700})
+        browser.close()
