@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from caption_assets.report.page import Facts, Page, Row, Side, publish_page
-from caption_assets.report.sides import OUTDATED, Makings, known, place, side, words
+from caption_assets.report.sides import OUTDATED, Makings, known, mean_words, place, side
 from caption_assets.report.words import compare
 from caption_assets.store.previews import GALLERY, preview_folder, read_posters
 from caption_assets.store.root import Root
@@ -142,9 +142,10 @@ def _figures(
         "rows": f"{len(rows):,}",
         **{status: f"{count:,}" for status, count in statuses.most_common()},
         "flagged": f"{sum(bool(row.facets[2]) for row in rows):,}",
-        "words in stage 1": words([row.caption for row in stage1]),
-        "words in stage 2": words([row.caption for row in stage2]),
     }
+    for stage, captions in ((1, stage1), (2, stage2)):
+        if captions:
+            figures[f"words in stage {stage}"] = f"{mean_words(captions):.1f}"
     return list(figures.items())
 
 

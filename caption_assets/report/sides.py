@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from math import nan
 
 from caption_assets.report.page import Facts, Side
 from caption_assets.report.words import Turns
@@ -68,10 +69,10 @@ def place(window_index: int | None, start_seconds: float | None, end_seconds: fl
     return f"window {window_index}, {_time(start_seconds)} to {_time(end_seconds)}"
 
 
-def words(captions: Sequence[str | None]) -> str:
-    """Mean number of words, for a person."""
-    counts = [len(caption.split()) for caption in captions if caption is not None]
-    return f"{sum(counts) / len(counts):.1f}" if counts else "none"
+def mean_words(rows: Iterable[CaptionRow]) -> float:
+    """Mean number of words of those that have a caption; NaN if none has."""
+    counts = [len(row.caption.split()) for row in rows if row.caption is not None]
+    return sum(counts) / len(counts) if counts else nan
 
 
 def known(facts: Sequence[tuple[str, object]]) -> tuple[tuple[str, str], ...]:

@@ -16,6 +16,7 @@ What the model may say by default, 512 tokens, is some 400 words.
 _PUNCTUATION = r"!-/:-@\[-`{-~\u00a1-\u00bf\u2010-\u2027\u2030-\u205e\u3001-\u3020\uff01-\uff0f\uff1a-\uff20"
 _UNSPACED = r"\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff"
 """Kana and Chinese characters, which are set without spaces: each counts as a word."""
+_is_punctuation = re.compile(rf"[{_PUNCTUATION}]").match
 _WORD = re.compile(rf"[{_PUNCTUATION}{_UNSPACED}]|[^\s{_PUNCTUATION}{_UNSPACED}]+")
 
 Turns = tuple[str, ...]
@@ -74,7 +75,11 @@ def _turns(text: str, words: Sequence[re.Match[str]], kept: set[int]) -> Turns:
     for is_kept, run in groupby(range(len(words)), kept.__contains__):
         places = list(run)
         if not is_kept:
-            begin, end = words[places[0]].start(), words[places[-1]].end()
+            first, last = places[0], places[-1]
+            # What was added to "A car." is "It rains.", rather than ". It rains" before the same full stop.
+            while last + 1 < len(words) and words[first][0] == words[last + 1][0] and _is_punctuation(words[first][0]):
+                first, last = first + 1, last + 1
+            begin, end = words[first].start(), words[last].end()
             turns += [text[done:begin], text[begin:end]]
             done = end
     return (*turns, text[done:])

@@ -182,7 +182,7 @@ def test_hostile_texts_are_harmless(page: Page, tmp_path: Path, watch: Watch) ->
     page.goto(address)
     cards = page.locator("article")
     expect(cards).to_have_count(len(windows))
-    expect(cards.first.locator("ins").first).to_have_text("and more")
+    expect(cards.first.locator("ins").first).to_have_text(re.compile("and more"))
     for number, text in enumerate(HOSTILE):
         cards.nth(number).get_by_role("button", name="Details").click()
         body = page.locator("#details-body .caption").first

@@ -16,6 +16,10 @@ def test_what_was_added_stands_apart() -> None:
     assert added == ("A ", "small", " red car ", "slowly", " turns ", "left, alone", ".")
 
 
+def test_an_added_sentence_stands_apart_with_its_own_full_stop() -> None:
+    assert compare("A car turns.", "A car turns. It rains.").new == ("A car turns. ", "It rains.", "")
+
+
 def test_both_sides_of_a_change_stand_apart() -> None:
     difference = compare("A red car turns.", "A blue car turns.")
     assert difference.old == ("A ", "red", " car turns.")
