@@ -199,13 +199,12 @@ def open_page(browser: Browser, address: str) -> Opening:
     context.add_init_script(WATCH)
     page = context.new_page()
     page.goto(address, wait_until="commit")
-    times = [None]
+    times: list[float | None] = [None]
     while None in times:  # the page's policy does not let Playwright wait inside it
         time.sleep(0.2)
         times = page.evaluate("[globalThis.firstAt, globalThis.searchableAt, globalThis.wholeAt]")
     context.close()
-    first, searchable, whole = times
-    return Opening(first, searchable, whole)
+    return Opening(*(float(one) for one in times if one is not None))
 
 
 class serve:

@@ -73,9 +73,9 @@ def build_gallery(
         animated: ids of the windows that have an animated preview.
     """
     makings = Makings(prompts)
-    first, second = ({row.window_id: row for row in rows} for rows in (stage1, stage2))
+    first, second = ({_extent(row): row for row in rows} for rows in (stage1, stage2))
     rows = [
-        _row(window, first.get(key := window.window_id), second.get(key), makings, key in animated)
+        _row(window, first.get(key := _extent(window)), second.get(key), makings, window.window_id in animated)
         for window in manifest
     ]
     return Page(
@@ -90,6 +90,11 @@ def build_gallery(
     )
 
 
+def _extent(row: ManifestRow | CaptionRow) -> tuple[str, float | None, float | None]:
+    """Which stretch of which content a row is of: clips that were cut anew keep their windows' ids."""
+    return row.window_id, row.start_seconds, row.end_seconds
+
+
 def _row(
     window: ManifestRow, stage1: CaptionRow | None, stage2: CaptionRow | None, makings: Makings, animated: bool
 ) -> Row:
@@ -99,7 +104,7 @@ def _row(
     outdated = stage1 and stage2 and stage2.stage1_fingerprint not in (None, stage1.fingerprint)
     sides = (
         side(stage1, None, makings.number(0, stage1, window.prompt)) if stage1 else _blank(window),
-        side(stage2, difference.new if difference else None, makings.number(1, stage2), [OUTDATED] * bool(outdated))
+        side(stage2, difference.new if difference else None, makings.number(1, stage2), (OUTDATED,) if outdated else ())
         if stage2
         else _blank(window),
     )

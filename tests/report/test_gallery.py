@@ -102,8 +102,9 @@ def test_a_stage_2_of_another_stage_1_is_told_as_outdated() -> None:
     assert row_of(CAR, first, replace(second, stage1_fingerprint="new")).sides[1].flags == ()
 
 
-def test_captions_of_other_windows_are_left_out() -> None:
-    assert row_of(CAR, captioned(window("van.mp4"), "A van.")).sides[0].missing == NOT_YET
+@pytest.mark.parametrize("other", [window("van.mp4"), window("car.mp4", end_seconds=8.0)])
+def test_captions_of_other_windows_are_left_out(other: ManifestRow) -> None:
+    assert row_of(CAR, captioned(other, "A van.")).sides[0].missing == NOT_YET
 
 
 def test_how_captions_were_made_is_told_once() -> None:

@@ -4,10 +4,9 @@
 const BATCH = 30; // cards that are made at a time
 const SHORT = 700; // characters of a caption on its card; the details hold all of it
 
-const page = JSON.parse(document.getElementById("page").textContent);
-const [list, more, none, count, filters, details] = ["rows", "more", "none", "count", "filters", "details"].map((id) =>
-  document.getElementById(id),
-);
+const page = JSON.parse(find("page").textContent);
+const [list, more, none, count, filters] = ["rows", "more", "none", "count", "filters"].map(find);
+const [details, previous, next, close] = ["details", "previous", "next", "close"].map(find);
 const { search, changed } = filters.elements;
 const facets = [...filters.querySelectorAll("select")];
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
@@ -17,6 +16,10 @@ const posters = new Map(); // by window, as data: addresses
 let found = []; // rows that pass the filters
 let opened = null; // the row whose details are open
 let moving = true; // whether animations can be had: they lie beside the page, which a presigned address does not reach
+
+function find(id) {
+  return document.getElementById(id);
+}
 
 function make(tag, attributes, ...children) {
   const element = document.createElement(tag);
@@ -35,6 +38,7 @@ function take(block) {
       if (passes(row)) found.push(row);
     }
     if (list.children.length < BATCH) draw();
+    more.hidden = list.children.length >= found.length;
     tell();
   } else {
     for (const [id, data] of Object.entries(content)) posters.set(id, `data:image/jpeg;base64,${data}`);
@@ -70,10 +74,10 @@ function draw() {
 }
 
 function tell() {
-  const loading = rows.length < page.total ? `, ${(page.total - rows.length).toLocaleString("en")} still loading` : "";
-  const all = rows.length.toLocaleString("en");
-  count.value = `${found.length === rows.length ? all : `${found.length.toLocaleString("en")} of ${all}`} rows${loading}`;
-  none.hidden = found.length > 0 || Boolean(loading);
+  const [some, all] = [found.length, page.total].map((number) => number.toLocaleString("en"));
+  const loading = rows.length < page.total;
+  count.value = `${found.length < rows.length ? `${some} of ${all}` : all} rows${loading ? ", loading" : ""}`;
+  none.hidden = loading || found.length > 0 || page.total === 0;
 }
 
 function card(row) {
@@ -84,8 +88,8 @@ function card(row) {
   const columns = row.sides.map((side, place) =>
     make("section", {}, make("h3", {}, page.sides[place]), ...told(side, place, SHORT)),
   );
-  const article = make("article", { "aria-labelledby": id }, picture(row), head, make("div", { class: "sides" }, ...columns));
-  return make("li", {}, article);
+  const sides = make("div", { class: "sides" }, ...columns);
+  return make("li", {}, make("article", { "aria-labelledby": id }, picture(row), head, sides));
 }
 
 // A side's caption, or why there is none, and what is to be noted about it.
@@ -102,7 +106,7 @@ function pieces(turns, place, longest) {
   const nodes = [];
   let left = longest;
   for (const [number, turn] of turns.entries()) {
-    const text = turn.slice(0, left);
+    const text = turn.length > left ? turn.slice(0, left).replace(/[\uD800-\uDBFF]$/, "") : turn; // no half characters
     if (text) nodes.push(tag && number % 2 ? make(tag, {}, text) : text);
     left -= text.length;
     if (text.length < turn.length) return [...nodes, "\u2026"];
@@ -135,9 +139,9 @@ function animate(image) {
 
 function show(row) {
   opened = row;
-  document.getElementById("details-name").replaceChildren(make("bdi", {}, row.name));
-  document.getElementById("details-place").textContent = row.place;
-  const body = document.getElementById("details-body");
+  find("details-name").replaceChildren(make("bdi", {}, row.name));
+  find("details-place").textContent = row.place;
+  const body = find("details-body");
   const columns = row.sides.map((side, place) =>
     make(
       "section",
@@ -147,10 +151,12 @@ function show(row) {
       table([...side.facts, ...(side.making === null ? [] : page.makings[side.making])]),
     ),
   );
-  body.replaceChildren(make("div", { class: "about" }, player(row), table(row.facts)), make("div", { class: "sides" }, ...columns));
+  const about = make("div", { class: "about" }, player(row), table(row.facts));
+  body.replaceChildren(about, make("div", { class: "sides" }, ...columns));
   body.scrollTop = 0;
-  document.getElementById("previous").disabled = row === found[0];
-  document.getElementById("next").disabled = row === found.at(-1);
+  previous.disabled = row === found[0];
+  next.disabled = row === found.at(-1);
+  if (document.activeElement.disabled) close.focus(); // else the arrow keys would be heard no more
   if (!details.open) details.showModal();
 }
 
@@ -174,7 +180,8 @@ function player(row) {
 }
 
 function table(facts) {
-  return make("dl", {}, ...facts.map(([label, value]) => make("div", {}, make("dt", {}, label), make("dd", { dir: "auto" }, value))));
+  const told = ([label, value]) => make("div", {}, make("dt", {}, label), make("dd", { dir: "auto" }, value));
+  return make("dl", {}, ...facts.map(told));
 }
 
 function step(by) {
@@ -192,10 +199,10 @@ filters.addEventListener("input", () => {
 });
 filters.addEventListener("submit", (event) => event.preventDefault());
 more.addEventListener("click", draw);
-document.getElementById("reset").addEventListener("click", () => { filters.reset(); filter(); search.focus(); });
-document.getElementById("close").addEventListener("click", () => details.close());
-document.getElementById("previous").addEventListener("click", () => step(-1));
-document.getElementById("next").addEventListener("click", () => step(1));
+find("reset").addEventListener("click", () => { filters.reset(); filter(); search.focus(); });
+close.addEventListener("click", () => details.close());
+previous.addEventListener("click", () => step(-1));
+next.addEventListener("click", () => step(1));
 details.addEventListener("keydown", (event) => {
   if (event.key === "ArrowLeft") step(-1);
   if (event.key === "ArrowRight") step(1);
