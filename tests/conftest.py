@@ -1,10 +1,11 @@
-"""What tests share: one vLLM engine a session, the sample shards, an S3 server, a Dagster instance."""
+"""What tests share: one vLLM engine a session, the sample shards, a page in a browser."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import os
+import shutil
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -14,6 +15,7 @@ from typing import Any, TypeVar
 import pytest
 from huggingface_hub import constants
 from hypothesis import settings as hypothesis_settings
+from playwright.sync_api import Page, sync_playwright
 
 from caption_assets.captioning.decoding import SandboxDecoder
 from caption_assets.captioning.engine import CaptionEngine, EngineConfig, start_engine
@@ -26,6 +28,7 @@ from caption_assets.models.cache import ensure_local
 from caption_assets.models.mirror import publish
 from caption_assets.sample.shards import TRUTH, write_shards
 from caption_assets.store.root import Root
+from scripts.setup_system import BROWSERS
 from tests.models.hub_server import TOKEN, HubServer, small_model
 from tests.store.server import s3_server, s3_url
 
@@ -143,3 +146,16 @@ async def caption_all(
 def ask(event_loop_runner: asyncio.Runner) -> Ask[Any]:
     """Runs a coroutine on the engine's loop and returns its result."""
     return event_loop_runner.run
+
+
+@pytest.fixture
+def page() -> Iterator[Page]:
+    """A page in Debian's Chromium; Playwright's own build is not fetched."""
+    chromium = next(filter(None, map(shutil.which, BROWSERS)), None)
+    assert chromium, "no Chromium is installed: run `make system`, or install it by hand"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox", "--disable-background-networking", "--disable-gpu"]
+        )
+        yield browser.new_page(viewport={"width": 1500, "height": 700})
+        browser.close()

@@ -14,9 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
-
-from scripts.setup_system import BROWSERS
+from playwright.sync_api import Page, expect
 
 pytestmark = [pytest.mark.browser, pytest.mark.representative]
 
@@ -55,19 +53,6 @@ def wait_for(address: str, server: subprocess.Popen[bytes], seconds: float = 120
             time.sleep(0.5)
         else:
             return
-
-
-@pytest.fixture
-def page() -> Iterator[Page]:
-    """A page in Debian's Chromium; Playwright's own build is not fetched."""
-    chromium = next(filter(None, map(shutil.which, BROWSERS)), None)
-    assert chromium, "no Chromium is installed: run `make system`, or install it by hand"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=chromium, args=["--no-sandbox", "--disable-background-networking", "--disable-gpu"]
-        )
-        yield browser.new_page(viewport={"width": 1500, "height": 700})
-        browser.close()
 
 
 def test_the_whole_chain_stands_in_the_asset_graph(ui: str, page: Page) -> None:

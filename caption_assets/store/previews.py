@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 from caption_assets.store.failure import StoreError
 from caption_assets.store.root import Root
 
 GALLERY = "gallery"
+READERS = 16
+"""Posters that are fetched at once: from object storage each takes tens of milliseconds, most of it waiting."""
+
+
+def preview_folder(shard: str) -> str:
+    """Where they lie, relative to the root."""
+    return f"{GALLERY}/{shard}/previews"
 
 
 def preview_path(shard: str, window_id: str, suffix: str) -> str:
     """Of a window's preview below the root; ``suffix`` is ``webp`` (animated) or ``jpg`` (one frame)."""
-    return f"{GALLERY}/{shard}/previews/{window_id}.{suffix}"
+    return f"{preview_folder(shard)}/{window_id}.{suffix}"
 
 
 def write_preview(root: Root, shard: str, window_id: str, animation: bytes, poster: bytes) -> None:
@@ -22,3 +31,18 @@ def write_preview(root: Root, shard: str, window_id: str, animation: bytes, post
         root.write(preview_path(shard, window_id, "jpg"), poster)
     except StoreError as error:
         logging.getLogger(__name__).warning("no preview of window %s of shard %s: %s", window_id, shard, error)
+
+
+def read_posters(root: Root, shard: str, window_ids: Iterable[str]) -> dict[str, bytes]:
+    """The posters of those windows that have one, by window."""
+    ids = list(window_ids)
+    with ThreadPoolExecutor(READERS) as pool:
+        found = pool.map(lambda window_id: _find(root, preview_path(shard, window_id, "jpg")), ids)
+        return {window_id: poster for window_id, poster in zip(ids, found, strict=True) if poster}
+
+
+def _find(root: Root, path: str) -> bytes | None:
+    try:
+        return root.read(path)
+    except FileNotFoundError:
+        return None

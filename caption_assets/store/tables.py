@@ -361,6 +361,16 @@ def find_captions(root: Root, table: Table, shard: str) -> list[CaptionRow]:
     return read_captions(root, table, shard) if root.exists(table_path(table, shard)) else []
 
 
+def read_facts(root: Root, table: Table, shard: str) -> dict[str, str]:
+    """What was published with a shard's table as facts about the whole file.
+
+    Raises:
+        TableError: if it has not been materialized, or the file is damaged.
+    """
+    metadata = _open(root, table, shard).schema_arrow.metadata or {}
+    return {name.decode(): value.decode() for name, value in metadata.items()}
+
+
 def caption_rows(file: pq.ParquetFile) -> Iterator[CaptionRow]:
     """The rows of a file of captions, read a few at a time."""
     return _rows(file, CaptionRow)

@@ -1,0 +1,245 @@
+"""How soon a gallery shows something, and what it weighs.
+
+    python -m benchmarks.gallery [--rows 5000]
+
+A shard of captions of 60 and 90 words, as Qwen2.5-VL writes them, each window with a poster of 320 x 180 pixels, is
+made into a gallery. Headless Chromium opens it from its file, several times anew: told is the time from the navigation
+until the first card with its poster is on the screen, until all rows can be searched, and until all posters are there.
+Then it is opened once as from a store at 50 Mbit/s. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import http.server
+import json
+import resource
+import shutil
+import statistics
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from playwright.sync_api import Browser, sync_playwright
+
+from caption_assets.clips.preview import make_preview
+from caption_assets.report.gallery import write_gallery
+from caption_assets.sample.world import random_scene, render
+from caption_assets.store.previews import write_preview
+from caption_assets.store.root import Root
+from caption_assets.store.tables import (
+    CaptionRow,
+    ManifestRow,
+    Status,
+    Table,
+    publish_captions,
+    publish_manifest,
+    window_id,
+)
+from scripts.setup_system import BROWSERS
+
+SHARD = "large"
+SIZE = 320, 180
+"""Pixels of a poster."""
+POSTERS = 50
+"""Different ones."""
+OPENINGS = 7
+BYTES_PER_SECOND = 50e6 / 8
+VOCABULARY = 2000
+WATCH = """
+const look = () => {
+  const image = document.querySelector('article img[src]');
+  if (!image || !image.complete) return requestAnimationFrame(look);
+  requestAnimationFrame(() => { globalThis.firstAt = performance.now(); });
+};
+requestAnimationFrame(look);
+const count = () => {
+  const told = document.getElementById('count')?.value;
+  if (!told || told.includes('loading')) return requestAnimationFrame(count);
+  globalThis.searchableAt = performance.now();
+};
+requestAnimationFrame(count);
+addEventListener('DOMContentLoaded', () => { globalThis.wholeAt = performance.now(); });
+"""
+"""Notes when the first card has been drawn, when all rows can be searched, and when all posters are there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """Milliseconds from the navigation."""
+
+    first: float
+    """To the first card with its poster on the screen."""
+    searchable: float
+    """To all rows."""
+    whole: float
+    """To all posters."""
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=5000)
+    count = parser.parse_args().rows
+    with tempfile.TemporaryDirectory() as folder:
+        root = Root.open(folder)
+        poster_bytes = write_shard(root, count)
+        begun, base = time.monotonic(), peak_mb()
+        page = Path(root.full(write_gallery(root, SHARD)))
+        print(
+            f"{count} rows: written in {time.monotonic() - begun:.1f} s, "
+            f"peak memory {peak_mb() - base:.0f} MB above {base:.0f} MB"
+        )
+        chromium = next(filter(None, map(shutil.which, BROWSERS)))  # `make system` installs one
+        with sync_playwright() as playwright, serve(page.parent) as address:
+            browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+            times = [open_page(browser, page.as_uri()) for _ in range(OPENINGS)]
+            slow = open_page(browser, f"{address}/index.html")
+            browser.close()
+        figures = {
+            f"first_content_ms_{count}": statistics.median(one.first for one in times),
+            f"first_content_ms_{count}_worst": max(one.first for one in times),
+            f"searchable_ms_{count}": statistics.median(one.searchable for one in times),
+            f"whole_ms_{count}": statistics.median(one.whole for one in times),
+            "first_content_ms_50_mbit": slow.first,
+            "searchable_ms_50_mbit": slow.searchable,
+            "whole_ms_50_mbit": slow.whole,
+            f"page_mb_{count}": page.stat().st_size / 1e6,
+            "poster_kb": poster_bytes / 1e3,
+        }
+    print(json.dumps({name: round(value, 1) for name, value in figures.items()}))
+
+
+def write_shard(root: Root, count: int) -> float:
+    """Publish a shard's tables and posters, and return the mean size of a poster in bytes."""
+    rng = np.random.default_rng(0)
+    posters = [poster(rng) for _ in range(POSTERS)]
+    manifest = [window(number) for number in range(count)]
+    publish_manifest(root, SHARD, manifest, {})
+    keys = [row.key for row in manifest]
+    stage1 = [caption(row, sentence(rng, 60)) for row in manifest]
+    stage2 = [
+        caption(row, f"{before.caption} {sentence(rng, 30)}") for row, before in zip(manifest, stage1, strict=True)
+    ]
+    publish_captions(root, Table.STAGE1, SHARD, stage1, keys, {"prompt": "Describe the video."})
+    publish_captions(root, Table.STAGE2, SHARD, stage2, keys, {"prompt": "Describe it more fully."})
+    for number, row in enumerate(manifest):
+        write_preview(root, SHARD, row.window_id, b"", posters[number % POSTERS])
+    return sum(map(len, posters)) / POSTERS
+
+
+def poster(rng: np.random.Generator) -> bytes:
+    """A scene of the sample world, under noise that costs what the detail of a real picture does."""
+    scene = random_scene(rng, *SIZE)
+    (frame,) = render(scene, *SIZE, [0.5], rng)
+    noise = rng.normal(0, 10, frame.shape[:2])[..., None]
+    return make_preview(np.clip(frame + noise, 0, 255).astype(np.uint8)[None], 4.0).poster
+
+
+def window(number: int) -> ManifestRow:
+    """A window as of a real clip."""
+    key = f"camera-{number % 7}/clip-{number:06}.mp4"
+    return ManifestRow(
+        key,
+        0,
+        window_id(key, 0, "tag"),
+        "tag",
+        2 << 20,
+        Status.OK,
+        codec="h264",
+        width=1280,
+        height=720,
+        clip_frames=256,
+        clip_seconds=10.67,
+        start_frame=0,
+        end_frame=256,
+        start_seconds=0.0,
+        end_seconds=10.67,
+    )
+
+
+def caption(row: ManifestRow, text: str) -> CaptionRow:
+    """A caption as the captioner makes them."""
+    return CaptionRow(
+        clip_key=row.clip_key,
+        window_index=row.window_index,
+        window_id=row.window_id,
+        start_seconds=row.start_seconds,
+        end_seconds=row.end_seconds,
+        status=Status.OK,
+        caption=text,
+        finish_reason="stop",
+        model="Qwen/Qwen2.5-VL-7B-Instruct",
+        revision="cc59489",
+        prompt_name="general",
+        sampling={"temperature": 0.1, "top_p": 0.001, "repetition_penalty": 1.05, "max_output_tokens": 512},
+        frame_indices=tuple(range(0, 256, 12)),
+        frame_fps=2.0,
+        frame_width=448,
+        frame_height=252,
+        prompt_tokens=2500,
+        cached_tokens=2400,
+        output_tokens=80,
+        attempts=1,
+    )
+
+
+def sentence(rng: np.random.Generator, words: int) -> str:
+    """Words of six letters."""
+    return " ".join(f"word{number:02}" for number in rng.integers(VOCABULARY, size=words)) + "."
+
+
+def open_page(browser: Browser, address: str) -> Opening:
+    """Open a page anew, with nothing cached."""
+    context = browser.new_context(viewport={"width": 1400, "height": 900})
+    context.add_init_script(WATCH)
+    page = context.new_page()
+    page.goto(address, wait_until="commit")
+    times: list[float | None] = [None]
+    while None in times:  # the page's policy does not let Playwright wait inside it
+        time.sleep(0.2)
+        times = page.evaluate("[globalThis.firstAt, globalThis.searchableAt, globalThis.wholeAt]")
+    context.close()
+    return Opening(*(float(one) for one in times if one is not None))
+
+
+class serve:
+    """A web server on loopback over a folder, as slow as a store that is far away; its address."""
+
+    def __init__(self, folder: Path) -> None:
+        handler = functools.partial(SlowHandler, directory=str(folder))
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+
+    def __enter__(self) -> str:
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+
+
+class SlowHandler(http.server.SimpleHTTPRequestHandler):
+    """Sends a file a little at a time."""
+
+    def copyfile(self, source, outputfile) -> None:  # type: ignore[no-untyped-def]
+        """As many bytes as there is time for."""
+        chunk = 64 << 10
+        while data := source.read(chunk):
+            outputfile.write(data)
+            time.sleep(len(data) / BYTES_PER_SECOND)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+def peak_mb() -> float:
+    """Largest resident memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6  # Linux counts in KiB
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from caption_assets.report.compare import main
+from caption_assets.report.comparison import Comparison, compare_roots, comparison_page, figures, pair_rows
+from caption_assets.store.root import Root
+from caption_assets.store.tables import CaptionRow, Table, TableError
+from tests.report.windows import PROMPTS, SHARD, broken, captioned, failed, publish, window
+
+pytestmark = pytest.mark.fast
+
+CLIPS = [window(f"{number}.mp4") for number in range(5)]
+ROWS_A = [captioned(clip, "A red car turns.") for clip in CLIPS]
+ROWS_B = [
+    ROWS_A[0],
+    captioned(CLIPS[1], "A blue car turns.", flags=("refusal",)),
+    failed(CLIPS[2]),
+    captioned(CLIPS[3], "Rain."),
+]
+
+
+def comparison_of(a: list[CaptionRow], b: list[CaptionRow]) -> Comparison:
+    return Comparison(SHARD, Table.STAGE2, ("a", "b"), pair_rows(a, b), (None, None))
+
+
+def test_each_window_is_told_by_what_became_of_it() -> None:
+    kinds = [pair.kind for pair in pair_rows(ROWS_A[:4], [*ROWS_B, captioned(window("new.mp4"), "New.")])]
+    assert kinds == ["same", "changed", "ok \N{RIGHTWARDS ARROW} failed", "changed", "only in B"]
+
+
+def test_windows_cut_elsewhere_are_not_compared() -> None:
+    longer = replace(ROWS_A[0], end_seconds=8.0)
+    assert [pair.kind for pair in pair_rows(ROWS_A[:1], [longer])] == ["only in A", "only in B"]
+
+
+def test_a_copy_of_the_source_is_compared_though_its_ids_differ() -> None:
+    copy = replace(ROWS_A[0], window_id="other")
+    assert [pair.kind for pair in pair_rows(ROWS_A[:1], [copy])] == ["same"]
+
+
+def test_unreadable_clips_pair_with_themselves() -> None:
+    row = failed(broken("torn.mp4"))
+    assert [pair.kind for pair in pair_rows([row], [row])] == ["same"]
+
+
+def test_statistics() -> None:
+    statistics = comparison_of(ROWS_A, ROWS_B).statistics
+    assert statistics.both == 4
+    assert statistics.kinds == {"changed": 2, "same": 1, "ok \N{RIGHTWARDS ARROW} failed": 1, "only in A": 1}
+    assert statistics.words == pytest.approx((4.0, 3.0))
+    assert statistics.flagged == (0, 1)
+    assert statistics.similarity[0.5] == pytest.approx(0.8)
+    assert statistics.similarity[0.25] == pytest.approx((2 / 7 + 0.8) / 2)
+
+
+def test_statistics_of_nothing() -> None:
+    statistics = comparison_of([], []).statistics
+    assert statistics.both == 0
+    assert all(math.isnan(mean) for mean in statistics.words)
+    assert statistics.similarity == {}
+    assert figures(statistics)
+
+
+@given(
+    st.lists(st.sampled_from(ROWS_A), unique_by=lambda row: row.key), st.lists(st.sampled_from(ROWS_B), unique_by=id)
+)
+def test_no_row_is_lost(a: list[CaptionRow], b: list[CaptionRow]) -> None:
+    pairs = pair_rows(a, b)
+    assert [pair.a for pair in pairs if pair.a] == a
+    assert sorted(pair.b.clip_key for pair in pairs if pair.b) == sorted(row.clip_key for row in b)
+
+
+def test_the_page_has_the_rows_that_differ_with_both_changes_marked() -> None:
+    page = comparison_page(comparison_of(ROWS_A, ROWS_B))
+    assert [row.name for row in page.rows] == ["1.mp4", "2.mp4", "3.mp4", "4.mp4"]
+    assert [side.text for side in page.rows[0].sides] == [("A ", "red", " car turns."), ("A ", "blue", " car turns.")]
+    assert [side.missing for side in page.rows[1].sides] == [None, "engine: the engine died"]
+    assert page.rows[3].sides[1].missing == "no such window"
+
+
+def test_prompts_come_from_the_tables(tmp_path: Path) -> None:
+    root = Root.open(str(tmp_path))
+    publish(root, CLIPS, ROWS_A, ROWS_A)
+    assert compare_roots(root, root, SHARD, Table.STAGE1).prompts == (PROMPTS[Table.STAGE1],) * 2
+
+
+def test_a_root_without_the_table_is_named(tmp_path: Path) -> None:
+    a, b = Root.open(str(tmp_path / "a")), Root.open(str(tmp_path / "b"))
+    publish(a, CLIPS, ROWS_A)
+    with pytest.raises(TableError, match=r"b/stage1_captions/.* does not exist: materialize stage1_captions"):
+        compare_roots(a, b, SHARD, Table.STAGE1)
+
+
+def test_the_command_prints_statistics_and_writes_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b = tmp_path / "a", tmp_path / "[b]"
+    publish(Root.open(str(a)), CLIPS, ROWS_A)
+    publish(Root.open(str(b)), CLIPS, [*ROWS_B, captioned(CLIPS[4], "Night.")])
+    page = tmp_path / "out" / "page.html"
+    monkeypatch.setattr(sys, "argv", ["compare", str(a), str(b), SHARD, "--stage", "1", "--output", str(page)])
+    main()
+    said = capsys.readouterr().out
+    assert f"B: stage1_captions of {SHARD} in {b}" in said
+    assert "changed" in said
+    assert "A blue car turns" not in said
+    assert page.read_text().startswith("<!doctype html>")
+
+
+def test_the_command_ends_with_one_clear_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["compare", str(tmp_path), str(tmp_path), SHARD])
+    with pytest.raises(SystemExit, match=r"^error: .* does not exist: materialize stage2_captions"):
+        main()

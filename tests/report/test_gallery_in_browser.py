@@ -1,0 +1,283 @@
+"""The gallery as a person meets it: from a file, from a presigned address, with real previews and hostile texts."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Dialog, Error, Page, Route, expect
+
+from caption_assets.clips.decode import decode
+from caption_assets.clips.manifest import probe_clips
+from caption_assets.clips.preview import make_preview
+from caption_assets.clips.shard import find_shard
+from caption_assets.clips.window import Windowing
+from caption_assets.report.gallery import write_gallery
+from caption_assets.sample.shards import FOLDER_SHARD
+from caption_assets.store.previews import write_preview
+from caption_assets.store.root import Root
+from caption_assets.store.tables import CaptionRow, Status
+from tests.conftest import SANDBOX, Truth
+from tests.report.windows import SHARD, broken, captioned, failed, publish, window
+
+pytestmark = pytest.mark.browser
+
+FRAMES, SIZE = 8, (84, 112)
+EVIL = "<img src=x onerror=alert(1)><script>alert(2)</script></script></style><!--<script>"
+HOSTILE = [
+    EVIL,
+    "x" * 100_000,
+    "word " * 20_000,
+    "\u202e" * 50 + "kcab ot tnorf",
+    "\u0627\u0644\u0633\u064a\u0627\u0631\u0629 \u062d\u0645\u0631\u0627\u0621",
+    "Z" + "\u0336\u0321\u0489" * 3_000,
+    "javascript:alert(3)",
+    "{{ 7 * 7 }}${7 * 7}",
+    "\u2028\u2029\x00\x07\ufeff",
+]
+
+
+@dataclass
+class Watch:
+    """What a page does beside showing itself."""
+
+    page: Page
+    said: list[str] = field(default_factory=list)
+    """Dialogs, errors, and what breaks the page's policy."""
+    requests: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.page.on("dialog", self._refuse)
+        self.page.on("console", lambda message: self.said.append(message.text))
+        self.page.on("pageerror", lambda error: self.said.append(str(error)))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+
+    def _refuse(self, dialog: Dialog) -> None:
+        self.said.append(dialog.message)
+        dialog.dismiss()
+
+    @property
+    def fetched(self) -> list[str]:
+        """All but what the page itself holds."""
+        return [url for url in self.requests if not url.startswith("data:")]
+
+
+@pytest.fixture
+def watch(page: Page) -> Watch:
+    return Watch(page)
+
+
+def gallery_at(root: Root, shard: str = SHARD) -> str:
+    return Path(root.full(write_gallery(root, shard))).as_uri()
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The address of a gallery of 5,000 rows, of which every hundredth failed."""
+    root = Root.open(str(tmp_path_factory.mktemp("large")))
+    windows = [window(f"camera-{number % 7}/{number:05}.mp4") for number in range(5000)]
+    said = [f"A car of colour {number % 11} turns left at crossing {number}." for number in range(5000)]
+    stage1 = [captioned(one, text) for one, text in zip(windows, said, strict=True)]
+    stage2 = [
+        failed(one) if not number % 100 else captioned(one, f"In the rain, {text}" if number % 2 else text)
+        for number, (one, text) in enumerate(zip(windows, said, strict=True))
+    ]
+    publish(root, windows, stage1, stage2)
+    return gallery_at(root)
+
+
+@pytest.fixture(scope="module")
+def sample_root(sample_data: Path, truth: Truth, tmp_path_factory: pytest.TempPathFactory) -> Root:
+    """A root with the manifest, the right captions and the previews of a sample shard."""
+    root, source = Root.open(str(tmp_path_factory.mktemp("sample"))), Root.open(str(sample_data / "shards"))
+    publish_sample(root, source, truth)
+    return root
+
+
+def publish_sample(root: Root, source: Root, truth: Truth) -> None:
+    shard = find_shard(source, FOLDER_SHARD)
+    manifest = [row for clip in probe_clips(SANDBOX, source, shard, Windowing()) for row in clip.rows]
+    stages: tuple[list[CaptionRow], list[CaptionRow]] = [], []
+    for row in manifest:
+        if row.status is Status.FAILED:
+            for rows in stages:
+                rows.append(failed(row, row.error_kind or "", row.error or ""))
+            continue
+        data = (Path(source.path) / row.uri).read_bytes()
+        frames = decode(data, row.start_frame or 0, row.end_frame or 0, FRAMES, SIZE)
+        preview = make_preview(frames.pixels, frames.fps)
+        write_preview(root, FOLDER_SHARD, row.window_id, preview.animation, preview.poster)
+        said = truth[FOLDER_SHARD][row.clip_key][row.window_index or 0]
+        for rows, caption in zip(stages, said, strict=True):
+            rows.append(captioned(row, caption))
+    publish(root, manifest, *stages, shard=FOLDER_SHARD)
+
+
+def test_of_5000_rows_the_first_are_shown_and_others_as_one_goes_on(page: Page, large: str, watch: Watch) -> None:
+    page.goto(large)
+    expect(page.locator("#count")).to_have_text("5,000 rows")
+    cards = page.locator("article")
+    assert 0 < cards.count() < 200
+    expect(cards.first).to_contain_text("camera-0/00000.mp4")
+    before = cards.count()
+    cards.last.scroll_into_view_if_needed()
+    expect(cards.nth(before)).to_be_attached()
+    assert watch.said == []
+    assert watch.fetched == [large]
+
+
+def test_rows_are_searched_and_filtered(page: Page, large: str) -> None:
+    page.goto(large)
+    page.get_by_label("Search").fill("CAMERA-3 crossing 10")
+    expect(page.locator("#count")).to_have_text(re.compile(r"^\d+ of 5,000 rows$"))
+    assert all("camera-3" in name for name in page.locator("h2").all_inner_texts() if name)
+    page.get_by_label("Search").fill("")
+    page.get_by_label("Error").select_option("engine")
+    expect(page.locator("#count")).to_have_text("50 of 5,000 rows")
+    expect(page.locator("article").first).to_contain_text("engine: the engine died")
+    page.get_by_label("Status").select_option("captioned")
+    expect(page.get_by_text("No row passes these filters")).to_be_visible()
+    page.get_by_role("button", name="Show all rows").click()
+    expect(page.locator("#count")).to_have_text("5,000 rows")
+    page.get_by_label("Changed only").check()
+    expect(page.locator("#count")).to_have_text("2,500 of 5,000 rows")
+    expect(page.locator("ins").first).to_have_text("In the rain,")
+
+
+def test_details_are_reached_and_left_by_keyboard(page: Page, large: str) -> None:
+    page.goto(large)
+    page.get_by_label("Changed only").focus()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    dialog = page.get_by_role("dialog", name="camera-0/00000.mp4")
+    expect(dialog).to_be_visible()
+    for fact in (
+        "0, 50, 99",
+        "2,500, of which 2,048 cached",
+        "sample",
+        "general: Describe the video.",
+        "temperature 0.1",
+    ):
+        expect(dialog).to_contain_text(fact)
+    page.keyboard.press("ArrowRight")
+    expect(page.get_by_role("dialog", name="camera-1/00001.mp4")).to_be_visible()
+    page.get_by_role("button", name="Previous").press("Enter")
+    expect(page.get_by_role("button", name="Previous")).to_be_disabled()
+    page.keyboard.press("ArrowRight")
+    expect(page.get_by_role("dialog", name="camera-1/00001.mp4")).to_be_visible()
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("Escape")
+    expect(dialog).to_be_hidden()
+    expect(page.get_by_role("button", name="Details").first).to_be_focused()
+
+
+def test_hostile_texts_are_harmless(page: Page, tmp_path: Path, watch: Watch) -> None:
+    root = Root.open(str(tmp_path))
+    windows = [*(window(f"{number}{EVIL}") for number in range(len(HOSTILE))), broken(EVIL)]
+    stage1 = [captioned(one, text, flags=(EVIL,)) for one, text in zip(windows, HOSTILE, strict=False)]
+    stage2 = [captioned(one, f"{text} and more", prompt_name=EVIL) for one, text in zip(windows, HOSTILE, strict=False)]
+    last = failed(windows[-1], EVIL, EVIL)
+    publish(root, windows, [*stage1, last], [*stage2, last])
+    address = gallery_at(root)
+    page.set_viewport_size({"width": 360, "height": 740})
+    page.goto(address)
+    cards = page.locator("article")
+    expect(cards).to_have_count(len(windows))
+    expect(cards.first.locator("ins").first).to_have_text(re.compile("and more"))
+    for number, text in enumerate(HOSTILE):
+        cards.nth(number).get_by_role("button", name="Details").click()
+        body = page.locator("#details-body .caption").first
+        assert json.loads(body.evaluate("element => JSON.stringify(element.textContent)")) == text
+        page.keyboard.press("Escape")
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    assert page.locator("main img[src], main script, main style").count() == 0
+    assert watch.said == []
+    assert watch.fetched == [address]
+
+
+def test_what_slipped_in_would_neither_run_nor_fetch(page: Page, large: str) -> None:
+    page.goto(large)
+    with pytest.raises(Error, match="requires 'TrustedHTML'"):
+        page.evaluate("document.body.innerHTML = '<b>bold</b>'")
+    with page.expect_event("requestfailed") as blocked:
+        page.evaluate(
+            "document.body.append(Object.assign(document.createElement('img'), {src: 'https://127.0.0.1/x'}))"
+        )
+    assert blocked.value.failure == "csp"
+
+
+def test_posters_stand_in_the_page_and_move_from_beside_it(page: Page, sample_root: Root, watch: Watch) -> None:
+    address = gallery_at(sample_root, FOLDER_SHARD)
+    page.goto(address)
+    picture = page.locator("article img").first
+    expect(picture).to_have_attribute("src", re.compile("^data:image/jpeg"))
+    assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") == SIZE[1]
+    assert watch.fetched == [address]
+    picture.hover()
+    expect(picture).to_have_attribute("src", re.compile(r"^previews/\w+\.webp$"))
+    assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") == SIZE[1]
+    page.locator("h1").hover()
+    expect(picture).to_have_attribute("src", re.compile("^data:image/jpeg"))
+    assert watch.said == []
+
+
+def test_nothing_moves_for_who_asks_for_calm(page: Page, sample_root: Root, watch: Watch) -> None:
+    page.emulate_media(reduced_motion="reduce")
+    page.goto(gallery_at(sample_root, FOLDER_SHARD))
+    page.locator("article img").first.hover()
+    page.locator("article img").first.click()
+    player = page.locator("dialog img")
+    expect(player).to_have_attribute("src", re.compile("^data:"))
+    assert len(watch.fetched) == 1
+    page.get_by_role("button", name="Play the preview").click()
+    expect(player).to_have_attribute("src", re.compile("^previews/"))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1400])
+def test_nothing_is_wider_than_the_screen(page: Page, sample_root: Root, width: int, scheme: str) -> None:
+    page.set_viewport_size({"width": width, "height": 800})
+    page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+    page.goto(gallery_at(sample_root, FOLDER_SHARD))
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    page.get_by_role("button", name="Details").first.click()
+    assert page.locator("#details-body").evaluate("body => body.scrollWidth - body.clientWidth") == 0
+
+
+@pytest.fixture
+def private(page: Page) -> list[str]:
+    """A store that answers no request without a signature, unlike this machine's; the addresses that it refused."""
+    refused: list[str] = []
+
+    def answer(route: Route) -> None:
+        if "Signature=" in route.request.url:
+            route.continue_()
+        else:
+            refused.append(route.request.url)
+            route.fulfill(status=403)
+
+    page.route(re.compile("^http"), answer)
+    return refused
+
+
+def test_a_presigned_address_opens_the_page_with_its_posters(
+    page: Page, private: list[str], s3_url: str, sample_data: Path, truth: Truth
+) -> None:
+    root = Root.open(s3_url)
+    publish_sample(root, Root.open(str(sample_data / "shards")), truth)
+    address = root.fs.sign(root.full(write_gallery(root, FOLDER_SHARD)))
+    response = page.goto(address)
+    assert response
+    assert response.headers["content-type"].startswith("text/html")
+    expect(page.locator("#count")).to_have_text("13 rows")
+    picture = page.locator("article img").first
+    assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") == SIZE[1]
+    assert private == []
+    for _ in range(2):  # the animation is out of reach: that is tried once, and the poster stays
+        page.locator("h1").hover()
+        picture.hover()
+        expect(picture).to_have_attribute("src", re.compile("^data:image/jpeg"))
+    assert len(private) == 1
