@@ -152,7 +152,7 @@ class CaptionRow:
     """Those of them that came from the prefix cache."""
     output_tokens: int | None = None
     attempts: int = 0
-    """Requests made for this caption."""
+    """Requests made for this caption, over all runs; one more for each time that its frames could not be had."""
     fingerprint: str | None = None
     """Hash of all that decides the caption's text: clip, frames, prompt, model and sampling."""
     stage1_fingerprint: str | None = None

@@ -240,7 +240,7 @@ def test_a_prompt_that_leaves_no_room_for_the_video_is_a_row_that_says_so(
 ) -> None:
     recipe = replace(RECIPE, prompt=replace(RECIPE.prompt, stage1="word " * 3000))
     [done] = ask(caption_all(keeper, recipe, [first_task(sample_data)]))
-    assert (done.stage1.error_kind, done.stage1.attempts) == ("too_long", 0)
+    assert (done.stage1.error_kind, done.stage1.attempts) == ("too_long", 1)
     assert "shorten the prompt" in done.stage1.error
 
 

@@ -15,13 +15,13 @@ import psutil
 import pytest
 
 from caption_assets.clips.manifest import probe_clips
+from caption_assets.clips.sandbox import Sandbox
 from caption_assets.clips.shard import find_shard
 from caption_assets.clips.window import Windowing
 from caption_assets.sample.clips import encode, random_clip
 from caption_assets.store.checkpoints import read_parts
 from caption_assets.store.root import Root
 from caption_assets.store.tables import Table, publish_manifest, read_captions
-from tests.conftest import SANDBOX
 from tests.videos import moving_video
 
 UNSURE = {"prompt_tokens", "cached_tokens", "output_tokens", "attempts"}
@@ -45,8 +45,9 @@ class Lives:
         """Begin again with nothing but the manifest."""
         self.roots += 1
         self.root = Root.open(f"{self.base}/root-{self.roots}")
-        clips = probe_clips(SANDBOX, self.source, find_shard(self.source, "a"), Windowing(24, 12))
-        publish_manifest(self.root, "a", (row for clip in clips for row in clip.rows), {})
+        with Sandbox(workers=1) as sandbox:  # not the session's, whose workers know another server
+            clips = probe_clips(sandbox, self.source, find_shard(self.source, "a"), Windowing(24, 12))
+            publish_manifest(self.root, "a", (row for clip in clips for row in clip.rows), {})
 
     def run(self, killed_after: float | None = None) -> bool:
         """One life; returns whether it came to its end."""
