@@ -20,7 +20,7 @@ from pathlib import Path
 
 from caption_assets.captioning.engine import EngineConfig, start_engine
 from caption_assets.captioning.job import Job
-from caption_assets.captioning.open_shard import Published
+from caption_assets.captioning.open_shard import Published, PublishedTable
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.recovery import EngineKeeper
 from caption_assets.captioning.shard import caption_shards
@@ -86,9 +86,9 @@ class Watcher:
     """Prints now and then how far the captions are, and keeps the tables."""
 
     def __init__(self) -> None:
-        self.tables: dict[Table, Published] = {}
+        self.tables: Mapping[Table, PublishedTable] = {}
 
-    def begun(self, shard: str, windows: int) -> None:
+    def begun(self, shard: str, windows: int, left: int) -> None:
         """Nothing to be said yet."""
 
     def captioned(self, shard: str, done: int, windows: int) -> None:
@@ -96,9 +96,9 @@ class Watcher:
         if done % 50 == 0:
             print(f"{done} of {windows} windows captioned", flush=True)
 
-    def published(self, shard: str, tables: Mapping[Table, Published]) -> None:
+    def published(self, shard: str, published: Published) -> None:
         """The shard is whole."""
-        self.tables = dict(tables)
+        self.tables = published.tables
 
     def failed(self, shard: str, error: CaptionAssetsError) -> None:
         """Nothing can be compared."""
@@ -113,7 +113,7 @@ class Watcher:
         print(message, flush=True)
 
 
-def compare(table: Table, published: Published, clips: dict[str, SampleClip]) -> float:
+def compare(table: Table, published: PublishedTable, clips: dict[str, SampleClip]) -> float:
     """The share of captions that are exactly right; prints the wrong ones and which words they get wrong."""
     wrong: Counter[str] = Counter()
     mistakes = 0

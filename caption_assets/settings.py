@@ -151,6 +151,17 @@ class Settings(BaseSettings):
         description="Requests for a caption, over all runs, after which its row stays failed; one run makes four",
     )
     shards_per_run: int = Field(16, ge=1, description="Shards that a backfill captions with one engine start")
+    gpu_hour_price: float | None = Field(
+        None,
+        ge=0,
+        allow_inf_nan=False,
+        description="Price of one GPU for an hour, from which the UI tells costs",
+    )
+    link_url: str | None = Field(
+        None,
+        description="Web address under which the root's contents can be opened, with which links in the UI begin. "
+        "Default: the UI names paths",
+    )
     max_failed_fraction: float = Field(
         0.05, ge=0, le=1, description="Share of a shard's captionable windows that may fail before the step fails"
     )
@@ -217,6 +228,11 @@ class Settings(BaseSettings):
     def windowing(self) -> Windowing:
         """How clips are cut."""
         return Windowing(self.window_size, self.remainder_threshold, self.window_seconds)
+
+    @property
+    def gpus(self) -> int:
+        """GPUs that the engine is spread over; 0 for a model that runs on the CPU."""
+        return self.variant.gpus and self.tensor_parallel_size * self.data_parallel_size
 
     @property
     def recipe(self) -> Recipe:

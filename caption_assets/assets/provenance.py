@@ -5,11 +5,14 @@ A step over several shards logs each shard's materialization as it is published,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import dagster as dg
 from dagster._core.definitions.data_version import (
     CODE_VERSION_TAG,
     DATA_VERSION_IS_USER_PROVIDED_TAG,
     DATA_VERSION_TAG,
+    INPUT_DATA_VERSION_TAG_PREFIX,
     get_input_data_version_tag,
     get_input_event_pointer_tag,
 )
@@ -21,6 +24,11 @@ def output_tags(context: dg.AssetExecutionContext, key: dg.AssetKey, data_versio
     if code_version := context.assets_def.code_versions_by_key.get(key):
         tags[CODE_VERSION_TAG] = code_version
     return tags
+
+
+def version_of(tags: Mapping[str, str]) -> str | None:
+    """The data version that ``input_tags`` tell; None if the upstream was never made."""
+    return next((value for name, value in tags.items() if name.startswith(INPUT_DATA_VERSION_TAG_PREFIX)), None)
 
 
 def input_tags(context: dg.AssetExecutionContext, upstream: dg.AssetKey, shard: str) -> dict[str, str]:

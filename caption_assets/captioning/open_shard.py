@@ -6,13 +6,13 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
 from caption_assets.captioning.job import Job
 from caption_assets.captioning.recipe import Recipe
-from caption_assets.captioning.task import Captioned, Task
+from caption_assets.captioning.task import Captioned, Spent, Task
 from caption_assets.captioning.threads import to_its_end
 from caption_assets.store.checkpoints import remove_parts, write_part
 from caption_assets.store.lease import Lease
@@ -22,7 +22,7 @@ STAGES = {Table.STAGE1: 1, Table.STAGE2: 2}
 
 
 @dataclass(frozen=True, slots=True)
-class Published:
+class PublishedTable:
     """One table that a job published."""
 
     path: str
@@ -30,6 +30,17 @@ class Published:
     rows: Sequence[CaptionRow]
     reused: int
     """Rows of them that earlier runs had made."""
+    fresh: Sequence[CaptionRow]
+    """Rows of them that this one made."""
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What a job published of one shard."""
+
+    tables: Mapping[Table, PublishedTable]
+    """Stage 1 first."""
+    spent: Spent
 
 
 class OpenShard:
@@ -51,6 +62,8 @@ class OpenShard:
         self._reused = Counter(table for one in beginnings for table in _reused(one))
         self._unsaved: list[Captioned] = []
         self._unsaved_since = 0.0
+        self._spent = Spent()
+        self._new: list[Captioned] = []
         self._parts = 0
         self._saving = asyncio.Lock()
 
@@ -76,6 +89,8 @@ class OpenShard:
         if not self._unsaved:
             self._unsaved_since = time.monotonic()
         self._unsaved.append(result)
+        self._new.append(result)
+        self._spent += result.spent
         self._results[result.task.number] = result
 
     async def save(self) -> None:
@@ -87,14 +102,16 @@ class OpenShard:
         async with self._saving:
             results, self._unsaved = self._unsaved, []
             rows = {table: [row for result in results if (row := _made(result, table))] for table in self._job.tables}
+            begun = time.monotonic()
             try:
                 await to_its_end(write_part, self._job.root, self.lease.shard, self.lease.epoch, self._parts, rows)
             except BaseException:
                 self._unsaved = results + self._unsaved
                 raise
             self._parts += 1
+            self._spent += Spent(store=time.monotonic() - begun)
 
-    async def publish(self) -> dict[Table, Published]:
+    async def publish(self) -> Published:
         """Publish its tables, stage 1 first.
 
         Raises:
@@ -113,7 +130,8 @@ class OpenShard:
             self._unsaved = []
             await to_its_end(remove_parts, self._job.root, self.lease.shard, self.lease.epoch)
 
-    def _publish(self) -> dict[Table, Published]:
+    def _publish(self) -> Published:
+        begun = time.monotonic()
         job, shard = self._job, self.lease.shard
         results = [self._results[number] for number in sorted(self._results)]
         rows = {
@@ -122,9 +140,10 @@ class OpenShard:
         }
         published = {}
         for table in sorted(job.tables):
+            fresh = [row for result in self._new if (row := _made(result, table))]
             path = publish_captions(job.root, table, shard, rows[table], self._keys, facts(job.recipe, table))
-            published[table] = Published(path, rows[table], self._reused[table])
-        return published
+            published[table] = PublishedTable(path, rows[table], self._reused[table], fresh)
+        return Published(published, self._spent + Spent(store=time.monotonic() - begun))
 
 
 def facts(recipe: Recipe, table: Table) -> dict[str, str]:

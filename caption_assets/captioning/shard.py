@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -43,14 +43,14 @@ LOOK_SECONDS = 1.0
 class Progress(Protocol):
     """Told what happens to a run's shards, as it happens."""
 
-    def begun(self, shard: str, windows: int) -> None:
-        """A shard's windows are entering the engine."""
+    def begun(self, shard: str, windows: int, left: int) -> None:
+        """A shard's windows are entering the engine, as far as they are ``left``: others were captioned before."""
 
     def captioned(self, shard: str, done: int, windows: int) -> None:
         """Another row of a shard is done."""
 
-    def published(self, shard: str, tables: Mapping[Table, Published]) -> None:
-        """A shard is whole; ``tables`` holds stage 1 first."""
+    def published(self, shard: str, published: Published) -> None:
+        """A shard is whole. Called in a thread, and may take its time: the shard is held meanwhile."""
 
     def skipped(self, shard: str, reason: str) -> None:
         """A shard is left to another run, which is at work on it."""
@@ -128,7 +128,7 @@ class _Run:
             if shard is None:
                 continue
             self._open[key] = shard
-            self._progress.begun(key, shard.windows)
+            self._progress.begun(key, shard.windows, len(shard.tasks))
             if not shard.tasks:
                 await self._publish(shard)
             for task in shard.tasks:
@@ -199,8 +199,8 @@ class _Run:
             await self._save(shard)
             self._progress.failed(key, error)
         else:
-            self._progress.published(key, published)
             await self._clear(shard)
+            await to_its_end(self._progress.published, key, published)
         await self._leave(shard)
 
     async def _clear(self, shard: OpenShard) -> None:

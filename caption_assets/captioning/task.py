@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from caption_assets.store.tables import CaptionRow, ManifestRow
 
@@ -28,6 +28,26 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
+class Spent:
+    """Seconds, added up over windows: these are worked on side by side, so that it is more than has passed."""
+
+    decode: float = 0.0
+    """Clips were fetched and decoded."""
+    stage1: float = 0.0
+    """Answers of the engine were waited for."""
+    stage2: float = 0.0
+    """Likewise."""
+    store: float = 0.0
+    """Checkpoints and tables were written."""
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(self)))
+
+
+NOTHING_SPENT = Spent()
+
+
+@dataclass(frozen=True, slots=True)
 class Captioned:
     """What came of a task."""
 
@@ -35,3 +55,4 @@ class Captioned:
     stage1: CaptionRow
     stage2: CaptionRow | None
     """None where only stage 1 was wanted."""
+    spent: Spent = NOTHING_SPENT

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 
@@ -24,7 +25,7 @@ from caption_assets.captioning.recipe import Generation, Recipe
 from caption_assets.captioning.recovery import EngineKeeper
 from caption_assets.captioning.request import Completion, PoisonWindow, Request, RequestFailed
 from caption_assets.captioning.rows import Problem, blank_row, stage1_failed, uncaptioned
-from caption_assets.captioning.task import Captioned, Task
+from caption_assets.captioning.task import NOTHING_SPENT, Captioned, Spent, Task
 from caption_assets.clips.decode import Frames
 from caption_assets.clips.sampling import frame_count
 from caption_assets.store.tables import CaptionRow, ManifestRow, Status
@@ -91,6 +92,7 @@ class _Run:
     """Whether the engine has been given these frames."""
     attempts: int = 0
     """Requests of the present stage."""
+    spent: Spent = NOTHING_SPENT
 
     def show(self, grid: FrameGrid) -> None:
         """Show it otherwise from now on."""
@@ -173,12 +175,12 @@ class Captioner:
             stage1 = task.stage1 or await self._stage(1, run, None)
             said.resolve(1, stage1.caption)
             if not self._with_stage2:
-                return Captioned(task, stage1, None)
+                return Captioned(task, stage1, None, run.spent)
             if stage1.caption is None:
-                return Captioned(task, stage1, stage1_failed(self._recipe, task.window))
+                return Captioned(task, stage1, stage1_failed(self._recipe, task.window), run.spent)
             stage2 = await self._stage(2, run, stage1)
             said.resolve(2, stage2.caption)
-            return Captioned(task, stage1, stage2)
+            return Captioned(task, stage1, stage2, run.spent)
         finally:
             for stage in (1, 2):
                 said.resolve(stage, None)
@@ -272,6 +274,7 @@ class Captioner:
                 replica=run.task.number,
             )
             run.attempts += 1
+            begun = time.monotonic()
             try:
                 answer = await self._keeper.complete(request)
             except PoisonWindow:
@@ -280,6 +283,9 @@ class Captioner:
             except RequestFailed as error:
                 failure = error
                 continue
+            finally:
+                waited = time.monotonic() - begun
+                run.spent += Spent(stage1=waited) if stage == 1 else Spent(stage2=waited)
             run.seen = True
             return _Attempt(answer, generation, run.grid, frames)
         assert failure is not None  # the ladder has rungs
@@ -292,10 +298,13 @@ class Captioner:
 
     async def _decode(self, run: _Run) -> Frames:
         """The window's frames as it is shown at present."""
+        begun = time.monotonic()
         try:
             return await self._decoder.frames(run.task, run.grid)
         except Exception as error:  # whatever is wrong with one clip or its storage stops no other
             raise RequestFailed(getattr(error, "kind", "unreadable"), str(error) or type(error).__name__) from error
+        finally:
+            run.spent += Spent(decode=time.monotonic() - begun)
 
 
 def load_of(plan: Plan | Problem) -> Load:

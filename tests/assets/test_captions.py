@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import dagster as dg
 import pytest
@@ -77,6 +78,9 @@ def test_a_run_over_several_shards_records_what_is_done_and_fails_for_the_rest(p
         assert metadata["rows_failed"].value == 1
         assert rows[0].caption is not None
         assert rows[0].caption in str(metadata["captions"].value)
+        assert metadata["engine_seconds"].value > 0  # type: ignore[operator]
+        page = Path(str(metadata["gallery"].value)).read_text()
+        assert rows[0].caption in page
 
     again = project.run(*STAGES, partition="sample-folder", engine_args={"max_model_len": -9})  # no engine would start
     materialized = again.asset_materializations_for_node("captions")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from caption_assets.captioning.open_shard import Published
+from caption_assets.captioning.open_shard import Published, PublishedTable
+from caption_assets.captioning.task import Spent
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.store.tables import Table
 
@@ -13,19 +14,21 @@ class Log:
     """What was told."""
 
     def __init__(self) -> None:
-        self.tables: dict[str, Mapping[Table, Published]] = {}
+        self.tables: dict[str, Mapping[Table, PublishedTable]] = {}
+        self.spent: dict[str, Spent] = {}
         self.skips: dict[str, str] = {}
         self.failures: dict[str, str] = {}
         self.warnings: list[str] = []
 
-    def begun(self, shard: str, windows: int) -> None:
+    def begun(self, shard: str, windows: int, left: int) -> None:
         pass
 
     def captioned(self, shard: str, done: int, windows: int) -> None:
         pass
 
-    def published(self, shard: str, tables: Mapping[Table, Published]) -> None:
-        self.tables[shard] = tables
+    def published(self, shard: str, published: Published) -> None:
+        self.tables[shard] = published.tables
+        self.spent[shard] = published.spent
 
     def skipped(self, shard: str, reason: str) -> None:
         self.skips[shard] = reason

@@ -1,0 +1,89 @@
+"""What the UI shows of a caption table."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import dagster as dg
+
+from caption_assets.assets.markdown import markdown_table
+from caption_assets.assets.meter import EngineTime
+from caption_assets.captioning.open_shard import PublishedTable
+from caption_assets.captioning.task import Spent
+from caption_assets.store.tables import CaptionRow, Status, Table
+
+SAMPLE_ROWS = 8
+
+Metadata = dict[str, dg.MetadataValue | int | float | str]
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a shard took."""
+
+    spent: Spent
+    engine: EngineTime
+    gpus: int
+    """That the engine is spread over; 0 on a CPU."""
+    gpu_hour_price: float | None
+    """In whatever currency the user counts."""
+
+
+def caption_metadata(table: Table, published: PublishedTable, cost: Cost) -> Metadata:
+    """Counts, rates, costs and some captions of a table."""
+    rows = published.rows
+    statuses = Counter(row.status for row in rows)
+    return {
+        "rows": len(rows),
+        "rows_ok": statuses[Status.OK],
+        "rows_failed": statuses[Status.FAILED],
+        "rows_reused": published.reused,
+        "rows_new": sum(row.fingerprint is not None for row in rows) - published.reused,
+        "truncated": sum(row.finish_reason == "length" for row in rows),
+        "flagged": sum(bool(row.flags) for row in rows),
+        "reduced": sum(bool(row.reductions) for row in rows),
+        "prompt_tokens": sum(row.prompt_tokens or 0 for row in rows),
+        "cached_tokens": sum(row.cached_tokens or 0 for row in rows),
+        "output_tokens": sum(row.output_tokens or 0 for row in rows),
+        **_costs(table, published, cost),
+        "captions": markdown_table(["clip", "window", "caption"], _sample(rows)),
+    }
+
+
+def _costs(table: Table, published: PublishedTable, cost: Cost) -> Metadata:
+    """Rates and costs of what was made anew; where nothing was, there are none."""
+    spent, engine = cost.spent, cost.spent.stage1 + cost.spent.stage2
+    mine = spent.stage2 if table is Table.STAGE2 else spent.stage1
+    if cost.engine.start_seconds is None or not mine:
+        return {}
+    seconds = cost.engine.seconds * mine / engine
+    worked = spent.decode + engine + spent.store
+    new = published.fresh
+    costs: Metadata = {
+        "engine_seconds": round(seconds, 2),
+        "engine_start_seconds": round(cost.engine.start_seconds, 1),
+        "clips_per_second": round(len({row.clip_key for row in new}) / seconds, 2),
+        "tokens_per_second": round(sum((row.prompt_tokens or 0) + (row.output_tokens or 0) for row in new) / seconds),
+        "time_shares": dg.MetadataValue.json(
+            {
+                "decode": round(spent.decode / worked, 3),
+                "engine": round(engine / worked, 3),
+                "store": round(spent.store / worked, 3),
+            }
+        ),
+    }
+    if cost.gpus:
+        costs["gpu_seconds"] = round(seconds * cost.gpus, 1)
+        if cost.gpu_hour_price is not None:
+            costs["cost"] = round(seconds * cost.gpus / 3600 * cost.gpu_hour_price, 4)
+    return costs
+
+
+def _sample(rows: Sequence[CaptionRow]) -> Iterator[list[str]]:
+    """Some captions, failures first: they are what one wants to see."""
+    for row in sorted(rows, key=lambda row: row.status is Status.OK)[:SAMPLE_ROWS]:
+        window = "" if row.window_index is None else str(row.window_index)
+        said = f"{row.error_kind}: {row.error}" if row.caption is None else row.caption
+        yield [row.clip_key, window, said]

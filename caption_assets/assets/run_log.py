@@ -1,0 +1,180 @@
+"""What happens to the shards of a caption run, told to Dagster as it happens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from hashlib import sha256
+from threading import Lock
+
+import dagster as dg
+
+from caption_assets.assets.caption_metadata import Cost, Metadata, caption_metadata
+from caption_assets.assets.links import link
+from caption_assets.assets.markdown import markdown_table
+from caption_assets.assets.meter import EngineTime, Meter
+from caption_assets.assets.pace import Pace
+from caption_assets.assets.provenance import input_tags, output_tags, version_of
+from caption_assets.captioning.open_shard import Published, PublishedTable, failed_fraction
+from caption_assets.errors import CaptionAssetsError
+from caption_assets.report.gallery import write_gallery
+from caption_assets.settings import Settings
+from caption_assets.store.root import Root
+from caption_assets.store.tables import CaptionRow, Status, Table
+
+Inputs = Mapping[dg.AssetKey, dict[str, str]]
+"""Version tags by upstream asset."""
+
+
+class TooManyFailed(CaptionAssetsError):
+    """A shard of which more windows failed than the settings allow."""
+
+
+class InputChanged(CaptionAssetsError):
+    """A shard whose manifest or weights were made anew while it was captioned."""
+
+
+class RunLog:
+    """Tells Dagster of a run's shards: progress, materializations, failures. Any thread may call its methods."""
+
+    def __init__(self, context: dg.AssetExecutionContext, settings: Settings, root: Root) -> None:
+        self._context = context
+        self._settings = settings
+        self._root = root
+        self._failures: dict[str, str] = {}
+        self._skips: dict[str, str] = {}
+        self._inputs: dict[str, Inputs] = {}
+        self._pace = Pace()
+        self._meter = Meter()
+        self._telling = Lock()
+
+    def engine_wanted(self) -> None:
+        """The engine is being started: from now on GPUs are used."""
+        self._meter.begin()
+
+    def engine_ready(self) -> None:
+        """It takes requests."""
+        self._context.log.info(f"the engine is ready after {self._meter.ready():.0f} s")
+
+    def begun(self, shard: str, windows: int, left: int) -> None:
+        """Remember which versions of its inputs the shard is made from."""
+        self._pace.expect(left)
+        self._inputs[shard] = self._present_inputs(shard)
+
+    def captioned(self, shard: str, done: int, windows: int) -> None:
+        """Log how far the run is, every few seconds and at the end of a shard."""
+        if word := self._pace.tell(last=done == windows):
+            self._context.log.info(f"{shard}: {done} of {windows} windows done; {word}")
+
+    def published(self, shard: str, published: Published) -> None:
+        """Make the gallery; record each table, stage 1 first, up to one in which too many windows failed."""
+        with self._telling:
+            cost, links = self._cost(published), self._links(shard)
+            try:
+                inputs = self._unchanged_inputs(shard)
+                for table, result in published.tables.items():
+                    _check_failed(table, result.rows, self._settings.max_failed_fraction)
+                    self._record(shard, table, result, inputs, {**caption_metadata(table, result, cost), **links})
+            except CaptionAssetsError as error:
+                self.failed(shard, error)
+
+    def failed(self, shard: str, error: CaptionAssetsError) -> None:
+        """Keep the reason; the run fails at its end."""
+        self._context.log.error(f"{shard}: {error}")
+        self._failures[shard] = str(error)
+
+    def skipped(self, shard: str, reason: str) -> None:
+        """Say so; the run fails for it only if it did nothing else."""
+        self._context.log.warning(f"skipped: {reason}")
+        self._skips[shard] = reason
+
+    def warned(self, message: str) -> None:
+        """Pass it on."""
+        self._context.log.warning(message)
+
+    def check(self) -> None:
+        """End the step.
+
+        Raises:
+            Failure: if a shard failed, or none was done because others are at work on them.
+        """
+        self._pace.close()
+        shards = len(self._context.partition_keys)
+        if self._failures:
+            raise _failure(f"{len(self._failures)} of {shards} shards failed", self._failures)
+        if self._skips and len(self._skips) == shards:
+            raise _failure("nothing was done", self._skips)
+
+    def _present_inputs(self, shard: str) -> Inputs:
+        made = set(self._context.selected_asset_keys)
+        return {
+            upstream: input_tags(self._context, upstream, shard)
+            for key in made
+            for upstream in self._context.assets_def.asset_deps[key] - made
+        }
+
+    def _unchanged_inputs(self, shard: str) -> Inputs:
+        """The inputs that the shard was made from, if these are still the present ones.
+
+        Raises:
+            InputChanged: if not. Recorded, the captions would pass for those of what is there now.
+        """
+        before, now = self._inputs.pop(shard), self._present_inputs(shard)
+        for upstream, tags in before.items():
+            if version_of(tags) != version_of(now[upstream]):
+                raise InputChanged(
+                    f"{upstream.to_user_string()} was made anew while the shard was captioned: materialize it again; "
+                    "what is unchanged is taken over"
+                )
+        return before
+
+    def _cost(self, published: Published) -> Cost:
+        used = bool(published.spent.stage1 or published.spent.stage2)
+        engine = self._meter.read() if used else EngineTime()
+        return Cost(published.spent, engine, self._settings.gpus, self._settings.gpu_hour_price)
+
+    def _links(self, shard: str) -> Metadata:
+        """To the gallery, which is made now. That it could not be made is no reason to lose captions over."""
+        try:
+            gallery = write_gallery(self._root, shard)
+        except CaptionAssetsError as error:
+            self.warned(f"{shard}: there is no gallery: {error}")
+            return {}
+        return {"gallery": link(self._root, gallery, self._settings.link_url)}
+
+    def _record(self, shard: str, table: Table, result: PublishedTable, inputs: Inputs, metadata: Metadata) -> None:
+        key = dg.AssetKey(table.value)
+        versions = output_tags(self._context, key, _data_version(result.rows))
+        for upstream in self._context.assets_def.asset_deps[key]:
+            versions |= inputs.get(upstream) or input_tags(self._context, upstream, shard)
+        facts = {**metadata, "path": link(self._root, result.path, self._settings.link_url)}
+        self._context.log_event(dg.AssetMaterialization(key, partition=shard, metadata=facts, tags=versions))
+
+
+def _failure(summary: str, reasons: Mapping[str, str]) -> dg.Failure:
+    """One event that says all: the first reason in its text, every shard's beside it.
+
+    What failed here fails again: another try at once would take a GPU for nothing.
+    """
+    shard, first = next(iter(reasons.items()))
+    others = f" (and {len(reasons) - 1} more, all in this event's table)" if len(reasons) > 1 else ""
+    return dg.Failure(
+        f"{summary}: {shard}: {first}{others}",
+        metadata={"shards": markdown_table(["shard", "reason"], reasons.items())},
+        allow_retries=False,
+    )
+
+
+def _check_failed(table: Table, rows: Sequence[CaptionRow], limit: float) -> None:
+    if (fraction := failed_fraction(rows)) > limit:
+        first = next(row for row in rows if row.status is Status.FAILED and row.window_index is not None)
+        raise TooManyFailed(
+            f"{fraction:.0%} of the windows of {table} failed, more than CAPTION_MAX_FAILED_FRACTION = {limit:g}; "
+            f"the first: {first.clip_key!r}, window {first.window_index}: {first.error}. The table was published "
+            "for you to look at; mend the cause or raise the limit, and materialize the shard again"
+        )
+
+
+def _data_version(rows: Iterable[CaptionRow]) -> str:
+    """Changes when a caption does; token counts and attempts are no part of it."""
+    said = "\n".join(f"{row.window_id} {row.status} {row.error_kind} {row.caption!r}" for row in rows)
+    return sha256(said.encode()).hexdigest()[:16]
