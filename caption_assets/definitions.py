@@ -14,12 +14,19 @@ from caption_assets.assets.captions import build_captions  # noqa: E402
 from caption_assets.assets.clip_manifest import build_clip_manifest  # noqa: E402
 from caption_assets.assets.model_weights import build_model_weights  # noqa: E402
 from caption_assets.assets.shard_index import SHARDS_SPEC, shard_index  # noqa: E402
+from caption_assets.automation.alerts import (  # noqa: E402
+    build_failure_alerts,
+    build_overdue_alerts,
+    build_overdue_check,
+)
+from caption_assets.automation.backfill import build_backfill  # noqa: E402
+from caption_assets.automation.new_shards import build_new_shards  # noqa: E402
 from caption_assets.resources import build_resources  # noqa: E402
 from caption_assets.settings import Settings, load_settings  # noqa: E402
 
 
 def build_definitions(settings: Settings) -> dg.Definitions:
-    """All assets and resources, configured by ``settings``."""
+    """All assets, checks, automation and resources, configured by ``settings``."""
     return dg.Definitions(
         assets=[
             SHARDS_SPEC,
@@ -28,6 +35,9 @@ def build_definitions(settings: Settings) -> dg.Definitions:
             build_clip_manifest(settings),
             build_captions(settings),
         ],
+        asset_checks=[build_overdue_check(settings)],
+        sensors=[build_new_shards(settings), build_overdue_alerts(settings), build_failure_alerts(settings)],
+        schedules=[build_backfill(settings)],
         resources=build_resources(settings),
         # One process a run: each step's own process would import Dagster anew, and the chain has nothing to overlap.
         executor=dg.in_process_executor,

@@ -111,12 +111,15 @@ class Engine(dg.ConfigurableResource):  # type: ignore[type-arg]
         )
 
 
+def build_storage(settings: Settings) -> Storage:
+    """Where ``settings`` say that shards and outputs lie."""
+    return Storage(root_url=settings.root, source_url=settings.source_url, s3_path_style=settings.s3_path_style)
+
+
 def build_resources(settings: Settings) -> dict[str, object]:
     """The resources by the names under which the assets take them."""
     return {
-        "storage": Storage(
-            root_url=settings.root, source_url=settings.source_url, s3_path_style=settings.s3_path_style
-        ),
+        "storage": build_storage(settings),
         "weights": Weights(cache=str(settings.cache), cache_gb=settings.cache_gb, verify=settings.verify_weights),
         "clips": Clips(seconds=settings.clip_seconds, memory_gb=settings.clip_memory_gb, workers=settings.clip_workers),
         "engine": Engine(

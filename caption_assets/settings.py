@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from caption_assets.captioning.job import CHECKPOINT_ROWS, CHECKPOINT_SECONDS, LEASE_SECONDS, MAX_ATTEMPTS
@@ -149,6 +149,38 @@ class Settings(BaseSettings):
         MAX_ATTEMPTS,
         ge=1,
         description="Requests for a caption, over all runs, after which its row stays failed; one run makes four",
+    )
+    automate: bool = Field(
+        False, description="Whether the sensors and the schedule run from the start. Default: start them in the UI"
+    )
+    look_seconds: int = Field(60, ge=1, description="How often the source is looked through for new shards")
+    shard_quiet_minutes: float = Field(
+        1.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="A shard that was written to more recently than this is left alone by the sensor",
+    )
+    shard_marker: str | None = Field(
+        None,
+        description="Name of an object that says that a shard is whole: `<shard>/<name>` of a folder, `<file>.<name>` "
+        "of a tar or list. Default: none is waited for",
+    )
+    backfill_cron: str = Field(
+        "*/10 * * * *", description="When the schedule requests what is missing, such as `0 20-23,0-6 * * *`, in UTC"
+    )
+    backfill_shards: int = Field(256, ge=1, description="Most shards that the schedule has under way at once")
+    shard_attempts: int = Field(
+        3, ge=1, description="Runs that the schedule requests for a shard while its content stays the same"
+    )
+    overdue_hours: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Longest time that a shard may wait for its captions before an alert. Default: any",
+    )
+    alert_webhook: SecretStr | None = Field(
+        None,
+        description="Address of a Slack incoming webhook for alerts; a secret. Default: they are in the daemon's log",
     )
     shards_per_run: int = Field(16, ge=1, description="Shards that a backfill captions with one engine start")
     gpu_hour_price: float | None = Field(

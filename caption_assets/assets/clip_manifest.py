@@ -10,19 +10,25 @@ from importlib.metadata import version
 
 import dagster as dg
 
-from caption_assets.assets.failures import clear_failures
+from caption_assets.assets.failures import clear_failures, shards_failed
+from caption_assets.assets.links import link
 from caption_assets.assets.markdown import markdown_table
 from caption_assets.assets.partitions import SHARDS
-from caption_assets.assets.shard_index import SHARDS_SPEC
+from caption_assets.assets.provenance import input_tags, output_tags
+from caption_assets.assets.selection import is_selected
+from caption_assets.assets.shard_index import SHARDS_SPEC, observation, observed_versions
 from caption_assets.captioning.prediction import predicted_tokens
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.clips.manifest import PROBERS, ProbedClip, probe_clips
-from caption_assets.clips.shard import find_shard
+from caption_assets.clips.sandbox import Sandbox
+from caption_assets.clips.shard import find_shard, shard_content
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.resources import Clips, Storage
 from caption_assets.settings import Settings
-from caption_assets.store.tables import SCHEMA_VERSION, ManifestRow, Status, publish_manifest
+from caption_assets.store.root import Root
+from caption_assets.store.tables import SCHEMA_VERSION, ManifestRow, Status, Table, publish_manifest
 
+CAPTIONS = dg.AssetKey(Table.STAGE1)
 SHOWN_CLIPS = 20
 """Unreadable clips that the UI shows; the table holds all."""
 
@@ -31,39 +37,77 @@ class TooManyUnreadable(CaptionAssetsError):
     """A shard of which more clips are unreadable than the settings allow."""
 
 
+class ShardChanged(CaptionAssetsError):
+    """A shard that was written to while it was read."""
+
+
 def build_clip_manifest(settings: Settings) -> dg.AssetsDefinition:
     """The asset that cuts clips as ``settings`` say."""
-    windowing, recipe = settings.windowing, settings.recipe
-    facts = {"caption_assets_version": version("caption-assets"), "windowing": json.dumps(asdict(windowing))}
+    windowing = settings.windowing
     cut = f"{windowing.size}-{windowing.remainder_threshold}" if windowing.seconds is None else f"{windowing.seconds}s"
 
     @dg.asset(
         partitions_def=SHARDS,
+        backfill_policy=dg.BackfillPolicy.multi_run(settings.shards_per_run),
+        output_required=False,  # the step logs each shard's materialization itself
         deps=[SHARDS_SPEC.key],
         description="One row for each window of each clip, and one for each clip that cannot be read, with the reason.",
         kinds={"parquet"},
         code_version=f"{SCHEMA_VERSION}-{cut}",
     )
-    def clip_manifest(context: dg.AssetExecutionContext, storage: Storage, clips: Clips) -> dg.MaterializeResult[None]:
-        begun = time.monotonic()
-        tally = _Tally(recipe)
+    def clip_manifest(
+        context: dg.AssetExecutionContext, storage: Storage, clips: Clips
+    ) -> Iterator[dg.MaterializeResult[None]]:
+        failures: dict[str, str] = {}
         with clear_failures():
             root, source = storage.root(), storage.source()
-            shard = find_shard(source, context.partition_key)
             with clips.start(PROBERS) as sandbox:
-                probed = probe_clips(sandbox, source, shard, windowing)
-                path = publish_manifest(root, shard.key, tally.rows(probed), facts)
-            tally.check_unreadable(settings.max_unreadable_fraction)
-        return dg.MaterializeResult(
-            data_version=dg.DataVersion(tally.content),
-            metadata={
-                **tally.metadata(time.monotonic() - begun),
-                "path": dg.MetadataValue.path(root.address(path)),
-                "unreadable_clips": markdown_table(["clip", "kind", "reason"], map(_reason, tally.first_unreadable)),
-            },
-        )
+                for key in context.partition_keys:
+                    try:
+                        context.log_event(_make(context, settings, sandbox, root, source, key))
+                    except CaptionAssetsError as error:
+                        context.log.error(f"{key}: {error}")
+                        failures[key] = str(error)
+        yield from ()  # a generator, for Dagster: each materialization has been logged already
+        # Captions of the run's other shards would be left out if this step failed: theirs does, at the run's end.
+        captions_fail = len(failures) < len(context.partition_keys) and is_selected(context, CAPTIONS)
+        if failures and not captions_fail:
+            raise shards_failed(f"{len(failures)} of {len(context.partition_keys)} shards failed", failures)
 
     return clip_manifest
+
+
+def _make(
+    context: dg.AssetExecutionContext, settings: Settings, sandbox: Sandbox, root: Root, source: Root, key: str
+) -> dg.AssetMaterialization:
+    """Publish a shard's manifest.
+
+    Raises:
+        TooManyUnreadable: if more clips are unreadable than the settings allow; the manifest is published nevertheless.
+        ShardChanged: if the shard is not the same at the end: what was read may be neither the old one nor the new.
+    """
+    begun = time.monotonic()
+    shard = find_shard(source, key)
+    content = shard_content(source, shard).version
+    if observed_versions(context.instance, [key]).get(key) != content:
+        context.log_event(observation(key, content))
+    inputs = input_tags(context, SHARDS_SPEC.key, key)
+    windowing, tally = settings.windowing, _Tally(settings.recipe)
+    facts = {"caption_assets_version": version("caption-assets"), "windowing": json.dumps(asdict(windowing))}
+    path = publish_manifest(root, key, tally.rows(probe_clips(sandbox, source, shard, windowing)), facts)
+    tally.check_unreadable(settings.max_unreadable_fraction)
+    if shard_content(source, find_shard(source, key)).version != content:
+        raise ShardChanged("it changed while it was probed: materialize its manifest again once it is complete")
+    return dg.AssetMaterialization(
+        context.asset_key,
+        partition=key,
+        tags=output_tags(context, context.asset_key, tally.content) | inputs,
+        metadata={
+            **tally.metadata(time.monotonic() - begun),
+            "path": link(root, path, settings.link_url),
+            "unreadable_clips": markdown_table(["clip", "kind", "reason"], map(_reason, tally.first_unreadable)),
+        },
+    )
 
 
 @dataclass

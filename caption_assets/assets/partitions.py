@@ -2,5 +2,6 @@
 
 import dagster as dg
 
-SHARDS = dg.DynamicPartitionsDefinition(name="shards")
+SHARDS_NAME = "shards"
+SHARDS = dg.DynamicPartitionsDefinition(name=SHARDS_NAME)
 """One key for each dataset shard; ``shard_index`` registers them."""

@@ -33,13 +33,14 @@ def version_of(tags: Mapping[str, str]) -> str | None:
 
 def input_tags(context: dg.AssetExecutionContext, upstream: dg.AssetKey, shard: str) -> dict[str, str]:
     """The tags that tell which version of ``upstream`` there is now; to be asked for before it is read."""
-    layer = context.op_execution_context.job_def.asset_layer
-    partitions = [shard] if layer.get(upstream).is_partitioned else None
-    filters = dg.AssetRecordsFilter(asset_key=upstream, asset_partitions=partitions)
-    records = context.instance.fetch_materializations(filters, limit=1).records
-    if not records or not (materialization := records[0].asset_materialization):
+    node = context.op_execution_context.job_def.asset_layer.get(upstream)
+    filters = dg.AssetRecordsFilter(asset_key=upstream, asset_partitions=[shard] if node.is_partitioned else None)
+    fetch = context.instance.fetch_materializations if node.is_materializable else context.instance.fetch_observations
+    records = fetch(filters, limit=1).records
+    if not records:
         return {}
+    event = records[0].asset_materialization or records[0].asset_observation
     return {
-        get_input_data_version_tag(upstream): (materialization.tags or {}).get(DATA_VERSION_TAG, ""),
+        get_input_data_version_tag(upstream): ((event and event.tags) or {}).get(DATA_VERSION_TAG, ""),
         get_input_event_pointer_tag(upstream): str(records[0].storage_id),
     }

@@ -9,8 +9,8 @@ from threading import Lock
 import dagster as dg
 
 from caption_assets.assets.caption_metadata import Cost, Metadata, caption_metadata
+from caption_assets.assets.failures import shards_failed
 from caption_assets.assets.links import link
-from caption_assets.assets.markdown import markdown_table
 from caption_assets.assets.meter import EngineTime, Meter
 from caption_assets.assets.pace import Pace
 from caption_assets.assets.provenance import input_tags, output_tags, version_of
@@ -100,9 +100,9 @@ class RunLog:
         self._pace.close()
         shards = len(self._context.partition_keys)
         if self._failures:
-            raise _failure(f"{len(self._failures)} of {shards} shards failed", self._failures)
+            raise shards_failed(f"{len(self._failures)} of {shards} shards failed", self._failures)
         if self._skips and len(self._skips) == shards:
-            raise _failure("nothing was done", self._skips)
+            raise shards_failed("nothing was done", self._skips)
 
     def _present_inputs(self, shard: str) -> Inputs:
         made = set(self._context.selected_asset_keys)
@@ -148,20 +148,6 @@ class RunLog:
             versions |= inputs.get(upstream) or input_tags(self._context, upstream, shard)
         facts = {**metadata, "path": link(self._root, result.path, self._settings.link_url)}
         self._context.log_event(dg.AssetMaterialization(key, partition=shard, metadata=facts, tags=versions))
-
-
-def _failure(summary: str, reasons: Mapping[str, str]) -> dg.Failure:
-    """One event that says all: the first reason in its text, every shard's beside it.
-
-    What failed here fails again: another try at once would take a GPU for nothing.
-    """
-    shard, first = next(iter(reasons.items()))
-    others = f" (and {len(reasons) - 1} more, all in this event's table)" if len(reasons) > 1 else ""
-    return dg.Failure(
-        f"{summary}: {shard}: {first}{others}",
-        metadata={"shards": markdown_table(["shard", "reason"], reasons.items())},
-        allow_retries=False,
-    )
 
 
 def _check_failed(table: Table, rows: Sequence[CaptionRow], limit: float) -> None:

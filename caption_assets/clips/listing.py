@@ -6,7 +6,7 @@ import io
 import os
 import posixpath
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -111,7 +111,7 @@ def _folder_files(source: Root, shard: Shard) -> Iterator[_File]:
         yield _File(name, Span(url, 0, size, entry.get("ETag") or None, source.access), refusal)
 
 
-def _refuse_entry(source: Root, path: str, entry: dict[str, Any]) -> UnreadableClip | None:
+def _refuse_entry(source: Root, path: str, entry: Mapping[str, Any]) -> UnreadableClip | None:
     name = posixpath.basename(path)
     if entry.get("islink"):
         if not source.holds(path):

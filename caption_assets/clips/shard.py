@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import posixpath
 import re
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import StrEnum
 from hashlib import sha256
 from typing import Any
@@ -50,25 +52,47 @@ class Shard:
     layout: Layout
     path: str
     """The folder, tar or list, relative to the source."""
+    file: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
+    """Fsspec's entry of a tar or list."""
 
 
-def list_shards(source: Root) -> list[Shard]:
-    """The source's shards, sorted by key. No shards: hidden entries, and those that are neither folder, tar nor list.
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What a source holds."""
+
+    shards: list[Shard]
+    """Sorted by key."""
+    refused: Mapping[str, str]
+    """What looks like a shard and is none, by path in the source: why."""
+    keys: frozenset[str]
+    """Of all of these."""
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What is in a shard, as far as its listing tells."""
+
+    version: str
+    """A short hash of names, sizes, and ETags or else times of change."""
+    changed: datetime | None
+    """When a file of it was last written; None if there is none."""
+
+
+def list_shards(source: Root) -> Listing:
+    """The source's shards. No shards: hidden entries, and those that are neither folder, tar nor list.
 
     Raises:
-        ShardError: if the source is not there, holds a name that cannot be a partition key, or two shards of one name.
+        ShardError: if the source is not there.
     """
     shards = _shards(source)
+    times = Counter(shard.key for shard in shards)
+    refused = {}
     for shard in shards:
         if not KEY_PATTERN.fullmatch(shard.key):
-            raise ShardError(
-                f"shard {shard.key!r} in {source.url!r} cannot be a partition: rename it to letters, digits, '_', '-' "
-                "and '.'"
-            )
-    for one, other in itertools.pairwise(shards):
-        if one.key == other.key:
-            raise ShardError(f"{one.path!r} and {other.path!r} in {source.url!r} have the same key: rename one of them")
-    return shards
+            refused[shard.path] = "its name cannot be a partition: rename it to letters, digits, '_', '-' and '.'"
+        elif times[shard.key] > 1:
+            refused[shard.path] = f"{times[shard.key]} shards have the key {shard.key!r}: rename all but one"
+    return Listing([shard for shard in shards if shard.path not in refused], refused, frozenset(times))
 
 
 def find_shard(source: Root, key: str) -> Shard:
@@ -88,26 +112,32 @@ def find_shard(source: Root, key: str) -> Shard:
     )
 
 
-def content_version(source: Root, shard: Shard) -> str:
-    """A short hash of the shard's listing: names, sizes, and ETags or else times of change.
+def shard_content(source: Root, shard: Shard) -> Content:
+    """What is in a shard.
 
     Of a list, this is the list file itself: the clips it names are not looked at.
 
     Raises:
         StoreError: if it cannot be listed.
     """
-    with clear_errors(f"cannot list shard {shard.key!r} in {source.url!r}"):
-        if shard.layout is Layout.FOLDER:
-            info = files_below(source, shard)
-        else:
-            info = [(shard.path, source.fs.info(source.full(shard.path)))]
-    lines = sorted(
-        json.dumps([name, entry["size"], str(entry.get("ETag") or entry.get("mtime"))]) for name, entry in info
+    if shard.file:
+        files = [(shard.path, shard.file)]
+    else:
+        with clear_errors(f"cannot list shard {shard.key!r} in {source.url!r}"):
+            files = files_below(source, shard)
+    lines = sorted(json.dumps([name, file["size"], str(file.get("ETag") or file.get("mtime"))]) for name, file in files)
+    return Content(
+        version=sha256("\n".join(lines).encode()).hexdigest()[:16],
+        changed=max((_written(file) for _, file in files), default=None),
     )
-    return sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
-def files_below(source: Root, shard: Shard) -> list[tuple[str, dict[str, Any]]]:
+def _written(file: Mapping[str, Any]) -> datetime:
+    """S3's time of change, or a local file's."""
+    return file.get("LastModified") or datetime.fromtimestamp(file["mtime"], UTC)
+
+
+def files_below(source: Root, shard: Shard) -> list[tuple[str, Mapping[str, Any]]]:
     """The videos of a folder and the files that may go with them, by name within the folder, with fsspec's entries.
 
     A link to a folder is listed and not followed. Hidden files and folders are left out.
@@ -137,7 +167,7 @@ def is_hidden(name: str) -> bool:
     return any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
 
 
-def _is_linked_folder(entry: dict[str, Any]) -> bool:
+def _is_linked_folder(entry: Mapping[str, Any]) -> bool:
     return bool(entry.get("islink")) and os.path.isdir(entry["name"])
 
 
@@ -154,11 +184,11 @@ def _shards(source: Root) -> list[Shard]:
     return sorted((shard for entry in entries if (shard := _as_shard(entry))), key=lambda shard: shard.key)
 
 
-def _as_shard(entry: dict[str, Any]) -> Shard | None:
+def _as_shard(entry: Mapping[str, Any]) -> Shard | None:
     name = posixpath.basename(entry["name"].rstrip("/"))
     if name.startswith("."):
         return None
     if entry["type"] == "directory":
         return Shard(name, Layout.FOLDER, name)
     stem, ending = posixpath.splitext(name)
-    return Shard(stem, LAYOUTS[ending], name) if ending in LAYOUTS else None
+    return Shard(stem, LAYOUTS[ending], name, entry) if ending in LAYOUTS else None

@@ -211,6 +211,28 @@ class Root:
         with clear_errors(f"cannot remove {self.address(path)}"), suppress(FileNotFoundError):
             self.fs.rm_file(self.full(path))
 
+    def remove_folder(self, path: str) -> None:
+        """Remove a folder and all that lies below it; nothing happens if there is none.
+
+        Raises:
+            StoreError: if something cannot be removed.
+        """
+        with clear_errors(f"cannot remove {self.address(path)}"), suppress(FileNotFoundError):
+            self.fs.rm(self.full(path), recursive=True)
+
+    def signed(self, path: str, seconds: float) -> str:
+        """An address under which anybody may read an object for a while: a secret. A local file's is its own.
+
+        Raises:
+            StoreError: if there is no such object, or the store cannot sign.
+        """
+        if not self.exists(path):
+            raise StoreError(f"{self.address(path)} does not exist: materialize the shard's captions first")
+        if self.is_local:
+            return Path(self.full(path)).absolute().as_uri()
+        with clear_errors(f"cannot sign an address of {self.address(path)}"):
+            return str(self.fs.sign(self.full(path), expiration=round(seconds)))
+
     def names(self, path: str) -> list[str]:
         """What lies directly below a folder, by name, sorted; nothing if there is no such folder.
 

@@ -1,8 +1,10 @@
+import os
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from caption_assets.clips.shard import Layout, ShardError, content_version, find_shard, list_shards
+from caption_assets.clips.shard import Layout, ShardError, find_shard, list_shards, shard_content
 from caption_assets.store.root import Root
 from tests.clips.conftest import tar_bytes
 
@@ -23,11 +25,11 @@ def folder(tmp_path: Path) -> Path:
 
 def version(folder: Path, key: str) -> str:
     source = Root.open(str(folder))
-    return content_version(source, find_shard(source, key))
+    return shard_content(source, find_shard(source, key)).version
 
 
 def test_folders_tars_and_lists_are_shards_sorted_by_key(folder: Path) -> None:
-    shards = list_shards(Root.open(str(folder)))
+    shards = list_shards(Root.open(str(folder))).shards
     assert [(shard.key, shard.layout) for shard in shards] == [
         ("a", Layout.TAR),
         ("b", Layout.FOLDER),
@@ -68,14 +70,31 @@ def test_a_missing_shard_names_those_there_are(folder: Path) -> None:
         find_shard(Root.open(str(folder)), "x")
 
 
-def test_a_key_that_cannot_be_a_partition_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a,b").mkdir()
-    with pytest.raises(ShardError, match=r"'a,b' .* rename"):
-        list_shards(Root.open(str(tmp_path)))
+def test_a_key_that_cannot_be_a_partition_is_refused_and_stops_no_other(folder: Path) -> None:
+    (folder / "a,b").mkdir()
+    listing = list_shards(Root.open(str(folder)))
+    assert [shard.key for shard in listing.shards] == ["a", "b", "c", "d"]
+    assert list(listing.refused) == ["a,b"]
+    assert "rename it" in listing.refused["a,b"]
 
 
 @pytest.mark.parametrize("name", ["b.tar", "b.parquet", "b.jsonl"])
 def test_two_shards_of_one_key_are_refused(folder: Path, name: str) -> None:
     (folder / name).touch()
-    with pytest.raises(ShardError, match="same key"):
-        list_shards(Root.open(str(folder)))
+    listing = list_shards(Root.open(str(folder)))
+    assert [shard.key for shard in listing.shards] == ["a", "c", "d"]
+    assert set(listing.refused) == {"b", name}
+
+
+def test_a_shards_time_is_that_of_its_newest_file(folder: Path) -> None:
+    newest = datetime(2031, 1, 2, tzinfo=UTC)
+    for name in ("b/one.webm", "a.tar"):
+        os.utime(folder / name, (0, newest.timestamp()))
+    (folder / "b" / "deep" / "older.mp4").touch()
+    (folder / "empty").mkdir()
+    source = Root.open(str(folder))
+    assert [shard_content(source, find_shard(source, key)).changed for key in ("a", "b", "empty")] == [
+        newest,
+        newest,
+        None,
+    ]

@@ -18,7 +18,7 @@ from caption_assets.captioning.shard import caption_shards
 from caption_assets.clips.clip import Span
 from caption_assets.clips.manifest import probe_clips, span_of
 from caption_assets.clips.sandbox import Sandbox
-from caption_assets.clips.shard import content_version, find_shard, list_shards
+from caption_assets.clips.shard import find_shard, list_shards, shard_content
 from caption_assets.clips.window import Windowing
 from caption_assets.models.cache import ensure_local
 from caption_assets.models.mirror import publish
@@ -105,8 +105,8 @@ def test_the_whole_chain_goes_through_faults(s3_url: str, between: Between, tmp_
 def _made(root: Root, source: Root, cache: Path) -> Iterator[tuple[str, object]]:
     """All that the chain reads and publishes, by name, with a stand-in for the engine."""
     with Sandbox(workers=2) as sandbox:
-        for shard in list_shards(source):
-            yield f"{shard.key} version", content_version(source, shard)
+        for shard in list_shards(source).shards:
+            yield f"{shard.key} version", shard_content(source, shard).version
             probed = probe_clips(sandbox, source, find_shard(source, shard.key), Windowing())
             publish_manifest(root, shard.key, (row for clip in probed for row in clip.rows), {})
             rows = read_manifest(root, shard.key)

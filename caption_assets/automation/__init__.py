@@ -1,0 +1,1 @@
+"""What happens by itself: shards are registered, missing captions requested, trouble told of."""

@@ -1,0 +1,143 @@
+"""The sensor that looks through the source: it registers shards, and reports those that have changed or gone."""
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import partial
+
+import dagster as dg
+
+from caption_assets.assets.failures import clear_failures
+from caption_assets.assets.partitions import SHARDS, SHARDS_NAME
+from caption_assets.assets.shard_index import REMOVED, observation, observed_versions
+from caption_assets.automation.status import sensor_status
+from caption_assets.clips.shard import Content, Layout, Shard, list_shards, shard_content
+from caption_assets.resources import Storage
+from caption_assets.settings import Settings
+from caption_assets.store.root import Root
+
+TICK_SECONDS = 15.0
+"""After which a tick looks at no more shards; the next one goes on there. Dagster ends a tick after 60."""
+MOST_EVENTS = 2000
+"""Shards that one tick registers or reports at most: each is an event to be written to Dagster's database."""
+READERS = 16
+"""Shards that are listed at once: from object storage each takes tens of milliseconds, most of it waiting."""
+SHOWN = 5
+"""Shards that a tick's message names of a kind."""
+
+
+def build_new_shards(settings: Settings) -> dg.SensorDefinition:
+    """The sensor over the source that ``settings`` name."""
+
+    @dg.sensor(
+        name="new_shards",
+        description="Registers the source's shards as partitions, and reports which have changed or gone.",
+        minimum_interval_seconds=settings.look_seconds,
+        default_status=sensor_status(settings),
+    )
+    def new_shards(context: dg.SensorEvaluationContext, storage: Storage) -> dg.SensorResult:
+        with clear_failures():
+            source = storage.source()
+            listing = list_shards(source)
+            found = _Found(settings, source, set(context.instance.get_dynamic_partitions(SHARDS_NAME)))
+            found.observed = observed_versions(context.instance)
+            last = found.look(_in_turn(listing.shards, context.cursor))
+            found.report_removed(listing.keys)
+        for path, reason in listing.refused.items():
+            context.log.warning(f"{path} is not registered: {reason}")
+        return dg.SensorResult(
+            skip_reason=found.message,
+            dynamic_partitions_requests=[SHARDS.build_add_request(found.new)] if found.new else [],
+            asset_events=[observation(shard, version) for shard, version in found.versions.items()],
+            cursor=last,
+        )
+
+    return new_shards
+
+
+def _in_turn(shards: Sequence[Shard], cursor: str | None) -> list[Shard]:
+    """All shards, those first that come after the one that was looked at last."""
+    after = [shard for shard in shards if cursor is None or shard.key > cursor]
+    return after + [shard for shard in shards if cursor is not None and shard.key <= cursor]
+
+
+@dataclass
+class _Found:
+    """What a tick finds."""
+
+    settings: Settings
+    source: Root
+    registered: set[str]
+    observed: dict[str, str] = field(default_factory=dict)
+    """Version of each shard as it was last reported."""
+    new: list[str] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
+    """To be reported."""
+    waiting: dict[str, str] = field(default_factory=dict)
+    """Shards that are still being written, and how that is known."""
+    looked_at: int = 0
+
+    def look(self, shards: Sequence[Shard]) -> str | None:
+        """Look at shards as long as there is time, and return the key of the last."""
+        last = None
+        for shard, content in _contents(self.source, shards):
+            if len(self.versions) >= MOST_EVENTS:
+                break
+            last = shard.key
+            self.looked_at += 1
+            if shard.key in self.registered and self.observed.get(shard.key) == content.version:
+                continue
+            if reason := self._unfinished(shard, content):
+                self.waiting[shard.key] = reason
+                continue
+            if shard.key not in self.registered:
+                self.new.append(shard.key)
+            if self.observed.get(shard.key) != content.version:
+                self.versions[shard.key] = content.version
+        self.new.sort()  # partitions stay in the order in which they are added
+        return last
+
+    def report_removed(self, present: frozenset[str]) -> None:
+        """Report registered shards that are not ``present`` any more, as many as one tick may."""
+        gone = sorted(shard for shard in self.registered - present if self.observed.get(shard) != REMOVED)
+        self.versions |= dict.fromkeys(gone[: MOST_EVENTS - len(self.versions)], REMOVED)
+
+    def _unfinished(self, shard: Shard, content: Content) -> str | None:
+        """Why a shard is taken to be still written to."""
+        if content.changed is None:
+            return "it is empty"
+        quiet = datetime.now(UTC) - content.changed
+        if quiet < timedelta(minutes=self.settings.shard_quiet_minutes):
+            return f"it was written to {quiet.total_seconds():.0f} s ago"
+        marker = self.settings.shard_marker
+        if marker and not self.source.exists(_marker_path(shard, marker)):
+            return f"{_marker_path(shard, marker)} is not there"
+        return None
+
+    @property
+    def message(self) -> str | None:
+        """What the tick tells where nothing is to be done; None if something is."""
+        if self.new or self.versions:
+            return None
+        some = list(self.waiting.items())[:SHOWN]
+        waiting = "".join(f"; {shard} waits: {reason}" for shard, reason in some)
+        more = f"; {len(self.waiting) - SHOWN} more wait" if len(self.waiting) > SHOWN else ""
+        return f"nothing new in the {self.looked_at} shards looked at{waiting}{more}"
+
+
+def _contents(source: Root, shards: Sequence[Shard]) -> Iterator[tuple[Shard, Content]]:
+    """What is in shards, as far as there is time to look."""
+    deadline = time.monotonic() + TICK_SECONDS
+    with ThreadPoolExecutor(READERS) as pool:
+        for begin in range(0, len(shards), READERS):
+            if time.monotonic() > deadline:
+                return
+            group = shards[begin : begin + READERS]
+            yield from zip(group, pool.map(partial(shard_content, source), group), strict=True)
+
+
+def _marker_path(shard: Shard, marker: str) -> str:
+    """Where the object lies that says that a shard is whole: in its folder, or beside its tar or list."""
+    return f"{shard.path}/{marker}" if shard.layout is Layout.FOLDER else f"{shard.path}.{marker}"
