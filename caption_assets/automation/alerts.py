@@ -19,6 +19,8 @@ from caption_assets.settings import Settings
 OVERDUE = "captioned_in_time"
 LOOK_SECONDS = 600
 """How often it is looked for shards that wait too long."""
+NONE = json.dumps(None)
+"""The cursor where no shard waits too long."""
 SEND_SECONDS = 10.0
 LONGEST_REASON = 1000
 """Characters of a run's failure that an alert repeats."""
@@ -143,8 +145,8 @@ def build_overdue_alerts(settings: Settings) -> dg.SensorDefinition:
     )
     def overdue_shards(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         overdue = find_overdue(context.instance, settings.overdue_hours)
-        told = context.cursor or ""
-        if (overdue.shard if overdue else "") == told:
+        found = json.dumps(overdue.shard if overdue else None)
+        if found == (context.cursor or NONE):
             return dg.SensorResult(skip_reason=str(overdue) if overdue else "no shard waits too long")
         if overdue:
             with clear_failures():
@@ -156,6 +158,6 @@ def build_overdue_alerts(settings: Settings) -> dg.SensorDefinition:
             severity=dg.AssetCheckSeverity.WARN,
             description=str(overdue) if overdue else None,
         )
-        return dg.SensorResult(asset_events=[evaluation], cursor=overdue.shard if overdue else "")
+        return dg.SensorResult(asset_events=[evaluation], cursor=found)
 
     return overdue_shards
