@@ -1,0 +1,132 @@
+import re
+import tomllib
+from collections.abc import Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import kubernetes
+import pytest
+import yaml
+from dagster._config import validate_config
+from dagster._core.code_pointer import load_python_module
+from dagster_k8s import K8sRunLauncher
+from kubernetes_validate import latest_version, validate
+
+from caption_assets.definitions import build_definitions
+from caption_assets.settings import PREFIX, Settings
+from tests.k8s.chart import instance_config, instance_parts, server_pods, step_job
+from tests.k8s.manifests import K8S, VALUES, Object, breaches, named, render, sources
+
+pytestmark = [pytest.mark.fast, pytest.mark.k8s, pytest.mark.representative]
+
+PROJECT = K8S.parent
+VERSION = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["version"]
+STEPS = ("model_weights", "clip_manifest", "stage1_captions")
+SERVER_IMAGES = [
+    VALUES["dagsterWebserver"]["image"],
+    VALUES["dagsterDaemon"]["image"],
+    VALUES["dagster-user-deployments"]["deployments"][0]["image"],
+]
+
+
+@pytest.fixture
+def launcher(monkeypatch: pytest.MonkeyPatch) -> K8sRunLauncher:
+    """The launcher of the values, as in a cluster."""
+    monkeypatch.setattr(kubernetes.config, "load_incluster_config", lambda: None)
+    config = instance_config(VALUES)["run_launcher"]["config"]
+    return K8sRunLauncher(**config)
+
+
+def steps(launcher: K8sRunLauncher) -> Iterator[tuple[str, Object]]:
+    """The Job of each step, and of a run, for the model of the ConfigMap."""
+    settings = named(render("base"), "ConfigMap")["caption-settings"]["data"]
+    definitions = build_definitions(Settings(model=settings["CAPTION_MODEL"]))
+    yield "run", step_job(launcher, "slim", {})
+    for asset in STEPS:
+        tags = definitions.resolve_assets_def(dg.AssetKey(asset)).op.tags
+        yield asset, step_job(launcher, "slim", tags)
+
+
+def test_dagster_accepts_the_dagster_yaml_that_the_chart_makes_of_the_values(tmp_path: Path) -> None:
+    for part in instance_parts(VALUES, tmp_path):
+        kind: Any = getattr(load_python_module(part.module_name, None), part.class_name)
+        checked = validate_config(kind.config_type(), part.config_dict)
+        assert checked.success, f"{part.class_name}: {checked.errors}"
+
+
+def test_what_the_local_dagster_yaml_sets_for_both_is_the_same() -> None:
+    local, cluster = yaml.safe_load((PROJECT / "dagster.yaml").read_text()), instance_config(VALUES)
+    for key in ("telemetry", "run_retries"):
+        assert local[key] == cluster[key], key
+    assert local["run_coordinator"]["class"] == cluster["run_coordinator"]["class"]
+
+
+def test_a_lost_run_frees_its_slot_and_is_not_taken_up_again() -> None:
+    monitoring = instance_config(VALUES)["run_monitoring"]
+    assert monitoring["enabled"]
+    assert monitoring["max_resume_run_attempts"] == 0
+    assert monitoring["free_slots_after_run_end_seconds"] == 300
+
+
+def test_the_pool_lets_no_more_gpu_pods_start_than_the_quota_has_gpus_for() -> None:
+    quota = named(render("base"), "ResourceQuota")["captions"]["spec"]["hard"]
+    assert VALUES["concurrency"]["pools"]["defaultLimit"] <= int(quota["requests.nvidia.com/gpu"])
+
+
+def test_all_pods_are_restricted(launcher: K8sRunLauncher) -> None:
+    for name, pod in server_pods(VALUES).items():
+        assert list(breaches(pod)) == [], name
+    for name, job in steps(launcher):
+        assert list(breaches(job["spec"]["template"]["spec"])) == [], name
+
+
+def test_all_jobs_are_ones_of_the_newest_kubernetes(launcher: K8sRunLauncher) -> None:
+    for _, job in steps(launcher):
+        validate(job, latest_version(), strict=True)
+
+
+def test_everything_that_a_pod_names_is_in_the_base_or_made_by_the_readme(launcher: K8sRunLauncher) -> None:
+    there = {(item["kind"], item["metadata"]["name"]) for item in render("base")}
+    readme = (K8S / "README.md").read_text()
+    there |= {("Secret", name) for name in re.findall(r"create secret generic ([a-z-]+)", readme)}
+    pods = [*server_pods(VALUES).values(), *(job["spec"]["template"]["spec"] for _, job in steps(launcher))]
+    assert {source for pod in pods for source in sources(pod)} <= there
+
+
+def test_pods_of_a_run_start_without_the_secret_for_keys(launcher: K8sRunLauncher) -> None:
+    for _, job in steps(launcher):
+        entries = job["spec"]["template"]["spec"]["containers"][0]["envFrom"]
+        assert {"secretRef": {"name": "caption-secrets", "optional": True}} in entries
+
+
+def test_the_weights_cache_of_the_settings_is_on_a_volume() -> None:
+    cache = Path(named(render("base"), "ConfigMap")["caption-settings"]["data"]["CAPTION_CACHE"])
+    mounts = VALUES["runLauncher"]["config"]["k8sRunLauncher"]["volumeMounts"]
+    assert any(cache.is_relative_to(mount["mountPath"]) for mount in mounts)
+
+
+def test_no_account_gets_rights_but_those_of_the_base() -> None:
+    assert VALUES["rbacEnabled"] is False
+    code = VALUES["dagster-user-deployments"]
+    assert code["rbacEnabled"] is False
+    # With the code server's own configuration, runs would have its account, which may not launch steps.
+    assert code["deployments"][0]["includeConfigInLaunchedRuns"] == {"enabled": False}
+
+
+@pytest.mark.parametrize("image", SERVER_IMAGES)
+def test_images_carry_the_projects_version(image: dict[str, str]) -> None:
+    assert image["tag"] == VERSION
+
+
+def test_the_webserver_needs_no_root_for_its_port() -> None:
+    web = VALUES["dagsterWebserver"]
+    assert web["service"]["port"] == web["readinessProbe"]["httpGet"]["port"] >= 1024
+
+
+def test_the_service_of_the_code_server_is_not_taken_for_a_misspelt_setting() -> None:
+    service = VALUES["dagster-user-deployments"]["deployments"][0]["name"].upper().replace("-", "_")
+    settings = [PREFIX + name.upper() for name in Settings.model_fields]
+    for end in ("SERVICE_HOST", "SERVICE_PORT", "PORT", "PORT_3030_TCP", "PORT_3030_TCP_ADDR", "SERVICE_PORT_GRPC"):
+        assert not get_close_matches(f"{service}_{end}", settings, 1, 0.85)
