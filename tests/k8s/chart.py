@@ -28,7 +28,7 @@ def instance_config(values: Mapping[str, Any]) -> dict[str, Any]:
     """The chart's dagster.yaml."""
     daemon, database = values["dagsterDaemon"], values["postgresql"]
     monitoring, retries, logs = daemon["runMonitoring"], daemon["runRetries"], values["computeLogManager"]
-    queue, pools = daemon["runCoordinator"]["config"]["queuedRunCoordinator"], values["concurrency"]["pools"]
+    pools, runs = values["concurrency"]["pools"], values["concurrency"]["runs"]
     bucket = logs["config"]["s3ComputeLogManager"]
     postgres = {
         "postgres_db": {
@@ -49,11 +49,7 @@ def instance_config(values: Mapping[str, Any]) -> dict[str, Any]:
         "run_coordinator": _part(
             "dagster.core.run_coordinator",
             "QueuedRunCoordinator",
-            {
-                "max_concurrent_runs": queue["maxConcurrentRuns"],
-                "dequeue_use_threads": True,
-                "dequeue_num_workers": 4,
-            },
+            {"dequeue_use_threads": True, "dequeue_num_workers": 4},
         ),
         "compute_logs": _part(
             "dagster_aws.s3.compute_log_manager",
@@ -80,7 +76,10 @@ def instance_config(values: Mapping[str, Any]) -> dict[str, Any]:
             "sensor": {"purge_after_days": values["retention"]["sensor"]["purgeAfterDays"]},
             "schedule": {"purge_after_days": values["retention"]["schedule"]["purgeAfterDays"]},
         },
-        "concurrency": {"pools": {"default_limit": pools["defaultLimit"], "granularity": pools["granularity"]}},
+        "concurrency": {
+            "pools": {"default_limit": pools["defaultLimit"], "granularity": pools["granularity"]},
+            "runs": {"max_concurrent_runs": runs["maxConcurrentRuns"]},
+        },
     }
 
 

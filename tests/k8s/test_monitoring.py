@@ -33,7 +33,8 @@ def queries() -> Iterator[str]:
 def engine_metrics() -> set[str]:
     """The metrics that the installed vLLM declares, read from its source: importing it takes half a minute."""
     vllm = importlib.util.find_spec("vllm")
-    assert vllm and vllm.submodule_search_locations
+    assert vllm is not None
+    assert vllm.submodule_search_locations
     metrics = Path(vllm.submodule_search_locations[0]) / "v1" / "metrics"
     return {name for path in metrics.glob("*.py") for name in re.findall(r'"(vllm:\w+)"', path.read_text())}
 
