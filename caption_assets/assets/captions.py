@@ -6,8 +6,9 @@ from contextlib import asynccontextmanager
 import dagster as dg
 
 from caption_assets.assets.failures import clear_failures
+from caption_assets.assets.metrics import Counted, Metrics, serve_metrics
 from caption_assets.assets.partitions import SHARDS
-from caption_assets.assets.pods import gpu_pod
+from caption_assets.assets.pods import CAPTION_STEP, GPU_POOL, RETRIES, caption_pod, check_image
 from caption_assets.assets.progress import WeightsProgress
 from caption_assets.assets.run_log import RunLog
 from caption_assets.assets.selection import is_selected, was_made
@@ -34,18 +35,21 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
     recipe = settings.recipe
 
     @dg.multi_asset(
-        name="captions",
+        name=CAPTION_STEP,
         specs=_specs(recipe),
         can_subset=True,
         partitions_def=SHARDS,
         backfill_policy=dg.BackfillPolicy.multi_run(settings.shards_per_run),
-        op_tags=gpu_pod(settings),
+        op_tags=caption_pod(settings),
+        pool=GPU_POOL,
+        retry_policy=RETRIES,
     )
     def captions(
         context: dg.AssetExecutionContext, storage: Storage, weights: Weights, clips: Clips, engine: Engine
     ) -> Iterator[dg.MaterializeResult[None]]:
         tables = frozenset(Table(key.to_user_string()) for key in context.selected_asset_keys)
         with clear_failures():
+            check_image()
             job = Job(
                 root=storage.root(),
                 source=storage.source(),
@@ -60,9 +64,9 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
             )
             log = RunLog(context, settings, job.root)
             shards = [shard for shard in context.partition_keys if _has_manifest(context, shard, log)]
-            with clips.start() as sandbox:
-                keeper = _engine(context, engine, weights, job, log)
-                run_until_sigterm(caption_shards(keeper, sandbox, job, shards, log))
+            with clips.start() as sandbox, serve_metrics(settings.metrics_port) as metrics:
+                keeper = _engine(context, engine, weights, job, log, metrics)
+                run_until_sigterm(caption_shards(keeper, sandbox, job, shards, Counted(log, metrics)))
         yield from ()  # a generator, for Dagster: each materialization has been logged already
         log.check()
 
@@ -79,7 +83,7 @@ def _has_manifest(context: dg.AssetExecutionContext, shard: str, log: RunLog) ->
 
 @asynccontextmanager
 async def _engine(
-    context: dg.AssetExecutionContext, engine: Engine, weights: Weights, job: Job, log: RunLog
+    context: dg.AssetExecutionContext, engine: Engine, weights: Weights, job: Job, log: RunLog, metrics: Metrics
 ) -> AsyncIterator[EngineKeeper]:
     """The run's one engine, its model fetched to this machine first."""
     log.engine_wanted()
@@ -89,7 +93,7 @@ async def _engine(
     def died(reason: str) -> None:
         context.log.warning(f"{reason}; starting another for what was under way")
 
-    async with engine.start(model, job.recipe, died) as keeper:
+    async with engine.start(model, job.recipe, died, metrics.watch) as keeper:
         log.engine_ready()
         yield keeper
         context.log.info(
