@@ -115,6 +115,11 @@ def test_no_account_gets_rights_but_those_of_the_base() -> None:
     assert code["deployments"][0]["includeConfigInLaunchedRuns"] == {"enabled": False}
 
 
+def test_the_code_server_has_dagsters_instance() -> None:
+    # Without a dagster.yaml it makes an instance in DAGSTER_HOME, fails on the read-only root, and loads no definitions.
+    assert VALUES["dagster-user-deployments"]["includeInstance"] is True
+
+
 @pytest.mark.parametrize("image", SERVER_IMAGES)
 def test_images_carry_the_projects_version(image: dict[str, str]) -> None:
     assert image["tag"] == VERSION
