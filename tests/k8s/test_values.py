@@ -116,7 +116,7 @@ def test_no_account_gets_rights_but_those_of_the_base() -> None:
 
 
 def test_the_code_server_has_dagsters_instance() -> None:
-    # Without a dagster.yaml it makes an instance in DAGSTER_HOME, fails on the read-only root, and loads no definitions.
+    # Without its dagster.yaml it makes an instance in DAGSTER_HOME, fails on the read-only root and loads nothing.
     assert VALUES["dagster-user-deployments"]["includeInstance"] is True
 
 
