@@ -136,6 +136,11 @@ def test_images_carry_the_projects_version(image: dict[str, str]) -> None:
     assert image["tag"] == VERSION
 
 
+def test_the_captioning_pods_image_carries_the_projects_version() -> None:
+    image = named(render("base"), "ConfigMap")["caption-settings"]["data"]["CAPTION_GPU_IMAGE"]
+    assert image.endswith(f"/caption-assets-gpu:{VERSION}")
+
+
 def test_the_webserver_needs_no_root_for_its_port() -> None:
     web = VALUES["dagsterWebserver"]
     assert web["service"]["port"] == web["readinessProbe"]["httpGet"]["port"] >= 1024
