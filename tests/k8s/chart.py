@@ -98,7 +98,10 @@ def _launcher(values: Mapping[str, Any]) -> dict[str, Any]:
         "volumes": launcher["volumes"],
         "resources": launcher["resources"],
         "security_context": launcher["securityContext"],
-        "run_k8s_config": {"container_config": launcher["runK8sConfig"]["containerConfig"]},
+        "run_k8s_config": {
+            "container_config": launcher["runK8sConfig"]["containerConfig"],
+            "pod_spec_config": launcher["runK8sConfig"]["podSpecConfig"],
+        },
     }
 
 

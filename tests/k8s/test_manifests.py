@@ -1,3 +1,6 @@
+import os
+from pathlib import Path
+
 import pytest
 import yaml
 from kubernetes_validate import latest_version, validate
@@ -91,5 +94,9 @@ def test_every_folder_with_a_kustomization_is_rendered_here() -> None:
     assert found == {*KUSTOMIZATIONS, "cache-claim", "monitoring"}
 
 
-def test_the_claim_for_the_cache_is_one_of_the_newest_kubernetes() -> None:
-    validate(yaml.safe_load((K8S / "cache-claim" / "claim.yaml").read_text()), latest_version(), strict=True)
+def test_the_claim_for_the_cache_goes_into_an_overlay(tmp_path: Path) -> None:
+    folders = {"resources": "base", "components": "cache-claim"}
+    overlay = {field: [os.path.relpath(K8S / folder, tmp_path)] for field, folder in folders.items()}
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump({**overlay, "namespace": "captions"}))
+    claim = named(render(str(tmp_path)), "PersistentVolumeClaim")["caption-cache"]
+    validate(claim, latest_version(), strict=True)

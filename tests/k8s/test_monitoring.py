@@ -72,6 +72,7 @@ def test_prometheus_is_let_in_where_it_asks() -> None:
     assert monitor["selector"] == policy["podSelector"]
     ports = [port["port"] for rule in policy["ingress"] for port in rule["ports"]]
     assert ports == [endpoint["portNumber"] for endpoint in monitor["podMetricsEndpoints"]]
+    assert ports == [int(named(render("base"), "ConfigMap")["caption-settings"]["data"]["CAPTION_METRICS_PORT"])]
 
 
 def test_grafana_gets_the_dashboard() -> None:
