@@ -22,9 +22,8 @@ from kubernetes.client import (
     V1ResourceRequirements,
 )
 
-from caption_assets.definitions import build_definitions
 from caption_assets.settings import Settings, SettingsError
-from caption_assets.step_pods import find_trouble
+from caption_assets.step_pods import build_pod_executor, find_trouble
 
 pytestmark = [pytest.mark.fast, pytest.mark.k8s]
 
@@ -143,9 +142,9 @@ def test_a_job_that_gets_no_pod_tells_why() -> None:
     )
 
 
-def job_with_pods() -> dg.JobDefinition:
-    settings = Settings(executor="k8s")
-    return build_definitions(settings).get_repository_def().get_implicit_global_asset_job_def()
+@dg.job(executor_def=build_pod_executor(Settings()))
+def job_with_pods() -> None:
+    pass
 
 
 def test_a_run_that_is_no_pod_itself_can_start_none_and_says_so() -> None:
