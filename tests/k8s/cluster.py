@@ -42,8 +42,9 @@ mutation($job: JobOrPipelineSelector!, $tags: [ExecutionTag!]!, $config: RunConf
   launchPipelineExecution(
     executionParams: {selector: $job, runConfigData: $config, executionMetadata: {tags: $tags}}
   ) {
+    __typename
     ... on LaunchRunSuccess { run { runId } }
-    ... on PythonError { message stack }
+    ... on Error { message }
     ... on RunConfigValidationInvalid { errors { message } }
   }
 }
