@@ -4,6 +4,8 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.remote_representation.external_data import RepositorySnap
+from dagster_shared.serdes import deserialize_value, serialize_value
 
 from caption_assets.definitions import build_definitions
 from caption_assets.resources import Storage, build_resources
@@ -62,3 +64,14 @@ def test_the_store_is_reached_as_the_settings_say() -> None:
     storage = build_resources(Settings(source="s3://bucket/shards", s3_path_style=True))["storage"]
     assert isinstance(storage, Storage)
     assert storage.source().access == Access(path_style=True)
+
+
+def test_the_definitions_can_be_handed_to_the_ui() -> None:
+    repository = build_definitions(Settings()).get_repository_def()
+    snap: Any = deserialize_value(serialize_value(RepositorySnap.from_def(repository)), RepositorySnap)
+    assert {instigator.name for instigator in (*snap.schedules, *snap.sensors)} == {
+        "backfill",
+        "new_shards",
+        "overdue_shards",
+        "run_failures",
+    }

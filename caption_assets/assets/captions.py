@@ -10,23 +10,16 @@ from caption_assets.assets.partitions import SHARDS
 from caption_assets.assets.pods import gpu_pod
 from caption_assets.assets.progress import WeightsProgress
 from caption_assets.assets.run_log import RunLog
-from caption_assets.assets.selection import is_selected, was_made
+from caption_assets.assets.selection import shards_to_make
 from caption_assets.assets.termination import run_until_sigterm
 from caption_assets.captioning.job import Job
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.recovery import EngineKeeper
 from caption_assets.captioning.shard import caption_shards
 from caption_assets.captioning.threads import to_its_end
-from caption_assets.errors import CaptionAssetsError
 from caption_assets.resources import Clips, Engine, Storage, Weights
 from caption_assets.settings import Settings
 from caption_assets.store.tables import Table
-
-MANIFEST = dg.AssetKey(Table.MANIFEST)
-
-
-class ManifestFailed(CaptionAssetsError):
-    """A shard that cannot be captioned, since the run has no manifest of it."""
 
 
 def build_captions(settings: Settings) -> dg.AssetsDefinition:
@@ -59,22 +52,13 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
                 max_attempts=settings.max_attempts,
             )
             log = RunLog(context, settings, job.root)
-            shards = [shard for shard in context.partition_keys if _has_manifest(context, shard, log)]
             with clips.start() as sandbox:
                 keeper = _engine(context, engine, weights, job, log)
-                run_until_sigterm(caption_shards(keeper, sandbox, job, shards, log))
+                run_until_sigterm(caption_shards(keeper, sandbox, job, shards_to_make(context), log))
         yield from ()  # a generator, for Dagster: each materialization has been logged already
         log.check()
 
     return captions
-
-
-def _has_manifest(context: dg.AssetExecutionContext, shard: str, log: RunLog) -> bool:
-    """Whether the shard's manifest, if this run was to make it, was made: an older one is not what was asked for."""
-    if not is_selected(context, MANIFEST) or was_made(context, MANIFEST, shard):
-        return True
-    log.failed(shard, ManifestFailed("its manifest could not be made in this run: the log of clip_manifest says why"))
-    return False
 
 
 @asynccontextmanager

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import dagster as dg
@@ -24,6 +25,7 @@ class Project:
         *assets: str,
         partition: str | None = None,
         partitions: tuple[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
         **settings: object,
     ) -> dg.ExecuteInProcessResult:
         """Materialize assets as the UI would, failures reported and not raised.
@@ -32,6 +34,7 @@ class Project:
             assets: the selection.
             partition: a shard.
             partitions: or the first and last of several.
+            tags: of the run.
             settings: other than the defaults.
         """
         chosen = {"root": str(self.root), "cache": str(self.folder / "cache"), **settings}
@@ -42,7 +45,7 @@ class Project:
         return definitions.get_implicit_global_asset_job_def().execute_in_process(
             asset_selection=[dg.AssetKey(asset) for asset in assets],
             partition_key=partition,
-            tags=ends,
+            tags={**ends, **(tags or {})},
             instance=self.instance,
             raise_on_error=False,
         )
