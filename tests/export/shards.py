@@ -9,7 +9,7 @@ from dataclasses import replace
 from io import BytesIO
 from typing import Any
 
-from caption_assets.clips.clip import content_tag
+from caption_assets.clips.clip import content_tag, etag_tag
 from caption_assets.export.format import Export, Format
 from caption_assets.export.index import DATASET, shard_folder
 from caption_assets.export.shard import Exported, export_shard
@@ -25,7 +25,8 @@ def clip(root: Root, key: str, data: bytes, *, windows: int = 1, **changes: Any)
     """A clip that lies in a root, and the windows of it."""
     uri = f"clips/{content_tag(data)}"
     root.write(uri, data)
-    facts = {"content_tag": content_tag(data), "bytes": len(data), "uri": uri, **changes}
+    etag = root.fs.info(root.full(uri)).get("ETag")
+    facts = {"content_tag": etag_tag(etag) if etag else content_tag(data), "bytes": len(data), "uri": uri, **changes}
     rows = [window(key, index, start_seconds=4.0 * index, end_seconds=4.0 * index + 4) for index in range(windows)]
     return [replace(row, **facts) for row in rows]
 

@@ -1,4 +1,7 @@
-"""The dataset as those who train read it: by the ``datasets`` library, through its card."""
+"""The dataset as those who train read it: by the ``datasets`` library, through its card.
+
+In no lane, and so run by ``make test``: the library takes seconds to import.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,6 @@ from caption_assets.export.index import DATASET
 from caption_assets.store.root import Root
 from tests.export.shards import LINES, TARS, clip, export, publish_captioned
 from tests.videos import gray, video
-
-pytestmark = pytest.mark.fast
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Root:
 
 
 def load(root: Root, how: Export, *, streaming: bool) -> Any:
-    from datasets import Video, load_dataset  # with pandas it takes two seconds
+    from datasets import Video, load_dataset
 
     for shard in ("__first", "second.part"):
         export(root, how, shard)
