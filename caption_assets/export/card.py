@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Mapping
 
 from huggingface_hub import DatasetCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -18,10 +18,7 @@ CARD = f"{DATASET}/README.md"
 TASK = "video-text-to-text"
 """One of the Hub's names of tasks."""
 _TEMPLATES = Environment(
-    loader=PackageLoader("caption_assets.export", ""),
-    undefined=StrictUndefined,
-    keep_trailing_newline=True,
-    autoescape=False,
+    loader=PackageLoader("caption_assets.export", ""), undefined=StrictUndefined, keep_trailing_newline=True
 )
 
 
@@ -34,7 +31,6 @@ def card(tables: ShardTables, form: Form, licence: str | None) -> str:
     """The card, as Markdown with front matter in YAML."""
     return _TEMPLATES.get_template("card.md").render(
         front_matter=_front_matter(form, licence),
-        title="Captioned video clips",
         form=form,
         stages=[_stage(facts_of(file)) for file in (tables.stage1, tables.stage2)],
     )
@@ -52,7 +48,7 @@ def _front_matter(form: Form, licence: str | None) -> str:
     )
 
 
-def _stage(facts: dict[str, str]) -> dict[str, Any]:
+def _stage(facts: Mapping[str, str]) -> dict[str, str]:
     """How the captions of a table were made, from what was published with it."""
     recipe = json.loads(facts.get("recipe", "{}"))
     return {

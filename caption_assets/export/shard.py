@@ -31,7 +31,7 @@ from caption_assets.export.index import (
 from caption_assets.store.root import Root
 
 READERS = 4
-"""Clips fetched at once, and so the most that are in memory."""
+"""Clips fetched at once: in memory there are no more, beside the one that is written."""
 
 
 class ExportError(CaptionAssetsError):
