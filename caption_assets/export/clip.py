@@ -33,7 +33,8 @@ class CaptionedWindow:
     @property
     def failure(self) -> str | None:
         """The first table in which it failed, and of what; None if it has both captions."""
-        for table, row in zip(Table, (self.row, self.stage1, self.stage2), strict=True):
+        rows: tuple[ManifestRow | CaptionRow, ...] = (self.row, self.stage1, self.stage2)
+        for table, row in zip(Table, rows, strict=True):
             if row.status is Status.FAILED:
                 return f"{table}: {row.error_kind}"
         return None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import sha256
 from io import BytesIO
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from caption_assets.export.clip import CaptionedClip
 from caption_assets.export.columns import (
@@ -57,7 +57,7 @@ class ClipSamples:
         return sum(map(len, self.records)) + len(self.video)
 
 
-def _write_tar(file: BinaryIO, clips: Iterable[ClipSamples]) -> int:
+def _write_tar(file: IO[bytes], clips: Iterable[ClipSamples]) -> int:
     """A webdataset tar with one sample a clip: ``<key>.json`` and ``<key>.mp4``."""
     samples = 0
     with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
@@ -70,7 +70,7 @@ def _write_tar(file: BinaryIO, clips: Iterable[ClipSamples]) -> int:
     return samples
 
 
-def _write_lines(file: BinaryIO, clips: Iterable[ClipSamples]) -> int:
+def _write_lines(file: IO[bytes], clips: Iterable[ClipSamples]) -> int:
     """A line of JSON for each window."""
     samples = 0
     for clip in clips:
@@ -89,7 +89,7 @@ class Form:
     """Of its files."""
     holds_clips: bool
     """Whether the clips' bytes are part of it."""
-    write: Callable[[BinaryIO, Iterable[ClipSamples]], int]
+    write: Callable[[IO[bytes], Iterable[ClipSamples]], int]
     """Write a file of samples, and return how many they are."""
     records: Callable[[CaptionedClip], list[Record]]
     """Those of a clip, one for each of its samples."""

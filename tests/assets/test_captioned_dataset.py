@@ -84,7 +84,7 @@ def test_a_shard_without_captions_says_what_to_materialize(project: Project) -> 
 def test_the_asset_is_there_only_if_it_is_asked_for() -> None:
     key = dg.AssetKey(DATASET)
     assert key not in build_definitions(Settings()).get_repository_def().asset_graph.get_all_asset_keys()
-    graph = build_definitions(Settings(export="jsonl")).get_repository_def().asset_graph  # type: ignore[arg-type]
+    graph = build_definitions(Settings(export="jsonl")).get_repository_def().asset_graph
     assert {parent.to_user_string() for parent in graph.get(key).parent_keys} == set(map(str, Table))
-    tars = build_definitions(Settings(export="webdataset")).get_repository_def().asset_graph  # type: ignore[arg-type]
+    tars = build_definitions(Settings(export="webdataset")).get_repository_def().asset_graph
     assert graph.get(key).code_version != tars.get(key).code_version

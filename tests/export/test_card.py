@@ -25,12 +25,12 @@ def root(tmp_path: Path) -> Root:
 def test_the_card_names_the_files_and_no_licence_unless_it_is_told_one(root: Root) -> None:
     export(root)
     data = DatasetCard(card(root)).data
-    assert data.configs == [{"config_name": "default", "data_files": [{"split": "train", "path": "data/*/*.tar"}]}]
-    assert data.license is None
+    assert data["configs"] == [{"config_name": "default", "data_files": [{"split": "train", "path": "data/*/*.tar"}]}]
+    assert data.get("license") is None
     export(root, replace(LINES, licence="cc-by-4.0"))
     data = DatasetCard(card(root)).data
-    assert data.configs[0]["data_files"][0]["path"] == "data/*/*.jsonl"
-    assert data.license == "cc-by-4.0"
+    assert data["configs"][0]["data_files"][0]["path"] == "data/*/*.jsonl"
+    assert data["license"] == "cc-by-4.0"
 
 
 @pytest.mark.parametrize("how", [TARS, LINES])

@@ -58,7 +58,7 @@ def test_the_folder_loads_as_clips_with_their_windows(root: Root, streaming: boo
     assert [one["json"]["prompt"] for one in found] == [None, "Count.", None]
     assert found[1]["json"]["windows"][0]["stage2_flags"] == ["too_short"]
     for one in found:
-        with av.open(BytesIO(one["mp4"]["bytes"])) as film:
+        with av.open(BytesIO(one["mp4"]["bytes"]), "r") as film:
             assert len(list(film.decode(video=0))) == 4
 
 
