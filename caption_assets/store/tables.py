@@ -429,6 +429,7 @@ def _open(root: Root, table: Table, shard: str, source: Callable[[str], Any] | N
 def _rows(file: pq.ParquetFile, kind: type[R]) -> Iterator[R]:
     """Columns that this version does not know are left out."""
     known = [field.name for field in fields(kind) if field.name in file.schema_arrow.names]
-    for batch in file.iter_batches(ROW_GROUP, columns=known):
-        for record in batch.to_pylist():
-            yield kind(**{**record, "status": Status(record["status"])})
+    for group in range(file.num_row_groups):  # in one go, pyarrow would hold on to more the further it comes
+        for batch in file.iter_batches(ROW_GROUP, row_groups=[group], columns=known):
+            for record in batch.to_pylist():
+                yield kind(**{**record, "status": Status(record["status"])})
