@@ -10,6 +10,7 @@ import dagster as dg
 warnings.filterwarnings("ignore", category=dg.PreviewWarning)
 warnings.filterwarnings("ignore", category=dg.BetaWarning)
 
+from caption_assets.assets.captioned_dataset import build_captioned_dataset  # noqa: E402
 from caption_assets.assets.captions import build_captions  # noqa: E402
 from caption_assets.assets.clip_manifest import build_clip_manifest  # noqa: E402
 from caption_assets.assets.model_weights import build_model_weights  # noqa: E402
@@ -34,6 +35,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
             build_model_weights(settings),
             build_clip_manifest(settings),
             build_captions(settings),
+            *([build_captioned_dataset(settings.dataset)] if settings.dataset else []),
         ],
         asset_checks=[build_overdue_check(settings)],
         sensors=[build_new_shards(settings), build_overdue_alerts(settings), build_failure_alerts(settings)],
