@@ -6,11 +6,12 @@ import warnings
 
 import dagster as dg
 
-# Partitions on external assets, backfill policies and skippable specs are in preview or beta; said once, here.
+# Partitions on external assets and checks, backfill policies, skippable specs are preview or beta; said once, here.
 warnings.filterwarnings("ignore", category=dg.PreviewWarning)
 warnings.filterwarnings("ignore", category=dg.BetaWarning)
 
 from caption_assets.assets.captions import build_captions  # noqa: E402
+from caption_assets.assets.checks import build_weights_check  # noqa: E402
 from caption_assets.assets.clip_manifest import build_clip_manifest  # noqa: E402
 from caption_assets.assets.model_weights import build_model_weights  # noqa: E402
 from caption_assets.assets.shard_index import SHARDS_SPEC, shard_index  # noqa: E402
@@ -28,6 +29,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
             build_clip_manifest(settings),
             build_captions(settings),
         ],
+        asset_checks=[build_weights_check(settings)],
         resources=build_resources(settings),
         # One process a run: each step's own process would import Dagster anew, and the chain has nothing to overlap.
         executor=dg.in_process_executor,

@@ -52,7 +52,7 @@ def test_a_stage_2_prompt_changes_the_code_version_of_stage_2_alone() -> None:
 def test_loading_the_definitions_imports_no_engine() -> None:
     code = (
         "import sys, caption_assets.definitions; "
-        "print(*({'torch', 'torchvision', 'transformers', 'vllm'} & sys.modules.keys()))"
+        "print(*({'matplotlib', 'torch', 'torchvision', 'transformers', 'vllm'} & sys.modules.keys()))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.split() == []

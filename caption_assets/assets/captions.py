@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 
 import dagster as dg
 
+from caption_assets.assets.checks import caption_checks, check_stored
 from caption_assets.assets.failures import clear_failures
 from caption_assets.assets.partitions import SHARDS
 from caption_assets.assets.pods import gpu_pod
@@ -28,6 +29,7 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
     @dg.multi_asset(
         name="captions",
         specs=_specs(recipe),
+        check_specs=caption_checks(),
         can_subset=True,
         partitions_def=SHARDS,
         backfill_policy=dg.BackfillPolicy.multi_run(settings.shards_per_run),
@@ -36,10 +38,15 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
     def captions(
         context: dg.AssetExecutionContext, storage: Storage, weights: Weights, clips: Clips, engine: Engine
     ) -> Iterator[dg.MaterializeResult[None]]:
+        yield from ()  # a generator, for Dagster: materializations and checks are logged shard by shard
         tables = frozenset(Table(key.to_user_string()) for key in context.selected_asset_keys)
         with clear_failures():
+            root = storage.root()
+            if not tables:
+                check_stored(context, root, settings.max_failed_fraction)
+                return
             job = Job(
-                root=storage.root(),
+                root=root,
                 source=storage.source(),
                 recipe=recipe,
                 tables=tables,
@@ -54,7 +61,6 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
             with clips.start() as sandbox:
                 keeper = _engine(context, engine, weights, job, log)
                 run_until_sigterm(caption_shards(keeper, sandbox, job, context.partition_keys, log))
-        yield from ()  # a generator, for Dagster: each materialization has been logged already
         log.check()
 
     return captions

@@ -10,6 +10,7 @@ from importlib.metadata import version
 
 import dagster as dg
 
+from caption_assets.assets.columns import table_facts
 from caption_assets.assets.failures import clear_failures
 from caption_assets.assets.markdown import markdown_table
 from caption_assets.assets.partitions import SHARDS
@@ -21,7 +22,7 @@ from caption_assets.clips.shard import find_shard
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.resources import Clips, Storage
 from caption_assets.settings import Settings
-from caption_assets.store.tables import SCHEMA_VERSION, ManifestRow, Status, publish_manifest
+from caption_assets.store.tables import SCHEMA_VERSION, ManifestRow, Status, Table, publish_manifest
 
 SHOWN_CLIPS = 20
 """Unreadable clips that the UI shows; the table holds all."""
@@ -123,7 +124,7 @@ class _Tally:
         """For the UI; the work took ``took`` seconds."""
         return {
             "clips": self.clips,
-            "rows": self.windows + self.errors.total(),
+            **table_facts(Table.MANIFEST, self.windows + self.errors.total()),
             "rows_ok": self.windows,
             "rows_failed": self.errors.total(),
             "errors_by_kind": dg.MetadataValue.json(dict(self.errors)),
