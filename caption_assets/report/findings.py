@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from statistics import mean, stdev
+from statistics import fmean, stdev
 
 import pyarrow as pa
 
@@ -141,7 +141,7 @@ def said(rows: Sequence[CaptionRow]) -> list[Said]:
 
 def mean_words(captions: Sequence[Said]) -> float | None:
     """Mean number of words; None if there are no captions."""
-    return mean(len(one.words) for one in captions) if captions else None
+    return fmean(len(one.words) for one in captions) if captions else None
 
 
 def find(looked: Looked, *, max_failed_fraction: float, earlier_means: Sequence[float]) -> list[Finding]:
@@ -273,7 +273,7 @@ def usual_length(captions: Sequence[Said], earlier: Sequence[float]) -> Finding:
         return Finding(
             LENGTH, True, f"{words:.1f} words; {len(earlier)} earlier shards are too few to compare with", facts
         )
-    usual, spread = mean(earlier), stdev(earlier)
+    usual, spread = fmean(earlier), stdev(earlier)
     allowed = max(SIGMAS * spread, LEAST_DEVIATION * usual)
     facts |= {"earlier_mean": round(usual, 2), "earlier_deviation": round(spread, 2), "limit": round(allowed, 2)}
     compared = f"{words:.1f} words; {len(earlier)} earlier shards have {usual:.1f} ± {allowed:.1f}"

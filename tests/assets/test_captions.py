@@ -11,6 +11,7 @@ from dagster._core.asset_graph_view.asset_graph_view import AssetGraphView
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 
 from caption_assets.definitions import build_definitions
+from caption_assets.report.findings import CHECKS
 from caption_assets.settings import Settings
 from caption_assets.store.lease import Leases
 from caption_assets.store.previews import preview_path
@@ -79,6 +80,15 @@ def test_a_run_over_several_shards_records_what_is_done_and_fails_for_the_rest(p
         assert rows[0].caption is not None
         assert rows[0].caption in str(metadata["captions"].value)
         assert metadata["engine_seconds"].value > 0  # type: ignore[operator]
+        assert metadata["dagster/row_count"].value == len(rows)
+        assert metadata["mean_words"].value > 3  # type: ignore[operator]
+        assert "data:image/png;base64," in str(metadata["caption_length"].value)
+        assert "| damaged | 1 |" in str(metadata["errors_by_kind"].value)
+        for check in CHECKS[Table(stage)]:
+            key = dg.AssetCheckKey(dg.AssetKey(stage), check.name)
+            history = project.instance.event_log_storage.get_asset_check_execution_history(key, limit=9)
+            found = {one.partition: one.status.value for one in history}
+            assert found == {"sample-folder": "SUCCEEDED", "sample-a-list": "SUCCEEDED", "sample-tar": "PLANNED"}
         page = Path(str(metadata["gallery"].value)).read_text()
         assert rows[0].caption in page
 
