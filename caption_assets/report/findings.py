@@ -185,7 +185,8 @@ def schema_known(looked: Looked) -> Finding:
     known, found = SCHEMAS[looked.table], looked.schema
     version = (found.metadata or {}).get(b"schema_version", b"none").decode()
     names = {*known.names, *found.names}
-    other = sorted(name for name in names if _column(known, name) != _column(found, name))
+    both = {*known.names} & {*found.names}
+    other = sorted(name for name in names if name not in both or not found.field(name).equals(known.field(name)))
     facts: Facts = {"schema_version": version, "columns": len(found.names), "other_columns": ", ".join(other)}
     if version == SCHEMA_VERSION and not other:
         return Finding(SCHEMA, True, f"version {version}, {len(found.names)} columns", facts)
@@ -197,10 +198,6 @@ def schema_known(looked: Looked) -> Finding:
         "it again",
         facts,
     )
-
-
-def _column(schema: pa.Schema, name: str) -> pa.Field | None:
-    return schema.field(name) if name in schema.names else None
 
 
 def few_failed(looked: Looked, limit: float) -> Finding:
