@@ -49,7 +49,7 @@ def test_a_stage_2_prompt_changes_the_code_version_of_stage_2_alone() -> None:
     assert changed == {"stage2_captions"}
 
 
-def test_loading_the_definitions_imports_no_engine() -> None:
+def test_loading_the_definitions_imports_neither_an_engine_nor_plots() -> None:
     code = (
         "import sys, caption_assets.definitions; "
         "print(*({'matplotlib', 'torch', 'torchvision', 'transformers', 'vllm'} & sys.modules.keys()))"
