@@ -47,7 +47,7 @@ def test_a_picture_lets_the_page_shine_through() -> None:
 
 def test_stage_2_is_drawn_beside_stage_1() -> None:
     def reddish(words: dict[str, list[int]]) -> int:
-        picture = np.asarray(Image.open(BytesIO(length_plot(words))).convert("RGB")).astype(int)
+        picture = np.asarray(Image.open(BytesIO(length_plot(words))).convert("RGBA")).astype(int)
         return int((picture[..., 0] > picture[..., 2] + 60).sum())
 
     assert reddish({"stage 1": SHORT}) == 0
