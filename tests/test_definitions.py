@@ -51,10 +51,10 @@ def test_a_stage_2_prompt_changes_the_code_version_of_stage_2_alone() -> None:
     assert changed == {"stage2_captions"}
 
 
-def test_loading_the_definitions_imports_no_engine() -> None:
+def test_loading_the_definitions_imports_neither_an_engine_nor_plots() -> None:
     code = (
         "import sys, caption_assets.definitions; "
-        "print(*({'torch', 'torchvision', 'transformers', 'vllm'} & sys.modules.keys()))"
+        "print(*({'matplotlib', 'torch', 'torchvision', 'transformers', 'vllm'} & sys.modules.keys()))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.split() == []
@@ -75,3 +75,8 @@ def test_the_definitions_can_be_handed_to_the_ui() -> None:
         "overdue_shards",
         "run_failures",
     }
+
+
+def test_the_export_is_there_where_it_is_asked_for() -> None:
+    assert dg.AssetKey("captioned_dataset") not in graph().get_all_asset_keys()
+    assert dg.AssetKey("captioned_dataset") in graph(export="jsonl").get_all_asset_keys()

@@ -22,6 +22,7 @@ def build_captioned_dataset(export: Export) -> dg.AssetsDefinition:
         description=f"Clips and captions for training, as {export.form.name}, with a dataset card.",
         kinds={"huggingface"},
         code_version=export.version,
+        automation_condition=dg.AutomationCondition.eager(),
     )
     def captioned_dataset(context: dg.AssetExecutionContext, storage: Storage) -> dg.MaterializeResult[None]:
         shard = context.partition_key

@@ -5,21 +5,26 @@ from contextlib import asynccontextmanager
 
 import dagster as dg
 
+from caption_assets.assets.checks import caption_checks, check_stored
 from caption_assets.assets.failures import clear_failures
 from caption_assets.assets.partitions import SHARDS
 from caption_assets.assets.pods import gpu_pod
 from caption_assets.assets.progress import WeightsProgress
 from caption_assets.assets.run_log import RunLog
-from caption_assets.assets.selection import shards_to_make
+from caption_assets.assets.selection import is_selected, shards_to_make
 from caption_assets.assets.termination import run_until_sigterm
 from caption_assets.captioning.job import Job
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.recovery import EngineKeeper
 from caption_assets.captioning.shard import caption_shards
 from caption_assets.captioning.threads import to_its_end
+from caption_assets.export.index import DATASET
 from caption_assets.resources import Clips, Engine, Storage, Weights
 from caption_assets.settings import Settings
 from caption_assets.store.tables import Table
+
+EXPORT = dg.AssetKey(DATASET)
+"""Dagster would pass over it: a step that logs its materializations itself has no output for what follows it."""
 
 
 def build_captions(settings: Settings) -> dg.AssetsDefinition:
@@ -29,6 +34,7 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
     @dg.multi_asset(
         name="captions",
         specs=_specs(recipe),
+        check_specs=caption_checks(),
         can_subset=True,
         partitions_def=SHARDS,
         backfill_policy=dg.BackfillPolicy.multi_run(settings.shards_per_run),
@@ -37,10 +43,17 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
     def captions(
         context: dg.AssetExecutionContext, storage: Storage, weights: Weights, clips: Clips, engine: Engine
     ) -> Iterator[dg.MaterializeResult[None]]:
+        yield from ()  # a generator, for Dagster: materializations and checks are logged shard by shard
+        if is_selected(context, EXPORT):
+            raise dg.Failure("captions and their export cannot be made in one run: materialize captioned_dataset after")
         tables = frozenset(Table(key.to_user_string()) for key in context.selected_asset_keys)
         with clear_failures():
+            root = storage.root()
+            if not tables:
+                check_stored(context, root, settings.max_failed_fraction)
+                return
             job = Job(
-                root=storage.root(),
+                root=root,
                 source=storage.source(),
                 recipe=recipe,
                 tables=tables,
@@ -55,7 +68,6 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
             with clips.start() as sandbox:
                 keeper = _engine(context, engine, weights, job, log)
                 run_until_sigterm(caption_shards(keeper, sandbox, job, shards_to_make(context), log))
-        yield from ()  # a generator, for Dagster: each materialization has been logged already
         log.check()
 
     return captions

@@ -10,6 +10,7 @@ from importlib.metadata import version
 
 import dagster as dg
 
+from caption_assets.assets.columns import table_facts
 from caption_assets.assets.failures import clear_failures, shards_failed
 from caption_assets.assets.links import link
 from caption_assets.assets.markdown import markdown_table
@@ -178,7 +179,7 @@ class _Tally:
         """For the UI; the work took ``took`` seconds."""
         return {
             "clips": self.clips,
-            "rows": self.windows + self.errors.total(),
+            **table_facts(Table.MANIFEST, self.windows + self.errors.total()),
             "rows_ok": self.windows,
             "rows_failed": self.errors.total(),
             "errors_by_kind": dg.MetadataValue.json(dict(self.errors)),

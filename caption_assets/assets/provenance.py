@@ -31,6 +31,11 @@ def version_of(tags: Mapping[str, str]) -> str | None:
     return next((value for name, value in tags.items() if name.startswith(INPUT_DATA_VERSION_TAG_PREFIX)), None)
 
 
+def code_version_of(tags: Mapping[str, str]) -> str | None:
+    """The code version that ``output_tags`` tell."""
+    return tags.get(CODE_VERSION_TAG)
+
+
 def input_tags(context: dg.AssetExecutionContext, upstream: dg.AssetKey, shard: str) -> dict[str, str]:
     """The tags that tell which version of ``upstream`` there is now; to be asked for before it is read."""
     node = context.op_execution_context.job_def.asset_layer.get(upstream)

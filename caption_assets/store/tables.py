@@ -356,6 +356,15 @@ def find_captions(root: Root, table: Table, shard: str) -> list[CaptionRow]:
     return read_captions(root, table, shard) if root.exists(table_path(table, shard)) else []
 
 
+def read_schema(root: Root, table: Table, shard: str) -> pa.Schema:
+    """The columns of a shard's table, and the facts about the whole file as their metadata.
+
+    Raises:
+        TableError: if it has not been materialized, or the file is damaged.
+    """
+    return _open(root, table, shard).schema_arrow
+
+
 def read_facts(root: Root, table: Table, shard: str) -> dict[str, str]:
     """What was published with a shard's table as facts about the whole file.
 

@@ -13,6 +13,7 @@ from dagster._core.asset_graph_view.asset_graph_view import AssetGraphView
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 
 from caption_assets.definitions import build_definitions
+from caption_assets.report.findings import CHECKS
 from caption_assets.settings import Settings
 from caption_assets.store.lease import Leases
 from caption_assets.store.previews import preview_path
@@ -86,6 +87,16 @@ def test_a_run_over_several_shards_loses_none_for_one_and_the_retry_makes_that_a
         assert rows[0].caption is not None
         assert rows[0].caption in str(metadata["captions"].value)
         assert float(str(metadata["engine_seconds"].value)) > 0
+        assert metadata["dagster/row_count"].value == len(rows)
+        assert float(str(metadata["mean_words"].value)) > 3
+        assert "data:image/png;base64," in str(metadata["caption_length"].value)
+        kind = {"stage1_captions": "damaged", "stage2_captions": "stage1_failed"}[stage]
+        assert f"| {kind} | 1 |" in str(metadata["errors_by_kind"].value)
+        for check in CHECKS[Table(stage)]:
+            key = dg.AssetCheckKey(dg.AssetKey(stage), check.name)
+            history = project.instance.event_log_storage.get_asset_check_execution_history(key, limit=9)
+            found = {one.partition: one.status.value for one in history}
+            assert found == {**dict.fromkeys(whole, "SUCCEEDED"), "sample-b-corrupt": "PLANNED"}
         page = Path(str(metadata["gallery"].value)).read_text()
         assert rows[0].window_id in page
         assert "posters" in page
@@ -99,6 +110,14 @@ def test_a_run_over_several_shards_loses_none_for_one_and_the_retry_makes_that_a
             **dict.fromkeys(whole, 0),
             "sample-b-corrupt": 1,
         }
+
+    assert project.run(*STAGES, partition="sample-tar", engine_args={"max_model_len": -9}).success  # no engine starts
+
+    assert stale(project) == set()
+    assert stale(project, stage2_prompt="Again: {caption}") == {"stage2_captions"}
+    assert stale(project, temperature=0.5) == {"stage1_captions", "stage2_captions"}
+    project.run("model_weights")  # the same bytes
+    assert stale(project) == set()
 
 
 def materializations(project: Project, asset: str) -> dict[str, Mapping[str, dg.MetadataValue]]:
