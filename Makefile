@@ -23,7 +23,7 @@ demo: setup ## Caption the sample shards from end to end, and print what came ou
 	@$(RUN) scripts.demo
 
 dev: setup ## Dagster's UI and daemon over the same data, on port 3000
-	DAGSTER_HOME=$(CURDIR) $(RUN) dagster dev -m caption_assets.definitions
+	@$(RUN) scripts.dev
 
 # One process, so that the vLLM engine is built once. Named by what is left out: a test without a lane runs here too.
 test: setup ## Run the fast, engine and store lanes and one test of each slow lane

@@ -6,11 +6,13 @@ import warnings
 
 import dagster as dg
 
-# Partitions on external assets, backfill policies and skippable specs are in preview or beta; said once, here.
+# Partitions on external assets and checks, backfill policies, skippable specs are preview or beta; said once, here.
 warnings.filterwarnings("ignore", category=dg.PreviewWarning)
 warnings.filterwarnings("ignore", category=dg.BetaWarning)
 
+from caption_assets.assets.captioned_dataset import build_captioned_dataset  # noqa: E402
 from caption_assets.assets.captions import build_captions  # noqa: E402
+from caption_assets.assets.checks import build_weights_check  # noqa: E402
 from caption_assets.assets.clip_manifest import build_clip_manifest  # noqa: E402
 from caption_assets.assets.model_weights import build_model_weights  # noqa: E402
 from caption_assets.assets.shard_index import SHARDS_SPEC, shard_index  # noqa: E402
@@ -20,6 +22,7 @@ from caption_assets.automation.alerts import (  # noqa: E402
     build_overdue_check,
 )
 from caption_assets.automation.backfill import build_backfill  # noqa: E402
+from caption_assets.automation.export import build_export_sensor  # noqa: E402
 from caption_assets.automation.new_shards import build_new_shards  # noqa: E402
 from caption_assets.resources import build_resources  # noqa: E402
 from caption_assets.settings import Settings, load_settings  # noqa: E402
@@ -34,9 +37,15 @@ def build_definitions(settings: Settings) -> dg.Definitions:
             build_model_weights(settings),
             build_clip_manifest(settings),
             build_captions(settings),
+            *([build_captioned_dataset(settings.dataset)] if settings.dataset else []),
         ],
-        asset_checks=[build_overdue_check(settings)],
-        sensors=[build_new_shards(settings), build_overdue_alerts(settings), build_failure_alerts(settings)],
+        asset_checks=[build_overdue_check(settings), build_weights_check(settings)],
+        sensors=[
+            build_new_shards(settings),
+            build_overdue_alerts(settings),
+            build_failure_alerts(settings),
+            *([build_export_sensor(settings)] if settings.dataset else []),
+        ],
         schedules=[build_backfill(settings)],
         resources=build_resources(settings),
         executor=_executor(settings),

@@ -17,6 +17,7 @@ from caption_assets.captioning.recipe import DETERMINISTIC, MOST_TEMPERATURE, Ge
 from caption_assets.clips.sampling import FRAME_FACTOR, Sampling
 from caption_assets.clips.window import MIN_WINDOW_FRAMES, MIN_WINDOW_SECONDS, Windowing
 from caption_assets.errors import CaptionAssetsError
+from caption_assets.export.format import Export, Format
 from caption_assets.models.variants import UnknownModel, Variant, find_variant
 from caption_assets.store.failure import holds_secret
 
@@ -220,6 +221,22 @@ class Settings(BaseSettings):
     max_unreadable_fraction: float = Field(
         0.1, ge=0, le=1, description="Share of a shard's clips that may be unreadable before the step fails"
     )
+    export: Format | None = Field(
+        None,
+        description="Form of the dataset for training: `webdataset`, tars that hold the clips, or `jsonl`, lines that "
+        "name them. Default: there is no asset `captioned_dataset`",
+    )
+    export_file_gb: float = Field(
+        1.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Most samples in one file of that dataset, in GiB; a larger clip has a file of its own",
+    )
+    export_license: str | None = Field(
+        None,
+        pattern=r"^[a-z0-9][a-z0-9.-]*$",
+        description="Licence that the dataset's card names, as the Hub spells it, such as `cc-by-4.0`. Default: none",
+    )
 
     @field_validator("root", "source")
     @classmethod
@@ -297,6 +314,13 @@ class Settings(BaseSettings):
             generation=self._generation,
             regenerations=self.regenerations,
         )
+
+    @property
+    def dataset(self) -> Export | None:
+        """How the dataset for training is written, if it is to be."""
+        if self.export is None:
+            return None
+        return Export(self.export, int(self.export_file_gb * 2**30), self.export_license)
 
     @property
     def _prompt(self) -> Prompt:

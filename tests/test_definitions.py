@@ -5,6 +5,8 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.remote_representation.external_data import RepositorySnap
+from dagster_shared.serdes import deserialize_value, serialize_value
 
 from caption_assets.definitions import build_definitions
 from caption_assets.resources import Storage, build_resources
@@ -50,10 +52,10 @@ def test_a_stage_2_prompt_changes_the_code_version_of_stage_2_alone() -> None:
     assert changed == {"stage2_captions"}
 
 
-def test_loading_the_definitions_imports_no_engine() -> None:
+def test_loading_the_definitions_imports_neither_an_engine_nor_plots() -> None:
     code = (
         "import sys, caption_assets.definitions; "
-        "print(*({'torch', 'torchvision', 'transformers', 'vllm'} & sys.modules.keys()))"
+        "print(*({'matplotlib', 'torch', 'torchvision', 'transformers', 'vllm'} & sys.modules.keys()))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.split() == []
@@ -80,3 +82,19 @@ def test_the_store_is_reached_as_the_settings_say() -> None:
     storage = build_resources(Settings(source="s3://bucket/shards", s3_path_style=True))["storage"]
     assert isinstance(storage, Storage)
     assert storage.source().access == Access(path_style=True)
+
+
+def test_the_definitions_can_be_handed_to_the_ui() -> None:
+    repository = build_definitions(Settings()).get_repository_def()
+    snap: Any = deserialize_value(serialize_value(RepositorySnap.from_def(repository)), RepositorySnap)
+    assert {instigator.name for instigator in (*snap.schedules, *snap.sensors)} == {
+        "backfill",
+        "new_shards",
+        "overdue_shards",
+        "run_failures",
+    }
+
+
+def test_the_export_is_there_where_it_is_asked_for() -> None:
+    assert dg.AssetKey("captioned_dataset") not in graph().get_all_asset_keys()
+    assert dg.AssetKey("captioned_dataset") in graph(export="jsonl").get_all_asset_keys()

@@ -8,10 +8,14 @@ from dataclasses import dataclass
 
 import dagster as dg
 
-from caption_assets.assets.markdown import markdown_table
+from caption_assets.assets.checks import MEAN_WORDS
+from caption_assets.assets.columns import table_facts
+from caption_assets.assets.markdown import markdown_picture, markdown_table
 from caption_assets.assets.meter import EngineTime
 from caption_assets.captioning.open_shard import PublishedTable
 from caption_assets.captioning.task import Spent
+from caption_assets.report.findings import Looked, Said, mean_words
+from caption_assets.report.plots import failures_plot, length_plot
 from caption_assets.store.tables import CaptionRow, Status, Table
 
 SAMPLE_ROWS = 8
@@ -31,12 +35,12 @@ class Cost:
     """In whatever currency the user counts."""
 
 
-def caption_metadata(table: Table, published: PublishedTable, cost: Cost) -> Metadata:
-    """Counts, rates, costs and some captions of a table."""
+def caption_metadata(looked: Looked, published: PublishedTable, cost: Cost) -> Metadata:
+    """Columns, counts, rates, costs, plots, failures and some captions of a table."""
     rows = published.rows
     statuses = Counter(row.status for row in rows)
     return {
-        "rows": len(rows),
+        **table_facts(looked.table, len(rows)),
         "rows_ok": statuses[Status.OK],
         "rows_failed": statuses[Status.FAILED],
         "rows_reused": published.reused,
@@ -47,7 +51,9 @@ def caption_metadata(table: Table, published: PublishedTable, cost: Cost) -> Met
         "prompt_tokens": sum(row.prompt_tokens or 0 for row in rows),
         "cached_tokens": sum(row.cached_tokens or 0 for row in rows),
         "output_tokens": sum(row.output_tokens or 0 for row in rows),
-        **_costs(table, published, cost),
+        **_costs(looked.table, published, cost),
+        **_lengths(looked),
+        **_failures(rows),
         "captions": markdown_table(["clip", "window", "caption"], _sample(rows)),
     }
 
@@ -79,6 +85,35 @@ def _costs(table: Table, published: PublishedTable, cost: Cost) -> Metadata:
         if cost.gpu_hour_price is not None:
             costs["cost"] = round(seconds * cost.gpus / 3600 * cost.gpu_hour_price, 4)
     return costs
+
+
+def _lengths(looked: Looked) -> Metadata:
+    """How long captions are, stage 2 beside stage 1."""
+    words = mean_words(looked.said)
+    if words is None:
+        return {}
+    stages: dict[str, Sequence[Said]] = {"stage 1": looked.said}
+    if looked.table is Table.STAGE2:
+        stages = {"stage 1": looked.stage1, "stage 2": looked.said}
+    plot = length_plot({name: [len(one.words) for one in captions] for name, captions in stages.items()})
+    means = ", ".join(f"{mean_words(captions) or 0:.1f} in {name}" for name, captions in stages.items())
+    shown = markdown_picture(plot, f"Histogram of the number of words in a caption; mean {means}")
+    return {MEAN_WORDS: round(words, 2), "caption_length": shown}
+
+
+def _failures(rows: Sequence[CaptionRow]) -> Metadata:
+    """What went wrong how often, with an example each; nothing where nothing did."""
+    kinds = Counter(row.error_kind or "" for row in rows if row.status is Status.FAILED)
+    if not kinds:
+        return {}
+    first = {row.error_kind or "": row for row in reversed(rows) if row.status is Status.FAILED}
+    return {
+        "errors_by_kind": markdown_table(
+            ["kind", "rows", "for example", "reason"],
+            ([kind, str(count), first[kind].clip_key, first[kind].error or ""] for kind, count in kinds.most_common()),
+        ),
+        "failures": markdown_picture(failures_plot(kinds), "Number of rows without a caption by kind of error"),
+    }
 
 
 def _sample(rows: Sequence[CaptionRow]) -> Iterator[list[str]]:

@@ -5,29 +5,27 @@ from contextlib import asynccontextmanager
 
 import dagster as dg
 
+from caption_assets.assets.checks import caption_checks, check_stored
 from caption_assets.assets.failures import clear_failures
 from caption_assets.assets.metrics import Counted, Metrics, serve_metrics
 from caption_assets.assets.partitions import SHARDS
 from caption_assets.assets.pods import CAPTION_STEP, GPU_POOL, RETRIES, caption_pod, check_image
 from caption_assets.assets.progress import WeightsProgress
 from caption_assets.assets.run_log import RunLog
-from caption_assets.assets.selection import is_selected, was_made
+from caption_assets.assets.selection import is_selected, shards_to_make
 from caption_assets.assets.termination import run_until_sigterm
 from caption_assets.captioning.job import Job
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.recovery import EngineKeeper
 from caption_assets.captioning.shard import caption_shards
 from caption_assets.captioning.threads import to_its_end
-from caption_assets.errors import CaptionAssetsError
+from caption_assets.export.index import DATASET
 from caption_assets.resources import Clips, Engine, Storage, Weights
 from caption_assets.settings import Settings
 from caption_assets.store.tables import Table
 
-MANIFEST = dg.AssetKey(Table.MANIFEST)
-
-
-class ManifestFailed(CaptionAssetsError):
-    """A shard that cannot be captioned, since the run has no manifest of it."""
+EXPORT = dg.AssetKey(DATASET)
+"""Dagster would pass over it: a step that logs its materializations itself has no output for what follows it."""
 
 
 def build_captions(settings: Settings) -> dg.AssetsDefinition:
@@ -37,6 +35,7 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
     @dg.multi_asset(
         name=CAPTION_STEP,
         specs=_specs(recipe),
+        check_specs=caption_checks(),
         can_subset=True,
         partitions_def=SHARDS,
         backfill_policy=dg.BackfillPolicy.multi_run(settings.shards_per_run),
@@ -47,11 +46,21 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
     def captions(
         context: dg.AssetExecutionContext, storage: Storage, weights: Weights, clips: Clips, engine: Engine
     ) -> Iterator[dg.MaterializeResult[None]]:
+        yield from ()  # a generator, for Dagster: materializations and checks are logged shard by shard
+        if is_selected(context, EXPORT):
+            raise dg.Failure(
+                "captions and their export cannot be made in one run: materialize captioned_dataset after",
+                allow_retries=False,
+            )
         tables = frozenset(Table(key.to_user_string()) for key in context.selected_asset_keys)
         with clear_failures():
             check_image()
+            root = storage.root()
+            if not tables:
+                check_stored(context, root, settings.max_failed_fraction)
+                return
             job = Job(
-                root=storage.root(),
+                root=root,
                 source=storage.source(),
                 recipe=recipe,
                 tables=tables,
@@ -63,22 +72,13 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
                 max_attempts=settings.max_attempts,
             )
             log = RunLog(context, settings, job.root)
-            shards = [shard for shard in context.partition_keys if _has_manifest(context, shard, log)]
             with clips.start() as sandbox, serve_metrics(settings.metrics_port) as metrics:
                 keeper = _engine(context, engine, weights, job, log, metrics)
-                run_until_sigterm(caption_shards(keeper, sandbox, job, shards, Counted(log, metrics)))
-        yield from ()  # a generator, for Dagster: each materialization has been logged already
+                progress = Counted(log, metrics)
+                run_until_sigterm(caption_shards(keeper, sandbox, job, shards_to_make(context), progress))
         log.check()
 
     return captions
-
-
-def _has_manifest(context: dg.AssetExecutionContext, shard: str, log: RunLog) -> bool:
-    """Whether the shard's manifest, if this run was to make it, was made: an older one is not what was asked for."""
-    if not is_selected(context, MANIFEST) or was_made(context, MANIFEST, shard):
-        return True
-    log.failed(shard, ManifestFailed("its manifest could not be made in this run: the log of clip_manifest says why"))
-    return False
 
 
 @asynccontextmanager

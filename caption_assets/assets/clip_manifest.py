@@ -10,13 +10,14 @@ from importlib.metadata import version
 
 import dagster as dg
 
+from caption_assets.assets.columns import table_facts
 from caption_assets.assets.failures import clear_failures, shards_failed
 from caption_assets.assets.links import link
 from caption_assets.assets.markdown import markdown_table
 from caption_assets.assets.partitions import SHARDS
 from caption_assets.assets.pods import MANIFEST_SIZE, RETRIES, cpu_pod
 from caption_assets.assets.provenance import input_tags, output_tags
-from caption_assets.assets.selection import is_selected
+from caption_assets.assets.selection import is_selected, shards_to_make
 from caption_assets.assets.shard_index import SHARDS_SPEC, observation, observed_versions
 from caption_assets.captioning.prediction import predicted_tokens
 from caption_assets.captioning.recipe import Recipe
@@ -29,7 +30,7 @@ from caption_assets.settings import Settings
 from caption_assets.store.root import Root
 from caption_assets.store.tables import SCHEMA_VERSION, ManifestRow, Status, Table, publish_manifest
 
-CAPTIONS = dg.AssetKey(Table.STAGE1)
+CAPTIONS = dg.AssetKey(Table.STAGE1.value)
 SHOWN_CLIPS = 20
 """Unreadable clips that the UI shows; the table holds all."""
 
@@ -49,8 +50,7 @@ def build_clip_manifest(settings: Settings) -> dg.AssetsDefinition:
 
     @dg.asset(
         partitions_def=SHARDS,
-        backfill_policy=dg.BackfillPolicy.multi_run(settings.shards_per_run),
-        output_required=False,  # the step logs each shard's materialization itself
+        output_required=False,  # a step over several shards logs the materialization of each itself
         deps=[SHARDS_SPEC.key],
         description="One row for each window of each clip, and one for each clip that cannot be read, with the reason.",
         kinds={"parquet"},
@@ -61,20 +61,27 @@ def build_clip_manifest(settings: Settings) -> dg.AssetsDefinition:
     def clip_manifest(
         context: dg.AssetExecutionContext, storage: Storage, clips: Clips
     ) -> Iterator[dg.MaterializeResult[None]]:
+        if len(context.partition_keys) > 1 and is_selected(context, CAPTIONS):
+            raise dg.Failure(
+                "manifests of several shards are made in a run of their own: leave the captions out of it",
+                allow_retries=False,
+            )
         failures: dict[str, str] = {}
         with clear_failures():
             root, source = storage.root(), storage.source()
             with clips.start(PROBERS) as sandbox:
-                for key in context.partition_keys:
+                for key in shards_to_make(context):
                     try:
-                        context.log_event(_make(context, settings, sandbox, root, source, key))
+                        result = _make(context, settings, sandbox, root, source, key)
                     except CaptionAssetsError as error:
                         context.log.error(f"{key}: {error}")
                         failures[key] = str(error)
-        yield from ()  # a generator, for Dagster: each materialization has been logged already
-        # Captions of the run's other shards would be left out if this step failed: theirs does, at the run's end.
-        captions_fail = len(failures) < len(context.partition_keys) and is_selected(context, CAPTIONS)
-        if failures and not captions_fail:
+                        continue
+                    if len(context.partition_keys) == 1:
+                        yield result
+                    else:
+                        context.log_event(_event(context, key, result))
+        if failures:
             raise shards_failed(f"{len(failures)} of {len(context.partition_keys)} shards failed", failures)
 
     return clip_manifest
@@ -82,7 +89,7 @@ def build_clip_manifest(settings: Settings) -> dg.AssetsDefinition:
 
 def _make(
     context: dg.AssetExecutionContext, settings: Settings, sandbox: Sandbox, root: Root, source: Root, key: str
-) -> dg.AssetMaterialization:
+) -> dg.MaterializeResult[None]:
     """Publish a shard's manifest.
 
     Raises:
@@ -101,16 +108,24 @@ def _make(
     tally.check_unreadable(settings.max_unreadable_fraction)
     if shard_content(source, find_shard(source, key)).version != content:
         raise ShardChanged("it changed while it was probed: materialize its manifest again once it is complete")
-    return dg.AssetMaterialization(
-        context.asset_key,
-        partition=key,
-        tags=output_tags(context, context.asset_key, tally.content) | inputs,
+    return dg.MaterializeResult(
+        data_version=dg.DataVersion(tally.content),
+        tags=inputs,
         metadata={
             **tally.metadata(time.monotonic() - begun),
             "path": link(root, path, settings.link_url),
             "unreadable_clips": markdown_table(["clip", "kind", "reason"], map(_reason, tally.first_unreadable)),
         },
     )
+
+
+def _event(
+    context: dg.AssetExecutionContext, shard: str, result: dg.MaterializeResult[None]
+) -> dg.AssetMaterialization:
+    """What Dagster makes of the result of a step over one shard."""
+    assert result.data_version is not None  # a manifest has one
+    tags = output_tags(context, context.asset_key, result.data_version.value) | dict(result.tags or {})
+    return dg.AssetMaterialization(context.asset_key, partition=shard, metadata=result.metadata, tags=tags)
 
 
 @dataclass
@@ -170,7 +185,7 @@ class _Tally:
         """For the UI; the work took ``took`` seconds."""
         return {
             "clips": self.clips,
-            "rows": self.windows + self.errors.total(),
+            **table_facts(Table.MANIFEST, self.windows + self.errors.total()),
             "rows_ok": self.windows,
             "rows_failed": self.errors.total(),
             "errors_by_kind": dg.MetadataValue.json(dict(self.errors)),

@@ -31,16 +31,23 @@ def version_of(tags: Mapping[str, str]) -> str | None:
     return next((value for name, value in tags.items() if name.startswith(INPUT_DATA_VERSION_TAG_PREFIX)), None)
 
 
+def code_version_of(tags: Mapping[str, str]) -> str | None:
+    """The code version that ``output_tags`` tell."""
+    return tags.get(CODE_VERSION_TAG)
+
+
 def input_tags(context: dg.AssetExecutionContext, upstream: dg.AssetKey, shard: str) -> dict[str, str]:
     """The tags that tell which version of ``upstream`` there is now; to be asked for before it is read."""
     node = context.op_execution_context.job_def.asset_layer.get(upstream)
     filters = dg.AssetRecordsFilter(asset_key=upstream, asset_partitions=[shard] if node.is_partitioned else None)
-    fetch = context.instance.fetch_materializations if node.is_materializable else context.instance.fetch_observations
-    records = fetch(filters, limit=1).records
+    # What a run does not make counts as external in it, so that this does not tell which of the two there is.
+    fetches = (context.instance.fetch_materializations, context.instance.fetch_observations)
+    records = [record for fetch in fetches for record in fetch(filters, limit=1).records]
     if not records:
         return {}
-    event = records[0].asset_materialization or records[0].asset_observation
+    record = max(records, key=lambda record: record.storage_id)
+    event = record.asset_materialization or record.asset_observation
     return {
         get_input_data_version_tag(upstream): ((event and event.tags) or {}).get(DATA_VERSION_TAG, ""),
-        get_input_event_pointer_tag(upstream): str(records[0].storage_id),
+        get_input_event_pointer_tag(upstream): str(record.storage_id),
     }

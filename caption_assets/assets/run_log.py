@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from threading import Lock
 
 import dagster as dg
 
 from caption_assets.assets.caption_metadata import Cost, Metadata, caption_metadata
+from caption_assets.assets.checks import findings, log_findings
 from caption_assets.assets.failures import shards_failed
 from caption_assets.assets.links import link
 from caption_assets.assets.meter import EngineTime, Meter
 from caption_assets.assets.pace import Pace
 from caption_assets.assets.provenance import input_tags, output_tags, version_of
-from caption_assets.captioning.open_shard import Published, PublishedTable, failed_fraction
+from caption_assets.captioning.open_shard import Published, PublishedTable
 from caption_assets.errors import CaptionAssetsError
+from caption_assets.report.findings import Finding
 from caption_assets.report.gallery import write_gallery
+from caption_assets.report.stored import read_stored
 from caption_assets.settings import Settings
 from caption_assets.store.root import Root
-from caption_assets.store.tables import CaptionRow, Status, Table
+from caption_assets.store.tables import CaptionRow, Table
 
 Inputs = Mapping[dg.AssetKey, dict[str, str]]
 """Version tags by upstream asset."""
 
 
-class TooManyFailed(CaptionAssetsError):
-    """A shard of which more windows failed than the settings allow."""
+class CheckFailed(CaptionAssetsError):
+    """A shard with a table that a check of severity error does not let pass."""
 
 
 class InputChanged(CaptionAssetsError):
@@ -66,14 +69,19 @@ class RunLog:
             self._context.log.info(f"{shard}: {done} of {windows} windows done; {word}")
 
     def published(self, shard: str, published: Published) -> None:
-        """Make the gallery; record each table, stage 1 first, up to one in which too many windows failed."""
+        """Make the gallery; check and record each table, stage 1 first, up to one that a check does not let pass."""
         with self._telling:
             cost, links = self._cost(published), self._links(shard)
             try:
                 inputs = self._unchanged_inputs(shard)
+                stored = read_stored(self._root, shard, max(published.tables))
                 for table, result in published.tables.items():
-                    _check_failed(table, result.rows, self._settings.max_failed_fraction)
-                    self._record(shard, table, result, inputs, {**caption_metadata(table, result, cost), **links})
+                    found = findings(self._context, shard, stored[table], self._settings.max_failed_fraction)
+                    if not any(finding.is_error for finding in found):
+                        metadata = {**caption_metadata(stored[table], result, cost), **links}
+                        self._record(shard, table, result, inputs, metadata)
+                    log_findings(self._context, shard, table, found)
+                    _let_pass(found)
             except CaptionAssetsError as error:
                 self.failed(shard, error)
 
@@ -150,14 +158,11 @@ class RunLog:
         self._context.log_event(dg.AssetMaterialization(key, partition=shard, metadata=facts, tags=versions))
 
 
-def _check_failed(table: Table, rows: Sequence[CaptionRow], limit: float) -> None:
-    if (fraction := failed_fraction(rows)) > limit:
-        first = next(row for row in rows if row.status is Status.FAILED and row.window_index is not None)
-        raise TooManyFailed(
-            f"{fraction:.0%} of the windows of {table} failed, more than CAPTION_MAX_FAILED_FRACTION = {limit:g}; "
-            f"the first: {first.clip_key!r}, window {first.window_index}: {first.error}. The table was published "
-            "for you to look at; mend the cause or raise the limit, and materialize the shard again"
-        )
+def _let_pass(found: Iterable[Finding]) -> None:
+    """Raise for the first finding that the shard fails of."""
+    for finding in found:
+        if finding.is_error:
+            raise CheckFailed(finding.message)
 
 
 def _data_version(rows: Iterable[CaptionRow]) -> str:

@@ -23,9 +23,9 @@ from caption_assets.automation.shard_states import (
 from caption_assets.automation.status import schedule_status
 from caption_assets.settings import Settings, SettingsError
 
-SPAN = 2
-"""A run over captions may span this many times as many shards as it may make, the others whole: of those it reads the
-tables and publishes them again, which takes less than the start of another engine."""
+SPAN = 4
+"""A run may span this many times as many shards as it may make, the others whole: these cost it some milliseconds, and
+another run costs the start of a process, a pod or an engine."""
 SHOWN = 5
 """Shards that were given up and that a tick's message names."""
 
@@ -84,8 +84,9 @@ class _Plan:
             room -= len(captions)
             yield from self._ranges(STAGES, captions, self.states.captioned)
         elif self._may_ask(WEIGHTS, weights):
-            yield dg.RunRequest(asset_selection=[WEIGHTS], tags=request_tag(WEIGHTS, weights, self.at))
-        yield from self._ranges([MANIFEST], self._wanted(MANIFEST, self.states.without_manifest, room), frozenset())
+            yield dg.RunRequest(run_key=self.at, asset_selection=[WEIGHTS], tags=request_tag(WEIGHTS, weights, self.at))
+        manifests = self._wanted(MANIFEST, self.states.without_manifest, room)
+        yield from self._ranges([MANIFEST], manifests, self.states.manifests.keys())
 
     def _ranges(
         self, assets: Sequence[dg.AssetKey], wanted: Mapping[str, str], passable: AbstractSet[str]
@@ -93,6 +94,7 @@ class _Plan:
         for shards in stretches(self.states.registered, wanted.keys(), passable, self.settings.shards_per_run):
             asked = {shard: wanted[shard] for shard in shards if shard in wanted}
             yield dg.RunRequest(
+                run_key=f"{self.at} {assets[-1].to_user_string()} {shards[0]}",
                 asset_selection=assets,
                 tags={
                     ASSET_PARTITION_RANGE_START_TAG: shards[0],

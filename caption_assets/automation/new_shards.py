@@ -20,8 +20,8 @@ from caption_assets.store.root import Root
 
 TICK_SECONDS = 15.0
 """After which a tick looks at no more shards; the next one goes on there. Dagster ends a tick after 60."""
-MOST_EVENTS = 2000
-"""Shards that one tick registers or reports at most: each is an event to be written to Dagster's database."""
+MOST_EVENTS = 500
+"""Shards that one tick registers or reports at most: each is an event, for which SQLite takes up to 17 ms."""
 READERS = 16
 """Shards that are listed at once: from object storage each takes tens of milliseconds, most of it waiting."""
 SHOWN = 5

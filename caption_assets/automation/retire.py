@@ -20,6 +20,7 @@ from caption_assets.assets.partitions import SHARDS_NAME
 from caption_assets.assets.shard_index import REMOVED, observed_versions
 from caption_assets.automation.shard_states import shards_under_way
 from caption_assets.errors import CaptionAssetsError
+from caption_assets.export.index import shard_folder
 from caption_assets.report.gallery import gallery_path
 from caption_assets.resources import build_storage
 from caption_assets.settings import load_settings
@@ -91,7 +92,7 @@ def retire(instance: dg.DagsterInstance, root: Root, shard: str) -> None:
 
 def _folders(shard: str) -> list[str]:
     files = [*(table_path(table, shard) for table in Table), gallery_path(shard)]
-    return [*map(posixpath.dirname, files), checkpoint_folder(shard)]
+    return [*map(posixpath.dirname, files), shard_folder(shard), checkpoint_folder(shard)]
 
 
 if __name__ == "__main__":

@@ -17,14 +17,13 @@ from dagster._core.storage.tags import (
 )
 
 from caption_assets.assets.partitions import SHARDS_NAME
+from caption_assets.assets.selection import REQUEST_TAG
 from caption_assets.assets.shard_index import REMOVED, SHARDS_SPEC, observed_versions
 from caption_assets.store.tables import Table
 
-REQUEST_TAG = "caption_assets/request"
-"""On a run that the schedule requested: when, for which asset, and the version of each shard's input."""
-MANIFEST = dg.AssetKey(Table.MANIFEST)
+MANIFEST = dg.AssetKey(Table.MANIFEST.value)
 WEIGHTS = dg.AssetKey("model_weights")
-STAGES = (dg.AssetKey(Table.STAGE1), dg.AssetKey(Table.STAGE2))
+STAGES = (dg.AssetKey(Table.STAGE1.value), dg.AssetKey(Table.STAGE2.value))
 Requests = Counter[tuple[str, str, str]]
 """By asset, shard and version of its input."""
 CHUNK = 500

@@ -87,6 +87,8 @@ def find_flags(
 
 def split_words(text: str) -> list[str]:
     """The words of a text in lower case; in scripts without spaces, its characters."""
+    if text.isascii():  # half the time: checks count the words of whole tables
+        return WORD.findall(text.lower())
     words = []
     for word in WORD.findall(text.lower()):
         words += list(word) if _script(word[0]) in SCRIPTS_WITHOUT_SPACES else [word]

@@ -106,6 +106,22 @@ def read_manifest(root: Root, variant: Variant) -> WeightsManifest:
         raise WeightsError(f"{root.address(path)} cannot be used ({error}): materialize model_weights again") from error
 
 
+def find_damage(root: Root, variant: Variant, manifest: WeightsManifest) -> dict[str, str]:
+    """Read all files of the mirror, and return those that are not what its manifest says: path and reason."""
+    mirror = mirror_of(root, variant)
+
+    def reason(file: WeightFile) -> str | None:
+        try:
+            mirror.examine(file.listed)
+        except WeightsError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(STREAMS) as pool:
+        reasons = pool.map(reason, manifest.files)
+        return {file.path: why for file, why in zip(manifest.files, reasons, strict=True) if why}
+
+
 def _published(root: Root, variant: Variant) -> WeightsManifest | None:
     """The manifest, if there is one that can be used."""
     try:

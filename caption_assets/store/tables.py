@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -338,13 +339,7 @@ def read_manifest(root: Root, shard: str) -> list[ManifestRow]:
     Raises:
         TableError: if it has not been materialized, or by another version of this project with other columns.
     """
-    file = _open(root, Table.MANIFEST, shard)
-    if (version := schema_version(file)) != SCHEMA_VERSION:
-        raise TableError(
-            f"{root.address(table_path(Table.MANIFEST, shard))} is of schema version {version}, and this is version "
-            f"{SCHEMA_VERSION}: materialize {Table.MANIFEST} for shard {shard!r} again"
-        )
-    return list(_rows(file, ManifestRow))
+    return list(manifest_rows(_open(root, Table.MANIFEST, shard)))
 
 
 def read_captions(root: Root, table: Table, shard: str) -> list[CaptionRow]:
@@ -361,14 +356,52 @@ def find_captions(root: Root, table: Table, shard: str) -> list[CaptionRow]:
     return read_captions(root, table, shard) if root.exists(table_path(table, shard)) else []
 
 
+def read_schema(root: Root, table: Table, shard: str) -> pa.Schema:
+    """The columns of a shard's table, and the facts about the whole file as their metadata.
+
+    Raises:
+        TableError: if it has not been materialized, or the file is damaged.
+    """
+    return _open(root, table, shard).schema_arrow
+
+
 def read_facts(root: Root, table: Table, shard: str) -> dict[str, str]:
     """What was published with a shard's table as facts about the whole file.
 
     Raises:
         TableError: if it has not been materialized, or the file is damaged.
     """
-    metadata = _open(root, table, shard).schema_arrow.metadata or {}
-    return {name.decode(): value.decode() for name, value in metadata.items()}
+    return facts_of(_open(root, table, shard))
+
+
+def facts_of(file: pq.ParquetFile) -> dict[str, str]:
+    """What was published with a table as facts about the whole file."""
+    return {name.decode(): value.decode() for name, value in (file.schema_arrow.metadata or {}).items()}
+
+
+@contextmanager
+def open_table(root: Root, table: Table, shard: str) -> Iterator[pq.ParquetFile]:
+    """A shard's table, copied to this machine's disk, for as long as the block takes.
+
+    Its rows can be read a few at a time and more than once, all from the same publication.
+
+    Raises:
+        TableError: if it has not been materialized, or the file is damaged.
+    """
+    with TemporaryDirectory() as folder:
+        copy = Path(folder) / "table.parquet"
+
+        def fetch(path: str) -> str:
+            root.download(path, copy)
+            return str(copy)
+
+        with _open(root, table, shard, fetch) as file:
+            yield file
+
+
+def manifest_rows(file: pq.ParquetFile) -> Iterator[ManifestRow]:
+    """The rows of a manifest, read a few at a time."""
+    return _rows(file, ManifestRow)
 
 
 def caption_rows(file: pq.ParquetFile) -> Iterator[CaptionRow]:
@@ -381,10 +414,11 @@ def schema_version(file: pq.ParquetFile) -> str:
     return str((file.schema_arrow.metadata or {}).get(b"schema_version", b"?").decode())
 
 
-def _open(root: Root, table: Table, shard: str) -> pq.ParquetFile:
+def _open(root: Root, table: Table, shard: str, source: Callable[[str], Any] | None = None) -> pq.ParquetFile:
+    """A shard's table, whole in memory, or else where ``source`` puts it of the path given."""
     path = table_path(table, shard)
     try:
-        return pq.ParquetFile(pa.BufferReader(root.read(path)))
+        file = pq.ParquetFile(source(path) if source else pa.BufferReader(root.read(path)))
     except FileNotFoundError as error:
         raise TableError(
             f"{root.address(path)} does not exist: materialize {table} for shard {shard!r} first"
@@ -393,11 +427,18 @@ def _open(root: Root, table: Table, shard: str) -> pq.ParquetFile:
         raise TableError(
             f"{root.address(path)} is damaged ({error}): remove it and materialize {table} for shard {shard!r} again"
         ) from error
+    if table is Table.MANIFEST and (version := schema_version(file)) != SCHEMA_VERSION:
+        raise TableError(
+            f"{root.address(path)} is of schema version {version}, and this is version {SCHEMA_VERSION}: materialize "
+            f"{table} for shard {shard!r} again"
+        )
+    return file
 
 
 def _rows(file: pq.ParquetFile, kind: type[R]) -> Iterator[R]:
     """Columns that this version does not know are left out."""
     known = [field.name for field in fields(kind) if field.name in file.schema_arrow.names]
-    for batch in file.iter_batches(ROW_GROUP, columns=known):
-        for record in batch.to_pylist():
-            yield kind(**{**record, "status": Status(record["status"])})
+    for group in range(file.num_row_groups):  # in one go, pyarrow would hold on to more the further it comes
+        for batch in file.iter_batches(ROW_GROUP, row_groups=[group], columns=known):
+            for record in batch.to_pylist():
+                yield kind(**{**record, "status": Status(record["status"])})

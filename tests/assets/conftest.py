@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import dagster as dg
@@ -24,6 +25,8 @@ class Project:
         *assets: str,
         partition: str | None = None,
         partitions: tuple[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
+        checks: Sequence[dg.AssetCheckKey] = (),
         **settings: object,
     ) -> dg.ExecuteInProcessResult:
         """Materialize assets as the UI would, failures reported and not raised.
@@ -32,6 +35,8 @@ class Project:
             assets: the selection.
             partition: a shard.
             partitions: or the first and last of several.
+            tags: of the run.
+            checks: the selection, if no assets are wanted.
             settings: other than the defaults.
         """
         chosen = {"root": str(self.root), "cache": str(self.folder / "cache"), **settings}
@@ -39,10 +44,13 @@ class Project:
         ends = dict(
             zip((ASSET_PARTITION_RANGE_START_TAG, ASSET_PARTITION_RANGE_END_TAG), partitions or (), strict=False)
         )
-        return definitions.get_implicit_global_asset_job_def().execute_in_process(
-            asset_selection=[dg.AssetKey(asset) for asset in assets],
+        job = definitions.get_implicit_global_asset_job_def()
+        if checks:
+            job = job.get_subset(asset_selection=set(), asset_check_selection=set(checks))
+        return job.execute_in_process(
+            asset_selection=[dg.AssetKey(asset) for asset in assets] or None,
             partition_key=partition,
-            tags=ends,
+            tags={**ends, **(tags or {})},
             instance=self.instance,
             raise_on_error=False,
         )

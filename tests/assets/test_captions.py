@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import dagster as dg
@@ -11,6 +13,7 @@ from dagster._core.asset_graph_view.asset_graph_view import AssetGraphView
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 
 from caption_assets.definitions import build_definitions
+from caption_assets.report.findings import CHECKS
 from caption_assets.settings import Settings
 from caption_assets.store.lease import Leases
 from caption_assets.store.previews import preview_path
@@ -49,45 +52,79 @@ def stale(project: Project, **settings: object) -> set[str]:
 
 
 @pytest.mark.engine
-def test_a_run_over_several_shards_records_what_is_done_and_fails_for_the_rest(project: Project) -> None:
+def test_a_run_over_several_shards_loses_none_for_one_and_the_retry_makes_that_alone(project: Project) -> None:
     lines = ['{"uri": "sample-folder/clip-00.webm", "camera": 7}', '{"uri": "../x.mp4"}']
     (project.root / "shards" / "sample-a-list.jsonl").write_text("\n".join(lines))
+    corrupt = project.root / "shards" / "sample-b-corrupt" / "clip.webm"
+    corrupt.parent.mkdir()
+    corrupt.write_bytes(b"no film")
     project.run("shard_index", "model_weights")
-    project.run("clip_manifest", partition="sample-folder")  # and not of sample-tar
-    project.run("clip_manifest", partition="sample-a-list", max_unreadable_fraction=0.5)
+    whole = {"sample-a-list", "sample-folder", "sample-tar"}
+    over_all = {"partitions": ("sample-a-list", "sample-tar"), "max_unreadable_fraction": 0.5}
+    assert project.failure("clip_manifest", **over_all).startswith(
+        "1 of 4 shards failed: sample-b-corrupt: 1 of 1 clips"
+    )
     engines_before = engine_processes(os.getpid())
 
-    message = project.failure(*STAGES, partitions=("sample-a-list", "sample-tar"), previews=True)
+    (project.root / "clip_manifest" / "shard=sample-b-corrupt" / "manifest.parquet").unlink()
+    message = project.failure(*STAGES, previews=True, **over_all)
 
-    assert message.startswith("1 of 3 shards failed: sample-tar: ")
-    assert "materialize clip_manifest for shard 'sample-tar' first" in message
+    assert message.startswith("1 of 4 shards failed: sample-b-corrupt: ")
+    assert "materialize clip_manifest for shard 'sample-b-corrupt' first" in message
     assert engine_processes(os.getpid()) == engines_before
     for stage in STAGES:
-        records = project.instance.fetch_materializations(dg.AssetKey(stage), limit=9).records
-        assert {record.partition_key for record in records} == {"sample-folder", "sample-a-list"}
-        [record] = [record for record in records if record.partition_key == "sample-folder"]
+        made = materializations(project, stage)
+        assert made.keys() == whole
         root = Root.open(str(project.root))
         rows = read_captions(root, Table(stage), "sample-folder")
         first, refused = read_captions(root, Table(stage), "sample-a-list")
         assert first.caption in {row.caption for row in rows if row.clip_key == "clip-00.webm"}
         assert (refused.clip_key, refused.status) == ("__/x.mp4", Status.FAILED)
         assert all(root.exists(preview_path("sample-folder", row.window_id, "webp")) for row in rows if row.caption)
-        assert record.asset_materialization is not None
-        metadata = record.asset_materialization.metadata
+        metadata = made["sample-folder"]
         assert metadata["rows_ok"].value == sum(row.status is Status.OK for row in rows) == 12
         assert metadata["rows_failed"].value == 1
         assert rows[0].caption is not None
         assert rows[0].caption in str(metadata["captions"].value)
-        assert metadata["engine_seconds"].value > 0  # type: ignore[operator]
+        assert float(str(metadata["engine_seconds"].value)) > 0
+        assert metadata["dagster/row_count"].value == len(rows)
+        assert float(str(metadata["mean_words"].value)) > 3
+        assert "data:image/png;base64," in str(metadata["caption_length"].value)
+        kind = {"stage1_captions": "damaged", "stage2_captions": "stage1_failed"}[stage]
+        assert f"| {kind} | 1 |" in str(metadata["errors_by_kind"].value)
+        for check in CHECKS[Table(stage)]:
+            key = dg.AssetCheckKey(dg.AssetKey(stage), check.name)
+            history = project.instance.event_log_storage.get_asset_check_execution_history(key, limit=9)
+            found = {one.partition: one.status.value for one in history}
+            assert found == {**dict.fromkeys(whole, "SUCCEEDED"), "sample-b-corrupt": "PLANNED"}
         page = Path(str(metadata["gallery"].value)).read_text()
-        assert rows[0].caption in page
+        assert rows[0].window_id in page
+        assert "posters" in page
 
-    again = project.run(*STAGES, partition="sample-folder", engine_args={"max_model_len": -9})  # no engine would start
-    materialized = again.asset_materializations_for_node("captions")
-    assert [event.metadata["rows_reused"].value for event in materialized] == [12, 12]
+    shutil.copy(project.root / "shards" / "sample-folder" / "clip-01.webm", corrupt)
+    assert project.run("clip_manifest", partition="sample-b-corrupt").success
+    assert project.run(*STAGES, **over_all).success  # type: ignore[arg-type]
+    for stage in STAGES:
+        made = materializations(project, stage)
+        assert {shard: metadata["rows_new"].value for shard, metadata in made.items()} == {
+            **dict.fromkeys(whole, 0),
+            "sample-b-corrupt": 1,
+        }
+
+    assert project.run(*STAGES, partition="sample-tar", engine_args={"max_model_len": -9}).success  # no engine starts
 
     assert stale(project) == set()
     assert stale(project, stage2_prompt="Again: {caption}") == {"stage2_captions"}
     assert stale(project, temperature=0.5) == {"stage1_captions", "stage2_captions"}
     project.run("model_weights")  # the same bytes
     assert stale(project) == set()
+
+
+def materializations(project: Project, asset: str) -> dict[str, Mapping[str, dg.MetadataValue]]:
+    """Metadata of the last one of each shard."""
+    records = project.instance.fetch_materializations(dg.AssetKey(asset), limit=99, ascending=True).records
+    return {
+        str(record.partition_key): record.asset_materialization.metadata
+        for record in records
+        if record.asset_materialization
+    }

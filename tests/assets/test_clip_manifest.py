@@ -1,9 +1,12 @@
+from typing import Any
+
+import dagster as dg
 import pytest
 
 from caption_assets.captioning.prediction import predicted_tokens
 from caption_assets.settings import Settings
 from caption_assets.store.root import Root
-from caption_assets.store.tables import Status, read_manifest
+from caption_assets.store.tables import Status, publish_manifest, read_manifest
 from tests.assets.conftest import Project
 
 pytestmark = pytest.mark.fast
@@ -67,3 +70,36 @@ def test_an_unwritable_root_is_named_with_its_setting(indexed: Project) -> None:
         "clip_manifest", partition="sample-tar", root=str(blocked / "root"), source=str(indexed.root / "shards")
     )
     assert message.startswith(f"CAPTION_ROOT is '{blocked}/root'")
+
+
+def test_a_scheduled_run_passes_over_shards_that_it_was_not_asked_for(indexed: Project) -> None:
+    assert indexed.run("clip_manifest", partition="sample-folder").success
+    asked = {"caption_assets/request": '{"shards": {"sample-tar": "1"}}'}
+    result = indexed.run("clip_manifest", partitions=("sample-folder", "sample-tar"), tags=asked)
+    made = {event.partition: event.materialization for event in result.get_asset_materialization_events()}
+    assert made.keys() == {"sample-folder", "sample-tar"}
+    [first, again] = indexed.instance.fetch_materializations(
+        dg.AssetRecordsFilter(dg.AssetKey("clip_manifest"), asset_partitions=["sample-folder"]), limit=9
+    ).records
+    assert again.asset_materialization == first.asset_materialization == made["sample-folder"]
+
+
+def test_one_bad_shard_of_several_fails_the_step_and_no_other(indexed: Project) -> None:
+    (indexed.root / "shards" / "sample-tar.tar").unlink()
+    message = indexed.failure("clip_manifest", partitions=("sample-folder", "sample-tar"))
+    assert message.startswith("1 of 2 shards failed: sample-tar: shard 'sample-tar' is not in the source")
+    assert indexed.instance.get_materialized_partitions(dg.AssetKey("clip_manifest")) == {"sample-folder"}
+
+
+def test_a_shard_that_is_written_to_while_it_is_probed_has_no_manifest(
+    indexed: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = indexed.root / "shards" / "sample-folder"
+
+    def publish(*arguments: Any) -> str:
+        (shard / "late.webm").write_bytes((shard / "clip-00.webm").read_bytes())
+        return publish_manifest(*arguments)
+
+    monkeypatch.setattr("caption_assets.assets.clip_manifest.publish_manifest", publish)
+    message = indexed.failure("clip_manifest", partition="sample-folder")
+    assert "sample-folder: it changed while it was probed" in message

@@ -61,11 +61,8 @@ class Site:
         self.ticks += 1
         now = datetime(2031, 1, 1, tzinfo=UTC) + timedelta(hours=self.ticks)
         context = dg.build_schedule_context(self.instance, scheduled_execution_time=now)
-        result = build_backfill(self.settings)(context)
-        if isinstance(result, dg.SkipReason):
-            return str(result.skip_message)
-        assert isinstance(result, list)
-        return result
+        result = build_backfill(self.settings).evaluate_tick(context)
+        return list(result.run_requests or ()) or str(result.skip_message)
 
     def launch(self, request: dg.RunRequest, status: dg.DagsterRunStatus) -> dg.DagsterRun:
         """A run as the daemon would make it of a request, in the state it is in by now."""

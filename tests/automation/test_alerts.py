@@ -52,7 +52,7 @@ def webhook(status: int = 200) -> Iterator[tuple[str, list[str]]]:
 
 def test_an_alert_reaches_the_webhook() -> None:
     with webhook() as (url, texts):
-        Alerts(Settings(alert_webhook=url)).send("trouble", LOG)  # type: ignore[arg-type]
+        Alerts(Settings(alert_webhook=url)).send("trouble", LOG)
     assert texts == ["trouble"]
 
 
@@ -63,15 +63,15 @@ def test_without_a_webhook_an_alert_is_logged(caplog: pytest.LogCaptureFixture) 
 
 def test_a_webhook_that_refuses_is_told_of_without_its_address() -> None:
     with webhook(404) as (url, _), pytest.raises(AlertError, match="answers 404") as refused:
-        Alerts(Settings(alert_webhook=url)).send("trouble", LOG)  # type: ignore[arg-type]
+        Alerts(Settings(alert_webhook=url)).send("trouble", LOG)
     with pytest.raises(AlertError, match="cannot be reached") as unreachable:
-        Alerts(Settings(alert_webhook=url)).send("trouble", LOG)  # type: ignore[arg-type]
+        Alerts(Settings(alert_webhook=url)).send("trouble", LOG)
     for error in (refused.value, unreachable.value):
         assert "not-to-be-told" not in str(error)
 
 
 def test_the_webhook_is_in_no_definition_that_the_ui_shows() -> None:
-    settings = Settings(alert_webhook="http://127.0.0.1:1/not-to-be-told")  # type: ignore[arg-type]
+    settings = Settings(alert_webhook="http://127.0.0.1:1/not-to-be-told")
     assert "not-to-be-told" not in repr(settings)
 
 
@@ -86,7 +86,7 @@ def test_a_failed_run_is_told_of_with_its_first_cause(instance: dg.DagsterInstan
 
     result = job.execute_in_process(instance=instance, raise_on_error=False)
     with webhook() as (url, texts):
-        sensor = build_failure_alerts(Settings(alert_webhook=url))  # type: ignore[arg-type]
+        sensor = build_failure_alerts(Settings(alert_webhook=url))
         context = dg.build_run_status_sensor_context(
             "run_failures", result.get_run_failure_event(), instance, result.dagster_run
         ).for_run_failure()

@@ -17,6 +17,7 @@ MADE = (
     "stage2_captions/shard=a/captions.parquet",
     "gallery/a/index.html",
     "gallery/a/previews/1.jpg",
+    "captioned_dataset/data/shard=a/index.json",
     "_checkpoints/shard=a/lease-000001",
 )
 
@@ -33,7 +34,7 @@ def root(tmp_path: Path) -> Root:
 def test_a_retired_shard_leaves_nothing_but_its_source(site: Site, root: Root) -> None:
     site.add("a", "ab")
     site.look()
-    assert len(found(root, "a")) == 5
+    assert len(found(root, "a")) == 6
     retire(site.instance, root, "a")
     assert found(root, "a") == []
     assert not any(root.exists(path) for path in MADE)

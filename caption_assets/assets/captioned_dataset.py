@@ -1,0 +1,49 @@
+"""A shard's captions made ready for training, as webdataset tars or JSON lines; only where the settings ask for it."""
+
+import dagster as dg
+
+from caption_assets.assets.failures import clear_failures
+from caption_assets.assets.partitions import SHARDS
+from caption_assets.export.card import CARD
+from caption_assets.export.format import Export
+from caption_assets.export.index import DATASET, shard_folder
+from caption_assets.export.shard import export_shard
+from caption_assets.resources import Storage
+from caption_assets.store.tables import Table
+
+
+def build_captioned_dataset(export: Export) -> dg.AssetsDefinition:
+    """The asset that writes the dataset as ``export`` says."""
+
+    @dg.asset(
+        name=DATASET,
+        partitions_def=SHARDS,
+        deps=[table.value for table in Table],
+        description=f"Clips and captions for training, as {export.form.name}, with a dataset card.",
+        kinds={"huggingface"},
+        code_version=export.version,
+        automation_condition=dg.AutomationCondition.eager(),
+    )
+    def captioned_dataset(context: dg.AssetExecutionContext, storage: Storage) -> dg.MaterializeResult[None]:
+        shard = context.partition_key
+        with clear_failures():
+            root = storage.root()
+            exported = export_shard(root, storage.source(), shard, export)
+        index = exported.index
+        return dg.MaterializeResult(
+            data_version=dg.DataVersion(index.version),
+            metadata={
+                "samples": index.samples,
+                "clips": index.clips,
+                "windows": index.windows,
+                "left_out": sum(index.left_out.values()),
+                "left_out_by_reason": dg.MetadataValue.json(dict(index.left_out)),
+                "files": len(index.files),
+                "size_mb": round(index.bytes / 1e6, 1),
+                "written": exported.written,
+                "path": dg.MetadataValue.path(root.address(shard_folder(shard))),
+                "card": dg.MetadataValue.path(root.address(CARD)),
+            },
+        )
+
+    return captioned_dataset

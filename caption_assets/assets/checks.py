@@ -1,0 +1,136 @@
+"""The asset checks: what the findings on stored tables are to Dagster."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import dagster as dg
+from dagster._core.definitions.asset_checks.asset_check_evaluation import (
+    AssetCheckEvaluationTargetMaterializationData as Target,
+)
+
+from caption_assets.assets.failures import clear_failures
+from caption_assets.assets.partitions import SHARDS
+from caption_assets.assets.provenance import code_version_of
+from caption_assets.models.mirror import find_damage, read_manifest
+from caption_assets.report.findings import (
+    CHECKS,
+    EARLIER_SHARDS,
+    WEIGHTS_VERIFIED,
+    Finding,
+    Looked,
+    Severity,
+    find,
+    weights_verified,
+)
+from caption_assets.report.stored import read_stored
+from caption_assets.resources import Storage
+from caption_assets.settings import Settings
+from caption_assets.store.root import Root
+from caption_assets.store.tables import Table
+
+MEAN_WORDS = "mean_words"
+"""Metadata of a caption table's materialization that later shards are compared with."""
+SEVERITIES = {Severity.ERROR: dg.AssetCheckSeverity.ERROR, Severity.WARN: dg.AssetCheckSeverity.WARN}
+
+
+def caption_checks() -> list[dg.AssetCheckSpec]:
+    """What is checked of each shard's caption tables."""
+    return [
+        dg.AssetCheckSpec(
+            check.name,
+            asset=table.value,
+            description=check.description,
+            blocking=check.severity is Severity.ERROR,
+            partitions_def=SHARDS,
+        )
+        for table, checks in CHECKS.items()
+        for check in checks
+    ]
+
+
+def check_stored(context: dg.AssetExecutionContext, root: Root, limit: float) -> None:
+    """Look at captions that are there already: checks were selected, and no captions.
+
+    Args:
+        context: the step's, over some shards.
+        root: which holds the tables.
+        limit: largest share of failed windows.
+
+    Raises:
+        TableError: if a shard has not been captioned.
+    """
+    tables = sorted({Table(key.asset_key.to_user_string()) for key in context.selected_asset_check_keys})
+    for shard in context.partition_keys:
+        stored = read_stored(root, shard, tables[-1])
+        for table in tables:
+            log_findings(context, shard, table, findings(context, shard, stored[table], limit))
+
+
+def findings(context: dg.AssetExecutionContext, shard: str, looked: Looked, limit: float) -> list[Finding]:
+    """All that is found of a shard's table; ``limit`` is the largest share of failed windows."""
+    earlier = _earlier_means(context.instance, looked, shard)
+    return find(looked, max_failed_fraction=limit, earlier_means=earlier)
+
+
+def log_findings(context: dg.AssetExecutionContext, shard: str, table: Table, found: Sequence[Finding]) -> None:
+    """Tell Dagster of the findings of a shard's table, as far as their checks were selected."""
+    key = dg.AssetKey(table.value)
+    target = _target(context.instance, key, shard)
+    for finding in found:
+        if dg.AssetCheckKey(key, finding.check.name) in context.selected_asset_check_keys:
+            evaluation = dg.AssetCheckEvaluation(
+                asset_key=key,
+                check_name=finding.check.name,
+                passed=finding.passed,
+                metadata=finding.facts,
+                target_materialization_data=target,
+                severity=SEVERITIES[finding.check.severity],
+                description=finding.message,
+                blocking=finding.check.severity is Severity.ERROR,
+                partition=shard,
+            )
+            context.log_event(evaluation)
+
+
+def build_weights_check(settings: Settings) -> dg.AssetChecksDefinition:
+    """The check that reads all of the mirror of the model that ``settings`` names: a step of its own, without a GPU."""
+    variant, check = settings.variant, WEIGHTS_VERIFIED
+
+    @dg.asset_check(name=check.name, asset="model_weights", description=check.description, blocking=True)
+    def verify(storage: Storage) -> dg.AssetCheckResult:
+        with clear_failures():
+            root = storage.root()
+            manifest = read_manifest(root, variant)
+            finding = weights_verified(manifest, find_damage(root, variant, manifest))
+        return dg.AssetCheckResult(
+            passed=finding.passed,
+            metadata=finding.facts,
+            severity=SEVERITIES[check.severity],
+            description=finding.message,
+        )
+
+    return verify
+
+
+def _earlier_means(instance: dg.DagsterInstance, looked: Looked, shard: str) -> list[float]:
+    """Mean words of the shards that were last captioned by the table's recipe, others than ``shard``."""
+    recipe = (looked.schema.metadata or {}).get(b"recipe_version", b"").decode()
+    filters = dg.AssetRecordsFilter(dg.AssetKey(looked.table.value))
+    means: dict[str, float] = {}
+    for record in instance.fetch_materializations(filters, limit=EARLIER_SHARDS).records:
+        materialization = record.asset_materialization
+        if materialization is None or record.partition_key in (None, shard, *means):
+            continue
+        mean = materialization.metadata.get(MEAN_WORDS)
+        if code_version_of(materialization.tags or {}) == recipe and isinstance(mean, dg.FloatMetadataValue):
+            means[str(record.partition_key)] = mean.value or 0.0
+    return list(means.values())
+
+
+def _target(instance: dg.DagsterInstance, key: dg.AssetKey, shard: str) -> Target | None:
+    """The materialization that a check is of: the last one."""
+    filters = dg.AssetRecordsFilter(key, asset_partitions=[shard])
+    for record in instance.fetch_materializations(filters, limit=1).records:
+        return Target(storage_id=record.storage_id, run_id=record.run_id, timestamp=record.timestamp)
+    return None

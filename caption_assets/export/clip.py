@@ -1,0 +1,110 @@
+"""What is exported of a clip: its windows that have both captions. Tables are read a few rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import groupby, zip_longest
+
+import pyarrow.parquet as pq
+
+from caption_assets.store.root import Root
+from caption_assets.store.tables import (
+    CaptionRow,
+    ManifestRow,
+    Status,
+    Table,
+    TableError,
+    caption_rows,
+    manifest_rows,
+    open_table,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionedWindow:
+    """A window with its row in each table."""
+
+    row: ManifestRow
+    stage1: CaptionRow
+    stage2: CaptionRow
+
+    @property
+    def failure(self) -> str | None:
+        """The first table in which it failed, and of what; None if it has both captions."""
+        rows: tuple[ManifestRow | CaptionRow, ...] = (self.row, self.stage1, self.stage2)
+        for table, row in zip(Table, rows, strict=True):
+            if row.status is Status.FAILED:
+                return f"{table}: {row.error_kind}"
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionedClip:
+    """A clip of a shard."""
+
+    shard: str
+    row: ManifestRow
+    """Of any of its windows: where the clip lies, and what was found in it."""
+    windows: tuple[CaptionedWindow, ...]
+    """Those with both captions."""
+    left_out: tuple[str, ...]
+    """Why, for each of the others."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardTables:
+    """The three tables of a shard, as they were published at one time."""
+
+    shard: str
+    manifest: pq.ParquetFile
+    stage1: pq.ParquetFile
+    stage2: pq.ParquetFile
+
+    def clips(self) -> Iterator[CaptionedClip]:
+        """The shard's clips in the manifest's order.
+
+        Raises:
+            TableError: if a table was made from other rows than those of the table before it.
+        """
+        for _, windows in groupby(self._windows(), key=lambda window: window.row.clip_key):
+            found = [(window, window.failure) for window in windows]
+            yield CaptionedClip(
+                self.shard,
+                found[0][0].row,
+                tuple(window for window, failure in found if failure is None),
+                tuple(failure for _, failure in found if failure is not None),
+            )
+
+    def _windows(self) -> Iterator[CaptionedWindow]:
+        tables = manifest_rows(self.manifest), caption_rows(self.stage1), caption_rows(self.stage2)
+        for row, stage1, stage2 in zip_longest(*tables):
+            if row is None or stage1 is None or _extent(row) != _extent(stage1):
+                raise self._outdated(Table.STAGE1, Table.MANIFEST)
+            if stage2 is None or _extent(row) != _extent(stage2):
+                raise self._outdated(Table.STAGE2, Table.MANIFEST)
+            if stage2.status is Status.OK and stage2.stage1_fingerprint != stage1.fingerprint:
+                raise self._outdated(Table.STAGE2, Table.STAGE1)
+            yield CaptionedWindow(row, stage1, stage2)
+
+    def _outdated(self, table: Table, source: Table) -> TableError:
+        return TableError(
+            f"{table} of shard {self.shard!r} was made before the present {source}: materialize {table} for it again"
+        )
+
+
+@contextmanager
+def open_tables(root: Root, shard: str) -> Iterator[ShardTables]:
+    """A shard's tables, copied to this machine's disk for as long as the block takes.
+
+    Raises:
+        TableError: if one has not been materialized, or is damaged.
+    """
+    with ExitStack() as files:
+        yield ShardTables(shard, *(files.enter_context(open_table(root, table, shard)) for table in Table))
+
+
+def _extent(row: ManifestRow | CaptionRow) -> tuple[str, float | None, float | None]:
+    """Which stretch of which content a row is of: clips that were cut anew keep their windows' ids."""
+    return row.window_id, row.start_seconds, row.end_seconds

@@ -1,0 +1,47 @@
+"""Dagster's UI and daemon over the data of `make demo`, or over CAPTION_ROOT: `make dev`.
+
+Beside it the root, if it is a local folder, is served on this machine alone, so that the UI's links to galleries open.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from caption_assets.settings import load_settings
+from caption_assets.store.root import Root
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PORT = "3000"
+
+
+class Files(SimpleHTTPRequestHandler):
+    """Serves files and says nothing of each."""
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Nothing."""
+
+
+def main() -> int:
+    """Run until interrupted; returns the exit status."""
+    environment = {"DAGSTER_HOME": str(REPOSITORY), **os.environ}
+    settings = load_settings()
+    root = Root.open(settings.root)
+    command = [sys.executable, "-m", "dagster", "dev", "-p", PORT, "-m", "caption_assets.definitions"]
+    if not root.is_local or settings.link_url:
+        return subprocess.call(command, env=environment)
+    folder = Path(root.path).absolute()
+    folder.mkdir(exist_ok=True)
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Files, directory=str(folder))) as files:
+        threading.Thread(target=files.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{files.server_port}"
+        return subprocess.call(command, env={**environment, "CAPTION_LINK_URL": address})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,250 @@
+"""The asset checks on a real instance. Captions are laid down beforehand, so that no engine is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from caption_assets.captioning.open_shard import facts
+from caption_assets.captioning.recipe import Recipe
+from caption_assets.captioning.rows import blank_row, stage1_failed
+from caption_assets.report.findings import CHECKS
+from caption_assets.store.root import Root
+from caption_assets.store.tables import (
+    CaptionRow,
+    ManifestRow,
+    Status,
+    Table,
+    publish_captions,
+    publish_manifest,
+)
+from tests.assets.conftest import Project
+from tests.report.windows import broken, window
+
+pytestmark = pytest.mark.fast
+
+STAGES = [Table.STAGE1.value, Table.STAGE2.value]
+SETTLED = 99
+"""Attempts after which a row that failed is not tried again."""
+CLIPS = [window(f"clip-{number:02}.mp4") for number in range(12)]
+
+Say = Callable[[ManifestRow], str | None]
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """The definitions over an empty root."""
+    return Project(tmp_path)
+
+
+def short(clip: ManifestRow) -> str:
+    return f"The clip {clip.clip_key} shows a car."
+
+
+def full(clip: ManifestRow) -> str:
+    return f"{short(clip)} It moves slowly from left to right."
+
+
+def lay_down(
+    project: Project,
+    stage1: Say = short,
+    stage2: Say = full,
+    *,
+    shard: str = "a",
+    manifest: Sequence[ManifestRow] = CLIPS,
+) -> None:
+    """Publish a shard whose captions a run takes over as they are; None is one that failed for good."""
+    root, recipe = Root.open(str(project.root)), Recipe()
+    project.instance.add_dynamic_partitions("shards", [shard])
+    publish_manifest(root, shard, manifest, {})
+    first = [_row(recipe, 1, clip, stage1(clip)) for clip in manifest]
+    second = [
+        _row(recipe, 2, clip, stage2(clip), before) if before.caption else stage1_failed(recipe, clip)
+        for clip, before in zip(manifest, first, strict=True)
+    ]
+    for table, rows in {Table.STAGE1: first, Table.STAGE2: second}.items():
+        publish_captions(root, table, shard, rows, [row.key for row in manifest], facts(recipe, table))
+
+
+def _row(
+    recipe: Recipe, stage: int, clip: ManifestRow, caption: str | None, stage1: CaptionRow | None = None
+) -> CaptionRow:
+    blank = blank_row(recipe, stage, clip, stage1)
+    if clip.status is Status.FAILED:
+        return replace(blank, error_kind=clip.error_kind, error=clip.error)
+    if caption is None:
+        return replace(blank, error_kind="engine", error="no answer", attempts=SETTLED)
+    return replace(blank, status=Status.OK, caption=caption, finish_reason="stop", attempts=1)
+
+
+def evaluations(project: Project, result: dg.ExecuteInProcessResult) -> list[dg.AssetCheckEvaluation]:
+    """What a run found, as it was stored: a step that fails hands on no events."""
+    found = project.instance.all_logs(result.run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION)
+    return [entry.get_dagster_event().asset_check_evaluation_data for entry in found]
+
+
+def checks(project: Project, result: dg.ExecuteInProcessResult, asset: str) -> dict[str, dg.AssetCheckEvaluation]:
+    """What a run found of an asset's one shard, by check."""
+    found = [one for one in evaluations(project, result) if one.asset_key == dg.AssetKey(asset)]
+    assert len({one.check_name for one in found}) == len(found)
+    return {one.check_name: one for one in found}
+
+
+def failing(project: Project, result: dg.ExecuteInProcessResult, asset: str) -> set[str]:
+    return {name for name, one in checks(project, result, asset).items() if not one.passed}
+
+
+def materialized(project: Project, result: dg.ExecuteInProcessResult) -> dict[str, dg.AssetMaterialization]:
+    """What a run recorded of its one shard, by asset."""
+    found = project.instance.all_logs(result.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION)
+    events = [entry.asset_materialization for entry in found if entry.asset_materialization]
+    return {event.asset_key.to_user_string(): event for event in events if event.partition}
+
+
+def test_every_check_is_evaluated_for_the_shard_and_points_to_its_materialization(project: Project) -> None:
+    lay_down(project)
+    result = project.run(*STAGES, partition="a")
+    assert result.success
+    for table, expected in CHECKS.items():
+        found = checks(project, result, table.value)
+        assert list(found) == [check.name for check in expected]
+        assert all(one.passed and one.partition == "a" and one.description for one in found.values())
+        [record] = project.instance.fetch_materializations(dg.AssetKey(table.value), limit=9).records
+        targets = [one.target_materialization_data for one in found.values()]
+        assert {target and target.storage_id for target in targets} == {record.storage_id}
+
+
+def test_warnings_are_shown_and_the_shard_is_materialized_all_the_same(project: Project) -> None:
+    lay_down(project, lambda _: "A car drives by.", lambda _: "A car drives by.")
+    result = project.run(*STAGES, partition="a")
+    assert result.success
+    assert list(materialized(project, result)) == STAGES
+    assert failing(project, result, STAGES[0]) == {"duplicate_captions"}
+    assert failing(project, result, STAGES[1]) == {"duplicate_captions", "adds_to_stage1"}
+    duplicates = checks(project, result, STAGES[0])["duplicate_captions"]
+    assert duplicates.severity is dg.AssetCheckSeverity.WARN
+    assert duplicates.metadata["count"].value == 11
+    assert duplicates.metadata["most_clips_with_one_caption"].value == 12
+
+
+def test_a_shard_with_too_many_failures_is_not_materialized_and_its_check_says_why(project: Project) -> None:
+    lay_down(project, stage2=lambda clip: None if clip is CLIPS[3] else full(clip))
+    result = project.run(*STAGES, partition="a")
+    assert list(materialized(project, result)) == STAGES[:1]
+    assert failing(project, result, STAGES[0]) == set()
+    assert failing(project, result, STAGES[1]) == {"failed_fraction"}
+    check = checks(project, result, STAGES[1])["failed_fraction"]
+    assert check.severity is dg.AssetCheckSeverity.ERROR
+    assert "8% of the windows of stage2_captions failed, more than CAPTION_MAX_FAILED_FRACTION = 0.05" in str(
+        check.description
+    )
+    assert project.failure(*STAGES, partition="a") == f"1 of 1 shards failed: a: {check.description}"
+
+    lenient = project.run(*STAGES, partition="a", max_failed_fraction=0.5)
+    assert list(materialized(project, lenient)) == STAGES
+    assert failing(project, lenient, STAGES[1]) == set()
+    assert "no answer" in str(materialized(project, lenient)[STAGES[1]].metadata["errors_by_kind"].value)
+
+
+def test_of_several_shards_each_has_its_own_checks(project: Project) -> None:
+    for shard, say in {"a": short, "b": lambda _: "A car drives by.", "c": lambda _: None}.items():
+        lay_down(project, say, shard=shard)
+    result = project.run(STAGES[0], partitions=("a", "c"))
+    assert not result.success
+    wrong = {(one.partition, one.check_name) for one in evaluations(project, result) if not one.passed}
+    assert wrong == {("b", "duplicate_captions"), ("c", "failed_fraction")}
+    assert len(evaluations(project, result)) == 3 * len(CHECKS[Table.STAGE1])
+
+
+def test_a_stage_selected_alone_is_checked_alone(project: Project) -> None:
+    lay_down(project, short, short)
+    result = project.run(STAGES[1], partition="a")
+    assert checks(project, result, STAGES[0]) == {}
+    assert failing(project, result, STAGES[1]) == {"adds_to_stage1"}
+
+
+def test_a_check_selected_alone_looks_at_what_is_stored(project: Project) -> None:
+    lay_down(project, short, short)
+    key = dg.AssetKey(STAGES[1])
+    result = project.run(checks=[dg.AssetCheckKey(key, "adds_to_stage1")], partition="a")
+    assert result.success
+    assert failing(project, result, STAGES[1]) == {"adds_to_stage1"} == set(checks(project, result, STAGES[1]))
+    assert materialized(project, result) == {}
+
+
+def test_a_check_of_captions_that_there_are_not_says_what_to_materialize(project: Project) -> None:
+    project.instance.add_dynamic_partitions("shards", ["a"])
+    publish_manifest(Root.open(str(project.root)), "a", CLIPS, {})
+    message = project.failure(checks=[dg.AssetCheckKey(dg.AssetKey(STAGES[0]), "schema")], partition="a")
+    assert "materialize stage1_captions for shard 'a' first" in message
+
+
+def length_check(project: Project, shard: str, **settings: object) -> dg.AssetCheckEvaluation:
+    result = project.run(STAGES[0], partition=shard, **settings)  # type: ignore[arg-type]
+    assert result.success
+    return checks(project, result, STAGES[0])["caption_length"]
+
+
+def test_lengths_are_compared_with_those_of_other_shards_captioned_alike(project: Project) -> None:
+    for place in range(6):
+        lay_down(project, shard=f"earlier-{place}")
+        assert length_check(project, f"earlier-{place}").metadata["earlier_shards"].value == place
+    lay_down(project, lambda clip: short(clip) * 5, shard="long")
+    for _ in range(2):
+        check = length_check(project, "long")
+        assert not check.passed
+        assert check.metadata["earlier_shards"].value == 6
+
+
+def test_a_shard_without_captions_has_no_plot_of_them(project: Project) -> None:
+    lay_down(project, manifest=[broken("x.mp4")])
+    result = project.run(*STAGES, partition="a")
+    assert result.success
+    kinds = dict(zip(STAGES, ("unreadable", "stage1_failed"), strict=True))
+    for stage, event in materialized(project, result).items():
+        assert event.metadata["dagster/row_count"].value == 1
+        assert "caption_length" not in event.metadata
+        assert "data:image/png;base64," in str(event.metadata["failures"].value)
+        assert f"| {kinds[stage]} | 1 | x.mp4 |" in str(event.metadata["errors_by_kind"].value)
+
+
+def test_a_shard_without_failures_has_no_plot_of_them(project: Project) -> None:
+    lay_down(project)
+    for event in materialized(project, project.run(*STAGES, partition="a")).values():
+        assert "failures" not in event.metadata
+        assert "errors_by_kind" not in event.metadata
+        assert "data:image/png;base64," in str(event.metadata["caption_length"].value)
+
+
+def test_columns_are_told_with_type_and_meaning(project: Project) -> None:
+    lay_down(project)
+    schema = (
+        materialized(project, project.run(*STAGES, partition="a"))[STAGES[1]].metadata["dagster/column_schema"].value
+    )
+    assert isinstance(schema, dg.TableSchema)
+    columns = {column.name: column for column in schema.columns}
+    assert columns["clip_key"].constraints.nullable is False
+    assert columns["attempts"].type == "int32"
+    assert "if it was cut off" in str(columns["finish_reason"].description)
+    assert list(columns)[-1] == "stage1_fingerprint"
+
+
+def test_a_damaged_mirror_is_found_and_keeps_captions_from_being_made(project: Project) -> None:
+    assert checks(project, project.run("model_weights"), "model_weights")["weights_verified"].passed
+    [file] = (project.root / "weights").rglob("config.json")
+    file.write_text(file.read_text().replace("1", "2"))
+    lay_down(project)
+    result = project.run("model_weights", *STAGES, partition="a")
+    check = checks(project, result, "model_weights")["weights_verified"]
+    assert not check.passed
+    assert check.metadata["example"].value == "config.json"
+    assert "Set CAPTION_VERIFY_WEIGHTS=true" in str(check.description)
+    assert materialized(project, result) == {}
+
+    mended = project.run("model_weights", *STAGES, partition="a", verify_weights=True)
+    assert checks(project, mended, "model_weights")["weights_verified"].passed
+    assert list(materialized(project, mended)) == STAGES

@@ -1,0 +1,59 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from huggingface_hub import DatasetCard
+
+from caption_assets.export.columns import OF_CLIP, OF_STAGES, OF_WINDOW
+from caption_assets.store.root import Root
+from caption_assets.store.tables import Table, publish_captions
+from tests.export.shards import LINES, TARS, card, clip, export, publish_captioned
+from tests.report.windows import SHARD, captioned
+
+pytestmark = pytest.mark.fast
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Root:
+    """A root with one captioned shard."""
+    root = Root.open(str(tmp_path))
+    publish_captioned(root, clip(root, "car.mp4", b"a car"))
+    return root
+
+
+def test_the_card_names_the_files_and_no_licence_unless_it_is_told_one(root: Root) -> None:
+    export(root)
+    data = DatasetCard(card(root)).data
+    assert data["configs"] == [{"config_name": "default", "data_files": [{"split": "train", "path": "data/*/*.tar"}]}]
+    assert data.get("license") is None
+    export(root, replace(LINES, licence="cc-by-4.0"))
+    data = DatasetCard(card(root)).data
+    assert data["configs"][0]["data_files"][0]["path"] == "data/*/*.jsonl"
+    assert data["license"] == "cc-by-4.0"
+
+
+@pytest.mark.parametrize("how", [TARS, LINES])
+def test_every_column_is_described(root: Root, how: object) -> None:
+    export(root, how)  # type: ignore[arg-type]
+    for column in (*OF_CLIP, *OF_WINDOW, *OF_STAGES):
+        assert f"| `{column.name}` | " in card(root)
+
+
+def test_the_card_tells_how_the_captions_were_made(root: Root) -> None:
+    row = clip(root, "car.mp4", b"a car")[0]
+    recipe = json.dumps({"model": "org/model", "revision": "c0ffee"})
+    for table in (Table.STAGE1, Table.STAGE2):
+        facts = {"prompt": f"Say what you see.\n```\n# {table}", "recipe": recipe}
+        publish_captions(root, table, SHARD, [captioned(row, "A car.")], [row.key], facts)
+    export(root)
+    assert "Stage 2: model `org/model`, revision `c0ffee`" in card(root)
+    assert "    Say what you see.\n    ```\n    # stage1_captions\n" in card(root)
+
+
+def test_the_card_is_the_same_whichever_shard_is_exported_last(root: Root) -> None:
+    export(root)
+    before = card(root)
+    publish_captioned(root, clip(root, "van.mp4", b"a van"), shard="other")
+    export(root, shard="other")
+    assert card(root) == before

@@ -1,0 +1,75 @@
+"""The dataset as those who train read it: by the ``datasets`` library, through its card.
+
+In no lane, and so run by ``make test``: the library takes seconds to import.
+"""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import av
+import pytest
+
+from caption_assets.export.format import Export
+from caption_assets.export.index import DATASET
+from caption_assets.store.root import Root
+from tests.export.shards import LINES, TARS, clip, export, publish_captioned
+from tests.videos import gray, video
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Root:
+    """Two shards of which the first has none of the columns that may be empty; and clips of two kinds."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    root = Root.open(str(tmp_path / "root"))
+    (tmp_path / "root").mkdir()
+    pictures = [gray(40 * index, (64, 48)) for index in range(4)]
+    publish_captioned(root, clip(root, "a.b/car.mp4", video(pictures), windows=2), shard="__first")
+    films = (
+        clip(root, "van.webm", video(pictures, encoder="libvpx", container="webm"), prompt="Count.", extra='{"a": 1}'),
+        clip(root, "bus.mp4", video(pictures), width=64, height=48, clip_fps=25.0, has_audio=False),
+    )
+    publish_captioned(root, *films, shard="second.part", flags=("too_short",))
+    return root
+
+
+def load(root: Root, how: Export, *, streaming: bool) -> Any:
+    from datasets import Video, load_dataset
+
+    for shard in ("__first", "second.part"):
+        export(root, how, shard)
+    dataset = load_dataset(
+        root.address(DATASET), split="train", streaming=streaming, cache_dir=str(Path(root.path, "cache"))
+    )
+    return dataset.cast_column("mp4", Video(decode=False)) if how is TARS else dataset
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_the_folder_loads_as_clips_with_their_windows(root: Root, streaming: bool) -> None:
+    found = list(load(root, TARS, streaming=streaming))
+    assert [(one["json"]["shard"], one["json"]["clip_key"], len(one["json"]["windows"])) for one in found] == [
+        ("__first", "a.b/car.mp4", 2),
+        ("second.part", "van.webm", 1),
+        ("second.part", "bus.mp4", 1),
+    ]
+    assert found[0]["json"]["windows"][1]["stage2_caption"] == "Stage 2 of a.b/car.mp4, window 1."
+    assert [one["json"]["prompt"] for one in found] == [None, "Count.", None]
+    assert found[1]["json"]["windows"][0]["stage2_flags"] == ["too_short"]
+    for one in found:
+        with av.open(BytesIO(one["mp4"]["bytes"]), "r") as film:
+            assert len(list(film.decode(video=0))) == 4
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_the_folder_loads_as_windows(root: Root, streaming: bool) -> None:
+    found = list(load(root, LINES, streaming=streaming))
+    assert [(one["shard"], one["clip_key"], one["window_index"], one["stage1_flags"]) for one in found] == [
+        ("__first", "a.b/car.mp4", 0, []),
+        ("__first", "a.b/car.mp4", 1, []),
+        ("second.part", "van.webm", 0, ["too_short"]),
+        ("second.part", "bus.mp4", 0, ["too_short"]),
+    ]
+    assert found[3]["clip_fps"] == 25.0
+    assert len(root.read(found[3]["uri"])) == found[3]["bytes"]

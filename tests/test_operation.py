@@ -1,0 +1,175 @@
+"""The project in operation, as `make dev` runs it: daemon, sensors, schedule and UI over a source that fills up."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, expect
+
+REPOSITORY = Path(__file__).parent.parent
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
+
+PARTITIONS = """query ($path: [String!]!) { assetNodeOrError(assetKey: {path: $path}) { ... on AssetNode {
+    assetPartitionStatuses { ... on DefaultPartitionStatuses { materializedPartitions failedPartitions } }
+    staleStatusByPartition } } }"""
+RUNS = """{ runsOrError { ... on Runs { results { status assetSelection { path } tags { key value } } } } }"""
+TICKS = """{ schedulesOrError(repositorySelector:
+    {repositoryName: "__repository__", repositoryLocationName: "caption_assets.definitions"})
+    { ... on Schedules { results { scheduleState { ticks(limit: 1) { skipReason } } } } } }"""
+
+
+@dataclass(frozen=True)
+class Site:
+    """A running project."""
+
+    root: Path
+    ui: str
+
+    def ask(self, query: str, **variables: object) -> Any:
+        """What the UI's GraphQL answers."""
+        body = json.dumps({"query": query, "variables": variables}).encode()
+        request = urllib.request.Request(f"{self.ui}/graphql", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.load(answer)["data"]
+
+    def partitions(self, asset: str) -> dict[str, list[str]]:
+        """Partitions of an asset by what the UI says of them."""
+        return dict(self.ask(PARTITIONS, path=[asset])["assetNodeOrError"]["assetPartitionStatuses"])
+
+    def runs(self, asset: str, shard: str) -> list[str]:
+        """States of the runs that make an asset of a range that begins or ends with a shard."""
+        return [
+            run["status"]
+            for run in self.ask(RUNS)["runsOrError"]["results"]
+            if {"path": [asset]} in (run["assetSelection"] or [])
+            and shard in [tag["value"] for tag in run["tags"] if "partition" in tag["key"]]
+        ]
+
+    def last_tick(self) -> str:
+        """What the schedule said last."""
+        [schedule] = self.ask(TICKS)["schedulesOrError"]["results"]
+        ticks = schedule["scheduleState"]["ticks"]
+        return str(ticks[0]["skipReason"]) if ticks else ""
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def until(what: Callable[[], object], seconds: float = 420) -> None:
+    """Returns when ``what`` is true."""
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, f"not within {seconds:.0f} s"
+        time.sleep(1)
+
+
+def answers(address: str) -> bool:
+    try:
+        urllib.request.urlopen(address, timeout=5)
+    except OSError:
+        return False
+    return True
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A project with an empty source, whose sensors and schedule run every few seconds and every minute."""
+    home = tmp_path_factory.mktemp("operation")
+    root = home / "root"
+    (root / "shards").mkdir(parents=True)
+    shutil.copy(REPOSITORY / "dagster.yaml", home)
+    port, files = free_port(), free_port()
+    settings = {
+        "CAPTION_ROOT": str(root),
+        "CAPTION_CACHE": str(home / "cache"),
+        "CAPTION_AUTOMATE": "1",
+        "CAPTION_LOOK_SECONDS": "5",
+        "CAPTION_SHARD_QUIET_MINUTES": "0.05",
+        "CAPTION_BACKFILL_CRON": "* * * * *",
+        "CAPTION_SHARD_ATTEMPTS": "2",
+        "CAPTION_PREVIEWS": "1",
+        "CAPTION_LINK_URL": f"http://127.0.0.1:{files}",
+    }
+    dagster = ["-m", "dagster", "dev", "-h", "127.0.0.1", "-p", str(port), "-m", "caption_assets.definitions"]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, *command],
+            cwd=folder,
+            env={**os.environ, "DAGSTER_HOME": str(home), **settings},
+            start_new_session=True,
+        )
+        for folder, command in (
+            (home, dagster),
+            (root, ["-m", "http.server", str(files), "--bind", "127.0.0.1"]),
+        )
+    ]
+    try:
+        site = Site(root, f"http://127.0.0.1:{port}")
+        until(lambda: answers(f"{site.ui}/server_info"))
+        yield site
+    finally:
+        for process in processes:
+            os.killpg(process.pid, signal.SIGTERM)
+        for process in processes:
+            process.wait(60)
+
+
+def drop(site: Site, sample_data: Path, shard: str, *clips: str) -> None:
+    """Put a shard into the source."""
+    folder = site.root / "shards" / shard
+    folder.mkdir()
+    for clip in clips:
+        shutil.copy(sample_data / "shards" / "sample-folder" / clip, folder)
+
+
+def test_a_shard_that_is_dropped_is_captioned_and_a_corrupt_one_given_up(site: Site, sample_data: Path) -> None:
+    drop(site, sample_data, "street", "clip-00.webm", "clip-01.webm")
+    drop(site, sample_data, "broken")
+    (site.root / "shards" / "broken" / "film.mp4").write_bytes(b"no film")
+    until(lambda: "street" in site.partitions("stage2_captions")["materializedPartitions"])
+    until(lambda: "1 were given up after 2 runs" in site.last_tick())
+    assert site.runs("clip_manifest", "broken") == ["FAILURE", "FAILURE"]
+    assert site.partitions("clip_manifest") == {"materializedPartitions": ["street"], "failedPartitions": ["broken"]}
+    assert site.runs("stage2_captions", "street") == ["SUCCESS"]
+
+
+def test_a_shard_is_materialized_and_looked_at_in_the_ui(site: Site, sample_data: Path, page: Page) -> None:
+    until(lambda: "street" in site.partitions("stage2_captions")["materializedPartitions"])
+    address = f"{site.ui}/assets/stage2_captions?view=partitions&partition=street"
+    page.set_viewport_size({"width": 1500, "height": 1000})
+    page.goto(address)
+    page.get_by_role("button", name="Materialize").first.click()
+    expect(page.get_by_text("Launch runs to materialize stage2_captions")).to_be_visible(timeout=60_000)
+    picture(page, "materialize")
+    page.get_by_role("button", name="Launch 1 run").click()
+    until(lambda: site.runs("stage2_captions", "street").count("SUCCESS") == 2)
+
+    page.goto(address)
+    expect(page.get_by_text("rows_reused")).to_be_visible(timeout=60_000)
+    picture(page, "metadata")
+    with page.expect_popup() as gallery:
+        page.get_by_role("link", name="gallery/street/index.html").click()
+    expect(gallery.value.get_by_text("clip-00.webm")).to_be_visible(timeout=60_000)
+    picture(gallery.value, "gallery")
+
+
+def picture(page: Page, name: str) -> None:
+    """Keep a picture for people, where one is asked for."""
+    if folder := os.environ.get("OPERATION_PICTURES"):
+        page.screenshot(path=f"{folder}/{name}.png")
