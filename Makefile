@@ -36,10 +36,12 @@ test-fast: setup ## Run the tests that need no engine, server or browser
 test-engine: ## Run the tests that build a vLLM engine
 test-store: ## Run the tests that talk to an S3 server on this machine
 test-faults: ## Run the tests that kill, corrupt and starve
-test-k8s: ## Run the tests that render or run pods
 test-browser: system ## Run the tests that drive the web UI in a browser
-test-engine test-store test-faults test-k8s test-browser: setup
+test-engine test-store test-faults test-browser: setup
 	$(RUN) pytest -m $(@:test-%=%)
+
+test-k8s: setup ## Run the tests that render or run pods: on KUBECONFIG's cluster, or on one that is started here
+	@[ -n "$$KUBECONFIG" ] || variables=$$(../shared/k8s/cluster up) && eval "$$variables" && $(RUN) pytest -m k8s
 
 test-rgw: setup ## Run the tests of the store, and those of its keys, against Ceph's object gateway (installs it)
 	@$(PYTHON) scripts/setup_system.py rgw

@@ -4,6 +4,7 @@ import dagster as dg
 
 from caption_assets.assets.failures import clear_failures
 from caption_assets.assets.partitions import SHARDS
+from caption_assets.assets.pods import EXPORT_SIZE, RETRIES, cpu_pod
 from caption_assets.export.card import CARD
 from caption_assets.export.format import Export
 from caption_assets.export.index import DATASET, shard_folder
@@ -23,6 +24,8 @@ def build_captioned_dataset(export: Export) -> dg.AssetsDefinition:
         kinds={"huggingface"},
         code_version=export.version,
         automation_condition=dg.AutomationCondition.eager(),
+        op_tags=cpu_pod(EXPORT_SIZE),
+        retry_policy=RETRIES,
     )
     def captioned_dataset(context: dg.AssetExecutionContext, storage: Storage) -> dg.MaterializeResult[None]:
         shard = context.partition_key

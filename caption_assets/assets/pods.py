@@ -72,6 +72,7 @@ class PodSize:
 
 WEIGHTS_SIZE = PodSize(cpus=1, memory_gb=1, memory_limit_gb=4)
 MANIFEST_SIZE = PodSize(cpus=1, memory_gb=2, memory_limit_gb=8)
+EXPORT_SIZE = PodSize(cpus=1, memory_gb=2, memory_limit_gb=8)
 
 
 def caption_size(settings: Settings, windows: int | None = None, tokens: int | None = None) -> PodSize:

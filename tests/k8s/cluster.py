@@ -156,6 +156,8 @@ def deploy(folder: Path, shards: Path, settings: Mapping[str, str]) -> Iterator[
         (home / "dagster.yaml").write_text(yaml.safe_dump(_dagster_yaml(home, store)))
         port = stack.enter_context(_servers(home, patch))
         instance = stack.enter_context(dg.DagsterInstance.from_config(str(home)))
+        # On a new instance the daemon applies the default limit from its second look at the queue on.
+        instance.event_log_storage.set_concurrency_slots("gpu", 1)
         target = GrpcServerTarget("127.0.0.1", port=port, socket=None, location_name="caption-assets")
         workspace = stack.enter_context(WorkspaceProcessContext(instance, target))
         yield Cluster(instance, workspace, Root.open(environment["CAPTION_ROOT"]), core)
@@ -268,7 +270,8 @@ def _apply(objects: Iterator[Object]) -> None:
 
 def _remove() -> None:
     kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", "--timeout=180s")
-    kubectl("delete", "persistentvolumes", "--selector", "app.kubernetes.io/part-of=caption-assets")
+    others = [item for item in render("overlays/test-cluster") if "namespace" not in item["metadata"]]
+    kubectl("delete", "--ignore-not-found", "--filename", "-", text=yaml.safe_dump_all(others))
 
 
 def _dagster_yaml(home: Path, store: S3Server) -> Object:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import urllib.request
 from typing import Any
 
 import dagster as dg
@@ -9,10 +10,12 @@ import pytest
 from kubernetes.client import V1Pod
 
 from caption_assets.sample.shards import FOLDER_SHARD
+from caption_assets.store.checkpoints import checkpoint_folder
 from caption_assets.store.tables import Status, Table, read_captions, read_manifest
 from tests.k8s.chart import NAMESPACE
 from tests.k8s.cluster import Cluster, kubectl, until
 from tests.k8s.conftest import LONG_SHARD
+from tests.k8s.manifests import render
 
 pytestmark = [pytest.mark.k8s, pytest.mark.timeout(900)]
 
@@ -71,14 +74,18 @@ def test_a_captioning_pod_that_is_taken_away_is_replaced_and_goes_on_where_it_wa
     cluster: Cluster, grace_seconds: int | None
 ) -> None:
     for table in (Table.STAGE1, Table.STAGE2):
-        for path in cluster.root.list(f"{table}/shard={LONG_SHARD}"):
-            cluster.root.remove(path)
+        cluster.root.remove_folder(f"{table}/shard={LONG_SHARD}")
     run = cluster.launch(*CHAIN, partition=LONG_SHARD, run_config=GPU)
     pod = cluster.running_pod(run, "captions")
     until(lambda: checkpoints(cluster), 240, "there is a checkpoint")
+    told = metrics(pod)
 
     cluster.core.delete_namespaced_pod(pod.metadata.name, NAMESPACE, grace_period_seconds=grace_seconds)
 
+    assert told["caption_engine_ready"] == 1
+    assert told["caption_windows_in_flight"] > 0
+    assert told['caption_windows_total{status="ok"}'] > 0
+    assert any(name.startswith("vllm:generation_tokens_total") and value for name, value in told.items())
     assert cluster.finish(run) is SUCCESS, cluster.failures(run)
     assert len(cluster.failures(run)) == 1
     assert_whole(cluster, LONG_SHARD)
@@ -87,8 +94,17 @@ def test_a_captioning_pod_that_is_taken_away_is_replaced_and_goes_on_where_it_wa
         assert 0 < told["rows_reused"] < told["rows_ok"]
 
 
+def metrics(pod: V1Pod) -> dict[str, float]:
+    """What Prometheus would be told by a captioning pod, by name and labels."""
+    [monitor] = [item for item in render("monitoring") if item["kind"] == "PodMonitor"]
+    [endpoint] = monitor["spec"]["podMetricsEndpoints"]
+    with urllib.request.urlopen(f"http://{pod.status.pod_ip}:{endpoint['portNumber']}/metrics") as answer:
+        lines = [line.rsplit(" ", 1) for line in answer.read().decode().splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, value in lines}
+
+
 def checkpoints(cluster: Cluster) -> list[str]:
-    return [path for path in cluster.root.list(f"_checkpoints/shard={LONG_SHARD}") if path.endswith(".parquet")]
+    return [name for name in cluster.root.names(checkpoint_folder(LONG_SHARD)) if name.endswith(".parquet")]
 
 
 def test_a_step_that_takes_too_much_memory_fails_its_run_and_says_so(cluster: Cluster) -> None:
