@@ -151,7 +151,7 @@ def job(launcher: K8sRunLauncher, image: str, *layers: Mapping[str, Any]) -> Obj
     run = DagsterRun(job_name="job", run_id="c0ffee00-0000-4000-8000-000000000000")
     context = K8sContainerContext.create_for_run(run, launcher, include_run_tags=False)
     for layer in layers:
-        config = UserDefinedDagsterK8sConfig.from_dict(layer)
+        config = UserDefinedDagsterK8sConfig.from_dict(layer)  # type: ignore[no-untyped-call]
         context = context.merge(K8sContainerContext(run_k8s_config=config))
     made = construct_dagster_k8s_job(
         job_config=context.get_k8s_job_config(image, launcher),
