@@ -15,7 +15,7 @@ from dagster._core.storage.dagster_run import DagsterRun
 from dagster._serdes import ConfigurableClassData
 from dagster_k8s import K8sRunLauncher
 from dagster_k8s.container_context import K8sContainerContext
-from dagster_k8s.job import construct_dagster_k8s_job, get_user_defined_k8s_config
+from dagster_k8s.job import UserDefinedDagsterK8sConfig, construct_dagster_k8s_job
 from kubernetes.client import ApiClient
 
 from tests.k8s.manifests import Object
@@ -146,16 +146,17 @@ def _server_pod(name: str, server: Mapping[str, Any], account: str, shared: Mapp
     return {"serviceAccountName": account, "containers": [container], "volumes": server["volumes"]}
 
 
-def step_job(launcher: K8sRunLauncher, image: str, tags: Mapping[str, str]) -> Object:
-    """The Job that dagster-k8s makes for a step with these tags; without tags, much like that of a run."""
+def job(launcher: K8sRunLauncher, image: str, *layers: Mapping[str, Any]) -> Object:
+    """The Job that dagster-k8s makes of the launcher's configuration and what is laid over it, one upon the other."""
     run = DagsterRun(job_name="job", run_id="c0ffee00-0000-4000-8000-000000000000")
     context = K8sContainerContext.create_for_run(run, launcher, include_run_tags=False)
-    context = context.merge(K8sContainerContext(run_k8s_config=get_user_defined_k8s_config(tags)))
-    job = construct_dagster_k8s_job(
+    for layer in layers:
+        config = UserDefinedDagsterK8sConfig.from_dict(layer)  # type: ignore[no-untyped-call]
+        context = context.merge(K8sContainerContext(run_k8s_config=config))
+    made = construct_dagster_k8s_job(
         job_config=context.get_k8s_job_config(image, launcher),
         args=["dagster", "api", "execute_step"],
         job_name="dagster-step",
-        component="step_worker",
         user_defined_k8s_config=context.run_k8s_config,
     )
-    return ApiClient().sanitize_for_serialization(job)  # type: ignore[no-any-return]
+    return ApiClient().sanitize_for_serialization(made)  # type: ignore[no-any-return]

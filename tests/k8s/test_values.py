@@ -12,11 +12,13 @@ import yaml
 from dagster._config import validate_config
 from dagster._core.code_pointer import load_python_module
 from dagster_k8s import K8sRunLauncher
+from dagster_k8s.job import get_user_defined_k8s_config
 from kubernetes_validate import latest_version, validate
 
+from caption_assets.assets.pods import step_pod
 from caption_assets.definitions import build_definitions
 from caption_assets.settings import PREFIX, Settings
-from tests.k8s.chart import instance_config, instance_parts, server_pods, step_job
+from tests.k8s.chart import instance_config, instance_parts, job, server_pods
 from tests.k8s.manifests import K8S, VALUES, Object, breaches, named, render, sources
 
 pytestmark = [pytest.mark.fast, pytest.mark.k8s, pytest.mark.representative]
@@ -40,13 +42,15 @@ def launcher(monkeypatch: pytest.MonkeyPatch) -> K8sRunLauncher:
 
 
 def steps(launcher: K8sRunLauncher) -> Iterator[tuple[str, Object]]:
-    """The Job of each step, and of a run, for the model of the ConfigMap."""
-    settings = named(render("base"), "ConfigMap")["caption-settings"]["data"]
-    definitions = build_definitions(Settings(model=settings["CAPTION_MODEL"]))
-    yield "run", step_job(launcher, "slim", {})
+    """The Job of a run, and of each of its steps, with the settings of the ConfigMap."""
+    yield "run", job(launcher, "slim")
+    data = named(render("base"), "ConfigMap")["caption-settings"]["data"]
+    ours = {name.removeprefix(PREFIX).lower(): value for name, value in data.items() if name.startswith(PREFIX)}
+    settings = Settings(**ours)
+    definitions = build_definitions(settings)
     for asset in STEPS:
         tags = definitions.resolve_assets_def(dg.AssetKey(asset)).op.tags
-        yield asset, step_job(launcher, "slim", tags)
+        yield asset, job(launcher, "slim", step_pod(settings), get_user_defined_k8s_config(tags).to_dict())
 
 
 def test_dagster_accepts_the_dagster_yaml_that_the_chart_makes_of_the_values(tmp_path: Path) -> None:
@@ -80,20 +84,20 @@ def test_the_pool_lets_no_more_gpu_pods_start_than_the_quota_has_gpus_for() -> N
 def test_all_pods_are_restricted(launcher: K8sRunLauncher) -> None:
     for name, pod in server_pods(VALUES).items():
         assert list(breaches(pod)) == [], name
-    for name, job in steps(launcher):
-        assert list(breaches(job["spec"]["template"]["spec"])) == [], name
+    for name, made in steps(launcher):
+        assert list(breaches(made["spec"]["template"]["spec"])) == [], name
 
 
 def test_all_jobs_are_ones_of_the_newest_kubernetes(launcher: K8sRunLauncher) -> None:
-    for _, job in steps(launcher):
-        validate(job, latest_version(), strict=True)
+    for _, made in steps(launcher):
+        validate(made, latest_version(), strict=True)
 
 
 def test_everything_that_a_pod_names_is_in_the_base_or_made_by_the_readme(launcher: K8sRunLauncher) -> None:
     there = {(item["kind"], item["metadata"]["name"]) for item in render("base")}
     readme = (K8S / "README.md").read_text()
     there |= {("Secret", name) for name in re.findall(r"create secret generic ([a-z-]+)", readme)}
-    pods = [*server_pods(VALUES).values(), *(job["spec"]["template"]["spec"] for _, job in steps(launcher))]
+    pods = [*server_pods(VALUES).values(), *(made["spec"]["template"]["spec"] for _, made in steps(launcher))]
     assert {source for pod in pods for source in sources(pod)} <= there
 
 
@@ -106,9 +110,27 @@ def test_what_is_meant_for_captioning_pods_is_told_by_the_steps_name() -> None:
     assert named(objects, "PodMonitor")["captioning"]["spec"]["selector"]["matchLabels"] == label
 
 
+def test_steps_run_under_the_account_without_rights_and_the_run_under_the_one_that_launches(
+    launcher: K8sRunLauncher,
+) -> None:
+    pods = {name: made["spec"]["template"]["spec"] for name, made in steps(launcher)}
+    assert pods.pop("run")["serviceAccountName"] == "dagster"
+    assert {(pod["serviceAccountName"], pod["automountServiceAccountToken"]) for pod in pods.values()} == {
+        ("caption", False)
+    }
+
+
+def test_the_captioning_step_alone_takes_the_gpu_image_and_a_gpu(launcher: K8sRunLauncher) -> None:
+    for name, made in steps(launcher):
+        [container] = made["spec"]["template"]["spec"]["containers"]
+        captions = name == "stage1_captions"
+        assert ("caption-assets-gpu" in container["image"]) is captions
+        assert ("nvidia.com/gpu" in container["resources"]["limits"]) is captions
+
+
 def test_pods_of_a_run_start_without_the_secret_for_keys(launcher: K8sRunLauncher) -> None:
-    for _, job in steps(launcher):
-        entries = job["spec"]["template"]["spec"]["containers"][0]["envFrom"]
+    for _, made in steps(launcher):
+        entries = made["spec"]["template"]["spec"]["containers"][0]["envFrom"]
         assert {"secretRef": {"name": "caption-secrets", "optional": True}} in entries
 
 
