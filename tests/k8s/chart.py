@@ -61,6 +61,7 @@ def instance_config(values: Mapping[str, Any]) -> dict[str, Any]:
             "start_timeout_seconds": monitoring["startTimeoutSeconds"],
             "cancel_timeout_seconds": monitoring["cancelTimeoutSeconds"],
             "max_resume_run_attempts": monitoring["maxResumeRunAttempts"],
+            "max_runtime_seconds": monitoring["maxRuntimeSeconds"],
             "poll_interval_seconds": monitoring["pollIntervalSeconds"],
             "free_slots_after_run_end_seconds": monitoring["freeSlotsAfterRunEndSeconds"],
         },
@@ -71,6 +72,7 @@ def instance_config(values: Mapping[str, Any]) -> dict[str, Any]:
         },
         "sensors": {"use_threads": True, "num_workers": daemon["sensors"]["numWorkers"]},
         "schedules": {"use_threads": True, "num_workers": daemon["schedules"]["numWorkers"]},
+        "python_logs": {"dagster_handler_config": values["pythonLogs"]["dagsterHandlerConfig"]},
         "telemetry": {"enabled": values["telemetry"]["enabled"]},
         "retention": {
             "sensor": {"purge_after_days": values["retention"]["sensor"]["purgeAfterDays"]},

@@ -94,6 +94,17 @@ def test_a_captioning_pod_that_is_taken_away_is_replaced_and_goes_on_where_it_wa
         assert 0 < told["rows_reused"] < told["rows_ok"]
 
 
+def test_the_steps_of_a_run_whose_own_pod_is_lost_end_with_it(cluster: Cluster) -> None:
+    run = cluster.launch("clip_manifest", "stage1_captions", partition=LONG_SHARD, run_config=GPU)
+    cluster.running_pod(run, "captions")
+    [own] = [pod for pod in cluster.pods(run) if "dagster/op" not in pod.metadata.labels]
+
+    cluster.core.delete_namespaced_pod(own.metadata.name, NAMESPACE, grace_period_seconds=0)
+
+    assert cluster.finish(run) is FAILURE
+    until(lambda: not cluster.pods(run, "captions"), 180, "the captioning pod is gone")
+
+
 def metrics(pod: V1Pod) -> dict[str, float]:
     """What Prometheus would be told by a captioning pod, by name and labels."""
     [monitor] = [item for item in render("monitoring") if item["kind"] == "PodMonitor"]
