@@ -91,7 +91,7 @@ class Watcher:
     def begun(self, shard: str, windows: int, left: int) -> None:
         """Nothing to be said yet."""
 
-    def captioned(self, shard: str, done: int, windows: int) -> None:
+    def captioned(self, shard: str, done: int, windows: int, *, ok: bool) -> None:
         """Another row is done."""
         if done % 50 == 0:
             print(f"{done} of {windows} windows captioned", flush=True)

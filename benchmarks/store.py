@@ -142,7 +142,7 @@ class Clock(Watcher):
         super().__init__()
         self.times: list[float] = []
 
-    def captioned(self, shard: str, done: int, windows: int) -> None:
+    def captioned(self, shard: str, done: int, windows: int, *, ok: bool) -> None:
         """Another row is done."""
         self.times.append(time.monotonic())
 

@@ -48,9 +48,21 @@ def build_definitions(settings: Settings) -> dg.Definitions:
         ],
         schedules=[build_backfill(settings)],
         resources=build_resources(settings),
-        # One process a run: each step's own process would import Dagster anew, and the chain has nothing to overlap.
-        executor=dg.in_process_executor,
+        executor=_executor(settings),
     )
+
+
+def _executor(settings: Settings) -> dg.ExecutorDefinition:
+    """One process a run, unless wanted otherwise: each further one imports Dagster anew, and nothing overlaps."""
+    match settings.executor:
+        case "in_process":
+            return dg.in_process_executor
+        case "multiprocess":
+            return dg.multiprocess_executor
+        case "k8s":
+            from caption_assets.step_pods import build_pod_executor  # Kubernetes' client: others lack it
+
+            return build_pod_executor(settings)
 
 
 defs = build_definitions(load_settings())

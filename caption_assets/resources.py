@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
-from caption_assets.captioning.engine import EngineConfig, start_engine
+from caption_assets.captioning.engine import CaptionEngine, EngineConfig, start_engine
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.recovery import EngineKeeper
 from caption_assets.clips.sandbox import Sandbox, SandboxLimits
@@ -19,6 +20,9 @@ from caption_assets.models.weights import Progress, WeightsManifest
 from caption_assets.settings import Settings
 from caption_assets.store.access import Access
 from caption_assets.store.root import Root
+
+Watch = Callable[[AbstractAsyncContextManager[CaptionEngine]], AbstractAsyncContextManager[CaptionEngine]]
+"""Something that sees an engine come and go."""
 
 
 class Storage(dg.ConfigurableResource):  # type: ignore[type-arg]
@@ -94,8 +98,17 @@ class Engine(dg.ConfigurableResource):  # type: ignore[type-arg]
     frames_gb: float
     max_restarts: int
 
-    def start(self, model: Path, recipe: Recipe, on_death: Callable[[str], None]) -> EngineKeeper:
-        """Build an engine, and another when it dies; it is shut down when the block ends."""
+    def start(
+        self, model: Path, recipe: Recipe, on_death: Callable[[str], None], watch: Watch = lambda engine: engine
+    ) -> EngineKeeper:
+        """Build an engine, and another when it dies; it is shut down when the block ends.
+
+        Args:
+            model: the folder of its files.
+            recipe: what captions are made with.
+            on_death: told of each death, with its reason.
+            watch: put around each engine.
+        """
         config = EngineConfig(
             gpu_memory_utilization=self.gpu_memory_utilization,
             processor_cache_gb=self.processor_cache_gb,
@@ -107,7 +120,7 @@ class Engine(dg.ConfigurableResource):  # type: ignore[type-arg]
             frames_gb=self.frames_gb,
         )
         return EngineKeeper(
-            lambda: start_engine(model, recipe, config), max_restarts=self.max_restarts, on_death=on_death
+            lambda: watch(start_engine(model, recipe, config)), max_restarts=self.max_restarts, on_death=on_death
         )
 
 

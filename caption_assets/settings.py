@@ -6,7 +6,7 @@ import os
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -150,6 +150,26 @@ class Settings(BaseSettings):
         MAX_ATTEMPTS,
         ge=1,
         description="Requests for a caption, over all runs, after which its row stays failed; one run makes four",
+    )
+    executor: Literal["in_process", "multiprocess", "k8s"] = Field(
+        "in_process",
+        description="Where a run's steps are done: `in_process`, in the run's own; `multiprocess`, each in one of its "
+        "own; `k8s`, each in a Kubernetes pod of its own",
+    )
+    step_account: str | None = Field(
+        None, description="Kubernetes ServiceAccount of the steps' pods. Default: that of the run's pod"
+    )
+    gpu_image: str | None = Field(
+        None, description="Image of the captioning step's pod, with the engine. Default: that of the run's pod"
+    )
+    gpu_node: dict[str, str] = Field(
+        {"nvidia.com/gpu.present": "true"}, description="Labels of the nodes with GPUs, as a JSON object"
+    )
+    metrics_port: int | None = Field(
+        None,
+        ge=1024,
+        le=65535,
+        description="Port on which the captioning step serves metrics for Prometheus. Default: none are served",
     )
     automate: bool = Field(
         False, description="Whether the sensors and the schedule run from the start. Default: start them in the UI"

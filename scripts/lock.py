@@ -53,12 +53,15 @@ class Lock:
     """uv's settings for it, as TOML."""
     torch: str = "torch==2.13.0"
     """How the file names torch."""
+    within: str = ""
+    """An earlier lock file of which it takes the versions."""
 
 
 LOCKS = (
     Lock("slim", "the project without an engine: pip install ."),
     Lock("cpu", "extras cpu, k8s, dev; for make setup", ("cpu", "k8s", "dev"), CPU_SETTINGS, "torch==2.13.0+cpu"),
     Lock("gpu", "extras gpu, k8s", ("gpu", "k8s"), GPU_SETTINGS),
+    Lock("k8s", "extra k8s, without an engine; for the images, one of which brings the engine", ("k8s",), within="gpu"),
 )
 
 
@@ -69,7 +72,8 @@ def resolve(lock: Lock, uv: Path, folder: Path) -> str:
     options = ["--universal", "--python-version", OLDEST_PYTHON, "--fork-strategy", "fewest", "--upgrade"]
     bare = ["--no-header", "--no-annotate", "--no-emit-index-url", "--no-emit-find-links"]
     extras = [word for extra in lock.extras for word in ("--extra", extra)]
-    command = [str(uv), "pip", "compile", *options, *bare, *extras, str(project)]
+    versions = ["--constraint", str(ROOT / "requirements" / f"{lock.within}.lock")] if lock.within else []
+    command = [str(uv), "pip", "compile", *options, *bare, *extras, *versions, str(project)]
     # uv reads its settings from the folder that it runs in.
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=folder).stdout
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from caption_assets.settings import PREFIX, Settings
 
 
@@ -16,7 +18,9 @@ def settings_table() -> str:
 
 def shown(default: object) -> str:
     """A default as the table shows it."""
-    return "" if default is None else f"`{default}`"
+    if default is None:
+        return ""
+    return f"`{json.dumps(default) if isinstance(default, dict) else default}`"
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ import dagster as dg
 
 from caption_assets.assets.checks import caption_checks, check_stored
 from caption_assets.assets.failures import clear_failures
+from caption_assets.assets.metrics import Counted, Metrics, serve_metrics
 from caption_assets.assets.partitions import SHARDS
-from caption_assets.assets.pods import gpu_pod
+from caption_assets.assets.pods import CAPTION_STEP, GPU_POOL, RETRIES, caption_pod, check_image
 from caption_assets.assets.progress import WeightsProgress
 from caption_assets.assets.run_log import RunLog
 from caption_assets.assets.selection import is_selected, shards_to_make
@@ -32,13 +33,15 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
     recipe = settings.recipe
 
     @dg.multi_asset(
-        name="captions",
+        name=CAPTION_STEP,
         specs=_specs(recipe),
         check_specs=caption_checks(),
         can_subset=True,
         partitions_def=SHARDS,
         backfill_policy=dg.BackfillPolicy.multi_run(settings.shards_per_run),
-        op_tags=gpu_pod(settings),
+        op_tags=caption_pod(settings),
+        pool=GPU_POOL,
+        retry_policy=RETRIES,
     )
     def captions(
         context: dg.AssetExecutionContext, storage: Storage, weights: Weights, clips: Clips, engine: Engine
@@ -52,6 +55,7 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
             if not tables:
                 check_stored(context, root, settings.max_failed_fraction)
                 return
+            check_image()
             job = Job(
                 root=root,
                 source=storage.source(),
@@ -65,9 +69,10 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
                 max_attempts=settings.max_attempts,
             )
             log = RunLog(context, settings, job.root)
-            with clips.start() as sandbox:
-                keeper = _engine(context, engine, weights, job, log)
-                run_until_sigterm(caption_shards(keeper, sandbox, job, shards_to_make(context), log))
+            with clips.start() as sandbox, serve_metrics(settings.metrics_port) as metrics:
+                keeper = _engine(context, engine, weights, job, log, metrics)
+                shards = shards_to_make(context)
+                run_until_sigterm(caption_shards(keeper, sandbox, job, shards, Counted(log, metrics)))
         log.check()
 
     return captions
@@ -75,7 +80,7 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
 
 @asynccontextmanager
 async def _engine(
-    context: dg.AssetExecutionContext, engine: Engine, weights: Weights, job: Job, log: RunLog
+    context: dg.AssetExecutionContext, engine: Engine, weights: Weights, job: Job, log: RunLog, metrics: Metrics
 ) -> AsyncIterator[EngineKeeper]:
     """The run's one engine, its model fetched to this machine first."""
     log.engine_wanted()
@@ -85,7 +90,7 @@ async def _engine(
     def died(reason: str) -> None:
         context.log.warning(f"{reason}; starting another for what was under way")
 
-    async with engine.start(model, job.recipe, died) as keeper:
+    async with engine.start(model, job.recipe, died, metrics.watch) as keeper:
         log.engine_ready()
         yield keeper
         context.log.info(

@@ -15,6 +15,7 @@ from caption_assets.assets.failures import clear_failures, shards_failed
 from caption_assets.assets.links import link
 from caption_assets.assets.markdown import markdown_table
 from caption_assets.assets.partitions import SHARDS
+from caption_assets.assets.pods import MANIFEST_SIZE, RETRIES, cpu_pod
 from caption_assets.assets.provenance import input_tags, output_tags
 from caption_assets.assets.selection import is_selected, shards_to_make
 from caption_assets.assets.shard_index import SHARDS_SPEC, observation, observed_versions
@@ -54,6 +55,8 @@ def build_clip_manifest(settings: Settings) -> dg.AssetsDefinition:
         description="One row for each window of each clip, and one for each clip that cannot be read, with the reason.",
         kinds={"parquet"},
         code_version=f"{SCHEMA_VERSION}-{cut}",
+        op_tags=cpu_pod(MANIFEST_SIZE),
+        retry_policy=RETRIES,
     )
     def clip_manifest(
         context: dg.AssetExecutionContext, storage: Storage, clips: Clips

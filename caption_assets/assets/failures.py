@@ -13,11 +13,14 @@ from caption_assets.errors import CaptionAssetsError
 
 @contextmanager
 def clear_failures() -> Iterator[None]:
-    """Turn a ``CaptionAssetsError`` into a Dagster failure that shows its message."""
+    """Turn a ``CaptionAssetsError`` into a Dagster failure that shows its message.
+
+    What failed by itself fails again, so the step is not tried again at once; one that was ended from outside is.
+    """
     try:
         yield
     except CaptionAssetsError as error:
-        raise dg.Failure(description=str(error)) from None
+        raise dg.Failure(description=str(error), allow_retries=False) from None
 
 
 def shards_failed(summary: str, reasons: Mapping[str, str]) -> dg.Failure:

@@ -3,6 +3,7 @@
 import dagster as dg
 
 from caption_assets.assets.failures import clear_failures
+from caption_assets.assets.pods import RETRIES, WEIGHTS_SIZE, cpu_pod
 from caption_assets.assets.progress import WeightsProgress
 from caption_assets.models.source import find_source
 from caption_assets.models.weights import WEIGHTS
@@ -18,6 +19,8 @@ def build_model_weights(settings: Settings) -> dg.AssetsDefinition:
         description=f"{variant.hub_id} @ {variant.revision}: every file with its SHA-256, the manifest written last.",
         kinds={"safetensors"},
         code_version=variant.folder,
+        op_tags=cpu_pod(WEIGHTS_SIZE),
+        retry_policy=RETRIES,
     )
     def model_weights(
         context: dg.AssetExecutionContext, storage: Storage, weights: Weights

@@ -63,7 +63,7 @@ class RunLog:
         self._pace.expect(left)
         self._inputs[shard] = self._present_inputs(shard)
 
-    def captioned(self, shard: str, done: int, windows: int) -> None:
+    def captioned(self, shard: str, done: int, windows: int, *, ok: bool) -> None:
         """Log how far the run is, every few seconds and at the end of a shard."""
         if word := self._pace.tell(last=done == windows):
             self._context.log.info(f"{shard}: {done} of {windows} windows done; {word}")

@@ -46,8 +46,8 @@ class Progress(Protocol):
     def begun(self, shard: str, windows: int, left: int) -> None:
         """A shard's windows are entering the engine, as far as they are ``left``: others were captioned before."""
 
-    def captioned(self, shard: str, done: int, windows: int) -> None:
-        """Another row of a shard is done."""
+    def captioned(self, shard: str, done: int, windows: int, *, ok: bool) -> None:
+        """Another window of a shard is done; ``ok`` if it has all captions that were wanted."""
 
     def published(self, shard: str, published: Published) -> None:
         """A shard is whole. Called in a thread, and may take its time: the shard is held meanwhile."""
@@ -160,7 +160,7 @@ class _Run:
         if shard is None:  # given up
             return
         shard.add(result)
-        self._progress.captioned(shard.lease.shard, shard.done, shard.windows)
+        self._progress.captioned(shard.lease.shard, shard.done, shard.windows, ok=result.ok)
         if shard.done == shard.windows:
             await self._publish(shard)
         elif shard.is_due:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
-from caption_assets.store.tables import CaptionRow, ManifestRow
+from caption_assets.store.tables import CaptionRow, ManifestRow, Status
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,3 +56,8 @@ class Captioned:
     stage2: CaptionRow | None
     """None where only stage 1 was wanted."""
     spent: Spent = NOTHING_SPENT
+
+    @property
+    def ok(self) -> bool:
+        """Whether the window has all captions that were wanted."""
+        return all(row.status is Status.OK for row in (self.stage1, self.stage2) if row)

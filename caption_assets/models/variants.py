@@ -45,6 +45,12 @@ class Variant:
     """Longest prompt and answer together, in tokens."""
     gpus: int = 1
     """GPUs that one replica needs at least; 0 for a model that runs on the CPU."""
+    cpus: int = 6
+    """Cores that captioning asks for, for each GPU, or in all where there is none: most of them decode. A node with one
+    GPU often has 8, some of a core of which is its own."""
+    host_gb: float = 12.0
+    """Main memory of the engine's processes for each GPU, or in all where there is none, in GiB: CUDA's, torch's, and
+    weights on their way. An estimate."""
     presized: bool = True
     """Whether its processor takes frames as they are sized by ``pixels``; one that is not known resizes them itself."""
     engine: Mapping[str, Any] = field(default_factory=dict)
@@ -78,6 +84,8 @@ SAMPLE = Variant(
     fp8=False,
     max_model_len=2048,
     gpus=0,
+    cpus=1,
+    host_gb=2.0,
     engine={
         "enforce_eager": True,
         "max_num_batched_tokens": 1024,  # the smaller a step, the sooner the answers under way go on

@@ -23,7 +23,7 @@ class Log:
     def begun(self, shard: str, windows: int, left: int) -> None:
         pass
 
-    def captioned(self, shard: str, done: int, windows: int) -> None:
+    def captioned(self, shard: str, done: int, windows: int, *, ok: bool) -> None:
         pass
 
     def published(self, shard: str, published: Published) -> None:

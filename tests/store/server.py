@@ -22,11 +22,11 @@ class S3Server:
 
 
 @contextmanager
-def moto_server() -> Iterator[S3Server]:
-    """An emulator, which takes any keys."""
+def moto_server(address: str = "127.0.0.1") -> Iterator[S3Server]:
+    """An emulator on one of this machine's addresses, which takes any keys."""
     from moto.server import ThreadedMotoServer  # takes two seconds, which other lanes can do without
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server = ThreadedMotoServer(ip_address=address, port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
     yield S3Server(f"http://{host}:{port}", "test", "test")

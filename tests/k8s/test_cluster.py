@@ -1,0 +1,130 @@
+"""The life of runs on a real cluster. One GPU, or what passes for it, and one slot in the pool."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dagster as dg
+import pytest
+from kubernetes.client import V1Pod
+
+from caption_assets.sample.shards import FOLDER_SHARD
+from caption_assets.store.tables import Status, Table, read_captions, read_manifest
+from tests.k8s.chart import NAMESPACE
+from tests.k8s.cluster import Cluster, kubectl, until
+from tests.k8s.conftest import LONG_SHARD
+
+pytestmark = [pytest.mark.k8s, pytest.mark.timeout(900)]
+
+CHAIN = ("model_weights", "clip_manifest", "stage1_captions", "stage2_captions")
+SUCCESS, FAILURE = dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE
+
+
+def of_step(step: str, **container: Any) -> dict[str, Any]:
+    """Run configuration that changes the container of one step's pod."""
+    return {"execution": {"config": {"per_step_k8s_config": {step: {"container_config": container}}}}}
+
+
+GPU = of_step("captions", resources={"limits": {"nvidia.com/gpu": "1"}})
+"""The sample model needs no GPU; here its pod asks for one."""
+
+
+def gpus(pod: V1Pod) -> int:
+    return int((pod.spec.containers[0].resources.limits or {}).get("nvidia.com/gpu", 0))
+
+
+def assert_whole(cluster: Cluster, shard: str) -> None:
+    """Both tables have the rows of the manifest, and every window its caption."""
+    manifest = read_manifest(cluster.root, shard)
+    for table in (Table.STAGE1, Table.STAGE2):
+        rows = read_captions(cluster.root, table, shard)
+        assert [row.key for row in rows] == [row.key for row in manifest]
+        assert [row.caption is not None for row in rows] == [row.status is Status.OK for row in manifest]
+
+
+def test_the_chain_runs_in_pods_of_which_the_captioning_one_alone_asks_for_a_gpu(cluster: Cluster) -> None:
+    run = cluster.launch(*CHAIN, partition=FOLDER_SHARD, run_config=GPU)
+    waiting = cluster.launch("stage2_captions", partition=FOLDER_SHARD, run_config=GPU)
+    until(lambda: cluster.status(run) is dg.DagsterRunStatus.STARTED, 120, "the first run starts")
+    assert cluster.status(waiting) is dg.DagsterRunStatus.QUEUED
+    assert cluster.pods(waiting) == []
+
+    assert cluster.finish(run) is SUCCESS, cluster.failures(run)
+
+    assert_whole(cluster, FOLDER_SHARD)
+    asked = {step: [gpus(pod) for pod in cluster.pods(run, step)] for step in (*CHAIN[:2], "captions")}
+    assert asked == {"model_weights": [0], "clip_manifest": [0], "captions": [1]}
+    assert sum(map(gpus, cluster.pods(run))) == 1
+    assert cluster.failures(run) == []
+    assert cluster.finish(waiting) is SUCCESS, cluster.failures(waiting)
+    for pod in cluster.pods(run):
+        for container in pod.spec.containers:
+            assert container.security_context.run_as_user == 10001
+            assert container.security_context.read_only_root_filesystem
+    for pod in cluster.pods(run, "captions"):
+        assert pod.spec.service_account_name == "caption"
+        assert not any("token" in mount.name for mount in pod.spec.containers[0].volume_mounts)
+
+
+@pytest.mark.parametrize("grace_seconds", [None, 0])
+def test_a_captioning_pod_that_is_taken_away_is_replaced_and_goes_on_where_it_was(
+    cluster: Cluster, grace_seconds: int | None
+) -> None:
+    for table in (Table.STAGE1, Table.STAGE2):
+        for path in cluster.root.list(f"{table}/shard={LONG_SHARD}"):
+            cluster.root.remove(path)
+    run = cluster.launch(*CHAIN, partition=LONG_SHARD, run_config=GPU)
+    pod = cluster.running_pod(run, "captions")
+    until(lambda: checkpoints(cluster), 240, "there is a checkpoint")
+
+    cluster.core.delete_namespaced_pod(pod.metadata.name, NAMESPACE, grace_period_seconds=grace_seconds)
+
+    assert cluster.finish(run) is SUCCESS, cluster.failures(run)
+    assert len(cluster.failures(run)) == 1
+    assert_whole(cluster, LONG_SHARD)
+    for stage in CHAIN[2:]:
+        told = cluster.metadata(run, stage)
+        assert 0 < told["rows_reused"] < told["rows_ok"]
+
+
+def checkpoints(cluster: Cluster) -> list[str]:
+    return [path for path in cluster.root.list(f"_checkpoints/shard={LONG_SHARD}") if path.endswith(".parquet")]
+
+
+def test_a_step_that_takes_too_much_memory_fails_its_run_and_says_so(cluster: Cluster) -> None:
+    small = of_step("clip_manifest", resources={"requests": {"memory": "64Mi"}, "limits": {"memory": "100Mi"}})
+    run = cluster.launch("clip_manifest", partition=FOLDER_SHARD, run_config=small)
+    assert cluster.finish(run) is FAILURE
+    assert len(cluster.failures(run)) == 4  # three of which were tried again
+    for failure in cluster.failures(run):
+        assert "took more memory than its limit of 100Mi (OOMKilled, exit code 137)" in failure
+
+
+def test_a_missing_image_fails_the_run_and_is_named(cluster: Cluster) -> None:
+    missing = of_step("clip_manifest", image="localhost/missing:1", image_pull_policy="Never")
+    run = cluster.launch("clip_manifest", partition=FOLDER_SHARD, run_config=missing)
+    assert cluster.finish(run, 120) is FAILURE
+    [failure] = cluster.failures(run)
+    assert "ErrImageNeverPull" in failure
+    assert "localhost/missing:1" in failure
+    until(lambda: not cluster.pods(run, "clip_manifest"), 60, "the pod that cannot start is gone")
+
+
+@pytest.mark.parametrize(
+    ("account", "verb", "what", "allowed"),
+    [
+        ("dagster", "create", "jobs.batch", True),
+        ("dagster", "get", "secrets", False),
+        ("dagster", "list", "secrets", False),
+        ("dagster", "create", "pods/exec", False),
+        ("caption", "get", "secrets", False),
+        ("caption", "create", "jobs.batch", False),
+        ("caption", "list", "pods", False),
+    ],
+)
+def test_accounts_may_do_what_they_need_alone(
+    cluster: Cluster, account: str, verb: str, what: str, allowed: bool
+) -> None:
+    who = f"--as=system:serviceaccount:{NAMESPACE}:{account}"
+    answer = kubectl("auth", "can-i", verb, what, who, "--namespace", NAMESPACE, check=False)
+    assert answer.strip() == ("yes" if allowed else "no")

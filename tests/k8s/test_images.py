@@ -1,0 +1,53 @@
+import re
+import tomllib
+
+import pytest
+
+from tests.k8s.manifests import K8S, VALUES
+
+pytestmark = [pytest.mark.fast, pytest.mark.k8s, pytest.mark.representative]
+
+PROJECT = K8S.parent
+VERSION = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["version"]
+DOCKERFILES = {path.stem: path.read_text() for path in K8S.glob("*.Dockerfile")}
+
+
+def pins(lock: str) -> dict[str, str]:
+    """Versions of a lock file, by package."""
+    return dict(re.findall(r"^([a-z0-9.-]+)==([^\s;]+)", (PROJECT / "requirements" / lock).read_text(), re.MULTILINE))
+
+
+def test_both_images_have_a_dockerfile() -> None:
+    assert DOCKERFILES.keys() == {"slim", "gpu"}
+
+
+@pytest.mark.parametrize("image", ["slim", "gpu"])
+def test_an_image_carries_the_projects_version(image: str) -> None:
+    assert f"ARG VERSION={VERSION}\n" in DOCKERFILES[image]
+
+
+@pytest.mark.parametrize("image", ["slim", "gpu"])
+def test_an_image_runs_as_the_user_of_the_values(image: str) -> None:
+    context = VALUES["dagsterDaemon"]["securityContext"]
+    assert f"USER {context['runAsUser']}:{context['runAsGroup']}\n" in DOCKERFILES[image]
+
+
+@pytest.mark.parametrize("image", ["slim", "gpu"])
+def test_the_bases_are_pinned(image: str) -> None:
+    for base in re.findall(r"^FROM (\S+)", DOCKERFILES[image], re.MULTILINE):
+        assert re.search(r":v?\d+\.\d+\.\d+", base), base
+
+
+def test_the_engine_is_of_the_locked_version() -> None:
+    assert f"FROM vllm/vllm-openai:v{pins('gpu.lock')['vllm']}\n" in DOCKERFILES["gpu"]
+
+
+def test_what_is_laid_over_the_engine_leaves_its_packages_alone() -> None:
+    images, engine = pins("k8s.lock"), pins("gpu.lock")
+    assert not images.keys() & {"torch", "torchvision", "transformers", "vllm"}
+    assert {name: version for name, version in images.items() if engine.get(name, version) != version} == {}
+
+
+def test_an_image_has_no_file_that_is_not_named() -> None:
+    lines = (PROJECT / ".dockerignore").read_text().splitlines()
+    assert lines[1] == "*"

@@ -1,0 +1,102 @@
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+from kubernetes_validate import latest_version, validate
+
+from caption_assets.settings import PREFIX, Settings
+from tests.k8s.manifests import K8S, KUSTOMIZATIONS, named, render
+
+pytestmark = [pytest.mark.fast, pytest.mark.k8s, pytest.mark.representative]
+
+CLUSTER_WIDE = {"Namespace", "PersistentVolume", "PriorityClass"}
+OLD_KINDS = {"policy/v1", "batch/v1/CronJob", "autoscaling/v2"}
+"""What the test cluster's Kubernetes 1.20 does not know."""
+
+
+@pytest.mark.parametrize("kustomization", KUSTOMIZATIONS)
+def test_every_object_is_one_of_the_newest_kubernetes(kustomization: str) -> None:
+    for item in render(kustomization):
+        validate(item, latest_version(), strict=True)
+
+
+@pytest.mark.parametrize("kustomization", KUSTOMIZATIONS)
+def test_every_object_is_in_the_one_namespace(kustomization: str) -> None:
+    objects = render(kustomization)
+    assert set(named(objects, "Namespace")) == {"captions"}
+    assert {item["metadata"].get("namespace") for item in objects if item["kind"] not in CLUSTER_WIDE} == {"captions"}
+
+
+@pytest.mark.parametrize("kustomization", KUSTOMIZATIONS)
+def test_the_namespace_admits_restricted_pods_alone(kustomization: str) -> None:
+    labels = named(render(kustomization), "Namespace")["captions"]["metadata"]["labels"]
+    assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
+@pytest.mark.parametrize("kustomization", KUSTOMIZATIONS)
+def test_every_setting_in_the_config_map_is_one_of_the_project(kustomization: str) -> None:
+    data = named(render(kustomization), "ConfigMap")["caption-settings"]["data"]
+    ours = {name.removeprefix(PREFIX).lower(): value for name, value in data.items() if name.startswith(PREFIX)}
+    assert ours.keys() <= Settings.model_fields.keys()
+    Settings(**ours)
+
+
+@pytest.mark.parametrize("kustomization", KUSTOMIZATIONS)
+def test_no_secret_is_in_the_tree(kustomization: str) -> None:
+    assert not named(render(kustomization), "Secret")
+
+
+def test_the_launcher_may_do_what_dagster_k8s_calls_and_cannot_read_secrets() -> None:
+    role = named(render("base"), "Role")["dagster"]
+    allowed = {(resource, verb) for rule in role["rules"] for resource in rule["resources"] for verb in rule["verbs"]}
+    assert allowed == {
+        ("jobs", "create"),
+        ("jobs", "list"),
+        ("jobs", "delete"),
+        ("jobs/status", "get"),
+        ("pods", "get"),
+        ("pods", "list"),
+        ("pods", "delete"),
+        ("pods/log", "get"),
+        ("events", "list"),
+    }
+
+
+def test_the_account_of_the_steps_has_no_rights_and_no_token() -> None:
+    objects = render("base")
+    subjects = [subject["name"] for item in named(objects, "RoleBinding").values() for subject in item["subjects"]]
+    assert "caption" not in subjects
+    assert named(objects, "ServiceAccount")["caption"]["automountServiceAccountToken"] is False
+
+
+def test_whatever_is_not_allowed_by_the_network_policies_is_forbidden() -> None:
+    nothing = named(render("base"), "NetworkPolicy")["nothing"]["spec"]
+    assert nothing == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+
+
+def test_the_test_cluster_gets_only_what_its_kubernetes_knows() -> None:
+    for item in render("overlays/test-cluster"):
+        assert not {item["apiVersion"], f"{item['apiVersion']}/{item['kind']}"} & OLD_KINDS
+
+
+def test_host_folders_of_the_test_cluster_are_claimed_by_this_namespace_alone() -> None:
+    objects = render("overlays/test-cluster")
+    volumes, claims = named(objects, "PersistentVolume"), named(objects, "PersistentVolumeClaim")
+    assert {volume["spec"]["claimRef"]["name"] for volume in volumes.values()} == claims.keys()
+    assert {claim["spec"]["volumeName"] for claim in claims.values()} == volumes.keys()
+    for volume in volumes.values():
+        assert volume["spec"]["hostPath"]["path"].startswith("$"), "no machine's path: the tests put theirs in"
+
+
+def test_every_folder_with_a_kustomization_is_rendered_here() -> None:
+    found = {str(path.parent.relative_to(K8S)) for path in K8S.rglob("kustomization.yaml")}
+    assert found == {*KUSTOMIZATIONS, "cache-claim", "monitoring"}
+
+
+def test_the_claim_for_the_cache_goes_into_an_overlay(tmp_path: Path) -> None:
+    folders = {"resources": "base", "components": "cache-claim"}
+    overlay = {field: [os.path.relpath(K8S / folder, tmp_path)] for field, folder in folders.items()}
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump({**overlay, "namespace": "captions"}))
+    claim = named(render(str(tmp_path)), "PersistentVolumeClaim")["caption-cache"]
+    validate(claim, latest_version(), strict=True)
