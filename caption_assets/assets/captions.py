@@ -54,11 +54,11 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
             )
         tables = frozenset(Table(key.to_user_string()) for key in context.selected_asset_keys)
         with clear_failures():
-            check_image()
             root = storage.root()
             if not tables:
                 check_stored(context, root, settings.max_failed_fraction)
                 return
+            check_image()
             job = Job(
                 root=root,
                 source=storage.source(),
@@ -74,8 +74,8 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
             log = RunLog(context, settings, job.root)
             with clips.start() as sandbox, serve_metrics(settings.metrics_port) as metrics:
                 keeper = _engine(context, engine, weights, job, log, metrics)
-                progress = Counted(log, metrics)
-                run_until_sigterm(caption_shards(keeper, sandbox, job, shards_to_make(context), progress))
+                shards = shards_to_make(context)
+                run_until_sigterm(caption_shards(keeper, sandbox, job, shards, Counted(log, metrics)))
         log.check()
 
     return captions

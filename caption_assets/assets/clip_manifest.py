@@ -12,7 +12,6 @@ import dagster as dg
 
 from caption_assets.assets.columns import table_facts
 from caption_assets.assets.failures import clear_failures, shards_failed
-from caption_assets.assets.links import link
 from caption_assets.assets.markdown import markdown_table
 from caption_assets.assets.partitions import SHARDS
 from caption_assets.assets.pods import MANIFEST_SIZE, RETRIES, cpu_pod
@@ -113,7 +112,7 @@ def _make(
         tags=inputs,
         metadata={
             **tally.metadata(time.monotonic() - begun),
-            "path": link(root, path, settings.link_url),
+            "path": dg.MetadataValue.path(root.address(path)),
             "unreadable_clips": markdown_table(["clip", "kind", "reason"], map(_reason, tally.first_unreadable)),
         },
     )

@@ -154,7 +154,7 @@ class RunLog:
         versions = output_tags(self._context, key, _data_version(result.rows))
         for upstream in self._context.assets_def.asset_deps[key]:
             versions |= inputs.get(upstream) or input_tags(self._context, upstream, shard)
-        facts = {**metadata, "path": link(self._root, result.path, self._settings.link_url)}
+        facts = {**metadata, "path": dg.MetadataValue.path(self._root.address(result.path))}
         self._context.log_event(dg.AssetMaterialization(key, partition=shard, metadata=facts, tags=versions))
 
 

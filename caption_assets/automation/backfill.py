@@ -3,11 +3,13 @@
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from typing import Any
 
 import dagster as dg
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 from dagster._utils.schedules import is_valid_cron_string
 
+from caption_assets.assets.pods import caption_run_config
 from caption_assets.automation.shard_states import (
     MANIFEST,
     STAGES,
@@ -16,6 +18,7 @@ from caption_assets.automation.shard_states import (
     ShardStates,
     count_requests,
     has_weights,
+    predicted_work,
     read_states,
     request_tag,
     shards_under_way,
@@ -51,6 +54,7 @@ def build_backfill(settings: Settings) -> dg.ScheduleDefinition:
     )
     def backfill(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
         plan = _Plan(
+            context.instance,
             settings,
             read_states(context.instance),
             shards_under_way(context.instance),
@@ -67,6 +71,7 @@ def build_backfill(settings: Settings) -> dg.ScheduleDefinition:
 class _Plan:
     """What one tick requests."""
 
+    instance: dg.DagsterInstance
     settings: Settings
     states: ShardStates
     under_way: frozenset[str]
@@ -96,12 +101,20 @@ class _Plan:
             yield dg.RunRequest(
                 run_key=f"{self.at} {assets[-1].to_user_string()} {shards[0]}",
                 asset_selection=assets,
+                run_config=self._run_config(assets[-1], list(asked)),
                 tags={
                     ASSET_PARTITION_RANGE_START_TAG: shards[0],
                     ASSET_PARTITION_RANGE_END_TAG: shards[-1],
                     **request_tag(assets[-1], asked, self.at),
                 },
             )
+
+    def _run_config(self, asset: dg.AssetKey, shards: Sequence[str]) -> dict[str, Any]:
+        """A pod as large as its work, where captions are made in one."""
+        if asset == MANIFEST or self.settings.executor != "k8s":
+            return {}
+        work = predicted_work(self.instance, [self.states.made[shard] for shard in shards])
+        return caption_run_config(self.settings, *work)
 
     def _wanted(self, asset: dg.AssetKey, missing: Mapping[str, str], room: int) -> dict[str, str]:
         """As many of the shards that lack an asset as there is room for, with the version of its input."""

@@ -44,6 +44,8 @@ class ShardStates:
     """The event that reported it."""
     manifests: Mapping[str, str]
     """Data version of the manifest of each shard that has one of its present content."""
+    made: Mapping[str, int]
+    """The event that recorded it."""
     captioned: frozenset[str]
     """Shards whose captions of both stages were made from their present manifest."""
 
@@ -78,7 +80,19 @@ def read_states(instance: dg.DagsterInstance) -> ShardStates:
     # A change is reported before, or by, the run that first reads it.
     manifests = {shard: versions[shard][DATA_VERSION_TAG] for shard in order if made.get(shard, 0) > changed[shard]}
     stages = [_made_from(instance, stage, made, manifests) for stage in STAGES]
-    return ShardStates(registered, order, content, changed, manifests, frozenset.intersection(*stages))
+    return ShardStates(registered, order, content, changed, manifests, made, frozenset.intersection(*stages))
+
+
+def predicted_work(instance: dg.DagsterInstance, events: Sequence[int]) -> tuple[int, int]:
+    """Windows and visual tokens of several shards, by the events that recorded their manifests."""
+    manifests = dg.AssetRecordsFilter(asset_key=MANIFEST, storage_ids=events)
+    windows = tokens = 0
+    for record in instance.fetch_materializations(manifests, limit=len(events)).records:
+        assert record.asset_materialization is not None  # that is what was asked for
+        metadata = record.asset_materialization.metadata
+        windows += int(str(metadata["rows_ok"].value))
+        tokens += int(str(metadata["predicted_visual_tokens"].value))
+    return windows, tokens
 
 
 def _latest(instance: dg.DagsterInstance, key: dg.AssetKey, kind: dg.DagsterEventType) -> Mapping[str, int]:

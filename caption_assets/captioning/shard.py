@@ -31,6 +31,7 @@ from caption_assets.store.tables import (
     ManifestRow,
     Table,
     TableError,
+    extent,
     find_captions,
     read_captions,
     read_manifest,
@@ -249,13 +250,8 @@ def _earlier_rows(job: Job, shard: str) -> Iterator[tuple[Table, CaptionRow]]:
 
 def _stored_stage1(job: Job, shard: str, manifest: Sequence[ManifestRow]) -> dict[tuple[str, int | None], CaptionRow]:
     rows = read_captions(job.root, Table.STAGE1, shard)
-    if [_extent(row) for row in rows] != [_extent(row) for row in manifest]:
+    if [extent(row) for row in rows] != [extent(row) for row in manifest]:
         raise TableError(
             f"the stage-1 captions of shard {shard!r} are not of its present manifest: materialize {Table.STAGE1} again"
         )
     return {row.key: row for row in rows}
-
-
-def _extent(row: CaptionRow | ManifestRow) -> tuple[str, float | None, float | None]:
-    """Which stretch of which content a row is about; the id alone does not tell how a clip was cut."""
-    return row.window_id, row.start_seconds, row.end_seconds

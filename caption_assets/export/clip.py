@@ -17,6 +17,7 @@ from caption_assets.store.tables import (
     Table,
     TableError,
     caption_rows,
+    extent,
     manifest_rows,
     open_table,
 )
@@ -80,9 +81,9 @@ class ShardTables:
     def _windows(self) -> Iterator[CaptionedWindow]:
         tables = manifest_rows(self.manifest), caption_rows(self.stage1), caption_rows(self.stage2)
         for row, stage1, stage2 in zip_longest(*tables):
-            if row is None or stage1 is None or _extent(row) != _extent(stage1):
+            if row is None or stage1 is None or extent(row) != extent(stage1):
                 raise self._outdated(Table.STAGE1, Table.MANIFEST)
-            if stage2 is None or _extent(row) != _extent(stage2):
+            if stage2 is None or extent(row) != extent(stage2):
                 raise self._outdated(Table.STAGE2, Table.MANIFEST)
             if stage2.status is Status.OK and stage2.stage1_fingerprint != stage1.fingerprint:
                 raise self._outdated(Table.STAGE2, Table.STAGE1)
@@ -103,8 +104,3 @@ def open_tables(root: Root, shard: str) -> Iterator[ShardTables]:
     """
     with ExitStack() as files:
         yield ShardTables(shard, *(files.enter_context(open_table(root, table, shard)) for table in Table))
-
-
-def _extent(row: ManifestRow | CaptionRow) -> tuple[str, float | None, float | None]:
-    """Which stretch of which content a row is of: clips that were cut anew keep their windows' ids."""
-    return row.window_id, row.start_seconds, row.end_seconds

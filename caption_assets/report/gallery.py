@@ -16,6 +16,7 @@ from caption_assets.store.tables import (
     ManifestRow,
     Status,
     Table,
+    extent,
     find_captions,
     read_facts,
     read_manifest,
@@ -73,9 +74,9 @@ def build_gallery(
         animated: ids of the windows that have an animated preview.
     """
     makings = Makings(prompts)
-    first, second = ({_extent(row): row for row in rows} for rows in (stage1, stage2))
+    first, second = ({extent(row): row for row in rows} for rows in (stage1, stage2))
     rows = [
-        _row(window, first.get(key := _extent(window)), second.get(key), makings, window.window_id in animated)
+        _row(window, first.get(key := extent(window)), second.get(key), makings, window.window_id in animated)
         for window in manifest
     ]
     return Page(
@@ -88,11 +89,6 @@ def build_gallery(
         makings=list(makings.found),
         rows=rows,
     )
-
-
-def _extent(row: ManifestRow | CaptionRow) -> tuple[str, float | None, float | None]:
-    """Which stretch of which content a row is of: clips that were cut anew keep their windows' ids."""
-    return row.window_id, row.start_seconds, row.end_seconds
 
 
 def _row(

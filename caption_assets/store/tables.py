@@ -245,6 +245,11 @@ SCHEMAS: dict[Table, pa.Schema] = {
 }
 
 
+def extent(row: ManifestRow | CaptionRow) -> tuple[str, float | None, float | None]:
+    """Which stretch of which content a row is of: clips that were cut anew keep their windows' ids."""
+    return row.window_id, row.start_seconds, row.end_seconds
+
+
 def window_id(clip_key: str, window_index: int | None, content_tag: str) -> str:
     """The id of a window: 24 hex digits that change with the clip's name, the window's number or the clip's content."""
     return sha256(json.dumps([clip_key, window_index, content_tag]).encode()).hexdigest()[:24]

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -68,12 +68,20 @@ class Site:
         """A run as the daemon would make it of a request, in the state it is in by now."""
         return self.instance.add_run(dg.DagsterRun(job_name="j", tags=dict(request.tags), status=status))
 
-    def materialize(self, asset: str, *shards: str, version: str = "1", **inputs: str) -> None:
-        """Record that an asset was made of shards."""
+    def materialize(
+        self,
+        asset: str,
+        *shards: str,
+        version: str = "1",
+        metadata: Mapping[str, int] | None = None,
+        **inputs: str,
+    ) -> None:
+        """Record that an asset was made of shards, from versions of its inputs."""
         tags = {"dagster/data_version": version}
         tags |= {f"dagster/input_data_version/{upstream}": made_from for upstream, made_from in inputs.items()}
         for shard in shards:
-            self.instance.report_runless_asset_event(dg.AssetMaterialization(asset, partition=shard, tags=tags))
+            event = dg.AssetMaterialization(asset, partition=shard, metadata=metadata, tags=tags)
+            self.instance.report_runless_asset_event(event)
 
     def fetch_weights(self) -> None:
         """Record that the weights are there."""

@@ -171,3 +171,17 @@ def test_every_wanted_shard_is_in_one_range_of_wanted_and_passable_ones(data: st
         assert set(stretch) <= wanted | passable
         assert len(wanted.intersection(stretch)) <= most
         assert len(stretch) <= SPAN * most
+
+
+def test_a_pod_is_as_large_as_the_work_that_the_manifests_tell(tmp_path: Path, instance: dg.DagsterInstance) -> None:
+    def memory(windows: int) -> int:
+        site.materialize("clip_manifest", "a", metadata={"rows_ok": windows, "predicted_visual_tokens": 200 * windows})
+        [request] = requested(site)
+        [step] = request.run_config["execution"]["config"]["per_step_k8s_config"].values()
+        return int(step["container_config"]["resources"]["requests"]["memory"].removesuffix("Mi"))
+
+    site = Site(tmp_path, instance, executor="k8s")
+    site.add("a")
+    site.look()
+    site.fetch_weights()
+    assert memory(10) < memory(1000)

@@ -68,6 +68,7 @@ class Cluster:
     instance: dg.DagsterInstance
     workspace: WorkspaceProcessContext
     root: Root
+    home: Path
     core: client.CoreV1Api
 
     def launch(self, *assets: str, partition: str | None = None, run_config: Mapping[str, Any] | None = None) -> str:
@@ -80,6 +81,8 @@ class Cluster:
             "config": dict(run_config or {}),
         }
         answer = execute_query(self.workspace, LAUNCH, variables)
+        for path in self.home.rglob("*"):  # SQLite lets others read what it makes, and the run's pod is to write
+            path.chmod(0o777)
         assert "run" in answer.get("data", {}).get("launchPipelineExecution", {}), answer
         return str(answer["data"]["launchPipelineExecution"]["run"]["runId"])
 
@@ -160,7 +163,7 @@ def deploy(folder: Path, shards: Path, settings: Mapping[str, str]) -> Iterator[
         instance.event_log_storage.set_concurrency_slots("gpu", 1)
         target = GrpcServerTarget("127.0.0.1", port=port, socket=None, location_name="caption-assets")
         workspace = stack.enter_context(WorkspaceProcessContext(instance, target))
-        yield Cluster(instance, workspace, Root.open(environment["CAPTION_ROOT"]), core)
+        yield Cluster(instance, workspace, Root.open(environment["CAPTION_ROOT"]), home, core)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 K8S = Path(__file__).parents[2] / "k8s"
@@ -26,7 +27,8 @@ VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persiste
 def render(kustomization: str) -> Sequence[Object]:
     """The objects of a folder of `k8s/`."""
     kubectl = shutil.which("kubectl")
-    assert kubectl, "no kubectl is installed: install 1.27 or later, which has kustomize 5"
+    if kubectl is None:
+        pytest.skip("needs kubectl 1.27 or later, which has kustomize 5")
     done = subprocess.run([kubectl, "kustomize", K8S / kustomization], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert not done.stderr, done.stderr  # fields that kustomize is about to drop
