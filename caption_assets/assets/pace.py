@@ -21,7 +21,7 @@ class Pace:
         self._done = 0
         self._begun = self._last_word = time.monotonic()
         self._bar = _bar()
-        self._windows = self._bar.add_task("windows", total=0)
+        self._windows = self._bar.add_task("windows", total=None)
         self._bar.start()
 
     def expect(self, windows: int) -> None:
