@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import urllib.request
 from typing import Any
 
@@ -36,6 +37,12 @@ def gpus(pod: V1Pod) -> int:
     return int((pod.spec.containers[0].resources.limits or {}).get("nvidia.com/gpu", 0))
 
 
+def logged(cluster: Cluster, pod: V1Pod) -> list[str]:
+    """What a pod's log has to say as JSON, for collectors of logs."""
+    lines = cluster.core.read_namespaced_pod_log(pod.metadata.name, NAMESPACE).splitlines()
+    return [json.loads(line)["dagster_meta"]["orig_message"] for line in lines if line.startswith("{")]
+
+
 def assert_whole(cluster: Cluster, shard: str) -> None:
     """Both tables have the rows of the manifest, and every window its caption."""
     manifest = read_manifest(cluster.root, shard)
@@ -67,6 +74,7 @@ def test_the_chain_runs_in_pods_of_which_the_captioning_one_alone_asks_for_a_gpu
     for pod in cluster.pods(run, "captions"):
         assert pod.spec.service_account_name == "caption"
         assert not any("token" in mount.name for mount in pod.spec.containers[0].volume_mounts)
+        assert any(message.startswith("the engine is ready after") for message in logged(cluster, pod))
 
 
 @pytest.fixture(scope="module")
