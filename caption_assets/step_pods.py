@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any, cast
 
 import dagster as dg
 from dagster._core.definitions.executor_definition import multiple_process_executor_requirements
@@ -50,10 +51,9 @@ class Trouble:
 
 def build_pod_executor(settings: Settings) -> dg.ExecutorDefinition:
     """dagster-k8s's executor, which watches its pods more closely, and whose pods go when the run's pod goes."""
+    plain: Any = k8s_job_executor  # its parts are not typed
 
-    @dg.executor(
-        name="k8s", config_schema=k8s_job_executor.config_schema, requirements=multiple_process_executor_requirements()
-    )
+    @dg.executor(name="k8s", config_schema=plain.config_schema, requirements=multiple_process_executor_requirements())
     def pod_executor(context: dg.InitExecutorContext) -> Executor:
         launcher = context.instance.run_launcher
         if not isinstance(launcher, K8sRunLauncher):
@@ -62,12 +62,12 @@ def build_pod_executor(settings: Settings) -> dg.ExecutorDefinition:
                 f"{type(launcher).__name__}: launch it from an instance with K8sRunLauncher (k8s/README.md), or set "
                 "CAPTION_EXECUTOR=in_process"
             )
-        given = context.executor_config
+        given: Any = context.executor_config
         common = deep_merge_dicts(step_pod(settings), given.get("step_k8s_config", {}))
         config = {**given, "step_k8s_config": common, "enable_owner_references": True}
-        executor = k8s_job_executor.executor_creation_fn(context._replace(executor_config=config))
+        executor = plain.executor_creation_fn(context._replace(executor_config=config))
         executor._step_handler = _WatchedPods(executor._step_handler)
-        return executor
+        return cast(Executor, executor)
 
     return pod_executor
 
@@ -80,7 +80,7 @@ class _WatchedPods(StepHandler):
 
     @property
     def name(self) -> str:
-        return self._jobs.name
+        return str(self._jobs.name)
 
     def launch_step(self, step_handler_context: StepHandlerContext) -> Iterator[dg.DagsterEvent]:
         return self._jobs.launch_step(step_handler_context)
@@ -197,5 +197,6 @@ def _is_over(context: StepHandlerContext) -> bool:
 def _fail(context: StepHandlerContext, reason: str) -> None:
     """End the step for good, whatever its policy of retries."""
     [step] = context.execute_step_args.step_keys_to_execute or []
-    failure = StepFailureData(error=None, user_failure_data=UserFailureData("cannot start", reason))
+    words = UserFailureData("cannot start", reason)  # type: ignore[no-untyped-call]
+    failure = StepFailureData(error=None, user_failure_data=words)  # type: ignore[no-untyped-call]
     dg.DagsterEvent.step_failure_event(context.get_step_context(step), failure, message=reason)

@@ -63,7 +63,7 @@ def test_loading_the_definitions_imports_neither_an_engine_nor_plots() -> None:
 
 @pytest.mark.parametrize("executor", ["in_process", "multiprocess", "k8s"])
 def test_the_executor_is_chosen_by_a_setting(executor: str) -> None:
-    chosen = build_definitions(Settings(executor=executor)).executor  # type: ignore[arg-type]
+    chosen = build_definitions(Settings(executor=executor)).executor
     assert isinstance(chosen, dg.ExecutorDefinition)
     assert chosen.name == executor
 

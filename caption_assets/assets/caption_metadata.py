@@ -51,14 +51,14 @@ def caption_metadata(looked: Looked, published: PublishedTable, cost: Cost) -> M
         "prompt_tokens": sum(row.prompt_tokens or 0 for row in rows),
         "cached_tokens": sum(row.cached_tokens or 0 for row in rows),
         "output_tokens": sum(row.output_tokens or 0 for row in rows),
-        **_costs(looked.table, published, cost),
+        **engine_costs(looked.table, published, cost),
         **_lengths(looked),
         **_failures(rows),
         "captions": markdown_table(["clip", "window", "caption"], _sample(rows)),
     }
 
 
-def _costs(table: Table, published: PublishedTable, cost: Cost) -> Metadata:
+def engine_costs(table: Table, published: PublishedTable, cost: Cost) -> Metadata:
     """Rates and costs of what was made anew; where nothing was, there are none."""
     spent, engine = cost.spent, cost.spent.stage1 + cost.spent.stage2
     mine = spent.stage2 if table is Table.STAGE2 else spent.stage1

@@ -1,4 +1,4 @@
-from typing import Any
+from typing import Any, cast
 
 import dagster as dg
 import pytest
@@ -27,7 +27,8 @@ STEPS = ["shard_index", "model_weights", "clip_manifest", "stage1_captions"]
 def pod_of(asset: str, **settings: object) -> UserDefinedDagsterK8sConfig:
     """What dagster-k8s makes of the tags of the asset's step: it refuses wrong keys, as it would at a launch."""
     definitions = build_definitions(Settings(**settings))  # type: ignore[arg-type]
-    return get_user_defined_k8s_config(definitions.resolve_assets_def(dg.AssetKey(asset)).op.tags)
+    tags = definitions.resolve_assets_def(dg.AssetKey(asset)).op.tags
+    return cast(UserDefinedDagsterK8sConfig, get_user_defined_k8s_config(tags))
 
 
 def gpus_of(asset: str, **settings: object) -> str | None:
@@ -95,7 +96,8 @@ def test_the_caption_step_is_in_the_pool_and_no_other() -> None:
 
 
 def test_the_pods_of_steps_have_no_rights_and_are_made_once() -> None:
-    config = UserDefinedDagsterK8sConfig.from_dict(step_pod(Settings(step_account="caption")))
+    parse: Any = UserDefinedDagsterK8sConfig.from_dict
+    config = parse(step_pod(Settings(step_account="caption")))
     assert config.pod_spec_config == {"automount_service_account_token": False, "service_account_name": "caption"}
     assert config.job_spec_config["backoff_limit"] == 0
 
