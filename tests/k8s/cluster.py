@@ -81,10 +81,14 @@ class Cluster:
             "config": dict(run_config or {}),
         }
         answer = execute_query(self.workspace, LAUNCH, variables)
-        for path in self.home.rglob("*"):  # SQLite lets others read what it makes, and the run's pod is to write
-            path.chmod(0o777)
+        self._open_to_pods()
         assert "run" in answer.get("data", {}).get("launchPipelineExecution", {}), answer
         return str(answer["data"]["launchPipelineExecution"]["run"]["runId"])
+
+    def _open_to_pods(self) -> None:
+        """Have files of SQLite, which lets others read what it makes, written by the pods' user too."""
+        for path in self.home.rglob("*"):
+            path.chmod(0o777)
 
     def status(self, run_id: str) -> dg.DagsterRunStatus:
         run = self.instance.get_run_by_id(run_id)
@@ -95,6 +99,12 @@ class Cluster:
         """Wait for a run's end."""
         until(lambda: self.status(run_id) in FINISHED, seconds, f"run {run_id} ends")
         return self.status(run_id)
+
+    def retries(self, run_id: str) -> list[str]:
+        """The runs that were launched in place of one that was lost."""
+        found = self.instance.get_runs(dg.RunsFilter(tags={"dagster/parent_run_id": run_id}))
+        self._open_to_pods()
+        return [run.run_id for run in found]
 
     def pods(self, run_id: str, step: str | None = None) -> list[V1Pod]:
         """The run's pods, or those of one of its steps."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import urllib.request
 from typing import Any
 
@@ -36,6 +37,12 @@ def gpus(pod: V1Pod) -> int:
     return int((pod.spec.containers[0].resources.limits or {}).get("nvidia.com/gpu", 0))
 
 
+def logged(cluster: Cluster, pod: V1Pod) -> list[str]:
+    """What a pod's log has to say as JSON, for collectors of logs."""
+    lines = cluster.core.read_namespaced_pod_log(pod.metadata.name, NAMESPACE).splitlines()
+    return [json.loads(line)["dagster_meta"]["orig_message"] for line in lines if line.startswith("{")]
+
+
 def assert_whole(cluster: Cluster, shard: str) -> None:
     """Both tables have the rows of the manifest, and every window its caption."""
     manifest = read_manifest(cluster.root, shard)
@@ -67,17 +74,26 @@ def test_the_chain_runs_in_pods_of_which_the_captioning_one_alone_asks_for_a_gpu
     for pod in cluster.pods(run, "captions"):
         assert pod.spec.service_account_name == "caption"
         assert not any("token" in mount.name for mount in pod.spec.containers[0].volume_mounts)
+        assert any(message.startswith("the engine is ready after") for message in logged(cluster, pod))
+
+
+@pytest.fixture(scope="module")
+def long_shard(cluster: Cluster) -> str:
+    """A shard that takes long enough to be interrupted, ready to be captioned."""
+    run = cluster.launch(*CHAIN[:2], partition=LONG_SHARD)
+    assert cluster.finish(run) is SUCCESS, cluster.failures(run)
+    return LONG_SHARD
 
 
 @pytest.mark.parametrize("grace_seconds", [None, 0])
 def test_a_captioning_pod_that_is_taken_away_is_replaced_and_goes_on_where_it_was(
-    cluster: Cluster, grace_seconds: int | None
+    cluster: Cluster, long_shard: str, grace_seconds: int | None
 ) -> None:
     for table in (Table.STAGE1, Table.STAGE2):
-        cluster.root.remove_folder(f"{table}/shard={LONG_SHARD}")
-    run = cluster.launch(*CHAIN, partition=LONG_SHARD, run_config=GPU)
+        cluster.root.remove_folder(f"{table}/shard={long_shard}")
+    run = cluster.launch(*CHAIN[2:], partition=long_shard, run_config=GPU)
     pod = cluster.running_pod(run, "captions")
-    until(lambda: checkpoints(cluster), 240, "there is a checkpoint")
+    until(lambda: checkpoints(cluster, long_shard), 240, "there is a checkpoint")
     told = metrics(pod)
 
     cluster.core.delete_namespaced_pod(pod.metadata.name, NAMESPACE, grace_period_seconds=grace_seconds)
@@ -88,14 +104,16 @@ def test_a_captioning_pod_that_is_taken_away_is_replaced_and_goes_on_where_it_wa
     assert any(name.startswith("vllm:generation_tokens_total") and value for name, value in told.items())
     assert cluster.finish(run) is SUCCESS, cluster.failures(run)
     assert len(cluster.failures(run)) == 1
-    assert_whole(cluster, LONG_SHARD)
+    assert_whole(cluster, long_shard)
     for stage in CHAIN[2:]:
         told = cluster.metadata(run, stage)
         assert 0 < told["rows_reused"] < told["rows_ok"]
 
 
-def test_the_steps_of_a_run_whose_own_pod_is_lost_end_with_it(cluster: Cluster) -> None:
-    run = cluster.launch("clip_manifest", "stage1_captions", partition=LONG_SHARD, run_config=GPU)
+def test_the_steps_of_a_run_whose_own_pod_is_lost_end_with_it_and_the_run_is_made_again(
+    cluster: Cluster, long_shard: str
+) -> None:
+    run = cluster.launch("stage1_captions", partition=long_shard, run_config=GPU)
     cluster.running_pod(run, "captions")
     [own] = [pod for pod in cluster.pods(run) if "dagster/op" not in pod.metadata.labels]
 
@@ -103,6 +121,8 @@ def test_the_steps_of_a_run_whose_own_pod_is_lost_end_with_it(cluster: Cluster) 
 
     assert cluster.finish(run) is FAILURE
     until(lambda: not cluster.pods(run, "captions"), 180, "the captioning pod is gone")
+    [again] = until(lambda: cluster.retries(run), 60, "the run is made again")
+    assert cluster.finish(again) is SUCCESS, cluster.failures(again)
 
 
 def metrics(pod: V1Pod) -> dict[str, float]:
@@ -114,8 +134,8 @@ def metrics(pod: V1Pod) -> dict[str, float]:
     return {name: float(value) for name, value in lines}
 
 
-def checkpoints(cluster: Cluster) -> list[str]:
-    return [name for name in cluster.root.names(checkpoint_folder(LONG_SHARD)) if name.endswith(".parquet")]
+def checkpoints(cluster: Cluster, shard: str) -> list[str]:
+    return [name for name in cluster.root.names(checkpoint_folder(shard)) if name.endswith(".parquet")]
 
 
 def test_a_step_that_takes_too_much_memory_fails_its_run_and_says_so(cluster: Cluster) -> None:
