@@ -40,7 +40,7 @@ def write_part(root: Root, shard: str, epoch: int, number: int, rows: Mapping[Ta
     Raises:
         StoreError: if the place cannot be written.
     """
-    for table, made in rows.items():
+    for table, made in sorted(rows.items()):  # stage 1 first: a writer that is killed leaves no stage 2 without it
         if made:
             sink = pa.BufferOutputStream()
             with pq.ParquetWriter(sink, with_facts(SCHEMAS[table], {})) as writer:

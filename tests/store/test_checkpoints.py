@@ -5,6 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from caption_assets.store.checkpoints import checkpoint_folder, read_parts, remove_parts, write_part
+from caption_assets.store.failure import StoreError
 from caption_assets.store.root import Root
 from caption_assets.store.tables import SCHEMAS, CaptionRow, Status, Table
 
@@ -56,3 +57,12 @@ def test_parts_by_another_version_are_passed_over(root: Root) -> None:
     pq.write_table(pa.Table.from_pylist([], schema=other), sink)
     root.write(f"{checkpoint_folder('a')}/{name}", sink.getvalue().to_pybytes())
     assert list(read_parts(root, "a")) == []
+
+
+def test_stage_2_is_never_kept_without_the_stage_1_that_it_was_made_from(root: Root, tmp_path: Path) -> None:
+    taken = tmp_path / checkpoint_folder("a") / "000001-000000-stage2_captions.parquet"
+    taken.mkdir(parents=True)  # where stage 2 should go: its writing breaks off
+    with pytest.raises(StoreError):
+        write_part(root, "a", 1, 0, {Table.STAGE2: [row("one")], Table.STAGE1: [row("one")]})
+    taken.rmdir()
+    assert [table for table, _ in read_parts(root, "a")] == [Table.STAGE1]
