@@ -21,6 +21,7 @@ from caption_assets.clips.decode import Frames, decode
 from caption_assets.clips.manifest import probe_clips, span_of
 from caption_assets.clips.shard import find_shard
 from caption_assets.clips.window import Windowing
+from caption_assets.models.variants import PixelLimits
 from caption_assets.sample.clips import encode_frames
 from caption_assets.sample.world import COLOURS, Scene, random_scene, render, stage1_caption
 from caption_assets.store.root import Root
@@ -107,6 +108,28 @@ def test_stage_2_takes_every_whole_block_of_the_video_from_the_prefix_cache(
         cacheable += (head + done.stage2.prompt_tokens - text) // BLOCK * BLOCK
         cached += done.stage2.cached_tokens or 0
     assert cached >= 0.98 * cacheable > 0
+
+
+def test_a_video_is_encoded_once_for_both_stages(
+    engine: CaptionEngine, keeper: EngineKeeper, ask: Ask[Any], sample_data: Path
+) -> None:
+    """Videos are so large that one comes to its stage 2 when more of others has been encoded than a step has tokens."""
+    pixels = PixelLimits(min_pixels=64 * 28**2, max_pixels=72 * 28**2, total_pixels=800 * 28**2)
+    recipe = Recipe(replace(RECIPE.variant, pixels=pixels))
+    tasks = [*tasks_of(sample_data, "sample-folder"), *tasks_of(sample_data, "sample-tar")] * 2
+    fresh = [replace(task, window=replace(task.window, window_id=uuid4().hex)) for task in tasks]
+    ask(encodings(engine))
+
+    done = ask(caption_all(keeper, recipe, fresh))
+
+    captioned = [each for each in done if each.stage2 is not None and each.stage2.status is Status.OK]
+    assert ask(encodings(engine)) == len(captioned) > 40
+
+
+async def encodings(engine: CaptionEngine) -> int:
+    """How many requests had a video encoded since this was last asked."""
+    [requests] = await engine._llm.collective_rpc("get_encoder_timing_stats")
+    return sum(request["num_encoder_calls"] for request in requests.values())
 
 
 def test_stage_2_alone_gives_what_the_joint_run_gave(
