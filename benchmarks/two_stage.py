@@ -1,4 +1,4 @@
-"""Two stages for the price of one: this project's streaming against the reference's chunks, on the same engine.
+"""Two stages for the price of one: this project's streaming against the reference's chunks, with the same model.
 
     python -m benchmarks.two_stage [--windows 200] [--rounds 3] [--memory-windows 2000]
 
@@ -6,7 +6,8 @@ Every arm captions the same windows in both stages with the sample model, under 
 nothing is cached between arms:
 
 - reference: chunks of 16 with a drain after each stage, the video sent in full in both (NeMo Curator), once as float32
-  and once as uint8;
+  and once as uint8, on an engine that vLLM builds of the same arguments: ours differs by what it keeps for stage 2;
+- shared: the reference's way on our engine, as uint8;
 - ours, with frames decoded beforehand (as the reference's are, by another stage of its pipeline): the speed-ups;
 - ours, decoding as it goes: `throughput_vs_predecoded`.
 
@@ -20,8 +21,9 @@ import asyncio
 import json
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -33,7 +35,13 @@ import psutil
 
 from caption_assets.captioning.budget import FrameGrid
 from caption_assets.captioning.decoding import Decoder, SandboxDecoder
-from caption_assets.captioning.engine import CaptionEngine, EngineConfig, start_engine, video_metadata
+from caption_assets.captioning.engine import (
+    CaptionEngine,
+    EngineConfig,
+    engine_arguments,
+    start_engine,
+    video_metadata,
+)
 from caption_assets.captioning.recipe import Generation, Recipe
 from caption_assets.captioning.recovery import EngineKeeper
 from caption_assets.captioning.stream import caption
@@ -193,7 +201,20 @@ async def ours(keeper: EngineKeeper, recipe: Recipe, decoder: Decoder, tasks: Se
     return results
 
 
-async def reference(engine: CaptionEngine, videos: Sequence[Frames], dtype: type) -> None:
+@asynccontextmanager
+async def plain_engine(model: Path, config: EngineConfig) -> AsyncIterator[Any]:
+    """What vLLM makes of our arguments by itself."""
+    from vllm import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_arguments(model, RECIPE, config)))
+    try:
+        yield llm
+    finally:
+        llm.shutdown()
+
+
+async def reference(llm: Any, render: Callable[[str], str], videos: Sequence[Frames], dtype: type) -> None:
     """The reference's scheduling: a chunk, a drain, its second stage, a drain."""
     import vllm
 
@@ -205,11 +226,11 @@ async def reference(engine: CaptionEngine, videos: Sequence[Frames], dtype: type
 
     async def ask(video: Frames, instruction: str) -> str:
         prompt = {
-            "prompt": engine.render(instruction),
+            "prompt": render(instruction),
             "multi_modal_data": {"video": [(video.pixels.astype(dtype), video_metadata(video))]},
         }
         final: Any = None
-        async for output in engine._llm.generate(prompt, sampling, uuid4().hex):
+        async for output in llm.generate(prompt, sampling, uuid4().hex):
             final = output
         return str(final.outputs[0].text)
 
@@ -228,9 +249,13 @@ async def measure_speed(model: Path, films: Sequence[tuple[SampleClip, bytes]], 
     """The arms in turn, after one warm-up of each."""
     config = EngineConfig(arguments={"max_model_len": RECIPE.variant.max_model_len})
     rng = np.random.default_rng(0)
-    async with EngineKeeper(lambda: start_engine(model, RECIPE, config)) as keeper:
+    async with (
+        EngineKeeper(lambda: start_engine(model, RECIPE, config)) as keeper,
+        plain_engine(model, config) as plain,
+    ):
+        wide = keeper.engine._llm
         ready = await Ready.of(keeper, fresh_tasks(films))
-        seconds: dict[str, list[float]] = {"f32": [], "u8": [], "ready": [], "decoding": []}
+        seconds: dict[str, list[float]] = {"f32": [], "u8": [], "shared": [], "ready": [], "decoding": []}
         rows: list[Captioned] = []
         for turn in range(rounds + 1):
             few = films[:32] if turn == 0 else films
@@ -238,8 +263,9 @@ async def measure_speed(model: Path, films: Sequence[tuple[SampleClip, bytes]], 
                 tasks = fresh_tasks(few)
                 fresh = ready.all_fresh(rng)[: len(few)]
                 begun = time.monotonic()
-                if arm in ("f32", "u8"):
-                    await reference(keeper.engine, fresh, np.float32 if arm == "f32" else np.uint8)
+                if arm in ("f32", "u8", "shared"):
+                    llm = wide if arm == "shared" else plain
+                    await reference(llm, keeper.engine.render, fresh, np.float32 if arm == "f32" else np.uint8)
                 elif arm == "ready":
                     await ours(keeper, RECIPE, ready, tasks)
                 else:
@@ -251,13 +277,16 @@ async def measure_speed(model: Path, films: Sequence[tuple[SampleClip, bytes]], 
         resent = keeper.resent
         of_cacheable = cached_of_cacheable(keeper.engine, rows)
     print(f"{resent} videos were sent again", flush=True)
+
+    def ratio(slow: str, fast: str) -> float:
+        return median(one / two for one, two in zip(seconds[slow], seconds[fast], strict=True))
+
     return {
-        "speedup_f32": median(slow / fast for slow, fast in zip(seconds["f32"], seconds["ready"], strict=True)),
-        "speedup_u8": median(slow / fast for slow, fast in zip(seconds["u8"], seconds["ready"], strict=True)),
+        "speedup_f32": ratio("f32", "ready"),
+        "speedup_u8": ratio("u8", "ready"),
+        "speedup_u8_shared": ratio("shared", "ready"),
         "stage2_cached_of_cacheable": of_cacheable,
-        "throughput_vs_predecoded": median(
-            fast / slow for slow, fast in zip(seconds["decoding"], seconds["ready"], strict=True)
-        ),
+        "throughput_vs_predecoded": ratio("ready", "decoding"),
     }
 
 
