@@ -25,6 +25,9 @@ T = TypeVar("T")
 MOST_WORKERS = 8
 """By default: more would outrun any engine, for one decodes several windows a second."""
 
+NICENESS = 10
+"""Of workers, so that the process that feeds the engine, or a CPU engine itself, does not wait for them (nice(2))."""
+
 
 @dataclass(frozen=True, slots=True)
 class SandboxLimits:
@@ -124,6 +127,7 @@ class Sandbox:
 def _confine(parent: int, memory: int) -> None:
     """Called first in each worker."""
     die_with(parent)
+    os.nice(NICENESS)
     # Not the address space: libraries reserve far more of that than they use.
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
