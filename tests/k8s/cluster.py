@@ -10,9 +10,10 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
@@ -68,7 +69,6 @@ class Cluster:
     instance: dg.DagsterInstance
     workspace: WorkspaceProcessContext
     root: Root
-    home: Path
     core: client.CoreV1Api
 
     def launch(self, *assets: str, partition: str | None = None, run_config: Mapping[str, Any] | None = None) -> str:
@@ -81,14 +81,8 @@ class Cluster:
             "config": dict(run_config or {}),
         }
         answer = execute_query(self.workspace, LAUNCH, variables)
-        self._open_to_pods()
         assert "run" in answer.get("data", {}).get("launchPipelineExecution", {}), answer
         return str(answer["data"]["launchPipelineExecution"]["run"]["runId"])
-
-    def _open_to_pods(self) -> None:
-        """Have files of SQLite, which lets others read what it makes, written by the pods' user too."""
-        for path in self.home.rglob("*"):
-            path.chmod(0o777)
 
     def status(self, run_id: str) -> dg.DagsterRunStatus:
         run = self.instance.get_run_by_id(run_id)
@@ -103,7 +97,6 @@ class Cluster:
     def retries(self, run_id: str) -> list[str]:
         """The runs that were launched in place of one that was lost."""
         found = self.instance.get_runs(dg.RunsFilter(tags={"dagster/parent_run_id": run_id}))
-        self._open_to_pods()
         return [run.run_id for run in found]
 
     def pods(self, run_id: str, step: str | None = None) -> list[V1Pod]:
@@ -166,6 +159,7 @@ def deploy(folder: Path, shards: Path, settings: Mapping[str, str]) -> Iterator[
         _remove()
         _apply(_objects(state, environment, core))
         home = state / "home"
+        stack.enter_context(_open_to_pods(home))
         (home / "dagster.yaml").write_text(yaml.safe_dump(_dagster_yaml(home, store)))
         port = stack.enter_context(_servers(home, patch))
         instance = stack.enter_context(dg.DagsterInstance.from_config(str(home)))
@@ -173,7 +167,7 @@ def deploy(folder: Path, shards: Path, settings: Mapping[str, str]) -> Iterator[
         instance.event_log_storage.set_concurrency_slots("gpu", 1)
         target = GrpcServerTarget("127.0.0.1", port=port, socket=None, location_name="caption-assets")
         workspace = stack.enter_context(WorkspaceProcessContext(instance, target))
-        yield Cluster(instance, workspace, Root.open(environment["CAPTION_ROOT"]), home, core)
+        yield Cluster(instance, workspace, Root.open(environment["CAPTION_ROOT"]), core)
 
 
 @contextmanager
@@ -184,6 +178,26 @@ def _writable_by_all() -> Iterator[None]:
         yield
     finally:
         os.umask(before)
+
+
+@contextmanager
+def _open_to_pods(home: Path) -> Iterator[None]:
+    """Let the pods' user write what SQLite makes, which others may only read. The daemon makes runs as well."""
+    ended = threading.Event()
+
+    def open_all() -> None:
+        while not ended.wait(0.2):
+            for path in home.rglob("*"):
+                with suppress(FileNotFoundError):  # journals come and go
+                    path.chmod(0o777)
+
+    thread = threading.Thread(target=open_all, name="open to pods", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _own_address() -> str:

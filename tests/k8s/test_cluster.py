@@ -37,9 +37,9 @@ def gpus(pod: V1Pod) -> int:
     return int((pod.spec.containers[0].resources.limits or {}).get("nvidia.com/gpu", 0))
 
 
-def logged(cluster: Cluster, pod: V1Pod) -> list[str]:
+def logged(pod: V1Pod) -> list[str]:
     """What a pod's log has to say as JSON, for collectors of logs."""
-    lines = cluster.core.read_namespaced_pod_log(pod.metadata.name, NAMESPACE).splitlines()
+    lines = kubectl("logs", pod.metadata.name, "--namespace", NAMESPACE).splitlines()
     return [json.loads(line)["dagster_meta"]["orig_message"] for line in lines if line.startswith("{")]
 
 
@@ -74,7 +74,7 @@ def test_the_chain_runs_in_pods_of_which_the_captioning_one_alone_asks_for_a_gpu
     for pod in cluster.pods(run, "captions"):
         assert pod.spec.service_account_name == "caption"
         assert not any("token" in mount.name for mount in pod.spec.containers[0].volume_mounts)
-        assert any(message.startswith("the engine is ready after") for message in logged(cluster, pod))
+        assert any(message.startswith("the engine is ready after") for message in logged(pod))
 
 
 @pytest.fixture(scope="module")
