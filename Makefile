@@ -40,7 +40,7 @@ test-browser: system ## Run the tests that drive the web UI in a browser
 test-engine test-store test-faults test-browser: setup
 	$(RUN) pytest -m $(@:test-%=%)
 
-test-k8s: setup ## Run the tests that render or run pods: on KUBECONFIG's cluster, or on one that is started here
+test-k8s: setup ## Run the tests that render or run pods, on a cluster of this machine: KUBECONFIG's, or one that is started
 	@[ -n "$$KUBECONFIG" ] || variables=$$(../shared/k8s/cluster up) && eval "$$variables" && $(RUN) pytest -m k8s
 
 test-rgw: setup ## Run the tests of the store, and those of its keys, against Ceph's object gateway (installs it)

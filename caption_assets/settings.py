@@ -160,7 +160,9 @@ class Settings(BaseSettings):
         None, description="Kubernetes ServiceAccount of the steps' pods. Default: that of the run's pod"
     )
     gpu_image: str | None = Field(
-        None, description="Image of the captioning step's pod, with the engine. Default: that of the run's pod"
+        None,
+        description="Image of the captioning step's pod, with the engine; `{version}` stands for the project's. "
+        "Default: that of the run's pod",
     )
     gpu_node: dict[str, str] = Field(
         {"nvidia.com/gpu.present": "true"}, description="Labels of the nodes with GPUs, as a JSON object"

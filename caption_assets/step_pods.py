@@ -6,7 +6,7 @@ gone, would keep its run going for ever, and of one that has failed the run woul
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
@@ -19,7 +19,7 @@ from dagster._core.executor.step_delegating import CheckStepHealthResult, StepHa
 from dagster._utils.merger import deep_merge_dicts
 from dagster_k8s import K8sRunLauncher, k8s_job_executor
 from dagster_k8s.executor import K8sStepHandler
-from kubernetes.client import V1ContainerStatus, V1JobStatus, V1Pod
+from kubernetes.client import V1JobStatus, V1Pod
 
 from caption_assets.assets.pods import step_pod
 from caption_assets.settings import Settings, SettingsError
@@ -31,7 +31,7 @@ HARDLY_STARTS = frozenset(
 )
 """The same, where it may."""
 MEND_TIME = timedelta(minutes=3)
-"""How long it is waited for those, and for a Job that gets no pod."""
+"""How long it is waited for those, from when one was first seen, and for a Job that gets no pod."""
 START_TIME = timedelta(minutes=30)
 """How long a pod may wait for a node, its volumes and its image, like a run's pod in ``k8s/values.yaml``: a node with
 GPUs may have to be started, and an image with CUDA takes minutes."""
@@ -77,6 +77,7 @@ class _WatchedPods(StepHandler):
 
     def __init__(self, jobs: K8sStepHandler) -> None:
         self._jobs = jobs
+        self._hindered: dict[str, dict[str, datetime]] = {}
 
     @property
     def name(self) -> str:
@@ -100,7 +101,9 @@ class _WatchedPods(StepHandler):
         if not pods:
             events = api.core_api.list_namespaced_event(namespace, field_selector=f"involvedObject.name={job}").items
             complaints = [event.message for event in events if event.type == "Warning"]
-        trouble = find_trouble(status, pods, complaints, datetime.now(UTC))
+        now = datetime.now(UTC)
+        self._hindered[job] = hindered_since(pods, self._hindered.get(job, {}), now)
+        trouble = find_trouble(status, pods, complaints, self._hindered[job], now)
         if trouble is None:
             return CheckStepHealthResult.healthy()
         if status and not (status.failed or status.succeeded):  # what waits, or cannot be reached, must not come back
@@ -112,8 +115,25 @@ class _WatchedPods(StepHandler):
         return CheckStepHealthResult.healthy()
 
 
+def hindered_since(pods: Sequence[V1Pod], before: Mapping[str, datetime], now: datetime) -> dict[str, datetime]:
+    """Since when each pod is kept from starting by what may yet be mended, by name.
+
+    Not since it was made: it may have waited for its node, and its image may have come slowly until the first trouble.
+
+    Args:
+        pods: a Job's.
+        before: what was found at the last look.
+        now: the time.
+    """
+    return {pod.metadata.name: before.get(pod.metadata.name, now) for pod in pods if _obstacle(pod)[0] in HARDLY_STARTS}
+
+
 def find_trouble(
-    job: V1JobStatus | None, pods: Sequence[V1Pod], complaints: Sequence[str], now: datetime
+    job: V1JobStatus | None,
+    pods: Sequence[V1Pod],
+    complaints: Sequence[str],
+    hindered: Mapping[str, datetime],
+    now: datetime,
 ) -> Trouble | None:
     """What is wrong with a step that has not told its end; None if nothing is, or it may still come right.
 
@@ -121,12 +141,13 @@ def find_trouble(
         job: the Job's status; None if there is no such Job.
         pods: the Job's.
         complaints: what Kubernetes has to say of the Job.
+        hindered: as ``hindered_since`` finds it.
         now: the time.
     """
     if job is None:
         return Trouble("it was deleted by somebody else")
     for pod in pods:
-        if trouble := _end(pod) if job.failed else _wait(pod, now):
+        if trouble := _end(pod) if job.failed else _wait(pod, hindered.get(pod.metadata.name, now), now):
             return trouble
     if job.failed:
         return Trouble("its pod is gone: it was deleted, or its node was")
@@ -156,7 +177,7 @@ def _end(pod: V1Pod) -> Trouble | None:
     return None
 
 
-def _wait(pod: V1Pod, now: datetime) -> Trouble | None:
+def _wait(pod: V1Pod, hindered: datetime, now: datetime) -> Trouble | None:
     """Why a pod waits for too long, to start or to go."""
     name, waits = pod.metadata.name, now - pod.metadata.creation_timestamp
     going = pod.metadata.deletion_timestamp
@@ -164,19 +185,21 @@ def _wait(pod: V1Pod, now: datetime) -> Trouble | None:
         return Trouble(f"pod {name} was to end at {going:%H:%M:%S} and is still there: its node {_node(pod)} is lost")
     if going or pod.status.phase != "Pending":
         return None
-    why = next(filter(None, map(_obstacle, pod.status.container_statuses or [])), ("", ""))
-    if why[0] in NEVER_STARTS or (why[0] in HARDLY_STARTS and waits > MEND_TIME):
-        return Trouble(f"pod {name} cannot start: {why[0]}: {why[1]}", retry=False)
+    word, sentence = _obstacle(pod)
+    if word in NEVER_STARTS or (word in HARDLY_STARTS and now - hindered > MEND_TIME):
+        return Trouble(f"pod {name} cannot start: {word}: {sentence}", retry=False)
     if waits > START_TIME:
         causes = [condition.message for condition in pod.status.conditions or [] if condition.message]
-        return Trouble(f"pod {name} has not started in {waits}: {'; '.join(causes) or why[0]}", retry=False)
+        return Trouble(f"pod {name} has not started in {waits}: {'; '.join(causes) or word}", retry=False)
     return None
 
 
-def _obstacle(container: V1ContainerStatus) -> tuple[str, str] | None:
-    """Why a container waits, as a word and a sentence."""
-    waiting = container.state.waiting
-    return (waiting.reason or "", waiting.message or "") if waiting else None
+def _obstacle(pod: V1Pod) -> tuple[str, str]:
+    """Why a pod's container waits, as a word and a sentence; empty if none does."""
+    for container in pod.status.container_statuses or []:
+        if waiting := container.state.waiting:
+            return waiting.reason or "", waiting.message or ""
+    return "", ""
 
 
 def _node(pod: V1Pod) -> str:

@@ -23,9 +23,9 @@ from kubernetes.client import (
 )
 
 from caption_assets.settings import Settings, SettingsError
-from caption_assets.step_pods import build_pod_executor, find_trouble
+from caption_assets.step_pods import build_pod_executor, find_trouble, hindered_since
 
-pytestmark = [pytest.mark.fast, pytest.mark.k8s]
+pytestmark = [pytest.mark.fast, pytest.mark.k8s, pytest.mark.representative]
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 RUNNING = V1JobStatus(active=1, start_time=NOW - timedelta(hours=1))
@@ -60,8 +60,12 @@ def ended(reason: str, code: int) -> dict[str, Any]:
     return {"terminated": V1ContainerStateTerminated(reason=reason, exit_code=code)}
 
 
-def trouble(job: V1JobStatus | None, *pods: V1Pod, complaints: tuple[str, ...] = ()) -> tuple[str, bool]:
-    found = find_trouble(job, pods, complaints, NOW)
+def trouble(
+    job: V1JobStatus | None, *pods: V1Pod, complaints: tuple[str, ...] = (), hindered: float = 0
+) -> tuple[str, bool]:
+    """What is found, of pods that have been hindered for some minutes."""
+    since = hindered_since(pods, {}, NOW - timedelta(minutes=hindered))
+    found = find_trouble(job, pods, complaints, since, NOW)
     return (found.reason, found.retry) if found else ("", False)
 
 
@@ -70,13 +74,21 @@ def trouble(job: V1JobStatus | None, *pods: V1Pod, complaints: tuple[str, ...] =
     [
         pod("Running", minutes=600),
         pod("Pending", waiting("ContainerCreating"), minutes=29),
-        pod("Pending", waiting("ImagePullBackOff"), minutes=2),
+        pod("Pending", waiting("ErrImagePull"), minutes=29),
         pod("Running", minutes=600, going=-1),
         pod("Running", minutes=600, going=0.5),
     ],
 )
 def test_a_pod_that_works_starts_or_goes_is_left_alone(healthy: V1Pod) -> None:
-    assert find_trouble(RUNNING, [healthy], [], NOW) is None
+    assert trouble(RUNNING, healthy, hindered=2) == ("", False)
+
+
+def test_a_pod_is_hindered_since_it_was_first_seen_so_and_not_since_it_was_made() -> None:
+    stuck, fine = pod("Pending", waiting("ErrImagePull"), minutes=20), pod("Pending", waiting("ContainerCreating"))
+    first = hindered_since([stuck], {}, NOW)
+    assert first == {"dagster-step-1": NOW}
+    assert hindered_since([stuck], first, NOW + timedelta(minutes=2)) == first
+    assert hindered_since([fine], first, NOW + timedelta(minutes=2)) == {}
 
 
 def test_a_pod_that_took_too_much_memory_says_so_and_is_tried_again() -> None:
@@ -101,7 +113,7 @@ def test_an_evicted_pod_tells_why() -> None:
     ("word", "minutes"), [("ErrImageNeverPull", 0), ("ImagePullBackOff", 4), ("CreateContainerConfigError", 4)]
 )
 def test_a_pod_that_cannot_start_fails_for_good(word: str, minutes: float) -> None:
-    assert trouble(RUNNING, pod("Pending", waiting(word, "no such image"), minutes=minutes)) == (
+    assert trouble(RUNNING, pod("Pending", waiting(word, "no such image")), hindered=minutes) == (
         f"pod dagster-step-1 cannot start: {word}: no such image",
         False,
     )

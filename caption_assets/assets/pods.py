@@ -16,7 +16,7 @@ import dagster as dg
 from caption_assets.captioning.engine import CACHE_BYTES_PER_PIXEL
 from caption_assets.clips.sandbox import MOST_WORKERS
 from caption_assets.errors import CaptionAssetsError
-from caption_assets.settings import Settings
+from caption_assets.settings import PREFIX, Settings
 
 CAPTION_STEP = "captions"
 """Name of the step that captions."""
@@ -90,7 +90,7 @@ def caption_size(settings: Settings, windows: int | None = None, tokens: int | N
     frames_gb = settings.frames_gb
     cache_gb = float(_first(settings.processor_cache_gb, variant.engine.get("mm_processor_cache_gb"), 4.0))
     if windows is not None and tokens is not None:
-        workers = min(workers, max(math.ceil(windows / WORKER_WINDOWS), 1))
+        workers = clip_workers(settings, windows)
         cpus = min(cpus, 1 + workers)
         pixels = tokens * variant.pixels.factor**2
         frames_gb = min(frames_gb, pixels * FRAME_BYTES_PER_PIXEL / 2**30)
@@ -101,6 +101,11 @@ def caption_size(settings: Settings, windows: int | None = None, tokens: int | N
     memory = variant.host_gb * shares + caches_gb + frames_gb + workers * WORKER_GB + RUN_GB + rows_gb
     # Two hostile clips at once are no reason to lose the engine.
     return PodSize(cpus, memory, memory + 2 * settings.clip_memory_gb, settings.gpus)
+
+
+def clip_workers(settings: Settings, windows: int) -> int:
+    """Processes that decode, as many as so much work is worth."""
+    return min(settings.clip_workers or MOST_WORKERS, max(math.ceil(windows / WORKER_WINDOWS), 1))
 
 
 def caption_run_config(settings: Settings, windows: int, tokens: int) -> dict[str, Any]:
@@ -115,7 +120,11 @@ def caption_run_config(settings: Settings, windows: int, tokens: int) -> dict[st
     """
     if settings.executor != "k8s":
         return {}
-    container = {"resources": caption_size(settings, windows, tokens).resources}
+    container = {
+        "resources": caption_size(settings, windows, tokens).resources,
+        # By itself the step starts as many as the node has cores, for which its memory would be too small.
+        "env": [{"name": f"{PREFIX}CLIP_WORKERS", "value": str(clip_workers(settings, windows))}],
+    }
     return {"execution": {"config": {"per_step_k8s_config": {CAPTION_STEP: {"container_config": container}}}}}
 
 
@@ -131,7 +140,9 @@ def caption_pod(settings: Settings) -> dict[str, Any]:
         "volumes": [{"name": "shm", "empty_dir": {"medium": "Memory", "size_limit": SHARED_MEMORY}}],
     }
     if settings.gpu_image:
-        container["image"] = settings.gpu_image
+        container["image"] = settings.gpu_image.replace("{version}", version("caption-assets"))
+    if settings.metrics_port:  # Prometheus Operator asks only ports that are declared
+        container["ports"] = [{"name": "metrics", "container_port": settings.metrics_port}]
     if settings.gpus:
         pod["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
         pod["node_selector"] = settings.gpu_node
@@ -152,7 +163,10 @@ def step_pod(settings: Settings) -> dict[str, Any]:
         "pod_spec_config": pod,
         "pod_template_spec_metadata": {
             # A node that is to be given back for its idleness waits for the step.
-            "annotations": {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false"}
+            "annotations": {
+                "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+                "karpenter.sh/do-not-disrupt": "true",
+            }
         },
         # A pod that Kubernetes starts anew would find its step begun, and end without a word: Dagster starts another.
         "job_spec_config": {"backoff_limit": 0, "pod_replacement_policy": "Failed"},

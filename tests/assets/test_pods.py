@@ -1,3 +1,4 @@
+from importlib.metadata import version
 from typing import Any, cast
 
 import dagster as dg
@@ -70,6 +71,17 @@ def test_only_the_caption_step_has_the_image_with_the_engine() -> None:
     assert images == {"shard_index": None, "model_weights": None, "clip_manifest": None, "stage1_captions": "gpu:1"}
 
 
+def test_an_image_may_be_named_by_the_projects_version() -> None:
+    image = pod_of("stage1_captions", gpu_image="gpu:{version}").container_config["image"]
+    assert image == f"gpu:{version('caption-assets')}"
+
+
+def test_the_port_of_the_metrics_is_declared() -> None:
+    [port] = pod_of("stage1_captions", metrics_port=9090).container_config["ports"]
+    assert port == {"name": "metrics", "container_port": 9090}
+    assert "ports" not in pod_of("stage1_captions").container_config
+
+
 def test_the_engines_processes_have_shared_memory() -> None:
     config = pod_of("stage1_captions", model="qwen2.5")
     [volume] = config.pod_spec_config["volumes"]
@@ -98,6 +110,7 @@ def test_the_caption_step_is_in_the_pool_and_no_other() -> None:
 def test_the_pods_of_steps_have_no_rights_and_are_made_once() -> None:
     parse: Any = UserDefinedDagsterK8sConfig.from_dict
     config = parse(step_pod(Settings(step_account="caption")))
+    assert set(config.pod_template_spec_metadata["annotations"].values()) == {"false", "true"}
     assert config.pod_spec_config == {"automount_service_account_token": False, "service_account_name": "caption"}
     assert config.job_spec_config["backoff_limit"] == 0
 
@@ -131,9 +144,19 @@ def test_the_schedule_sizes_the_pod_by_run_config_that_dagster_accepts() -> None
     assert gibibytes(resources["requests"]["memory"]) < caption_size(settings).memory_gb
 
 
+def test_a_small_pod_starts_no_more_decoders_than_it_has_memory_for() -> None:
+    settings = Settings(model="qwen2.5", executor="k8s")
+    for windows, workers in ((10, "1"), (40, "3"), (10_000, "8")):
+        config = caption_run_config(settings, windows, windows * 5760)
+        assert caption_container(config)["env"] == [{"name": "CAPTION_CLIP_WORKERS", "value": workers}]
+
+
 def caption_resources(config: dict[str, Any]) -> dict[str, dict[str, str]]:
-    pods = config["execution"]["config"]["per_step_k8s_config"]
-    return pods["captions"]["container_config"]["resources"]  # type: ignore[no-any-return]
+    return caption_container(config)["resources"]  # type: ignore[no-any-return]
+
+
+def caption_container(config: dict[str, Any]) -> dict[str, Any]:
+    return config["execution"]["config"]["per_step_k8s_config"]["captions"]["container_config"]  # type: ignore[no-any-return]
 
 
 def test_without_pods_there_is_no_run_config_for_them() -> None:

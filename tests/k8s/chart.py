@@ -103,6 +103,8 @@ def _launcher(values: Mapping[str, Any]) -> dict[str, Any]:
         "run_k8s_config": {
             "container_config": launcher["runK8sConfig"]["containerConfig"],
             "pod_spec_config": launcher["runK8sConfig"]["podSpecConfig"],
+            "pod_template_spec_metadata": launcher["runK8sConfig"]["podTemplateSpecMetadata"],
+            "job_spec_config": launcher["runK8sConfig"]["jobSpecConfig"],
         },
     }
 

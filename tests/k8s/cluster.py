@@ -30,8 +30,8 @@ from kubernetes import client, config
 from kubernetes.client import V1Pod
 
 from caption_assets.store.root import Root
-from tests.k8s.chart import NAMESPACE, instance_config
-from tests.k8s.manifests import VALUES, Object, render
+from tests.k8s.chart import instance_config
+from tests.k8s.manifests import TEST_NAMESPACE, VALUES, Object, render
 from tests.store.server import S3Server, moto_server
 
 PROJECT = Path(__file__).parents[2]
@@ -102,7 +102,7 @@ class Cluster:
     def pods(self, run_id: str, step: str | None = None) -> list[V1Pod]:
         """The run's pods, or those of one of its steps."""
         selector = f"dagster/run-id={run_id}" + (f",dagster/op={step}" if step else "")
-        return list(self.core.list_namespaced_pod(NAMESPACE, label_selector=selector).items)
+        return list(self.core.list_namespaced_pod(TEST_NAMESPACE, label_selector=selector).items)
 
     def running_pod(self, run_id: str, step: str, seconds: float = 240) -> V1Pod:
         """A step's pod, once it runs."""
@@ -146,6 +146,7 @@ def deploy(folder: Path, shards: Path, settings: Mapping[str, str]) -> Iterator[
     assert os.environ.get("KUBECONFIG"), "no cluster is named: set KUBECONFIG, or run `make test-k8s`"
     config.load_kube_config()
     core = client.CoreV1Api()
+    _check_nodes(core)
     with ExitStack() as stack:
         stack.enter_context(_writable_by_all())
         store = stack.enter_context(moto_server(_own_address()))
@@ -168,6 +169,15 @@ def deploy(folder: Path, shards: Path, settings: Mapping[str, str]) -> Iterator[
         target = GrpcServerTarget("127.0.0.1", port=port, socket=None, location_name="caption-assets")
         workspace = stack.enter_context(WorkspaceProcessContext(instance, target))
         yield Cluster(instance, workspace, Root.open(environment["CAPTION_ROOT"]), core)
+
+
+def _check_nodes(core: client.CoreV1Api) -> None:
+    """Pods are to run this machine's Python in an image that holds nothing: any other cluster fails at once."""
+    for node in core.list_node().items:
+        images = {name for image in node.status.images or [] for name in image.names or []}
+        assert IMAGE in images, (
+            f"node {node.metadata.name} has no image {IMAGE}: KUBECONFIG names another cluster than ../shared/k8s makes"
+        )
 
 
 @contextmanager
@@ -292,11 +302,11 @@ def kubectl(*words: str, text: str | None = None, check: bool = True) -> str:
 
 
 def _apply(objects: Iterator[Object]) -> None:
-    kubectl("apply", "--namespace", NAMESPACE, "--filename", "-", text=yaml.safe_dump_all(list(objects)))
+    kubectl("apply", "--namespace", TEST_NAMESPACE, "--filename", "-", text=yaml.safe_dump_all(list(objects)))
 
 
 def _remove() -> None:
-    kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", "--timeout=180s")
+    kubectl("delete", "namespace", TEST_NAMESPACE, "--ignore-not-found", "--timeout=180s")
     others = [item for item in render("overlays/test-cluster") if "namespace" not in item["metadata"]]
     kubectl("delete", "--ignore-not-found", "--filename", "-", text=yaml.safe_dump_all(others))
 
@@ -324,6 +334,12 @@ def _dagster_yaml(home: Path, store: S3Server) -> Object:
             "config": {
                 **launcher,
                 "load_incluster_config": False,
+                "job_namespace": TEST_NAMESPACE,
+                "run_k8s_config": {
+                    **launcher["run_k8s_config"],
+                    "pod_spec_config": {"priorityClassName": "captioning-test"},
+                    "job_spec_config": {"ttlSecondsAfterFinished": 30},
+                },
                 "dagster_home": str(home),
                 "job_image": IMAGE,
                 "env_vars": [

@@ -12,12 +12,16 @@ from typing import Any
 import pytest
 import yaml
 
+from caption_assets.settings import Settings
+
 K8S = Path(__file__).parents[2] / "k8s"
 VALUES: dict[str, Any] = yaml.safe_load((K8S / "values.yaml").read_text())
 KUSTOMIZATIONS = ("base", "overlays/test-cluster", "overlays/eks", "overlays/spot")
 
 Object = Mapping[str, Any]
 """An object of Kubernetes, as in its YAML."""
+TEST_NAMESPACE = "captions-test"
+"""Of the test cluster: the tests remove it."""
 
 VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
 """The kinds that "restricted" allows (kubernetes.io/docs/concepts/security/pod-security-standards)."""
@@ -38,6 +42,15 @@ def render(kustomization: str) -> Sequence[Object]:
 def named(objects: Sequence[Object], kind: str) -> dict[str, Object]:
     """The objects of a kind, by name."""
     return {item["metadata"]["name"]: item for item in objects if item["kind"] == kind}
+
+
+def settings_of(kustomization: str) -> Settings:
+    """The project's settings by the ConfigMap, as a pod reads them."""
+    data = named(render(kustomization), "ConfigMap")["caption-settings"]["data"]
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in data.items():
+            environment.setenv(name, value)
+        return Settings()
 
 
 def breaches(pod: Object) -> Iterator[str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 import urllib.request
+from collections.abc import Callable
 from typing import Any
 
 import dagster as dg
@@ -13,10 +15,9 @@ from kubernetes.client import V1Pod
 from caption_assets.sample.shards import FOLDER_SHARD
 from caption_assets.store.checkpoints import checkpoint_folder
 from caption_assets.store.tables import Status, Table, read_captions, read_manifest
-from tests.k8s.chart import NAMESPACE
 from tests.k8s.cluster import Cluster, kubectl, until
 from tests.k8s.conftest import LONG_SHARD
-from tests.k8s.manifests import render
+from tests.k8s.manifests import TEST_NAMESPACE, render
 
 pytestmark = [pytest.mark.k8s, pytest.mark.timeout(900)]
 
@@ -39,7 +40,7 @@ def gpus(pod: V1Pod) -> int:
 
 def logged(pod: V1Pod) -> list[str]:
     """What a pod's log has to say as JSON, for collectors of logs."""
-    lines = kubectl("logs", pod.metadata.name, "--namespace", NAMESPACE).splitlines()
+    lines = kubectl("logs", pod.metadata.name, "--namespace", TEST_NAMESPACE).splitlines()
     return [json.loads(line)["dagster_meta"]["orig_message"] for line in lines if line.startswith("{")]
 
 
@@ -96,7 +97,7 @@ def test_a_captioning_pod_that_is_taken_away_is_replaced_and_goes_on_where_it_wa
     until(lambda: checkpoints(cluster, long_shard), 240, "there is a checkpoint")
     told = metrics(pod)
 
-    cluster.core.delete_namespaced_pod(pod.metadata.name, NAMESPACE, grace_period_seconds=grace_seconds)
+    cluster.core.delete_namespaced_pod(pod.metadata.name, TEST_NAMESPACE, grace_period_seconds=grace_seconds)
 
     assert told["caption_engine_ready"] == 1
     assert told["caption_windows_in_flight"] > 0
@@ -110,14 +111,26 @@ def test_a_captioning_pod_that_is_taken_away_is_replaced_and_goes_on_where_it_wa
         assert 0 < told["rows_reused"] < told["rows_ok"]
 
 
+def delete(pod: V1Pod) -> None:
+    kubectl("delete", "pod", pod.metadata.name, "--namespace", TEST_NAMESPACE, "--grace-period=0", "--force")
+
+
+def exhaust(pod: V1Pod) -> None:
+    """Let another process in the pod take all of its memory, and its main process be killed for that."""
+    code = "open('/proc/1/oom_score_adj', 'w').write('1000'); taken = b'x' * 2**32"
+    kubectl("exec", pod.metadata.name, "--namespace", TEST_NAMESPACE, "--", sys.executable, "-c", code, check=False)
+
+
+@pytest.mark.parametrize("end", [delete, exhaust])
 def test_the_steps_of_a_run_whose_own_pod_is_lost_end_with_it_and_the_run_is_made_again(
-    cluster: Cluster, long_shard: str
+    cluster: Cluster, long_shard: str, end: Callable[[V1Pod], None]
 ) -> None:
+    cluster.root.remove_folder(f"{Table.STAGE1}/shard={long_shard}")
     run = cluster.launch("stage1_captions", partition=long_shard, run_config=GPU)
     cluster.running_pod(run, "captions")
     [own] = [pod for pod in cluster.pods(run) if "dagster/op" not in pod.metadata.labels]
 
-    cluster.core.delete_namespaced_pod(own.metadata.name, NAMESPACE, grace_period_seconds=0)
+    end(own)
 
     assert cluster.finish(run) is FAILURE
     until(lambda: not cluster.pods(run, "captions"), 180, "the captioning pod is gone")
@@ -129,7 +142,8 @@ def metrics(pod: V1Pod) -> dict[str, float]:
     """What Prometheus would be told by a captioning pod, by name and labels."""
     [monitor] = [item for item in render("monitoring") if item["kind"] == "PodMonitor"]
     [endpoint] = monitor["spec"]["podMetricsEndpoints"]
-    with urllib.request.urlopen(f"http://{pod.status.pod_ip}:{endpoint['portNumber']}/metrics") as answer:
+    ports = {port.name: port.container_port for port in pod.spec.containers[0].ports}
+    with urllib.request.urlopen(f"http://{pod.status.pod_ip}:{ports[endpoint['port']]}/metrics") as answer:
         lines = [line.rsplit(" ", 1) for line in answer.read().decode().splitlines() if not line.startswith("#")]
     return {name: float(value) for name, value in lines}
 
@@ -172,6 +186,6 @@ def test_a_missing_image_fails_the_run_and_is_named(cluster: Cluster) -> None:
 def test_accounts_may_do_what_they_need_alone(
     cluster: Cluster, account: str, verb: str, what: str, allowed: bool
 ) -> None:
-    who = f"--as=system:serviceaccount:{NAMESPACE}:{account}"
-    answer = kubectl("auth", "can-i", verb, what, who, "--namespace", NAMESPACE, check=False)
+    who = f"--as=system:serviceaccount:{TEST_NAMESPACE}:{account}"
+    answer = kubectl("auth", "can-i", verb, what, who, "--namespace", TEST_NAMESPACE, check=False)
     assert answer.strip() == ("yes" if allowed else "no")

@@ -6,7 +6,8 @@ import yaml
 from kubernetes_validate import latest_version, validate
 
 from caption_assets.settings import PREFIX, Settings
-from tests.k8s.manifests import K8S, KUSTOMIZATIONS, named, render
+from tests.k8s.chart import NAMESPACE
+from tests.k8s.manifests import K8S, KUSTOMIZATIONS, TEST_NAMESPACE, named, render, settings_of
 
 pytestmark = [pytest.mark.fast, pytest.mark.k8s, pytest.mark.representative]
 
@@ -24,22 +25,30 @@ def test_every_object_is_one_of_the_newest_kubernetes(kustomization: str) -> Non
 @pytest.mark.parametrize("kustomization", KUSTOMIZATIONS)
 def test_every_object_is_in_the_one_namespace(kustomization: str) -> None:
     objects = render(kustomization)
-    assert set(named(objects, "Namespace")) == {"captions"}
-    assert {item["metadata"].get("namespace") for item in objects if item["kind"] not in CLUSTER_WIDE} == {"captions"}
+    namespace = TEST_NAMESPACE if kustomization == "overlays/test-cluster" else NAMESPACE
+    assert set(named(objects, "Namespace")) == {namespace}
+    assert {item["metadata"].get("namespace") for item in objects if item["kind"] not in CLUSTER_WIDE} == {namespace}
+
+
+def test_what_the_tests_remove_from_their_cluster_is_in_no_other() -> None:
+    theirs = {(item["kind"], item["metadata"]["name"]) for item in render("overlays/test-cluster")}
+    others = {(item["kind"], item["metadata"]["name"]) for item in render("base")}
+    assert not {name for name in theirs & others if name[0] in CLUSTER_WIDE}
 
 
 @pytest.mark.parametrize("kustomization", KUSTOMIZATIONS)
 def test_the_namespace_admits_restricted_pods_alone(kustomization: str) -> None:
-    labels = named(render(kustomization), "Namespace")["captions"]["metadata"]["labels"]
+    [namespace] = named(render(kustomization), "Namespace").values()
+    labels = namespace["metadata"]["labels"]
     assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
 
 
 @pytest.mark.parametrize("kustomization", KUSTOMIZATIONS)
 def test_every_setting_in_the_config_map_is_one_of_the_project(kustomization: str) -> None:
     data = named(render(kustomization), "ConfigMap")["caption-settings"]["data"]
-    ours = {name.removeprefix(PREFIX).lower(): value for name, value in data.items() if name.startswith(PREFIX)}
-    assert ours.keys() <= Settings.model_fields.keys()
-    Settings(**ours)
+    ours = {name.removeprefix(PREFIX).lower() for name in data if name.startswith(PREFIX)}
+    assert ours <= Settings.model_fields.keys()
+    assert settings_of(kustomization).executor == "k8s"
 
 
 @pytest.mark.parametrize("kustomization", KUSTOMIZATIONS)
@@ -78,6 +87,33 @@ def test_whatever_is_not_allowed_by_the_network_policies_is_forbidden() -> None:
 def test_the_test_cluster_gets_only_what_its_kubernetes_knows() -> None:
     for item in render("overlays/test-cluster"):
         assert not {item["apiVersion"], f"{item['apiVersion']}/{item['kind']}"} & OLD_KINDS
+
+
+def test_a_node_is_started_for_a_pod_that_waits_and_kept_for_one_that_runs() -> None:
+    # Cluster Autoscaler takes pods below -10 for expendable: its option --expendable-pods-priority-cutoff.
+    [priority] = named(render("base"), "PriorityClass").values()
+    assert -10 <= priority["value"] < 0
+
+
+@pytest.mark.parametrize("overlay", ["eks", "spot"])
+def test_gpu_nodes_have_the_labels_and_the_taint_of_the_captioning_pod(overlay: str) -> None:
+    config = yaml.safe_load((K8S / "overlays" / overlay / "cluster.yaml").read_text())
+    [group] = config["managedNodeGroups"]
+    labels = {**group["labels"], "eks.amazonaws.com/capacityType": "SPOT" if group.get("spot") else "ON_DEMAND"}
+    wanted = settings_of(f"overlays/{overlay}").gpu_node
+    assert {name: labels[name] for name in wanted} == wanted
+    assert [taint["key"] for taint in group["taints"]] == ["nvidia.com/gpu"]
+
+
+def test_both_accounts_have_the_role_that_is_made_for_them() -> None:
+    config = yaml.safe_load((K8S / "overlays" / "eks" / "cluster.yaml").read_text())
+    made = {entry["metadata"]["name"]: entry["roleName"] for entry in config["iam"]["serviceAccounts"]}
+    accounts = named(render("overlays/eks"), "ServiceAccount")
+    roles = {
+        name: account["metadata"]["annotations"]["eks.amazonaws.com/role-arn"].split("/")[-1]
+        for name, account in accounts.items()
+    }
+    assert roles == made
 
 
 def test_host_folders_of_the_test_cluster_are_claimed_by_this_namespace_alone() -> None:

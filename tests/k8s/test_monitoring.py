@@ -12,7 +12,7 @@ import yaml
 from prometheus_client import REGISTRY
 
 from caption_assets.assets.metrics import serve_metrics
-from tests.k8s.manifests import K8S, named, render
+from tests.k8s.manifests import K8S, named, render, settings_of
 
 pytestmark = [pytest.mark.fast, pytest.mark.k8s, pytest.mark.representative]
 
@@ -79,8 +79,7 @@ def test_prometheus_is_let_in_where_it_asks() -> None:
     policy = named(render("base"), "NetworkPolicy")["metrics"]["spec"]
     assert monitor["selector"] == policy["podSelector"]
     ports = [port["port"] for rule in policy["ingress"] for port in rule["ports"]]
-    assert ports == [endpoint["portNumber"] for endpoint in monitor["podMetricsEndpoints"]]
-    assert ports == [int(named(render("base"), "ConfigMap")["caption-settings"]["data"]["CAPTION_METRICS_PORT"])]
+    assert ports == [settings_of("base").metrics_port]
 
 
 def test_grafana_gets_the_dashboard() -> None:

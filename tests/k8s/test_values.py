@@ -1,3 +1,4 @@
+import inspect
 import re
 import tomllib
 from collections.abc import Iterator
@@ -15,11 +16,11 @@ from dagster_k8s import K8sRunLauncher
 from dagster_k8s.job import get_user_defined_k8s_config
 from kubernetes_validate import latest_version, validate
 
-from caption_assets.assets.pods import step_pod
+from caption_assets.assets.pods import CAPTION_STEP, VERSION_VARIABLE, caption_run_config, step_pod
 from caption_assets.definitions import build_definitions
 from caption_assets.settings import PREFIX, Settings
 from tests.k8s.chart import instance_config, instance_parts, job, server_pods
-from tests.k8s.manifests import K8S, VALUES, Object, breaches, named, render, sources
+from tests.k8s.manifests import K8S, VALUES, Object, breaches, named, render, settings_of, sources
 
 pytestmark = [pytest.mark.fast, pytest.mark.k8s, pytest.mark.representative]
 
@@ -44,13 +45,13 @@ def launcher(monkeypatch: pytest.MonkeyPatch) -> K8sRunLauncher:
 def steps(launcher: K8sRunLauncher) -> Iterator[tuple[str, Object]]:
     """The Job of a run, and of each of its steps, with the settings of the ConfigMap."""
     yield "run", job(launcher, "slim")
-    data = named(render("base"), "ConfigMap")["caption-settings"]["data"]
-    ours = {name.removeprefix(PREFIX).lower(): value for name, value in data.items() if name.startswith(PREFIX)}
-    settings = Settings(**ours)
+    settings = settings_of("base")
     definitions = build_definitions(settings)
+    sized = caption_run_config(settings, 10, 57_600)["execution"]["config"]["per_step_k8s_config"]["captions"]
     for asset in STEPS:
-        tags = definitions.resolve_assets_def(dg.AssetKey(asset)).op.tags
-        yield asset, job(launcher, "slim", step_pod(settings), get_user_defined_k8s_config(tags).to_dict())
+        op = definitions.resolve_assets_def(dg.AssetKey(asset)).op
+        layers = [step_pod(settings), get_user_defined_k8s_config(op.tags).to_dict()]
+        yield asset, job(launcher, "slim", *layers, *([sized] if op.name == CAPTION_STEP else []))
 
 
 def test_dagster_accepts_the_dagster_yaml_that_the_chart_makes_of_the_values(tmp_path: Path) -> None:
@@ -128,6 +129,39 @@ def test_the_captioning_step_alone_takes_the_gpu_image_and_a_gpu(launcher: K8sRu
         assert ("nvidia.com/gpu" in container["resources"]["limits"]) is captions
 
 
+def test_the_schedules_size_comes_on_top_of_what_the_captioning_pod_has(launcher: K8sRunLauncher) -> None:
+    [container] = dict(steps(launcher))["stage1_captions"]["spec"]["template"]["spec"]["containers"]
+    given = {entry["name"]: entry["value"] for entry in container["env"] if "value" in entry}
+    assert given[VERSION_VARIABLE] == VERSION
+    assert given["CAPTION_CLIP_WORKERS"] == "1"
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
+
+
+def test_what_prometheus_asks_is_declared_by_the_captioning_pod(launcher: K8sRunLauncher) -> None:
+    [endpoint] = named(render("monitoring"), "PodMonitor")["captioning"]["spec"]["podMetricsEndpoints"]
+    [container] = dict(steps(launcher))["stage1_captions"]["spec"]["template"]["spec"]["containers"]
+    declared = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert declared[endpoint["port"]] == settings_of("base").metrics_port
+
+
+def test_pods_at_work_are_not_taken_for_idle_and_those_of_a_run_that_is_over_go(launcher: K8sRunLauncher) -> None:
+    for name, made in steps(launcher):
+        assert made["spec"]["template"]["metadata"]["annotations"] == {
+            "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+            "karpenter.sh/do-not-disrupt": "true",
+        }, name
+    run = job(launcher, "slim")
+    assert run["spec"]["ttlSecondsAfterFinished"] == 300
+
+
+def test_the_budget_for_runs_is_for_the_pods_that_dagster_labels_as_theirs() -> None:
+    labels = named(render("base"), "PodDisruptionBudget")["runs"]["spec"]["selector"]["matchLabels"]
+    source = inspect.getsource(K8sRunLauncher)
+    for label, value in labels.items():
+        assert label == "app.kubernetes.io/component"
+        assert f'component="{value}"' in source
+
+
 def test_pods_of_a_run_start_without_the_secret_for_keys(launcher: K8sRunLauncher) -> None:
     for _, made in steps(launcher):
         entries = made["spec"]["template"]["spec"]["containers"][0]["envFrom"]
@@ -160,7 +194,7 @@ def test_images_carry_the_projects_version(image: dict[str, str]) -> None:
 
 def test_the_captioning_pods_image_carries_the_projects_version() -> None:
     image = named(render("base"), "ConfigMap")["caption-settings"]["data"]["CAPTION_GPU_IMAGE"]
-    assert image.endswith(f"/caption-assets-gpu:{VERSION}")
+    assert image.endswith("/caption-assets-gpu:{version}")
 
 
 def test_the_webserver_needs_no_root_for_its_port() -> None:
