@@ -31,6 +31,9 @@ GRACE_SECONDS = 120
 """From SIGTERM to SIGKILL of a captioning pod: for a checkpoint, also where the store must be asked more than once, and
 for the engine's end. Nodes that are taken away give no more."""
 
+STEP_SECONDS = 24 * 60 * 60
+"""How long a step's Job can be looked at after its end; not longer than its run's, with whose pod it goes."""
+
 SHARED_MEMORY = "2Gi"
 """For /dev/shm, through which the engine's processes exchange tensors; a container has 64 MiB of its own."""
 WORKER_GB = 0.75
@@ -169,7 +172,11 @@ def step_pod(settings: Settings) -> dict[str, Any]:
             }
         },
         # A pod that Kubernetes starts anew would find its step begun, and end without a word: Dagster starts another.
-        "job_spec_config": {"backoff_limit": 0, "pod_replacement_policy": "Failed"},
+        "job_spec_config": {
+            "backoff_limit": 0,
+            "pod_replacement_policy": "Failed",
+            "ttl_seconds_after_finished": STEP_SECONDS,
+        },
     }
 
 

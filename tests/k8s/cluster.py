@@ -123,6 +123,11 @@ class Cluster:
             told.append(f"{event.message} {data.error.message if data.error else ''}")
         return told
 
+    def reason(self, run_id: str) -> str:
+        """What a run that failed says of itself."""
+        [record] = self.instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.RUN_FAILURE).records
+        return record.event_log_entry.user_message
+
     def metadata(self, run_id: str, asset: str) -> dict[str, Any]:
         """What a run recorded of an asset."""
         records = self.instance.fetch_materializations(dg.AssetKey(asset), limit=10).records
@@ -338,7 +343,7 @@ def _dagster_yaml(home: Path, store: S3Server) -> Object:
                 "run_k8s_config": {
                     **launcher["run_k8s_config"],
                     "pod_spec_config": {"priorityClassName": "captioning-test"},
-                    "job_spec_config": {"ttlSecondsAfterFinished": 30},
+                    "job_spec_config": {"ttlSecondsAfterFinished": 60},
                 },
                 "dagster_home": str(home),
                 "job_image": IMAGE,
@@ -397,7 +402,11 @@ def _servers(home: Path, environment: Mapping[str, str]) -> Iterator[int]:
     finally:
         for process in reversed(started):
             process.terminate()
-            process.wait()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:  # Dagster ignores SIGTERM where it was started with SIGINT ignored
+                process.kill()
+                process.wait()
 
 
 def _listens(port: int) -> bool:

@@ -67,7 +67,6 @@ def test_the_chain_runs_in_pods_of_which_the_captioning_one_alone_asks_for_a_gpu
     assert asked == {"model_weights": [0], "clip_manifest": [0], "captions": [1]}
     assert sum(map(gpus, cluster.pods(run))) == 1
     assert cluster.failures(run) == []
-    assert cluster.finish(waiting) is SUCCESS, cluster.failures(waiting)
     for pod in cluster.pods(run):
         for container in pod.spec.containers:
             assert container.security_context.run_as_user == 10001
@@ -76,6 +75,7 @@ def test_the_chain_runs_in_pods_of_which_the_captioning_one_alone_asks_for_a_gpu
         assert pod.spec.service_account_name == "caption"
         assert not any("token" in mount.name for mount in pod.spec.containers[0].volume_mounts)
         assert any(message.startswith("the engine is ready after") for message in logged(pod))
+    assert cluster.finish(waiting) is SUCCESS, cluster.failures(waiting)
 
 
 @pytest.fixture(scope="module")
@@ -116,14 +116,22 @@ def delete(pod: V1Pod) -> None:
 
 
 def exhaust(pod: V1Pod) -> None:
-    """Let another process in the pod take all of its memory, and its main process be killed for that."""
-    code = "open('/proc/1/oom_score_adj', 'w').write('1000'); taken = b'x' * 2**32"
+    """Fill the pod's memory with processes that are all smaller than its own, which is killed for that."""
+    code = """
+import os, time
+for _ in range(64):
+    if not os.fork():
+        taken = b"x" * 2**26
+        time.sleep(60)
+        os._exit(0)
+time.sleep(60)
+"""
     kubectl("exec", pod.metadata.name, "--namespace", TEST_NAMESPACE, "--", sys.executable, "-c", code, check=False)
 
 
-@pytest.mark.parametrize("end", [delete, exhaust])
+@pytest.mark.parametrize(("end", "reason"), [(delete, "no active pods"), (exhaust, "OOMKilled")])
 def test_the_steps_of_a_run_whose_own_pod_is_lost_end_with_it_and_the_run_is_made_again(
-    cluster: Cluster, long_shard: str, end: Callable[[V1Pod], None]
+    cluster: Cluster, long_shard: str, end: Callable[[V1Pod], None], reason: str
 ) -> None:
     cluster.root.remove_folder(f"{Table.STAGE1}/shard={long_shard}")
     run = cluster.launch("stage1_captions", partition=long_shard, run_config=GPU)
@@ -133,6 +141,7 @@ def test_the_steps_of_a_run_whose_own_pod_is_lost_end_with_it_and_the_run_is_mad
     end(own)
 
     assert cluster.finish(run) is FAILURE
+    assert reason in cluster.reason(run)
     until(lambda: not cluster.pods(run, "captions"), 180, "the captioning pod is gone")
     [again] = until(lambda: cluster.retries(run), 60, "the run is made again")
     assert cluster.finish(again) is SUCCESS, cluster.failures(again)

@@ -16,7 +16,13 @@ from dagster_k8s import K8sRunLauncher
 from dagster_k8s.job import get_user_defined_k8s_config
 from kubernetes_validate import latest_version, validate
 
-from caption_assets.assets.pods import CAPTION_STEP, VERSION_VARIABLE, caption_run_config, step_pod
+from caption_assets.assets.pods import (
+    CAPTION_STEP,
+    STEP_SECONDS,
+    VERSION_VARIABLE,
+    caption_run_config,
+    step_pod,
+)
 from caption_assets.definitions import build_definitions
 from caption_assets.settings import PREFIX, Settings
 from tests.k8s.chart import instance_config, instance_parts, job, server_pods
@@ -150,8 +156,9 @@ def test_pods_at_work_are_not_taken_for_idle_and_those_of_a_run_that_is_over_go(
             "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
             "karpenter.sh/do-not-disrupt": "true",
         }, name
-    run = job(launcher, "slim")
-    assert run["spec"]["ttlSecondsAfterFinished"] == 300
+    seconds = {name: made["spec"]["ttlSecondsAfterFinished"] for name, made in steps(launcher)}
+    assert seconds.pop("run") == 300
+    assert set(seconds.values()) == {STEP_SECONDS}  # they go with the run's pod
 
 
 def test_the_budget_for_runs_is_for_the_pods_that_dagster_labels_as_theirs() -> None:
