@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import os
 import re
 import threading
 from collections.abc import Coroutine, Mapping, Sequence
@@ -17,13 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caption_assets.captioning.admission import Admission
-from caption_assets.captioning.budget import FrameGrid, fit
-from caption_assets.captioning.engine import EngineConfig, start_engine
+from caption_assets.captioning.budget import FrameGrid, FrameTooNarrow, NoRoom, fit, fit_context
+from caption_assets.captioning.engine import CaptionEngine, EngineConfig, EngineError, start_engine
 from caption_assets.captioning.prompts import neutralise
 from caption_assets.captioning.recipe import Generation, Recipe
 from caption_assets.captioning.recovery import EngineKeeper
 from caption_assets.captioning.request import Request, RequestFailed
-from caption_assets.clips.decode import Frames, resize
+from caption_assets.clips.decode import Frames, resize, shown_at
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.models.mirror import publish, read_manifest
 from caption_assets.models.variants import find_variant
@@ -37,13 +38,17 @@ DEFAULT_FPS = 2.0
 """The reference's sampling rate, for frames that come without their own."""
 PLACEHOLDER = "user_prompt"
 """What the reference replaces in a prompt by the text of stage 2."""
-_USER_TEXT = re.compile(r"(?<=<\|vision_end\|>)(?:(?!<\|im_end\|>).)+(?=<\|im_end\|>)", re.DOTALL)
+_USER_TEXTS = (
+    re.compile(r"(?<=<\|vision_end\|>)(?:(?!<\|im_end\|>).)+(?=<\|im_end\|>)", re.DOTALL),
+    re.compile(r"(?<=<\|im_start\|>user\n)(?:(?!<\|im_end\|>|<\|vision_start\|>).)+(?=<\|vision_start\|>)", re.DOTALL),
+)
+"""The user's text after the video, and before it."""
 
 
 class CaptionsIncomplete(CaptionAssetsError):
     """Some videos got no caption."""
 
-    def __init__(self, captions: list[str | None], errors: dict[int, str]) -> None:
+    def __init__(self, captions: list[str | None], stage1: list[str | None], errors: dict[int, str]) -> None:
         first = min(errors)
         super().__init__(
             f"{len(errors)} of {len(captions)} videos got no caption; the first, number {first}: {errors[first]}. The "
@@ -51,6 +56,8 @@ class CaptionsIncomplete(CaptionAssetsError):
         )
         self.captions = captions
         """One for each video, None where there is none."""
+        self.stage1 = stage1
+        """The first stage's, also of videos whose second stage failed."""
         self.errors = errors
         """Why, by number of the video."""
 
@@ -142,6 +149,8 @@ class QwenVL:
             processor_cache_gb=0.0 if self.disable_mmcache else None,
             arguments={"disable_log_stats": not self.verbose},
         )
+        if self.verbose:
+            os.environ.setdefault("VLLM_LOGGING_LEVEL", "INFO")  # at which vLLM tells its statistics
         self._loop = _LoopThread()
         keeper = EngineKeeper(lambda: start_engine(folder, recipe, config))
         self._keeper = self._loop.run(keeper.__aenter__())
@@ -170,55 +179,78 @@ class QwenVL:
 
         Raises:
             ValueError: if a video or prompt is not as above, or there is no place in it for the second prompt.
-            CaptionsIncomplete: if some videos got no caption; it holds the others'.
+            CaptionsIncomplete: if some videos got no caption, also if the engine died too often; it holds the others'.
         """
         if self._loop is None or self._keeper is None:
             raise RuntimeError("call setup() before generate()")
-        inputs = [self._checked(video, generate_stage2_caption) for video in videos]
+        inputs = [self._checked(self._keeper.engine, video, generate_stage2_caption) for video in videos]
         return self._loop.run(self._generate(self._keeper, inputs, generate_stage2_caption))
 
-    def _checked(self, video: Mapping[str, Any], with_stage2: bool) -> _Input:
+    def _checked(self, engine: CaptionEngine, video: Mapping[str, Any], with_stage2: bool) -> _Input:
         given = video["multi_modal_data"]["video"]
         pixels, metadata = given if isinstance(given, tuple) else (given, {})
         frames = as_frames(pixels)
-        limits = self._variant.pixels
-        count, height, width, _ = frames.shape
-        if self.model_does_preprocess:
-            grid = fit(count, height, width, limits)
-            frames = np.stack([resize(frame, grid.height, grid.width) for frame in frames])
-        elif height % limits.factor or width % limits.factor:
-            raise ValueError(
-                f"frames of {width}x{height} pixels are no multiples of {limits.factor}: resize them, or set "
-                "model_does_preprocess=True"
-            )
         prompt = str(video["prompt"])
         if with_stage2:
             second_prompt(prompt, "")
-        return _Input(prompt, Frames(frames, tuple(range(count)), float(metadata.get("fps", DEFAULT_FPS))))
+        shown = Frames(frames, tuple(range(len(frames))), float(metadata.get("fps", DEFAULT_FPS)))
+        if self.model_does_preprocess:
+            return _Input(prompt, self._scaled(engine, shown, prompt))
+        _, height, width, _ = frames.shape
+        factor = self._variant.pixels.factor
+        if height % factor or width % factor:
+            raise ValueError(
+                f"frames of {width}x{height} pixels are no multiples of {factor}: resize them, or set "
+                "model_does_preprocess=True"
+            )
+        return _Input(prompt, shown)
+
+    def _scaled(self, engine: CaptionEngine, given: Frames, prompt: str) -> Frames:
+        """Frames of the size, and as many of them, as the model's pixel limits and the context allow."""
+        limits = self._variant.pixels
+        last, height, width = len(given.pixels) - 1, *given.pixels.shape[1:3]
+        room = engine.context - self._text_tokens(engine, prompt)
+
+        def fps(frames: int) -> float:
+            return given.fps * (frames - 1) / last
+
+        try:
+            wanted = fit(last + 1, height, width, limits)
+            grid = fit_context(wanted, limits, lambda grid: engine.video_tokens(grid, fps(grid.frames)), room)
+        except (FrameTooNarrow, NoRoom) as error:
+            raise ValueError(str(error)) from error
+        indices = shown_at([number / given.fps for number in range(last + 1)], grid.frames)
+        pixels = np.stack([resize(given.pixels[index], grid.height, grid.width) for index in indices])
+        return Frames(pixels, indices, fps(grid.frames))
+
+    def _text_tokens(self, engine: CaptionEngine, prompt: str) -> int:
+        """Tokens beside the video: of the prompt, and of two captions, one of which may be in the second prompt."""
+        return engine.text_tokens(prompt) + engine.text_tokens(self.stage2_prompt_text) + 2 * self.max_output_tokens
 
     async def _generate(self, keeper: EngineKeeper, inputs: Sequence[_Input], with_stage2: bool) -> list[str]:
-        admission = Admission(keeper.engine.capacity)
+        engine, special = keeper.engine, keeper.engine.special_tokens
+        admission = Admission(engine.capacity)
         generation = Generation(max_output_tokens=self.max_output_tokens)
         captions: list[str | None] = [None] * len(inputs)
+        stage1: list[str | None] = [None] * len(inputs)
         errors: dict[int, str] = {}
 
         async def one(number: int, video: _Input) -> None:
             count, height, width, _ = video.frames.pixels.shape
-            text = keeper.engine.text_tokens(video.prompt) + 2 * self.max_output_tokens
-            load = keeper.engine.load(FrameGrid(count, height, width), text)
+            load = engine.load(FrameGrid(count, height, width), self._text_tokens(engine, video.prompt))
             await admission.enter(load)
             request = Request(uuid4().hex, video.frames, video.prompt, generation, stage=1, replica=number)
             try:
-                caption = (await keeper.complete(request)).text
+                stage1[number] = caption = (await keeper.complete(request)).text
                 if with_stage2:
-                    told = neutralise(self.stage2_prompt_text + caption, keeper.engine.special_tokens)
+                    told = neutralise(self.stage2_prompt_text + caption, special)
                     prompt = second_prompt(video.prompt, told)
                     again = Request(
                         request.video_id, video.frames, prompt, generation, stage=2, seen=True, replica=number
                     )
                     caption = (await keeper.complete(again)).text
                 captions[number] = caption
-            except RequestFailed as error:
+            except (RequestFailed, EngineError) as error:  # the latter all get that are left
                 errors[number] = str(error)
             finally:
                 admission.leave(load)
@@ -227,26 +259,26 @@ class QwenVL:
             for number, video in enumerate(inputs):
                 group.create_task(one(number, video))
         if errors:
-            raise CaptionsIncomplete(captions, errors)
+            raise CaptionsIncomplete(captions, stage1, errors)
         return [caption for caption in captions if caption is not None]
 
 
 def second_prompt(prompt: str, text: str) -> str:
-    """``prompt`` with ``text`` in place of ``user_prompt``, or else of the user's text after the video.
+    """``prompt`` with ``text`` in place of ``user_prompt``, or else of the user's text after the video, or before it.
 
     Raises:
         ValueError: if there is neither.
     """
-    before, found, after = prompt.rpartition(PLACEHOLDER)
-    if found:
+    before, placeholder, after = prompt.rpartition(PLACEHOLDER)
+    if placeholder:
         return before + text + after
-    users = list(_USER_TEXT.finditer(prompt))
-    if not users:
-        raise ValueError(
-            f"the prompt holds neither {PLACEHOLDER!r} nor a user's text between <|vision_end|> and <|im_end|>: render "
-            "it with the model's chat template, the video before the text"
-        )
-    return prompt[: users[-1].start()] + text + prompt[users[-1].end() :]
+    for pattern in _USER_TEXTS:
+        if found := list(pattern.finditer(prompt)):
+            return prompt[: found[-1].start()] + text + prompt[found[-1].end() :]
+    raise ValueError(
+        f"the prompt holds neither {PLACEHOLDER!r} nor a user's text beside the video: render it with the model's chat "
+        "template"
+    )
 
 
 def as_frames(pixels: Any) -> NDArray[np.uint8]:

@@ -14,11 +14,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from caption_assets.captioning.engine import EngineDied
 from caption_assets.captioning.prompts import CAPTION_SLOT, GENERAL
+from caption_assets.captioning.recovery import EngineKeeper
+from caption_assets.captioning.request import Completion, Request, RequestFailed
 from caption_assets.clips.decode import decode
-from caption_assets.models.variants import VARIANTS
-from caption_assets.qwen_vl import CaptionsIncomplete, QwenVL, as_frames, second_prompt
+from caption_assets.models.variants import VARIANTS, find_variant
+from caption_assets.qwen_vl import CaptionsIncomplete, QwenVL, _LoopThread, as_frames, second_prompt
 from caption_assets.sample.clips import SampleClip, encode, random_clip
+from tests.captioning.stand_in import StandIn, start_stand_in
 from tests.models.files import MODEL, SHARD
 from tests.models.hub_server import Fault, HubServer
 
@@ -63,6 +67,12 @@ def test_without_it_the_users_text_after_the_video_is_replaced(text: str) -> Non
 
 
 @pytest.mark.fast
+def test_the_users_text_may_stand_before_the_video() -> None:
+    turned = "<|im_start|>user\n{}<|vision_start|><|video_pad|><|vision_end|><|im_end|>\n<|im_start|>assistant\n"
+    assert second_prompt(turned.format("Describe it."), "text") == turned.format("text")
+
+
+@pytest.mark.fast
 @pytest.mark.parametrize("prompt", ["Describe it.", TEMPLATE.format("")])
 def test_where_there_is_no_place_for_it_the_same_prompt_is_not_asked_twice(prompt: str) -> None:
     with pytest.raises(ValueError, match="chat template"):
@@ -85,6 +95,71 @@ def test_every_form_of_frames_gives_the_same_pictures() -> None:
 def test_what_is_no_video_is_refused(bad: Any) -> None:
     with pytest.raises(ValueError, match="video"):
         as_frames(bad)
+
+
+class Mortal(StandIn):
+    """Dies of one prompt, and fails the second stage of another."""
+
+    async def complete(self, request: Request) -> Completion:
+        if "deadly" in request.prompt:
+            raise EngineDied("scripted")
+        if request.stage == 2 and "shy" in request.prompt:
+            raise RequestFailed("refused", "no second stage")
+        return Completion(f"caption of {request.prompt}", "stop", 1, 0, 1)
+
+
+@pytest.fixture
+def on_a_stand_in() -> Iterator[QwenVL]:
+    """A model whose engine is a stand-in that may die, and is not built again."""
+    model = QwenVL("/models", "sample", 16, fp8=False, stage2_prompt_text="user_prompt shy ")
+    loop = _LoopThread()
+    keeper = EngineKeeper(lambda: start_stand_in(Mortal()), max_restarts=0)
+    loop.run(keeper.__aenter__())
+    model._loop, model._keeper = loop, keeper
+    yield model
+    model.close()
+
+
+def blank(prompt: str, frames: int = 4, size: tuple[int, int] = (28, 56)) -> dict[str, Any]:
+    return {"prompt": prompt, "multi_modal_data": {"video": (np.zeros((frames, *size, 3), np.uint8), {"fps": 4.0})}}
+
+
+@pytest.mark.fast
+def test_an_engine_that_dies_for_good_leaves_what_was_captioned(on_a_stand_in: QwenVL) -> None:
+    with pytest.raises(CaptionsIncomplete, match=r"1 of 2 videos.*CAPTION_MAX_ENGINE_RESTARTS") as raised:
+        on_a_stand_in.generate([blank("one"), blank("deadly")])
+    assert raised.value.captions == ["caption of one", None]
+
+
+@pytest.mark.fast
+def test_a_second_stage_that_fails_leaves_the_first_caption(on_a_stand_in: QwenVL) -> None:
+    with pytest.raises(CaptionsIncomplete, match="no second stage") as raised:
+        on_a_stand_in.generate([blank("user_prompt")], generate_stage2_caption=True)
+    assert raised.value.captions == [None]
+    assert raised.value.stage1 == ["caption of user_prompt"]
+
+
+@pytest.mark.fast
+def test_a_video_too_long_for_the_model_is_thinned_and_its_true_rate_told(on_a_stand_in: QwenVL) -> None:
+    seen: list[Request] = []
+    keeper = on_a_stand_in._keeper
+    assert keeper is not None
+    asked = keeper.complete
+
+    async def watch(request: Request) -> Completion:
+        seen.append(request)
+        return await asked(request)
+
+    keeper.complete = watch  # type: ignore[method-assign]
+    on_a_stand_in.model_does_preprocess = True
+    on_a_stand_in.generate([blank("user_prompt", frames=768, size=(120, 160))])
+    [request] = seen
+    frames, height, width, _ = request.frames.pixels.shape
+    limits = find_variant("sample").pixels
+    assert frames < 768
+    assert frames * height * width <= limits.total_pixels
+    assert (request.frames.indices[0], request.frames.indices[-1]) == (0, 767)
+    assert request.frames.fps == pytest.approx(4.0 * (frames - 1) / 767)
 
 
 @pytest.mark.store
