@@ -104,7 +104,9 @@ class Settings(BaseSettings):
         1, ge=0, description="How often a caption with quality flags is generated again; the best attempt is kept"
     )
     request_seconds: float = Field(600.0, gt=0, description="Longest time that one answer of the engine may take")
-    max_engine_restarts: int = Field(10, ge=0, description="Deaths of the engine that one run puts up with")
+    max_engine_restarts: int = Field(
+        10, ge=0, description="Deaths of the engine that one run puts up with for every 1,000 answers begun"
+    )
     tensor_parallel_size: int = Field(1, ge=1, description="GPUs that one replica of the model is spread over")
     data_parallel_size: int = Field(1, ge=1, description="Replicas of the model, each on GPUs of its own")
     engine_args: dict[str, Any] = Field(

@@ -36,10 +36,13 @@ ENVIRONMENT = {
 """Defaults for variables that vLLM reads; what the user has set stands."""
 OURS = frozenset(
     {"model", "tokenizer", "revision", "tokenizer_revision", "trust_remote_code", "scheduling_policy"}
-    | {"dtype", "quantization", "quantization_config"}
+    | {"dtype", "quantization", "quantization_config", "mm_processor_kwargs", "limit_mm_per_prompt", "hf_overrides"}
+    | {"tensor_parallel_size", "data_parallel_size"}
 )
-"""Engine arguments that are not the user's: weights come verified from the mirror, no remote code is run, and what
-changes captions is part of the recipe."""
+"""Engine arguments that are not the user's: weights come verified from the mirror, no remote code is run, what changes
+captions is part of the recipe, and how many GPUs there are has settings of its own, for the pod asks for them."""
+VISION_PARTS = ("visual.*", "vision_tower.*", "vision_model.*")
+"""What vLLM's models call the part that looks at pictures."""
 TIMED_MODELS = frozenset({"qwen3_vl", "qwen3_vl_moe"})
 """Model types whose prompts tell the time of each temporal patch in words."""
 CACHE_BYTES_PER_PIXEL = 2 * 3 * 2
@@ -102,7 +105,8 @@ def engine_arguments(model: Path, recipe: Recipe, config: EngineConfig) -> dict[
     if forbidden := OURS & config.arguments.keys():
         raise EngineError(
             f"CAPTION_ENGINE_ARGS gives {', '.join(sorted(forbidden))}, which this project sets by itself: take it out "
-            "(the model is chosen with CAPTION_MODEL, FP8 with CAPTION_FP8)"
+            "(the model is chosen with CAPTION_MODEL, FP8 with CAPTION_FP8, GPUs with CAPTION_TENSOR_PARALLEL_SIZE and "
+            "CAPTION_DATA_PARALLEL_SIZE)"
         )
     variant = recipe.variant
     arguments: dict[str, Any] = {
@@ -124,7 +128,7 @@ def engine_arguments(model: Path, recipe: Recipe, config: EngineConfig) -> dict[
         arguments["mm_processor_kwargs"] = {"do_resize": False}
     if recipe.fp8:
         # The language model alone: FP8 of the vision tower is fragile (vllm issue 17595).
-        arguments |= {"quantization": "fp8_per_tensor", "quantization_config": {"ignore": ["visual.*"]}}
+        arguments |= {"quantization": "fp8_per_tensor", "quantization_config": {"ignore": list(VISION_PARTS)}}
     wanted = {
         "gpu_memory_utilization": config.gpu_memory_utilization,
         "mm_processor_cache_gb": config.processor_cache_gb,
@@ -171,6 +175,7 @@ async def start_engine(model: Path, recipe: Recipe, config: EngineConfig) -> Asy
     engine = CaptionEngine(llm, recipe, config, _children() - before)
     del llm
     try:
+        engine.check_template()
         yield engine
     finally:
         engine.shut_down()
@@ -284,13 +289,39 @@ class CaptionEngine:
         per_token = CACHE_BYTES_PER_PIXEL * self._recipe.variant.pixels.factor**2
         return Load(1, visual + text_tokens, visual * per_token, grid.bytes)
 
+    @cached_property
+    def _template(self) -> str | None:
+        """The model's own chat template: its processor's, or else its tokenizer's."""
+        from vllm.renderers.hf import resolve_chat_template
+
+        tokenizer = self._llm.get_tokenizer()
+        template: str | None = resolve_chat_template(tokenizer, None, None, model_config=self._llm.model_config)
+        return template
+
+    def check_template(self) -> None:
+        """Have a prompt rendered.
+
+        Raises:
+            EngineError: if the model's chat template takes no video.
+        """
+        try:
+            self.render("")
+        except Exception as error:  # a template is a program
+            raise EngineError(
+                f"the chat template of {self._recipe.variant.hub_id} takes no video ({type(error).__name__}: {error}): "
+                "choose a model with one that does"
+            ) from error
+
     def render(self, instruction: str) -> str:
         """The whole prompt, by the model's own chat template: the video first, so that both stages share a prefix."""
         text = neutralise(instruction, self.special_tokens)
         content = [{"type": "video"}, {"type": "text", "text": text}]
         return str(
             self._llm.get_tokenizer().apply_chat_template(
-                [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+                [{"role": "user", "content": content}],
+                chat_template=self._template,
+                tokenize=False,
+                add_generation_prompt=True,
             )
         )
 
@@ -367,8 +398,7 @@ class CaptionEngine:
         return EngineDied(f"the engine died: {self._death.result()}")
 
     async def _answer(self, request: Request, *, with_pixels: bool) -> Completion:
-        from vllm.exceptions import VLLMClientError
-        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+        from vllm.v1.engine.exceptions import EngineDeadError
 
         final = None
         try:
@@ -384,7 +414,9 @@ class CaptionEngine:
                 self._last_sign = asyncio.get_running_loop().time()
         except EngineDeadError as error:
             raise self._died("its last words are in the log above") from error
-        except (VLLMClientError, ValueError, EngineGenerateError) as error:
+        except _Forgotten:
+            raise
+        except Exception as error:  # whatever is wrong with one request stops no other
             raise RequestFailed("refused", str(error.__cause__ or error) or type(error).__name__) from error
         reason = str(final.outputs[0].finish_reason) if final else "none"
         if final is None or reason not in ("stop", "length"):

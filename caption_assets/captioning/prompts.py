@@ -89,13 +89,20 @@ def neutralise(text: str, special: Collection[str]) -> str:
 
     A caption or a custom text may hold ``<|im_end|>`` and the like, which would end the turn or open another.
     """
-    breakable = sorted((token for token in special if len(token) > 1), key=len, reverse=True)
+    # One that is a single character between spaces cannot be broken up, nor need it be: it ends no turn.
+    breakable = sorted((token for token in special if len(token.strip()) > 1), key=len, reverse=True)
     if not breakable:
         return text
     pattern = re.compile("|".join(map(re.escape, breakable)))
     while pattern.search(text):  # again, since tokens may overlap in the text
-        text = pattern.sub(lambda token: f"{token.group()[0]} {token.group()[1:]}", text)
+        text = pattern.sub(lambda token: _broken(token.group()), text)
     return text
+
+
+def _broken(token: str) -> str:
+    """A token with a space after its first character that is none."""
+    first = len(token) - len(token.lstrip()) + 1
+    return f"{token[:first]} {token[first:]}"
 
 
 def text_hash(text: str) -> str:

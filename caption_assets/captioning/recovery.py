@@ -13,6 +13,8 @@ from caption_assets.captioning.engine import CaptionEngine, EngineDied, EngineEr
 from caption_assets.captioning.request import Completion, PoisonWindow, Request
 
 StartEngine = Callable[[], AbstractAsyncContextManager[CaptionEngine]]
+ANSWERS = 1000
+"""After so many answers as many deaths are put up with again: a long run may meet more poison than a broken engine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ class EngineKeeper:
 
     Args:
         start: builds an engine.
-        max_restarts: deaths that are put up with; the next is an error.
+        max_restarts: deaths that are put up with, as many again for each ``ANSWERS`` answers; the next is an error.
         on_death: told of each death, with its reason.
     """
 
@@ -61,6 +63,7 @@ class EngineKeeper:
         self._under_way = 0
         self._recovery: asyncio.Task[None] | None = None
         self._resent = 0
+        self._answers = 0
         self.deaths = 0
         """Engines that have died."""
 
@@ -107,7 +110,9 @@ class EngineKeeper:
             raise self._error
         self._under_way += 1
         try:
-            return await self.engine.complete(request)
+            answer = await self.engine.complete(request)
+            self._answers += 1
+            return answer
         except EngineDied as death:
             suspect = _Suspect(request, asyncio.get_running_loop().create_future())
             self._suspects.append(suspect)
@@ -128,11 +133,9 @@ class EngineKeeper:
             size = max(math.isqrt(len(suspects)), 1)
             for first in range(0, len(suspects), size):
                 group = suspects[first : first + size]
-                killers = await self._unanswered(group)
-                if len(group) > 1:
-                    killers = [one for suspect in killers for one in await self._unanswered([suspect])]
-                for killer in killers:
-                    killer.fail(PoisonWindow())
+                for suspect in await self._unanswered(group):
+                    for killer in await self._unanswered([suspect]):
+                        killer.fail(PoisonWindow())
         except Exception as error:  # whatever it is, those who wait must learn of it
             self._error = error
             for suspect in suspects:
@@ -163,12 +166,12 @@ class EngineKeeper:
         self.deaths += 1
         self._on_death(reason)
         await self._end()
-        if self.deaths > self._max_restarts:
+        if self.deaths > self._max_restarts * (1 + self._answers // ANSWERS):
             raise EngineError(
-                f"the engine has died {self.deaths} times in this run, more than CAPTION_MAX_ENGINE_RESTARTS = "
-                f"{self._max_restarts} allows; the last time: {reason}. What was published stays: mend the cause "
-                "(often memory: lower CAPTION_GPU_MEMORY_UTILIZATION or CAPTION_PROCESSOR_CACHE_GB) and materialize "
-                "again"
+                f"the engine has died {self.deaths} times in this run of {self._answers} answers, more than "
+                f"CAPTION_MAX_ENGINE_RESTARTS = {self._max_restarts} allows for each {ANSWERS}; the last time: "
+                f"{reason}. What was published stays: mend the cause (often memory: lower "
+                "CAPTION_GPU_MEMORY_UTILIZATION or CAPTION_PROCESSOR_CACHE_GB) and materialize again"
             )
         await self._build()
 

@@ -49,8 +49,12 @@ class RequestFailed(Exception):
         """One word for tables."""
 
 
+POISON = "poison"
+"""Kind of a window that kills the engine."""
+
+
 class PoisonWindow(RequestFailed):
     """A request of which the engine dies each time, also when it is alone: it is not tried again."""
 
     def __init__(self) -> None:
-        super().__init__("poison", "the engine dies of this window each time it is asked about it")
+        super().__init__(POISON, "the engine dies of this window each time it is asked about it")

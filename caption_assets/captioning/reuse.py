@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from caption_assets.captioning.recipe import Recipe
+from caption_assets.captioning.request import POISON
 from caption_assets.captioning.rows import Problem, stage1_failed, uncaptioned
 from caption_assets.captioning.task import Captioned, Task
 from caption_assets.store.tables import CaptionRow, Status, Table
@@ -38,7 +39,8 @@ class Reuse:
     """Decides which rows stay as they are.
 
     One with a caption does, as long as its fingerprint is what it would be now. One that failed is made again, until
-    ``max_attempts`` requests have been made for it.
+    ``max_attempts`` requests have been made for it; but for a window that kills the engine, which has been asked alone:
+    each run would lose three engines to it.
     """
 
     recipe: Recipe
@@ -74,6 +76,6 @@ class Reuse:
         row = self.earlier.find(table, window_id, fingerprint)
         if row is None:
             return None, 0
-        if row.status is Status.OK or row.attempts >= self.max_attempts:
+        if row.status is Status.OK or row.error_kind == POISON or row.attempts >= self.max_attempts:
             return row, 0
         return None, row.attempts

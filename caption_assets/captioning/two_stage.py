@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from itertools import count
 
 from caption_assets.captioning.admission import NOTHING, Load
 from caption_assets.captioning.budget import (
@@ -51,10 +52,15 @@ class Plan:
     """Within the limits of a window and the context as well."""
     load: Load
     """What it takes while it is under way."""
+    caption_room: int
+    """Tokens that its stage-1 caption may have, so that stage 2 has room for the caption and for its own."""
 
 
 class Said:
-    """What has been said of a window: resolved as its stages are done, None where one failed.
+    """What was said of a window first: resolved with the first answer to each stage, None where there was none at once.
+
+    The window after it is compared with that. It must not wait for what is tried again afterwards: a clip whose windows
+    look alike would be captioned one by one, and one that hangs would hold up all that follow.
 
     Args:
         captions: of both stages, where they are known already.
@@ -85,6 +91,10 @@ class _Run:
     plan: Plan
     before: Said | None
     """Of the window before it in the same clip."""
+    said: Said
+    """Of this one."""
+    replica: int
+    """Of the engine, by its number modulo how many there are."""
     grid: FrameGrid
     """As it is shown at present."""
     frames: Frames | None = None
@@ -128,6 +138,7 @@ class Captioner:
         self._recipe = recipe
         self._decoder = decoder
         self._with_stage2 = with_stage2
+        self._replicas = count()
 
     def plan(self, task: Task) -> Plan | Problem:
         """How a task's window will be shown, or why it cannot be."""
@@ -135,14 +146,14 @@ class Captioner:
             return self._plan(task.window)
         except (FrameTooNarrow, NoRoom) as error:
             return Problem(error.kind, str(error))
-        except (ValueError, ArithmeticError) as error:
-            return Problem("manifest", f"the manifest's row cannot be used: {error}")
+        except Exception as error:  # whatever is wrong with one row stops no other
+            return Problem("manifest", f"the manifest's row cannot be used: {type(error).__name__}: {error}")
 
     def _plan(self, window: ManifestRow) -> Plan:
         limits, engine = self._recipe.variant.pixels, self._keeper.engine
         height, width = known(window.height), known(window.width)
         seconds = known(window.end_seconds) - known(window.start_seconds)
-        count = frame_count(seconds, known(window.end_frame) - known(window.start_frame), self._recipe.frames)
+        frames = frame_count(seconds, known(window.end_frame) - known(window.start_frame), self._recipe.frames)
         prompt, most = self._recipe.prompt_for(window), self._recipe.generation.max_output_tokens
         # Room for both stages, also where one is made alone: it must show the same frames as a joint run.
         stage1_text, stage2_text = (
@@ -153,9 +164,10 @@ class Captioner:
         def tokens(grid: FrameGrid) -> int:
             return engine.video_tokens(grid, (grid.frames - 1) / seconds)
 
-        grid = fit_context(fit(count, height, width, limits), limits, tokens, engine.context - text)
-        wanted = FrameGrid(count, *fit_size(height, width, limits, limits.max_pixels))
-        return Plan(wanted, grid, engine.load(grid, text))
+        grid = fit_context(fit(frames, height, width, limits), limits, tokens, engine.context - text)
+        wanted = FrameGrid(frames, *fit_size(height, width, limits, limits.max_pixels))
+        room = engine.context - tokens(grid) - stage2_text - SPARE_TOKENS - most
+        return Plan(wanted, grid, engine.load(grid, text), room)
 
     async def run(self, task: Task, plan: Plan | Problem, before: Said | None, said: Said) -> Captioned:
         """Both stages of one task, or as many as are wanted and missing.
@@ -166,20 +178,20 @@ class Captioner:
         try:
             if isinstance(plan, Problem):
                 return uncaptioned(self._recipe, task, plan, with_stage2=self._with_stage2)
-            run = _Run(task, plan, before, plan.grid)
+            if task.stage1:
+                said.resolve(1, task.stage1.caption)
+            run = _Run(task, plan, before, said, next(self._replicas), plan.grid)
             try:
                 run.frames = await self._decode(run)
             except RequestFailed as error:
                 problem = Problem(error.kind, str(error))
                 return uncaptioned(self._recipe, task, problem, with_stage2=self._with_stage2)
             stage1 = task.stage1 or await self._stage(1, run, None)
-            said.resolve(1, stage1.caption)
             if not self._with_stage2:
                 return Captioned(task, stage1, None, run.spent)
             if stage1.caption is None:
                 return Captioned(task, stage1, stage1_failed(self._recipe, task.window), run.spent)
             stage2 = await self._stage(2, run, stage1)
-            said.resolve(2, stage2.caption)
             return Captioned(task, stage1, stage2, run.spent)
         finally:
             for stage in (1, 2):
@@ -215,12 +227,16 @@ class Captioner:
         )
 
     async def _best(self, stage: int, run: _Run, instruction: str) -> _Attempt:
-        """The answer with the fewest flags, asked for again while it has any and as often as the recipe allows."""
+        """The answer with the fewest flags, asked for again while it has any and as often as the recipe allows.
+
+        Only the first is asked for down the ladder: another is worth no smaller picture, which stage 2 would have too.
+        """
         generation = self._recipe.generation
         attempts: list[_Attempt] = []
         for again in range(self._recipe.regenerations + 1):
             try:
-                attempt = await self._ask(stage, run, instruction, generation)
+                ask = self._ask_once if again else self._ask_down
+                attempt = await ask(stage, run, instruction, generation)
             except RequestFailed:
                 if not attempts:
                     raise
@@ -232,15 +248,16 @@ class Captioner:
                 neighbour=await run.before.caption(stage) if run.before else None,
             )
             attempts.append(replace(attempt, flags=flags))
-            if not flags or (changed := self._changed(attempts[-1], again)) is None:
+            room = run.plan.caption_room if stage == 1 else self._keeper.engine.context - attempt.answer.prompt_tokens
+            if not flags or (changed := self._changed(attempts[-1], again, room)) is None:
                 break
             generation = changed
-        return min(attempts, key=lambda attempt: len(attempt.flags))
+        # Of two that were cut off the longer one says more.
+        return min(attempts, key=lambda attempt: (len(attempt.flags), -attempt.generation.max_output_tokens))
 
-    def _changed(self, attempt: _Attempt, again: int) -> Generation | None:
+    def _changed(self, attempt: _Attempt, again: int, room: int) -> Generation | None:
         """How it is drawn after a flagged answer: otherwise, and longer if that was cut off; None if it is no use."""
         first = self._recipe.generation
-        room = self._keeper.engine.context - attempt.answer.prompt_tokens
         limit = min(2 * first.max_output_tokens, room) if CUT_OFF in attempt.flags else first.max_output_tokens
         if attempt.flags == (CUT_OFF,):
             longer = limit > attempt.generation.max_output_tokens
@@ -255,41 +272,50 @@ class Captioner:
             max_output_tokens=limit,
         )
 
-    async def _ask(self, stage: int, run: _Run, instruction: str, generation: Generation) -> _Attempt:
+    async def _ask_down(self, stage: int, run: _Run, instruction: str, generation: Generation) -> _Attempt:
         """An answer, whatever it takes of the ladder."""
         limits = self._recipe.variant.pixels
-        prompt = self._keeper.engine.render(instruction)
         failure: RequestFailed | None = None
         for rung, grid in enumerate(ladder(run.grid, lambda grid: smaller_frames(grid, limits))):
             if rung:
                 run.show(grid)
-            frames = run.frames = run.frames or await self._decode(run)
-            request = Request(
-                video_id=self._video_id(run),
-                frames=frames,
-                prompt=prompt,
-                generation=generation,
-                stage=stage,
-                seen=run.seen,
-                replica=run.task.number,
-            )
-            run.attempts += 1
-            begun = time.monotonic()
             try:
-                answer = await self._keeper.complete(request)
+                attempt = await self._ask_once(stage, run, instruction, generation)
             except PoisonWindow:
-                run.attempts += POISON_DEATHS - 1
                 raise
             except RequestFailed as error:
+                run.said.resolve(stage, None)
                 failure = error
                 continue
-            finally:
-                waited = time.monotonic() - begun
-                run.spent += Spent(stage1=waited) if stage == 1 else Spent(stage2=waited)
-            run.seen = True
-            return _Attempt(answer, generation, run.grid, frames)
+            run.said.resolve(stage, attempt.answer.text)
+            return attempt
         assert failure is not None  # the ladder has rungs
         raise failure
+
+    async def _ask_once(self, stage: int, run: _Run, instruction: str, generation: Generation) -> _Attempt:
+        """An answer to the window as it is shown at present."""
+        frames = run.frames = run.frames or await self._decode(run)
+        request = Request(
+            video_id=self._video_id(run),
+            frames=frames,
+            prompt=self._keeper.engine.render(instruction),
+            generation=generation,
+            stage=stage,
+            seen=run.seen,
+            replica=run.replica,
+        )
+        run.attempts += 1
+        begun = time.monotonic()
+        try:
+            answer = await self._keeper.complete(request)
+        except PoisonWindow:
+            run.attempts += POISON_DEATHS - 1
+            raise
+        finally:
+            waited = time.monotonic() - begun
+            run.spent += Spent(stage1=waited) if stage == 1 else Spent(stage2=waited)
+        run.seen = True
+        return _Attempt(answer, generation, run.grid, frames)
 
     def _video_id(self, run: _Run) -> str:
         """Covers the frames: another size or sampling of the same window must not meet the same cache entry."""

@@ -26,6 +26,7 @@ class StandIn:
     """
 
     resent = 0
+    special_tokens: frozenset[str] = frozenset()
     context = SAMPLE.max_model_len
     capacity = Load(16, 10**9, 10**12, 10**12)
 

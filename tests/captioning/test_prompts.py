@@ -35,13 +35,15 @@ def test_the_library_has_a_prompt_for_each_kind_of_camera() -> None:
     assert len(set(texts)) == 6
 
 
-SPECIAL = ("<|im_end|>", "<|im_start|>", "<|video_pad|>", "ab", "bc")
+SPECIAL = ("<|im_end|>", "<|im_start|>", "<|video_pad|>", "ab", "bc", " xa", "x  a", "  ", "\n ")
+UNBREAKABLE = {"  ", "\n "}
+"""Runs of spaces, which some tokenizers have as tokens: they end no turn."""
 
 
-@given(st.lists(st.sampled_from([*SPECIAL, "<|", "|>", "a", "x", " ", "\\d"])).map("".join))
+@given(st.lists(st.sampled_from([*SPECIAL, "<|", "|>", "a", "x", " ", "\n", "\\d"])).map("".join))
 def test_no_special_token_is_left_in_a_neutralised_text_and_nothing_is_lost(text: str) -> None:
     harmless = neutralise(text, SPECIAL)
-    assert not any(token in harmless for token in SPECIAL)
+    assert not any(token in harmless for token in SPECIAL if token not in UNBREAKABLE)
     assert harmless.replace(" ", "") == text.replace(" ", "")
 
 

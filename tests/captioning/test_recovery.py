@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from caption_assets.captioning import recovery
 from caption_assets.captioning.engine import EngineDied, EngineError
 from caption_assets.captioning.recipe import Generation
 from caption_assets.captioning.recovery import EngineKeeper
@@ -129,4 +130,23 @@ def test_deaths_are_told() -> None:
             await ask_all(keeper, 1)
 
     asyncio.run(run())
-    assert told == ["scripted", "scripted"]  # under way, and then alone
+    assert told == ["scripted"] * 3  # under way, and then twice alone: it may have been killed from outside
+
+
+def test_as_many_deaths_again_are_put_up_with_after_so_many_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recovery, "ANSWERS", 10)
+    engines = Engines({str(number) for number in range(0, 60, 10)})
+
+    async def run() -> list[Any]:
+        async with EngineKeeper(engines.start, max_restarts=6) as keeper:
+            return [await outcome for outcome in [ask_one(keeper, number) for number in range(60)]]
+
+    outcomes = asyncio.run(run())
+    assert sum(isinstance(outcome, PoisonWindow) for outcome in outcomes) == 6
+    assert sum(isinstance(outcome, Completion) for outcome in outcomes) == 54
+
+
+async def ask_one(keeper: EngineKeeper, number: int) -> Any:
+    request = Request(str(number), NO_FRAMES, "", Generation(), stage=1)
+    [outcome] = await asyncio.gather(keeper.complete(request), return_exceptions=True)
+    return outcome

@@ -15,15 +15,16 @@ import pytest
 from caption_assets.captioning.job import Job
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.recovery import EngineKeeper
-from caption_assets.captioning.request import Request
+from caption_assets.captioning.request import PoisonWindow, Request
 from caption_assets.captioning.shard import caption_shards
+from caption_assets.captioning.two_stage import POISON_DEATHS
 from caption_assets.clips.manifest import probe_clips
 from caption_assets.clips.shard import find_shard
 from caption_assets.clips.window import Windowing
 from caption_assets.store.checkpoints import checkpoint_folder
 from caption_assets.store.lease import Leases
 from caption_assets.store.root import Root
-from caption_assets.store.tables import Status, Table, publish_manifest, read_captions
+from caption_assets.store.tables import Status, Table, publish_manifest, read_captions, read_manifest
 from tests.captioning.stand_in import StandIn, start_stand_in
 from tests.captioning.watch import Log
 from tests.conftest import SANDBOX
@@ -169,6 +170,22 @@ def test_failed_rows_are_made_again_until_their_attempts_reach_the_limit(world: 
     world.run(recipe=Recipe(prompt=other), max_attempts=9)
     assert world.asked == {2: 1}
     assert read_captions(world.root, Table.STAGE2, "a")[0].attempts == 9
+
+
+def test_a_window_that_kills_the_engine_is_not_asked_again_by_the_next_run(world: World) -> None:
+    poison = read_manifest(world.root, "a")[0].window_id
+
+    def asked(request: Request) -> None:
+        world.count(request)
+        if request.video_id.startswith(poison):
+            raise PoisonWindow
+
+    world.run(engine=StandIn(asked))
+    row = read_captions(world.root, Table.STAGE1, "a")[0]
+    assert (row.window_id, row.error_kind, row.attempts) == (poison, "poison", POISON_DEATHS)
+    world.run(engine=StandIn(asked))
+    assert world.asked == {}
+    assert read_captions(world.root, Table.STAGE1, "a")[0] == row
 
 
 def test_stage_2_alone_takes_up_what_was_published(world: World) -> None:

@@ -1,0 +1,149 @@
+"""Windows through a stand-in for the engine: who waits for whom, and what becomes of one that does not work."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from caption_assets.captioning.budget import FrameGrid
+from caption_assets.captioning.recipe import Generation, Recipe
+from caption_assets.captioning.recovery import EngineKeeper
+from caption_assets.captioning.request import Completion, Request, RequestFailed
+from caption_assets.captioning.task import Captioned, Task
+from caption_assets.captioning.two_stage import SPARE_TOKENS
+from caption_assets.clips.window import Windowing
+from caption_assets.store.tables import Status
+from tests.captioning.stand_in import StandIn, start_stand_in
+from tests.captioning.tasks import film_tasks
+from tests.conftest import caption_all
+from tests.videos import moving_video
+
+pytestmark = pytest.mark.fast
+
+ALIKE = "nothing at all happens in this quiet street"
+RECIPE = Recipe()
+
+
+class Scripted(StandIn):
+    """Answers as it is told, and remembers what it was asked."""
+
+    def __init__(self, answer: Callable[[Request], str | None]) -> None:
+        super().__init__()
+        self._answer = answer
+        self.asked: list[Request] = []
+        self.finish_reason = "stop"
+
+    async def complete(self, request: Request) -> Completion:
+        self.asked.append(request)
+        if (text := self._answer(request)) is None:
+            raise RequestFailed("timeout", "it was told to fail")
+        return Completion(text, self.finish_reason, 100, 0, len(text.split()))
+
+
+def run(engine: StandIn, tasks: list[Task], recipe: Recipe = RECIPE) -> list[Captioned]:
+    return asyncio.run(caption_all(EngineKeeperOf(engine), recipe, tasks))
+
+
+class EngineKeeperOf(EngineKeeper):
+    """A keeper whose engine is there from the start."""
+
+    def __init__(self, engine: StandIn) -> None:
+        super().__init__(lambda: start_stand_in(engine))
+        self._engine = engine  # type: ignore[assignment]
+        self._open.set()
+
+
+@pytest.fixture(scope="module")
+def windows() -> list[Task]:
+    """Twelve windows of one clip."""
+    return film_tasks(moving_video(288), Windowing(24, 12))
+
+
+def is_first(request: Request) -> bool:
+    """Whether it is drawn as the recipe says, and not as one that is generated again."""
+    return request.generation == RECIPE.generation
+
+
+class Together(StandIn):
+    """Says the same of all windows, and answers none that is asked again before ``count`` of them are."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self._left = count
+        self._all_there = asyncio.Event()
+
+    async def complete(self, request: Request) -> Completion:
+        if request.stage == 1 and not is_first(request):
+            self._left -= 1
+            if not self._left:
+                self._all_there.set()
+            await asyncio.wait_for(self._all_there.wait(), 20)
+        return Completion(ALIKE, "stop", 100, 0, 8)
+
+
+def test_windows_that_look_alike_are_generated_again_side_by_side(windows: list[Task]) -> None:
+    done = run(Together(11), windows)
+    assert [row.stage1.flags for row in done] == [(), *[("near_duplicate",)] * 11]
+    assert all(row.ok for row in done)
+
+
+class Hanging(StandIn):
+    """Lets one window fail, the second time not before another is at its stage 2."""
+
+    def __init__(self, window_id: str) -> None:
+        super().__init__()
+        self._window_id = window_id
+        self._tries = 0
+        self._other_at_stage2 = asyncio.Event()
+
+    async def complete(self, request: Request) -> Completion:
+        if request.video_id.startswith(self._window_id):
+            self._tries += 1
+            if self._tries == 2:
+                await asyncio.wait_for(self._other_at_stage2.wait(), 20)
+            raise RequestFailed("timeout", "it hangs")
+        if request.stage == 2:
+            self._other_at_stage2.set()
+        return Completion(f"{ALIKE} {request.video_id}", "stop", 100, 0, 8)
+
+
+def test_a_window_that_hangs_holds_up_none_of_its_clip(windows: list[Task]) -> None:
+    done = run(Hanging(windows[0].window.window_id), windows)
+    assert (done[0].stage1.error_kind, done[0].stage1.attempts) == ("timeout", 4)
+    assert all(row.ok for row in done[1:])
+
+
+def test_a_regeneration_that_fails_leaves_stage_2_the_same_frames(windows: list[Task]) -> None:
+    engine = Scripted(lambda request: ("short" if request.stage == 1 else ALIKE) if is_first(request) else None)
+    [done] = run(engine, windows[:1])
+    assert done.stage2 is not None
+    assert (done.stage1.caption, done.stage1.attempts, done.stage2.status) == ("short", 2, Status.OK)
+    assert done.stage2.frame_indices == done.stage1.frame_indices
+    assert engine.asked[-1].seen
+    assert engine.asked[-1].video_id == engine.asked[0].video_id
+
+
+def test_windows_take_turns_on_the_replicas_and_keep_to_theirs(windows: list[Task]) -> None:
+    engine = Scripted(lambda request: f"{ALIKE} {request.video_id}")
+    run(engine, [replace(task, shard=f"shard-{number}") for number, task in enumerate(windows)])
+    replicas = [{request.replica for request in engine.asked if request.stage == stage} for stage in (1, 2)]
+    assert replicas == [set(range(12))] * 2
+    assert len({(request.video_id, request.replica) for request in engine.asked}) == 12
+
+
+def test_a_longer_stage_1_leaves_stage_2_its_room(windows: list[Task]) -> None:
+    most = 300
+    recipe = replace(RECIPE, generation=Generation(max_output_tokens=most))
+    engine = Scripted(lambda request: f"{ALIKE} {request.video_id}")
+    engine.finish_reason = "length"
+    engine.context = len(RECIPE.prompt.stage2) + 2 * most + SPARE_TOKENS + 60
+    run(engine, windows[:1], recipe)
+    first, longer = (request for request in engine.asked if request.stage == 1)
+    assert most == first.generation.max_output_tokens < longer.generation.max_output_tokens < 2 * most
+    frames, height, width, _ = first.frames.pixels.shape
+    video = engine.video_tokens(FrameGrid(frames, height, width), first.frames.fps)
+    beside = len(RECIPE.prompt.stage2_text("")) + SPARE_TOKENS
+    assert video + beside + longer.generation.max_output_tokens + most == engine.context
