@@ -126,7 +126,9 @@ class Cluster:
     def reason(self, run_id: str) -> str:
         """What a run that failed says of itself."""
         [record] = self.instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.RUN_FAILURE).records
-        return record.event_log_entry.user_message
+        event = record.event_log_entry.dagster_event
+        assert event is not None
+        return event.message or ""
 
     def metadata(self, run_id: str, asset: str) -> dict[str, Any]:
         """What a run recorded of an asset."""
