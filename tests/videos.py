@@ -167,6 +167,72 @@ def film_that_grows() -> bytes:
     return small + moving_video(24, size=(96, 64), stamps=range(26, 50), **how)  # its first decoding stamp is 2 before
 
 
+def film_whose_stamps_begin_anew(container: str = "mpegts") -> bytes:
+    """Two recordings with the same stamps, one put behind the other."""
+    how = FILMS["h264 transport stream" if container == "mpegts" else "mpeg2"]
+    return moving_video(48, **how) + video(list(moving(48, (96, 64)))[::-1], **how)
+
+
+def film_of_few_stamps(bframes: int = 0) -> bytes:
+    """A program stream in which half of the frames have no stamp: several lie in one packet."""
+    params = f"keyint=12:min-keyint=12:scenecut=0:bframes={bframes}:threads=1"
+    return moving_video(48, container="mpeg", options={"x264-params": params})
+
+
+def film_whose_parameters_change(container: str) -> bytes:
+    """Two takes of 48 frames and of other parameters, which are told once, where each begins."""
+    takes = [_take(container, quality) for quality in (20, 40)]
+    return _flash(takes) if container == "flv" else _transport_stream(takes)
+
+
+def _flash(takes: Sequence[bytes]) -> bytes:
+    """Flash has parameters as a header of their own, which FFmpeg hands out with the next packet."""
+    tags = [tag for tag in _tags(takes[0]) if tag[2][:2] != b"\x17\x02"]  # all but the end of the sequence
+    tags += [(kind, time + 1920, body) for kind, time, body in _tags(takes[1]) if kind == 9]
+    return takes[0][:13] + b"".join(_tag(*tag) for tag in tags)  # the header of 9 bytes, and the length of nothing
+
+
+def _transport_stream(takes: Sequence[bytes]) -> bytes:
+    """It has parameters before frames; here before the first of each take alone."""
+    file = BytesIO()
+    with av.open(file, "w", format="mpegts") as output:
+        stream: VideoStream | None = None
+        for number, take in enumerate(takes):
+            with open_video(take) as (source, given):
+                if stream is None:
+                    stream = output.add_stream_from_template(given)
+                    stream.codec_context.extradata = None  # which the muxer would put before each key frame
+                without = av.BitStreamFilterContext("filter_units=remove_types=7-8", given)
+                for index, packet in enumerate(source.demux(given)):
+                    for kept in without.filter(packet) if index and packet.size else [packet]:
+                        if kept.size:
+                            kept.pts = kept.dts = (number * 48 + index) * 3600
+                            kept.stream = stream
+                            output.mux(kept)
+    return file.getvalue()
+
+
+def _take(container: str, quality: int) -> bytes:
+    params = f"keyint=12:min-keyint=12:scenecut=0:bframes=0:threads=1:cabac=0:ipratio=1:qp={quality}"
+    return moving_video(48, container=container, options={"x264-params": params})
+
+
+def _tags(flash: bytes) -> list[tuple[int, int, bytes]]:
+    """The tags of a Flash video: kind, time in milliseconds, contents."""
+    tags, at = [], 13
+    while at + 11 <= len(flash):
+        size, time = int.from_bytes(flash[at + 1 : at + 4]), int.from_bytes(flash[at + 4 : at + 7])
+        tags.append((flash[at], time, flash[at + 11 : at + 11 + size]))
+        at += 11 + size + 4
+    return tags
+
+
+def _tag(kind: int, time: int, body: bytes) -> bytes:
+    """A tag and its length."""
+    head = bytes([kind]) + len(body).to_bytes(3) + time.to_bytes(3) + bytes(4)
+    return head + body + (len(head) + len(body)).to_bytes(4)
+
+
 def film_without_sync_table() -> bytes:
     """An MP4 file that calls each of its frames a key frame, for want of a table that names the true ones."""
     return film("h264").replace(b"stss", b"free")

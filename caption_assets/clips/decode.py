@@ -17,11 +17,11 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from caption_assets.clips import av1
+from caption_assets.clips import av1, parameter_sets
 from caption_assets.clips.container import BROKEN, UnreadableClip, check_size, detail, open_video
 from caption_assets.clips.plan import SKIPPABLE, PacketFacts, Plan, Step, lean_plan, whole_plan
 from caption_assets.clips.sampling import frame_times
-from caption_assets.clips.stamps import shown_stamps
+from caption_assets.clips.stamps import shown_stamps, stamped
 from caption_assets.clips.tone import is_hdr, to_sdr
 
 RGB = NDArray[np.uint8]
@@ -58,7 +58,7 @@ def decode(data: bytes, start: int, end: int, count: int, size: tuple[int, int] 
         UnreadableClip: if the clip, or one of the wanted frames, cannot be decoded.
     """
     with open_video(data) as (container, stream):
-        packets = list(container.demux(stream))
+        packets = list(stamped(stream, container.demux(stream)))
         stamps = shown_stamps(packets)
         if len(stamps) < end:
             raise UnreadableClip("damaged", f"the clip has {len(stamps)} frames, its window ends at frame {end}")
@@ -175,7 +175,7 @@ def _shoot(
         PacketFacts(_stamp(packet), packet.is_keyframe, is_referred)
         for packet, is_referred in zip(packets, referred, strict=False)
     ]
-    if codec in SKIPPABLE:
+    if codec in SKIPPABLE and parameter_sets.are_at_hand(stream, packets):
         shots, errors = _follow(lean_plan(facts, wanted), stream, packets, wanted, size)
         if len(shots) == len(wanted):
             return shots, errors

@@ -15,15 +15,13 @@ from av.video.stream import VideoStream
 from caption_assets.clips.boxes import read_index
 from caption_assets.clips.container import BROKEN, UnreadableClip, check_size, open_video
 from caption_assets.clips.reader import SpanFile
-from caption_assets.clips.stamps import shown_stamps
+from caption_assets.clips.stamps import INTERLACED, shown_stamps, stamped
 
 JITTER_SECONDS = 0.002
 """By how much frame intervals may differ in a clip of constant rate: containers round a frame's time to ticks of 1 ms
 (Matroska, FLV) or 1/600 s (QuickTime), so that intervals come out up to one tick longer or shorter."""
 FIRST_BYTES = 4096
 """Bytes of the first frame that hold the headers of its codec, which FFmpeg learns the pictures' form from."""
-INTERLACED = frozenset({2, 3, 4, 5})
-"""FFmpeg's AVFieldOrder of pictures made of two fields; 0 is unknown, 1 progressive."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +162,8 @@ def _described(
     limits: Limits,
 ) -> Probe:
     context, base = stream.codec_context, stream.time_base
-    ordered = shown_stamps(itertools.islice(packets, limits.frames + 2))  # the last is empty
+    some = itertools.islice(packets, limits.frames + 2)  # the last is empty
+    ordered = shown_stamps(stamped(stream, some))
     if not ordered or not base:
         raise UnreadableClip("damaged", "the file has a video stream but no frames: it may be cut off")
     width, height = _displayed(stream, rotation)

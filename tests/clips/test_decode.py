@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,7 +18,10 @@ from tests.videos import (
     film,
     film_begun_at_an_open_group,
     film_begun_midway,
+    film_of_few_stamps,
     film_that_grows,
+    film_whose_parameters_change,
+    film_whose_stamps_begin_anew,
     film_without_sync_table,
     hdr_video,
     level,
@@ -77,7 +81,18 @@ def test_frames_equal_those_of_a_plain_decode(name: str) -> None:
     assert_equals_plain_decode(film(name))
 
 
-@pytest.mark.parametrize("make", [film_that_grows, film_without_sync_table])
+ODD = [
+    film_that_grows,
+    film_without_sync_table,
+    film_whose_stamps_begin_anew,
+    partial(film_whose_stamps_begin_anew, "mpeg"),
+    film_of_few_stamps,
+    partial(film_whose_parameters_change, "flv"),
+    partial(film_whose_parameters_change, "mpegts"),
+]
+
+
+@pytest.mark.parametrize("make", ODD)
 def test_frames_of_an_odd_file_equal_those_of_a_plain_decode(make: Callable[[], bytes]) -> None:
     assert_equals_plain_decode(make())
 
