@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import os
-import resource
 import signal
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from queue import Empty, SimpleQueue
+from threading import Lock, Thread
 from types import TracebackType
-from typing import ParamSpec, TypeVar
-
-from pebble import ProcessExpired, ProcessPool
+from typing import Any, ParamSpec, TypeVar
 
 from caption_assets.clips.container import UnreadableClip
-from caption_assets.lifeline import die_with
+from caption_assets.clips.worker import Worker, WorkerDied
 
 P = ParamSpec("P")
 T = TypeVar("T")
 MOST_WORKERS = 8
 """By default: more would outrun any engine, for one decodes several windows a second."""
-
-NICENESS = 10
-"""Of workers, so that the process that feeds the engine, or a CPU engine itself, does not wait for them (nice(2))."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,23 +44,30 @@ class SandboxLimits:
             raise ValueError(f"the memory limit is {self.memory_gb} GiB: give at least 1, which the libraries take")
 
 
+@dataclass(frozen=True, slots=True)
+class _Job:
+    future: Future[Any]
+    call: Callable[[], Any]
+
+
 class Sandbox:
-    """A pool of worker processes. One that dies or overstays costs its job alone, and is replaced.
+    """Worker processes. One that dies or overstays costs its job alone, and is replaced.
+
+    Each has a thread here that gives it its jobs, from one queue. Libraries' pools are broken as a whole by a worker
+    that dies while it has nothing to do, of what the last clip has done to it or of the machine's want of memory.
 
     Args:
         limits: for each job.
-        workers: how many; None for one a core that this process may use, up to 8.
+        workers: how many; None for one a core that this process may use, up to 8. Each is started with its first job.
     """
 
     def __init__(self, limits: SandboxLimits | None = None, workers: int | None = None) -> None:
         self._limits = limits or SandboxLimits()
         self.workers = workers or min(len(os.sched_getaffinity(0)), MOST_WORKERS)
-        self._pool = ProcessPool(
-            self.workers,
-            initializer=_confine,
-            initargs=(os.getpid(), int(self._limits.memory_gb * 2**30)),
-            context=multiprocessing.get_context("spawn"),  # a fork would inherit threads' locks
-        )
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._threads: list[Thread] = []
+        self._at_work: set[Worker] = set()
+        self._starting = Lock()
 
     def __enter__(self) -> Sandbox:
         return self
@@ -73,14 +75,31 @@ class Sandbox:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._pool.stop()  # type: ignore[no-untyped-call]
-        self._pool.join()
+        while (job := self._next()) is not None:
+            job.future.cancel()
+        for _ in self._threads:
+            self._jobs.put(None)
+        for worker in list(self._at_work):
+            worker.kill()
+        for thread in self._threads:
+            thread.join()
+
+    def _next(self) -> _Job | None:
+        """The next job that waits, if any."""
+        try:
+            return self._jobs.get_nowait()
+        except Empty:
+            return None
 
     def submit(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Have a worker call a function of a module; ask ``result`` for what comes of it."""
-        return self._pool.schedule(
-            _limited, args=(self._limits.seconds, function, *args), kwargs=kwargs, timeout=self._limits.seconds
-        )
+        with self._starting:
+            while len(self._threads) < self.workers:
+                self._threads.append(Thread(target=self._serve, name="sandbox", daemon=True))
+                self._threads[-1].start()
+        future: Future[T] = Future()
+        self._jobs.put(_Job(future, partial(function, *args, **kwargs)))
+        return future
 
     def result(self, job: Future[T]) -> T:
         """Wait for a submitted job.
@@ -116,25 +135,35 @@ class Sandbox:
                 f"the clip needs more than {memory:g} GiB to be read (CAPTION_CLIP_MEMORY_GB): make it smaller or "
                 "raise the limit",
             ) from None
-        except ProcessExpired as error:
-            if error.exitcode == -signal.SIGXCPU:
+        except WorkerDied as error:
+            if error.exit_code == -signal.SIGXCPU:
                 raise too_slow from None
             raise UnreadableClip(
-                "decoder_died", f"the process that read the clip died of it (exit code {error.exitcode})"
+                "decoder_died", f"the process that read the clip died of it (exit code {error.exit_code})"
             ) from None
 
+    def _serve(self) -> None:
+        """Give a worker jobs, until there is None; what each thread of the sandbox does."""
+        worker: Worker | None = None
+        while (job := self._jobs.get()) is not None:
+            if not job.future.set_running_or_notify_cancel():
+                continue
+            try:
+                worker = self._living(worker)
+                job.future.set_result(worker.do(job.call))
+            except Exception as error:  # whatever it is, who waits must learn of it
+                job.future.set_exception(error)
+        if worker:
+            self._at_work.discard(worker)
+            worker.close()
 
-def _confine(parent: int, memory: int) -> None:
-    """Called first in each worker."""
-    die_with(parent)
-    os.nice(NICENESS)
-    # Not the address space: libraries reserve far more of that than they use.
-    resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
-def _limited(seconds: float, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call a function in a worker, within ``seconds`` of CPU time."""
-    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-    resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time() + seconds) + 1, hard))
-    return function(*args, **kwargs)
+    def _living(self, worker: Worker | None) -> Worker:
+        """That worker, or another in its place if it has died."""
+        if worker and worker.is_alive:
+            return worker
+        if worker:
+            self._at_work.discard(worker)
+            worker.close()
+        new = Worker(self._limits.seconds, int(self._limits.memory_gb * 2**30))
+        self._at_work.add(new)
+        return new

@@ -6,9 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
+from threading import Event
 
 import numpy as np
 import psutil
@@ -17,6 +20,7 @@ import pytest
 from caption_assets.clips.buffer import Buffer, BufferHandle
 from caption_assets.clips.container import UnreadableClip
 from caption_assets.clips.sandbox import Sandbox, SandboxLimits
+from caption_assets.clips.worker import WorkerDied
 
 
 def spin() -> None:
@@ -38,6 +42,22 @@ def devour() -> int:
 
 def refuse() -> None:
     raise UnreadableClip("damaged", "it breaks off")
+
+
+def die_soon() -> int:
+    threading.Timer(0.05, die).start()
+    return os.getpid()
+
+
+class OddError(Exception):
+    """Can be pickled and not be made again."""
+
+    def __init__(self, one: str, other: str) -> None:
+        super().__init__(one + other)
+
+
+def fail_oddly() -> None:
+    raise OddError("the file is ", "odd")
 
 
 def invert(handle: BufferHandle) -> int:
@@ -66,6 +86,54 @@ def test_what_a_clip_does_to_its_worker_costs_that_clip_alone(sandbox: Sandbox, 
         sandbox.result(bad)
     assert error.value.kind == kind
     assert [sandbox.result(job) for job in good] == list(range(20))
+
+
+@pytest.mark.parametrize("last_job", [os.getpid, die_soon])
+def test_a_worker_that_dies_when_it_has_nothing_to_do_costs_nothing(last_job: Callable[[], int]) -> None:
+    with Sandbox(SandboxLimits(seconds=10.0), workers=1) as sandbox:
+        worker = psutil.Process(sandbox.result(sandbox.submit(last_job)))
+        if last_job is os.getpid:
+            worker.kill()
+        psutil.wait_procs([worker], timeout=10)
+        assert [sandbox.result(sandbox.submit(abs, -number)) for number in range(3)] == [0, 1, 2]
+
+
+def test_an_error_that_cannot_be_handed_over_is_told_in_words(sandbox: Sandbox) -> None:
+    with pytest.raises(RuntimeError, match="OddError: the file is odd"):
+        sandbox.result(sandbox.submit(fail_oddly))
+    assert sandbox.result(sandbox.submit(abs, -1)) == 1
+
+
+def test_workers_killed_at_random_cost_at_most_a_job_each() -> None:
+    kills, random, done = 0, Random(0), Event()
+
+    def kill() -> None:
+        nonlocal kills
+        while not done.wait(0.3):
+            if workers := [child for child in multiprocessing.active_children() if child.name == "clip worker"]:
+                random.choice(workers).kill()
+                kills += 1
+
+    with Sandbox(SandboxLimits(seconds=20.0), workers=2) as sandbox:
+        killer = threading.Thread(target=kill)
+        killer.start()
+        jobs = [sandbox.submit(time.sleep, 0.01) for _ in range(300)]
+        errors = [error for job in jobs if (error := job.exception())]
+        done.set()
+        killer.join()
+    assert 0 < len(errors) <= kills
+    assert {type(error) for error in errors} == {WorkerDied}
+
+
+def test_jobs_that_wait_at_the_end_are_cancelled_and_the_one_at_work_is_not_waited_for() -> None:
+    with Sandbox(workers=1) as sandbox:
+        sandbox.result(sandbox.submit(abs, -1))
+        at_work, waiting = sandbox.submit(doze), sandbox.submit(abs, -1)
+        while not at_work.running():
+            time.sleep(0.01)
+    assert waiting.cancelled()
+    with pytest.raises(UnreadableClip, match="died of it"):
+        sandbox.result(at_work)
 
 
 def test_a_job_can_be_awaited(sandbox: Sandbox) -> None:
@@ -121,7 +189,8 @@ def test_no_worker_outlives_a_run_that_is_killed(tmp_path: Path) -> None:
 def test_the_sandboxs_end_is_its_workers_end() -> None:
     before = set(multiprocessing.active_children())
     with Sandbox(workers=2) as sandbox:
-        sandbox.result(sandbox.submit(abs, -1))
+        for job in [sandbox.submit(time.sleep, 0.5) for _ in range(2)]:
+            sandbox.result(job)
         assert len(set(multiprocessing.active_children()) - before) == 2
     assert not set(multiprocessing.active_children()) - before
 

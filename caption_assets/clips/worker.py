@@ -1,0 +1,124 @@
+"""One worker process, which does the jobs that it is given one after the other."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import resource
+import signal
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
+from multiprocessing.reduction import ForkingPickler
+from typing import Any
+
+from caption_assets.lifeline import die_with
+
+NICENESS = 10
+"""Of workers, so that the process that feeds the engine, or a CPU engine itself, does not wait for them (nice(2))."""
+START_SECONDS = 300.0
+"""Within which a worker has started, and has loaded the modules that a job is of."""
+_SPAWN = multiprocessing.get_context("spawn")  # a fork would inherit threads' locks
+
+
+class WorkerDied(Exception):
+    """A worker that ended with a job."""
+
+    def __init__(self, exit_code: int | None) -> None:
+        super().__init__(f"the worker died (exit code {exit_code})")
+        self.exit_code = exit_code
+        """Negative: the signal that it died of."""
+
+
+class Worker:
+    """A process with a pipe of its own, so that it takes nothing of others along when it dies.
+
+    The thread that makes it must outlive it: the kernel ends the process with that thread.
+
+    Args:
+        seconds: of wall time, and of CPU time, that a job may take.
+        memory: bytes of its own that the process may have.
+    """
+
+    def __init__(self, seconds: float, memory: int) -> None:
+        self._seconds = seconds
+        self._pipe, theirs = _SPAWN.Pipe()
+        # A daemon is ended when this process ends, where nobody has closed it.
+        self._process = _SPAWN.Process(
+            target=_work, args=(theirs, os.getpid(), seconds, memory), name="clip worker", daemon=True
+        )
+        self._process.start()
+        theirs.close()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it can be given a job."""
+        return not wait([self._process.sentinel], 0)
+
+    def do(self, call: Callable[[], Any]) -> Any:
+        """What a function returns in the worker.
+
+        Raises:
+            TimeoutError: if it takes too long; the worker is ended.
+            WorkerDied: if the worker does.
+            Exception: whatever the function raises.
+        """
+        try:
+            self._pipe.send_bytes(ForkingPickler.dumps(call))
+            self._heard_within(START_SECONDS)
+            done, result = pickle.loads(self._heard_within(self._seconds))
+        except (EOFError, ConnectionError):
+            self._process.join()
+            raise WorkerDied(self._process.exitcode) from None
+        if not done:
+            raise result
+        return result
+
+    def _heard_within(self, seconds: float) -> bytes:
+        if not self._pipe.poll(seconds):
+            self.kill()
+            raise TimeoutError
+        return self._pipe.recv_bytes()
+
+    def kill(self) -> None:
+        """End the process, whatever it does."""
+        self._process.kill()
+        self._process.join()
+
+    def close(self) -> None:
+        """End the process and let its pipe go."""
+        self.kill()
+        self._pipe.close()
+
+
+def _work(pipe: Connection, parent: int, seconds: float, memory: int) -> None:
+    """What the process does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run's to handle
+    die_with(parent)
+    os.nice(NICENESS)
+    # Not the address space: libraries reserve far more of that than they use.
+    resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    while True:
+        try:
+            call = pipe.recv()
+        except EOFError:
+            return
+        pipe.send_bytes(b"")  # from here on its time counts
+        _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+        resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time() + seconds) + 1, hard))
+        pipe.send_bytes(_answer(call))
+
+
+def _answer(call: Callable[[], Any]) -> bytes:
+    """What comes of a job, pickled: whether it was done, and its result or error."""
+    try:
+        return bytes(ForkingPickler.dumps((True, call())))
+    except Exception as error:
+        try:
+            answer = bytes(ForkingPickler.dumps((False, error)))
+            pickle.loads(answer)  # some can be pickled and not be made again
+        except Exception:
+            answer = bytes(ForkingPickler.dumps((False, RuntimeError(f"{type(error).__name__}: {error}"))))
+        return answer
