@@ -154,7 +154,8 @@ class Clip:
         text = self.columns or "{}" if self.side is None else _text(self.side, self._source)
         try:
             facts = json.loads(text, parse_constant=lambda _: None)  # JSON has no NaN
-            json.dumps(facts, ensure_ascii=False).encode()  # raises where an escape is half a surrogate pair
+            # Raises where an escape is half a surrogate pair, or a number too large for any.
+            json.dumps(facts, ensure_ascii=False, allow_nan=False).encode()
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{self._source} cannot be used: it is no JSON ({error})") from error
         if not isinstance(facts, dict):

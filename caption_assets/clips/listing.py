@@ -154,6 +154,13 @@ def _members(file: _Headers) -> Iterator[tarfile.TarInfo]:
         file.seek(archive.offset)
         if file.read(tarfile.BLOCKSIZE).strip(b"\0"):  # tarfile takes any header that it cannot read for the end
             raise tarfile.ReadError(f"the header at byte {archive.offset} is damaged")
+        empty = 0
+        while rest := file.read(tarfile.RECORDSIZE):
+            empty += len(rest)
+            if rest.strip(b"\0"):  # one tar behind another, say, which `tar --concatenate` would have joined
+                raise tarfile.ReadError(f"its end at byte {archive.offset} is not the file's")
+        if not archive.offset and empty >= tarfile.RECORDSIZE:  # an empty tar is one record
+            raise tarfile.ReadError("it holds nothing but zeros")
 
 
 def _refuse_member(member: tarfile.TarInfo) -> UnreadableClip | None:

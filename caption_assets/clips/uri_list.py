@@ -123,9 +123,25 @@ def _parquet_rows(file: io.RawIOBase, name: str) -> Iterator[Row]:
         table = pq.ParquetFile(file)
         _check_columns(table.schema_arrow.names, f"the list {name!r}")
         for batch in table.iter_batches(BATCH_ROWS):
-            yield from batch.to_pylist()
+            yield from _with_times_as_text(batch).to_pylist()
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise ShardError(f"the list {name!r} cannot be read as Parquet ({error}): write it anew") from error
+    except (ValueError, ArithmeticError) as error:
+        raise ShardError(
+            f"the list {name!r} holds a value within another that Python has no form for ({error}), such as a day of "
+            "the year 10,000: give it as text"
+        ) from error
+
+
+def _with_times_as_text(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Days and times as Arrow writes them, in UTC: Python has neither nanoseconds nor the year 10,000."""
+    for index, (field, column) in enumerate(zip(batch.schema, batch.columns, strict=True)):
+        if pa.types.is_duration(field.type):
+            batch = batch.set_column(index, field.name, column.cast(pa.duration("us"), safe=False))
+        elif pa.types.is_temporal(field.type) and not pa.types.is_interval(field.type):
+            zoneless = column.cast(pa.timestamp(field.type.unit)) if pa.types.is_timestamp(field.type) else column
+            batch = batch.set_column(index, field.name, zoneless.cast(pa.string()))
+    return batch
 
 
 def _json_rows(file: io.RawIOBase, name: str) -> Iterator[Row]:

@@ -114,6 +114,7 @@ def test_the_text_beside_a_clip_is_extra(beside: Callable[..., Clip]) -> None:
         (b"\xff\xfe", "can't decode"),
         (b"[1]", "holds a list"),
         (b'{"n": "\\ud800"}', "surrogates"),
+        (b'{"n": 1e999}', "it is no JSON"),
         (b"[" * 100_000, "it is no JSON"),
         (b" " * (MAX_TEXT_BYTES + 1), "more than 1048576: shorten it"),
     ],

@@ -224,6 +224,9 @@ def test_of_a_tar_on_s3_only_the_headers_are_fetched(s3_url: str, monkeypatch: p
         (tar_bytes(("a.mp4", bytes(5000)))[:3000], "unexpected end of data"),
         (tar_bytes(("a.mp4", bytes(512)), ("b.mp4", b""))[:1100], "header at byte 1024 is damaged"),
         (tar_bytes(("a.mp4", b""))[:512] + b"x" * 512, "header at byte 512 is damaged"),
+        (tar_bytes(("a.mp4", b"a")) + tar_bytes(("b.mp4", b"b")), "its end at byte 1024 is not the file's"),
+        (bytes(512) + tar_bytes(("a.mp4", b"a")), "its end at byte 0 is not the file's"),
+        (bytes(200_000), "it holds nothing but zeros"),
     ],
 )
 def test_a_file_that_is_no_whole_tar_is_refused_with_its_name(tmp_path: Path, data: bytes, reason: str) -> None:

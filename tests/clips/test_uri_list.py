@@ -1,4 +1,5 @@
 import json
+import sys
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
@@ -23,9 +24,9 @@ def as_jsonl(rows: Rows) -> tuple[str, bytes]:
     return "s.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows).encode()
 
 
-def as_parquet(rows: Rows) -> tuple[str, bytes]:
+def as_parquet(rows: Rows | pa.Table) -> tuple[str, bytes]:
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(list(rows)), sink)
+    pq.write_table(rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(list(rows)), sink)
     return "s.parquet", sink.getvalue().to_pybytes()
 
 
@@ -172,6 +173,33 @@ def test_columns_of_any_type_are_given_as_json(local: Root) -> None:
     row = {"uri": "in/a.mp4", "day": date(2026, 1, 2), "ratio": float("nan"), "tags": ["x"], "deep": {"y": 1}}
     [clip] = listed(local, *as_parquet([row]))
     assert clip.facts().extra == {"day": "2026-01-02", "ratio": None, "tags": ["x"], "deep": {"y": 1}}
+
+
+TIMES = {
+    "nanoseconds": (pa.array([1_700_000_000_123_456_789], pa.timestamp("ns")), "2023-11-14 22:13:20.123456789"),
+    "unknown zone": (pa.array([1000], pa.timestamp("ms", "Mars/Olympus")), "1970-01-01 00:00:01.000"),
+    "time of day": (pa.array([1], pa.time64("ns")), "00:00:00.000000001"),
+    "duration": (pa.array([1_500_000_001], pa.duration("ns")), "0:00:01.500000"),
+    "far day": (pa.array([10**8], pa.date32()), "<value out of range: 100000000>"),
+}
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("kind", TIMES)
+def test_times_that_python_has_no_form_for_are_text(local: Root, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)  # which Arrow would turn to, and which is not always there
+    column, text = TIMES[kind]
+    [clip] = listed(local, *as_parquet(pa.table({"uri": ["in/a.mp4"], "when": column})))
+    assert clip.facts().extra == {"when": text}
+
+
+@pytest.mark.fast
+def test_a_time_within_another_value_that_python_has_no_form_for_ends_the_list_and_says_so(
+    local: Root,
+) -> None:
+    table = pa.table({"uri": ["in/a.mp4"], "when": pa.array([[10**8]], pa.list_(pa.date32()))})
+    with pytest.raises(ShardError, match="such as a day of the year 10,000: give it as text"):
+        listed(local, *as_parquet(table))
 
 
 @pytest.mark.fast
