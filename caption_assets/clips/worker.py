@@ -19,6 +19,8 @@ NICENESS = 10
 """Of workers, so that the process that feeds the engine, or a CPU engine itself, does not wait for them (nice(2))."""
 START_SECONDS = 300.0
 """Within which a worker has started, and has loaded the modules that a job is of."""
+DYING_SECONDS = 10.0
+"""For a worker that has let go of its pipe to end by itself, so that its exit code tells why."""
 _SPAWN = multiprocessing.get_context("spawn")  # a fork would inherit threads' locks
 
 
@@ -69,7 +71,8 @@ class Worker:
             self._heard_within(START_SECONDS)
             done, result = pickle.loads(self._heard_within(self._seconds))
         except (EOFError, ConnectionError):
-            self._process.join()
+            self._process.join(DYING_SECONDS)
+            self.kill()
             raise WorkerDied(self._process.exitcode) from None
         if not done:
             raise result
@@ -95,6 +98,8 @@ class Worker:
 def _work(pipe: Connection, parent: int, seconds: float, memory: int) -> None:
     """What the process does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run's to handle
+    # By which multiprocessing ends it with this process, and waits; it may have been ignored where that was started.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     die_with(parent)
     os.nice(NICENESS)
     # Not the address space: libraries reserve far more of that than they use.

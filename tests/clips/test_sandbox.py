@@ -186,6 +186,18 @@ def test_no_worker_outlives_a_run_that_is_killed(tmp_path: Path) -> None:
     assert not alive
 
 
+def test_a_run_that_ignores_sigterm_ends_with_a_sandbox_that_nobody_closed(tmp_path: Path) -> None:
+    script = (
+        "from caption_assets.clips.sandbox import Sandbox\n"
+        "if __name__ == '__main__':\n"
+        "    sandbox = Sandbox(workers=1)\n"
+        "    sandbox.result(sandbox.submit(abs, -1))\n"
+    )
+    (tmp_path / "run.py").write_text(script)
+    ignoring = ["env", "--ignore-signal=TERM", sys.executable, str(tmp_path / "run.py")]
+    assert subprocess.run(ignoring, timeout=60).returncode == 0
+
+
 def test_the_sandboxs_end_is_its_workers_end() -> None:
     before = set(multiprocessing.active_children())
     with Sandbox(workers=2) as sandbox:
