@@ -16,12 +16,14 @@ from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
 from caption_assets.clips.container import UnreadableClip
-from caption_assets.clips.worker import Worker, WorkerDied
+from caption_assets.clips.worker import Worker, WorkerDied, WorkerGone
 
 P = ParamSpec("P")
 T = TypeVar("T")
 MOST_WORKERS = 8
 """By default: more would outrun any engine, for one decodes several windows a second."""
+TRIES = 3
+"""Workers that a job is given to, where they die before they begin it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,7 @@ class Sandbox:
         self._threads: list[Thread] = []
         self._at_work: set[Worker] = set()
         self._starting = Lock()
+        self._ended = False
 
     def __enter__(self) -> Sandbox:
         return self
@@ -75,6 +78,7 @@ class Sandbox:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._ended = True  # before the workers are, whose jobs would be given to others
         while (job := self._next()) is not None:
             job.future.cancel()
         for _ in self._threads:
@@ -148,11 +152,17 @@ class Sandbox:
         while (job := self._jobs.get()) is not None:
             if not job.future.set_running_or_notify_cancel():
                 continue
-            try:
-                worker = self._living(worker)
-                job.future.set_result(worker.do(job.call))
-            except Exception as error:  # whatever it is, who waits must learn of it
-                job.future.set_exception(error)
+            tries = 0
+            while not job.future.done():
+                tries += 1
+                try:
+                    worker = self._living(worker)
+                    job.future.set_result(worker.do(job.call))
+                except WorkerGone as error:
+                    if self._ended or tries == TRIES:
+                        job.future.set_exception(error)
+                except Exception as error:  # whatever it is, who waits must learn of it
+                    job.future.set_exception(error)
         if worker:
             self._at_work.discard(worker)
             worker.close()

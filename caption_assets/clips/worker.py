@@ -33,6 +33,10 @@ class WorkerDied(Exception):
         """Negative: the signal that it died of."""
 
 
+class WorkerGone(WorkerDied):
+    """A worker that ended before it began a job, which therefore can be made again."""
+
+
 class Worker:
     """A process with a pipe of its own, so that it takes nothing of others along when it dies.
 
@@ -63,17 +67,24 @@ class Worker:
 
         Raises:
             TimeoutError: if it takes too long; the worker is ended.
-            WorkerDied: if the worker does.
+            WorkerGone: if the worker has died before it began.
+            WorkerDied: if the worker does later.
             Exception: whatever the function raises.
         """
+        message = ForkingPickler.dumps(call)
+        death: type[WorkerDied] = WorkerGone
         try:
-            self._pipe.send_bytes(ForkingPickler.dumps(call))
+            self._pipe.send_bytes(message)
             self._heard_within(START_SECONDS)
-            done, result = pickle.loads(self._heard_within(self._seconds))
-        except (EOFError, ConnectionError):
+            death = WorkerDied
+            answer = self._heard_within(self._seconds)
+        except TimeoutError:  # an OSError too
+            raise
+        except (EOFError, OSError):  # the latter where a message breaks off
             self._process.join(DYING_SECONDS)
             self.kill()
-            raise WorkerDied(self._process.exitcode) from None
+            raise death(self._process.exitcode) from None
+        done, result = pickle.loads(answer)
         if not done:
             raise result
         return result

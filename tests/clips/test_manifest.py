@@ -122,7 +122,7 @@ def test_a_clip_that_the_store_does_not_give_is_a_failed_row(tmp_path: Path) -> 
     assert len(others) == len(names) - 2
 
 
-def test_a_clip_during_which_its_worker_dies_is_a_failed_row(tmp_path: Path) -> None:
+def test_a_worker_that_is_killed_costs_at_most_the_clip_that_it_reads(tmp_path: Path) -> None:
     long = noise_film(container="matroska", frames=400)
     (tmp_path / "s").mkdir()
     for index in range(60):
@@ -136,7 +136,8 @@ def test_a_clip_during_which_its_worker_dies_is_a_failed_row(tmp_path: Path) -> 
         worker.kill()
         rows += [clip.rows[0] for clip in clips]
     assert [row.clip_key for row in rows] == [f"{index:02}.mkv" for index in range(60)]
-    assert [row.error_kind for row in rows if row.status is Status.FAILED] == ["decoder_died"]
+    failed = [row.error_kind for row in rows if row.status is Status.FAILED]
+    assert failed in ([], ["decoder_died"])  # none, if it was between two clips
 
 
 def test_a_shard_that_cannot_be_listed_fails_clearly(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 from threading import Event
@@ -47,6 +48,11 @@ def refuse() -> None:
 def die_soon() -> int:
     threading.Timer(0.05, die).start()
     return os.getpid()
+
+
+def die_while_it_answers(seconds: float) -> bytes:
+    threading.Timer(seconds, die).start()
+    return bytes(300 << 20)
 
 
 class OddError(Exception):
@@ -98,6 +104,20 @@ def test_a_worker_that_dies_when_it_has_nothing_to_do_costs_nothing(last_job: Ca
         assert [sandbox.result(sandbox.submit(abs, -number)) for number in range(3)] == [0, 1, 2]
 
 
+def test_a_job_that_a_dying_worker_is_given_is_made_by_another() -> None:
+    with Sandbox(SandboxLimits(seconds=10.0), workers=1) as sandbox:
+        for _ in range(5):
+            os.kill(sandbox.result(sandbox.submit(os.getpid)), signal.SIGKILL)
+            assert sandbox.result(sandbox.submit(abs, -1)) == 1
+
+
+def test_a_worker_that_dies_while_it_answers_costs_its_clip_alone() -> None:
+    with Sandbox(SandboxLimits(seconds=20.0), workers=1) as sandbox:
+        for tenths in range(3, 9):
+            with suppress(UnreadableClip):  # a fast machine may have answered
+                sandbox.result(sandbox.submit(die_while_it_answers, tenths / 10))
+
+
 def test_an_error_that_cannot_be_handed_over_is_told_in_words(sandbox: Sandbox) -> None:
     with pytest.raises(RuntimeError, match="OddError: the file is odd"):
         sandbox.result(sandbox.submit(fail_oddly))
@@ -121,8 +141,8 @@ def test_workers_killed_at_random_cost_at_most_a_job_each() -> None:
         errors = [error for job in jobs if (error := job.exception())]
         done.set()
         killer.join()
-    assert 0 < len(errors) <= kills
-    assert {type(error) for error in errors} == {WorkerDied}
+    assert 0 < kills >= len(errors)
+    assert all(isinstance(error, WorkerDied) for error in errors)
 
 
 def test_jobs_that_wait_at_the_end_are_cancelled_and_the_one_at_work_is_not_waited_for() -> None:
