@@ -29,7 +29,7 @@ def are_at_hand(stream: VideoStream, packets: Sequence[Packet[VideoStream]]) -> 
         return False
     context = stream.codec_context
     codec = context.codec.canonical_name
-    if codec not in ("h264", "hevc") or (context.extradata or b"\1")[0] == 1:  # told by the container: avcC, hvcC
+    if codec not in _KINDS or (context.extradata or b"\0")[0] == 1:  # told by the container: avcC, hvcC
         return True
     told = [(_sets(codec, packet), packet.is_keyframe) for packet in packets if packet.size]
     differ = len({sets for sets, _ in told if sets}) > 1

@@ -164,16 +164,18 @@ class Sandbox:
                 except Exception as error:  # whatever it is, who waits must learn of it
                     job.future.set_exception(error)
         if worker:
-            self._at_work.discard(worker)
-            worker.close()
+            self._dismiss(worker)
 
     def _living(self, worker: Worker | None) -> Worker:
         """That worker, or another in its place if it has died."""
         if worker and worker.is_alive:
             return worker
         if worker:
-            self._at_work.discard(worker)
-            worker.close()
+            self._dismiss(worker)
         new = Worker(self._limits.seconds, int(self._limits.memory_gb * 2**30))
         self._at_work.add(new)
         return new
+
+    def _dismiss(self, worker: Worker) -> None:
+        self._at_work.discard(worker)
+        worker.close()

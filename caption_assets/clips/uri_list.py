@@ -134,7 +134,10 @@ def _parquet_rows(file: io.RawIOBase, name: str) -> Iterator[Row]:
 
 
 def _with_times_as_text(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Days and times as Arrow writes them, in UTC: Python has neither nanoseconds nor the year 10,000."""
+    """Days and times as Arrow writes them, in UTC, and durations in whole microseconds.
+
+    Python has neither nanoseconds nor the year 10,000.
+    """
     for index, (field, column) in enumerate(zip(batch.schema, batch.columns, strict=True)):
         if pa.types.is_duration(field.type):
             batch = batch.set_column(index, field.name, column.cast(pa.duration("us"), safe=False))

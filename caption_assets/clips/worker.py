@@ -10,7 +10,6 @@ import signal
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
-from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from caption_assets.lifeline import die_with
@@ -71,7 +70,7 @@ class Worker:
             WorkerDied: if the worker does later.
             Exception: whatever the function raises.
         """
-        message = ForkingPickler.dumps(call)
+        message = pickle.dumps(call)
         death: type[WorkerDied] = WorkerGone
         try:
             self._pipe.send_bytes(message)
@@ -130,11 +129,11 @@ def _work(pipe: Connection, parent: int, seconds: float, memory: int) -> None:
 def _answer(call: Callable[[], Any]) -> bytes:
     """What comes of a job, pickled: whether it was done, and its result or error."""
     try:
-        return bytes(ForkingPickler.dumps((True, call())))
+        return pickle.dumps((True, call()))
     except Exception as error:
         try:
-            answer = bytes(ForkingPickler.dumps((False, error)))
+            answer = pickle.dumps((False, error))
             pickle.loads(answer)  # some can be pickled and not be made again
         except Exception:
-            answer = bytes(ForkingPickler.dumps((False, RuntimeError(f"{type(error).__name__}: {error}"))))
+            answer = pickle.dumps((False, RuntimeError(f"{type(error).__name__}: {error}")))
         return answer

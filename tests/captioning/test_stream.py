@@ -44,16 +44,11 @@ class Scripted(StandIn):
 
 
 def run(engine: StandIn, tasks: list[Task], recipe: Recipe = RECIPE) -> list[Captioned]:
-    return asyncio.run(caption_all(EngineKeeperOf(engine), recipe, tasks))
+    async def all_of_it() -> list[Captioned]:
+        async with EngineKeeper(lambda: start_stand_in(engine)) as keeper:
+            return await caption_all(keeper, recipe, tasks)
 
-
-class EngineKeeperOf(EngineKeeper):
-    """A keeper whose engine is there from the start."""
-
-    def __init__(self, engine: StandIn) -> None:
-        super().__init__(lambda: start_stand_in(engine))
-        self._engine = engine  # type: ignore[assignment]
-        self._open.set()
+    return asyncio.run(all_of_it())
 
 
 @pytest.fixture(scope="module")

@@ -126,16 +126,17 @@ def test_an_error_that_cannot_be_handed_over_is_told_in_words(sandbox: Sandbox) 
 
 def test_workers_killed_at_random_cost_at_most_a_job_each() -> None:
     kills, random, done = 0, Random(0), Event()
+    others = set(multiprocessing.active_children())
 
     def kill() -> None:
         nonlocal kills
         while not done.wait(0.3):
-            if workers := [child for child in multiprocessing.active_children() if child.name == "clip worker"]:
+            if workers := list(set(multiprocessing.active_children()) - others):
                 random.choice(workers).kill()
                 kills += 1
 
     with Sandbox(SandboxLimits(seconds=20.0), workers=2) as sandbox:
-        killer = threading.Thread(target=kill)
+        killer = threading.Thread(target=kill, daemon=True)
         killer.start()
         jobs = [sandbox.submit(time.sleep, 0.01) for _ in range(300)]
         errors = [error for job in jobs if (error := job.exception())]
