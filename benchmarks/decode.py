@@ -36,7 +36,8 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from caption_assets.clips.decode import decode, resize, rgb
+from caption_assets.clips.decode import decode
+from caption_assets.clips.picture import resize, rgb
 
 T = TypeVar("T")
 FPS = 30

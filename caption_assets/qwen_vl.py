@@ -24,7 +24,8 @@ from caption_assets.captioning.prompts import neutralise
 from caption_assets.captioning.recipe import Generation, Recipe
 from caption_assets.captioning.recovery import EngineKeeper
 from caption_assets.captioning.request import Request, RequestFailed
-from caption_assets.clips.decode import Frames, resize, shown_at
+from caption_assets.clips.decode import Frames, shown_at
+from caption_assets.clips.picture import resize
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.models.mirror import publish, read_manifest
 from caption_assets.models.variants import find_variant

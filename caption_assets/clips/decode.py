@@ -5,27 +5,21 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from itertools import repeat
-from typing import Any
 
 import numpy as np
 from av import Packet, VideoFrame
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import PictureType
-from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from caption_assets.clips import av1, parameter_sets
-from caption_assets.clips.container import BROKEN, UnreadableClip, check_size, detail, open_video
+from caption_assets.clips.container import BROKEN, UnreadableClip, detail, open_video
+from caption_assets.clips.picture import RGB, Renderer, stack
 from caption_assets.clips.plan import SKIPPABLE, PacketFacts, Plan, Step, lean_plan, whole_plan
 from caption_assets.clips.sampling import frame_times
 from caption_assets.clips.stamps import shown_stamps, stamped
-from caption_assets.clips.tone import is_hdr, to_sdr
-
-RGB = NDArray[np.uint8]
-"""One picture, uint8 of shape (height, width, 3)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +66,7 @@ def decode(data: bytes, start: int, end: int, count: int, size: tuple[int, int] 
         raise UnreadableClip("damaged", f"frames {missing} of the clip cannot be decoded: the file is damaged{reason}")
     seconds = (chosen[-1] - chosen[0]) * base
     return Frames(
-        pixels=_stack([shots[stamp].picture for stamp in chosen]),
+        pixels=stack([shots[stamp].picture for stamp in chosen]),
         indices=indices,
         fps=(count - 1) / seconds if seconds > 0 else 1.0,
         interlaced=any(shot.interlaced for shot in shots.values()),
@@ -89,67 +83,6 @@ def shown_at(times: Sequence[float], count: int) -> tuple[int, ...]:
     slack = 1e-6  # seconds; moments fall on frame times, and rounding must not show the frame before
     moments = frame_times(times[0], times[-1], count)
     return tuple(bisect_right(times, moment + slack) - 1 for moment in moments)
-
-
-def picture(frame: VideoFrame, converter: VideoReformatter, aspect: Fraction, size: tuple[int, int] | None) -> RGB:
-    """A decoded frame as it is displayed: upright, with square pixels, in SDR.
-
-    Args:
-        frame: as the decoder gave it.
-        converter: one for all frames; a frame's own would be built anew for each, at ten times the time.
-        aspect: width of the file's pixels over their height.
-        size: height and width of the result; None for those of the display.
-
-    Raises:
-        UnreadableClip: if it would be displayed larger than is decoded.
-    """
-    turns = round(frame.rotation / 90) % 4
-    if size is None:
-        height, width = frame.height, max(round(frame.width * aspect), 1)
-        check_size(width, height)
-    else:
-        height, width = size[::-1] if turns % 2 else size
-    if is_hdr(frame.color_trc):
-        flat = to_sdr(resize(_unpacked(frame, converter, "rgb48le"), height, width), frame.color_trc)
-    else:
-        flat = resize(rgb(frame, converter), height, width)
-    return np.rot90(flat, turns)
-
-
-def rgb(frame: VideoFrame, converter: VideoReformatter) -> RGB:
-    """A decoded frame as uint8 (height, width, 3), as coded."""
-    return _unpacked(frame, converter, "rgb24")
-
-
-def resize(frame: NDArray[Any], height: int, width: int) -> NDArray[Any]:
-    """One RGB frame, uint8 or uint16 (H, W, 3), to the same type and (``height``, ``width``, 3).
-
-    Bicubic with antialiasing. It stays in uint8: float frames would cost four times the memory and the copying, for at
-    most a few levels. There is no such kernel for uint16, which goes by way of float32.
-    """
-    import torch  # not above: definitions and listings load this module where there is no torch
-
-    if frame.shape[:2] == (height, width):
-        return frame
-    pixels = torch.from_numpy(frame if frame.dtype == np.uint8 else frame.astype(np.float32))
-    # The batch of one is made before the channels move: by its strides torch tells that they lie last, else it would
-    # make the result planar, at half as much time again.
-    batch = pixels.unsqueeze(0).permute(0, 3, 1, 2)
-    scaled = torch.nn.functional.interpolate(batch, size=(height, width), mode="bicubic", antialias=True)
-    result = np.asarray(scaled.permute(0, 2, 3, 1).squeeze(0).contiguous())
-    if frame.dtype == np.uint8:
-        return result
-    return np.asarray(np.rint(np.clip(result, 0, np.iinfo(frame.dtype).max)), frame.dtype)
-
-
-def _unpacked(frame: VideoFrame, converter: VideoReformatter, pixel_format: str) -> NDArray[Any]:
-    return np.asarray(converter.reformat(frame, format=pixel_format, threads=1).to_ndarray())
-
-
-def _stack(pictures: Sequence[RGB]) -> NDArray[np.uint8]:
-    """Pictures as one array. Where a stream changes size midway, they take that of the first."""
-    height, width = pictures[0].shape[:2]
-    return np.stack([resize(each, height, width) for each in pictures])
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,13 +127,12 @@ def _follow(
     shots: dict[int, _Shot] = {}
     errors: list[str] = []
     entered = set()
-    converter = VideoReformatter()
-    aspect = stream.sample_aspect_ratio or Fraction(1)
+    renderer = Renderer(stream, size)
     for frame in _frames(stream.codec_context, packets, plan.steps, errors):
         if frame.key_frame and frame.pict_type == PictureType.I:
             entered.add(frame.pts)
         if frame.pts in wanted and not frame.is_corrupt:
-            shots[frame.pts] = _Shot(picture(frame, converter, aspect, size), frame.interlaced_frame)
+            shots[frame.pts] = _Shot(renderer.render(frame), frame.interlaced_frame)
     return (shots, errors) if entered >= plan.entries else ({}, errors)
 
 

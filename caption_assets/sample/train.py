@@ -36,7 +36,7 @@ from transformers import (
 
 from caption_assets.captioning.budget import fit
 from caption_assets.captioning.prompts import GENERAL
-from caption_assets.clips.decode import resize, rgb
+from caption_assets.clips.picture import resize, rgb
 from caption_assets.clips.sampling import Sampling, frame_count
 from caption_assets.models.variants import SAMPLE
 from caption_assets.sample.clips import LONGEST, encode_frames, random_length, random_size

@@ -5,11 +5,12 @@ from functools import partial
 import numpy as np
 import pytest
 from av import VideoFrame
-from av.video.reformatter import ColorTrc, VideoReformatter
+from av.video.reformatter import ColorTrc
 from av.video.stream import VideoStream
 
 from caption_assets.clips.container import UnreadableClip, open_video
-from caption_assets.clips.decode import RGB, decode, picture, resize
+from caption_assets.clips.decode import decode
+from caption_assets.clips.picture import RGB, Renderer, resize
 from caption_assets.clips.probe import probe
 from caption_assets.sample.clips import encode_frames
 from tests.videos import (
@@ -57,9 +58,8 @@ def test_a_variable_rate_is_sampled_by_time() -> None:
 def plain_decode(data: bytes, size: tuple[int, int]) -> list[RGB]:
     """Every frame, one after the other, as displayed."""
     with open_video(data) as (container, stream):
-        converter = VideoReformatter()
-        aspect = stream.sample_aspect_ratio or Fraction(1)
-        return [picture(frame, converter, aspect, size) for frame in container.decode(stream)]
+        renderer = Renderer(stream, size)
+        return [renderer.render(frame) for frame in container.decode(stream)]
 
 
 def assert_equals_plain_decode(data: bytes) -> None:
@@ -150,8 +150,8 @@ def test_pixels_are_made_square(aspect: Fraction, width: int) -> None:
 
 
 def test_pixels_so_wide_that_the_picture_would_be_too_large_are_refused() -> None:
-    with pytest.raises(UnreadableClip) as refused:
-        picture(VideoFrame(96, 64), VideoReformatter(), Fraction(60_000), None)
+    with open_video(anamorphic(Fraction(60))) as (_, stream), pytest.raises(UnreadableClip) as refused:
+        Renderer(stream, None).render(VideoFrame(300, 64))
     assert refused.value.kind == "too_large"
 
 
