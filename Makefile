@@ -1,14 +1,16 @@
 # Everything a developer does here, by name: `make help`. CI runs the same targets.
 PYTHON ?= python3
 RUN := .venv/bin/python -m
-SLOW_LANES := faults or browser or k8s or rgw
+SLOW_LANES := faults or browser or k8s or rgw or nightly
+# Run whole by CI; of the other slow lanes it runs the representatives.
+CI_LANES := faults
 
 # Where this is set, every process compiles vLLM and torch anew: an engine starts in a minute and a half, not half a one.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup system demo dev test test-fast test-engine test-store test-rgw test-faults test-browser test-k8s \
-	lint format types lock licenses clean
+.PHONY: help setup system demo dev test test-rest test-fast test-engine test-store test-rgw test-faults test-browser \
+	test-k8s test-nightly lint format types lock licenses clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -30,6 +32,9 @@ test: setup ## Run the fast, engine and store lanes and one test of each slow la
 	@$(PYTHON) scripts/setup_system.py || true # the browser test says so itself, if it has no browser
 	$(RUN) pytest -m "not ($(SLOW_LANES)) or representative"
 
+test-rest: setup ## Run what `make test` leaves out and CI does not: the rest of the lanes named in CI_LANES
+	$(RUN) pytest -m "($(CI_LANES)) and not representative and not nightly"
+
 test-fast: setup ## Run the tests that need no engine, server or browser
 	$(RUN) pytest -m fast
 
@@ -37,7 +42,8 @@ test-engine: ## Run the tests that build a vLLM engine
 test-store: ## Run the tests that talk to an S3 server on this machine
 test-faults: ## Run the tests that kill, corrupt and starve
 test-browser: system ## Run the tests that drive the web UI in a browser
-test-engine test-store test-faults test-browser: setup
+test-nightly: ## Run the longest repetitions of the tests of other lanes
+test-engine test-store test-faults test-browser test-nightly: setup
 	$(RUN) pytest -m $(@:test-%=%)
 
 test-k8s: setup ## Run the tests that render or run pods, on a cluster of this machine: KUBECONFIG's, or one that is started

@@ -114,7 +114,9 @@ def assert_kills_leave_no_trace(lives: Lives, kills: int, seed: int) -> None:
 
 @pytest.mark.faults
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("kills", [pytest.param(3, marks=pytest.mark.representative), 50])
+@pytest.mark.parametrize(
+    "kills", [pytest.param(3, marks=pytest.mark.representative), 10, pytest.param(50, marks=pytest.mark.nightly)]
+)
 def test_killed_runs_end_in_the_same_table(s3_url: str, tmp_path: Path, kills: int) -> None:
     put_clips(f"{s3_url}/shards", textures())
     assert_kills_leave_no_trace(Lives(f"{s3_url}/shards", s3_url, tmp_path, "stand-in"), kills, seed=kills)
