@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import pickle
 import resource
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
-from multiprocessing.connection import Connection, wait
+from contextlib import suppress
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from typing import Any
 
 from caption_assets.lifeline import die_with
@@ -20,7 +23,14 @@ START_SECONDS = 300.0
 """Within which a worker has started, and has loaded the modules that a job is of."""
 DYING_SECONDS = 10.0
 """For a worker that has let go of its pipe to end by itself, so that its exit code tells why."""
-_SPAWN = multiprocessing.get_context("spawn")  # a fork would inherit threads' locks
+_PROGRAM = """
+import sys
+descriptor, parent, seconds, memory, *sys.path = sys.argv[1:]
+from caption_assets.clips.worker import work
+work(int(descriptor), int(parent), float(seconds), int(memory))
+"""
+"""Runs in the process. Not multiprocessing's: that imports the caller's main module first, which runs a script without
+a main guard once more in each worker, and fails for a script from stdin, which is no file."""
 
 
 class WorkerDied(Exception):
@@ -48,18 +58,20 @@ class Worker:
 
     def __init__(self, seconds: float, memory: int) -> None:
         self._seconds = seconds
-        self._pipe, theirs = _SPAWN.Pipe()
-        # A daemon is ended when this process ends, where nobody has closed it.
-        self._process = _SPAWN.Process(
-            target=_work, args=(theirs, os.getpid(), seconds, memory), name="clip worker", daemon=True
-        )
-        self._process.start()
-        theirs.close()
+        self._pipe, theirs = Pipe()
+        arguments = [theirs.fileno(), os.getpid(), seconds, memory, *sys.path]
+        with theirs:
+            # -P: only the caller's own path counts, not the folder in which it works.
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-c", _PROGRAM, *map(str, arguments)],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+            )
 
     @property
     def is_alive(self) -> bool:
         """Whether it can be given a job."""
-        return not wait([self._process.sentinel], 0)
+        return self._process.poll() is None
 
     def do(self, call: Callable[[], Any]) -> Any:
         """What a function returns in the worker.
@@ -80,9 +92,10 @@ class Worker:
         except TimeoutError:  # an OSError too
             raise
         except (EOFError, OSError):  # the latter where a message breaks off
-            self._process.join(DYING_SECONDS)
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(DYING_SECONDS)
             self.kill()
-            raise death(self._process.exitcode) from None
+            raise death(self._process.returncode) from None
         done, result = pickle.loads(answer)
         if not done:
             raise result
@@ -97,7 +110,7 @@ class Worker:
     def kill(self) -> None:
         """End the process, whatever it does."""
         self._process.kill()
-        self._process.join()
+        self._process.wait()
 
     def close(self) -> None:
         """End the process and let its pipe go."""
@@ -105,11 +118,18 @@ class Worker:
         self._pipe.close()
 
 
-def _work(pipe: Connection, parent: int, seconds: float, memory: int) -> None:
-    """What the process does."""
+def work(descriptor: int, parent: int, seconds: float, memory: int) -> None:
+    """Do jobs until the pipe is closed; what the process runs.
+
+    Args:
+        descriptor: the worker's end of the pipe.
+        parent: process id of the caller.
+        seconds: as for ``Worker``.
+        memory: as for ``Worker``.
+    """
+    pipe = Connection(descriptor)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run's to handle
-    # By which multiprocessing ends it with this process, and waits; it may have been ignored where that was started.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # it may have been ignored where the run was started
     die_with(parent)
     os.nice(NICENESS)
     # Not the address space: libraries reserve far more of that than they use.
@@ -117,13 +137,29 @@ def _work(pipe: Connection, parent: int, seconds: float, memory: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     while True:
         try:
-            call = pipe.recv()
+            message = pipe.recv_bytes()
         except EOFError:
             return
+        call = _unpickled(message)
         pipe.send_bytes(b"")  # from here on its time counts
         _, hard = resource.getrlimit(resource.RLIMIT_CPU)
         resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time() + seconds) + 1, hard))
         pipe.send_bytes(_answer(call))
+
+
+def _unpickled(message: bytes) -> Callable[[], Any]:
+    """The job; where it cannot be unpickled, one that raises the error."""
+    try:
+        call: Callable[[], Any] = pickle.loads(message)
+    except Exception as error:
+        reason: Exception = error
+        if isinstance(error, (AttributeError, ImportError)):
+            reason = RuntimeError(f"a worker cannot import what the job needs ({error}): define it in a module")
+
+        def call() -> Any:
+            raise reason
+
+    return call
 
 
 def _answer(call: Callable[[], Any]) -> bytes:

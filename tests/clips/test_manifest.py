@@ -1,7 +1,7 @@
-import multiprocessing
 import tarfile
 from pathlib import Path
 
+import psutil
 import pytest
 
 from caption_assets.clips.clip import content_tag, etag_tag
@@ -128,11 +128,11 @@ def test_a_worker_that_is_killed_costs_at_most_the_clip_that_it_reads(tmp_path: 
     for index in range(60):
         (tmp_path / "s" / f"{index:02}.mkv").write_bytes(long)
     source = Root.open(str(tmp_path))
-    before = set(multiprocessing.active_children())
+    before = set(psutil.Process().children())
     with Sandbox(workers=1) as sandbox:
         clips = probe_clips(sandbox, source, find_shard(source, "s"), DEFAULT)
         rows = [next(clips).rows[0]]
-        [worker] = set(multiprocessing.active_children()) - before
+        [worker] = set(psutil.Process().children()) - before
         worker.kill()
         rows += [clip.rows[0] for clip in clips]
     assert [row.clip_key for row in rows] == [f"{index:02}.mkv" for index in range(60)]

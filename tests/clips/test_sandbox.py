@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -22,6 +21,7 @@ from caption_assets.clips.buffer import Buffer, BufferHandle
 from caption_assets.clips.container import UnreadableClip
 from caption_assets.clips.sandbox import Sandbox, SandboxLimits
 from caption_assets.clips.worker import WorkerDied
+from tests.videos import counting_video
 
 
 def spin() -> None:
@@ -75,6 +75,11 @@ def invert(handle: BufferHandle) -> int:
     return total
 
 
+def processes() -> set[psutil.Process]:
+    """The living children of this process."""
+    return set(psutil.Process().children())
+
+
 @pytest.fixture(scope="module")
 def sandbox() -> Iterator[Sandbox]:
     with Sandbox(SandboxLimits(seconds=2.0, memory_gb=1.0), workers=2) as sandbox:
@@ -126,13 +131,14 @@ def test_an_error_that_cannot_be_handed_over_is_told_in_words(sandbox: Sandbox) 
 
 def test_workers_killed_at_random_cost_at_most_a_job_each() -> None:
     kills, random, done = 0, Random(0), Event()
-    others = set(multiprocessing.active_children())
+    others = processes()
 
     def kill() -> None:
         nonlocal kills
         while not done.wait(0.3):
-            if workers := list(set(multiprocessing.active_children()) - others):
-                random.choice(workers).kill()
+            if workers := list(processes() - others):
+                with suppress(psutil.NoSuchProcess):
+                    random.choice(workers).kill()
                 kills += 1
 
     with Sandbox(SandboxLimits(seconds=20.0), workers=2) as sandbox:
@@ -190,7 +196,8 @@ def test_no_worker_outlives_a_run_that_is_killed(tmp_path: Path) -> None:
         "from caption_assets.clips.sandbox import Sandbox\n"
         "if __name__ == '__main__':\n"
         "    with Sandbox(workers=2) as sandbox:\n"
-        "        sandbox.result(sandbox.submit(abs, -1))\n"
+        "        for job in [sandbox.submit(time.sleep, 0.5) for _ in range(2)]:\n"
+        "            sandbox.result(job)\n"
         f"        Path({str(ready)!r}).touch()\n"
         "        time.sleep(600)\n"
     )
@@ -200,7 +207,7 @@ def test_no_worker_outlives_a_run_that_is_killed(tmp_path: Path) -> None:
         assert run.poll() is None
         time.sleep(0.1)
     workers = psutil.Process(run.pid).children(recursive=True)
-    assert len(workers) >= 2
+    assert len(workers) == 2
     run.kill()
     run.wait()
     _, alive = psutil.wait_procs(workers, timeout=10)
@@ -220,12 +227,68 @@ def test_a_run_that_ignores_sigterm_ends_with_a_sandbox_that_nobody_closed(tmp_p
 
 
 def test_the_sandboxs_end_is_its_workers_end() -> None:
-    before = set(multiprocessing.active_children())
+    before = processes()
     with Sandbox(workers=2) as sandbox:
         for job in [sandbox.submit(time.sleep, 0.5) for _ in range(2)]:
             sandbox.result(job)
-        assert len(set(multiprocessing.active_children()) - before) == 2
-    assert not set(multiprocessing.active_children()) - before
+        assert len(processes() - before) == 2
+    assert not processes() - before
+
+
+PROBE = """
+from caption_assets.clips.manifest import probe_clips
+from caption_assets.clips.sandbox import Sandbox
+from caption_assets.clips.shard import find_shard
+from caption_assets.clips.window import Windowing
+from caption_assets.store.root import Root
+
+source = Root.open({source!r})
+with Sandbox(workers=2) as sandbox:
+    for clip in probe_clips(sandbox, source, find_shard(source, "shard"), Windowing()):
+        print([(row.status.value, row.clip_frames) for row in clip.rows])
+"""
+"""A script without a main guard, which spawned processes would run once more."""
+NOTEBOOK = "from code import InteractiveInterpreter as Kernel; Kernel().runcode({script!r})"
+
+
+@pytest.mark.parametrize("way", ["script", "module", "stdin", "command", "notebook"])
+def test_clips_are_probed_from_a_script_without_a_main_guard(tmp_path: Path, way: str) -> None:
+    (tmp_path / "source" / "shard").mkdir(parents=True)
+    for name in ("a.mp4", "b.mp4"):
+        (tmp_path / "source" / "shard" / name).write_bytes(counting_video(30))
+    script = PROBE.format(source=str(tmp_path / "source"))
+    (tmp_path / "probe.py").write_text(script)
+    arguments = {
+        "script": ["probe.py"],
+        "module": ["-m", "probe"],
+        "stdin": ["-"],
+        "command": ["-c", script],
+        "notebook": ["-c", NOTEBOOK.format(script=script)],
+    }[way]
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=tmp_path,
+        input=script if way == "stdin" else "",
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert done.stdout.splitlines() == ["[('ok', 30)]"] * 2
+    assert done.stderr == ""
+
+
+def test_a_function_of_the_main_script_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    script = (
+        "from caption_assets.clips.sandbox import Sandbox\n"
+        "def own(): pass\n"
+        "with Sandbox(workers=1) as sandbox:\n"
+        "    print(sandbox.submit(own).exception(), sandbox.submit(abs, -1).result())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert "define it in a module" in done.stdout
+    assert done.stdout.endswith("1\n")
 
 
 @pytest.mark.parametrize("limits", [{"seconds": 0}, {"memory_gb": 0.5}])
