@@ -1,15 +1,24 @@
 """The source's shards, as an external asset, and the asset that registers them as partitions."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from hashlib import sha256
+from typing import Any
 
 import dagster as dg
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
 from caption_assets.assets.failures import clear_failures, shards_failed
+from caption_assets.assets.markdown import markdown_table
 from caption_assets.assets.partitions import SHARDS, SHARDS_NAME
-from caption_assets.clips.shard import list_shards, shard_content
+from caption_assets.clips.shard import Listing, list_shards, shard_content
 from caption_assets.resources import Storage
+
+SHOWN = 100
+"""Maximum number of names in one list of metadata."""
+SHOWN_IN_TEXT = 5
+"""Maximum number of names in one message or cell."""
+FUTURE = "set the clock of the machine that wrote them, and run `touch` on the files"
+"""Remedy for modification times in the future."""
 
 REMOVED = "removed"
 """Reported as the version of a shard that is no longer in the source."""
@@ -29,8 +38,15 @@ def shard_index(context: dg.AssetExecutionContext, storage: Storage) -> dg.Mater
     with clear_failures():
         source = storage.source()
         listing = list_shards(source)
-        versions = {shard.key: shard_content(source, shard).version for shard in listing.shards}
+        contents = {shard.key: shard_content(source, shard) for shard in listing.shards}
     known = set(context.instance.get_dynamic_partitions(SHARDS_NAME))
+    # An empty folder is not a shard yet: a store's console makes one with an object "name/" and nothing in it.
+    versions = {key: content.version for key, content in contents.items() if content.changed or key in known}
+    future = [key for key, content in contents.items() if content.future]
+    if future:
+        context.log.warning(f"modification times in the future, in shards {first_names(future)}: {FUTURE}")
+    for reason, count, some in listing.describe_passed_over(SHOWN_IN_TEXT):
+        context.log.info(f"passed over: {reason}: {count} ({some})")
     context.instance.add_dynamic_partitions(SHARDS_NAME, list(versions))
     observed = observed_versions(context.instance)
     for key, version in versions.items():
@@ -42,10 +58,31 @@ def shard_index(context: dg.AssetExecutionContext, storage: Storage) -> dg.Mater
         data_version=dg.DataVersion(sha256(repr(sorted(versions.items())).encode()).hexdigest()[:16]),
         metadata={
             "shards": len(versions),
-            "new": sorted(set(versions) - known)[:100],
+            "new": sorted(set(versions) - known)[:SHOWN],
             "source": dg.MetadataValue.path(source.address("")),
+            **_oddities(listing, [key for key in contents if key not in versions], future),
         },
     )
+
+
+def first_names(found: Sequence[str]) -> str:
+    """The first names of several, for a message."""
+    return ", ".join(found[:SHOWN_IN_TEXT]) + (f" and {len(found) - SHOWN_IN_TEXT} more" * (len(found) > SHOWN_IN_TEXT))
+
+
+def _oddities(listing: Listing, empty: Sequence[str], future: Sequence[str]) -> dict[str, Any]:
+    """Metadata on what in the source is not registered, or looks wrong."""
+    rows = listing.describe_passed_over(SHOWN_IN_TEXT)
+    found: dict[str, Any] = {}
+    if rows:
+        found["passed_over"] = sum(count for _, count, _ in rows)
+        table = [(reason, str(count), some) for reason, count, some in rows]
+        found["passed_over_entries"] = markdown_table(["reason", "entries", "names"], table)
+    if empty:
+        found["empty_folders"] = empty[:SHOWN]
+    if future:
+        found["modified_in_the_future"] = future[:SHOWN]
+    return found
 
 
 def observation(shard: str, version: str) -> dg.AssetObservation:

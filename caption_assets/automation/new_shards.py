@@ -11,9 +11,9 @@ import dagster as dg
 
 from caption_assets.assets.failures import clear_failures
 from caption_assets.assets.partitions import SHARDS, SHARDS_NAME
-from caption_assets.assets.shard_index import REMOVED, observation, observed_versions
+from caption_assets.assets.shard_index import FUTURE, REMOVED, first_names, observation, observed_versions
 from caption_assets.automation.status import sensor_status
-from caption_assets.clips.shard import Content, Layout, Shard, list_shards, shard_content
+from caption_assets.clips.shard import CLOCK_TOLERANCE, Content, Layout, Listing, Shard, list_shards, shard_content
 from caption_assets.resources import Storage
 from caption_assets.settings import Settings
 from caption_assets.store.root import Root
@@ -47,8 +47,10 @@ def build_new_shards(settings: Settings) -> dg.SensorDefinition:
             found.report_removed(listing.keys)
         for path, reason in listing.refused.items():
             context.log.warning(f"{path} is not registered: {reason}")
+        if found.future:
+            context.log.warning(f"modification times in the future, in shards {first_names(found.future)}: {FUTURE}")
         return dg.SensorResult(
-            skip_reason=found.message,
+            skip_reason=found.message and found.message + _passed_over(listing),
             dynamic_partitions_requests=[SHARDS.build_add_request(found.new)] if found.new else [],
             asset_events=[observation(shard, version) for shard, version in found.versions.items()],
             cursor=last,
@@ -77,6 +79,8 @@ class _Found:
     """To be reported."""
     waiting: dict[str, str] = field(default_factory=dict)
     """Shards that are still being written, and how that is known."""
+    future: list[str] = field(default_factory=list)
+    """Shards to be reported with modification times in the future."""
     looked_at: int = 0
 
     def look(self, shards: Sequence[Shard]) -> str | None:
@@ -92,6 +96,8 @@ class _Found:
             if reason := self._unfinished(shard, content):
                 self.waiting[shard.key] = reason
                 continue
+            if content.future:
+                self.future.append(shard.key)
             if shard.key not in self.registered:
                 self.new.append(shard.key)
             if self.observed.get(shard.key) != content.version:
@@ -109,8 +115,10 @@ class _Found:
         if content.changed is None:
             return "it is empty"
         quiet = datetime.now(UTC) - content.changed
-        if quiet < timedelta(minutes=self.settings.shard_quiet_minutes):
-            return f"it was written to {quiet.total_seconds():.0f} s ago"
+        # A time further ahead says nothing about when the shard was written, and would hide it until then.
+        if -CLOCK_TOLERANCE <= quiet < timedelta(minutes=self.settings.shard_quiet_minutes):
+            seconds = quiet.total_seconds()
+            return f"it was written to {seconds:.0f} s ago" if seconds >= 0 else f"its time is {-seconds:.0f} s ahead"
         marker = self.settings.shard_marker
         if marker and not self.source.exists(_marker_path(shard, marker)):
             return f"{_marker_path(shard, marker)} is not there"
@@ -125,6 +133,12 @@ class _Found:
         waiting = "".join(f"; {shard} waits: {reason}" for shard, reason in some)
         more = f"; {len(self.waiting) - SHOWN} more wait" if len(self.waiting) > SHOWN else ""
         return f"nothing new in the {self.looked_at} shards looked at{waiting}{more}"
+
+
+def _passed_over(listing: Listing) -> str:
+    """The end of a tick's message: what in the source is not a shard."""
+    rows = listing.describe_passed_over(SHOWN)
+    return "; passed over: " + ", ".join(f"{reason}: {count} ({some})" for reason, count, some in rows) if rows else ""
 
 
 def _contents(source: Root, shards: Sequence[Shard]) -> Iterator[tuple[Shard, Content]]:

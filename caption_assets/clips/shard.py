@@ -7,9 +7,9 @@ import os
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from hashlib import sha256
 from typing import Any
@@ -26,6 +26,11 @@ VIDEO_SUFFIXES = frozenset(
     {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".m2ts", ".mpg", ".mpeg", ".flv", ".wmv", ".ogv", ".gif"}
 )
 
+ARCHIVE = re.compile(
+    r"\.(tar\.[a-z0-9]+|tgz|tbz2?|txz|tzst|zip|7z|rar|(parquet|jsonl)\.(gz|bz2|xz|zst))$", re.IGNORECASE
+)
+"""Names of compressed shards and of archives other than tars."""
+
 
 class ShardError(CaptionAssetsError):
     """A source or shard that is not there or cannot be listed."""
@@ -41,6 +46,21 @@ class Layout(StrEnum):
 
 LAYOUTS = {".tar": Layout.TAR, ".parquet": Layout.LIST, ".jsonl": Layout.LIST}
 """Layouts that are a single file, by its suffix."""
+CLOCK_TOLERANCE = timedelta(minutes=15)
+"""Maximum difference between two correctly set clocks; S3 rejects requests beyond it (RequestTimeTooSkewed)."""
+
+
+class PassedOver(StrEnum):
+    """Why an entry of the source is not a shard."""
+
+    LOOSE_VIDEO = "videos outside a shard (move them into a folder)"
+    LINKED_FOLDER = "linked folders, which are not followed (make them folders)"
+    ARCHIVE = "archives that are not read (write an uncompressed .tar)"
+    SUFFIX = "shard files with an unknown spelling of the suffix (rename to .tar, .parquet or .jsonl)"
+    SPECIAL = "devices, sockets and pipes"
+    UNNAMED = "object keys with an empty, '.' or '..' path segment (rename the objects)"
+    HIDDEN = "hidden entries"
+    OTHER = "other files"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +86,16 @@ class Listing:
     """What looks like a shard and is none, by path in the source: why."""
     keys: frozenset[str]
     """Of all of these."""
+    passed_over: Mapping[PassedOver, Sequence[str]]
+    """Names of the entries that are not shards, sorted, by reason."""
+
+    def describe_passed_over(self, shown: int) -> list[tuple[str, int, str]]:
+        """A row for each reason: the reason, the number of entries, and the first ``shown`` of their names."""
+        return [
+            (reason, len(names), ", ".join(names[:shown]) + (", …" if len(names) > shown else ""))
+            for reason in PassedOver
+            if (names := self.passed_over.get(reason))
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +105,18 @@ class Content:
     version: str
     """A short hash of names, sizes, and ETags or else times of change."""
     changed: datetime | None
-    """When a file of it was last written; None if there is none."""
+    """When a file of it was last written; None if there is none. Times in the future count if there are no others."""
+    future: int = 0
+    """Number of files with a modification time in the future, beyond ``CLOCK_TOLERANCE``."""
 
 
 def list_shards(source: Root) -> Listing:
-    """The source's shards. No shards: hidden entries, and those that are neither folder, tar nor list.
+    """The source's shards, and what lies beside them.
 
     Raises:
         ShardError: if the source is not there.
     """
-    shards = _shards(source)
+    shards, passed_over = _read_source(source)
     times = Counter(shard.key for shard in shards)
     refused = {}
     for shard in shards:
@@ -92,7 +124,8 @@ def list_shards(source: Root) -> Listing:
             refused[shard.path] = "its name cannot be a partition: rename it to letters, digits, '_', '-' and '.'"
         elif times[shard.key] > 1:
             refused[shard.path] = f"{times[shard.key]} shards have the key {shard.key!r}: rename all but one"
-    return Listing([shard for shard in shards if shard.path not in refused], refused, frozenset(times))
+    accepted = [shard for shard in shards if shard.path not in refused]
+    return Listing(accepted, refused, frozenset(times), passed_over)
 
 
 def find_shard(source: Root, key: str) -> Shard:
@@ -101,7 +134,7 @@ def find_shard(source: Root, key: str) -> Shard:
     Raises:
         ShardError: if the source has no such shard.
     """
-    shards = _shards(source)
+    shards, _ = _read_source(source)
     for shard in shards:
         if shard.key == key:
             return shard
@@ -126,15 +159,20 @@ def shard_content(source: Root, shard: Shard) -> Content:
         with clear_errors(f"cannot list shard {shard.key!r} in {source.url!r}"):
             files = files_below(source, shard)
     lines = sorted(json.dumps([name, file["size"], str(file.get("ETag") or file.get("mtime"))]) for name, file in files)
-    return Content(
-        version=sha256("\n".join(lines).encode()).hexdigest()[:16],
-        changed=max((_written(file) for _, file in files), default=None),
-    )
+    version = sha256("\n".join(lines).encode()).hexdigest()[:16]
+    times = [_written(file) for _, file in files]
+    past = [time for time in times if time - datetime.now(UTC) <= CLOCK_TOLERANCE]
+    return Content(version, max(past or times, default=None), len(times) - len(past))
 
 
 def _written(file: Mapping[str, Any]) -> datetime:
-    """S3's time of change, or a local file's."""
-    return file.get("LastModified") or datetime.fromtimestamp(file["mtime"], UTC)
+    """S3's time of change, or a local file's, limited to the years that Python has."""
+    if "LastModified" in file:
+        return file["LastModified"]  # type: ignore[no-any-return]
+    try:
+        return datetime.fromtimestamp(file["mtime"], UTC)
+    except (ValueError, OverflowError, OSError):
+        return (datetime.max if file["mtime"] > 0 else datetime.min).replace(tzinfo=UTC)
 
 
 def files_below(source: Root, shard: Shard) -> list[tuple[str, Mapping[str, Any]]]:
@@ -171,24 +209,55 @@ def _is_linked_folder(entry: Mapping[str, Any]) -> bool:
     return bool(entry.get("islink")) and os.path.isdir(entry["name"])
 
 
-def _shards(source: Root) -> list[Shard]:
-    """Every entry that is a shard, its name not yet checked."""
+def _read_source(source: Root) -> tuple[list[Shard], dict[PassedOver, list[str]]]:
+    """Every entry that is a shard, its name not yet checked, sorted by key; and the other entries."""
+    shards: list[Shard] = []
+    passed_over: dict[PassedOver, list[str]] = {}
     try:
-        entries = list(source.entries())
+        for entry in source.entries():
+            name = entry["name"][len(source.path) :].removeprefix("/")
+            if not name and entry["type"] == "file":
+                continue  # the source's own directory marker, an object "shards/"
+            reason = _reason_to_pass_over(name.rstrip("/"), entry)
+            if reason is None:
+                shards.append(_as_shard(name.rstrip("/"), entry))
+            else:
+                passed_over.setdefault(reason, []).append(name or "/")
     except FileNotFoundError as error:
         raise ShardError(
             f"the source {source.url!r} does not exist: put shards there, or set CAPTION_SOURCE to where they are"
         ) from error
     except StoreError as error:
         raise ShardError(f"CAPTION_SOURCE is {source.url!r}: {error}") from error
-    return sorted((shard for entry in entries if (shard := _as_shard(entry))), key=lambda shard: shard.key)
+    return sorted(shards, key=lambda shard: shard.key), passed_over
 
 
-def _as_shard(entry: Mapping[str, Any]) -> Shard | None:
-    name = posixpath.basename(entry["name"].rstrip("/"))
+def _reason_to_pass_over(name: str, entry: Mapping[str, Any]) -> PassedOver | None:
+    """Why an entry is not a shard; None if it is one."""
+    ending = posixpath.splitext(name)[1]
+    if name in ("", ".", ".."):
+        return PassedOver.UNNAMED
     if name.startswith("."):
+        return PassedOver.HIDDEN
+    if entry["type"] == "directory":
         return None
+    if _is_linked_folder(entry):
+        return PassedOver.LINKED_FOLDER
+    if entry["type"] != "file" and not entry.get("islink"):
+        return PassedOver.SPECIAL
+    if ending in LAYOUTS:
+        return None
+    if is_video(name):
+        return PassedOver.LOOSE_VIDEO
+    if ARCHIVE.search(name):
+        return PassedOver.ARCHIVE
+    if ending.lower() in LAYOUTS:
+        return PassedOver.SUFFIX
+    return PassedOver.OTHER
+
+
+def _as_shard(name: str, entry: Mapping[str, Any]) -> Shard:
     if entry["type"] == "directory":
         return Shard(name, Layout.FOLDER, name)
     stem, ending = posixpath.splitext(name)
-    return Shard(stem, LAYOUTS[ending], name, entry) if ending in LAYOUTS else None
+    return Shard(stem, LAYOUTS[ending], name, entry)

@@ -1,3 +1,4 @@
+import os
 import shutil
 
 import dagster as dg
@@ -25,6 +26,27 @@ def test_the_shards_observed_version_is_their_content(project: Project) -> None:
     after = versions()
     assert before["sample-tar"] == after["sample-tar"]
     assert before["sample-folder"] != after["sample-folder"]
+
+
+def test_what_is_not_registered_is_named(project: Project) -> None:
+    source = project.root / "shards"
+    (source / "loose.mp4").touch()
+    (source / "new.TAR").touch()
+    (source / "empty").mkdir()
+    result = project.run("shard_index")
+    metadata = result.asset_materializations_for_node("shard_index")[0].metadata
+    assert metadata["passed_over"].value == 2
+    assert "| 1 | loose.mp4 |" in str(metadata["passed_over_entries"].value)
+    assert "| 1 | new.TAR |" in str(metadata["passed_over_entries"].value)
+    assert metadata["empty_folders"].value == ["empty"]
+    assert list(project.instance.get_dynamic_partitions("shards")) == ["sample-folder", "sample-tar"]
+
+
+def test_a_modification_time_in_the_future_is_named(project: Project) -> None:
+    os.utime(project.root / "shards" / "sample-tar.tar", (0, 1 << 33))
+    metadata = project.run("shard_index").asset_materializations_for_node("shard_index")[0].metadata
+    assert metadata["modified_in_the_future"].value == ["sample-tar"]
+    assert "sample-tar" in project.instance.get_dynamic_partitions("shards")
 
 
 def test_a_missing_source_fails_with_the_remedy(project: Project) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import dagster as dg
@@ -45,6 +46,26 @@ def test_a_shard_that_was_just_written_to_is_left_alone(site: Site) -> None:
     result = site.look()
     assert not site.registered
     assert "a waits: it was written to 30 s ago" in str(result.skip_reason)
+
+
+def test_a_modification_time_in_the_future_is_told_and_hides_no_shard(
+    site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site.add("a", minutes_ago=-60 * 24 * 365)
+    site.add("b", minutes_ago=-1)
+    site.look()
+    assert site.registered == ["a"]
+    assert "modification times in the future, in shards a: set the clock" in capsys.readouterr().err
+    assert re.search(r"b waits: its time is \d+ s ahead", str(site.look().skip_reason))
+
+
+def test_what_is_passed_over_is_told(site: Site) -> None:
+    site.touch("loose.mp4")
+    site.touch("a.tar.gz")
+    assert re.search(
+        r"; passed over: videos outside a shard .*: 1 \(loose.mp4\), archives .*: 1 \(a.tar.gz\)",
+        str(site.look().skip_reason),
+    )
 
 
 def test_an_empty_folder_is_left_alone(site: Site) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from caption_assets.clips.shard import Layout, ShardError, find_shard, list_shards, shard_content
+from caption_assets.clips.shard import Layout, PassedOver, ShardError, find_shard, list_shards, shard_content
 from caption_assets.store.root import Root
 from tests.clips.conftest import tar_bytes
 
@@ -87,10 +87,11 @@ def test_two_shards_of_one_key_are_refused(folder: Path, name: str) -> None:
 
 
 def test_a_shards_time_is_that_of_its_newest_file(folder: Path) -> None:
-    newest = datetime(2031, 1, 2, tzinfo=UTC)
+    newest = datetime(2021, 1, 2, tzinfo=UTC)
     for name in ("b/one.webm", "a.tar"):
         os.utime(folder / name, (0, newest.timestamp()))
     (folder / "b" / "deep" / "older.mp4").touch()
+    os.utime(folder / "b" / "deep" / "older.mp4", (0, 0))
     (folder / "empty").mkdir()
     source = Root.open(str(folder))
     assert [shard_content(source, find_shard(source, key)).changed for key in ("a", "b", "empty")] == [
@@ -98,3 +99,40 @@ def test_a_shards_time_is_that_of_its_newest_file(folder: Path) -> None:
         newest,
         None,
     ]
+
+
+@pytest.mark.parametrize("seconds_ahead", [3_600, 10 * 365 * 86_400, 1 << 45])
+def test_a_modification_time_in_the_future_is_counted_and_does_not_hide_the_others(
+    folder: Path, seconds_ahead: int
+) -> None:
+    written = datetime.now(UTC).replace(microsecond=0)
+    os.utime(folder / "b" / "one.webm", (0, written.timestamp()))
+    (folder / "b" / "deep" / "odd.mp4").touch()
+    os.utime(folder / "b" / "deep" / "odd.mp4", (0, written.timestamp() + seconds_ahead))
+    source = Root.open(str(folder))
+    content = shard_content(source, find_shard(source, "b"))
+    assert (content.changed, content.future) == (written, 1)
+
+
+def test_what_is_not_a_shard_is_named_with_its_reason(folder: Path) -> None:
+    for name in ("loose.MP4", "e.tar.gz", "f.TGZ", "g.TAR", "h.Parquet", "i.jsonl.zst"):
+        (folder / name).touch()
+    (folder / "linked").symlink_to(folder / "b")
+    (folder / "linked.tar").symlink_to(folder / "b")
+    os.mkfifo(folder / "pipe.tar")
+    listing = list_shards(Root.open(str(folder)))
+    assert [shard.key for shard in listing.shards] == ["a", "b", "c", "d"]
+    assert listing.passed_over == {
+        PassedOver.LOOSE_VIDEO: ["loose.MP4"],
+        PassedOver.ARCHIVE: ["e.tar.gz", "f.TGZ", "i.jsonl.zst"],
+        PassedOver.SUFFIX: ["g.TAR", "h.Parquet"],
+        PassedOver.LINKED_FOLDER: ["linked", "linked.tar"],
+        PassedOver.SPECIAL: ["pipe.tar"],
+        PassedOver.HIDDEN: [".hidden"],
+        PassedOver.OTHER: ["README.md"],
+    }
+
+
+def test_a_link_to_a_shards_file_is_a_shard(folder: Path) -> None:
+    (folder / "z.tar").symlink_to(folder / "a.tar")
+    assert "z" in list_shards(Root.open(str(folder))).keys
