@@ -20,7 +20,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from caption_assets.assets.partitions import SHARDS_NAME
+from caption_assets.assets.project import Project
 from caption_assets.automation.backfill import build_backfill
 from caption_assets.automation.new_shards import build_new_shards
 from caption_assets.resources import build_storage
@@ -52,7 +52,7 @@ def measure(folder: Path, count: int) -> dict[str, float]:
     (folder / "dagster").mkdir()
     with dg.DagsterInstance.local_temp(str(folder / "dagster")) as instance:
         registering = []
-        while len(instance.get_dynamic_partitions(SHARDS_NAME)) < count:
+        while len(Project().registered(instance)) < count:
             registering.append(look(instance, settings))
         for asset in ASSETS:
             materialize(instance, asset, range(0, count, 2))
@@ -79,7 +79,7 @@ def look(instance: dg.DagsterInstance, settings: Settings) -> float:
         result = build_new_shards(settings)(context, storage=build_storage(settings))
     assert isinstance(result, dg.SensorResult)
     for request in result.dynamic_partitions_requests or ():
-        instance.add_dynamic_partitions(SHARDS_NAME, list(request.partition_keys))
+        instance.add_dynamic_partitions(request.partitions_def_name, list(request.partition_keys))
     for event in result.asset_events:
         instance.report_runless_asset_event(event)
     return time.monotonic() - begun

@@ -15,7 +15,8 @@ from caption_assets.assets.captions import build_captions  # noqa: E402
 from caption_assets.assets.checks import build_weights_check  # noqa: E402
 from caption_assets.assets.clip_manifest import build_clip_manifest  # noqa: E402
 from caption_assets.assets.model_weights import build_model_weights  # noqa: E402
-from caption_assets.assets.shard_index import SHARDS_SPEC, shard_index  # noqa: E402
+from caption_assets.assets.project import Project  # noqa: E402
+from caption_assets.assets.shard_index import build_shard_index, build_shards  # noqa: E402
 from caption_assets.automation.alerts import (  # noqa: E402
     build_failure_alerts,
     build_overdue_alerts,
@@ -30,14 +31,15 @@ from caption_assets.settings import Settings, load_settings  # noqa: E402
 
 def build_definitions(settings: Settings) -> dg.Definitions:
     """All assets, checks, automation and resources, configured by ``settings``."""
+    project = Project(settings.project)
     return dg.Definitions(
         assets=[
-            SHARDS_SPEC,
-            shard_index,
+            build_shards(project),
+            build_shard_index(project),
             build_model_weights(settings),
             build_clip_manifest(settings),
             build_captions(settings),
-            *([build_captioned_dataset(settings.dataset)] if settings.dataset else []),
+            *([build_captioned_dataset(project, settings.dataset)] if settings.dataset else []),
         ],
         asset_checks=[build_overdue_check(settings), build_weights_check(settings)],
         sensors=[

@@ -35,6 +35,12 @@ class Settings(BaseSettings):
 
     root: str = Field("data", description="Folder or `s3://bucket/prefix` for everything that is written")
     source: str | None = Field(None, description="Where the shards lie; may be read-only. Default: `<root>/shards`")
+    project: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,39}$",
+        description="Name of the project on a Dagster instance that others use too: the prefix of its asset keys and "
+        "partitions, up to 40 letters, digits, `_` and `-`. Default: no prefix",
+    )
     s3_path_style: bool | None = Field(
         None,
         description="Whether the bucket's name goes into the path of S3 addresses or before their host. Default: into "

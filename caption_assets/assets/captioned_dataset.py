@@ -3,23 +3,23 @@
 import dagster as dg
 
 from caption_assets.assets.failures import clear_failures
-from caption_assets.assets.partitions import SHARDS
 from caption_assets.assets.pods import EXPORT_SIZE, RETRIES, cpu_pod
+from caption_assets.assets.project import Project
 from caption_assets.export.card import CARD
 from caption_assets.export.format import Export
-from caption_assets.export.index import DATASET, shard_folder
+from caption_assets.export.index import shard_folder
 from caption_assets.export.shard import export_shard
 from caption_assets.resources import Storage
 from caption_assets.store.tables import Table
 
 
-def build_captioned_dataset(export: Export) -> dg.AssetsDefinition:
+def build_captioned_dataset(project: Project, export: Export) -> dg.AssetsDefinition:
     """The asset that writes the dataset as ``export`` says."""
 
     @dg.asset(
-        name=DATASET,
-        partitions_def=SHARDS,
-        deps=[table.value for table in Table],
+        key=project.dataset,
+        partitions_def=project.partitions,
+        deps=[project.key(table.value) for table in Table],
         description=f"Clips and captions for training, as {export.form.name}, with a dataset card.",
         kinds={"huggingface"},
         code_version=export.version,

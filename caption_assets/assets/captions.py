@@ -8,9 +8,9 @@ import dagster as dg
 from caption_assets.assets.checks import caption_checks, check_stored
 from caption_assets.assets.failures import clear_failures
 from caption_assets.assets.metrics import Counted, Metrics, serve_metrics
-from caption_assets.assets.partitions import SHARDS
 from caption_assets.assets.pods import CAPTION_STEP, GPU_POOL, RETRIES, caption_pod, check_image
 from caption_assets.assets.progress import WeightsProgress
+from caption_assets.assets.project import Project, table_of
 from caption_assets.assets.run_log import RunLog
 from caption_assets.assets.selection import is_selected, shards_to_make
 from caption_assets.assets.termination import run_until_sigterm
@@ -19,25 +19,20 @@ from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.recovery import EngineKeeper
 from caption_assets.captioning.shard import caption_shards
 from caption_assets.captioning.threads import to_its_end
-from caption_assets.export.index import DATASET
 from caption_assets.resources import Clips, Engine, Storage, Weights
 from caption_assets.settings import Settings
-from caption_assets.store.tables import Table
-
-EXPORT = dg.AssetKey(DATASET)
-"""Dagster would pass over it: a step that logs its materializations itself has no output for what follows it."""
 
 
 def build_captions(settings: Settings) -> dg.AssetsDefinition:
     """Both caption assets, made as ``settings`` say. Selected together they share the engine and each video."""
-    recipe = settings.recipe
+    project, recipe = Project(settings.project), settings.recipe
 
     @dg.multi_asset(
         name=CAPTION_STEP,
-        specs=_specs(recipe),
-        check_specs=caption_checks(),
+        specs=_specs(project, recipe),
+        check_specs=caption_checks(project),
         can_subset=True,
-        partitions_def=SHARDS,
+        partitions_def=project.partitions,
         backfill_policy=dg.BackfillPolicy.multi_run(settings.shards_per_run),
         op_tags=caption_pod(settings),
         pool=GPU_POOL,
@@ -47,16 +42,17 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
         context: dg.AssetExecutionContext, storage: Storage, weights: Weights, clips: Clips, engine: Engine
     ) -> Iterator[dg.MaterializeResult[None]]:
         yield from ()  # a generator, for Dagster: materializations and checks are logged shard by shard
-        if is_selected(context, EXPORT):
+        # Dagster would pass over it: a step that logs its materializations itself has no output for what follows it.
+        if is_selected(context, project.dataset):
             raise dg.Failure(
                 "captions and their export cannot be made in one run: materialize captioned_dataset after",
                 allow_retries=False,
             )
-        tables = frozenset(Table(key.to_user_string()) for key in context.selected_asset_keys)
+        tables = frozenset(table_of(key) for key in context.selected_asset_keys)
         with clear_failures():
             root = storage.root()
             if not tables:
-                check_stored(context, root, settings.max_failed_fraction)
+                check_stored(context, project, root, settings.max_failed_fraction)
                 return
             check_image()
             job = Job(
@@ -101,20 +97,21 @@ async def _engine(
         )
 
 
-def _specs(recipe: Recipe) -> list[dg.AssetSpec]:
+def _specs(project: Project, recipe: Recipe) -> list[dg.AssetSpec]:
     """``skippable``: the step logs each shard's materialization itself, as it is published."""
+    stage1, stage2 = project.stages
     return [
         dg.AssetSpec(
-            Table.STAGE1.value,
-            deps=["clip_manifest", "model_weights"],
+            stage1,
+            deps=[project.manifest, project.weights],
             description="A description of each window, from the video alone.",
             code_version=recipe.version(1),
             kinds={"vllm", "parquet"},
             skippable=True,
         ),
         dg.AssetSpec(
-            Table.STAGE2.value,
-            deps=["clip_manifest", "model_weights", Table.STAGE1.value],
+            stage2,
+            deps=[project.manifest, project.weights, stage1],
             description="A fuller description of each window, from the video and its stage-1 caption.",
             code_version=recipe.version(2),
             kinds={"vllm", "parquet"},

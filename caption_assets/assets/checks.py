@@ -10,7 +10,7 @@ from dagster._core.definitions.asset_checks.asset_check_evaluation import (
 )
 
 from caption_assets.assets.failures import clear_failures
-from caption_assets.assets.partitions import SHARDS
+from caption_assets.assets.project import Project, table_of
 from caption_assets.assets.provenance import code_version_of
 from caption_assets.models.mirror import find_damage, read_manifest
 from caption_assets.report.findings import (
@@ -34,48 +34,53 @@ MEAN_WORDS = "mean_words"
 SEVERITIES = {Severity.ERROR: dg.AssetCheckSeverity.ERROR, Severity.WARN: dg.AssetCheckSeverity.WARN}
 
 
-def caption_checks() -> list[dg.AssetCheckSpec]:
+def caption_checks(project: Project) -> list[dg.AssetCheckSpec]:
     """What is checked of each shard's caption tables."""
     return [
         dg.AssetCheckSpec(
             check.name,
-            asset=table.value,
+            asset=project.key(table.value),
             description=check.description,
             blocking=check.severity is Severity.ERROR,
-            partitions_def=SHARDS,
+            partitions_def=project.partitions,
         )
         for table, checks in CHECKS.items()
         for check in checks
     ]
 
 
-def check_stored(context: dg.AssetExecutionContext, root: Root, limit: float) -> None:
+def check_stored(context: dg.AssetExecutionContext, project: Project, root: Root, limit: float) -> None:
     """Look at captions that are there already: checks were selected, and no captions.
 
     Args:
         context: the step's, over some shards.
+        project: whose shards they are.
         root: which holds the tables.
         limit: largest share of failed windows.
 
     Raises:
         TableError: if a shard has not been captioned.
     """
-    tables = sorted({Table(key.asset_key.to_user_string()) for key in context.selected_asset_check_keys})
+    tables = sorted({table_of(key.asset_key) for key in context.selected_asset_check_keys})
     for shard in context.partition_keys:
         stored = read_stored(root, shard, tables[-1])
         for table in tables:
-            log_findings(context, shard, table, findings(context, shard, stored[table], limit))
+            log_findings(context, project, shard, table, findings(context, project, shard, stored[table], limit))
 
 
-def findings(context: dg.AssetExecutionContext, shard: str, looked: Looked, limit: float) -> list[Finding]:
+def findings(
+    context: dg.AssetExecutionContext, project: Project, shard: str, looked: Looked, limit: float
+) -> list[Finding]:
     """All that is found of a shard's table; ``limit`` is the largest share of failed windows."""
-    earlier = _earlier_means(context.instance, looked, shard)
+    earlier = _earlier_means(context.instance, project.key(looked.table.value), looked, shard)
     return find(looked, max_failed_fraction=limit, earlier_means=earlier)
 
 
-def log_findings(context: dg.AssetExecutionContext, shard: str, table: Table, found: Sequence[Finding]) -> None:
+def log_findings(
+    context: dg.AssetExecutionContext, project: Project, shard: str, table: Table, found: Sequence[Finding]
+) -> None:
     """Tell Dagster of the findings of a shard's table, as far as their checks were selected."""
-    key = dg.AssetKey(table.value)
+    key = project.key(table.value)
     target = _target(context.instance, key, shard)
     for finding in found:
         if dg.AssetCheckKey(key, finding.check.name) in context.selected_asset_check_keys:
@@ -96,8 +101,9 @@ def log_findings(context: dg.AssetExecutionContext, shard: str, table: Table, fo
 def build_weights_check(settings: Settings) -> dg.AssetChecksDefinition:
     """The check that reads all of the mirror of the model that ``settings`` names: a step of its own, without a GPU."""
     variant, check = settings.variant, WEIGHTS_VERIFIED
+    weights = Project(settings.project).weights
 
-    @dg.asset_check(name=check.name, asset="model_weights", description=check.description, blocking=True)
+    @dg.asset_check(name=check.name, asset=weights, description=check.description, blocking=True)
     def verify(storage: Storage) -> dg.AssetCheckResult:
         with clear_failures():
             root = storage.root()
@@ -113,10 +119,10 @@ def build_weights_check(settings: Settings) -> dg.AssetChecksDefinition:
     return verify
 
 
-def _earlier_means(instance: dg.DagsterInstance, looked: Looked, shard: str) -> list[float]:
+def _earlier_means(instance: dg.DagsterInstance, key: dg.AssetKey, looked: Looked, shard: str) -> list[float]:
     """Mean words of the shards that were last captioned by the table's recipe, others than ``shard``."""
     recipe = (looked.schema.metadata or {}).get(b"recipe_version", b"").decode()
-    filters = dg.AssetRecordsFilter(dg.AssetKey(looked.table.value))
+    filters = dg.AssetRecordsFilter(key)
     means: dict[str, float] = {}
     for record in instance.fetch_materializations(filters, limit=EARLIER_SHARDS).records:
         materialization = record.asset_materialization

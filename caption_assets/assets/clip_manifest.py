@@ -13,11 +13,11 @@ import dagster as dg
 from caption_assets.assets.columns import table_facts
 from caption_assets.assets.failures import clear_failures, shards_failed
 from caption_assets.assets.markdown import markdown_table
-from caption_assets.assets.partitions import SHARDS
 from caption_assets.assets.pods import MANIFEST_SIZE, RETRIES, cpu_pod
+from caption_assets.assets.project import Project
 from caption_assets.assets.provenance import input_tags, output_tags
 from caption_assets.assets.selection import is_selected, shards_to_make
-from caption_assets.assets.shard_index import SHARDS_SPEC, observation, observed_versions
+from caption_assets.assets.shard_index import observation, observed_versions
 from caption_assets.captioning.prediction import predicted_tokens
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.clips.manifest import PROBERS, ProbedClip, probe_clips
@@ -29,7 +29,6 @@ from caption_assets.settings import Settings
 from caption_assets.store.root import Root
 from caption_assets.store.tables import SCHEMA_VERSION, ManifestRow, Status, Table, publish_manifest
 
-CAPTIONS = dg.AssetKey(Table.STAGE1.value)
 SHOWN_CLIPS = 20
 """Unreadable clips that the UI shows; the table holds all."""
 
@@ -44,13 +43,16 @@ class ShardChanged(CaptionAssetsError):
 
 def build_clip_manifest(settings: Settings) -> dg.AssetsDefinition:
     """The asset that cuts clips as ``settings`` say."""
+    project = Project(settings.project)
+    captions = project.stages[0]
     windowing = settings.windowing
     cut = f"{windowing.size}-{windowing.remainder_threshold}" if windowing.seconds is None else f"{windowing.seconds}s"
 
     @dg.asset(
-        partitions_def=SHARDS,
+        key=project.manifest,
+        partitions_def=project.partitions,
         output_required=False,  # a step over several shards logs the materialization of each itself
-        deps=[SHARDS_SPEC.key],
+        deps=[project.shards],
         description="One row for each window of each clip, and one for each clip that cannot be read, with the reason.",
         kinds={"parquet"},
         code_version=f"{SCHEMA_VERSION}-{cut}",
@@ -60,7 +62,7 @@ def build_clip_manifest(settings: Settings) -> dg.AssetsDefinition:
     def clip_manifest(
         context: dg.AssetExecutionContext, storage: Storage, clips: Clips
     ) -> Iterator[dg.MaterializeResult[None]]:
-        if len(context.partition_keys) > 1 and is_selected(context, CAPTIONS):
+        if len(context.partition_keys) > 1 and is_selected(context, captions):
             raise dg.Failure(
                 "manifests of several shards are made in a run of their own: leave the captions out of it",
                 allow_retries=False,
@@ -71,7 +73,7 @@ def build_clip_manifest(settings: Settings) -> dg.AssetsDefinition:
             with clips.start(PROBERS) as sandbox:
                 for key in shards_to_make(context):
                     try:
-                        result = _make(context, settings, sandbox, root, source, key)
+                        result = _make(context, project, settings, sandbox, root, source, key)
                     except CaptionAssetsError as error:
                         context.log.error(f"{key}: {error}")
                         failures[key] = str(error)
@@ -87,7 +89,13 @@ def build_clip_manifest(settings: Settings) -> dg.AssetsDefinition:
 
 
 def _make(
-    context: dg.AssetExecutionContext, settings: Settings, sandbox: Sandbox, root: Root, source: Root, key: str
+    context: dg.AssetExecutionContext,
+    project: Project,
+    settings: Settings,
+    sandbox: Sandbox,
+    root: Root,
+    source: Root,
+    key: str,
 ) -> dg.MaterializeResult[None]:
     """Publish a shard's manifest.
 
@@ -98,9 +106,9 @@ def _make(
     begun = time.monotonic()
     shard = find_shard(source, key)
     content = shard_content(source, shard).version
-    if observed_versions(context.instance, [key]).get(key) != content:
-        context.log_event(observation(key, content))
-    inputs = input_tags(context, SHARDS_SPEC.key, key)
+    if observed_versions(context.instance, project, [key]).get(key) != content:
+        context.log_event(observation(project, key, content))
+    inputs = input_tags(context, project.shards, key)
     windowing, tally = settings.windowing, _Tally(settings.recipe)
     facts = {"caption_assets_version": version("caption-assets"), "windowing": json.dumps(asdict(windowing))}
     path = publish_manifest(root, key, tally.rows(probe_clips(sandbox, source, shard, windowing)), facts)

@@ -5,6 +5,7 @@ import dagster as dg
 from caption_assets.assets.failures import clear_failures
 from caption_assets.assets.pods import RETRIES, WEIGHTS_SIZE, cpu_pod
 from caption_assets.assets.progress import WeightsProgress
+from caption_assets.assets.project import Project
 from caption_assets.models.source import find_source
 from caption_assets.models.weights import WEIGHTS
 from caption_assets.resources import Storage, Weights
@@ -16,6 +17,7 @@ def build_model_weights(settings: Settings) -> dg.AssetsDefinition:
     variant = settings.variant
 
     @dg.asset(
+        key=Project(settings.project).weights,
         description=f"{variant.hub_id} @ {variant.revision}: every file with its SHA-256, the manifest written last.",
         kinds={"safetensors"},
         code_version=variant.folder,

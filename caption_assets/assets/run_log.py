@@ -14,6 +14,7 @@ from caption_assets.assets.failures import shards_failed
 from caption_assets.assets.links import link
 from caption_assets.assets.meter import EngineTime, Meter
 from caption_assets.assets.pace import Pace
+from caption_assets.assets.project import Project
 from caption_assets.assets.provenance import input_tags, output_tags, version_of
 from caption_assets.captioning.open_shard import Published, PublishedTable
 from caption_assets.errors import CaptionAssetsError
@@ -41,6 +42,7 @@ class RunLog:
 
     def __init__(self, context: dg.AssetExecutionContext, settings: Settings, root: Root) -> None:
         self._context = context
+        self._project = Project(settings.project)
         self._settings = settings
         self._root = root
         self._failures: dict[str, str] = {}
@@ -76,11 +78,13 @@ class RunLog:
                 inputs = self._unchanged_inputs(shard)
                 stored = read_stored(self._root, shard, max(published.tables))
                 for table, result in published.tables.items():
-                    found = findings(self._context, shard, stored[table], self._settings.max_failed_fraction)
+                    found = findings(
+                        self._context, self._project, shard, stored[table], self._settings.max_failed_fraction
+                    )
                     if not any(finding.is_error for finding in found):
                         metadata = {**caption_metadata(stored[table], result, cost), **links}
                         self._record(shard, table, result, inputs, metadata)
-                    log_findings(self._context, shard, table, found)
+                    log_findings(self._context, self._project, shard, table, found)
                     _let_pass(found)
             except CaptionAssetsError as error:
                 self.failed(shard, error)
@@ -150,7 +154,7 @@ class RunLog:
         return {"gallery": link(self._root, gallery, self._settings.link_url)}
 
     def _record(self, shard: str, table: Table, result: PublishedTable, inputs: Inputs, metadata: Metadata) -> None:
-        key = dg.AssetKey(table.value)
+        key = self._project.key(table.value)
         versions = output_tags(self._context, key, _data_version(result.rows))
         for upstream in self._context.assets_def.asset_deps[key]:
             versions |= inputs.get(upstream) or input_tags(self._context, upstream, shard)

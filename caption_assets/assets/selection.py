@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import dagster as dg
 
-REQUEST_TAG = "caption_assets/request"
-"""On a run that the schedule requested, as JSON: when, for which asset, the version of each shard's input. The run's
-range of partitions may span other shards, which are whole."""
+from caption_assets.assets.request import requested_shards
 
 
 def is_selected(context: dg.AssetExecutionContext, key: dg.AssetKey) -> bool:
@@ -21,16 +17,15 @@ def shards_to_make(context: dg.AssetExecutionContext) -> list[str]:
 
     What was last made of these is recorded again: Dagster would take them for failed, should the run fail.
     """
-    request = context.run.tags.get(REQUEST_TAG)
-    if request is None:
-        return list(context.partition_keys)
-    asked = json.loads(request)["shards"].keys()
-    for shard in context.partition_keys:
-        if shard not in asked:
-            for key in context.selected_asset_keys:
-                if (record := _last(context, key, shard)) and record.asset_materialization:
-                    context.log_event(record.asset_materialization)
-    return [shard for shard in context.partition_keys if shard in asked]
+    shards = list(context.partition_keys)
+    requested = requested_shards(context.run.tags, shards)
+    if requested is None:
+        return shards
+    for shard in (shard for shard in shards if shard not in requested):
+        for key in context.selected_asset_keys:
+            if (record := _last(context, key, shard)) and record.asset_materialization:
+                context.log_event(record.asset_materialization)
+    return requested
 
 
 def _last(context: dg.AssetExecutionContext, key: dg.AssetKey, shard: str) -> dg.EventLogRecord | None:

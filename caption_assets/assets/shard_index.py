@@ -9,7 +9,7 @@ from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
 from caption_assets.assets.failures import clear_failures, shards_failed
 from caption_assets.assets.markdown import markdown_table
-from caption_assets.assets.partitions import SHARDS, SHARDS_NAME
+from caption_assets.assets.project import Project
 from caption_assets.clips.shard import Listing, list_shards, shard_content
 from caption_assets.resources import Storage
 
@@ -22,47 +22,56 @@ FUTURE = "set the clock of the machine that wrote them, and run `touch` on the f
 
 REMOVED = "removed"
 """Reported as the version of a shard that is no longer in the source."""
-SHARDS_SPEC = dg.AssetSpec(
-    "shards",
-    partitions_def=SHARDS,
-    description="The dataset's shards as they lie in the source. Their observed data version is their content.",
-)
 
 
-@dg.asset(
-    description="Lists the source and registers each shard as a partition.",
-    kinds={"dagster"},
-)
-def shard_index(context: dg.AssetExecutionContext, storage: Storage) -> dg.MaterializeResult[None]:
-    """Register the shards that the source holds, and report what they contain, where that is new."""
-    with clear_failures():
-        source = storage.source()
-        listing = list_shards(source)
-        contents = {shard.key: shard_content(source, shard) for shard in listing.shards}
-    known = set(context.instance.get_dynamic_partitions(SHARDS_NAME))
-    # An empty folder is not a shard yet: a store's console makes one with an object "name/" and nothing in it.
-    versions = {key: content.version for key, content in contents.items() if content.changed or key in known}
-    future = [key for key, content in contents.items() if content.future]
-    if future:
-        context.log.warning(f"modification times in the future, in shards {first_names(future)}: {FUTURE}")
-    for reason, count, some in listing.describe_passed_over(SHOWN_IN_TEXT):
-        context.log.info(f"passed over: {reason}: {count} ({some})")
-    context.instance.add_dynamic_partitions(SHARDS_NAME, list(versions))
-    observed = observed_versions(context.instance)
-    for key, version in versions.items():
-        if observed.get(key) != version:
-            context.log_event(observation(key, version))
-    if listing.refused:
-        raise shards_failed(f"{len(listing.refused)} shards are not registered, the others are", listing.refused)
-    return dg.MaterializeResult(
-        data_version=dg.DataVersion(sha256(repr(sorted(versions.items())).encode()).hexdigest()[:16]),
-        metadata={
-            "shards": len(versions),
-            "new": sorted(set(versions) - known)[:SHOWN],
-            "source": dg.MetadataValue.path(source.address("")),
-            **_oddities(listing, [key for key in contents if key not in versions], future),
-        },
+def build_shards(project: Project) -> dg.AssetSpec:
+    """The external asset for the source's shards."""
+    return dg.AssetSpec(
+        project.shards,
+        partitions_def=project.partitions,
+        description="The dataset's shards as they lie in the source. Their observed data version is their content.",
     )
+
+
+def build_shard_index(project: Project) -> dg.AssetsDefinition:
+    """The asset that registers the source's shards."""
+
+    @dg.asset(
+        key=project.key("shard_index"),
+        description="Lists the source and registers each shard as a partition.",
+        kinds={"dagster"},
+    )
+    def shard_index(context: dg.AssetExecutionContext, storage: Storage) -> dg.MaterializeResult[None]:
+        with clear_failures():
+            source = storage.source()
+            listing = list_shards(source)
+            contents = {shard.key: shard_content(source, shard) for shard in listing.shards}
+        known = set(project.registered(context.instance))
+        # An empty folder is not a shard yet: a store's console makes one with an object "name/" and nothing in it.
+        versions = {key: content.version for key, content in contents.items() if content.changed or key in known}
+        future = [key for key, content in contents.items() if content.future]
+        if future:
+            context.log.warning(f"modification times in the future, in shards {first_names(future)}: {FUTURE}")
+        for reason, count, some in listing.describe_passed_over(SHOWN_IN_TEXT):
+            context.log.info(f"passed over: {reason}: {count} ({some})")
+        context.instance.add_dynamic_partitions(project.partitions_name, list(versions))
+        observed = observed_versions(context.instance, project)
+        for key, version in versions.items():
+            if observed.get(key) != version:
+                context.log_event(observation(project, key, version))
+        if listing.refused:
+            raise shards_failed(f"{len(listing.refused)} shards are not registered, the others are", listing.refused)
+        return dg.MaterializeResult(
+            data_version=dg.DataVersion(sha256(repr(sorted(versions.items())).encode()).hexdigest()[:16]),
+            metadata={
+                "shards": len(versions),
+                "new": sorted(set(versions) - known)[:SHOWN],
+                "source": dg.MetadataValue.path(source.address("")),
+                **_oddities(listing, [key for key in contents if key not in versions], future),
+            },
+        )
+
+    return shard_index
 
 
 def first_names(found: Sequence[str]) -> str:
@@ -85,18 +94,20 @@ def _oddities(listing: Listing, empty: Sequence[str], future: Sequence[str]) -> 
     return found
 
 
-def observation(shard: str, version: str) -> dg.AssetObservation:
+def observation(project: Project, shard: str, version: str) -> dg.AssetObservation:
     """What is reported of a shard whose content has changed; never of one whose content has not.
 
     So the time of a shard's last observation is that of its last change.
     """
-    return dg.AssetObservation(SHARDS_SPEC.key, partition=shard, tags={DATA_VERSION_TAG: version})
+    return dg.AssetObservation(project.shards, partition=shard, tags={DATA_VERSION_TAG: version})
 
 
-def observed_versions(instance: dg.DagsterInstance, shards: Collection[str] | None = None) -> dict[str, str]:
+def observed_versions(
+    instance: dg.DagsterInstance, project: Project, shards: Collection[str] | None = None
+) -> dict[str, str]:
     """The version last observed of each shard, or of some; in one query, for there may be thousands."""
     tags = instance.event_log_storage.get_latest_tags_by_partition(
-        SHARDS_SPEC.key,
+        project.shards,
         dg.DagsterEventType.ASSET_OBSERVATION,
         [DATA_VERSION_TAG],
         asset_partitions=None if shards is None else list(shards),

@@ -10,7 +10,7 @@ from logging import Logger
 import dagster as dg
 
 from caption_assets.assets.failures import clear_failures
-from caption_assets.assets.shard_index import SHARDS_SPEC
+from caption_assets.assets.project import Project
 from caption_assets.automation.shard_states import read_states
 from caption_assets.automation.status import sensor_status
 from caption_assets.errors import CaptionAssetsError
@@ -105,12 +105,12 @@ class Overdue:
         )
 
 
-def find_overdue(instance: dg.DagsterInstance, limit_hours: float | None) -> Overdue | None:
+def find_overdue(instance: dg.DagsterInstance, project: Project, limit_hours: float | None) -> Overdue | None:
     """The shard that waits longest, if that is longer than the limit. A shard that is captioned never waits."""
-    states = read_states(instance)
+    states = read_states(instance, project)
     if limit_hours is None or (shard := states.oldest_waiting) is None:
         return None
-    came = dg.AssetRecordsFilter(asset_key=SHARDS_SPEC.key, storage_ids=[states.changed[shard]])
+    came = dg.AssetRecordsFilter(asset_key=project.shards, storage_ids=[states.changed[shard]])
     [record] = instance.fetch_observations(came, limit=1).records
     hours = (time.time() - record.timestamp) / 3600
     return Overdue(shard, hours, limit_hours) if hours > limit_hours else None
@@ -118,14 +118,15 @@ def find_overdue(instance: dg.DagsterInstance, limit_hours: float | None) -> Ove
 
 def build_overdue_check(settings: Settings) -> dg.AssetChecksDefinition:
     """The check that no shard waits too long."""
+    project = Project(settings.project)
 
     @dg.asset_check(
-        asset=SHARDS_SPEC.key,
+        asset=project.shards,
         name=OVERDUE,
         description="No shard waits for its captions longer than CAPTION_OVERDUE_HOURS since it came or changed.",
     )
     def captioned_in_time(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
-        overdue = find_overdue(context.instance, settings.overdue_hours)
+        overdue = find_overdue(context.instance, project, settings.overdue_hours)
         return dg.AssetCheckResult(
             passed=overdue is None, severity=dg.AssetCheckSeverity.WARN, description=str(overdue) if overdue else None
         )
@@ -135,7 +136,7 @@ def build_overdue_check(settings: Settings) -> dg.AssetChecksDefinition:
 
 def build_overdue_alerts(settings: Settings) -> dg.SensorDefinition:
     """The sensor that makes that check, and tells of each shard that is found once."""
-    alerts = Alerts(settings)
+    project, alerts = Project(settings.project), Alerts(settings)
 
     @dg.sensor(
         name="overdue_shards",
@@ -144,7 +145,7 @@ def build_overdue_alerts(settings: Settings) -> dg.SensorDefinition:
         default_status=sensor_status(settings),
     )
     def overdue_shards(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-        overdue = find_overdue(context.instance, settings.overdue_hours)
+        overdue = find_overdue(context.instance, project, settings.overdue_hours)
         found = json.dumps(overdue.shard if overdue else None)
         if found == (context.cursor or NONE):
             return dg.SensorResult(skip_reason=str(overdue) if overdue else "no shard waits too long")
@@ -152,7 +153,7 @@ def build_overdue_alerts(settings: Settings) -> dg.SensorDefinition:
             with clear_failures():
                 alerts.send(str(overdue), context.log)
         evaluation = dg.AssetCheckEvaluation(
-            asset_key=SHARDS_SPEC.key,
+            asset_key=project.shards,
             check_name=OVERDUE,
             passed=overdue is None,
             severity=dg.AssetCheckSeverity.WARN,

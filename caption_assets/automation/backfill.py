@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import dagster as dg
@@ -10,17 +11,13 @@ from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PART
 from dagster._utils.schedules import is_valid_cron_string
 
 from caption_assets.assets.pods import caption_run_config
+from caption_assets.assets.project import Project
+from caption_assets.assets.request import count_requests, request_tags
 from caption_assets.automation.shard_states import (
-    MANIFEST,
-    STAGES,
-    WEIGHTS,
-    Requests,
     ShardStates,
-    count_requests,
     has_weights,
     predicted_work,
     read_states,
-    request_tag,
     shards_under_way,
 )
 from caption_assets.automation.status import schedule_status
@@ -29,6 +26,8 @@ from caption_assets.settings import Settings, SettingsError
 SPAN = 4
 """A run may span this many times as many shards as it may make, the others whole: these cost it some milliseconds, and
 another run costs the start of a process, a pod or an engine."""
+WEIGHTS_TAG = "model"
+"""Name of the request for the weights, which have no shards."""
 SHOWN = 5
 """Shards that were given up and that a tick's message names."""
 
@@ -45,22 +44,24 @@ def build_backfill(settings: Settings) -> dg.ScheduleDefinition:
             "'*/10 * * * *'"
         )
 
+    project = Project(settings.project)
+
     @dg.schedule(
         name="backfill",
         description="Requests manifests and captions that are missing, outdated or failed, up to a limit of attempts.",
         cron_schedule=settings.backfill_cron,
         default_status=schedule_status(settings),
-        target=dg.AssetSelection.assets(WEIGHTS, MANIFEST, *STAGES),
+        target=dg.AssetSelection.assets(project.weights, project.manifest, *project.stages),
     )
     def backfill(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
         plan = _Plan(
             context.instance,
             settings,
-            read_states(context.instance),
-            shards_under_way(context.instance),
-            count_requests(context.instance),
-            has_weights(context.instance, settings.variant.folder),
-            str(context.scheduled_execution_time),
+            project,
+            read_states(context.instance, project),
+            shards_under_way(context.instance, project),
+            has_weights(context.instance, project, settings.variant.folder),
+            context.scheduled_execution_time.isoformat(),
         )
         return list(plan.run_requests()) or dg.SkipReason(plan.message)
 
@@ -73,9 +74,9 @@ class _Plan:
 
     instance: dg.DagsterInstance
     settings: Settings
+    project: Project
     states: ShardStates
     under_way: frozenset[str]
-    requests: Requests
     has_weights: bool
     at: str
     """The tick."""
@@ -83,15 +84,16 @@ class _Plan:
     def run_requests(self) -> Iterator[dg.RunRequest]:
         """The runs. Captions come first: they are nearer to being done."""
         room = self.settings.backfill_shards - len(self.under_way)
-        weights = {"": self.settings.variant.folder}
+        manifest, stages, weights = self.project.manifest, self.project.stages, self.project.weights
         if self.has_weights:
-            captions = self._wanted(STAGES[-1], self.states.without_captions, room)
+            captions = self._wanted(stages[-1], self.states.without_captions, room)
             room -= len(captions)
-            yield from self._ranges(STAGES, captions, self.states.captioned)
-        elif self._may_ask(WEIGHTS, weights):
-            yield dg.RunRequest(run_key=self.at, asset_selection=[WEIGHTS], tags=request_tag(WEIGHTS, weights, self.at))
-        manifests = self._wanted(MANIFEST, self.states.without_manifest, room)
-        yield from self._ranges([MANIFEST], manifests, self.states.manifests.keys())
+            yield from self._ranges(stages, captions, self.states.captioned)
+        elif model := self._open(weights, {WEIGHTS_TAG: self.settings.variant.folder}):
+            tags = request_tags(weights, model, self.at)
+            yield dg.RunRequest(run_key=f"{self.at} {weights.to_user_string()}", asset_selection=[weights], tags=tags)
+        manifests = self._wanted(manifest, self.states.without_manifest, room)
+        yield from self._ranges([manifest], manifests, self.states.manifests.keys())
 
     def _ranges(
         self, assets: Sequence[dg.AssetKey], wanted: Mapping[str, str], passable: AbstractSet[str]
@@ -105,40 +107,39 @@ class _Plan:
                 tags={
                     ASSET_PARTITION_RANGE_START_TAG: shards[0],
                     ASSET_PARTITION_RANGE_END_TAG: shards[-1],
-                    **request_tag(assets[-1], asked, self.at),
+                    **request_tags(assets[-1], asked, self.at),
                 },
             )
 
     def _run_config(self, asset: dg.AssetKey, shards: Sequence[str]) -> dict[str, Any]:
         """A pod as large as its work, where captions are made in one."""
-        if asset == MANIFEST or self.settings.executor != "k8s":
+        if asset == self.project.manifest or self.settings.executor != "k8s":
             return {}
-        work = predicted_work(self.instance, [self.states.made[shard] for shard in shards])
+        work = predicted_work(self.instance, self.project, [self.states.made[shard] for shard in shards])
         return caption_run_config(self.settings, *work)
 
     def _wanted(self, asset: dg.AssetKey, missing: Mapping[str, str], room: int) -> dict[str, str]:
         """As many of the shards that lack an asset as there is room for, with the version of its input."""
-        wanted = [
-            (shard, version)
-            for shard, version in missing.items()
-            if shard not in self.under_way and self._may_ask(asset, {shard: version})
-        ]
-        return dict(wanted[: max(room, 0)])
+        return dict(islice(self._open(asset, missing).items(), max(room, 0)))
 
-    def _may_ask(self, asset: dg.AssetKey, shards: Mapping[str, str]) -> bool:
-        asked = (self.requests[asset.to_user_string(), shard, version] for shard, version in shards.items())
-        return max(asked) < self.settings.shard_attempts
+    def _open(self, asset: dg.AssetKey, missing: Mapping[str, str]) -> dict[str, str]:
+        """Those of ``missing`` that are not under way and have attempts left."""
+        waiting = {shard: version for shard, version in missing.items() if shard not in self.under_way}
+        requests = count_requests(self.instance, asset, waiting)
+        return {shard: version for shard, version in waiting.items() if requests[shard] < self.settings.shard_attempts}
 
     @property
     def message(self) -> str:
         """Why nothing is requested."""
         states = self.states
-        missing = ((MANIFEST, states.without_manifest), (STAGES[-1], states.without_captions))
+        missing = {
+            self.project.manifest: states.without_manifest,
+            self.project.stages[-1]: states.without_captions,
+        }
         given_up = [
             f"{shard} ({asset.to_user_string()})"
-            for asset, shards in missing
-            for shard, version in shards.items()
-            if shard not in self.under_way and not self._may_ask(asset, {shard: version})
+            for asset, shards in missing.items()
+            for shard in shards.keys() - self._open(asset, shards).keys() - self.under_way
         ]
         words = [f"{len(states.captioned)} of {len(states.order)} shards are captioned"]
         if self.under_way:
@@ -146,7 +147,7 @@ class _Plan:
         if given_up:
             words.append(
                 f"{len(given_up)} were given up after {self.settings.shard_attempts} runs (CAPTION_SHARD_ATTEMPTS), "
-                f"until they change or are materialized by hand: {', '.join(given_up[:SHOWN])}"
+                f"until they change or are materialized by hand: {', '.join(sorted(given_up)[:SHOWN])}"
             )
         return "; ".join(words)
 

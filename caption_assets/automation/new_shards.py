@@ -10,7 +10,7 @@ from functools import partial
 import dagster as dg
 
 from caption_assets.assets.failures import clear_failures
-from caption_assets.assets.partitions import SHARDS, SHARDS_NAME
+from caption_assets.assets.project import Project
 from caption_assets.assets.shard_index import FUTURE, REMOVED, first_names, observation, observed_versions
 from caption_assets.automation.status import sensor_status
 from caption_assets.clips.shard import CLOCK_TOLERANCE, Content, Layout, Listing, Shard, list_shards, shard_content
@@ -30,6 +30,7 @@ SHOWN = 5
 
 def build_new_shards(settings: Settings) -> dg.SensorDefinition:
     """The sensor over the source that ``settings`` name."""
+    project = Project(settings.project)
 
     @dg.sensor(
         name="new_shards",
@@ -41,8 +42,8 @@ def build_new_shards(settings: Settings) -> dg.SensorDefinition:
         with clear_failures():
             source = storage.source()
             listing = list_shards(source)
-            found = _Found(settings, source, set(context.instance.get_dynamic_partitions(SHARDS_NAME)))
-            found.observed = observed_versions(context.instance)
+            found = _Found(settings, source, set(project.registered(context.instance)))
+            found.observed = observed_versions(context.instance, project)
             last = found.look(_in_turn(listing.shards, context.cursor))
             found.report_removed(listing.keys)
         for path, reason in listing.refused.items():
@@ -51,8 +52,8 @@ def build_new_shards(settings: Settings) -> dg.SensorDefinition:
             context.log.warning(f"modification times in the future, in shards {first_names(found.future)}: {FUTURE}")
         return dg.SensorResult(
             skip_reason=found.message and found.message + _passed_over(listing),
-            dynamic_partitions_requests=[SHARDS.build_add_request(found.new)] if found.new else [],
-            asset_events=[observation(shard, version) for shard, version in found.versions.items()],
+            dynamic_partitions_requests=[project.partitions.build_add_request(found.new)] if found.new else [],
+            asset_events=[observation(project, shard, version) for shard, version in found.versions.items()],
             cursor=last,
         )
 

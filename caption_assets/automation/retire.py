@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import dagster as dg
 
-from caption_assets.assets.partitions import SHARDS_NAME
+from caption_assets.assets.project import Project
 from caption_assets.assets.shard_index import REMOVED, observed_versions
 from caption_assets.automation.shard_states import shards_under_way
 from caption_assets.errors import CaptionAssetsError
@@ -41,32 +41,33 @@ def main() -> None:
     parser.add_argument("--yes", action="store_true", help="do it")
     options = parser.parse_args()
     try:
-        root = build_storage(load_settings()).root()
+        settings = load_settings()
+        project, root = Project(settings.project), build_storage(settings).root()
         with dg.DagsterInstance.get() as instance:
-            shards = [*options.shards, *(removed_shards(instance) if options.removed else ())]
-            check(instance, shards)
+            shards = [*options.shards, *(removed_shards(instance, project) if options.removed else ())]
+            check(instance, project, shards)
             for shard in shards:
                 print(f"{shard}: {', '.join(found(root, shard)) or 'nothing was made of it'}")
                 if options.yes:
-                    retire(instance, root, shard)
+                    retire(instance, project, root, shard)
     except CaptionAssetsError as error:
         sys.exit(f"error: {error}")
     print(f"{len(shards)} shards {'retired' if options.yes else 'would be retired: say --yes'}")
 
 
-def removed_shards(instance: dg.DagsterInstance) -> list[str]:
+def removed_shards(instance: dg.DagsterInstance, project: Project) -> list[str]:
     """Registered shards that were reported as gone from the source."""
-    observed = observed_versions(instance)
-    return [shard for shard in instance.get_dynamic_partitions(SHARDS_NAME) if observed.get(shard) == REMOVED]
+    observed = observed_versions(instance, project)
+    return [shard for shard in project.registered(instance) if observed.get(shard) == REMOVED]
 
 
-def check(instance: dg.DagsterInstance, shards: Sequence[str]) -> None:
+def check(instance: dg.DagsterInstance, project: Project, shards: Sequence[str]) -> None:
     """Refuse what cannot be retired.
 
     Raises:
         RetireError: if a shard is not registered, or a run is at work on it.
     """
-    known, busy = set(instance.get_dynamic_partitions(SHARDS_NAME)), shards_under_way(instance)
+    known, busy = set(project.registered(instance)), shards_under_way(instance, project)
     for shard in shards:
         if shard not in known:
             raise RetireError(f"{shard!r} is no registered shard: check its name, and that DAGSTER_HOME is right")
@@ -79,7 +80,7 @@ def found(root: Root, shard: str) -> list[str]:
     return [root.address(folder) for folder in _folders(shard) if root.exists(folder)]
 
 
-def retire(instance: dg.DagsterInstance, root: Root, shard: str) -> None:
+def retire(instance: dg.DagsterInstance, project: Project, root: Root, shard: str) -> None:
     """Remove what was made of a shard, and its partition last: broken off, it can be done again.
 
     Raises:
@@ -87,7 +88,7 @@ def retire(instance: dg.DagsterInstance, root: Root, shard: str) -> None:
     """
     for folder in _folders(shard):
         root.remove_folder(folder)
-    instance.delete_dynamic_partition(SHARDS_NAME, shard)
+    instance.delete_dynamic_partition(project.partitions_name, shard)
 
 
 def _folders(shard: str) -> list[str]:

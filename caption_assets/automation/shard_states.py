@@ -1,10 +1,8 @@
-"""What Dagster knows of the shards: which are whole, which are under way, how often a run was requested for which."""
+"""What Dagster knows of the shards: which are whole, which are under way."""
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import dagster as dg
@@ -16,16 +14,9 @@ from dagster._core.storage.tags import (
     PARTITION_NAME_TAG,
 )
 
-from caption_assets.assets.partitions import SHARDS_NAME
-from caption_assets.assets.selection import REQUEST_TAG
-from caption_assets.assets.shard_index import REMOVED, SHARDS_SPEC, observed_versions
-from caption_assets.store.tables import Table
+from caption_assets.assets.project import Project
+from caption_assets.assets.shard_index import REMOVED, observed_versions
 
-MANIFEST = dg.AssetKey(Table.MANIFEST.value)
-WEIGHTS = dg.AssetKey("model_weights")
-STAGES = (dg.AssetKey(Table.STAGE1.value), dg.AssetKey(Table.STAGE2.value))
-Requests = Counter[tuple[str, str, str]]
-"""By asset, shard and version of its input."""
 CHUNK = 500
 """Events that are fetched by one query."""
 
@@ -66,26 +57,29 @@ class ShardStates:
         return min(waiting, key=self.changed.__getitem__, default=None)
 
 
-def read_states(instance: dg.DagsterInstance) -> ShardStates:
-    """The states of all shards. A few queries for all, whatever their number: Dagster's own would take one for each."""
-    content = observed_versions(instance)
-    changed = _latest(instance, SHARDS_SPEC.key, dg.DagsterEventType.ASSET_OBSERVATION)
-    registered = instance.get_dynamic_partitions(SHARDS_NAME)
+def read_states(instance: dg.DagsterInstance, project: Project) -> ShardStates:
+    """The states of a project's shards.
+
+    A few queries for all, whatever their number: Dagster's own would take one for each.
+    """
+    content = observed_versions(instance, project)
+    changed = _latest(instance, project.shards, dg.DagsterEventType.ASSET_OBSERVATION)
+    registered = project.registered(instance)
     # A partition that was added by hand has no content until the sensor has looked at it.
     order = [shard for shard in registered if content.get(shard, REMOVED) != REMOVED]
-    made = _latest(instance, MANIFEST, dg.DagsterEventType.ASSET_MATERIALIZATION)
+    made = _latest(instance, project.manifest, dg.DagsterEventType.ASSET_MATERIALIZATION)
     versions = instance.event_log_storage.get_latest_tags_by_partition(
-        MANIFEST, dg.DagsterEventType.ASSET_MATERIALIZATION, [DATA_VERSION_TAG]
+        project.manifest, dg.DagsterEventType.ASSET_MATERIALIZATION, [DATA_VERSION_TAG]
     )
     # A change is reported before, or by, the run that first reads it.
     manifests = {shard: versions[shard][DATA_VERSION_TAG] for shard in order if made.get(shard, 0) > changed[shard]}
-    stages = [_made_from(instance, stage, made, manifests) for stage in STAGES]
+    stages = [_made_from(instance, project, stage, made, manifests) for stage in project.stages]
     return ShardStates(registered, order, content, changed, manifests, made, frozenset.intersection(*stages))
 
 
-def predicted_work(instance: dg.DagsterInstance, events: Sequence[int]) -> tuple[int, int]:
+def predicted_work(instance: dg.DagsterInstance, project: Project, events: Sequence[int]) -> tuple[int, int]:
     """Windows and visual tokens of several shards, by the events that recorded their manifests."""
-    manifests = dg.AssetRecordsFilter(asset_key=MANIFEST, storage_ids=events)
+    manifests = dg.AssetRecordsFilter(asset_key=project.manifest, storage_ids=events)
     windows = tokens = 0
     for record in instance.fetch_materializations(manifests, limit=len(events)).records:
         assert record.asset_materialization is not None  # that is what was asked for
@@ -100,7 +94,11 @@ def _latest(instance: dg.DagsterInstance, key: dg.AssetKey, kind: dg.DagsterEven
 
 
 def _made_from(
-    instance: dg.DagsterInstance, stage: dg.AssetKey, made: Mapping[str, int], manifests: Mapping[str, str]
+    instance: dg.DagsterInstance,
+    project: Project,
+    stage: dg.AssetKey,
+    made: Mapping[str, int],
+    manifests: Mapping[str, str],
 ) -> frozenset[str]:
     """Shards whose captions of a stage are of the present manifest.
 
@@ -115,44 +113,31 @@ def _made_from(
         for record in instance.fetch_materializations(chunk, limit=CHUNK).records:
             tags = (record.asset_materialization and record.asset_materialization.tags) or {}
             shard = str(record.partition_key)
-            if tags.get(get_input_data_version_tag(MANIFEST)) == manifests[shard]:
+            if tags.get(get_input_data_version_tag(project.manifest)) == manifests[shard]:
                 fresh.add(shard)
     return frozenset(fresh)
 
 
-def has_weights(instance: dg.DagsterInstance, code_version: str) -> bool:
+def has_weights(instance: dg.DagsterInstance, project: Project, code_version: str) -> bool:
     """Whether the weights were materialized of the model that is wanted now."""
-    event = instance.get_latest_materialization_event(WEIGHTS)
+    event = instance.get_latest_materialization_event(project.weights)
     tags = (event and event.asset_materialization and event.asset_materialization.tags) or {}
     return tags.get(CODE_VERSION_TAG) == code_version
 
 
-def shards_under_way(instance: dg.DagsterInstance) -> frozenset[str]:
-    """Shards of all runs that wait or are at work, whoever launched them."""
-    order = list(instance.get_dynamic_partitions(SHARDS_NAME))
+def shards_under_way(instance: dg.DagsterInstance, project: Project) -> frozenset[str]:
+    """Shards of all of the project's runs that wait or are at work, whoever launched them."""
+    order = project.registered(instance)
+    own = {project.manifest, *project.stages, project.dataset}
     places = {shard: place for place, shard in enumerate(order)}
     found: set[str] = set()
     for run in instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES)):
+        selected = {*(run.asset_selection or ()), *(check.asset_key for check in run.asset_check_selection or ())}
+        if selected and not selected & own:
+            continue  # another project's shards may have the same names
         first, last = (run.tags.get(tag) for tag in (ASSET_PARTITION_RANGE_START_TAG, ASSET_PARTITION_RANGE_END_TAG))
         if first in places and last in places:
             found |= set(order[places[first] : places[last] + 1])
         elif shard := run.tags.get(PARTITION_NAME_TAG):
             found.add(shard)
     return frozenset(found)
-
-
-def request_tag(asset: dg.AssetKey, shards: Mapping[str, str], at: str) -> dict[str, str]:
-    """The tag of a run that is requested for an asset of shards, each with the version of its input."""
-    return {REQUEST_TAG: json.dumps({"at": at, "asset": asset.to_user_string(), "shards": dict(shards)})}
-
-
-def count_requests(instance: dg.DagsterInstance) -> Requests:
-    """How often runs were requested for what."""
-    return Counter(_requests(values for _, values in instance.get_run_tags(tag_keys=[REQUEST_TAG])))
-
-
-def _requests(found: Iterable[Iterable[str]]) -> Iterator[tuple[str, str, str]]:
-    for values in found:
-        for request in map(json.loads, values):
-            for shard, version in request["shards"].items():
-                yield request["asset"], shard, version

@@ -3,6 +3,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from caption_assets.assets.request import request_tags
 from caption_assets.captioning.prediction import predicted_tokens
 from caption_assets.settings import Settings
 from caption_assets.store.root import Root
@@ -74,8 +75,8 @@ def test_an_unwritable_root_is_named_with_its_setting(indexed: Project) -> None:
 
 def test_a_scheduled_run_passes_over_shards_that_it_was_not_asked_for(indexed: Project) -> None:
     assert indexed.run("clip_manifest", partition="sample-folder").success
-    asked = {"caption_assets/request": '{"shards": {"sample-tar": "1"}}'}
-    result = indexed.run("clip_manifest", partitions=("sample-folder", "sample-tar"), tags=asked)
+    tags = request_tags(dg.AssetKey("clip_manifest"), {"sample-tar": "1"}, "tick")
+    result = indexed.run("clip_manifest", partitions=("sample-folder", "sample-tar"), tags=tags)
     made = {event.partition: event.materialization for event in result.get_asset_materialization_events()}
     assert made.keys() == {"sample-folder", "sample-tar"}
     [first, again] = indexed.instance.fetch_materializations(

@@ -9,7 +9,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from caption_assets.assets.partitions import SHARDS_NAME
+from caption_assets.assets.project import Project
 from caption_assets.automation.backfill import build_backfill
 from caption_assets.automation.new_shards import build_new_shards
 from caption_assets.resources import build_storage
@@ -23,6 +23,7 @@ class Site:
         self.source = folder / "shards"
         self.source.mkdir()
         self.settings = Settings(root=str(folder), **settings)  # type: ignore[arg-type]
+        self.project = Project(self.settings.project)
         self.instance = instance
         self.cursor: str | None = None
         self.ticks = 0
@@ -46,7 +47,7 @@ class Site:
             result = build_new_shards(self.settings)(context, storage=build_storage(self.settings))
         assert isinstance(result, dg.SensorResult)
         for request in result.dynamic_partitions_requests or ():
-            self.instance.add_dynamic_partitions(SHARDS_NAME, list(request.partition_keys))
+            self.instance.add_dynamic_partitions(request.partitions_def_name, list(request.partition_keys))
         for event in result.asset_events:
             self.instance.report_runless_asset_event(event)
         self.cursor = result.cursor
@@ -54,7 +55,7 @@ class Site:
 
     @property
     def registered(self) -> list[str]:
-        return list(self.instance.get_dynamic_partitions(SHARDS_NAME))
+        return self.project.registered(self.instance)
 
     def tick(self) -> list[dg.RunRequest] | str:
         """One tick of the schedule: the runs that it requests, or why it requests none."""
@@ -80,13 +81,13 @@ class Site:
         tags = {"dagster/data_version": version}
         tags |= {f"dagster/input_data_version/{upstream}": made_from for upstream, made_from in inputs.items()}
         for shard in shards:
-            event = dg.AssetMaterialization(asset, partition=shard, metadata=metadata, tags=tags)
+            event = dg.AssetMaterialization(self.project.key(asset), partition=shard, metadata=metadata, tags=tags)
             self.instance.report_runless_asset_event(event)
 
     def fetch_weights(self) -> None:
         """Record that the weights are there."""
         tags = {"dagster/code_version": self.settings.variant.folder}
-        self.instance.report_runless_asset_event(dg.AssetMaterialization("model_weights", tags=tags))
+        self.instance.report_runless_asset_event(dg.AssetMaterialization(self.project.weights, tags=tags))
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ def test_shards_are_registered_in_order_with_their_content(site: Site) -> None:
     site.touch("c/clip.mp4", b"film")
     site.look()
     assert site.registered == ["a", "b", "c"]
-    assert observed_versions(site.instance).keys() == {"a", "b", "c"}
+    assert observed_versions(site.instance, site.project).keys() == {"a", "b", "c"}
 
 
 def test_a_look_at_what_is_known_reports_nothing(site: Site) -> None:
@@ -32,11 +32,11 @@ def test_a_look_at_what_is_known_reports_nothing(site: Site) -> None:
 def test_a_changed_shard_is_reported_alone(site: Site) -> None:
     site.add("a", "b")
     site.look()
-    before = observed_versions(site.instance)
+    before = observed_versions(site.instance, site.project)
     site.add("b", content=b"other")
     [event] = site.look().asset_events
     assert event.partition == "b"
-    after = observed_versions(site.instance)
+    after = observed_versions(site.instance, site.project)
     assert after["a"] == before["a"]
     assert after["b"] != before["b"]
 
@@ -94,14 +94,14 @@ def test_a_name_that_is_no_key_stops_no_other(site: Site) -> None:
 def test_a_shard_that_has_gone_is_reported_once_and_again_when_it_is_back(site: Site) -> None:
     site.add("a", "b")
     site.look()
-    before = observed_versions(site.instance)
+    before = observed_versions(site.instance, site.project)
     (site.source / "a.jsonl").rename(site.source / "a.away")
     [event] = site.look().asset_events
-    assert (event.partition, observed_versions(site.instance)["a"]) == ("a", "removed")
+    assert (event.partition, observed_versions(site.instance, site.project)["a"]) == ("a", "removed")
     assert not site.look().asset_events
     (site.source / "a.away").rename(site.source / "a.jsonl")
     site.look()
-    assert observed_versions(site.instance) == before
+    assert observed_versions(site.instance, site.project) == before
 
 
 def test_a_shard_whose_double_has_come_has_not_gone(site: Site) -> None:

@@ -35,7 +35,7 @@ def test_a_retired_shard_leaves_nothing_but_its_source(site: Site, root: Root) -
     site.add("a", "ab")
     site.look()
     assert len(found(root, "a")) == 6
-    retire(site.instance, root, "a")
+    retire(site.instance, site.project, root, "a")
     assert found(root, "a") == []
     assert not any(root.exists(path) for path in MADE)
     assert root.exists("gallery/ab/index.html")
@@ -48,14 +48,14 @@ def test_what_is_gone_from_the_source_is_found(site: Site) -> None:
     site.look()
     (site.source / "b.jsonl").unlink()
     site.look()
-    assert removed_shards(site.instance) == ["b"]
+    assert removed_shards(site.instance, site.project) == ["b"]
 
 
 def test_a_shard_under_way_or_unknown_is_not_retired(site: Site) -> None:
     site.add("a")
     site.look()
     with pytest.raises(RetireError, match="'x' is no registered shard"):
-        check(site.instance, ["a", "x"])
+        check(site.instance, site.project, ["a", "x"])
     site.launch(dg.RunRequest(tags={"dagster/partition": "a"}), dg.DagsterRunStatus.STARTED)
     with pytest.raises(RetireError, match="a run is under way for shard 'a'"):
-        check(site.instance, ["a"])
+        check(site.instance, site.project, ["a"])
