@@ -11,6 +11,7 @@ from caption_assets.assets.metrics import Counted, Metrics, serve_metrics
 from caption_assets.assets.pods import CAPTION_STEP, GPU_POOL, RETRIES, caption_pod, check_image
 from caption_assets.assets.progress import WeightsProgress
 from caption_assets.assets.project import Project, table_of
+from caption_assets.assets.provenance import input_tags, version_of
 from caption_assets.assets.run_log import RunLog
 from caption_assets.assets.selection import is_selected, shards_to_make
 from caption_assets.assets.termination import run_until_sigterm
@@ -60,6 +61,7 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
                 source=storage.source(),
                 recipe=recipe,
                 tables=tables,
+                weights_version=version_of(input_tags(context, project.weights)),
                 previews=settings.previews,
                 owner=f"run {context.run.root_run_id or context.run.run_id}",
                 checkpoint_rows=settings.checkpoint_rows,

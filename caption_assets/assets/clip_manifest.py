@@ -3,18 +3,18 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from hashlib import sha256
 from importlib.metadata import version
 
 import dagster as dg
+from dagster._core.definitions.data_version import get_input_data_version_tag
 
 from caption_assets.assets.columns import table_facts
 from caption_assets.assets.failures import clear_failures, shards_failed
 from caption_assets.assets.markdown import markdown_table
 from caption_assets.assets.pods import MANIFEST_SIZE, RETRIES, cpu_pod
-from caption_assets.assets.project import Project
+from caption_assets.assets.project import SHARDS, Project
 from caption_assets.assets.provenance import input_tags, output_tags
 from caption_assets.assets.selection import is_selected, shards_to_make
 from caption_assets.assets.shard_index import observation, observed_versions
@@ -23,11 +23,13 @@ from caption_assets.captioning.recipe import Recipe
 from caption_assets.clips.manifest import PROBERS, ProbedClip, probe_clips
 from caption_assets.clips.sandbox import Sandbox
 from caption_assets.clips.shard import find_shard, shard_content
+from caption_assets.clips.window import Windowing
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.resources import Clips, Storage
 from caption_assets.settings import Settings
 from caption_assets.store.root import Root
 from caption_assets.store.tables import SCHEMA_VERSION, ManifestRow, Status, Table, publish_manifest
+from caption_assets.store.versions import TableVersions, next_manifest_version
 
 SHOWN_CLIPS = 20
 """Unreadable clips that the UI shows; the table holds all."""
@@ -45,8 +47,6 @@ def build_clip_manifest(settings: Settings) -> dg.AssetsDefinition:
     """The asset that cuts clips as ``settings`` say."""
     project = Project(settings.project)
     captions = project.stages[0]
-    windowing = settings.windowing
-    cut = f"{windowing.size}-{windowing.remainder_threshold}" if windowing.seconds is None else f"{windowing.seconds}s"
 
     @dg.asset(
         key=project.manifest,
@@ -55,7 +55,7 @@ def build_clip_manifest(settings: Settings) -> dg.AssetsDefinition:
         deps=[project.shards],
         description="One row for each window of each clip, and one for each clip that cannot be read, with the reason.",
         kinds={"parquet"},
-        code_version=f"{SCHEMA_VERSION}-{cut}",
+        code_version=manifest_code_version(settings.windowing),
         op_tags=cpu_pod(MANIFEST_SIZE),
         retry_policy=RETRIES,
     )
@@ -88,6 +88,17 @@ def build_clip_manifest(settings: Settings) -> dg.AssetsDefinition:
     return clip_manifest
 
 
+def manifest_code_version(windowing: Windowing) -> str:
+    """The code version of manifests: the tables' schema, then how clips are cut."""
+    cut = f"{windowing.size}-{windowing.remainder_threshold}" if windowing.seconds is None else f"{windowing.seconds}s"
+    return f"{SCHEMA_VERSION}-{cut}"
+
+
+def is_of_this_schema(code_version: str) -> bool:
+    """Whether this release reads manifests of a code version, however their clips were cut."""
+    return code_version.partition("-")[0] == SCHEMA_VERSION
+
+
 def _make(
     context: dg.AssetExecutionContext,
     project: Project,
@@ -102,19 +113,26 @@ def _make(
     Raises:
         TooManyUnreadable: if more clips are unreadable than the settings allow; the manifest is published nevertheless.
         ShardChanged: if the shard is not the same at the end: what was read may be neither the old one nor the new.
+            Nothing is published then.
     """
     begun = time.monotonic()
     shard = find_shard(source, key)
     content = shard_content(source, shard).version
     if observed_versions(context.instance, project, [key]).get(key) != content:
         context.log_event(observation(project, key, content))
-    inputs = input_tags(context, project.shards, key)
+    # Not the version of the shard's last event, which may be somebody else's and without one.
+    inputs = input_tags(context, project.shards, key) | {get_input_data_version_tag(project.shards): content}
     windowing, tally = settings.windowing, _Tally(settings.recipe)
+
+    def conclude() -> Mapping[str, str]:
+        if shard_content(source, find_shard(source, key)).version != content:
+            raise ShardChanged("it changed while it was probed: materialize its manifest again once it is complete")
+        code_version = manifest_code_version(windowing)
+        return TableVersions(tally.content, code_version, {SHARDS: content}).facts
+
     facts = {"caption_assets_version": version("caption-assets"), "windowing": json.dumps(asdict(windowing))}
-    path = publish_manifest(root, key, tally.rows(probe_clips(sandbox, source, shard, windowing)), facts)
+    path = publish_manifest(root, key, tally.rows(probe_clips(sandbox, source, shard, windowing)), facts, conclude)
     tally.check_unreadable(settings.max_unreadable_fraction)
-    if shard_content(source, find_shard(source, key)).version != content:
-        raise ShardChanged("it changed while it was probed: materialize its manifest again once it is complete")
     return dg.MaterializeResult(
         data_version=dg.DataVersion(tally.content),
         tags=inputs,
@@ -168,7 +186,7 @@ class _Tally:
                 yield row
 
     def _count(self, row: ManifestRow) -> None:
-        self.content = sha256(f"{self.content}{row!r}".encode()).hexdigest()[:16]
+        self.content = next_manifest_version(self.content, row)
         if row.status is Status.OK:
             self.windows += 1
             self.tokens += predicted_tokens(row, self.recipe.variant, self.recipe.frames)

@@ -17,6 +17,9 @@ from dagster._core.definitions.data_version import (
     get_input_event_pointer_tag,
 )
 
+from caption_assets.assets.project import Project
+from caption_assets.store.versions import TableVersions
+
 
 def output_tags(context: dg.AssetExecutionContext, key: dg.AssetKey, data_version: str) -> dict[str, str]:
     """The tags that tell which version of ``key`` was made."""
@@ -36,10 +39,26 @@ def code_version_of(tags: Mapping[str, str]) -> str | None:
     return tags.get(CODE_VERSION_TAG)
 
 
-def input_tags(context: dg.AssetExecutionContext, upstream: dg.AssetKey, shard: str) -> dict[str, str]:
+def versions_of(tags: Mapping[str, str]) -> TableVersions | None:
+    """The versions that a materialization's tags tell; None if it lacks its own or its code's, as somebody else's."""
+    data, code = tags.get(DATA_VERSION_TAG), tags.get(CODE_VERSION_TAG)
+    if data is None or code is None:
+        return None
+    prefix = f"{INPUT_DATA_VERSION_TAG_PREFIX}/"
+    keys = {name: dg.AssetKey.from_user_string(name.removeprefix(prefix)) for name in tags if name.startswith(prefix)}
+    return TableVersions(data, code, {key.path[-1]: tags[name] for name, key in keys.items()})
+
+
+def input_version_tags(project: Project, versions: TableVersions) -> dict[str, str]:
+    """The tags that tell which versions of its inputs a table was made from."""
+    return {get_input_data_version_tag(project.key(name)): version for name, version in versions.inputs.items()}
+
+
+def input_tags(context: dg.AssetExecutionContext, upstream: dg.AssetKey, shard: str | None = None) -> dict[str, str]:
     """The tags that tell which version of ``upstream`` there is now; to be asked for before it is read."""
     node = context.op_execution_context.job_def.asset_layer.get(upstream)
-    filters = dg.AssetRecordsFilter(asset_key=upstream, asset_partitions=[shard] if node.is_partitioned else None)
+    partitions = [shard] if shard is not None and node.is_partitioned else None
+    filters = dg.AssetRecordsFilter(asset_key=upstream, asset_partitions=partitions)
     # What a run does not make counts as external in it, so that this does not tell which of the two there is.
     fetches = (context.instance.fetch_materializations, context.instance.fetch_observations)
     records = [record for fetch in fetches for record in fetch(filters, limit=1).records]

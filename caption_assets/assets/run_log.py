@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from hashlib import sha256
 from threading import Lock
 
 import dagster as dg
@@ -15,7 +14,7 @@ from caption_assets.assets.links import link
 from caption_assets.assets.meter import EngineTime, Meter
 from caption_assets.assets.pace import Pace
 from caption_assets.assets.project import Project
-from caption_assets.assets.provenance import input_tags, output_tags, version_of
+from caption_assets.assets.provenance import input_tags, input_version_tags, output_tags, version_of
 from caption_assets.captioning.open_shard import Published, PublishedTable
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.report.findings import Finding
@@ -23,7 +22,7 @@ from caption_assets.report.gallery import write_gallery
 from caption_assets.report.stored import read_stored
 from caption_assets.settings import Settings
 from caption_assets.store.root import Root
-from caption_assets.store.tables import CaptionRow, Table
+from caption_assets.store.tables import Table
 
 Inputs = Mapping[dg.AssetKey, dict[str, str]]
 """Version tags by upstream asset."""
@@ -155,9 +154,10 @@ class RunLog:
 
     def _record(self, shard: str, table: Table, result: PublishedTable, inputs: Inputs, metadata: Metadata) -> None:
         key = self._project.key(table.value)
-        versions = output_tags(self._context, key, _data_version(result.rows))
+        versions = output_tags(self._context, key, result.versions.data)
         for upstream in self._context.assets_def.asset_deps[key]:
             versions |= inputs.get(upstream) or input_tags(self._context, upstream, shard)
+        versions |= input_version_tags(self._project, result.versions)
         facts = {**metadata, "path": dg.MetadataValue.path(self._root.address(result.path))}
         self._context.log_event(dg.AssetMaterialization(key, partition=shard, metadata=facts, tags=versions))
 
@@ -167,9 +167,3 @@ def _let_pass(found: Iterable[Finding]) -> None:
     for finding in found:
         if finding.is_error:
             raise CheckFailed(finding.message)
-
-
-def _data_version(rows: Iterable[CaptionRow]) -> str:
-    """Changes when a caption does; token counts and attempts are no part of it."""
-    said = "\n".join(f"{row.window_id} {row.status} {row.error_kind} {row.caption!r}" for row in rows)
-    return sha256(said.encode()).hexdigest()[:16]

@@ -17,8 +17,11 @@ from caption_assets.captioning.threads import to_its_end
 from caption_assets.store.checkpoints import remove_parts, write_part
 from caption_assets.store.lease import Lease
 from caption_assets.store.tables import CaptionRow, Status, Table, publish_captions
+from caption_assets.store.versions import TableVersions, captions_version
 
 STAGES = {Table.STAGE1: 1, Table.STAGE2: 2}
+WEIGHTS_ASSET = "model_weights"
+"""Name of the weights among a table's inputs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,8 @@ class PublishedTable:
     """Rows of them that earlier runs had made."""
     fresh: Sequence[CaptionRow]
     """Rows of them that this one made."""
+    versions: TableVersions
+    """As they are stored with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +55,14 @@ class OpenShard:
         job: what is made.
         lease: the shard's.
         beginnings: for each row of the manifest, in order, its result if earlier runs have settled it, or else a task.
+        inputs: data versions of the tables that these were read from, by table.
     """
 
-    def __init__(self, job: Job, lease: Lease, beginnings: Sequence[Captioned | Task]) -> None:
+    def __init__(
+        self, job: Job, lease: Lease, beginnings: Sequence[Captioned | Task], inputs: Mapping[str, str]
+    ) -> None:
         self.lease = lease
+        self._inputs = dict(inputs) | ({WEIGHTS_ASSET: job.weights_version} if job.weights_version else {})
         self.tasks = [one for one in beginnings if isinstance(one, Task)]
         """What is left to be made."""
         self._job = job
@@ -141,9 +150,16 @@ class OpenShard:
         published = {}
         for table in sorted(job.tables):
             fresh = [row for result in self._new if (row := _made(result, table))]
-            path = publish_captions(job.root, table, shard, rows[table], self._keys, facts(job.recipe, table))
-            published[table] = PublishedTable(path, rows[table], self._reused[table], fresh)
+            versions = self._versions(table, rows[table])
+            stored = {**facts(job.recipe, table), **versions.facts}
+            path = publish_captions(job.root, table, shard, rows[table], self._keys, stored)
+            published[table] = PublishedTable(path, rows[table], self._reused[table], fresh, versions)
+            self._inputs[table] = versions.data
         return Published(published, self._spent + Spent(store=time.monotonic() - begun))
+
+    def _versions(self, table: Table, rows: Sequence[CaptionRow]) -> TableVersions:
+        inputs = {name: version for name, version in self._inputs.items() if name != table}
+        return TableVersions(captions_version(rows), self._job.recipe.version(STAGES[table]), inputs)
 
 
 def facts(recipe: Recipe, table: Table) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -23,7 +23,7 @@ from caption_assets.clips.sandbox import Sandbox
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.store.checkpoints import read_parts
 from caption_assets.store.failure import StoreError
-from caption_assets.store.lease import LeaseHeld, Leases
+from caption_assets.store.lease import Lease, LeaseHeld, Leases
 from caption_assets.store.previews import write_preview
 from caption_assets.store.root import Root
 from caption_assets.store.tables import (
@@ -36,6 +36,7 @@ from caption_assets.store.tables import (
     read_captions,
     read_manifest,
 )
+from caption_assets.store.versions import captions_version, manifest_version, read_versions
 
 LOOK_SECONDS = 1.0
 """How often it is looked whether a checkpoint is due."""
@@ -149,7 +150,7 @@ class _Run:
             self._progress.failed(key, error)
             return None
         try:
-            return OpenShard(self._job, lease, await to_its_end(_beginnings, self._job, key))
+            return await to_its_end(_open, self._job, lease)
         except CaptionAssetsError as error:
             self._progress.failed(key, error)
             await to_its_end(self._leases.release, lease)
@@ -223,10 +224,24 @@ class _Run:
         await to_its_end(self._leases.release, shard.lease)
 
 
-def _beginnings(job: Job, shard: str) -> list[Captioned | Task]:
-    """For each row of a shard's manifest its result, if earlier runs have settled it, or what is left to be made."""
+def _open(job: Job, lease: Lease) -> OpenShard:
+    """The shard of a lease, with what earlier runs have left of it."""
+    shard = lease.shard
+    stored = read_versions(job.root, Table.MANIFEST, shard)  # first: a manifest published since is not taken for it
     manifest = read_manifest(job.root, shard)
-    stage1 = {} if Table.STAGE1 in job.tables else _stored_stage1(job, shard, manifest)
+    inputs: dict[str, str] = {Table.MANIFEST: stored.data if stored else manifest_version(manifest)}
+    stage1: dict[tuple[str, int | None], CaptionRow] = {}
+    if Table.STAGE1 not in job.tables:
+        rows = _stored_stage1(job, shard, manifest)
+        inputs[Table.STAGE1] = captions_version(rows)
+        stage1 = {row.key: row for row in rows}
+    return OpenShard(job, lease, _beginnings(job, shard, manifest, stage1), inputs)
+
+
+def _beginnings(
+    job: Job, shard: str, manifest: Sequence[ManifestRow], stage1: Mapping[tuple[str, int | None], CaptionRow]
+) -> list[Captioned | Task]:
+    """For each row of a shard's manifest its result, if earlier runs have settled it, or what is left to be made."""
     reuse = Reuse(job.recipe, job.tables, job.max_attempts, EarlierRows(_earlier_rows(job, shard)))
     beginnings: list[Captioned | Task] = []
     for number, row in enumerate(manifest):
@@ -248,10 +263,10 @@ def _earlier_rows(job: Job, shard: str) -> Iterator[tuple[Table, CaptionRow]]:
     yield from read_parts(job.root, shard)
 
 
-def _stored_stage1(job: Job, shard: str, manifest: Sequence[ManifestRow]) -> dict[tuple[str, int | None], CaptionRow]:
+def _stored_stage1(job: Job, shard: str, manifest: Sequence[ManifestRow]) -> list[CaptionRow]:
     rows = read_captions(job.root, Table.STAGE1, shard)
     if [extent(row) for row in rows] != [extent(row) for row in manifest]:
         raise TableError(
             f"the stage-1 captions of shard {shard!r} are not of its present manifest: materialize {Table.STAGE1} again"
         )
-    return {row.key: row for row in rows}
+    return rows

@@ -243,7 +243,55 @@ class Root:
             found = [entry["name"].rstrip("/").rpartition("/")[2] for entry in self.entries(path)]
         except FileNotFoundError:
             return []
-        return [name for name in found if not (name.startswith(".") and name.endswith(".tmp"))]
+        return [name for name in found if not _is_unfinished(name)]
+
+    def sizes(self, path: str) -> dict[str, int]:
+        """The objects below a folder, at any depth: their sizes in bytes by path; none if there is no such folder.
+
+        Files that another writer has not finished yet are left out.
+
+        Raises:
+            StoreError: if the folder cannot be listed.
+        """
+        base = self.full(path) + "/"
+        with clear_errors(f"cannot list {self.address(path)}"):
+            found = self.fs.find(base, detail=True)
+        names = {entry["name"].removeprefix(base): int(entry["size"] or 0) for entry in found.values()}
+        return {posixpath.join(path, name): size for name, size in names.items() if not _is_unfinished(name)}
+
+    def move(self, path: str, target: str) -> None:
+        """Move an object, in the place of another if there is one.
+
+        A local file is renamed. Elsewhere the object is copied, and removed once the copy is found to be as long: a
+        process that is killed in between leaves both, and may repeat the call.
+
+        Raises:
+            FileNotFoundError: if there is no such object.
+            StoreError: if it cannot be moved.
+        """
+        old, new = self.full(path), self.full(target)
+        with clear_errors(f"cannot move {self.address(path)} to {self.address(target)}"):
+            if self.is_local:
+                self.fs.makedirs(posixpath.dirname(new), exist_ok=True)
+                shutil.move(old, new)
+                return
+            self.fs.cp_file(old, new)
+            if self.fs.size(new) != self.fs.size(old):
+                raise StoreError(f"{self.address(target)} is not as long as {self.address(path)} after the copy")
+            self.fs.rm_file(old)
+
+    def prune(self, path: str) -> None:
+        """Remove the empty folders at and below ``path``. Object stores have none.
+
+        Raises:
+            StoreError: if one cannot be removed.
+        """
+        if not self.is_local:
+            return
+        with clear_errors(f"cannot remove {self.address(path)}"):
+            for folder, _, _ in os.walk(self.full(path), topdown=False):
+                with suppress(OSError):  # not empty
+                    os.rmdir(folder)
 
     def _publish(self, path: str, put: Callable[[str], object]) -> None:
         try:
@@ -300,6 +348,12 @@ class Root:
         with clear_errors(f"cannot list {self.address(path)}"):
             found = self.fs.ls(self.full(path), detail=True)
         yield from sorted(found, key=lambda entry: entry["name"])
+
+
+def _is_unfinished(name: str) -> bool:
+    """Whether a file is one that ``_put_and_rename``, ``_link`` or ``age`` are still writing."""
+    name = posixpath.basename(name)
+    return name.startswith(".") and name.endswith(".tmp")
 
 
 @cache  # for a probe takes five requests

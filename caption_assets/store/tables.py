@@ -20,6 +20,8 @@ from caption_assets.errors import CaptionAssetsError
 from caption_assets.store.root import Root
 
 SCHEMA_VERSION = "2"
+ARROW_SCHEMA = b"ARROW:schema"
+"""Key of Arrow's own entry in a file's metadata."""
 ROW_GROUP = 1024
 """Rows that are written or read at a time: on their way a row takes some 3 KB of memory."""
 
@@ -255,19 +257,46 @@ def window_id(clip_key: str, window_index: int | None, content_tag: str) -> str:
     return sha256(json.dumps([clip_key, window_index, content_tag]).encode()).hexdigest()[:24]
 
 
+def stored_shards(root: Root, table: Table) -> frozenset[str]:
+    """The shards that have a table, by one listing of the table's folder. An empty file counts as none.
+
+    Raises:
+        StoreError: if the folder cannot be listed.
+    """
+    before, after = table_path(table, "*").split("*")
+    return frozenset(
+        shard
+        for path, size in root.sizes(table).items()
+        if path.endswith(after) and size and "/" not in (shard := path.removeprefix(before).removesuffix(after))
+    )
+
+
 def table_path(table: Table, shard: str) -> str:
     """Where a shard's table lies, relative to the root: one file of a Hive-partitioned dataset."""
     name = "manifest" if table is Table.MANIFEST else "captions"
     return f"{table}/shard={shard}/{name}.parquet"
 
 
-def publish_manifest(root: Root, shard: str, rows: Iterable[ManifestRow], metadata: Mapping[str, str]) -> str:
+def publish_manifest(
+    root: Root,
+    shard: str,
+    rows: Iterable[ManifestRow],
+    metadata: Mapping[str, str],
+    conclude: Callable[[], Mapping[str, str]] = dict,
+) -> str:
     """Write a shard's manifest as its rows come, publish it in one atomic step and return its path.
+
+    Args:
+        root: where to.
+        shard: the shard's key.
+        rows: of all its clips.
+        metadata: facts about the whole file.
+        conclude: further facts, computed after the last row. If it raises, nothing is published.
 
     Raises:
         TableError: if two rows have the same key; nothing is published then.
     """
-    return _publish(root, Table.MANIFEST, shard, _unique(shard, rows), metadata)
+    return _publish(root, Table.MANIFEST, shard, _unique(shard, rows), metadata, conclude)
 
 
 def _unique(shard: str, rows: Iterable[ManifestRow]) -> Iterator[ManifestRow]:
@@ -314,7 +343,12 @@ def publish_captions(
 
 
 def _publish(
-    root: Root, table: Table, shard: str, rows: Iterable[ManifestRow | CaptionRow], metadata: Mapping[str, str]
+    root: Root,
+    table: Table,
+    shard: str,
+    rows: Iterable[ManifestRow | CaptionRow],
+    metadata: Mapping[str, str],
+    conclude: Callable[[], Mapping[str, str]] = dict,
 ) -> str:
     path = table_path(table, shard)
     with TemporaryDirectory() as folder:
@@ -322,6 +356,7 @@ def _publish(
         with pq.ParquetWriter(file, with_facts(SCHEMAS[table], metadata)) as writer:
             for batch in batches(SCHEMAS[table], rows):
                 writer.write_batch(batch)
+            writer.add_key_value_metadata(conclude())
         root.upload(path, file)
     return path
 
@@ -381,7 +416,8 @@ def read_facts(root: Root, table: Table, shard: str) -> dict[str, str]:
 
 def facts_of(file: pq.ParquetFile) -> dict[str, str]:
     """What was published with a table as facts about the whole file."""
-    return {name.decode(): value.decode() for name, value in (file.schema_arrow.metadata or {}).items()}
+    facts = {**(file.schema_arrow.metadata or {}), **(file.metadata.metadata or {})}
+    return {name.decode(): value.decode() for name, value in facts.items() if name != ARROW_SCHEMA}
 
 
 @contextmanager

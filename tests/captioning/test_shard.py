@@ -25,6 +25,7 @@ from caption_assets.store.checkpoints import checkpoint_folder
 from caption_assets.store.lease import Leases
 from caption_assets.store.root import Root
 from caption_assets.store.tables import Status, Table, publish_manifest, read_captions, read_manifest
+from caption_assets.store.versions import TableVersions, manifest_version, read_versions
 from tests.captioning.stand_in import StandIn, start_stand_in
 from tests.captioning.watch import Log
 from tests.conftest import SANDBOX
@@ -116,6 +117,30 @@ def test_a_second_run_starts_no_engine_and_publishes_the_same(world: World) -> N
     assert (world.asked, world.engines) == ({}, 0)
     assert {table: published.reused for table, published in log.tables["a"].items()} == dict.fromkeys(BOTH, 6)
     assert {table: world.rows(table) for table in BOTH} == before
+
+
+def test_tables_say_which_versions_of_their_inputs_they_were_made_from(world: World) -> None:
+    world.run(weights_version="w")
+    manifest = manifest_version(read_manifest(world.root, "a"))
+    stage1, stage2 = (read_versions(world.root, table, "a") for table in sorted(BOTH))
+    assert stage1
+    assert stage2
+    assert (stage1.code, stage2.code) == (Recipe().version(1), Recipe().version(2))
+    assert stage1.inputs == {"clip_manifest": manifest, "model_weights": "w"}
+    assert stage2.inputs == {"clip_manifest": manifest, "model_weights": "w", "stage1_captions": stage1.data}
+    world.run(tables=frozenset({Table.STAGE2}))
+    assert read_versions(world.root, Table.STAGE2, "a") == replace(
+        stage2, inputs={"clip_manifest": manifest, "stage1_captions": stage1.data}
+    )
+
+
+def test_a_table_names_the_manifest_by_the_version_that_is_stored_with_it(world: World) -> None:
+    rows = read_manifest(world.root, "a")
+    publish_manifest(world.root, "a", rows, TableVersions("other", "2-x", {}).facts)
+    world.run()
+    versions = read_versions(world.root, Table.STAGE1, "a")
+    assert versions
+    assert versions.inputs["clip_manifest"] == "other"
 
 
 def test_only_clips_that_were_added_are_captioned(world: World) -> None:

@@ -211,3 +211,30 @@ def test_a_reader_never_sees_a_part_of_a_local_write(tmp_path: Path, monkeypatch
         root.write("table", b"new")
     assert root.read("table") == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["table"]
+
+
+def test_objects_are_found_at_any_depth_with_their_sizes(root: Root) -> None:
+    for path in ("a/b/c", "a/d", "ab/e"):
+        root.write(path, path.encode())
+    assert root.sizes("a") == {"a/b/c": 5, "a/d": 3}
+    assert root.sizes("nothing") == {}
+
+
+def test_a_moved_object_is_at_its_new_place_alone_and_replaces_what_was_there(root: Root) -> None:
+    root.write("a/b", b"one")
+    root.write("c/d/e", b"another")
+    root.move("a/b", "c/d/e")
+    assert root.read("c/d/e") == b"one"
+    assert not root.exists("a/b")
+    with pytest.raises(FileNotFoundError):
+        root.move("a/b", "c/d/e")
+    assert root.read("c/d/e") == b"one"
+
+
+def test_empty_folders_are_pruned_and_others_stay(root: Root) -> None:
+    root.write("a/b/c", b"x")
+    root.write("a/d/e", b"x")
+    root.remove("a/d/e")
+    root.prune("a")
+    assert root.names("a") == ["b"]
+    root.prune("nothing")

@@ -22,6 +22,7 @@ from caption_assets.store.tables import (
     publish_manifest,
     read_captions,
     read_manifest,
+    stored_shards,
     window_id,
 )
 
@@ -137,3 +138,14 @@ def test_every_field_of_a_row_has_a_column() -> None:
 @given(st.lists(st.tuples(st.text(), st.none() | st.integers(0, 1000), st.text(max_size=8)), unique=True, max_size=40))
 def test_window_ids_tell_windows_apart(windows: list[tuple[str, int | None, str]]) -> None:
     assert len({window_id(*window) for window in windows}) == len(windows)
+
+
+def test_the_shards_that_have_a_table_are_listed(root: Root, tmp_path: Path) -> None:
+    for shard in ("a", "b.c", "=d"):
+        publish_manifest(root, shard, [], {})
+    root.write("clip_manifest/shard=e/notes.txt", b"x")
+    root.write("clip_manifest/shard=f/manifest.parquet", b"")
+    root.write("clip_manifest/shard=g/old/manifest.parquet", b"x")
+    root.write("clip_manifest/.shard=h.tmp", b"x")
+    assert stored_shards(root, Table.MANIFEST) == {"a", "b.c", "=d"}
+    assert stored_shards(root, Table.STAGE1) == frozenset()

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from caption_assets.clips.manifest import probe_clips
+from caption_assets.clips.shard import find_shard
+from caption_assets.clips.window import Windowing
+from caption_assets.store.root import Root
+from caption_assets.store.tables import Table, publish_manifest, read_facts, read_manifest, table_path
+from caption_assets.store.versions import TableVersions, manifest_version, next_manifest_version, read_versions
+from tests.conftest import SANDBOX
+
+pytestmark = pytest.mark.fast
+
+VERSIONS = TableVersions("0123", "2-256-128", {"shards": "abcd"})
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Root:
+    return Root.open(str(tmp_path))
+
+
+def test_a_table_keeps_the_versions_that_are_known_after_its_last_row(root: Root) -> None:
+    publish_manifest(root, "s", [], {"windowing": "x"}, lambda: VERSIONS.facts)
+    assert read_versions(root, Table.MANIFEST, "s") == VERSIONS
+    assert read_facts(root, Table.MANIFEST, "s")["windowing"] == "x"
+
+
+def test_a_table_that_cannot_be_concluded_is_not_published(root: Root) -> None:
+    def refuse() -> dict[str, str]:
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        publish_manifest(root, "s", [], {}, refuse)
+    assert not root.exists(table_path(Table.MANIFEST, "s"))
+
+
+def test_the_version_of_a_manifest_is_that_of_its_rows_when_they_are_read_again(root: Root, sample_data: Path) -> None:
+    source = Root.open(str(sample_data / "shards"))
+    clips = list(probe_clips(SANDBOX, source, find_shard(source, "sample-folder"), Windowing()))
+    rows, version = [row for clip in clips for row in clip.rows], ""
+    for row in rows:
+        version = next_manifest_version(version, row)
+    publish_manifest(root, "s", rows, {})
+    assert len(rows) > 2
+    assert manifest_version(read_manifest(root, "s")) == version
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {},
+        {"versions": ""},
+        {"versions": "[]"},
+        {"versions": "null"},
+        {"versions": '{"data": "1"}'},
+        {"versions": '{"data": "1", "code": "2", "inputs": 3}'},
+    ],
+)
+def test_a_table_without_readable_versions_has_none(root: Root, facts: dict[str, str]) -> None:
+    publish_manifest(root, "s", [], facts)
+    assert read_versions(root, Table.MANIFEST, "s") is None
+
+
+def test_a_damaged_footer_has_no_versions(root: Root) -> None:
+    publish_manifest(root, "s", [], {}, lambda: VERSIONS.facts)
+    path = table_path(Table.MANIFEST, "s")
+    whole = root.read(path)
+    footer = int.from_bytes(whole[-8:-4], "little")
+    for damaged in (b"", whole[: len(whole) // 2], whole[: -8 - footer] + b"\x19" * footer + whole[-8:]):
+        root.write(path, damaged)
+        assert read_versions(root, Table.MANIFEST, "s") is None
+
+
+def test_a_missing_table_has_no_versions(root: Root) -> None:
+    assert read_versions(root, Table.STAGE1, "s") is None
+
+
+def test_another_programs_table_has_no_versions(root: Root, tmp_path: Path) -> None:
+    file = tmp_path / table_path(Table.STAGE1, "s")
+    file.parent.mkdir(parents=True)
+    pq.write_table(pa.table({"a": [1]}).replace_schema_metadata({"versions": b"\xff"}), file)
+    assert read_versions(root, Table.STAGE1, "s") is None
