@@ -1,7 +1,7 @@
 # Everything a developer does here, by name: `make help`. CI runs the same targets.
 PYTHON ?= python3
 RUN := .venv/bin/python -m
-SLOW_LANES := faults or browser or k8s or rgw or nightly
+SLOW_LANES := faults or browser or postgres or k8s or rgw or nightly
 # Run whole by CI; of the other slow lanes it runs the representatives.
 CI_LANES := faults
 
@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup system demo dev test test-rest test-fast test-engine test-store test-rgw test-faults test-browser \
-	test-k8s test-nightly lint format types lock licenses clean
+	test-postgres test-k8s test-nightly lint format types lock licenses clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -18,8 +18,8 @@ help: ## Show this list
 setup: ## Make .venv with everything locked (a few minutes; a moment when it is up to date)
 	@$(PYTHON) scripts/setup_env.py
 
-system: ## Install the Debian packages that the browser tests need, where that is possible
-	@$(PYTHON) scripts/setup_system.py
+system: ## Install the Debian packages that the browser and postgres tests need, where that is possible
+	@$(PYTHON) scripts/setup_system.py browser postgres
 
 demo: setup ## Caption the sample shards from end to end, and print what came out
 	@$(RUN) scripts.demo
@@ -29,7 +29,7 @@ dev: setup ## Dagster's UI and daemon over the same data, on port 3000
 
 # One process, so that the vLLM engine is built once. Named by what is left out: a test without a lane runs here too.
 test: setup ## Run the fast, engine and store lanes and one test of each slow lane
-	@$(PYTHON) scripts/setup_system.py || true # the browser test says so itself, if it has no browser
+	@$(PYTHON) scripts/setup_system.py browser postgres || true # a test says so itself, if its program is missing
 	$(RUN) pytest -m "not ($(SLOW_LANES)) or representative"
 
 test-rest: setup ## Run what `make test` leaves out and CI does not: the rest of the lanes named in CI_LANES
@@ -42,8 +42,9 @@ test-engine: ## Run the tests that build a vLLM engine
 test-store: ## Run the tests that talk to an S3 server on this machine
 test-faults: ## Run the tests that kill, corrupt and starve
 test-browser: system ## Run the tests that drive the web UI in a browser
+test-postgres: system ## Run the tests that run Dagster on a PostgreSQL server of this machine
 test-nightly: ## Run the longest repetitions of the tests of other lanes
-test-engine test-store test-faults test-browser test-nightly: setup
+test-engine test-store test-faults test-browser test-postgres test-nightly: setup
 	$(RUN) pytest -m $(@:test-%=%)
 
 test-k8s: setup ## Run the tests that render or run pods, on a cluster of this machine: KUBECONFIG's, or one that is started

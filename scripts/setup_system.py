@@ -1,6 +1,6 @@
-"""Installs the Debian packages that a lane of tests needs: `make system`, `make test-rgw`. Takes root and apt-get.
+"""Installs the Debian packages that lanes of tests need: `make system`, `make test-rgw`. Takes root and apt-get.
 
-The browser tests need Chromium, those against a real object store Ceph. Everything else runs without.
+The browser lane needs Chromium, the postgres lane PostgreSQL, the rgw lane Ceph. Everything else runs without.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,16 +22,23 @@ class Need:
     packages: Sequence[str]
     """Debian's names."""
     programs: Sequence[Sequence[str]]
-    """Of each group, one must be on PATH."""
+    """Of each group, one must be installed."""
 
     def met(self) -> bool:
         """True if all programs are there."""
-        return all(any(map(shutil.which, group)) for group in self.programs)
+        return all(any(map(find_program, group)) for group in self.programs)
+
+
+def find_program(name: str) -> str | None:
+    """The path of an installed program. Debian's PostgreSQL servers are not on PATH; the newest one counts."""
+    servers = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda folder: float(folder.parent.name))
+    return shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", os.defpath), *map(str, reversed(servers))]))
 
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 NEEDS = {
     "browser": Need(["chromium"], [BROWSERS]),
+    "postgres": Need(["postgresql"], [["initdb"], ["postgres"]]),
     "rgw": Need(["ceph-mon", "ceph-osd", "radosgw"], [["ceph-mon"], ["ceph-osd"], ["radosgw"]]),
 }
 
@@ -49,22 +57,27 @@ def install(need: Need) -> bool:
 
 
 def main() -> int:
-    """Returns 0 if the programs are there, or are now."""
+    """Returns 0 if the programs of all lanes are there, or are now."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("lane", choices=NEEDS, nargs="?", default="browser", help="default: %(default)s")
-    lane = parser.parse_args().lane
+    parser.add_argument("lanes", choices=NEEDS, nargs="+")
+    ready = [provide(lane) for lane in parser.parse_args().lanes]
+    return 0 if all(ready) else 1
+
+
+def provide(lane: str) -> bool:
+    """Installs what a lane lacks, if it lacks anything; True if its programs are there."""
     need = NEEDS[lane]
     if need.met():
-        return 0
+        return True
     if os.geteuid() == 0 and shutil.which("apt-get"):
-        return 0 if install(need) else 1
+        return install(need)
     packages = " ".join(need.packages)
     print(
         f"system: the {lane} tests need {packages}, and installing that takes root and apt-get.\n"
         f"They cannot run here. Install it (on Debian: sudo apt-get install {packages}).",
         file=sys.stderr,
     )
-    return 1
+    return False
 
 
 if __name__ == "__main__":

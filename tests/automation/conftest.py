@@ -65,6 +65,12 @@ class Site:
         result = build_backfill(self.settings).evaluate_tick(context)
         return list(result.run_requests or ()) or str(result.skip_message)
 
+    def requests(self) -> list[dg.RunRequest]:
+        """One tick of the schedule that requests something."""
+        requests = self.tick()
+        assert isinstance(requests, list), requests
+        return requests
+
     def launch(self, request: dg.RunRequest, status: dg.DagsterRunStatus) -> dg.DagsterRun:
         """A run as the daemon would make it of a request, in the state it is in by now."""
         return self.instance.add_run(dg.DagsterRun(job_name="j", tags=dict(request.tags), status=status))

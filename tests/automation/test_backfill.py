@@ -26,13 +26,6 @@ def ranges(requests: list[dg.RunRequest] | str, asset: str) -> list[tuple[str, s
     ]
 
 
-def requested(site: Site) -> list[dg.RunRequest]:
-    """What a tick requests, which is something."""
-    requests = site.tick()
-    assert isinstance(requests, list), requests
-    return requests
-
-
 def captioned(site: Site, *shards: str) -> None:
     """Everything is made of these shards."""
     for asset in ("clip_manifest", "stage1_captions", "stage2_captions"):
@@ -65,7 +58,7 @@ def test_captions_wait_for_the_weights_which_are_requested(site: Site) -> None:
     site.add("a")
     site.look()
     site.materialize("clip_manifest", "a")
-    [request] = requested(site)
+    [request] = site.requests()
     assert request.asset_selection == [dg.AssetKey("model_weights")]
 
 
@@ -107,7 +100,7 @@ def test_a_shard_that_lacks_one_stage_is_asked_for(known: Site) -> None:
 
 
 def test_what_is_under_way_is_not_asked_for_again(known: Site) -> None:
-    for request in requested(known):
+    for request in known.requests():
         known.launch(request, STARTED)
     assert known.tick() == "0 of 6 shards are captioned; 6 are under way"
 
@@ -121,7 +114,7 @@ def test_runs_that_people_launch_count_as_under_way(known: Site) -> None:
 def test_a_failing_shard_is_asked_for_as_often_as_allowed_until_it_changes(known: Site) -> None:
     captioned(known, *"abcde")
     for _ in range(known.settings.shard_attempts):
-        [request] = requested(known)
+        [request] = known.requests()
         known.launch(request, FAILED)
     assert "1 were given up after 3 runs (CAPTION_SHARD_ATTEMPTS)" in str(known.tick())
     assert "f (clip_manifest)" in str(known.tick())
@@ -141,7 +134,7 @@ def test_no_more_shards_are_under_way_than_allowed(tmp_path: Path, instance: dg.
     site.add(*"abcdef")
     site.look()
     site.fetch_weights()
-    requests = requested(site)
+    requests = site.requests()
     assert ranges(requests, "clip_manifest") == [("a", "b"), ("c", "c")]
     for request in requests:
         site.launch(request, STARTED)
@@ -176,7 +169,7 @@ def test_every_wanted_shard_is_in_one_range_of_wanted_and_passable_ones(data: st
 def test_a_pod_is_as_large_as_the_work_that_the_manifests_tell(tmp_path: Path, instance: dg.DagsterInstance) -> None:
     def memory(windows: int) -> int:
         site.materialize("clip_manifest", "a", metadata={"rows_ok": windows, "predicted_visual_tokens": 200 * windows})
-        [request] = requested(site)
+        [request] = site.requests()
         [step] = request.run_config["execution"]["config"]["per_step_k8s_config"].values()
         return int(step["container_config"]["resources"]["requests"]["memory"].removesuffix("Mi"))
 

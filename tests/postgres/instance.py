@@ -1,0 +1,54 @@
+"""Dagster's instance of `k8s/values.yaml` on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import boto3
+import yaml
+
+from tests.k8s.chart import instance_config
+from tests.k8s.manifests import VALUES
+from tests.postgres.server import PostgresServer
+from tests.store.server import S3Server
+
+
+def write_instance(home: Path, server: PostgresServer, store: S3Server, **paused: Any) -> dict[str, str]:
+    """Write the `dagster.yaml` that the chart makes of the values into ``home``; returns the variables that it needs.
+
+    All that differs from the cluster's: address and name of the database, which the values leave to the user, and the
+    launcher, since runs are processes of this machine. Bucket, queue, pools, monitoring and retries are the values'.
+
+    Args:
+        home: for DAGSTER_HOME.
+        server: keeps the instance's database, an empty one.
+        store: keeps the compute logs.
+        paused: replaces settings of the run queue, for a test in which runs are requested and not executed.
+    """
+    database = {
+        "postgresqlHost": "127.0.0.1",
+        "postgresqlDatabase": server.create_database(),
+        "service": {"port": server.port},
+    }
+    config = instance_config({**VALUES, "postgresql": {**VALUES["postgresql"], **database}})
+    config["run_launcher"] = {"module": "dagster", "class": "DefaultRunLauncher"}
+    config["concurrency"]["runs"] |= paused
+    (home / "dagster.yaml").write_text(yaml.safe_dump(config))
+    variables = {
+        "DAGSTER_HOME": str(home),
+        "DAGSTER_PG_PASSWORD": server.password,
+        "AWS_ENDPOINT_URL": store.endpoint,
+        "AWS_ACCESS_KEY_ID": store.key,
+        "AWS_SECRET_ACCESS_KEY": store.secret,
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    client = boto3.client(
+        "s3",
+        endpoint_url=store.endpoint,
+        aws_access_key_id=store.key,
+        aws_secret_access_key=store.secret,
+        region_name="us-east-1",
+    )
+    client.create_bucket(Bucket=config["compute_logs"]["config"]["bucket"])
+    return variables
