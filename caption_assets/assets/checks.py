@@ -9,7 +9,7 @@ from dagster._core.definitions.asset_checks.asset_check_evaluation import (
     AssetCheckEvaluationTargetMaterializationData as Target,
 )
 
-from caption_assets.assets.failures import clear_failures
+from caption_assets.assets.failures import ShardFailures, clear_failures
 from caption_assets.assets.project import Project, table_of
 from caption_assets.assets.provenance import code_version_of
 from caption_assets.models.mirror import find_damage, read_manifest
@@ -59,13 +59,16 @@ def check_stored(context: dg.AssetExecutionContext, project: Project, root: Root
         limit: largest share of failed windows.
 
     Raises:
-        TableError: if a shard has not been captioned.
+        Failure: if a shard has not been captioned, or cannot be looked at; the others are.
     """
+    failures = ShardFailures(context)
     tables = sorted({table_of(key.asset_key) for key in context.selected_asset_check_keys})
     for shard in context.partition_keys:
-        stored = read_stored(root, shard, tables[-1])
-        for table in tables:
-            log_findings(context, project, shard, table, findings(context, project, shard, stored[table], limit))
+        with failures.of(shard):
+            stored = read_stored(root, shard, tables[-1])
+            for table in tables:
+                log_findings(context, project, shard, table, findings(context, project, shard, stored[table], limit))
+    failures.check()
 
 
 def findings(

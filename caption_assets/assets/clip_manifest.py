@@ -11,7 +11,7 @@ import dagster as dg
 from dagster._core.definitions.data_version import get_input_data_version_tag
 
 from caption_assets.assets.columns import table_facts
-from caption_assets.assets.failures import clear_failures, shards_failed
+from caption_assets.assets.failures import ShardFailures, clear_failures
 from caption_assets.assets.markdown import markdown_table
 from caption_assets.assets.pods import MANIFEST_SIZE, RETRIES, cpu_pod
 from caption_assets.assets.project import SHARDS, Project
@@ -67,23 +67,18 @@ def build_clip_manifest(settings: Settings) -> dg.AssetsDefinition:
                 "manifests of several shards are made in a run of their own: leave the captions out of it",
                 allow_retries=False,
             )
-        failures: dict[str, str] = {}
+        failures = ShardFailures(context)
         with clear_failures():
             root, source = storage.root(), storage.source()
             with clips.start(PROBERS) as sandbox:
                 for key in shards_to_make(context):
-                    try:
+                    with failures.of(key):
                         result = _make(context, project, settings, sandbox, root, source, key)
-                    except CaptionAssetsError as error:
-                        context.log.error(f"{key}: {error}")
-                        failures[key] = str(error)
-                        continue
-                    if len(context.partition_keys) == 1:
-                        yield result
-                    else:
-                        context.log_event(_event(context, key, result))
-        if failures:
-            raise shards_failed(f"{len(failures)} of {len(context.partition_keys)} shards failed", failures)
+                        if len(context.partition_keys) == 1:
+                            yield result
+                        else:
+                            context.log_event(_event(context, key, result))
+        failures.check()
 
     return clip_manifest
 

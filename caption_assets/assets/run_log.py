@@ -9,14 +9,14 @@ import dagster as dg
 
 from caption_assets.assets.caption_metadata import Cost, Metadata, caption_metadata
 from caption_assets.assets.checks import findings, log_findings
-from caption_assets.assets.failures import shards_failed
+from caption_assets.assets.failures import ShardFailures, shards_failed
 from caption_assets.assets.links import link
 from caption_assets.assets.meter import EngineTime, Meter
 from caption_assets.assets.pace import Pace
 from caption_assets.assets.project import Project
 from caption_assets.assets.provenance import input_tags, input_version_tags, output_tags, version_of
 from caption_assets.captioning.open_shard import Published, PublishedTable
-from caption_assets.errors import CaptionAssetsError
+from caption_assets.errors import CaptionAssetsError, as_own, printable
 from caption_assets.report.findings import Finding
 from caption_assets.report.gallery import write_gallery
 from caption_assets.report.stored import read_stored
@@ -44,7 +44,7 @@ class RunLog:
         self._project = Project(settings.project)
         self._settings = settings
         self._root = root
-        self._failures: dict[str, str] = {}
+        self._failures = ShardFailures(context)
         self._skips: dict[str, str] = {}
         self._inputs: dict[str, Inputs] = {}
         self._pace = Pace()
@@ -71,27 +71,21 @@ class RunLog:
 
     def published(self, shard: str, published: Published) -> None:
         """Make the gallery; check and record each table, stage 1 first, up to one that a check does not let pass."""
-        with self._telling:
+        with self._telling, self._failures.of(shard):
             cost, links = self._cost(published), self._links(shard)
-            try:
-                inputs = self._unchanged_inputs(shard)
-                stored = read_stored(self._root, shard, max(published.tables))
-                for table, result in published.tables.items():
-                    found = findings(
-                        self._context, self._project, shard, stored[table], self._settings.max_failed_fraction
-                    )
-                    if not any(finding.is_error for finding in found):
-                        metadata = {**caption_metadata(stored[table], result, cost), **links}
-                        self._record(shard, table, result, inputs, metadata)
-                    log_findings(self._context, self._project, shard, table, found)
-                    _let_pass(found)
-            except CaptionAssetsError as error:
-                self.failed(shard, error)
+            inputs = self._unchanged_inputs(shard)
+            stored = read_stored(self._root, shard, max(published.tables))
+            for table, result in published.tables.items():
+                found = findings(self._context, self._project, shard, stored[table], self._settings.max_failed_fraction)
+                if not any(finding.is_error for finding in found):
+                    metadata = {**caption_metadata(stored[table], result, cost), **links}
+                    self._record(shard, table, result, inputs, metadata)
+                log_findings(self._context, self._project, shard, table, found)
+                _let_pass(found)
 
     def failed(self, shard: str, error: CaptionAssetsError) -> None:
         """Keep the reason; the run fails at its end."""
-        self._context.log.error(f"{shard}: {error}")
-        self._failures[shard] = str(error)
+        self._failures.add(shard, error)
 
     def skipped(self, shard: str, reason: str) -> None:
         """Say so; the run fails for it only if it did nothing else."""
@@ -100,7 +94,7 @@ class RunLog:
 
     def warned(self, message: str) -> None:
         """Pass it on."""
-        self._context.log.warning(message)
+        self._context.log.warning(printable(message))
 
     def check(self) -> None:
         """End the step.
@@ -109,10 +103,8 @@ class RunLog:
             Failure: if a shard failed, or none was done because others are at work on them.
         """
         self._pace.close()
-        shards = len(self._context.partition_keys)
-        if self._failures:
-            raise shards_failed(f"{len(self._failures)} of {shards} shards failed", self._failures)
-        if self._skips and len(self._skips) == shards:
+        self._failures.check()
+        if self._skips and len(self._skips) == len(self._context.partition_keys):
             raise shards_failed("nothing was done", self._skips)
 
     def _present_inputs(self, shard: str) -> Inputs:
@@ -147,8 +139,8 @@ class RunLog:
         """To the gallery, which is made now. That it could not be made is no reason to lose captions over."""
         try:
             gallery = write_gallery(self._root, shard)
-        except CaptionAssetsError as error:
-            self.warned(f"{shard}: there is no gallery: {error}")
+        except Exception as error:
+            self.warned(f"{shard}: there is no gallery: {as_own(error)}")
             return {}
         return {"gallery": link(self._root, gallery, self._settings.link_url)}
 

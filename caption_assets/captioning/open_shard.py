@@ -71,6 +71,7 @@ class OpenShard:
         self._reused = Counter(table for one in beginnings for table in _reused(one))
         self._unsaved: list[Captioned] = []
         self._unsaved_since = 0.0
+        self._not_before = 0.0
         self._spent = Spent()
         self._new: list[Captioned] = []
         self._parts = 0
@@ -88,9 +89,11 @@ class OpenShard:
 
     @property
     def is_due(self) -> bool:
-        """Whether it is time for a checkpoint."""
-        waited = time.monotonic() - self._unsaved_since
-        rows = len(self._unsaved)
+        """Whether it is time for a checkpoint. One that cannot be written is not tried again at once."""
+        now, rows = time.monotonic(), len(self._unsaved)
+        if now < self._not_before:
+            return False
+        waited = now - self._unsaved_since
         return rows >= self._job.checkpoint_rows or (rows > 0 and waited >= self._job.checkpoint_seconds)
 
     def add(self, result: Captioned) -> None:
@@ -116,6 +119,7 @@ class OpenShard:
                 await to_its_end(write_part, self._job.root, self.lease.shard, self.lease.epoch, self._parts, rows)
             except BaseException:
                 self._unsaved = results + self._unsaved
+                self._not_before = time.monotonic() + self._job.checkpoint_seconds
                 raise
             self._parts += 1
             self._spent += Spent(store=time.monotonic() - begun)

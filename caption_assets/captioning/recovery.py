@@ -138,8 +138,11 @@ class EngineKeeper:
                         killer.fail(PoisonWindow())
         except Exception as error:  # whatever it is, those who wait must learn of it
             self._error = error
+            if not isinstance(error, EngineError):  # no window's fault
+                self._error = EngineError(f"there is no engine any more: {type(error).__name__}: {error}")
+                self._error.__cause__ = error
             for suspect in suspects:
-                suspect.fail(error)
+                suspect.fail(self._error)
         finally:
             self._recovery = None
             self._open.set()

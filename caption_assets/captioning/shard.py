@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -20,9 +20,8 @@ from caption_assets.captioning.threads import to_its_end
 from caption_assets.clips.manifest import read_clip
 from caption_assets.clips.preview import Preview
 from caption_assets.clips.sandbox import Sandbox
-from caption_assets.errors import CaptionAssetsError
+from caption_assets.errors import CaptionAssetsError, as_own
 from caption_assets.store.checkpoints import read_parts
-from caption_assets.store.failure import StoreError
 from caption_assets.store.lease import Lease, LeaseHeld, Leases
 from caption_assets.store.previews import write_preview
 from caption_assets.store.root import Root
@@ -58,7 +57,7 @@ class Progress(Protocol):
         """A shard is left to another run, which is at work on it."""
 
     def failed(self, shard: str, error: CaptionAssetsError) -> None:
-        """A shard could not be begun or not be published; the others go on."""
+        """A shard could not be begun or not be published; the others go on. What was finished is in checkpoints."""
 
     def warned(self, message: str) -> None:
         """Something went wrong that will be tried again. May be called by another thread."""
@@ -75,6 +74,9 @@ async def caption_shards(
 
     The next shard's windows enter while the last one's tail is still being captioned. What earlier runs have made under
     the same fingerprint is taken over. If this is cancelled, what is finished goes into checkpoints first.
+
+    Whatever is raised while a shard is entered, checkpointed, published or reported fails that shard alone, foreseen or
+    not. Checkpoints and earlier caption tables that are damaged count as absent, with a warning.
 
     Args:
         engine: entered when the first window needs it, if any does.
@@ -115,7 +117,7 @@ def _keep_preview(root: Root, task: Task, preview: Preview) -> None:
 
 
 class _Run:
-    """The shards under way."""
+    """The shards under way. What goes wrong with one of them ends here, with that shard."""
 
     def __init__(self, job: Job, leases: Leases, progress: Progress) -> None:
         self._job = job
@@ -126,16 +128,13 @@ class _Run:
     async def tasks(self, shards: Iterable[str]) -> AsyncIterator[Task]:
         """What is left to be made of shard after shard; each is taken and read when its turn comes."""
         for key in shards:
-            shard = await self._enter(key)
-            if shard is None:
+            if (shard := await self._enter(key)) is None:
                 continue
-            self._open[key] = shard
-            self._progress.begun(key, shard.windows, len(shard.tasks))
-            if not shard.tasks:
-                await self._publish(shard)
             for task in shard.tasks:
-                if shard.lease.lost:
-                    await self._give_up(shard)
+                if self._open.get(key) is not shard:  # it has failed meanwhile
+                    break
+                if shard.lease.loss:
+                    await self._fail(shard, shard.lease.loss)
                     break
                 yield task
 
@@ -146,23 +145,32 @@ class _Run:
         except LeaseHeld as error:
             self._progress.skipped(key, str(error))
             return None
-        except CaptionAssetsError as error:
-            self._progress.failed(key, error)
+        except Exception as error:
+            self._progress.failed(key, as_own(error))
             return None
         try:
-            return await to_its_end(_open, self._job, lease)
-        except CaptionAssetsError as error:
-            self._progress.failed(key, error)
+            shard = self._open[key] = await to_its_end(_open, self._job, lease, self._progress.warned)
+            self._progress.begun(key, shard.windows, len(shard.tasks))
+        except Exception as error:
+            self._open.pop(key, None)
+            self._progress.failed(key, as_own(error))
             await to_its_end(self._leases.release, lease)
             return None
+        if not shard.tasks:
+            await self._publish(shard)
+        return shard
 
     async def take(self, result: Captioned) -> None:
         """Keep a result; publish its shard if it was the last one missing."""
         shard = self._open.get(result.task.shard)
-        if shard is None:  # given up
+        if shard is None:  # it has failed
             return
-        shard.add(result)
-        self._progress.captioned(shard.lease.shard, shard.done, shard.windows, ok=result.ok)
+        try:
+            shard.add(result)
+            self._progress.captioned(shard.lease.shard, shard.done, shard.windows, ok=result.ok)
+        except Exception as error:
+            await self._fail(shard, error)
+            return
         if shard.done == shard.windows:
             await self._publish(shard)
         elif shard.is_due:
@@ -189,43 +197,44 @@ class _Run:
     async def _save(self, shard: OpenShard) -> None:
         try:
             await shard.save()
-        except StoreError as error:  # no caption is lost yet
-            self._progress.warned(f"{shard.lease.shard}: a checkpoint could not be written: {error}")
+        except Exception as error:  # no caption is lost yet
+            self._progress.warned(f"{shard.lease.shard}: a checkpoint could not be written: {as_own(error)}")
 
     async def _publish(self, shard: OpenShard) -> None:
         key = shard.lease.shard
         try:
             await to_its_end(self._leases.check, shard.lease)
             published = await shard.publish()
-        except CaptionAssetsError as error:
-            await self._save(shard)
-            self._progress.failed(key, error)
-        else:
-            await self._clear(shard)
+        except Exception as error:
+            await self._fail(shard, error)
+            return
+        await self._clear(shard)
+        try:
             await to_its_end(self._progress.published, key, published)
+        except Exception as error:
+            self._progress.failed(key, as_own(error))
         await self._leave(shard)
 
     async def _clear(self, shard: OpenShard) -> None:
         try:
             await shard.clear()
-        except StoreError as error:  # they do no harm, and the next run removes them
-            self._progress.warned(f"{shard.lease.shard}: checkpoints could not be removed: {error}")
+        except Exception as error:  # they do no harm, and the next run removes them
+            self._progress.warned(f"{shard.lease.shard}: checkpoints could not be removed: {as_own(error)}")
 
-    async def _give_up(self, shard: OpenShard) -> None:
-        """Stop work on a shard that another run has taken over."""
-        try:
-            await to_its_end(self._leases.check, shard.lease)
-        except CaptionAssetsError as error:
-            self._progress.failed(shard.lease.shard, error)
-        await self._leave(shard)
+    async def _fail(self, shard: OpenShard, error: Exception) -> None:
+        """Stop work on a shard. What is finished of it goes into a checkpoint, as far as that can be written."""
+        del self._open[shard.lease.shard]  # first: results that come meanwhile must not publish it
+        await self._save(shard)
+        self._progress.failed(shard.lease.shard, as_own(error))
+        await to_its_end(self._leases.release, shard.lease)
 
     async def _leave(self, shard: OpenShard) -> None:
         del self._open[shard.lease.shard]
         await to_its_end(self._leases.release, shard.lease)
 
 
-def _open(job: Job, lease: Lease) -> OpenShard:
-    """The shard of a lease, with what earlier runs have left of it."""
+def _open(job: Job, lease: Lease, warn: Callable[[str], None]) -> OpenShard:
+    """The shard of a lease, with what earlier runs have left of it; ``warn`` receives what of that is damaged."""
     shard = lease.shard
     stored = read_versions(job.root, Table.MANIFEST, shard)  # first: a manifest published since is not taken for it
     manifest = read_manifest(job.root, shard)
@@ -235,14 +244,19 @@ def _open(job: Job, lease: Lease) -> OpenShard:
         rows = _stored_stage1(job, shard, manifest)
         inputs[Table.STAGE1] = captions_version(rows)
         stage1 = {row.key: row for row in rows}
-    return OpenShard(job, lease, _beginnings(job, shard, manifest, stage1), inputs)
+    earlier = EarlierRows(_earlier_rows(job, shard, warn))
+    return OpenShard(job, lease, _beginnings(job, shard, manifest, stage1, earlier), inputs)
 
 
 def _beginnings(
-    job: Job, shard: str, manifest: Sequence[ManifestRow], stage1: Mapping[tuple[str, int | None], CaptionRow]
+    job: Job,
+    shard: str,
+    manifest: Sequence[ManifestRow],
+    stage1: Mapping[tuple[str, int | None], CaptionRow],
+    earlier: EarlierRows,
 ) -> list[Captioned | Task]:
     """For each row of a shard's manifest its result, if earlier runs have settled it, or what is left to be made."""
-    reuse = Reuse(job.recipe, job.tables, job.max_attempts, EarlierRows(_earlier_rows(job, shard)))
+    reuse = Reuse(job.recipe, job.tables, job.max_attempts, earlier)
     beginnings: list[Captioned | Task] = []
     for number, row in enumerate(manifest):
         task = Task(row, partial(read_clip, job.source, row), stage1.get(row.key), shard, number)
@@ -257,10 +271,15 @@ def _after(last: Captioned | Task, task: Task) -> Task:
     return replace(task, before=(last.stage1.caption, last.stage2.caption if last.stage2 else None))
 
 
-def _earlier_rows(job: Job, shard: str) -> Iterator[tuple[Table, CaptionRow]]:
+def _earlier_rows(job: Job, shard: str, warn: Callable[[str], None]) -> Iterator[tuple[Table, CaptionRow]]:
     for table in job.tables:
-        yield from ((table, row) for row in find_captions(job.root, table, shard))
-    yield from read_parts(job.root, shard)
+        try:
+            rows = find_captions(job.root, table, shard)
+        except TableError as error:  # it will be replaced
+            warn(f"{shard}: its earlier captions are not reused: {error}")
+        else:
+            yield from ((table, row) for row in rows)
+    yield from read_parts(job.root, shard, warn)
 
 
 def _stored_stage1(job: Job, shard: str, manifest: Sequence[ManifestRow]) -> list[CaptionRow]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterable, Awaitable, Callable
 
 from caption_assets.captioning.admission import Admission
 from caption_assets.captioning.decoding import Decoder
+from caption_assets.captioning.engine import EngineError
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.recovery import EngineKeeper
-from caption_assets.captioning.rows import Problem
+from caption_assets.captioning.rows import Problem, uncaptioned
 from caption_assets.captioning.task import Captioned, Task
 from caption_assets.captioning.two_stage import Captioner, Plan, Said, load_of
+from caption_assets.errors import as_own
 
 
 async def caption(
@@ -44,6 +47,12 @@ async def caption(
     async def one(task: Task, plan: Plan | Problem, before: Said | None, said: Said) -> None:
         try:
             result = await captioner.run(task, plan, before, said)
+        except EngineError:
+            raise
+        except Exception as error:  # a fault of this program in one window stops no other
+            problem = Problem("unexpected", str(as_own(error)))
+            logging.getLogger(__name__).exception("window %s of %s", task.window.window_id, task.window.clip_key)
+            result = uncaptioned(recipe, task, problem, with_stage2=with_stage2)
         finally:
             admission.leave(load_of(plan))
         await emit(result)

@@ -12,7 +12,6 @@ from caption_assets.export.clip import ShardTables
 from caption_assets.export.format import Form
 from caption_assets.export.index import DATA, DATASET
 from caption_assets.store.root import Root
-from caption_assets.store.tables import facts_of
 
 CARD = f"{DATASET}/README.md"
 TASK = "video-text-to-text"
@@ -32,7 +31,7 @@ def card(tables: ShardTables, form: Form, licence: str | None) -> str:
     return _TEMPLATES.get_template("card.md").render(
         front_matter=_front_matter(form, licence),
         form=form,
-        stages=[_stage(facts_of(file)) for file in (tables.stage1, tables.stage2)],
+        stages=[_stage(file.facts) for file in (tables.stage1, tables.stage2)],
     )
 
 

@@ -7,9 +7,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import groupby, zip_longest
 
-import pyarrow.parquet as pq
-
 from caption_assets.store.root import Root
+from caption_assets.store.table_file import TableFile
 from caption_assets.store.tables import (
     CaptionRow,
     ManifestRow,
@@ -59,9 +58,9 @@ class ShardTables:
     """The three tables of a shard, as they were published at one time."""
 
     shard: str
-    manifest: pq.ParquetFile
-    stage1: pq.ParquetFile
-    stage2: pq.ParquetFile
+    manifest: TableFile
+    stage1: TableFile
+    stage2: TableFile
 
     def clips(self) -> Iterator[CaptionedClip]:
         """The shard's clips in the manifest's order.

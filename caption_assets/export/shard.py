@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import groupby
 from operator import itemgetter
-from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 from caption_assets.clips.manifest import ClipChanged, read_clip
 from caption_assets.errors import CaptionAssetsError
@@ -28,6 +26,7 @@ from caption_assets.export.index import (
     shard_folder,
     write_index,
 )
+from caption_assets.store.disk import temporary_folder
 from caption_assets.store.root import Root
 
 READERS = 4
@@ -112,10 +111,10 @@ def _write(root: Root, source: Root, tables: ShardTables, export: Export, versio
     samples = _samples(source, (clip for clip in tables.clips() if clip.windows), export.form)
     for number, part in groupby(_numbered(samples, export.file_bytes), itemgetter(0)):
         name = f"{version}-{number:05}.{export.form.suffix}"
-        with NamedTemporaryFile() as file:
-            count = export.form.write(file, (sample for _, sample in part))
-            file.flush()
-            path = Path(file.name)
+        with temporary_folder() as folder:
+            path = folder / name
+            with path.open("wb") as file:
+                count = export.form.write(file, (sample for _, sample in part))
             root.upload(f"{shard_folder(tables.shard)}/{name}", path)
             yield ExportedFile(name, path.stat().st_size, count)
 

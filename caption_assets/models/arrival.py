@@ -12,6 +12,7 @@ from pathlib import Path
 
 from caption_assets.models.source import Source
 from caption_assets.models.weights import ListedFile, Mismatch, Progress, WeightFile, WeightsError, in_words
+from caption_assets.store.disk import reason_of
 
 STREAMS = 4
 """Files that arrive at the same time."""
@@ -114,7 +115,8 @@ class _Target(io.BufferedWriter):
             self.flush()
         except OSError as error:
             raise WeightsError(
-                f"cannot write {self._path}: {error.strerror}; make room there, and try again: what has come is kept"
+                f"cannot write {self._path}: {reason_of(error, self._path.parent)}; make room there, and try again: "
+                "what has come is kept"
             ) from error
         self._meter.add(count)
         return count

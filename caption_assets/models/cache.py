@@ -23,6 +23,7 @@ from caption_assets.models.arrival import STREAMS, arrive, check_space, to_come
 from caption_assets.models.mirror import mirror_of, read_manifest
 from caption_assets.models.variants import Variant
 from caption_assets.models.weights import ListedFile, Mismatch, Progress, WeightFile, WeightsError, in_words, silent
+from caption_assets.store.disk import reason_of
 from caption_assets.store.root import Root
 
 _in_use: dict[Path, int] = {}
@@ -71,7 +72,8 @@ def ensure_local(
             entry.complete()
     except OSError as error:
         raise WeightsError(
-            f"cannot use {cache} for weights ({error}): name another folder of this machine (CAPTION_CACHE)"
+            f"cannot use {cache} for weights ({reason_of(error, cache)}): free space there, or name another folder of "
+            "this machine (CAPTION_CACHE)"
         ) from error
     return entry.folder
 

@@ -27,6 +27,7 @@ from caption_assets.models.weights import (
     WeightsManifest,
     silent,
 )
+from caption_assets.store.disk import reason_of
 from caption_assets.store.root import Root
 
 ARRIVING = ".arriving"
@@ -175,7 +176,10 @@ def _arrivals(folder: Path, setting: str) -> Iterator[Path]:
             yield folder
             shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
-        raise WeightsError(f"cannot write to {folder} ({error}): name another folder ({setting})") from error
+        reason = reason_of(error, folder)
+        raise WeightsError(
+            f"cannot write to {folder} ({reason}): free space, or name another folder ({setting})"
+        ) from error
 
 
 def _check_loadable(path: Path, file: WeightFile, listed: Sequence[ListedFile], source: Source) -> None:

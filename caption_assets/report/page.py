@@ -18,13 +18,13 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from caption_assets.report.words import Turns
+from caption_assets.store.disk import temporary_folder
 from caption_assets.store.root import Root
 
 GROUP = 100
@@ -97,10 +97,10 @@ def publish_page(root: Root, path: str, page: Page, read_posters: ReadPosters) -
     """Write a page below a root in one atomic step. In memory it is never whole.
 
     Raises:
-        StoreError: if the root cannot be written.
+        StoreError: if the root or this machine's disk cannot be written.
     """
-    with TemporaryDirectory() as folder:
-        file = Path(folder) / Path(path).name  # a store tells from the name that it is HTML
+    with temporary_folder() as folder:
+        file = folder / Path(path).name  # a store tells from the name that it is HTML
         with file.open("w", encoding="utf-8") as output:
             output.writelines(render(page, read_posters))
         root.upload(path, file)

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from caption_assets.store.failure import StoreError
 from caption_assets.store.root import Root
-from caption_assets.store.tables import (
-    SCHEMA_VERSION,
-    SCHEMAS,
-    CaptionRow,
-    Table,
-    batches,
-    caption_rows,
-    schema_version,
-    with_facts,
-)
+from caption_assets.store.table_file import TableFile, with_facts, write_table
+from caption_assets.store.tables import SCHEMA_VERSION, SCHEMAS, CaptionRow, Table, TableError, caption_rows
 
-_SUFFIX = ".parquet"
+_log = logging.getLogger(__name__)
+_NAME = re.compile(rf"([0-9]{{6,}})-[0-9]{{6,}}-({Table.STAGE1}|{Table.STAGE2})\.parquet")
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A file of kept rows."""
+
+    name: str
+    epoch: int
+    """Of the lease under which it was written."""
+    table: Table
 
 
 def checkpoint_folder(shard: str) -> str:
@@ -43,31 +49,64 @@ def write_part(root: Root, shard: str, epoch: int, number: int, rows: Mapping[Ta
     for table, made in sorted(rows.items()):  # stage 1 first: a writer that is killed leaves no stage 2 without it
         if made:
             sink = pa.BufferOutputStream()
-            with pq.ParquetWriter(sink, with_facts(SCHEMAS[table], {})) as writer:
-                for batch in batches(SCHEMAS[table], made):
-                    writer.write_batch(batch)
-            name = f"{epoch:06}-{number:06}-{table}{_SUFFIX}"
+            write_table(sink, with_facts(SCHEMAS[table], {}), map(asdict, made))
+            name = f"{epoch:06}-{number:06}-{table}.parquet"
             root.write(f"{checkpoint_folder(shard)}/{name}", sink.getvalue().to_pybytes())
 
 
-def read_parts(root: Root, shard: str) -> Iterator[tuple[Table, CaptionRow]]:
-    """Every row that was kept, the oldest first. Parts by another version of the tables are passed over."""
-    for name in _part_names(root, shard):
+def read_parts(
+    root: Root, shard: str, warn: Callable[[str], None] = _log.warning
+) -> Iterator[tuple[Table, CaptionRow]]:
+    """Every row that was kept, the oldest first.
+
+    Args:
+        root: where they were kept.
+        shard: the shard's key.
+        warn: receives a message about each part that is damaged or of another version: its rows are made again.
+
+    Raises:
+        StoreError: if a part is there and the store does not give it. Its rows may be whole.
+    """
+    for part in _parts(root.files(checkpoint_folder(shard))):
+        path = f"{checkpoint_folder(shard)}/{part.name}"
         try:
-            file = pq.ParquetFile(pa.BufferReader(root.read(f"{checkpoint_folder(shard)}/{name}")))
+            data = root.read(path)
         except FileNotFoundError:  # another run has published the shard meanwhile
             continue
-        if schema_version(file) == SCHEMA_VERSION:
-            table = Table(name.removesuffix(_SUFFIX).split("-")[2])
-            yield from ((table, row) for row in caption_rows(file))
+        try:
+            rows = _read(data, part.table, root.address(path))
+        except TableError as error:
+            warn(f"{shard}: {error}")
+        else:
+            yield from ((part.table, row) for row in rows)
+
+
+def _read(data: bytes, table: Table, place: str) -> list[CaptionRow]:
+    remedy = "its captions are made again"
+    with TableFile.open(data, SCHEMAS[table], name=place, remedy=remedy) as file:
+        if file.version != SCHEMA_VERSION:
+            raise TableError(f"{place} has schema version {file.version}, not {SCHEMA_VERSION}: {remedy}")
+        return list(caption_rows(file))  # all of them or none: a broken page makes the others doubtful
 
 
 def remove_parts(root: Root, shard: str, epoch: int) -> None:
-    """Remove the parts of an epoch and of all before it."""
-    for name in _part_names(root, shard):
-        if int(name.split("-")[0]) <= epoch:
-            root.remove(f"{checkpoint_folder(shard)}/{name}")
+    """Remove the parts of an epoch and of all before it.
+
+    Raises:
+        StoreError: if one cannot be removed; the others are.
+    """
+    failure: StoreError | None = None
+    for part in _parts(root.names(checkpoint_folder(shard))):
+        if part.epoch <= epoch:
+            try:
+                root.remove(f"{checkpoint_folder(shard)}/{part.name}")
+            except StoreError as error:
+                failure = error
+    if failure:
+        raise failure
 
 
-def _part_names(root: Root, shard: str) -> list[str]:
-    return [name for name in root.names(checkpoint_folder(shard)) if name.endswith(_SUFFIX)]
+def _parts(names: Iterable[str]) -> list[_Part]:
+    """The parts, the oldest first. Files and folders of other names are not the project's and stay where they are."""
+    parts = [_Part(name[0], int(name[1]), Table(name[2])) for name in map(_NAME.fullmatch, names) if name]
+    return sorted(parts, key=lambda part: (part.epoch, part.name))

@@ -9,10 +9,11 @@ import socket
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from math import inf
 from types import TracebackType
 from uuid import uuid4
 
-from caption_assets.errors import CaptionAssetsError
+from caption_assets.errors import CaptionAssetsError, printable
 from caption_assets.store.checkpoints import checkpoint_folder
 from caption_assets.store.root import Root
 
@@ -20,7 +21,7 @@ RENEWALS = 3
 """In the time of a lease: two may fail before it expires."""
 TRIES = 10
 """To take a lease while others take it as well."""
-_NAME = re.compile(r"lease-(\d{6})")
+_NAME = re.compile(r"lease-([0-9]{6,})")
 
 
 class LeaseHeld(CaptionAssetsError):
@@ -29,6 +30,10 @@ class LeaseHeld(CaptionAssetsError):
 
 class LeaseLost(CaptionAssetsError):
     """Another run has taken the shard over, since this one was not heard of in time."""
+
+
+class LeaseDamaged(CaptionAssetsError):
+    """A lease that does not say who holds it: whether another run is writing the shard is unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,23 @@ class Holder:
     """Unlike any other's."""
     released: bool = False
 
+    @classmethod
+    def parse(cls, data: bytes) -> Holder:
+        """The holder from a lease's bytes; fields that a later version has added are left out.
+
+        Raises:
+            ValueError: if they are no such record.
+        """
+        record = json.loads(data)
+        if not isinstance(record, dict):
+            raise ValueError("it is no JSON object")
+        types = {"owner": str, "process": str, "seconds": int | float, "token": str, "released": bool}
+        if wrong := [name for name, kind in types.items() if not isinstance(record.get(name), kind)]:
+            raise ValueError(f"without a usable {', '.join(wrong)}")
+        if not 0 < record["seconds"] < inf:
+            raise ValueError(f"seconds are {record['seconds']}")
+        return cls(**{name: record[name] for name in types})
+
     def __str__(self) -> str:
         return f"{self.owner} ({self.process})"
 
@@ -56,8 +78,13 @@ class Lease:
     shard: str
     epoch: int
     """Counts the shard's holders, from 1."""
-    lost: bool = False
-    """Whether another run is known to have taken it over."""
+    loss: LeaseLost | None = None
+    """That another run has taken it over, once that is known."""
+
+    @property
+    def lost(self) -> bool:
+        """Whether another run is known to have taken it over."""
+        return self.loss is not None
 
 
 class Leases:
@@ -103,7 +130,8 @@ class Leases:
 
         Raises:
             LeaseHeld: if another run has it.
-            StoreError: if the store cannot be written.
+            LeaseDamaged: if it cannot be told whether another run has it.
+            StoreError: if the store cannot be read or written.
         """
         for _ in range(TRIES):
             newest = self._newest(shard)
@@ -111,11 +139,9 @@ class Leases:
                 self._check_free(shard, newest)
             lease = Lease(shard, newest + 1)
             if self._root.create(_path(shard, lease.epoch), self._record()) and self._newest(shard) == lease.epoch:
-                for epoch in self._epochs(shard):
-                    if epoch < lease.epoch:
-                        self._root.remove(_path(shard, epoch))
                 with self._lock:
                     self._held[shard] = lease
+                self._remove_older(lease)
                 return lease
         raise LeaseHeld(f"shard {shard!r} is taken by one run after another: try again later")
 
@@ -126,12 +152,8 @@ class Leases:
             LeaseLost: if it is not.
         """
         if (newest := self._newest(lease.shard)) != lease.epoch:
-            lease.lost = True
-            holder = self._holder(lease.shard, newest)
-            raise LeaseLost(
-                f"shard {lease.shard!r} was taken over by {holder or 'another run'}, since this run did not renew its "
-                f"lease within {self._seconds:g} s (CAPTION_LEASE_SECONDS): what it has finished is left to that run"
-            )
+            lease.loss = LeaseLost(self._loss(lease, newest))
+            raise lease.loss
 
     def release(self, lease: Lease) -> None:
         """Leave the shard to others. If the store does not take that, the lease expires by itself."""
@@ -142,6 +164,31 @@ class Leases:
                 self._root.write(_path(lease.shard, lease.epoch), self._record(released=True))
         except Exception as error:
             self._on_trouble(f"the lease of shard {lease.shard!r} could not be released: {error}")
+
+    def _loss(self, lease: Lease, newest: int) -> str:
+        if newest < lease.epoch:
+            place = self._root.address(_path(lease.shard, lease.epoch))
+            return (
+                f"the lease of shard {lease.shard!r} ({place}) was removed while this run captioned it: "
+                "materialize it again; what was kept in checkpoints is taken over"
+            )
+        try:
+            holder = str(self._holder(lease.shard, newest) or "another run")
+        except CaptionAssetsError:  # whoever it is
+            holder = "another run"
+        return (
+            f"shard {lease.shard!r} was taken over by {holder}, since this run did not renew its lease within "
+            f"{self._seconds:g} s (CAPTION_LEASE_SECONDS): what it has finished is left to that run"
+        )
+
+    def _remove_older(self, lease: Lease) -> None:
+        """Remove the leases before one. Those that stay do no harm: the newest counts."""
+        try:
+            for epoch in self._epochs(lease.shard):
+                if epoch < lease.epoch:
+                    self._root.remove(_path(lease.shard, epoch))
+        except Exception as error:
+            self._on_trouble(f"an old lease of shard {lease.shard!r} could not be removed: {error}")
 
     def _check_free(self, shard: str, epoch: int) -> None:
         holder = self._holder(shard, epoch)
@@ -185,10 +232,21 @@ class Leases:
         return [int(name[1]) for name in found if name]
 
     def _holder(self, shard: str, epoch: int) -> Holder | None:
+        """Who made a lease; None if it has gone.
+
+        Raises:
+            LeaseDamaged: if it does not say.
+        """
+        path = _path(shard, epoch)
         try:
-            return Holder(**json.loads(self._root.read(_path(shard, epoch))))
+            return Holder.parse(self._root.read(path))
         except FileNotFoundError:
             return None
+        except (ValueError, RecursionError) as error:
+            raise LeaseDamaged(
+                f"the lease {self._root.address(path)} is damaged ({printable(str(error))}): another run may be "
+                f"captioning shard {shard!r}: if none is, remove that file and materialize the shard again"
+            ) from error
 
     def _record(self, *, released: bool = False) -> bytes:
         return json.dumps({**asdict(self._me), "released": released}).encode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import posixpath
 import shutil
+import stat
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -18,10 +19,12 @@ from fsspec.core import split_protocol, strip_protocol
 from fsspec.implementations.local import LocalFileSystem
 
 from caption_assets.store.access import STANDARD, Access
+from caption_assets.store.disk import TEMPORARY_REMEDY, disk_room
 from caption_assets.store.failure import StoreError, clear_errors, error_code, explain, holds_secret
 
 COPY_BYTES = 16 << 20
 """Held at a time where an object is copied to this machine's disk."""
+ROOT_REMEDY = "free space there, or move the root to a larger disk (CAPTION_ROOT)"
 REFUSED_CREATION = frozenset({"PreconditionFailed", "412", "ConditionalRequestConflict"})
 """Codes of stores where there is an object already, or another writer was at it in the same moment."""
 UNKNOWN_CONDITION = frozenset({"NotImplemented", "501"})
@@ -95,6 +98,7 @@ class Root:
             FileNotFoundError: if there is none.
             StoreError: if it cannot be read.
         """
+        self.check_file(path)
         with clear_errors(f"cannot read {self.address(path)}"):
             # One request: s3fs would read a large object in parts, which another writer may come between.
             return bytes(self.fs.cat_file(self.full(path), max_concurrency=1))
@@ -106,13 +110,26 @@ class Root:
             FileNotFoundError: if there is none.
             StoreError: if it cannot be read, or the file not be written.
         """
+        self.check_file(path)
         # Not get_file, with which s3fs asks only once for each part of a large object.
         with (
             clear_errors(f"cannot copy {self.address(path)} to {file}"),
+            disk_room(file.parent, TEMPORARY_REMEDY),
             self.fs.open(self.full(path), "rb") as remote,
             file.open("wb") as local,
         ):
             shutil.copyfileobj(remote, local, COPY_BYTES)
+
+    def check_file(self, path: str) -> None:
+        """Refuse what is no file: a folder cannot be read, and a pipe would be waited for without end.
+
+        Raises:
+            StoreError: if there is something else at ``path``.
+        """
+        if self.is_local:
+            with suppress(OSError):  # which reading reports
+                if not stat.S_ISREG(os.stat(self.full(path)).st_mode):
+                    raise StoreError(f"cannot read {self.address(path)}: it is a folder or a device, not a file")
 
     def write(self, path: str, data: bytes) -> None:
         """Publish an object in one atomic step: a reader sees the old one or the new one, never a part.
@@ -181,7 +198,7 @@ class Root:
             StoreError: if the place cannot be read or written.
         """
         probe = posixpath.join(posixpath.dirname(self.full(path)), f".age-{uuid.uuid4().hex}.tmp")
-        with clear_errors(f"cannot learn the age of {self.address(path)}"):
+        with clear_errors(f"cannot learn the age of {self.address(path)}"), disk_room(self.path, ROOT_REMEDY):
             try:
                 self.fs.pipe_file(probe, b"")
                 now = self.fs.modified(probe)  # first, so that an object written meanwhile is not taken for old
@@ -194,13 +211,14 @@ class Root:
     def _link(self, full: str, data: bytes) -> None:
         """A local file appears whole or not at all, and never in the place of another."""
         folder, name = posixpath.split(full)
-        self.fs.makedirs(folder, exist_ok=True)
         unfinished = Path(folder, f".{name}.{uuid.uuid4().hex}.tmp")
-        try:
-            unfinished.write_bytes(data)
-            os.link(unfinished, full)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        with disk_room(folder, ROOT_REMEDY):
+            self.fs.makedirs(folder, exist_ok=True)
+            try:
+                unfinished.write_bytes(data)
+                os.link(unfinished, full)
+            finally:
+                unfinished.unlink(missing_ok=True)
 
     def remove(self, path: str) -> None:
         """Remove an object; nothing happens if there is none.
@@ -239,11 +257,23 @@ class Root:
         Raises:
             StoreError: if it cannot be listed.
         """
-        try:
-            found = [entry["name"].rstrip("/").rpartition("/")[2] for entry in self.entries(path)]
-        except FileNotFoundError:
-            return []
-        return [name for name in found if not _is_unfinished(name)]
+        return [name for name, _ in self._below(path)]
+
+    def files(self, path: str) -> list[str]:
+        """Objects directly below a folder, by name, sorted: like ``names`` without folders, pipes and the like.
+
+        Raises:
+            StoreError: if it cannot be listed.
+        """
+        return [name for name, kind in self._below(path) if kind == "file"]
+
+    def _below(self, path: str) -> Iterator[tuple[str, str]]:
+        """Name and fsspec's type of what lies directly below a folder, without files that are still being written."""
+        with suppress(FileNotFoundError):
+            for entry in self.entries(path):
+                name = entry["name"].rstrip("/").rpartition("/")[2]
+                if not _is_unfinished(name):
+                    yield name, entry["type"]
 
     def sizes(self, path: str) -> dict[str, int]:
         """The objects below a folder, at any depth: their sizes in bytes by path; none if there is no such folder.
@@ -309,13 +339,14 @@ class Root:
 
     def _put_and_rename(self, full: str, put: Callable[[str], object]) -> None:
         folder, name = posixpath.split(full)
-        self.fs.makedirs(folder, exist_ok=True)
         unfinished = posixpath.join(folder, f".{name}.{uuid.uuid4().hex}.tmp")  # readers of datasets skip dot files
-        try:
-            put(unfinished)
-            os.replace(unfinished, full)
-        finally:
-            Path(unfinished).unlink(missing_ok=True)
+        with disk_room(folder, ROOT_REMEDY):
+            self.fs.makedirs(folder, exist_ok=True)
+            try:
+                put(unfinished)
+                os.replace(unfinished, full)
+            finally:
+                Path(unfinished).unlink(missing_ok=True)
 
     def check_writable(self, setting: str) -> None:
         """Write and remove a probe object.

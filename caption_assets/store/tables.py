@@ -5,25 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from hashlib import sha256
-from itertools import islice
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from caption_assets.errors import CaptionAssetsError
+from caption_assets.store.disk import temporary_folder
 from caption_assets.store.root import Root
-
-SCHEMA_VERSION = "2"
-ARROW_SCHEMA = b"ARROW:schema"
-"""Key of Arrow's own entry in a file's metadata."""
-ROW_GROUP = 1024
-"""Rows that are written or read at a time: on their way a row takes some 3 KB of memory."""
+from caption_assets.store.table_file import ROW_GROUP as ROW_GROUP
+from caption_assets.store.table_file import SCHEMA_VERSION as SCHEMA_VERSION
+from caption_assets.store.table_file import TableError as TableError
+from caption_assets.store.table_file import TableFile, with_facts, write_table
+from caption_assets.store.table_file import facts_of as facts_of
 
 
 class Table(StrEnum):
@@ -39,10 +34,6 @@ class Status(StrEnum):
 
     OK = "ok"
     FAILED = "failed"
-
-
-class TableError(CaptionAssetsError):
-    """A table that is not there, or whose rows are not those it must have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,33 +342,19 @@ def _publish(
     conclude: Callable[[], Mapping[str, str]] = dict,
 ) -> str:
     path = table_path(table, shard)
-    with TemporaryDirectory() as folder:
-        file = Path(folder) / "table.parquet"
-        with pq.ParquetWriter(file, with_facts(SCHEMAS[table], metadata)) as writer:
-            for batch in batches(SCHEMAS[table], rows):
-                writer.write_batch(batch)
-            writer.add_key_value_metadata(conclude())
+    with temporary_folder() as folder:
+        file = folder / "table.parquet"
+        write_table(file, with_facts(SCHEMAS[table], metadata), map(asdict, rows), conclude)
         root.upload(path, file)
     return path
-
-
-def with_facts(schema: pa.Schema, facts: Mapping[str, str]) -> pa.Schema:
-    """A schema whose files say which version it is, and ``facts``."""
-    return schema.with_metadata({"schema_version": SCHEMA_VERSION, **facts})
-
-
-def batches(schema: pa.Schema, rows: Iterable[ManifestRow | CaptionRow]) -> Iterator[pa.RecordBatch]:
-    """Rows as Arrow batches of at most ``ROW_GROUP``; fields that ``schema`` lacks are left out."""
-    waiting = iter(rows)
-    while group := [asdict(row) for row in islice(waiting, ROW_GROUP)]:
-        yield pa.RecordBatch.from_pylist(group, schema=schema)
 
 
 def read_manifest(root: Root, shard: str) -> list[ManifestRow]:
     """The manifest of a shard.
 
     Raises:
-        TableError: if it has not been materialized, or by another version of this project with other columns.
+        TableError: if it has not been materialized, is damaged, or of another version of this project.
+        StoreError: if it cannot be read.
     """
     return list(manifest_rows(_open(root, Table.MANIFEST, shard)))
 
@@ -386,13 +363,19 @@ def read_captions(root: Root, table: Table, shard: str) -> list[CaptionRow]:
     """The captions of a shard.
 
     Raises:
-        TableError: if they have not been materialized, or the file is damaged.
+        TableError: if they have not been materialized, or the file is damaged or of a later version.
+        StoreError: if it cannot be read.
     """
     return list(caption_rows(_open(root, table, shard)))
 
 
 def find_captions(root: Root, table: Table, shard: str) -> list[CaptionRow]:
-    """The captions of a shard that were published before; none if there are none."""
+    """The captions of a shard that were published before; none if there are none.
+
+    Raises:
+        TableError: if the file is damaged or of a later version.
+        StoreError: if it cannot be read.
+    """
     return read_captions(root, table, shard) if root.exists(table_path(table, shard)) else []
 
 
@@ -402,7 +385,7 @@ def read_schema(root: Root, table: Table, shard: str) -> pa.Schema:
     Raises:
         TableError: if it has not been materialized, or the file is damaged.
     """
-    return _open(root, table, shard).schema_arrow
+    return _open(root, table, shard).columns
 
 
 def read_facts(root: Root, table: Table, shard: str) -> dict[str, str]:
@@ -411,75 +394,67 @@ def read_facts(root: Root, table: Table, shard: str) -> dict[str, str]:
     Raises:
         TableError: if it has not been materialized, or the file is damaged.
     """
-    return facts_of(_open(root, table, shard))
-
-
-def facts_of(file: pq.ParquetFile) -> dict[str, str]:
-    """What was published with a table as facts about the whole file."""
-    facts = {**(file.schema_arrow.metadata or {}), **(file.metadata.metadata or {})}
-    return {name.decode(): value.decode() for name, value in facts.items() if name != ARROW_SCHEMA}
+    return _open(root, table, shard).facts
 
 
 @contextmanager
-def open_table(root: Root, table: Table, shard: str) -> Iterator[pq.ParquetFile]:
+def open_table(root: Root, table: Table, shard: str) -> Iterator[TableFile]:
     """A shard's table, copied to this machine's disk, for as long as the block takes.
 
     Its rows can be read a few at a time and more than once, all from the same publication.
 
     Raises:
         TableError: if it has not been materialized, or the file is damaged.
+        DiskFull: if there is no room for the copy.
     """
-    with TemporaryDirectory() as folder:
-        copy = Path(folder) / "table.parquet"
-
-        def fetch(path: str) -> str:
-            root.download(path, copy)
-            return str(copy)
-
-        with _open(root, table, shard, fetch) as file:
+    with temporary_folder() as folder:
+        copy = folder / "table.parquet"
+        with _missing(root, table, shard):
+            root.download(table_path(table, shard), copy)
+        with _checked(root, table, shard, str(copy)) as file:
             yield file
 
 
-def manifest_rows(file: pq.ParquetFile) -> Iterator[ManifestRow]:
+def manifest_rows(file: TableFile) -> Iterator[ManifestRow]:
     """The rows of a manifest, read a few at a time."""
     return _rows(file, ManifestRow)
 
 
-def caption_rows(file: pq.ParquetFile) -> Iterator[CaptionRow]:
+def caption_rows(file: TableFile) -> Iterator[CaptionRow]:
     """The rows of a file of captions, read a few at a time."""
     return _rows(file, CaptionRow)
 
 
-def schema_version(file: pq.ParquetFile) -> str:
-    """Which version of the tables a file is of."""
-    return str((file.schema_arrow.metadata or {}).get(b"schema_version", b"?").decode())
+def _open(root: Root, table: Table, shard: str) -> TableFile:
+    """A shard's table, whole in memory."""
+    with _missing(root, table, shard):
+        data = root.read(table_path(table, shard))
+    return _checked(root, table, shard, data)
 
 
-def _open(root: Root, table: Table, shard: str, source: Callable[[str], Any] | None = None) -> pq.ParquetFile:
-    """A shard's table, whole in memory, or else where ``source`` puts it of the path given."""
-    path = table_path(table, shard)
+@contextmanager
+def _missing(root: Root, table: Table, shard: str) -> Iterator[None]:
     try:
-        file = pq.ParquetFile(source(path) if source else pa.BufferReader(root.read(path)))
+        yield
     except FileNotFoundError as error:
         raise TableError(
-            f"{root.address(path)} does not exist: materialize {table} for shard {shard!r} first"
+            f"{root.address(table_path(table, shard))} does not exist: materialize {table} for shard {shard!r} first"
         ) from error
-    except pa.ArrowException as error:
-        raise TableError(
-            f"{root.address(path)} is damaged ({error}): remove it and materialize {table} for shard {shard!r} again"
-        ) from error
-    if table is Table.MANIFEST and (version := schema_version(file)) != SCHEMA_VERSION:
-        raise TableError(
-            f"{root.address(path)} is of schema version {version}, and this is version {SCHEMA_VERSION}: materialize "
-            f"{table} for shard {shard!r} again"
-        )
+
+
+def _checked(root: Root, table: Table, shard: str, source: str | bytes) -> TableFile:
+    """A shard's table from a copy of it: a path on this machine, or its bytes."""
+    place, again = root.address(table_path(table, shard)), f"materialize {table} for shard {shard!r} again"
+    file = TableFile.open(source, SCHEMAS[table], name=place, remedy=f"remove it and {again}")
+    if table is Table.MANIFEST and file.version != SCHEMA_VERSION:
+        raise TableError(f"{place} is of schema version {file.version}, and this is version {SCHEMA_VERSION}: {again}")
     return file
 
 
-def _rows(file: pq.ParquetFile, kind: type[R]) -> Iterator[R]:
-    """Columns that this version does not know are left out."""
-    known = [field.name for field in fields(kind) if field.name in file.schema_arrow.names]
-    for group in range(file.num_row_groups):  # in one go, pyarrow would hold on to more the further it comes
-        for batch in file.iter_batches(ROW_GROUP, row_groups=[group], columns=known):
-            for record in batch.to_pylist():
-                yield kind(**{**record, "status": Status(record["status"])})
+def _rows(file: TableFile, kind: type[R]) -> Iterator[R]:
+    for record in file.records():
+        try:
+            row = kind(**{**record, "status": Status(record["status"])})
+        except (KeyError, TypeError, ValueError) as error:
+            raise TableError(f"{file.name} is damaged (a row cannot be used: {error}): {file.remedy}") from error
+        yield row

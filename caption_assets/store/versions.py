@@ -55,6 +55,7 @@ def read_versions(root: Root, table: Table, shard: str) -> TableVersions | None:
         StoreError: if it cannot be read.
     """
     path = table_path(table, shard)
+    root.check_file(path)
     with clear_errors(f"cannot read {root.address(path)}"):
         try:
             with root.fs.open(root.full(path), "rb", block_size=FOOTER_BYTES) as source:

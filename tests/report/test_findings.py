@@ -26,7 +26,8 @@ from caption_assets.report.findings import (
     usual_length,
     weights_verified,
 )
-from caption_assets.store.tables import SCHEMAS, CaptionRow, ManifestRow, Table, with_facts
+from caption_assets.store.table_file import with_facts
+from caption_assets.store.tables import SCHEMAS, CaptionRow, ManifestRow, Table
 from tests.report.windows import broken, captioned, failed, window
 
 pytestmark = pytest.mark.fast
