@@ -16,6 +16,7 @@ from caption_assets.assets.checks import build_weights_check  # noqa: E402
 from caption_assets.assets.clip_manifest import build_clip_manifest  # noqa: E402
 from caption_assets.assets.model_weights import build_model_weights  # noqa: E402
 from caption_assets.assets.project import Project  # noqa: E402
+from caption_assets.assets.run_heartbeat import end_with_run, with_heartbeat  # noqa: E402
 from caption_assets.assets.shard_index import build_shard_index, build_shards  # noqa: E402
 from caption_assets.automation.alerts import (  # noqa: E402
     build_failure_alerts,
@@ -23,6 +24,7 @@ from caption_assets.automation.alerts import (  # noqa: E402
     build_overdue_check,
 )
 from caption_assets.automation.backfill import build_backfill  # noqa: E402
+from caption_assets.automation.dead_runs import build_dead_runs  # noqa: E402
 from caption_assets.automation.export import build_export_sensor  # noqa: E402
 from caption_assets.automation.new_shards import build_new_shards  # noqa: E402
 from caption_assets.resources import build_resources  # noqa: E402
@@ -43,6 +45,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
         ],
         asset_checks=[build_overdue_check(settings), build_weights_check(settings)],
         sensors=[
+            build_dead_runs(settings),
             build_new_shards(settings),
             build_overdue_alerts(settings),
             build_failure_alerts(settings),
@@ -50,7 +53,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
         ],
         schedules=[build_backfill(settings)],
         resources=build_resources(settings),
-        executor=_executor(settings),
+        executor=with_heartbeat(_executor(settings), settings),
     )
 
 
@@ -67,4 +70,5 @@ def _executor(settings: Settings) -> dg.ExecutorDefinition:
             return build_pod_executor(settings)
 
 
+end_with_run()
 defs = build_definitions(load_settings())

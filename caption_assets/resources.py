@@ -42,6 +42,10 @@ class Storage(dg.ConfigurableResource):  # type: ignore[type-arg]
         root.check_writable("CAPTION_ROOT")
         return root
 
+    def root_to_read(self) -> Root:
+        """The same root without the probe write, for what only looks at it again and again."""
+        return self._open(self.root_url)
+
     def source(self) -> Root:
         """The folder of shards, only to be read."""
         return self._open(self.source_url)

@@ -78,10 +78,17 @@ def test_the_definitions_can_be_handed_to_the_ui() -> None:
     snap: Any = deserialize_value(serialize_value(RepositorySnap.from_def(repository)), RepositorySnap)
     assert {instigator.name for instigator in (*snap.schedules, *snap.sensors)} == {
         "backfill",
+        "dead_runs",
         "new_shards",
         "overdue_shards",
         "run_failures",
     }
+
+
+def test_dead_runs_are_ended_whether_or_not_captions_are_made_by_themselves() -> None:
+    sensors = {sensor.name: sensor.default_status for sensor in build_definitions(Settings()).sensors or ()}
+    running = [name for name, status in sensors.items() if status is dg.DefaultSensorStatus.RUNNING]
+    assert running == ["dead_runs"]
 
 
 def test_the_export_is_there_where_it_is_asked_for() -> None:

@@ -47,19 +47,16 @@ class Admission:
 
     async def enter(self, load: Load) -> None:
         """Wait until there is room for ``load``; to be followed by ``leave`` with the same."""
-        if not self._waiting and self._fits(load):
-            self._inside += load
-            return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((load, turn))
+        self._let_in()
         try:
             await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self.leave(load)  # it was let in at the moment at which it gave up
+            if turn.cancelled():
+                self._let_in()  # those that waited behind it
             else:
-                self._waiting.remove((load, turn))
-                self._let_in()
+                self.leave(load)  # it was let in just before
             raise
 
     def leave(self, load: Load) -> None:
@@ -68,10 +65,14 @@ class Admission:
         self._let_in()
 
     def _let_in(self) -> None:
-        while self._waiting and self._fits(self._waiting[0][0]):
-            load, turn = self._waiting.popleft()
-            self._inside += load
-            turn.set_result(None)
+        while self._waiting:
+            load, turn = self._waiting[0]
+            if not turn.cancelled():  # its task may not have run since
+                if not self._fits(load):
+                    return
+                self._inside += load
+                turn.set_result(None)
+            self._waiting.popleft()
 
     def _fits(self, load: Load) -> bool:
         return self._inside == NOTHING or (self._inside + load).within(self._limit)

@@ -1,129 +1,233 @@
-"""What is wrong with a caption as a text: known without looking at the video, cheap, and told by name."""
+"""Quality flags: faults of a caption as a text, found without looking at the video."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
-TOO_SHORT = "too_short"
-TOO_LONG = "too_long"
-REPETITION = "repetition"
-NEAR_DUPLICATE = "near_duplicate"
-REFUSAL = "refusal"
-BOILERPLATE = "boilerplate"
-WRONG_SCRIPT = "wrong_script"
-CUT_OFF = "cut_off"
+from caption_assets.captioning.language import expected, is_mixed_script, is_wrong_language, is_wrong_script
+from caption_assets.captioning.repetition import is_repetitive
+from caption_assets.captioning.text import TYPOGRAPHIC_APOSTROPHE, similarity, split_words
 
-TYPOGRAPHIC_APOSTROPHE = "\N{RIGHT SINGLE QUOTATION MARK}"
-
-WORD = re.compile(r"[^\W_]+(?:['-][^\W_]+)*")
-SCRIPTS_WITHOUT_SPACES = frozenset({"CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR"})
-"""Scripts in which every character counts as a word: they set no spaces between words."""
-_EAST_ASIAN = frozenset({"CJK", "HIRAGANA", "KATAKANA", "HANGUL", "BOPOMOFO"})
-_REFUSAL = re.compile(
-    r"^\W*(?:i(?:'m| am) (?:sorry|unable|not able)|sorry\b|i (?:can(?:no|')t|do(?: not|n't) (?:have|see))\b"
-    r"|as an ai\b|unfortunately, i\b|please (?:provide|upload|share)\b)",
-    re.IGNORECASE,
-)
-_BOILERPLATE = re.compile(
-    r"^\W*(?:(?:sure|certainly|of course)[,!.]|here(?: is|'s| are)\b.{0,60}(?:description|caption|summary))",
-    re.IGNORECASE,
-)
+MIN_WORDS = 4
+"""A shorter caption is ``too_short`` (Cosmos Curator's limit)."""
+MAX_WORDS = 1024
+"""A longer caption is ``too_long`` (Cosmos Curator's limit)."""
+NEIGHBOUR_SIMILARITY = 0.9
+"""Jaccard similarity of the sets of words from which two windows' captions are ``near_duplicate`` (Cosmos Curator)."""
+ECHO_WORDS = 7
+"""Number of consecutive words of the instruction that make a ``prompt_echo``."""
+LONGEST_WORD = 45
+"""Letters of the longest word of a script with spaces: longer ones are garbage. The longest English and German words
+in dictionaries have 45."""
+SHORTEST_REPLACEMENT = 0.5
+"""Words of a regenerated answer, as a share of the first one's, below which it replaces no first answer that says more
+and is not itself repetitive or too long."""
 
 
 @dataclass(frozen=True, slots=True)
-class QualityLimits:
-    """From where on a caption is flagged. Defaults are those that Cosmos Curator uses."""
+class Answer:
+    """A caption with what its flags depend on."""
 
-    min_words: int = 4
-    max_words: int = 1024
-    top_word_share: float = 0.5
-    """Share of all words that one word may have."""
-    trigram_repeats: int = 3
-    """Times that the same three words in a row may not be reached."""
-    unique_share: float = 0.4
-    """Least share of different words."""
-    neighbour_similarity: float = 0.9
-    """Jaccard similarity of the sets of words from which on two windows say the same."""
-    repetition_words: int = 12
-    """Words below which nothing is called a repetition: a short caption repeats its articles."""
-    script_share: float = 0.5
-    """Least share of letters that belong to the instruction's own script."""
+    text: str
+    """With straight apostrophes."""
+    words: tuple[str, ...]
+    instruction: str
+    """What the model was asked, without the caption of an earlier stage."""
+    finish_reason: str
+    neighbour: str | None
+    """Caption of the window before it in the same clip."""
 
 
-LIMITS = QualityLimits()
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """One kind of fault."""
+
+    name: str
+    applies: Callable[[Answer], bool]
+    regenerates: bool
+    """Whether a caption with this flag is generated again by default: only where under 1 % of good captions have it, as
+    ``benchmarks/quality.py`` measures."""
 
 
-def find_flags(
-    caption: str, *, finish_reason: str, instruction: str, neighbour: str | None = None, limits: QualityLimits = LIMITS
-) -> tuple[str, ...]:
-    """The flags of a caption, none if nothing is wrong with it.
+def find_flags(caption: str, *, finish_reason: str, instruction: str, neighbour: str | None = None) -> tuple[str, ...]:
+    """The names of the flags of a caption; none if nothing is wrong with it.
 
     Args:
         caption: the text.
         finish_reason: why the model stopped: ``length`` means that it was cut off.
-        instruction: what the model was asked: the caption should be in its script.
+        instruction: what the model was asked, with no other caption filled in.
         neighbour: caption of the window before it in the same clip.
-        limits: what is still good.
     """
-    caption = caption.replace(TYPOGRAPHIC_APOSTROPHE, "'")
-    words = split_words(caption)
-    found = {
-        TOO_SHORT: len(words) < limits.min_words,
-        TOO_LONG: len(words) > limits.max_words,
-        REPETITION: _repeats(words, limits),
-        NEAR_DUPLICATE: neighbour is not None
-        and similarity(words, split_words(neighbour)) >= limits.neighbour_similarity,
-        REFUSAL: bool(_REFUSAL.match(caption)),
-        BOILERPLATE: bool(_BOILERPLATE.match(caption)),
-        WRONG_SCRIPT: _wrong_script(caption, instruction, limits),
-        CUT_OFF: finish_reason == "length",
-    }
-    return tuple(flag for flag, is_so in found.items() if is_so)
+    text = caption.replace(TYPOGRAPHIC_APOSTROPHE, "'")
+    answer = Answer(text, tuple(split_words(text)), instruction, finish_reason, neighbour)
+    return tuple(flag.name for flag in FLAGS if flag.applies(answer))
 
 
-def split_words(text: str) -> list[str]:
-    """The words of a text in lower case; in scripts without spaces, its characters."""
-    if text.isascii():  # half the time: checks count the words of whole tables
-        return WORD.findall(text.lower())
-    words = []
-    for word in WORD.findall(text.lower()):
-        words += list(word) if _script(word[0]) in SCRIPTS_WITHOUT_SPACES else [word]
-    return words
+def replaces(again: str, again_flags: Collection[str], first: str, first_flags: Collection[str]) -> bool:
+    """Whether a regenerated answer is better than the first one.
 
-
-def similarity(one: Sequence[str], other: Sequence[str]) -> float:
-    """Jaccard similarity of two texts' sets of words: 1 for the same words, 0 for none in common."""
-    either = set(one) | set(other)
-    return len(set(one) & set(other)) / len(either) if either else 1.0
-
-
-def _repeats(words: Sequence[str], limits: QualityLimits) -> bool:
-    if len(words) < limits.repetition_words:
+    It must have fewer flags that call for regeneration. Where the first answer is not too long or repetitive, a much
+    shorter one says less and is no replacement.
+    """
+    if len(REGENERATED.intersection(again_flags)) >= len(REGENERATED.intersection(first_flags)):
         return False
-    counts = Counter(words)
-    trigrams = Counter(zip(words, words[1:], words[2:], strict=False))
+    shrinks = len(split_words(again)) < SHORTEST_REPLACEMENT * len(split_words(first))
+    return not shrinks or bool({"repetition", "too_long", "reasoning", "prompt_echo"}.intersection(first_flags))
+
+
+def _any_of(patterns: Iterable[str], flags: re.RegexFlag = re.IGNORECASE) -> re.Pattern[str]:
+    return re.compile("|".join(f"(?:{pattern})" for pattern in patterns), flags)
+
+
+_REASONING = _any_of(
+    (
+        r"</?(?:think|thinking|thought|reasoning|analysis|scratchpad|answer)>",
+        r"\bthe user (?:wants|asks|asked|is asking|has asked|requests|requested|provided|gave|would like|says|said)\b",
+        r"\blet(?:'s| me| us) (?:think|analy[sz]e|describe|look|see|start|begin|break|check|consider|examine|go|watch"
+        r"|write|figure|try|re-?read|count|recall)\b",
+        r"\bi (?:need to|should|must|have to|will|'ll|am going to|'m going to) (?:describe|write|analy[sz]e|mention"
+        r"|note|focus|look|figure|think|provide|start|make sure|avoid|keep|be careful)\b",
+        r"^\W*(?:okay|ok|alright|hmm+|wait|got it|so)\b[,.!]? (?:so|let|i|the user|the video|first|this|we|now)\b",
+        r"(?:^|[.!?]\s+)(?:wait|hmm+|actually)[,.] ",
+        r"\b(?:my|the) (?:task|instructions?|prompt) (?:is|are|says?|asks?|requires?)\b",
+        r"\u597d\u7684[\uff0c,]|\u7528\u6237(?:\u60f3|\u8981|\u8ba9|\u5e0c\u671b)|\u8ba9\u6211(?:\u6765|\u4eec|\u60f3)"
+        r"|\u6211\u9700\u8981(?:\u63cf\u8ff0|\u5206\u6790)",
+    )
+)
+_META = _any_of(
+    (
+        r"\b(?:the|this|that) (?:short |brief |given |provided )?(?:video|clip|footage|video clip|recording|film)"
+        r"(?: clip| sequence| footage)?(?: then| also| first| primarily| mainly| clearly| simply)? "
+        r"(?:shows?|showing|depicts?|features?|presents?|captures?|displays?|illustrates?|portrays?|begins?|starts?"
+        r"|opens?|ends?|concludes?|continues?|focuses|contains|consists|appears|seems|is (?:about|of|a)|takes place"
+        r"|provides|documents|showcases|highlights|follows|demonstrates)\b",
+        r"\b(?:in|throughout|during|at the (?:start|beginning|end) of) (?:the|this) (?:video|clip|footage|recording)\b",
+        r"\bas (?:described|mentioned|stated|noted|seen|shown|indicated|discussed) "
+        r"(?:above|earlier|before|previously|in the)\b|\bas (?:described|mentioned)\b",
+        r"\bthe (?:first|previous|earlier|original|initial) (?:description|caption)\b",
+        r"\bprevious (?:frame|window|clip)s?\b",
+        r"\bframes? (?:\d+|one|two|three)\b",
+        r"(?:\u8fd9\u6bb5|\u8be5|\u8fd9\u4e2a|\u672c)(?:\u89c6\u9891|\u7247\u6bb5)|\u89c6\u9891(?:\u4e2d|\u5c55\u793a"
+        r"|\u663e\u793a|\u91cc)|(?:\u3053\u306e)?(?:\u52d5\u753b|\u30d3\u30c7\u30aa|\u6620\u50cf)(?:\u306b|\u3067|\u306f)",
+    )
+)
+_REFUSAL = _any_of(
+    (
+        r"(?:^|[.!?:]\s+|\bbut |\bhowever,? )\W*(?:i'm|i am|we're|we are) (?:very |so |really )?(?:sorry|afraid)\b",
+        r"(?:^|[.!?]\s+)sorry[,.!]",
+        r"\b(?:apologi[sz]e|my apologies)\b",
+        r"\b(?:i|we) (?:can ?not|can't|could not|couldn't|am unable to|am not able to|'m unable to|'m not able to"
+        r"|do not have the ability to|don't have the ability to|am not capable of|won't|will not) (?:\w+ )?"
+        r"(?:see|view|watch|access|provide|describe|assist|help|determine|identify|process|analy[sz]e|comply|answer"
+        r"|generate|open|play|fulfil+|create|continue|discuss|see(?:ing)?|watching|viewing|display|load|directly)\b",
+        r"\bi (?:do not|don't) (?:see|have access|have the ability|have any|have enough|have a video)\b",
+        r"\bi'm (?:unable|not able|not capable)\b|\bi am (?:unable|not able|not capable)\b",
+        r"\bas an? (?:ai|artificial intelligence|language model|large language model|text-based)\b",
+        r"\bno (?:video|image|clip|content|frames?) (?:was|were|has been|have been|is|are)? ?(?:provided|attached"
+        r"|uploaded|shown|given|included|available|visible)\b",
+        r"\b(?:please|could you|can you|you could) (?:\w+ )?(?:provide|upload|share|attach|send|resend)\b",
+        r"\b(?:unable|not possible|impossible) to (?:\w+ )?(?:view|process|access|load|open|describe|analy[sz]e|provide"
+        r"|watch|determine what|play)\b",
+        r"\b(?:content policy|safety guidelines|against my|violates|usage polic)",
+        r"\u62b1\u6b49|\u5bf9\u4e0d\u8d77|\u4f5c\u4e3a(?:\u4e00\u4e2a|\u4e00\u4f4d)?(?:AI|\u4eba\u5de5\u667a\u80fd)|\u6211\u65e0\u6cd5"
+        r"|\u6211\u4e0d\u80fd|\u7533\u3057\u8a33\u3042\u308a\u307e\u305b\u3093|\u63d0\u4f9b\u3067\u304d\u307e\u305b\u3093"
+        r"|\uc8c4\uc1a1",
+    )
+)
+_BOILERPLATE = _any_of(
+    (
+        r"^\W*(?:sure|certainly|of course|absolutely|great|understood|no problem)\b(?: thing)?[,.!:]",
+        r"^\W*(?:here(?: is|'s| are)|below is|the following is)\b.{0,80}?"
+        r"(?:description|caption|summary|account|version|breakdown|overview|rewrite)",
+        r"^\W*(?:(?:fuller |detailed |final |revised |refined |video |enhanced )?"
+        r"(?:caption|description|answer|output|response|summary))\W{0,3}:",
+        r"\b(?:let me know|feel free|i hope (?:this|that|it)|hope this helps|would you like|do you want me"
+        r"|if you (?:need|have|want|would like) (?:any|more|further|me|a)|is there anything else|i can also"
+        r"|happy to)\b",
+        r"^\W*(?:\u5f53\u7136|\u4ee5\u4e0b\u662f|\u4e0b\u9762\u662f)",
+    )
+)
+_CONTROL = _any_of(
+    (
+        r"<\|[^|>\n]{0,40}\|?>?",
+        r"</?s>|<(?:pad|unk|bos|eos|image|video|audio|img|start_of_turn|end_of_turn|eot|endoftext)>|<0x[0-9A-F]{2}>",
+        r"\[/?INST\]|<</?SYS>>|\[(?:PAD|UNK|CLS|SEP|MASK|EOS|BOS)\]|\b(?:im_start|im_end|vision_start|vision_end)\b",
+        r"(?:^|\n)\s*(?:user|assistant|system|human)\s*(?::|\n|$)",
+        r"</?(?:tool_call|function|observation)>",
+    )
+)
+_MARKUP = _any_of(
+    (
+        r"^#{1,6}\s+\S",
+        r"\*\*[^*\n]+\*\*",
+        r"```",
+        r"</?(?:p|br|div|span|b|i|u|em|strong|ul|ol|li|h[1-6]|html|body|table|tr|td)\b[^>]*>",
+        r"^\s*\|.+\|\s*$",
+        r"\A\s*\{.*[\"'].*:.*\}\s*\Z|\A\s*\[\s*\{.*\}\s*\]\s*\Z",
+        r"\\(?:boxed|text|begin|frac)\{|\\n",
+    ),
+    re.IGNORECASE | re.MULTILINE | re.DOTALL,
+)
+_MARKUP_ASKED = _any_of((r"\b(?:json|markdown|html|xml|yaml|heading|bold|table|bullet)",))
+_MOJIBAKE = re.compile("\u00e2\u20ac|\u00c3[\u0080-\u00bf]|\u00c2[\u00a0-\u00bf]")
+_RUN = re.compile(r"([^\s.\-_=*])\1{7,}|([.\-_=*])\2{19,}")
+_QUOTED = re.compile('["\u201c\u300c][^"\u201d\u300d]*["\u201d\u300d]')
+
+
+def _refuses(answer: Answer) -> bool:
+    return bool(_REFUSAL.search(_QUOTED.sub(" ", answer.text)))
+
+
+def _echoes(answer: Answer) -> bool:
+    asked, said = split_words(answer.instruction), answer.words
+    known = {tuple(asked[start : start + ECHO_WORDS]) for start in range(len(asked) - ECHO_WORDS + 1)}
+    return any(said[start : start + ECHO_WORDS] in known for start in range(len(said) - ECHO_WORDS + 1))
+
+
+def _is_broken(answer: Answer) -> bool:
+    """Replacement characters, control characters, text decoded wrongly, endless words and runs of one character."""
+    text = answer.text
+    if "\N{REPLACEMENT CHARACTER}" in text or _MOJIBAKE.search(text) or _RUN.search(text):
+        return True
+    if any(unicodedata.category(char) in ("Cc", "Co", "Cn", "Cs") and char not in "\n\t\r" for char in text):
+        return True
+    return any(len(word) > LONGEST_WORD and "/" not in word for word in answer.words)
+
+
+def _is_near_duplicate(answer: Answer) -> bool:
     return (
-        counts.most_common(1)[0][1] >= limits.top_word_share * len(words)
-        or trigrams.most_common(1)[0][1] >= limits.trigram_repeats
-        or len(counts) < limits.unique_share * len(words)
+        answer.neighbour is not None and similarity(answer.words, split_words(answer.neighbour)) >= NEIGHBOUR_SIMILARITY
     )
 
 
-def _wrong_script(caption: str, instruction: str, limits: QualityLimits) -> bool:
-    """Whether most letters are of another script than most letters of the instruction."""
-    asked = Counter(_script(letter) for letter in instruction if letter.isalpha())
-    said = Counter(_script(letter) for letter in caption if letter.isalpha())
-    if not asked or not said:
-        return False
-    expected = asked.most_common(1)[0][0]
-    family = _EAST_ASIAN if expected in _EAST_ASIAN else {expected}
-    return sum(count for script, count in said.items() if script in family) < limits.script_share * said.total()
-
-
-def _script(letter: str) -> str:
-    """The first word of a letter's Unicode name, which is its script: ``LATIN``, ``CYRILLIC``, ``CJK``."""
-    return unicodedata.name(letter, "UNKNOWN").split(" ")[0].split("-")[0]
+FLAGS = (
+    Flag("too_short", lambda answer: len(answer.words) < MIN_WORDS, regenerates=True),
+    Flag("too_long", lambda answer: len(answer.words) > MAX_WORDS, regenerates=True),
+    Flag("repetition", lambda answer: is_repetitive(answer.text), regenerates=True),
+    Flag("near_duplicate", _is_near_duplicate, regenerates=False),
+    Flag("refusal", _refuses, regenerates=True),
+    Flag("boilerplate", lambda answer: bool(_BOILERPLATE.search(answer.text)), regenerates=True),
+    Flag("reasoning", lambda answer: bool(_REASONING.search(_QUOTED.sub(" ", answer.text))), regenerates=True),
+    Flag("meta", lambda answer: bool(_META.search(answer.text)), regenerates=False),
+    Flag("prompt_echo", _echoes, regenerates=True),
+    Flag("control_tokens", lambda answer: bool(_CONTROL.search(answer.text)), regenerates=True),
+    Flag("broken_text", _is_broken, regenerates=True),
+    Flag("wrong_script", lambda answer: is_wrong_script(answer.text, expected(answer.instruction)), regenerates=True),
+    Flag("mixed_script", lambda answer: is_mixed_script(answer.text, expected(answer.instruction)), regenerates=True),
+    Flag(
+        "wrong_language", lambda answer: is_wrong_language(answer.text, expected(answer.instruction)), regenerates=True
+    ),
+    Flag(
+        "markup",
+        lambda answer: not _MARKUP_ASKED.search(answer.instruction) and bool(_MARKUP.search(answer.text)),
+        regenerates=True,
+    ),
+    Flag("cut_off", lambda answer: answer.finish_reason == "length", regenerates=True),
+)
+"""All flags, in the order in which a row names them."""
+REGENERATED = frozenset(flag.name for flag in FLAGS if flag.regenerates)
+"""Names of the flags with which a caption is generated again."""
+CUT_OFF = "cut_off"

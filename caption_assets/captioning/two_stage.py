@@ -22,7 +22,7 @@ from caption_assets.captioning.budget import (
 )
 from caption_assets.captioning.decoding import Decoder, known
 from caption_assets.captioning.engine import EngineError
-from caption_assets.captioning.quality import CUT_OFF, find_flags
+from caption_assets.captioning.quality import CUT_OFF, REGENERATED, find_flags, replaces
 from caption_assets.captioning.recipe import Generation, Recipe
 from caption_assets.captioning.recovery import EngineKeeper
 from caption_assets.captioning.request import Completion, PoisonWindow, Request, RequestFailed
@@ -212,7 +212,7 @@ class Captioner:
         instruction = prompt.stage1 if stage1 is None else prompt.stage2_text(stage1.caption or "")
         run.attempts = 0
         try:
-            best = await self._best(stage, run, instruction)
+            best = await self._best(stage, run, instruction, prompt.stage1 if stage == 1 else prompt.stage2)
         except RequestFailed as error:
             return replace(row, error_kind=error.kind, error=str(error), attempts=tried + run.attempts)
         return replace(
@@ -233,40 +233,48 @@ class Captioner:
             attempts=tried + run.attempts,
         )
 
-    async def _best(self, stage: int, run: _Run, instruction: str) -> _Attempt:
-        """The answer with the fewest flags, asked for again while it has any and as often as the recipe allows.
+    async def _best(self, stage: int, run: _Run, instruction: str, template: str) -> _Attempt:
+        """The best answer, generated again while its flags call for it and as often as the recipe allows.
 
-        Only the first is asked for down the ladder: another is worth no smaller picture, which stage 2 would have too.
+        Only the first goes down the ladder: another is worth no smaller picture, which stage 2 would have too.
+
+        Args:
+            stage: 1 or 2.
+            run: the window.
+            instruction: as the model is asked.
+            template: the same with no caption filled in.
         """
         generation = self._recipe.generation
-        attempts: list[_Attempt] = []
+        best: _Attempt | None = None
         for again in range(self._recipe.regenerations + 1):
             try:
                 ask = self._ask_once if again else self._ask_down
                 attempt = await ask(stage, run, instruction, generation)
             except RequestFailed:
-                if not attempts:
+                if best is None:
                     raise
-                break
+                return best
             flags = find_flags(
                 attempt.answer.text,
                 finish_reason=attempt.answer.finish_reason,
-                instruction=instruction,
+                instruction=template,
                 neighbour=await run.before.caption(stage) if run.before else None,
             )
-            attempts.append(replace(attempt, flags=flags))
+            attempt = replace(attempt, flags=flags)
+            if best is None or _is_better(attempt, best):
+                best = attempt
             room = run.plan.caption_room if stage == 1 else self._keeper.engine.context - attempt.answer.prompt_tokens
-            if not flags or (changed := self._changed(attempts[-1], again, room)) is None:
-                break
+            if REGENERATED.isdisjoint(flags) or (changed := self._changed(attempt, again, room)) is None:
+                return best
             generation = changed
-        # Of two that were cut off the longer one says more.
-        return min(attempts, key=lambda attempt: (len(attempt.flags), -attempt.generation.max_output_tokens))
+        assert best is not None  # there is one attempt at least
+        return best
 
     def _changed(self, attempt: _Attempt, again: int, room: int) -> Generation | None:
         """How it is drawn after a flagged answer: otherwise, and longer if that was cut off; None if it is no use."""
         first = self._recipe.generation
         limit = min(2 * first.max_output_tokens, room) if CUT_OFF in attempt.flags else first.max_output_tokens
-        if attempt.flags == (CUT_OFF,):
+        if REGENERATED.intersection(attempt.flags) == {CUT_OFF}:
             longer = limit > attempt.generation.max_output_tokens
             return replace(attempt.generation, max_output_tokens=limit) if longer else None
         if first.temperature == 0:  # stays deterministic
@@ -338,6 +346,13 @@ class Captioner:
             raise RequestFailed(getattr(error, "kind", "unreadable"), str(error) or type(error).__name__) from error
         finally:
             run.spent += Spent(decode=time.monotonic() - begun)
+
+
+def _is_better(attempt: _Attempt, best: _Attempt) -> bool:
+    """Whether a later attempt replaces the best so far. Of two that were cut off the longer one says more."""
+    if attempt.flags == best.flags and CUT_OFF in attempt.flags:
+        return attempt.generation.max_output_tokens > best.generation.max_output_tokens
+    return replaces(attempt.answer.text, attempt.flags, best.answer.text, best.flags)
 
 
 def load_of(plan: Plan | Problem) -> Load:

@@ -11,7 +11,7 @@ from statistics import fmean, stdev
 import pyarrow as pa
 
 from caption_assets.captioning.open_shard import failed_fraction
-from caption_assets.captioning.quality import split_words
+from caption_assets.captioning.text import split_words
 from caption_assets.models.weights import WeightsManifest, in_words
 from caption_assets.store.tables import SCHEMA_VERSION, SCHEMAS, CaptionRow, ManifestRow, Status, Table
 

@@ -51,3 +51,47 @@ def test_one_that_gives_up_waiting_lets_the_next_in() -> None:
         await asyncio.wait_for(behind, 1)
 
     asyncio.run(run())
+
+
+def test_one_that_gives_up_as_another_leaves_takes_no_room() -> None:
+    """The waiter is cancelled, and the other leaves before it has been told so."""
+
+    async def run() -> None:
+        admission = Admission(LIMIT)
+        full = Load(1, 100, 0, 0)
+        await admission.enter(full)
+        waiting = asyncio.create_task(admission.enter(full))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        admission.leave(full)
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        await asyncio.wait_for(admission.enter(full), 1)
+
+    asyncio.run(run())
+
+
+@given(st.lists(st.tuples(LOADS, st.integers(0, 6)), max_size=20), st.randoms(use_true_random=False))
+def test_room_is_whole_again_after_any_cancellations(windows: list[tuple[Load, int]], random: object) -> None:
+    async def run() -> None:
+        admission = Admission(LIMIT)
+
+        async def one(load: Load) -> None:
+            await admission.enter(load)
+            try:
+                for _ in range(random.randint(0, 3)):  # type: ignore[attr-defined]
+                    await asyncio.sleep(0)
+            finally:
+                admission.leave(load)
+
+        tasks = [(asyncio.create_task(one(load)), turns) for load, turns in windows]
+        for turn in range(7):
+            for task, turns in tasks:
+                if turn == turns:
+                    task.cancel()
+            await asyncio.sleep(0)
+        outcomes = await asyncio.gather(*(task for task, _ in tasks), return_exceptions=True)
+        assert all(outcome is None or isinstance(outcome, asyncio.CancelledError) for outcome in outcomes)
+        await asyncio.wait_for(admission.enter(LIMIT), 1)
+
+    asyncio.run(run())

@@ -315,7 +315,7 @@ def test_in_deterministic_mode_a_flagged_caption_is_generated_again_without_draw
     short = replace(
         RECIPE,
         prompt=replace(RECIPE.prompt, stage1="word " * 200),
-        generation=replace(DETERMINISTIC, max_output_tokens=3),
+        generation=replace(DETERMINISTIC, max_output_tokens=1),
         regenerations=2,
     )
     asking = Refusing(keeper)

@@ -1,0 +1,92 @@
+"""Quality flags on good and bad captions: how many of each are flagged, in all and by flag.
+
+    python -m benchmarks.quality [--good FILE ...]
+
+Good and bad captions of the project's own lie in ``benchmarks/texts``; more good ones are taken from text files of one
+caption a line. The last line is JSON: ``good`` and ``bad``, the number of captions; ``false_positive``, the share of
+the good ones with a flag that calls for regeneration; ``flagged``, the share of them with any flag; ``missed``, the
+share of the bad ones without the flag of their kind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from caption_assets.captioning.language import kana_share
+from caption_assets.captioning.prompts import GENERAL
+from caption_assets.captioning.quality import FLAGS, REGENERATED, find_flags
+from caption_assets.captioning.text import script
+
+TEXTS = Path(__file__).parent / "texts"
+CHINESE = "请描述视频内容。"
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A caption, good or bad."""
+
+    kind: str
+    """Of a bad one, the flag that it should have."""
+    caption: str
+    instruction: str = GENERAL.stage2
+    neighbour: str | None = None
+
+    @property
+    def flags(self) -> frozenset[str]:
+        """The flags that it has."""
+        return frozenset(
+            find_flags(self.caption, finish_reason="stop", instruction=self.instruction, neighbour=self.neighbour)
+        )
+
+
+def own_texts(name: str) -> list[Text]:
+    """The texts of a file in ``benchmarks/texts``."""
+    return [Text(**json.loads(line)) for line in (TEXTS / f"{name}.jsonl").read_text().splitlines()]
+
+
+def line_texts(path: Path) -> Iterator[Text]:
+    """The lines of a file; Chinese ones count as asked for in Chinese."""
+    for line in filter(str.strip, path.read_text().splitlines()):
+        letters = Counter(script(letter) for letter in line if letter.isalpha())
+        is_chinese = letters["CJK"] > letters["LATIN"] and not kana_share(letters)
+        yield Text(path.stem, line, CHINESE if is_chinese else GENERAL.stage2)
+
+
+def main() -> None:
+    """Print a table by flag, then the JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--good", type=Path, nargs="*", default=[], help="text files of one good caption a line")
+    good = own_texts("good")
+    for path in parser.parse_args().good:
+        good += line_texts(path)
+    bad = own_texts("bad")
+    flags_of_good, flags_of_bad = [text.flags for text in good], [text.flags for text in bad]
+    print(f"{'flag':16} {'on good':>10} {'on bad':>10} {'missed':>10}  regenerates")
+    for flag in FLAGS:
+        meant = [flags for text, flags in zip(bad, flags_of_bad, strict=True) if text.kind == flag.name]
+        on_good = sum(flag.name in flags for flags in flags_of_good) / len(good)
+        on_bad = sum(flag.name in flags for flags in flags_of_bad)
+        missed = sum(flag.name not in flags for flags in meant)
+        print(f"{flag.name:16} {on_good:10.2%} {on_bad:10} {f'{missed} of {len(meant)}':>10}  {flag.regenerates}")
+    print(
+        json.dumps(
+            {
+                "good": len(good),
+                "false_positive": round(sum(bool(REGENERATED & flags) for flags in flags_of_good) / len(good), 4),
+                "flagged": round(sum(map(bool, flags_of_good)) / len(good), 4),
+                "bad": len(bad),
+                "missed": round(
+                    sum(text.kind not in flags for text, flags in zip(bad, flags_of_bad, strict=True)) / len(bad), 4
+                ),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

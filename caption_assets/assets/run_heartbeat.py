@@ -1,0 +1,94 @@
+"""The heartbeat of each run, whatever executor works off its steps.
+
+The executor is the one part of the project that the process of a run enters before its first step and leaves after its
+last, in one process, in several, and in a cluster. Resources are not: Dagster makes them in the processes of the steps.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+from dagster._core.execution.context.system import PlanOrchestrationContext
+from dagster._core.execution.plan.plan import ExecutionPlan
+from dagster._core.execution.retries import RetryMode
+from dagster._core.execution.step_dependency_config import StepDependencyConfig
+from dagster._core.executor.base import Executor
+from dagster._utils import send_interrupt
+
+from caption_assets.lifeline import die_with
+from caption_assets.resources import build_storage
+from caption_assets.settings import Settings
+from caption_assets.store.heartbeat import Heartbeat
+
+RUN_VARIABLE = "CAPTION_ASSETS_RUN_PROCESS"
+"""Process id of the run, in the environment of its steps' processes."""
+
+
+def end_with_run() -> None:
+    """If this is the process of one step of a run, have it end with the run's process, also when that is killed.
+
+    Dagster's multiprocess executor leaves its children running then, with an engine and GPUs that the next run needs.
+    """
+    run = os.getppid()
+    if os.environ.get(RUN_VARIABLE) == str(run):
+        die_with(run)
+
+
+def with_heartbeat(executor: dg.ExecutorDefinition, settings: Settings) -> dg.ExecutorDefinition:
+    """The same executor, with a heartbeat in the root for each of its runs."""
+
+    def create(context: dg.InitExecutorContext) -> Executor:
+        assert executor.executor_creation_fn is not None  # Dagster's own executors have one
+        return _WithHeartbeat(executor.executor_creation_fn(context), settings)
+
+    schema: Any = executor.config_schema  # its type is not among those that Dagster's own constructor names
+    return dg.ExecutorDefinition(
+        executor.name,
+        config_schema=schema,
+        requirements=executor.get_requirements,
+        executor_creation_fn=create,
+        description=executor.description,
+    )
+
+
+class _WithHeartbeat(Executor):
+    """Another executor, within a heartbeat."""
+
+    def __init__(self, executor: Executor, settings: Settings) -> None:
+        self._executor = executor
+        self._settings = settings
+
+    @property
+    def retries(self) -> RetryMode:
+        return self._executor.retries
+
+    @property
+    def step_dependency_config(self) -> StepDependencyConfig:
+        return self._executor.step_dependency_config
+
+    def execute(
+        self, plan_context: PlanOrchestrationContext, execution_plan: ExecutionPlan
+    ) -> Iterator[dg.DagsterEvent]:
+        run_id, instance, log = plan_context.run_id, plan_context.instance, plan_context.log
+
+        def is_over() -> bool:
+            run = instance.get_run_by_id(run_id)
+            if run is None:  # deleted in the UI
+                return False
+            # A launcher sends the signal itself, and a second one ends a run at once. A command-line run has none.
+            has_launcher = run.remote_job_origin is not None
+            return run.is_finished or (run.status is dg.DagsterRunStatus.CANCELING and not has_launcher)
+
+        os.environ[RUN_VARIABLE] = str(os.getpid())
+        with Heartbeat(
+            build_storage(self._settings).root,
+            run_id,
+            self._settings.lease_seconds,
+            is_over=is_over,
+            on_over=send_interrupt,
+            on_trouble=lambda reason: log.warning(f"the run's heartbeat fails: {reason}"),
+        ):
+            yield from self._executor.execute(plan_context, execution_plan)

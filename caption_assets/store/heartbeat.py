@@ -1,0 +1,163 @@
+"""The heartbeat of a run: an object that the run's process rewrites while it lives.
+
+A command-line run has no launcher that could say whether its process is alive. The heartbeat says so, whatever started
+the run, in each of its phases, on any machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from types import TracebackType
+
+from caption_assets.store.root import Root
+
+FOLDER = "_runs"
+"""Below the root; one object for each run that is in progress, named by the run's id."""
+RENEWALS = 3
+"""Renewals in the time of a lease: two may fail before it expires."""
+POLL_SECONDS = 10.0
+"""Interval at which a run checks that it was not ended from outside; that of Dagster's own cancellation thread."""
+FIRST_SECONDS = 10.0
+"""Longest time that a run waits for its first heartbeat. A run that is killed before it has none."""
+END_SECONDS = 10.0
+"""Longest time that a run waits at its end for a store that does not answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pulse:
+    """What a heartbeat says of its run."""
+
+    process: str
+    """Host and process id, for a person."""
+    seconds: float
+    """Time after which a heartbeat that was not rewritten has expired."""
+
+
+class Heartbeat:
+    """A run's heartbeat. Within the block a thread renews it; the block's end removes it.
+
+    Args:
+        open_root: gives the root. Called in the thread, for a store may take long to answer.
+        run_id: the run's.
+        seconds: time after which the heartbeat expires without a renewal.
+        is_over: says whether the run was ended from outside.
+        on_over: called once if it was.
+        on_trouble: receives the first error of a series. The thread tries again.
+    """
+
+    def __init__(
+        self,
+        open_root: Callable[[], Root],
+        run_id: str,
+        seconds: float,
+        *,
+        is_over: Callable[[], bool],
+        on_over: Callable[[], None],
+        on_trouble: Callable[[str], None],
+    ) -> None:
+        self._open_root = open_root
+        self._root: Root | None = None
+        self._run_id = run_id
+        self._record = json.dumps(asdict(Pulse(f"{socket.gethostname()}, process {os.getpid()}", seconds))).encode()
+        self._interval = seconds / RENEWALS
+        self._is_over = is_over
+        self._on_over = on_over
+        self._on_trouble = on_trouble
+        self._in_trouble = False
+        self._tried = threading.Event()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="run heartbeat", daemon=True)
+
+    def __enter__(self) -> Heartbeat:
+        self._thread.start()
+        self._tried.wait(FIRST_SECONDS)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join(END_SECONDS)
+
+    def _keep(self) -> None:
+        renewed = self._renew()
+        self._tried.set()
+        while not self._ended.wait(min(self._interval, POLL_SECONDS)):
+            if self._try(self._is_over):
+                self._on_over()
+                break
+            if time.monotonic() - renewed >= self._interval - POLL_SECONDS / 2:
+                renewed = self._renew()
+        if self._root:
+            self._try(partial(remove_heartbeat, self._root, self._run_id))
+
+    def _renew(self) -> float:
+        """Write the heartbeat, and return the time at which it was tried."""
+        begun = time.monotonic()
+        self._try(self._write)
+        return begun
+
+    def _write(self) -> None:
+        self._root = self._root or self._open_root()
+        self._root.write(_path(self._run_id), self._record)
+        self._in_trouble = False
+
+    def _try(self, action: Callable[[], object]) -> object:
+        """What ``action`` returns, or None if it fails: whatever ails store or database may pass."""
+        try:
+            return action()
+        except Exception as error:
+            if not self._in_trouble:
+                self._on_trouble(str(error))
+            self._in_trouble = True
+            return None
+
+
+def list_heartbeats(root: Root) -> dict[str, str]:
+    """The time at which each heartbeat was last written, by run id, as text that differs after each renewal.
+
+    Raises:
+        StoreError: if the root cannot be listed.
+    """
+    try:
+        # The first is s3fs's name for it, the second that of the local file system.
+        return {
+            entry["name"].rpartition("/")[2]: str(entry.get("LastModified") or entry["mtime"])
+            for entry in root.entries(FOLDER)
+            if entry["type"] == "file"
+        }
+    except FileNotFoundError:
+        return {}
+
+
+def read_heartbeat(root: Root, run_id: str) -> Pulse | None:
+    """What a heartbeat says; None if there is none, or it is damaged.
+
+    Raises:
+        StoreError: if it cannot be read.
+    """
+    try:
+        found = json.loads(root.read(_path(run_id)))
+        return Pulse(str(found["process"]), float(found["seconds"]))
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return None
+
+
+def remove_heartbeat(root: Root, run_id: str) -> None:
+    """Remove a heartbeat; nothing happens if there is none.
+
+    Raises:
+        StoreError: if it cannot be removed.
+    """
+    root.remove(_path(run_id))
+
+
+def _path(run_id: str) -> str:
+    return f"{FOLDER}/{run_id}"
