@@ -25,12 +25,27 @@ Watch = Callable[[AbstractAsyncContextManager[CaptionEngine]], AbstractAsyncCont
 """Something that sees an engine come and go."""
 
 
+class S3Access(dg.Config):
+    """How object storage is reached: ``Access`` as Dagster's configuration, without credentials."""
+
+    profile: str | None
+    anonymous: bool
+    requester_pays: bool
+    path_style: bool | None
+
+    @property
+    def access(self) -> Access:
+        """The same for the layers below."""
+        return Access(self.profile, self.anonymous, self.requester_pays, self.path_style)
+
+
 class Storage(dg.ConfigurableResource):  # type: ignore[type-arg]
     """Where shards are read and outputs are written."""
 
     root_url: str
     source_url: str
-    s3_path_style: bool | None
+    root_access: S3Access
+    source_access: S3Access
 
     def root(self) -> Root:
         """The root for everything written, once it has taken a probe write.
@@ -38,7 +53,7 @@ class Storage(dg.ConfigurableResource):  # type: ignore[type-arg]
         Raises:
             StoreError: if it cannot be written.
         """
-        root = self._open(self.root_url)
+        root = Root.open(self.root_url, self.root_access.access)
         root.check_writable("CAPTION_ROOT")
         return root
 
@@ -48,10 +63,7 @@ class Storage(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     def source(self) -> Root:
         """The folder of shards, only to be read."""
-        return self._open(self.source_url)
-
-    def _open(self, url: str) -> Root:
-        return Root.open(url, Access(path_style=self.s3_path_style))
+        return Root.open(self.source_url, self.source_access.access)
 
 
 class Weights(dg.ConfigurableResource):  # type: ignore[type-arg]
@@ -130,7 +142,22 @@ class Engine(dg.ConfigurableResource):  # type: ignore[type-arg]
 
 def build_storage(settings: Settings) -> Storage:
     """Where ``settings`` say that shards and outputs lie."""
-    return Storage(root_url=settings.root, source_url=settings.source_url, s3_path_style=settings.s3_path_style)
+    return Storage(
+        root_url=settings.root,
+        source_url=settings.source_url,
+        root_access=S3Access(
+            profile=settings.root_profile,
+            anonymous=False,  # it is written
+            requester_pays=False,
+            path_style=settings.s3_path_style,
+        ),
+        source_access=S3Access(
+            profile=settings.source_profile,
+            anonymous=settings.s3_anonymous,
+            requester_pays=settings.s3_requester_pays,
+            path_style=settings.s3_path_style,
+        ),
+    )
 
 
 def build_resources(settings: Settings) -> dict[str, object]:

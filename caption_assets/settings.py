@@ -2,30 +2,66 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 from dataclasses import replace
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from caption_assets.captioning.job import CHECKPOINT_ROWS, CHECKPOINT_SECONDS, LEASE_SECONDS, MAX_ATTEMPTS
 from caption_assets.captioning.prompts import GENERAL, PROMPTS, Prompt
 from caption_assets.captioning.recipe import DETERMINISTIC, MOST_TEMPERATURE, Generation, Recipe
 from caption_assets.clips.sampling import FRAME_FACTOR, Sampling
 from caption_assets.clips.window import MIN_WINDOW_FRAMES, MIN_WINDOW_SECONDS, Windowing
+from caption_assets.credentials import find_credential, is_credential, is_hub_token, mentions_credential
+from caption_assets.environment import PREFIX, unknown_settings
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.export.format import Export, Format
 from caption_assets.models.variants import UnknownModel, Variant, find_variant
-from caption_assets.store.failure import holds_secret
 
-PREFIX = "CAPTION_"
+logger = logging.getLogger(__name__)
 
 
 class SettingsError(CaptionAssetsError):
     """A setting that cannot be used: the message names variable, value and remedy."""
+
+
+def _parse_json_object(example: str) -> BeforeValidator:
+    """Validation of a JSON object, by the project: pydantic-settings' own error names neither value nor remedy."""
+
+    def parse(value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        try:
+            found = json.loads(value, parse_constant=_refuse_constant)
+        except json.JSONDecodeError as error:
+            where = f"line {error.lineno}, column {error.colno}"
+            raise ValueError(f"invalid JSON at {where} ({error.msg}): write a JSON object such as {example}") from None
+        except RecursionError:
+            raise ValueError(f"JSON nested too deeply: write a JSON object such as {example}") from None
+        if not isinstance(found, dict):
+            raise ValueError(f"JSON {_JSON_TYPES[type(found)]}, not an object: write one such as {example}")
+        return found
+
+    return BeforeValidator(parse)
+
+
+def _check_labels(labels: object) -> object:
+    for name, value in labels.items() if isinstance(labels, dict) else ():
+        if not isinstance(value, str):
+            raise ValueError(f"the label {name!r} is {json.dumps(value)}, not a string: put its value in quotes")
+    return labels
+
+
+_JSON_TYPES = {list: "array", str: "string", int: "number", float: "number", bool: "boolean", type(None): "null"}
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"JSON has no {name}: write a number, or leave the key out")
 
 
 class Settings(BaseSettings):
@@ -40,6 +76,21 @@ class Settings(BaseSettings):
         pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,39}$",
         description="Name of the project on a Dagster instance that others use too: the prefix of its asset keys and "
         "partitions, up to 40 letters, digits, `_` and `-`. Default: no prefix",
+    )
+    root_profile: str | None = Field(
+        None,
+        description="AWS profile for the root and for models in object storage. Default: the standard AWS variables",
+    )
+    source_profile: str | None = Field(
+        None,
+        description="AWS profile for the source and for the clips that its lists name. Default: the standard AWS "
+        "variables",
+    )
+    s3_anonymous: bool = Field(
+        False, description="Read a public source, and the clips that its lists name, without credentials"
+    )
+    s3_requester_pays: bool = Field(
+        False, description="Pay for requests to a source in requester-pays buckets, as their owner demands"
     )
     s3_path_style: bool | None = Field(
         None,
@@ -115,8 +166,10 @@ class Settings(BaseSettings):
     )
     tensor_parallel_size: int = Field(1, ge=1, description="GPUs that one replica of the model is spread over")
     data_parallel_size: int = Field(1, ge=1, description="Replicas of the model, each on GPUs of its own")
-    engine_args: dict[str, Any] = Field(
-        default_factory=dict, description="Further arguments of vLLM's `AsyncEngineArgs`, as a JSON object"
+    engine_args: Annotated[dict[str, Any], NoDecode, _parse_json_object('{"max_num_seqs": 8}')] = Field(
+        default_factory=dict,
+        description="Further arguments of vLLM's `AsyncEngineArgs`, as a JSON object without credentials: the UI shows "
+        "it",
     )
     clip_seconds: float = Field(
         120.0,
@@ -172,9 +225,12 @@ class Settings(BaseSettings):
         description="Image of the captioning step's pod, with the engine; `{version}` stands for the project's. "
         "Default: that of the run's pod",
     )
-    gpu_node: dict[str, str] = Field(
-        {"nvidia.com/gpu.present": "true"}, description="Labels of the nodes with GPUs, as a JSON object"
-    )
+    gpu_node: Annotated[
+        dict[str, str],
+        NoDecode,
+        BeforeValidator(_check_labels),  # of the two, the last one comes first
+        _parse_json_object('{"nvidia.com/gpu.present": "true"}'),
+    ] = Field({"nvidia.com/gpu.present": "true"}, description="Labels of the nodes with GPUs, as a JSON object")
     metrics_port: int | None = Field(
         None,
         ge=1024,
@@ -248,15 +304,23 @@ class Settings(BaseSettings):
         description="Licence that the dataset's card names, as the Hub spells it, such as `cc-by-4.0`. Default: none",
     )
 
-    @field_validator("root", "source")
+    @field_validator("root", "source", "model", "gpu_image", "link_url")
     @classmethod
-    def _without_secret(cls, url: str | None) -> str | None:
-        if url is not None and holds_secret(url):
+    def _without_credentials(cls, value: str | None) -> str | None:
+        if value is not None and is_credential(value):
             raise ValueError(
-                "the URL holds credentials: give s3://bucket/prefix alone, and credentials as AWS_ACCESS_KEY_ID and "
-                "AWS_SECRET_ACCESS_KEY, or by AWS_PROFILE"
+                "the URL holds credentials, which Dagster's UI would show: remove them; those of a store belong in "
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or in a profile"
             )
-        return url
+        return value
+
+    @field_validator("engine_args")
+    @classmethod
+    def _arguments_without_credentials(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        if found := find_credential(arguments):
+            remedy = "set HF_TOKEN" if is_hub_token(*found) else "set the environment variable that its library reads"
+            raise ValueError(f"{found[0]} is a credential, which Dagster's UI would show: remove it, and {remedy}")
+        return arguments
 
     @field_validator("prompt")
     @classmethod
@@ -285,6 +349,11 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"CAPTION_REMAINDER_THRESHOLD={self.remainder_threshold} is above CAPTION_WINDOW_SIZE="
                 f"{self.window_size}: lower the one or raise the other"
+            )
+        if self.s3_anonymous and self.s3_requester_pays:
+            raise ValueError(
+                "CAPTION_S3_ANONYMOUS and CAPTION_S3_REQUESTER_PAYS are both true, but nobody can be charged for an "
+                "anonymous request: unset the one or the other"
             )
         if self.min_frames > self.max_frames:
             raise ValueError(
@@ -351,22 +420,27 @@ class Settings(BaseSettings):
 def load_settings() -> Settings:
     """The settings of this process's environment.
 
+    A variable with our prefix that resembles no setting is left alone, with a warning: it may be another program's.
+
     Raises:
-        SettingsError: if a variable's value cannot be used, or a variable's name looks like a setting's misspelt.
+        SettingsError: if a variable's value cannot be used, or a variable's name resembles that of a setting.
     """
-    _check_spelling()
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    problems = []
+    for unknown in unknown_settings(os.environ, known):
+        if unknown.suggestions:
+            problems.append(
+                f"Unknown setting {unknown.name}; did you mean {' or '.join(unknown.suggestions)}? Rename or unset it"
+            )
+        else:
+            logger.warning("Unknown setting %s is ignored: see the table of settings in the README", unknown.name)
     try:
-        return Settings()
+        settings = Settings()
     except ValidationError as error:
-        raise SettingsError("; ".join(_explain(detail) for detail in error.errors())) from None
-
-
-def _check_spelling() -> None:
-    """Other names with the prefix may be somebody else's: Kubernetes, say, sets some for a Service called caption."""
-    known = [PREFIX + name.upper() for name in Settings.model_fields]
-    for name in sorted(os.environ):
-        if name.startswith(PREFIX) and name not in known and (meant := get_close_matches(name, known, 1, 0.85)):
-            raise SettingsError(f"{name} is no setting: {meant[0]} is; set that, or unset {name}")
+        problems += [_explain(detail) for detail in error.errors()]
+    if problems:
+        raise SettingsError("; ".join(problems))
+    return settings
 
 
 def _explain(detail: Any) -> str:
@@ -376,4 +450,5 @@ def _explain(detail: Any) -> str:
         return problem
     variable = PREFIX + str(detail["loc"][0]).upper()
     value = os.environ.get(variable, "")
-    return f"{variable}={'…' if holds_secret(value) else repr(value)}: {problem}"
+    hidden = mentions_credential(value) if detail["loc"][0] == "engine_args" else is_credential(value)
+    return f"{variable}={'…' if hidden else repr(value)}: {problem}"

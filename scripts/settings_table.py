@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 
-from caption_assets.settings import PREFIX, Settings
+from caption_assets.environment import PREFIX
+from caption_assets.settings import Settings
 
 
 def settings_table() -> str:

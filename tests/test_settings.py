@@ -1,3 +1,4 @@
+import json
 import re
 
 import pytest
@@ -18,7 +19,15 @@ def test_nothing_need_be_set() -> None:
     ("variable", "value", "remedy"),
     [
         ("CAPTION_PROMPT", "poem", "choose one of general, driving, surveillance"),
-        ("CAPTION_ENGINE_ARGS", "[1]", "dictionary"),
+        ("CAPTION_ENGINE_ARGS", "[1]", 'JSON array, not an object: write one such as {"max_num_seqs": 8}'),
+        ("CAPTION_ENGINE_ARGS", '"text"', "JSON string, not an object"),
+        ("CAPTION_ENGINE_ARGS", "null", "JSON null, not an object"),
+        ("CAPTION_ENGINE_ARGS", "{'max_num_seqs': 8}", r"line 1, column 2 .*: write a JSON object such as {\"max_num"),
+        ("CAPTION_ENGINE_ARGS", '{"max_num_seqs": 8', "invalid JSON at line 1, column 19"),
+        ("CAPTION_ENGINE_ARGS", '{"max_num_seqs": NaN}', "JSON has no NaN"),
+        ("CAPTION_ENGINE_ARGS", "[" * 100_000, "nested too deeply"),
+        ("CAPTION_GPU_NODE", "gpu=true", 'column 1 .*: write a JSON object such as {"nvidia.com/gpu.present": "true"}'),
+        ("CAPTION_GPU_NODE", '{"gpu": true}', "the label 'gpu' is true, not a string: put its value in quotes"),
         ("CAPTION_WINDOW_SIZE", "many", "integer"),
         ("CAPTION_WINDOW_SIZE", "3", "greater than or equal to 4"),
         ("CAPTION_WINDOW_SECONDS", "0", "greater than or equal to 0.1"),
@@ -35,16 +44,73 @@ def test_a_bad_value_is_named_with_its_variable_and_remedy(
     monkeypatch: pytest.MonkeyPatch, variable: str, value: str, remedy: str
 ) -> None:
     monkeypatch.setenv(variable, value)
-    with pytest.raises(SettingsError, match=f"^{variable}='{re.escape(value)}': .*{remedy}"):
+    with pytest.raises(SettingsError, match=f"^{variable}={re.escape(repr(value))}: .*{remedy}"):
         load_settings()
 
 
-@pytest.mark.parametrize("variable", ["CAPTION_ROOT", "CAPTION_SOURCE"])
-def test_a_url_with_credentials_is_refused_and_not_repeated(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
-    monkeypatch.setenv(variable, "s3://AKIAPLANTED:planted@bucket/x")
-    with pytest.raises(SettingsError, match=f"^{variable}=…: the URL holds credentials: give s3://bucket") as refused:
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("CAPTION_ROOT", "s3://AKIAPLANTED:planted@bucket/x"),
+        ("CAPTION_SOURCE", "s3://AKIAPLANTED:planted@bucket/x"),
+        ("CAPTION_MODEL", "s3://AKIAPLANTED:planted@bucket/x"),
+        ("CAPTION_LINK_URL", "https://me:planted@host/browse"),
+        ("CAPTION_GPU_IMAGE", "https://me:planted@registry/image"),
+        ("CAPTION_MODEL", "hf_plantedplantedplanted"),
+    ],
+)
+def test_a_url_with_credentials_is_refused_and_not_repeated(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingsError, match=f"^{variable}=…: the URL holds credentials, .* remove them") as refused:
         load_settings()
     assert "planted" not in str(refused.value).lower()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "where", "remedy"),
+    [
+        ('{"hf_token": "planted"}', "hf_token", "set HF_TOKEN"),
+        ('{"hf-token": "planted"}', "hf-token", "set HF_TOKEN"),
+        ('{"max_num_seqs": 8, "x": "hf_plantedplantedplanted"}', "x", "set HF_TOKEN"),
+        ('{"a": {"password": "planted"}}', "a.password", "set the environment variable"),
+        ('{"a": [{"apiKey": "planted"}]}', r"a\[0\].apiKey", "set the environment variable"),
+        ('{"AWS_SECRET_ACCESS_KEY": "planted"}', "AWS_SECRET_ACCESS_KEY", "set the environment variable"),
+        ('{"secrets": ["planted"]}', r"secrets\[0\]", "set the environment variable"),
+        ('{"auth": {"user": "planted"}}', "auth.user", "set the environment variable"),
+        ('{"url": "https://me:planted@host"}', "url", "set the environment variable"),
+    ],
+)
+def test_credentials_among_the_engines_arguments_are_refused_and_not_repeated(
+    monkeypatch: pytest.MonkeyPatch, arguments: str, where: str, remedy: str
+) -> None:
+    monkeypatch.setenv("CAPTION_ENGINE_ARGS", arguments)
+    with pytest.raises(
+        SettingsError, match=f"^CAPTION_ENGINE_ARGS=…: {where} is a credential, .*: remove it, and {remedy}"
+    ) as refused:
+        load_settings()
+    assert "planted" not in str(refused.value).lower()
+
+
+def test_broken_json_with_a_credential_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAPTION_ENGINE_ARGS", '{"hf_token": "planted"')
+    with pytest.raises(SettingsError, match=r"^CAPTION_ENGINE_ARGS=…: invalid JSON at line 1, column 23") as refused:
+        load_settings()
+    assert "planted" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        '{"tokenizer_mode": "auto", "max_num_batched_tokens": 8}',
+        '{"hf_token": true}',
+        '{"hf_overrides": {"image_token": "<|image_pad|>", "image_token_id": 5}}',
+    ],
+)
+def test_names_that_resemble_those_of_credentials_are_accepted(monkeypatch: pytest.MonkeyPatch, arguments: str) -> None:
+    monkeypatch.setenv("CAPTION_ENGINE_ARGS", arguments)
+    assert load_settings().engine_args == json.loads(arguments)
 
 
 @pytest.mark.parametrize(
@@ -62,15 +128,83 @@ def test_values_that_do_not_fit_together_are_both_named(
         load_settings()
 
 
-def test_a_misspelt_setting_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CAPTION_MODLE", "qwen")
-    with pytest.raises(SettingsError, match="CAPTION_MODLE is no setting: CAPTION_MODEL is"):
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [
+        ("CAPTION_MODLE", "CAPTION_MODEL"),
+        ("CAPTION_MAX_TOKENS", "CAPTION_MAX_OUTPUT_TOKENS"),
+        ("CAPTION_FPS", "CAPTION_SAMPLE_FPS"),
+        ("CAPTION_MODEL_NAME", "CAPTION_MODEL"),
+        ("CAPTION_PROMPT_STAGE1", "CAPTION_STAGE1_PROMPT"),
+        ("CAPTION_ASSETS_MODEL", "CAPTION_MODEL"),
+        ("CAPTIONS_MODEL", "CAPTION_MODEL"),
+        ("CAPTIION_MODEL", "CAPTION_MODEL"),
+        ("CATPION_MODEL", "CAPTION_MODEL"),
+        ("CAPTON_ENGINE_ARGS", "CAPTION_ENGINE_ARGS"),
+        ("CAPTIONS_MODLE", "CAPTION_MODEL"),
+        ("CAPTION__MODEL", "CAPTION_MODEL"),
+        ("CAPTIONMODEL", "CAPTION_MODEL"),
+        ("CAPTION-MODEL", "CAPTION_MODEL"),
+        ("CAPTION-ASSETS_MODEL", "CAPTION_MODEL"),
+        ("caption_model", "CAPTION_MODEL"),
+        ("caption_modle", "CAPTION_MODEL"),
+        ("CAPTION_METRIC_PORT", "CAPTION_METRICS_PORT"),
+    ],
+)
+def test_a_variable_that_resembles_a_setting_is_refused_with_the_name_that_was_meant(
+    monkeypatch: pytest.MonkeyPatch, variable: str, meant: str
+) -> None:
+    monkeypatch.setenv(variable, "9090")
+    with pytest.raises(SettingsError, match=rf"^Unknown setting {variable}; did you mean {meant}( or [A-Z0-9_]+)*\?"):
         load_settings()
 
 
-def test_other_variables_of_the_prefix_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CAPTION_ASSETS_SERVICE_HOST", "10.0.0.1")
+def test_all_mistakes_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAPTION_MODLE", "qwen")
+    monkeypatch.setenv("CAPTION_TOP_P", "2")
+    with pytest.raises(SettingsError, match=r"^Unknown setting CAPTION_MODLE; .*; CAPTION_TOP_P='2': "):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("CAPTION_ASSETS_SERVICE_HOST", "10.0.0.1"),
+        ("CAPTION_ASSETS_SERVICE_PORT", "80"),
+        ("CAPTION_ASSETS_SERVICE_PORT_METRICS", "80"),
+        ("CAPTION_METRIC_PORT", "tcp://10.0.0.1:9090"),
+        ("CAPTION_METRICS_PORT_9090_TCP_PORT", "9090"),
+        ("CAPTION_CACHE_PORT_9090_UDP_ADDR", "10.0.0.1"),
+        ("CAPTIONING_SERVICE_HOST", "10.0.0.1"),
+        ("CAPTIONING_QUEUE", "jobs"),
+        ("CAPTIONS_ROUTE", "/"),
+        ("CAPTAIN_MODEL", "ship"),
+        ("OPTION_MODEL", "x"),
+        ("caption_text", "Hello"),
+        ("CAPTION_MODLE", ""),
+    ],
+)
+def test_other_programs_variables_are_left_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
     assert load_settings().model == "sample"
+    assert not caplog.text
+
+
+def test_a_variable_of_the_prefix_that_resembles_no_setting_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("CAPTION_HUMOUR", "dry")
+    assert load_settings().model == "sample"
+    assert "Unknown setting CAPTION_HUMOUR is ignored" in caplog.text
+
+
+def test_nobody_can_be_charged_for_anonymous_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAPTION_S3_ANONYMOUS", "true")
+    monkeypatch.setenv("CAPTION_S3_REQUESTER_PAYS", "true")
+    with pytest.raises(SettingsError, match=r"^CAPTION_S3_ANONYMOUS and CAPTION_S3_REQUESTER_PAYS are both true"):
+        load_settings()
 
 
 def test_an_unknown_model_is_named_with_those_that_there_are(monkeypatch: pytest.MonkeyPatch) -> None:

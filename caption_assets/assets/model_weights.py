@@ -36,7 +36,7 @@ def build_model_weights(settings: Settings) -> dg.AssetsDefinition:
                 "model": manifest.hub_id,
                 "revision": manifest.revision,
                 "files": len(manifest.files),
-                "source": find_source(variant).address,
+                "source": find_source(variant, root.access).address,
                 "size_mb": round(manifest.size / 1e6, 1),
                 "path": dg.MetadataValue.path(root.address(f"{WEIGHTS}/{variant.folder}")),
             },

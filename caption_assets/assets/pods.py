@@ -15,8 +15,9 @@ import dagster as dg
 
 from caption_assets.captioning.engine import CACHE_BYTES_PER_PIXEL
 from caption_assets.clips.sandbox import MOST_WORKERS
+from caption_assets.environment import PREFIX
 from caption_assets.errors import CaptionAssetsError
-from caption_assets.settings import PREFIX, Settings
+from caption_assets.settings import Settings
 
 CAPTION_STEP = "captions"
 """Name of the step that captions."""

@@ -42,7 +42,7 @@ def publish(
     What the mirror has already is not sent again. What an interrupted call has fetched is kept for the next one.
 
     Args:
-        root: which holds the mirror.
+        root: which holds the mirror; a model in object storage is read with the root's credentials.
         variant: the model.
         cache: folder on this machine for files on their way, if the root is not on its disk.
         verify: read the whole mirror and compare every hash. Without it a file counts as present by its size.
@@ -52,7 +52,7 @@ def publish(
         WeightsError: if the model cannot be fetched, or is not what it should be.
         StoreError: if the root cannot be written.
     """
-    source, mirror, published = find_source(variant), mirror_of(root, variant), _published(root, variant)
+    source, mirror, published = find_source(variant, root.access), mirror_of(root, variant), _published(root, variant)
     listed = _list(source, published)
     standing = _standing(mirror, listed, published, verify)
     missing = [file for file in listed if file.path not in standing]

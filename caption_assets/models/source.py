@@ -14,6 +14,7 @@ from typing import Protocol
 from caption_assets.models.hub import Hub
 from caption_assets.models.variants import Variant
 from caption_assets.models.weights import CHUNK_BYTES, ListedFile, WeightFile, WeightsError, belongs
+from caption_assets.store.access import STANDARD, Access
 from caption_assets.store.failure import explain
 from caption_assets.store.root import Root
 
@@ -127,10 +128,15 @@ class Folder:
             raise WeightsError(f"cannot read {address}: {explain(error)}") from error
 
 
-def find_source(variant: Variant) -> Source:
-    """Where the files of a variant come from."""
+def find_source(variant: Variant, access: Access = STANDARD) -> Source:
+    """Where the files of a variant come from.
+
+    Args:
+        variant: the model.
+        access: how a folder in object storage is reached.
+    """
     if variant.bundled:
         return Folder(Root.open(str(files("caption_assets.sample") / "model")), remedy="install the package again")
     if variant.path is not None:
-        return Folder(Root.open(variant.path))
+        return Folder(Root.open(variant.path, access))
     return Hub(variant.hub_id, variant.revision)

@@ -20,15 +20,13 @@ from fsspec.implementations.local import LocalFileSystem
 
 from caption_assets.store.access import STANDARD, Access
 from caption_assets.store.disk import TEMPORARY_REMEDY, disk_room
-from caption_assets.store.failure import StoreError, clear_errors, error_code, explain, holds_secret
+from caption_assets.store.failure import StoreError, clear_errors, error_code, explain, holds_secret, is_refusal
 
 COPY_BYTES = 16 << 20
 """Held at a time where an object is copied to this machine's disk."""
 ROOT_REMEDY = "free space there, or move the root to a larger disk (CAPTION_ROOT)"
 REFUSED_CREATION = frozenset({"PreconditionFailed", "412", "ConditionalRequestConflict"})
 """Codes of stores where there is an object already, or another writer was at it in the same moment."""
-UNKNOWN_CONDITION = frozenset({"NotImplemented", "501"})
-"""Codes of stores that know no conditional writes, and say so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +234,12 @@ class Root:
             StoreError: if something cannot be removed.
         """
         with clear_errors(f"cannot remove {self.address(path)}"), suppress(FileNotFoundError):
-            self.fs.rm(self.full(path), recursive=True)
+            if self.is_local:
+                self.fs.rm(self.full(path), recursive=True)
+            else:
+                from caption_assets.store.s3 import delete_objects  # as for ``Access``
+
+                delete_objects(self.fs, self.fs.find(self.full(path)))
 
     def signed(self, path: str, seconds: float) -> str:
         """An address under which anybody may read an object for a while: a secret. A local file's is its own.
@@ -394,8 +397,9 @@ def _honours_create(root: Root) -> bool:
         root.create(probe, b"first")
         return not root.create(probe, b"second")
     except StoreError as error:
-        if error.__cause__ and error_code(error.__cause__) in UNKNOWN_CONDITION:
-            return False
-        raise
+        if not (error.__cause__ and is_refusal(error.__cause__)):
+            raise
+        root.write(probe, b"")  # if this is refused too, it is not for the condition
+        return False
     finally:
         root.remove(probe)

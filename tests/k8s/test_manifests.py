@@ -5,7 +5,8 @@ import pytest
 import yaml
 from kubernetes_validate import latest_version, validate
 
-from caption_assets.settings import PREFIX, Settings
+from caption_assets.environment import PREFIX
+from caption_assets.settings import Settings
 from tests.k8s.chart import NAMESPACE
 from tests.k8s.manifests import K8S, KUSTOMIZATIONS, TEST_NAMESPACE, named, render, settings_of
 

@@ -2,7 +2,6 @@ import inspect
 import re
 import tomllib
 from collections.abc import Iterator
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,8 @@ from caption_assets.assets.pods import (
     step_pod,
 )
 from caption_assets.definitions import build_definitions
-from caption_assets.settings import PREFIX, Settings
+from caption_assets.environment import PREFIX, unknown_settings
+from caption_assets.settings import Settings
 from tests.k8s.chart import instance_config, instance_parts, job, server_pods
 from tests.k8s.manifests import K8S, VALUES, Object, breaches, named, render, settings_of, sources
 
@@ -209,8 +209,17 @@ def test_the_webserver_needs_no_root_for_its_port() -> None:
     assert web["service"]["port"] == web["readinessProbe"]["httpGet"]["port"] >= 1024
 
 
-def test_the_service_of_the_code_server_is_not_taken_for_a_misspelt_setting() -> None:
+def test_the_variables_of_the_code_servers_service_are_not_taken_for_misspelt_settings() -> None:
     service = VALUES["dagster-user-deployments"]["deployments"][0]["name"].upper().replace("-", "_")
-    settings = [PREFIX + name.upper() for name in Settings.model_fields]
-    for end in ("SERVICE_HOST", "SERVICE_PORT", "PORT", "PORT_3030_TCP", "PORT_3030_TCP_ADDR", "SERVICE_PORT_GRPC"):
-        assert not get_close_matches(f"{service}_{end}", settings, 1, 0.85)
+    address = "10.0.0.1"
+    environment = {
+        f"{service}_SERVICE_HOST": address,
+        f"{service}_SERVICE_PORT": "3030",
+        f"{service}_SERVICE_PORT_GRPC": "3030",
+        f"{service}_PORT": f"tcp://{address}:3030",
+        f"{service}_PORT_3030_TCP": f"tcp://{address}:3030",
+        f"{service}_PORT_3030_TCP_ADDR": address,
+        f"{service}_PORT_3030_TCP_PORT": "3030",
+        f"{service}_PORT_3030_TCP_PROTO": "tcp",
+    }
+    assert not list(unknown_settings(environment, [PREFIX + name.upper() for name in Settings.model_fields]))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 from s3fs import S3FileSystem
@@ -17,8 +18,8 @@ Between = Callable[..., FaultProxy]
 def between(s3_server: S3Server, s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Between]:
     with ExitStack() as proxies:
 
-        def enter(plan: Iterable[Fault | None] = (), *, without: str = "") -> FaultProxy:
-            proxy = proxies.enter_context(FaultProxy(s3_server.endpoint, plan, without=without))
+        def enter(plan: Iterable[Fault | None] = (), **options: Any) -> FaultProxy:
+            proxy = proxies.enter_context(FaultProxy(s3_server.endpoint, plan, **options))
             monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
             S3FileSystem.clear_instance_cache()
             return proxy

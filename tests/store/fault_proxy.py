@@ -6,7 +6,7 @@ import socket
 import struct
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from enum import StrEnum
@@ -44,6 +44,28 @@ class Refusal:
     status: int
     code: str
     """As S3 has it, such as ``SlowDown``."""
+    date: str | None = None
+    """The answer's ``Date``."""
+    region: str | None = None
+    """The bucket's region, as Amazon names it."""
+    text: str | None = None
+    """The answer's body, where it is not an error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request, as a store sees it."""
+
+    method: str
+    target: str
+    """Path and query."""
+    headers: Mapping[str, str]
+    """By name in small letters."""
+    body: bytes
+
+
+Rule = Callable[[Request], "Refusal | None"]
+"""What a store refuses."""
 
 
 Fault = Breakdown | Refusal
@@ -65,12 +87,18 @@ class FaultProxy:
         server: its URL.
         plan: what becomes of each request in the order of arrival, None for nothing; after its end, nothing.
         without: a header that is taken from each request, as by a store that does not know it.
+        rule: what is refused of the requests that the plan lets through.
     """
 
-    def __init__(self, server: str, plan: Iterable[Fault | None] = (), *, without: str = "") -> None:
+    def __init__(
+        self, server: str, plan: Iterable[Fault | None] = (), *, without: str = "", rule: Rule = lambda request: None
+    ) -> None:
         address = urlsplit(server)
         self.upstream = (str(address.hostname), int(address.port or 80))
         self.without = without
+        self.rule = rule
+        self.seen: list[Request] = []
+        """Requests that arrived whole, in their order."""
         self.requests: Counter[Fault | None] = Counter()
         """How many went through (None) or met each fault."""
         self.ended = threading.Event()
@@ -126,8 +154,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _handle(self, fault: Fault | None) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        request = Request(self.command, self.path, headers, body)
+        self.server.proxy.seen.append(request)
         if isinstance(fault, Refusal):
             self._refuse(fault)
+        elif fault is None and (refusal := self.server.proxy.rule(request)):
+            self._refuse(refusal)
         elif fault is Breakdown.LOST:
             self._reset()
         else:
@@ -158,9 +191,13 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def _refuse(self, refusal: Refusal) -> None:
-        text = f"<?xml version='1.0' encoding='UTF-8'?><Error><Code>{refusal.code}</Code><Message>No.</Message></Error>"
-        data = b"" if self.command == "HEAD" else text.encode()
+        region = f"<Region>{refusal.region}</Region>" if refusal.region else ""
+        error = f"<Error><Code>{refusal.code}</Code><Message>No.</Message>{region}</Error>"
+        text = f"<?xml version='1.0' encoding='UTF-8'?>{error}"
+        data = b"" if self.command == "HEAD" else (refusal.text or text).encode()
         self.send_response_only(refusal.status)
+        if refusal.date:
+            self.send_header("Date", refusal.date)
         self.send_header("Content-Type", "application/xml")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()

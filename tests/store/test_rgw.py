@@ -27,7 +27,7 @@ def url(request: pytest.FixtureRequest) -> str:
 @pytest.mark.parametrize(
     ("variable", "remedy"),
     [
-        ("AWS_SECRET_ACCESS_KEY", "the secret key is not that of the access key: check AWS_SECRET_ACCESS_KEY"),
+        ("AWS_SECRET_ACCESS_KEY", "the store computes another signature for the request: check the keys"),
         ("AWS_ACCESS_KEY_ID", "the store does not know the access key: check AWS_ACCESS_KEY_ID"),
     ],
 )

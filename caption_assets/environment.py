@@ -1,0 +1,92 @@
+"""Environment variables that look like settings of this project, but are not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+
+PREFIX = "CAPTION_"
+_HEAD = "CAPTION"
+_TYPO = 0.8
+"""Minimum likeness of a name to the one that it misspells: two swapped letters of five."""
+_HEAD_TYPO = 0.85
+"""Minimum likeness of a prefix to ours, where one letter is missing or too many."""
+_NEAR = 0.7
+"""Minimum likeness of a name to those suggested in its place: ``MAX_TOKENS`` has 0.74 to ``MAX_OUTPUT_TOKENS``."""
+_SUGGESTIONS = 3
+_SERVICE = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?$")
+"""Variables that Kubernetes sets in each pod for each Service of its namespace."""
+_SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
+"""Beginning of the value of ``<SERVICE>_PORT``, the one variable of a Service that its name alone does not identify."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownSetting:
+    """A variable that its name makes a setting, though there is no such setting."""
+
+    name: str
+    suggestions: tuple[str, ...]
+    """Variables of settings, the likeliest first. Empty if no name is near: the variable may be another program's."""
+
+
+def unknown_settings(environment: Mapping[str, str], known: Collection[str]) -> Iterator[UnknownSetting]:
+    """The variables with our prefix, or almost, that are not settings, sorted by name.
+
+    Variables of Kubernetes Services, empty variables, and other programs' variables with a similar prefix are left
+    out: a prefix that is not exactly ours must be followed by the name of a setting.
+
+    Args:
+        environment: the variables.
+        known: names of all variables of settings, such as ``CAPTION_MODEL``.
+    """
+    for name, value in sorted(environment.items()):
+        if value and name not in known and not _is_of_a_service(name, value):
+            suggestions = _suggestions(name, known)
+            if suggestions or name.startswith(PREFIX):
+                yield UnknownSetting(name, suggestions)
+
+
+def _is_of_a_service(name: str, value: str) -> bool:
+    return bool(_SERVICE.search(name)) or (name.endswith("_PORT") and bool(_SERVICE_ADDRESS.match(value)))
+
+
+def _suggestions(name: str, known: Collection[str]) -> tuple[str, ...]:
+    # Case, dashes, dots, missing and doubled underscores.
+    if same := [setting for setting in known if _letters(setting) == _letters(name)]:
+        return tuple(same)
+    head, _, rest = re.sub(r"[^A-Z0-9]+", "_", name.upper()).partition("_")
+    if not _is_head(head):
+        return ()
+    ours = head == _HEAD and name.isupper()
+    required, measure = (_NEAR, _likeness) if ours else (_TYPO, _likeness_of_letters)
+    scores = {setting: measure(rest, setting.removeprefix(PREFIX)) for setting in known}
+    near = sorted((setting for setting in known if scores[setting] >= required), key=lambda one: (-scores[one], one))
+    return tuple(near[:_SUGGESTIONS])
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[^A-Z0-9]", "", name.upper())
+
+
+def _is_head(head: str) -> bool:
+    """Whether a name's first word is ours, a longer form of it, or a misspelling: ``CAPTON``, but not ``CAPTAIN``."""
+    if head.startswith(_HEAD) or sorted(head) == sorted(_HEAD):
+        return True
+    if len(head) == len(_HEAD):
+        return sum(one != other for one, other in zip(head, _HEAD, strict=True)) == 1
+    return _likeness_of_letters(head, _HEAD) >= _HEAD_TYPO
+
+
+def _likeness(given: str, setting: str) -> float:
+    """Between 0 and 1; at least ``_NEAR`` where one name has all words of the other, whatever their order."""
+    letters = _likeness_of_letters(given, setting)
+    one, other = set(given.split("_")), set(setting.split("_"))
+    if one <= other or other <= one:
+        return max(letters, _NEAR + 0.2 * len(one & other) / len(one | other) + 0.1 * letters)
+    return letters
+
+
+def _likeness_of_letters(given: str, setting: str) -> float:
+    return SequenceMatcher(None, given, setting).ratio()

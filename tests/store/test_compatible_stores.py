@@ -1,0 +1,325 @@
+"""S3-compatible stores as they are: what they refuse, and who may read and write what."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
+
+import boto3
+import pytest
+from s3fs import S3FileSystem
+
+from caption_assets.clips.listing import list_clips
+from caption_assets.clips.manifest import probe_clips
+from caption_assets.clips.sandbox import Sandbox
+from caption_assets.clips.shard import find_shard, list_shards
+from caption_assets.clips.window import Windowing
+from caption_assets.models.mirror import publish
+from caption_assets.models.variants import find_variant
+from caption_assets.resources import build_storage
+from caption_assets.settings import Settings
+from caption_assets.store import s3
+from caption_assets.store.access import Access
+from caption_assets.store.failure import StoreError
+from caption_assets.store.root import Root
+from tests.models.hub_server import small_model
+from tests.store.conftest import Between
+from tests.store.fault_proxy import Refusal
+from tests.store.refusals import (
+    BULK_DELETE_REFUSALS,
+    CHECKSUM_REFUSALS,
+    for_keys,
+    has_checksum,
+    is_bulk_delete,
+    is_of,
+    public,
+    requester_pays,
+    without_bulk_delete,
+    without_checksums,
+)
+from tests.videos import counting_video
+
+pytestmark = pytest.mark.store
+
+
+def configure(monkeypatch: pytest.MonkeyPatch, folder: Path, text: str) -> None:
+    """Give botocore a configuration file and no keys in the environment."""
+    file = folder / "aws-config"
+    file.write_text(text)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(file))
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    S3FileSystem.clear_instance_cache()
+
+
+def two_profiles(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Profiles for a source and a root, whose access keys are called as they are."""
+    profiles = ("reader", "writer")
+    keys = "[profile {0}]\naws_access_key_id = {0}\naws_secret_access_key = planted-{0}\nregion = us-east-1\n"
+    configure(monkeypatch, folder, "".join(map(keys.format, profiles)))
+
+
+def bucket_of(url: str) -> str:
+    return url.split("/")[2]
+
+
+@pytest.fixture
+def source_url(s3_url: str) -> str:
+    """A bucket beside that of ``s3_url``."""
+    bucket = f"{bucket_of(s3_url)}-source"
+    boto3.client("s3").create_bucket(Bucket=bucket)
+    return f"s3://{bucket}/shards"
+
+
+@pytest.mark.parametrize("store", CHECKSUM_REFUSALS)
+def test_a_store_without_the_new_checksums_is_read_and_written(
+    s3_url: str, between: Between, tmp_path: Path, store: str
+) -> None:
+    proxy = between(rule=without_checksums(CHECKSUM_REFUSALS[store]))
+    root = Root.open(s3_url)
+    root.check_writable("CAPTION_ROOT")
+    root.write("deep/table", b"rows")
+    (tmp_path / "file").write_bytes(b"weights")
+    root.upload("deep/file", tmp_path / "file")
+    root.download("deep/file", tmp_path / "copy")
+    assert root.create("deep/lease", b"mine")
+    assert (root.read("deep/table"), (tmp_path / "copy").read_bytes()) == (b"rows", b"weights")
+    root.remove("deep/lease")
+    root.remove_folder("deep")
+    assert root.names("deep") == []
+    assert [request.target for request in proxy.seen if has_checksum(request) and not is_bulk_delete(request)] == []
+
+
+def test_a_large_file_is_sent_in_parts_without_the_new_checksums(s3_url: str, between: Between, tmp_path: Path) -> None:
+    proxy = between(rule=without_checksums(Refusal(400, "InvalidArgument")))
+    (tmp_path / "file").write_bytes(bytes(101 << 20))  # s3fs sends more than 100 MiB in parts
+    root = Root.open(s3_url)
+    root.upload("file", tmp_path / "file")
+    assert root.fs.size(root.full("file")) == 101 << 20
+    assert any("uploadId" in request.target for request in proxy.seen)
+
+
+@pytest.mark.parametrize("where", ["variable", "file"])
+def test_the_users_own_choice_of_checksums_is_kept(
+    s3_url: str, between: Between, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, where: str
+) -> None:
+    if where == "variable":
+        monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_supported")
+    else:
+        keys = "aws_access_key_id = test\naws_secret_access_key = test\n"
+        configure(monkeypatch, tmp_path, f"[default]\n{keys}request_checksum_calculation = when_supported\n")
+    proxy = between()
+    root = Root.open(s3_url)
+    root.write("file", b"data")
+    root.read("file")
+    assert [request.method for request in proxy.seen if has_checksum(request)] == ["PUT"]
+
+
+@pytest.mark.parametrize("store", BULK_DELETE_REFUSALS)
+def test_a_store_without_bulk_deletes_has_its_objects_deleted_one_by_one(
+    s3_url: str, between: Between, store: str
+) -> None:
+    root = Root.open(s3_url)
+    for number in range(3):
+        root.write(f"folder/deep/{number} & <more>", b"data")
+    root.write("folder-beside", b"data")
+    between(rule=without_bulk_delete(BULK_DELETE_REFUSALS[store]))
+    Root.open(s3_url).remove_folder("folder")
+    assert root.names("") == ["folder-beside"]
+
+
+def test_many_objects_are_deleted_in_several_requests(
+    s3_url: str, between: Between, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "BULK_DELETE", 2)
+    root = Root.open(s3_url)
+    for number in range(5):
+        root.write(f"folder/{number}", b"data")
+    proxy = between()
+    Root.open(s3_url).remove_folder("folder")
+    assert root.names("folder") == []
+    assert [request.method for request in proxy.seen if request.method != "GET"] == ["POST"] * 3
+
+
+def refused_by_a_bulk_delete(url: str) -> Refusal:
+    """An answer by which a bulk delete, done in part, names the object that it left."""
+    key = f"{url.split('/', 3)[3]}/folder/a"
+    error = f"<Error><Key>{key}</Key><Code>InternalError</Code><Message>No.</Message></Error>"
+    return Refusal(200, "", text=f"<DeleteResult>{error}</DeleteResult>")
+
+
+def test_what_a_bulk_delete_reports_as_left_is_deleted_alone(s3_url: str, between: Between) -> None:
+    root = Root.open(s3_url)
+    root.write("folder/a", b"data")
+    between(rule=lambda request: refused_by_a_bulk_delete(s3_url) if is_bulk_delete(request) else None)
+    Root.open(s3_url).remove_folder("folder")
+    assert root.names("folder") == []
+
+
+def test_what_cannot_be_deleted_at_all_is_told(s3_url: str, between: Between) -> None:
+    Root.open(s3_url).write("folder/a", b"data")
+
+    def locked(request: object) -> Refusal | None:
+        if request.method == "DELETE":  # type: ignore[attr-defined]
+            return Refusal(403, "AccessDenied")
+        return refused_by_a_bulk_delete(s3_url) if is_bulk_delete(request) else None  # type: ignore[arg-type]
+
+    between(rule=locked)
+    with pytest.raises(StoreError, match=rf"cannot remove {s3_url}/folder: these credentials may not do that"):
+        Root.open(s3_url).remove_folder("folder")
+
+
+def test_a_store_that_is_unwell_is_not_sent_single_deletes(s3_url: str, between: Between) -> None:
+    Root.open(s3_url).write("folder/a", b"data")
+    proxy = between(rule=lambda request: Refusal(500, "InternalError") if is_bulk_delete(request) else None)
+    with pytest.raises(StoreError, match="cannot remove"):
+        Root.open(s3_url, Access(attempts=2)).remove_folder("folder")
+    assert "DELETE" not in {request.method for request in proxy.seen}
+
+
+@pytest.mark.parametrize(
+    "refusal", [Refusal(501, "NotImplemented"), Refusal(400, "InvalidArgument"), Refusal(400, "InvalidRequest")]
+)
+def test_a_store_that_refuses_conditional_writes_is_detected(s3_url: str, between: Between, refusal: Refusal) -> None:
+    between(rule=lambda request: refusal if "if-none-match" in request.headers else None)
+    assert not Root.open(s3_url).honours_create()
+
+
+@pytest.mark.parametrize(
+    ("refusal", "told"),
+    [
+        (Refusal(403, "SignatureDoesNotMatch"), r"another signature .*check the keys .*the region .*a proxy"),
+        (Refusal(400, "AuthorizationHeaderMalformed", region="eu-west-9"), "set AWS_DEFAULT_REGION=eu-west-9"),
+        (Refusal(400, "AuthorizationHeaderMalformed"), "cannot use the request's authorization: check AWS_DEFAULT_REG"),
+    ],
+)
+def test_a_cause_is_named_only_where_it_is_known(s3_url: str, between: Between, refusal: Refusal, told: str) -> None:
+    between(rule=lambda request: refusal)
+    with pytest.raises(StoreError, match=told):
+        Root.open(s3_url).write("file", b"data")
+
+
+@pytest.mark.parametrize(("hours", "told"), [(-2, "ahead"), (30, "behind")])
+@pytest.mark.parametrize("code", ["SignatureDoesNotMatch", "AccessDenied", "RequestTimeTooSkewed"])
+def test_clocks_that_differ_are_known_by_the_answers_date(
+    s3_url: str, between: Between, hours: int, told: str, code: str
+) -> None:
+    date = format_datetime(datetime.now(UTC) + timedelta(hours=hours), usegmt=True)
+    between(rule=lambda request: Refusal(403, code, date=date))
+    expected = rf"this machine's clock and the store's differ: set this one's \(it is \d+ minutes {told}\)"
+    with pytest.raises(StoreError, match=expected):
+        Root.open(s3_url).write("file", b"data")
+    with pytest.raises(StoreError, match=expected):  # by a HEAD, whose answer has no code
+        Root.open(s3_url).exists("file")
+
+
+def put_shards(url: str, listed: str) -> None:
+    """A folder of one film, and a list of the same film and of one in another place."""
+    film = counting_video(frames=8)
+    source = Root.open(url)
+    source.write("folder/clip.mp4", film)
+    rows = [{"uri": "folder/clip.mp4"}, {"uri": listed}]
+    source.write("list.jsonl", "\n".join(map(json.dumps, rows)).encode())
+    for key in ("folder/clip.mp4", "list.jsonl"):  # moto lets nobody else read an object without a signature
+        bucket, prefix = source.path.split("/")
+        boto3.client("s3").put_object_acl(Bucket=bucket, Key=f"{prefix}/{key}", ACL="public-read")
+
+
+def unreadable(source: Root) -> list[str]:
+    """Errors of the source's clips, each probed in a worker process."""
+    with Sandbox(workers=1) as sandbox:
+        probed = [
+            clip
+            for key in ("folder", "list")
+            for clip in probe_clips(sandbox, source, find_shard(source, key), Windowing())
+        ]
+    assert len(probed) == 3
+    return [row.error for clip in probed for row in clip.rows if row.error]
+
+
+def test_a_public_source_is_read_without_credentials_and_the_root_written_with_them(
+    s3_url: str, source_url: str, between: Between, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_shards(source_url, f"{source_url}/folder/clip.mp4")
+    proxy = between(rule=public(bucket_of(source_url)))
+    with pytest.raises(Exception, match="the store does not know the access key"):
+        list_shards(build_storage(Settings(root=s3_url, source=source_url)).source())
+    storage = build_storage(Settings(root=s3_url, source=source_url, s3_anonymous=True))
+    assert unreadable(storage.source()) == []
+    storage.root().write("table", b"rows")
+    signed = [is_of(bucket_of(s3_url), request) for request in proxy.seen if "authorization" in request.headers]
+    assert all(signed[1:])
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    S3FileSystem.clear_instance_cache()
+    assert [shard.key for shard in list_shards(storage.source()).shards] == ["folder", "list"]
+
+
+def test_a_local_sources_lists_may_name_clips_of_a_public_bucket(
+    s3_url: str, source_url: str, between: Between, tmp_path: Path
+) -> None:
+    put_shards(source_url, f"{source_url}/folder/clip.mp4")
+    (tmp_path / "list.jsonl").write_text(json.dumps({"uri": f"{source_url}/folder/clip.mp4"}))
+    between(rule=public(bucket_of(source_url)))
+    source = build_storage(Settings(root=s3_url, source=str(tmp_path), s3_anonymous=True)).source()
+    [clip] = list_clips(source, find_shard(source, "list"))
+    assert clip.refusal is None
+
+
+def test_source_and_root_have_credentials_of_their_own(
+    s3_url: str, source_url: str, between: Between, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    put_shards(source_url, f"{source_url}/folder/clip.mp4")
+    key_of_bucket = {bucket_of(source_url): "reader", bucket_of(s3_url): "writer"}
+    between(rule=for_keys(**{bucket.replace("-", "_"): key for bucket, key in key_of_bucket.items()}))
+    two_profiles(monkeypatch, tmp_path)
+    settings = Settings(root=s3_url, source=source_url, source_profile="reader", root_profile="writer")
+    storage = build_storage(settings)
+    assert unreadable(storage.source()) == []
+    storage.root().write("table", b"rows")
+    with pytest.raises(Exception, match="these credentials may not do that there"):
+        list_shards(build_storage(settings.model_copy(update={"source_profile": "writer"})).source())
+    for shown in (repr(storage), repr(storage.root()), repr(storage.source().access), storage.model_dump_json()):
+        assert "planted" not in shown
+
+
+def test_a_model_in_object_storage_is_read_with_the_roots_credentials(
+    s3_url: str, between: Between, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    models = Root.open(s3_url)
+    for name, data in small_model().items():
+        models.write(f"models/small/{name}", data)
+    between(rule=for_keys(**{bucket_of(s3_url).replace("-", "_"): "writer"}))
+    two_profiles(monkeypatch, tmp_path)
+    variant = find_variant(f"{s3_url}/models/small", "v1")
+    root = build_storage(Settings(root=s3_url, root_profile="writer")).root()
+    assert publish(root, variant, tmp_path / "cache").size > 0
+
+
+def test_an_unknown_profile_is_told_with_its_settings(s3_url: str) -> None:
+    with pytest.raises(
+        StoreError, match=r"no such profile: correct AWS_PROFILE, CAPTION_ROOT_PROFILE or CAPTION_SOURCE"
+    ):
+        build_storage(Settings(root=s3_url, root_profile="nobody")).root()
+
+
+def test_a_profiles_endpoint_with_credentials_is_refused_and_not_repeated(
+    s3_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    configure(monkeypatch, tmp_path, "[profile odd]\nendpoint_url = http://me:planted@127.0.0.1\n")
+    with pytest.raises(StoreError, match="endpoint_url of the AWS profile 'odd' holds credentials") as refused:
+        Root.open(s3_url, Access(profile="odd"))
+    assert "planted" not in str(refused.value)
+
+
+def test_requests_to_a_source_whose_readers_are_charged_agree_to_it(
+    s3_url: str, source_url: str, between: Between
+) -> None:
+    put_shards(source_url, f"{source_url}/folder/clip.mp4")
+    between(rule=requester_pays(bucket_of(source_url)))
+    with pytest.raises(Exception, match="these credentials may not do that there"):
+        list_shards(build_storage(Settings(root=s3_url, source=source_url)).source())
+    storage = build_storage(Settings(root=s3_url, source=source_url, s3_requester_pays=True))
+    assert unreadable(storage.source()) == []
