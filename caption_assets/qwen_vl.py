@@ -164,33 +164,48 @@ class QwenVL:
         self._loop = self._keeper = None
 
     def generate(
-        self, videos: Sequence[Mapping[str, Any]], generate_stage2_caption: bool = False, batch_size: int = 16
+        self,
+        videos: Sequence[Mapping[str, Any]],
+        generate_stage2_caption: bool = False,
+        batch_size: int = 16,
+        *,
+        float_maximum: float = 255.0,
     ) -> list[str]:
         """Caption videos.
 
         Args:
             videos: one mapping each: ``prompt``, rendered by the model's chat template, and ``multi_modal_data`` with
                 ``video``: an array or tensor of (frames, channels, height, width) or (frames, height, width, channels),
-                uint8, or float from 0 to 255 or from 0 to 1; or a pair of that and a mapping with its ``fps``.
+                integers from 0 to 255, or floats from 0 to ``float_maximum``; or a pair of that and a mapping with its
+                ``fps``.
             generate_stage2_caption: whether to ask a second time, with the first caption in the prompt.
             batch_size: accepted as in the reference; there is no barrier between batches here.
+            float_maximum: value of full brightness in videos of floats: 255, as the reference's preparation gives them,
+                or 1.
 
         Returns:
             One caption for each video, in their order. The inputs stay as they are.
 
         Raises:
-            ValueError: if a video or prompt is not as above, or there is no place in it for the second prompt.
-            CaptionsIncomplete: if some videos got no caption, also if the engine died too often; it holds the others'.
+            CaptionsIncomplete: if some videos got no caption: a video or prompt is not as above, there is no place in
+                it for the second prompt, a request fails, or the engine crashes too often. It holds all other captions.
         """
         if self._loop is None or self._keeper is None:
             raise RuntimeError("call setup() before generate()")
-        inputs = [self._checked(self._keeper.engine, video, generate_stage2_caption) for video in videos]
+        inputs: list[_Input | str] = []
+        for video in videos:
+            try:
+                inputs.append(self._checked(self._keeper.engine, video, generate_stage2_caption, float_maximum))
+            except (KeyError, TypeError, ValueError) as error:
+                inputs.append(f"{type(error).__name__}: {error}")
         return self._loop.run(self._generate(self._keeper, inputs, generate_stage2_caption))
 
-    def _checked(self, engine: CaptionEngine, video: Mapping[str, Any], with_stage2: bool) -> _Input:
+    def _checked(
+        self, engine: CaptionEngine, video: Mapping[str, Any], with_stage2: bool, float_maximum: float
+    ) -> _Input:
         given = video["multi_modal_data"]["video"]
         pixels, metadata = given if isinstance(given, tuple) else (given, {})
-        frames = as_frames(pixels)
+        frames = as_frames(pixels, float_maximum)
         prompt = str(video["prompt"])
         if with_stage2:
             second_prompt(prompt, "")
@@ -228,13 +243,13 @@ class QwenVL:
         """Tokens beside the video: of the prompt, and of two captions, one of which may be in the second prompt."""
         return engine.text_tokens(prompt) + engine.text_tokens(self.stage2_prompt_text) + 2 * self.max_output_tokens
 
-    async def _generate(self, keeper: EngineKeeper, inputs: Sequence[_Input], with_stage2: bool) -> list[str]:
+    async def _generate(self, keeper: EngineKeeper, inputs: Sequence[_Input | str], with_stage2: bool) -> list[str]:
         engine, special = keeper.engine, keeper.engine.special_tokens
         admission = Admission(engine.capacity)
         generation = Generation(max_output_tokens=self.max_output_tokens)
         captions: list[str | None] = [None] * len(inputs)
         stage1: list[str | None] = [None] * len(inputs)
-        errors: dict[int, str] = {}
+        errors = {number: video for number, video in enumerate(inputs) if isinstance(video, str)}
 
         async def one(number: int, video: _Input) -> None:
             count, height, width, _ = video.frames.pixels.shape
@@ -250,7 +265,10 @@ class QwenVL:
                         request.video_id, video.frames, prompt, generation, stage=2, seen=True, replica=number
                     )
                     caption = (await keeper.complete(again)).text
-                captions[number] = caption
+                if caption:
+                    captions[number] = caption
+                else:
+                    errors[number] = "the model ended its answer without a word"
             except (RequestFailed, EngineError) as error:  # the latter all get that are left
                 errors[number] = str(error)
             finally:
@@ -258,7 +276,8 @@ class QwenVL:
 
         async with asyncio.TaskGroup() as group:
             for number, video in enumerate(inputs):
-                group.create_task(one(number, video))
+                if isinstance(video, _Input):
+                    group.create_task(one(number, video))
         if errors:
             raise CaptionsIncomplete(captions, stage1, errors)
         return [caption for caption in captions if caption is not None]
@@ -282,8 +301,12 @@ def second_prompt(prompt: str, text: str) -> str:
     )
 
 
-def as_frames(pixels: Any) -> NDArray[np.uint8]:
+def as_frames(pixels: Any, float_maximum: float = 255.0) -> NDArray[np.uint8]:
     """Frames as uint8 (frames, height, width, 3), an even number of them: an odd one out is shown twice.
+
+    Args:
+        pixels: array or tensor of (frames, 3, height, width) or (frames, height, width, 3).
+        float_maximum: value of full brightness if they are floats.
 
     Raises:
         ValueError: if the shape or the values are not those of a video.
@@ -294,10 +317,13 @@ def as_frames(pixels: Any) -> NDArray[np.uint8]:
     if frames.shape[3] != 3:
         frames = frames.transpose(0, 2, 3, 1)
     if frames.dtype != np.uint8:
-        if not np.isfinite(frames).all() or frames.min() < 0 or frames.max() > 255:
-            raise ValueError("a video's values must lie between 0 and 255 (or 0 and 1): do not normalise them")
-        scale = 255.0 if np.issubdtype(frames.dtype, np.floating) and frames.max() <= 1 else 1.0
-        frames = np.rint(frames * scale).astype(np.uint8)
+        maximum = float_maximum if np.issubdtype(frames.dtype, np.floating) else 255
+        if not np.isfinite(frames).all() or frames.min() < 0 or frames.max() > maximum:
+            raise ValueError(
+                f"a video's values must lie between 0 and {maximum:g}, and reach from {frames.min():g} to "
+                f"{frames.max():g}: do not normalise them, or give float_maximum"
+            )
+        frames = np.rint(frames * (255 / maximum)).astype(np.uint8)
     if len(frames) % 2:
         frames = np.concatenate([frames, frames[-1:]])
     return np.ascontiguousarray(frames)

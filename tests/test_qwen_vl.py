@@ -83,11 +83,15 @@ def test_where_there_is_no_place_for_it_the_same_prompt_is_not_asked_twice(promp
 def test_every_form_of_frames_gives_the_same_pictures() -> None:
     thwc = np.random.default_rng(0).integers(0, 256, (4, 28, 56, 3), dtype=np.uint8)
     tchw = thwc.transpose(0, 3, 1, 2)
-    forms = [thwc, tchw, tchw.astype(np.float32), tchw.astype(np.float64) / 255, torch.from_numpy(tchw.copy()).float()]
-    for form in forms:
-        frames = as_frames(form)
+    forms = [thwc, tchw, tchw.astype(np.float32), torch.from_numpy(tchw.copy()).float(), tchw.astype(np.int64)]
+    for frames in [*map(as_frames, forms), as_frames(tchw.astype(np.float64) / 255, float_maximum=1)]:
         assert frames.dtype == np.uint8
         np.testing.assert_array_equal(frames, thwc)
+
+
+@pytest.mark.fast
+def test_a_nearly_black_video_of_floats_stays_nearly_black() -> None:
+    assert as_frames(np.full((2, 3, 28, 28), 0.6, np.float32)).max() == 1
 
 
 @pytest.mark.fast
@@ -134,6 +138,15 @@ def test_an_engine_that_dies_for_good_leaves_what_was_captioned(on_a_stand_in: Q
     with pytest.raises(CaptionsIncomplete, match=r"1 of 2 videos.*CAPTION_MAX_ENGINE_RESTARTS") as raised:
         on_a_stand_in.generate([blank("one"), blank("deadly")])
     assert raised.value.captions == ["caption of one", None]
+
+
+@pytest.mark.fast
+def test_a_video_that_is_refused_costs_no_other_its_caption(on_a_stand_in: QwenVL) -> None:
+    none: dict[str, Any] = {"prompt": "two", "multi_modal_data": {}}
+    with pytest.raises(CaptionsIncomplete, match=r"2 of 4 videos.*number 1.*video") as raised:
+        on_a_stand_in.generate([blank("one"), none, blank("three", size=(30, 56)), blank("four")])
+    assert raised.value.captions == ["caption of one", None, None, "caption of four"]
+    assert "56x30" in raised.value.errors[2]
 
 
 @pytest.mark.fast
@@ -241,7 +254,7 @@ def test_frames_of_any_size_are_scaled_where_the_model_preprocesses(
     model: QwenVL, films: list[tuple[SampleClip, bytes]]
 ) -> None:
     odd = inputs(films, GENERAL.stage1, size=(150, 190))
-    with pytest.raises(ValueError, match=r"190x150.*28"):
+    with pytest.raises(CaptionsIncomplete, match=r"190x150.*28"):
         model.generate(odd)
     model.model_does_preprocess = True
     try:

@@ -18,7 +18,7 @@ from uuid import uuid4
 
 from caption_assets.captioning.admission import Load
 from caption_assets.captioning.budget import FrameGrid, patch_times, visual_tokens
-from caption_assets.captioning.prompts import neutralise
+from caption_assets.captioning.prompts import neutralise, structural_tokens
 from caption_assets.captioning.recipe import Generation, Recipe
 from caption_assets.captioning.request import Completion, Request, RequestFailed
 from caption_assets.clips.decode import Frames
@@ -262,8 +262,8 @@ class CaptionEngine:
 
     @cached_property
     def special_tokens(self) -> frozenset[str]:
-        """What the tokenizer reads as one token wherever it stands in a text."""
-        return frozenset(self._llm.get_tokenizer().get_added_vocab())
+        """Tokens that structure a prompt, to be broken up in texts."""
+        return structural_tokens(self._llm.get_tokenizer())
 
     @property
     def context(self) -> int:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import Any
 
 CAPTION_SLOT = "{caption}"
 """Where the stage-1 caption goes in a stage-2 text. Replaced plainly: a caption may hold braces and backslashes."""
@@ -82,6 +83,16 @@ SURVEILLANCE = Prompt(
 )
 PROMPTS = {prompt.name: prompt for prompt in (GENERAL, DRIVING, SURVEILLANCE)}
 """The prompts that come with the project, by name."""
+
+
+def structural_tokens(tokenizer: Any) -> frozenset[str]:
+    """Tokens of a Hugging Face tokenizer that structure a prompt wherever they stand in a text.
+
+    Those are its special tokens and what it has added in angle brackets, as Qwen3's ``<think>``. A plain word that a
+    fine-tune has added is none.
+    """
+    added = tokenizer.added_tokens_decoder.values()
+    return frozenset(token.content for token in added if token.special or token.content.startswith("<"))
 
 
 def neutralise(text: str, special: Collection[str]) -> str:

@@ -213,6 +213,8 @@ class Captioner:
         run.attempts = 0
         try:
             best = await self._best(stage, run, instruction, prompt.stage1 if stage == 1 else prompt.stage2)
+            if not best.answer.text:
+                raise RequestFailed("empty_answer", "the model ended its answer without a word, each time it was asked")
         except RequestFailed as error:
             return replace(row, error_kind=error.kind, error=str(error), attempts=tried + run.attempts)
         return replace(

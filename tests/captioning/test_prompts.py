@@ -1,8 +1,11 @@
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
-from caption_assets.captioning.prompts import CAPTION_SLOT, GENERAL, PROMPTS, Prompt, neutralise
+from caption_assets.captioning.prompts import CAPTION_SLOT, GENERAL, PROMPTS, Prompt, neutralise, structural_tokens
 
 pytestmark = pytest.mark.fast
 
@@ -50,3 +53,11 @@ def test_no_special_token_is_left_in_a_neutralised_text_and_nothing_is_lost(text
 def test_a_text_without_special_tokens_stays_as_it_is() -> None:
     assert neutralise("a < b |> {x} <|im|>", SPECIAL) == "a < b |> {x} <|im|>"
     assert neutralise("x", ()) == "x"
+
+
+def test_words_that_a_fine_tune_has_added_to_its_tokenizer_are_left_alone(model_folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    tokenizer.add_tokens(["pedestrian", "<think>"])
+    found = structural_tokens(tokenizer)
+    assert {"<|im_end|>", "<think>"} <= found
+    assert neutralise("each pedestrian", found) == "each pedestrian"

@@ -258,6 +258,24 @@ def test_a_stage_2_that_fails_leaves_the_stage_1_caption(
     assert (done.stage2.status, done.stage2.error) == (Status.FAILED, "no second stage")
 
 
+def test_an_empty_answer_is_asked_again_freely_and_then_a_failure_that_stage_2_is_not_built_upon(
+    keeper: EngineKeeper, ask: Ask[Any], sample_data: Path
+) -> None:
+    """The prompt holds the whole answer already, so that the model has nothing left but to end it."""
+    [right] = ask(caption_all(keeper, RECIPE, [first_task(sample_data)], with_stage2=False))
+
+    class Answered(Refusing):
+        async def complete(self, request: Request) -> Completion:
+            return await super().complete(replace(request, prompt=request.prompt + right.stage1.caption))
+
+    answered = Answered(keeper)
+    deterministic = replace(RECIPE, generation=DETERMINISTIC, regenerations=1)
+    [done] = ask(caption_all(answered, deterministic, [first_task(sample_data)]))
+    assert (done.stage1.status, done.stage1.error_kind, done.stage1.caption) == (Status.FAILED, "empty_answer", None)
+    assert done.stage1.attempts == len(answered.asked) == 2
+    assert (done.stage2.status, done.stage2.caption) == (Status.FAILED, None)
+
+
 def test_a_prompt_that_leaves_no_room_for_the_video_is_a_row_that_says_so(
     keeper: EngineKeeper, ask: Ask[Any], sample_data: Path
 ) -> None:
