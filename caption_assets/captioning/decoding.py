@@ -96,7 +96,7 @@ class SandboxDecoder:
 def _read(task: Task) -> Buffer:
     data = task.read()
     if not data:
-        raise UnreadableClip("not_a_video", "the file is empty")
+        raise UnreadableClip("empty", "the file is empty")
     buffer = Buffer(len(data))
     buffer.memory[:] = data
     return buffer

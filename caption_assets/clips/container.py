@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
 import av
+from av import Packet, VideoFrame
 from av.container import InputContainer
+from av.stream import Disposition
+from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
-FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,gif"
-"""Containers that may be opened. Others are refused: an ffconcat list, say, would make FFmpeg open local files."""
+from caption_assets.clips import boxes, ebml
+from caption_assets.clips.display import UPRIGHT, Orientation, frame_orientation
+from caption_assets.clips.matrix import REFUSED
+from caption_assets.clips.scrambling import asf_protection, is_scrambled, is_scrambled_program
+from caption_assets.clips.signature import HEAD_BYTES, image_of, kind_of
+from caption_assets.clips.track import PLAIN, ByteRanges, OpenFile, Track
+
+FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,gif,apng,mxf,nut,dv,ivf,obu,yuv4mpegpipe,"
+    "h264,hevc,m4v,mpegvideo"
+)
+"""Containers, and streams without one, that may be opened. Others are refused: an ffconcat list, say, would make FFmpeg
+open local files."""
+
+STILLS = frozenset({"mjpeg", "png", "bmp", "tiff", "webp", "gif", "jpeg2000", "targa"})
+"""Codecs, by FFmpeg's names, of a track that is a cover picture where the file has a film as well."""
+NOT_SHOWN = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image | Disposition.dependent
+"""What a file says of tracks that players do not show as its film."""
+ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+"""Decoders of transparency in WebM, which lies beside the pictures; FFmpeg's own leave it out."""
 
 MAX_PIXELS = 8192 * 8192
 """Pixels of a frame that are still decoded: a file of 64 KB can declare 16k x 16k, for 1.2 GB of memory."""
@@ -22,6 +44,10 @@ MAX_SIDE = 16384
 
 DECODER = {"max_pixels": str(MAX_PIXELS), "threads": "1"}
 """Options of every decoder. One thread: clips side by side beat threads within one (2.30 to 1.53 clips a second)."""
+
+FIRST_PACKETS = 600
+"""Packets in which a picture is looked for that can be decoded: the 20 s that the longest groups of pictures last in
+broadcasts and surveillance."""
 
 BROKEN = (av.FFmpegError, OSError, ValueError, IndexError)
 """What PyAV raises over damaged files: its own errors, and bare ones out of opening and demuxing."""
@@ -42,7 +68,7 @@ class UnreadableClip(Exception):
 
 @contextmanager
 def open_video(file: bytes | BinaryIO) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """Open a clip and yield the container and its best video stream.
+    """Open a clip and yield the container and the video stream that players show.
 
     Args:
         file: the clip's bytes, or a binary file that can be read and sought.
@@ -50,18 +76,89 @@ def open_video(file: bytes | BinaryIO) -> Iterator[tuple[InputContainer, VideoSt
     Raises:
         UnreadableClip: if FFmpeg finds no container or no video in it, or fails within the block.
     """
-    with _open_container(BytesIO(file) if isinstance(file, bytes) else file) as container:
+    opened = BytesIO(file) if isinstance(file, bytes) else file
+    with _open_container(opened) as container:
         try:
-            yield container, _video_stream(container)
+            yield container, _video_stream(opened, container)
         except BROKEN as error:
             raise UnreadableClip("damaged", f"the file is damaged: its video breaks off ({detail(error)})") from error
 
 
+def read_track(file: bytes | BinaryIO, stream: VideoStream) -> Track:
+    """What the container says of a stream beside what PyAV tells.
+
+    Args:
+        file: the clip's bytes, or a binary file, which is left at the position that it has.
+        stream: of the open container.
+    """
+    ranges = _ranges(BytesIO(file) if isinstance(file, bytes) else file)
+    name = stream.container.format.name
+    if name.startswith("mov"):
+        index = boxes.read_index(ranges)
+        return index.tracks.get(stream.id, PLAIN) if index else PLAIN
+    if name.startswith("matroska"):
+        films = [other for other in stream.container.streams.video if not other.disposition & Disposition.attached_pic]
+        tracks = ebml.read_tracks(ranges)
+        return tracks[films.index(stream)] if stream in films and len(tracks) == len(films) else PLAIN
+    return PLAIN
+
+
+def first_orientation(
+    stream: VideoStream, packets: Iterator[Packet[VideoStream]]
+) -> tuple[list[Packet[VideoStream]], Orientation]:
+    """The orientation of a stream's first picture that can be decoded, and the packets that it took.
+
+    Args:
+        stream: whose decoder is as it was when the container was opened, and is so again afterwards.
+        packets: of the stream, from its first.
+    """
+    context, taken = stream.codec_context, []
+    try:
+        for packet in itertools.islice(packets, FIRST_PACKETS):
+            taken.append(packet)
+            if packet.is_discard:
+                continue
+            frames = _frames(context, packet)
+            if not frames and sum(not one.is_discard for one in taken) == 1:  # mostly it is a keyframe, and held back
+                frames = _frames(context, None)
+                context.flush_buffers()
+                _frames(context, packet)
+            if frames:
+                return taken, frame_orientation(frames[0])
+        last = _frames(context, None)
+        return taken, frame_orientation(last[0]) if last else UPRIGHT
+    finally:
+        context.flush_buffers()
+
+
+def _frames(context: VideoCodecContext, packet: Packet[VideoStream] | None) -> list[VideoFrame]:
+    try:
+        return context.decode(packet)
+    except BROKEN:
+        return []
+
+
+def decoder(stream: VideoStream) -> VideoCodecContext:
+    """The decoder of a stream: its own, or one that decodes transparency as well."""
+    codec = stream.codec_context.codec.canonical_name
+    if stream.metadata.get("alpha_mode") != "1" or codec not in ALPHA_DECODERS:
+        return stream.codec_context
+    context = av.CodecContext.create(ALPHA_DECODERS[codec], "r")
+    assert isinstance(context, VideoCodecContext)
+    context.options = dict(DECODER)
+    return context
+
+
+def _ranges(file: BinaryIO) -> ByteRanges:
+    return file if isinstance(file, ByteRanges) else OpenFile(file)
+
+
 def _open_container(file: BinaryIO) -> InputContainer:
-    head = file.read(32)
-    file.seek(0)
+    head = OpenFile(file).read_range(0, HEAD_BYTES)
     if not head:
-        raise UnreadableClip("not_a_video", "the file is empty")
+        raise UnreadableClip("empty", "the file is empty")
+    if picture := image_of(head):
+        raise UnreadableClip("image", f"the file is {picture}, not a video")
     try:
         return av.open(
             file,
@@ -71,20 +168,23 @@ def _open_container(file: BinaryIO) -> InputContainer:
             metadata_errors="replace",
         )
     except BROKEN as error:
-        if b"ftyp" in head:
+        if b"ftyp" in head[:32]:
             raise UnreadableClip(
                 "damaged",
                 f"the file begins as MP4 but its index (moov) is missing or broken: is it cut off? ({detail(error)})",
             ) from error
-        raise UnreadableClip("not_a_video", f"the file cannot be read as a video ({detail(error)})") from error
+        kind, name = kind_of(head)
+        raise UnreadableClip(kind, f"the file cannot be read as a video: it is {name} ({detail(error)})") from error
 
 
-def _video_stream(container: InputContainer) -> VideoStream:
+def _video_stream(file: BinaryIO, container: InputContainer) -> VideoStream:
     if all(stream.type == "data" for stream in container.streams):
         raise UnreadableClip("damaged", "the file's index describes no picture or sound: it is cut off")
-    stream = container.streams.best("video")
-    if not isinstance(stream, VideoStream):
-        raise UnreadableClip("no_video_stream", "the file has no video stream")
+    films = [stream for stream in container.streams.video if not stream.disposition & NOT_SHOWN]
+    if not films:
+        _refuse_without_film(container)
+    stream = min(films, key=lambda film: _order(film, films))
+    _refuse_encrypted(file, stream)
     if stream.codec_context is None:
         raise UnreadableClip("unknown_codec", "there is no decoder for the file's video: convert it, say to H.264")
     if not stream.codec_context.width:  # FFmpeg says 0 where a decoder refused the size
@@ -92,8 +192,52 @@ def _video_stream(container: InputContainer) -> VideoStream:
             "too_large", f"the video's size cannot be told, or is more than the {MAX_PIXELS:,} pixels that are decoded"
         )
     check_size(stream.codec_context.width, stream.codec_context.height)
+    if (matrix := stream.codec_context.colorspace) in REFUSED:
+        raise UnreadableClip(
+            "unknown_colours", f"the video's colours are coded as {REFUSED[matrix]}: convert it, say to BT.709"
+        )
     stream.codec_context.options = dict(DECODER)  # of its own; and a stream may grow midway
     return stream
+
+
+def _order(stream: VideoStream, films: Sequence[VideoStream]) -> tuple[bool, ...]:
+    """The lower, the sooner players show it; of equal streams, they show the first in the file."""
+    codec = _codec(stream.codec_context)
+    return (
+        codec is None,
+        not stream.frames and any(film.frames for film in films),  # an index without frames
+        codec in STILLS and stream.frames <= 1,
+        not stream.disposition & Disposition.default,
+    )
+
+
+def _codec(context: VideoCodecContext | None) -> str | None:
+    """FFmpeg's name of a codec; None where it has no decoder."""
+    return context.codec.canonical_name if context else None
+
+
+def _refuse_without_film(container: InputContainer) -> NoReturn:
+    if container.streams.audio:
+        raise UnreadableClip("audio_only", "the file holds sound and no video")
+    if container.streams.video:
+        raise UnreadableClip("image", "the file holds still pictures and no video")
+    raise UnreadableClip("no_video_stream", "the file has no video stream")
+
+
+def _refuse_encrypted(file: BinaryIO, stream: VideoStream) -> None:
+    ranges, name = _ranges(file), stream.container.format.name
+    track = read_track(file, stream)
+    if track.drm:
+        raise UnreadableClip("drm", "the video is protected by FairPlay: only Apple's players have the key")
+    scheme = track.encryption
+    if name == "mpegts" and is_scrambled(ranges, stream.id):
+        scheme = "transport stream scrambling"
+    elif name == "mpeg" and is_scrambled_program(ranges):
+        scheme = "CSS, as on a DVD"
+    if scheme:
+        raise UnreadableClip("encrypted", f"the video is encrypted ({scheme}): decrypt it")
+    if name == "asf" and (protection := asf_protection(ranges)):
+        raise UnreadableClip("drm", f"the video is protected by {protection}: give a file without protection")
 
 
 def check_size(width: int, height: int) -> None:

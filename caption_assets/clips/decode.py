@@ -15,8 +15,8 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from caption_assets.clips import av1, parameter_sets
-from caption_assets.clips.container import BROKEN, UnreadableClip, detail, open_video
-from caption_assets.clips.picture import RGB, Renderer, stack
+from caption_assets.clips.container import BROKEN, UnreadableClip, decoder, detail, open_video, read_track
+from caption_assets.clips.picture import Picture, Renderer
 from caption_assets.clips.plan import SKIPPABLE, PacketFacts, Plan, Step, lean_plan, whole_plan
 from caption_assets.clips.sampling import frame_times
 from caption_assets.clips.stamps import shown_stamps, stamped
@@ -33,20 +33,22 @@ class Frames:
     fps: float
     """Frames per second of the chosen frames, not of the source: it sets the model's temporal positions."""
     interlaced: bool = False
-    """Whether any of them is woven of two fields of different moments. They are not deinterlaced."""
+    """Whether any of them is one field of two, of different moments."""
+    padded: int = 0
+    """Number of frames that have another shape than the clip, with black bars beside them."""
 
 
 def decode(data: bytes, start: int, end: int, count: int, size: tuple[int, int] | None) -> Frames:
     """Decode ``count`` frames of the window from frame ``start`` to before frame ``end``.
 
-    Pictures are turned upright as the file asks, their pixels made square, HDR mapped to SDR.
+    Pictures are those that a player shows: see ``picture``.
 
     Args:
         data: the whole clip.
         start: first frame of the window, in order of presentation.
         end: one past its last frame.
         count: frames wanted, at least 2, spread evenly over the window's time, its first and last frame included.
-        size: height and width of the upright pictures, in pixels; None for those at which the first is displayed.
+        size: height and width of the upright pictures, in pixels; None for those at which the clip is displayed.
 
     Raises:
         UnreadableClip: if the clip, or one of the wanted frames, cannot be decoded.
@@ -60,16 +62,17 @@ def decode(data: bytes, start: int, end: int, count: int, size: tuple[int, int] 
         shown = shown_at([(stamp - stamps[0]) * base for stamp in stamps[start:end]], count)
         indices = tuple(start + index for index in shown)
         chosen = [stamps[index] for index in indices]
-        shots, errors = _shoot(stream, packets, set(chosen), size)
+        shots, errors = _shoot(stream, packets, set(chosen), Renderer(stream, read_track(data, stream), size))
     if missing := sorted({index for index, stamp in zip(indices, chosen, strict=True) if stamp not in shots}):
         reason = f" ({errors[0]})" if errors else ""
         raise UnreadableClip("damaged", f"frames {missing} of the clip cannot be decoded: the file is damaged{reason}")
     seconds = (chosen[-1] - chosen[0]) * base
     return Frames(
-        pixels=stack([shots[stamp].picture for stamp in chosen]),
+        pixels=np.stack([shots[stamp].picture.pixels for stamp in chosen]),
         indices=indices,
         fps=(count - 1) / seconds if seconds > 0 else 1.0,
         interlaced=any(shot.interlaced for shot in shots.values()),
+        padded=sum(shots[stamp].picture.padded for stamp in chosen),
     )
 
 
@@ -89,7 +92,7 @@ def shown_at(times: Sequence[float], count: int) -> tuple[int, ...]:
 class _Shot:
     """A wanted frame, decoded."""
 
-    picture: RGB
+    picture: Picture
     interlaced: bool
 
 
@@ -99,7 +102,7 @@ def _stamp(packet: Packet[VideoStream]) -> int | None:
 
 
 def _shoot(
-    stream: VideoStream, packets: Sequence[Packet[VideoStream]], wanted: set[int], size: tuple[int, int] | None
+    stream: VideoStream, packets: Sequence[Packet[VideoStream]], wanted: set[int], renderer: Renderer
 ) -> tuple[dict[int, _Shot], list[str]]:
     """The wanted frames by stamp, as far as they can be decoded, and what went wrong."""
     codec = stream.codec_context.codec.canonical_name
@@ -109,11 +112,11 @@ def _shoot(
         for packet, is_referred in zip(packets, referred, strict=False)
     ]
     if codec in SKIPPABLE and parameter_sets.are_at_hand(stream, packets):
-        shots, errors = _follow(lean_plan(facts, wanted), stream, packets, wanted, size)
+        shots, errors = _follow(lean_plan(facts, wanted), stream, packets, wanted, renderer)
         if len(shots) == len(wanted):
             return shots, errors
         # A file may be wrong about its key frames, or have none (gradual refresh): only the whole of it tells.
-    return _follow(whole_plan(facts, wanted), stream, packets, wanted, size)
+    return _follow(whole_plan(facts, wanted), stream, packets, wanted, renderer)
 
 
 def _follow(
@@ -121,14 +124,13 @@ def _follow(
     stream: VideoStream,
     packets: Sequence[Packet[VideoStream]],
     wanted: set[int],
-    size: tuple[int, int] | None,
+    renderer: Renderer,
 ) -> tuple[dict[int, _Shot], list[str]]:
     """What ``_shoot`` does, by one plan; nothing, where the plan enters at a frame that is no key frame after all."""
     shots: dict[int, _Shot] = {}
     errors: list[str] = []
     entered = set()
-    renderer = Renderer(stream, size)
-    for frame in _frames(stream.codec_context, packets, plan.steps, errors):
+    for frame in _frames(decoder(stream), packets, plan.steps, errors):
         if frame.key_frame and frame.pict_type == PictureType.I:
             entered.add(frame.pts)
         if frame.pts in wanted and not frame.is_corrupt:

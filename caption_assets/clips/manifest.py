@@ -168,6 +168,7 @@ def _window_rows(row: ManifestRow, found: Probe, windowing: Windowing) -> Iterat
             width=found.width,
             height=found.height,
             rotation=found.rotation,
+            mirrored=found.mirrored,
             pixel_format=found.pixel_format,
             bit_depth=found.bit_depth,
             interlaced=found.interlaced,

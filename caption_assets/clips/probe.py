@@ -12,10 +12,14 @@ from av.container import InputContainer
 from av.packet import Packet
 from av.video.stream import VideoStream
 
+from caption_assets.clips import sei
 from caption_assets.clips.boxes import read_index
-from caption_assets.clips.container import BROKEN, UnreadableClip, check_size, open_video
+from caption_assets.clips.container import UnreadableClip, check_size, first_orientation, open_video, read_track
+from caption_assets.clips.display import UPRIGHT, Orientation
+from caption_assets.clips.picture import displayed_size
 from caption_assets.clips.reader import SpanFile
 from caption_assets.clips.stamps import INTERLACED, shown_stamps, stamped
+from caption_assets.clips.track import Track
 
 JITTER_SECONDS = 0.002
 """By how much frame intervals may differ in a clip of constant rate: containers round a frame's time to ticks of 1 ms
@@ -51,6 +55,8 @@ class Probe:
     """Pixels as decoded."""
     rotation: int
     """Degrees counter-clockwise by which decoded frames are to be turned: 0, 90, 180 or 270."""
+    mirrored: bool
+    """Whether left and right of decoded frames change places before that."""
     pixel_format: str | None
     """FFmpeg's name; None if it cannot decode the clip."""
     bit_depth: int | None
@@ -91,12 +97,14 @@ def probe(file: bytes | SpanFile, limits: Limits = LIMITS) -> Probe:
         UnreadableClip: if there is no video in it, or it is beyond the limits.
     """
     with _open(file) as (container, stream):
-        check_size(*_displayed(stream, rotation=0))
+        track = read_track(file if isinstance(file, bytes) else cast(BinaryIO, file), stream)
+        check_size(*_displayed(stream, track, UPRIGHT))
         packets = container.demux(stream)
-        head = [next(packets)]  # there is one at least, which is empty and ends the stream
-        while head[-1].is_discard:
-            head.append(next(packets))
-        return _described(container, stream, _rotation(head[-1]), itertools.chain(head, packets), limits)
+        head: list[Packet[VideoStream]] = []
+        turn = track.orientation or UPRIGHT
+        if turn == UPRIGHT:  # else the container's goes before the stream's own
+            head, turn = first_orientation(stream, packets)
+        return _described(container, stream, track, turn, itertools.chain(head, packets), limits)
 
 
 def probe_by_ranges(file: SpanFile, limits: Limits = LIMITS) -> Probe:
@@ -116,12 +124,17 @@ def probe_by_ranges(file: SpanFile, limits: Limits = LIMITS) -> Probe:
     try:
         for _ in range(2):
             with _open(file) as (container, stream):
-                if not stream.frames or not stream.index_entries or stream.id not in index.rotations:
+                if not stream.frames or not stream.index_entries or stream.id not in index.tracks:
                     break
-                check_size(*_displayed(stream, rotation=0))
+                track = index.tracks[stream.id]
+                turn = track.orientation or UPRIGHT
+                check_size(*_displayed(stream, track, UPRIGHT))
                 start, size = stream.index_entries[0].pos, stream.index_entries[0].size
-                if file.holds(start, start + min(size, FIRST_BYTES)) and stream.codec_context.pix_fmt:
-                    return _described(container, stream, index.rotations[stream.id], container.demux(stream), limits)
+                first = min(size, FIRST_BYTES)
+                if file.holds(start, start + first) and stream.codec_context.pix_fmt:
+                    if turn == UPRIGHT and _is_oriented(stream, file.read_range(start, start + first)):
+                        break
+                    return _described(container, stream, track, turn, container.demux(stream), limits)
             file.hold(start, start + size)  # FFmpeg wants to see the first frame
     finally:
         file.hollow = False
@@ -136,28 +149,24 @@ def _open(file: bytes | SpanFile) -> Iterator[tuple[InputContainer, VideoStream]
         yield container, stream
 
 
-def _displayed(stream: VideoStream, rotation: int) -> tuple[int, int]:
-    """Width and height of the stream's pictures with square pixels, turned by ``rotation`` degrees."""
+def _displayed(stream: VideoStream, track: Track, turn: Orientation) -> tuple[int, int]:
+    """Width and height of the stream's pictures as they are displayed."""
     context = stream.codec_context
-    size = max(round(context.width * (stream.sample_aspect_ratio or 1)), 1), context.height
-    return size if rotation % 180 == 0 else size[::-1]
+    return displayed_size(context.width, context.height, track, stream.sample_aspect_ratio, turn)
 
 
-def _rotation(packet: Packet[VideoStream]) -> int:
-    """By how many degrees counter-clockwise frames are to be turned; 0 where the packet yields no frame to tell by."""
-    context = packet.stream.codec_context
-    context.thread_count = 1
-    try:
-        frames = packet.decode() or context.decode(None)
-    except BROKEN:
-        return 0
-    return round(frames[0].rotation / 90) * 90 % 360 if frames else 0
+def _is_oriented(stream: VideoStream, sample: bytes) -> bool:
+    """Whether a picture itself says how it is to be turned."""
+    context = stream.codec_context
+    codec = context.codec.canonical_name
+    return codec in sei.SEI_UNITS and sei.has_orientation(codec, context.extradata or b"", sample)
 
 
 def _described(
     container: InputContainer,
     stream: VideoStream,
-    rotation: int,
+    track: Track,
+    turn: Orientation,
     packets: Iterable[Packet[VideoStream]],
     limits: Limits,
 ) -> Probe:
@@ -166,14 +175,15 @@ def _described(
     ordered = shown_stamps(stamped(stream, some))
     if not ordered or not base:
         raise UnreadableClip("damaged", "the file has a video stream but no frames: it may be cut off")
-    width, height = _displayed(stream, rotation)
+    width, height = _displayed(stream, track, turn)
     found = Probe(
         codec=context.codec.canonical_name,
         width=width,
         height=height,
         coded_width=context.width,
         coded_height=context.height,
-        rotation=rotation,
+        rotation=turn.rotation,
+        mirrored=turn.mirrored,
         pixel_format=context.pix_fmt,
         bit_depth=context.format.components[0].bits if context.format else None,
         transfer=context.color_trc,

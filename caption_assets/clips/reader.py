@@ -39,6 +39,11 @@ class SpanFile(io.RawIOBase):
         self._passing = (0, memoryview(b""))
         """The piece fetched last that is not held."""
 
+    @property
+    def size(self) -> int:
+        """Bytes in all."""
+        return self.span.size
+
     def tag(self) -> str:
         """The span's content tag: of the store's own tag if it has one, else that of its bytes (``ends_tag``)."""
         if self.span.etag:

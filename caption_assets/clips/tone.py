@@ -6,23 +6,16 @@ from collections.abc import Callable
 from functools import cache
 
 import numpy as np
-from av.video.reformatter import ColorTrc
+from av.video.reformatter import ColorPrimaries, ColorTrc
 from numpy.typing import NDArray
 
-Floats = NDArray[np.floating]
-"""Float32, save in the making of tables."""
+from caption_assets.clips.primaries import CHROMATICITIES, Floats, luminance, srgb, to_bt709
 
 REFERENCE_WHITE = 203.0
 """Luminance of diffuse white in an HDR picture, in cd/m² (ITU-R BT.2408, "HDR Reference White")."""
 KNEE = 0.5
 """Share of reference white up to which light is kept as it is. Chosen here: white becomes level 225 of 255, and the
 levels above it are left to highlights (400 cd/m²: 240; 1,000: 249; 10,000: 254)."""
-BT2020_TO_BT709 = np.array(
-    [[1.660491, -0.587641, -0.072850], [-0.124550, 1.132900, -0.008349], [-0.018151, -0.100579, 1.118730]], np.float32
-)
-"""Linear RGB of one set of primaries in the other: the inverse of the matrix of ITU-R BT.2087, which has 4 digits."""
-BT2020_LUMINANCE = np.array([0.2627, 0.6780, 0.0593], np.float32)
-"""Shares of the primaries in luminance (ITU-R BT.2020, table 4)."""
 HLG_PEAK = 1000.0
 """Luminance of HLG's brightest white on its reference display, in cd/m² (ITU-R BT.2100, table 5)."""
 HLG_GAMMA = 1.2
@@ -34,23 +27,25 @@ def is_hdr(transfer: int) -> bool:
     return transfer in (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67)
 
 
-def to_sdr(signal: NDArray[np.uint16], transfer: int) -> NDArray[np.uint8]:
-    """An HDR picture with BT.2020 primaries as one with BT.709 primaries and sRGB's transfer function.
+def to_sdr(signal: NDArray[np.uint16], transfer: int, primaries: int) -> NDArray[np.uint8]:
+    """An HDR picture as one with BT.709 primaries and sRGB's transfer function.
 
     Each pixel's channels are scaled alike, so that hues stay and gray stays gray.
 
     Args:
         signal: uint16 of shape (height, width, 3), RGB of full range.
         transfer: ``SMPTE2084`` (PQ) or ``ARIB_STD_B67`` (HLG).
+        primaries: by ITU-T H.273, table 2; those of BT.2020 where they are unknown, as ITU-R BT.2100 has no others.
 
     Returns:
         uint8 of the same shape.
     """
-    light = _pq_light(signal) if transfer == ColorTrc.SMPTE2084 else _hlg_light(signal)
-    light = np.maximum(light @ BT2020_TO_BT709.T, 0) / REFERENCE_WHITE  # colours outside BT.709 go to its edge
+    known = primaries if primaries in CHROMATICITIES else int(ColorPrimaries.BT2020)
+    light = _pq_light(signal) if transfer == ColorTrc.SMPTE2084 else _hlg_light(signal, luminance(known))
+    light = np.maximum(light @ to_bt709(known).T, 0) / REFERENCE_WHITE  # colours outside BT.709 go to its edge
     brightest = np.maximum(light.max(axis=-1, keepdims=True), 1e-6)
     light *= compress(brightest) / brightest
-    return np.rint(255 * _srgb(light)).astype(np.uint8)
+    return np.rint(255 * srgb(light)).astype(np.uint8)
 
 
 def compress(light: Floats) -> Floats:
@@ -68,10 +63,10 @@ def _pq_light(signal: NDArray[np.uint16]) -> Floats:
     return _table(pq_eotf)[signal]
 
 
-def _hlg_light(signal: NDArray[np.uint16]) -> Floats:
+def _hlg_light(signal: NDArray[np.uint16], shares: Floats) -> Floats:
     """Luminance of each channel on the reference display, in cd/m²: BT.2100's OOTF after its inverse OETF."""
     scene = _table(hlg_inverse_oetf)[signal]
-    luminance = scene @ BT2020_LUMINANCE
+    luminance = scene @ shares
     return scene * (HLG_PEAK * luminance ** (HLG_GAMMA - 1))[..., None]
 
 
@@ -88,11 +83,6 @@ def hlg_inverse_oetf(signal: Floats) -> Floats:
     a = 0.17883277
     b, c = 1 - 4 * a, 0.5 - a * np.log(4 * a)
     return np.where(signal <= 0.5, signal**2 / 3, (np.exp((signal - c) / a) + b) / 12)
-
-
-def _srgb(light: Floats) -> Floats:
-    """Linear light from 0 to 1 as signal (IEC 61966-2-1, section 5.2)."""
-    return np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
 
 
 @cache

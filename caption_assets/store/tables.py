@@ -65,6 +65,8 @@ class ManifestRow:
     """Pixels as displayed: square, and turned by ``rotation``."""
     rotation: int | None = None
     """Degrees counter-clockwise by which decoded frames are to be turned: 0, 90, 180 or 270."""
+    mirrored: bool | None = None
+    """Whether left and right of decoded frames change places before they are turned."""
     pixel_format: str | None = None
     """FFmpeg's name."""
     bit_depth: int | None = None
@@ -185,6 +187,7 @@ _MANIFEST_SCHEMA = pa.schema(
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("rotation", pa.int32()),
+        ("mirrored", pa.bool_()),
         ("pixel_format", pa.string()),
         ("bit_depth", pa.int32()),
         ("interlaced", pa.bool_()),

@@ -94,7 +94,7 @@ def test_an_empty_or_broken_clip_is_an_error_of_its_own(film: bytes, tasks: list
                 found.append(error.value.kind)
         return found
 
-    assert asyncio.run(kinds()) == ["not_a_video", "not_a_video", "damaged"]
+    assert asyncio.run(kinds()) == ["empty", "text", "damaged"]
 
 
 def test_each_window_gets_a_preview_where_one_is_wanted(tasks: list[Task]) -> None:

@@ -4,7 +4,9 @@ import pytest
 
 from caption_assets.clips.boxes import Index, read_index
 from caption_assets.clips.clip import Span
+from caption_assets.clips.display import UPRIGHT
 from caption_assets.clips.reader import SpanFile
+from caption_assets.clips.track import Track
 from tests.videos import counting_video, noise_film
 
 pytestmark = pytest.mark.fast
@@ -18,7 +20,7 @@ def index_of(folder: Path, data: bytes) -> Index | None:
 @pytest.mark.parametrize("movflags", ["", "faststart"])
 def test_the_index_is_found_at_either_end(tmp_path: Path, movflags: str) -> None:
     assert index_of(tmp_path, noise_film(frames=5, movflags=movflags)) == Index(
-        fragmented=False, rotations={1: 0, 2: 0}
+        fragmented=False, tracks={1: Track(orientation=UPRIGHT)}
     )
 
 

@@ -63,11 +63,11 @@ def huge_raw_video() -> bytes:
 @pytest.mark.parametrize(
     ("make", "kind"),
     [
-        (lambda: b"", "not_a_video"),
-        (lambda: b"<!DOCTYPE html><html><body>404 Not Found</body></html>" * 20, "not_a_video"),
+        (lambda: b"", "empty"),
+        (lambda: b"<!DOCTYPE html><html><body>404 Not Found</body></html>" * 20, "text"),
         (lambda: bytes(range(256)) * 64, "not_a_video"),
         (lambda: film("h264")[:40], "damaged"),
-        (sound_only, "no_video_stream"),
+        (sound_only, "audio_only"),
         (lambda: patched(film("h264"), b"stsd", 12, b"none"), "unknown_codec"),
         (lambda: counting_video(FRAMES)[:1500], "damaged"),
     ],
@@ -121,7 +121,7 @@ def test_a_text_cannot_make_ffmpeg_open_a_file(
     secret = tmp_path / "secret.mp4"
     secret.write_bytes(film("h264"))
     monkeypatch.chdir(tmp_path)
-    assert outcome(text.format(secret.name if relative else secret).encode()) == "not_a_video"
+    assert outcome(text.format(secret.name if relative else secret).encode()) == "playlist"
 
 
 @pytest.mark.parametrize("name", ["h264", "h264 transport stream", "h264 fragmented", "vp9"])

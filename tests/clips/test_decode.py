@@ -8,10 +8,11 @@ from av import VideoFrame
 from av.video.reformatter import ColorTrc
 from av.video.stream import VideoStream
 
-from caption_assets.clips.container import UnreadableClip, open_video
+from caption_assets.clips.container import UnreadableClip, open_video, read_track
 from caption_assets.clips.decode import decode
 from caption_assets.clips.picture import RGB, Renderer, resize
 from caption_assets.clips.probe import probe
+from caption_assets.clips.track import PLAIN
 from caption_assets.sample.clips import encode_frames
 from tests.videos import (
     FILMS,
@@ -58,8 +59,8 @@ def test_a_variable_rate_is_sampled_by_time() -> None:
 def plain_decode(data: bytes, size: tuple[int, int]) -> list[RGB]:
     """Every frame, one after the other, as displayed."""
     with open_video(data) as (container, stream):
-        renderer = Renderer(stream, size)
-        return [renderer.render(frame) for frame in container.decode(stream)]
+        renderer = Renderer(stream, read_track(data, stream), size)
+        return [renderer.render(frame).pixels for frame in container.decode(stream)]
 
 
 def assert_equals_plain_decode(data: bytes) -> None:
@@ -137,11 +138,11 @@ def test_a_size_is_that_of_the_upright_picture() -> None:
     assert decode(data, 0, 4, 2, (80, 40)).pixels.shape == (2, 80, 40, 3)
 
 
-def anamorphic(aspect: Fraction) -> bytes:
+def anamorphic(aspect: Fraction, size: tuple[int, int] = (96, 64)) -> bytes:
     def prepare(stream: VideoStream) -> None:
         stream.codec_context.sample_aspect_ratio = aspect
 
-    return moving_video(4, prepare=prepare)
+    return moving_video(4, size, prepare=prepare)
 
 
 @pytest.mark.parametrize(("aspect", "width"), [(Fraction(4, 3), 128), (Fraction(1, 2), 48), (Fraction(1), 96)])
@@ -150,8 +151,8 @@ def test_pixels_are_made_square(aspect: Fraction, width: int) -> None:
 
 
 def test_pixels_so_wide_that_the_picture_would_be_too_large_are_refused() -> None:
-    with open_video(anamorphic(Fraction(60))) as (_, stream), pytest.raises(UnreadableClip) as refused:
-        Renderer(stream, None).render(VideoFrame(300, 64))
+    with open_video(anamorphic(Fraction(60), (320, 64))) as (_, stream), pytest.raises(UnreadableClip) as refused:
+        Renderer(stream, PLAIN, None).render(VideoFrame(320, 64))
     assert refused.value.kind == "too_large"
 
 

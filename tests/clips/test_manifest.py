@@ -44,7 +44,7 @@ def test_an_unreadable_clip_has_one_row_that_says_why(tmp_path: Path) -> None:
         ("bad.mp4", None, Status.FAILED),
         ("good.mp4", 0, Status.OK),
     ]
-    assert rows[0].error_kind == "not_a_video"
+    assert rows[0].error_kind == "text"
     assert rows[0].error
 
 

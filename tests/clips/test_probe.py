@@ -155,9 +155,9 @@ def test_a_constant_rate_in_a_coarse_time_base_is_constant() -> None:
 @pytest.mark.parametrize(
     ("data", "kind"),
     [
-        (b"", "not_a_video"),
-        (b"<html>404</html>" * 10, "not_a_video"),
-        (sound_only(), "no_video_stream"),
+        (b"", "empty"),
+        (b"<html>404</html>" * 10, "text"),
+        (sound_only(), "audio_only"),
         (counting_video(30)[:1500], "damaged"),
         (counting_video(30).replace(b"avc1", b"zzzz"), "unknown_codec"),
     ],
@@ -212,5 +212,5 @@ def test_a_damaged_file_is_described_or_refused(opened: Opened, seed: int) -> No
 def test_a_playlist_cannot_make_ffmpeg_open_other_files(tmp_path: Path, opened: Opened) -> None:
     (tmp_path / "secret.mp4").write_bytes(counting_video(8))
     playlist = f"ffconcat version 1.0\nfile {tmp_path}/secret.mp4\n".encode()
-    assert refusal(lambda: probe(playlist)).kind == "not_a_video"
-    assert refusal(lambda: probe_by_ranges(opened(playlist))).kind == "not_a_video"
+    assert refusal(lambda: probe(playlist)).kind == "playlist"
+    assert refusal(lambda: probe_by_ranges(opened(playlist))).kind == "playlist"

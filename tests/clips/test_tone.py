@@ -2,7 +2,7 @@ import itertools
 
 import numpy as np
 import pytest
-from av.video.reformatter import ColorTrc
+from av.video.reformatter import ColorPrimaries, ColorTrc
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,6 +11,7 @@ from caption_assets.clips.tone import compress, hlg_inverse_oetf, is_hdr, pq_eot
 pytestmark = pytest.mark.fast
 
 PQ, HLG = int(ColorTrc.SMPTE2084), int(ColorTrc.ARIB_STD_B67)
+BT2020 = int(ColorPrimaries.BT2020)
 
 
 def pq(*nits: float) -> list[int]:
@@ -23,7 +24,7 @@ def pq(*nits: float) -> list[int]:
 def grays(levels: list[int], transfer: int) -> list[int]:
     """What a gray ramp of the given signal levels becomes; each has to stay gray."""
     signal = np.repeat(np.array(levels, np.uint16)[None, :, None], 3, axis=2)
-    shown = to_sdr(signal, transfer)
+    shown = to_sdr(signal, transfer, BT2020)
     assert shown.dtype == np.uint8
     assert int(np.ptp(shown.astype(int), axis=-1).max()) <= 1
     return [int(level) for level in shown[0, :, 1]]
@@ -64,11 +65,13 @@ def test_shadows_are_shown_as_they_are() -> None:
 def test_colours_of_the_wider_gamut_are_those_of_the_narrower_as_far_as_it_goes() -> None:
     # By hand: (120, 40, 40) cd/m² is .851, .148, .190 of white in BT.709; its red is compressed to .706, the others
     # with it to .123 and .158; and so in sRGB:
-    assert to_sdr(np.array([[pq(120, 40, 40)]], np.uint16), PQ)[0, 0].tolist() == pytest.approx([219, 98, 111], abs=1)
+    assert to_sdr(np.array([[pq(120, 40, 40)]], np.uint16), PQ, BT2020)[0, 0].tolist() == pytest.approx(
+        [219, 98, 111], abs=1
+    )
 
 
 def test_a_colour_past_the_gamut_goes_to_its_edge() -> None:
-    assert to_sdr(np.array([[[65535, 0, 0]]], np.uint16), PQ)[0, 0].tolist() == [255, 0, 0]
+    assert to_sdr(np.array([[[65535, 0, 0]]], np.uint16), PQ, BT2020)[0, 0].tolist() == [255, 0, 0]
 
 
 @given(st.lists(st.floats(0, 50, width=32), min_size=2, max_size=20))
