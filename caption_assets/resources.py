@@ -53,13 +53,13 @@ class Storage(dg.ConfigurableResource):  # type: ignore[type-arg]
         Raises:
             StoreError: if it cannot be written.
         """
-        root = Root.open(self.root_url, self.root_access.access)
+        root = self.root_to_read()
         root.check_writable("CAPTION_ROOT")
         return root
 
     def root_to_read(self) -> Root:
         """The same root without the probe write, for what only looks at it again and again."""
-        return self._open(self.root_url)
+        return Root.open(self.root_url, self.root_access.access)
 
     def source(self) -> Root:
         """The folder of shards, only to be read."""

@@ -6,9 +6,12 @@ import io
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import TypeVar
 from urllib.parse import urlsplit
 
@@ -23,7 +26,12 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.file_download import http_get
 from huggingface_hub.hf_api import RepoSibling
-from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # documented, but not re-exported by name
+from huggingface_hub.utils import (  # type: ignore[attr-defined]  # documented, but not re-exported by name
+    build_hf_headers,
+    get_session,
+    hf_raise_for_status,
+    parse_ratelimit_headers,
+)
 from huggingface_hub.utils.tqdm import silent_tqdm
 
 from caption_assets.models.weights import ListedFile, WeightsError, belongs
@@ -31,8 +39,11 @@ from caption_assets.models.weights import ListedFile, WeightsError, belongs
 T = TypeVar("T")
 LIBRARY = "caption-assets"
 PAUSES_SECONDS = (1.0, 4.0, 16.0)
-"""Before each further try where the Hub fails: HTTP 429 and 5xx, no connection."""
+"""Minimum pauses before the second, third and fourth try where the Hub fails: HTTP 408, 429 and 5xx, no connection."""
+LONGEST_PAUSE_SECONDS = 600.0
+"""Maximum pause that the Hub may ask for. Its rate limits have windows of 300 s."""
 _QUERY = re.compile(r"(https?://[^\s?'\"]+)\?[^\s'\")]*")
+logger = logging.getLogger(__name__)
 _LOGGERS = ("httpx2", "httpcore2.http11", "huggingface_hub.utils._http")
 
 
@@ -71,7 +82,7 @@ class Hub:
         """
         with self._clear_errors(self.hub_id):
             api = HfApi(endpoint=constants.ENDPOINT, library_name=LIBRARY)
-            found = _again(
+            found = _retry(
                 lambda: api.model_info(
                     self.hub_id, revision=self.revision, files_metadata=True, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
                 )
@@ -91,7 +102,8 @@ class Hub:
             WeightsError: if the Hub does not send them.
         """
         with self._clear_errors(f"{self.hub_id}/{file.path}"):
-            _again(lambda: self._continue(file, target))
+            # An empty write raises where another file has failed, so that nobody waits for this one.
+            _retry(lambda: self._continue(file, target), check=lambda: target.write(b""))
 
     def _continue(self, file: ListedFile, target: io.BufferedWriter) -> None:
         # Not hf_hub_download, which begins anew after a process has ended: its unfinished files are unique to it.
@@ -148,9 +160,10 @@ class Hub:
                 f"there is no {wanted} at {self.revision} on {public(constants.ENDPOINT)} (HTTP {status}): check "
                 "the name, or set HF_TOKEN if it is private"
             )
+        limited = ", or set HF_TOKEN, as accounts have a higher rate limit" if status == 429 else ""
         return (
             f"{wanted} cannot be fetched from {public(constants.ENDPOINT)}, which answers HTTP {status}: try "
-            "again later; what has come is kept"
+            f"again later{limited}; what has come is kept"
         )
 
 
@@ -181,14 +194,103 @@ def _page(hub_id: str) -> str:
     return f"{public(constants.ENDPOINT)}/{hub_id}"
 
 
-def _again(call: Callable[[], T]) -> T:
+_retries_here: ContextVar[bool] = ContextVar("_retries_here", default=False)
+"""Whether the request under way is one of ``_retry``."""
+
+
+def _retry(call: Callable[[], T], check: Callable[[], object] = lambda: None) -> T:
+    """The result of ``call``, which is repeated where the Hub fails, after the pause that the Hub asks for.
+
+    Args:
+        call: makes the request.
+        check: called each second of a pause; ends it by raising.
+
+    Raises:
+        WeightsError: if the Hub asks for more than ``LONGEST_PAUSE_SECONDS``.
+        HfHubHTTPError: if it refuses the request, or the last try fails.
+        httpx2.TransportError: if the last try gets no answer.
+    """
     for pause in PAUSES_SECONDS:
         try:
-            return call()
+            return _raising_rate_limits(call)
         except HfHubHTTPError as error:
-            if error.response.status_code != 429 and error.response.status_code < 500:
+            status = error.response.status_code
+            if status not in (408, 429) and status < 500:
                 raise
-        except httpx2.TransportError:
-            pass
-        time.sleep(pause)
-    return call()
+            pause = max(pause, _requested_pause(error.response))
+            logger.warning("%s answers HTTP %d: retry in %.0f s", public(constants.ENDPOINT), status, pause)
+        except httpx2.TransportError as error:
+            logger.warning("%s: %s, retry in %.0f s", public(constants.ENDPOINT), type(error).__name__, pause)
+        _wait(pause, check)
+    return _raising_rate_limits(call)
+
+
+def _raising_rate_limits(call: Callable[[], T]) -> T:
+    """Make a request whose HTTP 429 is raised at once.
+
+    huggingface_hub's download would retry it by itself: without limit to the pause, and without regard to a
+    ``Retry-After`` that is a date.
+    """
+    client = get_session()
+    hooks = client.event_hooks
+    if _raise_rate_limit not in hooks["response"]:
+        client.event_hooks = {**hooks, "response": [*hooks["response"], _raise_rate_limit]}
+    token = _retries_here.set(True)
+    try:
+        return call()
+    finally:
+        _retries_here.reset(token)
+
+
+def _raise_rate_limit(response: httpx2.Response) -> None:
+    if response.status_code == 429 and _retries_here.get():
+        response.read()
+        hf_raise_for_status(response)
+
+
+def _requested_pause(response: httpx2.Response) -> float:
+    """Seconds that an answer asks to wait; 0 if it does not.
+
+    Raises:
+        WeightsError: if they are too many.
+    """
+    limit = parse_ratelimit_headers(response.headers)
+    if response.status_code == 429 and limit is not None and limit.remaining == 0:
+        seconds = float(limit.reset_in_seconds)
+    else:
+        seconds = _retry_after(response.headers)
+    if seconds > LONGEST_PAUSE_SECONDS:
+        raise WeightsError(
+            f"{public(constants.ENDPOINT)} answers HTTP {response.status_code} and asks for a pause of {seconds:.0f} "
+            f"s, more than {LONGEST_PAUSE_SECONDS:.0f} s: try again after it, or set HF_TOKEN, as accounts have a "
+            "higher rate limit; what has come is kept"
+        )
+    return seconds and seconds + 1  # both are in whole seconds
+
+
+def _retry_after(headers: Mapping[str, str]) -> float:
+    """The header ``Retry-After``, in seconds: a number of them or a date (RFC 9110); 0 if it is missing or neither."""
+    value = headers.get("Retry-After", "").strip()
+    if value.isdecimal():
+        return float(value)
+    try:
+        date = _parse_date(value)
+    except ValueError:
+        return 0.0
+    try:
+        now = _parse_date(headers.get("Date", ""))  # by the clock that the date is of
+    except ValueError:
+        now = datetime.now(UTC)
+    return max((date - now).total_seconds(), 0.0)
+
+
+def _parse_date(text: str) -> datetime:
+    date = parsedate_to_datetime(text)
+    return date if date.tzinfo else date.replace(tzinfo=UTC)
+
+
+def _wait(seconds: float, check: Callable[[], object]) -> None:
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        check()
+        time.sleep(min(left, 1.0))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha1, sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -28,6 +30,8 @@ class Fault:
 
     status: int = 200
     """Another status than the request deserves."""
+    headers: Callable[[], Mapping[str, str]] = dict
+    """Made when it is sent, and sent with it."""
     flip: int | None = None
     """Position of a byte of the file with one bit changed."""
     cut: int | None = None
@@ -48,6 +52,8 @@ class Asked:
     query: str
     authorization: str | None
     range: str | None
+    time: float
+    """By the clock of the machine, in seconds."""
 
 
 @dataclass
@@ -95,7 +101,8 @@ class HubServer:
             def do_GET(self) -> None:
                 url = urlsplit(self.path)
                 path = unquote(url.path)
-                hub.asked.append(Asked(path, url.query, self.headers["Authorization"], self.headers["Range"]))
+                authorization, range_ = self.headers["Authorization"], self.headers["Range"]
+                hub.asked.append(Asked(path, url.query, authorization, range_, time.time()))
                 answer(hub, self, path, url.query)
 
             def log_message(self, format: str, *args: object) -> None:
@@ -175,10 +182,14 @@ def _storage(hub: HubServer, request: BaseHTTPRequestHandler, path: str, query: 
     return _send(hub, request, name, hub.files[name], {"ETag": '"as-storage-has-it"'})
 
 
-def _refuse(request: BaseHTTPRequestHandler, status: int, code: str) -> None:
+def _refuse(
+    request: BaseHTTPRequestHandler, status: int, code: str, headers: Mapping[str, str] = MappingProxyType({})
+) -> None:
     body = f"<Error>{code}: {request.path}</Error>".encode()  # stores repeat what was asked
     request.send_response(status)
     request.send_header("X-Error-Code", code)
+    for header, value in headers.items():
+        request.send_header(header, value)
     request.send_header("Content-Length", str(len(body)))
     request.end_headers()
     request.wfile.write(body)
@@ -187,7 +198,7 @@ def _refuse(request: BaseHTTPRequestHandler, status: int, code: str) -> None:
 def _send(hub: HubServer, request: BaseHTTPRequestHandler, name: str, data: bytes, headers: dict[str, str]) -> None:
     fault = hub.faults[name].pop(0) if hub.faults[name] else Fault()
     if fault.status != 200:
-        return _refuse(request, fault.status, "Fault")
+        return _refuse(request, fault.status, "Fault", fault.headers())
     if fault.flip is not None:
         data = data[: fault.flip] + bytes([data[fault.flip] ^ 1]) + data[fault.flip + 1 :]
     begin = 0

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from hashlib import sha256
 from pathlib import Path
 
@@ -100,6 +102,72 @@ def test_a_hub_that_fails_now_and_then_is_asked_again(hub: HubServer, root: Root
     hub.faults[name] = [Fault(status=500), Fault(status=502)]
     publish(root, MODEL, cache)
     assert contents(folder_of(root))[SHARD] == hub.files[SHARD]
+
+
+def in_two_seconds() -> str:
+    return format_datetime(datetime.now(UTC) + timedelta(seconds=2), usegmt=True)
+
+
+PAUSES: dict[str, Callable[[], dict[str, str]]] = {
+    "seconds": lambda: {"Retry-After": "2"},
+    "date": lambda: {"Retry-After": in_two_seconds()},
+    "the Hub's own header": lambda: {
+        "RateLimit": '"api";r=0;t=2',
+        "RateLimit-Policy": '"fixed window";"api";q=500;w=300',
+    },
+}
+
+
+@pytest.mark.parametrize("name", ["", SHARD, "config.json"])
+@pytest.mark.parametrize("form", PAUSES)
+def test_the_pause_that_the_hub_asks_for_is_kept(hub: HubServer, root: Root, cache: Path, name: str, form: str) -> None:
+    hub.faults[name] = [Fault(status=429, headers=PAUSES[form])]
+    publish(root, MODEL, cache)
+    assert contents(folder_of(root))[SHARD] == hub.files[SHARD]
+    times = [asked.time for asked in hub.asked if asked.path.endswith(name or COMMIT)]
+    if name == SHARD:  # is asked of the Hub and of its storage
+        times = times[1::2]
+    assert len(times) == 2
+    assert times[1] - times[0] >= 1  # a date has whole seconds
+
+
+def test_a_pause_before_an_answer_of_a_failing_hub_is_kept_too(hub: HubServer, root: Root, cache: Path) -> None:
+    hub.faults[""] = [Fault(status=503, headers=lambda: {"Retry-After": "1"})]
+    publish(root, MODEL, cache)
+    first, second = (asked.time for asked in hub.asked if asked.path.endswith(COMMIT))
+    assert second - first >= 1
+
+
+@pytest.mark.parametrize("value", ["soon", "-1", "", "Wed, 21 Oct 2015 07:28:00 GMT", "1e9"])
+def test_a_pause_that_means_nothing_is_the_usual_one(hub: HubServer, root: Root, cache: Path, value: str) -> None:
+    hub.faults[""] = [Fault(status=429, headers=lambda: {"Retry-After": value})]
+    publish(root, MODEL, cache)
+    assert contents(folder_of(root))[SHARD] == hub.files[SHARD]
+
+
+@pytest.mark.parametrize("name", ["", SHARD, "config.json"])
+@pytest.mark.parametrize("headers", [{"Retry-After": "86400"}, {"RateLimit": '"api";r=0;t=86400'}])
+def test_a_pause_that_is_too_long_is_told_instead(
+    hub: HubServer, root: Root, cache: Path, name: str, headers: dict[str, str]
+) -> None:
+    hub.faults[name] = [Fault(status=429, headers=lambda: headers)]
+    told = r"answers HTTP 429 and asks for a pause of 86400 s, more than 600 s: try again after it, or set HF_TOKEN"
+    with pytest.raises(WeightsError, match=told):
+        publish(root, MODEL, cache)
+    assert_no_mirror(root)
+
+
+def test_a_rate_limit_that_stays_is_told_with_its_remedy(hub: HubServer, root: Root, cache: Path) -> None:
+    hub.faults[""] = [Fault(status=429)] * 9
+    with pytest.raises(WeightsError, match="answers HTTP 429: try again later, or set HF_TOKEN"):
+        publish(root, MODEL, cache)
+
+
+def test_no_file_is_waited_for_where_another_has_failed(hub: HubServer, root: Root, cache: Path) -> None:
+    hub.faults[SHARD] = [Fault(status=429, headers=lambda: {"Retry-After": "500"})]
+    hub.faults["config.json"] = [Fault(status=404)] * 9
+    with pytest.raises(WeightsError, match=f"there is no {HUB_ID}/config.json"):
+        publish(root, MODEL, cache)
 
 
 @pytest.mark.parametrize("then", [Fault(), Fault(whole=True)])
