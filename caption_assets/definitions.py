@@ -41,7 +41,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
             build_model_weights(settings),
             build_clip_manifest(settings),
             build_captions(settings),
-            *([build_captioned_dataset(project, settings.dataset)] if settings.dataset else []),
+            *([build_captioned_dataset(settings, settings.dataset)] if settings.dataset else []),
         ],
         asset_checks=[build_overdue_check(settings), build_weights_check(settings)],
         sensors=[

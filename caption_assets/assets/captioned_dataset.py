@@ -3,18 +3,21 @@
 import dagster as dg
 
 from caption_assets.assets.failures import clear_failures
-from caption_assets.assets.pods import EXPORT_SIZE, RETRIES, cpu_pod
+from caption_assets.assets.pods import EXPORT_SIZE, cpu_pod, step_retries
 from caption_assets.assets.project import Project
+from caption_assets.assets.termination import stoppable
 from caption_assets.export.card import CARD
 from caption_assets.export.format import Export
 from caption_assets.export.index import shard_folder
 from caption_assets.export.shard import export_shard
 from caption_assets.resources import Storage
+from caption_assets.settings import Settings
 from caption_assets.store.tables import Table
 
 
-def build_captioned_dataset(project: Project, export: Export) -> dg.AssetsDefinition:
+def build_captioned_dataset(settings: Settings, export: Export) -> dg.AssetsDefinition:
     """The asset that writes the dataset as ``export`` says."""
+    project = Project(settings.project)
 
     @dg.asset(
         key=project.dataset,
@@ -25,11 +28,11 @@ def build_captioned_dataset(project: Project, export: Export) -> dg.AssetsDefini
         code_version=export.version,
         automation_condition=dg.AutomationCondition.eager(),
         op_tags=cpu_pod(EXPORT_SIZE),
-        retry_policy=RETRIES,
+        retry_policy=step_retries(settings),
     )
     def captioned_dataset(context: dg.AssetExecutionContext, storage: Storage) -> dg.MaterializeResult[None]:
         shard = context.partition_key
-        with clear_failures():
+        with stoppable(context), clear_failures():
             root = storage.root()
             exported = export_shard(root, storage.source(), shard, export)
         index = exported.index

@@ -1,5 +1,6 @@
 """Stage-1 and stage-2 captions of a shard: one step, one engine, one pass over each video."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
@@ -8,18 +9,18 @@ import dagster as dg
 from caption_assets.assets.checks import caption_checks, check_stored
 from caption_assets.assets.failures import clear_failures
 from caption_assets.assets.metrics import Counted, Metrics, serve_metrics
-from caption_assets.assets.pods import CAPTION_STEP, GPU_POOL, RETRIES, caption_pod, check_image
+from caption_assets.assets.pods import CAPTION_STEP, GPU_POOL, caption_pod, check_image, step_retries
 from caption_assets.assets.progress import WeightsProgress
 from caption_assets.assets.project import Project, table_of
 from caption_assets.assets.provenance import input_tags, version_of
 from caption_assets.assets.run_log import RunLog
 from caption_assets.assets.selection import is_selected, shards_to_make
-from caption_assets.assets.termination import run_until_sigterm
+from caption_assets.assets.termination import stoppable
 from caption_assets.captioning.job import Job
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.recovery import EngineKeeper
 from caption_assets.captioning.shard import caption_shards
-from caption_assets.captioning.threads import to_its_end
+from caption_assets.captioning.threads import in_thread
 from caption_assets.resources import Clips, Engine, Storage, Weights
 from caption_assets.settings import Settings
 
@@ -37,7 +38,7 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
         backfill_policy=dg.BackfillPolicy.multi_run(settings.shards_per_run),
         op_tags=caption_pod(settings),
         pool=GPU_POOL,
-        retry_policy=RETRIES,
+        retry_policy=step_retries(settings),
     )
     def captions(
         context: dg.AssetExecutionContext, storage: Storage, weights: Weights, clips: Clips, engine: Engine
@@ -50,7 +51,7 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
                 allow_retries=False,
             )
         tables = frozenset(table_of(key) for key in context.selected_asset_keys)
-        with clear_failures():
+        with stoppable(context) as stop, clear_failures():
             root = storage.root()
             if not tables:
                 check_stored(context, project, root, settings.max_failed_fraction)
@@ -73,8 +74,8 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
             with clips.start() as sandbox, serve_metrics(settings.metrics_port) as metrics:
                 keeper = _engine(context, engine, weights, job, log, metrics)
                 shards = shards_to_make(context)
-                run_until_sigterm(caption_shards(keeper, sandbox, job, shards, Counted(log, metrics)))
-        log.check()
+                stop.run(caption_shards(keeper, sandbox, job, shards, Counted(log, metrics)))
+            log.check()
 
     return captions
 
@@ -85,7 +86,12 @@ async def _engine(
 ) -> AsyncIterator[EngineKeeper]:
     """The run's one engine, its model fetched to this machine first."""
     log.engine_wanted()
-    model = await to_its_end(weights.ensure_local, job.root, job.recipe.variant, WeightsProgress(context.log))
+    progress = WeightsProgress(context.log)
+    try:
+        model = await in_thread(weights.ensure_local, job.root, job.recipe.variant, progress)
+    except asyncio.CancelledError:
+        progress.stop()
+        raise
     context.log.info(f"starting the engine for {job.recipe.variant.hub_id}")
 
     def died(reason: str) -> None:

@@ -13,11 +13,12 @@ from dagster._core.definitions.data_version import get_input_data_version_tag
 from caption_assets.assets.columns import table_facts
 from caption_assets.assets.failures import ShardFailures, clear_failures
 from caption_assets.assets.markdown import markdown_table
-from caption_assets.assets.pods import MANIFEST_SIZE, RETRIES, cpu_pod
+from caption_assets.assets.pods import MANIFEST_SIZE, cpu_pod, step_retries
 from caption_assets.assets.project import SHARDS, Project
 from caption_assets.assets.provenance import input_tags, output_tags
 from caption_assets.assets.selection import is_selected, shards_to_make
 from caption_assets.assets.shard_index import observation, observed_versions
+from caption_assets.assets.termination import stoppable
 from caption_assets.captioning.prediction import predicted_tokens
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.clips.manifest import PROBERS, ProbedClip, probe_clips
@@ -57,7 +58,7 @@ def build_clip_manifest(settings: Settings) -> dg.AssetsDefinition:
         kinds={"parquet"},
         code_version=manifest_code_version(settings.windowing),
         op_tags=cpu_pod(MANIFEST_SIZE),
-        retry_policy=RETRIES,
+        retry_policy=step_retries(settings),
     )
     def clip_manifest(
         context: dg.AssetExecutionContext, storage: Storage, clips: Clips
@@ -68,16 +69,18 @@ def build_clip_manifest(settings: Settings) -> dg.AssetsDefinition:
                 allow_retries=False,
             )
         failures = ShardFailures(context)
-        with clear_failures():
+        made: list[dg.MaterializeResult[None]] = []
+        with stoppable(context), clear_failures():
             root, source = storage.root(), storage.source()
             with clips.start(PROBERS) as sandbox:
                 for key in shards_to_make(context):
                     with failures.of(key):
                         result = _make(context, project, settings, sandbox, root, source, key)
                         if len(context.partition_keys) == 1:
-                            yield result
+                            made.append(result)
                         else:
                             context.log_event(_event(context, key, result))
+        yield from made
         failures.check()
 
     return clip_manifest

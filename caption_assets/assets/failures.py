@@ -15,7 +15,7 @@ from caption_assets.errors import CaptionAssetsError, UnexpectedError, as_own, p
 def clear_failures() -> Iterator[None]:
     """Turn whatever is raised into a Dagster failure that is not retried.
 
-    What failed by itself fails again, so the step is not tried again at once; one that was ended from outside is, and
+    What failed by itself fails again: no error is a reason to retry the step. A lost pod is (see ``step_retries``), and
     so are Dagster's own requests. An error that nobody foresaw keeps its traceback.
     """
     try:

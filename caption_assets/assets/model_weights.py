@@ -3,9 +3,10 @@
 import dagster as dg
 
 from caption_assets.assets.failures import clear_failures
-from caption_assets.assets.pods import RETRIES, WEIGHTS_SIZE, cpu_pod
+from caption_assets.assets.pods import WEIGHTS_SIZE, cpu_pod, step_retries
 from caption_assets.assets.progress import WeightsProgress
 from caption_assets.assets.project import Project
+from caption_assets.assets.termination import stoppable
 from caption_assets.models.source import find_source
 from caption_assets.models.weights import WEIGHTS
 from caption_assets.resources import Storage, Weights
@@ -22,12 +23,12 @@ def build_model_weights(settings: Settings) -> dg.AssetsDefinition:
         kinds={"safetensors"},
         code_version=variant.folder,
         op_tags=cpu_pod(WEIGHTS_SIZE),
-        retry_policy=RETRIES,
+        retry_policy=step_retries(settings),
     )
     def model_weights(
         context: dg.AssetExecutionContext, storage: Storage, weights: Weights
     ) -> dg.MaterializeResult[None]:
-        with clear_failures():
+        with stoppable(context), clear_failures():
             root = storage.root()
             manifest = weights.publish(root, variant, WeightsProgress(context.log))
         return dg.MaterializeResult(

@@ -26,11 +26,10 @@ GPU_POOL = "gpu"
 VERSION_VARIABLE = "CAPTION_ASSETS_VERSION"
 """Tells a captioning pod which version of the project launched it."""
 
-RETRIES = dg.RetryPolicy(max_retries=3)
-"""For steps whose process or pod was ended from outside; what is in checkpoints is not done again."""
-GRACE_SECONDS = 120
-"""From SIGTERM to SIGKILL of a captioning pod: for a checkpoint, also where the store must be asked more than once, and
-for the engine's end. Nodes that are taken away give no more."""
+MAX_RETRIES = 3
+"""Retries of a step whose pod was lost; what is in checkpoints is not done again."""
+GRACE_SECONDS = 60
+"""From SIGTERM to SIGKILL of a captioning pod. A step that is stopped ends within 30 s."""
 
 STEP_SECONDS = 24 * 60 * 60
 """How long a step's Job can be looked at after its end; not longer than its run's, with whose pod it goes."""
@@ -77,6 +76,16 @@ class PodSize:
 WEIGHTS_SIZE = PodSize(cpus=1, memory_gb=1, memory_limit_gb=4)
 MANIFEST_SIZE = PodSize(cpus=1, memory_gb=2, memory_limit_gb=8)
 EXPORT_SIZE = PodSize(cpus=1, memory_gb=2, memory_limit_gb=8)
+
+
+def step_retries(settings: Settings) -> dg.RetryPolicy | None:
+    """The retry policy of all steps.
+
+    Dagster takes any interruption for a reason to retry. Only an executor that gives each step a pod makes the retry in
+    another pod, and it makes none in a run that is being cancelled. The others would make it in the process that was
+    told to stop.
+    """
+    return dg.RetryPolicy(max_retries=MAX_RETRIES) if settings.executor == "k8s" else None
 
 
 def caption_size(settings: Settings, windows: int | None = None, tokens: int | None = None) -> PodSize:

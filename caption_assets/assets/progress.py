@@ -4,6 +4,7 @@ import time
 
 import dagster as dg
 
+from caption_assets.models.arrival import Stopped
 from caption_assets.models.weights import in_words
 
 PROGRESS_SECONDS = 10.0
@@ -15,9 +16,20 @@ class WeightsProgress:
     def __init__(self, log: dg.DagsterLogManager) -> None:
         self._log = log
         self._last_word = time.monotonic()
+        self._is_stopped = False
+
+    def stop(self) -> None:
+        """Have the transfer that reports here fail with its next piece; what has come is continued the next time."""
+        self._is_stopped = True
 
     def __call__(self, done: int, total: int) -> None:
-        """Is told of each piece."""
+        """Log a piece.
+
+        Raises:
+            Stopped: after ``stop``.
+        """
+        if self._is_stopped:
+            raise Stopped("the transfer was stopped")
         if done == total or time.monotonic() - self._last_word >= PROGRESS_SECONDS:
             self._last_word = time.monotonic()
             self._log.info(f"weights: {in_words(done)} of {in_words(total)}")

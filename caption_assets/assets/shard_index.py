@@ -10,6 +10,7 @@ from dagster._core.definitions.data_version import DATA_VERSION_TAG
 from caption_assets.assets.failures import clear_failures, shards_failed
 from caption_assets.assets.markdown import markdown_table
 from caption_assets.assets.project import Project
+from caption_assets.assets.termination import stoppable
 from caption_assets.clips.shard import Listing, list_shards, shard_content
 from caption_assets.resources import Storage
 
@@ -42,7 +43,7 @@ def build_shard_index(project: Project) -> dg.AssetsDefinition:
         kinds={"dagster"},
     )
     def shard_index(context: dg.AssetExecutionContext, storage: Storage) -> dg.MaterializeResult[None]:
-        with clear_failures():
+        with stoppable(context), clear_failures():
             source = storage.source()
             listing = list_shards(source)
             contents = {shard.key: shard_content(source, shard) for shard in listing.shards}

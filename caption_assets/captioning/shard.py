@@ -16,7 +16,7 @@ from caption_assets.captioning.recovery import EngineKeeper
 from caption_assets.captioning.reuse import EarlierRows, Reuse
 from caption_assets.captioning.stream import caption
 from caption_assets.captioning.task import Captioned, Task
-from caption_assets.captioning.threads import to_its_end
+from caption_assets.captioning.threads import in_thread, to_its_end
 from caption_assets.clips.manifest import read_clip
 from caption_assets.clips.preview import Preview
 from caption_assets.clips.sandbox import Sandbox
@@ -88,7 +88,7 @@ async def caption_shards(
     Raises:
         EngineError: if there is no engine any more; what was finished stays.
     """
-    if not await asyncio.to_thread(job.root.honours_create):
+    if not await in_thread(job.root.honours_create):
         progress.warned(
             f"the store of {job.root.url} ignores If-None-Match, so that two runs may caption one shard at once: its "
             "tables stay whole, and those that are published last stand; start one run at a time"

@@ -43,7 +43,7 @@ class WorkerDied(Exception):
 
 
 class WorkerGone(WorkerDied):
-    """A worker that ended before it began a job, which therefore can be made again."""
+    """A worker that ended before it began a job or was told to end: the job can be done by another."""
 
 
 class Worker:
@@ -78,8 +78,8 @@ class Worker:
 
         Raises:
             TimeoutError: if it takes too long; the worker is ended.
-            WorkerGone: if the worker has died before it began.
-            WorkerDied: if the worker does later.
+            WorkerGone: if the worker died before it began, or was told to end.
+            WorkerDied: if the worker died later.
             Exception: whatever the function raises.
         """
         message = pickle.dumps(call)
@@ -95,6 +95,8 @@ class Worker:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(DYING_SECONDS)
             self.kill()
+            if self._process.returncode == -signal.SIGTERM:  # no clip's doing: sent to all processes of a run's group
+                death = WorkerGone
             raise death(self._process.returncode) from None
         done, result = pickle.loads(answer)
         if not done:

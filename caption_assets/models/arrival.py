@@ -21,7 +21,7 @@ ATTEMPTS = 2
 
 
 class Stopped(WeightsError):
-    """Another file has failed, so this one need not go on."""
+    """Another file has failed or the transfer was stopped, so this one need not go on."""
 
 
 class Meter:

@@ -7,6 +7,7 @@ from dagster_k8s.job import UserDefinedDagsterK8sConfig, get_user_defined_k8s_co
 from hypothesis import given
 from hypothesis import strategies as st
 
+from caption_assets.assets import termination
 from caption_assets.assets.pods import (
     GPU_POOL,
     VERSION_VARIABLE,
@@ -89,16 +90,17 @@ def test_the_engines_processes_have_shared_memory() -> None:
     assert config.container_config["volume_mounts"] == [{"name": volume["name"], "mount_path": "/dev/shm"}]
 
 
-def test_the_caption_pod_has_time_for_its_checkpoint() -> None:
-    assert pod_of("stage1_captions").pod_spec_config["termination_grace_period_seconds"] == 120
+def test_a_pod_has_time_to_stop() -> None:
+    stop = termination.STOP_SECONDS + termination.EXIT_SECONDS + termination.REPORT_SECONDS
+    assert stop < 30 < pod_of("stage1_captions").pod_spec_config["termination_grace_period_seconds"]
 
 
-def test_every_step_that_is_ended_from_outside_is_tried_again() -> None:
-    definitions = build_definitions(Settings())
-    for asset in STEPS[1:]:
+@pytest.mark.parametrize(("executor", "retries"), [("in_process", None), ("multiprocess", None), ("k8s", 3)])
+def test_a_step_is_retried_only_where_each_attempt_has_a_pod(executor: str, retries: int | None) -> None:
+    definitions = build_definitions(Settings.model_validate({"executor": executor}))
+    for asset in STEPS:
         policy = definitions.resolve_assets_def(dg.AssetKey(asset)).op.retry_policy
-        assert policy is not None, asset
-        assert policy.max_retries == 3
+        assert (policy and policy.max_retries) == (retries if asset in STEPS[1:] else None), asset
 
 
 def test_the_caption_step_is_in_the_pool_and_no_other() -> None:

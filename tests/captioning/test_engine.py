@@ -151,7 +151,7 @@ def qwen3(tmp_path_factory: pytest.TempPathFactory, ask: Ask[Any]) -> CaptionEng
     )
 
     async def build() -> CaptionEngine:
-        return CaptionEngine(front, recipe, EngineConfig(), set())
+        return CaptionEngine(front, recipe, EngineConfig())
 
     return ask(build())  # type: ignore[no-any-return]
 
@@ -211,10 +211,11 @@ def test_a_late_answer_fails_alone_where_the_engine_is_at_work_and_else_the_engi
 ) -> None:
     """The clock alone: what a real engine does when it hangs is in test_faults."""
     multimodal = SimpleNamespace(mm_processor_cache_gb=1.0)
-    llm = SimpleNamespace(model_config=SimpleNamespace(get_multimodal_config=lambda: multimodal))
+    model = SimpleNamespace(get_multimodal_config=lambda: multimodal)
+    llm = SimpleNamespace(vllm_config=None, model_config=model, get_tokenizer=lambda: None)
 
     async def run() -> Exception:
-        engine = CaptionEngine(llm, Recipe(), EngineConfig(request_seconds=0.4), set())
+        engine = CaptionEngine(llm, Recipe(), EngineConfig(request_seconds=0.4))
 
         async def others() -> None:
             while others_get_answers:

@@ -55,6 +55,14 @@ def die_while_it_answers(seconds: float) -> bytes:
     return bytes(300 << 20)
 
 
+def end_the_first_time(marker: Path) -> str:
+    if not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+    return "done"
+
+
 class OddError(Exception):
     """Can be pickled and not be made again."""
 
@@ -295,3 +303,8 @@ def test_a_function_of_the_main_script_is_refused_with_the_remedy(tmp_path: Path
 def test_limits_that_leave_nothing_are_refused(limits: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="limit"):
         SandboxLimits(**limits)
+
+
+def test_a_job_whose_worker_is_told_to_end_with_the_runs_whole_group_is_no_fault_of_the_clips(tmp_path: Path) -> None:
+    with Sandbox(workers=1) as sandbox:
+        assert sandbox.result(sandbox.submit(end_the_first_time, tmp_path / "marker")) == "done"

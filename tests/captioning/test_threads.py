@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import asyncio
+import time
+from threading import Event
+
+import pytest
+
+from caption_assets.captioning import threads
+from caption_assets.captioning.threads import in_thread, to_its_end
+
+pytestmark = pytest.mark.fast
+
+
+def test_a_call_returns_and_raises_through_its_thread() -> None:
+    assert asyncio.run(in_thread(divmod, 7, 2)) == (3, 1)
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(to_its_end(divmod, 7, 0))
+
+
+def test_a_cancelled_task_waits_for_the_end_of_its_call() -> None:
+    done = Event()
+
+    def write() -> None:
+        time.sleep(0.3)
+        done.set()
+
+    async def run() -> None:
+        writing = asyncio.create_task(to_its_end(write))
+        await asyncio.sleep(0.05)
+        writing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await writing
+        assert done.is_set()
+
+    asyncio.run(run())
+
+
+def test_a_call_that_hangs_holds_up_neither_a_cancelled_task_nor_the_end_of_the_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(threads, "PATIENCE_SECONDS", 0.2)
+    hung = Event()
+
+    async def run() -> None:
+        hanging = [asyncio.create_task(call(hung.wait, 60)) for call in (to_its_end, in_thread)]
+        await asyncio.sleep(0.05)
+        for task in hanging:
+            task.cancel()
+        await asyncio.wait(hanging)
+
+    begun = time.monotonic()
+    asyncio.run(run())
+    assert time.monotonic() - begun < 30
+    hung.set()
