@@ -24,8 +24,9 @@ from caption_assets.captioning.prompts import neutralise
 from caption_assets.captioning.recipe import Generation, Recipe
 from caption_assets.captioning.recovery import EngineKeeper
 from caption_assets.captioning.request import Request, RequestFailed
-from caption_assets.clips.decode import Frames, shown_at
+from caption_assets.clips.decode import Frames
 from caption_assets.clips.picture import resize
+from caption_assets.clips.sampling import moments, shown_at
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.models.mirror import publish, read_manifest
 from caption_assets.models.variants import find_variant
@@ -235,7 +236,8 @@ class QwenVL:
             grid = fit_context(wanted, limits, lambda grid: engine.video_tokens(grid, fps(grid.frames)), room)
         except (FrameTooNarrow, NoRoom) as error:
             raise ValueError(str(error)) from error
-        indices = shown_at([number / given.fps for number in range(last + 1)], grid.frames)
+        times = [number / given.fps for number in range(last + 1)]
+        indices = shown_at(times, moments(times, (last + 1) / given.fps, grid.frames))
         pixels = np.stack([resize(given.pixels[index], grid.height, grid.width) for index in indices])
         return Frames(pixels, indices, fps(grid.frames))
 

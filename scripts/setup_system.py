@@ -1,6 +1,7 @@
 """Installs the Debian packages that lanes of tests need: `make system`, `make test-rgw`. Takes root and apt-get.
 
-The browser lane needs Chromium, the postgres lane PostgreSQL, the rgw lane Ceph. Everything else runs without.
+The browser lane needs Chromium, the postgres lane PostgreSQL, the rgw lane Ceph. Tests that compare decoded pictures
+need FFmpeg's command line, which `make system` installs with Chromium. Everything else runs without.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def find_program(name: str) -> str | None:
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 NEEDS = {
-    "browser": Need(["chromium"], [BROWSERS]),
+    "browser": Need(["chromium", "ffmpeg"], [BROWSERS, ["ffmpeg"]]),
     "postgres": Need(["postgresql"], [["initdb"], ["postgres"]]),
     "rgw": Need(["ceph-mon", "ceph-osd", "radosgw"], [["ceph-mon"], ["ceph-osd"], ["radosgw"]]),
 }

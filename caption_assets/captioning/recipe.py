@@ -12,7 +12,7 @@ from caption_assets.clips.sampling import Sampling
 from caption_assets.models.variants import SAMPLE, Variant
 from caption_assets.store.tables import ManifestRow
 
-DECODE_PLAN = "1"
+DECODE_PLAN = "2"
 """Version of the way frames are chosen, decoded and resized; raised when that changes pixels."""
 
 

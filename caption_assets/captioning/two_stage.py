@@ -227,6 +227,7 @@ class Captioner:
             sampling=asdict(best.generation),
             frame_indices=best.frames.indices,
             frame_fps=best.frames.fps,
+            frames_replaced=best.frames.replaced,
             frame_height=best.grid.height,
             frame_width=best.grid.width,
             prompt_tokens=best.answer.prompt_tokens,

@@ -5,8 +5,10 @@ Sections and names are those of the AV1 Bitstream & Decoding Process Specificati
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+
+from caption_assets.clips.bits import Bits
 
 SEQUENCE_HEADER, FRAME_HEADER, FRAME = 1, 3, 6
 """Types of an OBU (section 6.2.2)."""
@@ -29,41 +31,27 @@ class Sequence:
     """0, 1 or ``SELECT``."""
 
 
-class Bits:
-    """Reads bits from the left."""
+class ReferenceReader:
+    """Reads from the packets of a stream, one after the other, whether other frames are predicted from them."""
 
-    def __init__(self, data: bytes) -> None:
-        self._left = len(data) * 8
-        self._value = int.from_bytes(data)
+    def __init__(self) -> None:
+        self._sequence: Sequence | None = None
 
-    def read(self, count: int) -> int:
-        """The next ``count`` bits as a number.
+    def is_referred(self, packet: memoryview) -> bool:
+        """Whether other frames may be predicted from this packet's; True as well where the packet does not say.
 
-        Raises:
-            ValueError: if there are fewer.
+        Args:
+            packet: the next temporal unit in decoding order.
         """
-        self._left -= count
-        if self._left < 0:
-            raise ValueError("the OBU ends too early")
-        return self._value >> self._left & ((1 << count) - 1)
-
-
-def referred(packets: Iterable[memoryview]) -> Iterator[bool]:
-    """Whether other frames may be predicted from each packet's; True as well where that cannot be told.
-
-    Args:
-        packets: temporal units, in decoding order.
-    """
-    sequence: Sequence | None = None
-    for packet in packets:
         try:
             units = [(kind, bytes(payload[:HEADER_BYTES])) for kind, payload in _units(packet)]
             for payload in (payload for kind, payload in units if kind == SEQUENCE_HEADER):
-                sequence = _sequence(Bits(payload))
+                self._sequence = _sequence(Bits(payload))
             frames = [payload for kind, payload in units if kind in (FRAME_HEADER, FRAME)]
-            yield not frames or sequence is None or any(_is_referred(Bits(frame), sequence) for frame in frames)
+            sequence = self._sequence
+            return not frames or sequence is None or any(_is_referred(Bits(frame), sequence) for frame in frames)
         except ValueError:
-            yield True
+            return True
 
 
 def _units(packet: memoryview) -> Iterator[tuple[int, memoryview]]:

@@ -77,11 +77,21 @@ def open_video(file: bytes | BinaryIO) -> Iterator[tuple[InputContainer, VideoSt
         UnreadableClip: if FFmpeg finds no container or no video in it, or fails within the block.
     """
     opened = BytesIO(file) if isinstance(file, bytes) else file
-    with _open_container(opened) as container:
-        try:
-            yield container, _video_stream(opened, container)
-        except BROKEN as error:
-            raise UnreadableClip("damaged", f"the file is damaged: its video breaks off ({detail(error)})") from error
+    with _open_container(opened) as container, reports_damage():
+        yield container, _video_stream(opened, container)
+
+
+@contextmanager
+def reports_damage() -> Iterator[None]:
+    """Turns FFmpeg's errors within the block into a refusal of the clip.
+
+    Raises:
+        UnreadableClip: if FFmpeg fails.
+    """
+    try:
+        yield
+    except BROKEN as error:
+        raise UnreadableClip("damaged", f"the file is damaged: its video breaks off ({detail(error)})") from error
 
 
 def read_track(file: bytes | BinaryIO, stream: VideoStream) -> Track:

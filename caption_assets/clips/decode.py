@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import repeat
+import time
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+from io import BytesIO
+from typing import BinaryIO, cast
 
 import numpy as np
-from av import Packet, VideoFrame
-from av.video.codeccontext import VideoCodecContext
-from av.video.frame import PictureType
-from av.video.stream import VideoStream
+from av import VideoFrame
 from numpy.typing import NDArray
 
-from caption_assets.clips import av1, parameter_sets
-from caption_assets.clips.container import BROKEN, UnreadableClip, decoder, detail, open_video, read_track
-from caption_assets.clips.picture import Picture, Renderer
-from caption_assets.clips.plan import SKIPPABLE, PacketFacts, Plan, Step, lean_plan, whole_plan
-from caption_assets.clips.sampling import frame_times
-from caption_assets.clips.stamps import shown_stamps, stamped
+from caption_assets.clips.container import UnreadableClip, reports_damage
+from caption_assets.clips.picture import Picture
+from caption_assets.clips.picture_stream import PictureStream
+from caption_assets.clips.plan import SKIPPABLE, Structure, runs, with_parts
+from caption_assets.clips.sampling import moments, shown_at
+from caption_assets.clips.timeline import read_timeline
+
+MAX_REPLACED = 0.25
+"""Share of a window's moments that may show an earlier picture because their own cannot be decoded."""
+SEQUENTIAL_PICTURES = 512
+"""Pictures to a keyframe from which on a clip is sequential: twice the default window."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,143 +36,229 @@ class Frames:
     pixels: NDArray[np.uint8]
     """uint8 of shape (frames, height, width, 3), RGB."""
     indices: tuple[int, ...]
-    """Numbers of the frames within the clip, in order of presentation."""
+    """Numbers of the frames within the clip, in order of presentation. A frame that stays is there more than once."""
     fps: float
     """Frames per second of the chosen frames, not of the source: it sets the model's temporal positions."""
     interlaced: bool = False
     """Whether any of them is one field of two, of different moments."""
     padded: int = 0
     """Number of frames that have another shape than the clip, with black bars beside them."""
+    replaced: int = 0
+    """Number of frames whose own picture cannot be decoded, so that an earlier one is shown."""
+
+
+class CatchingUp(Exception):
+    """The time was over before the decoder reached the window. The next call goes on from there."""
 
 
 def decode(data: bytes, start: int, end: int, count: int, size: tuple[int, int] | None) -> Frames:
-    """Decode ``count`` frames of the window from frame ``start`` to before frame ``end``.
-
-    Pictures are those that a player shows: see ``picture``.
+    """Decode one window of a clip, as ``ClipDecoder.frames`` does.
 
     Args:
         data: the whole clip.
-        start: first frame of the window, in order of presentation.
-        end: one past its last frame.
-        count: frames wanted, at least 2, spread evenly over the window's time, its first and last frame included.
-        size: height and width of the upright pictures, in pixels; None for those at which the clip is displayed.
+        start: as there.
+        end: as there.
+        count: as there.
+        size: as there.
 
     Raises:
-        UnreadableClip: if the clip, or one of the wanted frames, cannot be decoded.
+        UnreadableClip: as there.
     """
-    with open_video(data) as (container, stream):
-        packets = list(stamped(stream, container.demux(stream)))
-        stamps = shown_stamps(packets)
-        if len(stamps) < end:
-            raise UnreadableClip("damaged", f"the clip has {len(stamps)} frames, its window ends at frame {end}")
-        base = float(stream.time_base or 0)
-        shown = shown_at([(stamp - stamps[0]) * base for stamp in stamps[start:end]], count)
-        indices = tuple(start + index for index in shown)
-        chosen = [stamps[index] for index in indices]
-        shots, errors = _shoot(stream, packets, set(chosen), Renderer(stream, read_track(data, stream), size))
-    if missing := sorted({index for index, stamp in zip(indices, chosen, strict=True) if stamp not in shots}):
-        reason = f" ({errors[0]})" if errors else ""
-        raise UnreadableClip("damaged", f"frames {missing} of the clip cannot be decoded: the file is damaged{reason}")
-    seconds = (chosen[-1] - chosen[0]) * base
-    return Frames(
-        pixels=np.stack([shots[stamp].picture.pixels for stamp in chosen]),
-        indices=indices,
-        fps=(count - 1) / seconds if seconds > 0 else 1.0,
-        interlaced=any(shot.interlaced for shot in shots.values()),
-        padded=sum(shots[stamp].picture.padded for stamp in chosen),
-    )
-
-
-def shown_at(times: Sequence[float], count: int) -> tuple[int, ...]:
-    """Indices of the frames on show at ``count`` evenly spaced moments from the first frame to the last.
-
-    Args:
-        times: when each frame is shown, in seconds, ascending.
-        count: moments, at least 2.
-    """
-    slack = 1e-6  # seconds; moments fall on frame times, and rounding must not show the frame before
-    moments = frame_times(times[0], times[-1], count)
-    return tuple(bisect_right(times, moment + slack) - 1 for moment in moments)
+    with closing(ClipDecoder(partial(BytesIO, data))) as decoder:
+        return decoder.frames(start, end, count, size)
 
 
 @dataclass(frozen=True, slots=True)
 class _Shot:
-    """A wanted frame, decoded."""
+    """A picture to show."""
 
+    rank: int
+    """Number of its frame within the clip."""
     picture: Picture
     interlaced: bool
 
 
-def _stamp(packet: Packet[VideoStream]) -> int | None:
-    """When the packet's frame is shown, in the stream's time base; None if it is not shown."""
-    return None if packet.is_discard else packet.pts
+class ClipDecoder:
+    """A clip that is being decoded. Windows that are asked for in order cost one pass over it together.
+
+    Args:
+        open_file: opens the clip's file; each call returns a file of its own.
+
+    Raises:
+        UnreadableClip: if there is no video in it.
+    """
+
+    def __init__(self, open_file: Callable[[], BinaryIO]) -> None:
+        self._open_file = open_file
+        self._lean: PictureStream | None = None
+        self._thorough: PictureStream | None = None
+        self._timeline, packets, codec = read_timeline(open_file)
+        self._can_skip = codec in SKIPPABLE and packets.can_start_at_any_keyframe
+        keys = packets.keys if self._can_skip else ()
+        self._structure = Structure(len(packets), keys, self._timeline.stamps, packets.holds)
+        self._ranks = array("q", [-1]) * len(packets)
+        for rank, number in enumerate(self._timeline.sources):
+            if self._ranks[number] < 0:  # else it repeats the frame before
+                self._ranks[number] = rank
+
+    def close(self) -> None:
+        """Close the clip's files."""
+        for stream in (self._lean, self._thorough):
+            if stream:
+                stream.close()
+        self._lean = self._thorough = None
+
+    @property
+    def is_sequential(self) -> bool:
+        """Whether a window costs much less after the one before it, for want of keyframes."""
+        return self._structure.packets > SEQUENTIAL_PICTURES * max(len(self._structure.keys), 1)
+
+    def frames(
+        self, start: int, end: int, count: int, size: tuple[int, int] | None, *, pause_at: float | None = None
+    ) -> Frames:
+        """Decode ``count`` frames of the window from frame ``start`` to before frame ``end``.
+
+        Pictures are those that a player shows: see ``picture``.
+
+        Args:
+            start: first frame of the window, in order of presentation.
+            end: one past its last frame.
+            count: frames wanted, at least 2, spread evenly over the window's time, its first and last frame included.
+            size: height and width of the upright pictures, in pixels; None for those at which the clip is displayed.
+            pause_at: value of ``time.monotonic`` at which to stop if the decoder has not reached the window yet.
+
+        Raises:
+            UnreadableClip: if the clip, or more than ``MAX_REPLACED`` of the wanted frames, cannot be decoded.
+            CatchingUp: if ``pause_at`` was reached.
+        """
+        times = self._timeline.times
+        if len(times) < end:
+            raise UnreadableClip("damaged", f"the clip has {len(times)} frames, its window ends at frame {end}")
+        window = times[start:end]
+        chosen = moments(window, times[end] if end < len(times) else self._timeline.end, count)
+        ranks = [start + index for index in shown_at(window, chosen)]
+        own = [self._ranks[self._timeline.sources[rank]] for rank in ranks]
+        with reports_damage():
+            shots = self._shots(sorted(set(own)), size, pause_at)
+        undecodable = sum(rank not in shots or shots[rank].rank != rank for rank in own)
+        if not shots or undecodable > MAX_REPLACED * count:
+            raise self._damaged(undecodable, count)
+        seconds = chosen[-1] - chosen[0]
+        return Frames(
+            pixels=np.stack([shots[rank].picture.pixels for rank in own]),
+            indices=tuple(
+                rank if shots[source].rank == source else shots[source].rank
+                for rank, source in zip(ranks, own, strict=True)
+            ),
+            fps=(count - 1) / seconds if seconds > 0 else 1.0,
+            interlaced=any(shot.interlaced for shot in shots.values()),
+            padded=sum(shots[rank].picture.padded for rank in own),
+            replaced=undecodable,
+        )
+
+    def _damaged(self, undecodable: int, count: int) -> UnreadableClip:
+        error = self._thorough and self._thorough.error
+        return UnreadableClip(
+            "damaged",
+            f"{undecodable} of the {count} frames of the window cannot be decoded, above the limit of "
+            f"{MAX_REPLACED:.0%}: the file is damaged{f' ({error})' if error else ''}",
+        )
+
+    def _shots(self, wanted: Sequence[int], size: tuple[int, int] | None, pause_at: float | None) -> dict[int, _Shot]:
+        """What is shown in place of each wanted frame; nothing if no picture at all can be decoded."""
+        packets = with_parts(self._structure, {self._timeline.sources[rank] for rank in wanted})
+        while self._can_skip:
+            goes_on = self._lean is not None and self._lean.last_rank < wanted[0]
+            if self._lean is None or not goes_on:
+                self._lean = self._fresh(self._lean, is_thorough=False)
+            shots = self._lean_shots(self._lean, wanted, packets, size, pause_at)
+            if self._lean.entries:  # the container is wrong about its keyframes
+                self._can_skip, self._structure = False, replace(self._structure, keys=())
+            elif len(shots) == len(wanted):
+                return shots
+            elif not goes_on:
+                break
+            else:  # the pass may have left out what this window wants
+                self._lean = self._fresh(self._lean, is_thorough=False)
+        # A file may have no keyframes (gradual refresh), or damage: only all of it tells.
+        if self._thorough is None or self._thorough.last_rank >= wanted[0]:
+            self._thorough = self._fresh(self._thorough, is_thorough=True)
+        return self._thorough_shots(self._thorough, wanted, packets, size, pause_at)
+
+    def _lean_shots(
+        self,
+        stream: PictureStream,
+        wanted: Sequence[int],
+        packets: set[int],
+        size: tuple[int, int] | None,
+        pause_at: float | None,
+    ) -> dict[int, _Shot]:
+        """The wanted frames that come out where as little as possible is decoded."""
+        renderer = stream.renderer(size)
+        shots: dict[int, _Shot] = {}
+        missing = set(wanted)
+        for rank, frame in self._ranked(stream, runs(self._structure, packets), packets):
+            if rank > wanted[-1]:
+                stream.put_back(frame)
+                break
+            stream.last_rank = rank
+            if rank in missing and not frame.is_corrupt:
+                shots[rank] = _Shot(rank, renderer.render(frame), frame.interlaced_frame)
+                missing.remove(rank)
+            if rank == wanted[-1]:
+                break
+            _check_time(shots, pause_at)
+        return shots
+
+    def _thorough_shots(
+        self,
+        stream: PictureStream,
+        wanted: Sequence[int],
+        packets: set[int],
+        size: tuple[int, int] | None,
+        pause_at: float | None,
+    ) -> dict[int, _Shot]:
+        """The wanted frames; in place of one that cannot be decoded the latest before it, or else the first after."""
+        renderer = stream.renderer(size)
+        shots: dict[int, _Shot] = {}
+        missing = deque(wanted)
+
+        def show(rank: int, frame: VideoFrame) -> None:
+            shots[missing.popleft()] = _Shot(rank, renderer.render(frame), frame.interlaced_frame)
+
+        for rank, frame in self._ranked(stream, [range(max(packets) + 1)], packets):
+            if frame.is_corrupt:
+                continue
+            while missing and missing[0] < rank:
+                show(*(stream.latest or (rank, frame)))
+            if not missing:
+                stream.put_back(frame)
+                break
+            stream.last_rank, stream.latest = rank, (rank, frame)
+            if missing[0] == rank:
+                show(rank, frame)
+            if not missing:
+                break
+            _check_time(shots, pause_at)
+        while missing and stream.latest:
+            show(*stream.latest)
+        return shots
+
+    def _ranked(
+        self, stream: PictureStream, plan: Sequence[range], packets: set[int]
+    ) -> Iterator[tuple[int, VideoFrame]]:
+        """The pictures of the timeline as they are decoded, each with the number of its frame."""
+        for frame in stream.pictures(plan, packets):
+            if (rank := self._ranks[cast(int, frame.pts)]) >= 0:
+                yield rank, frame
+
+    def _fresh(self, stream: PictureStream | None, *, is_thorough: bool) -> PictureStream:
+        """A new pass in place of another."""
+        if stream:
+            stream.close()
+        return PictureStream(self._open_file, is_thorough=is_thorough)
 
 
-def _shoot(
-    stream: VideoStream, packets: Sequence[Packet[VideoStream]], wanted: set[int], renderer: Renderer
-) -> tuple[dict[int, _Shot], list[str]]:
-    """The wanted frames by stamp, as far as they can be decoded, and what went wrong."""
-    codec = stream.codec_context.codec.canonical_name
-    referred = av1.referred(map(memoryview, packets)) if codec == "av1" else repeat(True)
-    facts = [
-        PacketFacts(_stamp(packet), packet.is_keyframe, is_referred)
-        for packet, is_referred in zip(packets, referred, strict=False)
-    ]
-    if codec in SKIPPABLE and parameter_sets.are_at_hand(stream, packets):
-        shots, errors = _follow(lean_plan(facts, wanted), stream, packets, wanted, renderer)
-        if len(shots) == len(wanted):
-            return shots, errors
-        # A file may be wrong about its key frames, or have none (gradual refresh): only the whole of it tells.
-    return _follow(whole_plan(facts, wanted), stream, packets, wanted, renderer)
-
-
-def _follow(
-    plan: Plan,
-    stream: VideoStream,
-    packets: Sequence[Packet[VideoStream]],
-    wanted: set[int],
-    renderer: Renderer,
-) -> tuple[dict[int, _Shot], list[str]]:
-    """What ``_shoot`` does, by one plan; nothing, where the plan enters at a frame that is no key frame after all."""
-    shots: dict[int, _Shot] = {}
-    errors: list[str] = []
-    entered = set()
-    for frame in _frames(decoder(stream), packets, plan.steps, errors):
-        if frame.key_frame and frame.pict_type == PictureType.I:
-            entered.add(frame.pts)
-        if frame.pts in wanted and not frame.is_corrupt:
-            shots[frame.pts] = _Shot(renderer.render(frame), frame.interlaced_frame)
-    return (shots, errors) if entered >= plan.entries else ({}, errors)
-
-
-def _frames(
-    context: VideoCodecContext, packets: Sequence[Packet[VideoStream]], steps: Sequence[Step], errors: list[str]
-) -> Iterator[VideoFrame]:
-    """What a codec makes of the packets, in order of presentation. Those that it refuses leave a line in ``errors``."""
-
-    def frames_of(packet: Packet[VideoStream] | None) -> list[VideoFrame]:
-        try:
-            return context.decode(packet)
-        except BROKEN as error:
-            errors.append(detail(error))
-            return []
-
-    def remaining() -> list[VideoFrame]:
-        frames = frames_of(None)
-        context.flush_buffers()  # else it would take the stream for ended
-        return frames
-
-    context.flush_buffers()
-    gap = False
-    for packet, step in zip(packets, steps, strict=True):
-        if step is Step.DROP:
-            gap = True
-            continue
-        if gap:
-            yield from remaining()
-            gap = False
-        if step is Step.SKIP:
-            continue
-        context.skip_frame = "DEFAULT" if step is Step.DECODE else "NONREF"
-        yield from frames_of(packet)
-    yield from remaining()
+def _check_time(shots: dict[int, _Shot], pause_at: float | None) -> None:
+    if pause_at is not None and not shots and time.monotonic() > pause_at:
+        raise CatchingUp

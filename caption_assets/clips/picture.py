@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -57,6 +58,12 @@ class Renderer:
         self._clip: tuple[int, int] | None = None
         # One for all frames: a frame's own would be built anew for each, at ten times the time.
         self._converter = VideoReformatter()
+
+    def sized(self, size: tuple[int, int] | None) -> Renderer:
+        """A renderer for the same stream and another size."""
+        other = copy(self)
+        other._size = size
+        return other
 
     def render(self, frame: VideoFrame) -> Picture:
         """The picture of a decoded frame.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO, cast
@@ -18,9 +18,20 @@ from caption_assets.clips.container import UnreadableClip, check_size, first_ori
 from caption_assets.clips.display import UPRIGHT, Orientation
 from caption_assets.clips.picture import displayed_size
 from caption_assets.clips.reader import SpanFile
-from caption_assets.clips.stamps import INTERLACED, shown_stamps, stamped
+from caption_assets.clips.timeline import (
+    SEGMENT_BYTES,
+    NeedsPayload,
+    Packets,
+    build_timeline,
+    decode_order,
+    is_whole,
+    read_packets,
+    samples_to_examine,
+)
 from caption_assets.clips.track import Track
 
+INTERLACED = frozenset({2, 3, 4, 5})
+"""FFmpeg's AVFieldOrder of pictures made of two fields; 0 is unknown, 1 progressive."""
 JITTER_SECONDS = 0.002
 """By how much frame intervals may differ in a clip of constant rate: containers round a frame's time to ticks of 1 ms
 (Matroska, FLV) or 1/600 s (QuickTime), so that intervals come out up to one tick longer or shorter."""
@@ -67,6 +78,8 @@ class Probe:
     has_audio: bool
     times: tuple[float, ...]
     """When each frame is shown, in seconds from the first, ascending."""
+    seconds: float
+    """Length of the clip, until its last frame is no longer shown."""
 
     @property
     def frames(self) -> int:
@@ -79,11 +92,6 @@ class Probe:
         return (self.frames - 1) / self.times[-1] if self.frames > 1 and self.times[-1] > 0 else 1.0
 
     @property
-    def seconds(self) -> float:
-        """Length of the clip: the last frame is shown for an average frame's time."""
-        return self.times[-1] + 1.0 / self.fps
-
-    @property
     def variable_fps(self) -> bool:
         """Whether some frames are shown longer than others."""
         intervals = [after - before for before, after in itertools.pairwise(self.times)]
@@ -91,20 +99,31 @@ class Probe:
 
 
 def probe(file: bytes | SpanFile, limits: Limits = LIMITS) -> Probe:
-    """Describe a clip by all of its file, decoding no more than the first frame.
+    """Describe a clip by all of its file.
+
+    No more than the first frame is decoded, unless only the decoder tells the order and time of the frames.
 
     Raises:
         UnreadableClip: if there is no video in it, or it is beyond the limits.
     """
+
+    def presentation_order() -> Sequence[int]:
+        with _open(file) as (container, stream):
+            return decode_order(stream, container.demux(stream))
+
+    start, size = _start(file)
     with _open(file) as (container, stream):
         track = read_track(file if isinstance(file, bytes) else cast(BinaryIO, file), stream)
         check_size(*_displayed(stream, track, UPRIGHT))
-        packets = container.demux(stream)
+        given = container.demux(stream)
         head: list[Packet[VideoStream]] = []
         turn = track.orientation or UPRIGHT
         if turn == UPRIGHT:  # else the container's goes before the stream's own
-            head, turn = first_orientation(stream, packets)
-        return _described(container, stream, track, turn, itertools.chain(head, packets), limits)
+            head, turn = first_orientation(stream, given)
+        examined = samples_to_examine(container, stream, size)
+        packets = read_packets(stream, itertools.chain(head, given), examined, most=_most(limits))
+        whole = is_whole(start, size)
+        return _described(container, stream, track, turn, packets, presentation_order, limits, is_whole=whole)
 
 
 def probe_by_ranges(file: SpanFile, limits: Limits = LIMITS) -> Probe:
@@ -129,16 +148,42 @@ def probe_by_ranges(file: SpanFile, limits: Limits = LIMITS) -> Probe:
                 track = index.tracks[stream.id]
                 turn = track.orientation or UPRIGHT
                 check_size(*_displayed(stream, track, UPRIGHT))
+                examined = samples_to_examine(container, stream, file.span.size)
+                if examined is None:
+                    break
+                for entry in stream.index_entries:
+                    if entry.pos in examined:
+                        file.hold(entry.pos, entry.pos + entry.size)
                 start, size = stream.index_entries[0].pos, stream.index_entries[0].size
                 first = min(size, FIRST_BYTES)
                 if file.holds(start, start + first) and stream.codec_context.pix_fmt:
                     if turn == UPRIGHT and _is_oriented(stream, file.read_range(start, start + first)):
                         break
-                    return _described(container, stream, track, turn, container.demux(stream), limits)
+                    given = container.demux(stream)
+                    packets = read_packets(stream, given, examined, has_payload=False, most=_most(limits))
+                    return _described(container, stream, track, turn, packets, _needs_payload, limits)
             file.hold(start, start + size)  # FFmpeg wants to see the first frame
+    except NeedsPayload:
+        pass
     finally:
         file.hollow = False
     return probe(file, limits)
+
+
+def _needs_payload() -> Sequence[int]:
+    raise NeedsPayload
+
+
+def _most(limits: Limits) -> int:
+    """Packets that are read: enough to find a clip too long, whatever it has beside pictures."""
+    return 4 * limits.frames + 4
+
+
+def _start(file: bytes | SpanFile) -> tuple[bytes, int]:
+    """The beginning of a file, and its size."""
+    if isinstance(file, bytes):
+        return file[:SEGMENT_BYTES], len(file)
+    return file.read_range(0, min(SEGMENT_BYTES, file.span.size)), file.span.size
 
 
 @contextmanager
@@ -167,14 +212,14 @@ def _described(
     stream: VideoStream,
     track: Track,
     turn: Orientation,
-    packets: Iterable[Packet[VideoStream]],
+    packets: Packets,
+    presentation_order: Callable[[], Sequence[int]],
     limits: Limits,
+    *,
+    is_whole: bool = True,
 ) -> Probe:
-    context, base = stream.codec_context, stream.time_base
-    some = itertools.islice(packets, limits.frames + 2)  # the last is empty
-    ordered = shown_stamps(stamped(stream, some))
-    if not ordered or not base:
-        raise UnreadableClip("damaged", "the file has a video stream but no frames: it may be cut off")
+    context = stream.codec_context
+    timeline = build_timeline(container, stream, packets, presentation_order, is_whole=is_whole)
     width, height = _displayed(stream, track, turn)
     found = Probe(
         codec=context.codec.canonical_name,
@@ -189,7 +234,8 @@ def _described(
         transfer=context.color_trc,
         interlaced=context.field_order in INTERLACED,
         has_audio=any(other.type == "audio" for other in container.streams),
-        times=tuple((stamp - ordered[0]) * base.numerator / base.denominator for stamp in ordered),
+        times=timeline.times,
+        seconds=timeline.end,
     )
     if found.frames > limits.frames or found.seconds > limits.seconds:
         raise UnreadableClip(

@@ -138,6 +138,9 @@ class CaptionRow:
     """Frames shown to the model, by their number within the clip."""
     frame_fps: float | None = None
     """Frames per second of those frames."""
+    frames_replaced: int | None = None
+    """Number of those frames whose own picture cannot be decoded, so that an earlier one was shown. Null in rows of
+    versions that refused such windows."""
     frame_width: int | None = None
     """Pixels, as shown to the model."""
     frame_height: int | None = None
@@ -225,6 +228,7 @@ _CAPTION_SCHEMA = pa.schema(
         ("sampling", _SAMPLING),
         ("frame_indices", pa.list_(pa.int32())),
         ("frame_fps", pa.float64()),
+        ("frames_replaced", pa.int32()),
         ("frame_width", pa.int32()),
         ("frame_height", pa.int32()),
         ("prompt_tokens", pa.int32()),

@@ -1,0 +1,53 @@
+"""The NAL units of H.264 and H.265 packets, as byte streams and as MP4 samples hold them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+_START = re.compile(rb"\x00\x00\x01")
+"""The start code before each unit of a byte stream (ITU-T H.264 and H.265, annex B)."""
+LENGTH_SIZE_AT = {"h264": 4, "hevc": 21}
+"""Byte of the decoder configuration record with the size of a sample's length fields (ISO/IEC 14496-15, 5.3.3.1 and
+8.3.3.1)."""
+
+
+def length_size(codec: str, extradata: bytes | None) -> int | None:
+    """Bytes of the length before each unit; None for a byte stream with start codes.
+
+    Args:
+        codec: ``h264`` or ``hevc``.
+        extradata: the stream's, as FFmpeg hands it over.
+    """
+    if not extradata or len(extradata) <= LENGTH_SIZE_AT[codec] or extradata[:3] in (b"\0\0\0", b"\0\0\1"):
+        return None
+    return (extradata[LENGTH_SIZE_AT[codec]] & 3) + 1
+
+
+def units(data: memoryview, size: int | None) -> Iterator[memoryview]:
+    """The units of a packet, each from its header on. The last may have zero bytes behind it.
+
+    Args:
+        data: the packet.
+        size: as ``length_size`` returns it.
+    """
+    return _with_start_codes(data) if size is None else _with_lengths(data, size)
+
+
+def _with_start_codes(data: memoryview) -> Iterator[memoryview]:
+    begun: int | None = None
+    for found in _START.finditer(data):
+        if begun is not None and found.start() > begun:
+            yield data[begun : found.start()]
+        begun = found.end()
+    if begun is not None and begun < len(data):
+        yield data[begun:]
+
+
+def _with_lengths(data: memoryview, size: int) -> Iterator[memoryview]:
+    at = 0
+    while at + size < len(data):
+        start = at + size
+        at = start + int.from_bytes(data[at:start])
+        if at > start:
+            yield data[start:at]

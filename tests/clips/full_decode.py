@@ -1,0 +1,58 @@
+"""The pictures of a clip as FFmpeg's command line shows them: the reference that decoded frames are compared with.
+
+It is Debian's FFmpeg, of another version than the library that the product decodes with, and it decodes everything.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from bisect import bisect_right
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+SIZE = 24, 32
+"""Height and width of the pictures: enough to tell neighbours apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class FullDecode:
+    """What a player shows of a clip."""
+
+    times: tuple[float, ...]
+    """When each picture is shown, in seconds from the first."""
+    pictures: NDArray[np.uint8]
+    """Grey levels of shape (pictures, height, width)."""
+
+    def nearest(self, picture: NDArray[np.uint8]) -> list[int]:
+        """Numbers of the pictures that are as near as any to this one, a grey level apart."""
+        distances = np.abs(self.pictures.astype(float) - picture).mean((1, 2))
+        return [int(number) for number in np.flatnonzero(distances <= distances.min() + 0.25)]
+
+    def shown_at(self, moment: float) -> int:
+        """Number of the picture on show at a moment, in seconds from the first."""
+        return max(bisect_right(self.times, moment + 0.002) - 1, 0)
+
+
+def full_decode(path: Path) -> FullDecode:
+    """Decode all of a file's video by FFmpeg's command line."""
+    height, width = SIZE
+    command = [
+        *(shutil.which("ffmpeg") or "ffmpeg", "-hide_banner", "-nostdin", "-loglevel", "info", "-i", str(path)),
+        *("-map", "0:v:0", "-an", "-vf", f"scale={width}:{height}:flags=area,format=gray,showinfo=checksum=0"),
+        *("-fps_mode", "passthrough", "-f", "rawvideo", "-"),
+    ]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True)
+    pictures = np.frombuffer(done.stdout, np.uint8).reshape(-1, height, width)
+    times = [float(each) for each in re.findall(rb"\bn: *\d+ pts: *\S+ pts_time:(\S+)", done.stderr)]
+    return FullDecode(tuple(time - times[0] for time in times), pictures)
+
+
+def grey(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """RGB pictures of ``SIZE`` as grey levels."""
+    weights = np.array([0.299, 0.587, 0.114])
+    return np.asarray(np.rint(pixels @ weights), np.uint8)
