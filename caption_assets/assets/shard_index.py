@@ -22,7 +22,9 @@ FUTURE = "set the clock of the machine that wrote them, and run `touch` on the f
 """Remedy for modification times in the future."""
 
 REMOVED = "removed"
-"""Reported as the version of a shard that is no longer in the source."""
+"""Observed version of a shard that is no longer in the source, as the sensor reports it."""
+REMOVAL_CONFIRMED = "removed, confirmed"
+"""Observed version of such a shard once a person has confirmed that it is gone."""
 
 
 def build_shards(project: Project) -> dg.AssetSpec:
@@ -101,6 +103,11 @@ def observation(project: Project, shard: str, version: str) -> dg.AssetObservati
     So the time of a shard's last observation is that of its last change.
     """
     return dg.AssetObservation(project.shards, partition=shard, tags={DATA_VERSION_TAG: version})
+
+
+def is_removed(version: str | None) -> bool:
+    """Whether an observed version is that of a shard that is no longer in the source."""
+    return version in (REMOVED, REMOVAL_CONFIRMED)
 
 
 def observed_versions(

@@ -14,6 +14,7 @@ from caption_assets.assets.project import Project
 from caption_assets.automation.shard_states import read_states
 from caption_assets.automation.status import sensor_status
 from caption_assets.errors import CaptionAssetsError
+from caption_assets.resources import build_storage
 from caption_assets.settings import Settings
 
 OVERDUE = "captioned_in_time"
@@ -105,15 +106,24 @@ class Overdue:
         )
 
 
-def find_overdue(instance: dg.DagsterInstance, project: Project, limit_hours: float | None) -> Overdue | None:
-    """The shard that waits longest, if that is longer than the limit. A shard that is captioned never waits."""
-    states = read_states(instance, project)
-    if limit_hours is None or (shard := states.oldest_waiting) is None:
+def find_overdue(instance: dg.DagsterInstance, settings: Settings) -> Overdue | None:
+    """The shard that waits longest, if that is longer than the limit. A shard that is captioned never waits.
+
+    Raises:
+        RootEmpty: if the root is empty, and there are records of tables in it.
+        StoreError: if the root cannot be listed.
+    """
+    limit, project = settings.overdue_hours, Project(settings.project)
+    if limit is None:
         return None
-    came = dg.AssetRecordsFilter(asset_key=project.shards, storage_ids=[states.changed[shard]])
-    [record] = instance.fetch_observations(came, limit=1).records
-    hours = (time.time() - record.timestamp) / 3600
-    return Overdue(shard, hours, limit_hours) if hours > limit_hours else None
+    states = read_states(instance, project, build_storage(settings).root_to_read())
+    if (shard := states.oldest_waiting) is None:
+        return None
+    came = dg.AssetRecordsFilter(asset_key=project.shards, storage_ids=[states.changed.get(shard, 0)])
+    for record in instance.fetch_observations(came, limit=1).records:  # none if somebody has wiped the asset meanwhile
+        hours = (time.time() - record.timestamp) / 3600
+        return Overdue(shard, hours, limit) if hours > limit else None
+    return None
 
 
 def build_overdue_check(settings: Settings) -> dg.AssetChecksDefinition:
@@ -126,7 +136,8 @@ def build_overdue_check(settings: Settings) -> dg.AssetChecksDefinition:
         description="No shard waits for its captions longer than CAPTION_OVERDUE_HOURS since it came or changed.",
     )
     def captioned_in_time(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
-        overdue = find_overdue(context.instance, project, settings.overdue_hours)
+        with clear_failures():
+            overdue = find_overdue(context.instance, settings)
         return dg.AssetCheckResult(
             passed=overdue is None, severity=dg.AssetCheckSeverity.WARN, description=str(overdue) if overdue else None
         )
@@ -145,7 +156,8 @@ def build_overdue_alerts(settings: Settings) -> dg.SensorDefinition:
         default_status=sensor_status(settings),
     )
     def overdue_shards(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-        overdue = find_overdue(context.instance, project, settings.overdue_hours)
+        with clear_failures():
+            overdue = find_overdue(context.instance, settings)
         found = json.dumps(overdue.shard if overdue else None)
         if found == (context.cursor or NONE):
             return dg.SensorResult(skip_reason=str(overdue) if overdue else "no shard waits too long")

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -10,9 +10,11 @@ import dagster as dg
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 from dagster._utils.schedules import is_valid_cron_string
 
+from caption_assets.assets.failures import clear_failures
 from caption_assets.assets.pods import caption_run_config
 from caption_assets.assets.project import Project
 from caption_assets.assets.request import count_requests, request_tags
+from caption_assets.automation.differences import Kind, find_differences, settle
 from caption_assets.automation.shard_states import (
     ShardStates,
     has_weights,
@@ -21,13 +23,20 @@ from caption_assets.automation.shard_states import (
     shards_under_way,
 )
 from caption_assets.automation.status import schedule_status
+from caption_assets.clips.shard import list_shards
+from caption_assets.resources import build_storage
 from caption_assets.settings import Settings, SettingsError
+from caption_assets.store.tables import Table
 
 SPAN = 4
 """A run may span this many times as many shards as it may make, the others whole: these cost it some milliseconds, and
 another run costs the start of a process, a pod or an engine."""
 WEIGHTS_TAG = "model"
 """Name of the request for the weights, which have no shards."""
+MAX_COMPARED = 500
+"""Shards whose stored tables one tick compares with their records: three small reads each."""
+MAX_RECORDED = 100
+"""Shards whose stored tables one tick records, each after it has been read: an event takes SQLite up to 17 ms."""
 SHOWN = 5
 """Shards that were given up and that a tick's message names."""
 
@@ -54,15 +63,8 @@ def build_backfill(settings: Settings) -> dg.ScheduleDefinition:
         target=dg.AssetSelection.assets(project.weights, project.manifest, *project.stages),
     )
     def backfill(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
-        plan = _Plan(
-            context.instance,
-            settings,
-            project,
-            read_states(context.instance, project),
-            shards_under_way(context.instance, project),
-            has_weights(context.instance, project, settings.variant.folder),
-            context.scheduled_execution_time.isoformat(),
-        )
+        with clear_failures():
+            plan = _build_plan(context, settings)
         return list(plan.run_requests()) or dg.SkipReason(plan.message)
 
     return backfill
@@ -77,6 +79,10 @@ class _Plan:
     project: Project
     states: ShardStates
     under_way: frozenset[str]
+    absent: frozenset[str]
+    """Shards that are not in the source at this moment, and are not known to be removed."""
+    later: frozenset[str]
+    """Shards with stored tables that a later tick compares with their records."""
     has_weights: bool
     at: str
     """The tick."""
@@ -115,16 +121,25 @@ class _Plan:
         """A pod as large as its work, where captions are made in one."""
         if asset == self.project.manifest or self.settings.executor != "k8s":
             return {}
-        work = predicted_work(self.instance, self.project, [self.states.made[shard] for shard in shards])
-        return caption_run_config(self.settings, *work)
+        manifests = self.states.records[Table.MANIFEST]
+        work = predicted_work(self.instance, self.project, [manifests[shard].event for shard in shards])
+        return caption_run_config(self.settings, *work) if work else {}
+
+    @property
+    def requestable(self) -> list[str]:
+        """Shards that lack an asset and can be requested."""
+        manifests = self._open(self.project.manifest, self.states.without_manifest)
+        captions = self._open(self.project.stages[-1], self.states.without_captions)
+        return [shard for shard in self.states.order if shard in manifests or shard in captions]
 
     def _wanted(self, asset: dg.AssetKey, missing: Mapping[str, str], room: int) -> dict[str, str]:
         """As many of the shards that lack an asset as there is room for, with the version of its input."""
         return dict(islice(self._open(asset, missing).items(), max(room, 0)))
 
     def _open(self, asset: dg.AssetKey, missing: Mapping[str, str]) -> dict[str, str]:
-        """Those of ``missing`` that are not under way and have attempts left."""
-        waiting = {shard: version for shard, version in missing.items() if shard not in self.under_way}
+        """Those of ``missing`` that can be requested and have attempts left."""
+        held = self.under_way | self.absent | self.later
+        waiting = {shard: version for shard, version in missing.items() if shard not in held}
         requests = count_requests(self.instance, asset, waiting)
         return {shard: version for shard, version in waiting.items() if requests[shard] < self.settings.shard_attempts}
 
@@ -139,17 +154,48 @@ class _Plan:
         given_up = [
             f"{shard} ({asset.to_user_string()})"
             for asset, shards in missing.items()
-            for shard in shards.keys() - self._open(asset, shards).keys() - self.under_way
+            for shard in shards.keys() - self._open(asset, shards).keys() - self.under_way - self.absent - self.later
         ]
         words = [f"{len(states.captioned)} of {len(states.order)} shards are captioned"]
         if self.under_way:
             words.append(f"{len(self.under_way)} are under way")
+        if self.absent:
+            words.append(f"{len(self.absent)} are not in the source now: {', '.join(sorted(self.absent)[:SHOWN])}")
+        if self.later:
+            words.append(f"{len(self.later)} have stored tables that a later tick looks at")
         if given_up:
             words.append(
                 f"{len(given_up)} were given up after {self.settings.shard_attempts} runs (CAPTION_SHARD_ATTEMPTS), "
                 f"until they change or are materialized by hand: {', '.join(sorted(given_up)[:SHOWN])}"
             )
         return "; ".join(words)
+
+
+def _build_plan(context: dg.ScheduleEvaluationContext, settings: Settings) -> _Plan:
+    """The plan of a tick, once stored tables that nobody has recorded are recorded.
+
+    Raises:
+        ShardError: if the source is not there.
+        RootEmpty: if the root is empty, and there are records of tables in it.
+        StoreError: if source or root cannot be listed.
+    """
+    instance, at = context.instance, context.scheduled_execution_time.isoformat()
+    storage, project = build_storage(settings), Project(settings.project)
+    root, under_way = storage.root_to_read(), shards_under_way(instance, project)
+    states = read_states(instance, project, root)
+    absent = frozenset(states.order) - list_shards(storage.source()).keys
+    ready = has_weights(instance, project, root, settings.variant)
+    plan = _Plan(instance, settings, project, states, under_way, absent, frozenset(), ready, at)
+    candidates = [shard for shard in plan.requestable if any(shard in shards for shards in states.stored.values())]
+    differences = find_differences(root, candidates[:MAX_COMPARED], states.stored, states.records)
+    unrecorded = [one for one in differences if one.kind is Kind.NOT_RECORDED]
+    shards = list(dict.fromkeys(one.shard for one in unrecorded))
+    later = frozenset([*candidates[MAX_COMPARED:], *shards[MAX_RECORDED:]])
+    for one, result in settle(instance, settings, root, [one for one in unrecorded if one.shard not in later]):
+        context.log.info(f"{one.table} of {one.shard} is stored and was not recorded: {result}")
+    if unrecorded:
+        states = read_states(instance, project, root)
+    return replace(plan, states=states, later=later)
 
 
 def stretches(

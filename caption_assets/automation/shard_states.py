@@ -1,12 +1,17 @@
-"""What Dagster knows of the shards: which are whole, which are under way."""
+"""The states of the shards: which have a manifest and captions of their present content, which are under way.
+
+A table counts if Dagster's event log has a record of it that names the versions it was made from, and if it is stored.
+Where one of the two is missing, the shard is made again; what is stored and unchanged is reused by that run.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import dagster as dg
-from dagster._core.definitions.data_version import CODE_VERSION_TAG, DATA_VERSION_TAG, get_input_data_version_tag
+from dagster._core.definitions.data_version import CODE_VERSION_TAG
 from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 from dagster._core.storage.tags import (
     ASSET_PARTITION_RANGE_END_TAG,
@@ -14,11 +19,27 @@ from dagster._core.storage.tags import (
     PARTITION_NAME_TAG,
 )
 
-from caption_assets.assets.project import Project
-from caption_assets.assets.shard_index import REMOVED, observed_versions
+from caption_assets.assets.clip_manifest import is_of_this_schema
+from caption_assets.assets.project import SHARDS, Project
+from caption_assets.assets.shard_index import REMOVED, is_removed, observed_versions
+from caption_assets.automation.records import Record, read_records
+from caption_assets.errors import CaptionAssetsError
+from caption_assets.models.variants import Variant
+from caption_assets.models.weights import MANIFEST, WEIGHTS
+from caption_assets.store.root import Root
+from caption_assets.store.tables import Table, stored_shards
+from caption_assets.store.versions import TableVersions
 
-CHUNK = 500
-"""Events that are fetched by one query."""
+STAGES = (Table.STAGE1, Table.STAGE2)
+MAX_WINDOWS = 1_000_000
+"""Windows of a shard beyond which a manifest's metadata is not believed: 123 days of video, in windows of 256 frames at
+24 frames a second."""
+MAX_WINDOW_TOKENS = 1 << 20
+"""Visual tokens of a window beyond which it is not believed: 32 times the context of the project's models."""
+
+
+class RootEmpty(CaptionAssetsError):
+    """A root that holds nothing, though tables were published in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,96 +54,128 @@ class ShardStates:
     """Their observed version."""
     changed: Mapping[str, int]
     """The event that reported it."""
+    stored: Mapping[Table, frozenset[str]]
+    """The shards that have a table in the root."""
+    records: Mapping[Table, Mapping[str, Record]]
+    """The records of their tables."""
     manifests: Mapping[str, str]
     """Data version of the manifest of each shard that has one of its present content."""
-    made: Mapping[str, int]
-    """The event that recorded it."""
     captioned: frozenset[str]
     """Shards whose captions of both stages were made from their present manifest."""
 
     @property
     def without_manifest(self) -> dict[str, str]:
         """Shards whose manifest is missing or outdated, with the version of their content."""
-        return {shard: self.content[shard] for shard in self.order if shard not in self.manifests}
+        missing = [shard for shard in self.order if shard not in self.manifests]
+        return {shard: self.content[shard] + self._removal(Table.MANIFEST, shard) for shard in missing}
 
     @property
     def without_captions(self) -> dict[str, str]:
         """Shards that have a manifest and whose captions are missing or outdated, with the manifest's version."""
-        return {shard: version for shard, version in self.manifests.items() if shard not in self.captioned}
+        missing = {shard: version for shard, version in self.manifests.items() if shard not in self.captioned}
+        return {shard: version + self._removal(STAGES[-1], shard) for shard, version in missing.items()}
 
     @property
     def oldest_waiting(self) -> str | None:
         """The shard that has waited longest for its captions; None if none waits."""
         waiting = [shard for shard in self.order if shard not in self.captioned]
-        return min(waiting, key=self.changed.__getitem__, default=None)
+        return min(waiting, key=lambda shard: self.changed.get(shard, 0), default=None)
+
+    def _removal(self, table: Table, shard: str) -> str:
+        """The end of a version under which a table is requested: after its removal the attempts count anew."""
+        record = self.records[table].get(shard)
+        return f" after {record.event}" if record and record.removed else ""
 
 
-def read_states(instance: dg.DagsterInstance, project: Project) -> ShardStates:
+def read_states(instance: dg.DagsterInstance, project: Project, root: Root) -> ShardStates:
     """The states of a project's shards.
 
-    A few queries for all, whatever their number: Dagster's own would take one for each.
+    It takes a few queries and one listing for each table; Dagster's own methods would take queries for each shard.
+
+    Raises:
+        RootEmpty: if the root is empty, and there are records of tables in it.
+        StoreError: if the root cannot be listed.
     """
     content = observed_versions(instance, project)
-    changed = _latest(instance, project.shards, dg.DagsterEventType.ASSET_OBSERVATION)
+    changed = instance.event_log_storage.get_latest_storage_id_by_partition(
+        project.shards, dg.DagsterEventType.ASSET_OBSERVATION
+    )
     registered = project.registered(instance)
     # A partition that was added by hand has no content until the sensor has looked at it.
-    order = [shard for shard in registered if content.get(shard, REMOVED) != REMOVED]
-    made = _latest(instance, project.manifest, dg.DagsterEventType.ASSET_MATERIALIZATION)
-    versions = instance.event_log_storage.get_latest_tags_by_partition(
-        project.manifest, dg.DagsterEventType.ASSET_MATERIALIZATION, [DATA_VERSION_TAG]
-    )
-    # A change is reported before, or by, the run that first reads it.
-    manifests = {shard: versions[shard][DATA_VERSION_TAG] for shard in order if made.get(shard, 0) > changed[shard]}
-    stages = [_made_from(instance, project, stage, made, manifests) for stage in project.stages]
-    return ShardStates(registered, order, content, changed, manifests, made, frozenset.intersection(*stages))
+    order = [shard for shard in registered if not is_removed(content.get(shard, REMOVED))]
+    stored = {table: stored_shards(root, table) for table in Table}
+    records = {table: read_records(instance, project, table, order) for table in Table}
+    _check_root(root, stored, records)
+    manifests = {
+        shard: record.versions.data
+        for shard, record in records[Table.MANIFEST].items()
+        if shard in stored[Table.MANIFEST] and record.versions and is_present(record.versions, content[shard])
+    }
+    stages = [
+        {
+            shard
+            for shard, record in records[stage].items()
+            if shard in stored[stage]
+            and shard in manifests
+            and record.versions
+            and record.versions.inputs.get(Table.MANIFEST) == manifests[shard]
+        }
+        for stage in STAGES
+    ]
+    captioned = frozenset[str].intersection(*map(frozenset, stages))
+    return ShardStates(registered, order, content, changed, stored, records, manifests, captioned)
 
 
-def predicted_work(instance: dg.DagsterInstance, project: Project, events: Sequence[int]) -> tuple[int, int]:
-    """Windows and visual tokens of several shards, by the events that recorded their manifests."""
-    manifests = dg.AssetRecordsFilter(asset_key=project.manifest, storage_ids=events)
-    windows = tokens = 0
-    for record in instance.fetch_materializations(manifests, limit=len(events)).records:
-        assert record.asset_materialization is not None  # that is what was asked for
-        metadata = record.asset_materialization.metadata
-        windows += int(str(metadata["rows_ok"].value))
-        tokens += int(str(metadata["predicted_visual_tokens"].value))
-    return windows, tokens
+def is_present(manifest: TableVersions, content: str) -> bool:
+    """Whether a manifest was made from a shard's present content, and this release reads it."""
+    return manifest.inputs.get(SHARDS) == content and is_of_this_schema(manifest.code)
 
 
-def _latest(instance: dg.DagsterInstance, key: dg.AssetKey, kind: dg.DagsterEventType) -> Mapping[str, int]:
-    return instance.event_log_storage.get_latest_storage_id_by_partition(key, kind)
+def _check_root(
+    root: Root, stored: Mapping[Table, Collection[str]], records: Mapping[Table, Mapping[str, Record]]
+) -> None:
+    """Refuse to believe that all tables are gone, where the root may only not be mounted, or be another."""
+    recorded = sum(not record.removed for found in records.values() for record in found.values())
+    if recorded and not any(stored.values()) and not root.names(""):
+        raise RootEmpty(
+            f"CAPTION_ROOT is {root.url!r}, which is empty, though Dagster has records of {recorded} tables in it: "
+            "check the variable, and that the folder is mounted; if the tables are gone for good, run "
+            "`python -m caption_assets.automation.reconcile --mend`"
+        )
 
 
-def _made_from(
-    instance: dg.DagsterInstance,
-    project: Project,
-    stage: dg.AssetKey,
-    made: Mapping[str, int],
-    manifests: Mapping[str, str],
-) -> frozenset[str]:
-    """Shards whose captions of a stage are of the present manifest.
+def predicted_work(instance: dg.DagsterInstance, project: Project, events: Sequence[int]) -> tuple[int, int] | None:
+    """Windows and visual tokens of several shards, by the events that recorded their manifests.
 
-    Captions that are younger than the manifest are: no run records others. Of those that are older it has to be asked
-    which manifest they were made from, for a manifest may have been made again and be the same.
+    None if an event does not tell them, or tells what cannot be: it may be somebody else's.
     """
-    captions = _latest(instance, stage, dg.DagsterEventType.ASSET_MATERIALIZATION)
-    fresh = {shard for shard in manifests if captions.get(shard, 0) > made[shard]}
-    older = [captions[shard] for shard in manifests if shard in captions and shard not in fresh]
-    for begin in range(0, len(older), CHUNK):
-        chunk = dg.AssetRecordsFilter(asset_key=stage, storage_ids=older[begin : begin + CHUNK])
-        for record in instance.fetch_materializations(chunk, limit=CHUNK).records:
-            tags = (record.asset_materialization and record.asset_materialization.tags) or {}
-            shard = str(record.partition_key)
-            if tags.get(get_input_data_version_tag(project.manifest)) == manifests[shard]:
-                fresh.add(shard)
-    return frozenset(fresh)
+    filters = dg.AssetRecordsFilter(asset_key=project.manifest, storage_ids=events)
+    found = instance.fetch_materializations(filters, limit=len(events)).records if events else ()
+    windows = tokens = 0
+    for record in found:
+        metadata = (record.asset_materialization and record.asset_materialization.metadata) or {}
+        its_windows = _count(metadata.get("rows_ok"), MAX_WINDOWS)
+        its_tokens = _count(metadata.get("predicted_visual_tokens"), MAX_WINDOWS * MAX_WINDOW_TOKENS)
+        if its_windows is None or its_tokens is None or its_tokens > its_windows * MAX_WINDOW_TOKENS:
+            return None
+        windows += its_windows
+        tokens += its_tokens
+    return (windows, tokens) if len(found) == len(events) else None
 
 
-def has_weights(instance: dg.DagsterInstance, project: Project, code_version: str) -> bool:
-    """Whether the weights were materialized of the model that is wanted now."""
+def _count(value: dg.MetadataValue | None, limit: int) -> int | None:
+    """A count in somebody's metadata; None if it is none."""
+    number = value.value if isinstance(value, dg.IntMetadataValue | dg.FloatMetadataValue) else None
+    if number is None or not math.isfinite(number) or number != int(number) or not 0 <= number <= limit:
+        return None
+    return int(number)
+
+
+def has_weights(instance: dg.DagsterInstance, project: Project, root: Root, variant: Variant) -> bool:
+    """Whether the weights of a model were materialized last, and are stored."""
     event = instance.get_latest_materialization_event(project.weights)
     tags = (event and event.asset_materialization and event.asset_materialization.tags) or {}
-    return tags.get(CODE_VERSION_TAG) == code_version
+    return tags.get(CODE_VERSION_TAG) == variant.folder and root.exists(f"{WEIGHTS}/{variant.folder}/{MANIFEST}")
 
 
 def shards_under_way(instance: dg.DagsterInstance, project: Project) -> frozenset[str]:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from caption_assets.store.failure import clear_errors
 from caption_assets.store.root import Root
-from caption_assets.store.tables import CaptionRow, ManifestRow, Table, facts_of, table_path
+from caption_assets.store.tables import CaptionRow, ManifestRow, Table, TableError, facts_of, table_path
 
 FACT = "versions"
 """Key of the versions in a table's file metadata."""
@@ -29,6 +29,11 @@ class TableVersions:
     """Changes with the code and the settings that decide the content."""
     inputs: Mapping[str, str]
     """Data version of each input, by the input's asset."""
+
+    def agree_with(self, record: TableVersions) -> bool:
+        """Whether a record may be of this table: it is of the same versions, and may name further inputs."""
+        same_inputs = self.inputs.items() <= record.inputs.items()
+        return (self.data, self.code) == (record.data, record.code) and same_inputs
 
     @property
     def facts(self) -> dict[str, str]:
@@ -49,9 +54,10 @@ class TableVersions:
 def read_versions(root: Root, table: Table, shard: str) -> TableVersions | None:
     """The versions of a shard's stored table, from the file's footer.
 
-    None if there is no table, if its footer is damaged, or if it has no versions, as those of earlier releases.
+    None if there is no table, or if it has no versions, as those of earlier releases.
 
     Raises:
+        TableError: if the footer is damaged.
         StoreError: if it cannot be read.
     """
     path = table_path(table, shard)
@@ -60,12 +66,16 @@ def read_versions(root: Root, table: Table, shard: str) -> TableVersions | None:
         try:
             with root.fs.open(root.full(path), "rb", block_size=FOOTER_BYTES) as source:
                 return TableVersions.from_facts(facts_of(pq.ParquetFile(source)))
-        except (FileNotFoundError, ValueError):  # Arrow's errors of damaged files and decoders' are ValueErrors
+        except FileNotFoundError:
             return None
-        except OSError as error:
-            if error.errno is None:  # Arrow's, of metadata that it cannot parse; a store's has a number
-                return None
-            raise
+        except (ValueError, OSError) as error:
+            # Arrow's errors of damaged files: most are ValueErrors; of metadata that it cannot parse an OSError, which
+            # unlike a store's has no number.
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise TableError(
+                f"{root.address(path)} is damaged ({error}): remove it and materialize {table} of shard {shard!r} again"
+            ) from error
 
 
 def manifest_version(rows: Iterable[ManifestRow]) -> str:

@@ -3,17 +3,32 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import dagster as dg
 import pytest
 
+from caption_assets.assets.clip_manifest import manifest_code_version
 from caption_assets.assets.project import Project
+from caption_assets.assets.shard_index import observed_versions
 from caption_assets.automation.backfill import build_backfill
 from caption_assets.automation.new_shards import build_new_shards
 from caption_assets.resources import build_storage
 from caption_assets.settings import Settings
+from caption_assets.store.root import Root
+from caption_assets.store.tables import (
+    CaptionRow,
+    ManifestRow,
+    Status,
+    Table,
+    publish_captions,
+    publish_manifest,
+    table_path,
+)
+from caption_assets.store.versions import TableVersions, read_versions
 
 
 class Site:
@@ -24,6 +39,7 @@ class Site:
         self.source.mkdir()
         self.settings = Settings(root=str(folder), **settings)  # type: ignore[arg-type]
         self.project = Project(self.settings.project)
+        self.root = Root.open(str(folder))
         self.instance = instance
         self.cursor: str | None = None
         self.ticks = 0
@@ -80,26 +96,96 @@ class Site:
         asset: str,
         *shards: str,
         version: str = "1",
-        metadata: Mapping[str, int] | None = None,
+        metadata: Mapping[str, object] | None = None,
+        code: str | None = None,
+        recorded: bool = True,
         **inputs: str,
     ) -> None:
-        """Record that an asset was made of shards, from versions of its inputs."""
-        tags = {"dagster/data_version": version}
-        tags |= {f"dagster/input_data_version/{upstream}": made_from for upstream, made_from in inputs.items()}
+        """Publish a table of shards as a run does, and record it.
+
+        Args:
+            asset: which table.
+            shards: their keys.
+            version: data version of the table.
+            metadata: of the record.
+            code: code version, if not the present one.
+            recorded: false for a run that is killed in between.
+            inputs: data versions of the table's inputs, where they are not the present ones.
+        """
+        table = Table(asset)
         for shard in shards:
-            event = dg.AssetMaterialization(self.project.key(asset), partition=shard, metadata=metadata, tags=tags)
-            self.instance.report_runless_asset_event(event)
+            versions = TableVersions(version, code or self.code(table), {**self.inputs(table, shard), **inputs})
+            self.publish(table, shard, versions)
+            if recorded:
+                self.record(asset, shard, metadata=metadata, tags=tags_of(versions))
+
+    def publish(self, table: Table, shard: str, versions: TableVersions | None) -> None:
+        """Publish a table of one window."""
+        facts = versions.facts if versions else {}
+        window = ManifestRow("a.mp4", 0, "id", "t", 1, Status.OK, width=64, height=64)
+        window = replace(window, start_frame=0, end_frame=8, start_seconds=0.0, end_seconds=1.0)
+        if table is Table.MANIFEST:
+            publish_manifest(self.root, shard, [window], facts)
+        else:
+            row = CaptionRow(*window.key, window.window_id, 0.0, 1.0, Status.OK, caption="A red square.", attempts=1)
+            publish_captions(self.root, table, shard, [row], [row.key], facts)
+
+    def record(
+        self,
+        asset: str,
+        shard: str,
+        *,
+        metadata: Mapping[str, object] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """Record a materialization; without tags it is one of the UI's "Report materialization"."""
+        key = self.project.key(asset)
+        event = dg.AssetMaterialization(key, partition=shard, metadata=metadata, tags=tags)  # type: ignore[arg-type]
+        self.instance.report_runless_asset_event(event)
+
+    def lose(self, asset: str, *shards: str) -> None:
+        """Remove tables behind Dagster's back."""
+        for shard in shards:
+            self.root.remove(table_path(Table(asset), shard))
+
+    def code(self, table: Table) -> str:
+        """The present code version of a table."""
+        if table is Table.MANIFEST:
+            return manifest_code_version(self.settings.windowing)
+        return self.settings.recipe.version(1 if table is Table.STAGE1 else 2)
+
+    def inputs(self, table: Table, shard: str) -> dict[str, str]:
+        """The present data versions of a table's inputs."""
+        if table is Table.MANIFEST:
+            return {"shards": observed_versions(self.instance, self.project, [shard])[shard]}
+        inputs = [Table.MANIFEST] if table is Table.STAGE1 else [Table.MANIFEST, Table.STAGE1]
+        stored = {str(upstream): read_versions(self.root, upstream, shard) for upstream in inputs}
+        return {name: versions.data for name, versions in stored.items() if versions}
 
     def fetch_weights(self) -> None:
-        """Record that the weights are there."""
+        """Record that the weights are there, and put their manifest into the root."""
+        self.root.write(f"weights/{self.settings.variant.folder}/weights-manifest.json", b"{}")
         tags = {"dagster/code_version": self.settings.variant.folder}
         self.instance.report_runless_asset_event(dg.AssetMaterialization(self.project.weights, tags=tags))
 
 
+def tags_of(versions: TableVersions) -> dict[str, str]:
+    """The tags of the record of a table of the default project."""
+    inputs = {f"dagster/input_data_version/{name}": version for name, version in versions.inputs.items()}
+    return {"dagster/data_version": versions.data, "dagster/code_version": versions.code, **inputs}
+
+
+MEMORY = Path("/dev/shm")
+"""A file system without a disk, where there is one: there an event takes SQLite a fifth of the time."""
+
+
 @pytest.fixture
 def instance() -> Iterator[dg.DagsterInstance]:
-    """One with a database on disk: schedules are evaluated over no other."""
-    with dg.instance_for_test() as instance:
+    """One with a database in files: schedules are evaluated over no other."""
+    with (
+        TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder,
+        dg.instance_for_test(temp_dir=folder) as instance,
+    ):
         yield instance
 
 

@@ -94,24 +94,28 @@ def test_a_failed_run_is_told_of_with_its_first_cause(instance: dg.DagsterInstan
     assert texts == [f"Run {result.run_id} failed: 1 of 3 shards failed: a: the file is empty"]
 
 
+def limited(site: Site, hours: float | None) -> Settings:
+    return site.settings.model_copy(update={"overdue_hours": hours})
+
+
 def test_the_shard_that_waits_longest_is_overdue_until_it_is_captioned(site: Site) -> None:
     site.add("a", "b")
     site.look()
-    assert find_overdue(site.instance, site.project, None) is None
-    assert find_overdue(site.instance, site.project, 1.0) is None
-    overdue = find_overdue(site.instance, site.project, 1e-9)
+    assert find_overdue(site.instance, limited(site, None)) is None
+    assert find_overdue(site.instance, limited(site, 1.0)) is None
+    overdue = find_overdue(site.instance, limited(site, 1e-9))
     assert overdue is not None
     assert overdue.shard == "a"
     for asset in STAGES:
         site.materialize(asset, "a", "b")
-    assert find_overdue(site.instance, site.project, 1e-9) is None  # however long ago that was
+    assert find_overdue(site.instance, limited(site, 1e-9)) is None  # however long ago that was
 
 
 def test_a_shard_that_changes_waits_from_then_on(site: Site) -> None:
     site.add("a", "b")
     site.look()
     site.instance.report_runless_asset_event(observation(site.project, "a", "other"))
-    overdue = find_overdue(site.instance, site.project, 1e-9)
+    overdue = find_overdue(site.instance, limited(site, 1e-9))
     assert overdue is not None
     assert overdue.shard == "b"
 

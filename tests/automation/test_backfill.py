@@ -8,7 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caption_assets.automation.backfill import SPAN, build_backfill, stretches
+from caption_assets.automation.records import read_records
+from caption_assets.automation.shard_states import predicted_work
 from caption_assets.settings import Settings, SettingsError
+from caption_assets.store.tables import SCHEMA_VERSION, CaptionRow, Status, Table, publish_captions
+from caption_assets.store.versions import read_versions
 from tests.automation.conftest import Site
 
 pytestmark = pytest.mark.fast
@@ -92,6 +96,187 @@ def test_captions_of_a_manifest_that_was_made_again_and_is_the_same_stand(known:
     assert ranges(known.tick(), "stage2_captions") == [("b", "b")]
 
 
+@pytest.mark.parametrize("asset", ["clip_manifest", "stage1_captions", "stage2_captions"])
+def test_somebody_elses_records_stop_nothing_and_what_is_stored_is_recorded_again(known: Site, asset: str) -> None:
+    known.add("g")
+    known.look()
+    captioned(known, *"abcdefg")
+    known.record(asset, "a", tags=None)
+    known.record(asset, "b", tags={"mine": "x"})
+    known.record(asset, "c", tags={"dagster/data_version": "1"})
+    known.record(asset, "d", tags={"dagster/data_version": ""})
+    known.record(asset, "e", tags={"dagster/data_version": "1", "dagster/code_version": "2-256-128"})
+    known.record(asset, "f", tags={"dagster/data_version": "1", "dagster/input_data_version/other": "1"})
+    known.record(
+        asset, "g", tags={"dagster/code_version": "2-256-128", "dagster/input_data_version/clip_manifest": "1"}
+    )
+    assert known.tick() == "7 of 7 shards are captioned"
+
+
+@pytest.mark.parametrize("asset", ["clip_manifest", "stage2_captions"])
+def test_somebody_elses_record_of_a_table_that_is_not_stored_is_not_believed(known: Site, asset: str) -> None:
+    captioned(known, *"abdef")
+    known.record("clip_manifest", "c")
+    known.record("stage1_captions", "c")
+    known.record("stage2_captions", "c")
+    assert ranges(known.tick(), "clip_manifest") == [("c", "c")]
+
+
+def test_an_observation_without_version_is_mended_by_the_sensor_and_outdates_nothing(known: Site) -> None:
+    captioned(known, *"abcdef")
+    known.instance.report_runless_asset_event(dg.AssetObservation(known.project.shards, partition="c"))
+    known.tick()
+    known.look()
+    assert known.tick() == "6 of 6 shards are captioned"
+
+
+def test_a_materialization_of_the_external_asset_says_nothing_about_its_shards(known: Site) -> None:
+    captioned(known, *"abcdef")
+    known.instance.report_runless_asset_event(dg.AssetMaterialization(known.project.shards, partition="c"))
+    known.instance.report_runless_asset_event(dg.AssetMaterialization(known.project.shards))
+    assert known.tick() == "6 of 6 shards are captioned"
+
+
+def test_checks_of_other_assets_and_records_without_partition_say_nothing(known: Site) -> None:
+    captioned(known, *"abcdef")
+    for asset in ("shards", "clip_manifest", "stage2_captions"):
+        key = known.project.key(asset)
+        known.instance.report_runless_asset_event(dg.AssetCheckEvaluation(key, "mine", passed=True, partition="c"))
+        known.instance.report_runless_asset_event(dg.AssetObservation(key, partition="c"))
+        known.instance.report_runless_asset_event(dg.AssetMaterialization(key))
+        known.instance.report_runless_asset_event(dg.AssetMaterialization(key, partition="not a shard"))
+    known.look()
+    assert known.tick() == "6 of 6 shards are captioned"
+
+
+def test_wiped_assets_are_recorded_again_from_what_is_stored(known: Site) -> None:
+    captioned(known, *"abcdef")
+    known.instance.wipe_assets([known.project.manifest, *known.project.stages])
+    assert known.tick() == "6 of 6 shards are captioned"
+    known.instance.wipe_assets([known.project.shards])
+    assert known.tick() == "0 of 0 shards are captioned"
+    known.look()
+    assert known.tick() == "6 of 6 shards are captioned"
+
+
+def test_what_a_killed_run_has_published_and_not_recorded_is_recorded(known: Site) -> None:
+    for asset in ("clip_manifest", "stage1_captions", "stage2_captions"):
+        known.materialize(asset, *"abcdef", recorded=False)
+    assert known.tick() == "6 of 6 shards are captioned"
+
+
+def test_tables_that_are_not_stored_are_asked_for_whatever_the_records_say(known: Site) -> None:
+    captioned(known, *"abcdef")
+    known.lose("stage1_captions", "b")
+    known.lose("stage2_captions", "d")
+    known.lose("clip_manifest", "f")
+    requests = known.tick()
+    assert ranges(requests, "stage2_captions") == [("b", "d")]
+    assert ranges(requests, "clip_manifest") == [("f", "f")]
+
+
+def test_a_stored_table_of_another_manifest_is_not_taken_for_the_present_one(known: Site) -> None:
+    captioned(known, *"abcdef")
+    known.materialize("stage2_captions", "b", clip_manifest="0")
+    known.record("stage2_captions", "b", tags={"dagster/data_version": "x"})
+    assert ranges(known.tick(), "stage2_captions") == [("b", "b")]
+
+
+def test_a_stored_table_without_versions_is_made_again_if_it_has_no_record(known: Site) -> None:
+    captioned(known, *"abcdef")
+    known.publish(Table.STAGE2, "b", None)
+    assert known.tick() == "6 of 6 shards are captioned"
+    known.record("stage2_captions", "b")
+    assert ranges(known.tick(), "stage2_captions") == [("b", "b")]
+
+
+def test_a_stored_table_that_fails_a_check_is_asked_for_again(known: Site) -> None:
+    captioned(known, *"abcde")
+    known.materialize("clip_manifest", "f")
+    known.materialize("stage1_captions", "f")
+    known.materialize("stage2_captions", "f", recorded=False)
+    row = CaptionRow("a.mp4", 0, "id", 0.0, 1.0, Status.FAILED, error_kind="poison", error="x", attempts=1)
+    versions = read_versions(known.root, Table.STAGE2, "f")
+    assert versions
+    publish_captions(known.root, Table.STAGE2, "f", [row], [row.key], versions.facts)
+    assert ranges(known.tick(), "stage2_captions") == [("f", "f")]
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"x" * 100])
+def test_a_damaged_table_is_asked_for_again_and_stops_no_other(known: Site, content: bytes) -> None:
+    captioned(known, *"abcdef")
+    known.root.write("clip_manifest/shard=c/manifest.parquet", content)
+    known.record("clip_manifest", "c")
+    assert ranges(known.tick(), "clip_manifest") == [("c", "c")]
+
+
+@pytest.mark.parametrize("schema", ["1", "3", ""])
+def test_a_manifest_of_another_schema_is_made_again_before_captions_are_asked_for(known: Site, schema: str) -> None:
+    captioned(known, *"abcde")
+    known.materialize("clip_manifest", "e", "f", code=f"{schema}-256-128")
+    requests = known.tick()
+    assert ranges(requests, "clip_manifest") == [("e", "f")]
+    assert ranges(requests, "stage2_captions") == []
+    known.materialize("clip_manifest", "e")
+    assert ranges(known.tick(), "clip_manifest") == [("f", "f")]
+
+
+def test_a_manifest_of_other_windows_is_left_alone(known: Site) -> None:
+    captioned(known, *"abcdef")
+    known.materialize("clip_manifest", "e", code=f"{SCHEMA_VERSION}-10.0s")
+    assert known.tick() == "6 of 6 shards are captioned"
+
+
+def test_an_empty_root_is_not_taken_for_lost_tables(tmp_path: Path, instance: dg.DagsterInstance) -> None:
+    (tmp_path / "site").mkdir()
+    source = tmp_path / "site" / "shards"
+    site = Site(tmp_path / "site", instance, source=str(source))
+    site.add("a", "b")
+    site.look()
+    site.fetch_weights()
+    captioned(site, "a", "b")
+    away = site.settings.model_copy(update={"root": str(tmp_path / "not mounted")})
+    (tmp_path / "not mounted").mkdir()
+    site.settings = away
+    with pytest.raises(dg.DagsterError) as failed:
+        site.tick()
+    assert "is empty, though Dagster has records of 6 tables in it" in str(failed.value.__cause__)
+
+
+def test_a_shard_that_is_not_in_the_source_at_this_moment_is_not_asked_for(known: Site) -> None:
+    (known.source / "c.jsonl").unlink()
+    assert ranges(known.tick(), "clip_manifest") == [("a", "b"), ("d", "f")]
+    captioned(known, *"abdef")
+    assert known.tick() == "5 of 6 shards are captioned; 1 are not in the source now: c"
+
+
+def test_stored_tables_beyond_those_that_one_tick_looks_at_wait_for_the_next(
+    known: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("caption_assets.automation.backfill.MAX_COMPARED", 4)
+    for asset in ("clip_manifest", "stage1_captions", "stage2_captions"):
+        known.materialize(asset, *"abcdef", recorded=False)
+    assert known.tick() == "4 of 6 shards are captioned; 2 have stored tables that a later tick looks at"
+    assert known.tick() == "6 of 6 shards are captioned"
+
+
+def test_tables_beyond_those_that_one_tick_records_wait_for_the_next(
+    known: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("caption_assets.automation.backfill.MAX_RECORDED", 4)
+    for asset in ("clip_manifest", "stage1_captions", "stage2_captions"):
+        known.materialize(asset, *"abcdef", recorded=False)
+    assert known.tick() == "4 of 6 shards are captioned; 2 have stored tables that a later tick looks at"
+    assert known.tick() == "6 of 6 shards are captioned"
+
+
+def test_weights_that_are_not_stored_are_asked_for(known: Site) -> None:
+    known.materialize("clip_manifest", "a")
+    known.root.remove_folder("weights")
+    requests = requested(known)
+    assert [dg.AssetKey("model_weights")] in [request.asset_selection for request in requests]
+
+
 def test_a_shard_that_lacks_one_stage_is_asked_for(known: Site) -> None:
     captioned(known, *"abcde")
     known.materialize("clip_manifest", "f")
@@ -164,6 +349,48 @@ def test_every_wanted_shard_is_in_one_range_of_wanted_and_passable_ones(data: st
         assert set(stretch) <= wanted | passable
         assert len(wanted.intersection(stretch)) <= most
         assert len(stretch) <= SPAN * most
+
+
+def test_work_is_not_predicted_from_somebody_elses_metadata(known: Site) -> None:
+    right = {"rows_ok": 10, "predicted_visual_tokens": 2000}
+    wrong: list[dict[str, object] | None] = [
+        None,
+        {"rows_ok": 10},
+        {**right, "rows_ok": -1},
+        {**right, "predicted_visual_tokens": -10},
+        {**right, "rows_ok": 10**15},
+        {**right, "predicted_visual_tokens": 10**15},
+        {**right, "rows_ok": "ten"},
+        {**right, "rows_ok": float("nan")},
+        {**right, "rows_ok": float("inf")},
+        {**right, "rows_ok": 1.5},
+        {**right, "rows_ok": {"n": 1}},
+    ]
+    known.materialize("clip_manifest", "a", metadata=right)
+    [good] = events(known, "a")
+    assert predicted_work(known.instance, known.project, [good]) == (10, 2000)
+    for metadata in wrong:
+        known.materialize("clip_manifest", "b", metadata=metadata)
+        [bad] = events(known, "b")
+        assert predicted_work(known.instance, known.project, [good, bad]) is None
+    assert predicted_work(known.instance, known.project, [good, bad + 1]) is None
+
+
+def events(site: Site, shard: str) -> list[int]:
+    """The event that recorded a shard's manifest."""
+    return [read_records(site.instance, site.project, Table.MANIFEST, [shard])[shard].event]
+
+
+def test_a_pod_has_its_default_size_where_the_metadata_is_somebody_elses(
+    tmp_path: Path, instance: dg.DagsterInstance
+) -> None:
+    site = Site(tmp_path, instance, executor="k8s")
+    site.add("a")
+    site.look()
+    site.fetch_weights()
+    site.materialize("clip_manifest", "a", metadata={"rows_ok": -1})
+    [request] = requested(site)
+    assert request.run_config == {}
 
 
 def test_a_pod_is_as_large_as_the_work_that_the_manifests_tell(tmp_path: Path, instance: dg.DagsterInstance) -> None:

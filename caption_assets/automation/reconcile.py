@@ -1,0 +1,86 @@
+"""The command that compares Dagster's event log with the root, for all shards, and settles the differences.
+
+    python -m caption_assets.automation.reconcile             what is recorded and not stored, and the other way round
+    python -m caption_assets.automation.reconcile --mend      the same, and correct the event log
+
+With --mend, a table that is recorded and not stored is reported as removed, so that the schedule requests it again. A
+table that is stored and not recorded is reported with the versions in its file, so that it is not made again. No table
+is changed. Shards of runs under way are left out. Settings come from the environment, and so does DAGSTER_HOME.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Collection, Iterable, Mapping
+
+import dagster as dg
+
+from caption_assets.assets.project import Project
+from caption_assets.automation.differences import Difference, Kind, find_differences, settle
+from caption_assets.automation.records import read_records
+from caption_assets.automation.shard_states import shards_under_way
+from caption_assets.errors import CaptionAssetsError
+from caption_assets.resources import build_storage
+from caption_assets.settings import Settings, load_settings
+from caption_assets.store.root import Root
+from caption_assets.store.tables import Table, stored_shards
+
+SHOWN = 10
+"""Shards that are named of each kind of difference."""
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mend", action="store_true", help="correct the event log")
+    options = parser.parse_args()
+    try:
+        settings = load_settings()
+        with dg.DagsterInstance.get() as instance:
+            reconcile(instance, settings, build_storage(settings).root_to_read(), mend=options.mend)
+    except CaptionAssetsError as error:
+        sys.exit(f"error: {error}")
+
+
+def reconcile(instance: dg.DagsterInstance, settings: Settings, root: Root, *, mend: bool) -> list[Difference]:
+    """Compare all registered shards, print the differences, and settle them if ``mend``.
+
+    Raises:
+        StoreError: if the root cannot be read.
+    """
+    project = Project(settings.project)
+    registered, busy = project.registered(instance), shards_under_way(instance, project)
+    shards = [shard for shard in registered if shard not in busy]
+    stored = {table: stored_shards(root, table) for table in Table}
+    records = {table: read_records(instance, project, table, shards) for table in Table}
+    found = find_differences(root, shards, stored, records)
+    print(f"{root.url}: {len(shards)} shards compared, {len(busy)} left out, since runs are under way for them")
+    _print_summary(found, stored)
+    if orphans := sorted(frozenset[str]().union(*stored.values()) - frozenset(registered)):
+        print(f"tables of {len(orphans)} shards that are not registered: {_names(orphans)}")
+    if not mend:
+        if any(one.kind is not Kind.OF_UNKNOWN_VERSION for one in found):
+            print("say --mend to correct the event log")
+        return found
+    for one, result in settle(instance, settings, root, found):
+        print(f"{one.table} of {one.shard}: {result}")
+    return found
+
+
+def _print_summary(found: Iterable[Difference], stored: Mapping[Table, Collection[str]]) -> None:
+    differences = list(found)
+    for table in Table:
+        print(f"{table}: {len(stored[table])} stored")
+        for kind in Kind:
+            shards = [one.shard for one in differences if (one.table, one.kind) == (table, kind)]
+            if shards:
+                print(f"  {len(shards)} {kind}: {_names(shards)}")
+
+
+def _names(shards: list[str]) -> str:
+    return ", ".join(shards[:SHOWN]) + (f" and {len(shards) - SHOWN} more" if len(shards) > SHOWN else "")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""Shards that have gone from the source, and the command that confirms that they have.
+
+    python -m caption_assets.automation.removals                which registered shards are not in the source
+    python -m caption_assets.automation.removals --confirm 50   yes, these 50 are gone for good
+
+A mount that is not there looks like a source whose shards have all gone. So the sensor ``new_shards`` reports shards as
+removed only while few are: once more than CAPTION_MAX_REMOVED_FRACTION of them have gone, or all, it raises an alarm and
+reports none until the number is confirmed, or the shards are back. Those that it has reported before count, until they are
+confirmed or retired: shards that go a few at a time raise the alarm as well. Settings come from the environment, and so
+does DAGSTER_HOME.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import dagster as dg
+
+from caption_assets.assets.project import Project
+from caption_assets.assets.shard_index import REMOVAL_CONFIRMED, REMOVED, is_removed, observation, observed_versions
+from caption_assets.clips.shard import list_shards
+from caption_assets.errors import CaptionAssetsError
+from caption_assets.resources import build_storage
+from caption_assets.settings import Settings, load_settings
+from caption_assets.store.root import Root
+
+SHOWN = 10
+"""Shards that a message names."""
+
+
+class RemovalError(CaptionAssetsError):
+    """A confirmation of something else than what is found."""
+
+
+@dataclass(frozen=True, slots=True)
+class Removals:
+    """The registered shards that are not in the source."""
+
+    source: str
+    """Its URL."""
+    registered: int
+    """Shards that are registered, without those whose removal was confirmed."""
+    new: Sequence[str]
+    """Shards that have gone and are not reported as removed."""
+    reported: Sequence[str]
+    """Shards that are reported as removed, without confirmation."""
+    limit: float
+    """CAPTION_MAX_REMOVED_FRACTION."""
+    is_empty: bool
+    """Whether the source has no shards at all."""
+
+    @property
+    def unconfirmed(self) -> list[str]:
+        """All that have gone without confirmation."""
+        return sorted([*self.new, *self.reported])
+
+    @property
+    def alarm(self) -> str | None:
+        """Why the new ones must not be reported as removed; None if they may."""
+        count = len(self.unconfirmed)
+        if not self.new or not (self.is_empty or count > self.limit * self.registered):
+            return None
+        reason = "none is left" if self.is_empty else f"more than CAPTION_MAX_REMOVED_FRACTION = {self.limit:g}"
+        return (
+            f"{count} of {self.registered} registered shards are not in the source {self.source!r} ({reason}): "
+            f"{names(self.unconfirmed)}. Nothing is changed. Check CAPTION_SOURCE, and that it is mounted; if they are "
+            f"gone for good, run `python -m caption_assets.automation.removals --confirm {count}`"
+        )
+
+
+def find_removals(
+    settings: Settings, source: Root, registered: Collection[str], observed: Mapping[str, str], present: Collection[str]
+) -> Removals:
+    """The shards that have gone.
+
+    Args:
+        settings: name the limit.
+        source: for messages.
+        registered: all registered shards.
+        observed: the version last observed of each.
+        present: the shards that are in the source.
+    """
+    absent = sorted(set(registered) - set(present))
+    confirmed = [shard for shard in absent if observed.get(shard) == REMOVAL_CONFIRMED]
+    return Removals(
+        source.url,
+        len(registered) - len(confirmed),
+        [shard for shard in absent if not is_removed(observed.get(shard))],
+        [shard for shard in absent if observed.get(shard) == REMOVED],
+        settings.max_removed_fraction,
+        not present,
+    )
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--confirm", type=int, metavar="NUMBER", help="of shards that are gone for good")
+    options = parser.parse_args()
+    try:
+        with dg.DagsterInstance.get() as instance:
+            print(confirm_removals(instance, load_settings(), options.confirm))
+    except CaptionAssetsError as error:
+        sys.exit(f"error: {error}")
+
+
+def confirm_removals(instance: dg.DagsterInstance, settings: Settings, number: int | None) -> str:
+    """Report as removed for good what is not in the source, if it is as many shards as the person says.
+
+    Args:
+        instance: Dagster's.
+        settings: name project and source.
+        number: of shards; None to report nothing.
+
+    Returns:
+        What was found and done, for the person.
+
+    Raises:
+        RemovalError: if it is another number.
+        ShardError: if the source is not there.
+    """
+    project, source = Project(settings.project), build_storage(settings).source()
+    observed, present = observed_versions(instance, project), list_shards(source).keys
+    gone = find_removals(settings, source, project.registered(instance), observed, present).unconfirmed
+    found = f"{len(gone)} registered shards are not in the source {source.url!r}" + (f": {names(gone)}" if gone else "")
+    if number is None:
+        return f"{found}; say --confirm {len(gone)} if they are gone for good" if gone else found
+    if number != len(gone):
+        raise RemovalError(f"{found}, and not {number}: look again")
+    for shard in gone:
+        instance.report_runless_asset_event(observation(project, shard, REMOVAL_CONFIRMED))
+    return f"{found}; reported as removed"
+
+
+def names(shards: Sequence[str]) -> str:
+    """The first of several shards."""
+    more = f" and {len(shards) - SHOWN} more" if len(shards) > SHOWN else ""
+    return ", ".join(shards[:SHOWN]) + more
+
+
+if __name__ == "__main__":
+    main()
