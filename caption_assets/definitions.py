@@ -27,6 +27,7 @@ from caption_assets.automation.backfill import build_backfill  # noqa: E402
 from caption_assets.automation.dead_runs import build_dead_runs  # noqa: E402
 from caption_assets.automation.export import build_export_sensor  # noqa: E402
 from caption_assets.automation.new_shards import build_new_shards  # noqa: E402
+from caption_assets.automation.removals import build_removal_check  # noqa: E402
 from caption_assets.resources import build_resources  # noqa: E402
 from caption_assets.settings import Settings, load_settings  # noqa: E402
 
@@ -43,7 +44,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
             build_captions(settings),
             *([build_captioned_dataset(settings, settings.dataset)] if settings.dataset else []),
         ],
-        asset_checks=[build_overdue_check(settings), build_weights_check(settings)],
+        asset_checks=[build_overdue_check(settings), build_removal_check(settings), build_weights_check(settings)],
         sensors=[
             build_dead_runs(settings),
             build_new_shards(settings),

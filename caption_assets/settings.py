@@ -252,6 +252,13 @@ class Settings(BaseSettings):
         description="Name of an object that says that a shard is whole: `<shard>/<name>` of a folder, `<file>.<name>` "
         "of a tar or list. Default: none is waited for",
     )
+    max_removed_fraction: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="Maximum fraction of the registered shards that is reported as removed when they are gone from the "
+        "source; if more are gone, or all, an alarm is raised and nothing changes until a person confirms it",
+    )
     backfill_cron: str = Field(
         "*/10 * * * *", description="When the schedule requests what is missing, such as `0 20-23,0-6 * * *`, in UTC"
     )

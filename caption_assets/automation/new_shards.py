@@ -1,17 +1,23 @@
 """The sensor that looks through the source: it registers shards, and reports those that have changed or gone."""
 
+import json
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from logging import Logger
+from typing import Self
 
 import dagster as dg
 
 from caption_assets.assets.failures import clear_failures
 from caption_assets.assets.project import Project
 from caption_assets.assets.shard_index import FUTURE, REMOVED, first_names, observation, observed_versions
+from caption_assets.automation.alerts import AlertError, Alerts
+from caption_assets.automation.removals import Removals, find_removals, removal_evaluation
 from caption_assets.automation.status import sensor_status
 from caption_assets.clips.shard import CLOCK_TOLERANCE, Content, Layout, Listing, Shard, list_shards, shard_content
 from caption_assets.resources import Storage
@@ -30,7 +36,7 @@ SHOWN = 5
 
 def build_new_shards(settings: Settings) -> dg.SensorDefinition:
     """The sensor over the source that ``settings`` name."""
-    project = Project(settings.project)
+    project, alerts = Project(settings.project), Alerts(settings)
 
     @dg.sensor(
         name="new_shards",
@@ -39,25 +45,62 @@ def build_new_shards(settings: Settings) -> dg.SensorDefinition:
         default_status=sensor_status(settings),
     )
     def new_shards(context: dg.SensorEvaluationContext, storage: Storage) -> dg.SensorResult:
+        cursor = _Cursor.parse(context.cursor)
         with clear_failures():
             source = storage.source()
             listing = list_shards(source)
             found = _Found(settings, source, set(project.registered(context.instance)))
             found.observed = observed_versions(context.instance, project)
-            last = found.look(_in_turn(listing.shards, context.cursor))
-            found.report_removed(listing.keys)
+            last = found.look(_in_turn(listing.shards, cursor.after))
+        removals = find_removals(settings, source, found.registered, found.observed, listing.keys)
+        found.report_removed(removals)
+        is_told = bool(removals.alarm) and (cursor.alarm or _tell(alerts, removals, context.log))
         for path, reason in listing.refused.items():
             context.log.warning(f"{path} is not registered: {reason}")
         if found.future:
             context.log.warning(f"modification times in the future, in shards {first_names(found.future)}: {FUTURE}")
         return dg.SensorResult(
-            skip_reason=found.message and found.message + _passed_over(listing),
+            skip_reason=removals.alarm or (found.message and found.message + _passed_over(listing)),
             dynamic_partitions_requests=[project.partitions.build_add_request(found.new)] if found.new else [],
-            asset_events=[observation(project, shard, version) for shard, version in found.versions.items()],
-            cursor=last,
+            asset_events=[
+                *(observation(project, shard, version) for shard, version in found.versions.items()),
+                *([removal_evaluation(project, removals)] if is_told != cursor.alarm else []),
+            ],
+            cursor=str(_Cursor(last, is_told)),
         )
 
     return new_shards
+
+
+@dataclass(frozen=True, slots=True)
+class _Cursor:
+    """What one tick leaves to the next."""
+
+    after: str | None = None
+    """The shard that was looked at last."""
+    alarm: bool = False
+    """Whether people have been told of shards that have gone."""
+
+    @classmethod
+    def parse(cls, text: str | None) -> Self:
+        """The cursor of the last tick; that of an earlier release is the key of a shard."""
+        with suppress(ValueError, TypeError, KeyError):
+            found = json.loads(text or "{}")
+            return cls(found.get("after"), bool(found.get("alarm"))) if isinstance(found, dict) else cls(text)
+        return cls(text)
+
+    def __str__(self) -> str:
+        return json.dumps({"after": self.after, "alarm": self.alarm})
+
+
+def _tell(alerts: Alerts, removals: Removals, log: Logger) -> bool:
+    """Send the alarm; one that does not reach its target is logged, and sent again by the next tick."""
+    try:
+        alerts.send(str(removals.alarm), log)
+    except AlertError as error:
+        log.error(str(error))
+        return False
+    return True
 
 
 def _in_turn(shards: Sequence[Shard], cursor: str | None) -> list[Shard]:
@@ -106,10 +149,10 @@ class _Found:
         self.new.sort()  # partitions stay in the order in which they are added
         return last
 
-    def report_removed(self, present: frozenset[str]) -> None:
-        """Report registered shards that are not ``present`` any more, as many as one tick may."""
-        gone = sorted(shard for shard in self.registered - present if self.observed.get(shard) != REMOVED)
-        self.versions |= dict.fromkeys(gone[: MOST_EVENTS - len(self.versions)], REMOVED)
+    def report_removed(self, removals: Removals) -> None:
+        """Report shards that have gone, as many as one tick may, unless there are too many to believe it."""
+        if removals.alarm is None:
+            self.versions |= dict.fromkeys(removals.new[: MOST_EVENTS - len(self.versions)], REMOVED)
 
     def _unfinished(self, shard: Shard, content: Content) -> str | None:
         """Why a shard is taken to be still written to."""

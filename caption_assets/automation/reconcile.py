@@ -17,6 +17,7 @@ from collections.abc import Collection, Iterable, Mapping
 import dagster as dg
 
 from caption_assets.assets.project import Project
+from caption_assets.assets.shard_index import first_names
 from caption_assets.automation.differences import Difference, Kind, find_differences, settle
 from caption_assets.automation.records import read_records
 from caption_assets.automation.shard_states import shards_under_way
@@ -25,9 +26,6 @@ from caption_assets.resources import build_storage
 from caption_assets.settings import Settings, load_settings
 from caption_assets.store.root import Root
 from caption_assets.store.tables import Table, stored_shards
-
-SHOWN = 10
-"""Shards that are named of each kind of difference."""
 
 
 def main() -> None:
@@ -58,7 +56,7 @@ def reconcile(instance: dg.DagsterInstance, settings: Settings, root: Root, *, m
     print(f"{root.url}: {len(shards)} shards compared, {len(busy)} left out, since runs are under way for them")
     _print_summary(found, stored)
     if orphans := sorted(frozenset[str]().union(*stored.values()) - frozenset(registered)):
-        print(f"tables of {len(orphans)} shards that are not registered: {_names(orphans)}")
+        print(f"tables of {len(orphans)} shards that are not registered: {first_names(orphans)}")
     if not mend:
         if any(one.kind is not Kind.OF_UNKNOWN_VERSION for one in found):
             print("say --mend to correct the event log")
@@ -75,11 +73,7 @@ def _print_summary(found: Iterable[Difference], stored: Mapping[Table, Collectio
         for kind in Kind:
             shards = [one.shard for one in differences if (one.table, one.kind) == (table, kind)]
             if shards:
-                print(f"  {len(shards)} {kind}: {_names(shards)}")
-
-
-def _names(shards: list[str]) -> str:
-    return ", ".join(shards[:SHOWN]) + (f" and {len(shards) - SHOWN} more" if len(shards) > SHOWN else "")
+                print(f"  {len(shards)} {kind}: {first_names(shards)}")
 
 
 if __name__ == "__main__":

@@ -3,11 +3,11 @@
     python -m caption_assets.automation.removals                which registered shards are not in the source
     python -m caption_assets.automation.removals --confirm 50   yes, these 50 are gone for good
 
-A mount that is not there looks like a source whose shards have all gone. So the sensor ``new_shards`` reports shards as
-removed only while few are: once more than CAPTION_MAX_REMOVED_FRACTION of them have gone, or all, it raises an alarm and
-reports none until the number is confirmed, or the shards are back. Those that it has reported before count, until they are
-confirmed or retired: shards that go a few at a time raise the alarm as well. Settings come from the environment, and so
-does DAGSTER_HOME.
+A mount that is not there looks like a source that has lost all its shards. The sensor ``new_shards`` therefore reports
+shards as removed only while few are. Once more than CAPTION_MAX_REMOVED_FRACTION of the registered shards have gone, or
+all, it raises an alarm and reports none, until their number is confirmed or they are back. Shards that it has reported
+before count until they are confirmed or retired, so that a loss of a few shards at a time raises the alarm too.
+Settings come from the environment, and so does DAGSTER_HOME.
 """
 
 from __future__ import annotations
@@ -19,16 +19,24 @@ from dataclasses import dataclass
 
 import dagster as dg
 
+from caption_assets.assets.failures import clear_failures
 from caption_assets.assets.project import Project
-from caption_assets.assets.shard_index import REMOVAL_CONFIRMED, REMOVED, is_removed, observation, observed_versions
+from caption_assets.assets.shard_index import (
+    REMOVAL_CONFIRMED,
+    REMOVED,
+    first_names,
+    is_removed,
+    observation,
+    observed_versions,
+)
 from caption_assets.clips.shard import list_shards
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.resources import build_storage
 from caption_assets.settings import Settings, load_settings
 from caption_assets.store.root import Root
 
-SHOWN = 10
-"""Shards that a message names."""
+CHECK = "shards_in_source"
+"""Name of the check."""
 
 
 class RemovalError(CaptionAssetsError):
@@ -66,8 +74,8 @@ class Removals:
         reason = "none is left" if self.is_empty else f"more than CAPTION_MAX_REMOVED_FRACTION = {self.limit:g}"
         return (
             f"{count} of {self.registered} registered shards are not in the source {self.source!r} ({reason}): "
-            f"{names(self.unconfirmed)}. Nothing is changed. Check CAPTION_SOURCE, and that it is mounted; if they are "
-            f"gone for good, run `python -m caption_assets.automation.removals --confirm {count}`"
+            f"{first_names(self.unconfirmed)}. Nothing is changed. Check CAPTION_SOURCE, and that it is mounted; if "
+            f"they are gone for good, run `python -m caption_assets.automation.removals --confirm {count}`"
         )
 
 
@@ -93,6 +101,35 @@ def find_removals(
         settings.max_removed_fraction,
         not present,
     )
+
+
+def removal_evaluation(project: Project, removals: Removals) -> dg.AssetCheckEvaluation:
+    """What the check says of them, for the UI."""
+    return dg.AssetCheckEvaluation(
+        asset_key=project.shards,
+        check_name=CHECK,
+        passed=removals.alarm is None,
+        severity=dg.AssetCheckSeverity.ERROR,
+        description=removals.alarm,
+    )
+
+
+def build_removal_check(settings: Settings) -> dg.AssetChecksDefinition:
+    """The check that no more shards have gone from the source than ``settings`` allow."""
+    project = Project(settings.project)
+
+    @dg.asset_check(
+        asset=project.shards,
+        name=CHECK,
+        description="The registered shards are in the source, save at most CAPTION_MAX_REMOVED_FRACTION of them, and "
+        "those whose removal was confirmed.",
+    )
+    def shards_in_source(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
+        with clear_failures():
+            removals = _present_removals(context.instance, settings)
+        return dg.AssetCheckResult(passed=removals.alarm is None, description=removals.alarm)
+
+    return shards_in_source
 
 
 def main() -> None:
@@ -122,23 +159,24 @@ def confirm_removals(instance: dg.DagsterInstance, settings: Settings, number: i
         RemovalError: if it is another number.
         ShardError: if the source is not there.
     """
-    project, source = Project(settings.project), build_storage(settings).source()
-    observed, present = observed_versions(instance, project), list_shards(source).keys
-    gone = find_removals(settings, source, project.registered(instance), observed, present).unconfirmed
-    found = f"{len(gone)} registered shards are not in the source {source.url!r}" + (f": {names(gone)}" if gone else "")
+    removals = _present_removals(instance, settings)
+    gone = removals.unconfirmed
+    some = f": {first_names(gone)}" if gone else ""
+    found = f"{len(gone)} registered shards are not in the source {removals.source!r}{some}"
     if number is None:
         return f"{found}; say --confirm {len(gone)} if they are gone for good" if gone else found
     if number != len(gone):
         raise RemovalError(f"{found}, and not {number}: look again")
     for shard in gone:
-        instance.report_runless_asset_event(observation(project, shard, REMOVAL_CONFIRMED))
+        event = observation(Project(settings.project), shard, REMOVAL_CONFIRMED)
+        instance.report_runless_asset_event(event)
     return f"{found}; reported as removed"
 
 
-def names(shards: Sequence[str]) -> str:
-    """The first of several shards."""
-    more = f" and {len(shards) - SHOWN} more" if len(shards) > SHOWN else ""
-    return ", ".join(shards[:SHOWN]) + more
+def _present_removals(instance: dg.DagsterInstance, settings: Settings) -> Removals:
+    project, source = Project(settings.project), build_storage(settings).source()
+    present = list_shards(source).keys
+    return find_removals(settings, source, project.registered(instance), observed_versions(instance, project), present)
 
 
 if __name__ == "__main__":

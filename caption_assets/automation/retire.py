@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import dagster as dg
 
 from caption_assets.assets.project import Project
-from caption_assets.assets.shard_index import REMOVED, observed_versions
+from caption_assets.assets.shard_index import is_removed, observed_versions
 from caption_assets.automation.shard_states import shards_under_way
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.export.index import shard_folder
@@ -58,7 +58,7 @@ def main() -> None:
 def removed_shards(instance: dg.DagsterInstance, project: Project) -> list[str]:
     """Registered shards that were reported as gone from the source."""
     observed = observed_versions(instance, project)
-    return [shard for shard in project.registered(instance) if observed.get(shard) == REMOVED]
+    return [shard for shard in project.registered(instance) if is_removed(observed.get(shard))]
 
 
 def check(instance: dg.DagsterInstance, project: Project, shards: Sequence[str]) -> None:

@@ -273,7 +273,7 @@ def test_tables_beyond_those_that_one_tick_records_wait_for_the_next(
 def test_weights_that_are_not_stored_are_asked_for(known: Site) -> None:
     known.materialize("clip_manifest", "a")
     known.root.remove_folder("weights")
-    requests = requested(known)
+    requests = known.requests()
     assert [dg.AssetKey("model_weights")] in [request.asset_selection for request in requests]
 
 
@@ -389,7 +389,7 @@ def test_a_pod_has_its_default_size_where_the_metadata_is_somebody_elses(
     site.look()
     site.fetch_weights()
     site.materialize("clip_manifest", "a", metadata={"rows_ok": -1})
-    [request] = requested(site)
+    [request] = site.requests()
     assert request.run_config == {}
 
 

@@ -92,7 +92,7 @@ def test_a_name_that_is_no_key_stops_no_other(site: Site) -> None:
 
 
 def test_a_shard_that_has_gone_is_reported_once_and_again_when_it_is_back(site: Site) -> None:
-    site.add("a", "b")
+    site.add(*"abcdef")
     site.look()
     before = observed_versions(site.instance, site.project)
     (site.source / "a.jsonl").rename(site.source / "a.away")
@@ -123,3 +123,11 @@ def test_a_missing_source_fails_the_tick_with_the_remedy(site: Site) -> None:
     site.source.rmdir()
     with pytest.raises(Exception, match="set CAPTION_SOURCE"):
         site.look()
+
+
+def test_the_cursor_of_an_earlier_release_is_gone_on_from(site: Site) -> None:
+    site.add("1", "2", "3")
+    for cursor in ("2", "x", "null", "true", "[]", '{"after": "2"}', ""):
+        site.cursor = cursor
+        site.look()
+    assert site.registered == ["1", "2", "3"]
