@@ -136,7 +136,8 @@ def _check_root(
 ) -> None:
     """Refuse to believe that all tables are gone, where the root may only not be mounted, or be another."""
     recorded = sum(not record.removed for found in records.values() for record in found.values())
-    if recorded and not any(stored.values()) and not root.names(""):
+    contents = [name for name in root.names("") if not name.startswith("_")]  # runs write _runs before anything else
+    if recorded and not any(stored.values()) and not contents:
         raise RootEmpty(
             f"CAPTION_ROOT is {root.url!r}, which is empty, though Dagster has records of {recorded} tables in it: "
             "check the variable, and that the folder is mounted; if the tables are gone for good, run "

@@ -236,7 +236,7 @@ def test_an_empty_root_is_not_taken_for_lost_tables(tmp_path: Path, instance: dg
     site.fetch_weights()
     captioned(site, "a", "b")
     away = site.settings.model_copy(update={"root": str(tmp_path / "not mounted")})
-    (tmp_path / "not mounted").mkdir()
+    (tmp_path / "not mounted" / "_runs").mkdir(parents=True)
     site.settings = away
     with pytest.raises(dg.DagsterError) as failed:
         site.tick()
