@@ -10,8 +10,6 @@ before count until they are confirmed or retired, so that a loss of a few shards
 Settings come from the environment, and so does DAGSTER_HOME.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Collection, Mapping, Sequence
