@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
+from typing import Any
 
 import dagster as dg
 from dagster._core.definitions.data_version import get_input_data_version_tag
@@ -21,6 +22,7 @@ from caption_assets.assets.shard_index import observation, observed_versions
 from caption_assets.assets.termination import stoppable
 from caption_assets.captioning.prediction import predicted_tokens
 from caption_assets.captioning.recipe import Recipe
+from caption_assets.clips.listing import OtherFiles
 from caption_assets.clips.manifest import PROBERS, ProbedClip, probe_clips
 from caption_assets.clips.sandbox import Sandbox
 from caption_assets.clips.shard import find_shard, shard_content
@@ -129,17 +131,31 @@ def _make(
         return TableVersions(tally.content, code_version, {SHARDS: content}).facts
 
     facts = {"caption_assets_version": version("caption-assets"), "windowing": json.dumps(asdict(windowing))}
-    path = publish_manifest(root, key, tally.rows(probe_clips(sandbox, source, shard, windowing)), facts, conclude)
+    others = OtherFiles()
+    probed = probe_clips(sandbox, source, shard, windowing, others)
+    path = publish_manifest(root, key, tally.rows(probed), facts, conclude)
     tally.check_unreadable(settings.max_unreadable_fraction)
     return dg.MaterializeResult(
         data_version=dg.DataVersion(tally.content),
         tags=inputs,
         metadata={
             **tally.metadata(time.monotonic() - begun),
+            **_other_files(others),
             "path": dg.MetadataValue.path(root.address(path)),
             "unreadable_clips": markdown_table(["clip", "kind", "reason"], map(_reason, tally.first_unreadable)),
         },
     )
+
+
+def _other_files(others: OtherFiles) -> dict[str, Any]:
+    """What is told of a shard's files that are neither clips nor go with one."""
+    if not others.count:
+        return {}
+    return {
+        "other_files": others.count,
+        "other_files_by_suffix": dg.MetadataValue.json(dict(others.by_suffix.most_common(SHOWN_CLIPS))),
+        "other_file_names": others.first_names,
+    }
 
 
 def _event(

@@ -11,7 +11,7 @@ from caption_assets.assets.failures import clear_failures, shards_failed
 from caption_assets.assets.markdown import markdown_table
 from caption_assets.assets.project import Project
 from caption_assets.assets.termination import stoppable
-from caption_assets.clips.shard import Listing, list_shards, shard_content
+from caption_assets.clips.shard import Listing, list_shards, refuse_loose_videos, shard_content
 from caption_assets.resources import Storage
 
 SHOWN = 100
@@ -48,6 +48,7 @@ def build_shard_index(project: Project) -> dg.AssetsDefinition:
         with stoppable(context), clear_failures():
             source = storage.source()
             listing = list_shards(source)
+            refuse_loose_videos(source, listing)
             contents = {shard.key: shard_content(source, shard) for shard in listing.shards}
         known = set(project.registered(context.instance))
         # An empty folder is not a shard yet: a store's console makes one with an object "name/" and nothing in it.

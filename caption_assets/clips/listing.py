@@ -6,21 +6,25 @@ import io
 import os
 import posixpath
 import tarfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from caption_assets.clips.clip import Clip, Span, refuse_version
 from caption_assets.clips.container import UnreadableClip
 from caption_assets.clips.key import Keys, leaves_root, normalise
 from caption_assets.clips.shard import (
+    ARCHIVE,
     SIDE_SUFFIX,
+    STILL_SUFFIXES,
     TEXT_SUFFIX,
     Layout,
     Shard,
     ShardError,
-    files_below,
+    all_files_below,
     is_hidden,
+    is_linked_folder,
     is_video,
     suffix,
 )
@@ -34,30 +38,72 @@ MAX_HEADER_BYTES = 1 << 20
 """A tar that claims a longer header (a name, say) is refused, before that many bytes are read."""
 BROKEN_TAR = (tarfile.TarError, ValueError, OverflowError, RecursionError)
 """What tarfile raises over damaged headers: its own errors, and bare ones where a number or a chain is absurd."""
+NAMED_FILES = 20
+"""Maximum number of other files that are named."""
+SHOWN_SUFFIXES = 10
+"""Maximum number of suffixes in one message."""
 BESIDE = (SIDE_SUFFIX, TEXT_SUFFIX)
 """Suffixes of files that go with the video of their stem."""
 
 
-def list_clips(source: Root, shard: Shard) -> Iterator[Clip]:
+@dataclass(slots=True)
+class OtherFiles:
+    """The files of a shard that are neither clips nor known to go with one, counted as they are seen."""
+
+    count: int = 0
+    by_suffix: Counter[str] = field(default_factory=Counter)
+    first_names: list[str] = field(default_factory=list)
+    """Up to ``NAMED_FILES``."""
+
+    def add(self, name: str) -> None:
+        """Count a file."""
+        self.count += 1
+        self.by_suffix[_shown_suffix(name)] += 1
+        if len(self.first_names) < NAMED_FILES:
+            self.first_names.append(normalise(name))
+
+
+def list_clips(source: Root, shard: Shard, others: OtherFiles | None = None) -> Iterator[Clip]:
     """The shard's clips: those of folders and tars sorted by key, those of lists in the list's order.
 
     What looks like a clip but will not be opened is among them, with its refusal. Of tars only the
     headers are read, of lists as much as the iteration needs; each clip that a list names is looked up in its store.
 
+    Args:
+        source: which holds the shard.
+        shard: whose clips to list.
+        others: gets the shard's other files before the first clip is listed.
+
     Raises:
-        ShardError: if a tar or list cannot be read as one, or is a link that leads out of the source.
+        ShardError: if a tar or list cannot be read as one, or is a link that leads out of the source, or if nothing in
+            the shard is taken for a clip.
     """
+    others = OtherFiles() if others is None else others
     if not source.holds(shard.path):
         raise ShardError(
             f"shard {shard.key!r} is a link that leads out of the source {source.url!r}: put the file itself there"
         )
     match shard.layout:
         case Layout.FOLDER:
-            yield from _clips(_folder_files(source, shard))
+            clips: Iterable[Clip] = _clips(_folder_files(source, shard), others)
         case Layout.TAR:
-            yield from _clips(_tar_files(source, shard))
+            clips = _clips(_tar_files(source, shard), others)
         case Layout.LIST:
-            yield from listed_clips(source, shard)
+            clips = listed_clips(source, shard)
+    is_empty = True
+    for clip in clips:
+        is_empty = False
+        yield clip
+    if is_empty:
+        raise ShardError(f"shard {shard.key!r} holds nothing to caption: {_described(shard, others)}: no clips")
+
+
+def _described(shard: Shard, others: OtherFiles) -> str:
+    """What was seen in a shard without clips."""
+    if shard.layout is Layout.LIST:
+        return "a list without rows"
+    suffixes = ", ".join(sorted(others.by_suffix)[:SHOWN_SUFFIXES])
+    return f"{others.count} files{': ' if suffixes else ''}{suffixes}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,17 +115,35 @@ class _File:
     span: Span
     refusal: UnreadableClip | None
     """Why it will not be opened."""
+    is_clip: bool = True
+    """Whether its name is that of a video."""
 
 
-def _clips(files: Iterable[_File]) -> list[Clip]:
+def _clips(files: Iterable[_File], others: OtherFiles) -> list[Clip]:
     """The videos among a shard's files, each with those of its stem that go with it, sorted by key."""
     videos: list[_File] = []
+    stills: list[_File] = []
     beside: dict[str, _File] = {}
     for file in files:
-        if suffix(file.name) not in BESIDE:
+        ending = suffix(file.name)
+        if ending in BESIDE:
+            if not leaves_root(file.name):
+                beside.setdefault(_side_name(file.name, ending), file)
+        elif ending in STILL_SUFFIXES:
+            stills.append(file)
+        elif file.is_clip:
             videos.append(file)
-        elif not leaves_root(file.name):
-            beside.setdefault(_side_name(file.name, suffix(file.name)), file)
+        else:
+            others.add(file.name)
+    stems = {_side_name(video.name, "") for video in videos}
+    for still in stills:
+        if _side_name(still.name, "") in stems:
+            others.add(still.name)
+        else:
+            videos.append(still)
+    if not videos:
+        for name in beside:
+            others.add(name)
     keys = Keys()
     clips = []
     for video in sorted(videos, key=_good_first):
@@ -88,6 +152,12 @@ def _clips(files: Iterable[_File]) -> list[Clip]:
         key, refusal = keys.give(video.name, refusals[0] if refusals else None)
         clips.append(Clip(key, video.span, _span(side), _span(text), refusal=refusal))
     return sorted(clips, key=lambda clip: clip.key)
+
+
+def _shown_suffix(name: str) -> str:
+    """A file's suffix, of archives with the one before; its name where it has none."""
+    found = ARCHIVE.search(name)
+    return found[0].lower() if found else suffix(name) or posixpath.basename(normalise(name))
 
 
 def _span(file: _File | None) -> Span | None:
@@ -104,11 +174,12 @@ def _good_first(file: _File) -> tuple[str, bool]:
 
 
 def _folder_files(source: Root, shard: Shard) -> Iterator[_File]:
-    for name, entry in files_below(source, shard):
+    for name, entry in all_files_below(source, shard):
         url = source.fs.unstrip_protocol(entry["name"])
         refusal = _refuse_entry(source, posixpath.join(shard.path, name), entry) or refuse_version(url)
         size = 0 if refusal else int(entry["size"])
-        yield _File(name, Span(url, 0, size, entry.get("ETag") or None, source.access), refusal)
+        is_clip = is_video(name) or is_linked_folder(entry)
+        yield _File(name, Span(url, 0, size, entry.get("ETag") or None, source.access), refusal, is_clip)
 
 
 def _refuse_entry(source: Root, path: str, entry: Mapping[str, Any]) -> UnreadableClip | None:
@@ -131,10 +202,11 @@ def _tar_files(source: Root, shard: Shard) -> Iterator[_File]:
     try:
         with source.fs.open(path, "rb", block_size=READ_AHEAD_BYTES, cache_type="readahead") as file:
             for member in _members(_Headers(file)):
-                if not is_hidden(member.name) and (is_video(member.name) or suffix(member.name) in BESIDE):
+                if not is_hidden(member.name):
                     refusal = _refuse_member(member)
                     size = 0 if refusal else member.size
-                    yield _File(member.name, Span(url, member.offset_data, size, access=source.access), refusal)
+                    span = Span(url, member.offset_data, size, access=source.access)
+                    yield _File(member.name, span, refusal, is_video(member.name))
     except OSError as error:
         raise ShardError(f"shard {shard.key!r} in {source.url!r} cannot be read: {explain(error)}") from error
     except BROKEN_TAR as error:

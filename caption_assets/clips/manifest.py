@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from caption_assets.clips.clip import Clip, Span, content_tag, etag_tag
 from caption_assets.clips.container import UnreadableClip
-from caption_assets.clips.listing import list_clips
+from caption_assets.clips.listing import OtherFiles, list_clips
 from caption_assets.clips.probe import Probe, probe_by_ranges
 from caption_assets.clips.reader import SpanFile
 from caption_assets.clips.sandbox import Sandbox
@@ -39,15 +39,24 @@ class ProbedClip:
     """One for each window, or one that says why there is none."""
 
 
-def probe_clips(sandbox: Sandbox, source: Root, shard: Shard, windowing: Windowing) -> Iterator[ProbedClip]:
+def probe_clips(
+    sandbox: Sandbox, source: Root, shard: Shard, windowing: Windowing, others: OtherFiles | None = None
+) -> Iterator[ProbedClip]:
     """The shard's clips, probed many at a time in a sandbox's workers and handed on in the order of the listing.
 
+    Args:
+        sandbox: its workers.
+        source: which holds the shard.
+        shard: whose clips to probe.
+        windowing: how they are cut.
+        others: gets the shard's files that are not clips.
+
     Raises:
-        ShardError: if the shard cannot be listed.
+        ShardError: if the shard cannot be listed, or nothing in it is taken for a clip.
     """
     base = _base(source)
     waiting: deque[tuple[Clip, Future[ProbedClip]]] = deque()
-    for clip in _listed(source, shard):
+    for clip in _listed(source, shard, others):
         waiting.append((clip, sandbox.submit(_probed, clip, base, windowing)))
         if len(waiting) == AHEAD * sandbox.workers:
             yield _outcome(sandbox, base, *waiting.popleft())
@@ -100,9 +109,9 @@ def _base(source: Root) -> str:
     return f"{source.fs.unstrip_protocol(source.path)}/"
 
 
-def _listed(source: Root, shard: Shard) -> Iterator[Clip]:
+def _listed(source: Root, shard: Shard, others: OtherFiles | None) -> Iterator[Clip]:
     try:
-        yield from list_clips(source, shard)
+        yield from list_clips(source, shard, others)
     except CaptionAssetsError:
         raise
     except Exception as error:  # stores have many: OSError, botocore's, their clients'

@@ -14,6 +14,9 @@ from enum import StrEnum
 from hashlib import sha256
 from typing import Any
 
+from av.format import ContainerFormat
+
+from caption_assets.clips.container import FORMATS
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.store.failure import StoreError, clear_errors
 from caption_assets.store.root import Root
@@ -22,9 +25,22 @@ KEY_PATTERN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 """Keys that Dagster's partitions, file systems and object stores all take; a comma, say, breaks backfills in the UI."""
 SIDE_SUFFIX = ".json"
 TEXT_SUFFIX = ".txt"
-VIDEO_SUFFIXES = frozenset(
-    {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".m2ts", ".mpg", ".mpeg", ".flv", ".wmv", ".ogv", ".gif"}
+OTHER_VIDEO_SUFFIXES = (
+    ".ts .m2ts .mts .m2t .tp .trp .mpg .mpeg .mpe .m2p .vob .evo .mod .tod .m1v .m2v .mpv .asf .wmv .ogv .ogm .ogx "
+    ".mxf .ivf .apng .webp .qt .mp4v .3gpp .3gp2 .f4p .divx .xvid .lrv .insv .360"
 )
+"""Suffixes of videos that FFmpeg's demuxers open and do not list, or that cameras write for one of theirs."""
+SOUND_SUFFIXES = frozenset({".m4a", ".m4b", ".mka", ".mks", ".isma"})
+"""Suffixes that FFmpeg's demuxers list of files without video."""
+VIDEO_SUFFIXES = (
+    frozenset(f".{suffix}" for name in FORMATS.split(",") for suffix in ContainerFormat(name, "r").extensions).union(
+        OTHER_VIDEO_SUFFIXES.split()
+    )
+    - SOUND_SUFFIXES
+)
+"""Suffixes of what is taken for a clip: what the demuxers open that may open clips."""
+STILL_SUFFIXES = frozenset({".webp", ".avif", ".heic", ".heif"})
+"""Suffixes of videos that are mostly still pictures: beside a video of the same stem they are its thumbnail."""
 
 ARCHIVE = re.compile(
     r"\.(tar\.[a-z0-9]+|tgz|tbz2?|txz|tzst|zip|7z|rar|(parquet|jsonl)\.(gz|bz2|xz|zst))$", re.IGNORECASE
@@ -128,6 +144,19 @@ def list_shards(source: Root) -> Listing:
     return Listing(accepted, refused, frozenset(times), passed_over)
 
 
+def refuse_loose_videos(source: Root, listing: Listing) -> None:
+    """Refuse a source that is itself a folder of videos.
+
+    Raises:
+        ShardError: if it holds videos and no shards.
+    """
+    if not listing.keys and (videos := listing.passed_over.get(PassedOver.LOOSE_VIDEO)):
+        raise ShardError(
+            f"CAPTION_SOURCE is {source.url!r}, which holds {len(videos)} videos but no shards: did you mean the "
+            "parent folder? A shard is a folder of videos within the source"
+        )
+
+
 def find_shard(source: Root, key: str) -> Shard:
     """The shard named ``key``.
 
@@ -180,14 +209,19 @@ def files_below(source: Root, shard: Shard) -> list[tuple[str, Mapping[str, Any]
 
     A link to a folder is listed and not followed. Hidden files and folders are left out.
     """
-    base = source.full(shard.path) + "/"
-    entries = source.fs.find(base, detail=True).values()
     return [
         (name, entry)
-        for entry in entries
-        if not is_hidden(name := entry["name"].removeprefix(base).lstrip("/"))
-        and (is_video(name) or suffix(name) in (SIDE_SUFFIX, TEXT_SUFFIX) or _is_linked_folder(entry))
+        for name, entry in all_files_below(source, shard)
+        if is_video(name) or suffix(name) in (SIDE_SUFFIX, TEXT_SUFFIX) or is_linked_folder(entry)
     ]
+
+
+def all_files_below(source: Root, shard: Shard) -> list[tuple[str, Mapping[str, Any]]]:
+    """As ``files_below``, and the other files of the folder."""
+    base = source.full(shard.path) + "/"
+    entries = source.fs.find(base, detail=True).values()
+    named = [(entry["name"].removeprefix(base).lstrip("/"), entry) for entry in entries]
+    return [(name, entry) for name, entry in named if name and not is_hidden(name)]
 
 
 def is_video(name: str) -> bool:
@@ -205,7 +239,8 @@ def is_hidden(name: str) -> bool:
     return any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
 
 
-def _is_linked_folder(entry: Mapping[str, Any]) -> bool:
+def is_linked_folder(entry: Mapping[str, Any]) -> bool:
+    """Whether a local entry is a link to a folder."""
     return bool(entry.get("islink")) and os.path.isdir(entry["name"])
 
 
@@ -241,7 +276,7 @@ def _reason_to_pass_over(name: str, entry: Mapping[str, Any]) -> PassedOver | No
         return PassedOver.HIDDEN
     if entry["type"] == "directory":
         return None
-    if _is_linked_folder(entry):
+    if is_linked_folder(entry):
         return PassedOver.LINKED_FOLDER
     if entry["type"] != "file" and not entry.get("islink"):
         return PassedOver.SPECIAL

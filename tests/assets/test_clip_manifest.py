@@ -19,7 +19,7 @@ def indexed(project: Project) -> Project:
     return project
 
 
-@pytest.mark.parametrize(("shard", "kind"), [("sample-folder", "damaged"), ("sample-tar", "not_a_video")])
+@pytest.mark.parametrize(("shard", "kind"), [("sample-folder", "damaged"), ("sample-tar", "text")])
 def test_a_shard_is_probed_and_the_broken_clip_told_of(indexed: Project, shard: str, kind: str) -> None:
     result = indexed.run("clip_manifest", partition=shard)
     assert result.success
@@ -104,3 +104,22 @@ def test_a_shard_that_is_written_to_while_it_is_probed_has_no_manifest(
     monkeypatch.setattr("caption_assets.assets.clip_manifest.publish_manifest", publish)
     message = indexed.failure("clip_manifest", partition="sample-folder")
     assert "sample-folder: it changed while it was probed" in message
+
+
+def test_files_that_are_no_clips_are_counted_and_named(indexed: Project) -> None:
+    shard = indexed.root / "shards" / "sample-folder"
+    for name in ("notes.md", "clips.zip"):
+        (shard / name).write_text("x")
+    [event] = indexed.run("clip_manifest", partition="sample-folder").get_asset_materialization_events()
+    metadata = {name: value.value for name, value in event.materialization.metadata.items()}
+    assert metadata["other_files"] == 2
+    assert metadata["other_files_by_suffix"] == {".md": 1, ".zip": 1}
+    assert metadata["other_file_names"] == ["clips.zip", "notes.md"]
+
+
+def test_a_shard_without_clips_fails_with_what_was_seen(indexed: Project) -> None:
+    shard = indexed.root / "shards" / "sample-folder"
+    for clip in shard.iterdir():
+        clip.unlink()
+    (shard / "clips.tar.gz").write_text("x")
+    assert "1 files: .tar.gz: no clips" in indexed.failure("clip_manifest", partition="sample-folder")

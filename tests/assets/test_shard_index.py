@@ -52,3 +52,11 @@ def test_a_modification_time_in_the_future_is_named(project: Project) -> None:
 def test_a_missing_source_fails_with_the_remedy(project: Project) -> None:
     shutil.rmtree(project.root / "shards")
     assert "set CAPTION_SOURCE" in project.failure("shard_index")
+
+
+def test_a_source_of_loose_videos_fails_with_the_remedy(project: Project) -> None:
+    source = project.root / "shards"
+    shutil.rmtree(source)
+    source.mkdir()
+    (source / "loose.mp4").touch()
+    assert "1 videos but no shards: did you mean the parent folder?" in project.failure("shard_index")

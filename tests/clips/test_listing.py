@@ -13,7 +13,7 @@ from s3fs import S3FileSystem
 
 from caption_assets.clips.clip import Clip
 from caption_assets.clips.key import normalise
-from caption_assets.clips.listing import list_clips
+from caption_assets.clips.listing import NAMED_FILES, OtherFiles, list_clips
 from caption_assets.clips.shard import Layout, Shard, ShardError, find_shard, is_hidden
 from caption_assets.store.root import Root
 from tests.clips.conftest import fates, special, tar_bytes
@@ -271,9 +271,57 @@ def test_a_damaged_tar_is_listed_or_refused(data: bytes, seed: int) -> None:
 @given(st.lists(st.text(max_size=20).filter(lambda name: "\0" not in name), max_size=5))
 @pytest.mark.fast
 def test_every_video_of_a_tar_is_listed_under_a_key_of_its_own(stems: list[str]) -> None:
-    names = [f"x{stem}.mp4" for stem in stems]
+    names = ["plain.mp4", *(f"x{stem}.mp4" for stem in stems)]
     source = Root.open("memory://names")
     source.write("s.tar", tar_bytes(*((name, name.encode()) for name in names)))
     clips = list(list_clips(source, find_shard(source, "s")))
     assert len({clip.key for clip in clips}) == len(clips) == sum(not is_hidden(name) for name in names)
     assert all(normalise(clip.video.read().decode()) == clip.key for clip in clips if not clip.refusal)
+
+
+COMMON = ["mp4", "m4v", "mov", "mkv", "webm", "avi", "ts", "m2ts", "mts", "m2t", "mpg", "mpeg", "vob", "m2v", "flv"]
+RARE = ["wmv", "asf", "ogv", "gif", "apng", "webp", "mxf", "3gp", "3g2", "f4v", "dv", "y4m", "h264", "hevc", "ivf"]
+SUFFIXES = [*COMMON, *RARE, "obu", "nut", "MTS", "Mov", "3GP"]
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("layout", [Layout.FOLDER, Layout.TAR])
+def test_whatever_ffmpegs_demuxers_open_is_a_clip(tmp_path: Path, layout: Layout) -> None:
+    source = Root.open(str(tmp_path))
+    others = OtherFiles()
+    shard = write(source, layout, {f"{number}.{suffix}": b"x" for number, suffix in enumerate(SUFFIXES)})
+    assert len(list(list_clips(source, shard, others))) == len(SUFFIXES)
+    assert others.count == 0
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("layout", [Layout.FOLDER, Layout.TAR])
+def test_other_files_are_counted_and_some_are_named(tmp_path: Path, layout: Layout) -> None:
+    source = Root.open(str(tmp_path))
+    notes = {f"notes/{number:02}.md": b"x" for number in range(30)}
+    shard = write(source, layout, {**FILES, **notes, "more.tar.gz": b"x", "LICENSE": b"x", "a.m4a": b"x"})
+    others = OtherFiles()
+    clips = list(list_clips(source, shard, others))
+    assert len(clips) == 4
+    assert others.count == 34
+    assert others.by_suffix == {".md": 31, ".tar.gz": 1, "LICENSE": 1, ".m4a": 1}
+    assert len(others.first_names) == NAMED_FILES
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("layout", [Layout.FOLDER, Layout.TAR])
+def test_a_thumbnail_goes_with_its_video(tmp_path: Path, layout: Layout) -> None:
+    source = Root.open(str(tmp_path))
+    shard = write(source, layout, {"a.mp4": b"x", "a.webp": b"x", "b.webp": b"x"})
+    others = OtherFiles()
+    assert [clip.key for clip in list_clips(source, shard, others)] == ["a.mp4", "b.webp"]
+    assert others.first_names == ["a.webp"]
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("layout", [Layout.FOLDER, Layout.TAR])
+def test_a_shard_without_clips_fails_with_what_was_seen(tmp_path: Path, layout: Layout) -> None:
+    source = Root.open(str(tmp_path))
+    shard = write(source, layout, {"a.tar.gz": b"x", "b.tar.gz": b"x", "c.txt": b"x", ".hidden.mp4": b"x"})
+    with pytest.raises(ShardError, match=r"3 files: \.tar\.gz, \.txt: no clips"):
+        list(list_clips(source, shard))

@@ -4,7 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from caption_assets.clips.shard import Layout, PassedOver, ShardError, find_shard, list_shards, shard_content
+from caption_assets.clips.shard import (
+    Layout,
+    PassedOver,
+    ShardError,
+    find_shard,
+    list_shards,
+    refuse_loose_videos,
+    shard_content,
+)
 from caption_assets.store.root import Root
 from tests.clips.conftest import tar_bytes
 
@@ -136,3 +144,13 @@ def test_what_is_not_a_shard_is_named_with_its_reason(folder: Path) -> None:
 def test_a_link_to_a_shards_file_is_a_shard(folder: Path) -> None:
     (folder / "z.tar").symlink_to(folder / "a.tar")
     assert "z" in list_shards(Root.open(str(folder))).keys
+
+
+def test_a_source_that_is_a_folder_of_videos_names_the_mistake(tmp_path: Path) -> None:
+    for name in ("a.mp4", "b.MTS", "notes.md"):
+        (tmp_path / name).touch()
+    source = Root.open(str(tmp_path))
+    with pytest.raises(ShardError, match="2 videos but no shards: did you mean the parent folder"):
+        refuse_loose_videos(source, list_shards(source))
+    (tmp_path / "shard").mkdir()
+    refuse_loose_videos(source, list_shards(source))

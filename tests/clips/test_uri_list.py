@@ -252,8 +252,9 @@ def test_a_file_that_is_no_parquet_is_refused_with_its_name(local: Root, data: b
 
 
 @pytest.mark.fast
-def test_an_empty_list_has_no_clips(local: Root) -> None:
-    assert listed(local, "s.jsonl", b"") == []
+def test_an_empty_list_is_told_from_one_with_clips(local: Root) -> None:
+    with pytest.raises(ShardError, match="a list without rows: no clips"):
+        listed(local, "s.jsonl", b"")
 
 
 @pytest.mark.store
