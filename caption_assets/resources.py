@@ -152,7 +152,8 @@ def build_storage(settings: Settings) -> Storage:
             path_style=settings.s3_path_style,
         ),
         source_access=S3Access(
-            profile=settings.source_profile,
+            # A source within the root is the root's.
+            profile=settings.source_profile or (settings.root_profile if settings.source is None else None),
             anonymous=settings.s3_anonymous,
             requester_pays=settings.s3_requester_pays,
             path_style=settings.s3_path_style,

@@ -83,8 +83,8 @@ class Settings(BaseSettings):
     )
     source_profile: str | None = Field(
         None,
-        description="AWS profile for the source and for the clips that its lists name. Default: the standard AWS "
-        "variables",
+        description="AWS profile for the source and for the clips that its lists name. Default: the root's if "
+        "`CAPTION_SOURCE` is unset, else the standard AWS variables",
     )
     s3_anonymous: bool = Field(
         False, description="Read a public source, and the clips that its lists name, without credentials"

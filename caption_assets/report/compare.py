@@ -19,6 +19,7 @@ from rich.table import Table as Printed
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.report.comparison import Statistics, compare_roots, comparison_page, figures
 from caption_assets.report.page import publish_page
+from caption_assets.store.access import Access
 from caption_assets.store.previews import read_posters
 from caption_assets.store.root import Root
 from caption_assets.store.tables import Table
@@ -34,9 +35,12 @@ def main() -> None:
     parser.add_argument("shard", help="its key")
     parser.add_argument("--stage", type=int, choices=STAGES, default=2, help="whose captions (default: 2)")
     parser.add_argument("--output", type=Path, default=Path("compare.html"), help="the page (default: compare.html)")
+    parser.add_argument("--profile", help="AWS profile, as CAPTION_ROOT_PROFILE (default: the standard AWS variables)")
     options = parser.parse_args()
+    access = Access(profile=options.profile)
     try:
-        run(Root.open(options.root_a), Root.open(options.root_b), options.shard, STAGES[options.stage], options.output)
+        a, b = (Root.open(url, access) for url in (options.root_a, options.root_b))
+        run(a, b, options.shard, STAGES[options.stage], options.output)
     except CaptionAssetsError as error:
         sys.exit(f"error: {error}")
 

@@ -67,7 +67,7 @@ class Access:
         for name in ENDPOINTS:
             _check_endpoint(name, os.environ.get(name, ""))
         profile = _profile(self.profile, tuple(map(os.environ.get, _CONFIGURATION)))
-        _check_endpoint(f"endpoint_url of the AWS profile {self.profile!r}", str(profile.get("endpoint_url", "")))
+        _check_endpoint(f"endpoint_url of the AWS profile {self.profile!r}", profile.get("endpoint_url", ""))
         config: dict[str, Any] = {
             "retries": {"mode": "standard", "total_max_attempts": self.attempts},
             "connect_timeout": CONNECT_SECONDS,
@@ -102,8 +102,8 @@ def _check_endpoint(name: str, url: str) -> None:
 
 
 @lru_cache(maxsize=64)  # botocore reads its files for it, and file systems are asked for with each range of a clip
-def _profile(name: str | None, environment: tuple[str | None, ...]) -> Mapping[str, Any]:
-    """What botocore's files configure for a profile, or for the one of the environment.
+def _profile(name: str | None, environment: tuple[str | None, ...]) -> Mapping[str, str]:
+    """Endpoint and checksums that botocore's files configure for a profile, or for the one of the environment.
 
     Raises:
         StoreError: if there is no such profile, or a file cannot be parsed.
@@ -111,6 +111,7 @@ def _profile(name: str | None, environment: tuple[str | None, ...]) -> Mapping[s
     from botocore.session import Session
 
     try:
-        return dict(Session(profile=name).get_scoped_config())
+        configured = Session(profile=name).get_scoped_config()
     except BotoCoreError as error:
         raise StoreError(explain(error)) from error
+    return {key: configured[key] for key in ("endpoint_url", *CHECKSUMS) if key in configured}  # and no credentials

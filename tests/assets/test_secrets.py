@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,3 +37,57 @@ def test_no_secret_is_in_what_dagster_keeps_of_a_run(
     assert source in kept
     for secret in PLANTED.values():
         assert secret not in kept
+
+
+QUERY = """{
+  repositoriesOrError { ... on RepositoryConnection { nodes {
+    allTopLevelResourceDetails { name description configuredValues { key value } configFields { defaultValueAsJson } }
+    assetNodes { id description metadataEntries { label description } }
+    sensors { name description }
+    schedules { name description }
+  } } }
+  workspaceOrError { ... on Workspace { locationEntries {
+    displayMetadata { key value }
+    locationOrLoadError { ... on PythonError {
+      message stack cause { message stack } errorChain { error { message stack } }
+    } }
+  } } }
+  runConfigSchemaOrError(selector: {
+    repositoryName: "__repository__", repositoryLocationName: "caption_assets.definitions", pipelineName: "__ASSET_JOB"
+  }) { ... on RunConfigSchema { rootDefaultYaml } }
+  instance { info }
+}"""
+"""All that the UI's API tells of the configuration."""
+SECRET_VARIABLES = {
+    **PLANTED,
+    "HF_TOKEN": "hf_plantedtoken",
+    "CAPTION_ALERT_WEBHOOK": "https://hooks.example/planted-hook",
+}
+
+
+def told_by_the_api(folder: Path, **variables: str) -> str:
+    """The answer to the query, and all that was logged on the way, of a code location in a process of its own."""
+    environment = {
+        **os.environ,
+        **SECRET_VARIABLES,
+        "CAPTION_ROOT": str(folder / "root"),
+        "DAGSTER_HOME": str(folder),
+        **variables,
+    }
+    command = [str(Path(sys.executable).with_name("dagster-graphql")), "-m", "caption_assets.definitions", "-t", QUERY]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+    return done.stdout + done.stderr
+
+
+def test_no_secret_can_be_read_through_the_uis_api(tmp_path: Path) -> None:
+    told = told_by_the_api(tmp_path, CAPTION_ENGINE_ARGS='{"max_num_seqs": 77}', CAPTION_ROOT_PROFILE="a-profile")
+    for shown in (str(tmp_path / "root"), "max_num_seqs", "77", "a-profile", "rootDefaultYaml"):
+        assert shown in told
+    for secret in SECRET_VARIABLES.values():
+        assert secret not in told
+
+
+def test_a_credential_among_the_engines_arguments_is_not_told_by_the_api(tmp_path: Path) -> None:
+    told = told_by_the_api(tmp_path, CAPTION_ENGINE_ARGS='{"hf_token": "planted-argument"}')
+    assert "hf_token is a credential, which Dagster's UI would show: remove it, and set HF_TOKEN" in told
+    assert "planted-argument" not in told

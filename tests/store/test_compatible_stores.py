@@ -285,6 +285,18 @@ def test_source_and_root_have_credentials_of_their_own(
         assert "planted" not in shown
 
 
+def test_a_source_within_the_root_is_read_with_the_roots_credentials(
+    s3_url: str, between: Between, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    Root.open(s3_url).write("shards/a.jsonl", b"{}")
+    between(rule=for_keys(**{bucket_of(s3_url).replace("-", "_"): "writer"}))
+    two_profiles(monkeypatch, tmp_path)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "other")  # a profile that is named goes before it
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "other")
+    source = build_storage(Settings(root=s3_url, root_profile="writer")).source()
+    assert [shard.key for shard in list_shards(source).shards] == ["a"]
+
+
 def test_a_model_in_object_storage_is_read_with_the_roots_credentials(
     s3_url: str, between: Between, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -303,6 +315,15 @@ def test_an_unknown_profile_is_told_with_its_settings(s3_url: str) -> None:
         StoreError, match=r"no such profile: correct AWS_PROFILE, CAPTION_ROOT_PROFILE or CAPTION_SOURCE"
     ):
         build_storage(Settings(root=s3_url, root_profile="nobody")).root()
+
+
+def test_a_configuration_that_cannot_be_parsed_is_told(
+    s3_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    configure(monkeypatch, tmp_path, "[profile\nplanted")
+    with pytest.raises(StoreError, match="AWS configuration cannot be parsed: correct AWS_CONFIG_FILE") as failed:
+        Root.open(s3_url)
+    assert "planted" not in str(failed.value)
 
 
 def test_a_profiles_endpoint_with_credentials_is_refused_and_not_repeated(
