@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import warnings
+from pathlib import Path
 
 import dagster as dg
 
@@ -13,6 +15,7 @@ warnings.filterwarnings("ignore", category=dg.BetaWarning)
 from caption_assets.assets.captioned_dataset import build_captioned_dataset  # noqa: E402
 from caption_assets.assets.captions import build_captions  # noqa: E402
 from caption_assets.assets.checks import build_weights_check  # noqa: E402
+from caption_assets.assets.claim import check_claim  # noqa: E402
 from caption_assets.assets.clip_manifest import build_clip_manifest  # noqa: E402
 from caption_assets.assets.model_weights import build_model_weights  # noqa: E402
 from caption_assets.assets.project import Project  # noqa: E402
@@ -28,7 +31,7 @@ from caption_assets.automation.dead_runs import build_dead_runs  # noqa: E402
 from caption_assets.automation.export import build_export_sensor  # noqa: E402
 from caption_assets.automation.new_shards import build_new_shards  # noqa: E402
 from caption_assets.automation.removals import build_removal_check  # noqa: E402
-from caption_assets.resources import build_resources  # noqa: E402
+from caption_assets.resources import build_resources, build_storage  # noqa: E402
 from caption_assets.settings import Settings, load_settings  # noqa: E402
 
 
@@ -71,5 +74,28 @@ def _executor(settings: Settings) -> dg.ExecutorDefinition:
             return build_pod_executor(settings)
 
 
+def load_definitions() -> dg.Definitions:
+    """The definitions of this process's environment.
+
+    Raises:
+        SettingsError: if a setting cannot be used.
+        ProjectClash: if the Dagster instance has the project's name for another root.
+    """
+    settings = load_settings()
+    if _has_instance():
+        with dg.DagsterInstance.get() as instance:
+            check_claim(instance, Project(settings.project), build_storage(settings))
+    return build_definitions(settings)
+
+
+def _has_instance() -> bool:
+    """Whether there is an instance in DAGSTER_HOME.
+
+    In the pods of runs there is none, on a read-only disk: they get the instance from their launcher.
+    """
+    home = os.environ.get("DAGSTER_HOME", "")
+    return bool(home) and any(Path(home).expanduser().joinpath(name).exists() for name in ("dagster.yaml", "history"))
+
+
 end_with_run()
-defs = build_definitions(load_settings())
+defs = load_definitions()

@@ -57,7 +57,7 @@ def materialize(selection: str, *options: str) -> None:
     with LOG.open("a") as log:
         process = subprocess.Popen(
             [sys.executable, "-W", "ignore", *command, *options],
-            cwd=ROOT,
+            cwd=DATA,  # Dagster's instance keeps its state there, apart from that of the reader's own data
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

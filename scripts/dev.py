@@ -17,6 +17,7 @@ from caption_assets.settings import load_settings
 from caption_assets.store.root import Root
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+DATA = REPOSITORY / "data"
 PORT = "3000"
 
 
@@ -29,9 +30,13 @@ class Files(SimpleHTTPRequestHandler):
 
 def main() -> int:
     """Run until interrupted; returns the exit status."""
-    environment = {"DAGSTER_HOME": str(REPOSITORY), **os.environ}
+    # Dagster's instance keeps its state in the working directory: that of the demo, or of CAPTION_ROOT's commands.
+    chosen = os.environ.get("CAPTION_ROOT")
+    DATA.mkdir(exist_ok=True)
+    os.chdir(REPOSITORY if chosen else DATA)
+    environment = {"DAGSTER_HOME": str(REPOSITORY), **os.environ, "CAPTION_ROOT": chosen or str(DATA)}
     settings = load_settings()
-    root = Root.open(settings.root)
+    root = Root.open(environment["CAPTION_ROOT"])
     command = [sys.executable, "-m", "dagster", "dev", "-p", PORT, "-m", "caption_assets.definitions"]
     if not root.is_local or settings.link_url:
         return subprocess.call(command, env=environment)

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -7,9 +8,11 @@ import pytest
 from dagster._core.remote_representation.external_data import RepositorySnap
 from dagster_shared.serdes import deserialize_value, serialize_value
 
-from caption_assets.definitions import build_definitions
-from caption_assets.resources import Storage, build_resources
-from caption_assets.settings import Settings
+from caption_assets.assets.claim import ProjectClash, claim
+from caption_assets.assets.project import Project
+from caption_assets.definitions import build_definitions, load_definitions
+from caption_assets.resources import Storage, build_resources, build_storage
+from caption_assets.settings import Settings, load_settings
 from caption_assets.store.access import Access
 
 pytestmark = pytest.mark.fast
@@ -94,3 +97,32 @@ def test_dead_runs_are_ended_whether_or_not_captions_are_made_by_themselves() ->
 def test_the_export_is_there_where_it_is_asked_for() -> None:
     assert dg.AssetKey("captioned_dataset") not in graph().get_all_asset_keys()
     assert dg.AssetKey("captioned_dataset") in graph(export="jsonl").get_all_asset_keys()
+
+
+def test_a_project_has_keys_partitions_and_runs_of_its_own() -> None:
+    plain, north = graph(), graph(project="north")
+    assert {("north", *key.path) for key in plain.get_all_asset_keys()} == {
+        tuple(key.path) for key in north.get_all_asset_keys()
+    }
+    names = {north.get(key).partitions_def.name for key in north.get_all_asset_keys() if north.get(key).is_partitioned}
+    assert names == {"north/shards"}
+
+
+def test_a_root_that_is_not_the_instances_is_refused_at_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    monkeypatch.setenv("CAPTION_ROOT", str(tmp_path / "a"))
+    load_definitions()
+    with dg.DagsterInstance.get() as instance:
+        claim(instance, Project(), build_storage(load_settings()))
+    load_definitions()
+    monkeypatch.setenv("CAPTION_ROOT", str(tmp_path / "b"))
+    with pytest.raises(ProjectClash, match="set CAPTION_PROJECT to a name that no other project of this instance has"):
+        load_definitions()
+    monkeypatch.setenv("CAPTION_PROJECT", "b")
+    load_definitions()
+
+
+def test_a_home_without_an_instance_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    load_definitions()
+    assert not list(tmp_path.iterdir())

@@ -7,6 +7,7 @@ from typing import Any
 import dagster as dg
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
+from caption_assets.assets.claim import claim
 from caption_assets.assets.failures import clear_failures, shards_failed
 from caption_assets.assets.markdown import markdown_table
 from caption_assets.assets.project import Project
@@ -49,6 +50,7 @@ def build_shard_index(project: Project) -> dg.AssetsDefinition:
             source = storage.source()
             listing = list_shards(source)
             refuse_loose_videos(source, listing)
+            claim(context.instance, project, storage)
             contents = {shard.key: shard_content(source, shard) for shard in listing.shards}
         known = set(project.registered(context.instance))
         # An empty folder is not a shard yet: a store's console makes one with an object "name/" and nothing in it.

@@ -13,6 +13,7 @@ from typing import Self
 
 import dagster as dg
 
+from caption_assets.assets.claim import claim
 from caption_assets.assets.failures import clear_failures
 from caption_assets.assets.project import Project
 from caption_assets.assets.shard_index import FUTURE, REMOVED, first_names, observation, observed_versions
@@ -49,6 +50,7 @@ def build_new_shards(settings: Settings) -> dg.SensorDefinition:
         with clear_failures():
             source = storage.source()
             listing = list_shards(source)
+            claim(context.instance, project, storage)
             found = _Found(settings, source, set(project.registered(context.instance)))
             found.observed = observed_versions(context.instance, project)
             last = found.look(_in_turn(listing.shards, cursor.after))

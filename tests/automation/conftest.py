@@ -36,7 +36,7 @@ class Site:
 
     def __init__(self, folder: Path, instance: dg.DagsterInstance, **settings: object) -> None:
         self.source = folder / "shards"
-        self.source.mkdir()
+        self.source.mkdir(parents=True)
         self.settings = Settings(root=str(folder), **settings)  # type: ignore[arg-type]
         self.project = Project(self.settings.project)
         self.root = Root.open(str(folder))
@@ -89,7 +89,9 @@ class Site:
 
     def launch(self, request: dg.RunRequest, status: dg.DagsterRunStatus) -> dg.DagsterRun:
         """A run as the daemon would make it of a request, in the state it is in by now."""
-        return self.instance.add_run(dg.DagsterRun(job_name="j", tags=dict(request.tags), status=status))
+        selection = frozenset(request.asset_selection) if request.asset_selection else None
+        run = dg.DagsterRun(job_name="j", tags=dict(request.tags), status=status, asset_selection=selection)
+        return self.instance.add_run(run)
 
     def materialize(
         self,
