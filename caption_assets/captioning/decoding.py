@@ -76,7 +76,7 @@ class SandboxDecoder:
             if self._keep_preview and shown.preview:
                 await asyncio.get_running_loop().run_in_executor(self._threads, self._keep_preview, task, shown.preview)
         array = np.frombuffer(pixels.memory, np.uint8).reshape(grid.frames, grid.height, grid.width, 3)
-        return Frames(array, shown.indices, shown.fps, replaced=shown.replaced)
+        return Frames(array, shown.indices, shown.fps, replaced=shown.replaced, padded=shown.padded)
 
     async def _clip(self, task: Task) -> Buffer:
         """The clip's bytes, kept for its other windows, which come next, and not for long."""

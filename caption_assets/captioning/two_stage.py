@@ -228,6 +228,7 @@ class Captioner:
             frame_indices=best.frames.indices,
             frame_fps=best.frames.fps,
             frames_replaced=best.frames.replaced,
+            frames_padded=best.frames.padded,
             frame_height=best.grid.height,
             frame_width=best.grid.width,
             prompt_tokens=best.answer.prompt_tokens,

@@ -18,6 +18,7 @@ class Shown:
     indices: tuple[int, ...]
     fps: float
     replaced: int
+    padded: int
     preview: Preview | None
     """If one was wanted."""
 
@@ -54,6 +55,5 @@ def decode_shared(
     frames = decode(data, start, end, count, size)
     with pixels.map() as memory:
         np.frombuffer(memory, np.uint8).reshape(frames.pixels.shape)[:] = frames.pixels
-    return Shown(
-        frames.indices, frames.fps, frames.replaced, make_preview(frames.pixels, frames.fps) if with_preview else None
-    )
+    preview = make_preview(frames.pixels, frames.fps) if with_preview else None
+    return Shown(frames.indices, frames.fps, frames.replaced, frames.padded, preview)

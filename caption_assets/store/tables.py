@@ -141,6 +141,8 @@ class CaptionRow:
     frames_replaced: int | None = None
     """Number of those frames whose own picture cannot be decoded, so that an earlier one was shown. Null in rows of
     versions that refused such windows."""
+    frames_padded: int | None = None
+    """Number of frames with another shape than the clip: it changes size midway, and black bars fill the frame."""
     frame_width: int | None = None
     """Pixels, as shown to the model."""
     frame_height: int | None = None
@@ -229,6 +231,7 @@ _CAPTION_SCHEMA = pa.schema(
         ("frame_indices", pa.list_(pa.int32())),
         ("frame_fps", pa.float64()),
         ("frames_replaced", pa.int32()),
+        ("frames_padded", pa.int32()),
         ("frame_width", pa.int32()),
         ("frame_height", pa.int32()),
         ("prompt_tokens", pa.int32()),

@@ -18,6 +18,7 @@ from caption_assets.clips.window import Windowing
 from tests.captioning.tasks import film_tasks
 from tests.conftest import SANDBOX, Truth
 
+CASES = Path(__file__).parent.parent / "clips" / "cases"
 GRID = FrameGrid(6, 56, 84)
 
 
@@ -48,6 +49,16 @@ def test_frames_out_of_a_worker_are_those_of_a_decode_in_this_process(film: byte
 
     assert len(tasks) > 2
     asyncio.run(all_frames())
+
+
+def test_frames_of_another_shape_than_the_clips_are_counted() -> None:
+    task = film_tasks((CASES / "turn.webm").read_bytes(), Windowing(256, 128))[0]
+
+    async def padded() -> int:
+        with SandboxDecoder(SANDBOX) as decoder:
+            return (await decoder.frames(task, GRID)).padded
+
+    assert asyncio.run(padded()) == 3
 
 
 def test_a_clip_is_read_once_for_all_its_windows(film: bytes, tasks: list[Task]) -> None:
