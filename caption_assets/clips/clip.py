@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
+import xxhash
 from fsspec import AbstractFileSystem
 
 from caption_assets.clips.container import UnreadableClip
@@ -16,25 +17,35 @@ from caption_assets.store.failure import StoreError, clear_errors
 MAX_TEXT_BYTES = 1 << 20
 """A longer side file, or line of a list, is none: it would be held in memory for the sake of a prompt."""
 END_BYTES = 32 << 10
-"""What a content tag covers at each end of a clip: a container's index, or the beginning of its frames, lies there."""
+"""Bytes at each end of a clip that are fetched first: a container's index or its first frames lie there."""
+
+
+class PiecewiseTag:
+    """The content tag of bytes that come in pieces: XXH3's 128 bits as 32 hex digits.
+
+    It covers every byte, and nothing else: a clip keeps its tag wherever it lies and whoever copied it.
+    """
+
+    def __init__(self) -> None:
+        self.size = 0
+        """Bytes so far."""
+        self._hash = xxhash.xxh3_128()
+
+    def add(self, piece: bytes | memoryview) -> None:
+        """Take the next bytes into account."""
+        self.size += len(piece)
+        self._hash.update(piece)
+
+    def value(self) -> str:
+        """The tag of all bytes so far."""
+        return self._hash.hexdigest()
 
 
 def content_tag(data: bytes) -> str:
-    """The tag that tells a clip's content from another's, from the whole of its bytes."""
-    return ends_tag(len(data), data if len(data) <= 2 * END_BYTES else data[:END_BYTES] + data[-END_BYTES:])
-
-
-def ends_tag(size: int, ends: bytes) -> str:
-    """The content tag of a clip whose store has none: 32 hex digits of the SHA-256 of its size and its ends.
-
-    What is between is not covered, so that the tag costs no more than these; another encoding of a film has another
-    size, or another index in its ends.
-
-    Args:
-        size: bytes of the clip.
-        ends: its first and last 32 KiB; all of it where these would overlap.
-    """
-    return sha256(f"{size}:".encode() + ends).hexdigest()[:32]
+    """The content tag of a clip whose store has none: ``PiecewiseTag`` of all of its bytes."""
+    tag = PiecewiseTag()
+    tag.add(data)
+    return tag.value()
 
 
 def etag_tag(etag: str) -> str:

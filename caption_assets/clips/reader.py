@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from caption_assets.clips.clip import END_BYTES, Span, ends_tag, etag_tag
+from caption_assets.clips.clip import END_BYTES, PiecewiseTag, Span, etag_tag
 from caption_assets.clips.container import UnreadableClip
 from caption_assets.store.failure import StoreError
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 READ_AHEAD = 4 << 20
 """Bytes in one request where a span is read from end to end: an answer's 20 ms are then little beside its transfer."""
+HELD_BYTES = 32 << 20
+"""Largest span that is kept in memory whole, where all of it has to be read for its tag: in each of eight workers."""
 
 
 class SpanFile(io.RawIOBase):
@@ -45,10 +47,21 @@ class SpanFile(io.RawIOBase):
         return self.span.size
 
     def tag(self) -> str:
-        """The span's content tag: of the store's own tag if it has one, else that of its bytes (``ends_tag``)."""
+        """The span's content tag: of the store's own tag if it has one, else that of all of its bytes.
+
+        A span of up to ``HELD_BYTES`` is held from then on: whoever reads it next fetches nothing.
+        """
         if self.span.etag:
             return etag_tag(self.span.etag)
-        return ends_tag(self.span.size, self.ends())
+        tag = PiecewiseTag()
+        if self.size <= HELD_BYTES:
+            self.hold(0, self.size)
+            for _, piece in self._pieces(0, self.size):
+                tag.add(piece)
+        else:
+            for start in range(0, self.size, READ_AHEAD):
+                tag.add(self._fetch(start, min(start + READ_AHEAD, self.size)))
+        return tag.value()
 
     def ends(self) -> bytes:
         """The first and last 32 KiB; all of the span where these would overlap."""

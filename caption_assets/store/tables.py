@@ -47,7 +47,7 @@ class ManifestRow:
     window_id: str
     """Hash of clip key, window index and content tag."""
     content_tag: str
-    """Hash of the clip's size, beginning and end, or of the store's own tag; empty if they could not be read."""
+    """Hash of all of the clip's bytes, or of the store's own tag; empty if they could not be read."""
     bytes: int
     """Length of the clip's file."""
     status: Status

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caption_assets.clips.clip import END_BYTES, Span, content_tag, etag_tag
+from caption_assets.clips.clip import END_BYTES, PiecewiseTag, Span, content_tag, etag_tag
 from caption_assets.clips.container import UnreadableClip
 from caption_assets.clips.reader import READ_AHEAD, SpanFile
 from caption_assets.store.root import Root
@@ -81,16 +81,30 @@ def test_a_long_span_is_read_in_large_pieces_that_are_not_kept(tmp_path: Path) -
     assert not file.holds(0, 1)
 
 
-@pytest.mark.parametrize("size", [0, 1, END_BYTES, 2 * END_BYTES, 2 * END_BYTES + 1, len(DATA)])
-def test_its_tag_is_that_of_its_bytes(tmp_path: Path, size: int) -> None:
+@pytest.mark.parametrize("size", [0, 1, END_BYTES, 2 * END_BYTES + 1, len(DATA)])
+def test_its_tag_is_that_of_its_bytes_which_are_fetched_once(tmp_path: Path, size: int) -> None:
     file = SpanFile(span_of(tmp_path / "file", DATA[:size]))
+    file.hold(0, 10)
     assert file.tag() == content_tag(DATA[:size])
-    assert file.bytes_read == min(size, 2 * END_BYTES)
+    assert read(file, size) == DATA[:size]
+    assert file.bytes_read == size
 
 
-def test_the_tag_covers_size_beginning_and_end() -> None:
-    ends = f"{len(DATA)}:".encode() + DATA[:END_BYTES] + DATA[-END_BYTES:]
-    assert content_tag(DATA) == sha256(ends).hexdigest()[:32]
+def test_a_long_span_is_not_kept_for_its_tag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("caption_assets.clips.reader.HELD_BYTES", 1000)
+    monkeypatch.setattr("caption_assets.clips.reader.READ_AHEAD", 30_000)
+    file = SpanFile(span_of(tmp_path / "file", DATA))
+    assert file.tag() == content_tag(DATA)
+    assert (file.bytes_read, file.requests) == (len(DATA), 7)
+    assert not file.holds(0, 1)
+
+
+def test_a_tag_is_a_known_hash_of_all_bytes() -> None:
+    assert content_tag(b"") == "99aa06d3014798d86001c324468d497f"  # XXH3's own test vector, seed 0
+    pieces = PiecewiseTag()
+    for start in range(0, len(DATA), 777):
+        pieces.add(DATA[start : start + 777])
+    assert (pieces.value(), pieces.size) == (content_tag(DATA), len(DATA))
 
 
 def test_the_stores_own_tag_goes_before_the_bytes(tmp_path: Path) -> None:
