@@ -14,7 +14,7 @@ _WORDS = frozenset(
 )
 """Words of a name that make its value a credential. ``tokenizer`` and ``max_num_batched_tokens`` have none of them."""
 _FORMS = re.compile(
-    r"\b(hf_[A-Za-z0-9]{16,}|(AKIA|ASIA)[A-Z0-9]{16}\b|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{20,})"
+    r"\b(hf_[A-Za-z0-9]{30,}|(AKIA|ASIA)[A-Z0-9]{16}\b|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{20,})"
     r"|\bBearer\s+\S|-----BEGIN "
 )
 """Credentials that are recognised whatever their name: tokens of the Hub, of AWS, OpenAI and GitHub, private keys."""

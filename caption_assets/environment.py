@@ -49,7 +49,12 @@ def unknown_settings(environment: Mapping[str, str], known: Collection[str]) -> 
 
 
 def _is_of_a_service(name: str, value: str) -> bool:
-    return bool(_SERVICE.search(name)) or (name.endswith("_PORT") and bool(_SERVICE_ADDRESS.match(value)))
+    return bool(_SERVICE.search(name)) or (name.endswith("_PORT") and is_service_address(value))
+
+
+def is_service_address(value: str) -> bool:
+    """Whether a value of ``<SERVICE>_PORT`` is the one that Kubernetes sets, such as ``tcp://10.0.0.1:80``."""
+    return bool(_SERVICE_ADDRESS.match(value))
 
 
 def _suggestions(name: str, known: Collection[str]) -> tuple[str, ...]:

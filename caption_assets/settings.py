@@ -18,7 +18,7 @@ from caption_assets.captioning.recipe import DETERMINISTIC, MOST_TEMPERATURE, Ge
 from caption_assets.clips.sampling import FRAME_FACTOR, Sampling
 from caption_assets.clips.window import MIN_WINDOW_FRAMES, MIN_WINDOW_SECONDS, Windowing
 from caption_assets.credentials import find_credential, is_credential, is_hub_token, mentions_credential
-from caption_assets.environment import PREFIX, unknown_settings
+from caption_assets.environment import PREFIX, is_service_address, unknown_settings
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.export.format import Export, Format
 from caption_assets.models.variants import UnknownModel, Variant, find_variant
@@ -328,6 +328,12 @@ class Settings(BaseSettings):
             remedy = "set HF_TOKEN" if is_hub_token(*found) else "set the environment variable that its library reads"
             raise ValueError(f"{found[0]} is a credential, which Dagster's UI would show: remove it, and {remedy}")
         return arguments
+
+    @field_validator("metrics_port", mode="before")
+    @classmethod
+    def _of_no_service(cls, port: object) -> object:
+        """Kubernetes sets this very variable for a Service called ``caption-metrics``."""
+        return None if isinstance(port, str) and is_service_address(port) else port
 
     @field_validator("prompt")
     @classmethod

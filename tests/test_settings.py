@@ -56,7 +56,7 @@ def test_a_bad_value_is_named_with_its_variable_and_remedy(
         ("CAPTION_MODEL", "s3://AKIAPLANTED:planted@bucket/x"),
         ("CAPTION_LINK_URL", "https://me:planted@host/browse"),
         ("CAPTION_GPU_IMAGE", "https://me:planted@registry/image"),
-        ("CAPTION_MODEL", "hf_plantedplantedplanted"),
+        ("CAPTION_MODEL", "hf_plantedplantedplantedplantedplanted"),
     ],
 )
 def test_a_url_with_credentials_is_refused_and_not_repeated(
@@ -73,7 +73,7 @@ def test_a_url_with_credentials_is_refused_and_not_repeated(
     [
         ('{"hf_token": "planted"}', "hf_token", "set HF_TOKEN"),
         ('{"hf-token": "planted"}', "hf-token", "set HF_TOKEN"),
-        ('{"max_num_seqs": 8, "x": "hf_plantedplantedplanted"}', "x", "set HF_TOKEN"),
+        ('{"max_num_seqs": 8, "x": "hf_plantedplantedplantedplantedplanted"}', "x", "set HF_TOKEN"),
         ('{"a": {"password": "planted"}}', "a.password", "set the environment variable"),
         ('{"a": [{"apiKey": "planted"}]}', r"a\[0\].apiKey", "set the environment variable"),
         ('{"AWS_SECRET_ACCESS_KEY": "planted"}', "AWS_SECRET_ACCESS_KEY", "set the environment variable"),
@@ -173,6 +173,7 @@ def test_all_mistakes_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         ("CAPTION_ASSETS_SERVICE_PORT", "80"),
         ("CAPTION_ASSETS_SERVICE_PORT_METRICS", "80"),
         ("CAPTION_METRIC_PORT", "tcp://10.0.0.1:9090"),
+        ("CAPTION_METRICS_PORT", "tcp://10.0.0.1:9090"),
         ("CAPTION_METRICS_PORT_9090_TCP_PORT", "9090"),
         ("CAPTION_CACHE_PORT_9090_UDP_ADDR", "10.0.0.1"),
         ("CAPTIONING_SERVICE_HOST", "10.0.0.1"),
@@ -188,7 +189,8 @@ def test_other_programs_variables_are_left_alone(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, variable: str, value: str
 ) -> None:
     monkeypatch.setenv(variable, value)
-    assert load_settings().model == "sample"
+    assert load_settings() == Settings()
+    assert load_settings().metrics_port is None
     assert not caplog.text
 
 

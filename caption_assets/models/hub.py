@@ -160,10 +160,9 @@ class Hub:
                 f"there is no {wanted} at {self.revision} on {public(constants.ENDPOINT)} (HTTP {status}): check "
                 "the name, or set HF_TOKEN if it is private"
             )
-        limited = ", or set HF_TOKEN, as accounts have a higher rate limit" if status == 429 else ""
         return (
             f"{wanted} cannot be fetched from {public(constants.ENDPOINT)}, which answers HTTP {status}: try "
-            f"again later{limited}; what has come is kept"
+            f"again later{_or_with_token(status)}; what has come is kept"
         )
 
 
@@ -262,10 +261,14 @@ def _requested_pause(response: httpx2.Response) -> float:
     if seconds > LONGEST_PAUSE_SECONDS:
         raise WeightsError(
             f"{public(constants.ENDPOINT)} answers HTTP {response.status_code} and asks for a pause of {seconds:.0f} "
-            f"s, more than {LONGEST_PAUSE_SECONDS:.0f} s: try again after it, or set HF_TOKEN, as accounts have a "
-            "higher rate limit; what has come is kept"
+            f"s, more than {LONGEST_PAUSE_SECONDS:.0f} s: try again after it{_or_with_token(response.status_code)}; "
+            "what has come is kept"
         )
     return seconds and seconds + 1  # both are in whole seconds
+
+
+def _or_with_token(status: int) -> str:
+    return ", or set HF_TOKEN, as accounts have a higher rate limit" if status == 429 else ""
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:

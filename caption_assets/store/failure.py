@@ -59,6 +59,8 @@ _OF_CODES = {
 """By the code of the store's answer; an answer to a HEAD has no more than its status. Its message is not repeated."""
 _CLOCK_TOLERANCE = timedelta(minutes=15)
 """Maximum age of a request's signature, by S3's specification."""
+_OF_SIGNATURES = frozenset({"403", "RequestExpired", "RequestTimeTooSkewed", "SignatureDoesNotMatch"})
+"""Codes of answers to a signature that is wrong, or of the wrong time; that to a HEAD is no more than its status."""
 _REGION = re.compile(r"[a-z0-9-]{1,40}")
 _OF_ERRORS: tuple[tuple[tuple[type[Exception], ...], str], ...] = (
     (
@@ -82,8 +84,8 @@ _OF_ERRORS: tuple[tuple[tuple[type[Exception], ...], str], ...] = (
     ),
 )
 _SECRET = re.compile(
-    r"^[^/?]*//[^/?]*@|[?&;](x-amz-credential|x-amz-signature|x-amz-security-token|awsaccesskeyid|signature|key|secret"
-    r"|token|password)=[^&;]",
+    r"^[^/?]*//[^/?]*@|[?&;](x-(amz|goog)-(credential|signature|security-token)|awsaccesskeyid|signature|sig|key|secret"
+    r"|api_?key|token|access_token|password)=[^&;]",
     re.IGNORECASE,
 )
 
@@ -137,12 +139,12 @@ def explain(error: Exception) -> str:
 
 
 def _skew(answer: Mapping[str, Any]) -> str | None:
-    """What a refusal means where the answer's date shows that the clocks differ; some stores have no code for it."""
-    metadata = answer.get("ResponseMetadata", {})
-    if metadata.get("HTTPStatusCode") not in (400, 401, 403):
+    """What a refused signature means where the answer's date shows that the clocks differ."""
+    headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    if answer.get("Error", {}).get("Code") not in _OF_SIGNATURES or "age" in headers:  # an age is that of a cache
         return None
     try:
-        ahead = datetime.now(UTC) - parsedate_to_datetime(metadata["HTTPHeaders"]["date"])
+        ahead = datetime.now(UTC) - parsedate_to_datetime(headers["date"])
     except (KeyError, ValueError, TypeError):
         return None
     if abs(ahead) <= _CLOCK_TOLERANCE:

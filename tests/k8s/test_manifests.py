@@ -7,6 +7,7 @@ from kubernetes_validate import latest_version, validate
 
 from caption_assets.environment import PREFIX
 from caption_assets.settings import Settings
+from caption_assets.store.access import CHECKSUMS, WHEN_REQUIRED
 from tests.k8s.chart import NAMESPACE
 from tests.k8s.manifests import K8S, KUSTOMIZATIONS, TEST_NAMESPACE, named, render, settings_of
 
@@ -50,6 +51,12 @@ def test_every_setting_in_the_config_map_is_one_of_the_project(kustomization: st
     ours = {name.removeprefix(PREFIX).lower() for name in data if name.startswith(PREFIX)}
     assert ours <= Settings.model_fields.keys()
     assert settings_of(kustomization).executor == "k8s"
+
+
+@pytest.mark.parametrize("kustomization", KUSTOMIZATIONS)
+def test_dagsters_own_s3_client_sends_no_checksums_that_stores_refuse(kustomization: str) -> None:
+    data = named(render(kustomization), "ConfigMap")["caption-settings"]["data"]
+    assert {data[f"AWS_{name.upper()}"] for name in CHECKSUMS} == {WHEN_REQUIRED}
 
 
 @pytest.mark.parametrize("kustomization", KUSTOMIZATIONS)
