@@ -141,7 +141,8 @@ def list_shards(source: Root) -> Listing:
         elif times[shard.key] > 1:
             refused[shard.path] = f"{times[shard.key]} shards have the key {shard.key!r}: rename all but one"
     accepted = [shard for shard in shards if shard.path not in refused]
-    return Listing(accepted, refused, frozenset(times), passed_over)
+    reasons = {shown_name(path): reason for path, reason in refused.items()}
+    return Listing(accepted, reasons, frozenset(times), passed_over)
 
 
 def refuse_loose_videos(source: Root, listing: Listing) -> None:
@@ -257,7 +258,7 @@ def _read_source(source: Root) -> tuple[list[Shard], dict[PassedOver, list[str]]
             if reason is None:
                 shards.append(_as_shard(name.rstrip("/"), entry))
             else:
-                passed_over.setdefault(reason, []).append(name or "/")
+                passed_over.setdefault(reason, []).append(shown_name(name) or "/")
     except FileNotFoundError as error:
         raise ShardError(
             f"the source {source.url!r} does not exist: put shards there, or set CAPTION_SOURCE to where they are"
@@ -265,6 +266,11 @@ def _read_source(source: Root) -> tuple[list[Shard], dict[PassedOver, list[str]]
     except StoreError as error:
         raise ShardError(f"CAPTION_SOURCE is {source.url!r}: {error}") from error
     return sorted(shards, key=lambda shard: shard.key), passed_over
+
+
+def shown_name(name: str) -> str:
+    """A file's name in valid UTF-8, for messages: Python reads others with lone surrogates."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _reason_to_pass_over(name: str, entry: Mapping[str, Any]) -> PassedOver | None:

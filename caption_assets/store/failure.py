@@ -36,13 +36,15 @@ _OF_CODES = {
     "403": "the store refuses these credentials, or they may not do that there: check them and their policy",
     "AccessDenied": _DENIED,
     "AllAccessDisabled": _DENIED,
+    "401": "the store refuses these credentials: check them",
+    "Unauthorized": "the store refuses these credentials: check them",
     "InvalidAccessKeyId": "the store does not know the access key: check AWS_ACCESS_KEY_ID or AWS_PROFILE",
     "SignatureDoesNotMatch": "the store computes another signature for the request: check the keys (AWS_ACCESS_KEY_ID "
     "and AWS_SECRET_ACCESS_KEY, or the profile), the region (AWS_DEFAULT_REGION), and whether a proxy on the way "
     "changes paths, hosts or headers",
     "ExpiredToken": _EXPIRED,
     "ExpiredTokenException": _EXPIRED,
-    "InvalidToken": _EXPIRED,
+    "InvalidToken": "the session token is malformed, or another store's: correct AWS_SESSION_TOKEN, or unset it",
     "RequestTimeTooSkewed": _SKEWED,
     "RequestExpired": _SKEWED,
     NO_BUCKET: "there is no such bucket: create it, or correct the URL",

@@ -1,5 +1,6 @@
 import os
 import shutil
+from pathlib import Path
 
 import dagster as dg
 import pytest
@@ -33,11 +34,13 @@ def test_what_is_not_registered_is_named(project: Project) -> None:
     (source / "loose.mp4").touch()
     (source / "new.TAR").touch()
     (source / "empty").mkdir()
+    Path(os.fsdecode(bytes(source) + b"/\xff.txt")).touch()
     result = project.run("shard_index")
     metadata = result.asset_materializations_for_node("shard_index")[0].metadata
-    assert metadata["passed_over"].value == 2
+    assert metadata["passed_over"].value == 3
     assert "| 1 | loose.mp4 |" in str(metadata["passed_over_entries"].value)
     assert "| 1 | new.TAR |" in str(metadata["passed_over_entries"].value)
+    assert "| 1 | \\udcff.txt |" in str(metadata["passed_over_entries"].value)
     assert metadata["empty_folders"].value == ["empty"]
     assert list(project.instance.get_dynamic_partitions("shards")) == ["sample-folder", "sample-tar"]
 
