@@ -7,7 +7,9 @@ Synthetic clips (FFmpeg's `testsrc2` and noise, 30 fps) are sampled at 2 fps and
 at once (NeMo Curator), once as float32 (`f32`) and once as uint8 (`u8`). All use one thread, take turns, and get the
 same frame numbers. A ratio is the median over rounds of the reference's CPU time over ours in the same round.
 
-`peak_mb` is what `decode` adds to the memory of a fresh process at its height, for 20 s of 720p.
+`peak_mb` is what `decode` adds to the memory of a fresh process at its height, for 20 s of 720p. `peak_mb_2gib` is what
+reading and decoding a clip of 2.2 GiB adds, for its last window. `sparse_keyframe_last_vs_first` is the CPU time of the
+last ten windows of a clip of 30 minutes with one keyframe, over that of its first ten.
 The last line is JSON: `h264_vs_f32` and `h264_vs_u8` are medians over the H.264 clips, `min_vs_u8` is the worst ratio.
 """
 
@@ -18,6 +20,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -25,6 +28,7 @@ from io import BytesIO
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar, cast
 
 import av
@@ -36,7 +40,9 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from caption_assets.clips.decode import decode
+from caption_assets.clips.buffer import ClipFile
+from caption_assets.clips.decode import ClipDecoder, decode
+from caption_assets.clips.manifest import PIECE_BYTES
 from caption_assets.clips.picture import resize, rgb
 
 T = TypeVar("T")
@@ -51,6 +57,11 @@ ENCODERS: dict[str, tuple[str, str, dict[str, str]]] = {
     "av1": ("libsvtav1", "mp4", {"preset": "10", "crf": "35"}),
 }
 """Encoder, container and options of each codec: fast ones, with the codec's usual structure of key and B-frames."""
+WINDOW, WINDOW_SAMPLED = 256, 18
+"""Frames of a window by default, and how many of them are shown."""
+LARGE_BYTES = 22 * 2**30 // 10
+GROUP = 15
+"""Pictures of a group of the large clip."""
 NOISE = 6
 """Strength of FFmpeg's noise: H.264 then has 3 Mbit a second of 720p, as on the web."""
 
@@ -111,7 +122,7 @@ def main() -> None:
             flush=True,
         )
         if case == MEMORY_CASE:
-            peak_mb = peak(case, data)
+            peak_mb = in_new_process(_added_peak, case, data)
     h264 = [ratio for case, ratio in ratios.items() if case.codec == "h264"]
     print(
         json.dumps(
@@ -120,6 +131,8 @@ def main() -> None:
                 "h264_vs_u8": round(median(ratio["u8"] for ratio in h264), 2),
                 "min_vs_u8": round(min(ratio["u8"] for ratio in ratios.values()), 2),
                 "peak_mb": peak_mb,
+                "peak_mb_2gib": in_new_process(_large_clip_peak),
+                "sparse_keyframe_last_vs_first": round(sparse_keyframe_ratio(), 2),
             }
         )
     )
@@ -156,19 +169,71 @@ def reference(data: bytes, indices: tuple[int, ...], dtype: torch.dtype) -> NDAr
     return np.asarray(scaled.permute(0, 2, 3, 1).contiguous())
 
 
-def peak(case: Case, data: bytes) -> int:
-    """Megabytes that ``decode`` adds to a process of its own, at its height."""
+def in_new_process(measure: Callable[..., T], *args: Any) -> T:
+    """What a function of this module returns in a process of its own."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_added_peak, case, data).result()
+        return pool.submit(measure, *args).result()
 
 
 def _added_peak(case: Case, data: bytes) -> int:
+    return _megabytes_added(lambda: decode(data, 0, case.frames, case.sampled, SIZE))
+
+
+def _megabytes_added(run: Callable[[], object]) -> int:
+    """Megabytes that a call adds to this process's memory, at its height."""
     torch.set_num_threads(1)
     resize(np.zeros((64, 64, 3), np.uint8), 32, 32)  # loads torch and its kernels
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew (proc(5))
     base = _high_water_kb()
-    decode(data, 0, case.frames, case.sampled, SIZE)
+    run()
     return round((_high_water_kb() - base) / 1024)
+
+
+def _large_clip_peak() -> int:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "large.mp4"
+        frames = write_large_clip(path)
+
+        def read_and_decode() -> None:
+            copy = ClipFile(path.stat().st_size)
+            with path.open("rb") as file:
+                while piece := file.read(PIECE_BYTES):
+                    copy.append(piece)
+            with closing(ClipDecoder(copy.handle.open)) as decoder:
+                decoder.frames(frames - WINDOW, frames, WINDOW_SAMPLED, SIZE)
+
+        return _megabytes_added(read_and_decode)
+
+
+def write_large_clip(path: Path) -> int:
+    """Write a clip of ``LARGE_BYTES``, one group of pictures over and over, and return its number of frames."""
+    options = {"preset": "ultrafast", "x264-params": f"keyint={GROUP}:scenecut=0:bframes=0:qp=1:threads=1"}
+    with av.open(BytesIO(encode(Case("h264", 1, 1080), options)), "r") as source:
+        packets = [packet for packet in source.demux(video=0) if packet.size]
+        with av.open(str(path), "w") as output:
+            stream = output.add_stream_from_template(source.streams.video[0])
+            frames = size = 0
+            while size < LARGE_BYTES:
+                for packet in packets[:GROUP]:
+                    copy = av.Packet(bytes(packet))
+                    copy.stream, copy.time_base = stream, Fraction(1, FPS)
+                    copy.pts = copy.dts = frames
+                    copy.is_keyframe = packet.is_keyframe
+                    output.mux(copy)
+                    frames, size = frames + 1, size + packet.size
+    return frames
+
+
+def sparse_keyframe_ratio() -> float:
+    """Median time of the last ten windows of a clip with one keyframe, over that of the first ten."""
+    options = {"preset": "ultrafast", "x264-params": "keyint=infinite:scenecut=0:bframes=2:threads=1"}
+    case = Case("h264", 1800, 180)
+    data = encode(case, options)
+    times = []
+    with closing(ClipDecoder(partial(BytesIO, data))) as decoder:
+        for start in range(0, case.frames - WINDOW + 1, WINDOW):
+            times.append(timed(partial(decoder.frames, start, start + WINDOW, WINDOW_SAMPLED, (112, 196)))[0])
+    return median(times[-10:]) / median(times[:10])
 
 
 def _high_water_kb() -> int:
@@ -177,9 +242,15 @@ def _high_water_kb() -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
-def encode(case: Case) -> bytes:
-    """The case's clip."""
-    encoder, container, options = ENCODERS[case.codec]
+def encode(case: Case, options: dict[str, str] | None = None) -> bytes:
+    """The case's clip.
+
+    Args:
+        case: what to encode.
+        options: of the encoder, in place of its codec's.
+    """
+    encoder, container, usual = ENCODERS[case.codec]
+    options = usual if options is None else options
     file = BytesIO()
     with av.open(file, "w", format=container) as output:
         stream = cast(VideoStream, output.add_stream(encoder, rate=FPS, options=options))

@@ -89,7 +89,7 @@ def measure(count: int) -> Cost:
     begun = time.monotonic()
     earlier = EarlierRows((Table.STAGE1, row) for row in found)
     reuse = Reuse(recipe, frozenset({Table.STAGE1}), MAX_ATTEMPTS, earlier)
-    settled = [reuse.settle(Task(window, bytes)) for window in windows]
+    settled = [reuse.settle(Task(window, list)) for window in windows]
     if not all(isinstance(one, Captioned) for one in settled):
         raise RuntimeError("rows that were just published were not found again")
     return Cost(publish_seconds, publish_peak, read_seconds, time.monotonic() - begun, peak_mb() - base)

@@ -140,7 +140,7 @@ def fresh_tasks(films: Sequence[tuple[SampleClip, bytes]], count: int | None = N
             start_seconds=0.0,
             end_seconds=clip.frames / clip.fps,
         )
-        tasks.append(Task(row, lambda data=data: data, number=number))  # type: ignore[misc]
+        tasks.append(Task(row, lambda data=data: [data], number=number))  # type: ignore[misc]
     return tasks
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import Protocol, TypeVar
 
@@ -13,14 +16,16 @@ import numpy as np
 
 from caption_assets.captioning.budget import FrameGrid
 from caption_assets.captioning.task import Task
-from caption_assets.clips.buffer import Buffer
+from caption_assets.clips.buffer import Buffer, BufferHandle, ClipFile
 from caption_assets.clips.container import UnreadableClip
 from caption_assets.clips.decode import Frames
-from caption_assets.clips.decode_shared import decode_shared
+from caption_assets.clips.decode_shared import Shown, Underway, decode_shared
 from caption_assets.clips.preview import Preview
 from caption_assets.clips.sandbox import Sandbox
 
 T = TypeVar("T")
+PATIENCE = 0.5
+"""Share of a job's time limit after which it stops on the way to its window, to go on in another job."""
 AHEAD = 2
 """Windows read or decoded at once, for each worker: one being decoded, one being fetched."""
 
@@ -32,8 +37,36 @@ class Decoder(Protocol):
         """The window's frames, as many and as large as ``grid`` says; raises whatever is wrong with the clip."""
 
 
+@dataclass(slots=True)
+class _OpenClip:
+    """A clip of which windows are decoded."""
+
+    reading: asyncio.Future[ClipFile] | None = None
+    """Its bytes, once they are fetched."""
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while a window is decoded that others must wait for."""
+    is_sequential: bool = True
+    """Whether windows wait for the one before. All do until the first is decoded, which tells."""
+
+    @asynccontextmanager
+    async def in_turn(self) -> AsyncIterator[None]:
+        """Waits for the windows before, as long as the clip is sequential."""
+        async with AsyncExitStack() as stack:
+            if self.is_sequential:
+                await stack.enter_async_context(self.turn)
+                if not self._is_sequential_still():
+                    await stack.aclose()
+            yield
+
+    def _is_sequential_still(self) -> bool:
+        return self.is_sequential
+
+
 class SandboxDecoder:
     """Reads clips in threads of this process, once for all windows of one, and decodes them in a sandbox's workers.
+
+    The windows of a clip with few keyframes are decoded one after the other in the same worker, which keeps the clip
+    open: one pass over the clip serves them all.
 
     Args:
         sandbox: its workers.
@@ -46,7 +79,7 @@ class SandboxDecoder:
         self._most = AHEAD * sandbox.workers
         self._room = asyncio.Semaphore(self._most)
         self._threads = ThreadPoolExecutor(self._most, "read")
-        self._clips: OrderedDict[tuple[str, str, str], asyncio.Future[Buffer]] = OrderedDict()
+        self._clips: OrderedDict[tuple[str, str, str], _OpenClip] = OrderedDict()
 
     def __enter__(self) -> SandboxDecoder:
         return self
@@ -59,48 +92,73 @@ class SandboxDecoder:
 
     async def frames(self, task: Task, grid: FrameGrid) -> Frames:
         """The window's frames."""
+        clip = self._clip(task)
+        async with clip.in_turn(), self._room:
+            return await self._decoded(task, clip, grid)
+
+    async def _decoded(self, task: Task, clip: _OpenClip, grid: FrameGrid) -> Frames:
         start, end = known(task.window.start_frame), known(task.window.end_frame)
-        async with self._room:
-            clip = await self._clip(task)
-            pixels = Buffer(grid.bytes)
-            shown = await self._sandbox.run(
-                decode_shared,
-                clip.handle,
-                pixels.handle,
-                start,
-                end,
-                grid.frames,
-                (grid.height, grid.width),
-                with_preview=self._keep_preview is not None,
-            )
-            if self._keep_preview and shown.preview:
-                await asyncio.get_running_loop().run_in_executor(self._threads, self._keep_preview, task, shown.preview)
+        file = await self._file(task, clip)
+        pixels = Buffer(grid.bytes)
+        decode = partial(
+            decode_shared,
+            file.handle,
+            pixels.handle,
+            start,
+            end,
+            grid.frames,
+            (grid.height, grid.width),
+            patience=PATIENCE * self._sandbox.limits.seconds,
+            with_preview=self._keep_preview is not None,
+        )
+        shown = await self._at_last(decode, file.handle if clip.is_sequential else None)
+        clip.is_sequential = shown.is_sequential
+        if self._keep_preview and shown.preview:
+            await asyncio.get_running_loop().run_in_executor(self._threads, self._keep_preview, task, shown.preview)
         array = np.frombuffer(pixels.memory, np.uint8).reshape(grid.frames, grid.height, grid.width, 3)
         return Frames(array, shown.indices, shown.fps, replaced=shown.replaced, padded=shown.padded)
 
-    async def _clip(self, task: Task) -> Buffer:
-        """The clip's bytes, kept for its other windows, which come next, and not for long."""
+    async def _at_last(self, decode: Callable[[], Shown | Underway], affinity: BufferHandle | None) -> Shown:
+        """The window, by as many jobs as the way to it takes: it may be half an hour behind the last keyframe."""
+        position = -1
+        while True:
+            shown = await self._sandbox.run_with(affinity, decode)
+            if isinstance(shown, Shown):
+                return shown
+            if shown.position <= position:
+                raise UnreadableClip(
+                    "too_slow", "the clip's decoder does not come nearer to the window: shorten the clip"
+                )
+            position = shown.position
+
+    def _clip(self, task: Task) -> _OpenClip:
+        """The clip, kept for its other windows, which come next, and not for long."""
         key = (task.shard, task.window.clip_key, task.window.content_tag)
-        reading = self._clips.get(key)
-        if reading is None:
-            reading = asyncio.get_running_loop().run_in_executor(self._threads, _read, task)
-            self._clips[key] = reading
-            if len(self._clips) > self._most:
-                self._clips.popitem(last=False)
+        clip = self._clips.setdefault(key, _OpenClip())
+        if len(self._clips) > self._most:
+            self._clips.popitem(last=False)
+        return clip
+
+    async def _file(self, task: Task, clip: _OpenClip) -> ClipFile:
+        """The clip's bytes."""
+        if clip.reading is None:
+            clip.reading = asyncio.get_running_loop().run_in_executor(self._threads, _read, task)
+        reading = clip.reading
         try:
             return await asyncio.shield(reading)
         except Exception:
-            self._clips.pop(key, None)  # another try reads it again
+            if clip.reading is reading:
+                clip.reading = None  # another try reads it again
             raise
 
 
-def _read(task: Task) -> Buffer:
-    data = task.read()
-    if not data:
+def _read(task: Task) -> ClipFile:
+    file = ClipFile(task.window.bytes)
+    for piece in task.read():
+        file.append(piece)
+    if not file.size:
         raise UnreadableClip("empty", "the file is empty")
-    buffer = Buffer(len(data))
-    buffer.memory[:] = data
-    return buffer
+    return file
 
 
 def known(value: T | None) -> T:

@@ -17,7 +17,7 @@ from caption_assets.captioning.reuse import EarlierRows, Reuse
 from caption_assets.captioning.stream import caption
 from caption_assets.captioning.task import Captioned, Task
 from caption_assets.captioning.threads import in_thread, to_its_end
-from caption_assets.clips.manifest import read_clip
+from caption_assets.clips.manifest import clip_pieces
 from caption_assets.clips.preview import Preview
 from caption_assets.clips.sandbox import Sandbox
 from caption_assets.errors import CaptionAssetsError, as_own
@@ -259,7 +259,7 @@ def _beginnings(
     reuse = Reuse(job.recipe, job.tables, job.max_attempts, earlier)
     beginnings: list[Captioned | Task] = []
     for number, row in enumerate(manifest):
-        task = Task(row, partial(read_clip, job.source, row), stage1.get(row.key), shard, number)
+        task = Task(row, partial(clip_pieces, job.source, row), stage1.get(row.key), shard, number)
         beginnings.append(reuse.settle(_after(beginnings[-1], task) if beginnings else task))
     return beginnings
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 
 from caption_assets.store.tables import CaptionRow, ManifestRow, Status
@@ -13,8 +13,8 @@ class Task:
     """One row of a manifest to be captioned."""
 
     window: ManifestRow
-    read: Callable[[], bytes]
-    """Fetches the clip."""
+    read: Callable[[], Iterable[bytes]]
+    """Fetches the clip in pieces."""
     stage1: CaptionRow | None = None
     """The stage-1 row, where that was made before and only stage 2 is wanted."""
     shard: str = ""

@@ -109,6 +109,11 @@ class ClipDecoder:
         self._lean = self._thorough = None
 
     @property
+    def position(self) -> int:
+        """Number of packets that were read for the last window."""
+        return max(stream.position if stream else 0 for stream in (self._lean, self._thorough))
+
+    @property
     def is_sequential(self) -> bool:
         """Whether a window costs much less after the one before it, for want of keyframes."""
         return self._structure.packets > SEQUENTIAL_PICTURES * max(len(self._structure.keys), 1)

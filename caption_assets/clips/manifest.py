@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
-from caption_assets.clips.clip import Clip, Span, content_tag, etag_tag
+from caption_assets.clips.clip import Clip, PiecewiseTag, Span, etag_tag
 from caption_assets.clips.container import UnreadableClip
 from caption_assets.clips.listing import OtherFiles, list_clips
 from caption_assets.clips.probe import Probe, probe_by_ranges
@@ -23,6 +23,8 @@ from caption_assets.store.tables import ManifestRow, Status, window_id
 
 PROBERS = 8
 """Workers for a sandbox that probes, by default: each waits for the store most of the time."""
+PIECE_BYTES = 16 << 20
+"""Bytes of a clip in one request: in a clip of 2 GiB, 128 of them."""
 AHEAD = 8
 """Clips taken up before the first of them is handed on, for each worker: a slow one does not hold up the others."""
 
@@ -90,19 +92,31 @@ def read_clip(source: Root, row: ManifestRow) -> bytes:
     Raises:
         ClipChanged: if they are not those that the row was made from.
     """
+    return b"".join(clip_pieces(source, row))
+
+
+def clip_pieces(source: Root, row: ManifestRow) -> Iterator[bytes]:
+    """The bytes of a row's clip, in pieces of ``PIECE_BYTES``.
+
+    Raises:
+        ClipChanged: behind the last piece at the latest, if they are not those that the row was made from.
+    """
     span = span_of(source, row)
+    tag = PiecewiseTag()
     try:
         found = span.info()
-        data = span.read()
+        for start in range(0, max(span.size, 1), PIECE_BYTES):
+            piece = span.read_range(start, min(start + PIECE_BYTES, span.size))
+            tag.add(piece)
+            yield piece
     except FileNotFoundError:
         raise ClipChanged(f"clip {row.clip_key!r} is gone: materialize clip_manifest again") from None
     whole = span.offset == 0 and found["size"] == span.size
     etag = found.get("ETag") if whole else None
-    if len(data) != span.size or row.content_tag != (etag_tag(etag) if etag else content_tag(data)):
+    if tag.size != span.size or row.content_tag != (etag_tag(etag) if etag else tag.value()):
         raise ClipChanged(
             f"clip {row.clip_key!r} has changed since clip_manifest was materialized: materialize it again"
         )
-    return data
 
 
 def _base(source: Root) -> str:

@@ -44,6 +44,8 @@ class PictureStream:
         """The number of the last frame that was taken out; for whoever takes pictures out."""
         self.entries: set[int] = set()
         """Numbers of the packets at which decoding began anew, and that have not come out as keyframes yet."""
+        self.position = 0
+        """Number of the next packet."""
         self._open()
 
     def renderer(self, size: tuple[int, int] | None) -> Renderer:
@@ -66,11 +68,11 @@ class PictureStream:
         """
         yield from self._taken()
         for run in runs:
-            if self._fed_from is None or not self._fed_from <= run.start <= self._position:
+            if self._fed_from is None or not self._fed_from <= run.start <= self.position:
                 self._drain()
                 yield from self._taken()
                 self._enter(run.start)
-            while self._position < run.stop and (packet := self._next()) is not None:
+            while self.position < run.stop and (packet := self._next()) is not None:
                 is_wanted = packet.pts in wanted or packet.pts == self._fed_from
                 self._feed(packet, is_wanted=is_wanted)
                 yield from self._taken()
@@ -95,7 +97,7 @@ class PictureStream:
         self._context = decoder(self._stream)
         self._packets = iter(numbered(container.demux(self._stream)))
         self._references = av1.ReferenceReader() if self._stream.codec_context.codec.canonical_name == "av1" else None
-        self._position = 0
+        self.position = 0
         self._has_ended = False
 
     def _taken(self) -> Iterator[VideoFrame]:
@@ -104,9 +106,9 @@ class PictureStream:
 
     def _enter(self, start: int) -> None:
         """Go to a packet, at which decoding begins."""
-        if start < self._position:
+        if start < self.position:
             self._open()
-        while self._position < start and self._next() is not None:
+        while self.position < start and self._next() is not None:
             pass
         self._fed_from = start
         if start:
@@ -120,7 +122,7 @@ class PictureStream:
             return None
         number, packet = found
         packet.pts = packet.dts = number
-        self._position = number + 1
+        self.position = number + 1
         return packet
 
     def _feed(self, packet: Packet[VideoStream], *, is_wanted: bool) -> None:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from queue import Empty, SimpleQueue
 from threading import Lock, Thread
 from types import TracebackType
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 from caption_assets.clips.container import UnreadableClip
+from caption_assets.clips.job_queue import Job, JobQueue
 from caption_assets.clips.worker import Worker, WorkerDied, WorkerGone
 
 P = ParamSpec("P")
@@ -46,12 +46,6 @@ class SandboxLimits:
             raise ValueError(f"the memory limit is {self.memory_gb} GiB: give at least 1, which the libraries take")
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
-    future: Future[Any]
-    call: Callable[[], Any]
-
-
 class Sandbox:
     """Worker processes. One that dies or overstays costs its job alone, and is replaced.
 
@@ -64,9 +58,9 @@ class Sandbox:
     """
 
     def __init__(self, limits: SandboxLimits | None = None, workers: int | None = None) -> None:
-        self._limits = limits or SandboxLimits()
+        self.limits = limits or SandboxLimits()
         self.workers = workers or min(len(os.sched_getaffinity(0)), MOST_WORKERS)
-        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._jobs = JobQueue()
         self._threads: list[Thread] = []
         self._at_work: set[Worker] = set()
         self._starting = Lock()
@@ -79,30 +73,25 @@ class Sandbox:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ended = True  # before the workers are, whose jobs would be given to others
-        while (job := self._next()) is not None:
+        for job in self._jobs.end():
             job.future.cancel()
-        for _ in self._threads:
-            self._jobs.put(None)
         for worker in list(self._at_work):
             worker.kill()
         for thread in self._threads:
             thread.join()
 
-    def _next(self) -> _Job | None:
-        """The next job that waits, if any."""
-        try:
-            return self._jobs.get_nowait()
-        except Empty:
-            return None
-
     def submit(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Have a worker call a function of a module; ask ``result`` for what comes of it."""
+        return self._put(None, partial(function, *args, **kwargs))
+
+    def _put(self, affinity: Hashable | None, call: Callable[[], T]) -> Future[T]:
         with self._starting:
             while len(self._threads) < self.workers:
-                self._threads.append(Thread(target=self._serve, name="sandbox", daemon=True))
+                number = len(self._threads)
+                self._threads.append(Thread(target=self._serve, args=(number,), name="sandbox", daemon=True))
                 self._threads[-1].start()
         future: Future[T] = Future()
-        self._jobs.put(_Job(future, partial(function, *args, **kwargs)))
+        self._jobs.put(Job(future, call, affinity))
         return future
 
     def result(self, job: Future[T]) -> T:
@@ -123,9 +112,18 @@ class Sandbox:
         with self._clear_errors():
             return await asyncio.wrap_future(self.submit(function, *args, **kwargs))
 
+    async def run_with(self, affinity: Hashable, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """As ``run``, in the worker that did the last job with this affinity, if it has done few others since.
+
+        Raises:
+            UnreadableClip: as there.
+        """
+        with self._clear_errors():
+            return await asyncio.wrap_future(self._put(affinity, partial(function, *args, **kwargs)))
+
     @contextmanager
     def _clear_errors(self) -> Iterator[None]:
-        seconds, memory = self._limits.seconds, self._limits.memory_gb
+        seconds, memory = self.limits.seconds, self.limits.memory_gb
         too_slow = UnreadableClip(
             "too_slow", f"the clip took longer than {seconds:g} s (CAPTION_CLIP_SECONDS): shorten it or raise the limit"
         )
@@ -146,10 +144,10 @@ class Sandbox:
                 "decoder_died", f"the process that read the clip died of it (exit code {error.exit_code})"
             ) from None
 
-    def _serve(self) -> None:
+    def _serve(self, number: int) -> None:
         """Give a worker jobs, until there is None; what each thread of the sandbox does."""
         worker: Worker | None = None
-        while (job := self._jobs.get()) is not None:
+        while (job := self._jobs.take(number)) is not None:
             if not job.future.set_running_or_notify_cancel():
                 continue
             tries = 0
@@ -172,7 +170,7 @@ class Sandbox:
             return worker
         if worker:
             self._dismiss(worker)
-        new = Worker(self._limits.seconds, int(self._limits.memory_gb * 2**30))
+        new = Worker(self.limits.seconds, int(self.limits.memory_gb * 2**30))
         self._at_work.add(new)
         return new
 

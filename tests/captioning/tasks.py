@@ -34,4 +34,4 @@ def film_tasks(
         )
         for window in split(found.times, found.seconds, windowing or Windowing())
     ]
-    return [Task(row, lambda: data) for row in rows]
+    return [Task(row, lambda: [data]) for row in rows]

@@ -64,9 +64,9 @@ def test_frames_of_another_shape_than_the_clips_are_counted() -> None:
 def test_a_clip_is_read_once_for_all_its_windows(film: bytes, tasks: list[Task]) -> None:
     reads: list[int] = []
 
-    def read() -> bytes:
+    def read() -> list[bytes]:
         reads.append(1)
-        return film
+        return [film]
 
     async def all_frames() -> None:
         with SandboxDecoder(SANDBOX) as decoder:
@@ -79,11 +79,11 @@ def test_a_clip_is_read_once_for_all_its_windows(film: bytes, tasks: list[Task])
 def test_a_clip_that_could_not_be_read_is_read_again_at_the_next_try(film: bytes, tasks: list[Task]) -> None:
     answers: list[bytes | OSError] = [OSError("the store is away"), film]
 
-    def read() -> bytes:
+    def read() -> list[bytes]:
         answer = answers.pop(0)
         if isinstance(answer, OSError):
             raise answer
-        return answer
+        return [answer]
 
     async def two_tries() -> None:
         task = replace(tasks[0], read=read)
@@ -101,7 +101,7 @@ def test_an_empty_or_broken_clip_is_an_error_of_its_own(film: bytes, tasks: list
         for data in (b"", b"<html>no such clip</html>", film[: len(film) // 3]):
             with SandboxDecoder(SANDBOX) as decoder:
                 with pytest.raises(UnreadableClip) as error:
-                    await decoder.frames(replace(tasks[-1], read=lambda data=data: data), GRID)  # type: ignore[misc]
+                    await decoder.frames(replace(tasks[-1], read=lambda data=data: [data]), GRID)  # type: ignore[misc]
                 found.append(error.value.kind)
         return found
 

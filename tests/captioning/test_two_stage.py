@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from caption_assets.captioning.recovery import EngineKeeper
 from caption_assets.captioning.request import Completion, Request, RequestFailed
 from caption_assets.captioning.task import Captioned, Task
 from caption_assets.clips.decode import Frames, decode
-from caption_assets.clips.manifest import probe_clips, span_of
+from caption_assets.clips.manifest import clip_pieces, probe_clips
 from caption_assets.clips.shard import find_shard
 from caption_assets.clips.window import Windowing
 from caption_assets.models.variants import PixelLimits
@@ -39,7 +40,7 @@ def tasks_of(data: Path, shard: str) -> list[Task]:
     """A task for each window of a sample shard."""
     source = Root.open(str(data / "shards"))
     clips = probe_clips(SANDBOX, source, find_shard(source, shard), Windowing())
-    return [Task(row, span_of(source, row).read) for clip in clips for row in clip.rows]
+    return [Task(row, partial(clip_pieces, source, row)) for clip in clips for row in clip.rows]
 
 
 @pytest.fixture(scope="module")

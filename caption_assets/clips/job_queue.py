@@ -1,0 +1,72 @@
+"""The queue of a sandbox's jobs: some go to the worker that keeps what they need, the others to any."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from threading import Condition
+from typing import Any
+
+KEPT = 2
+"""Number of affinities of a worker: it keeps as many clips open."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A call, and the future that gets its result."""
+
+    future: Future[Any]
+    call: Callable[[], Any]
+    affinity: Hashable | None = None
+    """Jobs with the same affinity go to the same worker, as long as it has taken no more than ``KEPT`` others since."""
+
+
+class JobQueue:
+    """Jobs in the order in which they were put, to be taken by threads that each serve one worker."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Job] = deque()
+        self._changed = Condition()
+        self._kept: dict[int, deque[Hashable]] = {}
+        self._has_ended = False
+
+    def put(self, job: Job) -> None:
+        """Add a job."""
+        with self._changed:
+            self._waiting.append(job)
+            self._changed.notify_all()
+
+    def take(self, worker: int) -> Job | None:
+        """Wait for a job that this worker may do, and remove it; None at the end.
+
+        Args:
+            worker: its number.
+        """
+        with self._changed:
+            kept = self._kept.setdefault(worker, deque(maxlen=KEPT))
+            while not self._has_ended:
+                if job := next((job for job in self._waiting if self._may_do(worker, job)), None):
+                    self._waiting.remove(job)
+                    if job.affinity is not None:
+                        if job.affinity in kept:
+                            kept.remove(job.affinity)
+                        kept.append(job.affinity)
+                    return job
+                self._changed.wait()
+            return None
+
+    def end(self) -> list[Job]:
+        """Let all threads go, and return the jobs that wait."""
+        with self._changed:
+            self._has_ended = True
+            waiting = list(self._waiting)
+            self._waiting.clear()
+            self._changed.notify_all()
+            return waiting
+
+    def _may_do(self, worker: int, job: Job) -> bool:
+        if job.affinity is None or job.affinity in self._kept[worker]:
+            return True
+        return not any(job.affinity in kept for kept in self._kept.values())

@@ -1,0 +1,105 @@
+"""Clips with few keyframes: one pass over a clip serves all its windows, in one worker."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from caption_assets.captioning import decoding
+from caption_assets.captioning.budget import FrameGrid
+from caption_assets.captioning.decoding import SandboxDecoder
+from caption_assets.captioning.task import Task
+from caption_assets.clips.container import UnreadableClip
+from caption_assets.clips.decode import Frames, decode
+from caption_assets.clips.sandbox import Sandbox
+from caption_assets.clips.window import Windowing
+from tests.captioning.tasks import film_tasks
+from tests.videos import moving_video
+
+GRID = FrameGrid(4, 56, 84)
+FRAMES = 1200
+ONE_GROUP = {"x264-params": "keyint=infinite:scenecut=0:bframes=2:threads=1", "preset": "ultrafast"}
+
+
+@pytest.fixture(scope="module")
+def film() -> bytes:
+    return moving_video(FRAMES, size=(96, 64), options=ONE_GROUP)
+
+
+@pytest.fixture(scope="module")
+def tasks(film: bytes) -> list[Task]:
+    return film_tasks(film, Windowing(100, 50))
+
+
+def expected(film: bytes, task: Task) -> Frames:
+    assert task.window.start_frame is not None
+    assert task.window.end_frame is not None
+    return decode(film, task.window.start_frame, task.window.end_frame, GRID.frames, (GRID.height, GRID.width))
+
+
+def all_frames(tasks: list[Task], sandbox: Sandbox) -> list[Frames]:
+    async def gather() -> list[Frames]:
+        with SandboxDecoder(sandbox) as decoder:
+            return await asyncio.gather(*(decoder.frames(task, GRID) for task in tasks))
+
+    return asyncio.run(gather())
+
+
+def test_windows_that_are_asked_for_at_once_are_those_of_single_decodes(film: bytes, tasks: list[Task]) -> None:
+    with Sandbox(workers=2) as sandbox:
+        found = all_frames(tasks, sandbox)
+    for task, frames in zip(tasks, found, strict=True):
+        single = expected(film, task)
+        assert frames.indices == single.indices
+        assert np.array_equal(frames.pixels, single.pixels)
+
+
+def test_a_worker_that_is_killed_between_windows_costs_none(film: bytes, tasks: list[Task]) -> None:
+    async def with_a_kill(sandbox: Sandbox) -> list[Frames]:
+        with SandboxDecoder(sandbox) as decoder:
+            found = [await decoder.frames(task, GRID) for task in tasks[:3]]
+            os.kill(await sandbox.run(os.getpid), signal.SIGKILL)
+            return found + [await decoder.frames(task, GRID) for task in tasks[3:5]]
+
+    with Sandbox(workers=1) as sandbox:
+        found = asyncio.run(with_a_kill(sandbox))
+    assert all(
+        np.array_equal(frames.pixels, expected(film, task).pixels)
+        for frames, task in zip(found, tasks[:5], strict=True)
+    )
+
+
+def test_a_late_window_is_reached_in_several_jobs(
+    film: bytes, tasks: list[Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "PATIENCE", 1e-6)
+    with Sandbox(workers=1) as sandbox:
+        [frames] = all_frames([tasks[4]], sandbox)
+    assert np.array_equal(frames.pixels, expected(film, tasks[4]).pixels)
+
+
+def test_a_window_that_is_asked_for_again_is_decoded_anew(film: bytes, tasks: list[Task]) -> None:
+    with Sandbox(workers=1) as sandbox:
+        found = all_frames([tasks[5], tasks[2], tasks[5]], sandbox)
+    for task, frames in zip([tasks[5], tasks[2], tasks[5]], found, strict=True):
+        assert np.array_equal(frames.pixels, expected(film, task).pixels)
+
+
+def test_a_clip_that_cannot_be_decoded_fails_each_window_and_holds_up_no_other(tasks: list[Task]) -> None:
+    broken = [replace(task, read=lambda: [b"<html>"]) for task in tasks[:3]]
+
+    async def mixed(sandbox: Sandbox) -> list[Frames | BaseException]:
+        with SandboxDecoder(sandbox) as decoder:
+            asked = [replace(task, shard="other") for task in tasks[:2]]
+            return await asyncio.gather(
+                *(decoder.frames(task, GRID) for task in [*broken, *asked]), return_exceptions=True
+            )
+
+    with Sandbox(workers=2) as sandbox:
+        found = asyncio.run(mixed(sandbox))
+    assert [isinstance(each, UnreadableClip) for each in found] == [True] * 3 + [False] * 2
