@@ -19,6 +19,7 @@ from rich.table import Table as Grid
 from caption_assets.sample.shards import SEEDS, TRUTH, write_shards
 from caption_assets.store.root import Root
 from caption_assets.store.tables import CaptionRow, Table, read_captions, table_path
+from scripts.child import child
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "data"
@@ -55,22 +56,16 @@ def materialize(selection: str, *options: str) -> None:
     environment = {**settings, "DAGSTER_HOME": str(ROOT), "CAPTION_ROOT": str(DATA)}
     lines = []
     with LOG.open("a") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", *command, *options],
-            cwd=DATA,  # Dagster's instance keeps its state there, apart from that of the reader's own data
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-        )
-        assert process.stdout is not None
-        for line in process.stdout:
-            lines.append(line)
-            log.write(line)
-            if " - dagster - INFO - " in line:
-                say("  " + line.rsplit(" - ", 1)[-1].strip())
-    if process.wait() != 0:
+        full = [sys.executable, "-W", "ignore", *command, *options]
+        # Dagster's instance keeps its state in DATA, apart from that of the reader's own data.
+        with child(full, cwd=DATA, env=environment, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                lines.append(line)
+                log.write(line)
+                if " - dagster - INFO - " in line:
+                    say("  " + line.rsplit(" - ", 1)[-1].strip())
+    if process.returncode != 0:
         print("".join(lines), file=sys.stderr)
         raise SystemExit(f"demo: `dagster {' '.join(command[2:])} {' '.join(options)}` failed; its output is above")
 

@@ -6,7 +6,6 @@ Beside it the root, if it is a local folder, is served on this machine alone, so
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import threading
 from functools import partial
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from caption_assets.settings import load_settings
 from caption_assets.store.root import Root
+from scripts.child import child
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DATA = REPOSITORY / "data"
@@ -39,13 +39,19 @@ def main() -> int:
     root = Root.open(environment["CAPTION_ROOT"])
     command = [sys.executable, "-m", "dagster", "dev", "-p", PORT, "-m", "caption_assets.definitions"]
     if not root.is_local or settings.link_url:
-        return subprocess.call(command, env=environment)
+        return _serve(command, environment)
     folder = Path(root.path).absolute()
     folder.mkdir(exist_ok=True)
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Files, directory=str(folder))) as files:
         threading.Thread(target=files.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{files.server_port}"
-        return subprocess.call(command, env={**environment, "CAPTION_LINK_URL": address})
+        return _serve(command, {**environment, "CAPTION_LINK_URL": address})
+
+
+def _serve(command: list[str], environment: dict[str, str]) -> int:
+    with child(command, env=environment) as process:
+        pass
+    return process.returncode
 
 
 if __name__ == "__main__":

@@ -18,6 +18,13 @@ def engine_processes(run: int) -> dict[psutil.Process, str]:
     return {}
 
 
+def is_gone(process: psutil.Process) -> bool:
+    """Whether a process has ended; a container's first process may never collect it."""
+    with suppress(psutil.NoSuchProcess):
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    return True
+
+
 def _title(process: psutil.Process) -> str:
     with suppress(psutil.Error):  # it may have ended meanwhile
         return " ".join(process.cmdline()).strip()

@@ -17,6 +17,7 @@ import pytest
 
 from caption_assets.assets import termination
 from caption_assets.assets.termination import Stop, stoppable
+from tests.processes import is_gone
 
 pytestmark = pytest.mark.fast
 
@@ -214,7 +215,7 @@ def test_a_second_signal_ends_the_process_and_its_children_at_once(start: Start,
     assert step.exit_code == 1
     assert time.monotonic() - begun < termination.REPORT_SECONDS + 2
     assert "interruption" not in step.read()
-    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+    assert is_gone(child)
 
 
 def test_a_stop_that_takes_too_long_ends_the_process(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,7 +224,7 @@ def test_a_stop_that_takes_too_long_ends_the_process(start: Start, monkeypatch: 
     child = child_of(step)
     step.signal(signal.SIGTERM)
     assert step.exit_code == 1
-    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+    assert is_gone(child)
 
 
 def leaving_a_thread(stop: Stop, notes: Path) -> None:

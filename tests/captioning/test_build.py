@@ -10,6 +10,7 @@ import pytest
 
 from caption_assets.captioning import build as build_module
 from caption_assets.captioning.build import Build
+from tests.processes import is_gone
 
 pytestmark = pytest.mark.fast
 
@@ -20,10 +21,6 @@ def start_process() -> psutil.Process:
     process = FORK.Process(target=time.sleep, args=(600,), daemon=True)
     process.start()
     return psutil.Process(process.pid)
-
-
-def is_gone(process: psutil.Process) -> bool:
-    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
 def test_what_is_built_is_handed_over_and_its_processes_end_with_it_and_no_others() -> None:

@@ -1,0 +1,95 @@
+"""What `make demo` and `make dev` run, in real processes: how it is stopped, and what is left of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.processes import is_gone
+
+pytestmark = pytest.mark.fast
+
+SCRIPT = """
+import os, sys
+from scripts.child import child
+with child([sys.executable, "-c", sys.argv[1]], env=dict(os.environ)) as process:
+    pass
+print("over", flush=True)
+sys.exit(process.returncode)
+"""
+SERVER = """
+import signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+try:
+    grandchild = subprocess.Popen([sys.executable, "-c", {grandchild!r}])
+    time.sleep(600)
+except KeyboardInterrupt:
+    print("stopped", flush=True)
+    sys.exit(3)
+"""
+STOPS = """
+import os, time
+parent = os.getppid()
+print(os.getpid(), flush=True)
+while os.getppid() == parent:
+    time.sleep(0.05)
+time.sleep(0.3)
+"""
+STAYS = """
+import os, time
+print(os.getpid(), flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def script() -> Iterator[Callable[[str], subprocess.Popen[str]]]:
+    started = []
+
+    def start(grandchild: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", SCRIPT, SERVER.format(grandchild=grandchild)]
+        process = subprocess.Popen(
+            command, cwd=Path(__file__).parent.parent, stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize("send", [os.kill, os.killpg])
+def test_a_signal_stops_the_command_and_all_below_it(
+    script: Callable[[str], subprocess.Popen[str]], send: Callable[[int, int], None], number: signal.Signals
+) -> None:
+    process = script(STOPS)
+    assert process.stdout is not None
+    grandchild = psutil.Process(int(process.stdout.readline()))
+    send(process.pid, number)
+    assert process.stdout.read() == "stopped\nover\n"
+    assert process.wait(20) == 3
+    assert is_gone(grandchild)
+
+
+def test_a_second_signal_kills_the_command_and_all_below_it(script: Callable[[str], subprocess.Popen[str]]) -> None:
+    process = script(STAYS)
+    assert process.stdout is not None
+    grandchild = psutil.Process(int(process.stdout.readline()))
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == "stopped\n"
+    time.sleep(0.7)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) != 0
+    until_gone = time.monotonic() + 10
+    while not is_gone(grandchild):
+        assert time.monotonic() < until_gone
