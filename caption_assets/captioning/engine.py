@@ -58,6 +58,8 @@ ENCODER_SHARE_OF_KV = 1 / 8
 7 KiB encoded (3,584 values of two bytes) and 56 KiB in the KV cache."""
 KV_SHARE = 0.9
 """Of the KV cache, for windows under way."""
+SHUTDOWN_SECONDS = 2.0
+"""An engine on the CPU does not end within vLLM's own 5 s either, and leaves nothing behind when it is killed."""
 WINDOWS_PER_SEQUENCE = 2
 """Windows under way for each sequence that the engine runs at once: one decodes while another is captioned."""
 
@@ -336,11 +338,11 @@ class CaptionEngine:
         return len(self._tokenizer.encode(text, add_special_tokens=False))
 
     def shut_down(self) -> None:
-        """Ask the engine's processes to end, for some seconds; they are killed with the build."""
+        """Ask the engine's processes to end. Those that do not within ``SHUTDOWN_SECONDS`` are killed."""
         if not self._death.done():
             self._death.set_result("it was shut down")
         try:
-            self._llm.shutdown()
+            self._llm.shutdown(timeout=SHUTDOWN_SECONDS)
         finally:
             del self._llm
 
