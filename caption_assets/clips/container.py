@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from io import BytesIO
 from typing import BinaryIO, NoReturn
 
@@ -15,7 +16,7 @@ from av.stream import Disposition
 from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
-from caption_assets.clips import boxes, ebml
+from caption_assets.clips import boxes, ebml, sei
 from caption_assets.clips.display import UPRIGHT, Orientation, frame_orientation
 from caption_assets.clips.matrix import REFUSED
 from caption_assets.clips.scrambling import asf_protection, is_scrambled, is_scrambled_program
@@ -113,6 +114,22 @@ def read_track(file: bytes | BinaryIO, stream: VideoStream) -> Track:
     return PLAIN
 
 
+def with_own_orientation(track: Track, stream: VideoStream, sample: bytes) -> Track:
+    """The track with the orientation that its first picture asks for, where the container asks for none.
+
+    Args:
+        track: as ``read_track`` returns it.
+        stream: of the open container.
+        sample: the first bytes of the stream's first packet.
+    """
+    context = stream.codec_context
+    codec = context.codec.canonical_name
+    if codec not in sei.CODECS or track.orientation not in (None, UPRIGHT):
+        return track
+    own = sei.read_orientation(codec, context.extradata or b"", sample)
+    return replace(track, orientation=own) if own else track
+
+
 def first_orientation(
     stream: VideoStream, packets: Iterator[Packet[VideoStream]]
 ) -> tuple[list[Packet[VideoStream]], Orientation]:
@@ -134,9 +151,9 @@ def first_orientation(
                 context.flush_buffers()
                 _frames(context, packet)
             if frames:
-                return taken, frame_orientation(frames[0])
+                return taken, frame_orientation(frames[0]) or UPRIGHT
         last = _frames(context, None)
-        return taken, frame_orientation(last[0]) if last else UPRIGHT
+        return taken, (frame_orientation(last[0]) if last else None) or UPRIGHT
     finally:
         context.flush_buffers()
 
@@ -151,7 +168,8 @@ def _frames(context: VideoCodecContext, packet: Packet[VideoStream] | None) -> l
 def decoder(stream: VideoStream) -> VideoCodecContext:
     """The decoder of a stream: its own, or one that decodes transparency as well."""
     codec = stream.codec_context.codec.canonical_name
-    if stream.metadata.get("alpha_mode") != "1" or codec not in ALPHA_DECODERS:
+    told = {name.lower(): value for name, value in stream.metadata.items()}  # remuxing leaves a tag in capitals
+    if told.get("alpha_mode") != "1" or codec not in ALPHA_DECODERS:
         return stream.codec_context
     context = av.CodecContext.create(ALPHA_DECODERS[codec], "r")
     assert isinstance(context, VideoCodecContext)

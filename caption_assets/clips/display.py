@@ -60,10 +60,10 @@ def orientation(a: float, b: float, c: float, d: float) -> Orientation:
     return Orientation(90 * turns % 360, mirrored)
 
 
-def frame_orientation(frame: VideoFrame) -> Orientation:
-    """The orientation that a frame's decoder reports: the container's or, without one, that of the stream's SEI."""
+def frame_orientation(frame: VideoFrame) -> Orientation | None:
+    """The orientation that comes with a frame: the container's before the picture's own. None without either."""
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if not isinstance(matrix, SideData):
-        return UPRIGHT
+        return None
     values = np.frombuffer(cast(bytes, matrix), np.int32)
     return orientation(*(float(values[index]) for index in (0, 1, 3, 4)))

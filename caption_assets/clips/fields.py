@@ -6,6 +6,20 @@ from fractions import Fraction
 
 import av
 from av import VideoFrame
+from av.video.stream import VideoStream
+
+INTERLACED = frozenset({2, 3, 4, 5})
+"""FFmpeg's AVFieldOrder of pictures made of two fields; 0 is unknown, 1 progressive."""
+FLAGGING = frozenset(
+    {"dnxhd", "dvvideo", "ffv1", "h264", "hevc", "mpeg2video", "mpeg4", "prores", "rawvideo", "vc1", "wmv3"}
+)
+"""Codecs, by FFmpeg's names, whose decoders tell of each frame whether it is interlaced, as containers may not."""
+
+
+def is_interlaced(stream: VideoStream) -> bool:
+    """Whether all of a stream's frames are interlaced: by the container, as its codec does not tell."""
+    context = stream.codec_context
+    return context.field_order in INTERLACED and context.codec.canonical_name not in FLAGGING
 
 
 def first_field(frame: VideoFrame) -> VideoFrame:

@@ -14,8 +14,8 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from caption_assets.clips.container import check_size
-from caption_assets.clips.display import Orientation, frame_orientation
-from caption_assets.clips.fields import first_field
+from caption_assets.clips.display import UPRIGHT, Orientation, frame_orientation
+from caption_assets.clips.fields import first_field, is_interlaced
 from caption_assets.clips.matrix import YCGCO, source_matrix, ycgco_to_rgb
 from caption_assets.clips.primaries import WIDE, narrowed
 from caption_assets.clips.tone import is_hdr, to_sdr
@@ -53,6 +53,7 @@ class Renderer:
         self._told_aspect = stream.sample_aspect_ratio
         self._first_aspect = self._context.sample_aspect_ratio
         self._track = track
+        self._is_interlaced = is_interlaced(stream)
         self._size = size
         self._coded = self._context.width, self._context.height
         self._clip: tuple[int, int] | None = None
@@ -71,7 +72,7 @@ class Renderer:
         Raises:
             UnreadableClip: if it would be displayed larger than is decoded.
         """
-        turn = frame_orientation(frame)
+        turn = frame_orientation(frame) or self._track.orientation or UPRIGHT
         clip = self._clip = self._clip or displayed_size(*self._coded, self._track, self._told_aspect, turn)
         shown = displayed_size(frame.width, frame.height, self._track, self._aspect, turn)
         width, height = self._size[::-1] if self._size else clip
@@ -99,7 +100,7 @@ class Renderer:
             width, height = height, width
         lines = 1
         shown = frame
-        if frame.interlaced_frame and frame.height % 2 == 0:
+        if (frame.interlaced_frame or self._is_interlaced) and frame.height % 2 == 0:
             shown, lines = first_field(frame), 2
         rows, columns = self._track.crop.slices(frame.width, frame.height)
         rows = slice(rows.start // lines, rows.stop // lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
@@ -12,10 +13,12 @@ from av.video.frame import PictureType
 from av.video.stream import VideoStream
 
 from caption_assets.clips import av1
-from caption_assets.clips.container import BROKEN, decoder, detail, open_video, read_track
+from caption_assets.clips.container import BROKEN, decoder, detail, open_video, read_track, with_own_orientation
 from caption_assets.clips.picture import Renderer
 from caption_assets.clips.timeline import numbered
 
+FIRST_BYTES = 4096
+"""Bytes of the first packet that may ask for an orientation: they stand before its picture."""
 OVERSHOOT = 64
 """Packets that are fed beyond the last wanted one, until its picture appears. Decoders hold back 16 pictures at most,
 each in two fields."""
@@ -93,9 +96,13 @@ class PictureStream:
         self._stack.close()
         file = self._stack.enter_context(self._open_file())
         container, self._stream = self._stack.enter_context(open_video(file))
-        self._renderer = Renderer(self._stream, read_track(file, self._stream), None)
+        packets = iter(numbered(container.demux(self._stream)))
+        first = list(itertools.islice(packets, 1))
+        self._packets = itertools.chain(first, packets)
+        sample = bytes(memoryview(first[0][1])[:FIRST_BYTES]) if first else b""
+        track = with_own_orientation(read_track(file, self._stream), self._stream, sample)
+        self._renderer = Renderer(self._stream, track, None)
         self._context = decoder(self._stream)
-        self._packets = iter(numbered(container.demux(self._stream)))
         self._references = av1.ReferenceReader() if self._stream.codec_context.codec.canonical_name == "av1" else None
         self.position = 0
         self._has_ended = False

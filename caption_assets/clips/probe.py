@@ -12,10 +12,17 @@ from av.container import InputContainer
 from av.packet import Packet
 from av.video.stream import VideoStream
 
-from caption_assets.clips import sei
 from caption_assets.clips.boxes import read_index
-from caption_assets.clips.container import UnreadableClip, check_size, first_orientation, open_video, read_track
+from caption_assets.clips.container import (
+    UnreadableClip,
+    check_size,
+    first_orientation,
+    open_video,
+    read_track,
+    with_own_orientation,
+)
 from caption_assets.clips.display import UPRIGHT, Orientation
+from caption_assets.clips.fields import INTERLACED
 from caption_assets.clips.picture import displayed_size
 from caption_assets.clips.reader import SpanFile
 from caption_assets.clips.timeline import (
@@ -30,8 +37,6 @@ from caption_assets.clips.timeline import (
 )
 from caption_assets.clips.track import Track
 
-INTERLACED = frozenset({2, 3, 4, 5})
-"""FFmpeg's AVFieldOrder of pictures made of two fields; 0 is unknown, 1 progressive."""
 JITTER_SECONDS = 0.002
 """By how much frame intervals may differ in a clip of constant rate: containers round a frame's time to ticks of 1 ms
 (Matroska, FLV) or 1/600 s (QuickTime), so that intervals come out up to one tick longer or shorter."""
@@ -146,7 +151,6 @@ def probe_by_ranges(file: SpanFile, limits: Limits = LIMITS) -> Probe:
                 if not stream.frames or not stream.index_entries or stream.id not in index.tracks:
                     break
                 track = index.tracks[stream.id]
-                turn = track.orientation or UPRIGHT
                 check_size(*_displayed(stream, track, UPRIGHT))
                 examined = samples_to_examine(container, stream, file.span.size)
                 if examined is None:
@@ -157,8 +161,8 @@ def probe_by_ranges(file: SpanFile, limits: Limits = LIMITS) -> Probe:
                 start, size = stream.index_entries[0].pos, stream.index_entries[0].size
                 first = min(size, FIRST_BYTES)
                 if file.holds(start, start + first) and stream.codec_context.pix_fmt:
-                    if turn == UPRIGHT and _is_oriented(stream, file.read_range(start, start + first)):
-                        break
+                    track = with_own_orientation(track, stream, file.read_range(start, start + first))
+                    turn = track.orientation or UPRIGHT
                     given = container.demux(stream)
                     packets = read_packets(stream, given, examined, has_payload=False, most=_most(limits))
                     return _described(container, stream, track, turn, packets, _needs_payload, limits)
@@ -198,13 +202,6 @@ def _displayed(stream: VideoStream, track: Track, turn: Orientation) -> tuple[in
     """Width and height of the stream's pictures as they are displayed."""
     context = stream.codec_context
     return displayed_size(context.width, context.height, track, stream.sample_aspect_ratio, turn)
-
-
-def _is_oriented(stream: VideoStream, sample: bytes) -> bool:
-    """Whether a picture itself says how it is to be turned."""
-    context = stream.codec_context
-    codec = context.codec.canonical_name
-    return codec in sei.SEI_UNITS and sei.has_orientation(codec, context.extradata or b"", sample)
 
 
 def _described(

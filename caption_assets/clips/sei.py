@@ -1,50 +1,45 @@
-"""Supplemental enhancement information (SEI) of H.264 and H.265 pictures, as far as it turns them."""
+"""The orientation that an H.264 or H.265 picture itself asks for, in its supplemental enhancement information (SEI)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from caption_assets.clips.bits import Bits
+from caption_assets.clips.display import Orientation
+from caption_assets.clips.nal_units import length_size, units
+
+CODECS = ("h264", "hevc")
 SEI_UNITS = {"h264": 6, "hevc": 39}
 """Type of the units that hold SEI before a picture's slices (ITU-T H.264 and H.265, table 7-1)."""
 SLICE_UNITS = {"h264": range(1, 6), "hevc": range(32)}
+HEADER_BYTES = {"h264": 1, "hevc": 2}
 DISPLAY_ORIENTATION = 47
-"""Type of the message that turns or mirrors pictures (annex D of both)."""
+"""Type of the message (annex D of both)."""
 
 
-def has_orientation(codec: str, extradata: bytes, sample: bytes) -> bool:
-    """Whether the SEI before a picture's slices orients it.
+def read_orientation(codec: str, extradata: bytes, sample: bytes) -> Orientation | None:
+    """The orientation of the picture in a sample; None if the SEI before its slices tells none.
 
     Args:
-        codec: ``h264`` or ``hevc``.
-        extradata: the container's header of the stream (``avcC`` or ``hvcC``, ISO/IEC 14496-15).
+        codec: one of ``CODECS``.
+        extradata: the stream's header, as FFmpeg hands it over.
         sample: the picture's first bytes.
     """
-    if (len(extradata) < 23 and codec == "hevc") or len(extradata) < 5:
-        return False
-    length_bytes = (extradata[21 if codec == "hevc" else 4] & 3) + 1
-    header = 2 if codec == "hevc" else 1
-    for unit in _units(sample, length_bytes):
+    for unit in units(memoryview(sample), length_size(codec, extradata)):
         kind = unit[0] >> 1 & 63 if codec == "hevc" else unit[0] & 31
         if kind in SLICE_UNITS[codec]:
-            return False
-        if kind == SEI_UNITS[codec] and DISPLAY_ORIENTATION in _messages(unit[header:]):
-            return True
-    return False
+            return None
+        if kind != SEI_UNITS[codec]:
+            continue
+        for message, payload in _messages(bytes(unit[HEADER_BYTES[codec] :])):
+            if message == DISPLAY_ORIENTATION and len(payload) >= 3:
+                return _orientation(payload)
+    return None
 
 
-def _units(sample: bytes, length_bytes: int) -> Iterator[bytes]:
-    """The units of a sample, each after its length; the last may be cut off."""
-    at = 0
-    while at + length_bytes < len(sample):
-        start = at + length_bytes
-        at = start + int.from_bytes(sample[at:start])
-        if at > start:
-            yield sample[start:at]
-
-
-def _messages(payload: bytes) -> Iterator[int]:
-    """Types of the messages of a unit (7.3.2.3 of H.264)."""
-    data = payload.replace(b"\0\0\3", b"\0\0")  # the 3 keeps start codes out
+def _messages(unit: bytes) -> Iterator[tuple[int, bytes]]:
+    """Types and payloads of the messages of a unit (7.3.2.3 of H.264)."""
+    data = unit.replace(b"\0\0\3", b"\0\0")  # the 3 keeps start codes out
     at = 0
     while at + 2 < len(data):
         numbers = []
@@ -56,5 +51,16 @@ def _messages(payload: bytes) -> Iterator[int]:
                 return
             numbers.append(number + data[at])
             at += 1
-        yield numbers[0]
-        at += numbers[1]
+        kind, size = numbers
+        yield kind, data[at : at + size]
+        at += size
+
+
+def _orientation(payload: bytes) -> Orientation | None:
+    """By the message's fields: flips come first, then an anticlockwise turn (D.1.27 of H.264)."""
+    bits = Bits(payload)
+    if bits.read(1):  # display_orientation_cancel_flag
+        return None
+    horizontal, vertical = bits.read(1), bits.read(1)
+    turns = round(4 * bits.read(16) / 65536)
+    return Orientation(90 * (turns + 2 * vertical) % 360, bool(horizontal ^ vertical))

@@ -43,7 +43,7 @@ class Track:
 
     crop: Crop = WHOLE
     orientation: Orientation | None = None
-    """None where FFmpeg tells it with the frames alone."""
+    """Of frames that tell none themselves; None where neither the container nor the first picture does."""
     encryption: str | None = None
     """Name of the scheme by which the pictures are encrypted; None if they are not."""
     drm: bool = False

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 from av.video.reformatter import ColorPrimaries, ColorRange, ColorTrc
+from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from caption_assets.clips.clip import Span
@@ -259,3 +263,206 @@ def test_a_turn_of_each_kind_is_applied_by_the_container(tmp_path: Path) -> None
         columns = (slice(0, width // 2), slice(width // 2, width))
         assert picture[rows[corner[0]], columns[corner[1]]].mean() > 200
         assert picture.mean() < 80
+
+
+def square() -> NDArray[np.uint8]:
+    """Four pictures, uint8 RGB and opacity: a green square amid nothing, half of it half transparent."""
+    drawn = np.zeros((4, 64, 96, 4), np.uint8)
+    drawn[:, 16:48, 24:72] = (40, 150, 60, 255)
+    drawn[:, 16:48, 48:72, 3] = 128
+    return drawn
+
+
+ALPHA: dict[str, dict[str, Any]] = {
+    "png": {"encoder": "png", "container": "mov", "pix_fmt": "rgba"},
+    "apng": {"encoder": "apng", "container": "apng", "pix_fmt": "rgba"},
+    "qtrle": {"encoder": "qtrle", "container": "mov", "pix_fmt": "argb"},
+    "ffv1": {"encoder": "ffv1", "container": "matroska", "pix_fmt": "yuva444p"},
+    "prores": {"encoder": "prores_ks", "container": "mov", "pix_fmt": "yuva444p10le", "options": {"profile": "4444"}},
+    "utvideo": {"encoder": "utvideo", "container": "avi", "pix_fmt": "gbrap"},
+    "vp8": {"encoder": "libvpx", "container": "webm", "pix_fmt": "yuva420p", "options": {"auto-alt-ref": "0"}},
+    "vp9": {"encoder": "libvpx-vp9", "container": "webm", "pix_fmt": "yuva420p"},
+    "vp9 in matroska": {"encoder": "libvpx-vp9", "container": "matroska", "pix_fmt": "yuva420p"},
+}
+
+
+@pytest.mark.parametrize("name", ALPHA)
+def test_transparency_of_every_codec_lies_on_the_background(name: str) -> None:
+    how: dict[str, Any] = {"options": {}, **ALPHA[name]}
+    if name.startswith("vp"):
+        how["options"] = {**how["options"], "b": "4M", "crf": "4"}
+    drawn = square()
+    file = io.BytesIO()
+    with av.open(file, "w", format=how["container"]) as output:
+        stream = cast(VideoStream, output.add_stream(how["encoder"], rate=10, options=how["options"]))
+        stream.width, stream.height, stream.pix_fmt = 96, 64, how["pix_fmt"]
+        for index, picture in enumerate(drawn):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgba")
+            frame.pts, frame.time_base = index, Fraction(1, 10)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    shown = decode(file.getvalue(), 0, 4, 2, None).pixels[0]
+    half = tuple(round((level + BACKGROUND) / 2) for level in (40, 150, 60))
+    assert worst([shown[5, 5].tolist(), shown[32, 34].tolist()], [(BACKGROUND,) * 3, (40, 150, 60)]) <= 4
+    assert worst([shown[32, 62].tolist()], [half]) <= 4
+
+
+@pytest.mark.parametrize(("mode", "matte"), [(0x101, 255), (0x102, 0)])
+def test_colours_that_are_mixed_with_a_matte_are_freed_of_it(mode: int, matte: int) -> None:
+    share = 128 / 255
+    stored = tuple(round(level * share + matte * (1 - share)) for level in (40, 150, 60))
+    drawn = np.empty((64, 96, 4), np.uint8)
+    drawn[:] = (*stored, 128)
+    file = io.BytesIO()
+    with av.open(file, "w", format="mov") as output:
+        stream = output.add_stream("qtrle", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "argb"
+        for index in range(4):
+            frame = av.VideoFrame.from_ndarray(drawn, format="rgba")
+            frame.pts, frame.time_base = index, Fraction(1, 10)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    data = file.getvalue()
+    at = data.index(b"vmhd") + 8
+    data = data[:at] + mode.to_bytes(2) + data[at + 2 :]
+    shown = decode(data, 0, 4, 2, None).pixels[0]
+    half = tuple(round((level + BACKGROUND) / 2) for level in (40, 150, 60))
+    assert worst([shown[32, 48].tolist()], [half]) <= 2
+
+
+def woven(count: int = 12) -> list[RGB]:
+    """Frames of two fields each: a bar moves on between the moment of the even lines and that of the odd ones."""
+    frames = []
+    for index in range(count):
+        frame = np.full((96, 160, 3), 60, np.uint8)
+        for field in (0, 1):
+            left = 8 + (2 * index + field) * 6
+            frame[field::2, left : left + 16] = 220
+        frames.append(frame)
+    return frames
+
+
+def combs(picture: NDArray[Any]) -> float:
+    """Share of pixels that differ from both lines beside them in the same direction, by much."""
+    lines = picture[..., 1].astype(int)
+    above, below = lines[1:-1] - lines[:-2], lines[1:-1] - lines[2:]
+    return float(((above * below) > 40**2).mean())
+
+
+INTERLACED: dict[str, dict[str, Any]] = {
+    "h264": {"options": {"x264-params": "tff=1:bframes=2"}},
+    "mpeg2": {"encoder": "mpeg2video", "container": "mpegts", "options": {"flags": "+ildct+ilme", "b": "4M"}},
+    "prores": {"encoder": "prores_ks", "container": "mov", "pix_fmt": "yuv422p10le", "options": {"flags": "+ildct"}},
+    "mpeg4": {"encoder": "mpeg4", "container": "matroska", "options": {"flags": "+ildct+ilme", "b": "4M"}},
+}
+
+
+@pytest.mark.parametrize("name", INTERLACED)
+def test_interlaced_frames_show_no_combs(name: str) -> None:
+    data = video(woven(), **INTERLACED[name])
+    with open_video(data) as (container, stream):
+        assert combs(next(container.decode(stream)).to_ndarray(format="rgb24")) > 0.05
+    shown = decode(data, 0, 12, 4, None)
+    assert shown.interlaced
+    assert shown.pixels.shape == (4, 96, 160, 3)
+    assert max(map(combs, shown.pixels)) < 0.002
+
+
+def test_frames_that_only_the_container_calls_interlaced_show_no_combs() -> None:
+    data = video(woven(), encoder="mjpeg", container="mov", pix_fmt="yuvj420p", options={"qmin": "1", "qmax": "2"})
+    at = data.index(b"stsd") + 12
+    size = int.from_bytes(data[at : at + 4])
+    fiel = struct.pack(">I4sBB", 10, b"fiel", 2, 9)
+    told = data[:at] + (size + 10).to_bytes(4) + data[at + 4 : at + size] + fiel + data[at + size :]
+    for box in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd"):
+        place = told.index(box, told.index(b"moov")) - 4
+        told = told[:place] + (int.from_bytes(told[place : place + 4]) + 10).to_bytes(4) + told[place + 4 :]
+    assert combs(decode(data, 0, 12, 2, None).pixels[0]) > 0.05
+    assert combs(decode(told, 0, 12, 2, None).pixels[0]) < 0.002
+
+
+def test_progressive_frames_are_untouched() -> None:
+    data = video(woven(), options={"crf": "4"})
+    assert combs(decode(data, 0, 12, 2, None).pixels[0]) > 0.05
+
+
+def with_sei(codec: str, message: bytes) -> bytes:
+    """An MP4 of a picture that is lit in its top left, with a message in the SEI of its first picture."""
+    lit = np.zeros((48, 96, 3), np.uint8)
+    lit[:24, :48] = 255
+    options = {"x265-params": "log-level=none:bframes=0"} if codec == "libx265" else {"bf": "0"}
+    unit = (b"\x4e\x01" if codec == "libx265" else b"\x06") + message + b"\x80"
+    plain = video([lit] * 6, encoder=codec, options=options)
+    file = io.BytesIO()
+    with av.open(io.BytesIO(plain), "r") as source, av.open(file, "w", format="mp4") as output:
+        given = source.streams.video[0]
+        stream = output.add_stream_from_template(given)
+        for index, packet in enumerate(source.demux(given)):
+            if packet.size:
+                data = bytes(packet) if index else len(unit).to_bytes(4) + unit + bytes(packet)
+                copied = av.Packet(data)
+                copied.pts, copied.dts, copied.time_base = packet.pts, packet.dts, packet.time_base
+                copied.is_keyframe, copied.stream = packet.is_keyframe, stream
+                output.mux(copied)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libx265"])
+@pytest.mark.parametrize(
+    ("horizontal", "vertical", "quarters", "corner"),
+    [(0, 0, 1, (1, 0)), (0, 0, 2, (1, 1)), (0, 0, 3, (0, 1)), (1, 0, 0, (0, 1)), (0, 1, 0, (1, 0)), (1, 0, 1, (0, 0))],
+)
+def test_a_picture_that_orients_itself_is_turned(
+    codec: str, horizontal: int, vertical: int, quarters: int, corner: tuple[int, int], tmp_path: Path
+) -> None:
+    # Annex D of H.264 and H.265: cancel, two flips, 16 bits of a turn, ue(1) of repetition, no extension; then a stop.
+    bits = f"0{horizontal}{vertical}{quarters * 16384:016b}0100" + "1"
+    payload = int(bits.ljust(24, "0"), 2).to_bytes(3)
+    data = with_sei(codec, bytes([47, len(payload)]) + payload)
+    (tmp_path / "clip").write_bytes(data)
+    found = probe_by_ranges(SpanFile(Span(f"file://{tmp_path}/clip", 0, len(data))))
+    frames = decode(data, 0, 6, 4, None)
+    assert found == probe(data)
+    assert (found.height, found.width) == frames.pixels.shape[1:3]
+    assert frames.padded == 0
+    for picture in frames.pixels:
+        height, width = picture.shape[:2]
+        rows = (slice(0, height // 2), slice(height // 2, height))
+        columns = (slice(0, width // 2), slice(width // 2, width))
+        assert picture[rows[corner[0]], columns[corner[1]]].mean() > 200
+        assert picture.mean() < 80
+
+
+def test_a_track_that_is_not_enabled_comes_after_those_that_are() -> None:
+    data = bytearray(case("2v_abf.mp4"))
+    flags = data.index(b"tkhd") + 5
+    assert data[flags : flags + 3] == b"\0\0\3"
+    data[flags + 2] = 2
+    assert (probe(bytes(data)).width, decode(bytes(data), 0, 20, 2, None).pixels.shape[2]) == (320, 320)
+
+
+def cover_and_film(container: str, *, attached: bool) -> bytes:
+    """A film whose first track is a cover picture."""
+    file = io.BytesIO()
+    with av.open(file, "w", format=container) as output:
+        cover = output.add_stream("mjpeg", rate=10)
+        cover.width, cover.height, cover.pix_fmt = 32, 32, "yuvj420p"
+        film = output.add_stream("libx264", rate=10)
+        film.width, film.height, film.pix_fmt = 96, 64, "yuv420p"
+        if attached:
+            cover.disposition = Disposition.attached_pic
+        for index in range(8):
+            for stream in (cover, film) if index == 0 else (film,):
+                frame = av.VideoFrame.from_ndarray(gray(90, (stream.width, stream.height)), format="rgb24")
+                frame.pts, frame.time_base = index, Fraction(1, 10)
+                output.mux(stream.encode(frame))
+        for stream in (cover, film):
+            output.mux(stream.encode(None))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("container", ["mp4", "mov", "matroska"])
+@pytest.mark.parametrize("attached", [False, True])
+def test_a_cover_picture_is_not_the_film(container: str, attached: bool) -> None:
+    found = probe(cover_and_film(container, attached=attached))
+    assert (found.codec, found.width, found.frames) == ("h264", 96, 8)

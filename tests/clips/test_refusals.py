@@ -1,0 +1,162 @@
+"""Files that hold no video to caption: each kind has a word of its own in the manifest."""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from uuid import UUID
+
+import av
+import numpy as np
+import pytest
+from av.stream import Disposition
+
+from caption_assets.clips.clip import Span
+from caption_assets.clips.container import UnreadableClip
+from caption_assets.clips.decode import decode
+from caption_assets.clips.probe import probe_by_ranges
+from caption_assets.clips.reader import SpanFile
+from tests.videos import counting_video, moving_video, noise_film, sound_only, tone
+
+pytestmark = pytest.mark.fast
+
+CASES = Path(__file__).parent / "cases"
+
+
+def picture(encoder: str, muxer: str, pixel_format: str, count: int = 1) -> bytes:
+    """A file of some pictures."""
+    return moving_video(count, encoder=encoder, container=muxer, pix_fmt=pixel_format)
+
+
+def heic() -> bytes:
+    brands = b"heic" + bytes(4) + b"mif1heic"
+    return struct.pack(">I4s", 8 + len(brands), b"ftyp") + brands + struct.pack(">I4sI", 20, b"meta", 0) + bytes(8)
+
+
+def song_with_cover() -> bytes:
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as output:
+        track = output.add_stream("aac", rate=16_000)
+        cover = output.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 64, 48, "yuvj420p"
+        cover.disposition = Disposition.attached_pic
+        frame = av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24")
+        output.mux(cover.encode(frame))
+        output.mux(cover.encode(None))
+        for index in range(25):
+            output.mux(track.encode(tone(index)))
+        output.mux(track.encode(None))
+    return file.getvalue()
+
+
+def sample_entry(kind: bytes) -> bytes:
+    """An MP4 whose pictures lie in another sample entry."""
+    data = counting_video(10)
+    at = data.index(b"stsd")
+    return data[:at] + data[at:].replace(b"avc1", kind, 1)
+
+
+def scrambled(packet_bytes: int, *, share: str) -> bytes:
+    """A transport stream in whose video packets all bytes behind the header are changed."""
+    data = bytearray(noise_film("mpeg2video", container="mpegts", sound=False))
+    packets = [data[at : at + 188] for at in range(0, len(data), 188)]
+    for packet in packets:
+        is_video = int.from_bytes(packet[1:3]) & 0x1FFF == 256
+        is_start = bool(packet[1] & 0x40)
+        if is_video and (share == "all" or (not is_start and packet[3] & 0x30 == 0x10)):
+            packet[3] |= 0x80
+            packet[4:] = bytes(byte ^ 0xA5 for byte in packet[4:])
+    return b"".join(bytes(packet_bytes - 188) + packet for packet in packets)
+
+
+def scrambled_disc() -> bytes:
+    data = bytearray(noise_film("mpeg2video", container="vob", sound=False))
+    for found in re.finditer(rb"\0\0\x01\xe0..[\x80-\x8f]", data, re.DOTALL):
+        data[found.start() + 6] |= 0x10
+    return bytes(data)
+
+
+def protected_asf(guid: str) -> bytes:
+    """A Windows Media file with one more object in its header."""
+    data = noise_film("msmpeg4v3", container="asf", sound=False)
+    size, count = struct.unpack("<QI", data[16:28])
+    content = struct.pack("<I4s", 4, b"key\0") * 4
+    thing = UUID(guid).bytes_le + struct.pack("<Q", 24 + len(content)) + content
+    return data[:16] + struct.pack("<QI", size + len(thing), count + 1) + data[28:30] + thing + data[30:]
+
+
+def encrypted_matroska() -> bytes:
+    """A Matroska file whose first track has a ContentEncryption element."""
+    data = noise_film(container="matroska", sound=False)
+    tracks = data.index(b"\x16\x54\xae\x6b", data.index(b"\x16\x54\xae\x6b") + 1)  # the first is in the seek head
+    entry = data.index(b"\xae", tracks + 4)
+    length = 9 - data[entry + 1].bit_length()
+    size = int.from_bytes(data[entry + 1 : entry + 1 + length]) & ((1 << 7 * length) - 1)
+    inside = data[entry + 1 + length :][:size]
+    encryption = bytes.fromhex("6d80 93 6240 90 5033 8101 5035 88 47e1 8105 47e2 8101".replace(" ", ""))
+    rest = data[entry + 1 + length + size :]
+    longer = b"\xae" + (1 << 56 | size + len(encryption)).to_bytes(8) + inside + encryption
+    whole = b"\x16\x54\xae\x6b" + b"\x01" + b"\xff" * 7 + longer  # of unknown size
+    return data[:tracks] + whole + rest
+
+
+WMDRM = "2211b3fb-bd23-11d2-b4b7-00a0c955fc6e"
+EXTENDED = "298ae614-2622-4c17-b935-dae07ee9289c"
+
+FILES: dict[str, tuple[Callable[[], bytes], str]] = {
+    "nothing": (lambda: b"", "empty"),
+    "common encryption": (lambda: (CASES / "cenc.mp4").read_bytes(), "encrypted"),
+    "encrypted entry": (lambda: sample_entry(b"encv"), "encrypted"),
+    "FairPlay": (lambda: sample_entry(b"drmi"), "drm"),
+    "scrambled broadcast": (lambda: scrambled(188, share="all"), "encrypted"),
+    "scrambled payloads": (lambda: scrambled(188, share="payloads"), "encrypted"),
+    "scrambled camcorder file": (lambda: scrambled(192, share="all"), "encrypted"),
+    "scrambled disc": (scrambled_disc, "encrypted"),
+    "encrypted Matroska": (encrypted_matroska, "encrypted"),
+    "Windows Media DRM": (lambda: protected_asf(WMDRM), "drm"),
+    "PlayReady": (lambda: protected_asf(EXTENDED), "drm"),
+    "JPEG": (lambda: picture("mjpeg", "image2pipe", "yuvj420p"), "image"),
+    "PNG": (lambda: picture("png", "image2pipe", "rgb24"), "image"),
+    "WebP": (lambda: picture("libwebp", "webp", "yuv420p"), "image"),
+    "animated WebP": (lambda: picture("libwebp_anim", "webp", "yuv420p", 4), "image"),
+    "HEIC": (heic, "image"),
+    "sound in MP4": (sound_only, "audio_only"),
+    "a song with a cover": (song_with_cover, "audio_only"),
+    "MP3": (lambda: b"ID3\4" + bytes(200), "audio_only"),
+    "WAV": (lambda: b"RIFF\0\0\0\0WAVEfmt " + bytes(200), "audio_only"),
+    "FLAC": (lambda: b"fLaC" + bytes(200), "audio_only"),
+    "HLS": (lambda: b"#EXTM3U\n#EXT-X-VERSION:3\n#EXTINF:2,\na.ts\n", "playlist"),
+    "DASH": (lambda: b'<?xml version="1.0"?>\n<MPD xmlns="urn:mpeg:dash:schema:mpd:2011"></MPD>', "playlist"),
+    "ffconcat": (lambda: b"ffconcat version 1.0\nfile a.mp4\n", "playlist"),
+    "web page": (lambda: b"<!DOCTYPE html><html>404</html>", "text"),
+    "JSON": (lambda: b'{"error": "no such key"}', "text"),
+    "Git LFS": (lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 5\n", "text"),
+    "text cut within a character": (lambda: "ö".encode() * 2047 + b"a\xc3", "text"),
+    "gzip": (lambda: b"\x1f\x8b\x08" + bytes(100), "not_a_video"),
+    "zeros": (lambda: bytes(5000), "not_a_video"),
+    "noise": (lambda: np.random.default_rng(0).bytes(5000), "not_a_video"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_what_holds_no_video_is_refused_by_its_kind(name: str, tmp_path: Path) -> None:
+    make, kind = FILES[name]
+    data = make()
+    (tmp_path / "clip").write_bytes(data)
+    with pytest.raises(UnreadableClip) as at_the_manifest:
+        probe_by_ranges(SpanFile(Span(f"file://{tmp_path}/clip", 0, len(data))))
+    with pytest.raises(UnreadableClip) as at_the_decoder:
+        decode(data, 0, 4, 2, None)
+    assert (at_the_manifest.value.kind, at_the_decoder.value.kind) == (kind, kind)
+    assert str(at_the_manifest.value)
+
+
+@pytest.mark.parametrize("container", ["mpegts", "vob", "asf", "matroska"])
+def test_what_is_not_encrypted_is_not_refused(container: str, tmp_path: Path) -> None:
+    codec = {"asf": "msmpeg4v3", "matroska": "libx264"}.get(container, "mpeg2video")
+    data = noise_film(codec, container=container, sound=False)
+    (tmp_path / "clip").write_bytes(data)
+    assert probe_by_ranges(SpanFile(Span(f"file://{tmp_path}/clip", 0, len(data)))).frames == 50
