@@ -13,9 +13,11 @@ _TYPO = 0.8
 """Minimum likeness of a name to the one that it misspells: two swapped letters of five."""
 _HEAD_TYPO = 0.85
 """Minimum likeness of a prefix to ours, where one letter is missing or too many."""
-_NEAR = 0.7
-"""Minimum likeness of a name to those suggested in its place: ``MAX_TOKENS`` has 0.74 to ``MAX_OUTPUT_TOKENS``."""
+_NEAR = 0.6
+"""Minimum likeness of a name to those suggested in its place; difflib's default. ``MAX_TOKENS`` has 0.74 to
+``MAX_OUTPUT_TOKENS``, ``NUM_WORKERS`` has 0.70 to ``CLIP_WORKERS``."""
 _SUGGESTIONS = 3
+"""Maximum number of names suggested."""
 _SERVICE = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?$")
 """Variables that Kubernetes sets in each pod for each Service of its namespace."""
 _SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
@@ -85,12 +87,12 @@ def _is_head(head: str) -> bool:
 
 
 def _likeness(given: str, setting: str) -> float:
-    """Between 0 and 1; at least ``_NEAR`` where one name has all words of the other, whatever their order."""
+    """Between 0 and 1: of the letters, less 0.1 without a word in common, and at least 0.7 with all words of either."""
     letters = _likeness_of_letters(given, setting)
     one, other = set(given.split("_")), set(setting.split("_"))
     if one <= other or other <= one:
-        return max(letters, _NEAR + 0.2 * len(one & other) / len(one | other) + 0.1 * letters)
-    return letters
+        return max(letters, 0.7 + 0.2 * len(one & other) / len(one | other) + 0.1 * letters)
+    return letters if one & other else letters - 0.1
 
 
 def _likeness_of_letters(given: str, setting: str) -> float:

@@ -134,6 +134,7 @@ def test_values_that_do_not_fit_together_are_both_named(
         ("CAPTION_MODLE", "CAPTION_MODEL"),
         ("CAPTION_MAX_TOKENS", "CAPTION_MAX_OUTPUT_TOKENS"),
         ("CAPTION_FPS", "CAPTION_SAMPLE_FPS"),
+        ("CAPTION_NUM_WORKERS", "CAPTION_CLIP_WORKERS"),
         ("CAPTION_MODEL_NAME", "CAPTION_MODEL"),
         ("CAPTION_PROMPT_STAGE1", "CAPTION_STAGE1_PROMPT"),
         ("CAPTION_ASSETS_MODEL", "CAPTION_MODEL"),
@@ -194,12 +195,13 @@ def test_other_programs_variables_are_left_alone(
     assert not caplog.text
 
 
+@pytest.mark.parametrize("variable", ["CAPTION_HUMOUR", "CAPTION_TEXT", "CAPTION_DB_HOST"])
 def test_a_variable_of_the_prefix_that_resembles_no_setting_is_told(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, variable: str
 ) -> None:
-    monkeypatch.setenv("CAPTION_HUMOUR", "dry")
+    monkeypatch.setenv(variable, "x")
     assert load_settings().model == "sample"
-    assert "Unknown setting CAPTION_HUMOUR is ignored" in caplog.text
+    assert f"Unknown setting {variable} is ignored" in caplog.text
 
 
 def test_nobody_can_be_charged_for_anonymous_requests(monkeypatch: pytest.MonkeyPatch) -> None:
