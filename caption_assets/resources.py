@@ -114,6 +114,20 @@ class Engine(dg.ConfigurableResource):  # type: ignore[type-arg]
     frames_gb: float
     max_restarts: int
 
+    @property
+    def config(self) -> EngineConfig:
+        """As the captioning core takes it."""
+        return EngineConfig(
+            gpu_memory_utilization=self.gpu_memory_utilization,
+            processor_cache_gb=self.processor_cache_gb,
+            max_batched_tokens=self.max_batched_tokens,
+            tensor_parallel=self.tensor_parallel,
+            data_parallel=self.data_parallel,
+            arguments=self.arguments,
+            request_seconds=self.request_seconds,
+            frames_gb=self.frames_gb,
+        )
+
     def start(
         self, model: Path, recipe: Recipe, on_death: Callable[[str], None], watch: Watch = lambda engine: engine
     ) -> EngineKeeper:
@@ -125,18 +139,12 @@ class Engine(dg.ConfigurableResource):  # type: ignore[type-arg]
             on_death: told of each death, with its reason.
             watch: put around each engine.
         """
-        config = EngineConfig(
-            gpu_memory_utilization=self.gpu_memory_utilization,
-            processor_cache_gb=self.processor_cache_gb,
-            max_batched_tokens=self.max_batched_tokens,
-            tensor_parallel=self.tensor_parallel,
-            data_parallel=self.data_parallel,
-            arguments=self.arguments,
-            request_seconds=self.request_seconds,
-            frames_gb=self.frames_gb,
-        )
+        config = self.config
         return EngineKeeper(
-            lambda: watch(start_engine(model, recipe, config)), max_restarts=self.max_restarts, on_death=on_death
+            lambda: watch(start_engine(model, recipe, config)),
+            max_restarts=self.max_restarts,
+            on_death=on_death,
+            settings=config.identity,
         )
 
 

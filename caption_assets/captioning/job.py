@@ -24,6 +24,8 @@ class Job:
     recipe: Recipe
     tables: frozenset[Table]
     """Stage 1, stage 2 or both. Stage 2 alone takes the stage-1 captions that were published before."""
+    engine_settings: str = ""
+    """Identity of the engine's settings; see ``EngineConfig``."""
     weights_version: str | None = None
     """Data version of the weights, to be stored with the tables; None if it is not known."""
     previews: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from caption_assets.captioning.engine import CaptionEngine, EngineDied, EngineError
-from caption_assets.captioning.request import Completion, PoisonWindow, Request
+from caption_assets.captioning.request import Completion, PoisonWindow, Request, RequestFailed
 
 StartEngine = Callable[[], AbstractAsyncContextManager[CaptionEngine]]
 ANSWERS = 1000
@@ -41,17 +42,27 @@ class EngineKeeper:
 
     After a death nothing new is let in until the suspects have been asked again, in groups of about the square root of
     their number, and those of a group that kills the engine again one by one. So a window that kills it is found at
-    its third death, whatever else was under way.
+    its third death, whatever else was under way. It is blamed only if an engine that was built after these deaths
+    answers another window, the control: an engine that crashes on everything proves nothing about a window.
 
     Args:
         start: builds an engine.
         max_restarts: deaths that are put up with, as many again for each ``ANSWERS`` answers; the next is an error.
-        on_death: told of each death, with its reason.
+        on_death: called after each death, with its reason; what it raises is logged.
+        settings: the identity of the engine's settings; see ``EngineConfig``.
     """
 
+    settings = ""
+
     def __init__(
-        self, start: StartEngine, *, max_restarts: int = 10, on_death: Callable[[str], None] = lambda _: None
+        self,
+        start: StartEngine,
+        *,
+        max_restarts: int = 10,
+        on_death: Callable[[str], None] = lambda _: None,
+        settings: str = "",
     ) -> None:
+        self.settings = settings
         self._start = start
         self._max_restarts = max_restarts
         self._on_death = on_death
@@ -64,6 +75,8 @@ class EngineKeeper:
         self._recovery: asyncio.Task[None] | None = None
         self._resent = 0
         self._answers = 0
+        self._control: Request | None = None
+        """The request that was answered last."""
         self.deaths = 0
         """Engines that have died."""
 
@@ -112,6 +125,7 @@ class EngineKeeper:
         try:
             answer = await self.engine.complete(request)
             self._answers += 1
+            self._control = request
             return answer
         except EngineDied as death:
             suspect = _Suspect(request, asyncio.get_running_loop().create_future())
@@ -130,12 +144,16 @@ class EngineKeeper:
         suspects, self._suspects = self._suspects, []
         try:
             await self._rebuild(reason)
+            killers: list[_Suspect] = []
             size = max(math.isqrt(len(suspects)), 1)
             for first in range(0, len(suspects), size):
                 group = suspects[first : first + size]
                 for suspect in await self._unanswered(group):
-                    for killer in await self._unanswered([suspect]):
-                        killer.fail(PoisonWindow())
+                    killers += await self._unanswered([suspect])
+            if killers:
+                await self._ask_control(len(killers), reason)
+            for killer in killers:
+                killer.fail(PoisonWindow(self.settings))
         except Exception as error:  # whatever it is, those who wait must learn of it
             self._error = error
             if not isinstance(error, EngineError):  # no window's fault
@@ -160,14 +178,40 @@ class EngineKeeper:
                 suspect.fail(answer)
             else:
                 suspect.answer(answer)
+                self._control = suspect.request
         if deaths:
             await self._rebuild(deaths[0][1])
         return [suspect for suspect, _ in deaths]
 
+    async def _ask_control(self, killers: int, reason: str) -> None:
+        """Have the present engine answer a window that was answered before.
+
+        Raises:
+            EngineError: if there is none, or the engine crashes on it as well: no window is to blame.
+        """
+        crashes = "on everything that it was asked: it has answered nothing in this run"
+        if self._control is not None:
+            try:
+                await self.engine.complete(self._control)
+            except EngineDied as death:
+                reason, crashes = str(death), "also on a window that was answered before"
+            except RequestFailed:
+                return  # it lives
+            else:
+                return
+        raise EngineError(
+            f"the engine crashes {crashes} ({reason}; {killers} windows crashed it alone, and are not blamed): fix the "
+            "cause, see the engine's log above (often memory: lower CAPTION_GPU_MEMORY_UTILIZATION or "
+            "CAPTION_PROCESSOR_CACHE_GB), and materialize again"
+        )
+
     async def _rebuild(self, reason: str) -> None:
         """End the dead engine and build another."""
         self.deaths += 1
-        self._on_death(reason)
+        try:
+            self._on_death(reason)
+        except Exception:  # who is told of a crash does not end the run
+            logging.getLogger(__name__).exception("the callback for an engine's crash failed")
         await self._end()
         if self.deaths > self._max_restarts * (1 + self._answers // ANSWERS):
             raise EngineError(

@@ -35,7 +35,9 @@ class RepetitionLimits:
     """Maximum share of sentences that occurred before."""
     variety: float = 0.55
     """Minimum share of different words in ``VARIETY_WORDS`` consecutive ones, on average."""
-    top_word: float = 0.3
+    variety_words: int = 20
+    """In a shorter text words are repeated by chance."""
+    top_word: float = 0.5
     """Maximum share of all words that one word has."""
 
 
@@ -53,7 +55,7 @@ def is_repetitive(text: str, limits: RepetitionLimits = LIMITS) -> bool:
         or loop >= max(limits.loop_share * len(words), limits.min_words / 2)
         or covered_share(words) > limits.covered
         or repeated_sentence_share(text) > limits.repeated_sentences
-        or variety(words) < limits.variety
+        or (len(words) >= limits.variety_words and variety(words) < limits.variety)
         or Counter(words).most_common(1)[0][1] > limits.top_word * len(words)
     )
 

@@ -54,7 +54,15 @@ POISON = "poison"
 
 
 class PoisonWindow(RequestFailed):
-    """A request of which the engine dies each time, also when it is alone: it is not tried again."""
+    """A request that crashes the engine each time, also alone, while the engine answers others.
 
-    def __init__(self) -> None:
-        super().__init__(POISON, "the engine dies of this window each time it is asked about it")
+    Args:
+        settings: identity of the engine's settings under which it does. Under others it is asked again.
+    """
+
+    def __init__(self, settings: str) -> None:
+        super().__init__(
+            POISON,
+            "this window crashed the engine each of three times, while other windows were answered; it is asked again "
+            f"only with other engine settings or another vLLM than now ({settings})",
+        )

@@ -39,8 +39,8 @@ class Reuse:
     """Decides which rows stay as they are.
 
     One with a caption does, as long as its fingerprint is what it would be now. One that failed is made again, until
-    ``max_attempts`` requests have been made for it; but for a window that kills the engine, which has been asked alone:
-    each run would lose three engines to it.
+    ``max_attempts`` requests have been made for it. A window that crashes the engine is not asked again under the same
+    engine settings: each run would lose three engines to it.
     """
 
     recipe: Recipe
@@ -48,6 +48,8 @@ class Reuse:
     """What is wanted: stage 1, stage 2 or both."""
     max_attempts: int
     earlier: EarlierRows
+    engine_settings: str
+    """Identity of the settings of this run's engine."""
 
     def settle(self, task: Task) -> Captioned | Task:
         """What a task comes to if nothing is left to be made of it; else the task, with what is there already."""
@@ -76,6 +78,8 @@ class Reuse:
         row = self.earlier.find(table, window_id, fingerprint)
         if row is None:
             return None, 0
-        if row.status is Status.OK or row.error_kind == POISON or row.attempts >= self.max_attempts:
+        if row.error_kind == POISON:
+            return (row, 0) if row.engine_settings == self.engine_settings else (None, 0)
+        if row.status is Status.OK or row.attempts >= self.max_attempts:
             return row, 0
         return None, row.attempts

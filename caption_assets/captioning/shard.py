@@ -256,7 +256,7 @@ def _beginnings(
     earlier: EarlierRows,
 ) -> list[Captioned | Task]:
     """For each row of a shard's manifest its result, if earlier runs have settled it, or what is left to be made."""
-    reuse = Reuse(job.recipe, job.tables, job.max_attempts, earlier)
+    reuse = Reuse(job.recipe, job.tables, job.max_attempts, earlier, job.engine_settings)
     beginnings: list[Captioned | Task] = []
     for number, row in enumerate(manifest):
         task = Task(row, partial(clip_pieces, job.source, row), stage1.get(row.key), shard, number)

@@ -207,7 +207,7 @@ class Captioner:
     async def _stage(self, stage: int, run: _Run, stage1: CaptionRow | None) -> CaptionRow:
         """The row of one stage."""
         window, tried = run.task.window, run.task.tried[stage - 1]
-        row = blank_row(self._recipe, stage, window, stage1)
+        row = replace(blank_row(self._recipe, stage, window, stage1), engine_settings=self._keeper.settings)
         prompt = self._recipe.prompt_for(window)
         instruction = prompt.stage1 if stage1 is None else prompt.stage2_text(stage1.caption or "")
         run.attempts = 0

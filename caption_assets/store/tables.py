@@ -154,6 +154,9 @@ class CaptionRow:
     output_tokens: int | None = None
     attempts: int = 0
     """Requests made for this caption, over all runs; one more for each time that its frames could not be had."""
+    engine_settings: str | None = None
+    """Version of vLLM and hash of the engine's settings under which the row was made; null in rows of older
+    versions."""
     fingerprint: str | None = None
     """Hash of all that decides the caption's text: clip, frames, prompt, model and sampling."""
     stage1_fingerprint: str | None = None
@@ -238,6 +241,7 @@ _CAPTION_SCHEMA = pa.schema(
         ("cached_tokens", pa.int32()),
         ("output_tokens", pa.int32()),
         pa.field("attempts", pa.int32(), nullable=False),
+        ("engine_settings", pa.string()),
         ("fingerprint", pa.string()),
     ]
 )

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from caption_assets.captioning import recovery
@@ -79,6 +79,7 @@ def test_every_poison_window_is_found_within_three_deaths_and_all_others_are_ans
     windows: int, poison: set[int]
 ) -> None:
     poison = {number for number in poison if number < windows}
+    assume(len(poison) < windows)
     engines = Engines({str(number) for number in poison})
 
     async def run() -> tuple[list[Any], int]:
@@ -122,12 +123,53 @@ def test_an_engine_that_cannot_be_built_again_is_an_error_and_no_hang() -> None:
     assert {str(outcome) for outcome in outcomes} == {"no engine any more"}
 
 
+@given(windows=st.integers(1, 3))
+def test_an_engine_that_crashes_on_everything_blames_no_window(windows: int) -> None:
+    engines = Engines({"0", "1", "2"})
+
+    async def run() -> list[Any]:
+        async with EngineKeeper(engines.start) as keeper:
+            return await ask_all(keeper, windows)
+
+    for outcome in asyncio.run(run()):
+        assert isinstance(outcome, EngineError)
+        assert "answered nothing in this run" in str(outcome)
+
+
+def test_an_engine_that_crashes_on_everything_from_some_moment_on_blames_no_window() -> None:
+    engines = Engines(set())
+
+    async def run() -> list[Any]:
+        async with EngineKeeper(engines.start) as keeper:
+            before = await ask_all(keeper, 5)
+            engines.poison.update(map(str, range(10)))
+            return before + await ask_all(keeper, 2)
+
+    *before, one, two = asyncio.run(run())
+    assert all(isinstance(outcome, Completion) for outcome in before)
+    assert {type(one), type(two)} == {EngineError}
+    assert "answered before" in str(one)
+
+
+def test_a_callback_that_fails_ends_no_run() -> None:
+    def failing(reason: str) -> None:
+        raise OSError(reason)
+
+    async def run() -> list[Any]:
+        async with EngineKeeper(Engines({"0"}).start, on_death=failing) as keeper:
+            return await ask_all(keeper, 2)
+
+    poison, other = asyncio.run(run())
+    assert isinstance(poison, PoisonWindow)
+    assert isinstance(other, Completion)
+
+
 def test_deaths_are_told() -> None:
     told: list[str] = []
 
     async def run() -> None:
         async with EngineKeeper(Engines({"0"}).start, on_death=told.append) as keeper:
-            await ask_all(keeper, 1)
+            await ask_all(keeper, 2)
 
     asyncio.run(run())
     assert told == ["scripted"] * 3  # under way, and then twice alone: it may have been killed from outside
@@ -135,7 +177,7 @@ def test_deaths_are_told() -> None:
 
 def test_as_many_deaths_again_are_put_up_with_after_so_many_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recovery, "ANSWERS", 10)
-    engines = Engines({str(number) for number in range(0, 60, 10)})
+    engines = Engines({str(number) for number in range(5, 60, 10)})
 
     async def run() -> list[Any]:
         async with EngineKeeper(engines.start, max_restarts=6) as keeper:

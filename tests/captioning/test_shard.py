@@ -74,8 +74,9 @@ class World:
         log, self.engines = Log(), 0
         self.asked.clear()
         stand_in = engine or StandIn(self.count)
-        keeper = EngineKeeper(lambda: start_stand_in(stand_in, self.count_engine))
-        await caption_shards(keeper, SANDBOX, self.job(**how), shards or ["a"], log)
+        job = self.job(**how)
+        keeper = EngineKeeper(lambda: start_stand_in(stand_in, self.count_engine), settings=job.engine_settings)
+        await caption_shards(keeper, SANDBOX, job, shards or ["a"], log)
         return log
 
     def count(self, request: Request) -> None:
@@ -203,14 +204,29 @@ def test_a_window_that_kills_the_engine_is_not_asked_again_by_the_next_run(world
     def asked(request: Request) -> None:
         world.count(request)
         if request.video_id.startswith(poison):
-            raise PoisonWindow
+            raise PoisonWindow("vLLM 1")
 
-    world.run(engine=StandIn(asked))
+    world.run(engine=StandIn(asked), engine_settings="vLLM 1")
     row = read_captions(world.root, Table.STAGE1, "a")[0]
     assert (row.window_id, row.error_kind, row.attempts) == (poison, "poison", POISON_DEATHS)
-    world.run(engine=StandIn(asked))
+    assert row.engine_settings == "vLLM 1"
+    world.run(engine=StandIn(asked), engine_settings="vLLM 1")
     assert world.asked == {}
     assert read_captions(world.root, Table.STAGE1, "a")[0] == row
+
+
+def test_a_window_that_killed_the_engine_is_asked_again_under_other_engine_settings(world: World) -> None:
+    poison = read_manifest(world.root, "a")[0].window_id
+
+    def asked(request: Request) -> None:
+        if request.video_id.startswith(poison):
+            raise PoisonWindow("vLLM 1")
+
+    world.run(engine=StandIn(asked), engine_settings="vLLM 1")
+    world.run(engine_settings="vLLM 2")
+    assert world.asked == {1: 1, 2: 1}
+    row = read_captions(world.root, Table.STAGE1, "a")[0]
+    assert (row.status, row.engine_settings) == (Status.OK, "vLLM 2")
 
 
 def test_stage_2_alone_takes_up_what_was_published(world: World) -> None:
