@@ -88,7 +88,7 @@ def measure(count: int) -> Cost:
         read_seconds = time.monotonic() - begun
     begun = time.monotonic()
     earlier = EarlierRows((Table.STAGE1, row) for row in found)
-    reuse = Reuse(recipe, frozenset({Table.STAGE1}), MAX_ATTEMPTS, earlier)
+    reuse = Reuse(recipe, frozenset({Table.STAGE1}), MAX_ATTEMPTS, earlier, engine_settings="")
     settled = [reuse.settle(Task(window, list)) for window in windows]
     if not all(isinstance(one, Captioned) for one in settled):
         raise RuntimeError("rows that were just published were not found again")
