@@ -36,7 +36,7 @@ class Site:
 
     def __init__(self, folder: Path, instance: dg.DagsterInstance, **settings: object) -> None:
         self.source = folder / "shards"
-        self.source.mkdir(parents=True)
+        self.source.mkdir(parents=True, exist_ok=True)
         self.settings = Settings(root=str(folder), **settings)  # type: ignore[arg-type]
         self.project = Project(self.settings.project)
         self.root = Root.open(str(folder))

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from dagster._core.code_pointer import ModuleCodePointer
 from dagster._core.instance.ref import InstanceRef
+from dagster._core.origin import JobPythonOrigin, RepositoryPythonOrigin
 from dagster._core.storage.dagster_run import DagsterRun
 from dagster._serdes import ConfigurableClassData
 from dagster_k8s import K8sRunLauncher
@@ -150,9 +152,20 @@ def _server_pod(name: str, server: Mapping[str, Any], account: str, shared: Mapp
     return {"serviceAccountName": account, "containers": [container], "volumes": server["volumes"]}
 
 
-def job(launcher: K8sRunLauncher, image: str, *layers: Mapping[str, Any]) -> Object:
-    """The Job that dagster-k8s makes of the launcher's configuration and what is laid over it, one upon the other."""
-    run = DagsterRun(job_name="job", run_id="c0ffee00-0000-4000-8000-000000000000")
+def job(
+    launcher: K8sRunLauncher, image: str, *layers: Mapping[str, Any], code_server: Mapping[str, Any] | None = None
+) -> Object:
+    """The Job that dagster-k8s makes of the launcher's configuration and what is laid over it, one upon the other.
+
+    Args:
+        launcher: of the values.
+        image: of the Job's container.
+        layers: what steps ask for, as in their tags.
+        code_server: the container context of the run's code server, its DAGSTER_CONTAINER_CONTEXT.
+    """
+    repository = RepositoryPythonOrigin("python", ModuleCodePointer("m", "f"), container_context=code_server)
+    run_id = "c0ffee00-0000-4000-8000-000000000000"
+    run = DagsterRun(job_name="job", run_id=run_id, job_code_origin=JobPythonOrigin("job", repository))
     context = K8sContainerContext.create_for_run(run, launcher, include_run_tags=False)
     for layer in layers:
         config = UserDefinedDagsterK8sConfig.from_dict(layer)  # type: ignore[no-untyped-call]

@@ -1,4 +1,5 @@
 import inspect
+import json
 import re
 import tomllib
 from collections.abc import Iterator
@@ -133,6 +134,17 @@ def test_the_captioning_step_alone_takes_the_gpu_image_and_a_gpu(launcher: K8sRu
         captions = name == "stage1_captions"
         assert ("caption-assets-gpu" in container["image"]) is captions
         assert ("nvidia.com/gpu" in container["resources"]["limits"]) is captions
+
+
+def test_a_projects_own_settings_outrank_those_of_all_projects(launcher: K8sRunLauncher) -> None:
+    [addition] = re.findall(r"```yaml\n(.*?)```", (K8S / "README.md").read_text(), re.DOTALL)
+    server = yaml.safe_load(addition)
+    [context] = server["env"]
+    assert context["name"] == "DAGSTER_CONTAINER_CONTEXT"
+    made = job(launcher, "slim", step_pod(settings_of("base")), code_server=json.loads(context["value"]))
+    [container] = made["spec"]["template"]["spec"]["containers"]
+    maps = [entry["configMapRef"] for entry in container["envFrom"] if "configMapRef" in entry]
+    assert maps == server["envConfigMaps"]  # Kubernetes: of equal keys the last source's takes precedence
 
 
 def test_the_schedules_size_comes_on_top_of_what_the_captioning_pod_has(launcher: K8sRunLauncher) -> None:

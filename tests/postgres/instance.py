@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import boto3
 import yaml
@@ -14,7 +13,9 @@ from tests.postgres.server import PostgresServer
 from tests.store.server import S3Server
 
 
-def write_instance(home: Path, server: PostgresServer, store: S3Server, **paused: Any) -> dict[str, str]:
+def write_instance(
+    home: Path, server: PostgresServer, store: S3Server, *, runs_queue_up: bool = False
+) -> dict[str, str]:
     """Write the `dagster.yaml` that the chart makes of the values into ``home``; returns the variables that it needs.
 
     All that differs from the cluster's: address and name of the database, which the values leave to the user, and the
@@ -24,7 +25,7 @@ def write_instance(home: Path, server: PostgresServer, store: S3Server, **paused
         home: for DAGSTER_HOME.
         server: keeps the instance's database, an empty one.
         store: keeps the compute logs.
-        paused: replaces settings of the run queue, for a test in which runs are requested and not executed.
+        runs_queue_up: let the queue start no run, for a test of what is requested.
     """
     database = {
         "postgresqlHost": "127.0.0.1",
@@ -33,7 +34,8 @@ def write_instance(home: Path, server: PostgresServer, store: S3Server, **paused
     }
     config = instance_config({**VALUES, "postgresql": {**VALUES["postgresql"], **database}})
     config["run_launcher"] = {"module": "dagster", "class": "DefaultRunLauncher"}
-    config["concurrency"]["runs"] |= paused
+    if runs_queue_up:
+        config["concurrency"]["runs"]["max_concurrent_runs"] = 0
     (home / "dagster.yaml").write_text(yaml.safe_dump(config))
     variables = {
         "DAGSTER_HOME": str(home),

@@ -1,0 +1,137 @@
+"""The daemon, its sensors, schedule and queue over the cluster's instance, on PostgreSQL."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import boto3
+import dagster as dg
+import pytest
+from dagster._core.scheduler.instigation import TickStatus
+
+from caption_assets.assets.request import NAMESPACE, requested_shards
+from caption_assets.assets.shard_index import REMOVED, observed_versions
+from caption_assets.store.root import Root
+from caption_assets.store.tables import Status, Table, read_captions
+from tests.automation.conftest import Site
+from tests.postgres.conftest import Deploy
+from tests.postgres.deployment import AUTOMATION, until
+from tests.store.server import S3Server
+
+pytestmark = [pytest.mark.postgres, pytest.mark.timeout(1200)]
+
+MAX_TAG_BYTES = 2704 // 4
+"""A quarter of what PostgreSQL's B-tree indexes, such as the one of Dagster's tags, take of a row."""
+SHARDS = 1000
+SHARDS_PER_RUN = 64
+QUEUED = dg.RunsFilter(statuses=[dg.DagsterRunStatus.QUEUED])
+BACKFILL = """mutation ($shards: [String!]!) { launchPartitionBackfill(backfillParams: {
+    assetSelection: [{path: ["clip_manifest"]}], partitionNames: $shards}) {
+    __typename ... on LaunchBackfillSuccess { backfillId } } }"""
+
+
+def requests(instance: dg.DagsterInstance, asset: str, shards: list[str]) -> dict[str, list[str]]:
+    """The queued runs that were requested for an asset, by shard."""
+    found: dict[str, list[str]] = {}
+    for run in instance.get_runs(QUEUED):
+        if dg.AssetKey(asset) in (run.asset_selection or ()):
+            for shard in requested_shards(run.tags, shards) or ():
+                found.setdefault(shard, []).append(run.run_id)
+    return found
+
+
+def test_a_thousand_shards_are_requested_64_a_run(tmp_path: Path, deploy: Deploy) -> None:
+    root = tmp_path / "root"
+    settings = {
+        **AUTOMATION,
+        "CAPTION_ROOT": str(root),
+        "CAPTION_SHARDS_PER_RUN": str(SHARDS_PER_RUN),
+        "CAPTION_BACKFILL_SHARDS": str(SHARDS),
+    }
+    names = [f"shard-with-a-longer-name-{number:04}" for number in range(SHARDS)]
+    (root / "shards").mkdir(parents=True)
+    for name in names:
+        (root / "shards" / f"{name}.jsonl").write_text("{}")
+    deployment = deploy({"captions": settings}, runs_queue_up=True)
+    instance = deployment.instance
+    site = Site(root, instance)
+
+    def requested(asset: str) -> list[dg.DagsterRun]:
+        """The runs in the queue, once each shard is in one that makes the asset."""
+        until(lambda: len(requests(instance, asset, names)) == SHARDS)
+        until(lambda: f"{SHARDS} are under way" in deployment.message("backfill"))
+        assert {len(runs) for runs in requests(instance, asset, names).values()} == {1}
+        runs = instance.get_runs(QUEUED)
+        assert max(sum(name.startswith(NAMESPACE) for name in run.tags) for run in runs) == SHARDS_PER_RUN
+        assert max(len(name) + len(value) for run in runs for name, value in run.tags.items()) < MAX_TAG_BYTES
+        return list(runs)
+
+    manifests = requested("clip_manifest")
+    site.fetch_weights()
+    site.materialize("clip_manifest", *names)
+    for run in manifests:
+        instance.report_run_canceled(run)
+    requested("stage2_captions")
+    for name in ("new_shards", "backfill"):
+        assert TickStatus.FAILURE not in {tick.status for tick in deployment.ticks(name)}
+
+
+@pytest.mark.engine
+def test_a_new_shard_is_captioned_on_the_instance_of_the_cluster(
+    tmp_path: Path, deploy: Deploy, s3_server: S3Server, sample_data: Path
+) -> None:
+    root = tmp_path / "root"
+    (root / "shards" / "street").mkdir(parents=True)
+    shutil.copy(sample_data / "shards" / "sample-folder" / "clip-00.webm", root / "shards" / "street")
+    settings = {**AUTOMATION, "CAPTION_ROOT": str(root), "CAPTION_CACHE": str(tmp_path / "cache")}
+    deployment = deploy({"captions": settings})
+    instance = deployment.instance
+    until(lambda: "1 of 1 shards are captioned" in deployment.message("backfill"))
+    assert {row.status for row in read_captions(Root.open(str(root)), Table.STAGE2, "street")} == {Status.OK}
+
+    launched = deployment.ask(BACKFILL, shards=["street"])["launchPartitionBackfill"]
+    assert launched["__typename"] == "LaunchBackfillSuccess"
+    until(lambda: instance.get_backfill(launched["backfillId"]).status.value == "COMPLETED_SUCCESS")  # type: ignore[union-attr]
+
+    runs = instance.get_runs()
+    assert len(runs) == 4  # weights, manifest, captions, the backfill's manifest
+    assert {run.status for run in runs} == {dg.DagsterRunStatus.SUCCESS}
+    assert instance.event_log_storage.get_concurrency_info("gpu").slot_count == 4  # of the values
+    store = boto3.client(
+        "s3",
+        endpoint_url=s3_server.endpoint,
+        aws_access_key_id=s3_server.key,
+        aws_secret_access_key=s3_server.secret,
+        region_name="us-east-1",
+    )
+    logs = store.list_objects_v2(Bucket="captions", Prefix="compute-logs/")["Contents"]
+    assert {run.run_id for run in runs} <= {part for log in logs for part in log["Key"].split("/")}
+
+
+def test_two_projects_on_one_instance_leave_each_others_shards_alone(tmp_path: Path, deploy: Deploy) -> None:
+    projects = {
+        "plain": {**AUTOMATION, "CAPTION_ROOT": str(tmp_path / "plain")},
+        "north": {**AUTOMATION, "CAPTION_ROOT": str(tmp_path / "north"), "CAPTION_PROJECT": "north"},
+    }
+    for name, shards in {"plain": "ab", "north": "bc"}.items():
+        (tmp_path / name / "shards").mkdir(parents=True)
+        for shard in shards:
+            (tmp_path / name / "shards" / f"{shard}.jsonl").write_text("{}")
+    deployment = deploy(projects, runs_queue_up=True)
+    instance = deployment.instance
+    sites = [Site(tmp_path / "plain", instance), Site(tmp_path / "north", instance, project="north")]
+    until(lambda: [site.registered for site in sites] == [["a", "b"], ["b", "c"]])
+    seen = len(deployment.ticks("new_shards"))
+    until(lambda: len(deployment.ticks("new_shards")) >= seen + 6)
+    for site in sites:
+        assert REMOVED not in observed_versions(instance, site.project).values()
+    assert TickStatus.FAILURE not in {tick.status for tick in deployment.ticks("new_shards")}
+
+    until(lambda: len(instance.get_runs(QUEUED)) == 4)  # weights and manifests of both
+    requested = {
+        run.tags["dagster/code_location"]: requested_shards(run.tags, ["a", "b", "c"])
+        for run in instance.get_runs(QUEUED)
+        if "dagster/asset_partition_range_start" in run.tags
+    }
+    assert requested == {"plain": ["a", "b"], "north": ["b", "c"]}
