@@ -20,9 +20,9 @@ from caption_assets.sample.shards import SEEDS, TRUTH, write_shards
 from caption_assets.store.root import Root
 from caption_assets.store.tables import CaptionRow, Table, read_captions, table_path
 from scripts.child import child
+from scripts.dev import DATA, STATE
 
 ROOT = Path(__file__).resolve().parent.parent
-DATA = ROOT / "data"
 LOG = DATA / "demo.log"
 STARTED = time.monotonic()
 CHAIN = "clip_manifest,stage1_captions,stage2_captions"
@@ -31,6 +31,7 @@ CHAIN = "clip_manifest,stage1_captions,stage2_captions"
 def main() -> int:
     """Run the demo; returns the exit status."""
     DATA.mkdir(exist_ok=True)
+    STATE.mkdir(parents=True, exist_ok=True)
     LOG.unlink(missing_ok=True)
     say("writing the sample shards")
     write_shards(DATA / "shards")
@@ -57,8 +58,7 @@ def materialize(selection: str, *options: str) -> None:
     lines = []
     with LOG.open("a") as log:
         full = [sys.executable, "-W", "ignore", *command, *options]
-        # Dagster's instance keeps its state in DATA, apart from that of the reader's own data.
-        with child(full, cwd=DATA, env=environment, stdout=subprocess.PIPE) as process:
+        with child(full, cwd=STATE, env=environment, stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
             for line in process.stdout:
                 lines.append(line)

@@ -18,6 +18,9 @@ from scripts.child import child
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DATA = REPOSITORY / "data"
+"""The root of the demo."""
+STATE = REPOSITORY / ".dagster" / "demo"
+"""Folder for the demo's state of Dagster's instance; that of other data lies apart, in the repository's .dagster."""
 PORT = "3000"
 
 
@@ -30,10 +33,11 @@ class Files(SimpleHTTPRequestHandler):
 
 def main() -> int:
     """Run until interrupted; returns the exit status."""
-    # Dagster's instance keeps its state in the working directory: that of the demo, or of CAPTION_ROOT's commands.
+    # Dagster's instance keeps its state in the working directory: that of the demo, or of the commands of the README.
     chosen = os.environ.get("CAPTION_ROOT")
-    DATA.mkdir(exist_ok=True)
-    os.chdir(REPOSITORY if chosen else DATA)
+    folder = REPOSITORY if chosen else STATE
+    folder.mkdir(parents=True, exist_ok=True)
+    os.chdir(folder)
     environment = {"DAGSTER_HOME": str(REPOSITORY), **os.environ, "CAPTION_ROOT": chosen or str(DATA)}
     settings = load_settings()
     root = Root.open(environment["CAPTION_ROOT"])

@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 import dagster as dg
 
+from caption_assets.assets.claim import check_claim
 from caption_assets.assets.project import Project
 from caption_assets.assets.shard_index import first_names
 from caption_assets.automation.differences import Difference, Kind, find_differences, settle
@@ -45,9 +46,11 @@ def reconcile(instance: dg.DagsterInstance, settings: Settings, root: Root, *, m
     """Compare all registered shards, print the differences, and settle them if ``mend``.
 
     Raises:
+        ProjectClash: if the instance has the project's name for another root.
         StoreError: if the root cannot be read.
     """
     project = Project(settings.project)
+    check_claim(instance, project, build_storage(settings))
     registered, busy = project.registered(instance), shards_under_way(instance, project)
     shards = [shard for shard in registered if shard not in busy]
     stored = {table: stored_shards(root, table) for table in Table}

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import dagster as dg
 
+from caption_assets.assets.claim import check_claim
 from caption_assets.assets.failures import clear_failures
 from caption_assets.assets.project import Project
 from caption_assets.assets.shard_index import (
@@ -154,6 +155,7 @@ def confirm_removals(instance: dg.DagsterInstance, settings: Settings, number: i
         What was found and done, for the person.
 
     Raises:
+        ProjectClash: if the instance has the project's name for another root.
         RemovalError: if it is another number.
         ShardError: if the source is not there.
     """
@@ -172,7 +174,9 @@ def confirm_removals(instance: dg.DagsterInstance, settings: Settings, number: i
 
 
 def _present_removals(instance: dg.DagsterInstance, settings: Settings) -> Removals:
-    project, source = Project(settings.project), build_storage(settings).source()
+    project, storage = Project(settings.project), build_storage(settings)
+    check_claim(instance, project, storage)
+    source = storage.source()
     present = list_shards(source).keys
     return find_removals(settings, source, project.registered(instance), observed_versions(instance, project), present)
 

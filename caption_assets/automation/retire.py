@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 import dagster as dg
 
+from caption_assets.assets.claim import check_claim
 from caption_assets.assets.project import Project
 from caption_assets.assets.shard_index import is_removed, observed_versions
 from caption_assets.automation.shard_states import shards_under_way
@@ -42,8 +43,10 @@ def main() -> None:
     options = parser.parse_args()
     try:
         settings = load_settings()
-        project, root = Project(settings.project), build_storage(settings).root()
+        project, storage = Project(settings.project), build_storage(settings)
         with dg.DagsterInstance.get() as instance:
+            check_claim(instance, project, storage)
+            root = storage.root()
             shards = [*options.shards, *(removed_shards(instance, project) if options.removed else ())]
             check(instance, project, shards)
             for shard in shards:

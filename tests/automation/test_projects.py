@@ -7,7 +7,10 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from caption_assets.assets.claim import ProjectClash
 from caption_assets.assets.shard_index import REMOVED, observed_versions
+from caption_assets.automation.reconcile import reconcile
+from caption_assets.automation.removals import confirm_removals
 from tests.automation.conftest import Site
 
 pytestmark = pytest.mark.fast
@@ -71,3 +74,17 @@ def test_projects_of_one_name_are_refused_before_a_shard_is_registered(
     first.look()
     assert first.registered == ["a"]
     assert REMOVED not in observed_versions(instance, first.project).values()
+
+
+def test_commands_refuse_another_root_than_the_projects(
+    sites: tuple[Site, Site],
+) -> None:
+    plain, north = sites
+    for site in sites:
+        site.look()
+    elsewhere = north.settings.model_copy(update={"project": None})
+    with pytest.raises(ProjectClash):
+        reconcile(plain.instance, elsewhere, north.root, mend=True)
+    with pytest.raises(ProjectClash):
+        confirm_removals(plain.instance, elsewhere, 1)
+    assert REMOVED not in observed_versions(plain.instance, plain.project).values()
