@@ -104,4 +104,5 @@ def _delete_in_bulk(fs: AbstractFileSystem, paths: Sequence[str]) -> Sequence[st
         if not is_refusal(error):
             raise
         return paths
-    return [by_key[refused["Key"]] for refused in answer.get("Errors", ()) if refused.get("Key") in by_key]
+    refused = {error.get("Key") for error in answer.get("Errors", ())}
+    return [by_key[key] for key in refused] if refused <= by_key.keys() else paths

@@ -125,6 +125,8 @@ def test_a_store_without_bulk_deletes_has_its_objects_deleted_one_by_one(
     for number in range(3):
         root.write(f"folder/deep/{number} & <more>", b"data")
     root.write("folder-beside", b"data")
+    bucket, prefix = root.path.split("/")
+    boto3.client("s3").put_object(Bucket=bucket, Key=f"{prefix}/folder/")  # as a console makes a folder
     between(rule=without_bulk_delete(BULK_DELETE_REFUSALS[store]))
     Root.open(s3_url).remove_folder("folder")
     assert root.names("") == ["folder-beside"]
@@ -150,9 +152,10 @@ def refused_by_a_bulk_delete(url: str) -> Refusal:
     return Refusal(200, "", text=f"<DeleteResult>{error}</DeleteResult>")
 
 
-def test_what_a_bulk_delete_reports_as_left_is_deleted_alone(s3_url: str, between: Between) -> None:
+@pytest.mark.parametrize("name", ["a", "another"])
+def test_what_a_bulk_delete_reports_as_left_is_deleted_alone(s3_url: str, between: Between, name: str) -> None:
     root = Root.open(s3_url)
-    root.write("folder/a", b"data")
+    root.write(f"folder/{name}", b"data")
     between(rule=lambda request: refused_by_a_bulk_delete(s3_url) if is_bulk_delete(request) else None)
     Root.open(s3_url).remove_folder("folder")
     assert root.names("folder") == []
