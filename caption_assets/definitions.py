@@ -19,7 +19,7 @@ from caption_assets.assets.claim import check_claim  # noqa: E402
 from caption_assets.assets.clip_manifest import build_clip_manifest  # noqa: E402
 from caption_assets.assets.model_weights import build_model_weights  # noqa: E402
 from caption_assets.assets.project import Project  # noqa: E402
-from caption_assets.assets.run_heartbeat import end_with_run, with_heartbeat  # noqa: E402
+from caption_assets.assets.run_heartbeat import with_heartbeat  # noqa: E402
 from caption_assets.assets.shard_index import build_shard_index, build_shards  # noqa: E402
 from caption_assets.automation.alerts import (  # noqa: E402
     build_failure_alerts,
@@ -97,5 +97,4 @@ def _has_instance() -> bool:
     return bool(home) and any(Path(home).expanduser().joinpath(name).exists() for name in ("dagster.yaml", "history"))
 
 
-end_with_run()
 defs = load_definitions()

@@ -6,7 +6,6 @@ last, in one process, in several, and in a cluster. Resources are not: Dagster m
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,23 +17,9 @@ from dagster._core.execution.step_dependency_config import StepDependencyConfig
 from dagster._core.executor.base import Executor
 from dagster._utils import send_interrupt
 
-from caption_assets.lifeline import die_with
 from caption_assets.resources import build_storage
 from caption_assets.settings import Settings
 from caption_assets.store.heartbeat import Heartbeat
-
-RUN_VARIABLE = "CAPTION_ASSETS_RUN_PROCESS"
-"""Process id of the run, in the environment of its steps' processes."""
-
-
-def end_with_run() -> None:
-    """If this is the process of one step of a run, have it end with the run's process, also when that is killed.
-
-    Dagster's multiprocess executor leaves its children running then, with an engine and GPUs that the next run needs.
-    """
-    run = os.getppid()
-    if os.environ.get(RUN_VARIABLE) == str(run):
-        die_with(run)
 
 
 def with_heartbeat(executor: dg.ExecutorDefinition, settings: Settings) -> dg.ExecutorDefinition:
@@ -82,7 +67,6 @@ class _WithHeartbeat(Executor):
             has_launcher = run.remote_job_origin is not None
             return run.is_finished or (run.status is dg.DagsterRunStatus.CANCELING and not has_launcher)
 
-        os.environ[RUN_VARIABLE] = str(os.getpid())
         with Heartbeat(
             build_storage(self._settings).root,
             run_id,

@@ -196,7 +196,7 @@ def _report(context: dg.AssetExecutionContext, reason: str) -> None:
         return
     if run.status is dg.DagsterRunStatus.CANCELING:
         context.instance.report_run_canceled(run, reason)
-    elif context.job_def.executor_def is dg.in_process_executor:
+    elif context.job_def.executor_def.name == dg.in_process_executor.name:
         context.instance.report_run_failed(run, reason)
 
 

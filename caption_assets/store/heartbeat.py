@@ -23,9 +23,11 @@ FOLDER = "_runs"
 RENEWALS = 3
 """Renewals in the time of a lease: two may fail before it expires."""
 POLL_SECONDS = 10.0
-"""Interval at which a run checks that it was not ended from outside; that of Dagster's own cancellation thread."""
+"""Interval at which a run checks that it was not ended from outside, like that of Dagster's own cancellation thread."""
 FIRST_SECONDS = 10.0
 """Longest time that a run waits for its first heartbeat. A run that is killed before it has none."""
+STOP_SECONDS = 30.0
+"""Interval at which a run that was ended from outside is told so again, if it goes on."""
 END_SECONDS = 10.0
 """Longest time that a run waits at its end for a store that does not answer."""
 
@@ -48,7 +50,7 @@ class Heartbeat:
         run_id: the run's.
         seconds: time after which the heartbeat expires without a renewal.
         is_over: says whether the run was ended from outside.
-        on_over: called once if it was.
+        on_over: called if it was, and again if the block does not end then.
         on_trouble: receives the first error of a series. The thread tries again.
     """
 
@@ -91,12 +93,18 @@ class Heartbeat:
         self._tried.set()
         while not self._ended.wait(min(self._interval, POLL_SECONDS)):
             if self._try(self._is_over):
-                self._on_over()
+                self._stop()
                 break
             if time.monotonic() - renewed >= self._interval - POLL_SECONDS / 2:
                 renewed = self._renew()
         if self._root:
             self._try(partial(remove_heartbeat, self._root, self._run_id))
+
+    def _stop(self) -> None:
+        """Tell the run to stop, until it does: an exception that a signal handler raises can be lost in a finaliser."""
+        self._on_over()
+        while not self._ended.wait(STOP_SECONDS):
+            self._on_over()
 
     def _renew(self) -> float:
         """Write the heartbeat, and return the time at which it was tried."""

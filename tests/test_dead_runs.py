@@ -1,0 +1,229 @@
+"""Runs that are killed: the daemon ends them, the queue goes on, and the schedule requests their shards again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import dagster as dg
+import psutil
+import pytest
+
+from caption_assets.store.heartbeat import list_heartbeats
+from caption_assets.store.root import Root
+from tests.automation.monitor import Monitor
+
+REPOSITORY = Path(__file__).parent.parent
+Status = dg.DagsterRunStatus
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
+
+
+@dataclass
+class Site:
+    """A root and an instance, and processes of Dagster's over them."""
+
+    folder: Path
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def home(self) -> Path:
+        return self.folder / "home"
+
+    @property
+    def root(self) -> Root:
+        return Root.open(str(self.folder / "root"))
+
+    def start(self, *arguments: str, **settings: str) -> subprocess.Popen[bytes]:
+        """A command of Dagster's, in a process group of its own."""
+        environment = {
+            **os.environ,
+            "DAGSTER_HOME": str(self.home),
+            "CAPTION_ROOT": str(self.folder / "root"),
+            "CAPTION_CACHE": str(self.folder / "cache"),
+            "CAPTION_LEASE_SECONDS": "5",
+            **settings,
+        }
+        command = [sys.executable, "-W", "ignore", "-m", "dagster", *arguments, "-m", "caption_assets.definitions"]
+        with (self.folder / "log").open("ab") as log:
+            options = {"cwd": self.home, "env": environment, "stdout": log, "stderr": log, "start_new_session": True}
+            self.processes.append(subprocess.Popen(command, **options))  # type: ignore[call-overload]
+        return self.processes[-1]
+
+    def kill_all(self) -> None:
+        """Everything that these commands have started, at one blow."""
+        for process in self.processes:
+            for child in [*children(process), process]:
+                child.kill()
+            process.wait()
+
+    def instance(self) -> dg.DagsterInstance:
+        before = Path.cwd()
+        os.chdir(self.home)  # dagster.yaml names folders below the present one
+        try:
+            return dg.DagsterInstance.from_config(str(self.home))
+        finally:
+            os.chdir(before)
+
+    def living(self, run: psutil.Popen | subprocess.Popen[bytes]) -> str:
+        """The id of the one run in progress, once it has a heartbeat."""
+        until(lambda: list_heartbeats(self.root) or run.poll() is not None, 120)
+        [run_id] = list_heartbeats(self.root)
+        return run_id
+
+
+def children(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """All processes below another, also where one between them has ended."""
+    return [child for child in psutil.process_iter() if _session(child) == process.pid and child.pid != process.pid]
+
+
+def _session(process: psutil.Process) -> int | None:
+    try:
+        return os.getsid(process.pid)
+    except OSError:
+        return None
+
+
+def until(condition: Callable[[], object], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds:.0f} s"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    site = Site(tmp_path)
+    (tmp_path / "root").mkdir()
+    site.home.mkdir()
+    shutil.copy(REPOSITORY / "dagster.yaml", site.home)
+    yield site
+    site.kill_all()
+
+
+@pytest.fixture
+def silent_source() -> Iterator[dict[str, str]]:
+    """Settings of a source that never answers, so that a run which lists it takes minutes."""
+    with socket.socket() as store:
+        store.bind(("127.0.0.1", 0))
+        store.listen(100)
+        yield {
+            "CAPTION_SOURCE": "s3://bucket/shards",
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{store.getsockname()[1]}",
+            "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+        }
+
+
+@pytest.fixture
+def monitor(site: Site) -> Iterator[Monitor]:
+    with site.instance() as instance:
+        yield Monitor(site.folder / "root", instance)
+
+
+MATERIALIZE = ("asset", "materialize", "--select")
+
+
+@pytest.mark.parametrize("executor", ["in_process", "multiprocess"])
+def test_a_run_of_the_command_line_that_is_killed_is_ended(
+    site: Site, monitor: Monitor, silent_source: dict[str, str], executor: str
+) -> None:
+    process = site.start(*MATERIALIZE, "shard_index", CAPTION_EXECUTOR=executor, **silent_source)
+    run = site.living(process)
+    if executor == "multiprocess":
+        until(lambda: children(process), 60)
+    process.kill()
+    process.wait()
+    until(lambda: not children(process), 60)
+    monitor.watch(60)
+    assert monitor.status(run) is Status.FAILURE
+    assert f"process {process.pid}" in monitor.message(run, dg.DagsterEventType.RUN_FAILURE)
+
+
+def test_a_run_that_was_suspended_lives_and_one_that_was_for_too_long_stops_itself(
+    site: Site, monitor: Monitor, silent_source: dict[str, str]
+) -> None:
+    process = site.start(*MATERIALIZE, "shard_index", **silent_source)
+    run = site.living(process)
+    monitor.look()
+    process.send_signal(signal.SIGSTOP)
+    monitor.look(4)
+    process.send_signal(signal.SIGCONT)
+    before = list_heartbeats(site.root)
+    until(lambda: list_heartbeats(site.root) != before, 30)
+    monitor.look(4)
+    monitor.look(4)
+    assert monitor.status(run) is Status.STARTED
+
+    process.send_signal(signal.SIGSTOP)
+    monitor.watch(60)
+    assert monitor.status(run) is Status.FAILURE
+    process.send_signal(signal.SIGCONT)
+    assert process.wait(60) != 0
+    assert monitor.status(run) is Status.FAILURE
+    assert list_heartbeats(site.root) == {}
+
+
+def test_a_run_of_the_command_line_that_is_canceled_in_the_ui_stops(
+    site: Site, monitor: Monitor, silent_source: dict[str, str]
+) -> None:
+    process = site.start(*MATERIALIZE, "shard_index", **silent_source)
+    run = monitor.instance.get_run_by_id(site.living(process))
+    assert run is not None
+    monitor.instance.report_run_canceling(run)
+    assert process.wait(60) != 0
+    assert monitor.status(run.run_id) is Status.CANCELED
+
+
+def test_after_a_power_cut_the_daemon_ends_what_ran_and_the_schedule_requests_it_again(
+    site: Site, sample_data: Path
+) -> None:
+    """Once amid a manifest made on the command line, once amid captions that the schedule had requested."""
+    shard = site.folder / "root" / "shards" / "street"
+    shard.mkdir(parents=True)
+    for clip in ("clip-00.webm", "clip-01.webm"):
+        shutil.copy(sample_data / "shards" / "sample-folder" / clip, shard)
+    assert site.start(*MATERIALIZE, "shard_index,model_weights").wait(120) == 0
+    process = site.start(*MATERIALIZE, "clip_manifest", "--partition", "street")
+    manifest = site.living(process)
+    process.kill()
+    process.wait()
+
+    with site.instance() as instance:
+
+        def status(run: str) -> Status:
+            found = instance.get_run_by_id(run)
+            assert found is not None
+            return found.status
+
+        def runs(asset: str, *statuses: Status) -> list[str]:
+            found = instance.get_runs(dg.RunsFilter(statuses=statuses))
+            return [run.run_id for run in found if dg.AssetKey(asset) in (run.asset_selection or ())]
+
+        assert status(manifest) is Status.STARTED
+        dev = ("dev", "-h", "127.0.0.1", "-p", str(free_port()))
+        automation = {"CAPTION_AUTOMATE": "1", "CAPTION_BACKFILL_CRON": "* * * * *"}
+        site.start(*dev, **automation)
+        until(lambda: status(manifest) is Status.FAILURE, 300)
+        until(lambda: set(runs("stage2_captions", Status.STARTED)) & list_heartbeats(site.root).keys(), 300)
+        [captions] = runs("stage2_captions", Status.STARTED)
+        site.kill_all()
+
+        assert status(captions) is Status.STARTED
+        site.start(*dev, **automation)
+        until(lambda: status(captions) is Status.FAILURE, 300)
+        until(lambda: runs("stage2_captions", Status.SUCCESS), 400)
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
