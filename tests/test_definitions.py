@@ -29,7 +29,7 @@ def test_the_chain_is_that_of_the_design() -> None:
         for key in graph().get_all_asset_keys()
     }
     assert keys == {
-        "shards": set(),
+        "shards": {"shard_index"},
         "shard_index": set(),
         "model_weights": set(),
         "clip_manifest": {"shards"},
@@ -86,6 +86,15 @@ def test_the_definitions_can_be_handed_to_the_ui() -> None:
         "overdue_shards",
         "run_failures",
     }
+
+
+def test_each_asset_and_check_has_a_description_and_each_asset_a_group() -> None:
+    every = graph(export="jsonl")
+    nodes = {key.to_user_string(): every.get(key) for key in every.get_all_asset_keys()}
+    assert [name for name, node in nodes.items() if not node.description] == []
+    assert [name for name, node in nodes.items() if node.group_name == "default"] == []
+    checks = [every.get_check_spec(key) for key in every.asset_check_keys]
+    assert [check.name for check in checks if not check.description] == []
 
 
 def test_dead_runs_are_ended_whether_or_not_captions_are_made_by_themselves() -> None:

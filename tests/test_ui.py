@@ -19,6 +19,7 @@ from playwright.sync_api import Page, expect
 pytestmark = [pytest.mark.browser, pytest.mark.representative]
 
 REPOSITORY = Path(__file__).parent.parent
+GROUPS = ["source", "model", "captions"]
 ASSETS = ["shards", "shard_index", "model_weights", "clip_manifest", "stage1_captions", "stage2_captions"]
 
 
@@ -57,6 +58,9 @@ def wait_for(address: str, server: subprocess.Popen[bytes], seconds: float = 120
 
 def test_the_whole_chain_stands_in_the_asset_graph(ui: str, page: Page) -> None:
     page.goto(f"{ui}/asset-groups")
+    for group in GROUPS:
+        expect(page.get_by_text(re.compile(rf"^{group}$")).first).to_be_visible(timeout=60_000)
+    page.goto(f"{ui}/asset-groups?expanded={','.join(f'global@global:{group}' for group in GROUPS)}")
     for asset in ASSETS:
         expect(page.get_by_text(re.compile(rf"^{asset}$")).first).to_be_visible(timeout=60_000)
     if picture := os.environ.get("ASSET_GRAPH_PICTURE"):

@@ -4,7 +4,7 @@ import dagster as dg
 
 from caption_assets.assets.failures import clear_failures
 from caption_assets.assets.pods import EXPORT_SIZE, cpu_pod, step_retries
-from caption_assets.assets.project import Project
+from caption_assets.assets.project import CAPTIONS_GROUP, Project
 from caption_assets.assets.termination import stoppable
 from caption_assets.export.card import CARD
 from caption_assets.export.format import Export
@@ -24,6 +24,7 @@ def build_captioned_dataset(settings: Settings, export: Export) -> dg.AssetsDefi
         partitions_def=project.partitions,
         deps=[project.key(table.value) for table in Table],
         description=f"Clips and captions for training, as {export.form.name}, with a dataset card.",
+        group_name=CAPTIONS_GROUP,
         kinds={"huggingface"},
         code_version=export.version,
         automation_condition=dg.AutomationCondition.eager(),

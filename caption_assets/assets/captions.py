@@ -11,7 +11,7 @@ from caption_assets.assets.failures import clear_failures
 from caption_assets.assets.metrics import Counted, Metrics, serve_metrics
 from caption_assets.assets.pods import CAPTION_STEP, GPU_POOL, caption_pod, check_image, step_retries
 from caption_assets.assets.progress import WeightsProgress
-from caption_assets.assets.project import Project, table_of
+from caption_assets.assets.project import CAPTIONS_GROUP, Project, table_of
 from caption_assets.assets.provenance import input_tags, version_of
 from caption_assets.assets.run_log import RunLog
 from caption_assets.assets.selection import is_selected, shards_to_make
@@ -115,6 +115,7 @@ def _specs(project: Project, recipe: Recipe) -> list[dg.AssetSpec]:
             deps=[project.manifest, project.weights],
             description="A description of each window, from the video alone.",
             code_version=recipe.version(1),
+            group_name=CAPTIONS_GROUP,
             kinds={"vllm", "parquet"},
             skippable=True,
         ),
@@ -123,6 +124,7 @@ def _specs(project: Project, recipe: Recipe) -> list[dg.AssetSpec]:
             deps=[project.manifest, project.weights, stage1],
             description="A fuller description of each window, from the video and its stage-1 caption.",
             code_version=recipe.version(2),
+            group_name=CAPTIONS_GROUP,
             kinds={"vllm", "parquet"},
             skippable=True,
         ),

@@ -4,6 +4,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -13,9 +14,10 @@ from dagster._core.definitions.data_version import get_input_data_version_tag
 
 from caption_assets.assets.columns import table_facts
 from caption_assets.assets.failures import ShardFailures, clear_failures
+from caption_assets.assets.links import link
 from caption_assets.assets.markdown import markdown_table
 from caption_assets.assets.pods import MANIFEST_SIZE, cpu_pod, step_retries
-from caption_assets.assets.project import SHARDS, Project
+from caption_assets.assets.project import CAPTIONS_GROUP, SHARDS, Project
 from caption_assets.assets.provenance import input_tags, output_tags
 from caption_assets.assets.selection import is_selected, shards_to_make
 from caption_assets.assets.shard_index import observation, observed_versions
@@ -27,19 +29,29 @@ from caption_assets.clips.manifest import PROBERS, ProbedClip, probe_clips
 from caption_assets.clips.sandbox import Sandbox
 from caption_assets.clips.shard import find_shard, shard_content
 from caption_assets.clips.window import Windowing
-from caption_assets.errors import CaptionAssetsError
+from caption_assets.errors import CaptionAssetsError, as_own, printable
 from caption_assets.resources import Clips, Storage
 from caption_assets.settings import Settings
 from caption_assets.store.root import Root
 from caption_assets.store.tables import SCHEMA_VERSION, ManifestRow, Status, Table, publish_manifest
 from caption_assets.store.versions import TableVersions, next_manifest_version
 
+Metadata = dict[str, dg.MetadataValue | int | float]
 SHOWN_CLIPS = 20
 """Unreadable clips that the UI shows; the table holds all."""
 
 
 class TooManyUnreadable(CaptionAssetsError):
-    """A shard of which more clips are unreadable than the settings allow."""
+    """A shard of which more clips are unreadable than the settings allow.
+
+    Args:
+        message: for a person.
+        metadata: on the manifest, which was published nevertheless.
+    """
+
+    def __init__(self, message: str, metadata: Metadata) -> None:
+        super().__init__(message)
+        self.metadata = metadata
 
 
 class ShardChanged(CaptionAssetsError):
@@ -57,6 +69,7 @@ def build_clip_manifest(settings: Settings) -> dg.AssetsDefinition:
         output_required=False,  # a step over several shards logs the materialization of each itself
         deps=[project.shards],
         description="One row for each window of each clip, and one for each clip that cannot be read, with the reason.",
+        group_name=CAPTIONS_GROUP,
         kinds={"parquet"},
         code_version=manifest_code_version(settings.windowing),
         op_tags=cpu_pod(MANIFEST_SIZE),
@@ -76,7 +89,7 @@ def build_clip_manifest(settings: Settings) -> dg.AssetsDefinition:
             root, source = storage.root(), storage.source()
             with clips.start(PROBERS) as sandbox:
                 for key in shards_to_make(context):
-                    with failures.of(key):
+                    with failures.of(key), _failure_shown(context, key):
                         result = _make(context, project, settings, sandbox, root, source, key)
                         if len(context.partition_keys) == 1:
                             made.append(result)
@@ -134,17 +147,28 @@ def _make(
     others = OtherFiles()
     probed = probe_clips(sandbox, source, shard, windowing, others)
     path = publish_manifest(root, key, tally.rows(probed), facts, conclude)
-    tally.check_unreadable(settings.max_unreadable_fraction)
-    return dg.MaterializeResult(
-        data_version=dg.DataVersion(tally.content),
-        tags=inputs,
-        metadata={
-            **tally.metadata(time.monotonic() - begun),
-            **_other_files(others),
-            "path": dg.MetadataValue.path(root.address(path)),
-            "unreadable_clips": markdown_table(["clip", "kind", "reason"], map(_reason, tally.first_unreadable)),
-        },
-    )
+    metadata = {
+        **tally.metadata(time.monotonic() - begun),
+        **_other_files(others),
+        "path": dg.MetadataValue.path(root.address(path)),
+        **({"table": link(root, path, settings.link_url)} if settings.link_url else {}),
+        "unreadable_clips": markdown_table(["clip", "kind", "reason"], map(_reason, tally.first_unreadable)),
+    }
+    if complaint := tally.too_many_unreadable(settings.max_unreadable_fraction):
+        raise TooManyUnreadable(complaint, metadata)
+    return dg.MaterializeResult(data_version=dg.DataVersion(tally.content), tags=inputs, metadata=metadata)
+
+
+@contextmanager
+def _failure_shown(context: dg.AssetExecutionContext, shard: str) -> Iterator[None]:
+    """Show why a shard failed on its page in the UI, which names but the run where nothing was materialized."""
+    try:
+        yield
+    except Exception as error:
+        found = error.metadata if isinstance(error, TooManyUnreadable) else {}
+        metadata = {"error": printable(str(as_own(error))), **found}
+        context.log_event(dg.AssetObservation(context.asset_key, partition=shard, metadata=metadata))
+        raise
 
 
 def _other_files(others: OtherFiles) -> dict[str, Any]:
@@ -209,18 +233,19 @@ class _Tally:
         if len(self.first_unreadable) < SHOWN_CLIPS:
             self.first_unreadable.append(row)
 
-    def check_unreadable(self, limit: float) -> None:
-        """Refuse a shard of which a larger share of the clips than ``limit`` is unreadable."""
+    def too_many_unreadable(self, limit: float) -> str | None:
+        """What is wrong if a larger share of the clips than ``limit`` is unreadable."""
         unreadable = self.errors.total()
-        if self.clips and unreadable / self.clips > limit:
-            first = self.first_unreadable[0]
-            raise TooManyUnreadable(
-                f"{unreadable} of {self.clips} clips are unreadable, more than CAPTION_MAX_UNREADABLE_FRACTION = "
-                f"{limit:g}; the first: {first.clip_key!r}: {first.error}. The manifest was published for you to look "
-                "at; mend the clips or raise the limit"
-            )
+        if not self.clips or unreadable / self.clips <= limit:
+            return None
+        first = self.first_unreadable[0]
+        return (
+            f"{unreadable} of {self.clips} clips are unreadable, more than CAPTION_MAX_UNREADABLE_FRACTION = "
+            f"{limit:g}; the first: {first.clip_key!r}: {first.error}. The manifest was published for you to look "
+            "at; fix the clips or raise the limit"
+        )
 
-    def metadata(self, took: float) -> dict[str, dg.MetadataValue | int | float]:
+    def metadata(self, took: float) -> Metadata:
         """For the UI; the work took ``took`` seconds."""
         return {
             "clips": self.clips,

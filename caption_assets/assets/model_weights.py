@@ -5,7 +5,7 @@ import dagster as dg
 from caption_assets.assets.failures import clear_failures
 from caption_assets.assets.pods import WEIGHTS_SIZE, cpu_pod, step_retries
 from caption_assets.assets.progress import WeightsProgress
-from caption_assets.assets.project import Project
+from caption_assets.assets.project import MODEL_GROUP, Project
 from caption_assets.assets.termination import stoppable
 from caption_assets.models.source import find_source
 from caption_assets.models.weights import WEIGHTS
@@ -20,6 +20,7 @@ def build_model_weights(settings: Settings) -> dg.AssetsDefinition:
     @dg.asset(
         key=Project(settings.project).weights,
         description=f"{variant.hub_id} @ {variant.revision}: every file with its SHA-256, the manifest written last.",
+        group_name=MODEL_GROUP,
         kinds={"safetensors"},
         code_version=variant.folder,
         op_tags=cpu_pod(WEIGHTS_SIZE),

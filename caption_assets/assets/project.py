@@ -12,6 +12,10 @@ from caption_assets.store.tables import Table
 
 SHARDS = "shards"
 """Name of the external asset for the source's shards, and of the partitions: one key for each shard."""
+SOURCE_GROUP = "source"
+MODEL_GROUP = "model"
+CAPTIONS_GROUP = "captions"
+"""The groups of assets in the UI."""
 
 
 @dataclass(frozen=True, slots=True)

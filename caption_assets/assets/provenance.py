@@ -54,6 +54,12 @@ def input_version_tags(project: Project, versions: TableVersions) -> dict[str, s
     return {get_input_data_version_tag(project.key(name)): version for name, version in versions.inputs.items()}
 
 
+def _is_remark(record: dg.EventLogRecord) -> bool:
+    """Whether an event tells something of an asset and not which version of it there is, like why a manifest failed."""
+    observed = record.asset_observation
+    return observed is not None and DATA_VERSION_TAG not in (observed.tags or {})
+
+
 def input_tags(context: dg.AssetExecutionContext, upstream: dg.AssetKey, shard: str | None = None) -> dict[str, str]:
     """The tags that tell which version of ``upstream`` there is now; to be asked for before it is read."""
     node = context.op_execution_context.job_def.asset_layer.get(upstream)
@@ -61,7 +67,7 @@ def input_tags(context: dg.AssetExecutionContext, upstream: dg.AssetKey, shard: 
     filters = dg.AssetRecordsFilter(asset_key=upstream, asset_partitions=partitions)
     # What a run does not make counts as external in it, so that this does not tell which of the two there is.
     fetches = (context.instance.fetch_materializations, context.instance.fetch_observations)
-    records = [record for fetch in fetches for record in fetch(filters, limit=1).records]
+    records = [record for fetch in fetches for record in fetch(filters, limit=1).records if not _is_remark(record)]
     if not records:
         return {}
     record = max(records, key=lambda record: record.storage_id)

@@ -1,6 +1,6 @@
 """The source's shards, as an external asset, and the asset that registers them as partitions."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from hashlib import sha256
 from typing import Any
 
@@ -10,10 +10,11 @@ from dagster._core.definitions.data_version import DATA_VERSION_TAG
 from caption_assets.assets.claim import claim
 from caption_assets.assets.failures import clear_failures, shards_failed
 from caption_assets.assets.markdown import markdown_table
-from caption_assets.assets.project import Project
+from caption_assets.assets.project import SOURCE_GROUP, Project
 from caption_assets.assets.termination import stoppable
 from caption_assets.clips.shard import Listing, list_shards, refuse_loose_videos, shard_content
 from caption_assets.resources import Storage
+from caption_assets.store.root import Root
 
 SHOWN = 100
 """Maximum number of names in one list of metadata."""
@@ -22,6 +23,7 @@ SHOWN_IN_TEXT = 5
 FUTURE = "set the clock of the machine that wrote them, and run `touch` on the files"
 """Remedy for modification times in the future."""
 
+SHARD_INDEX = "shard_index"
 REMOVED = "removed"
 """Observed version of a shard that is no longer in the source, as the sensor reports it."""
 REMOVAL_CONFIRMED = "removed, confirmed"
@@ -33,7 +35,10 @@ def build_shards(project: Project) -> dg.AssetSpec:
     return dg.AssetSpec(
         project.shards,
         partitions_def=project.partitions,
-        description="The dataset's shards as they lie in the source. Their observed data version is their content.",
+        deps=[project.key(SHARD_INDEX)],
+        description="The shards in the source, which this project only reads. A shard's observed data version is its "
+        "content, so that a changed shard makes what was made of it stale.",
+        group_name=SOURCE_GROUP,
     )
 
 
@@ -41,8 +46,10 @@ def build_shard_index(project: Project) -> dg.AssetsDefinition:
     """The asset that registers the source's shards."""
 
     @dg.asset(
-        key=project.key("shard_index"),
-        description="Lists the source and registers each shard as a partition.",
+        key=project.key(SHARD_INDEX),
+        description="Lists the source and registers each shard as a partition. Materialize it first; where automation "
+        "is on, the sensor new_shards does the same.",
+        group_name=SOURCE_GROUP,
         kinds={"dagster"},
     )
     def shard_index(context: dg.AssetExecutionContext, storage: Storage) -> dg.MaterializeResult[None]:
@@ -62,7 +69,10 @@ def build_shard_index(project: Project) -> dg.AssetsDefinition:
             context.log.info(f"passed over: {reason}: {count} ({some})")
         context.instance.add_dynamic_partitions(project.partitions_name, list(versions))
         observed = observed_versions(context.instance, project)
+        recorded = context.instance.get_materialized_partitions(project.shards)
         for key, version in versions.items():
+            if key not in recorded:
+                context.instance.report_runless_asset_event(registration(project, key, version))
             if observed.get(key) != version:
                 context.log_event(observation(project, key, version))
         if listing.refused:
@@ -70,9 +80,7 @@ def build_shard_index(project: Project) -> dg.AssetsDefinition:
         return dg.MaterializeResult(
             data_version=dg.DataVersion(sha256(repr(sorted(versions.items())).encode()).hexdigest()[:16]),
             metadata={
-                "shards": len(versions),
-                "new": sorted(set(versions) - known)[:SHOWN],
-                "source": dg.MetadataValue.path(source.address("")),
+                **index_metadata(source, len(versions), set(versions) - known),
                 **_oddities(listing, [key for key in contents if key not in versions], future),
             },
         )
@@ -98,6 +106,16 @@ def _oddities(listing: Listing, empty: Sequence[str], future: Sequence[str]) -> 
     if future:
         found["modified_in_the_future"] = future[:SHOWN]
     return found
+
+
+def index_metadata(source: Root, shards: int, new: Iterable[str]) -> dict[str, Any]:
+    """Metadata of a look at the source that found so many shards, the new ones among them."""
+    return {"shards": shards, "new": sorted(new)[:SHOWN], "source": dg.MetadataValue.path(source.address(""))}
+
+
+def registration(project: Project, shard: str, version: str) -> dg.AssetMaterialization:
+    """What is reported of a shard once: the UI counts only what was materialized as there."""
+    return dg.AssetMaterialization(project.shards, partition=shard, tags={DATA_VERSION_TAG: version})
 
 
 def observation(project: Project, shard: str, version: str) -> dg.AssetObservation:

@@ -16,7 +16,17 @@ import dagster as dg
 from caption_assets.assets.claim import claim
 from caption_assets.assets.failures import clear_failures
 from caption_assets.assets.project import Project
-from caption_assets.assets.shard_index import FUTURE, REMOVED, first_names, observation, observed_versions
+from caption_assets.assets.shard_index import (
+    FUTURE,
+    REMOVED,
+    SHARD_INDEX,
+    first_names,
+    index_metadata,
+    is_removed,
+    observation,
+    observed_versions,
+    registration,
+)
 from caption_assets.automation.alerts import AlertError, Alerts
 from caption_assets.automation.removals import Removals, find_removals, removal_evaluation
 from caption_assets.automation.status import sensor_status
@@ -25,6 +35,7 @@ from caption_assets.resources import Storage
 from caption_assets.settings import Settings
 from caption_assets.store.root import Root
 
+AssetEvent = dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation
 TICK_SECONDS = 15.0
 """After which a tick looks at no more shards; the next one goes on there. Dagster ends a tick after 60."""
 MOST_EVENTS = 500
@@ -56,6 +67,7 @@ def build_new_shards(settings: Settings) -> dg.SensorDefinition:
             last = found.look(_in_turn(listing.shards, cursor.after))
         removals = find_removals(settings, source, found.registered, found.observed, listing.keys)
         found.report_removed(removals)
+        events = found.events(context.instance, project, len(listing.shards))
         is_told = bool(removals.alarm) and (cursor.alarm or _tell(alerts, removals, context.log))
         for path, reason in listing.refused.items():
             context.log.warning(f"{path} is not registered: {reason}")
@@ -64,10 +76,7 @@ def build_new_shards(settings: Settings) -> dg.SensorDefinition:
         return dg.SensorResult(
             skip_reason=removals.alarm or (found.message and found.message + _passed_over(listing)),
             dynamic_partitions_requests=[project.partitions.build_add_request(found.new)] if found.new else [],
-            asset_events=[
-                *(observation(project, shard, version) for shard, version in found.versions.items()),
-                *([removal_evaluation(project, removals)] if is_told != cursor.alarm else []),
-            ],
+            asset_events=[*events, *([removal_evaluation(project, removals)] if is_told != cursor.alarm else [])],
             cursor=str(_Cursor(last, is_told)),
         )
 
@@ -155,6 +164,26 @@ class _Found:
         """Report shards that have gone, as many as one tick may, unless there are too many to believe it."""
         if removals.alarm is None:
             self.versions |= dict.fromkeys(removals.new[: MOST_EVENTS - len(self.versions)], REMOVED)
+
+    def events(self, instance: dg.DagsterInstance, project: Project, listed: int) -> list[AssetEvent]:
+        """What is reported: registered shards that the UI does not count yet, changes, and the look that found some.
+
+        Args:
+            instance: knows what was reported before.
+            project: whose assets these are.
+            listed: the number of shards in the source.
+        """
+        known = {shard: self.observed.get(shard, REMOVED) for shard in self.registered} | self.versions
+        recorded = instance.get_materialized_partitions(project.shards)
+        missing = sorted(shard for shard, version in known.items() if shard not in recorded and not is_removed(version))
+        events: list[AssetEvent] = [
+            registration(project, shard, known[shard]) for shard in missing[: MOST_EVENTS - len(self.versions)]
+        ]
+        events += [observation(project, shard, version) for shard, version in self.versions.items()]
+        index = project.key(SHARD_INDEX)
+        if self.new or (self.registered and instance.get_latest_materialization_event(index) is None):
+            events.append(dg.AssetMaterialization(index, metadata=index_metadata(self.source, listed, self.new)))
+        return events
 
     def _unfinished(self, shard: Shard, content: Content) -> str | None:
         """Why a shard is taken to be still written to."""

@@ -57,6 +57,14 @@ def test_too_many_unreadable_clips_fail_the_step_and_leave_the_table_to_look_at(
     message = indexed.failure("clip_manifest", partition="sample-tar", max_unreadable_fraction=0.05)
     assert "1 of 12 clips are unreadable, more than CAPTION_MAX_UNREADABLE_FRACTION = 0.05" in message
     assert len(read_manifest(Root.open(str(indexed.root)), "sample-tar")) == 13
+    [shown] = indexed.instance.fetch_observations(dg.AssetKey("clip_manifest"), limit=10).records
+    assert shown.partition_key == "sample-tar"
+    assert shown.asset_observation is not None
+    metadata = {name: str(value.value) for name, value in shown.asset_observation.metadata.items()}
+    assert "1 of 12 clips are unreadable" in metadata["error"]
+    assert "clip-11-not-a-video.mp4" in metadata["unreadable_clips"]
+    assert metadata["path"].endswith("clip_manifest/shard=sample-tar/manifest.parquet")
+    assert indexed.instance.get_materialized_partitions(dg.AssetKey("clip_manifest")) == set()
 
 
 def test_a_shard_that_has_gone_is_named(indexed: Project) -> None:

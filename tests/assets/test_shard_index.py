@@ -15,6 +15,13 @@ def test_every_shard_becomes_a_partition(project: Project) -> None:
     assert list(project.instance.get_dynamic_partitions("shards")) == ["sample-folder", "sample-tar"]
 
 
+def test_every_shard_counts_as_there_in_the_ui_and_is_recorded_once(project: Project) -> None:
+    for _ in range(2):
+        assert project.run("shard_index").success
+    records = project.instance.fetch_materializations(dg.AssetKey("shards"), limit=10).records
+    assert sorted(str(record.partition_key) for record in records) == ["sample-folder", "sample-tar"]
+
+
 def test_the_shards_observed_version_is_their_content(project: Project) -> None:
     def versions() -> dict[str, str]:
         project.run("shard_index")

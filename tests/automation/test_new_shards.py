@@ -131,3 +131,30 @@ def test_the_cursor_of_an_earlier_release_is_gone_on_from(site: Site) -> None:
         site.cursor = cursor
         site.look()
     assert site.registered == ["1", "2", "3"]
+
+
+def test_registered_shards_and_the_index_count_as_there_in_the_ui(site: Site) -> None:
+    shards, index = dg.AssetKey("shards"), dg.AssetKey("shard_index")
+    site.add("a", "b")
+    site.look()
+    site.look()
+    assert site.instance.get_materialized_partitions(shards) == {"a", "b"}
+    [look] = site.instance.fetch_materializations(index, limit=10).records
+    assert look.asset_materialization is not None
+    assert look.asset_materialization.metadata["new"].value == ["a", "b"]
+    site.add("c")
+    site.look()
+    assert site.instance.get_materialized_partitions(shards) == {"a", "b", "c"}
+    assert len(site.instance.fetch_materializations(index, limit=10).records) == 2
+
+
+def test_shards_that_an_earlier_release_registered_are_recorded_once_and_removed_ones_never(site: Site) -> None:
+    site.instance.add_dynamic_partitions("shards", ["a", "gone"])
+    for shard, version in (("a", "1"), ("gone", "removed")):
+        event = dg.AssetObservation("shards", partition=shard, tags={"dagster/data_version": version})
+        site.instance.report_runless_asset_event(event)
+    site.add("a")
+    for _ in range(3):
+        site.look()
+    records = site.instance.fetch_materializations(dg.AssetKey("shards"), limit=10).records
+    assert [record.partition_key for record in records] == ["a"]
