@@ -54,7 +54,7 @@ class Access:
         """The file system of a protocol, the same object for the same access.
 
         Raises:
-            StoreError: if the address of the store in the environment cannot be used.
+            StoreError: if there is no such profile, or the store's address there or in the environment is unusable.
             ValueError: if there is no such protocol.
             ImportError: if there is one, and its library is not installed.
         """
