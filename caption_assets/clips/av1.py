@@ -12,8 +12,8 @@ from caption_assets.clips.bits import Bits
 
 SEQUENCE_HEADER, FRAME_HEADER, FRAME = 1, 3, 6
 """Types of an OBU (section 6.2.2)."""
-INTER_FRAME = 1
-"""Type of a frame that is predicted from others (section 6.8.2)."""
+KEY_FRAME, INTER_FRAME = 0, 1
+"""Types of a frame that is predicted from no other, and of one that is (section 6.8.2)."""
 SELECT = 2
 """Of a tool that the sequence leaves for each frame to turn on (section 3)."""
 HEADER_BYTES = 64
@@ -29,6 +29,35 @@ class Sequence:
     """0, 1 or ``SELECT``."""
     integer_mv: int
     """0, 1 or ``SELECT``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A temporal unit."""
+
+    is_shown: bool
+    """Whether it has a frame that is shown."""
+    is_key: bool
+    """Whether it begins with a keyframe, which decoding can begin at."""
+
+
+def read_unit(packet: memoryview) -> Unit:
+    """Parse the beginning of each frame's header in a packet (section 5.9.2).
+
+    Raises:
+        ValueError: if it is cut off.
+    """
+    is_still = is_shown = False
+    is_key: bool | None = None
+    for kind, payload in _units(packet):
+        if kind == SEQUENCE_HEADER:
+            is_still = bool(payload[0] >> 3 & 1)  # reduced_still_picture_header
+        elif kind in (FRAME_HEADER, FRAME) and len(payload):
+            first = payload[0]
+            is_shown = is_shown or is_still or bool(first >> 7 or first >> 4 & 1)  # show_existing_frame, show_frame
+            if is_key is None:
+                is_key = is_still or first >> 5 == KEY_FRAME
+    return Unit(is_shown, bool(is_key))
 
 
 class ReferenceReader:

@@ -11,6 +11,7 @@ import heapq
 import io
 import itertools
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from caption_assets.clips.timestamps import (
     REORDERED,
     Clock,
     NoTimestamps,
+    at_a_possible_rate,
     in_presentation_order,
     recording_offsets,
 )
@@ -46,6 +48,8 @@ LIVE_GAP_SECONDS = 10.0
 """FFmpeg's own limit (``-dts_delta_threshold``)."""
 GAP_SECONDS = 1800.0
 """No picture is meant to stay for longer, in any container."""
+MAX_RATE = 1000
+"""Pictures a second. Files of high-speed cameras are played more slowly than they were recorded."""
 BACKWARD_SECONDS = 0.5
 """Muxers with errors step back by a few packets; recordings are longer."""
 READ_WHOLE = frozenset({"vp8", "vp9", "mpeg1video", "mpeg2video"})
@@ -222,12 +226,14 @@ def build_timeline(
     base = stream.time_base
     if not base:
         raise _empty()
-    family, nominal = _family(container), _nominal(stream)
+    family, nominal = _family(container), _nominal(stream, packets)
     has_clock = family in WITH_DECODING_TIMES
     limits = Clock(
-        step=nominal or max(packets.durations, default=0) or 1,
+        step=nominal or 1,
         backward=round(BACKWARD_SECONDS / base),
         forward=round((LIVE_GAP_SECONDS if family in LIVE else GAP_SECONDS) / base),
+        longest=round(GAP_SECONDS / base),
+        shortest=int(1 / (MAX_RATE * base)),
     )
     pts, dts = (_known(each) for each in (packets.pts, packets.dts))
     clock = [stamp if other is None or not has_clock else other for stamp, other in zip(pts, dts, strict=True)]
@@ -236,19 +242,19 @@ def build_timeline(
     stamps, decoding = _moved(pts, offsets), _moved(dts, offsets)
     order = _proven_order(family, packets, stamps)
     is_proven = order is not None
-    if order is None:
-        order = [number for number in presentation_order() if not packets.discarded[number]]
-        try:
-            placed = in_presentation_order(
-                [stamps[number] for number in order], [decoding[number] for number in sorted(order)], nominal
-            )
-        except NoTimestamps as error:
-            raise UnreadableClip(
-                "no_timestamps",
-                f"the file does not state when each picture is shown ({error}): encode the video again, into MP4 say",
-            ) from error
-    else:
-        placed = [stamp for number in order if (stamp := stamps[number]) is not None]
+    try:
+        if order is None:
+            order = [number for number in presentation_order() if not packets.discarded[number]]
+            decoded = [decoding[number] for number in sorted(order)]
+            placed = in_presentation_order([stamps[number] for number in order], decoded, nominal)
+        else:
+            placed = [stamp for number in order if (stamp := stamps[number]) is not None]
+        placed = at_a_possible_rate(placed, nominal, limits)
+    except NoTimestamps as error:
+        raise UnreadableClip(
+            "no_timestamps",
+            f"the file does not state when each picture is shown ({error}): encode the video again, into MP4 say",
+        ) from error
     if not order:
         raise _empty()
     for number, stamp in zip(order, placed, strict=True):
@@ -341,8 +347,11 @@ def _empty() -> UnreadableClip:
     return UnreadableClip("damaged", "the file has a video stream but no frames: it may be cut off")
 
 
-def _nominal(stream: VideoStream) -> int | None:
+def _nominal(stream: VideoStream, packets: Packets) -> int | None:
     """The interval between pictures that the file states, in ticks."""
+    duration, times = Counter(packets.durations).most_common(1)[0] if packets else (0, 0)
+    if duration > 0 and times * 2 > len(packets):
+        return duration
     rate = stream.guessed_rate or stream.average_rate
     base = stream.time_base
     return max(round(1 / (rate * base)), 1) if rate and base else None

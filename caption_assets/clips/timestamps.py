@@ -31,6 +31,10 @@ class Clock:
     """A step back by more begins another recording."""
     forward: int
     """A step ahead by more, beyond a packet's own duration, begins another recording."""
+    longest: int
+    """So does a step ahead by more, whatever the packet's duration."""
+    shortest: int
+    """A shorter average interval between pictures is wrong."""
 
 
 def recording_offsets(
@@ -68,7 +72,8 @@ def _jumps(clock: Sequence[int | None], durations: Sequence[int], limits: Clock,
         if now is None:
             continue
         if recent and (
-            now < min(recent) - limits.backward or now > max(recent) + limits.forward + max(duration, limits.step)
+            now < min(recent) - limits.backward
+            or now > max(recent) + min(limits.forward + max(duration, limits.step), limits.longest)
         ):
             found.append(number)
             recent = []
@@ -127,13 +132,26 @@ def in_presentation_order(
     return rebuilt
 
 
-def _paced(decoding: Sequence[int | None], nominal: int) -> int | None:
-    """Where a constant pace begins that timestamps of decoding keep, apart from stretches of wrong ones; None if none.
+def at_a_possible_rate(stamps: Sequence[int], nominal: int | None, limits: Clock) -> list[int]:
+    """Ascending timestamps, or others at the nominal rate if these are closer together than pictures can be.
 
-    FFmpeg makes such stretches up where a program stream has one timestamp for several pictures.
+    Raises:
+        NoTimestamps: if the file states no possible rate.
+    """
+    if len(stamps) < 2 or stamps[-1] - stamps[0] >= limits.shortest * (len(stamps) - 1):
+        return list(stamps)
+    if nominal is None or nominal < limits.shortest:
+        raise NoTimestamps("timestamps are closer together than pictures can be, and the file states no frame rate")
+    return [stamps[0] + nominal * index for index in range(len(stamps))]
+
+
+def _paced(decoding: Sequence[int | None], nominal: int) -> int | None:
+    """Where a constant pace begins that most timestamps of decoding keep; None if there is none.
+
+    In a program stream with one timestamp for several pictures, FFmpeg gives it to the wrong one or makes others up.
     """
     early = [stamp - nominal * index for index, stamp in enumerate(decoding) if stamp is not None]
-    if len(early) < len(decoding):
+    if not early:
         return None
     start, times = Counter(early).most_common(1)[0]
     keeps = abs(early[0] - start) <= nominal and abs(early[-1] - start) <= nominal

@@ -28,6 +28,10 @@ class FullDecode:
     pictures: NDArray[np.uint8]
     """Grey levels of shape (pictures, height, width)."""
 
+    def __post_init__(self) -> None:
+        if len(self.times) != len(self.pictures):
+            raise AssertionError(f"{len(self.times)} times for {len(self.pictures)} pictures")
+
     def nearest(self, picture: NDArray[np.uint8]) -> list[int]:
         """Numbers of the pictures that are as near as any to this one, a grey level apart."""
         distances = np.abs(self.pictures.astype(float) - picture).mean((1, 2))
@@ -38,9 +42,14 @@ class FullDecode:
         return max(bisect_right(self.times, moment + 0.002) - 1, 0)
 
 
-def full_decode(path: Path) -> FullDecode:
-    """Decode all of a file's video by FFmpeg's command line."""
-    height, width = SIZE
+def full_decode(path: Path, size: tuple[int, int] = SIZE) -> FullDecode:
+    """Decode all of a file's video by FFmpeg's command line.
+
+    Args:
+        path: of the file.
+        size: height and width of the pictures.
+    """
+    height, width = size
     command = [
         *(shutil.which("ffmpeg") or "ffmpeg", "-hide_banner", "-nostdin", "-loglevel", "info", "-i", str(path)),
         *("-map", "0:v:0", "-an", "-vf", f"scale={width}:{height}:flags=area,format=gray,showinfo=checksum=0"),

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caption_assets.clips.av1 import ReferenceReader
+from caption_assets.clips.av1 import ReferenceReader, read_unit
 from caption_assets.clips.container import open_video
 from tests.videos import FILMS, film
 
@@ -26,6 +26,15 @@ def test_a_part_of_the_packets_is_referred_to_by_none(name: str) -> None:
     told = referred(packets(name))
     assert told[0]
     assert 0.1 < told.count(False) / len(told) < 0.6
+
+
+@pytest.mark.parametrize("name", [name for name in FILMS if name.startswith("av1")])
+def test_every_packet_shows_a_picture_and_keyframes_are_those_that_the_container_names(name: str) -> None:
+    with open_video(film(name)) as (container, stream):
+        for packet in container.demux(stream):
+            if packet.size:
+                unit = read_unit(memoryview(packet))
+                assert (unit.is_shown, unit.is_key) == (True, packet.is_keyframe)
 
 
 def test_without_a_sequence_header_any_packet_may_be_referred_to() -> None:

@@ -1,16 +1,23 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caption_assets.clips.timestamps import Clock, NoTimestamps, in_presentation_order, recording_offsets
+from caption_assets.clips.timestamps import (
+    Clock,
+    NoTimestamps,
+    at_a_possible_rate,
+    in_presentation_order,
+    recording_offsets,
+)
 
 pytestmark = pytest.mark.fast
 
-CLOCK = Clock(step=1, backward=10, forward=200)
+CLOCK = Clock(step=1, backward=10, forward=200, longest=10_000, shortest=1)
 
 
 def joined(*recordings: list[int]) -> list[int]:
@@ -33,6 +40,20 @@ def test_a_picture_that_stays_is_no_jump_if_its_packet_says_so() -> None:
     stamps = [0, 1, 2, 1000, 1001]
     assert recording_offsets(stamps, stamps, [1, 1, 998, 1, 1], CLOCK, 1) == [0] * 5
     assert recording_offsets(stamps, stamps, [1, 1, 1, 1, 1], CLOCK, 1) == [0, 0, 0, -997, -997]
+
+
+def test_a_picture_that_stays_beyond_all_reason_is_a_jump() -> None:
+    stamps = [0, 1, 2, 20_000, 20_001]
+    assert recording_offsets(stamps, stamps, [1, 1, 19_998, 1, 1], CLOCK, 1) == [0, 0, 0, -19_997, -19_997]
+
+
+def test_pictures_closer_together_than_possible_are_set_at_the_nominal_rate() -> None:
+    limits = replace(CLOCK, shortest=90)
+    assert at_a_possible_rate([5, 6, 7], 3600, limits) == [5, 3605, 7205]
+    assert at_a_possible_rate([0, 90, 180], 3600, limits) == [0, 90, 180]
+    assert at_a_possible_rate([5], 3600, limits) == [5]
+    with pytest.raises(NoTimestamps, match="closer together"):
+        at_a_possible_rate([5, 6, 7], None, limits)
 
 
 def test_timestamps_that_ascend_are_kept() -> None:
