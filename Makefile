@@ -3,7 +3,7 @@ PYTHON ?= python3
 RUN := .venv/bin/python -m
 SLOW_LANES := faults or browser or postgres or k8s or rgw or nightly
 # Run whole by CI; of the other slow lanes it runs the representatives.
-CI_LANES := faults
+CI_LANES := faults or postgres
 
 # Where this is set, every process compiles vLLM and torch anew: an engine starts in a minute and a half, not half a one.
 unexport PYTHONDONTWRITEBYTECODE
@@ -32,7 +32,7 @@ test: setup ## Run the fast, engine and store lanes and one test of each slow la
 	@$(PYTHON) scripts/setup_system.py browser postgres || true # a test says so itself, if its program is missing
 	$(RUN) pytest -m "not ($(SLOW_LANES)) or representative"
 
-test-rest: setup ## Run what `make test` leaves out and CI does not: the rest of the lanes named in CI_LANES
+test-rest: setup ## Run the rest of the faults and postgres lanes, which CI runs after `make test`
 	$(RUN) pytest -m "($(CI_LANES)) and not representative and not nightly"
 
 test-fast: setup ## Run the tests that need no engine, server or browser
