@@ -16,7 +16,14 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import dagster as dg
 import psutil
+from dagster._core.code_pointer import ModuleCodePointer
+from dagster._core.execution.plan.state import KnownExecutionState
+from dagster._core.execution.retries import RetryMode
+from dagster._core.origin import JobPythonOrigin, RepositoryPythonOrigin
+from dagster._grpc.types import ExecuteStepArgs
+from dagster._utils.hosted_user_process import recon_job_from_origin
 
 from caption_assets.store.checkpoints import checkpoint_folder, read_parts
 from caption_assets.store.root import Root
@@ -124,6 +131,41 @@ class Project:
         command += ["--select", ",".join(assets)]
         return self.start(*command, *(["--partition", partition] if partition else []), **settings)
 
+    def start_step(self, asset: str, **settings: str) -> Command:
+        """The process that an executor with a pod for each step starts in it, within a run of that asset."""
+        origin = RepositoryPythonOrigin(
+            executable_path=sys.executable,
+            code_pointer=ModuleCodePointer("caption_assets.definitions", "defs", working_directory=str(self.folder)),
+            entry_point=[sys.executable, "-W", "ignore", "-m", "dagster"],
+            container_image=None,
+            container_context=None,
+        )
+        job = JobPythonOrigin(job_name="__ASSET_JOB", repository_origin=origin)
+        with dg.DagsterInstance.from_config(str(self.folder / "home")) as instance:
+            selection = {dg.AssetKey(asset)}
+            run = instance.create_run_for_job(
+                recon_job_from_origin(job).get_subset(asset_selection=selection).get_definition(),
+                status=dg.DagsterRunStatus.STARTED,
+                asset_selection=frozenset(selection),
+                job_code_origin=job,
+            )
+            arguments = ExecuteStepArgs(
+                job_origin=job,
+                run_id=run.run_id,
+                step_keys_to_execute=[asset],
+                instance_ref=instance.get_ref(),
+                retry_mode=RetryMode.DEFERRED,
+                known_state=KnownExecutionState(),
+                should_verify_step=True,
+            )
+        return self.start(*arguments.get_command_args()[3:], **settings)
+
+    def events_of_last_run(self) -> list[dg.DagsterEventType]:
+        """The kinds of its events."""
+        with dg.DagsterInstance.from_config(str(self.folder / "home")) as instance:
+            [run] = instance.get_runs(limit=1)
+            return [entry.dagster_event.event_type for entry in instance.all_logs(run.run_id) if entry.dagster_event]
+
     def kept(self) -> set[tuple[Table, str]]:
         """The rows in checkpoints."""
         return {(table, row.window_id) for table, row in read_parts(self.root, SHARD)}
@@ -133,6 +175,12 @@ class Project:
         folder = checkpoint_folder(SHARD)
         names = sorted(name for name in self.root.names(folder) if name.startswith("lease-"))
         return bool(names) and not json.loads(self.root.read(f"{folder}/{names[-1]}"))["released"]
+
+    def last_run(self) -> dg.DagsterRunStatus:
+        """What Dagster has of the run that was launched last."""
+        with dg.DagsterInstance.from_config(str(self.folder / "home")) as instance:
+            [run] = instance.get_runs(limit=1)
+            return run.status
 
     def forget(self) -> None:
         """Let the next run begin from nothing."""

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import dagster as dg
 import pytest
 
 from caption_assets.store.tables import Table, table_path
@@ -95,9 +96,10 @@ def publishing(project: Project, log: str) -> bool:
     return project.root.exists(table_path(Table.STAGE1, SHARD))
 
 
-def assert_stopped(command: Command, status: int) -> None:
+def assert_stopped(project: Project, command: Command, status: int) -> None:
     """The run has failed, at the first attempt, and nothing of it runs."""
     assert status != 0, command.output
+    assert project.last_run() is dg.DagsterRunStatus.FAILURE
     assert "STEP_UP_FOR_RETRY" not in command.output
     assert command.output.count("STEP_START") <= 1, command.output
     wait_until(lambda: all(map(is_gone, command.seen)), 5, "no process of the run is left")
@@ -115,7 +117,7 @@ def test_a_run_on_the_command_line_stops_and_the_next_takes_its_captions_over(
 
     DOORS[door](run)
 
-    assert_stopped(run, run.process.wait(STOP_SECONDS))
+    assert_stopped(project, run, run.process.wait(STOP_SECONDS))
     assert not project.is_leased()
     assert f"stopped by SIG{'TERM' if door in ('SIGTERM', 'group') else 'INT'}" in run.output
     if phase is captioning:
@@ -135,7 +137,7 @@ def test_clips_being_probed_stop(project: Project, door: str) -> None:
     time.sleep(random.uniform(0, 2))
     run.look()
     DOORS[door](run)
-    assert_stopped(run, run.process.wait(STOP_SECONDS))
+    assert_stopped(project, run, run.process.wait(STOP_SECONDS))
 
 
 @pytest.mark.parametrize("door", ["SIGINT", "SIGTERM"])
@@ -149,18 +151,19 @@ def test_weights_whose_download_hangs_stop(project: Project, door: str) -> None:
         time.sleep(1)
         run.look()
         DOORS[door](run)
-        assert_stopped(run, run.process.wait(STOP_SECONDS))
+        assert_stopped(project, run, run.process.wait(STOP_SECONDS))
 
 
 @pytest.mark.parametrize("door", ["SIGINT", "SIGTERM"])
 def test_a_shard_being_published_stops_and_the_next_run_makes_nothing_again(published: Project, door: str) -> None:
-    run = published.materialize(*CAPTIONS)
-    wait_until(lambda: publishing(published, run.output), 600, "the first table is there")
+    project = published
+    run = project.materialize(*CAPTIONS)
+    wait_until(lambda: publishing(project, run.output), 600, "the first table is there")
     run.look()
     DOORS[door](run)
-    assert_stopped(run, run.process.wait(STOP_SECONDS))
-    assert not published.is_leased()
-    again = published.materialize(*CAPTIONS)
+    assert_stopped(project, run, run.process.wait(STOP_SECONDS))
+    assert not project.is_leased()
+    again = project.materialize(*CAPTIONS)
     assert again.process.wait(240) == 0, again.output
     assert "starting the engine" not in again.output
 
@@ -172,7 +175,7 @@ def test_a_second_signal_ends_a_run_at_once(project: Project) -> None:
     run.process.send_signal(signal.SIGINT)
     time.sleep(0.7)
     run.process.send_signal(signal.SIGINT)
-    assert_stopped(run, run.process.wait(6))
+    assert_stopped(project, run, run.process.wait(6))
 
 
 @pytest.mark.parametrize("phase", [building, captioning])
@@ -213,6 +216,30 @@ def test_a_run_fails_when_dagster_dev_is_stopped(project: Project, door: str) ->
         assert site.status(run) == "FAILURE"
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_steps_own_pod_that_is_told_to_stop_asks_for_another_and_makes_no_attempt_itself(
+    project: Project, number: signal.Signals
+) -> None:
+    """The process that dagster-k8s starts in a step's pod, without a cluster."""
+    with HubServer(small_model()).running() as hub:
+        for name in hub.files:
+            hub.faults[name] = [Fault(stall=1000)] * 9
+        step = project.start_step(
+            "model_weights",
+            HF_ENDPOINT=hub.endpoint,
+            CAPTION_MODEL=HUB_ID,
+            CAPTION_MODEL_REVISION=COMMIT,
+            CAPTION_EXECUTOR="k8s",
+        )
+        wait_until(lambda: any(map(hub.reads, hub.files)) or step.process.poll() is not None, 240, "it downloads")
+        step.process.send_signal(number)
+        step.process.wait(STOP_SECONDS)
+    events = project.events_of_last_run()
+    assert events.count(dg.DagsterEventType.STEP_START) == 1, step.output
+    assert events.count(dg.DagsterEventType.STEP_UP_FOR_RETRY) == 1, step.output
+    assert dg.DagsterEventType.STEP_RESTARTED not in events
+
+
 def stop_at_random(project: Project, door: str, seconds: float) -> str:
     """A run on the command line that is signalled after ``seconds``; returns how it went, in a line."""
     kept = project.kept()
@@ -224,7 +251,7 @@ def stop_at_random(project: Project, door: str, seconds: float) -> str:
     DOORS[door](run)
     status = run.process.wait(STOP_SECONDS)
     took = time.monotonic() - begun
-    assert_stopped(run, status)
+    assert_stopped(project, run, status)
     assert not project.is_leased()
     assert project.kept() >= kept
     return f"{door} after {seconds:.1f} s: exit status {status} in {took:.1f} s, {len(project.kept())} rows kept"

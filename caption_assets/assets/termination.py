@@ -46,6 +46,7 @@ class _Word(Enum):
     STOP = "the first signal came"
     AGAIN = "another signal came"
     ENDED = "the step has ended"
+    EXITING = "the process waits for its threads"
 
 
 class Stop:
@@ -136,13 +137,15 @@ class Stop:
             self._end_process(f"the step did not stop within {STOP_SECONDS:g} s of {self._signal}")
         if word is _Word.AGAIN:
             self._end_process(f"ended at once by a signal after {self._signal}")
-        threading.main_thread().join()
+        self._words.get()
         time.sleep(EXIT_SECONDS)
         os._exit(1)
 
     def end(self) -> None:
         """The step's own work is over."""
         self._words.put(_Word.ENDED)
+        if self._signal:  # as concurrent.futures does, whose threads would be waited for next
+            threading._register_atexit(self._words.put, _Word.EXITING)  # type: ignore[attr-defined]
 
     def _end_process(self, reason: str) -> None:
         for child in active_children():  # they die with this process, but not all before they have come up

@@ -64,14 +64,16 @@ def arrive(
         path = folder / file.path
         keep(_fetch(source, file, path, meter), path)
 
-    with ThreadPoolExecutor(STREAMS, thread_name_prefix="weights") as pool:
-        try:
-            for arrival in as_completed([pool.submit(one, file) for file in files]):
-                arrival.result()
-        except BaseException:
-            meter.stopped = True
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    pool = ThreadPoolExecutor(STREAMS, thread_name_prefix="weights")
+    try:
+        for arrival in as_completed([pool.submit(one, file) for file in files]):
+            arrival.result()
+    except BaseException as error:
+        meter.stopped = True
+        # A process that is told to stop does not wait for a connection that has stalled.
+        pool.shutdown(wait=isinstance(error, Exception), cancel_futures=True)
+        raise
+    pool.shutdown()
 
 
 def check_space(folder: Path, needed: int, setting: str) -> None:

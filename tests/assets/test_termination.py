@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import dagster as dg
@@ -232,9 +233,17 @@ def leaving_a_thread(stop: Stop, notes: Path) -> None:
     blocking(stop, notes)
 
 
-def test_a_thread_that_hangs_does_not_keep_a_stopped_process(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+def leaving_a_pool(stop: Stop, notes: Path) -> None:
+    ThreadPoolExecutor().submit(time.sleep, 600)
+    blocking(stop, notes)
+
+
+@pytest.mark.parametrize("work", [leaving_a_thread, leaving_a_pool])
+def test_a_thread_that_hangs_does_not_keep_a_stopped_process(
+    start: Start, monkeypatch: pytest.MonkeyPatch, work: Callable[[Stop, Path], None]
+) -> None:
     monkeypatch.setattr(termination, "EXIT_SECONDS", 0.3)
-    step = start(leaving_a_thread)
+    step = start(work)
     step.signal(signal.SIGINT)
     assert step.exit_code == 1
     assert "interruption" in step.read()
