@@ -21,8 +21,8 @@ from dagster._core.scheduler.instigation import InstigatorTick, TickStatus
 
 HOST = "127.0.0.1"
 SCRIPTS = Path(sys.executable).parent
-PATIENCE_SECONDS = 600
-"""Maximum wait; on a machine with two idle cores each takes a tenth of it."""
+PATIENCE_SECONDS = 900
+"""Maximum wait; on a machine with two idle cores all is over in a tenth of it."""
 END_SECONDS = 60
 NONE: Mapping[str, str] = {}
 AUTOMATION = {

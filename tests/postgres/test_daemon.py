@@ -19,7 +19,7 @@ from tests.postgres.conftest import Deploy
 from tests.postgres.deployment import AUTOMATION, until
 from tests.store.server import S3Server
 
-pytestmark = [pytest.mark.postgres, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.postgres, pytest.mark.timeout(1800)]
 
 MAX_TAG_BYTES = 2704 // 4
 """A quarter of what PostgreSQL's B-tree indexes, such as the one of Dagster's tags, take of a row."""
@@ -76,7 +76,6 @@ def test_a_thousand_shards_are_requested_64_a_run(tmp_path: Path, deploy: Deploy
         assert TickStatus.FAILURE not in {tick.status for tick in deployment.ticks(name)}
 
 
-@pytest.mark.engine
 def test_a_new_shard_is_captioned_on_the_instance_of_the_cluster(
     tmp_path: Path, deploy: Deploy, s3_server: S3Server, sample_data: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from pathlib import Path
 
 import dagster as dg
@@ -15,16 +16,15 @@ STARTED = dg.DagsterRunStatus.STARTED
 
 
 @pytest.mark.representative
-def test_a_tick_requests_runs_while_128_shards_are_under_way(tmp_path: Path, instance: dg.DagsterInstance) -> None:
-    site = Site(tmp_path, instance, shards_per_run=64, backfill_shards=136)
-    site.add(*(f"a-shard-with-a-longer-name-{number:04}" for number in range(136)))
+def test_a_tick_requests_a_run_while_128_shards_are_under_way(tmp_path: Path, instance: dg.DagsterInstance) -> None:
+    site = Site(tmp_path, instance, shards_per_run=128, backfill_shards=136)
+    site.add(*(sha256(bytes([number])).hexdigest()[:24] for number in range(136)))
     site.look()
     site.fetch_weights()
-    for request in site.requests()[:2]:
-        site.launch(request, STARTED)
+    first, _ = site.requests()
+    site.launch(first, STARTED)  # before its shards had a tag each, PostgreSQL refused this one
     [last] = site.requests()
     site.launch(last, STARTED)
-    assert last.tags["dagster/asset_partition_range_start"].endswith("0128")
     assert site.tick() == "0 of 136 shards are captioned; 136 are under way"
 
 
