@@ -18,6 +18,7 @@ from caption_assets.automation.differences import Kind, find_differences, settle
 from caption_assets.automation.shard_states import (
     ShardStates,
     has_weights,
+    is_under_way,
     predicted_work,
     read_states,
     shards_under_way,
@@ -31,8 +32,8 @@ from caption_assets.store.tables import Table
 SPAN = 4
 """A run may span this many times as many shards as it may make, the others whole: these cost it some milliseconds, and
 another run costs the start of a process, a pod or an engine."""
-WEIGHTS_TAG = "model"
-"""Name of the request for the weights, which have no shards."""
+WEIGHTS_TAG = ".model"
+"""Name of the request for the weights, which have no shards; a shard has no such name."""
 MAX_COMPARED = 500
 """Shards whose stored tables one tick compares with their records: three small reads each."""
 MAX_RECORDED = 100
@@ -95,11 +96,16 @@ class _Plan:
             captions = self._wanted(stages[-1], self.states.without_captions, room)
             room -= len(captions)
             yield from self._ranges(stages, captions, self.states.captioned)
-        elif model := self._open(weights, {WEIGHTS_TAG: self.settings.variant.folder}):
+        elif not is_under_way(self.instance, weights) and (model := self._open(weights, {WEIGHTS_TAG: self.model})):
             tags = request_tags(weights, model, self.at)
             yield dg.RunRequest(run_key=f"{self.at} {weights.to_user_string()}", asset_selection=[weights], tags=tags)
         manifests = self._wanted(manifest, self.states.without_manifest, room)
         yield from self._ranges([manifest], manifests, self.states.manifests.keys())
+
+    @property
+    def model(self) -> str:
+        """The model whose weights are wanted."""
+        return self.settings.variant.folder
 
     def _ranges(
         self, assets: Sequence[dg.AssetKey], wanted: Mapping[str, str], passable: AbstractSet[str]

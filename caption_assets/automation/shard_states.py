@@ -179,6 +179,12 @@ def has_weights(instance: dg.DagsterInstance, project: Project, root: Root, vari
     return tags.get(CODE_VERSION_TAG) == variant.folder and root.exists(f"{WEIGHTS}/{variant.folder}/{MANIFEST}")
 
 
+def is_under_way(instance: dg.DagsterInstance, asset: dg.AssetKey) -> bool:
+    """Whether a run that makes an asset waits or is at work, whoever launched it."""
+    runs = instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES))
+    return any(asset in (run.asset_selection or ()) for run in runs)
+
+
 def shards_under_way(instance: dg.DagsterInstance, project: Project) -> frozenset[str]:
     """Shards of all of the project's runs that wait or are at work, whoever launched them."""
     order = project.registered(instance)

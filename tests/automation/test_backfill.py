@@ -66,6 +66,15 @@ def test_captions_wait_for_the_weights_which_are_requested(site: Site) -> None:
     assert request.asset_selection == [dg.AssetKey("model_weights")]
 
 
+def test_weights_that_are_under_way_are_not_requested_again(site: Site) -> None:
+    site.add("a")
+    site.look()
+    site.materialize("clip_manifest", "a")
+    [request] = site.requests()
+    site.launch(request, STARTED)
+    assert site.tick() == "0 of 1 shards are captioned"
+
+
 def test_whole_shards_are_not_asked_for(known: Site) -> None:
     captioned(known, *"abcdef")
     assert known.tick() == "6 of 6 shards are captioned"
