@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from functools import partial
+from threading import Lock
 from typing import Protocol
 
 from caption_assets.captioning.decoding import SandboxDecoder
@@ -98,7 +99,7 @@ async def caption_shards(
         tasks = run.tasks(shards)
         if (first := await anext(tasks, None)) is None:
             return
-        preview = partial(_keep_preview, job.root) if job.previews else None
+        preview = _Previews(job.root, progress.warned).keep if job.previews else None
         with_stage2 = Table.STAGE2 in job.tables
         async with engine as keeper, run.checkpoints():
             with SandboxDecoder(sandbox, preview) as decoder:
@@ -112,8 +113,27 @@ async def _chain(first: Task, others: AsyncIterator[Task]) -> AsyncIterator[Task
         yield task
 
 
-def _keep_preview(root: Root, task: Task, preview: Preview) -> None:
-    write_preview(root, task.shard, task.window.window_id, preview.animation, preview.poster)
+class _Previews:
+    """Keeps windows' previews. What cannot be written is warned of once a shard: no caption is lost over a picture."""
+
+    def __init__(self, root: Root, warn: Callable[[str], None]) -> None:
+        self._root = root
+        self._warn = warn
+        self._warned: set[str] = set()
+        self._warning = Lock()
+
+    def keep(self, task: Task, preview: Preview) -> None:
+        """Keep that of a window. May be called by several threads."""
+        try:
+            write_preview(self._root, task.shard, task.window.window_id, preview.animation, preview.poster)
+        except Exception as error:
+            with self._warning:
+                if task.shard in self._warned:
+                    return
+                self._warned.add(task.shard)
+            self._warn(
+                f"{task.shard}: previews cannot be kept, of window {task.window.window_id} first: {as_own(error)}"
+            )
 
 
 class _Run:

@@ -59,11 +59,15 @@ def temporary_folder() -> Iterator[Path]:
 
     Raises:
         DiskFull: if there is no room for what the block writes to it.
-        StoreError: if no folder for temporary files can be written.
+        StoreError: if there is no folder for temporary files that can be written.
     """
     try:
         place = tempfile.gettempdir()
-    except FileNotFoundError as error:
-        raise StoreError(f"{error.strerror}: set TMPDIR to a folder that this user may write") from error
-    with disk_room(place, TEMPORARY_REMEDY), tempfile.TemporaryDirectory() as folder:
-        yield Path(folder)
+        with disk_room(place, TEMPORARY_REMEDY):
+            folder = tempfile.TemporaryDirectory(dir=place)
+    except (FileNotFoundError, PermissionError) as error:
+        raise StoreError(
+            f"cannot make a temporary folder ({error}): set TMPDIR to a folder that this user may write"
+        ) from error
+    with disk_room(place, TEMPORARY_REMEDY), folder as path:
+        yield Path(path)

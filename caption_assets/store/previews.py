@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
-from caption_assets.store.failure import StoreError
 from caption_assets.store.root import Root
 
 GALLERY = "gallery"
@@ -25,12 +23,13 @@ def preview_path(shard: str, window_id: str, suffix: str) -> str:
 
 
 def write_preview(root: Root, shard: str, window_id: str, animation: bytes, poster: bytes) -> None:
-    """Keep a window's pictures. What cannot be written is logged: a caption is not lost over its picture."""
-    try:
-        root.write(preview_path(shard, window_id, "webp"), animation)
-        root.write(preview_path(shard, window_id, "jpg"), poster)
-    except StoreError as error:
-        logging.getLogger(__name__).warning("no preview of window %s of shard %s: %s", window_id, shard, error)
+    """Keep a window's pictures.
+
+    Raises:
+        StoreError: if they cannot be written.
+    """
+    root.write(preview_path(shard, window_id, "webp"), animation)
+    root.write(preview_path(shard, window_id, "jpg"), poster)
 
 
 def read_posters(root: Root, shard: str, window_ids: Iterable[str]) -> dict[str, bytes]:

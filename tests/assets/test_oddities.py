@@ -1,0 +1,190 @@
+"""Oddities of one shard of a run, as Dagster sees them: that shard fails without a retry, and the others are made."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from dagster._core.storage.event_log import SqlEventLogStorage
+
+from caption_assets.report.findings import CHECKS
+from caption_assets.store.tables import Table
+from tests.assets.conftest import Project
+from tests.assets.test_checks import STAGES, evaluations, lay_down
+from tests.damage import files as made
+from tests.disks import fill, small_disk
+from tests.videos import moving_video
+
+SHARDS = ("a", "b", "c")
+ALL = {"partitions": ("a", "c")}
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """The definitions over an empty root."""
+    return Project(tmp_path)
+
+
+@pytest.fixture
+def captioned(project: Project) -> Project:
+    """Three shards with captions that a run takes over as they are."""
+    for shard in SHARDS:
+        lay_down(project, shard=shard)
+    return project
+
+
+@pytest.fixture
+def filmed(project: Project) -> Project:
+    """Three shards of a clip each."""
+    for shard in SHARDS:
+        clip = project.root / "shards" / shard / "clip.mp4"
+        clip.parent.mkdir(parents=True)
+        clip.write_bytes(moving_video(24, size=(64, 64)))
+    assert project.run("shard_index").success
+    return project
+
+
+def recorded(project: Project, asset: str) -> set[str]:
+    records = project.instance.fetch_materializations(dg.AssetKey(asset), limit=99).records
+    return {str(record.partition_key) for record in records}
+
+
+def refuse_events(project: Project, shard: str, kind: dg.DagsterEventType) -> None:
+    """Let the instance's database refuse events of a shard, as one that is damaged there."""
+    storage = project.instance.event_log_storage
+    assert isinstance(storage, SqlEventLogStorage)
+    with storage.index_connection() as connection:
+        connection.exec_driver_sql(
+            f"CREATE TRIGGER odd BEFORE INSERT ON event_logs WHEN NEW.partition = '{shard}' "
+            f"AND NEW.dagster_event_type = '{kind.value}' BEGIN SELECT RAISE(ABORT, 'this page is malformed'); END"
+        )
+
+
+def steps_begun(project: Project, run: dg.ExecuteInProcessResult) -> int:
+    kinds = (dg.DagsterEventType.STEP_START, dg.DagsterEventType.STEP_RESTARTED)
+    return sum(len(project.instance.all_logs(run.run_id, of_type=kind)) for kind in kinds)
+
+
+def failure_of(project: Project, run: dg.ExecuteInProcessResult) -> str:
+    [event] = project.instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE)
+    failed = event.get_dagster_event().step_failure_data.user_failure_data
+    assert failed is not None
+    return str(failed.description)
+
+
+@pytest.mark.fast
+def test_what_nobody_foresaw_while_captions_are_recorded_is_that_shards(captioned: Project) -> None:
+    refuse_events(captioned, "b", dg.DagsterEventType.ASSET_MATERIALIZATION)
+    run = captioned.run(*STAGES, **ALL)
+    for stage in STAGES:
+        assert recorded(captioned, stage) == {"a", "c"}
+    assert failure_of(captioned, run).startswith("1 of 3 shards failed: b: unexpected ")
+    assert "this page is malformed" in failure_of(captioned, run)
+    assert steps_begun(captioned, run) == 1
+    logged = [entry.user_message for entry in captioned.instance.all_logs(run.run_id)]
+    assert any(line.startswith("b: ") and "Traceback" in line for line in logged)
+
+
+@pytest.mark.fast
+def test_what_nobody_foresaw_while_manifests_are_made_is_that_shards(filmed: Project) -> None:
+    refuse_events(filmed, "b", dg.DagsterEventType.ASSET_MATERIALIZATION)
+    run = filmed.run("clip_manifest", **ALL)
+    assert recorded(filmed, "clip_manifest") == {"a", "c"}
+    assert failure_of(filmed, run).startswith("1 of 3 shards failed: b: unexpected ")
+    assert steps_begun(filmed, run) == 1
+
+
+@pytest.mark.faults
+def test_what_nobody_foresaw_while_a_shard_is_made_alone_is_not_retried(filmed: Project) -> None:
+    refuse_events(filmed, "b", dg.DagsterEventType.ASSET_OBSERVATION)
+    (filmed.root / "shards" / "b" / "clip.mp4").write_bytes(moving_video(36, size=(64, 64)))  # to be observed
+    run = filmed.run("clip_manifest", partition="b")
+    assert failure_of(filmed, run).startswith("1 of 1 shards failed: b: unexpected ")
+    assert steps_begun(filmed, run) == 1
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("table", [Table.MANIFEST, Table.STAGE1, Table.STAGE2])
+def test_checks_of_a_damaged_table_fail_for_its_shard_alone(captioned: Project, table: Table) -> None:
+    path = next((captioned.root / table / "shard=b").iterdir())
+    made.broken_pages(path)
+    wanted = [dg.AssetCheckKey(dg.AssetKey(stage), check.name) for stage in STAGES for check in CHECKS[Table(stage)]]
+    run = captioned.run(checks=wanted, **ALL)
+    assert {one.partition for one in evaluations(captioned, run)} == {"a", "c"}
+    message = failure_of(captioned, run)
+    assert message.startswith("1 of 3 shards failed: b: ")
+    assert str(path) in message
+    assert steps_begun(captioned, run) == 1
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("table", [Table.STAGE1, Table.STAGE2])
+def test_a_damaged_table_of_captions_is_not_taken_over(captioned: Project, table: Table) -> None:
+    made.another_text(next((captioned.root / table / "shard=b").iterdir()))
+    run = captioned.run(*STAGES, **ALL)  # there are no weights to make it with
+    assert recorded(captioned, STAGES[1]) == {"a"}
+    logged = [entry.user_message for entry in captioned.instance.all_logs(run.run_id)]
+    assert any(line.startswith("b: its earlier captions are not reused") for line in logged)
+
+
+@pytest.mark.fast
+def test_stage_2_alone_fails_for_a_shard_whose_stage_1_is_damaged(captioned: Project) -> None:
+    path = next((captioned.root / STAGES[0] / "shard=b").iterdir())
+    made.without("caption")(path)
+    run = captioned.run(STAGES[1], **ALL)
+    assert recorded(captioned, STAGES[1]) == {"a", "c"}
+    assert f"{path} is damaged" in failure_of(captioned, run)
+    assert "materialize stage1_captions for shard 'b' again" in failure_of(captioned, run)
+
+
+@pytest.mark.fast
+def test_a_gallery_that_finds_no_room_costs_no_captions(captioned: Project) -> None:
+    with small_disk(captioned.root / "gallery" / "b", kilobytes=4) as folder:
+        run = captioned.run(*STAGES, **ALL)
+        assert run.success
+        logged = [entry.user_message for entry in captioned.instance.all_logs(run.run_id)]
+    [warning] = [line for line in logged if "there is no gallery" in line]
+    assert warning.startswith("b: ")
+    assert f"no space is left on the disk of {folder}" in warning
+
+
+@pytest.mark.faults
+def test_a_manifest_that_finds_no_room_fails_its_shard_alone(filmed: Project) -> None:
+    with small_disk(filmed.root / "clip_manifest" / "shard=b", kilobytes=4) as folder:
+        run = filmed.run("clip_manifest", **ALL)
+        assert list(folder.iterdir()) == []
+    assert recorded(filmed, "clip_manifest") == {"a", "c"}
+    assert f"no space is left on the disk of {folder}" in failure_of(filmed, run)
+
+
+@pytest.mark.faults
+def test_a_temporary_folder_that_is_gone_says_how_to_name_another(
+    filmed: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "removed"))
+    run = filmed.run("clip_manifest", **ALL)
+    assert failure_of(filmed, run).startswith("3 of 3 shards failed: a: cannot make a temporary folder")
+    assert "TMPDIR" in failure_of(filmed, run)
+
+
+@pytest.mark.faults
+def test_a_cache_of_weights_that_finds_no_room_says_where_and_how_much_is_free(captioned: Project) -> None:
+    assert captioned.run("model_weights").success
+    for stage in STAGES:
+        next((captioned.root / stage / "shard=b").iterdir()).unlink()
+    with small_disk(captioned.folder / "small", files=2) as folder:
+        message = captioned.failure(*STAGES, partition="b", cache=str(folder))
+    assert f"no space is left on the disk of {folder} (" in message
+    assert "bytes are free" in message
+    assert "CAPTION_CACHE" in message
+
+
+@pytest.mark.faults
+def test_an_export_that_finds_no_room_fails_its_shard(captioned: Project) -> None:
+    with small_disk(captioned.root / "captioned_dataset" / "data" / "shard=b", kilobytes=8) as folder:
+        fill(folder)
+        message = captioned.failure("captioned_dataset", partition="b", export="jsonl")
+        assert f"no space is left on the disk of {folder}" in message
+    assert captioned.run("captioned_dataset", partition="a", export="jsonl").success

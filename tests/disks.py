@@ -1,0 +1,47 @@
+"""Small disks that run full: mounts of tmpfs, whose ENOSPC is the kernel's own."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+
+@contextmanager
+def small_disk(folder: Path, *, kilobytes: int = 0, files: int = 0) -> Iterator[Path]:
+    """A disk of its own at ``folder``, which is made. Needs the right to mount, as root in a container with SYS_ADMIN.
+
+    Args:
+        folder: where it is mounted.
+        kilobytes: its size, in whole pages of 4 KiB; 0 for no limit.
+        files: how many files and folders it takes, itself one of them; 0 for no limit.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    options = f"size={kilobytes}k,nr_inodes={files}"
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"no disk can be mounted here: {mounted.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def enlarge(folder: Path) -> None:
+    """Free space on a mounted small disk."""
+    subprocess.run(["mount", "-o", "remount,size=64m,nr_inodes=0", folder], check=True)
+
+
+def fill(folder: Path, *, leave: int = 0) -> None:
+    """Fill a small disk to its last page but ``leave`` bytes."""
+    with (folder / "filler").open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError:
+            file.truncate(max(file.tell() - leave, 0))

@@ -1,0 +1,99 @@
+"""One shard's state in an object store that is odd there: its objects may not be read, or are folders."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+from caption_assets.captioning.job import Job
+from caption_assets.captioning.recipe import Recipe
+from caption_assets.captioning.recovery import EngineKeeper
+from caption_assets.captioning.shard import caption_shards
+from caption_assets.clips.manifest import probe_clips
+from caption_assets.clips.shard import find_shard
+from caption_assets.clips.window import Windowing
+from caption_assets.store.checkpoints import checkpoint_folder, write_part
+from caption_assets.store.lease import Leases
+from caption_assets.store.root import Root
+from caption_assets.store.tables import Table, publish_manifest, read_captions, table_path
+from tests.captioning.stand_in import StandIn, start_stand_in
+from tests.captioning.watch import Log
+from tests.conftest import SANDBOX
+from tests.store.conftest import Between
+from tests.store.fault_proxy import Refusal, Request
+from tests.videos import moving_video
+
+pytestmark = pytest.mark.store
+
+SHARDS = ("a", "b", "c")
+BOTH = frozenset({Table.STAGE1, Table.STAGE2})
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Root:
+    """Three shards of a clip each."""
+    for shard in SHARDS:
+        (tmp_path / shard).mkdir()
+        (tmp_path / shard / "clip.mp4").write_bytes(moving_video(24, size=(64, 64)))
+    return Root.open(str(tmp_path))
+
+
+@pytest.fixture
+def url(s3_url: str, source: Root) -> str:
+    """A root with the shards' manifests; b has captions, a checkpoint and a released lease as well."""
+    root = Root.open(s3_url)
+    for shard in SHARDS:
+        clips = probe_clips(SANDBOX, source, find_shard(source, shard), Windowing(24, 12))
+        publish_manifest(root, shard, (row for clip in clips for row in clip.rows), {})
+    assert run(root, source, "b").failures == {}
+    write_part(root, "b", 1, 0, {Table.STAGE1: read_captions(root, Table.STAGE1, "b")})
+    with Leases(root, "run 7") as leases:
+        leases.take("b")
+    return s3_url
+
+
+def run(root: Root, source: Root, *shards: str) -> Log:
+    log = Log()
+    keeper = EngineKeeper(lambda: start_stand_in(StandIn()))
+    asyncio.run(caption_shards(keeper, SANDBOX, Job(root, source, Recipe(), BOTH), shards, log))
+    return log
+
+
+@pytest.mark.parametrize(
+    "forbidden",
+    [
+        table_path(Table.MANIFEST, "b"),
+        table_path(Table.STAGE1, "b"),
+        table_path(Table.STAGE2, "b"),
+        f"{checkpoint_folder('b')}/000001-000000-stage1_captions.parquet",
+        f"{checkpoint_folder('b')}/lease-",
+    ],
+)
+def test_an_object_that_may_not_be_read_fails_its_shard_alone(
+    url: str, source: Root, between: Between, forbidden: str
+) -> None:
+
+    def rule(request: Request) -> Refusal | None:
+        reads = request.method == "GET" and f"/{forbidden}" in unquote(request.path)
+        return Refusal(403, "AccessDenied") if reads else None
+
+    between(rule=rule)
+    root = Root.open(url)
+    log = run(root, source, *SHARDS)
+    assert set(log.tables) == {"a", "c"}
+    assert log.failures.keys() == {"b"}
+    assert forbidden in log.failures["b"]
+    assert "may not do that there" in log.failures["b"]
+    assert root.exists(f"{checkpoint_folder('b')}/000001-000000-stage1_captions.parquet")
+
+
+@pytest.mark.parametrize("name", ["lease-000009", "000001-000001-stage1_captions.parquet", "notes.parquet"])
+def test_an_object_below_a_name_of_ours_does_no_harm(url: str, source: Root, name: str) -> None:
+    root = Root.open(url)
+    root.write(f"{checkpoint_folder('b')}/{name}/something", b"not ours")
+    log = run(root, source, *SHARDS)
+    assert set(log.tables) == set(SHARDS)
+    assert log.failures == {}
