@@ -69,9 +69,9 @@ def read_versions(root: Root, table: Table, shard: str) -> TableVersions | None:
         except FileNotFoundError:
             return None
         except (ValueError, OSError) as error:
-            # Arrow's errors of damaged files: most are ValueErrors; of metadata that it cannot parse an OSError, which
-            # unlike a store's has no number.
-            if isinstance(error, OSError) and error.errno is not None:
+            # Arrow's errors of damaged files: most are ValueErrors; of metadata that it cannot parse a plain OSError,
+            # which unlike a store's has no number. A store's refusal is a PermissionError, also without one.
+            if isinstance(error, OSError) and (error.errno is not None or type(error) is not OSError):
                 raise
             raise TableError(
                 f"{root.address(path)} is damaged ({error}): remove it and materialize {table} of shard {shard!r} again"

@@ -18,7 +18,7 @@ from tests.disks import fill, small_disk
 from tests.videos import moving_video
 
 SHARDS = ("a", "b", "c")
-ALL = {"partitions": ("a", "c")}
+ALL = ("a", "c")
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def failure_of(project: Project, run: dg.ExecuteInProcessResult) -> str:
 @pytest.mark.fast
 def test_what_nobody_foresaw_while_captions_are_recorded_is_that_shards(captioned: Project) -> None:
     refuse_events(captioned, "b", dg.DagsterEventType.ASSET_MATERIALIZATION)
-    run = captioned.run(*STAGES, **ALL)
+    run = captioned.run(*STAGES, partitions=ALL)
     for stage in STAGES:
         assert recorded(captioned, stage) == {"a", "c"}
     assert failure_of(captioned, run).startswith("1 of 3 shards failed: b: unexpected ")
@@ -90,7 +90,7 @@ def test_what_nobody_foresaw_while_captions_are_recorded_is_that_shards(captione
 @pytest.mark.fast
 def test_what_nobody_foresaw_while_manifests_are_made_is_that_shards(filmed: Project) -> None:
     refuse_events(filmed, "b", dg.DagsterEventType.ASSET_MATERIALIZATION)
-    run = filmed.run("clip_manifest", **ALL)
+    run = filmed.run("clip_manifest", partitions=ALL)
     assert recorded(filmed, "clip_manifest") == {"a", "c"}
     assert failure_of(filmed, run).startswith("1 of 3 shards failed: b: unexpected ")
     assert steps_begun(filmed, run) == 1
@@ -111,7 +111,7 @@ def test_checks_of_a_damaged_table_fail_for_its_shard_alone(captioned: Project, 
     path = next((captioned.root / table / "shard=b").iterdir())
     made.broken_pages(path)
     wanted = [dg.AssetCheckKey(dg.AssetKey(stage), check.name) for stage in STAGES for check in CHECKS[Table(stage)]]
-    run = captioned.run(checks=wanted, **ALL)
+    run = captioned.run(checks=wanted, partitions=ALL)
     assert {one.partition for one in evaluations(captioned, run)} == {"a", "c"}
     message = failure_of(captioned, run)
     assert message.startswith("1 of 3 shards failed: b: ")
@@ -123,7 +123,7 @@ def test_checks_of_a_damaged_table_fail_for_its_shard_alone(captioned: Project, 
 @pytest.mark.parametrize("table", [Table.STAGE1, Table.STAGE2])
 def test_a_damaged_table_of_captions_is_not_taken_over(captioned: Project, table: Table) -> None:
     made.another_text(next((captioned.root / table / "shard=b").iterdir()))
-    run = captioned.run(*STAGES, **ALL)  # there are no weights to make it with
+    run = captioned.run(*STAGES, partitions=ALL)  # there are no weights to make it with
     assert recorded(captioned, STAGES[1]) == {"a"}
     logged = [entry.user_message for entry in captioned.instance.all_logs(run.run_id)]
     assert any(line.startswith("b: its earlier captions are not reused") for line in logged)
@@ -133,7 +133,7 @@ def test_a_damaged_table_of_captions_is_not_taken_over(captioned: Project, table
 def test_stage_2_alone_fails_for_a_shard_whose_stage_1_is_damaged(captioned: Project) -> None:
     path = next((captioned.root / STAGES[0] / "shard=b").iterdir())
     made.without("caption")(path)
-    run = captioned.run(STAGES[1], **ALL)
+    run = captioned.run(STAGES[1], partitions=ALL)
     assert recorded(captioned, STAGES[1]) == {"a", "c"}
     assert f"{path} is damaged" in failure_of(captioned, run)
     assert "materialize stage1_captions for shard 'b' again" in failure_of(captioned, run)
@@ -142,7 +142,7 @@ def test_stage_2_alone_fails_for_a_shard_whose_stage_1_is_damaged(captioned: Pro
 @pytest.mark.fast
 def test_a_gallery_that_finds_no_room_costs_no_captions(captioned: Project) -> None:
     with small_disk(captioned.root / "gallery" / "b", kilobytes=4) as folder:
-        run = captioned.run(*STAGES, **ALL)
+        run = captioned.run(*STAGES, partitions=ALL)
         assert run.success
         logged = [entry.user_message for entry in captioned.instance.all_logs(run.run_id)]
     [warning] = [line for line in logged if "there is no gallery" in line]
@@ -153,7 +153,7 @@ def test_a_gallery_that_finds_no_room_costs_no_captions(captioned: Project) -> N
 @pytest.mark.faults
 def test_a_manifest_that_finds_no_room_fails_its_shard_alone(filmed: Project) -> None:
     with small_disk(filmed.root / "clip_manifest" / "shard=b", kilobytes=4) as folder:
-        run = filmed.run("clip_manifest", **ALL)
+        run = filmed.run("clip_manifest", partitions=ALL)
         assert list(folder.iterdir()) == []
     assert recorded(filmed, "clip_manifest") == {"a", "c"}
     assert f"no space is left on the disk of {folder}" in failure_of(filmed, run)
@@ -164,7 +164,7 @@ def test_a_temporary_folder_that_is_gone_says_how_to_name_another(
     filmed: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "removed"))
-    run = filmed.run("clip_manifest", **ALL)
+    run = filmed.run("clip_manifest", partitions=ALL)
     assert failure_of(filmed, run).startswith("3 of 3 shards failed: a: cannot make a temporary folder")
     assert "TMPDIR" in failure_of(filmed, run)
 

@@ -77,7 +77,7 @@ def test_an_object_that_may_not_be_read_fails_its_shard_alone(
 ) -> None:
 
     def rule(request: Request) -> Refusal | None:
-        reads = request.method == "GET" and f"/{forbidden}" in unquote(request.path)
+        reads = request.method == "GET" and f"/{forbidden}" in unquote(request.target)
         return Refusal(403, "AccessDenied") if reads else None
 
     between(rule=rule)
