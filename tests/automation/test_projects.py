@@ -88,3 +88,16 @@ def test_commands_refuse_another_root_than_the_projects(
     with pytest.raises(ProjectClash):
         confirm_removals(plain.instance, elsewhere, 1)
     assert REMOVED not in observed_versions(plain.instance, plain.project).values()
+
+
+def test_a_project_that_gets_a_name_captions_nothing_again(tmp_path: Path, instance: dg.DagsterInstance) -> None:
+    before = Site(tmp_path, instance)
+    before.add("a", "b")
+    before.look()
+    before.fetch_weights()
+    for asset in STAGES:
+        before.materialize(asset, "a", "b")
+    after = Site(tmp_path, instance, project="north")
+    after.look()
+    after.fetch_weights()
+    assert after.tick() == "2 of 2 shards are captioned"

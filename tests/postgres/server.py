@@ -30,6 +30,7 @@ ACCESS = """
 hostssl all all 127.0.0.1/32 scram-sha-256
 """
 """pg_hba.conf: an unencrypted connection is refused."""
+INITDB = ("--encoding=UTF8", "--no-locale", "--no-sync")
 OPTIONS = {
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",
@@ -89,7 +90,7 @@ def postgres_server() -> Iterator[PostgresServer]:
 def _initialize(initdb: str, folder: Path, account: str | None, password: str) -> None:
     secret = folder / "password"
     _write(secret, password, account)
-    _call([initdb, "-D", "data", "-U", USER, "--auth=scram-sha-256", "--pwfile=password", "-N"], folder, account)
+    _call([initdb, "-D", "data", "-U", USER, "--auth=scram-sha-256", "--pwfile=password", *INITDB], folder, account)
     _call(["openssl", *CERTIFICATE, "-keyout", "data/server.key", "-out", "data/server.crt"], folder, account)
     _write(folder / "data" / "pg_hba.conf", ACCESS, account)
     secret.unlink()

@@ -72,6 +72,7 @@ def test_a_thousand_shards_are_requested_64_a_run(tmp_path: Path, deploy: Deploy
     runs = instance.get_runs(QUEUED)
     assert max(sum(name.startswith(NAMESPACE) for name in run.tags) for run in runs) == SHARDS_PER_RUN
     assert max(len(name) + len(value) for run in runs for name, value in run.tags.items()) < MAX_TAG_BYTES
+    assert deployment.daemon_errors == []
     for name in ("new_shards", "backfill"):
         assert TickStatus.FAILURE not in {tick.status for tick in deployment.ticks(name)}
 
@@ -95,6 +96,7 @@ def test_a_new_shard_is_captioned_on_the_instance_of_the_cluster(
     runs = instance.get_runs()
     assert len(runs) == 4  # weights, manifest, captions, the backfill's manifest
     assert {run.status for run in runs} == {dg.DagsterRunStatus.SUCCESS}
+    assert deployment.daemon_errors == []
     assert instance.event_log_storage.get_concurrency_info("gpu").slot_count == 4  # of the values
     store = boto3.client(
         "s3",
@@ -133,3 +135,4 @@ def test_two_projects_on_one_instance_leave_each_others_shards_alone(tmp_path: P
         if "dagster/asset_partition_range_start" in run.tags
     }
     assert requested == {"plain": ["a", "b"], "north": ["b", "c"]}
+    assert deployment.daemon_errors == []
