@@ -137,6 +137,7 @@ def test_a_killed_run_takes_its_engine_with_it(prepared: CommandLine, blow: sign
 
 
 @pytest.mark.faults
+@pytest.mark.representative
 def test_a_run_that_is_told_to_stop_keeps_what_it_has_done(command_line: CommandLine) -> None:
     folder = command_line.root / "shards" / "long"
     folder.mkdir()

@@ -20,8 +20,8 @@ from tests.stopping import CAPTIONS, CLIPS, OVER, SHARD, STOP_SECONDS, Command, 
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(3600)]
 
-TRIALS = int(os.environ.get("STOP_TRIALS", "2"))
-"""Signals at random moments, at each of the doors; the issue asks for 20."""
+TRIALS = [0, *(pytest.param(number, marks=pytest.mark.nightly) for number in range(1, 20))]
+"""Signals at random moments, at each of the doors."""
 RUN_SECONDS = 75.0
 """Within which the random moments lie: import, engine's start, and some of the captions."""
 
@@ -105,8 +105,19 @@ def assert_stopped(project: Project, command: Command, status: int) -> None:
     wait_until(lambda: all(map(is_gone, command.seen)), 5, "no process of the run is left")
 
 
-@pytest.mark.parametrize("door", DOORS)
-@pytest.mark.parametrize("phase", [building, captioning])
+def nightly(*values: object) -> object:
+    return pytest.param(*values, marks=pytest.mark.nightly)
+
+
+@pytest.mark.parametrize(
+    ("phase", "door"),
+    [
+        (building, "SIGINT"),
+        (captioning, "Ctrl-C"),
+        *(nightly(building, door) for door in ("SIGTERM", "Ctrl-C", "group")),
+        *(nightly(captioning, door) for door in ("SIGTERM", "SIGINT", "group")),
+    ],
+)
 def test_a_run_on_the_command_line_stops_and_the_next_takes_its_captions_over(
     project: Project, phase: Callable[[Project, str], bool], door: str
 ) -> None:
@@ -130,9 +141,12 @@ def test_a_run_on_the_command_line_stops_and_the_next_takes_its_captions_over(
         assert project.kept() > kept
 
 
-@pytest.mark.parametrize("door", ["SIGINT", "SIGTERM"])
-def test_clips_being_probed_stop(project: Project, door: str) -> None:
-    run = project.materialize("clip_manifest")
+@pytest.mark.parametrize(
+    ("executor", "door"),
+    [("in_process", "SIGINT"), ("in_process", "SIGTERM"), ("multiprocess", "Ctrl-C"), ("multiprocess", "SIGTERM")],
+)
+def test_clips_being_probed_stop(project: Project, executor: str, door: str) -> None:
+    run = project.materialize("clip_manifest", CAPTION_EXECUTOR=executor)
     wait_until(lambda: has_begun(project, run.output), 240, "the step begins")
     time.sleep(random.uniform(0, 2))
     run.look()
@@ -154,7 +168,7 @@ def test_weights_whose_download_hangs_stop(project: Project, door: str) -> None:
         assert_stopped(project, run, run.process.wait(STOP_SECONDS))
 
 
-@pytest.mark.parametrize("door", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("door", ["SIGINT", nightly("SIGTERM")])
 def test_a_shard_being_published_stops_and_the_next_run_makes_nothing_again(published: Project, door: str) -> None:
     project = published
     run = project.materialize(*CAPTIONS)
@@ -201,7 +215,7 @@ def assert_canceled(project: Project, site: Site, run: str) -> None:
     assert not project.is_leased()
 
 
-@pytest.mark.parametrize("door", ["SIGINT", "SIGTERM", "Ctrl-C"])
+@pytest.mark.parametrize("door", ["SIGTERM", nightly("SIGINT"), nightly("Ctrl-C")])
 def test_a_run_fails_when_dagster_dev_is_stopped(project: Project, door: str) -> None:
     with project.serve(free_port()) as site:
         run = site.launch(*CAPTIONS)
@@ -271,13 +285,13 @@ def terminate_at_random(project: Project, site: Site, seconds: float) -> str:
     return f"Terminate after {seconds:.1f} s: CANCELED in {took:.1f} s, {len(project.kept())} rows kept"
 
 
-@pytest.mark.parametrize("trial", range(TRIALS))
+@pytest.mark.parametrize("trial", TRIALS)
 def test_signals_at_random_moments_end_a_run_on_the_command_line(prepared: Project, trial: int) -> None:
     forget_if_nearly_whole(prepared)
     print(stop_at_random(prepared, random.choice(list(DOORS)), random.uniform(0, RUN_SECONDS)))
 
 
-@pytest.mark.parametrize("trial", range(TRIALS))
+@pytest.mark.parametrize("trial", TRIALS)
 def test_a_run_is_canceled_when_it_is_terminated_at_a_random_moment(prepared: Project, site: Site, trial: int) -> None:
     forget_if_nearly_whole(prepared)
     print(terminate_at_random(prepared, site, random.uniform(0, RUN_SECONDS)))
