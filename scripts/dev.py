@@ -22,6 +22,8 @@ DATA = REPOSITORY / "data"
 STATE = REPOSITORY / ".dagster" / "demo"
 """Folder for the demo's state of Dagster's instance; that of other data lies apart, in the repository's .dagster."""
 PORT = "3000"
+FILES_PORT = 3001
+"""Port of the root's files. The links to them are stored in Dagster's instance, so it is always the same."""
 
 
 class Files(SimpleHTTPRequestHandler):
@@ -46,10 +48,16 @@ def main() -> int:
         return _serve(command, environment)
     folder = Path(root.path).absolute()
     folder.mkdir(exist_ok=True)
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Files, directory=str(folder))) as files:
+    try:
+        server = ThreadingHTTPServer(("127.0.0.1", FILES_PORT), partial(Files, directory=str(folder)))
+    except OSError as error:
+        sys.exit(
+            f"dev: cannot serve {folder} on port {FILES_PORT} ({error.strerror}): stop what uses the port, or set "
+            "CAPTION_LINK_URL to where the folder is served"
+        )
+    with server as files:
         threading.Thread(target=files.serve_forever, daemon=True).start()
-        address = f"http://127.0.0.1:{files.server_port}"
-        return _serve(command, {**environment, "CAPTION_LINK_URL": address})
+        return _serve(command, {**environment, "CAPTION_LINK_URL": f"http://127.0.0.1:{FILES_PORT}"})
 
 
 def _serve(command: list[str], environment: dict[str, str]) -> int:

@@ -43,11 +43,11 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
     def captions(
         context: dg.AssetExecutionContext, storage: Storage, weights: Weights, clips: Clips, engine: Engine
     ) -> Iterator[dg.MaterializeResult[None]]:
-        yield from ()  # a generator, for Dagster: materializations and checks are logged shard by shard
-        # Dagster would pass over it: a step that logs its materializations itself has no output for what follows it.
-        if is_selected(context, project.dataset):
+        # Dagster would skip it: a step that logs the materializations of several shards has no output for what follows.
+        if len(context.partition_keys) > 1 and is_selected(context, project.dataset):
             raise dg.Failure(
-                "captions and their export cannot be made in one run: materialize captioned_dataset after",
+                "a run over several shards cannot make captions and their dataset: leave captioned_dataset out of it, "
+                "and materialize it afterwards",
                 allow_retries=False,
             )
         tables = frozenset(table_of(key) for key in context.selected_asset_keys)
@@ -76,7 +76,8 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
                 keeper = _engine(context, engine, weights, job, log, metrics)
                 shards = shards_to_make(context)
                 stop.run(caption_shards(keeper, sandbox, job, shards, Counted(log, metrics)))
-            log.check()
+        yield from log.results
+        log.check()
 
     return captions
 

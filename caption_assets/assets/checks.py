@@ -101,6 +101,24 @@ def log_findings(
             context.log_event(evaluation)
 
 
+def check_results(
+    context: dg.AssetExecutionContext, key: dg.AssetKey, found: Sequence[Finding]
+) -> list[dg.AssetCheckResult]:
+    """The findings of a table as a step over one shard yields them, as far as their checks were selected."""
+    return [
+        dg.AssetCheckResult(
+            passed=finding.passed,
+            asset_key=key,
+            check_name=finding.check.name,
+            metadata=finding.facts,
+            severity=SEVERITIES[finding.check.severity],
+            description=finding.message,
+        )
+        for finding in found
+        if dg.AssetCheckKey(key, finding.check.name) in context.selected_asset_check_keys
+    ]
+
+
 def build_weights_check(settings: Settings) -> dg.AssetChecksDefinition:
     """The check that reads all of the mirror of the model that ``settings`` names: a step of its own, without a GPU."""
     variant, check = settings.variant, WEIGHTS_VERIFIED

@@ -7,6 +7,13 @@ from docstring_parser import parse_from_object
 
 from caption_assets.store.tables import SCHEMAS, CaptionRow, ManifestRow, Table
 
+# Parsed at import. In a thread the garbage collector may close another thread's SQLite connections meanwhile, which
+# fails, and Python 3.11's parser with it ("AST constructor recursion depth mismatch").
+_DESCRIBED = {
+    kind: {field.arg_name: field.description for field in parse_from_object(kind).params}
+    for kind in (ManifestRow, CaptionRow)
+}
+
 
 def table_facts(table: Table, rows: int) -> dict[str, dg.MetadataValue | int]:
     """Columns and number of rows of a shard's table, under the names by which Dagster knows them."""
@@ -15,8 +22,7 @@ def table_facts(table: Table, rows: int) -> dict[str, dg.MetadataValue | int]:
 
 def _columns(table: Table) -> dg.TableSchema:
     """Types are Arrow's; descriptions are the docstrings of the fields of the rows."""
-    kind = ManifestRow if table is Table.MANIFEST else CaptionRow
-    described = {field.arg_name: field.description for field in parse_from_object(kind).params}
+    described = _DESCRIBED[ManifestRow if table is Table.MANIFEST else CaptionRow]
     return dg.TableSchema(
         [
             dg.TableColumn(

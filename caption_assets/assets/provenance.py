@@ -13,6 +13,7 @@ from dagster._core.definitions.data_version import (
     DATA_VERSION_IS_USER_PROVIDED_TAG,
     DATA_VERSION_TAG,
     INPUT_DATA_VERSION_TAG_PREFIX,
+    INPUT_EVENT_POINTER_TAG_PREFIX,
     get_input_data_version_tag,
     get_input_event_pointer_tag,
 )
@@ -27,6 +28,11 @@ def output_tags(context: dg.AssetExecutionContext, key: dg.AssetKey, data_versio
     if code_version := context.assets_def.code_versions_by_key.get(key):
         tags[CODE_VERSION_TAG] = code_version
     return tags
+
+
+def is_input_tag(name: str) -> bool:
+    """Whether a tag tells the version of an input, or the event that reported it."""
+    return name.startswith((INPUT_DATA_VERSION_TAG_PREFIX, INPUT_EVENT_POINTER_TAG_PREFIX))
 
 
 def version_of(tags: Mapping[str, str]) -> str | None:

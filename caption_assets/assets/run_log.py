@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from threading import Lock
 
 import dagster as dg
 
 from caption_assets.assets.caption_metadata import Cost, Metadata, caption_metadata
-from caption_assets.assets.checks import findings, log_findings
+from caption_assets.assets.checks import check_results, findings, log_findings
 from caption_assets.assets.failures import ShardFailures, shards_failed
 from caption_assets.assets.links import link
 from caption_assets.assets.meter import EngineTime, Meter
 from caption_assets.assets.pace import Pace
 from caption_assets.assets.project import Project
-from caption_assets.assets.provenance import input_tags, input_version_tags, output_tags, version_of
+from caption_assets.assets.provenance import input_tags, input_version_tags, is_input_tag, output_tags, version_of
 from caption_assets.captioning.open_shard import Published, PublishedTable
 from caption_assets.errors import CaptionAssetsError, as_own, printable
 from caption_assets.report.findings import Finding
@@ -49,7 +49,10 @@ class RunLog:
         self._inputs: dict[str, Inputs] = {}
         self._pace = Pace()
         self._meter = Meter()
+        self._is_over_several = len(context.partition_keys) > 1
         self._telling = Lock()
+        self.results: list[dg.MaterializeResult[None]] = []
+        """What the step yields at its end: for its one shard; of several, each is recorded when it is published."""
 
     def engine_wanted(self) -> None:
         """The engine is being started: from now on GPUs are used."""
@@ -77,10 +80,12 @@ class RunLog:
             stored = read_stored(self._root, shard, max(published.tables))
             for table, result in published.tables.items():
                 found = findings(self._context, self._project, shard, stored[table], self._settings.max_failed_fraction)
-                if not any(finding.is_error for finding in found):
+                passes = not any(finding.is_error for finding in found)
+                if passes:
                     metadata = {**caption_metadata(stored[table], result, cost), **links}
-                    self._record(shard, table, result, inputs, metadata)
-                log_findings(self._context, self._project, shard, table, found)
+                    self._record(shard, table, result, inputs, metadata, found)
+                if not passes or self._is_over_several:
+                    log_findings(self._context, self._project, shard, table, found)
                 _let_pass(found)
 
     def failed(self, shard: str, error: CaptionAssetsError) -> None:
@@ -144,14 +149,34 @@ class RunLog:
             return {}
         return {"gallery": link(self._root, gallery, self._settings.link_url)}
 
-    def _record(self, shard: str, table: Table, result: PublishedTable, inputs: Inputs, metadata: Metadata) -> None:
+    def _record(
+        self,
+        shard: str,
+        table: Table,
+        result: PublishedTable,
+        inputs: Inputs,
+        metadata: Metadata,
+        found: Sequence[Finding],
+    ) -> None:
         key = self._project.key(table.value)
         versions = output_tags(self._context, key, result.versions.data)
         for upstream in self._context.assets_def.asset_deps[key]:
-            versions |= inputs.get(upstream) or input_tags(self._context, upstream, shard)
+            if upstream in inputs or self._is_over_several:  # Dagster knows the event of a result that was just yielded
+                versions |= inputs.get(upstream) or input_tags(self._context, upstream, shard)
         versions |= input_version_tags(self._project, result.versions)
         facts = {**metadata, "path": dg.MetadataValue.path(self._root.address(result.path))}
-        self._context.log_event(dg.AssetMaterialization(key, partition=shard, metadata=facts, tags=versions))
+        if self._is_over_several:
+            self._context.log_event(dg.AssetMaterialization(key, partition=shard, metadata=facts, tags=versions))
+            return
+        self.results.append(
+            dg.MaterializeResult(
+                asset_key=key,
+                metadata=facts,
+                data_version=dg.DataVersion(result.versions.data),
+                tags={name: version for name, version in versions.items() if is_input_tag(name)},
+                check_results=check_results(self._context, key, found),
+            )
+        )
 
 
 def _let_pass(found: Iterable[Finding]) -> None:

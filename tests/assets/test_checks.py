@@ -12,6 +12,7 @@ import pytest
 from caption_assets.captioning.open_shard import facts
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.rows import blank_row, stage1_failed
+from caption_assets.export.index import DATASET
 from caption_assets.report.findings import CHECKS
 from caption_assets.store.root import Root
 from caption_assets.store.tables import (
@@ -248,3 +249,39 @@ def test_a_damaged_mirror_is_found_and_keeps_captions_from_being_made(project: P
     mended = project.run("model_weights", *STAGES, partition="a", verify_weights=True)
     assert checks(project, mended, "model_weights")["weights_verified"].passed
     assert list(materialized(project, mended)) == STAGES
+
+
+def test_a_run_over_one_shard_makes_its_dataset_too(project: Project) -> None:
+    lay_down(project)
+    result = project.run(*STAGES, DATASET, partition="a", export="jsonl")
+    assert list(materialized(project, result))[:2] == STAGES
+    assert "captioned_dataset" in {event.step_key for event in result.all_events if event.is_step_start}
+    logged = [entry.user_message for entry in project.instance.all_logs(result.run_id)]
+    assert [message for message in logged if "did not yield or return expected outputs" in message] == []
+
+
+def test_a_run_over_several_shards_says_that_it_cannot_make_their_dataset(project: Project) -> None:
+    for shard in ("a", "b"):
+        lay_down(project, shard=shard)
+    message = project.failure(STAGES[1], DATASET, partitions=("a", "b"), export="jsonl")
+    assert "leave captioned_dataset out of it, and materialize it afterwards" in message
+
+
+def test_captions_of_one_shard_and_of_several_are_recorded_with_the_same_versions(project: Project) -> None:
+    for shard in ("a", "b"):
+        lay_down(project, shard=shard)
+    weights = dg.AssetMaterialization("model_weights", tags={"dagster/data_version": "1"})
+    project.instance.report_runless_asset_event(weights)
+    assert project.run(*STAGES, partition="a").success
+    assert project.run(*STAGES, partitions=("a", "b")).success
+    for stage in STAGES:
+        records = project.instance.fetch_materializations(dg.AssetKey(stage), limit=9).records
+        tags = [(record.asset_materialization and record.asset_materialization.tags) or {} for record in records]
+        versions = [
+            {name: text for name, text in found.items() if "version" in name and "partition" not in name}
+            for found, record in zip(tags, records, strict=True)
+            if record.partition_key == "a"
+        ]
+        assert len(versions) == 2
+        assert versions[0] == versions[1]
+        assert versions[0]["dagster/input_data_version/clip_manifest"] is not None
