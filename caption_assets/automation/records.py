@@ -75,6 +75,15 @@ def read_records(
     return found
 
 
+def is_recorded(instance: dg.DagsterInstance, asset: dg.AssetKey, shard: str) -> bool:
+    """Whether an asset of a shard has a record that does not say that it was removed."""
+    filters = dg.AssetRecordsFilter(asset_key=asset, asset_partitions=[shard])
+    for record in instance.fetch_materializations(filters, limit=1).records:
+        tags = (record.asset_materialization and record.asset_materialization.tags) or {}
+        return tags.get(DATA_VERSION_TAG) != REMOVED
+    return False
+
+
 def report_removed(instance: dg.DagsterInstance, asset: dg.AssetKey, shard: str) -> None:
     """Record that what an asset made of a shard is not stored any more."""
     tags = {DATA_VERSION_TAG: REMOVED, DATA_VERSION_IS_USER_PROVIDED_TAG: "true", CODE_VERSION_TAG: REMOVED}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import posixpath
 import re
 import socket
 import threading
@@ -250,6 +251,11 @@ class Leases:
 
     def _record(self, *, released: bool = False) -> bytes:
         return json.dumps({**asdict(self._me), "released": released}).encode()
+
+
+def is_lease(path: str) -> bool:
+    """Whether an object of a shard's checkpoint folder is a lease."""
+    return _NAME.fullmatch(posixpath.basename(path)) is not None
 
 
 def _path(shard: str, epoch: int) -> str:

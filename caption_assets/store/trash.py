@@ -1,0 +1,146 @@
+"""The trash: what was made of retired shards, kept in the root until somebody empties it.
+
+An entry holds what was moved at one time: ``_trash/shard=<shard>/<time>/``, then the path that each object had. Its
+marker is written last. An entry without a marker was interrupted; moving the shard to the trash again completes it, and
+bringing it back empties it.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from caption_assets.errors import CaptionAssetsError
+from caption_assets.store.root import COPY_BYTES, Root
+
+TRASH = "_trash"
+MARKER = "_complete"
+"""Name of the marker in an entry's folder."""
+TIME = "%Y-%m-%dT%H-%M-%S-%fZ"
+"""Of an entry's folder; without colons, which some file systems refuse."""
+_PATH = re.compile(
+    rf"{TRASH}/shard=(?P<shard>[^/]+)/(?P<time>\d{{4}}-\d\d-\d\dT\d\d-\d\d-\d\d-\d{{6}}Z)/(?P<path>.+)", re.DOTALL
+)
+MOVERS = 16
+"""Objects that are moved at once: in object storage each takes a copy and a deletion."""
+
+
+class TrashError(CaptionAssetsError):
+    """An entry that is not there, or that cannot be brought back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What was moved into the trash of one shard at one time."""
+
+    shard: str
+    time: str
+    sizes: Mapping[str, int]
+    """Bytes of each object, by the path that it had."""
+    is_complete: bool
+    """Whether all of the shard was moved."""
+
+    @property
+    def folder(self) -> str:
+        """Where it lies, relative to the root."""
+        return f"{TRASH}/shard={self.shard}/{self.time}"
+
+    @property
+    def age_days(self) -> float:
+        """Days since it was begun."""
+        begun = datetime.strptime(self.time, TIME).replace(tzinfo=UTC)
+        return (datetime.now(UTC) - begun).total_seconds() / 86400
+
+
+def list_entries(root: Root, shard: str | None = None) -> list[Entry]:
+    """The entries of a shard, or of all, sorted by shard and time.
+
+    Raises:
+        StoreError: if the trash cannot be listed.
+    """
+    found: dict[tuple[str, str], dict[str, int]] = defaultdict(dict)
+    for path, size in root.sizes(TRASH if shard is None else f"{TRASH}/shard={shard}").items():
+        if match := _PATH.fullmatch(path):  # anything else is somebody else's
+            found[match["shard"], match["time"]][match["path"]] = size
+    return [
+        Entry(key, time, {path: size for path, size in sizes.items() if path != MARKER}, MARKER in sizes)
+        for (key, time), sizes in sorted(found.items())
+    ]
+
+
+def move_to_trash(root: Root, shard: str, paths: Sequence[str]) -> Entry | None:
+    """Move objects of a shard into the trash; None if there are none.
+
+    After an interruption, calling it again with what is left completes the entry.
+
+    Raises:
+        StoreError: if something cannot be moved.
+    """
+    begun = [entry for entry in list_entries(root, shard) if not entry.is_complete]
+    entry = next((entry for entry in begun if not _conflicts(root, entry, paths)), None)
+    if entry is None:
+        if not paths:
+            return None
+        entry = Entry(shard, datetime.now(UTC).strftime(TIME), {}, is_complete=False)
+    _each(lambda path: root.move(path, posixpath.join(entry.folder, path)), paths)
+    root.write(f"{entry.folder}/{MARKER}", b"")
+    return next(found for found in list_entries(root, shard) if found.time == entry.time)
+
+
+def bring_back(root: Root, entry: Entry) -> None:
+    """Move an entry's objects back to where they were. After an interruption it can be called again.
+
+    Raises:
+        TrashError: if there are others in their places; nothing is moved then.
+        StoreError: if something cannot be moved.
+    """
+    if taken := _conflicts(root, entry, entry.sizes):
+        raise TrashError(
+            f"{root.address(taken[0])} exists, and is not what was retired ({len(taken)} such files): the shard was "
+            f"made again since; retire it first, then bring back the entry of {entry.time}"
+        )
+    root.remove(f"{entry.folder}/{MARKER}")
+    _each(lambda path: root.move(posixpath.join(entry.folder, path), path), entry.sizes)
+    root.prune(f"{TRASH}/shard={entry.shard}")
+
+
+def remove_entry(root: Root, entry: Entry) -> None:
+    """Remove an entry for good.
+
+    Raises:
+        StoreError: if something cannot be removed.
+    """
+    root.remove_folder(entry.folder)
+    root.prune(f"{TRASH}/shard={entry.shard}")
+
+
+def _conflicts(root: Root, entry: Entry, paths: Iterable[str]) -> list[str]:
+    """Those of ``paths`` that are both in the entry and in their old places, and differ.
+
+    A move that was interrupted between copy and deletion leaves two that are the same.
+    """
+    wanted = [path for path in paths if path in entry.sizes]
+    present = {path for folder in set(map(posixpath.dirname, wanted)) for path in root.sizes(folder)}
+    twice = [path for path in wanted if path in present]
+    return [path for path in twice if not _are_equal(root, path, posixpath.join(entry.folder, path))]
+
+
+def _are_equal(root: Root, one: str, other: str) -> bool:
+    if root.fs.size(root.full(one)) != root.fs.size(root.full(other)):
+        return False
+    with root.fs.open(root.full(one), "rb") as left, root.fs.open(root.full(other), "rb") as right:
+        while chunk := left.read(COPY_BYTES):
+            if chunk != right.read(COPY_BYTES):
+                return False
+    return True
+
+
+def _each(do: Callable[[str], None], paths: Iterable[str]) -> None:
+    with ThreadPoolExecutor(MOVERS) as pool:
+        for _ in pool.map(do, paths):
+            pass
