@@ -2,9 +2,10 @@
 
     python -m benchmarks.automation [--shards 10000] [--keep FOLDER]
 
-A source of that many shards, a Dagster instance on SQLite, ticks of the sensor until all are registered,
-materializations of every other one, then ticks of the sensor with nothing new and of the schedule with half of the
-shards to request. The ratio of the schedule's tick to one over a tenth of the shards tells how it grows with them.
+A source of that many shards, a Dagster instance on SQLite, ticks of the sensor until all are registered, tables and
+records of every other one, then ticks of the sensor with nothing new and of the schedule with half of the shards to
+request, and with all whole. The ratio of the schedule's tick to one over a tenth of the shards tells how it grows with
+them. Then the event log of the tables is wiped, for a tick that records stored tables, and all are compared.
 
 With --keep the instance stays in the folder, to be looked at with Dagster's webserver. The last line is JSON.
 """
@@ -15,18 +16,31 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from dataclasses import replace
 from datetime import UTC, datetime
+from io import StringIO
 from pathlib import Path
 
 import dagster as dg
 
+from caption_assets.assets.clip_manifest import manifest_code_version
+from caption_assets.assets.columns import table_facts
 from caption_assets.assets.project import Project
+from caption_assets.assets.shard_index import observed_versions
 from caption_assets.automation.backfill import build_backfill
 from caption_assets.automation.new_shards import build_new_shards
+from caption_assets.automation.reconcile import compare
+from caption_assets.automation.records import report_stored
+from caption_assets.models.weights import MANIFEST, WEIGHTS
 from caption_assets.resources import build_storage
 from caption_assets.settings import Settings
+from caption_assets.store.root import Root
+from caption_assets.store.tables import CaptionRow, ManifestRow, Status, Table, publish_captions, publish_manifest
+from caption_assets.store.versions import TableVersions
 
-ASSETS = ("clip_manifest", "stage1_captions", "stage2_captions")
+METADATA = {**table_facts(Table.STAGE2, 300), "captions": dg.MetadataValue.md("A red square moves. " * 200)}
 
 
 def main() -> None:
@@ -54,22 +68,44 @@ def measure(folder: Path, count: int) -> dict[str, float]:
         registering = []
         while len(Project().registered(instance)) < count:
             registering.append(look(instance, settings))
-        for asset in ASSETS:
-            materialize(instance, asset, range(0, count, 2))
+        root = Root.open(str(folder))
+        root.write(f"{WEIGHTS}/{settings.variant.folder}/{MANIFEST}", b"{}")
         instance.report_runless_asset_event(
             dg.AssetMaterialization("model_weights", tags={"dagster/code_version": settings.variant.folder})
         )
+        make(instance, settings, root, [f"shard-{number:05}" for number in range(0, count, 2)])
         quiet = look(instance, settings)
+        half, requests = tick(instance, settings)
+        make(instance, settings, root, [f"shard-{number:05}" for number in range(1, count, 2)])
+        whole, _ = tick(instance, settings)
         begun = time.monotonic()
-        context = dg.build_schedule_context(instance, scheduled_execution_time=datetime.now(UTC))
-        requests = build_backfill(settings).evaluate_tick(context).run_requests
-        schedule = time.monotonic() - begun
+        with redirect_stdout(StringIO()):
+            compare(instance, settings, root)
+        comparison = time.monotonic() - begun
+        instance.wipe_assets([Project().manifest, *Project().stages])
+        recording, _ = tick(instance, settings)
     print(
-        f"{count} shards: {len(registering)} ticks to register them, the longest {max(registering):.1f} s; with "
-        f"nothing new {quiet:.1f} s; the schedule {schedule:.1f} s, {len(requests or ())} runs requested",
+        f"{count} shards: {len(registering)} ticks to register them, the longest {max(registering):.1f} s; with nothing "
+        f"new {quiet:.1f} s; the schedule {half:.1f} s, {requests} runs requested; {whole:.1f} s with all whole, "
+        f"{recording:.1f} s with no records; reconcile {comparison:.1f} s",
         flush=True,
     )
-    return {"registering_tick_s": max(registering), "quiet_tick_s": quiet, "schedule_tick_s": schedule}
+    return {
+        "registering_tick_s": max(registering),
+        "quiet_tick_s": quiet,
+        "schedule_tick_s": half,
+        "schedule_tick_all_whole_s": whole,
+        "schedule_tick_no_records_s": recording,
+        "reconcile_s": comparison,
+    }
+
+
+def tick(instance: dg.DagsterInstance, settings: Settings) -> tuple[float, int]:
+    """Seconds of a tick of the schedule, and how many runs it requests."""
+    begun = time.monotonic()
+    context = dg.build_schedule_context(instance, scheduled_execution_time=datetime.now(UTC))
+    requests = build_backfill(settings).evaluate_tick(context).run_requests
+    return time.monotonic() - begun, len(requests or ())
 
 
 def look(instance: dg.DagsterInstance, settings: Settings) -> float:
@@ -85,13 +121,20 @@ def look(instance: dg.DagsterInstance, settings: Settings) -> float:
     return time.monotonic() - begun
 
 
-def materialize(instance: dg.DagsterInstance, asset: str, numbers: range) -> None:
-    """Record that an asset was made of shards."""
-    for number in numbers:
-        tags = {"dagster/data_version": "1"}
-        instance.report_runless_asset_event(
-            dg.AssetMaterialization(asset, partition=f"shard-{number:05}", tags=tags, metadata={"rows": 300})
-        )
+def make(instance: dg.DagsterInstance, settings: Settings, root: Root, shards: Sequence[str]) -> None:
+    """Publish and record all tables of shards, with metadata as long as a run's."""
+    content = observed_versions(instance, Project())
+    window = ManifestRow("a.mp4", 0, "id", "t", 1, Status.OK, width=64, height=64)
+    window = replace(window, start_frame=0, end_frame=8, start_seconds=0.0, end_seconds=1.0)
+    row = CaptionRow(*window.key, window.window_id, 0.0, 1.0, Status.OK, caption="A red square.", attempts=1)
+    for shard in shards:
+        manifest = TableVersions("m", manifest_code_version(settings.windowing), {"shards": content[shard]})
+        publish_manifest(root, shard, [window], manifest.facts)
+        report_stored(instance, Project(), Table.MANIFEST, shard, manifest, METADATA)
+        for stage, table in ((1, Table.STAGE1), (2, Table.STAGE2)):
+            versions = TableVersions("c", settings.recipe.version(stage), {Table.MANIFEST: "m"})
+            publish_captions(root, table, shard, [row], [row.key], versions.facts)
+            report_stored(instance, Project(), table, shard, versions, METADATA)
 
 
 if __name__ == "__main__":

@@ -33,9 +33,9 @@ CHUNK = 500
 """Events that are fetched by one query."""
 EARLIER_EVENTS = 20
 """Events of an input that are searched for the version that a table was made from."""
-NO_EVENT = "1"
-"""Event pointer of an input's version that no event has: Dagster compares the present version with that of the event of
-this number or before, finds none, and shows the table as stale."""
+NO_EVENT = "-2"
+"""Event pointer for an input's version that no event has. Dagster compares the present version with that of the last
+event up to the pointer, finds none, and shows the table as stale. It takes 0 and -1 for no pointer at all."""
 
 Metadata = Mapping[str, dg.MetadataValue | int | float | str]
 

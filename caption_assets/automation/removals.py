@@ -137,8 +137,10 @@ def main() -> None:
     parser.add_argument("--confirm", type=int, metavar="NUMBER", help="of shards that are gone for good")
     options = parser.parse_args()
     try:
+        settings = load_settings()
         with dg.DagsterInstance.get() as instance:
-            print(confirm_removals(instance, load_settings(), options.confirm))
+            check_claim(instance, Project(settings.project), build_storage(settings))
+            print(confirm_removals(instance, settings, options.confirm))
     except CaptionAssetsError as error:
         sys.exit(f"error: {error}")
 

@@ -18,6 +18,7 @@ from uuid import uuid4
 
 import dagster as dg
 
+from caption_assets.assets.claim import check_claim
 from caption_assets.assets.project import Project
 from caption_assets.automation.confirmation import confirm
 from caption_assets.automation.differences import find_differences, settle
@@ -45,9 +46,11 @@ def main() -> None:
     options = parser.parse_args()
     try:
         settings = load_settings()
-        root = build_storage(settings).root()
+        storage = build_storage(settings)
+        root = storage.root()
         if options.restore:
             with dg.DagsterInstance.get() as instance:
+                check_claim(instance, Project(settings.project), storage)
                 for shard in options.restore:
                     restore(instance, settings, root, shard, options.at)
         elif options.empty is not None:
