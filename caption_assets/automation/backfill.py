@@ -1,5 +1,6 @@
 """The schedule that requests what is missing: manifests first, then captions, several shards a run."""
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
@@ -36,8 +37,8 @@ WEIGHTS_TAG = ".model"
 """Name of the request for the weights, which have no shards; a shard has no such name."""
 MAX_COMPARED = 500
 """Shards whose stored tables one tick compares with their records: three small reads each."""
-MAX_RECORDED = 100
-"""Shards whose stored tables one tick records, each after it has been read: an event takes SQLite up to 17 ms."""
+RECORDING_SECONDS = 15.0
+"""After which a tick records no more stored tables; the next one goes on there. Dagster ends a tick after 60."""
 SHOWN = 5
 """Shards that were given up and that a tick's message names."""
 
@@ -196,12 +197,18 @@ def _build_plan(context: dg.ScheduleEvaluationContext, settings: Settings) -> _P
     differences = find_differences(root, candidates[:MAX_COMPARED], states.stored, states.records)
     unrecorded = [one for one in differences if one.kind is Kind.NOT_RECORDED]
     shards = list(dict.fromkeys(one.shard for one in unrecorded))
-    later = frozenset([*candidates[MAX_COMPARED:], *shards[MAX_RECORDED:]])
-    for one, result in settle(instance, settings, root, [one for one in unrecorded if one.shard not in later]):
-        context.log.info(f"{one.table} of {one.shard} is stored and was not recorded: {result}")
+    later = set(candidates[MAX_COMPARED:])
+    deadline = time.monotonic() + RECORDING_SECONDS
+    for shard in shards:
+        mine = [one for one in unrecorded if one.shard == shard]
+        if time.monotonic() > deadline:
+            later.add(shard)
+            continue
+        for one, result in settle(instance, settings, root, mine):
+            context.log.info(f"{one.table} of {one.shard} is stored and was not recorded: {result}")
     if unrecorded:
         states = read_states(instance, project, root)
-    return replace(plan, states=states, later=later)
+    return replace(plan, states=states, later=frozenset(later))
 
 
 def stretches(

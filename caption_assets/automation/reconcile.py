@@ -44,7 +44,6 @@ def main() -> None:
         settings = load_settings()
         storage = build_storage(settings)
         with dg.DagsterInstance.get() as instance:
-            check_claim(instance, Project(settings.project), storage)
             found = compare(instance, settings, storage.root_to_read())
             if options.mend:
                 mend(instance, settings, storage.root_to_read(), found, options.yes)

@@ -52,12 +52,19 @@ class Record:
     """Whether it says that the table is not stored any more."""
 
 
+_Told = dict[int, tuple[str, TableVersions | None]]
+"""The data version and all versions that events tell, by event."""
+_told_before: dict[tuple[int, dg.AssetKey], _Told] = {}
+"""What this process has read, by instance and asset. Only the data version is indexed, an event never changes, and
+parsing one takes 0.6 ms: for the tables of 10,000 shards that would be 18 s a tick."""
+
+
 def read_records(
     instance: dg.DagsterInstance, project: Project, table: Table, shards: Collection[str]
 ) -> dict[str, Record]:
     """The records of a table, of those ``shards`` that have one.
 
-    Two queries for all shards, and one for each ``CHUNK`` of those with a version: only this tag is indexed.
+    It takes two queries for all shards, and one for each ``CHUNK`` of events that this process has not read before.
     """
     key, kind = project.key(table.value), dg.DagsterEventType.ASSET_MATERIALIZATION
     # Dagster's public methods take a query for each partition.
@@ -65,14 +72,27 @@ def read_records(
     events = storage.get_latest_storage_id_by_partition(key, kind)
     tags = storage.get_latest_tags_by_partition(key, kind, [DATA_VERSION_TAG])
     data = {shard: found[DATA_VERSION_TAG] for shard, found in tags.items() if DATA_VERSION_TAG in found}
-    found = {shard: Record(events[shard], None, data.get(shard) == REMOVED) for shard in shards if shard in events}
-    told = [record.event for shard, record in found.items() if shard in data and not record.removed]
-    for chunk in _chunks(told):
+    wanted = {shard: events[shard] for shard in shards if shard in events and data.get(shard, REMOVED) != REMOVED}
+    place = (hash(repr(instance.get_ref())), key) if instance.is_persistent else None
+    told = dict(_told_before.get(place, {})) if place else {}
+    unread = [event for shard, event in wanted.items() if told.get(event, ("",))[0] != data[shard]]
+    for chunk in _chunks(unread):
         filters = dg.AssetRecordsFilter(asset_key=key, storage_ids=chunk)
-        for event in instance.fetch_materializations(filters, limit=len(chunk)).records:
-            versions = versions_of((event.asset_materialization and event.asset_materialization.tags) or {})
-            found[str(event.partition_key)] = Record(event.storage_id, versions, removed=False)
-    return found
+        told.update(map(_versions, instance.fetch_materializations(filters, limit=len(chunk)).records))
+        if place:
+            _told_before[place] = dict(told)  # also if the tick ends here, for lack of time
+    if place:
+        _told_before[place] = {event: told[event] for event in events.values() if event in told}
+    return {
+        shard: Record(event, told[event][1] if shard in wanted and event in told else None, data.get(shard) == REMOVED)
+        for shard in shards
+        if (event := events.get(shard)) is not None
+    }
+
+
+def _versions(record: dg.EventLogRecord) -> tuple[int, tuple[str, TableVersions | None]]:
+    tags = (record.asset_materialization and record.asset_materialization.tags) or {}
+    return record.storage_id, (tags.get(DATA_VERSION_TAG, ""), versions_of(tags))
 
 
 def is_recorded(instance: dg.DagsterInstance, asset: dg.AssetKey, shard: str) -> bool:

@@ -139,7 +139,6 @@ def main() -> None:
     try:
         settings = load_settings()
         with dg.DagsterInstance.get() as instance:
-            check_claim(instance, Project(settings.project), build_storage(settings))
             print(confirm_removals(instance, settings, options.confirm))
     except CaptionAssetsError as error:
         sys.exit(f"error: {error}")

@@ -9,7 +9,7 @@ import pytest
 
 from caption_assets.assets.claim import ProjectClash
 from caption_assets.assets.shard_index import REMOVED, observed_versions
-from caption_assets.automation.reconcile import reconcile
+from caption_assets.automation.reconcile import compare
 from caption_assets.automation.removals import confirm_removals
 from tests.automation.conftest import Site
 
@@ -84,7 +84,7 @@ def test_commands_refuse_another_root_than_the_projects(
         site.look()
     elsewhere = north.settings.model_copy(update={"project": None})
     with pytest.raises(ProjectClash):
-        reconcile(plain.instance, elsewhere, north.root, mend=True)
+        compare(plain.instance, elsewhere, north.root)
     with pytest.raises(ProjectClash):
         confirm_removals(plain.instance, elsewhere, 1)
     assert REMOVED not in observed_versions(plain.instance, plain.project).values()

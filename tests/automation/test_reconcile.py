@@ -6,7 +6,7 @@ import sys
 import dagster as dg
 import pytest
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
-from dagster._core.workspace.context import LoadingContext
+from dagster._core.loader import LoadingContext
 
 from caption_assets.automation.confirmation import NotConfirmed
 from caption_assets.automation.differences import Kind
