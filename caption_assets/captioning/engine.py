@@ -27,6 +27,7 @@ from caption_assets.captioning.request import Completion, Request, RequestFailed
 from caption_assets.clips.decode import Frames
 from caption_assets.engine_process import OWNER, PLUGIN
 from caption_assets.errors import CaptionAssetsError
+from caption_assets.main_module import main_module_hidden
 
 T = TypeVar("T")
 
@@ -208,7 +209,8 @@ def _build(arguments: dict[str, Any], check: Callable[[], None]) -> Any:
     configured = wanted.create_engine_config(UsageContext.ENGINE_CONTEXT)
     _widen_encoder_cache(configured)
     check()
-    return AsyncLLM.from_vllm_config(configured, disable_log_stats=wanted.disable_log_stats)
+    with main_module_hidden():  # engine processes need nothing of it
+        return AsyncLLM.from_vllm_config(configured, disable_log_stats=wanted.disable_log_stats)
 
 
 def _prepare_environment() -> None:

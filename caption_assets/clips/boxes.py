@@ -19,6 +19,8 @@ VISUAL_ENTRY = 78
 """Bytes of a video sample entry before the boxes within it (12.1.3)."""
 ENCRYPTED = (b"encv", b"drmi")
 """Sample entries of encrypted video: common encryption (ISO/IEC 23001-7) and Apple's FairPlay."""
+DOLBY_PROFILE = 5
+"""Profile of Dolby Vision that has no ordinary colours beneath (Dolby Vision Profiles and Levels, section 2)."""
 MATTES = {0x101: 255, 0x102: 0}
 """QuickTime's graphics modes "premul white alpha" and "premul black alpha" by the level of their matte (QuickTime File
 Format Specification, "Graphics modes")."""
@@ -114,19 +116,22 @@ def _track(file: ByteRanges, trak: Box, film: Matrix) -> tuple[int, Track] | Non
     handlers = [file.read_range(box.start + 8, box.start + 12) for box in _inside(file, trak, b"mdia", b"hdlr")]
     if header is None or b"vide" not in handlers:
         return None
-    crop, encryption, drm = WHOLE, None, False
+    crop, encryption, drm, own_colours = WHOLE, None, False, None
     for table in _inside(file, trak, b"mdia", b"minf", b"stbl", b"stsd"):
         for entry in _boxes(file, table.start + 8, table.end):
             inside = Box(entry.kind, entry.start + VISUAL_ENTRY, entry.end)
             crop = next((_crop(file, entry, box) for box in _inside(file, inside, b"clap")), crop)
             if entry.kind in ENCRYPTED and _is_protected(file, inside):
                 encryption, drm = _scheme(file, inside), entry.kind == b"drmi"
+            profiles = [file.read_range(box.start + 2, box.start + 3) for box in _inside(file, inside, b"dvcC")]
+            if any(data and data[0] >> 1 == DOLBY_PROFILE for data in profiles):
+                own_colours = f"Dolby Vision profile {DOLBY_PROFILE}"
     modes = [
         int.from_bytes(file.read_range(box.start + 4, box.start + 6))
         for box in _inside(file, trak, b"mdia", b"minf", b"vmhd")
     ]
     matte = next((MATTES[mode] for mode in modes if mode in MATTES), None)
-    return header.track, Track(crop, _orientation(header.matrix, film), encryption, drm, matte)
+    return header.track, Track(crop, _orientation(header.matrix, film), encryption, drm, own_colours, matte)
 
 
 def _orientation(track: Matrix, film: Matrix) -> Orientation:

@@ -212,7 +212,8 @@ def _video_stream(file: BinaryIO, container: InputContainer) -> VideoStream:
     if not films:
         _refuse_without_film(container)
     stream = min(films, key=lambda film: _order(film, films))
-    _refuse_encrypted(file, stream)
+    track = read_track(file, stream)
+    _refuse_encrypted(file, stream, track)
     if stream.codec_context is None:
         raise UnreadableClip("unknown_codec", "there is no decoder for the file's video: convert it, say to H.264")
     if not stream.codec_context.width:  # FFmpeg says 0 where a decoder refused the size
@@ -220,10 +221,7 @@ def _video_stream(file: BinaryIO, container: InputContainer) -> VideoStream:
             "too_large", f"the video's size cannot be told, or is more than the {MAX_PIXELS:,} pixels that are decoded"
         )
     check_size(stream.codec_context.width, stream.codec_context.height)
-    if (matrix := stream.codec_context.colorspace) in REFUSED:
-        raise UnreadableClip(
-            "unknown_colours", f"the video's colours are coded as {REFUSED[matrix]}: convert it, say to BT.709"
-        )
+    _refuse_colours(stream.codec_context, track)
     stream.codec_context.options = dict(DECODER)  # of its own; and a stream may grow midway
     return stream
 
@@ -252,9 +250,14 @@ def _refuse_without_film(container: InputContainer) -> NoReturn:
     raise UnreadableClip("no_video_stream", "the file has no video stream")
 
 
-def _refuse_encrypted(file: BinaryIO, stream: VideoStream) -> None:
+def _refuse_colours(context: VideoCodecContext, track: Track) -> None:
+    is_rgb = context.format is not None and context.format.is_rgb
+    if system := track.own_colours or (None if is_rgb else REFUSED.get(context.colorspace)):
+        raise UnreadableClip("unknown_colours", f"the video's colours are coded as {system}: convert it, say to BT.709")
+
+
+def _refuse_encrypted(file: BinaryIO, stream: VideoStream, track: Track) -> None:
     ranges, name = _ranges(file), stream.container.format.name
-    track = read_track(file, stream)
     if track.drm:
         raise UnreadableClip("drm", "the video is protected by FairPlay: only Apple's players have the key")
     scheme = track.encryption

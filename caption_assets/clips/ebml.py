@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
+from caption_assets.clips.boxes import DOLBY_PROFILE
 from caption_assets.clips.track import ByteRanges, Crop, Track
 
 SEGMENT, CLUSTER, TRACKS, TRACK_ENTRY = 0x18538067, 0x1F43B675, 0x1654AE6B, 0xAE
@@ -16,6 +17,10 @@ TRACK_TYPE, VIDEO = 0x83, 0xE0
 CROP_LEFT, CROP_TOP, CROP_RIGHT, CROP_BOTTOM = 0x54CC, 0x54BB, 0x54DD, 0x54AA
 ENCODINGS, ENCODING, ENCRYPTION = 0x6D80, 0x6240, 0x5035
 """``ContentEncodings``, ``ContentEncoding`` and ``ContentEncryption`` (5.1.4.1.31)."""
+MAPPING, MAPPING_TYPE, MAPPING_DATA = 0x41E4, 0x41E7, 0x41ED
+"""``BlockAdditionMapping``, ``BlockAddIDType`` and ``BlockAddIDExtraData`` (5.1.4.1.17)."""
+DOLBY_VISION = int.from_bytes(b"dvcC")
+"""Type of a mapping that holds the box of that name."""
 VIDEO_TRACK = 1
 """Of ``TrackType`` (5.1.4.1.3)."""
 MOST_ELEMENTS = 512
@@ -50,7 +55,15 @@ def _track(file: ByteRanges, entry: Element) -> Track:
     video = next(_inside(file, entry, VIDEO), Element(VIDEO, 0, 0))
     sides = (_number(file, video, side) for side in (CROP_LEFT, CROP_TOP, CROP_RIGHT, CROP_BOTTOM))
     encrypted = any(True for _ in _inside(file, entry, ENCODINGS, ENCODING, ENCRYPTION))
-    return Track(Crop(*map(Fraction, sides)), encryption="Matroska" if encrypted else None)
+    own_colours = None
+    for mapping in _inside(file, entry, MAPPING):
+        configurations = [
+            file.read_range(at.start, min(at.start + 3, at.end)) for at in _inside(file, mapping, MAPPING_DATA)
+        ]
+        is_dolby = _number(file, mapping, MAPPING_TYPE) == DOLBY_VISION
+        if is_dolby and any(len(data) == 3 and data[2] >> 1 == DOLBY_PROFILE for data in configurations):
+            own_colours = f"Dolby Vision profile {DOLBY_PROFILE}"
+    return Track(Crop(*map(Fraction, sides)), encryption="Matroska" if encrypted else None, own_colours=own_colours)
 
 
 def _elements(file: ByteRanges, parent: Element) -> Iterator[Element]:

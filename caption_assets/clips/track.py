@@ -48,6 +48,8 @@ class Track:
     """Name of the scheme by which the pictures are encrypted; None if they are not."""
     drm: bool = False
     """Whether only one vendor's players have the keys."""
+    own_colours: str | None = None
+    """Name of a system of colours that only its own decoders know; None if the pictures have ordinary ones."""
     matte: int | None = None
     """Level of the plain picture that colours are already mixed with, in proportion to their transparency: 0 or 255.
     None where they are not (straight alpha)."""

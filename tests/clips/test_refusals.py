@@ -103,6 +103,18 @@ def encrypted_matroska() -> bytes:
     return data[:tracks] + whole + rest
 
 
+def dolby_vision(profile: int) -> bytes:
+    """An MP4 whose sample entry says that it is Dolby Vision."""
+    data = counting_video(10)
+    at = data.index(b"avcC") - 4
+    box = struct.pack(">I4sBBB", 32, b"dvcC", 1, 0, profile << 1) + bytes(21)
+    data = data[:at] + box + data[at:]
+    for kind in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd", b"avc1"):
+        place = data.index(kind, data.index(b"moov")) - 4
+        data = data[:place] + (int.from_bytes(data[place : place + 4]) + 32).to_bytes(4) + data[place + 4 :]
+    return data
+
+
 WMDRM = "2211b3fb-bd23-11d2-b4b7-00a0c955fc6e"
 EXTENDED = "298ae614-2622-4c17-b935-dae07ee9289c"
 
@@ -118,6 +130,7 @@ FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "encrypted Matroska": (encrypted_matroska, "encrypted"),
     "Windows Media DRM": (lambda: protected_asf(WMDRM), "drm"),
     "PlayReady": (lambda: protected_asf(EXTENDED), "drm"),
+    "Dolby Vision alone": (lambda: dolby_vision(5), "unknown_colours"),
     "JPEG": (lambda: picture("mjpeg", "image2pipe", "yuvj420p"), "image"),
     "PNG": (lambda: picture("png", "image2pipe", "rgb24"), "image"),
     "WebP": (lambda: picture("libwebp", "webp", "yuv420p"), "image"),
@@ -160,3 +173,7 @@ def test_what_is_not_encrypted_is_not_refused(container: str, tmp_path: Path) ->
     data = noise_film(codec, container=container, sound=False)
     (tmp_path / "clip").write_bytes(data)
     assert probe_by_ranges(SpanFile(Span(f"file://{tmp_path}/clip", 0, len(data)))).frames == 50
+
+
+def test_dolby_vision_on_top_of_ordinary_colours_is_read() -> None:
+    assert decode(dolby_vision(8), 0, 10, 2, None).pixels.shape == (2, 48, 64, 3)
