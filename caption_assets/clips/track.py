@@ -97,4 +97,4 @@ class OpenFile:
         return data
 
     def hold(self, start: int, end: int) -> None:
-        """Nothing: the file is at hand."""
+        """Does nothing: an open file is read without requests."""

@@ -88,17 +88,22 @@ def protected_asf(guid: str) -> bytes:
     return data[:16] + struct.pack("<QI", size + len(thing), count + 1) + data[28:30] + thing + data[30:]
 
 
-def encrypted_matroska() -> bytes:
-    """A Matroska file whose first track has a ContentEncryption element."""
+ENCRYPTION = bytes.fromhex("6d8092 62408f 50338101 503588 47e18105 47e28101")
+"""ContentEncodings of one ContentEncryption."""
+DOLBY_MAPPING = bytes.fromhex("41e48f 41e784 64766343 41ed85 01000a0000")
+"""BlockAdditionMapping of Dolby Vision, profile 5."""
+
+
+def matroska_with(element: bytes) -> bytes:
+    """A Matroska file whose first track has one more element."""
     data = noise_film(container="matroska", sound=False)
     tracks = data.index(b"\x16\x54\xae\x6b", data.index(b"\x16\x54\xae\x6b") + 1)  # the first is in the seek head
     entry = data.index(b"\xae", tracks + 4)
     length = 9 - data[entry + 1].bit_length()
     size = int.from_bytes(data[entry + 1 : entry + 1 + length]) & ((1 << 7 * length) - 1)
     inside = data[entry + 1 + length :][:size]
-    encryption = bytes.fromhex("6d80 93 6240 90 5033 8101 5035 88 47e1 8105 47e2 8101".replace(" ", ""))
     rest = data[entry + 1 + length + size :]
-    longer = b"\xae" + (1 << 56 | size + len(encryption)).to_bytes(8) + inside + encryption
+    longer = b"\xae" + (1 << 56 | size + len(element)).to_bytes(8) + inside + element
     whole = b"\x16\x54\xae\x6b" + b"\x01" + b"\xff" * 7 + longer  # of unknown size
     return data[:tracks] + whole + rest
 
@@ -127,10 +132,11 @@ FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "scrambled payloads": (lambda: scrambled(188, share="payloads"), "encrypted"),
     "scrambled camcorder file": (lambda: scrambled(192, share="all"), "encrypted"),
     "scrambled disc": (scrambled_disc, "encrypted"),
-    "encrypted Matroska": (encrypted_matroska, "encrypted"),
+    "encrypted Matroska": (lambda: matroska_with(ENCRYPTION), "encrypted"),
     "Windows Media DRM": (lambda: protected_asf(WMDRM), "drm"),
     "PlayReady": (lambda: protected_asf(EXTENDED), "drm"),
     "Dolby Vision alone": (lambda: dolby_vision(5), "unknown_colours"),
+    "Dolby Vision alone in Matroska": (lambda: matroska_with(DOLBY_MAPPING), "unknown_colours"),
     "JPEG": (lambda: picture("mjpeg", "image2pipe", "yuvj420p"), "image"),
     "PNG": (lambda: picture("png", "image2pipe", "rgb24"), "image"),
     "WebP": (lambda: picture("libwebp", "webp", "yuv420p"), "image"),
