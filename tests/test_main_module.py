@@ -70,9 +70,8 @@ def test_the_main_module_is_found_again_afterwards() -> None:
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize("way", ["script", "stdin"])
-def test_videos_are_captioned_from_a_script_without_a_main_guard(way: str, tmp_path: Path) -> None:
+def test_videos_are_captioned_by_a_script_from_stdin(tmp_path: Path) -> None:
     from caption_assets.qwen_vl import QwenVL
 
     QwenVL.download_weights_on_node(str(tmp_path / "models"), "sample")
-    assert run(CAPTIONED.format(folder=str(tmp_path / "models")), way, tmp_path)[-1] == "1 captions"
+    assert "1 captions" in run(CAPTIONED.format(folder=str(tmp_path / "models")), "stdin", tmp_path)

@@ -23,7 +23,7 @@ SWSCALE = {
     9: Colorspace.BT2020,
 }
 """Matrix coefficients that FFmpeg's scaler converts."""
-DERIVED = {ColorPrimaries.BT709: 1, ColorPrimaries.BT2020: 9}
+DERIVED: dict[int, int] = {ColorPrimaries.BT709: 1, ColorPrimaries.BT2020: 9}
 """Matrix coefficients that are derived from primaries (code 12), by those."""
 YCGCO, FROM_PRIMARIES = 8, 12
 REFUSED = {
@@ -42,7 +42,7 @@ def source_matrix(frame: VideoFrame) -> Colorspace:
     """Which of the scaler's matrices a frame of luma and colour differences was made with."""
     code = frame.colorspace
     if code == FROM_PRIMARIES:
-        code = DERIVED.get(ColorPrimaries(frame.color_primaries), 2)
+        code = DERIVED.get(frame.color_primaries, 2)
     if code in SWSCALE:
         return SWSCALE[code]
     if frame.color_primaries == ColorPrimaries.BT2020 or is_hdr(frame.color_trc):
