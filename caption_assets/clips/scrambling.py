@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from uuid import UUID
 
 from caption_assets.clips.track import ByteRanges
@@ -13,6 +14,8 @@ SYNC, PACKET_BYTES = 0x47, 188
 """Of an MPEG transport stream (ITU-T H.222.0, 2.4.3.2)."""
 STRIDES = ((0, 188), (4, 192), (0, 204))
 """Place of the first packet, and bytes from one to the next: plain, with time codes (M2TS), with error correction."""
+SCRAMBLED_SHARE = 0.25
+"""Of packets from which on video counts as scrambled: discs leave about half of theirs clear."""
 VIDEO_PES = re.compile(rb"\0\0\x01[\xe0-\xef]..(.)", re.DOTALL)
 """A packet of video in a program stream, and the byte of its header that tells of scrambling (2.4.3.6)."""
 ASF_PROTECTION = {
@@ -35,14 +38,20 @@ def is_scrambled(file: ByteRanges, pid: int) -> bool:
     for start, stride in STRIDES:
         packets = [head[at : at + PACKET_BYTES] for at in range(start, len(head) - PACKET_BYTES + 1, stride)]
         if len(packets) > 1 and all(packet[0] == SYNC for packet in packets):
-            return any(packet[3] >> 6 for packet in packets if int.from_bytes(packet[1:3]) & 0x1FFF == pid)
+            return _are_scrambled([packet[3] >> 6 for packet in packets if int.from_bytes(packet[1:3]) & 0x1FFF == pid])
     return False
 
 
 def is_scrambled_program(file: ByteRanges) -> bool:
     """Whether video of a program stream is scrambled, as on a copy-protected DVD."""
     head = file.read_range(0, min(HEAD_BYTES, file.size))
-    return any(found[1][0] >> 6 == 0b10 and found[1][0] >> 4 & 3 for found in VIDEO_PES.finditer(head))
+    flags = [found[1][0] for found in VIDEO_PES.finditer(head)]
+    return _are_scrambled([flag >> 4 & 3 for flag in flags if flag >> 6 == 0b10])  # what else begins so is MPEG-1's
+
+
+def _are_scrambled(controls: Sequence[int]) -> bool:
+    """Whether enough packets are scrambled, by the two bits of each that tell; one may be damaged."""
+    return sum(map(bool, controls)) > SCRAMBLED_SHARE * len(controls)
 
 
 def asf_protection(file: ByteRanges) -> str | None:

@@ -183,3 +183,11 @@ def test_what_is_not_encrypted_is_not_refused(container: str, tmp_path: Path) ->
 
 def test_dolby_vision_on_top_of_ordinary_colours_is_read() -> None:
     assert decode(dolby_vision(8), 0, 10, 2, None).pixels.shape == (2, 48, 64, 3)
+
+
+def test_a_damaged_packet_does_not_make_a_broadcast_scrambled(tmp_path: Path) -> None:
+    data = bytearray(noise_film("mpeg2video", container="mpegts", sound=False))
+    places = [at for at in range(0, len(data), 188) if int.from_bytes(data[at + 1 : at + 3]) & 0x1FFF == 256]
+    data[places[20] + 3] |= 0x80
+    (tmp_path / "clip").write_bytes(data)
+    assert probe_by_ranges(SpanFile(Span(f"file://{tmp_path}/clip", 0, len(data)))).frames == 50
