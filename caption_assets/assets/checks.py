@@ -1,7 +1,5 @@
 """The asset checks: what the findings on stored tables are to Dagster."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import dagster as dg
@@ -12,6 +10,7 @@ from dagster._core.definitions.asset_checks.asset_check_evaluation import (
 from caption_assets.assets.failures import ShardFailures, clear_failures
 from caption_assets.assets.project import Project, table_of
 from caption_assets.assets.provenance import code_version_of
+from caption_assets.assets.termination import stoppable
 from caption_assets.models.mirror import find_damage, read_manifest
 from caption_assets.report.findings import (
     CHECKS,
@@ -125,8 +124,8 @@ def build_weights_check(settings: Settings) -> dg.AssetChecksDefinition:
     weights = Project(settings.project).weights
 
     @dg.asset_check(name=check.name, asset=weights, description=check.description, blocking=True)
-    def verify(storage: Storage) -> dg.AssetCheckResult:
-        with clear_failures():
+    def verify(context: dg.AssetCheckExecutionContext, storage: Storage) -> dg.AssetCheckResult:
+        with stoppable(context), clear_failures():
             root = storage.root()
             manifest = read_manifest(root, variant)
             finding = weights_verified(manifest, find_damage(root, variant, manifest))

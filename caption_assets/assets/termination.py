@@ -158,7 +158,7 @@ class Stop:
 
 
 @contextmanager
-def stoppable(context: dg.AssetExecutionContext) -> Iterator[Stop]:
+def stoppable(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext) -> Iterator[Stop]:
     """Handle SIGINT and SIGTERM while the block runs, which must not yield to Dagster.
 
     In other threads than the main one signals do not arrive: nothing is handled there.
@@ -189,12 +189,12 @@ def stoppable(context: dg.AssetExecutionContext) -> Iterator[Stop]:
         stop.end()
 
 
-def _report(context: dg.AssetExecutionContext, reason: str) -> None:
+def _report(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext, reason: str) -> None:
     """Tell Dagster how the run ends whose process is ended here.
 
     A step in a process or pod of its own is its executor's to report.
     """
-    run = context.instance.get_run_by_id(context.run_id)
+    run = context.instance.get_run_by_id(context.run.run_id)
     if run is None or run.is_finished:
         return
     if run.status is dg.DagsterRunStatus.CANCELING:
