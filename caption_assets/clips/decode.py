@@ -6,7 +6,7 @@ import time
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
 from io import BytesIO
@@ -21,7 +21,6 @@ from caption_assets.clips.picture import Picture
 from caption_assets.clips.picture_stream import PictureStream
 from caption_assets.clips.plan import SKIPPABLE, Structure, runs, with_parts
 from caption_assets.clips.sampling import moments, shown_at
-from caption_assets.clips.timeline import read_timeline
 
 MAX_REPLACED = 0.25
 """Share of a window's moments that may show an earlier picture because their own cannot be decoded."""
@@ -90,10 +89,15 @@ class ClipDecoder:
 
     def __init__(self, open_file: Callable[[], BinaryIO]) -> None:
         self._open_file = open_file
-        self._lean: PictureStream | None = None
-        self._thorough: PictureStream | None = None
-        self._timeline, packets, codec = read_timeline(open_file)
-        self._can_skip = codec in SKIPPABLE and packets.can_start_at_any_keyframe
+        with reports_damage(), ExitStack() as stack:
+            stream = PictureStream(open_file, is_thorough=False)
+            stack.callback(stream.close)
+            self._timeline, packets = stream.read_all()
+            stack.pop_all()
+        self._can_skip = stream.codec in SKIPPABLE and packets.can_start_at_any_keyframe
+        stream.is_thorough = not self._can_skip
+        self._lean = stream if self._can_skip else None
+        self._thorough = None if self._can_skip else stream
         keys = packets.keys if self._can_skip else ()
         self._structure = Structure(len(packets), keys, self._timeline.stamps, packets.holds)
         self._ranks = array("q", [-1]) * len(packets)
@@ -173,15 +177,15 @@ class ClipDecoder:
         """What is shown in place of each wanted frame; nothing if no picture at all can be decoded."""
         packets = with_parts(self._structure, {self._timeline.sources[rank] for rank in wanted})
         while self._can_skip:
-            goes_on = self._lean is not None and self._lean.last_rank < wanted[0]
-            if self._lean is None or not goes_on:
+            if self._lean is None or self._lean.last_rank >= wanted[0]:
                 self._lean = self._fresh(self._lean, is_thorough=False)
+            is_fresh = self._lean.position == 0
             shots = self._lean_shots(self._lean, wanted, packets, size, pause_at)
             if self._lean.entries:  # the container is wrong about its keyframes
                 self._can_skip, self._structure = False, replace(self._structure, keys=())
             elif len(shots) == len(wanted):
                 return shots
-            elif not goes_on:
+            elif is_fresh:
                 break
             else:  # the pass may have left out what this window wants
                 self._lean = self._fresh(self._lean, is_thorough=False)

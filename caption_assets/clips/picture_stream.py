@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -15,10 +16,22 @@ from av.video.stream import VideoStream
 from caption_assets.clips import av1
 from caption_assets.clips.container import BROKEN, decoder, detail, open_video, read_track, with_own_orientation
 from caption_assets.clips.picture import Renderer
-from caption_assets.clips.timeline import numbered
+from caption_assets.clips.timeline import (
+    SEGMENT_BYTES,
+    Packets,
+    Timeline,
+    build_timeline,
+    decode_order,
+    is_whole,
+    numbered,
+    read_packets,
+    samples_to_examine,
+)
 
 FIRST_BYTES = 4096
 """Bytes of the first packet that may ask for an orientation: they stand before its picture."""
+KEPT_BYTES = 64 << 20
+"""Bytes of a clip whose packets are kept from the first time that they are read."""
 OVERSHOOT = 64
 """Packets that are fed beyond the last wanted one, until its picture appears. Decoders hold back 16 pictures at most,
 each in two fields."""
@@ -35,7 +48,7 @@ class PictureStream:
 
     def __init__(self, open_file: Callable[[], BinaryIO], *, is_thorough: bool) -> None:
         self._open_file = open_file
-        self._is_thorough = is_thorough
+        self.is_thorough = is_thorough
         self._stack = ExitStack()
         self._pending: deque[VideoFrame] = deque()
         self._fed_from: int | None = None
@@ -49,7 +62,51 @@ class PictureStream:
         """Numbers of the packets at which decoding began anew, and that have not come out as keyframes yet."""
         self.position = 0
         """Number of the next packet."""
+        self._packets: Iterator[tuple[int, Packet[VideoStream]]] = iter(())
         self._open()
+
+    @property
+    def codec(self) -> str:
+        """FFmpeg's name of the clip's codec."""
+        return self._stream.codec_context.codec.canonical_name
+
+    def read_all(self) -> tuple[Timeline, Packets]:
+        """The clip's timeline and packets; to be called before pictures are taken out.
+
+        Of a clip up to ``KEPT_BYTES`` the packets are kept, so that it need not be read again.
+
+        Raises:
+            UnreadableClip: if the time of its pictures is not certain.
+        """
+
+        def presentation_order() -> Sequence[int]:
+            with self._open_file() as again, open_video(again) as (container, stream):
+                return decode_order(stream, container.demux(stream))
+
+        kept: deque[Packet[VideoStream]] | None = deque()
+        size = 0
+
+        def remembered() -> Iterator[Packet[VideoStream]]:
+            nonlocal kept, size
+            for _, packet in self._packets:
+                size += packet.size
+                if size > KEPT_BYTES:
+                    kept = None
+                if kept is not None:
+                    kept.append(packet)
+                yield packet
+
+        with self._open_file() as file:
+            head, length = file.read(SEGMENT_BYTES), file.seek(0, io.SEEK_END)
+        examined = samples_to_examine(self._container, self._stream, length)
+        packets = read_packets(self._stream, remembered(), examined)
+        whole = is_whole(head, length)
+        timeline = build_timeline(self._container, self._stream, packets, presentation_order, is_whole=whole)
+        if kept is None:
+            self._open()
+        else:
+            self._packets = enumerate(_emptied(kept))
+        return timeline, packets
 
     def renderer(self, size: tuple[int, int] | None) -> Renderer:
         """Renders this pass's pictures at a size: height and width, or None for that at which the clip is displayed."""
@@ -95,15 +152,15 @@ class PictureStream:
     def _open(self) -> None:
         self._stack.close()
         file = self._stack.enter_context(self._open_file())
-        container, self._stream = self._stack.enter_context(open_video(file))
-        packets = iter(numbered(container.demux(self._stream)))
+        self._container, self._stream = self._stack.enter_context(open_video(file))
+        packets = iter(numbered(self._container.demux(self._stream)))
         first = list(itertools.islice(packets, 1))
         self._packets = itertools.chain(first, packets)
         sample = bytes(memoryview(first[0][1])[:FIRST_BYTES]) if first else b""
         track = with_own_orientation(read_track(file, self._stream), self._stream, sample)
         self._renderer = Renderer(self._stream, track, None)
         self._context = decoder(self._stream)
-        self._references = av1.ReferenceReader() if self._stream.codec_context.codec.canonical_name == "av1" else None
+        self._references = av1.ReferenceReader() if self.codec == "av1" else None
         self.position = 0
         self._has_ended = False
 
@@ -135,7 +192,7 @@ class PictureStream:
     def _feed(self, packet: Packet[VideoStream], *, is_wanted: bool) -> None:
         if not packet.size:  # it repeats a picture; to the decoder it would be the end of the stream
             return
-        is_wanted = is_wanted or self._is_thorough
+        is_wanted = is_wanted or self.is_thorough
         if self._references and not self._references.is_referred(memoryview(packet)) and not is_wanted:
             return  # the decoder cannot be told to skip it
         self._context.skip_frame = "DEFAULT" if is_wanted else "NONREF"
@@ -161,3 +218,9 @@ class PictureStream:
             if frame.key_frame and frame.pict_type == PictureType.I:
                 self.entries.discard(frame.pts)
             self._pending.append(frame)
+
+
+def _emptied(packets: deque[Packet[VideoStream]]) -> Iterator[Packet[VideoStream]]:
+    """Packets that are let go of as they are taken."""
+    while packets:
+        yield packets.popleft()

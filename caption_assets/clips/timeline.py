@@ -8,7 +8,6 @@ presentation order, and each of its pictures names the packet that it came from.
 from __future__ import annotations
 
 import heapq
-import io
 import itertools
 from array import array
 from collections import Counter
@@ -16,14 +15,13 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import BinaryIO
 
 from av import Packet
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from caption_assets.clips.clip import END_BYTES
-from caption_assets.clips.container import BROKEN, DECODER, UnreadableClip, open_video
+from caption_assets.clips.container import BROKEN, DECODER, UnreadableClip
 from caption_assets.clips.parameter_sets import ParameterSetReader
 from caption_assets.clips.payload import EXAMINED, NOT_CODED_BYTES, REPEATED, SHOWN, SKIPPING, Holds, PayloadReader
 from caption_assets.clips.timestamps import (
@@ -240,7 +238,7 @@ def build_timeline(
     window = 1 if has_clock else REORDERED + 1
     offsets = recording_offsets(pts, clock, packets.durations, limits, window)
     stamps, decoding = _moved(pts, offsets), _moved(dts, offsets)
-    order = _proven_order(family, packets, stamps)
+    order = _proven_order(family, packets, stamps, decoding)
     is_proven = order is not None
     try:
         if order is None:
@@ -271,30 +269,6 @@ def build_timeline(
         sources=array("q", (number for _, number in shown)),
         stamps=array("q", (MISSING if stamp is None else stamp for stamp in stamps)),
     )
-
-
-def read_timeline(open_file: Callable[[], BinaryIO]) -> tuple[Timeline, Packets, str]:
-    """The timeline of a clip, its packets, and FFmpeg's name of its codec.
-
-    Args:
-        open_file: opens the clip's file; each call returns a file of its own.
-
-    Raises:
-        UnreadableClip: if there is no video in it, or the time of its pictures is not certain.
-    """
-
-    def presentation_order() -> Sequence[int]:
-        with open_file() as again, open_video(again) as (container, stream):
-            return decode_order(stream, container.demux(stream))
-
-    with open_file() as file:
-        head, size = file.read(SEGMENT_BYTES), file.seek(0, io.SEEK_END)
-        file.seek(0)
-        with open_video(file) as (container, stream):
-            codec = stream.codec_context.codec.canonical_name
-            packets = read_packets(stream, container.demux(stream), samples_to_examine(container, stream, size))
-            timeline = build_timeline(container, stream, packets, presentation_order, is_whole=is_whole(head, size))
-    return timeline, packets, codec
 
 
 def decode_order(stream: VideoStream, packets: Iterable[Packet[VideoStream]]) -> list[int]:
@@ -357,7 +331,9 @@ def _nominal(stream: VideoStream, packets: Packets) -> int | None:
     return max(round(1 / (rate * base)), 1) if rate and base else None
 
 
-def _proven_order(family: str, packets: Packets, stamps: Sequence[int | None]) -> list[int] | None:
+def _proven_order(
+    family: str, packets: Packets, stamps: Sequence[int | None], decoding: Sequence[int | None]
+) -> list[int] | None:
     """Numbers of the pictures' packets in presentation order, if packets prove it.
 
     Pictures to be shown before the first keyframe are left out: they are predicted from pictures that the clip does not
@@ -375,12 +351,19 @@ def _proven_order(family: str, packets: Packets, stamps: Sequence[int | None]) -
     if len(placed) < len(numbers) or len({stamp for stamp, _ in placed}) < len(placed):
         return None
     is_ascending = all(before < after for before, after in itertools.pairwise(placed))
+    if family in WITH_DECODING_TIMES and _steps_back(decoding):
+        return None  # recordings overlap
     # Pictures out of order need times of presentation: those stated, not FFmpeg's estimates or times of decoding.
     if packets.has_b_pictures if is_ascending else family not in WITH_PRESENTATION_TIMES:
         return None
     first_key = packets.flagged.find(1)
     start = stamps[first_key] if first_key >= 0 else None
     return [number for stamp, number in sorted(placed) if start is None or stamp >= start]
+
+
+def _steps_back(stamps: Sequence[int | None]) -> bool:
+    known = (stamp for stamp in stamps if stamp is not None)
+    return any(after < before for before, after in itertools.pairwise(known))
 
 
 def _with_repeats(

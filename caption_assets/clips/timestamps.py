@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 REORDERED = 16
 """Maximum number of pictures by which decoding and presentation order differ (H.264 and H.265, max_num_reorder)."""
+PICTURES_TO_A_RECORDING = 50
+"""Shorter recordings are not told from pictures out of order."""
 STEPS = 0.4, 2.5
 """Range of a rebuilt interval, in nominal intervals. Outside it, pictures are missing or the rate is wrong."""
 
@@ -91,6 +93,8 @@ def in_presentation_order(
     - If they do not, and those of decoding all differ, the pictures take these in ascending order. The first picture is
       then shown when it is decoded, and so all others keep their distance from it.
     - If most of those of decoding keep the nominal pace and none leaves it for long, so do the pictures.
+    - If those of presentation step back in a few places alone, recordings overlap there: each goes on behind the one
+      before. If they do in many places, but all differ, the pictures take them in ascending order.
     - Else missing and equal timestamps are spread evenly between their neighbours.
 
     Args:
@@ -104,12 +108,14 @@ def in_presentation_order(
     known = [stamp for stamp in stamps if stamp is not None]
     if len(known) == len(stamps) and all(before < after for before, after in itertools.pairwise(known)):
         return known
-    for other in (decoding, stamps):
-        known = [stamp for stamp in other if stamp is not None]
-        if len(known) == len(stamps) and len(set(known)) == len(known):
-            return sorted(known)
+    if _differ(decoding):
+        return sorted(stamp for stamp in decoding if stamp is not None)
     if nominal and (start := _paced(decoding, nominal)) is not None:
         return [start + nominal * index for index in range(len(stamps))]
+    if nominal and len(known) == len(stamps) and (continued := _continued(known, nominal)):
+        return continued
+    if _differ(stamps):
+        return sorted(known)
     anchors = _longest_ascent(stamps)
     if nominal is None or not anchors:
         raise NoTimestamps("timestamps are missing or equal, and the file states no frame rate")
@@ -143,6 +149,24 @@ def at_a_possible_rate(stamps: Sequence[int], nominal: int | None, limits: Clock
     if nominal is None or nominal < limits.shortest:
         raise NoTimestamps("timestamps are closer together than pictures can be, and the file states no frame rate")
     return [stamps[0] + nominal * index for index in range(len(stamps))]
+
+
+def _differ(stamps: Sequence[int | None]) -> bool:
+    """Whether there are timestamps for all pictures, and none twice."""
+    return None not in stamps and len(set(stamps)) == len(stamps)
+
+
+def _continued(stamps: Sequence[int], nominal: int) -> list[int]:
+    """Timestamps that go on one interval later wherever these step back; none if they do so too often."""
+    backward = sum(after <= before for before, after in itertools.pairwise(stamps))
+    if backward > len(stamps) // PICTURES_TO_A_RECORDING:
+        return []
+    offset, continued = 0, [stamps[0]]
+    for before, after in itertools.pairwise(stamps):
+        if after <= before:
+            offset += before + nominal - after
+        continued.append(after + offset)
+    return continued
 
 
 def _paced(decoding: Sequence[int | None], nominal: int) -> int | None:

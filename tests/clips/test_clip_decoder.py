@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -56,6 +57,15 @@ def test_windows_in_any_order_are_those_of_single_decodes() -> None:
         for start in (30, 0, 12, 12, 38, 6):
             there, alone = decoder.frames(start, start + 9, 5, SIZE), decode(data, start, start + 9, 5, SIZE)
             assert np.array_equal(there.pixels, alone.pixels)
+
+
+def test_a_window_with_undecodable_pictures_behind_others_is_that_of_a_single_decode() -> None:
+    data = (Path(__file__).parent / "cases" / "hevc_splice.mp4").read_bytes()
+    with opened(data) as decoder:
+        found = [decoder.frames(start, start + 20, 20, SIZE) for start in range(0, 100, 20)]
+    assert sum(frames.replaced for frames in found) == 4
+    for start, frames in zip(range(0, 100, 20), found, strict=True):
+        assert np.array_equal(frames.pixels, decode(data, start, start + 20, 20, SIZE).pixels)
 
 
 def test_one_pass_over_a_clip_serves_all_its_windows() -> None:

@@ -68,6 +68,11 @@ def test_without_times_of_decoding_they_take_their_own_in_ascending_order() -> N
     assert in_presentation_order([1, 2, 4, 3, 5], [None] * 5, 1) == [1, 2, 3, 4, 5]
 
 
+def test_recordings_that_overlap_a_little_go_on_one_behind_the_other() -> None:
+    stamps = [*range(0, 600, 10), *range(570, 1000, 10)]
+    assert in_presentation_order(stamps, [None] * len(stamps), 10) == list(range(0, 10 * len(stamps), 10))
+
+
 def test_missing_and_equal_timestamps_are_spread_evenly() -> None:
     assert in_presentation_order([0, None, 20, 20, 40, None], [None] * 6, 10) == [0, 10, 20, 30, 40, 50]
     assert in_presentation_order([7, 7, 7, 7], [7, 7, 7, 7], 10) == [7, 17, 27, 37]
