@@ -33,7 +33,7 @@ from caption_assets.assets.shard_index import observed_versions
 from caption_assets.automation.backfill import build_backfill
 from caption_assets.automation.new_shards import build_new_shards
 from caption_assets.automation.reconcile import compare
-from caption_assets.models.weights import MANIFEST, WEIGHTS
+from caption_assets.models.weights import MANIFEST, WEIGHTS, WeightsManifest
 from caption_assets.resources import build_storage
 from caption_assets.settings import Settings
 from caption_assets.store.root import Root
@@ -77,10 +77,8 @@ def measure(folder: Path, count: int) -> dict[str, float]:
         while len(Project().registered(instance)) < count:
             registering.append(look(instance, settings))
         root = Root.open(str(folder))
-        root.write(f"{WEIGHTS}/{settings.variant.folder}/{MANIFEST}", b"{}")
-        instance.report_runless_asset_event(
-            dg.AssetMaterialization("model_weights", tags={"dagster/code_version": settings.variant.folder})
-        )
+        weights = WeightsManifest(settings.variant.hub_id, settings.variant.revision, ())
+        root.write(f"{WEIGHTS}/{settings.variant.folder}/{MANIFEST}", weights.to_json().encode())
         make(instance, settings, root, [f"shard-{number:05}" for number in range(0, count, 2)])
         quiet = look(instance, settings)
         half, requests = tick(instance, settings)

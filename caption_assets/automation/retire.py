@@ -89,7 +89,8 @@ def main() -> None:
             for shard in shards:
                 retire(instance, project, root, shard)
                 print(f"{shard} is retired")
-            print(f"to bring them back: python -m caption_assets.automation.trash --restore {' '.join(shards)}")
+            names = " ".join(shards) if len(shards) <= SHOWN else "SHARD ..."
+            print(f"to bring them back: python -m caption_assets.automation.trash --restore {names}")
     except CaptionAssetsError as error:
         sys.exit(f"error: {error}")
 

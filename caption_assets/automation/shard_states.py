@@ -11,7 +11,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import dagster as dg
-from dagster._core.definitions.data_version import CODE_VERSION_TAG
+from dagster._core.definitions.data_version import (
+    CODE_VERSION_TAG,
+    DATA_VERSION_IS_USER_PROVIDED_TAG,
+    DATA_VERSION_TAG,
+)
 from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 from dagster._core.storage.tags import (
     ASSET_PARTITION_RANGE_END_TAG,
@@ -22,10 +26,11 @@ from dagster._core.storage.tags import (
 from caption_assets.assets.clip_manifest import is_of_this_schema
 from caption_assets.assets.project import SHARDS, Project
 from caption_assets.assets.shard_index import REMOVED, is_removed, observed_versions
-from caption_assets.automation.records import Record, read_records
+from caption_assets.automation.records import Metadata, Record, read_records
 from caption_assets.errors import CaptionAssetsError
+from caption_assets.models.mirror import read_manifest
 from caption_assets.models.variants import Variant
-from caption_assets.models.weights import MANIFEST, WEIGHTS
+from caption_assets.models.weights import WeightsError
 from caption_assets.store.root import Root
 from caption_assets.store.tables import Table, stored_shards
 from caption_assets.store.versions import TableVersions
@@ -173,10 +178,24 @@ def _count(value: dg.MetadataValue | None, limit: int) -> int | None:
 
 
 def has_weights(instance: dg.DagsterInstance, project: Project, root: Root, variant: Variant) -> bool:
-    """Whether the weights of a model were materialized last, and are stored."""
+    """Whether a model's weights are stored. Weights that are stored and not recorded are recorded.
+
+    Raises:
+        StoreError: if the root cannot be read.
+    """
+    try:
+        manifest = read_manifest(root, variant)
+    except WeightsError:
+        return False
     event = instance.get_latest_materialization_event(project.weights)
     tags = (event and event.asset_materialization and event.asset_materialization.tags) or {}
-    return tags.get(CODE_VERSION_TAG) == variant.folder and root.exists(f"{WEIGHTS}/{variant.folder}/{MANIFEST}")
+    wanted = {CODE_VERSION_TAG: variant.folder, DATA_VERSION_TAG: manifest.digest[:16]}
+    if not wanted.items() <= tags.items():
+        metadata: Metadata = {"model": manifest.hub_id, "revision": manifest.revision, "files": len(manifest.files)}
+        tags = wanted | {DATA_VERSION_IS_USER_PROVIDED_TAG: "true"}
+        reported = dg.AssetMaterialization(project.weights, "Reported from the stored weights.", metadata, tags=tags)
+        instance.report_runless_asset_event(reported)
+    return True
 
 
 def is_under_way(instance: dg.DagsterInstance, asset: dg.AssetKey) -> bool:

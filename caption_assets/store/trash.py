@@ -24,7 +24,8 @@ MARKER = "_complete"
 TIME = "%Y-%m-%dT%H-%M-%S-%fZ"
 """Of an entry's folder; without colons, which some file systems refuse."""
 _PATH = re.compile(
-    rf"{TRASH}/shard=(?P<shard>[^/]+)/(?P<time>\d{{4}}-\d\d-\d\dT\d\d-\d\d-\d\d-\d{{6}}Z)/(?P<path>.+)", re.DOTALL
+    rf"{TRASH}/shard=(?P<shard>[^/]+)/(?P<time>\d{{4}}-[01]\d-[0-3]\dT[0-2]\d-[0-5]\d-[0-5]\d-\d{{6}}Z)/(?P<path>.+)",
+    re.DOTALL,
 )
 MOVERS = 16
 """Objects that are moved at once: in object storage each takes a copy and a deletion."""

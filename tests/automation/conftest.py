@@ -16,6 +16,7 @@ from caption_assets.assets.project import Project
 from caption_assets.assets.shard_index import observed_versions
 from caption_assets.automation.backfill import build_backfill
 from caption_assets.automation.new_shards import build_new_shards
+from caption_assets.models.weights import WeightsManifest
 from caption_assets.resources import build_storage
 from caption_assets.settings import Settings
 from caption_assets.store.root import Root
@@ -165,9 +166,11 @@ class Site:
         return {name: versions.data for name, versions in stored.items() if versions}
 
     def fetch_weights(self) -> None:
-        """Record that the weights are there, and put their manifest into the root."""
-        self.root.write(f"weights/{self.settings.variant.folder}/weights-manifest.json", b"{}")
-        tags = {"dagster/code_version": self.settings.variant.folder}
+        """Put a manifest of weights into the root, and record them."""
+        variant = self.settings.variant
+        manifest = WeightsManifest(variant.hub_id, variant.revision, ())
+        self.root.write(f"weights/{variant.folder}/weights-manifest.json", manifest.to_json().encode())
+        tags = {"dagster/code_version": variant.folder, "dagster/data_version": manifest.digest[:16]}
         self.instance.report_runless_asset_event(dg.AssetMaterialization(self.project.weights, tags=tags))
 
 

@@ -280,6 +280,17 @@ def test_tables_beyond_those_that_one_tick_records_wait_for_the_next(
     assert known.tick() == "6 of 6 shards are captioned"
 
 
+def test_weights_that_somebody_else_recorded_are_recorded_again_from_what_is_stored(known: Site) -> None:
+    known.materialize("clip_manifest", *"abcdef")
+    for _ in range(5):
+        known.instance.report_runless_asset_event(dg.AssetMaterialization(known.project.weights))
+        assert ranges(known.tick(), "stage2_captions") == [("a", "f")]
+    event = known.instance.get_latest_materialization_event(known.project.weights)
+    assert event
+    assert event.asset_materialization
+    assert (event.asset_materialization.tags or {})["dagster/code_version"] == known.settings.variant.folder
+
+
 def test_weights_that_are_not_stored_are_asked_for(known: Site) -> None:
     known.materialize("clip_manifest", "a")
     known.root.remove_folder("weights")
