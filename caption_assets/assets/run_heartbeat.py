@@ -6,6 +6,7 @@ last, in one process, in several, and in a cluster. Resources are not: Dagster m
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,7 +20,36 @@ from dagster._utils import send_interrupt
 
 from caption_assets.resources import build_storage
 from caption_assets.settings import Settings
-from caption_assets.store.heartbeat import Heartbeat
+from caption_assets.store.heartbeat import STOP_SECONDS, Heartbeat
+
+
+class EndedOutside:
+    """Says whether a run was ended from outside and its process does not stop by itself.
+
+    Args:
+        instance: knows the run's status.
+        run_id: the run's.
+        patience_seconds: time in which a run that its launcher told to stop may do so.
+    """
+
+    def __init__(self, instance: dg.DagsterInstance, run_id: str, patience_seconds: float = STOP_SECONDS) -> None:
+        self._instance = instance
+        self._run_id = run_id
+        self._patience_seconds = patience_seconds
+        self._seen_at: float | None = None
+
+    def __call__(self) -> bool:
+        """Ask the instance."""
+        run = self._instance.get_run_by_id(self._run_id)
+        if run is None:  # deleted in the UI
+            return False
+        if run.remote_job_origin is None:  # a command-line run, which has no launcher
+            return run.is_finished or run.status is dg.DagsterRunStatus.CANCELING
+        if not run.is_finished:
+            return False
+        # The launcher may have sent a signal, and a second one ends a run at once, without a checkpoint.
+        self._seen_at = time.monotonic() if self._seen_at is None else self._seen_at
+        return time.monotonic() - self._seen_at >= self._patience_seconds
 
 
 def with_heartbeat(executor: dg.ExecutorDefinition, settings: Settings) -> dg.ExecutorDefinition:
@@ -58,20 +88,11 @@ class _WithHeartbeat(Executor):
         self, plan_context: PlanOrchestrationContext, execution_plan: ExecutionPlan
     ) -> Iterator[dg.DagsterEvent]:
         run_id, instance, log = plan_context.run_id, plan_context.instance, plan_context.log
-
-        def is_over() -> bool:
-            run = instance.get_run_by_id(run_id)
-            if run is None:  # deleted in the UI
-                return False
-            # A launcher sends the signal itself, and a second one ends a run at once. A command-line run has none.
-            has_launcher = run.remote_job_origin is not None
-            return run.is_finished or (run.status is dg.DagsterRunStatus.CANCELING and not has_launcher)
-
         with Heartbeat(
             build_storage(self._settings).root,
             run_id,
             self._settings.lease_seconds,
-            is_over=is_over,
+            is_over=EndedOutside(instance, run_id),
             on_over=send_interrupt,
             on_trouble=lambda reason: log.warning(f"the run's heartbeat fails: {reason}"),
         ):
