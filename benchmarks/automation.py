@@ -26,7 +26,7 @@ from pathlib import Path
 import dagster as dg
 
 from caption_assets.assets.clip_manifest import manifest_code_version
-from caption_assets.assets.columns import table_facts
+from caption_assets.assets.columns import ROW_COUNT
 from caption_assets.assets.project import Project
 from caption_assets.assets.provenance import input_version_tags
 from caption_assets.assets.shard_index import observed_versions
@@ -48,7 +48,10 @@ from caption_assets.store.tables import (
 )
 from caption_assets.store.versions import TableVersions
 
-METADATA = {**table_facts(Table.STAGE2, 300), "captions": dg.MetadataValue.md("A red square moves. " * 200)}
+METADATA: dict[str, dg.MetadataValue | int] = {
+    ROW_COUNT: 300,
+    "captions": dg.MetadataValue.md("A red square moves. " * 30),
+}
 
 
 def main() -> None:

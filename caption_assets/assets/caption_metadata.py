@@ -9,16 +9,18 @@ from dataclasses import dataclass
 import dagster as dg
 
 from caption_assets.assets.checks import MEAN_WORDS
-from caption_assets.assets.columns import table_facts
-from caption_assets.assets.markdown import markdown_picture, markdown_table
+from caption_assets.assets.columns import ROW_COUNT
+from caption_assets.assets.markdown import markdown_table, shortened
 from caption_assets.assets.meter import EngineTime
 from caption_assets.captioning.open_shard import PublishedTable
 from caption_assets.captioning.task import Spent
-from caption_assets.report.findings import Looked, Said, mean_words
-from caption_assets.report.plots import failures_plot, length_plot
+from caption_assets.report.findings import Looked, mean_words
 from caption_assets.store.tables import CaptionRow, Status, Table
 
-SAMPLE_ROWS = 8
+SAMPLE_ROWS = 3
+"""Captions that the UI shows; the gallery has all, with plots of their lengths and failures."""
+SHOWN_KINDS = 8
+"""Kinds of errors that the UI shows, the most frequent first."""
 
 Metadata = dict[str, dg.MetadataValue | int | float | str]
 
@@ -36,11 +38,11 @@ class Cost:
 
 
 def caption_metadata(looked: Looked, published: PublishedTable, cost: Cost) -> Metadata:
-    """Columns, counts, rates, costs, plots, failures and some captions of a table."""
+    """Counts, rates, costs, failures and some captions of a table."""
     rows = published.rows
     statuses = Counter(row.status for row in rows)
     return {
-        **table_facts(looked.table, len(rows)),
+        ROW_COUNT: len(rows),
         "rows_ok": statuses[Status.OK],
         "rows_failed": statuses[Status.FAILED],
         "rows_reused": published.reused,
@@ -88,17 +90,8 @@ def engine_costs(table: Table, published: PublishedTable, cost: Cost) -> Metadat
 
 
 def _lengths(looked: Looked) -> Metadata:
-    """How long captions are, stage 2 beside stage 1."""
     words = mean_words(looked.said)
-    if words is None:
-        return {}
-    stages: dict[str, Sequence[Said]] = {"stage 1": looked.said}
-    if looked.table is Table.STAGE2:
-        stages = {"stage 1": looked.stage1, "stage 2": looked.said}
-    plot = length_plot({name: [len(one.words) for one in captions] for name, captions in stages.items()})
-    means = ", ".join(f"{mean_words(captions) or 0:.1f} in {name}" for name, captions in stages.items())
-    shown = markdown_picture(plot, f"Histogram of the number of words in a caption; mean {means}")
-    return {MEAN_WORDS: round(words, 2), "caption_length": shown}
+    return {} if words is None else {MEAN_WORDS: round(words, 2)}
 
 
 def _failures(rows: Sequence[CaptionRow]) -> Metadata:
@@ -107,13 +100,11 @@ def _failures(rows: Sequence[CaptionRow]) -> Metadata:
     if not kinds:
         return {}
     first = {row.error_kind or "": row for row in reversed(rows) if row.status is Status.FAILED}
-    return {
-        "errors_by_kind": markdown_table(
-            ["kind", "rows", "for example", "reason"],
-            ([kind, str(count), first[kind].clip_key, first[kind].error or ""] for kind, count in kinds.most_common()),
-        ),
-        "failures": markdown_picture(failures_plot(kinds), "Number of rows without a caption by kind of error"),
-    }
+    examples = (
+        [kind, str(count), first[kind].clip_key, shortened(first[kind].error or "")]
+        for kind, count in kinds.most_common(SHOWN_KINDS)
+    )
+    return {"errors_by_kind": markdown_table(["kind", "rows", "for example", "reason"], examples)}
 
 
 def _sample(rows: Sequence[CaptionRow]) -> Iterator[list[str]]:
@@ -121,4 +112,4 @@ def _sample(rows: Sequence[CaptionRow]) -> Iterator[list[str]]:
     for row in sorted(rows, key=lambda row: row.status is Status.OK)[:SAMPLE_ROWS]:
         window = "" if row.window_index is None else str(row.window_index)
         said = f"{row.error_kind}: {row.error}" if row.caption is None else row.caption
-        yield [row.clip_key, window, said]
+        yield [row.clip_key, window, shortened(said)]

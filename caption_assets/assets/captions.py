@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 import dagster as dg
 
 from caption_assets.assets.checks import caption_checks, check_stored
+from caption_assets.assets.columns import column_metadata
 from caption_assets.assets.failures import clear_failures
 from caption_assets.assets.metrics import Counted, Metrics, serve_metrics
 from caption_assets.assets.pods import CAPTION_STEP, GPU_POOL, caption_pod, check_image, step_retries
@@ -23,6 +24,7 @@ from caption_assets.captioning.shard import caption_shards
 from caption_assets.captioning.threads import in_thread
 from caption_assets.resources import Clips, Engine, Storage, Weights
 from caption_assets.settings import Settings
+from caption_assets.store.tables import Table
 
 
 def build_captions(settings: Settings) -> dg.AssetsDefinition:
@@ -115,6 +117,7 @@ def _specs(project: Project, recipe: Recipe) -> list[dg.AssetSpec]:
             stage1,
             deps=[project.manifest, project.weights],
             description="A description of each window, from the video alone.",
+            metadata=column_metadata(Table.STAGE1),
             code_version=recipe.version(1),
             group_name=CAPTIONS_GROUP,
             kinds={"vllm", "parquet"},
@@ -124,6 +127,7 @@ def _specs(project: Project, recipe: Recipe) -> list[dg.AssetSpec]:
             stage2,
             deps=[project.manifest, project.weights, stage1],
             description="A fuller description of each window, from the video and its stage-1 caption.",
+            metadata=column_metadata(Table.STAGE2),
             code_version=recipe.version(2),
             group_name=CAPTIONS_GROUP,
             kinds={"vllm", "parquet"},

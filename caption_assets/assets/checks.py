@@ -30,6 +30,8 @@ from caption_assets.store.tables import Table
 
 MEAN_WORDS = "mean_words"
 """Metadata of a caption table's materialization that later shards are compared with."""
+WATCHED = frozenset({"fraction", MEAN_WORDS, "earlier_shards", "limit"})
+"""Facts of a check that the UI draws over time."""
 SEVERITIES = {Severity.ERROR: dg.AssetCheckSeverity.ERROR, Severity.WARN: dg.AssetCheckSeverity.WARN}
 
 
@@ -90,7 +92,7 @@ def log_findings(
                 asset_key=key,
                 check_name=finding.check.name,
                 passed=finding.passed,
-                metadata=finding.facts,
+                metadata=_shown(finding),
                 target_materialization_data=target,
                 severity=SEVERITIES[finding.check.severity],
                 description=finding.message,
@@ -109,13 +111,21 @@ def check_results(
             passed=finding.passed,
             asset_key=key,
             check_name=finding.check.name,
-            metadata=finding.facts,
+            metadata=_shown(finding),
             severity=SEVERITIES[finding.check.severity],
             description=finding.message,
         )
         for finding in found
         if dg.AssetCheckKey(key, finding.check.name) in context.selected_asset_check_keys
     ]
+
+
+def _shown(finding: Finding) -> dict[str, int | float | str]:
+    """All facts of a check that did not pass; of one that did, those that are watched over time.
+
+    There are 15 evaluations a shard, and its message gives the other numbers.
+    """
+    return {name: value for name, value in finding.facts.items() if not finding.passed or name in WATCHED}
 
 
 def build_weights_check(settings: Settings) -> dg.AssetChecksDefinition:

@@ -12,10 +12,10 @@ from typing import Any
 import dagster as dg
 from dagster._core.definitions.data_version import get_input_data_version_tag
 
-from caption_assets.assets.columns import table_facts
+from caption_assets.assets.columns import ROW_COUNT, column_metadata
 from caption_assets.assets.failures import ShardFailures, clear_failures
 from caption_assets.assets.links import link
-from caption_assets.assets.markdown import markdown_table
+from caption_assets.assets.markdown import markdown_table, shortened
 from caption_assets.assets.pods import MANIFEST_SIZE, cpu_pod, step_retries
 from caption_assets.assets.project import CAPTIONS_GROUP, SHARDS, Project
 from caption_assets.assets.provenance import input_tags, output_tags
@@ -37,8 +37,8 @@ from caption_assets.store.tables import SCHEMA_VERSION, ManifestRow, Status, Tab
 from caption_assets.store.versions import TableVersions, next_manifest_version
 
 Metadata = dict[str, dg.MetadataValue | int | float]
-SHOWN_CLIPS = 20
-"""Unreadable clips that the UI shows; the table holds all."""
+SHOWN_CLIPS = 5
+"""Unreadable clips that the UI shows; the table and the gallery hold all."""
 
 
 class TooManyUnreadable(CaptionAssetsError):
@@ -71,6 +71,7 @@ def build_clip_manifest(settings: Settings) -> dg.AssetsDefinition:
         description="One row for each window of each clip, and one for each clip that cannot be read, with the reason.",
         group_name=CAPTIONS_GROUP,
         kinds={"parquet"},
+        metadata=column_metadata(Table.MANIFEST),
         code_version=manifest_code_version(settings.windowing),
         op_tags=cpu_pod(MANIFEST_SIZE),
         retry_policy=step_retries(settings),
@@ -249,7 +250,7 @@ class _Tally:
         """For the UI; the work took ``took`` seconds."""
         return {
             "clips": self.clips,
-            **table_facts(Table.MANIFEST, self.windows + self.errors.total()),
+            ROW_COUNT: self.windows + self.errors.total(),
             "rows_ok": self.windows,
             "rows_failed": self.errors.total(),
             "errors_by_kind": dg.MetadataValue.json(dict(self.errors)),
@@ -261,4 +262,4 @@ class _Tally:
 
 
 def _reason(row: ManifestRow) -> list[str]:
-    return [row.clip_key, row.error_kind or "", row.error or ""]
+    return [row.clip_key, row.error_kind or "", shortened(row.error or "")]

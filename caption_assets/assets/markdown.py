@@ -1,11 +1,13 @@
-"""Small tables and pictures for the UI."""
+"""Small tables for the UI."""
 
 from __future__ import annotations
 
-from base64 import b64encode
 from collections.abc import Iterable, Sequence
 
 import dagster as dg
+
+CELL_CHARACTERS = 200
+"""Of a long text in a table: Dagster keeps a copy of it for each materialization."""
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> dg.MarkdownMetadataValue:
@@ -14,9 +16,9 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> dg.M
     return dg.MetadataValue.md("\n".join(f"| {' | '.join(line)} |" for line in lines))
 
 
-def markdown_picture(png: bytes, words: str) -> dg.MarkdownMetadataValue:
-    """A picture as metadata, within the text; ``words`` say what it shows to those who cannot see it."""
-    return dg.MetadataValue.md(f"![{words}](data:image/png;base64,{b64encode(png).decode()})")
+def shortened(text: str) -> str:
+    """A text that is not too long for a cell: the gallery has it whole."""
+    return text if len(text) <= CELL_CHARACTERS else f"{text[: CELL_CHARACTERS - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def _cell(text: str) -> str:

@@ -10,7 +10,7 @@ from enum import StrEnum
 import dagster as dg
 
 from caption_assets.assets.checks import MEAN_WORDS
-from caption_assets.assets.columns import table_facts
+from caption_assets.assets.columns import ROW_COUNT
 from caption_assets.assets.project import Project
 from caption_assets.automation.records import Metadata, Record, report_removed, report_stored
 from caption_assets.captioning.prediction import predicted_tokens
@@ -145,7 +145,7 @@ def _examine_manifest(root: Root, shard: str, settings: Settings) -> Metadata:
             f"{settings.max_unreadable_fraction:g}"
         )
     return {
-        **table_facts(Table.MANIFEST, len(rows)),
+        ROW_COUNT: len(rows),
         "clips": clips,
         "rows_ok": len(rows) - unreadable,
         "rows_failed": unreadable,
@@ -160,7 +160,7 @@ def _examine_captions(root: Root, table: Table, shard: str, settings: Settings) 
             raise NotPassed(finding.message)
     words = mean_words(looked.said)
     return {
-        **table_facts(table, len(looked.rows)),
+        ROW_COUNT: len(looked.rows),
         "rows_ok": sum(row.status is Status.OK for row in looked.rows),
         "rows_failed": sum(row.status is Status.FAILED for row in looked.rows),
         **({} if words is None else {MEAN_WORDS: round(words, 2)}),

@@ -33,7 +33,7 @@ SIGMAS = 3.0
 """Standard deviations that a mean may be off: the customary limit of control charts (Shewhart)."""
 LEAST_DEVIATION = 0.1
 """Share of the earlier mean below which nobody would care, however alike the earlier shards are."""
-EXAMPLE_CHARACTERS = 300
+EXAMPLE_CHARACTERS = 200
 """Of a text that is told as an example: captions may be of any length."""
 
 Facts = Mapping[str, int | float | str]
@@ -321,14 +321,13 @@ def _few(
     remedy: str,
     more: Facts | None = None,
 ) -> Finding:
-    """Whether a share of the captions is within its limit; the first one found is the example."""
+    """Whether a share of the captions is within its limit; where it is not, the first one found is the example."""
     fraction = len(found) / len(captions) if captions else 0.0
     facts = {"count": len(found), "fraction": round(fraction, 4), "limit": limit, **(more or {})}
-    if found:
-        facts["example"] = _short(f"{found[0].row.clip_key}: {found[0].row.caption}")
     message = f"{len(found)} of {len(captions)} captions {what}"
     if fraction <= limit:
         return Finding(check, True, message, facts)
+    facts["example"] = _short(f"{found[0].row.clip_key}: {found[0].row.caption}")
     return Finding(check, False, f"{message}, more than {limit:.0%}: {remedy}", facts)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
-from caption_assets.report.page import Facts, Page, Row, Side, publish_page
+from caption_assets.report.page import Facts, Page, Plot, Row, Side, publish_page
+from caption_assets.report.plots import failures_plot, length_plot
 from caption_assets.report.sides import OUTDATED, Makings, known, mean_words, place, side
 from caption_assets.report.words import compare
 from caption_assets.store.previews import GALLERY, preview_folder, read_posters
@@ -49,7 +50,8 @@ def write_gallery(root: Root, shard: str) -> str:
         for table, rows in zip(tables, captions, strict=True)
     ]
     animated = {name.removesuffix(".webp") for name in root.names(preview_folder(shard)) if name.endswith(".webp")}
-    page = build_gallery(shard, manifest, *captions, prompts=prompts, animated=animated)
+    plots = draw_plots(dict(zip(("stage 1", "stage 2"), captions, strict=True)))
+    page = build_gallery(shard, manifest, *captions, prompts=prompts, animated=animated, plots=plots)
     publish_page(root, gallery_path(shard), page, partial(read_posters, root, shard))
     return gallery_path(shard)
 
@@ -62,6 +64,7 @@ def build_gallery(
     *,
     prompts: Sequence[str | None] = (None, None),
     animated: set[str] | frozenset[str] = frozenset(),
+    plots: Sequence[Plot] = (),
 ) -> Page:
     """The page of a shard.
 
@@ -72,6 +75,7 @@ def build_gallery(
         stage2: likewise.
         prompts: the instruction of each stage.
         animated: ids of the windows that have an animated preview.
+        plots: pictures of the whole.
     """
     makings = Makings(prompts)
     first, second = ({extent(row): row for row in rows} for rows in (stage1, stage2))
@@ -88,7 +92,23 @@ def build_gallery(
         facets=("Status", "Error", "Flag"),
         makings=list(makings.found),
         rows=rows,
+        plots=plots,
     )
+
+
+def draw_plots(stages: Mapping[str, Sequence[CaptionRow]]) -> list[Plot]:
+    """How long the captions of each stage are, and what their failures are; no picture of nothing."""
+    plots = []
+    words = {
+        name: [len(row.caption.split()) for row in rows if row.caption is not None] for name, rows in stages.items()
+    }
+    if spoken := {name: counts for name, counts in words.items() if counts}:
+        means = ", ".join(f"{sum(counts) / len(counts):.1f} in {name}" for name, counts in spoken.items())
+        plots.append(Plot(length_plot(spoken), f"Histogram of the number of words in a caption; mean {means}"))
+    for name, rows in stages.items():
+        if kinds := Counter(row.error_kind or "" for row in rows if row.status is Status.FAILED):
+            plots.append(Plot(failures_plot(kinds), f"Number of rows without a caption in {name}, by kind of error"))
+    return plots
 
 
 def _row(

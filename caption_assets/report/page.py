@@ -71,6 +71,20 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class Plot:
+    """A small picture of the whole."""
+
+    png: bytes
+    description: str
+    """What it shows, for those who cannot see it."""
+
+    @property
+    def source(self) -> str:
+        """As an image's address."""
+        return f"data:image/png;base64,{b64encode(self.png).decode()}"
+
+
+@dataclass(frozen=True, slots=True)
 class Page:
     """All but the rows' pictures."""
 
@@ -87,6 +101,7 @@ class Page:
     makings: Sequence[Facts]
     """How captions were made, as far as many share it."""
     rows: Sequence[Row]
+    plots: Sequence[Plot] = ()
 
 
 ReadPosters = Callable[[Sequence[str]], Mapping[str, bytes]]

@@ -12,8 +12,10 @@ import pytest
 from caption_assets.captioning.open_shard import facts
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.rows import blank_row, stage1_failed
+from caption_assets.definitions import build_definitions
 from caption_assets.export.index import DATASET
 from caption_assets.report.findings import CHECKS
+from caption_assets.settings import Settings
 from caption_assets.store.root import Root
 from caption_assets.store.tables import (
     CaptionRow,
@@ -201,33 +203,32 @@ def test_lengths_are_compared_with_those_of_other_shards_captioned_alike(project
         assert check.metadata["earlier_shards"].value == 6
 
 
-def test_a_shard_without_captions_has_no_plot_of_them(project: Project) -> None:
+def test_failures_are_told_with_an_example_of_each_kind(project: Project) -> None:
     lay_down(project, manifest=[broken("x.mp4")])
     result = project.run(*STAGES, partition="a")
     assert result.success
     kinds = dict(zip(STAGES, ("unreadable", "stage1_failed"), strict=True))
     for stage, event in materialized(project, result).items():
         assert event.metadata["dagster/row_count"].value == 1
-        assert "caption_length" not in event.metadata
-        assert "data:image/png;base64," in str(event.metadata["failures"].value)
         assert f"| {kinds[stage]} | 1 | x.mp4 |" in str(event.metadata["errors_by_kind"].value)
 
 
-def test_a_shard_without_failures_has_no_plot_of_them(project: Project) -> None:
-    lay_down(project)
+def test_long_texts_and_pictures_lie_in_the_gallery_and_not_in_the_event_log(project: Project) -> None:
+    lay_down(project, lambda clip: f"{short(clip)} " + "It is long. " * 500)
     for event in materialized(project, project.run(*STAGES, partition="a")).values():
-        assert "failures" not in event.metadata
         assert "errors_by_kind" not in event.metadata
-        assert "data:image/png;base64," in str(event.metadata["caption_length"].value)
+        assert "data:image" not in str(event.metadata)
+        assert len(str(event.metadata["captions"].value)) < 1000
+        page = Path(str(event.metadata["gallery"].value)).read_text()
+        assert "It is long. " * 500 in page
+        assert '<img src="data:image/png;base64,' in page
 
 
 def test_columns_are_told_with_type_and_meaning(project: Project) -> None:
-    lay_down(project)
-    schema = (
-        materialized(project, project.run(*STAGES, partition="a"))[STAGES[1]].metadata["dagster/column_schema"].value
-    )
-    assert isinstance(schema, dg.TableSchema)
-    columns = {column.name: column for column in schema.columns}
+    graph = build_definitions(Settings(root=str(project.root))).resolve_asset_graph()
+    schema = graph.get(dg.AssetKey(STAGES[1])).metadata["dagster/column_schema"]
+    assert isinstance(schema, dg.TableSchemaMetadataValue)
+    columns = {column.name: column for column in schema.schema.columns}
     assert columns["clip_key"].constraints.nullable is False
     assert columns["attempts"].type == "int32"
     assert "if it was cut off" in str(columns["finish_reason"].description)

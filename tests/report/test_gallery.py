@@ -188,3 +188,18 @@ def test_an_empty_shard_has_a_page() -> None:
     page = build_gallery(SHARD, [], [], [])
     assert asdict(page)["rows"] == []
     assert Blocks(html_of(page)).data("rows") == []
+
+
+def test_plots_of_lengths_and_failures_stand_above_the_rows(tmp_path: Path) -> None:
+    root = Root.open(str(tmp_path))
+    publish(root, [CAR, window("van.mp4")], [captioned(CAR, "A car."), failed(window("van.mp4"))])
+    page = root.read(write_gallery(root, SHARD)).decode()
+    assert 'alt="Histogram of the number of words in a caption; mean 2.0 in stage 1"' in page
+    assert 'alt="Number of rows without a caption in stage 1, by kind of error"' in page
+    assert page.index("<img ") < page.index('id="rows"')
+
+
+def test_there_is_no_plot_of_nothing(tmp_path: Path) -> None:
+    root = Root.open(str(tmp_path))
+    publish(root, [broken("x.mp4")])
+    assert "<img " not in root.read(write_gallery(root, SHARD)).decode()

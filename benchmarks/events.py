@@ -1,0 +1,108 @@
+"""Bytes of Dagster's event log for each captioned shard: manifests, captions of both stages and their checks.
+
+    python -m benchmarks.events --shards 8
+
+The captions are stored beforehand and taken over by the run, so that no engine is needed: with one, a shard has some
+lines of progress and five numbers more. The last line of the output is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from tempfile import TemporaryDirectory
+
+import dagster as dg
+from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
+
+from caption_assets.captioning.open_shard import facts
+from caption_assets.captioning.recipe import Recipe
+from caption_assets.captioning.rows import blank_row, stage1_failed
+from caption_assets.definitions import build_definitions
+from caption_assets.sample.shards import write_shards
+from caption_assets.settings import Settings
+from caption_assets.store.root import Root
+from caption_assets.store.tables import CaptionRow, ManifestRow, Status, Table, publish_captions, read_manifest
+
+WORDS = 80
+"""In a caption: as many as Qwen2.5-VL-7B says of a clip in the first stage."""
+VOCABULARY = Path(__file__).read_text().split()
+
+
+def main() -> None:
+    """Run the assets and print what lies in the event log."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--shards", type=int, default=8)
+    shards = parser.parse_args().shards
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "dagster").mkdir()
+        with dg.DagsterInstance.local_temp(str(folder / "dagster")) as instance:
+            prepare(folder / "root", shards)
+            run(instance, folder / "root", "shard_index")
+            keys = instance.get_dynamic_partitions("shards")
+            run(instance, folder / "root", "clip_manifest", shards=(keys[0], keys[-1]))
+            for key in keys:
+                store_captions(Root.open(str(folder / "root")), key)
+            run(instance, folder / "root", Table.STAGE1.value, Table.STAGE2.value, shards=(keys[0], keys[-1]))
+            kinds = Counter[str]()
+            for kind, size in events(folder / "dagster"):
+                kinds[kind] += size
+    for kind, size in kinds.most_common():
+        print(f"{kind or 'messages':40} {size / shards:10,.0f} bytes a shard")
+    print(json.dumps({"shards": shards, "bytes_a_shard": round(kinds.total() / shards)}))
+
+
+def prepare(root: Path, shards: int) -> None:
+    """Copies of a sample shard."""
+    with TemporaryDirectory() as sample:
+        write_shards(Path(sample))
+        for number in range(shards):
+            shutil.copytree(Path(sample) / "sample-folder", root / "shards" / f"shard-{number:04}")
+
+
+def run(instance: dg.DagsterInstance, root: Path, *assets: str, shards: tuple[str, str] | None = None) -> None:
+    """Materialize assets, of a range of shards if one is given."""
+    ends = dict(zip((ASSET_PARTITION_RANGE_START_TAG, ASSET_PARTITION_RANGE_END_TAG), shards or (), strict=False))
+    job = build_definitions(Settings(root=str(root))).get_implicit_global_asset_job_def()
+    selection = [dg.AssetKey(asset) for asset in assets]
+    job.execute_in_process(asset_selection=selection, tags=ends, instance=instance)
+
+
+def store_captions(root: Root, shard: str) -> None:
+    """Captions of a shard's manifest, as an earlier run would have published them."""
+    recipe, manifest = Recipe(), read_manifest(root, shard)
+    first = [_row(recipe, 1, window) for window in manifest]
+    second = [
+        _row(recipe, 2, window, before) if before.caption else stage1_failed(recipe, window)
+        for window, before in zip(manifest, first, strict=True)
+    ]
+    for table, rows in {Table.STAGE1: first, Table.STAGE2: second}.items():
+        publish_captions(root, table, shard, rows, [row.key for row in manifest], facts(recipe, table))
+
+
+def _row(recipe: Recipe, stage: int, window: ManifestRow, stage1: CaptionRow | None = None) -> CaptionRow:
+    blank = blank_row(recipe, stage, window, stage1)
+    if window.status is Status.FAILED:
+        return replace(blank, error_kind=window.error_kind, error=window.error)
+    words = Random(f"{stage} {window.window_id}").choices(VOCABULARY, k=stage * WORDS)
+    return replace(blank, status=Status.OK, caption=" ".join(words), finish_reason="stop", attempts=1)
+
+
+def events(folder: Path) -> Iterator[tuple[str, int]]:
+    """Kind and length of each event; one that is in a run's file is copied to the index, and counted once."""
+    for file in (folder / "history" / "runs").glob("*.db"):
+        if file.stem != "index":
+            with sqlite3.connect(file) as database:
+                yield from database.execute("SELECT coalesce(dagster_event_type, ''), length(event) FROM event_logs")
+
+
+if __name__ == "__main__":
+    main()
