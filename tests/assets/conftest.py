@@ -8,6 +8,7 @@ import dagster as dg
 import pytest
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
+from caption_assets.assets.project import Project as ProjectNames
 from caption_assets.definitions import build_definitions
 from caption_assets.settings import Settings
 
@@ -40,7 +41,8 @@ class Project:
             settings: other than the defaults.
         """
         chosen = {"root": str(self.root), "cache": str(self.folder / "cache"), **settings}
-        definitions = build_definitions(Settings(**chosen))  # type: ignore[arg-type]
+        validated = Settings(**chosen)  # type: ignore[arg-type]
+        definitions, names = build_definitions(validated), ProjectNames(validated.project)
         ends = dict(
             zip((ASSET_PARTITION_RANGE_START_TAG, ASSET_PARTITION_RANGE_END_TAG), partitions or (), strict=False)
         )
@@ -48,7 +50,7 @@ class Project:
         if checks:
             job = job.get_subset(asset_selection=set(), asset_check_selection=set(checks))
         return job.execute_in_process(
-            asset_selection=[dg.AssetKey(asset) for asset in assets] or None,
+            asset_selection=[names.key(asset) for asset in assets] or None,
             partition_key=partition,
             tags={**ends, **(tags or {})},
             instance=self.instance,

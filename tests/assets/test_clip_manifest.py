@@ -131,3 +131,15 @@ def test_a_shard_without_clips_fails_with_what_was_seen(indexed: Project) -> Non
         clip.unlink()
     (shard / "clips.tar.gz").write_text("x")
     assert "1 files: .tar.gz: no clips" in indexed.failure("clip_manifest", partition="sample-folder")
+
+
+def test_a_project_of_another_name_has_manifests_of_its_own(indexed: Project) -> None:
+    assert indexed.run("clip_manifest", partition="sample-folder").success
+    other = Project(indexed.folder)
+    other.root, other.instance = indexed.folder / "other", indexed.instance
+    options = {"project": "north", "source": str(indexed.root / "shards")}
+    assert other.run("shard_index", **options).success  # type: ignore[arg-type]
+    assert other.run("clip_manifest", partitions=("sample-folder", "sample-tar"), **options).success  # type: ignore[arg-type]
+    plain, north = dg.AssetKey("clip_manifest"), dg.AssetKey(["north", "clip_manifest"])
+    assert indexed.instance.get_materialized_partitions(plain) == {"sample-folder"}
+    assert indexed.instance.get_materialized_partitions(north) == {"sample-folder", "sample-tar"}

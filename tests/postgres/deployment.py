@@ -55,12 +55,6 @@ class Deployment:
         """Why the last tick requested nothing; empty if it requested something, or there was none."""
         return next((tick.skip_reason or "" for tick in self.ticks(name)), "")
 
-    @property
-    def daemon_errors(self) -> list[str]:
-        """Errors that the daemon's parts have reported last."""
-        heartbeats = [status.last_heartbeat for status in self.instance.get_daemon_statuses().values()]
-        return [str(error.message) for heartbeat in heartbeats if heartbeat for error in heartbeat.errors or ()]
-
     def ask(self, query: str, **variables: object) -> Any:
         """The answer of the UI's GraphQL, without a webserver."""
         done = subprocess.run(
