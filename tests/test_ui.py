@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-pytestmark = [pytest.mark.browser, pytest.mark.representative]
+pytestmark = pytest.mark.browser
 
 REPOSITORY = Path(__file__).parent.parent
 GROUPS = ["source", "model", "captions"]
@@ -30,7 +30,7 @@ def ui(tmp_path: Path) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shutil.copy(REPOSITORY / "dagster.yaml", tmp_path)
-    environment = {**os.environ, "DAGSTER_HOME": str(tmp_path), "CAPTION_ROOT": str(tmp_path / "root")}
+    environment = environment_of(tmp_path)
     command = [sys.executable, "-m", "dagster_webserver", "-h", "127.0.0.1", "-p", str(port)]
     server = subprocess.Popen([*command, "-m", "caption_assets.definitions"], cwd=tmp_path, env=environment)
     try:
@@ -40,6 +40,17 @@ def ui(tmp_path: Path) -> Iterator[str]:
     finally:
         server.terminate()
         server.wait()
+
+
+def environment_of(folder: Path) -> dict[str, str]:
+    """The variables of a project in a folder."""
+    return {**os.environ, "DAGSTER_HOME": str(folder), "CAPTION_ROOT": str(folder / "root")}
+
+
+def materialize(folder: Path, *arguments: str) -> int:
+    """Exit status of a run on the command line, over the same project."""
+    command = [sys.executable, "-m", "dagster", "asset", "materialize", "-m", "caption_assets.definitions", "--select"]
+    return subprocess.run([*command, *arguments], cwd=folder, env=environment_of(folder), timeout=200).returncode
 
 
 def wait_for(address: str, server: subprocess.Popen[bytes], seconds: float = 120) -> None:
@@ -56,6 +67,7 @@ def wait_for(address: str, server: subprocess.Popen[bytes], seconds: float = 120
             return
 
 
+@pytest.mark.representative
 def test_the_whole_chain_stands_in_the_asset_graph(ui: str, page: Page) -> None:
     page.goto(f"{ui}/asset-groups")
     for group in GROUPS:
@@ -65,3 +77,21 @@ def test_the_whole_chain_stands_in_the_asset_graph(ui: str, page: Page) -> None:
         expect(page.get_by_text(re.compile(rf"^{asset}$")).first).to_be_visible(timeout=60_000)
     if picture := os.environ.get("ASSET_GRAPH_PICTURE"):
         page.screenshot(path=picture)
+
+
+def test_registered_shards_count_as_there_and_a_failed_manifest_says_why_and_where(
+    ui: str, page: Page, tmp_path: Path
+) -> None:
+    shard = tmp_path / "root" / "shards" / "broken"
+    shard.mkdir(parents=True)
+    (shard / "film.mp4").write_bytes(b"no film")
+    assert materialize(tmp_path, "shard_index") == 0
+    assert materialize(tmp_path, "clip_manifest", "--partition", "broken") != 0
+
+    page.goto(f"{ui}/assets/shards?view=partitions")
+    expect(page.get_by_text("Materialized (1)")).to_be_visible(timeout=60_000)
+    expect(page.get_by_text("Missing (0)")).to_be_visible()
+    page.goto(f"{ui}/assets/clip_manifest?view=events")
+    expect(page.get_by_text("1 of 1 clips are unreadable").first).to_be_visible(timeout=60_000)
+    expect(page.get_by_text("clip_manifest/shard=broken/manifest.parquet").first).to_be_visible()
+    expect(page.get_by_text("film.mp4").first).to_be_visible()
