@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -188,3 +189,29 @@ def test_an_export_that_finds_no_room_fails_its_shard(captioned: Project) -> Non
         message = captioned.failure("captioned_dataset", partition="b", export="jsonl")
         assert f"no space is left on the disk of {folder}" in message
     assert captioned.run("captioned_dataset", partition="a", export="jsonl").success
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(600)
+def test_a_real_engine_captions_all_shards_but_the_one_whose_lease_is_damaged(
+    tmp_path: Path, sample_data: Path
+) -> None:
+    project = Project(tmp_path)
+    for shard in SHARDS:
+        shutil.copytree(sample_data / "shards" / "sample-folder", project.root / "shards" / shard)
+    assert project.run("shard_index", "model_weights").success
+    assert project.run("clip_manifest", partitions=ALL).success
+    state = project.root / "_checkpoints" / "shard=b"
+    state.mkdir(parents=True)
+    (state / "lease-000001").write_bytes(b"")
+    (project.root / "_checkpoints" / "shard=c").mkdir()
+    (project.root / "_checkpoints" / "shard=c" / "000001-000000-stage1_captions.parquet").write_bytes(b"PAR1cut")
+    run = project.run(*STAGES, partitions=ALL)
+    for stage in STAGES:
+        assert recorded(project, stage) == {"a", "c"}
+    assert failure_of(project, run).startswith(
+        f"1 of 3 shards failed: b: the lease {state / 'lease-000001'} is damaged"
+    )
+    assert steps_begun(project, run) == 1
+    logged = [entry.user_message for entry in project.instance.all_logs(run.run_id)]
+    assert any("c: " in line and "its captions are made again" in line for line in logged)
