@@ -31,6 +31,7 @@ from caption_assets.automation.alerts import AlertError, Alerts
 from caption_assets.automation.removals import Removals, find_removals, removal_evaluation
 from caption_assets.automation.status import sensor_status
 from caption_assets.clips.shard import CLOCK_TOLERANCE, Content, Layout, Listing, Shard, list_shards, shard_content
+from caption_assets.errors import CaptionAssetsError, as_own
 from caption_assets.resources import Storage
 from caption_assets.settings import Settings
 from caption_assets.store.root import Root
@@ -146,6 +147,9 @@ class _Found:
                 break
             last = shard.key
             self.looked_at += 1
+            if isinstance(content, CaptionAssetsError):
+                self.waiting[shard.key] = f"it cannot be looked at: {content}"
+                continue
             if shard.key in self.registered and self.observed.get(shard.key) == content.version:
                 continue
             if reason := self._unfinished(shard, content):
@@ -216,15 +220,23 @@ def _passed_over(listing: Listing) -> str:
     return "; passed over: " + ", ".join(f"{reason}: {count} ({some})" for reason, count, some in rows) if rows else ""
 
 
-def _contents(source: Root, shards: Sequence[Shard]) -> Iterator[tuple[Shard, Content]]:
-    """What is in shards, as far as there is time to look."""
+def _contents(source: Root, shards: Sequence[Shard]) -> Iterator[tuple[Shard, Content | CaptionAssetsError]]:
+    """What is in shards, or why that is unknown, as far as there is time to look."""
     deadline = time.monotonic() + TICK_SECONDS
     with ThreadPoolExecutor(READERS) as pool:
         for begin in range(0, len(shards), READERS):
             if time.monotonic() > deadline:
                 return
             group = shards[begin : begin + READERS]
-            yield from zip(group, pool.map(partial(shard_content, source), group), strict=True)
+            yield from zip(group, pool.map(partial(_content, source), group), strict=True)
+
+
+def _content(source: Root, shard: Shard) -> Content | CaptionAssetsError:
+    """What is in a shard; whatever keeps that from being known is this shard's alone."""
+    try:
+        return shard_content(source, shard)
+    except Exception as error:
+        return as_own(error)
 
 
 def _marker_path(shard: Shard, marker: str) -> str:

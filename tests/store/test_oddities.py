@@ -6,8 +6,10 @@ import asyncio
 from pathlib import Path
 from urllib.parse import unquote
 
+import dagster as dg
 import pytest
 
+from caption_assets.automation.new_shards import build_new_shards
 from caption_assets.captioning.job import Job
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.recovery import EngineKeeper
@@ -15,6 +17,8 @@ from caption_assets.captioning.shard import caption_shards
 from caption_assets.clips.manifest import probe_clips
 from caption_assets.clips.shard import find_shard
 from caption_assets.clips.window import Windowing
+from caption_assets.resources import build_storage
+from caption_assets.settings import Settings
 from caption_assets.store.checkpoints import checkpoint_folder, write_part
 from caption_assets.store.lease import Leases
 from caption_assets.store.root import Root
@@ -97,3 +101,20 @@ def test_an_object_below_a_name_of_ours_does_no_harm(url: str, source: Root, nam
     log = run(root, source, *SHARDS)
     assert set(log.tables) == set(SHARDS)
     assert log.failures == {}
+
+
+def test_a_shard_that_may_not_be_listed_holds_up_no_other(s3_url: str, between: Between, tmp_path: Path) -> None:
+    source = Root.open(s3_url)
+    for shard in SHARDS:
+        source.write(f"{shard}/clip.mp4", b"film")
+
+    def rule(request: Request) -> Refusal | None:
+        return Refusal(403, "AccessDenied") if "prefix=prefix/b/" in unquote(request.target) else None
+
+    between(rule=rule)
+    settings = Settings(root=str(tmp_path), source=s3_url, shard_quiet_minutes=0)
+    with dg.DagsterInstance.ephemeral() as instance, dg.build_sensor_context(instance) as context:
+        result = build_new_shards(settings)(context, storage=build_storage(settings))
+    assert isinstance(result, dg.SensorResult)
+    [request] = result.dynamic_partitions_requests or ()
+    assert list(request.partition_keys) == ["a", "c"]
