@@ -154,18 +154,51 @@ def test_clips_being_probed_stop(project: Project, executor: str, door: str) -> 
     assert_stopped(project, run, run.process.wait(STOP_SECONDS))
 
 
-@pytest.mark.parametrize("door", ["SIGINT", "SIGTERM"])
-def test_weights_whose_download_hangs_stop(project: Project, door: str) -> None:
+@pytest.fixture
+def hub() -> Iterator[HubServer]:
+    """One that sends the beginning of each file, and then nothing."""
     with HubServer(small_model()).running() as hub:
         for name in hub.files:
             hub.faults[name] = [Fault(stall=1000)] * 9
-        settings = {"HF_ENDPOINT": hub.endpoint, "CAPTION_MODEL": HUB_ID, "CAPTION_MODEL_REVISION": COMMIT}
-        run = project.materialize("model_weights", partition=None, **settings)
-        wait_until(lambda: any(hub.reads(name) for name in hub.files) or run.process.poll(), 240, "the download begins")
-        time.sleep(1)
-        run.look()
-        DOORS[door](run)
-        assert_stopped(project, run, run.process.wait(STOP_SECONDS))
+        yield hub
+
+
+def settings_for(hub: HubServer) -> dict[str, str]:
+    return {"HF_ENDPOINT": hub.endpoint, "CAPTION_MODEL": HUB_ID, "CAPTION_MODEL_REVISION": COMMIT}
+
+
+def wait_for_download(hub: HubServer) -> None:
+    wait_until(lambda: any(map(hub.reads, hub.files)), 240, "the download begins")
+    time.sleep(1)
+
+
+@pytest.mark.parametrize("door", ["SIGINT", "SIGTERM"])
+def test_weights_whose_download_hangs_stop(project: Project, hub: HubServer, door: str) -> None:
+    run = project.materialize("model_weights", partition=None, **settings_for(hub))
+    wait_for_download(hub)
+    run.look()
+    DOORS[door](run)
+    assert_stopped(project, run, run.process.wait(STOP_SECONDS))
+
+
+def test_weights_whose_download_hangs_are_canceled_in_the_ui(project: Project, hub: HubServer) -> None:
+    with project.serve(free_port(), **settings_for(hub)) as site:
+        run = site.launch("model_weights", partition=None)
+        wait_for_download(hub)
+        site.terminate(run)
+        assert_canceled(project, site, run)
+
+
+@pytest.mark.parametrize("door", ["SIGINT", "SIGTERM", "Ctrl-C"])
+def test_weights_whose_download_hangs_stop_with_dagster_dev(project: Project, hub: HubServer, door: str) -> None:
+    with project.serve(free_port(), **settings_for(hub)) as site:
+        site.launch("model_weights", partition=None)
+        wait_for_download(hub)
+        site.command.look()
+        DOORS[door](site.command)
+        site.command.process.wait(90)
+        wait_until(lambda: all(map(is_gone, site.command.seen)), STOP_SECONDS, "no process is left")
+    assert project.last_run() is dg.DagsterRunStatus.FAILURE
 
 
 @pytest.mark.parametrize("door", ["SIGINT", nightly("SIGTERM")])
@@ -215,7 +248,8 @@ def assert_canceled(project: Project, site: Site, run: str) -> None:
     assert not project.is_leased()
 
 
-@pytest.mark.parametrize("door", ["SIGTERM", nightly("SIGINT"), nightly("Ctrl-C")])
+@pytest.mark.nightly
+@pytest.mark.parametrize("door", ["SIGINT", "SIGTERM", "Ctrl-C"])
 def test_a_run_fails_when_dagster_dev_is_stopped(project: Project, door: str) -> None:
     with project.serve(free_port()) as site:
         run = site.launch(*CAPTIONS)
@@ -232,22 +266,13 @@ def test_a_run_fails_when_dagster_dev_is_stopped(project: Project, door: str) ->
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_steps_own_pod_that_is_told_to_stop_asks_for_another_and_makes_no_attempt_itself(
-    project: Project, number: signal.Signals
+    project: Project, hub: HubServer, number: signal.Signals
 ) -> None:
     """The process that dagster-k8s starts in a step's pod, without a cluster."""
-    with HubServer(small_model()).running() as hub:
-        for name in hub.files:
-            hub.faults[name] = [Fault(stall=1000)] * 9
-        step = project.start_step(
-            "model_weights",
-            HF_ENDPOINT=hub.endpoint,
-            CAPTION_MODEL=HUB_ID,
-            CAPTION_MODEL_REVISION=COMMIT,
-            CAPTION_EXECUTOR="k8s",
-        )
-        wait_until(lambda: any(map(hub.reads, hub.files)) or step.process.poll() is not None, 240, "it downloads")
-        step.process.send_signal(number)
-        step.process.wait(STOP_SECONDS)
+    step = project.start_step("model_weights", CAPTION_EXECUTOR="k8s", **settings_for(hub))
+    wait_for_download(hub)
+    step.process.send_signal(number)
+    step.process.wait(STOP_SECONDS)
     events = project.events_of_last_run()
     assert events.count(dg.DagsterEventType.STEP_START) == 1, step.output
     assert events.count(dg.DagsterEventType.STEP_UP_FOR_RETRY) == 1, step.output
