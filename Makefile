@@ -18,7 +18,7 @@ help: ## Show this list
 setup: ## Make .venv with everything locked (a few minutes; a moment when it is up to date)
 	@$(PYTHON) scripts/setup_env.py
 
-system: ## Install the Debian packages that the browser and postgres tests need, where that is possible
+system: ## Install the Debian packages that the browser, postgres and decoding tests need, where that is possible
 	@$(PYTHON) scripts/setup_system.py browser postgres
 
 demo: setup ## Caption the sample shards from end to end, and print what came out

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import re
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -60,6 +61,8 @@ WITH_DURATIONS = frozenset({"mov", "gif", "apng"})
 """Containers that state for how long each picture is shown."""
 AV_TIME_BASE = 1_000_000
 """Units of a container's duration in a second (FFmpeg's AV_TIME_BASE)."""
+DURATION = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)")
+"""The tag with which muxers state the length of one track."""
 EBML = b"\x1a\x45\xdf\xa3"
 """First bytes of a Matroska file (RFC 8794, 11.2.1)."""
 SEGMENT, SEGMENT_BYTES = b"\x18\x53\x80\x67", 4096
@@ -398,10 +401,12 @@ def _stated_end(container: InputContainer, stream: VideoStream, packets: Packets
     ends = [first]
     if family == "mov" and stream.duration and len(packets) >= stream.frames:
         ends.append(first + stream.duration)
-    if family == "matroska":
-        if text := stream.metadata.get("DURATION"):
-            hours, minutes, seconds = text.split(":")
-            ends.append(int((int(hours) * 3600 + int(minutes) * 60 + Fraction(seconds)) / base))
-        if container.duration and len(container.streams) == 1:
-            ends.append(int(Fraction(container.duration, AV_TIME_BASE) / base))
+    if family == "matroska" and container.duration:
+        whole = int(Fraction(container.duration, AV_TIME_BASE) / base)
+        if found := DURATION.fullmatch(stream.metadata.get("DURATION", "")):
+            hours, minutes, seconds = found.groups()
+            own = (int(hours) * 3600 + int(minutes) * 60 + Fraction(seconds)) / base
+            ends.append(min(int(own), whole))  # a tag may be left from another file
+        elif len(container.streams) == 1:
+            ends.append(whole)
     return max(ends)

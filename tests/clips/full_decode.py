@@ -50,8 +50,11 @@ def full_decode(path: Path, size: tuple[int, int] = SIZE) -> FullDecode:
         size: height and width of the pictures.
     """
     height, width = size
+    program = shutil.which("ffmpeg")
+    if program is None:
+        raise RuntimeError("FFmpeg's command line is not installed: run `make system`, or apt-get install ffmpeg")
     command = [
-        *(shutil.which("ffmpeg") or "ffmpeg", "-hide_banner", "-nostdin", "-loglevel", "info", "-i", str(path)),
+        *(program, "-hide_banner", "-nostdin", "-loglevel", "info", "-i", str(path)),
         *("-map", "0:v:0", "-an", "-vf", f"scale={width}:{height}:flags=area,format=gray,showinfo=checksum=0"),
         *("-fps_mode", "passthrough", "-f", "rawvideo", "-"),
     ]
