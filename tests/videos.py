@@ -185,6 +185,20 @@ def film_whose_parameters_change(container: str) -> bytes:
     return _flash(takes) if container == "flv" else _transport_stream(takes)
 
 
+def film_whose_parameters_change_within_samples(container: str) -> bytes:
+    """The takes of the transport stream in a container that states the first's parameters in its header, as avc3."""
+    file = BytesIO()
+    stream_of_both = BytesIO(film_whose_parameters_change("mpegts"))
+    with av.open(stream_of_both, "r") as source, av.open(file, "w", format=container) as output:
+        given = source.streams.video[0]
+        stream = output.add_stream_from_template(given)
+        for packet in source.demux(given):
+            if packet.size:
+                packet.stream = stream
+                output.mux(packet)
+    return file.getvalue()
+
+
 def _flash(takes: Sequence[bytes]) -> bytes:
     """Flash has parameters as a header of their own, which FFmpeg hands out with the next packet."""
     tags = [tag for tag in _tags(takes[0]) if tag[2][:2] != b"\x17\x02"]  # all but the end of the sequence

@@ -23,6 +23,7 @@ from tests.videos import (
     film_of_few_stamps,
     film_that_grows,
     film_whose_parameters_change,
+    film_whose_parameters_change_within_samples,
     film_whose_stamps_begin_anew,
     film_without_sync_table,
     hdr_video,
@@ -90,6 +91,8 @@ ODD = [
     film_of_few_stamps,
     partial(film_whose_parameters_change, "flv"),
     partial(film_whose_parameters_change, "mpegts"),
+    partial(film_whose_parameters_change_within_samples, "mp4"),
+    partial(film_whose_parameters_change_within_samples, "matroska"),
 ]
 
 

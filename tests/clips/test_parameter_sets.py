@@ -4,7 +4,12 @@ import pytest
 
 from caption_assets.clips.container import open_video
 from caption_assets.clips.parameter_sets import ParameterSetReader
-from tests.videos import film, film_that_grows, film_whose_parameters_change
+from tests.videos import (
+    film,
+    film_that_grows,
+    film_whose_parameters_change,
+    film_whose_parameters_change_within_samples,
+)
 
 pytestmark = pytest.mark.fast
 
@@ -30,3 +35,8 @@ def test_so_can_one_that_tells_new_ones_at_every_key_frame() -> None:
 @pytest.mark.parametrize("container", ["flv", "mpegts"])
 def test_one_that_tells_new_ones_once_cannot(container: str) -> None:
     assert not can_start_at_any_keyframe(film_whose_parameters_change(container))
+
+
+@pytest.mark.parametrize("container", ["mp4", "matroska"])
+def test_nor_can_one_whose_samples_tell_new_ones_once(container: str) -> None:
+    assert not can_start_at_any_keyframe(film_whose_parameters_change_within_samples(container))
