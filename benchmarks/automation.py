@@ -77,13 +77,15 @@ def measure(folder: Path, count: int) -> dict[str, float]:
     (folder / "dagster").mkdir()
     with dg.DagsterInstance.local_temp(str(folder / "dagster")) as instance:
         registering = []
-        while len(Project().registered(instance)) < count:
-            registering.append(look(instance, settings))
+        events = 1
+        while events or len(Project().registered(instance)) < count:
+            seconds, events = look(instance, settings)
+            registering.append(seconds)
         root = Root.open(str(folder))
         weights = WeightsManifest(settings.variant.hub_id, settings.variant.revision, ())
         root.write(f"{WEIGHTS}/{settings.variant.folder}/{MANIFEST}", weights.to_json().encode())
         make(instance, settings, root, [f"shard-{number:05}" for number in range(0, count, 2)])
-        quiet = look(instance, settings)
+        quiet, _ = look(instance, settings)
         half, requests = tick(instance, settings)
         make(instance, settings, root, [f"shard-{number:05}" for number in range(1, count, 2)])
         first, _ = tick(instance, settings)
@@ -120,8 +122,8 @@ def tick(instance: dg.DagsterInstance, settings: Settings) -> tuple[float, int]:
     return time.monotonic() - begun, len(requests or ())
 
 
-def look(instance: dg.DagsterInstance, settings: Settings) -> float:
-    """A tick of the sensor, with what the daemon makes of it."""
+def look(instance: dg.DagsterInstance, settings: Settings) -> tuple[float, int]:
+    """Seconds of a tick of the sensor, with what the daemon makes of it, and how many events that is."""
     begun = time.monotonic()
     with dg.build_sensor_context(instance) as context:
         result = build_new_shards(settings)(context, storage=build_storage(settings))
@@ -130,7 +132,7 @@ def look(instance: dg.DagsterInstance, settings: Settings) -> float:
         instance.add_dynamic_partitions(request.partitions_def_name, list(request.partition_keys))
     for event in result.asset_events:
         instance.report_runless_asset_event(event)
-    return time.monotonic() - begun
+    return time.monotonic() - begun, len(result.asset_events)
 
 
 def make(instance: dg.DagsterInstance, settings: Settings, root: Root, shards: Sequence[str]) -> None:
