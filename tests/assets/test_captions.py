@@ -12,6 +12,9 @@ import pytest
 from dagster._core.asset_graph_view.asset_graph_view import AssetGraphView
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 
+from caption_assets.assets import project as names
+from caption_assets.automation.reconcile import compare, mend
+from caption_assets.automation.shard_states import read_states
 from caption_assets.definitions import build_definitions
 from caption_assets.report.findings import CHECKS
 from caption_assets.settings import Settings
@@ -117,6 +120,22 @@ def test_a_run_over_several_shards_loses_none_for_one_and_the_retry_makes_that_a
     assert stale(project, stage2_prompt="Again: {caption}") == {"stage2_captions"}
     assert stale(project, temperature=0.5) == {"stage1_captions", "stage2_captions"}
     project.run("model_weights")  # the same bytes
+    assert stale(project) == set()
+    check_that_the_log_tells_what_is_stored(project)
+
+
+def check_that_the_log_tells_what_is_stored(project: Project) -> None:
+    """After runs, and after the log was wiped and mended."""
+    settings = Settings(root=str(project.root), max_unreadable_fraction=0.5)
+    root, default = Root.open(str(project.root)), names.Project()
+    shards = frozenset({"sample-a-list", "sample-b-corrupt", "sample-folder", "sample-tar"})
+    assert compare(project.instance, settings, root) == []
+    assert read_states(project.instance, default, root).captioned == shards
+    project.instance.wipe_assets([default.manifest, *default.stages])
+    assert len(compare(project.instance, settings, root)) == 3 * len(shards)
+    mend(project.instance, settings, root, compare(project.instance, settings, root), None)
+    assert compare(project.instance, settings, root) == []
+    assert read_states(project.instance, default, root).captioned == shards
     assert stale(project) == set()
 
 
