@@ -53,7 +53,7 @@ def test_a_shard_is_exported_and_what_was_left_out_told(captioned_project: Proje
     facts = told(materialize(captioned_project))
     root = Root.open(str(captioned_project.root))
     assert facts["left_out"] == 1
-    assert facts["left_out_by_reason"] == {"clip_manifest: not_a_video": 1}
+    assert facts["left_out_by_reason"] == {"clip_manifest: text": 1}
     assert facts["windows"] == 12
     assert facts["samples"] == facts["clips"] == len(samples(root, SHARD)) == 11
     assert facts["path"] == root.address(f"captioned_dataset/data/shard={SHARD}")
