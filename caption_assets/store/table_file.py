@@ -19,7 +19,7 @@ from caption_assets.errors import CaptionAssetsError, printable
 if TYPE_CHECKING:
     from hashlib import _Hash
 
-SCHEMA_VERSION = "2"
+SCHEMA_VERSION = "3"
 ROW_GROUP = 1024
 """Rows that are written or read at a time: on their way a row takes some 3 KB of memory."""
 ARROW_SCHEMA = b"ARROW:schema"

@@ -149,3 +149,13 @@ def test_the_shards_that_have_a_table_are_listed(root: Root, tmp_path: Path) -> 
     root.write("clip_manifest/.shard=h.tmp", b"x")
     assert stored_shards(root, Table.MANIFEST) == {"a", "b.c", "=d"}
     assert stored_shards(root, Table.STAGE1) == frozenset()
+
+
+def test_captions_of_the_version_before_are_read_without_the_columns_that_are_new(root: Root, tmp_path: Path) -> None:
+    rows = [replace(row, frames_replaced=1, engine_settings="vLLM 1") for row in CAPTIONS]
+    path = tmp_path / publish_captions(root, Table.STAGE1, "s", rows, KEYS, {})
+    table = pq.read_table(path).drop_columns(["frames_replaced", "frames_padded", "engine_settings"])
+    pq.write_table(table.replace_schema_metadata({"schema_version": "2"}), path)
+    read = read_captions(root, Table.STAGE1, "s")
+    assert [row.caption for row in read] == [row.caption for row in CAPTIONS]
+    assert {(row.frames_replaced, row.engine_settings) for row in read} == {(None, None)}
