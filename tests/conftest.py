@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import shutil
+import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -36,6 +37,10 @@ __all__ = ["s3_server", "s3_url"]  # fixtures, for all folders
 
 for name in [name for name in os.environ if name.startswith("CAPTION_")]:
     del os.environ[name]  # tests start from the defaults, whatever the shell has set
+
+# A shell that starts the tests in the background has them ignore these, and whatever they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 T = TypeVar("T")
 Ask = Callable[[Coroutine[Any, Any, T]], T]
