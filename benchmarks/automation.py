@@ -117,8 +117,8 @@ def measure(folder: Path, count: int) -> dict[str, float]:
 def tick(instance: dg.DagsterInstance, settings: Settings) -> tuple[float, int]:
     """Seconds of a tick of the schedule, and how many runs it requests."""
     begun = time.monotonic()
-    context = dg.build_schedule_context(instance, scheduled_execution_time=datetime.now(UTC))
-    requests = build_backfill(settings).evaluate_tick(context).run_requests
+    with dg.build_schedule_context(instance, scheduled_execution_time=datetime.now(UTC)) as context:
+        requests = build_backfill(settings).evaluate_tick(context).run_requests
     return time.monotonic() - begun, len(requests or ())
 
 

@@ -78,8 +78,8 @@ class Site:
         """One tick of the schedule: the runs that it requests, or why it requests none."""
         self.ticks += 1
         now = datetime(2031, 1, 1, tzinfo=UTC) + timedelta(hours=self.ticks)
-        context = dg.build_schedule_context(self.instance, scheduled_execution_time=now)
-        result = build_backfill(self.settings).evaluate_tick(context)
+        with dg.build_schedule_context(self.instance, scheduled_execution_time=now) as context:
+            result = build_backfill(self.settings).evaluate_tick(context)
         return list(result.run_requests or ()) or str(result.skip_message)
 
     def requests(self) -> list[dg.RunRequest]:
