@@ -59,11 +59,11 @@ def test_a_mistyped_root_claims_nothing(instance: dg.DagsterInstance, tmp_path: 
     claim(instance, Project(), storage(tmp_path))
 
 
-@pytest.mark.parametrize("other", ["work", "./work/", "file://{folder}/work", "{folder}/work/"])
+@pytest.mark.parametrize("other", ["here", "./here/", "file://{folder}/here", "{folder}/here/"])
 def test_one_folder_may_be_written_in_several_ways(
     instance: dg.DagsterInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str
 ) -> None:
-    claim(instance, Project(), storage(f"{tmp_path}/work"))
+    claim(instance, Project(), storage(f"{tmp_path}/here"))
     monkeypatch.chdir(tmp_path)
     claim(instance, Project(), storage(other.format(folder=tmp_path)))
 
