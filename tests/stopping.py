@@ -160,10 +160,11 @@ class Project:
             )
         return self.start(*arguments.get_command_args()[3:], **settings)
 
-    def events_of_last_run(self) -> list[dg.DagsterEventType]:
-        """The kinds of its events."""
+    def events_of_abandoned_run(self) -> list[dg.DagsterEventType]:
+        """The kinds of the last run's events. It has no process any more, and is ended: it would hold up the queue."""
         with dg.DagsterInstance.from_config(str(self.folder / "home")) as instance:
             [run] = instance.get_runs(limit=1)
+            instance.report_run_failed(run)
             return [entry.dagster_event.event_type for entry in instance.all_logs(run.run_id) if entry.dagster_event]
 
     def kept(self) -> set[tuple[Table, str]]:

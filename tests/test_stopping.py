@@ -273,7 +273,7 @@ def test_a_steps_own_pod_that_is_told_to_stop_asks_for_another_and_makes_no_atte
     wait_for_download(hub)
     step.process.send_signal(number)
     step.process.wait(STOP_SECONDS)
-    events = project.events_of_last_run()
+    events = project.events_of_abandoned_run()
     assert events.count(dg.DagsterEventType.STEP_START) == 1, step.output
     assert events.count(dg.DagsterEventType.STEP_UP_FOR_RETRY) == 1, step.output
     assert dg.DagsterEventType.STEP_RESTARTED not in events
