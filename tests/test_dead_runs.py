@@ -183,6 +183,7 @@ def test_a_run_of_the_command_line_that_is_canceled_in_the_ui_stops(
     assert monitor.status(run.run_id) is Status.CANCELED
 
 
+@pytest.mark.nightly  # starts three engines, 5 to 9 minutes
 def test_after_a_power_cut_the_daemon_ends_what_ran_and_the_schedule_requests_it_again(
     site: Site, sample_data: Path
 ) -> None:
