@@ -1,4 +1,4 @@
-"""How long the automation takes over many shards.
+"""Durations of the automation's ticks over many shards.
 
     python -m benchmarks.automation [--shards 10000] [--keep FOLDER]
 

@@ -1,4 +1,4 @@
-"""What it costs that nothing is lost: publication of large tables, checkpoints, and the reuse of what is there.
+"""The cost of losing nothing: publication of large tables, checkpoints, and the reuse of what is there.
 
     python -m benchmarks.store [--clips 150]
 

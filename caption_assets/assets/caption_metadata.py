@@ -1,4 +1,4 @@
-"""What the UI shows of a caption table."""
+"""The metadata of a caption table in the UI."""
 
 from __future__ import annotations
 

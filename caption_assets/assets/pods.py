@@ -1,4 +1,4 @@
-"""What the steps ask of Kubernetes when each runs in a pod of its own, and when one is tried again.
+"""Pod sizes and retries of the steps, where each runs in a Kubernetes pod of its own.
 
 Volumes, settings and the security context of all pods are the launcher's (``k8s/values.yaml``).
 """

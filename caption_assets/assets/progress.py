@@ -1,4 +1,4 @@
-"""How far files of weights are, told in the log of a run."""
+"""The progress of weights' downloads, in the log of a run."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""What happens to the shards of a caption run, told to Dagster as it happens."""
+"""The log of a caption run: reports each shard to Dagster as it is captioned, published or failed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run makes, and what of it the present step."""
+"""The assets and shards that a run makes, and those that the present step makes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people are told of without looking: runs that failed, shards that wait too long for their captions."""
+"""Alerts: runs that failed, and shards that wait too long for their captions."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""How much may be under way at once, so that stage 2 still finds its video and memory stays bounded."""
+"""Admission of windows: bounds memory, and keeps each window's video cached until its stage 2."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is to be made of shards, and how carefully."""
+"""A captioning job: the tables to make of each shard, and its checkpoints, lease and attempts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What captions are made with: model, prompt, frame sampling and decoding of the answer."""
+"""The recipe of captions: model, prompt, frame sampling and sampling of the answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What earlier runs have made of a shard's windows, and what is left to be made."""
+"""Reuse of the rows that earlier runs made of a shard's windows."""
 
 from __future__ import annotations
 
