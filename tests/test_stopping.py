@@ -123,7 +123,7 @@ def test_a_run_on_the_command_line_stops_and_the_next_takes_its_captions_over(
 ) -> None:
     run = project.materialize(*CAPTIONS)
     wait_until(lambda: phase(project, run.output), 240, phase.__name__)
-    time.sleep(random.uniform(0, 8))
+    time.sleep(random.uniform(0, 3))  # a fast machine captions all windows in 8 s, and publishes them
     run.look()
 
     DOORS[door](run)
@@ -133,7 +133,7 @@ def test_a_run_on_the_command_line_stops_and_the_next_takes_its_captions_over(
     assert f"stopped by SIG{'TERM' if door in ('SIGTERM', 'group') else 'INT'}" in run.output
     if phase is captioning:
         kept = project.kept()
-        assert kept
+        assert kept, run.output
         again = project.materialize(*CAPTIONS)
         again.wait_for(f"of {CLIPS} windows done")
         again.process.send_signal(signal.SIGTERM)
@@ -280,12 +280,18 @@ def test_a_steps_own_pod_that_is_told_to_stop_asks_for_another_and_makes_no_atte
 
 
 def stop_at_random(project: Project, door: str, seconds: float) -> str:
-    """A run on the command line that is signalled after ``seconds``; returns how it went, in a line."""
+    """A run on the command line that is signalled after ``seconds``; returns how it went, in a line.
+
+    One that ends before is none: another is signalled after half the time.
+    """
     kept = project.kept()
     run = project.materialize(*CAPTIONS)
     wait_until(lambda: run.process.poll() is not None or has_begun(project, run.output), 240, "the run begins")
     time.sleep(seconds)
     run.look()
+    if run.process.poll() == 0:
+        project.forget()
+        return stop_at_random(project, door, seconds / 2)
     begun = time.monotonic()
     DOORS[door](run)
     status = run.process.wait(STOP_SECONDS)
@@ -297,11 +303,14 @@ def stop_at_random(project: Project, door: str, seconds: float) -> str:
 
 
 def terminate_at_random(project: Project, site: Site, seconds: float) -> str:
-    """The same of a run that is terminated in the UI."""
+    """Like ``stop_at_random``, for a run that is terminated in the UI."""
     kept = project.kept()
     run = site.launch(*CAPTIONS)
     wait_until(lambda: has_begun(project, site.log(run)), 240, "the run begins")
     time.sleep(seconds)
+    if site.status(run) == "SUCCESS":
+        project.forget()
+        return terminate_at_random(project, site, seconds / 2)
     begun = time.monotonic()
     site.terminate(run)
     assert_canceled(project, site, run)
