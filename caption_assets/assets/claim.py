@@ -6,6 +6,8 @@ other's shards for removed, and outdate the other's captions for ever.
 
 from __future__ import annotations
 
+import os.path
+
 import dagster as dg
 from fsspec.core import split_protocol, strip_protocol
 
@@ -69,5 +71,5 @@ def _key(project: Project) -> str:
 
 
 def _normalize(url: str) -> str:
-    """A local folder as an absolute path, so that it is the same one from each working directory."""
-    return strip_protocol(url).rstrip("/") if split_protocol(url)[0] in LOCAL else url.rstrip("/")
+    """A local folder as its absolute path without detours, so that it is the same one however it is written."""
+    return os.path.normpath(strip_protocol(url)) if split_protocol(url)[0] in LOCAL else url.rstrip("/")

@@ -59,7 +59,9 @@ def test_a_mistyped_root_claims_nothing(instance: dg.DagsterInstance, tmp_path: 
     claim(instance, Project(), storage(tmp_path))
 
 
-@pytest.mark.parametrize("other", ["here", "./here/", "file://{folder}/here", "{folder}/here/"])
+@pytest.mark.parametrize(
+    "other", ["here", "./here/", "file://{folder}/here", "{folder}/here/", "{folder}//here", "{folder}/a/../here"]
+)
 def test_one_folder_may_be_written_in_several_ways(
     instance: dg.DagsterInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str
 ) -> None:
