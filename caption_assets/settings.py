@@ -115,11 +115,12 @@ class Settings(BaseSettings):
     )
     model: str = Field(
         "sample",
-        description="Model key (`sample`, `qwen2.5` or `qwen`, `qwen3`), or another video model that vLLM knows, by "
-        "Hub id or folder (local or `s3://bucket/prefix`)",
+        description="Model: `sample`, another key of the table of models, or the Hub id or folder (local or "
+        "`s3://bucket/prefix`) of a model that vLLM serves with video",
     )
     model_revision: str | None = Field(
-        None, description="Commit of a model by Hub id; for a folder, any word that tells its contents from others"
+        None,
+        description="Commit of a model by Hub id; for a folder, any word that distinguishes its contents from others",
     )
     model_like: str | None = Field(
         None, description="Model key whose frame sizes and engine defaults a model by Hub id or folder shares"

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from caption_assets.store.tables import SCHEMAS
+from scripts.models_table import models_table
 from scripts.settings_table import settings_table
 
 pytestmark = pytest.mark.fast
@@ -14,6 +15,10 @@ README = (REPOSITORY / "README.md").read_text()
 
 def test_the_table_of_settings_is_that_of_the_code() -> None:
     assert settings_table() in README, "run `python -m scripts.settings_table` and put its output into the README"
+
+
+def test_the_table_of_models_is_that_of_the_code() -> None:
+    assert models_table() in README, "run `python -m scripts.models_table` and put its output into the README"
 
 
 @pytest.mark.parametrize("table", list(SCHEMAS))

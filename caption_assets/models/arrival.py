@@ -44,7 +44,13 @@ class Meter:
 
 
 def arrive(
-    source: Source, files: Sequence[ListedFile], folder: Path, keep: Callable[[WeightFile, Path], None], told: Progress
+    source: Source,
+    files: Sequence[ListedFile],
+    folder: Path,
+    keep: Callable[[WeightFile, Path], None],
+    told: Progress,
+    *,
+    first: frozenset[str] = frozenset(),
 ) -> None:
     """Bring files to this disk, several at a time.
 
@@ -54,6 +60,7 @@ def arrive(
         folder: where to; what an earlier attempt has left in it is continued.
         keep: is given each file that has been verified, and where it lies; may be called by several threads at once.
         told: is told of the progress.
+        first: paths of files that come before all others: ``keep`` may refuse the whole by them.
 
     Raises:
         WeightsError: if one cannot be read or written, or is not what it should be.
@@ -64,9 +71,13 @@ def arrive(
         path = folder / file.path
         keep(_fetch(source, file, path, meter), path)
 
+    for file in files:
+        if file.path in first:
+            one(file)
+    others = [file for file in files if file.path not in first]
     pool = ThreadPoolExecutor(STREAMS, thread_name_prefix="weights")
     try:
-        for arrival in as_completed([pool.submit(one, file) for file in files]):
+        for arrival in as_completed([pool.submit(one, file) for file in others]):
             arrival.result()
     except BaseException as error:
         meter.stopped = True

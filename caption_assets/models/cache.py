@@ -20,8 +20,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from caption_assets.models.arrival import STREAMS, arrive, check_space, to_come
+from caption_assets.models.checkpoint import Checkpoint
 from caption_assets.models.mirror import mirror_of, read_manifest
-from caption_assets.models.variants import Variant
 from caption_assets.models.weights import ListedFile, Mismatch, Progress, WeightFile, WeightsError, in_words, silent
 from caption_assets.store.disk import reason_of
 from caption_assets.store.root import Root
@@ -32,14 +32,14 @@ _in_use: dict[Path, int] = {}
 
 def ensure_local(
     root: Root,
-    variant: Variant,
+    checkpoint: Checkpoint,
     cache: Path,
     *,
     limit: int | None = None,
     verify: bool = False,
     told: Progress = silent,
 ) -> Path:
-    """The folder on this machine from which the engine loads the model, fetched from the mirror if need be.
+    """The folder on this machine from which the engine loads a checkpoint, fetched from the mirror if need be.
 
     The folder appears under its name, in one rename, when every hash has been compared. Later a file's hash is compared
     again if its size or time of change is another than then; files that are damaged or missing are fetched again alone.
@@ -47,18 +47,18 @@ def ensure_local(
 
     Args:
         root: which holds the mirror.
-        variant: the model.
+        checkpoint: the model or adapter.
         cache: folder for all models.
         limit: most bytes that all models in it may take; the least recently used make room. None for no limit.
         verify: compare all hashes, whatever the files look like.
         told: is told of the progress of what must be fetched.
 
     Raises:
-        WeightsError: if the mirror does not hold the model, a file of it is not what its manifest says, or there is no
+        WeightsError: if the mirror does not hold it, a file of it is not what its manifest says, or there is no
             room for it.
     """
-    manifest, mirror = read_manifest(root, variant), mirror_of(root, variant)
-    entry = _Entry(cache / variant.folder / manifest.digest[:16])
+    manifest, mirror = read_manifest(root, checkpoint), mirror_of(root, checkpoint)
+    entry = _Entry(cache / checkpoint.folder / manifest.digest[:16])
     try:
         entry.folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(entry.lock):

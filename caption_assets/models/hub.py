@@ -1,4 +1,4 @@
-"""The Hugging Face Hub as the place of a model, at one commit."""
+"""The Hugging Face Hub as the place of a checkpoint, at one commit."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # documented,
 )
 from huggingface_hub.utils.tqdm import silent_tqdm
 
-from caption_assets.models.weights import ListedFile, WeightsError, belongs
+from caption_assets.models.parts import MODEL, Layout
+from caption_assets.models.weights import ListedFile, WeightsError
 
 T = TypeVar("T")
 LIBRARY = "caption-assets"
@@ -61,13 +62,14 @@ for _name in _LOGGERS:
 
 @dataclass(frozen=True, slots=True)
 class Hub:
-    """A model on the Hub that ``HF_ENDPOINT`` names, read with ``HF_TOKEN`` if there is one."""
+    """A checkpoint on the Hub that ``HF_ENDPOINT`` names, read with ``HF_TOKEN`` if there is one."""
 
     hub_id: str
     revision: str
     """The commit, in full."""
     remedy: str = "look for what lies between this machine and the Hub (a proxy, HF_ENDPOINT), and try again"
     pinned: bool = True
+    layout: Layout = MODEL
 
     @property
     def address(self) -> str:
@@ -75,10 +77,11 @@ class Hub:
         return f"{_page(self.hub_id)}/tree/{self.revision}"
 
     def files(self) -> list[ListedFile]:
-        """The model's files, with the hashes that the Hub has of them.
+        """The checkpoint's files, with the hashes that the Hub has of them.
 
         Raises:
-            WeightsError: if the Hub does not tell, or the revision is no commit.
+            WeightsError: if the Hub does not tell, the revision is no commit, or the repository holds no such
+                checkpoint.
         """
         with self._clear_errors(self.hub_id):
             api = HfApi(endpoint=constants.ENDPOINT, library_name=LIBRARY)
@@ -90,10 +93,11 @@ class Hub:
         if found.sha != self.revision:
             raise WeightsError(
                 f"{self.revision!r} is no whole commit of {self.hub_id}, but a name for one, which may change: set "
-                f"CAPTION_MODEL_REVISION={found.sha} for what it is now"
+                f"{self.layout.setting}_REVISION={found.sha} for what it is now"
             )
-        listed = [_listed(file) for file in found.siblings or () if belongs(file.rfilename)]
-        return sorted(listed, key=lambda file: file.path)
+        siblings = {file.rfilename: file for file in found.siblings or ()}
+        self.layout.check(list(siblings), self.address)
+        return [_listed(siblings[path]) for path in self.layout.select(siblings)]
 
     def copy(self, file: ListedFile, target: io.BufferedWriter) -> None:
         """Write a file's bytes to ``target``, from the position on at which it stands.
@@ -134,7 +138,7 @@ class Hub:
         except RevisionNotFoundError:
             problem = (
                 f"{self.hub_id} has no revision {self.revision!r}: its commits are listed at "
-                f"{_page(self.hub_id)}/commits/main; set CAPTION_MODEL_REVISION to one of them"
+                f"{_page(self.hub_id)}/commits/main; set {self.layout.setting}_REVISION to one of them"
             )
         except HfHubHTTPError as error:
             problem = self._explain(error, wanted)

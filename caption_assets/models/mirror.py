@@ -1,4 +1,4 @@
-"""The mirror of a model's files in the root, which every machine fetches them from."""
+"""The mirror of a checkpoint's files in the root, from which every machine fetches them."""
 
 from __future__ import annotations
 
@@ -8,14 +8,19 @@ import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 
 from caption_assets.models.arrival import STREAMS, arrive, check_space, to_come
-from caption_assets.models.source import Folder, Source, find_source
-from caption_assets.models.variants import Variant
+from caption_assets.models.checkpoint import Checkpoint
+from caption_assets.models.hub import Hub
+from caption_assets.models.lora import parse_adapter_config
+from caption_assets.models.parts import ADAPTER, ADAPTER_CONFIG, CONFIG, AdapterFound
+from caption_assets.models.served import check_served, parse_config
+from caption_assets.models.source import Folder, Source, find_source, read_file
 from caption_assets.models.weights import (
     MANIFEST,
     WEIGHTS,
@@ -32,27 +37,33 @@ from caption_assets.store.root import Root
 
 ARRIVING = ".arriving"
 """Folder of files on their way, beside those that have arrived."""
+FIRST = frozenset({CONFIG, ADAPTER_CONFIG})
+"""Files that decide whether the others are wanted."""
 
 
 def publish(
-    root: Root, variant: Variant, cache: Path, *, verify: bool = False, told: Progress = silent
+    root: Root, checkpoint: Checkpoint, cache: Path, *, verify: bool = False, told: Progress = silent
 ) -> WeightsManifest:
-    """Bring a model's files into the root's mirror, the manifest last, and return it.
+    """Bring a checkpoint's files into the root's mirror, the manifest last, and return it.
 
     What the mirror has already is not sent again. What an interrupted call has fetched is kept for the next one.
 
     Args:
         root: which holds the mirror; a model in object storage is read with the root's credentials.
-        variant: the model.
+        checkpoint: the model or adapter.
         cache: folder on this machine for files on their way, if the root is not on its disk.
         verify: read the whole mirror and compare every hash. Without it a file counts as present by its size.
         told: is told of the progress.
 
     Raises:
-        WeightsError: if the model cannot be fetched, or is not what it should be.
+        WeightsError: if it cannot be fetched, is not what it should be, or is a model that needs remote code.
         StoreError: if the root cannot be written.
     """
-    source, mirror, published = find_source(variant, root.access), mirror_of(root, variant), _published(root, variant)
+    source, mirror, published = (
+        find_source(checkpoint, root.access),
+        mirror_of(root, checkpoint),
+        _published(root, checkpoint),
+    )
     listed = _list(source, published)
     standing = _standing(mirror, listed, published, verify)
     missing = [file for file in listed if file.path not in standing]
@@ -67,36 +78,36 @@ def publish(
         standing[file.path] = file
 
     if missing and root.is_local:  # on the root's own disk, where a file gets to its place by a rename
-        with _arrivals(Path(root.full(WEIGHTS)) / ARRIVING / variant.folder, "CAPTION_ROOT") as folder:
+        with _arrivals(Path(root.full(WEIGHTS)) / ARRIVING / checkpoint.folder, "CAPTION_ROOT") as folder:
             check_space(folder, sum(to_come(missing, folder)), "CAPTION_ROOT")
-            arrive(source, missing, folder, keep, told)
+            arrive(source, missing, folder, keep, told, first=FIRST)
     elif missing:
-        with _arrivals(cache / ARRIVING / variant.folder, "CAPTION_CACHE") as folder:
+        with _arrivals(cache / ARRIVING / checkpoint.folder, "CAPTION_CACHE") as folder:
             check_space(folder, sum(sorted(to_come(missing, folder))[-STREAMS:]), "CAPTION_CACHE")
-            arrive(source, missing, folder, keep, told)
+            arrive(source, missing, folder, keep, told, first=FIRST)
     for path in {file.path for file in published.files} - standing.keys() if published else ():
         root.remove(f"{mirror.path}/{path}")
-    manifest = WeightsManifest(variant.hub_id, variant.revision, tuple(standing[file.path] for file in listed))
+    manifest = WeightsManifest(checkpoint.hub_id, checkpoint.revision, tuple(standing[file.path] for file in listed))
     root.write(f"{mirror.path}/{MANIFEST}", manifest.to_json().encode())
     return manifest
 
 
-def mirror_of(root: Root, variant: Variant) -> Folder:
-    """The model's folder in the root."""
+def mirror_of(root: Root, checkpoint: Checkpoint) -> Folder:
+    """The checkpoint's folder in the root."""
     return Folder(
         root,
-        f"{WEIGHTS}/{variant.folder}",
+        f"{WEIGHTS}/{checkpoint.folder}",
         remedy="the mirror is damaged; set CAPTION_VERIFY_WEIGHTS=true and materialize model_weights, which mends it",
     )
 
 
-def read_manifest(root: Root, variant: Variant) -> WeightsManifest:
-    """The manifest of the model in the root's mirror.
+def read_manifest(root: Root, checkpoint: Checkpoint) -> WeightsManifest:
+    """The manifest of a checkpoint in the root's mirror.
 
     Raises:
-        WeightsError: if the mirror does not hold the model, or the manifest cannot be read.
+        WeightsError: if the mirror does not hold it, or the manifest cannot be read.
     """
-    path = f"{WEIGHTS}/{variant.folder}/{MANIFEST}"
+    path = f"{WEIGHTS}/{checkpoint.folder}/{MANIFEST}"
     try:
         return WeightsManifest.from_json(root.read(path).decode())
     except FileNotFoundError as error:
@@ -107,9 +118,9 @@ def read_manifest(root: Root, variant: Variant) -> WeightsManifest:
         raise WeightsError(f"{root.address(path)} cannot be used ({error}): materialize model_weights again") from error
 
 
-def find_damage(root: Root, variant: Variant, manifest: WeightsManifest) -> dict[str, str]:
+def find_damage(root: Root, checkpoint: Checkpoint, manifest: WeightsManifest) -> dict[str, str]:
     """Read all files of the mirror, and return those that are not what its manifest says: path and reason."""
-    mirror = mirror_of(root, variant)
+    mirror = mirror_of(root, checkpoint)
 
     def reason(file: WeightFile) -> str | None:
         try:
@@ -123,25 +134,35 @@ def find_damage(root: Root, variant: Variant, manifest: WeightsManifest) -> dict
         return {file.path: why for file, why in zip(manifest.files, reasons, strict=True) if why}
 
 
-def _published(root: Root, variant: Variant) -> WeightsManifest | None:
+def _published(root: Root, checkpoint: Checkpoint) -> WeightsManifest | None:
     """The manifest, if there is one that can be used."""
     try:
-        return read_manifest(root, variant)
+        return read_manifest(root, checkpoint)
     except WeightsError:
         return None
 
 
-def _list(source: Source, published: WeightsManifest | None) -> tuple[ListedFile, ...]:
+def _list(source: Hub | Folder, published: WeightsManifest | None) -> tuple[ListedFile, ...]:
     """The files that the mirror should hold. A pinned source need not be asked again: it may be out of reach."""
     if published and source.pinned:
         return published.listed
     known = {(file.path, file.size): file for file in (published.listed if published else ())}
-    listed = [file if file.verifiable else known.get((file.path, file.size), file) for file in source.files()]
-    if not any(file.path.endswith(".safetensors") for file in listed):
-        raise WeightsError(
-            f"there are no .safetensors files in {source.address}: no model is loaded from other files of weights"
-        )
-    return tuple(listed)
+    try:
+        listed = source.files()
+    except AdapterFound as error:
+        raise WeightsError(f"{error}: {_instead_of_an_adapter(source)}") from None
+    return tuple(file if file.verifiable else known.get((file.path, file.size), file) for file in listed)
+
+
+def _instead_of_an_adapter(source: Hub | Folder) -> str:
+    """How to use the adapter in a source that should hold a model."""
+    model = "its base model"
+    with suppress(WeightsError):
+        adapter = replace(source, layout=ADAPTER)
+        config: ListedFile = next(file for file in adapter.files() if file.path == ADAPTER_CONFIG)
+        if base := parse_adapter_config(read_file(adapter, config), source.address).base:
+            model = base
+    return f"set CAPTION_LORA to it, and CAPTION_MODEL to the model that it was trained on ({model})"
 
 
 def _standing(
@@ -186,8 +207,13 @@ def _check_loadable(path: Path, file: WeightFile, listed: Sequence[ListedFile], 
     """What a source passes off as whole may still be cut off, or a pointer that stands for a file (Git LFS).
 
     Raises:
-        WeightsError: if a file of weights is no such file, or an index names one that is not there.
+        WeightsError: if a file of weights is no such file, an index names one that is not there, or vLLM does not serve
+            the model.
     """
+    if file.path == ADAPTER_CONFIG:
+        parse_adapter_config(path.read_bytes(), f"{source.address}/{file.path}")
+    if file.path == CONFIG:
+        check_served(parse_config(path.read_bytes(), f"{source.address}/{file.path}"), source.address)
     if file.path.endswith(".safetensors"):
         try:
             with safe_open(path, framework="numpy"):

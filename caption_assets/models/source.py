@@ -1,4 +1,4 @@
-"""Where a model's files come from: the Hub, or a folder, local or in object storage."""
+"""The sources of a checkpoint's files: the Hub, or a folder, local or in object storage."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Protocol
 
+from caption_assets.models.checkpoint import Checkpoint
 from caption_assets.models.hub import Hub
-from caption_assets.models.variants import Variant
-from caption_assets.models.weights import CHUNK_BYTES, ListedFile, WeightFile, WeightsError, belongs
+from caption_assets.models.parts import MODEL, Layout
+from caption_assets.models.weights import CHUNK_BYTES, ListedFile, WeightFile, WeightsError
 from caption_assets.store.access import STANDARD, Access
 from caption_assets.store.failure import explain
 from caption_assets.store.root import Root
 
 
 class Source(Protocol):
-    """A place that holds the files of one model."""
+    """A place that holds the files of one checkpoint."""
 
     @property
     def address(self) -> str:
@@ -38,10 +40,10 @@ class Source(Protocol):
         ...
 
     def files(self) -> Sequence[ListedFile]:
-        """The model's files, sorted by path.
+        """The checkpoint's files, sorted by path.
 
         Raises:
-            WeightsError: if they cannot be listed.
+            WeightsError: if they cannot be listed, or are no such checkpoint.
         """
         ...
 
@@ -56,13 +58,14 @@ class Source(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """A folder of a root as the place of a model."""
+    """A folder of a root as the place of a checkpoint."""
 
     root: Root
     path: str = ""
     """Relative to the root."""
     remedy: str = "put the whole model there"
     pinned: bool = False
+    layout: Layout = MODEL
 
     @property
     def address(self) -> str:
@@ -70,7 +73,7 @@ class Folder:
         return self.root.address(self.path)
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of each file of a model in it, by path; none if there is no such folder.
+        """Bytes of each file in it, by path; none if there is no such folder.
 
         Raises:
             WeightsError: if it cannot be listed.
@@ -83,11 +86,13 @@ class Folder:
             else:
                 entries = self.root.fs.find(base, detail=True).items()
                 found = {posixpath.relpath(name, base): int(entry["size"]) for name, entry in entries}
-        return {path: found[path] for path in sorted(found) if belongs(path)}
+        return found
 
     def files(self) -> list[ListedFile]:
-        """The model's files. Those of a local folder are hashed: they may have changed."""
-        listed = [ListedFile(path, size) for path, size in self.sizes().items()]
+        """The checkpoint's files. Those of a local folder are hashed: they may have changed."""
+        sizes = self.sizes()
+        self.layout.check(list(sizes), self.address)
+        listed = [ListedFile(path, sizes[path]) for path in self.layout.select(sizes)]
         return [self.examine(file).listed for file in listed] if self.root.is_local else listed
 
     def examine(self, file: ListedFile) -> WeightFile:
@@ -128,15 +133,28 @@ class Folder:
             raise WeightsError(f"cannot read {address}: {explain(error)}") from error
 
 
-def find_source(variant: Variant, access: Access = STANDARD) -> Source:
-    """Where the files of a variant come from.
+def find_source(checkpoint: Checkpoint, access: Access = STANDARD) -> Hub | Folder:
+    """The source of a checkpoint's files.
 
     Args:
-        variant: the model.
+        checkpoint: the model or adapter.
         access: how a folder in object storage is reached.
     """
-    if variant.bundled:
+    layout = checkpoint.layout
+    if checkpoint.bundled:
         return Folder(Root.open(str(files("caption_assets.sample") / "model")), remedy="install the package again")
-    if variant.path is not None:
-        return Folder(Root.open(variant.path, access))
-    return Hub(variant.hub_id, variant.revision)
+    if checkpoint.path is not None:
+        return Folder(Root.open(checkpoint.path, access), remedy=f"put the whole {layout.noun} there", layout=layout)
+    return Hub(checkpoint.hub_id, checkpoint.revision, layout=layout)
+
+
+def read_file(source: Source, file: ListedFile) -> bytes:
+    """The content of a small file.
+
+    Raises:
+        WeightsError: if it cannot be read.
+    """
+    with TemporaryFile() as content:
+        source.copy(file, content)  # type: ignore[arg-type]  # a buffered file that can be read too
+        content.seek(0)
+        return content.read()

@@ -1,11 +1,10 @@
-"""What a model's weights are: files, each with its size and hash, and the manifest that names them all."""
+"""The files of a checkpoint, each with its size and hash, and the manifest that names them all."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from fnmatch import fnmatch
 from hashlib import sha1, sha256
 from pathlib import PurePosixPath
 from typing import Any, Protocol
@@ -14,8 +13,6 @@ from caption_assets.errors import CaptionAssetsError
 
 WEIGHTS = "weights"
 MANIFEST = "weights-manifest.json"
-PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.jinja", "*.model")
-"""Files a model consists of: weights, configuration, tokenizer, processor. No code and no pickles are fetched."""
 CHUNK_BYTES = 16 << 20
 """Held in memory at a time of a file that is read."""
 
@@ -143,13 +140,6 @@ class WeightsManifest:
             return cls(parts["hub_id"], parts["revision"], found)
         except (ValueError, TypeError, KeyError) as error:
             raise WeightsError(f"it is no manifest of weights ({type(error).__name__}: {error})") from error
-
-
-def belongs(path: str) -> bool:
-    """Whether a file is part of a model: by its name, and not hidden."""
-    parts = PurePosixPath(path).parts
-    hidden = any(part.startswith(".") for part in parts)
-    return not hidden and parts[-1] != MANIFEST and any(fnmatch(parts[-1], pattern) for pattern in PATTERNS)
 
 
 def in_words(count: int) -> str:

@@ -130,7 +130,7 @@ def small_model(shard_bytes: int = 100_000) -> dict[str, bytes]:
     return {
         **{shard: save({name: tensors[name]}) for shard, name in zip(shards, tensors, strict=True)},
         "model.safetensors.index.json": json.dumps(index).encode(),
-        "config.json": b'{"auto_map": {"AutoModel": "modeling.Evil"}}',
+        "config.json": b'{"model_type": "qwen2_5_vl", "auto_map": {"AutoModel": "modeling.Evil"}}',
         "tokenizer.json": b'{"version": "1.0"}',
         "chat_template.jinja": b"{{ messages }}",
         "README.md": b"# Small",

@@ -4,10 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from caption_assets.models.cache import ensure_local
+from caption_assets.models.checkpoint import Lora
 from caption_assets.models.mirror import publish
 from caption_assets.models.variants import SAMPLE, Variant
 from caption_assets.models.weights import MANIFEST, WeightsError
 from caption_assets.store.root import Root
+from tests.models.adapters import adapter_files, write_adapter
 from tests.models.files import PARTS, SHARD, contents, folder_of, write_model
 from tests.models.hub_server import small_model
 
@@ -28,7 +31,9 @@ def test_a_folder_that_changes_is_mirrored_again(root: Root, cache: Path, tmp_pa
     variant = Variant("local/mine", "v1", path=str(tmp_path / "mine"))
     first = publish(root, variant, cache)
     (tmp_path / "mine" / "extra.txt").unlink()
-    (tmp_path / "mine" / "config.json").write_bytes(b'{"auto_map": {"AutoModel": "modeling.Kind"}}')
+    (tmp_path / "mine" / "config.json").write_bytes(
+        b'{"model_type": "qwen2_5_vl", "auto_map": {"AutoModel": "modeling.Kind"}}'
+    )
     second = publish(root, variant, cache)
     assert second.digest != first.digest
     assert sorted(contents(folder_of(root, variant))) == sorted([*PARTS, MANIFEST])
@@ -69,3 +74,64 @@ def test_a_folder_that_is_no_whole_model_is_told(
     write_model(tmp_path / "mine", small_model())
     publish(root, variant, cache)
     assert contents(folder_of(root, variant))[SHARD] == small_model()[SHARD]
+
+
+def test_the_state_of_a_training_run_stays_behind(root: Root, cache: Path, tmp_path: Path) -> None:
+    write_model(tmp_path / "out", small_model())
+    for folder in ("checkpoint-5", "checkpoint-5/global_step5", "runs"):
+        write_model(tmp_path / "out" / folder, {"config.json": b"{}", "tokenizer.json": b"{}"})
+    write_model(tmp_path / "out" / "checkpoint-5", {SHARD: small_model()[SHARD]})
+    write_model(tmp_path / "out", {"trainer_state.json": b"{}", "optimizer.safetensors": b"no model"})
+    manifest = publish(root, Variant("local/out", "v1", path=str(tmp_path / "out")), cache)
+    assert [file.path for file in manifest.files] == PARTS
+
+
+def test_a_folder_that_needs_remote_code_is_refused(root: Root, cache: Path, tmp_path: Path) -> None:
+    config = b'{"model_type": "molmo2", "architectures": ["Molmo2ForConditionalGeneration"], "auto_map": {}}'
+    write_model(tmp_path / "mine", {**small_model(), "config.json": config})
+    with pytest.raises(WeightsError, match="/mine needs code from its own repository"):
+        publish(root, Variant("local/mine", "v1", path=str(tmp_path / "mine")), cache)
+    assert not root.exists("weights/local--mine")
+
+
+def test_an_adapter_given_as_a_model_names_its_base(root: Root, cache: Path, tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path / "mine", {**adapter_files(), "tokenizer.json": b"{}", "optimizer.pt": b""})
+    with pytest.raises(
+        WeightsError,
+        match=r"/mine holds a LoRA adapter, not a model: set CAPTION_LORA to it, and CAPTION_MODEL to the model that "
+        r"it was trained on \(caption-assets/sample-qwen2\.5-vl\)",
+    ):
+        publish(root, Variant("local/mine", "v1", path=str(folder)), cache)
+
+
+def test_an_adapters_folder_is_mirrored_without_what_lies_beside_it(root: Root, cache: Path, tmp_path: Path) -> None:
+    files = adapter_files()
+    folder = write_adapter(tmp_path / "out", {**files, "tokenizer.json": b"{}", "optimizer.pt": b"", "README.md": b""})
+    write_adapter(folder / "checkpoint-5", files)
+    lora = Lora("local/out", "v1", path=str(folder))
+    manifest = publish(root, lora, cache)
+    assert [file.path for file in manifest.files] == sorted(files)
+    local = ensure_local(root, lora, cache)
+    assert contents(local) == files
+    write_adapter(folder, adapter_files(seed=2))
+    assert publish(root, lora, cache).digest != manifest.digest
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"adapter_model.safetensors": b"version https://git-lfs"}, r"adapter_model\.safetensors cannot be loaded"),
+        ({"adapter_config.json": b'{"peft_type": "IA3"}'}, "describes no LoRA adapter"),
+        ({"adapter_model.safetensors": None}, r"no adapter_model\.safetensors in .*/mine"),
+        ({"adapter_model.safetensors": None, "adapter_model.bin": b""}, "pickles are not loaded"),
+    ],
+)
+def test_a_folder_that_is_no_whole_adapter_is_refused(
+    root: Root, cache: Path, tmp_path: Path, changed: dict[str, bytes | None], reason: str
+) -> None:
+    files = {**adapter_files(), **changed}
+    folder = write_adapter(tmp_path / "mine", {name: data for name, data in files.items() if data is not None})
+    lora = Lora("local/mine", "v1", path=str(folder))
+    with pytest.raises(WeightsError, match=reason):
+        publish(root, lora, cache)
+    assert not root.exists(f"weights/{lora.folder}/{MANIFEST}")

