@@ -8,6 +8,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import dagster as dg
@@ -279,19 +280,19 @@ def test_a_steps_own_pod_that_is_told_to_stop_asks_for_another_and_makes_no_atte
     assert dg.DagsterEventType.STEP_RESTARTED not in events
 
 
-def stop_at_random(project: Project, door: str, seconds: float) -> str:
-    """A run on the command line that is signalled after ``seconds``; returns how it went, in a line.
+def stop_at_random(project: Project, door: str, moment: Moment) -> str:
+    """A run on the command line that is signalled at a moment; returns how it went, in a line.
 
     One that ends before is none: another is signalled after half the time.
     """
     kept = project.kept()
     run = project.materialize(*CAPTIONS)
-    wait_until(lambda: run.process.poll() is not None or has_begun(project, run.output), 240, "the run begins")
-    time.sleep(seconds)
+    wait_until(lambda: run.process.poll() is not None or moment.phase(project, run.output), 240, "the run begins")
+    time.sleep(moment.seconds)
     run.look()
     if run.process.poll() == 0:
         project.forget()
-        return stop_at_random(project, door, seconds / 2)
+        return stop_at_random(project, door, moment.earlier())
     begun = time.monotonic()
     DOORS[door](run)
     status = run.process.wait(STOP_SECONDS)
@@ -299,36 +300,55 @@ def stop_at_random(project: Project, door: str, seconds: float) -> str:
     assert_stopped(project, run, status)
     assert not project.is_leased()
     assert project.kept() >= kept
-    return f"{door} after {seconds:.1f} s: exit status {status} in {took:.1f} s, {len(project.kept())} rows kept"
+    return f"{door} {moment}: exit status {status} in {took:.1f} s, {len(project.kept())} rows kept"
 
 
-def terminate_at_random(project: Project, site: Site, seconds: float) -> str:
+def terminate_at_random(project: Project, site: Site, moment: Moment) -> str:
     """Like ``stop_at_random``, for a run that is terminated in the UI."""
     kept = project.kept()
     run = site.launch(*CAPTIONS)
-    wait_until(lambda: has_begun(project, site.log(run)), 240, "the run begins")
-    time.sleep(seconds)
+    wait_until(lambda: site.status(run) in OVER or moment.phase(project, site.log(run)), 240, "the run begins")
+    time.sleep(moment.seconds)
     if site.status(run) == "SUCCESS":
         project.forget()
-        return terminate_at_random(project, site, seconds / 2)
+        return terminate_at_random(project, site, moment.earlier())
     begun = time.monotonic()
     site.terminate(run)
     assert_canceled(project, site, run)
     took = time.monotonic() - begun
     assert project.kept() >= kept
-    return f"Terminate after {seconds:.1f} s: CANCELED in {took:.1f} s, {len(project.kept())} rows kept"
+    return f"Terminate {moment}: CANCELED in {took:.1f} s, {len(project.kept())} rows kept"
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A time after a run has come to a phase."""
+
+    phase: Callable[[Project, str], bool]
+    seconds: float
+
+    @classmethod
+    def at_random(cls, trial: int) -> Moment:
+        """By turns from the run's begin on and among its captions."""
+        return cls(captioning, random.uniform(0, 5)) if trial % 2 else cls(has_begun, random.uniform(0, RUN_SECONDS))
+
+    def earlier(self) -> Moment:
+        return Moment(self.phase, self.seconds / 2)
+
+    def __str__(self) -> str:
+        return f"{self.seconds:.1f} s after {self.phase.__name__}"
 
 
 @pytest.mark.parametrize("trial", TRIALS)
 def test_signals_at_random_moments_end_a_run_on_the_command_line(prepared: Project, trial: int) -> None:
     forget_if_nearly_whole(prepared)
-    print(stop_at_random(prepared, random.choice(list(DOORS)), random.uniform(0, RUN_SECONDS)))
+    print(stop_at_random(prepared, random.choice(list(DOORS)), Moment.at_random(trial)))
 
 
 @pytest.mark.parametrize("trial", TRIALS)
 def test_a_run_is_canceled_when_it_is_terminated_at_a_random_moment(prepared: Project, site: Site, trial: int) -> None:
     forget_if_nearly_whole(prepared)
-    print(terminate_at_random(prepared, site, random.uniform(0, RUN_SECONDS)))
+    print(terminate_at_random(prepared, site, Moment.at_random(trial)))
 
 
 def forget_if_nearly_whole(project: Project) -> None:
