@@ -159,9 +159,6 @@ def job_with_pods() -> None:
     pass
 
 
-def test_a_run_that_is_no_pod_itself_can_start_none_and_says_so() -> None:
-    with (
-        dg.instance_for_test() as instance,
-        pytest.raises(SettingsError, match="CAPTION_EXECUTOR=k8s: this run is no pod of a cluster"),
-    ):
+def test_a_run_that_is_no_pod_itself_can_start_none_and_says_so(instance: dg.DagsterInstance) -> None:
+    with pytest.raises(SettingsError, match="CAPTION_EXECUTOR=k8s: this run is no pod of a cluster"):
         dg.execute_job(dg.reconstructable(job_with_pods), instance, raise_on_error=True)

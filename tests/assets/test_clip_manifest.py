@@ -45,10 +45,11 @@ def test_windows_may_be_cut_by_seconds(indexed: Project) -> None:
     assert all((row.end_seconds or 0) - (row.start_seconds or 0) < 1.51 for row in rows)
 
 
-def test_the_same_shard_has_the_same_data_version(indexed: Project) -> None:
+def test_the_same_shard_has_the_same_data_version_however_many_workers_probe_it(indexed: Project) -> None:
     versions = set()
-    for _ in range(2):
-        [event] = indexed.run("clip_manifest", partition="sample-tar").get_asset_materialization_events()
+    for workers in (1, None):
+        result = indexed.run("clip_manifest", partition="sample-tar", clip_workers=workers)
+        [event] = result.get_asset_materialization_events()
         versions.add((event.materialization.tags or {})["dagster/data_version"])
     assert len(versions) == 1
 

@@ -2,11 +2,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import dagster as dg
 import pytest
@@ -178,20 +177,6 @@ def tags_of(versions: TableVersions) -> dict[str, str]:
     """The tags of the record of a table of the default project."""
     inputs = {f"dagster/input_data_version/{name}": version for name, version in versions.inputs.items()}
     return {"dagster/data_version": versions.data, "dagster/code_version": versions.code, **inputs}
-
-
-MEMORY = Path("/dev/shm")
-"""A file system without a disk, where there is one: there an event takes SQLite a fifth of the time."""
-
-
-@pytest.fixture
-def instance() -> Iterator[dg.DagsterInstance]:
-    """One with a database in files: schedules are evaluated over no other."""
-    with (
-        TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder,
-        dg.instance_for_test(temp_dir=folder) as instance,
-    ):
-        yield instance
 
 
 @pytest.fixture

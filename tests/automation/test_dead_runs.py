@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
@@ -23,9 +22,8 @@ Status = dg.DagsterRunStatus
 
 
 @pytest.fixture
-def monitor(tmp_path: Path) -> Iterator[Monitor]:
-    with dg.instance_for_test() as instance:
-        yield Monitor(tmp_path / "root", instance)
+def monitor(tmp_path: Path, instance: dg.DagsterInstance) -> Monitor:
+    return Monitor(tmp_path / "root", instance)
 
 
 GONE = b'{"process": "gpu-7, process 4711", "seconds": 120}'
@@ -82,7 +80,7 @@ def test_runs_that_are_not_in_progress_are_left_alone(monitor: Monitor, status: 
 
 def test_a_run_that_never_had_a_heartbeat_here_is_somebody_elses(monitor: Monitor) -> None:
     run = monitor.run(Status.STARTED)
-    monitor.watch(10_000)
+    monitor.watch(2_000)
     assert monitor.status(run) is Status.STARTED
 
 
@@ -140,12 +138,11 @@ def test_the_slots_of_a_dead_run_are_free_at_once(monitor: Monitor) -> None:
     assert log.claim_concurrency_slot("gpu", "another", "captions").is_claimed
 
 
-def test_without_a_run_in_progress_nothing_is_asked_of_the_store(tmp_path: Path) -> None:
-    with dg.instance_for_test() as instance:
-        Monitor(tmp_path / "root", instance).look()
-        with dg.build_sensor_context(instance) as context:
-            nowhere = Settings(root="s3://bucket/root")  # which no request could reach
-            result = build_dead_runs(nowhere)(context, storage=build_storage(nowhere))
+def test_without_a_run_in_progress_nothing_is_asked_of_the_store(monitor: Monitor) -> None:
+    monitor.look()
+    with dg.build_sensor_context(monitor.instance) as context:
+        nowhere = Settings(root="s3://bucket/root")  # which no request could reach
+        result = build_dead_runs(nowhere)(context, storage=build_storage(nowhere))
     assert isinstance(result, dg.SensorResult)
     assert result.skip_reason is not None
     assert result.skip_reason.skip_message == "no run is in progress"
