@@ -406,6 +406,7 @@ class Settings(BaseSettings):
             frames=Sampling(self.sample_fps, self.min_frames, self.max_frames),
             generation=self._generation,
             regenerations=self.regenerations,
+            engine=self.engine_args,
         )
 
     @property

@@ -24,10 +24,18 @@ class FrameTooNarrow(Exception):
 
 
 class NoRoom(Exception):
-    """A prompt beside which not even two small frames fit the model's context."""
+    """A prompt beside which not even two small frames fit the model's context.
+
+    Args:
+        least: tokens that they take.
+    """
 
     kind = "too_long"
     """One word for tables."""
+
+    def __init__(self, room: int, least: int) -> None:
+        super().__init__(f"the context has {max(room, 0)} tokens left for the video, and two small frames take {least}")
+        self.least = least
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +98,7 @@ def fit_context(wanted: FrameGrid, limits: PixelLimits, tokens: Callable[[FrameG
         grid = FrameGrid(frames, *_shrunk(wanted, limits, share))
         if tokens(grid) <= room:
             return grid
-    raise NoRoom(
-        f"the context has {max(room, 0)} tokens left for the video, too few for two frames: shorten the prompt"
-    )
+    raise NoRoom(room, tokens(grid))
 
 
 def fit_size(height: int, width: int, limits: PixelLimits, most: int) -> tuple[int, int]:

@@ -40,11 +40,11 @@ ENVIRONMENT = {
 """Defaults for variables that vLLM reads; what the user has set stands."""
 OURS = frozenset(
     {"model", "tokenizer", "revision", "tokenizer_revision", "trust_remote_code", "scheduling_policy"}
-    | {"dtype", "quantization", "quantization_config", "mm_processor_kwargs", "limit_mm_per_prompt", "hf_overrides"}
+    | {"dtype", "quantization", "quantization_config", "mm_processor_kwargs", "limit_mm_per_prompt"}
     | {"tensor_parallel_size", "data_parallel_size"}
 )
-"""Engine arguments that are not the user's: weights come verified from the mirror, no remote code is run, what changes
-captions is part of the recipe, and how many GPUs there are has settings of its own, for the pod asks for them."""
+"""Engine arguments that are not the user's: weights come verified from the mirror, no remote code is run, and number
+formats, frames and the number of GPUs have settings of their own."""
 VISION_PARTS = ("visual.*", "vision_tower.*", "vision_model.*")
 """What vLLM's models call the part that looks at pictures."""
 TIMED_MODELS = frozenset({"qwen3_vl", "qwen3_vl_moe"})

@@ -6,16 +6,19 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
+from typing import Any
 
+from caption_assets.captioning.budget import FrameGrid, FrameTooNarrow, fit
+from caption_assets.captioning.engine_arguments import CONTEXT, deciding
 from caption_assets.captioning.prompts import GENERAL, Prompt, text_hash
-from caption_assets.clips.sampling import Sampling
-from caption_assets.models.variants import SAMPLE, Variant
+from caption_assets.clips.sampling import Sampling, frame_count
+from caption_assets.models.variants import SAMPLE, PixelLimits, Variant
 from caption_assets.store.tables import ManifestRow
 
 DECODE_PLAN = "2"
 """Version of the way frames are chosen, decoded and resized; raised when that changes pixels."""
-
-
+USUAL_SAMPLING = Sampling(fps=2.0, min_frames=4, max_frames=768)
+"""The reference's (NeMo Curator). Not to be changed: fingerprints hold it."""
 MOST_TEMPERATURE = 2.0
 """vLLM's limit."""
 
@@ -67,6 +70,11 @@ class Recipe:
     generation: Generation = field(default_factory=Generation)
     regenerations: int = 1
     """How often a flagged caption is generated again."""
+    engine: Mapping[str, Any] = field(default_factory=dict)
+    """The user's further arguments of vLLM's ``AsyncEngineArgs``. Those that cannot change a caption do not count."""
+    weights: str | None = None
+    """Digest of the weights' manifest, for a model by folder: another folder may have its name and revision. None for
+    a model whose Hub id and revision identify its files."""
 
     def prompt_for(self, window: ManifestRow) -> Prompt:
         """The prompt of a window: its clip may bring a stage-1 text of its own."""
@@ -76,8 +84,67 @@ class Recipe:
         """The instruction of stage 1 or 2, the latter with its slot for the stage-1 caption."""
         return self.prompt.stage1 if stage == 1 else self.prompt.stage2
 
+    @property
+    def context(self) -> int | None:
+        """Longest prompt and answer together, in tokens; None where the engine finds it by itself."""
+        declared = self.engine.get(CONTEXT, self.variant.max_model_len)
+        return declared if isinstance(declared, int) and declared > 0 else None
+
     def identity(self, stage: int) -> Mapping[str, object]:
-        """What a caption of this stage depends on, the clip aside, as plain values."""
+        """What a caption of this stage depends on, clip and weights aside, as plain values."""
+        return self._hashed(stage, deciding({**self.variant.engine, **self.engine}))
+
+    def version(self, stage: int) -> str:
+        """A short hash of ``identity``: the code version of the stage's asset."""
+        return _hash(self.identity(stage))[:16]
+
+    def grid(self, window: ManifestRow) -> FrameGrid | None:
+        """The frames of a window by sampling and pixel limits, before the context reduces them; None if unknown."""
+        return _grid(window, self.frames, self.variant.pixels)
+
+    def fingerprint(
+        self, stage: int, window: ManifestRow, stage1_caption: str | None = None, *, reduced: bool = False
+    ) -> str:
+        """The hash of all that decides one window's caption, known without decoding.
+
+        Sampling and pixel limits count only by the frames that they give for this window: a raised limit changes the
+        fingerprints of the windows that it reduced, and no others. Where the usual limits give the same frames, the
+        hash holds those limits, as in earlier releases. Frame indices and true fps follow from the clip's content, the
+        window's bounds, the number of frames and the version of the decode plan.
+
+        Args:
+            stage: 1 or 2.
+            window: the manifest's row.
+            stage1_caption: for stage 2, the text in the prompt.
+            reduced: whether the context has no room for all of ``grid``. Only then does the context count.
+        """
+        arguments = deciding({**self.variant.engine, **self.engine})
+        context = arguments.pop(CONTEXT, self.variant.max_model_len)
+        values = self._hashed(stage, arguments)
+        if (grid := self.grid(window)) is not None:
+            usual = _usual_pixels(self.variant.pixels.factor)
+            values |= {"frames": asdict(USUAL_SAMPLING), "pixels": asdict(usual)}
+            if grid != _grid(window, USUAL_SAMPLING, usual):
+                values["grid"] = asdict(grid)
+        if reduced:
+            values |= {"context": context, "min_pixels": self.variant.pixels.min_pixels}
+        if self.weights is not None:
+            values["weights"] = self.weights
+        if stage == 1:
+            values |= {"prompt": text_hash(self.prompt_for(window).stage1), "clip_prompt": window.prompt}
+        return _of_window(values, window, stage1_caption)
+
+    def former_fingerprint(self, stage: int, window: ManifestRow, stage1_caption: str | None = None) -> str | None:
+        """The fingerprint that earlier releases gave the same caption; None where theirs says too little.
+
+        They hashed all limits and the run's and the clip's prompt, but no engine arguments and no weights.
+        """
+        if self.weights is not None or deciding(self.engine).keys() - {CONTEXT}:
+            return None
+        return _of_window({**self._hashed(stage, {}), "clip_prompt": window.prompt}, window, stage1_caption)
+
+    def _hashed(self, stage: int, arguments: Mapping[str, object]) -> dict[str, object]:
+        """What all hashes have in common. What is optional is absent where it is not used, so that they stay stable."""
         variant = self.variant
         return {
             "stage": stage,
@@ -91,28 +158,40 @@ class Recipe:
             "generation": asdict(self.generation),
             "regenerations": self.regenerations,
             "decode_plan": DECODE_PLAN,
+            **({"engine": dict(arguments)} if arguments else {}),
         }
 
-    def version(self, stage: int) -> str:
-        """A short hash of ``identity``: the code version of the stage's asset."""
-        return _hash(self.identity(stage))[:16]
 
-    def fingerprint(self, stage: int, window: ManifestRow, stage1_caption: str | None = None) -> str:
-        """The hash of all that decides one window's caption.
+def _usual_pixels(factor: int) -> PixelLimits:
+    """The reference's limits (NeMo Curator), for patches of ``factor`` pixels. Not to be changed: see fingerprints."""
+    area = factor**2
+    return PixelLimits(factor, min_pixels=128 * area, max_pixels=768 * area, total_pixels=24576 * area)
 
-        Frame indices, frame size and true fps follow from the clip's content, the window's bounds, the sampling, the
-        pixel limits and the version of the decode plan, so that it is known without decoding.
-        """
-        return _hash(
-            {
-                **self.identity(stage),
-                "content": window.content_tag,
-                "window": [window.start_frame, window.end_frame],
-                "clip_prompt": window.prompt,
-                "stage1_caption": stage1_caption,
-            }
-        )[:32]
+
+def _grid(window: ManifestRow, sampling: Sampling, limits: PixelLimits) -> FrameGrid | None:
+    """A window's frames under these limits; None for a row of a clip that is unreadable or too narrow."""
+    if window.start_frame is None or window.end_frame is None or window.height is None or window.width is None:
+        return None
+    if window.start_seconds is None or window.end_seconds is None:
+        return None
+    frames = frame_count(window.end_seconds - window.start_seconds, window.end_frame - window.start_frame, sampling)
+    try:
+        return fit(frames, window.height, window.width, limits)
+    except FrameTooNarrow:
+        return None
+
+
+def _of_window(values: Mapping[str, object], window: ManifestRow, stage1_caption: str | None) -> str:
+    return _hash(
+        {
+            "clip_prompt": None,
+            **values,
+            "content": window.content_tag,
+            "window": [window.start_frame, window.end_frame],
+            "stage1_caption": stage1_caption,
+        }
+    )[:32]
 
 
 def _hash(values: Mapping[str, object]) -> str:
-    return sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    return sha256(json.dumps(values, sort_keys=True, default=repr).encode()).hexdigest()

@@ -9,7 +9,7 @@ from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.request import POISON
 from caption_assets.captioning.rows import Problem, stage1_failed, uncaptioned
 from caption_assets.captioning.task import Captioned, Task
-from caption_assets.store.tables import CaptionRow, Status, Table
+from caption_assets.store.tables import CaptionRow, ManifestRow, Status, Table
 
 
 class EarlierRows:
@@ -38,7 +38,9 @@ class EarlierRows:
 class Reuse:
     """Decides which rows stay as they are.
 
-    One with a caption does, as long as its fingerprint is what it would be now. One that failed is made again, until
+    One with a caption does, as long as its fingerprint is what it would be now. Whether the context reduces a window is
+    not known before the engine runs: a row that was made without that stays while the context has room for its prompt
+    and answer, and one that was reduced while the context is the same. One that failed is made again, until
     ``max_attempts`` requests have been made for it. A window that crashes the engine is not asked again under the same
     engine settings: each run would lose three engines to it.
     """
@@ -60,26 +62,45 @@ class Reuse:
             return uncaptioned(recipe, task, problem, with_stage2=with_stage2)
         stage1, tried1 = task.stage1, 0
         if stage1 is None:
-            stage1, tried1 = self._found(Table.STAGE1, window.window_id, recipe.fingerprint(1, window))
+            stage1, tried1 = self._found(Table.STAGE1, 1, window)
         if stage1 is None:
             return replace(task, tried=(tried1, 0))
         if not with_stage2:
             return Captioned(task, stage1, None)
         if stage1.caption is None:
             return Captioned(task, stage1, stage1_failed(recipe, window))
-        fingerprint = recipe.fingerprint(2, window, stage1.caption)
-        stage2, tried2 = self._found(Table.STAGE2, window.window_id, fingerprint)
+        stage2, tried2 = self._found(Table.STAGE2, 2, window, stage1.caption)
         if stage2 is None:
             return replace(task, stage1=stage1, tried=(0, tried2))
-        return Captioned(task, stage1, stage2)
+        # The same words may come from a row that was made again since.
+        return Captioned(task, stage1, replace(stage2, stage1_fingerprint=stage1.fingerprint))
 
-    def _found(self, table: Table, window_id: str, fingerprint: str) -> tuple[CaptionRow | None, int]:
+    def _found(
+        self, table: Table, stage: int, window: ManifestRow, stage1_caption: str | None = None
+    ) -> tuple[CaptionRow | None, int]:
         """A row that stays as it is, and the requests that were made for one that does not."""
-        row = self.earlier.find(table, window_id, fingerprint)
-        if row is None:
-            return None, 0
+        recipe, tried = self.recipe, 0
+        fingerprints = (
+            recipe.fingerprint(stage, window, stage1_caption),
+            recipe.former_fingerprint(stage, window, stage1_caption),
+            recipe.fingerprint(stage, window, stage1_caption, reduced=True),
+        )
+        for fingerprint in filter(None, dict.fromkeys(fingerprints)):
+            row = self.earlier.find(table, window.window_id, fingerprint)
+            if row is not None and (fingerprint == fingerprints[-1] or self._fits(row)):
+                if self._stays(row):
+                    return row, 0
+                tried = max(tried, 0 if row.error_kind == POISON else row.attempts)
+        return None, tried
+
+    def _fits(self, row: CaptionRow) -> bool:
+        """Whether the context has room for what the row's window was shown with, so that it would not be reduced."""
+        context = self.recipe.context
+        if context is None or row.prompt_tokens is None:
+            return True
+        return row.prompt_tokens + self.recipe.generation.max_output_tokens <= context
+
+    def _stays(self, row: CaptionRow) -> bool:
         if row.error_kind == POISON:
-            return (row, 0) if row.engine_settings == self.engine_settings else (None, 0)
-        if row.status is Status.OK or row.attempts >= self.max_attempts:
-            return row, 0
-        return None, row.attempts
+            return row.engine_settings == self.engine_settings
+        return row.status is Status.OK or row.attempts >= self.max_attempts

@@ -16,9 +16,13 @@ class Problem:
 
     kind: str
     message: str
+    reduced: bool = False
+    """Whether it is for lack of context: with more of it the window is asked again."""
 
 
-def blank_row(recipe: Recipe, stage: int, window: ManifestRow, stage1: CaptionRow | None = None) -> CaptionRow:
+def blank_row(
+    recipe: Recipe, stage: int, window: ManifestRow, stage1: CaptionRow | None = None, *, reduced: bool = False
+) -> CaptionRow:
     """A failed row, to be filled in.
 
     Args:
@@ -26,9 +30,11 @@ def blank_row(recipe: Recipe, stage: int, window: ManifestRow, stage1: CaptionRo
         stage: 1 or 2.
         window: what the row is of.
         stage1: for stage 2, the row whose caption is in the prompt; None where there is none.
+        reduced: whether the context has no room for the whole window; see ``Recipe.fingerprint``.
     """
     prompt = recipe.prompt_for(window)
     known = window.status is Status.OK and (stage == 1 or stage1 is not None)
+    stage1_caption = stage1.caption if stage1 else None
     return CaptionRow(
         clip_key=window.clip_key,
         window_index=window.window_index,
@@ -41,7 +47,7 @@ def blank_row(recipe: Recipe, stage: int, window: ManifestRow, stage1: CaptionRo
         prompt_name=prompt.name,
         prompt_hash=text_hash(prompt.stage1 if stage == 1 else prompt.stage2),
         sampling=asdict(recipe.generation),
-        fingerprint=recipe.fingerprint(stage, window, stage1.caption if stage1 else None) if known else None,
+        fingerprint=recipe.fingerprint(stage, window, stage1_caption, reduced=reduced) if known else None,
         stage1_fingerprint=stage1.fingerprint if stage1 else None,
     )
 
@@ -62,9 +68,9 @@ def uncaptioned(recipe: Recipe, task: Task, problem: Problem, *, with_stage2: bo
         tried = task.tried[stage - 1] + 1 if row.fingerprint else 0
         return replace(row, error_kind=problem.kind, error=problem.message, attempts=tried)
 
-    stage1 = task.stage1 or failed(1, blank_row(recipe, 1, task.window))
+    stage1 = task.stage1 or failed(1, blank_row(recipe, 1, task.window, reduced=problem.reduced))
     if not with_stage2:
         return Captioned(task, stage1, None)
     if stage1.caption is None:
         return Captioned(task, stage1, stage1_failed(recipe, task.window))
-    return Captioned(task, stage1, failed(2, blank_row(recipe, 2, task.window, stage1)))
+    return Captioned(task, stage1, failed(2, blank_row(recipe, 2, task.window, stage1, reduced=problem.reduced)))

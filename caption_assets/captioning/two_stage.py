@@ -49,12 +49,14 @@ class Plan:
 
     wanted: FrameGrid
     """By the sampling and the limits of one frame."""
+    whole: FrameGrid
+    """Within the limits of a window as well."""
     grid: FrameGrid
-    """Within the limits of a window and the context as well."""
+    """Within the context too, for the first stage that is to be made."""
     load: Load
     """What it takes while it is under way."""
     caption_room: int
-    """Tokens that its stage-1 caption may have, so that stage 2 has room for the caption and for its own."""
+    """Tokens that its stage-1 caption may have, so that stage 2 has room for the same frames, that, and its own."""
 
 
 class Said:
@@ -148,33 +150,69 @@ class Captioner:
             EngineError: if there is no engine any more.
         """
         try:
-            return self._plan(task.window)
-        except (FrameTooNarrow, NoRoom) as error:
-            return Problem(error.kind, str(error))
+            return self._plan(task)
+        except (FrameTooNarrow, RequestFailed) as error:
+            return Problem(error.kind, str(error), reduced=error.kind == NoRoom.kind)
         except EngineError:
             raise
         except Exception as error:  # whatever is wrong with one row stops no other
             return Problem("manifest", f"the manifest's row cannot be used: {type(error).__name__}: {error}")
 
-    def _plan(self, window: ManifestRow) -> Plan:
-        limits, engine = self._recipe.variant.pixels, self._keeper.engine
+    def _plan(self, task: Task) -> Plan:
+        window, limits, engine = task.window, self._recipe.variant.pixels, self._keeper.engine
         height, width = known(window.height), known(window.width)
         seconds = known(window.end_seconds) - known(window.start_seconds)
         frames = frame_count(seconds, known(window.end_frame) - known(window.start_frame), self._recipe.frames)
-        prompt, most = self._recipe.prompt_for(window), self._recipe.generation.max_output_tokens
-        # Room for both stages, also where one is made alone: it must show the same frames as a joint run.
-        stage1_text, stage2_text = (
-            engine.text_tokens(engine.render(text)) for text in (prompt.stage1, prompt.stage2_text(""))
-        )
-        text = max(stage1_text, stage2_text + most + SPARE_TOKENS) + most
-
-        def tokens(grid: FrameGrid) -> int:
-            return engine.video_tokens(grid, (grid.frames - 1) / seconds)
-
-        grid = fit_context(fit(frames, height, width, limits), limits, tokens, engine.context - text)
+        whole = fit(frames, height, width, limits)
+        if task.stage1 is None:
+            grid = self._fit_stage(1, window, whole, self._text_tokens(window, None))
+        else:
+            grid = self._fit_stage(2, window, whole, self._text_tokens(window, task.stage1))
         wanted = FrameGrid(frames, *fit_size(height, width, limits, limits.max_pixels))
-        room = engine.context - tokens(grid) - stage2_text - SPARE_TOKENS - most
-        return Plan(wanted, grid, engine.load(grid, text), room)
+        most = self._recipe.generation.max_output_tokens
+        stage1_text = engine.text_tokens(engine.render(self._recipe.prompt_for(window).stage1))
+        stage2_text = engine.text_tokens(engine.render(self._recipe.prompt.stage2_text("")))
+        room = engine.context - self._video_tokens(window, grid) - stage2_text - SPARE_TOKENS - most
+        longest = max(stage1_text, stage2_text + most + SPARE_TOKENS if self._with_stage2 else 0) + most
+        return Plan(wanted, whole, grid, engine.load(grid, longest), room)
+
+    def _text_tokens(self, window: ManifestRow, stage1: CaptionRow | None) -> int:
+        """Tokens of a stage's prompt beside the video: stage 1's, or stage 2's with the stage-1 caption in it."""
+        prompt, engine = self._recipe.prompt_for(window), self._keeper.engine
+        instruction = prompt.stage1 if stage1 is None else prompt.stage2_text(stage1.caption or "")
+        return engine.text_tokens(engine.render(instruction))
+
+    def _video_tokens(self, window: ManifestRow, grid: FrameGrid) -> int:
+        seconds = known(window.end_seconds) - known(window.start_seconds)
+        return self._keeper.engine.video_tokens(grid, (grid.frames - 1) / seconds)
+
+    def _fit_stage(self, stage: int, window: ManifestRow, grid: FrameGrid, text: int) -> FrameGrid:
+        """The largest video that the context has room for beside a stage's prompt and its answer.
+
+        It follows from what the stage itself needs, so that it is the same in a joint run and in one of its own.
+
+        Args:
+            stage: 1 or 2.
+            window: the manifest's row.
+            grid: what the video is made to fit from.
+            text: tokens of the stage's prompt.
+
+        Raises:
+            RequestFailed: if not even two small frames fit.
+        """
+        context, most = self._keeper.engine.context, self._recipe.generation.max_output_tokens
+        limits = self._recipe.variant.pixels
+        try:
+            return fit_context(grid, limits, lambda grid: self._video_tokens(window, grid), context - text - most)
+        except NoRoom as error:
+            spare = context - text - error.least
+            remedy = "shorten the prompt" if most <= text or spare < 1 else f"lower it to {spare} or less"
+            raise RequestFailed(
+                error.kind,
+                f"stage {stage} has no room for the video: of the context of {context} tokens its prompt takes {text}, "
+                f"CAPTION_MAX_OUTPUT_TOKENS keeps {most} for the answer, and two small frames need {error.least}: "
+                f"{remedy}",
+            ) from error
 
     async def run(self, task: Task, plan: Plan | Problem, before: Said | None, said: Said) -> Captioned:
         """Both stages of one task, or as many as are wanted and missing.
@@ -207,10 +245,17 @@ class Captioner:
     async def _stage(self, stage: int, run: _Run, stage1: CaptionRow | None) -> CaptionRow:
         """The row of one stage."""
         window, tried = run.task.window, run.task.tried[stage - 1]
-        row = replace(blank_row(self._recipe, stage, window, stage1), engine_settings=self._keeper.settings)
+        run.attempts = 0
         prompt = self._recipe.prompt_for(window)
         instruction = prompt.stage1 if stage1 is None else prompt.stage2_text(stage1.caption or "")
-        run.attempts = 0
+        try:
+            reduced = run.plan.grid != run.plan.whole if stage1 is None else self._show_stage2(run, stage1)
+        except RequestFailed as error:
+            row = blank_row(self._recipe, stage, window, stage1, reduced=True)
+            return replace(row, error_kind=error.kind, error=str(error), attempts=tried + 1)
+        row = replace(
+            blank_row(self._recipe, stage, window, stage1, reduced=reduced), engine_settings=self._keeper.settings
+        )
         try:
             best = await self._best(stage, run, instruction, prompt.stage1 if stage == 1 else prompt.stage2)
             if not best.answer.text:
@@ -236,6 +281,24 @@ class Captioner:
             output_tokens=best.answer.output_tokens,
             attempts=tried + run.attempts,
         )
+
+    def _show_stage2(self, run: _Run, stage1: CaptionRow) -> bool:
+        """Show a window as stage 2 has room for it; returns whether the context has none for the whole window.
+
+        Frames that stage 1 was shown after a failure are kept: more of them would fail again.
+
+        Raises:
+            RequestFailed: if not even two small frames fit.
+        """
+        window, plan = run.task.window, run.plan
+        text = self._text_tokens(window, stage1)
+        grid = self._fit_stage(2, window, plan.whole, text)
+        reduced = grid != plan.whole
+        if run.grid != plan.grid:
+            grid = self._fit_stage(2, window, run.grid, text)
+        if grid != run.grid:
+            run.show(grid)
+        return reduced
 
     async def _best(self, stage: int, run: _Run, instruction: str, template: str) -> _Attempt:
         """The best answer, generated again while its flags call for it and as often as the recipe allows.
@@ -277,7 +340,8 @@ class Captioner:
     def _changed(self, attempt: _Attempt, again: int, room: int) -> Generation | None:
         """How it is drawn after a flagged answer: otherwise, and longer if that was cut off; None if it is no use."""
         first = self._recipe.generation
-        limit = min(2 * first.max_output_tokens, room) if CUT_OFF in attempt.flags else first.max_output_tokens
+        longer_limit = max(first.max_output_tokens, min(2 * first.max_output_tokens, room))
+        limit = longer_limit if CUT_OFF in attempt.flags else first.max_output_tokens
         if REGENERATED.intersection(attempt.flags) == {CUT_OFF}:
             longer = limit > attempt.generation.max_output_tokens
             return replace(attempt.generation, max_output_tokens=limit) if longer else None

@@ -118,6 +118,17 @@ def read_manifest(root: Root, checkpoint: Checkpoint) -> WeightsManifest:
         raise WeightsError(f"{root.address(path)} cannot be used ({error}): materialize model_weights again") from error
 
 
+def content_of(root: Root, checkpoint: Checkpoint) -> str | None:
+    """Digest of a checkpoint's files in the root's mirror, for one by folder: another may have its name and revision.
+
+    None for a checkpoint of the Hub, which its id and commit identify.
+
+    Raises:
+        WeightsError: if the mirror does not hold it.
+    """
+    return None if checkpoint.path is None else read_manifest(root, checkpoint).digest[:16]
+
+
 def find_damage(root: Root, checkpoint: Checkpoint, manifest: WeightsManifest) -> dict[str, str]:
     """Read all files of the mirror, and return those that are not what its manifest says: path and reason."""
     mirror = mirror_of(root, checkpoint)

@@ -23,11 +23,11 @@ class StandIn:
         asked: told of each request.
         seconds: until it answers.
         fails: whether a request gets no answer.
+        context: longest prompt and answer together; a token of text is a character.
     """
 
     resent = 0
     special_tokens: frozenset[str] = frozenset()
-    context = SAMPLE.max_model_len
     capacity = Load(16, 10**9, 10**12, 10**12)
 
     def __init__(
@@ -36,7 +36,9 @@ class StandIn:
         *,
         seconds: float = 0.0,
         fails: Callable[[Request], bool] = lambda _: False,
+        context: int = SAMPLE.max_model_len,
     ) -> None:
+        self.context = context
         self._asked = asked
         self._seconds = seconds
         self._fails = fails
@@ -48,7 +50,9 @@ class StandIn:
             raise RequestFailed("refused", "the stand-in was told to fail")
         said = sha256(request.frames.pixels.tobytes() + request.prompt.encode()).digest()
         words = [word for _, word in sorted(zip(said, WORDS, strict=False))][:11]  # none twice: no quality flag
-        return Completion(" ".join(words), "stop", 100, 0, 11)
+        frames, height, width, _ = request.frames.pixels.shape
+        prompt = len(request.prompt) + visual_tokens(FrameGrid(frames, height, width), SAMPLE.pixels.factor)
+        return Completion(" ".join(words), "stop", prompt, 0, 11)
 
     def load(self, grid: FrameGrid, text_tokens: int) -> Load:
         return Load(1, text_tokens, 0, grid.bytes)

@@ -5,11 +5,25 @@ import pytest
 from caption_assets.captioning.prompts import Prompt
 from caption_assets.captioning.recipe import Generation, Recipe
 from caption_assets.clips.sampling import Sampling
+from caption_assets.models.variants import QWEN3, QWEN25, Variant
 from caption_assets.store.tables import ManifestRow, Status
 
 pytestmark = pytest.mark.fast
 
-WINDOW = ManifestRow("a.mp4", 0, "id", "tag", 10, Status.OK, start_frame=0, end_frame=64)
+WINDOW = ManifestRow(
+    "a.mp4",
+    0,
+    "id",
+    "tag",
+    10,
+    Status.OK,
+    width=1920,
+    height=1080,
+    start_frame=0,
+    end_frame=256,
+    start_seconds=0.0,
+    end_seconds=8.53,
+)
 RECIPE = Recipe()
 OTHER_STAGE2 = Prompt("custom", RECIPE.prompt.stage1, "Again: {caption}")
 
@@ -42,7 +56,9 @@ def test_stage_2_depends_on_the_stage_1_caption() -> None:
     assert RECIPE.fingerprint(2, WINDOW, "A red circle.") != RECIPE.fingerprint(2, WINDOW, "A blue circle.")
 
 
-@pytest.mark.parametrize("changed", [{"content_tag": "new"}, {"start_frame": 1}, {"end_frame": 65}, {"prompt": "Say."}])
+@pytest.mark.parametrize(
+    "changed", [{"content_tag": "new"}, {"start_frame": 1}, {"end_frame": 250}, {"prompt": "Say."}]
+)
 def test_another_window_or_content_has_another_fingerprint(changed: dict[str, int | str]) -> None:
     assert RECIPE.fingerprint(1, replace(WINDOW, **changed)) != RECIPE.fingerprint(1, WINDOW)  # type: ignore[arg-type]
 
@@ -53,3 +69,98 @@ def test_another_window_or_content_has_another_fingerprint(changed: dict[str, in
 def test_generation_out_of_range_is_refused(bad: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="give"):
         Generation(**bad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("variant", "stage1", "stage2"),
+    [
+        (QWEN25, "a04a24f0b7de4f778b14013e2b4fa7dc", "d741d6e404e82a2670936a27f8257471"),
+        (QWEN3, "4b6b934e68882bcd0239932e1ece0a3d", "168be0c1ef4fef7350ed3f798b85dd90"),
+    ],
+)
+def test_captions_of_the_default_models_stay_valid(variant: Variant, stage1: str, stage2: str) -> None:
+    """The fingerprints of earlier releases, of which many captions are stored."""
+    recipe = Recipe(variant, fp8=True)
+    assert (recipe.fingerprint(1, WINDOW), recipe.fingerprint(2, WINDOW, "A red circle.")) == (stage1, stage2)
+
+
+def with_arguments(**arguments: object) -> Recipe:
+    return replace(RECIPE, engine=arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"kv_cache_dtype": "fp8"},
+        {"load_format": "dummy"},
+        {"video_pruning_rate": 0.5},
+        {"logits_processors": ["module:Processor"]},
+        {"model_impl": "transformers"},
+        {"hf_overrides": {"text_config": {"rope_theta": 5e5}}},
+        {"seed": 7},
+        {"an_argument_of_a_later_vllm": True},
+    ],
+)
+def test_engine_arguments_that_may_change_a_caption_change_fingerprints_and_versions(
+    arguments: dict[str, object],
+) -> None:
+    changed = with_arguments(**arguments)
+    for stage in (1, 2):
+        assert changed.version(stage) != RECIPE.version(stage)
+        assert changed.fingerprint(stage, WINDOW, "x") != RECIPE.fingerprint(stage, WINDOW, "x")
+    assert changed.former_fingerprint(1, WINDOW) is None
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"tensor_parallel_size": 2, "gpu_memory_utilization": 0.5, "max_num_seqs": 8},
+        {"max_num_batched_tokens": 512, "enable_prefix_caching": False, "enforce_eager": True, "block_size": 16},
+        {"disable_log_stats": True, "mm_processor_cache_gb": 1},
+    ],
+)
+def test_engine_arguments_that_change_no_caption_change_nothing(arguments: dict[str, object]) -> None:
+    changed = with_arguments(**arguments)
+    assert changed.version(1) == RECIPE.version(1)
+    assert changed.fingerprint(1, WINDOW) == RECIPE.fingerprint(1, WINDOW)
+
+
+def test_the_context_counts_where_it_reduces_a_window_and_nowhere_else() -> None:
+    short, long = with_arguments(max_model_len=1024), with_arguments(max_model_len=4096)
+    assert short.fingerprint(1, WINDOW) == long.fingerprint(1, WINDOW) == RECIPE.fingerprint(1, WINDOW)
+    reduced = {recipe.fingerprint(1, WINDOW, reduced=True) for recipe in (short, long, RECIPE)}
+    assert len(reduced) == 3
+    assert RECIPE.fingerprint(1, WINDOW) not in reduced
+    assert short.version(1) != long.version(1)  # what is stored is looked at again
+
+
+def test_limits_count_by_the_frames_that_they_give() -> None:
+    small = replace(WINDOW, width=320, height=240)
+    for changed in (
+        replace(QWEN25, pixels=replace(QWEN25.pixels, max_pixels=2 * QWEN25.pixels.max_pixels)),
+        replace(QWEN25, pixels=replace(QWEN25.pixels, max_pixels=QWEN25.pixels.max_pixels // 2)),
+    ):
+        usual, other = Recipe(QWEN25), Recipe(changed)
+        assert other.fingerprint(1, WINDOW) != usual.fingerprint(1, WINDOW)
+        assert other.fingerprint(1, small) == usual.fingerprint(1, small)
+    fewer = Recipe(QWEN25, frames=Sampling(max_frames=16))
+    assert fewer.fingerprint(1, WINDOW) != Recipe(QWEN25).fingerprint(1, WINDOW)
+    short = replace(WINDOW, end_frame=64, end_seconds=2.13)
+    assert fewer.fingerprint(1, short) == Recipe(QWEN25).fingerprint(1, short)
+
+
+def test_the_runs_stage_1_prompt_does_not_count_for_a_clip_with_its_own() -> None:
+    changed = replace(RECIPE, prompt=Prompt("custom", "Say what you see.", RECIPE.prompt.stage2))
+    own = replace(WINDOW, prompt="Who is it?")
+    assert changed.fingerprint(1, own) == RECIPE.fingerprint(1, own)
+    assert changed.fingerprint(1, WINDOW) != RECIPE.fingerprint(1, WINDOW)
+    assert RECIPE.fingerprint(1, replace(own, prompt="What is it?")) != RECIPE.fingerprint(1, own)
+    assert RECIPE.fingerprint(2, own, "x") == RECIPE.fingerprint(2, WINDOW, "x")  # it sees the caption alone
+
+
+def test_folders_of_one_name_and_revision_with_other_weights_are_other_models() -> None:
+    recipe = replace(RECIPE, weights="1")
+    other = replace(RECIPE, weights="2")
+    for stage in (1, 2):
+        assert recipe.fingerprint(stage, WINDOW, "x") != other.fingerprint(stage, WINDOW, "x")
+        assert recipe.version(stage) == other.version(stage)  # weights are an input of their own

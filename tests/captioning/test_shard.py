@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 
 from caption_assets.captioning.job import Job
-from caption_assets.captioning.recipe import Recipe
+from caption_assets.captioning.recipe import Generation, Recipe
 from caption_assets.captioning.recovery import EngineKeeper
 from caption_assets.captioning.request import PoisonWindow, Request
 from caption_assets.captioning.shard import caption_shards
 from caption_assets.captioning.two_stage import POISON_DEATHS
 from caption_assets.clips.manifest import probe_clips
+from caption_assets.clips.sampling import Sampling
 from caption_assets.clips.shard import find_shard
 from caption_assets.clips.window import Windowing
 from caption_assets.store.checkpoints import checkpoint_folder
@@ -227,6 +228,107 @@ def test_a_window_that_killed_the_engine_is_asked_again_under_other_engine_setti
     assert world.asked == {1: 1, 2: 1}
     row = read_captions(world.root, Table.STAGE1, "a")[0]
     assert (row.status, row.engine_settings) == (Status.OK, "vLLM 2")
+
+
+def limited(context: int) -> Recipe:
+    return Recipe(engine={"max_model_len": context}, generation=Generation(max_output_tokens=64))
+
+
+def with_context(world: World, context: int, **how: Any) -> Log:
+    """A run whose engine has this context, as the recipe says."""
+    return world.run(engine=StandIn(world.count, context=context), recipe=limited(context), **how)
+
+
+@pytest.fixture
+def long_and_short(world: World) -> World:
+    """Beside the three clips one whose windows take more tokens."""
+    (world.folder / "shards" / "a" / "long.mp4").write_bytes(
+        moving_video(120, size=(96, 64), options={"preset": "ultrafast"})
+    )
+    clips = probe_clips(SANDBOX, world.source, find_shard(world.source, "a"), Windowing(120, 60))
+    publish_manifest(world.root, "a", (row for clip in clips for row in clip.rows), {})
+    return world
+
+
+STAGE2_TOKENS = len(Recipe().prompt.stage2_text("")) + 64 + 64
+"""Of a window beside its video: prompt, stage-1 caption of the stand-in at most, answer."""
+
+
+def test_a_longer_context_makes_the_windows_again_that_the_shorter_one_reduced_and_no_others(
+    long_and_short: World,
+) -> None:
+    world, short = long_and_short, STAGE2_TOKENS + 60
+    with_context(world, short)
+    reduced = {row.clip_key for row in read_captions(world.root, Table.STAGE2, "a") if row.reductions}
+    assert reduced == {"long.mp4"}
+    with_context(world, short)
+    assert world.asked == {}
+    with_context(world, 4096)
+    assert world.asked[2] == 1
+    assert not any(row.reductions for row in read_captions(world.root, Table.STAGE2, "a"))
+    with_context(world, 8192)
+    assert world.asked == {}
+
+
+def test_a_shorter_context_makes_the_windows_again_that_it_reduces_and_no_others(long_and_short: World) -> None:
+    world, short = long_and_short, STAGE2_TOKENS + 60
+    with_context(world, 4096)
+    with_context(world, short)
+    assert world.asked[2] == 1
+    rows = read_captions(world.root, Table.STAGE2, "a")
+    assert {row.clip_key for row in rows if row.reductions} == {"long.mp4"}
+    stage1 = {row.key: row.fingerprint for row in read_captions(world.root, Table.STAGE1, "a")}
+    assert {row.key: row.stage1_fingerprint for row in rows} == stage1
+
+
+def test_a_window_without_room_is_asked_again_when_the_context_has_some(world: World) -> None:
+    with_context(world, 100)
+    assert {row.error_kind for row in read_captions(world.root, Table.STAGE1, "a")} == {"too_long"}
+    with_context(world, 4096)
+    assert world.asked == {1: 6, 2: 6}
+
+
+def test_larger_frames_make_the_windows_again_that_were_scaled_down_and_no_others(world: World) -> None:
+    small = replace(Recipe().variant.pixels, min_pixels=4 * 28**2, max_pixels=6 * 28**2, total_pixels=48 * 28**2)
+    large = replace(small, max_pixels=9 * 28**2, total_pixels=200 * 28**2)
+    shown: dict[str, tuple[int, ...]] = {}
+    for limits in (small, large):
+        recipe = Recipe(variant=replace(Recipe().variant, pixels=limits))
+        world.run(recipe=recipe)
+        rows = read_captions(world.root, Table.STAGE1, "a")
+        frames = {row.window_id: (len(row.frame_indices or ()), row.frame_height, row.frame_width) for row in rows}
+        changed = [one for one, size in frames.items() if shown.get(one) != size]
+        assert world.asked[1] == len(changed)
+        shown = frames  # type: ignore[assignment]
+    assert 0 < len(changed) < len(shown)
+
+
+def test_captions_of_earlier_releases_are_taken_over(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = Recipe(frames=Sampling(fps=1.0))
+    with monkeypatch.context() as earlier:
+        earlier.setattr(
+            Recipe,
+            "fingerprint",
+            lambda self, stage, window, caption=None, *, reduced=False: self.former_fingerprint(stage, window, caption),
+        )
+        world.run(recipe=recipe)
+    former = {row.fingerprint for row in read_captions(world.root, Table.STAGE2, "a")}
+    world.run(recipe=recipe)
+    assert world.asked == {}
+    assert {row.fingerprint for row in read_captions(world.root, Table.STAGE2, "a")} == former
+
+
+def test_stage_2_alone_shows_the_frames_that_a_joint_run_shows_where_the_context_is_short(
+    long_and_short: World,
+) -> None:
+    world, short = long_and_short, STAGE2_TOKENS + 60
+    with_context(world, short)
+    joint = {table: world.rows(table) for table in BOTH}
+    for table in BOTH:
+        world.root.remove(f"{table}/shard=a/captions.parquet")
+    with_context(world, short, tables=frozenset({Table.STAGE1}))
+    with_context(world, short, tables=frozenset({Table.STAGE2}))
+    assert {table: world.rows(table) for table in BOTH} == joint
 
 
 def test_stage_2_alone_takes_up_what_was_published(world: World) -> None:

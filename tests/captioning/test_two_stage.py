@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -284,6 +285,37 @@ def test_a_prompt_that_leaves_no_room_for_the_video_is_a_row_that_says_so(
     [done] = ask(caption_all(keeper, recipe, [first_task(sample_data)]))
     assert (done.stage1.error_kind, done.stage1.attempts) == ("too_long", 1)
     assert "shorten the prompt" in done.stage1.error
+
+
+def test_an_output_limit_that_leaves_no_room_for_the_video_is_named_with_one_that_does(
+    keeper: EngineKeeper, ask: Ask[Any], sample_data: Path
+) -> None:
+    context = keeper.engine.context
+    recipe = replace(RECIPE, generation=Generation(max_output_tokens=context - 50))
+    [done] = ask(caption_all(keeper, recipe, [first_task(sample_data)]))
+    assert done.stage1.error_kind == "too_long"
+    [limit] = re.findall(r"CAPTION_MAX_OUTPUT_TOKENS keeps .* lower it to (\d+) or less", done.stage1.error)
+    recipe = replace(RECIPE, generation=Generation(max_output_tokens=int(limit)))
+    [done] = ask(caption_all(keeper, recipe, [first_task(sample_data)], with_stage2=False))
+    assert (done.stage1.status, done.stage1.frame_indices[1:]) == (Status.OK, done.stage1.frame_indices[-1:])
+
+
+def test_a_stage_has_the_room_that_its_own_prompt_and_answer_leave(
+    keeper: EngineKeeper, ask: Ask[Any], sample_data: Path
+) -> None:
+    """Twice the output limit beside the prompt would leave less than the whole video takes."""
+    task = max(tasks_of(sample_data, "sample-folder"), key=lambda task: task.window.end_seconds or 0)
+    [whole] = ask(caption_all(keeper, RECIPE, [task]))
+    limit = keeper.engine.context - whole.stage2.prompt_tokens
+    recipe = replace(RECIPE, generation=replace(RECIPE.generation, max_output_tokens=limit))
+    [done] = ask(caption_all(keeper, recipe, [task]))
+    assert done.stage1.frame_indices == done.stage2.frame_indices == whole.stage1.frame_indices
+    assert done.stage2.cached_tokens > 0
+    recipe = replace(RECIPE, generation=replace(RECIPE.generation, max_output_tokens=limit + 8))
+    [done] = ask(caption_all(keeper, recipe, [task]))
+    assert done.stage1.frame_indices == whole.stage1.frame_indices
+    assert done.stage2.reductions != whole.stage2.reductions
+    assert done.stage2.prompt_tokens + limit + 8 <= keeper.engine.context
 
 
 def test_a_long_prompt_makes_the_video_smaller_and_the_row_says_so(

@@ -6,7 +6,7 @@ import pytest
 
 from caption_assets.models.cache import ensure_local
 from caption_assets.models.checkpoint import Lora
-from caption_assets.models.mirror import publish
+from caption_assets.models.mirror import content_of, publish
 from caption_assets.models.variants import SAMPLE, Variant
 from caption_assets.models.weights import MANIFEST, WeightsError
 from caption_assets.store.root import Root
@@ -38,6 +38,23 @@ def test_a_folder_that_changes_is_mirrored_again(root: Root, cache: Path, tmp_pa
     assert second.digest != first.digest
     assert sorted(contents(folder_of(root, variant))) == sorted([*PARTS, MANIFEST])
     assert (folder_of(root, variant) / "config.json").read_bytes().endswith(b'Kind"}}')
+
+
+def test_folders_of_one_name_and_revision_are_told_apart_by_their_content(
+    root: Root, cache: Path, tmp_path: Path
+) -> None:
+    contents_of = {}
+    for place, config in (("one", b"{}"), ("other", b'{"rope_theta": 5}'), ("copy", b"{}")):
+        (tmp_path / place).mkdir()
+        write_model(tmp_path / place / "mine", {**small_model(), "config.json": config})
+        variant = Variant("local/mine", "v1", path=str(tmp_path / place / "mine"))
+        publish(root, variant, cache)
+        contents_of[place] = content_of(root, variant)
+    assert contents_of["one"] == contents_of["copy"] != contents_of["other"]
+
+
+def test_a_model_of_the_hub_is_identified_by_its_commit(root: Root) -> None:
+    assert content_of(root, SAMPLE) is None
 
 
 def test_a_folder_of_links_is_a_model(root: Root, cache: Path, tmp_path: Path) -> None:
