@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from traceback import TracebackException
 
 SHOWN_CHARACTERS = 500
@@ -32,6 +33,29 @@ def as_own(error: Exception) -> CaptionAssetsError:
     own = UnexpectedError(f"unexpected {said}; the log has the traceback")
     own.__cause__ = error
     return own
+
+
+def causes(error: BaseException) -> str:
+    """An error and those that it was raised from, the first of them first, on one line."""
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.insert(0, link)
+        link = link.__cause__
+    said: list[str] = []
+    for one in chain:
+        text = _one_line(one)
+        if not any(text in earlier for earlier in said):
+            said.append(text)
+    return "; then ".join(said)
+
+
+def _one_line(error: BaseException) -> str:
+    """Kind and message of an error, without line breaks and without pydantic's links to its documentation."""
+    text = re.sub(r"For further information visit \S+", "", str(error))
+    text = " ".join(printable(text).split())
+    shown = text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}\N{HORIZONTAL ELLIPSIS}"
+    return f"{type(error).__name__}: {shown}" if shown else type(error).__name__
 
 
 def printable(text: str) -> str:

