@@ -25,6 +25,7 @@ from caption_assets.captioning.engine_failure import CauseFile, explain_start
 from caption_assets.captioning.prompts import neutralise, structural_tokens
 from caption_assets.captioning.recipe import Generation, Recipe
 from caption_assets.captioning.request import Completion, Request, RequestFailed
+from caption_assets.captioning.seen_video import SeenVideos
 from caption_assets.clips.decode import Frames
 from caption_assets.engine_process import OWNER, PLUGIN
 from caption_assets.errors import CaptionAssetsError
@@ -291,6 +292,7 @@ class CaptionEngine:
         self.resent = 0
         """Videos that had to be sent again, since the engine's cache had let them go."""
         self.text_tokens = lru_cache(maxsize=1024)(self._text_tokens)
+        self._seen = SeenVideos(_patch_side(self._model_config), self._process)
 
     @cached_property
     def special_tokens(self) -> frozenset[str]:
@@ -460,27 +462,43 @@ class CaptionEngine:
             prompt_tokens=len(final.prompt_token_ids),
             cached_tokens=final.num_cached_tokens or 0,
             output_tokens=len(answer.token_ids),
+            seen=self._seen.of(request.video_id),
         )
 
     async def _prepare(self, request: Request, with_pixels: bool) -> Any:
-        """Tokens and preprocessed frames, made off the event loop."""
-        from vllm.renderers.inputs.preprocess import parse_model_prompt
-
-        video = (request.frames.pixels, video_metadata(request.frames)) if with_pixels else None
-        prompt = {
-            "prompt": request.prompt,
-            "multi_modal_data": {"video": [video]},
-            "multi_modal_uuids": {"video": [request.video_id]},
-        }
-        renderer = self._llm.renderer
+        """Tokens and preprocessed frames of a request."""
         try:
-            [prepared] = await renderer.render_cmpl_async(
-                [parse_model_prompt(self._model_config, prompt)], renderer.default_cmpl_tok_params
-            )
+            prepared = await self._render(request.prompt, request.frames if with_pixels else None, request.video_id)
         except ValueError as error:
             if not with_pixels and "Cache miss" in str(error):
                 raise _Forgotten from error
             raise
+        for item in prepared["mm_kwargs"]["video"]:
+            if with_pixels and item is not None:  # None: the engine's cache has it, and it was noted then
+                await self._seen.note(request.video_id, request.frames, item.get_data())
+        return prepared
+
+    async def _process(self, frames: Frames) -> Mapping[str, Any]:
+        """What the model's processor makes of a video that no cache is to hold."""
+        prepared = await self._render(self.render(""), frames, uuid4().hex, skip_mm_cache=True)
+        [item] = prepared["mm_kwargs"]["video"]
+        data: Mapping[str, Any] = item.get_data()
+        return data
+
+    async def _render(self, prompt: str, frames: Frames | None, video_id: str, **options: bool) -> Any:
+        """Tokens and preprocessed frames, made off the event loop; without ``frames`` the cache must hold them."""
+        from vllm.renderers.inputs.preprocess import parse_model_prompt
+
+        video = None if frames is None else (frames.pixels, video_metadata(frames))
+        parts = {
+            "prompt": prompt,
+            "multi_modal_data": {"video": [video]},
+            "multi_modal_uuids": {"video": [video_id]},
+        }
+        renderer = self._llm.renderer
+        [prepared] = await renderer.render_cmpl_async(
+            [parse_model_prompt(self._model_config, parts)], renderer.default_cmpl_tok_params, **options
+        )
         return prepared
 
 
@@ -494,6 +512,12 @@ def _sampling(generation: Generation) -> Any:
         max_tokens=generation.max_output_tokens,
         seed=generation.seed,
     )
+
+
+def _patch_side(model_config: Any) -> int | None:
+    """Side of a patch of the model's vision part, in pixels; None if its configuration does not name one."""
+    side = getattr(getattr(model_config.hf_config, "vision_config", None), "patch_size", None)
+    return side if isinstance(side, int) else None
 
 
 def video_metadata(frames: Frames) -> dict[str, Any]:

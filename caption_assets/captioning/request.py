@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from caption_assets.captioning.recipe import Generation
+from caption_assets.captioning.seen_video import SeenVideo
 from caption_assets.clips.decode import Frames
 
 
@@ -38,6 +39,8 @@ class Completion:
     cached_tokens: int
     """Those of them that came from the prefix cache."""
     output_tokens: int
+    seen: SeenVideo | None = None
+    """The video as the model's own processor passed it on; None if it does so unchanged."""
 
 
 class RequestFailed(Exception):

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import count
+from typing import Any
 
 from caption_assets.captioning.admission import NOTHING, Load
 from caption_assets.captioning.budget import (
@@ -27,6 +28,7 @@ from caption_assets.captioning.recipe import Generation, Recipe
 from caption_assets.captioning.recovery import EngineKeeper
 from caption_assets.captioning.request import Completion, PoisonWindow, Request, RequestFailed
 from caption_assets.captioning.rows import Problem, blank_row, stage1_failed, uncaptioned
+from caption_assets.captioning.seen_video import SeenVideo
 from caption_assets.captioning.task import NOTHING_SPENT, Captioned, Spent, Task
 from caption_assets.clips.decode import Frames
 from caption_assets.clips.sampling import frame_count
@@ -270,12 +272,9 @@ class Captioner:
             flags=best.flags,
             reductions=reductions(run.plan.wanted, best.grid),
             sampling=asdict(best.generation),
-            frame_indices=best.frames.indices,
-            frame_fps=best.frames.fps,
             frames_replaced=best.frames.replaced,
             frames_padded=best.frames.padded,
-            frame_height=best.grid.height,
-            frame_width=best.grid.width,
+            **_shown(best),
             prompt_tokens=best.answer.prompt_tokens,
             cached_tokens=best.answer.cached_tokens,
             output_tokens=best.answer.output_tokens,
@@ -414,6 +413,18 @@ class Captioner:
             raise RequestFailed(getattr(error, "kind", "unreadable"), str(error) or type(error).__name__) from error
         finally:
             run.spent += Spent(decode=time.monotonic() - begun)
+
+
+def _shown(attempt: _Attempt) -> dict[str, Any]:
+    """The columns of a row that say which frames the model saw; what its processor does not show is null."""
+    frames, seen = attempt.frames, attempt.answer.seen
+    if seen is None:
+        seen = SeenVideo(tuple(range(attempt.grid.frames)), attempt.grid.height, attempt.grid.width)
+    size = {"frame_height": seen.height, "frame_width": seen.width}
+    if (kept := seen.positions) is None:
+        return {**size, "frame_indices": None, "frame_fps": None}
+    fps = frames.fps * (len(kept) - 1) / (kept[-1] - kept[0]) if len(kept) > 1 else None
+    return {**size, "frame_indices": tuple(frames.indices[position] for position in kept), "frame_fps": fps}
 
 
 def _is_better(attempt: _Attempt, best: _Attempt) -> bool:

@@ -135,7 +135,8 @@ class CaptionRow:
     sampling: Mapping[str, float | None] | None = None
     """Temperature, top_p, repetition penalty, output limit and seed."""
     frame_indices: Sequence[int] | None = None
-    """Frames shown to the model, by their number within the clip."""
+    """Frames that the model saw, by their number within the clip, without those that its own processor drops. Null, as
+    are the next column and the frame size, where that processor's output does not show it."""
     frame_fps: float | None = None
     """Frames per second of those frames."""
     frames_replaced: int | None = None
@@ -144,9 +145,9 @@ class CaptionRow:
     frames_padded: int | None = None
     """Number of frames with another shape than the clip: it changes size midway, and black bars fill the frame."""
     frame_width: int | None = None
-    """Pixels, as shown to the model."""
+    """Pixels, as the model saw it: after its own processor, which may resize."""
     frame_height: int | None = None
-    """Pixels, as shown to the model."""
+    """Pixels, as the model saw it: after its own processor, which may resize."""
     prompt_tokens: int | None = None
     """Tokens of the prompt, the video's included."""
     cached_tokens: int | None = None

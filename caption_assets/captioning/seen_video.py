@@ -1,0 +1,155 @@
+"""The video that a model sees: what its own processor makes of the frames that were sent."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from caption_assets.clips.decode import Frames
+
+CHANNELS = 3
+REMEMBERED = 65536
+"""Number of videos that are remembered: more than any processor cache holds."""
+
+Pixels = npt.NDArray[np.uint8]
+Means = npt.NDArray[np.float64]
+"""Mean of each channel of each frame, of shape (frames, channels)."""
+Process = Callable[[Frames], Awaitable[Mapping[str, Any]]]
+"""Has the model's processor prepare a video by itself, and returns the tensors by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class SeenVideo:
+    """A video as the model sees it. Parts that cannot be read from its processor's output are None."""
+
+    positions: tuple[int, ...] | None
+    """Frames, by their position among those that were sent."""
+    height: int | None
+    """Of each frame, in pixels."""
+    width: int | None
+    """Of each frame, in pixels."""
+
+
+UNREADABLE = SeenVideo(None, None, None)
+"""Of a processor whose output has another form than those that are known."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Output:
+    """The frames in a processor's output."""
+
+    pixels: Any
+    """Tensor of shape (temporal patches, patches, channels, frames of a patch, pixels of a patch)."""
+    height: int
+    width: int
+
+    @property
+    def frames(self) -> int:
+        """Number of frames, with those that are repeated to fill the last temporal patch."""
+        return int(self.pixels.shape[0] * self.pixels.shape[3])
+
+    @property
+    def means(self) -> Means:
+        """Of the pixels; all of them are read."""
+        by_patch = self.pixels.float().mean(dim=(1, 4)).transpose(1, 2)
+        return np.asarray(by_patch.reshape(-1, CHANNELS).double().numpy())
+
+
+class SeenVideos:
+    """Reads from the processor's output what a model sees of each video, and remembers it.
+
+    Most processors say how many frames they keep, and none says which. Where one keeps fewer than were sent, it is
+    given a video whose colours number its frames.
+
+    Args:
+        patch: side of a patch in pixels, for a processor that cuts frames into patches; None for others.
+        process: has the processor prepare a video.
+    """
+
+    def __init__(self, patch: int | None, process: Process) -> None:
+        self._patch = patch
+        self._process = process
+        self._videos: OrderedDict[str, SeenVideo] = OrderedDict()
+        self._kept: dict[tuple[tuple[int, ...], float], tuple[int, ...] | None] = {}
+        self._levels: tuple[Means, Means] | None = None
+
+    def of(self, video_id: str) -> SeenVideo:
+        """What is known of a video."""
+        return self._videos.get(video_id, UNREADABLE)
+
+    async def note(self, video_id: str, frames: Frames, output: Mapping[str, Any]) -> None:
+        """Remember what the processor made of a video."""
+        self._videos[video_id] = await self._read(frames, output)
+        self._videos.move_to_end(video_id)
+        if len(self._videos) > REMEMBERED:
+            self._videos.popitem(last=False)
+
+    async def _read(self, frames: Frames, output: Mapping[str, Any]) -> SeenVideo:
+        found = _read(output, self._patch)
+        if found is None:
+            return UNREADABLE
+        sent = len(frames.pixels)
+        kept = tuple(range(sent)) if found.frames >= sent else await self._find_kept(frames)
+        return SeenVideo(kept, found.height, found.width)
+
+    async def _find_kept(self, frames: Frames) -> tuple[int, ...] | None:
+        """Positions of the frames that the processor keeps of a video of this shape and rate."""
+        key = frames.pixels.shape, frames.fps
+        if key not in self._kept:
+            count, height, width, _ = frames.pixels.shape
+            base = next(base for base in range(2, 256) if base**CHANNELS >= count)
+            digits = np.stack([np.arange(count) // base**place % base for place in range(CHANNELS)], axis=1)
+            colours = (digits * (255 // (base - 1))).astype(np.uint8)
+            coded = np.broadcast_to(colours[:, None, None], (count, height, width, CHANNELS))
+            black, white = await self._black_and_white(frames)
+            means = await self._means(np.ascontiguousarray(coded), frames)
+            if means is None or black is None or white is None:
+                self._kept[key] = None
+            else:
+                read = np.rint((means - black) / (white - black) * 255 / (255 // (base - 1))).astype(int)
+                positions = (read * base ** np.arange(CHANNELS)).sum(axis=1)
+                self._kept[key] = tuple(dict.fromkeys(positions.tolist()))
+        return self._kept[key]
+
+    async def _black_and_white(self, frames: Frames) -> tuple[Means | None, Means | None]:
+        """What the processor makes of the lowest and of the highest value of each channel."""
+        if self._levels is None:
+            black = await self._means(np.zeros_like(frames.pixels), frames)
+            white = await self._means(np.full_like(frames.pixels, 255), frames)
+            if black is None or white is None:
+                return None, None
+            self._levels = black[0], white[0]
+        return self._levels
+
+    async def _means(self, pixels: Pixels, frames: Frames) -> Means | None:
+        found = _read(await self._process(Frames(pixels, frames.indices, frames.fps)), self._patch)
+        return None if found is None else found.means
+
+
+def _read(output: Mapping[str, Any], patch: int | None) -> _Output | None:
+    """The frames in a processor's output: patches with a grid (Qwen, GLM), or whole frames (LLaVA-OneVision, InternVL).
+
+    None if it has neither form.
+    """
+    pixels = output.get("pixel_values_videos")
+    grid = output.get("video_grid_thw")
+    if not hasattr(pixels, "shape"):
+        return None
+    if grid is not None and patch is not None and pixels.ndim == 2:
+        rows = grid.reshape(-1, 3)
+        times, (_, high, wide) = int(rows[:, 0].sum()), rows[0].tolist()
+        depth, rest = divmod(pixels.shape[1], CHANNELS * patch**2)
+        if rest or not depth or pixels.shape[0] != times * high * wide:
+            return None
+        return _Output(pixels.reshape(times, high * wide, CHANNELS, depth, patch**2), high * patch, wide * patch)
+    if pixels.ndim == 5 and pixels.shape[0] == 1:
+        pixels = pixels[0]
+    if grid is not None or pixels.ndim != 4 or pixels.shape[1] != CHANNELS:
+        return None
+    count, _, height, width = pixels.shape
+    return _Output(pixels.reshape(count, 1, CHANNELS, 1, height * width), height, width)

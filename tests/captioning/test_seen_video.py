@@ -1,0 +1,107 @@
+"""What is read of a model's own processor: vLLM's front end, without the processes of an engine."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import pytest
+
+from caption_assets.captioning.engine import CaptionEngine, EngineConfig, engine_arguments
+from caption_assets.captioning.recipe import Generation, Recipe
+from caption_assets.captioning.request import Request
+from caption_assets.captioning.seen_video import SeenVideo
+from caption_assets.clips.decode import Frames
+from tests.conftest import Ask
+
+pytestmark = pytest.mark.engine
+
+SENT = 20
+RESIZING = Recipe(variant=replace(Recipe().variant, presized=False, max_model_len=8192))
+"""The sample model as one that is not known: its own processor sizes the frames."""
+
+
+async def front_of(folder: Path, recipe: Recipe) -> CaptionEngine:
+    """vLLM's front end for a model, as it prepares prompts."""
+    import vllm
+    from vllm.renderers import renderer_from_config
+
+    arguments = engine_arguments(folder, recipe, EngineConfig())
+    config = vllm.AsyncEngineArgs(**arguments).create_engine_config()
+    renderer = renderer_from_config(config)
+    front = SimpleNamespace(
+        vllm_config=config, model_config=config.model_config, renderer=renderer, get_tokenizer=renderer.get_tokenizer
+    )
+    return CaptionEngine(front, recipe, EngineConfig())
+
+
+def changed(model: Path, folder: Path, **processor: Any) -> Path:
+    """A copy of a model whose video processor has other settings."""
+    shutil.copytree(model, folder)
+    path = folder / "processor_config.json"
+    settings = json.loads(path.read_text())
+    settings["video_processor"].update(processor)
+    path.write_text(json.dumps(settings))
+    return folder
+
+
+def frames(height: int, width: int, count: int = SENT) -> Frames:
+    pixels = np.random.default_rng(count).integers(0, 255, (count, height, width, 3), dtype=np.uint8)
+    return Frames(pixels, tuple(range(0, 3 * count, 3)), 2.0)
+
+
+def seen(ask: Ask[Any], engine: CaptionEngine, sent: Frames) -> SeenVideo:
+    """What the engine reads of a request."""
+    request = Request(uuid4().hex, sent, engine.render("What is it?"), Generation(), stage=1)
+    ask(engine._prepare(request, with_pixels=True))
+    return engine._seen.of(request.video_id)
+
+
+EVERY = tuple(range(SENT))
+
+
+def test_frames_that_arrive_at_their_final_size_are_seen_so(ask: Ask[Any], model_folder: Path) -> None:
+    engine = ask(front_of(model_folder, Recipe()))
+    assert seen(ask, engine, frames(84, 112)) == SeenVideo(EVERY, 84, 112)
+
+
+def test_frames_that_the_processor_resizes_are_seen_at_its_size(ask: Ask[Any], model_folder: Path) -> None:
+    engine = ask(front_of(model_folder, RESIZING))
+    found = seen(ask, engine, frames(60, 90))
+    assert found.positions == EVERY
+    assert found.height
+    assert found.width
+    assert found.height % 28 == found.width % 28 == 0
+    assert (found.height, found.width) != (60, 90)
+    prepared = ask(engine._process(frames(60, 90)))
+    assert prepared["video_grid_thw"].tolist() == [SENT // 2, found.height // 14, found.width // 14]
+
+
+@pytest.mark.parametrize(
+    ("processor", "kept"),
+    [
+        ({"do_sample_frames": True, "num_frames": 8}, (0, 2, 5, 7, 10, 12, 15, 17)),
+        ({"do_sample_frames": True, "fps": 1.0}, tuple(range(0, SENT, 2))),
+        ({"temporal_patch_size": 4}, EVERY),
+    ],
+)
+def test_frames_that_the_processor_drops_are_not_seen(
+    ask: Ask[Any], model_folder: Path, tmp_path: Path, processor: dict[str, Any], kept: tuple[int, ...]
+) -> None:
+    engine = ask(front_of(changed(model_folder, tmp_path / "model", **processor), RESIZING))
+    for _ in range(2):  # found out once for all videos of a shape and rate
+        assert seen(ask, engine, frames(56, 84)).positions == kept
+
+
+def test_every_frame_of_a_long_video_is_told_from_the_others(ask: Ask[Any], model_folder: Path, tmp_path: Path) -> None:
+    folder = changed(model_folder, tmp_path / "model", do_sample_frames=True, num_frames=60)
+    engine = ask(front_of(folder, RESIZING))
+    kept = seen(ask, engine, frames(28, 28, count=600)).positions
+    assert kept is not None
+    assert kept == tuple(range(0, 600, 10))
