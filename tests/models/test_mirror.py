@@ -44,9 +44,9 @@ def test_folders_of_one_name_and_revision_are_told_apart_by_their_content(
     root: Root, cache: Path, tmp_path: Path
 ) -> None:
     contents_of = {}
-    for place, config in (("one", b"{}"), ("other", b'{"rope_theta": 5}'), ("copy", b"{}")):
+    for place, template in (("one", b"{{ messages }}"), ("other", b"{{ messages[0] }}"), ("copy", b"{{ messages }}")):
         (tmp_path / place).mkdir()
-        write_model(tmp_path / place / "mine", {**small_model(), "config.json": config})
+        write_model(tmp_path / place / "mine", {**small_model(), "chat_template.jinja": template})
         variant = Variant("local/mine", "v1", path=str(tmp_path / place / "mine"))
         publish(root, variant, cache)
         contents_of[place] = content_of(root, variant)
