@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from traceback import TracebackException
+
+from pydantic import ValidationError
 
 SHOWN_CHARACTERS = 500
 """Characters of an unforeseen error's message that are shown: some libraries repeat the data they failed on."""
@@ -51,8 +52,11 @@ def causes(error: BaseException) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    """Kind and message of an error, without line breaks and without pydantic's links to its documentation."""
-    text = re.sub(r"For further information visit \S+", "", str(error))
+    """Kind and message of an error without line breaks; of a validation's, each place with what is wrong there."""
+    text = str(error)
+    if isinstance(error, ValidationError):
+        found = error.errors(include_url=False, include_context=False, include_input=False)
+        text = "; ".join(": ".join([*map(str, detail["loc"]), detail["msg"]]) for detail in found)
     text = " ".join(printable(text).split())
     shown = text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}\N{HORIZONTAL ELLIPSIS}"
     return f"{type(error).__name__}: {shown}" if shown else type(error).__name__

@@ -305,6 +305,11 @@ class CaptionEngine:
         return int(self._model_config.max_model_len)
 
     @property
+    def is_hybrid(self) -> bool:
+        """Whether the model mixes attention with layers that keep a state."""
+        return bool(self._model_config.is_hybrid)
+
+    @property
     def capacity(self) -> Load:
         """What may be under way at once."""
         config = self._vllm_config
@@ -463,7 +468,13 @@ class CaptionEngine:
             cached_tokens=final.num_cached_tokens or 0,
             output_tokens=len(answer.token_ids),
             seen=self._seen.of(request.video_id),
+            cacheable_tokens=self._cacheable_tokens(prompt),
         )
+
+    def _cacheable_tokens(self, prepared: Any) -> int:
+        cache = self._vllm_config.cache_config
+        [video] = prepared["mm_placeholders"]["video"]
+        return (video.offset + video.length) // cache.block_size * cache.block_size * bool(cache.enable_prefix_caching)
 
     async def _prepare(self, request: Request, with_pixels: bool) -> Any:
         """Tokens and preprocessed frames of a request."""

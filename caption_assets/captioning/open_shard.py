@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 from caption_assets.captioning.job import Job
+from caption_assets.captioning.prefix_cache import NO_HITS
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.task import Captioned, Spent, Task
 from caption_assets.captioning.threads import to_its_end
@@ -73,6 +74,8 @@ class OpenShard:
         self._unsaved_since = 0.0
         self._not_before = 0.0
         self._spent = Spent()
+        self.hits = NO_HITS
+        """Of this run's stage 2 in the prefix cache."""
         self._new: list[Captioned] = []
         self._parts = 0
         self._saving = asyncio.Lock()
@@ -103,6 +106,7 @@ class OpenShard:
         self._unsaved.append(result)
         self._new.append(result)
         self._spent += result.spent
+        self.hits += result.hits
         self._results[result.task.number] = result
 
     async def save(self) -> None:
@@ -155,7 +159,8 @@ class OpenShard:
         for table in sorted(job.tables):
             fresh = [row for result in self._new if (row := _made(result, table))]
             versions = self._versions(table, rows[table])
-            stored = {**facts(job.recipe, table), **versions.facts}
+            hits = self.hits.facts if table is Table.STAGE2 else {}
+            stored = {**facts(job.recipe, table), **versions.facts, **hits}
             path = publish_captions(job.root, table, shard, rows[table], self._keys, stored)
             published[table] = PublishedTable(path, rows[table], self._reused[table], fresh, versions)
             self._inputs[table] = versions.data

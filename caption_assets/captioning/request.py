@@ -41,6 +41,8 @@ class Completion:
     output_tokens: int
     seen: SeenVideo | None = None
     """The video as the model's own processor passed it on; None if it does so unchanged."""
+    cacheable_tokens: int = 0
+    """Tokens of the prompt up to the video's end, in whole blocks of the prefix cache; 0 if there is no such cache."""
 
 
 class RequestFailed(Exception):

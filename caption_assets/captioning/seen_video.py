@@ -138,7 +138,7 @@ def _read(output: Mapping[str, Any], patch: int | None) -> _Output | None:
     """
     pixels = output.get("pixel_values_videos")
     grid = output.get("video_grid_thw")
-    if not hasattr(pixels, "shape"):
+    if pixels is None or not hasattr(pixels, "shape"):
         return None
     if grid is not None and patch is not None and pixels.ndim == 2:
         rows = grid.reshape(-1, 3)

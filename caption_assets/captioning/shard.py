@@ -13,6 +13,7 @@ from typing import Protocol
 from caption_assets.captioning.decoding import SandboxDecoder
 from caption_assets.captioning.job import Job
 from caption_assets.captioning.open_shard import OpenShard, Published
+from caption_assets.captioning.prefix_cache import NO_HITS
 from caption_assets.captioning.recovery import EngineKeeper
 from caption_assets.captioning.reuse import EarlierRows, Reuse
 from caption_assets.captioning.stream import caption
@@ -105,6 +106,8 @@ async def caption_shards(
             with SandboxDecoder(sandbox, preview) as decoder:
                 windows = _chain(first, tasks)
                 await caption(keeper, job.recipe, decoder, windows, run.take, with_stage2=with_stage2)
+        if run.hits.is_low:
+            progress.warned(f"the prefix cache saves less than half of what it could: {run.hits.summary}")
 
 
 async def _chain(first: Task, others: AsyncIterator[Task]) -> AsyncIterator[Task]:
@@ -144,6 +147,8 @@ class _Run:
         self._leases = leases
         self._progress = progress
         self._open: dict[str, OpenShard] = {}
+        self.hits = NO_HITS
+        """Of stage 2 in the prefix cache, over all shards."""
 
     async def tasks(self, shards: Iterable[str]) -> AsyncIterator[Task]:
         """What is left to be made of shard after shard; each is taken and read when its turn comes."""
@@ -182,6 +187,7 @@ class _Run:
 
     async def take(self, result: Captioned) -> None:
         """Keep a result; publish its shard if it was the last one missing."""
+        self.hits += result.hits
         shard = self._open.get(result.task.shard)
         if shard is None:  # it has failed
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 
+from caption_assets.captioning.prefix_cache import NO_HITS, CacheHits
 from caption_assets.store.tables import CaptionRow, ManifestRow, Status
 
 
@@ -56,6 +57,8 @@ class Captioned:
     stage2: CaptionRow | None
     """None where only stage 1 was wanted."""
     spent: Spent = NOTHING_SPENT
+    hits: CacheHits = NO_HITS
+    """Of stage 2 in the prefix cache, where the engine was shown the same frames in stage 1."""
 
     @property
     def ok(self) -> bool:

@@ -23,6 +23,7 @@ from caption_assets.captioning.budget import (
 )
 from caption_assets.captioning.decoding import Decoder, known
 from caption_assets.captioning.engine import EngineError
+from caption_assets.captioning.prefix_cache import NO_HITS, CacheHits
 from caption_assets.captioning.quality import CUT_OFF, REGENERATED, find_flags, replaces
 from caption_assets.captioning.recipe import Generation, Recipe
 from caption_assets.captioning.recovery import EngineKeeper
@@ -108,6 +109,7 @@ class _Run:
     attempts: int = 0
     """Requests of the present stage."""
     spent: Spent = NOTHING_SPENT
+    hits: CacheHits = NO_HITS
 
     def show(self, grid: FrameGrid) -> None:
         """Show it otherwise from now on."""
@@ -239,7 +241,7 @@ class Captioner:
             if stage1.caption is None:
                 return Captioned(task, stage1, stage1_failed(self._recipe, task.window), run.spent)
             stage2 = await self._stage(2, run, stage1)
-            return Captioned(task, stage1, stage2, run.spent)
+            return Captioned(task, stage1, stage2, run.spent, run.hits)
         finally:
             for stage in (1, 2):
                 said.resolve(stage, None)
@@ -396,6 +398,8 @@ class Captioner:
         finally:
             waited = time.monotonic() - begun
             run.spent += Spent(stage1=waited) if stage == 1 else Spent(stage2=waited)
+        if request.seen and stage == 2 and run.attempts == 1:
+            run.hits = CacheHits(answer.cached_tokens, answer.cacheable_tokens, self._keeper.engine.is_hybrid)
         run.seen = True
         return _Attempt(answer, generation, run.grid, frames)
 

@@ -11,6 +11,7 @@ from statistics import fmean, stdev
 import pyarrow as pa
 
 from caption_assets.captioning.open_shard import failed_fraction
+from caption_assets.captioning.prefix_cache import LEAST_SHARE, CacheHits
 from caption_assets.captioning.text import split_words
 from caption_assets.models.weights import WeightsManifest, in_words
 from caption_assets.store.tables import SCHEMA_VERSION, SCHEMAS, CaptionRow, ManifestRow, Status, Table
@@ -85,11 +86,16 @@ ADDS = Check(
     f"Stage-2 captions that are their stage-1 caption, or shorter than {LEAST_STAGE2_LENGTH:.0%} of it, are at most "
     f"{MAX_ADDING_NOTHING:.0%}.",
 )
+CACHE_HITS = Check(
+    "prefix_cache_hits",
+    Severity.WARN,
+    f"At least {LEAST_SHARE:.0%} of the tokens that stage 2 could take from the engine's prefix cache came from there.",
+)
 WEIGHTS_VERIFIED = Check(
     "weights_verified", Severity.ERROR, "Every file of the mirror is there, and has the SHA-256 of the manifest."
 )
 _OF_BOTH = (ROWS_COMPLETE, SCHEMA, FAILED, TRUNCATED, FLAGGED, DUPLICATES, LENGTH)
-CHECKS: Mapping[Table, tuple[Check, ...]] = {Table.STAGE1: _OF_BOTH, Table.STAGE2: (*_OF_BOTH, ADDS)}
+CHECKS: Mapping[Table, tuple[Check, ...]] = {Table.STAGE1: _OF_BOTH, Table.STAGE2: (*_OF_BOTH, ADDS, CACHE_HITS)}
 """What is looked at in each caption table."""
 
 
@@ -161,7 +167,9 @@ def find(looked: Looked, *, max_failed_fraction: float, earlier_means: Sequence[
         few_duplicates(looked.said),
         usual_length(looked.said, earlier_means),
     ]
-    return [*findings, adds_to_stage1(looked.stage1, looked.said)] if looked.table is Table.STAGE2 else findings
+    if looked.table is not Table.STAGE2:
+        return findings
+    return [*findings, adds_to_stage1(looked.stage1, looked.said), prefix_cache_hits(looked.schema)]
 
 
 def rows_complete(looked: Looked) -> Finding:
@@ -294,6 +302,21 @@ def adds_to_stage1(stage1: Sequence[Said], stage2: Sequence[Said]) -> Finding:
         "look at the stage-2 prompt",
         {"equal": len(equal), "shorter": len(shorter)},
     )
+
+
+def prefix_cache_hits(schema: pa.Schema) -> Finding:
+    """Whether the run that made a stage-2 table took the videos' tokens from the prefix cache."""
+    metadata = {name.decode(): value.decode() for name, value in (schema.metadata or {}).items()}
+    hits = CacheHits.from_facts(metadata)
+    if not hits.predicted:
+        return Finding(CACHE_HITS, True, "no window was captioned in both stages by one engine")
+    facts: Facts = {
+        "cached_tokens": hits.cached,
+        "predicted_tokens": hits.predicted,
+        "fraction": round(hits.share, 4),
+        "limit": LEAST_SHARE,
+    }
+    return Finding(CACHE_HITS, not hits.is_low, hits.summary, facts)
 
 
 def weights_verified(manifest: WeightsManifest, damaged: Mapping[str, str]) -> Finding:

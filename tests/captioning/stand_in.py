@@ -24,9 +24,11 @@ class StandIn:
         seconds: until it answers.
         fails: whether a request gets no answer.
         context: longest prompt and answer together; a token of text is a character.
+        cached: share of the cacheable tokens that come from the prefix cache.
     """
 
     resent = 0
+    is_hybrid = False
     special_tokens: frozenset[str] = frozenset()
     capacity = Load(16, 10**9, 10**12, 10**12)
 
@@ -37,7 +39,9 @@ class StandIn:
         seconds: float = 0.0,
         fails: Callable[[Request], bool] = lambda _: False,
         context: int = SAMPLE.max_model_len,
+        cached: float = 1.0,
     ) -> None:
+        self._cached = cached
         self.context = context
         self._asked = asked
         self._seconds = seconds
@@ -51,8 +55,9 @@ class StandIn:
         said = sha256(request.frames.pixels.tobytes() + request.prompt.encode()).digest()
         words = [word for _, word in sorted(zip(said, WORDS, strict=False))][:11]  # none twice: no quality flag
         frames, height, width, _ = request.frames.pixels.shape
-        prompt = len(request.prompt) + visual_tokens(FrameGrid(frames, height, width), SAMPLE.pixels.factor)
-        return Completion(" ".join(words), "stop", prompt, 0, 11)
+        video = visual_tokens(FrameGrid(frames, height, width), SAMPLE.pixels.factor)
+        cached = int(self._cached * video) if request.seen else 0
+        return Completion(" ".join(words), "stop", len(request.prompt) + video, cached, 11, cacheable_tokens=video)
 
     def load(self, grid: FrameGrid, text_tokens: int) -> Load:
         return Load(1, text_tokens, 0, grid.bytes)

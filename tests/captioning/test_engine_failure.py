@@ -55,18 +55,18 @@ def test_what_a_configuration_lacks_stands_in_the_first_line_without_a_remedy_th
 @pytest.mark.engine
 def test_an_error_in_the_engines_own_process_stands_in_the_first_line(model_folder: Path, tmp_path: Path) -> None:
     """vLLM itself says \"Engine core initialization failed. See root cause above.\""""
-    folder = tmp_path / "damaged"
-    shutil.copytree(model_folder, folder)
-    weights = folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:4096])
-    message = failure(folder, Recipe())
-    assert "did not start: SafetensorError: " in message
+    sizes = json.loads((model_folder / "config.json").read_text())["text_config"]
+    other = changed_model(
+        model_folder, tmp_path / "other", text_config={**sizes, "intermediate_size": 2 * sizes["intermediate_size"]}
+    )
+    message = failure(other, Recipe())
+    assert "did not start: AssertionError: Attempted to load weight" in message
     assert "root cause above" not in message
 
 
 @pytest.mark.engine
 def test_a_context_without_memory_for_one_request_names_the_settings(model_folder: Path) -> None:
-    message = failure(model_folder, Recipe(), kv_cache_memory_bytes=1 << 16)
+    message = failure(model_folder, Recipe(), kv_cache_memory_bytes=1 << 20)
     assert "To serve at least one request" in message
     assert "raise kv_cache_memory_bytes in CAPTION_ENGINE_ARGS" in message  # with it gpu_memory_utilization is ignored
 

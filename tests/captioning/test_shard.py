@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from caption_assets.captioning.job import Job
+from caption_assets.captioning.prefix_cache import NO_HITS, CacheHits
 from caption_assets.captioning.recipe import Generation, Recipe
 from caption_assets.captioning.recovery import EngineKeeper
 from caption_assets.captioning.request import PoisonWindow, Request
@@ -25,7 +26,7 @@ from caption_assets.clips.window import Windowing
 from caption_assets.store.checkpoints import checkpoint_folder
 from caption_assets.store.lease import Leases
 from caption_assets.store.root import Root
-from caption_assets.store.tables import Status, Table, publish_manifest, read_captions, read_manifest
+from caption_assets.store.tables import Status, Table, publish_manifest, read_captions, read_facts, read_manifest
 from caption_assets.store.versions import TableVersions, manifest_version, read_versions
 from tests.captioning.stand_in import StandIn, start_stand_in
 from tests.captioning.watch import Log
@@ -110,6 +111,24 @@ def test_all_windows_are_captioned_and_nothing_is_left_over(world: World) -> Non
     assert [row["status"] for row in world.rows(Table.STAGE2)] == [Status.OK] * 6
     assert (world.asked, world.engines) == ({1: 6, 2: 6}, 1)
     assert world.left_over() == []
+
+
+@pytest.mark.parametrize(("cached", "is_low"), [(1.0, False), (0.6, False), (0.4, True), (0.0, True)])
+def test_a_run_that_takes_less_than_half_from_the_prefix_cache_warns(world: World, cached: float, is_low: bool) -> None:
+    log = world.run(engine=StandIn(cached=cached))
+    assert [warning for warning in log.warnings if "prefix cache" in warning] == log.warnings
+    assert len(log.warnings) == is_low
+    hits = CacheHits.from_facts(read_facts(world.root, Table.STAGE2, "a"))
+    assert hits.predicted > 0
+    assert hits.share == pytest.approx(cached, abs=0.05)
+    assert CacheHits.from_facts(read_facts(world.root, Table.STAGE1, "a")) == NO_HITS
+
+
+def test_stage_2_alone_predicts_no_hits(world: World) -> None:
+    world.run(tables=frozenset({Table.STAGE1}))
+    log = world.run(engine=StandIn(cached=0.0), tables=frozenset({Table.STAGE2}))
+    assert log.warnings == []
+    assert CacheHits.from_facts(read_facts(world.root, Table.STAGE2, "a")) == NO_HITS
 
 
 def test_a_second_run_starts_no_engine_and_publishes_the_same(world: World) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from caption_assets.captioning.engine import CaptionEngine
+from caption_assets.captioning.prefix_cache import NO_HITS, CacheHits
 from caption_assets.captioning.recipe import DETERMINISTIC, Generation, Recipe
 from caption_assets.captioning.recovery import EngineKeeper
 from caption_assets.captioning.request import Completion, Request, RequestFailed
@@ -102,6 +103,7 @@ def test_stage_2_takes_every_whole_block_of_the_video_from_the_prefix_cache(
     engine: CaptionEngine, captioned: dict[str, list[Captioned]]
 ) -> None:
     cached = cacheable = 0
+    hits = sum((done.hits for done in chain.from_iterable(captioned.values())), NO_HITS)
     for done in chain.from_iterable(captioned.values()):
         if done.stage2 is None or done.stage2.prompt_tokens is None:
             continue
@@ -110,6 +112,7 @@ def test_stage_2_takes_every_whole_block_of_the_video_from_the_prefix_cache(
         cacheable += (head + done.stage2.prompt_tokens - text) // BLOCK * BLOCK
         cached += done.stage2.cached_tokens or 0
     assert cached >= 0.98 * cacheable > 0
+    assert hits == CacheHits(cached, cacheable)
 
 
 def test_a_video_is_encoded_once_for_both_stages(

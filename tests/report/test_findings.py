@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from caption_assets.captioning.prefix_cache import CacheHits
 from caption_assets.models.weights import WeightFile, WeightsManifest
 from caption_assets.report.findings import (
     CHECKS,
@@ -20,6 +21,7 @@ from caption_assets.report.findings import (
     few_flagged,
     few_truncated,
     find,
+    prefix_cache_hits,
     rows_complete,
     said,
     schema_known,
@@ -209,3 +211,19 @@ def test_damaged_weights_are_named() -> None:
     finding = weights_verified(manifest, {"b.json": "it has 4 bytes, but should have 5"})
     assert finding.is_error
     assert finding.message.startswith("1 of 2 files are not what the manifest says; the first: b.json: it has 4 bytes")
+
+
+@pytest.mark.parametrize(
+    ("hits", "passed", "reason"),
+    [
+        (CacheHits(50, 100), True, "50 of 100 predicted tokens"),
+        (CacheHits(49, 100), False, "give the KV cache more memory"),
+        (CacheHits(0, 100, is_hybrid=True), False, "(issues 43587 and 51198)"),
+        (CacheHits(), True, "no window"),
+    ],
+)
+def test_few_hits_in_the_prefix_cache_are_told_with_the_reason(hits: CacheHits, passed: bool, reason: str) -> None:
+    finding = prefix_cache_hits(with_facts(SCHEMAS[Table.STAGE2], hits.facts))
+    assert finding.passed is passed
+    assert reason in finding.message
+    assert finding.facts.get("predicted_tokens", 0) == hits.predicted

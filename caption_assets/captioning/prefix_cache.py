@@ -1,0 +1,73 @@
+"""The prefix cache's hits: what stage 2 takes from it, beside what the arithmetic of its blocks predicts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+LEAST_SHARE = 0.5
+"""Of the predicted hits. Where nothing is wrong nearly all come (98 % on the sample model's engine)."""
+FACT = "prefix_cache"
+"""Key of the hits in a table's file metadata."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheHits:
+    """Tokens of stage-2 prompts, added up over windows whose stage 1 the same engine answered with the same frames."""
+
+    cached: int = 0
+    """That came from the prefix cache."""
+    predicted: int = 0
+    """That whole blocks hold of what both prompts begin with: up to the video's end."""
+    is_hybrid: bool = False
+    """Whether the model mixes attention with layers that keep a state, which vLLM caches otherwise."""
+
+    def __add__(self, other: CacheHits) -> CacheHits:
+        return CacheHits(
+            self.cached + other.cached, self.predicted + other.predicted, self.is_hybrid or other.is_hybrid
+        )
+
+    @property
+    def share(self) -> float:
+        """Of the predicted tokens; 1 where none are predicted."""
+        return self.cached / self.predicted if self.predicted else 1.0
+
+    @property
+    def is_low(self) -> bool:
+        """Whether stage 2 computes much of what stage 1 has computed before it."""
+        return self.share < LEAST_SHARE
+
+    @property
+    def summary(self) -> str:
+        """The hits in words, with the reason if they are few."""
+        found = f"{self.cached} of {self.predicted} predicted tokens came from the prefix cache ({self.share:.0%})"
+        if not self.is_low:
+            return found
+        if self.is_hybrid:
+            reason = (
+                "the model has hybrid attention, whose prefixes vLLM seldom keeps (issues 43587 and 51198): stage 2 "
+                "computes the video again, which costs time and changes no caption"
+            )
+        else:
+            reason = (
+                "blocks are dropped before stage 2 needs them: give the KV cache more memory, or lower max_num_seqs in "
+                "CAPTION_ENGINE_ARGS"
+            )
+        return f"{found}; {reason}"
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """As file metadata; empty where nothing is predicted."""
+        if not self.predicted:
+            return {}
+        values = {"cached": self.cached, "predicted": self.predicted, "is_hybrid": self.is_hybrid}
+        return {FACT: json.dumps(values)}
+
+    @classmethod
+    def from_facts(cls, facts: Mapping[str, str]) -> CacheHits:
+        """Those in file metadata; none for a file without them."""
+        return cls(**json.loads(facts[FACT])) if FACT in facts else cls()
+
+
+NO_HITS = CacheHits()
