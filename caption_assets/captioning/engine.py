@@ -473,8 +473,10 @@ class CaptionEngine:
 
     def _cacheable_tokens(self, prepared: Any) -> int:
         cache = self._vllm_config.cache_config
+        if not cache.enable_prefix_caching:
+            return 0
         [video] = prepared["mm_placeholders"]["video"]
-        return (video.offset + video.length) // cache.block_size * cache.block_size * bool(cache.enable_prefix_caching)
+        return int((video.offset + video.length) // cache.block_size * cache.block_size)
 
     async def _prepare(self, request: Request, with_pixels: bool) -> Any:
         """Tokens and preprocessed frames of a request."""

@@ -19,6 +19,8 @@ DECODE_PLAN = "2"
 """Version of the way frames are chosen, decoded and resized; raised when that changes pixels."""
 USUAL_SAMPLING = Sampling(fps=2.0, min_frames=4, max_frames=768)
 """The reference's (NeMo Curator). Not to be changed: fingerprints hold it."""
+USUAL_OUTPUT_TOKENS = 512
+"""The reference's. Not to be changed: fingerprints hold it."""
 MOST_TEMPERATURE = 2.0
 """vLLM's limit."""
 
@@ -103,20 +105,27 @@ class Recipe:
         return _grid(window, self.frames, self.variant.pixels)
 
     def fingerprint(
-        self, stage: int, window: ManifestRow, stage1_caption: str | None = None, *, reduced: bool = False
+        self,
+        stage: int,
+        window: ManifestRow,
+        stage1_caption: str | None = None,
+        *,
+        reduced: bool = False,
+        cut_off: bool = False,
     ) -> str:
         """The hash of all that decides one window's caption, known without decoding.
 
-        Sampling and pixel limits count only by the frames that they give for this window: a raised limit changes the
-        fingerprints of the windows that it reduced, and no others. Where the usual limits give the same frames, the
-        hash holds those limits, as in earlier releases. Frame indices and true fps follow from the clip's content, the
-        window's bounds, the number of frames and the version of the decode plan.
+        A limit counts only where it binds: a raised limit changes the fingerprints of the windows that it reduced, and
+        no others. Sampling and pixel limits count by the frames that they give for this window. Where they bind no
+        more than the usual ones, the hash holds those, as in earlier releases. Frame indices and true fps follow from
+        the clip's content, the window's bounds, the number of frames and the version of the decode plan.
 
         Args:
             stage: 1 or 2.
             window: the manifest's row.
             stage1_caption: for stage 2, the text in the prompt.
             reduced: whether the context has no room for all of ``grid``. Only then does the context count.
+            cut_off: whether an answer reached the output limit. Only then, or with ``reduced``, does that limit count.
         """
         arguments = deciding({**self.variant.engine, **self.engine})
         context = arguments.pop(CONTEXT, self.variant.max_model_len)
@@ -126,8 +135,13 @@ class Recipe:
             values |= {"frames": asdict(USUAL_SAMPLING), "pixels": asdict(usual)}
             if grid != _grid(window, USUAL_SAMPLING, usual):
                 values["grid"] = asdict(grid)
+        values["generation"] = {**asdict(self.generation), "max_output_tokens": USUAL_OUTPUT_TOKENS}
         if reduced:
             values |= {"context": context, "min_pixels": self.variant.pixels.min_pixels}
+        if reduced or cut_off:
+            values["max_output_tokens"] = self.generation.max_output_tokens
+        if cut_off:
+            values["cut_off"] = True
         if self.weights is not None:
             values["weights"] = self.weights
         if stage == 1:

@@ -27,6 +27,10 @@ class Request:
     """Number of the window, by which the engine's replica is chosen: both stages of a window go to the same one."""
 
 
+CUT = "length"
+"""vLLM's finish reason of an answer that reached the output limit."""
+
+
 @dataclass(frozen=True, slots=True)
 class Completion:
     """The model's answer."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
 
 from caption_assets.captioning.recipe import Recipe
-from caption_assets.captioning.request import POISON
+from caption_assets.captioning.request import CUT, POISON
 from caption_assets.captioning.rows import Problem, stage1_failed, uncaptioned
 from caption_assets.captioning.task import Captioned, Task
 from caption_assets.store.tables import CaptionRow, ManifestRow, Status, Table
@@ -38,11 +40,11 @@ class EarlierRows:
 class Reuse:
     """Decides which rows stay as they are.
 
-    One with a caption does, as long as its fingerprint is what it would be now. Whether the context reduces a window is
-    not known before the engine runs: a row that was made without that stays while the context has room for its prompt
-    and answer, and one that was reduced while the context is the same. One that failed is made again, until
-    ``max_attempts`` requests have been made for it. A window that crashes the engine is not asked again under the same
-    engine settings: each run would lose three engines to it.
+    One with a caption does, as long as its fingerprint is what it would be now. Whether the context would reduce a
+    window, and the output limit cut off its answer, is not known before the engine runs. A row to which neither was
+    done stays while there is room for its prompt and answer; else it stays while those limits are the same. One that
+    failed is made again, until ``max_attempts`` requests have been made for it. A window that crashes the engine is not
+    asked again under the same engine settings: each run would lose three engines to it.
     """
 
     recipe: Recipe
@@ -79,19 +81,27 @@ class Reuse:
         self, table: Table, stage: int, window: ManifestRow, stage1_caption: str | None = None
     ) -> tuple[CaptionRow | None, int]:
         """A row that stays as it is, and the requests that were made for one that does not."""
-        recipe, tried = self.recipe, 0
-        fingerprints = (
-            recipe.fingerprint(stage, window, stage1_caption),
-            recipe.former_fingerprint(stage, window, stage1_caption),
-            recipe.fingerprint(stage, window, stage1_caption, reduced=True),
-        )
-        for fingerprint in filter(None, dict.fromkeys(fingerprints)):
-            row = self.earlier.find(table, window.window_id, fingerprint)
-            if row is not None and (fingerprint == fingerprints[-1] or self._fits(row)):
-                if self._stays(row):
-                    return row, 0
-                tried = max(tried, 0 if row.error_kind == POISON else row.attempts)
+        tried = 0
+        for row in self._candidates(table, stage, window, stage1_caption):
+            if self._stays(row):
+                return row, 0
+            tried = max(tried, 0 if row.error_kind == POISON else row.attempts)
         return None, tried
+
+    def _candidates(
+        self, table: Table, stage: int, window: ManifestRow, stage1_caption: str | None
+    ) -> Iterator[CaptionRow]:
+        """Rows that were made of this window in the way in which it would be made now."""
+        recipe, find = self.recipe, partial(self.earlier.find, table, window.window_id)
+        for reduced, cut_off in product((False, True), repeat=2):
+            row = find(recipe.fingerprint(stage, window, stage1_caption, reduced=reduced, cut_off=cut_off))
+            if row and (reduced or self._fits(row)) and (cut_off or self._ends(row)):
+                yield row
+        former = recipe.former_fingerprint(stage, window, stage1_caption)
+        row = find(former) if former else None
+        # The output limit was part of it, whether an answer was cut off or not.
+        if row and self._fits(row) and (row.finish_reason == CUT or self._ends(row)):
+            yield row
 
     def _fits(self, row: CaptionRow) -> bool:
         """Whether the context has room for what the row's window was shown with, so that it would not be reduced."""
@@ -99,6 +109,11 @@ class Reuse:
         if context is None or row.prompt_tokens is None:
             return True
         return row.prompt_tokens + self.recipe.generation.max_output_tokens <= context
+
+    def _ends(self, row: CaptionRow) -> bool:
+        """Whether the answer ends within the output limit, or within twice that where it would be generated again."""
+        longest = self.recipe.generation.max_output_tokens * (2 if self.recipe.regenerations else 1)
+        return row.finish_reason != CUT and (row.output_tokens or 0) <= longest
 
     def _stays(self, row: CaptionRow) -> bool:
         if row.error_kind == POISON:

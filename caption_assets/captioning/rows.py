@@ -21,7 +21,13 @@ class Problem:
 
 
 def blank_row(
-    recipe: Recipe, stage: int, window: ManifestRow, stage1: CaptionRow | None = None, *, reduced: bool = False
+    recipe: Recipe,
+    stage: int,
+    window: ManifestRow,
+    stage1: CaptionRow | None = None,
+    *,
+    reduced: bool = False,
+    cut_off: bool = False,
 ) -> CaptionRow:
     """A failed row, to be filled in.
 
@@ -31,10 +37,11 @@ def blank_row(
         window: what the row is of.
         stage1: for stage 2, the row whose caption is in the prompt; None where there is none.
         reduced: whether the context has no room for the whole window; see ``Recipe.fingerprint``.
+        cut_off: whether an answer reached the output limit.
     """
     prompt = recipe.prompt_for(window)
     known = window.status is Status.OK and (stage == 1 or stage1 is not None)
-    stage1_caption = stage1.caption if stage1 else None
+    said = stage1.caption if stage1 else None
     return CaptionRow(
         clip_key=window.clip_key,
         window_index=window.window_index,
@@ -47,7 +54,7 @@ def blank_row(
         prompt_name=prompt.name,
         prompt_hash=text_hash(prompt.stage1 if stage == 1 else prompt.stage2),
         sampling=asdict(recipe.generation),
-        fingerprint=recipe.fingerprint(stage, window, stage1_caption, reduced=reduced) if known else None,
+        fingerprint=recipe.fingerprint(stage, window, said, reduced=reduced, cut_off=cut_off) if known else None,
         stage1_fingerprint=stage1.fingerprint if stage1 else None,
     )
 

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -27,7 +28,7 @@ from caption_assets.captioning.prefix_cache import NO_HITS, CacheHits
 from caption_assets.captioning.quality import CUT_OFF, REGENERATED, find_flags, replaces
 from caption_assets.captioning.recipe import Generation, Recipe
 from caption_assets.captioning.recovery import EngineKeeper
-from caption_assets.captioning.request import Completion, PoisonWindow, Request, RequestFailed
+from caption_assets.captioning.request import CUT, Completion, PoisonWindow, Request, RequestFailed
 from caption_assets.captioning.rows import Problem, blank_row, stage1_failed, uncaptioned
 from caption_assets.captioning.seen_video import SeenVideo
 from caption_assets.captioning.task import NOTHING_SPENT, Captioned, Spent, Task
@@ -252,22 +253,30 @@ class Captioner:
         run.attempts = 0
         prompt = self._recipe.prompt_for(window)
         instruction = prompt.stage1 if stage1 is None else prompt.stage2_text(stage1.caption or "")
+        blank = partial(blank_row, self._recipe, stage, window, stage1)
         try:
             reduced = run.plan.grid != run.plan.whole if stage1 is None else self._show_stage2(run, stage1)
         except RequestFailed as error:
-            row = blank_row(self._recipe, stage, window, stage1, reduced=True)
-            return replace(row, error_kind=error.kind, error=str(error), attempts=tried + 1)
-        row = replace(
-            blank_row(self._recipe, stage, window, stage1, reduced=reduced), engine_settings=self._keeper.settings
-        )
+            return replace(blank(reduced=True), error_kind=error.kind, error=str(error), attempts=tried + 1)
         try:
             best = await self._best(stage, run, instruction, prompt.stage1 if stage == 1 else prompt.stage2)
             if not best.answer.text:
                 raise RequestFailed("empty_answer", "the model ended its answer without a word, each time it was asked")
         except RequestFailed as error:
-            return replace(row, error_kind=error.kind, error=str(error), attempts=tried + run.attempts)
+            return replace(
+                blank(reduced=reduced),
+                engine_settings=self._keeper.settings,
+                error_kind=error.kind,
+                error=str(error),
+                attempts=tried + run.attempts,
+            )
+        limit = self._recipe.generation.max_output_tokens
         return replace(
-            row,
+            blank(
+                reduced=reduced,
+                cut_off=best.answer.finish_reason == CUT or best.generation.max_output_tokens > limit,
+            ),
+            engine_settings=self._keeper.settings,
             status=Status.OK,
             caption=best.answer.text,
             finish_reason=best.answer.finish_reason,

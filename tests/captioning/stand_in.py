@@ -53,11 +53,19 @@ class StandIn:
         if self._fails(request):
             raise RequestFailed("refused", "the stand-in was told to fail")
         said = sha256(request.frames.pixels.tobytes() + request.prompt.encode()).digest()
-        words = [word for _, word in sorted(zip(said, WORDS, strict=False))][:11]  # none twice: no quality flag
+        words = [word for _, word in sorted(zip(said, WORDS, strict=False))][: 9 + said[0] % 3]  # none twice: no flag
+        limit = request.generation.max_output_tokens
         frames, height, width, _ = request.frames.pixels.shape
         video = visual_tokens(FrameGrid(frames, height, width), SAMPLE.pixels.factor)
         cached = int(self._cached * video) if request.seen else 0
-        return Completion(" ".join(words), "stop", len(request.prompt) + video, cached, 11, cacheable_tokens=video)
+        return Completion(
+            " ".join(words[:limit]),
+            "stop" if len(words) <= limit else "length",
+            len(request.prompt) + video,
+            cached,
+            min(len(words), limit),
+            cacheable_tokens=video,
+        )
 
     def load(self, grid: FrameGrid, text_tokens: int) -> Load:
         return Load(1, text_tokens, 0, grid.bytes)

@@ -134,6 +134,14 @@ def test_the_context_counts_where_it_reduces_a_window_and_nowhere_else() -> None
     assert short.version(1) != long.version(1)  # what is stored is looked at again
 
 
+def test_the_output_limit_counts_where_it_cuts_an_answer_off() -> None:
+    short, long = (replace(RECIPE, generation=Generation(max_output_tokens=limit)) for limit in (64, 512))
+    assert short.fingerprint(1, WINDOW) == long.fingerprint(1, WINDOW)
+    assert short.fingerprint(1, WINDOW, cut_off=True) != long.fingerprint(1, WINDOW, cut_off=True)
+    assert short.fingerprint(1, WINDOW, reduced=True) != long.fingerprint(1, WINDOW, reduced=True)
+    assert short.version(1) != long.version(1)
+
+
 def test_limits_count_by_the_frames_that_they_give() -> None:
     small = replace(WINDOW, width=320, height=240)
     for changed in (

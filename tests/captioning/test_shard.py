@@ -307,6 +307,23 @@ def test_a_window_without_room_is_asked_again_when_the_context_has_some(world: W
     assert world.asked == {1: 6, 2: 6}
 
 
+def test_a_higher_output_limit_makes_the_captions_again_that_were_cut_off_and_no_others(world: World) -> None:
+    def run(limit: int) -> None:
+        world.run(recipe=Recipe(generation=Generation(max_output_tokens=limit), regenerations=0))
+
+    run(10)
+    reasons = Counter(row.finish_reason for row in read_captions(world.root, Table.STAGE1, "a"))
+    assert set(reasons) == {"stop", "length"}
+    run(10)
+    assert world.asked == {}
+    run(16)
+    assert world.asked[1] == reasons["length"]
+    run(512)
+    assert world.asked == {}
+    run(10)
+    assert world.asked[1] == reasons["length"]
+
+
 def test_larger_frames_make_the_windows_again_that_were_scaled_down_and_no_others(world: World) -> None:
     small = replace(Recipe().variant.pixels, min_pixels=4 * 28**2, max_pixels=6 * 28**2, total_pixels=48 * 28**2)
     large = replace(small, max_pixels=9 * 28**2, total_pixels=200 * 28**2)
@@ -328,7 +345,7 @@ def test_captions_of_earlier_releases_are_taken_over(world: World, monkeypatch: 
         earlier.setattr(
             Recipe,
             "fingerprint",
-            lambda self, stage, window, caption=None, *, reduced=False: self.former_fingerprint(stage, window, caption),
+            lambda self, stage, window, caption=None, **_: self.former_fingerprint(stage, window, caption),
         )
         world.run(recipe=recipe)
     former = {row.fingerprint for row in read_captions(world.root, Table.STAGE2, "a")}
