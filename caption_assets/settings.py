@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, NoReturn
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from caption_assets.captioning.engine_arguments import STEP
 from caption_assets.captioning.job import CHECKPOINT_ROWS, CHECKPOINT_SECONDS, LEASE_SECONDS, MAX_ATTEMPTS
 from caption_assets.captioning.prompts import GENERAL, PROMPTS, Prompt
 from caption_assets.captioning.recipe import DETERMINISTIC, MOST_TEMPERATURE, Generation, Recipe
@@ -406,7 +407,7 @@ class Settings(BaseSettings):
             frames=Sampling(self.sample_fps, self.min_frames, self.max_frames),
             generation=self._generation,
             regenerations=self.regenerations,
-            engine=self.engine_args,
+            engine={STEP: self.max_batched_tokens, **self.engine_args} if self.max_batched_tokens else self.engine_args,
         )
 
     @property

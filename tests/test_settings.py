@@ -93,6 +93,17 @@ def test_credentials_among_the_engines_arguments_are_refused_and_not_repeated(
     assert "planted" not in str(refused.value).lower()
 
 
+def test_engine_arguments_that_count_are_part_of_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    default = load_settings().recipe
+    monkeypatch.setenv("CAPTION_MAX_BATCHED_TOKENS", "512")
+    monkeypatch.setenv("CAPTION_ENGINE_ARGS", '{"max_num_seqs": 8}')
+    assert load_settings().recipe.version(1) == default.version(1)
+    assert load_settings().recipe.engine == {"max_num_batched_tokens": 512, "max_num_seqs": 8}
+    monkeypatch.setenv("CAPTION_ENGINE_ARGS", '{"kv_cache_dtype": "fp8", "max_num_batched_tokens": 64}')
+    assert load_settings().recipe.version(1) != default.version(1)
+    assert load_settings().recipe.engine == {"max_num_batched_tokens": 64, "kv_cache_dtype": "fp8"}
+
+
 def test_broken_json_with_a_credential_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CAPTION_ENGINE_ARGS", '{"hf_token": "planted"')
     with pytest.raises(SettingsError, match=r"^CAPTION_ENGINE_ARGS=…: invalid JSON at line 1, column 23") as refused:

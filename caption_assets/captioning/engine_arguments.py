@@ -7,6 +7,8 @@ from typing import Any
 
 CONTEXT = "max_model_len"
 """Limits what a window may take. It decides the captions of the windows that it reduces, and no others."""
+STEP = "max_num_batched_tokens"
+"""Tokens in one step of the engine. Neutral, save for windows whose video is too large to be encoded in one step."""
 
 _PLACEMENT = frozenset(
     {"tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "data_parallel_size_local"}
@@ -33,7 +35,7 @@ _CACHING = frozenset(
 )
 """Whether something is computed once or again."""
 _SCHEDULING = frozenset(
-    {"max_num_batched_tokens", "max_num_scheduled_tokens", "max_num_seqs", "max_num_active_seqs"}
+    {STEP, "max_num_scheduled_tokens", "max_num_seqs", "max_num_active_seqs"}
     | {"max_num_queued_reqs", "max_num_queued_tokens", "long_prefill_token_threshold"}
     | {"long_prefill_token_threshold_adaptive", "enable_chunked_prefill", "disable_chunked_mm_input"}
     | {"scheduler_reserve_full_isl", "prefill_schedule_interval", "async_scheduling", "stream_interval"}

@@ -9,7 +9,7 @@ from hashlib import sha256
 from typing import Any
 
 from caption_assets.captioning.budget import FrameGrid, FrameTooNarrow, fit
-from caption_assets.captioning.engine_arguments import CONTEXT, deciding
+from caption_assets.captioning.engine_arguments import CONTEXT, STEP, deciding
 from caption_assets.captioning.prompts import GENERAL, Prompt, text_hash
 from caption_assets.clips.sampling import Sampling, frame_count
 from caption_assets.models.variants import SAMPLE, PixelLimits, Variant
@@ -124,7 +124,8 @@ class Recipe:
             stage: 1 or 2.
             window: the manifest's row.
             stage1_caption: for stage 2, the text in the prompt.
-            reduced: whether the context has no room for all of ``grid``. Only then does the context count.
+            reduced: whether the engine has no room for all of ``grid``. Only then do the context and the tokens of one
+                step count.
             cut_off: whether an answer reached the output limit. Only then, or with ``reduced``, does that limit count.
         """
         arguments = deciding({**self.variant.engine, **self.engine})
@@ -138,6 +139,8 @@ class Recipe:
         values["generation"] = {**asdict(self.generation), "max_output_tokens": USUAL_OUTPUT_TOKENS}
         if reduced:
             values |= {"context": context, "min_pixels": self.variant.pixels.min_pixels}
+            if (step := {**self.variant.engine, **self.engine}.get(STEP)) is not None:
+                values["step"] = step
         if reduced or cut_off:
             values["max_output_tokens"] = self.generation.max_output_tokens
         if cut_off:

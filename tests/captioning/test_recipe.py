@@ -134,6 +134,13 @@ def test_the_context_counts_where_it_reduces_a_window_and_nowhere_else() -> None
     assert short.version(1) != long.version(1)  # what is stored is looked at again
 
 
+def test_the_tokens_of_a_step_count_where_they_reduce_a_window_and_nowhere_else() -> None:
+    small, large = with_arguments(max_num_batched_tokens=512), with_arguments(max_num_batched_tokens=8192)
+    assert small.version(1) == large.version(1) == RECIPE.version(1)
+    assert small.fingerprint(1, WINDOW) == large.fingerprint(1, WINDOW) == RECIPE.fingerprint(1, WINDOW)
+    assert small.fingerprint(1, WINDOW, reduced=True) != large.fingerprint(1, WINDOW, reduced=True)
+
+
 def test_the_output_limit_counts_where_it_cuts_an_answer_off() -> None:
     short, long = (replace(RECIPE, generation=Generation(max_output_tokens=limit)) for limit in (64, 512))
     assert short.fingerprint(1, WINDOW) == long.fingerprint(1, WINDOW)
