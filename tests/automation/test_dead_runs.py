@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import dagster as dg
@@ -39,7 +40,9 @@ def test_a_run_whose_heartbeat_is_not_renewed_fails_and_says_why(monitor: Monito
     assert monitor.status(run) is Status.FAILURE
     message = monitor.message(run, dg.DagsterEventType.RUN_FAILURE)
     assert "The process of this run is gone (gpu-7, process 4711)" in message
-    assert "renewed every 40 s, was not for 180 s" in message
+    found = re.search(r"renewed every 40 s, was not for (\d+) s", message)
+    assert found, message
+    assert int(found[1]) >= 180  # of the looks, and what the test itself took
     assert shards_under_way(monitor.instance, Project()) == frozenset()
     assert list_heartbeats(monitor.root) == {}
 

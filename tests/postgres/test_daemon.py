@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import boto3
 import dagster as dg
 import pytest
+from dagster._core.events import DagsterEvent, DagsterEventType, StepMaterializationData
 from dagster._core.scheduler.instigation import TickStatus
 
 from caption_assets.assets.project import Project
@@ -17,7 +19,7 @@ from caption_assets.store.root import Root
 from caption_assets.store.tables import Status, Table, read_captions
 from tests.automation.conftest import Site
 from tests.postgres.conftest import Deploy
-from tests.postgres.deployment import AUTOMATION, until
+from tests.postgres.deployment import AUTOMATION, Deployment, until
 from tests.store.server import S3Server
 
 pytestmark = [pytest.mark.postgres, pytest.mark.timeout(1800)]
@@ -27,9 +29,8 @@ MAX_TAG_BYTES = 2704 // 4
 SHARDS = 1000
 SHARDS_PER_RUN = 64
 QUEUED = dg.RunsFilter(statuses=[dg.DagsterRunStatus.QUEUED])
-BACKFILL = """mutation ($shards: [String!]!) { launchPartitionBackfill(backfillParams: {
-    assetSelection: [{path: ["north", "clip_manifest"]}], partitionNames: $shards}) {
-    __typename ... on LaunchBackfillSuccess { backfillId } } }"""
+BACKFILL = """mutation ($assets: [AssetKeyInput!]!, $shards: [String!]!) { launchPartitionBackfill(backfillParams: {
+    assetSelection: $assets, partitionNames: $shards}) { ... on LaunchBackfillSuccess { backfillId } } }"""
 
 
 def requests(instance: dg.DagsterInstance, asset: str, shards: list[str]) -> dict[str, list[str]]:
@@ -40,6 +41,12 @@ def requests(instance: dg.DagsterInstance, asset: str, shards: list[str]) -> dic
             for shard in requested_shards(run.tags, shards) or ():
                 found.setdefault(shard, []).append(run.run_id)
     return found
+
+
+def launch_backfill(deployment: Deployment, assets: Iterable[dg.AssetKey], *shards: str) -> str:
+    """A backfill as the UI launches it; returns its id."""
+    keys = [{"path": list(key.path)} for key in assets]
+    return str(deployment.ask(BACKFILL, assets=keys, shards=shards)["launchPartitionBackfill"]["backfillId"])
 
 
 def test_a_thousand_shards_are_requested_64_a_run(tmp_path: Path, deploy: Deploy) -> None:
@@ -89,9 +96,8 @@ def test_a_new_shard_is_captioned_on_the_instance_of_the_cluster(
     until(lambda: deployment.message("backfill") == "1 of 1 shards are captioned")
     assert {row.status for row in read_captions(Root.open(str(root)), Table.STAGE2, "street")} == {Status.OK}
 
-    launched = deployment.ask(BACKFILL, shards=["street"])["launchPartitionBackfill"]
-    assert launched["__typename"] == "LaunchBackfillSuccess"
-    until(lambda: instance.get_backfill(launched["backfillId"]).status.value == "COMPLETED_SUCCESS")  # type: ignore[union-attr]
+    backfill = launch_backfill(deployment, [project.manifest], "street")
+    until(lambda: instance.get_backfill(backfill).status.value == "COMPLETED_SUCCESS")  # type: ignore[union-attr]
 
     # On a machine with too much to do a run may be lost; the values have it retried once.
     runs = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.SUCCESS]))
@@ -136,3 +142,29 @@ def test_two_projects_on_one_instance_leave_each_others_shards_alone(tmp_path: P
         if "dagster/asset_partition_range_start" in run.tags
     }
     assert requested == {"plain": ["a", "b"], "north": ["b", "c"]}
+
+
+def test_a_backfill_makes_both_stages_of_a_shard_in_one_run_while_other_manifests_are_missing(
+    tmp_path: Path, deploy: Deploy
+) -> None:
+    project = Project()
+    (tmp_path / "root" / "shards").mkdir(parents=True)
+    deployment = deploy({"captions": {"CAPTION_ROOT": str(tmp_path / "root")}}, runs_queue_up=True)
+    instance = deployment.instance
+    instance.add_dynamic_partitions(project.partitions_name, ["a", "b"])
+    launch_backfill(deployment, [project.manifest, *project.stages], "a", "b")
+    until(lambda: len(instance.get_runs(QUEUED)) == 2)
+
+    [run] = [run for run in instance.get_runs(QUEUED) if run.tags["dagster/partition"] == "a"]
+    manifest = dg.AssetMaterialization(project.manifest, partition="a")
+    instance.report_dagster_event(
+        DagsterEvent(
+            DagsterEventType.ASSET_MATERIALIZATION.value,
+            run.job_name,
+            event_specific_data=StepMaterializationData(manifest),
+        ),
+        run.run_id,
+    )
+    until(lambda: len(instance.get_runs(QUEUED)) == 3)
+    [captions] = [run for run in instance.get_runs(QUEUED) if project.manifest not in (run.asset_selection or ())]
+    assert captions.asset_selection == set(project.stages)
