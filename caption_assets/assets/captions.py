@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import dagster as dg
 
@@ -22,6 +23,8 @@ from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.recovery import EngineKeeper
 from caption_assets.captioning.shard import caption_shards
 from caption_assets.captioning.threads import in_thread
+from caption_assets.models.mirror import content_of
+from caption_assets.models.weights import WeightsError
 from caption_assets.resources import Clips, Engine, Storage, Weights
 from caption_assets.settings import Settings
 from caption_assets.store.tables import Table
@@ -62,7 +65,7 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
             job = Job(
                 root=root,
                 source=storage.source(),
-                recipe=recipe,
+                recipe=replace(recipe, weights=content_of(root, recipe.variant)),
                 tables=tables,
                 engine_settings=engine.config.identity,
                 weights_version=version_of(input_tags(context, project.weights)),
@@ -96,6 +99,11 @@ async def _engine(
     except asyncio.CancelledError:
         progress.stop()
         raise
+    if job.recipe.weights != content_of(job.root, job.recipe.variant):
+        raise WeightsError(
+            f"the weights of {job.recipe.variant.hub_id} were replaced in {job.root.url} while the run began: "
+            "materialize the captions again"
+        )
     context.log.info(f"starting the engine for {job.recipe.variant.hub_id}")
 
     def died(reason: str) -> None:

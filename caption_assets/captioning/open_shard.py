@@ -179,6 +179,7 @@ def facts(recipe: Recipe, table: Table) -> dict[str, str]:
         "recipe": json.dumps(recipe.identity(stage), sort_keys=True),
         "recipe_version": recipe.version(stage),
         "prompt": recipe.instruction(stage),
+        **({"weights": recipe.weights} if recipe.weights else {}),
     }
 
 

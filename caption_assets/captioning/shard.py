@@ -89,7 +89,10 @@ async def caption_shards(
 
     Raises:
         EngineError: if there is no engine any more; what was finished stays.
+        ValueError: if the recipe's model is one by folder, and the recipe does not identify its weights.
     """
+    if job.recipe.variant.path is not None and job.recipe.weights is None:
+        raise ValueError("a recipe of a model by folder needs the digest of its weights: see models.mirror.content_of")
     if not await in_thread(job.root.honours_create):
         progress.warned(
             f"the store of {job.root.url} ignores If-None-Match, so that two runs may caption one shard at once: its "

@@ -37,6 +37,14 @@ def test_captions_without_weights_say_what_to_materialize(project: Project) -> N
 
 
 @pytest.mark.fast
+def test_captions_of_a_model_by_folder_ask_for_the_weights_that_identify_it(project: Project, tmp_path: Path) -> None:
+    project.run("shard_index")
+    project.run("clip_manifest", partition="sample-tar")
+    message = project.failure(*STAGES, partition="sample-tar", model=str(tmp_path / "mine"), model_revision="1")
+    assert "materialize model_weights before the captions" in message
+
+
+@pytest.mark.fast
 def test_a_shard_that_another_run_is_captioning_is_left_to_it(project: Project) -> None:
     project.run("shard_index")
     with Leases(Root.open(str(project.root)), "run 7") as leases:
