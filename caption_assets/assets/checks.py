@@ -123,7 +123,7 @@ def check_results(
 def _shown(finding: Finding) -> dict[str, int | float | str]:
     """All facts of a check that did not pass; of one that did, those that are watched over time.
 
-    There are 15 evaluations a shard, and its message gives the other numbers.
+    There are 16 evaluations a shard, and its message gives the other numbers.
     """
     return {name: value for name, value in finding.facts.items() if not finding.passed or name in WATCHED}
 

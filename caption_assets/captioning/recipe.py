@@ -100,10 +100,6 @@ class Recipe:
         """A short hash of ``identity``: the code version of the stage's asset."""
         return _hash(self.identity(stage))[:16]
 
-    def grid(self, window: ManifestRow) -> FrameGrid | None:
-        """The frames of a window by sampling and pixel limits, before the context reduces them; None if unknown."""
-        return _grid(window, self.frames, self.variant.pixels)
-
     def fingerprint(
         self,
         stage: int,
@@ -124,14 +120,14 @@ class Recipe:
             stage: 1 or 2.
             window: the manifest's row.
             stage1_caption: for stage 2, the text in the prompt.
-            reduced: whether the engine has no room for all of ``grid``. Only then do the context and the tokens of one
-                step count.
+            reduced: whether the engine has no room for all of these frames. Only then do the context and the tokens of
+                one step count.
             cut_off: whether an answer reached the output limit. Only then, or with ``reduced``, does that limit count.
         """
         arguments = deciding({**self.variant.engine, **self.engine})
         context = arguments.pop(CONTEXT, self.variant.max_model_len)
         values = self._hashed(stage, arguments)
-        if (grid := self.grid(window)) is not None:
+        if (grid := _grid(window, self.frames, self.variant.pixels)) is not None:
             usual = _usual_pixels(self.variant.pixels.factor)
             values |= {"frames": asdict(USUAL_SAMPLING), "pixels": asdict(usual)}
             if grid != _grid(window, USUAL_SAMPLING, usual):

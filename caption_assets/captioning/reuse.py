@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import product
 
 from caption_assets.captioning.recipe import Recipe
@@ -22,18 +21,18 @@ class EarlierRows:
     """
 
     def __init__(self, rows: Iterable[tuple[Table, CaptionRow]]) -> None:
-        self._rows: dict[tuple[Table, str, str], CaptionRow] = {}
+        self._rows: dict[tuple[Table, str], dict[str, CaptionRow]] = {}
         for table, row in rows:
             if row.fingerprint is None:
                 continue
-            place = table, row.window_id, row.fingerprint
-            before = self._rows.get(place)
+            made = self._rows.setdefault((table, row.window_id), {})
+            before = made.get(row.fingerprint)
             if before is None or before.status is not Status.OK or row.status is Status.OK:
-                self._rows[place] = row
+                made[row.fingerprint] = row
 
-    def find(self, table: Table, window_id: str, fingerprint: str) -> CaptionRow | None:
-        """The row that was made of this window under this fingerprint."""
-        return self._rows.get((table, window_id, fingerprint))
+    def of(self, table: Table, window_id: str) -> Mapping[str, CaptionRow]:
+        """The rows that were made of this window, by fingerprint."""
+        return self._rows.get((table, window_id), {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +91,15 @@ class Reuse:
         self, table: Table, stage: int, window: ManifestRow, stage1_caption: str | None
     ) -> Iterator[CaptionRow]:
         """Rows that were made of this window in the way in which it would be made now."""
-        recipe, find = self.recipe, partial(self.earlier.find, table, window.window_id)
+        recipe, made = self.recipe, self.earlier.of(table, window.window_id)
+        if not made:
+            return
         for reduced, cut_off in product((False, True), repeat=2):
-            row = find(recipe.fingerprint(stage, window, stage1_caption, reduced=reduced, cut_off=cut_off))
+            row = made.get(recipe.fingerprint(stage, window, stage1_caption, reduced=reduced, cut_off=cut_off))
             if row and (reduced or self._fits(row)) and (cut_off or self._ends(row)):
                 yield row
         former = recipe.former_fingerprint(stage, window, stage1_caption)
-        row = find(former) if former else None
+        row = made.get(former) if former else None
         # The output limit was part of it, whether an answer was cut off or not.
         if row and self._fits(row) and (row.finish_reason == CUT or self._ends(row)):
             yield row
