@@ -29,6 +29,7 @@ def _known(pattern: str, remedy: str) -> _Remedy:
     return _Remedy(re.compile(pattern, re.IGNORECASE), remedy)
 
 
+_MEMORY = re.compile(r"(CUDA|HIP) out of memory", re.IGNORECASE)
 _REMEDIES = (
     _known(
         r"Free memory on device .* on startup is less than",
@@ -46,8 +47,8 @@ _REMEDIES = (
         r"out of memory occurred when warming up sampler",
         "set fewer sequences with max_num_seqs in CAPTION_ENGINE_ARGS",
     ),
-    _known(
-        r"(CUDA|HIP) out of memory",
+    _Remedy(
+        _MEMORY,
         "use a smaller model or more GPUs (CAPTION_TENSOR_PARALLEL_SIZE), or end what else uses the GPU",
     ),
     _known(
@@ -110,6 +111,13 @@ def explain_start(error: BaseException, cause: str | None, arguments: Mapping[st
     first = cause or causes(error)
     remedy = remedy_for(first, arguments) or remedy_for(causes(error), arguments)
     return f"{first}: {remedy}" if remedy else f"{first} (the log above has the traceback)"
+
+
+def explain_crash(reason: str) -> str:
+    """Why a running engine crashed, with the remedy if one is known."""
+    if _MEMORY.search(reason):
+        return f"{reason}: lower gpu_memory_utilization (CAPTION_GPU_MEMORY_UTILIZATION), to leave more for steps"
+    return reason
 
 
 def remedy_for(cause: str, arguments: Mapping[str, Any]) -> str | None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from caption_assets.captioning.engine import CaptionEngine, EngineDied, EngineError
+from caption_assets.captioning.engine_failure import explain_crash
 from caption_assets.captioning.request import Completion, PoisonWindow, Request, RequestFailed
 
 StartEngine = Callable[[], AbstractAsyncContextManager[CaptionEngine]]
@@ -200,9 +201,8 @@ class EngineKeeper:
             else:
                 return
         raise EngineError(
-            f"the engine crashes {crashes} ({reason}; {killers} windows crashed it alone, and are not blamed): fix the "
-            "cause, see the engine's log above (often memory: lower CAPTION_GPU_MEMORY_UTILIZATION or "
-            "CAPTION_PROCESSOR_CACHE_GB), and materialize again"
+            f"the engine crashes {crashes} ({explain_crash(reason)}). {killers} windows crashed it alone, and are not "
+            "blamed: fix the cause, and materialize again"
         )
 
     async def _rebuild(self, reason: str) -> None:
@@ -217,8 +217,7 @@ class EngineKeeper:
             raise EngineError(
                 f"the engine has died {self.deaths} times in this run of {self._answers} answers, more than "
                 f"CAPTION_MAX_ENGINE_RESTARTS = {self._max_restarts} allows for each {ANSWERS}; the last time: "
-                f"{reason}. What was published stays: mend the cause (often memory: lower "
-                "CAPTION_GPU_MEMORY_UTILIZATION or CAPTION_PROCESSOR_CACHE_GB) and materialize again"
+                f"{explain_crash(reason)}. What was published stays: fix the cause, and materialize again"
             )
         await self._build()
 

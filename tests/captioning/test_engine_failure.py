@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from caption_assets.captioning.engine import EngineConfig, EngineError, start_engine
-from caption_assets.captioning.engine_failure import remedy_for
+from caption_assets.captioning.engine_failure import explain_crash, remedy_for
 from caption_assets.captioning.recipe import Generation, Recipe
 from caption_assets.errors import causes
 
@@ -104,6 +104,15 @@ def test_a_known_cause_has_its_own_remedy(cause: str, remedy: str) -> None:
 )
 def test_an_unknown_cause_has_no_remedy(cause: str) -> None:
     assert remedy_for(cause, {}) is None
+
+
+@pytest.mark.fast
+def test_a_crash_has_a_remedy_where_its_cause_is_known() -> None:
+    assert explain_crash("the engine died: see the log above") == "the engine died: see the log above"
+    crashed = explain_crash("the engine died: OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.")
+    assert crashed.endswith(
+        "lower gpu_memory_utilization (CAPTION_GPU_MEMORY_UTILIZATION), which leaves more for its steps"
+    )
 
 
 @pytest.mark.fast
