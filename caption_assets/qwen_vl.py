@@ -77,7 +77,7 @@ class QwenVL:
 
     Args:
         model_dir: folder that ``download_weights_on_node`` filled.
-        model_variant: ``qwen``, ``qwen2.5``, ``qwen3`` or ``sample``.
+        model_variant: key of a model, such as ``qwen``, ``qwen2.5``, ``qwen3`` or ``sample``.
         caption_batch_size: accepted as in the reference; this engine fills its batches by itself.
         fp8: quantise the language model. Needs a GPU.
         max_output_tokens: longest caption, in tokens.

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
+from caption_assets.captioning.adapter import Adapter
 from caption_assets.captioning.engine import CaptionEngine, EngineConfig, start_engine
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.recovery import EngineKeeper
 from caption_assets.clips.sandbox import Sandbox, SandboxLimits
 from caption_assets.models.cache import ensure_local
+from caption_assets.models.checkpoint import Checkpoint
 from caption_assets.models.mirror import publish
-from caption_assets.models.variants import Variant
 from caption_assets.models.weights import Progress, WeightsManifest
 from caption_assets.settings import Settings
 from caption_assets.store.access import Access
@@ -67,21 +68,24 @@ class Storage(dg.ConfigurableResource):  # type: ignore[type-arg]
 
 
 class Weights(dg.ConfigurableResource):  # type: ignore[type-arg]
-    """A model's files, in the root's mirror and on this machine."""
+    """The files of models and adapters, in the root's mirror and on this machine."""
 
     cache: str
     cache_gb: float | None
     verify: bool
 
-    def publish(self, root: Root, variant: Variant, told: Progress) -> WeightsManifest:
-        """Bring the model into the mirror."""
-        return publish(root, variant, Path(self.cache).expanduser(), verify=self.verify, told=told)
+    def publish(
+        self, root: Root, checkpoint: Checkpoint, told: Progress, overrides: Mapping[str, Any]
+    ) -> WeightsManifest:
+        """Bring a model or an adapter into the mirror; see ``models.mirror.publish``."""
+        cache = Path(self.cache).expanduser()
+        return publish(root, checkpoint, cache, verify=self.verify, told=told, overrides=overrides)
 
-    def ensure_local(self, root: Root, variant: Variant, told: Progress) -> Path:
-        """The model's folder on this machine, verified."""
+    def ensure_local(self, root: Root, checkpoint: Checkpoint, told: Progress) -> Path:
+        """The folder of a model or an adapter on this machine, verified."""
         return ensure_local(
             root,
-            variant,
+            checkpoint,
             Path(self.cache).expanduser(),
             limit=None if self.cache_gb is None else int(self.cache_gb * 2**30),
             verify=self.verify,
@@ -129,7 +133,12 @@ class Engine(dg.ConfigurableResource):  # type: ignore[type-arg]
         )
 
     def start(
-        self, model: Path, recipe: Recipe, on_death: Callable[[str], None], watch: Watch = lambda engine: engine
+        self,
+        model: Path,
+        recipe: Recipe,
+        on_death: Callable[[str], None],
+        watch: Watch = lambda engine: engine,
+        adapter: Adapter | None = None,
     ) -> EngineKeeper:
         """Build an engine, and another when it dies; it is shut down when the block ends.
 
@@ -138,10 +147,11 @@ class Engine(dg.ConfigurableResource):  # type: ignore[type-arg]
             recipe: what captions are made with.
             on_death: told of each death, with its reason.
             watch: put around each engine.
+            adapter: the recipe's LoRA adapter, if it has one.
         """
         config = self.config
         return EngineKeeper(
-            lambda: watch(start_engine(model, recipe, config)),
+            lambda: watch(start_engine(model, recipe, config, adapter)),
             max_restarts=self.max_restarts,
             on_death=on_death,
             settings=config.identity,

@@ -22,6 +22,8 @@ from caption_assets.credentials import find_credential, is_credential, is_hub_to
 from caption_assets.environment import PREFIX, is_service_address, unknown_settings
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.export.format import Export, Format
+from caption_assets.models.checkpoint import Checkpoint, Lora
+from caption_assets.models.lora import find_lora
 from caption_assets.models.variants import UnknownModel, Variant, find_variant
 
 logger = logging.getLogger(__name__)
@@ -125,6 +127,15 @@ class Settings(BaseSettings):
     )
     model_like: str | None = Field(
         None, description="Model key whose frame sizes and engine defaults a model by Hub id or folder shares"
+    )
+    lora: str | None = Field(
+        None,
+        description="LoRA adapter for the model, by Hub id or folder (local or `s3://bucket/prefix`). Default: none",
+    )
+    lora_revision: str | None = Field(
+        None,
+        description="Commit of an adapter by Hub id; for a folder, any word that distinguishes its contents from "
+        "others",
     )
     fp8: bool | None = Field(
         None, description="Quantise the language model to FP8. Default: as the model wants; needs a GPU"
@@ -313,7 +324,7 @@ class Settings(BaseSettings):
         description="Licence that the dataset's card names, as the Hub spells it, such as `cc-by-4.0`. Default: none",
     )
 
-    @field_validator("root", "source", "model", "gpu_image", "link_url")
+    @field_validator("root", "source", "model", "lora", "gpu_image", "link_url")
     @classmethod
     def _without_credentials(cls, value: str | None) -> str | None:
         if value is not None and is_credential(value):
@@ -360,6 +371,10 @@ class Settings(BaseSettings):
             find_variant(self.model, self.model_revision, self.model_like)
         except UnknownModel as error:
             raise ValueError(f"CAPTION_MODEL={self.model!r}: {error}") from None
+        try:
+            _ = self.adapter
+        except UnknownModel as error:
+            raise ValueError(f"CAPTION_LORA={self.lora!r}: {error}") from None
         if self.remainder_threshold > self.window_size:
             raise ValueError(
                 f"CAPTION_REMAINDER_THRESHOLD={self.remainder_threshold} is above CAPTION_WINDOW_SIZE="
@@ -388,6 +403,31 @@ class Settings(BaseSettings):
         return find_variant(self.model, self.model_revision, self.model_like)
 
     @property
+    def adapter(self) -> Lora | None:
+        """The LoRA adapter, if there is one."""
+        if self.lora is None:
+            if self.lora_revision is not None:
+                raise UnknownModel("CAPTION_LORA_REVISION is set without an adapter: set CAPTION_LORA, or leave it out")
+            return None
+        return find_lora(self.lora, self.lora_revision)
+
+    @property
+    def checkpoints(self) -> tuple[Checkpoint, ...]:
+        """What the asset ``model_weights`` consists of: the model, and the adapter if there is one."""
+        return (self.variant, self.adapter) if self.adapter else (self.variant,)
+
+    @property
+    def config_overrides(self) -> dict[str, Any]:
+        """What the user replaces in the model's ``config.json``."""
+        found = self.engine_args.get("hf_overrides")
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def weights_code(self) -> str:
+        """Code version of the asset ``model_weights``: the names and revisions of its checkpoints."""
+        return "+".join(checkpoint.folder for checkpoint in self.checkpoints)
+
+    @property
     def windowing(self) -> Windowing:
         """How clips are cut."""
         return Windowing(self.window_size, self.remainder_threshold, self.window_seconds)
@@ -408,6 +448,7 @@ class Settings(BaseSettings):
             generation=self._generation,
             regenerations=self.regenerations,
             engine={STEP: self.max_batched_tokens, **self.engine_args} if self.max_batched_tokens else self.engine_args,
+            lora=self.adapter,
         )
 
     @property

@@ -4,6 +4,7 @@ import re
 import pytest
 
 from caption_assets.captioning.prompts import GENERAL, PROMPTS
+from caption_assets.models.checkpoint import Lora
 from caption_assets.settings import Settings, SettingsError, load_settings
 
 pytestmark = pytest.mark.fast
@@ -54,6 +55,7 @@ def test_a_bad_value_is_named_with_its_variable_and_remedy(
         ("CAPTION_ROOT", "s3://AKIAPLANTED:planted@bucket/x"),
         ("CAPTION_SOURCE", "s3://AKIAPLANTED:planted@bucket/x"),
         ("CAPTION_MODEL", "s3://AKIAPLANTED:planted@bucket/x"),
+        ("CAPTION_LORA", "s3://AKIAPLANTED:planted@bucket/x"),
         ("CAPTION_LINK_URL", "https://me:planted@host/browse"),
         ("CAPTION_GPU_IMAGE", "https://me:planted@registry/image"),
         ("CAPTION_MODEL", "hf_plantedplantedplantedplantedplanted"),
@@ -227,6 +229,20 @@ def test_an_unknown_model_is_named_with_those_that_there_are(monkeypatch: pytest
     with pytest.raises(
         SettingsError, match=r"^CAPTION_MODEL='gpt': .*choose one of .*qwen, qwen2\.5, .*qwen3, .*sample"
     ):
+        load_settings()
+
+
+def test_an_adapter_is_part_of_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_settings().recipe.lora is None
+    monkeypatch.setenv("CAPTION_LORA", "someone/adapter")
+    with pytest.raises(SettingsError, match=r"^CAPTION_LORA='someone/adapter': .*needs CAPTION_LORA_REVISION"):
+        load_settings()
+    monkeypatch.setenv("CAPTION_LORA_REVISION", "5" * 40)
+    settings = load_settings()
+    assert settings.recipe.lora == Lora("someone/adapter", "5" * 40)
+    assert settings.checkpoints == (settings.variant, settings.recipe.lora)
+    monkeypatch.delenv("CAPTION_LORA")
+    with pytest.raises(SettingsError, match="CAPTION_LORA_REVISION is set without an adapter"):
         load_settings()
 
 

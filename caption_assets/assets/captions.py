@@ -18,6 +18,7 @@ from caption_assets.assets.provenance import input_tags, version_of
 from caption_assets.assets.run_log import RunLog
 from caption_assets.assets.selection import is_selected, shards_to_make
 from caption_assets.assets.termination import stoppable
+from caption_assets.captioning.adapter import Adapter
 from caption_assets.captioning.job import Job
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.recovery import EngineKeeper
@@ -27,6 +28,7 @@ from caption_assets.models.mirror import content_of
 from caption_assets.models.weights import WeightsError
 from caption_assets.resources import Clips, Engine, Storage, Weights
 from caption_assets.settings import Settings
+from caption_assets.store.root import Root
 from caption_assets.store.tables import Table
 
 
@@ -65,7 +67,7 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
             job = Job(
                 root=root,
                 source=storage.source(),
-                recipe=replace(recipe, weights=content_of(root, recipe.variant)),
+                recipe=_identified(recipe, root),
                 tables=tables,
                 engine_settings=engine.config.identity,
                 weights_version=version_of(input_tags(context, project.weights)),
@@ -87,6 +89,12 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
     return captions
 
 
+def _identified(recipe: Recipe, root: Root) -> Recipe:
+    """``recipe`` with the content of the model and the adapter in the root's mirror, where names do not identify it."""
+    lora_weights = content_of(root, recipe.lora) if recipe.lora else None
+    return replace(recipe, weights=content_of(root, recipe.variant), lora_weights=lora_weights)
+
+
 @asynccontextmanager
 async def _engine(
     context: dg.AssetExecutionContext, engine: Engine, weights: Weights, job: Job, log: RunLog, metrics: Metrics
@@ -96,20 +104,27 @@ async def _engine(
     progress = WeightsProgress(context.log)
     try:
         model = await in_thread(weights.ensure_local, job.root, job.recipe.variant, progress)
+        adapter = None
+        if (lora := job.recipe.lora) is not None:
+            folder = await in_thread(weights.ensure_local, job.root, lora, progress)
+            adapter = await in_thread(Adapter.read, lora, folder, job.recipe.variant, model)
+            for warning in adapter.warnings:
+                context.log.warning(warning)
     except asyncio.CancelledError:
         progress.stop()
         raise
-    if job.recipe.weights != content_of(job.root, job.recipe.variant):
+    if job.recipe != _identified(job.recipe, job.root):
         raise WeightsError(
             f"the weights of {job.recipe.variant.hub_id} were replaced in {job.root.url} while the run began: "
             "materialize the captions again"
         )
-    context.log.info(f"starting the engine for {job.recipe.variant.hub_id}")
+    with_adapter = f" with the LoRA adapter {lora.hub_id}" if lora else ""
+    context.log.info(f"starting the engine for {job.recipe.variant.hub_id}{with_adapter}")
 
     def died(reason: str) -> None:
         context.log.warning(f"{reason}; starting another for what was under way")
 
-    async with engine.start(model, job.recipe, died, metrics.watch) as keeper:
+    async with engine.start(model, job.recipe, died, metrics.watch, adapter) as keeper:
         log.engine_ready()
         yield keeper
         context.log.info(

@@ -129,16 +129,19 @@ def _shown(finding: Finding) -> dict[str, int | float | str]:
 
 
 def build_weights_check(settings: Settings) -> dg.AssetChecksDefinition:
-    """The check that reads all of the mirror of the model that ``settings`` names: a step of its own, without a GPU."""
-    variant, check = settings.variant, WEIGHTS_VERIFIED
+    """The check that reads the whole mirror of the model and the adapter: a step of its own, without a GPU."""
+    checkpoints, check = settings.checkpoints, WEIGHTS_VERIFIED
     weights = Project(settings.project).weights
 
     @dg.asset_check(name=check.name, asset=weights, description=check.description, blocking=True)
     def verify(context: dg.AssetCheckExecutionContext, storage: Storage) -> dg.AssetCheckResult:
         with stoppable(context), clear_failures():
             root = storage.root()
-            manifest = read_manifest(root, variant)
-            finding = weights_verified(manifest, find_damage(root, variant, manifest))
+            manifests = [read_manifest(root, checkpoint) for checkpoint in checkpoints]
+            damaged: dict[str, str] = {}
+            for checkpoint, manifest in zip(checkpoints, manifests, strict=True):
+                damaged |= find_damage(root, checkpoint, manifest)
+            finding = weights_verified(manifests, damaged)
         return dg.AssetCheckResult(
             passed=finding.passed,
             metadata=finding.facts,

@@ -105,8 +105,8 @@ class _Plan:
 
     @property
     def model(self) -> str:
-        """The model whose weights are wanted."""
-        return self.settings.variant.folder
+        """The model whose weights are wanted, with its adapter."""
+        return self.settings.weights_code
 
     def _ranges(
         self, assets: Sequence[dg.AssetKey], wanted: Mapping[str, str], passable: AbstractSet[str]
@@ -191,7 +191,7 @@ def _build_plan(context: dg.ScheduleEvaluationContext, settings: Settings) -> _P
     root, under_way = storage.root_to_read(), shards_under_way(instance, project)
     states = read_states(instance, project, root)
     absent = frozenset(states.order) - list_shards(storage.source()).keys
-    ready = has_weights(instance, project, root, settings.variant)
+    ready = has_weights(instance, project, root, settings)
     plan = _Plan(instance, settings, project, states, under_way, absent, frozenset(), ready, at)
     candidates = [shard for shard in plan.requestable if any(shard in shards for shards in states.stored.values())]
     differences = find_differences(root, candidates[:MAX_COMPARED], states.stored, states.records)

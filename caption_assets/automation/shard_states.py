@@ -29,8 +29,8 @@ from caption_assets.assets.shard_index import REMOVED, is_removed, observed_vers
 from caption_assets.automation.records import Metadata, Record, read_records
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.models.mirror import read_manifest
-from caption_assets.models.variants import Variant
-from caption_assets.models.weights import WeightsError
+from caption_assets.models.weights import WeightsError, joint_version
+from caption_assets.settings import Settings
 from caption_assets.store.root import Root
 from caption_assets.store.tables import Table, stored_shards
 from caption_assets.store.versions import TableVersions
@@ -177,21 +177,22 @@ def _count(value: dg.MetadataValue | None, limit: int) -> int | None:
     return int(number)
 
 
-def has_weights(instance: dg.DagsterInstance, project: Project, root: Root, variant: Variant) -> bool:
-    """Whether a model's weights are stored. Weights that are stored and not recorded are recorded.
+def has_weights(instance: dg.DagsterInstance, project: Project, root: Root, settings: Settings) -> bool:
+    """Whether the weights of the model and of its adapter are stored. What is stored and not recorded is recorded.
 
     Raises:
         StoreError: if the root cannot be read.
     """
     try:
-        manifest = read_manifest(root, variant)
+        manifests = [read_manifest(root, checkpoint) for checkpoint in settings.checkpoints]
     except WeightsError:
         return False
     event = instance.get_latest_materialization_event(project.weights)
     tags = (event and event.asset_materialization and event.asset_materialization.tags) or {}
-    wanted = {CODE_VERSION_TAG: variant.folder, DATA_VERSION_TAG: manifest.digest[:16]}
+    wanted = {CODE_VERSION_TAG: settings.weights_code, DATA_VERSION_TAG: joint_version(manifests)}
     if not wanted.items() <= tags.items():
-        metadata: Metadata = {"model": manifest.hub_id, "revision": manifest.revision, "files": len(manifest.files)}
+        model, files = manifests[0], sum(len(manifest.files) for manifest in manifests)
+        metadata: Metadata = {"model": model.hub_id, "revision": model.revision, "files": files}
         tags = wanted | {DATA_VERSION_IS_USER_PROVIDED_TAG: "true"}
         reported = dg.AssetMaterialization(project.weights, "Reported from the stored weights.", metadata, tags=tags)
         instance.report_runless_asset_event(reported)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
 
+from caption_assets.captioning.adapter import Adapter
 from caption_assets.captioning.admission import Load
 from caption_assets.captioning.budget import FrameGrid, patch_times, visual_tokens
 from caption_assets.captioning.build import Build
@@ -30,6 +31,9 @@ from caption_assets.clips.decode import Frames
 from caption_assets.engine_process import OWNER, PLUGIN
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.main_module import main_module_hidden
+from caption_assets.models.parts import CONFIG
+from caption_assets.models.served import check_served, parse_config
+from caption_assets.models.weights import WeightsError
 
 T = TypeVar("T")
 
@@ -44,6 +48,7 @@ OURS = frozenset(
     {"model", "tokenizer", "revision", "tokenizer_revision", "trust_remote_code", "scheduling_policy"}
     | {"dtype", "quantization", "quantization_config", "mm_processor_kwargs", "limit_mm_per_prompt"}
     | {"tensor_parallel_size", "data_parallel_size"}
+    | {"enable_lora", "max_loras", "max_lora_rank", "default_mm_loras"}
 )
 """Engine arguments that are not the user's: weights come verified from the mirror, no remote code is run, and number
 formats, frames and the number of GPUs have settings of their own."""
@@ -120,8 +125,10 @@ def _vllm() -> str:
     return "no vLLM"
 
 
-def engine_arguments(model: Path, recipe: Recipe, config: EngineConfig) -> dict[str, Any]:
-    """Keyword arguments of vLLM's ``AsyncEngineArgs`` for the recipe's model, which lies in the folder ``model``.
+def engine_arguments(
+    model: Path, recipe: Recipe, config: EngineConfig, adapter: Adapter | None = None
+) -> dict[str, Any]:
+    """Keyword arguments of vLLM's ``AsyncEngineArgs`` for the recipe's model, which is in the folder ``model``.
 
     Raises:
         EngineError: if the user's arguments hold one that is not the user's to give.
@@ -129,8 +136,8 @@ def engine_arguments(model: Path, recipe: Recipe, config: EngineConfig) -> dict[
     if forbidden := OURS & config.arguments.keys():
         raise EngineError(
             f"CAPTION_ENGINE_ARGS gives {', '.join(sorted(forbidden))}, which this project sets by itself: take it out "
-            "(the model is chosen with CAPTION_MODEL, FP8 with CAPTION_FP8, GPUs with CAPTION_TENSOR_PARALLEL_SIZE and "
-            "CAPTION_DATA_PARALLEL_SIZE)"
+            "(the model is chosen with CAPTION_MODEL, FP8 with CAPTION_FP8, a LoRA adapter with "
+            "CAPTION_LORA, GPUs with CAPTION_TENSOR_PARALLEL_SIZE and CAPTION_DATA_PARALLEL_SIZE)"
         )
     variant = recipe.variant
     arguments: dict[str, Any] = {
@@ -153,6 +160,8 @@ def engine_arguments(model: Path, recipe: Recipe, config: EngineConfig) -> dict[
     if recipe.fp8:
         # The language model alone: FP8 of the vision tower is fragile (vllm issue 17595).
         arguments |= {"quantization": "fp8_per_tensor", "quantization_config": {"ignore": list(VISION_PARTS)}}
+    if adapter:
+        arguments |= adapter.arguments()
     wanted = {
         "gpu_memory_utilization": config.gpu_memory_utilization,
         "mm_processor_cache_gb": config.processor_cache_gb,
@@ -163,17 +172,31 @@ def engine_arguments(model: Path, recipe: Recipe, config: EngineConfig) -> dict[
 
 
 @asynccontextmanager
-async def start_engine(model: Path, recipe: Recipe, config: EngineConfig) -> AsyncIterator[CaptionEngine]:
+async def start_engine(
+    model: Path, recipe: Recipe, config: EngineConfig, adapter: Adapter | None = None
+) -> AsyncIterator[CaptionEngine]:
     """Build the engine, and shut it down with all its processes when the block ends, however it ends.
 
     The event loop goes on while the engine is built. A task that is cancelled meanwhile ends the build.
 
+    Args:
+        model: folder of the model's files.
+        recipe: what captions are made with.
+        config: what the user wants otherwise.
+        adapter: the recipe's LoRA adapter, if it has one.
+
     Raises:
-        EngineError: if vLLM is not installed, does not know an argument, or the engine does not start.
+        EngineError: if vLLM is not installed, does not know an argument or apply the adapter, or the engine does not
+            start.
+        ValueError: if ``adapter`` is not the recipe's.
     """
-    arguments = engine_arguments(model, recipe, config)
+    if recipe.lora != (adapter.lora if adapter else None):
+        raise ValueError(f"the recipe's adapter is {recipe.lora}, and the engine's {adapter}")
+    _check_served(model, config)
+    arguments = engine_arguments(model, recipe, config, adapter)
     _prepare_environment()
-    cause, build = CauseFile(), Build(partial(_build, arguments, recipe.generation.max_output_tokens))
+    cause = CauseFile()
+    build = Build(partial(_build, arguments, recipe.generation.max_output_tokens, adapter))
     try:
         try:
             llm = await build.result()
@@ -184,10 +207,11 @@ async def start_engine(model: Path, recipe: Recipe, config: EngineConfig) -> Asy
                 f"the engine for {recipe.variant.hub_id} (fp8 {'on' if recipe.fp8 else 'off'}) did not start: "
                 f"{explain_start(error, cause.read(), arguments)}"
             ) from error
-        engine = CaptionEngine(llm, recipe, config, cause.read)
+        engine = CaptionEngine(llm, recipe, config, adapter, cause.read)
         del llm
         try:
             engine.check_template()
+            await engine.load_adapter()
             yield engine
         finally:
             engine.shut_down()
@@ -197,7 +221,25 @@ async def start_engine(model: Path, recipe: Recipe, config: EngineConfig) -> Asy
         gc.collect()  # now: left to the interpreter's exit, the engine's finaliser would fail and say so
 
 
-def _build(arguments: dict[str, Any], max_output_tokens: int, check: Callable[[], None]) -> Any:
+def _check_served(model: Path, config: EngineConfig) -> None:
+    """Refuse a model that needs remote code, also where its files did not come through the mirror.
+
+    Raises:
+        EngineError: if vLLM does not serve it.
+    """
+    path, overrides = model / CONFIG, config.arguments.get("hf_overrides")
+    try:
+        found = parse_config(path.read_bytes(), str(path))
+        check_served({**found, **(overrides if isinstance(overrides, Mapping) else {})}, str(model))
+    except OSError as error:
+        raise EngineError(f"cannot read {path} ({error.strerror}): put the whole model there") from error
+    except WeightsError as error:
+        raise EngineError(str(error)) from error
+
+
+def _build(
+    arguments: dict[str, Any], max_output_tokens: int, adapter: Adapter | None, check: Callable[[], None]
+) -> Any:
     """Build vLLM's engine; ``check`` raises if it is not wanted any more."""
     from vllm import AsyncEngineArgs
     from vllm.usage.usage_lib import UsageContext
@@ -208,6 +250,11 @@ def _build(arguments: dict[str, Any], max_output_tokens: int, check: Callable[[]
     wanted = AsyncEngineArgs(**arguments)
     configured = wanted.create_engine_config(UsageContext.ENGINE_CONTEXT)
     _check_output(max_output_tokens, configured.model_config.max_model_len)
+    if adapter:
+        try:
+            adapter.check(configured.model_config, configured.lora_config)
+        except WeightsError as error:
+            raise EngineError(str(error)) from error
     _widen_encoder_cache(configured)
     check()
     with main_module_hidden():  # engine processes need nothing of it
@@ -274,13 +321,20 @@ class CaptionEngine:
         llm: vLLM's.
         recipe: what captions are made with.
         config: what the user wants otherwise.
+        adapter: the recipe's LoRA adapter, if it has one.
         cause: the first error of the engine's processes, if there was one.
     """
 
     def __init__(
-        self, llm: Any, recipe: Recipe, config: EngineConfig, cause: Callable[[], str | None] = lambda: None
+        self,
+        llm: Any,
+        recipe: Recipe,
+        config: EngineConfig,
+        adapter: Adapter | None = None,
+        cause: Callable[[], str | None] = lambda: None,
     ) -> None:
         self._llm = llm
+        self._adapter = adapter
         self._cause = cause
         # These outlive the engine: windows are planned with them also while another is built.
         self._vllm_config, self._model_config, self._tokenizer = llm.vllm_config, llm.model_config, llm.get_tokenizer()
@@ -349,6 +403,22 @@ class CaptionEngine:
             raise EngineError(
                 f"the chat template of {self._recipe.variant.hub_id} takes no video ({type(error).__name__}: {error}): "
                 "choose a model with one that does"
+            ) from error
+
+    async def load_adapter(self) -> None:
+        """Have the engine load the adapter, if there is one: each request names it.
+
+        Raises:
+            EngineError: if vLLM does not apply it.
+        """
+        if self._adapter is None:
+            return
+        try:
+            await self._llm.add_lora(self._adapter.request())
+        except Exception as error:  # the engine's process raises it as text
+            reason = str(error).removeprefix("Call to add_lora method failed: ")
+            raise EngineError(
+                f"vLLM cannot apply the adapter {self._adapter.lora.hub_id} to {self._recipe.variant.hub_id}: {reason}"
             ) from error
 
     def render(self, instruction: str) -> str:
@@ -444,6 +514,7 @@ class CaptionEngine:
                 prompt,
                 _sampling(request.generation),
                 uuid4().hex,
+                lora_request=self._adapter.request() if self._adapter else None,
                 priority=-request.stage,  # the lowest goes first
                 data_parallel_rank=request.replica % self._config.data_parallel,
             ):

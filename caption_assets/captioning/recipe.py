@@ -12,6 +12,7 @@ from caption_assets.captioning.budget import FrameGrid, FrameTooNarrow, fit
 from caption_assets.captioning.engine_arguments import CONTEXT, STEP, deciding
 from caption_assets.captioning.prompts import GENERAL, Prompt, text_hash
 from caption_assets.clips.sampling import Sampling, frame_count
+from caption_assets.models.checkpoint import Lora
 from caption_assets.models.variants import SAMPLE, PixelLimits, Variant
 from caption_assets.store.tables import ManifestRow
 
@@ -77,6 +78,11 @@ class Recipe:
     weights: str | None = None
     """Digest of the weights' manifest, for a model by folder: another folder may have its name and revision. None for
     a model whose Hub id and revision identify its files."""
+    lora: Lora | None = None
+    """The adapter that is applied to the model, if there is one."""
+    lora_weights: str | None = None
+    """Digest of the adapter's manifest, for one by folder: another folder may have its name and revision. None for an
+    adapter whose Hub id and revision identify its files."""
 
     def prompt_for(self, window: ManifestRow) -> Prompt:
         """The prompt of a window: its clip may bring a stage-1 text of its own."""
@@ -143,6 +149,8 @@ class Recipe:
             values["cut_off"] = True
         if self.weights is not None:
             values["weights"] = self.weights
+        if self.lora_weights is not None:
+            values["lora_weights"] = self.lora_weights
         if stage == 1:
             values |= {"prompt": text_hash(self.prompt_for(window).stage1), "clip_prompt": window.prompt}
         return _of_window(values, window, stage1_caption)
@@ -150,9 +158,9 @@ class Recipe:
     def former_fingerprint(self, stage: int, window: ManifestRow, stage1_caption: str | None = None) -> str | None:
         """The fingerprint that earlier releases gave the same caption; None where theirs says too little.
 
-        They hashed all limits and the run's and the clip's prompt, but no engine arguments and no weights.
+        They hashed all limits and the run's and the clip's prompt, but no engine arguments, weights or adapters.
         """
-        if self.weights is not None or deciding(self.engine).keys() - {CONTEXT}:
+        if self.weights is not None or self.lora is not None or deciding(self.engine).keys() - {CONTEXT}:
             return None
         return _of_window({**self._hashed(stage, {}), "clip_prompt": window.prompt}, window, stage1_caption)
 
@@ -172,6 +180,7 @@ class Recipe:
             "regenerations": self.regenerations,
             "decode_plan": DECODE_PLAN,
             **({"engine": dict(arguments)} if arguments else {}),
+            **({"lora": [self.lora.hub_id, self.lora.revision]} if self.lora else {}),
         }
 
 

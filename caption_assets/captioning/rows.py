@@ -51,6 +51,8 @@ def blank_row(
         status=Status.FAILED,
         model=recipe.variant.hub_id,
         revision=recipe.variant.revision,
+        lora=recipe.lora.hub_id if recipe.lora else None,
+        lora_revision=recipe.lora.revision if recipe.lora else None,
         prompt_name=prompt.name,
         prompt_hash=text_hash(prompt.stage1 if stage == 1 else prompt.stage2),
         sampling=asdict(recipe.generation),

@@ -50,7 +50,9 @@ def _front_matter(form: Form, licence: str | None) -> str:
 def _stage(facts: Mapping[str, str]) -> dict[str, str]:
     """How the captions of a table were made, from what was published with it."""
     recipe = json.loads(facts.get("recipe", "{}"))
+    lora = recipe.get("lora")
     return {
+        "adapter": f"`{lora[0]}`, revision `{lora[1]}`" if lora else "",
         "model": recipe.get("model", "unknown"),
         "revision": recipe.get("revision", "unknown"),
         "prompt": facts.get("prompt", "unknown"),

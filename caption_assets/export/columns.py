@@ -58,6 +58,8 @@ _OF_STAGE = (
     Column("flags", "list", "what is doubtful about that text; empty if nothing"),
     Column("model", "string", "Hub id of the model of stage {}"),
     Column("revision", "string", "commit of that model"),
+    Column("lora", "string", "Hub id of the LoRA adapter on that model, if there was one"),
+    Column("lora_revision", "string", "commit of that adapter"),
     Column("prompt_name", "string", "name of the prompt of stage {}"),
 )
 OF_STAGES = tuple(

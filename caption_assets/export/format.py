@@ -24,7 +24,7 @@ from caption_assets.export.columns import (
     window_record,
 )
 
-LAYOUT_VERSION = "1"
+LAYOUT_VERSION = "2"
 """Goes up when the same tables would give other files."""
 VIDEO = "mp4"
 """Ending of the clip in its sample, whatever its container: ``datasets`` makes a column of each ending, and wants the

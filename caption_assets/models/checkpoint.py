@@ -11,7 +11,6 @@ from caption_assets.models.parts import ADAPTER, MODEL, Layout
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 REVISION = re.compile(r"[\w.-]+")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +45,6 @@ class Lora(Checkpoint):
     def folder(self) -> str:
         """Folder of the mirror below ``weights/``: apart from that of a model of the same name."""
         return f"lora--{self.hub_id.replace('/', '--')}/{self.revision}"
-
-    @property
-    def is_commit(self) -> bool:
-        """Whether Hub id and revision identify the files."""
-        return self.path is None and _COMMIT.fullmatch(self.revision) is not None
 
 
 def is_folder(name: str) -> bool:

@@ -183,10 +183,10 @@ def _is_expert(module: str) -> bool:
 
 
 def _plain_name(name: str) -> str:
-    """The last part of a Hub id or folder, without upper case."""
+    """The last part of a Hub id or folder, without upper case; ModelScope's cache writes ``___`` for a dot."""
     if cached := _CACHED.search(name.rstrip("/")):
         return cached["id"].rsplit("--", 1)[-1].casefold()
-    return name.rstrip("/").rsplit("/", 1)[-1].casefold()
+    return name.rstrip("/").rsplit("/", 1)[-1].replace("___", ".").casefold()
 
 
 def _values(pattern: Any) -> list[Any]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
+from typing import Any
 
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
@@ -42,7 +44,13 @@ FIRST = frozenset({CONFIG, ADAPTER_CONFIG})
 
 
 def publish(
-    root: Root, checkpoint: Checkpoint, cache: Path, *, verify: bool = False, told: Progress = silent
+    root: Root,
+    checkpoint: Checkpoint,
+    cache: Path,
+    *,
+    verify: bool = False,
+    told: Progress = silent,
+    overrides: Mapping[str, Any] = MappingProxyType({}),
 ) -> WeightsManifest:
     """Bring a checkpoint's files into the root's mirror, the manifest last, and return it.
 
@@ -54,6 +62,7 @@ def publish(
         cache: folder on this machine for files on their way, if the root is not on its disk.
         verify: read the whole mirror and compare every hash. Without it a file counts as present by its size.
         told: is told of the progress.
+        overrides: vLLM's argument ``hf_overrides``: values of a model's ``config.json`` that the user replaces.
 
     Raises:
         WeightsError: if it cannot be fetched, is not what it should be, or is a model that needs remote code.
@@ -73,6 +82,9 @@ def publish(
         root.remove(f"{mirror.path}/{MANIFEST}")  # until the last file is there it is no mirror
 
     def keep(file: WeightFile, path: Path) -> None:
+        if file.path == CONFIG:
+            config = parse_config(path.read_bytes(), f"{source.address}/{file.path}")
+            check_served({**config, **overrides}, source.address)
         _check_loadable(path, file, listed, source)
         _move(root, path, f"{mirror.path}/{file.path}")
         standing[file.path] = file
@@ -218,13 +230,10 @@ def _check_loadable(path: Path, file: WeightFile, listed: Sequence[ListedFile], 
     """What a source passes off as whole may still be cut off, or a pointer that stands for a file (Git LFS).
 
     Raises:
-        WeightsError: if a file of weights is no such file, an index names one that is not there, or vLLM does not serve
-            the model.
+        WeightsError: if a file of weights is no such file, or an index names one that is not there.
     """
     if file.path == ADAPTER_CONFIG:
         parse_adapter_config(path.read_bytes(), f"{source.address}/{file.path}")
-    if file.path == CONFIG:
-        check_served(parse_config(path.read_bytes(), f"{source.address}/{file.path}"), source.address)
     if file.path.endswith(".safetensors"):
         try:
             with safe_open(path, framework="numpy"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha1, sha256
 from pathlib import PurePosixPath
@@ -140,6 +140,12 @@ class WeightsManifest:
             return cls(parts["hub_id"], parts["revision"], found)
         except (ValueError, TypeError, KeyError) as error:
             raise WeightsError(f"it is no manifest of weights ({type(error).__name__}: {error})") from error
+
+
+def joint_version(manifests: Sequence[WeightsManifest]) -> str:
+    """The data version of a model, with its adapter if it has one: 16 hex digits."""
+    digests = [manifest.digest for manifest in manifests]
+    return (digests[0] if len(digests) == 1 else sha256("".join(digests).encode()).hexdigest())[:16]
 
 
 def in_words(count: int) -> str:

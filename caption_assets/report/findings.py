@@ -319,17 +319,17 @@ def prefix_cache_hits(schema: pa.Schema) -> Finding:
     return Finding(CACHE_HITS, not hits.is_low, hits.summary, facts)
 
 
-def weights_verified(manifest: WeightsManifest, damaged: Mapping[str, str]) -> Finding:
-    """Whether all files of a mirror are what its manifest says; ``damaged`` are those that are not, with the reason."""
-    size = in_words(manifest.size)
-    facts: Facts = {"files": len(manifest.files), "bytes": manifest.size, "damaged": len(damaged)}
+def weights_verified(manifests: Sequence[WeightsManifest], damaged: Mapping[str, str]) -> Finding:
+    """Whether all mirrored files are what their manifests say; ``damaged`` are those that are not, with the reason."""
+    files, size = sum(len(manifest.files) for manifest in manifests), sum(manifest.size for manifest in manifests)
+    facts: Facts = {"files": files, "bytes": size, "damaged": len(damaged)}
     if not damaged:
-        return Finding(WEIGHTS_VERIFIED, True, f"{len(manifest.files)} files, {size}: all hashes are right", facts)
+        return Finding(WEIGHTS_VERIFIED, True, f"{files} files, {in_words(size)}: all hashes are right", facts)
     path, reason = next(iter(damaged.items()))
     return Finding(
         WEIGHTS_VERIFIED,
         False,
-        f"{len(damaged)} of {len(manifest.files)} files are not what the manifest says; the first: {path}: {reason}. "
+        f"{len(damaged)} of {files} files are not what the manifest says; the first: {path}: {reason}. "
         "Set CAPTION_VERIFY_WEIGHTS=true and materialize model_weights, which mends the mirror",
         {**facts, "example": path},
     )

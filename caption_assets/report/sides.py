@@ -38,6 +38,7 @@ class Makings:
         facts = (
             ("Model", row.model),
             ("Revision", row.revision),
+            ("LoRA adapter", row.lora and f"{row.lora} @ {row.lora_revision}"),
             ("Sampling", _sampling(row.sampling or {})),
             ("Prompt", f"{row.prompt_name}: {prompt or self._prompts[column] or 'unknown'}"),
         )

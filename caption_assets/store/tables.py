@@ -129,6 +129,9 @@ class CaptionRow:
     model: str | None = None
     """Hub id."""
     revision: str | None = None
+    lora: str | None = None
+    """Hub id of the LoRA adapter on the model; null if there is none, and in rows of older versions."""
+    lora_revision: str | None = None
     prompt_name: str | None = None
     prompt_hash: str | None = None
     """Hash of this stage's instruction, before a stage-1 caption is put in."""
@@ -229,6 +232,8 @@ _CAPTION_SCHEMA = pa.schema(
         ("reductions", pa.list_(pa.string())),
         ("model", pa.string()),
         ("revision", pa.string()),
+        ("lora", pa.string()),
+        ("lora_revision", pa.string()),
         ("prompt_name", pa.string()),
         ("prompt_hash", pa.string()),
         ("sampling", _SAMPLING),

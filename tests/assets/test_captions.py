@@ -23,6 +23,8 @@ from caption_assets.store.previews import preview_path
 from caption_assets.store.root import Root
 from caption_assets.store.tables import Status, Table, read_captions
 from tests.assets.conftest import Project
+from tests.conftest import Truth
+from tests.models.adapters import adapter_files, write_adapter
 from tests.processes import engine_processes
 
 STAGES = [Table.STAGE1.value, Table.STAGE2.value]
@@ -42,6 +44,15 @@ def test_captions_of_a_model_by_folder_ask_for_the_weights_that_identify_it(proj
     project.run("clip_manifest", partition="sample-tar")
     message = project.failure(*STAGES, partition="sample-tar", model=str(tmp_path / "mine"), model_revision="1")
     assert "materialize model_weights before the captions" in message
+
+
+@pytest.mark.fast
+def test_captions_without_their_adapter_say_what_to_materialize(project: Project, tmp_path: Path) -> None:
+    project.run("shard_index")
+    project.run("model_weights", "clip_manifest", partition="sample-tar")
+    folder = write_adapter(tmp_path / "mine", adapter_files())
+    message = project.failure(*STAGES, partition="sample-tar", lora=str(folder), lora_revision="v1")
+    assert "lora--local--mine/v1/weights-manifest.json does not exist: materialize model_weights before" in message
 
 
 @pytest.mark.fast
@@ -130,6 +141,32 @@ def test_a_run_over_several_shards_loses_none_for_one_and_the_retry_makes_that_a
     project.run("model_weights")  # the same bytes
     assert stale(project) == set()
     check_that_the_log_tells_what_is_stored(project)
+
+
+@pytest.mark.engine
+def test_captions_with_an_adapter_name_it_and_are_made_again_for_another_of_its_name(
+    project: Project, tmp_path: Path, truth: Truth
+) -> None:
+    def with_adapter(seed: int) -> dict[str, object]:
+        folder = write_adapter(tmp_path / "mine", adapter_files(scale=0.2, seed=seed))
+        return {"partition": "sample-folder", "lora": str(folder), "lora_revision": "v1"}
+
+    no_engine = {"engine_args": {"max_model_len": -9}}
+    mine = with_adapter(1)
+    project.run("shard_index")
+    assert project.run("model_weights", "clip_manifest", *STAGES, **mine).success  # type: ignore[arg-type]
+    for number, stage in enumerate(STAGES):
+        rows = read_captions(Root.open(str(project.root)), Table(stage), "sample-folder")
+        captioned = [row for row in rows if row.caption and row.window_index is not None]
+        assert captioned
+        assert {(row.lora, row.lora_revision) for row in rows} == {("local/mine", "v1")}
+        right = {truth["sample-folder"][row.clip_key][row.window_index or 0][number] for row in captioned}
+        assert {row.caption for row in captioned} - right, "the adapter changes nothing"
+    assert project.run(*STAGES, **mine, **no_engine).success  # type: ignore[arg-type]
+    other = with_adapter(2)
+    assert project.run("model_weights", **other).success  # type: ignore[arg-type]
+    for changed in (other, {"partition": "sample-folder"}):
+        assert "did not start" in project.failure(*STAGES, **changed, **no_engine)
 
 
 def check_that_the_log_tells_what_is_stored(project: Project) -> None:

@@ -1,10 +1,15 @@
 import logging
 import re
+from pathlib import Path
 
 import dagster as dg
 import pytest
 
+from caption_assets.models.mirror import read_manifest
+from caption_assets.models.variants import SAMPLE
+from caption_assets.store.root import Root
 from tests.assets.conftest import Project
+from tests.models.adapters import adapter_files, write_adapter
 from tests.models.hub_server import COMMIT, HUB_ID, SIGNATURE, TOKEN, Fault, HubServer
 
 SHARD = "model-00001-of-00002.safetensors"
@@ -18,6 +23,32 @@ def test_the_weights_version_is_that_of_their_bytes(project: Project) -> None:
         versions.add((event.materialization.tags or {})["dagster/data_version"])
         assert event.materialization.metadata["model"].value == "caption-assets/sample-qwen2.5-vl"
     assert len(versions) == 1
+
+
+@pytest.mark.fast
+def test_an_adapter_is_mirrored_with_the_model(project: Project, tmp_path: Path) -> None:
+    [model] = project.run("model_weights").get_asset_materialization_events()
+    versions = {(model.materialization.tags or {})["dagster/data_version"]}
+    files = len(read_manifest(Root.open(str(project.root)), SAMPLE).files)
+    for seed in (1, 2):
+        folder = write_adapter(tmp_path / "mine", adapter_files(seed=seed))
+        result = project.run("model_weights", lora=str(folder), lora_revision="v1")
+        [event] = result.get_asset_materialization_events()
+        assert event.materialization.metadata["adapter"].value == "local/mine @ v1"
+        assert event.materialization.metadata["files"] == dg.MetadataValue.int(files + 2)
+        versions.add((event.materialization.tags or {})["dagster/data_version"])
+        [evaluation] = result.get_asset_check_evaluations()
+        assert evaluation.passed
+    assert len(versions) == 3
+    stored = project.root / "weights" / "lora--local--mine" / "v1"
+    assert (stored / "adapter_model.safetensors").read_bytes() == adapter_files(seed=2)["adapter_model.safetensors"]
+
+
+@pytest.mark.fast
+def test_an_adapter_given_as_a_model_fails_with_the_remedy(project: Project, tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path / "mine", adapter_files())
+    message = project.failure("model_weights", model=str(folder), model_revision="v1")
+    assert "holds a LoRA adapter, not a model: set CAPTION_LORA to it" in message
 
 
 @pytest.mark.store

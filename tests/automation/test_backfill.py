@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from caption_assets.automation.backfill import SPAN, build_backfill, stretches
 from caption_assets.automation.records import read_records
 from caption_assets.automation.shard_states import predicted_work
+from caption_assets.models.weights import WeightsManifest
 from caption_assets.settings import Settings, SettingsError
 from caption_assets.store.tables import SCHEMA_VERSION, CaptionRow, Status, Table, publish_captions
 from caption_assets.store.versions import read_versions
@@ -289,6 +290,23 @@ def test_weights_that_somebody_else_recorded_are_recorded_again_from_what_is_sto
     assert event
     assert event.asset_materialization
     assert (event.asset_materialization.tags or {})["dagster/code_version"] == known.settings.variant.folder
+
+
+def test_an_adapter_that_is_not_stored_is_asked_for(known: Site) -> None:
+    known.materialize("clip_manifest", "a")
+    known.settings = known.settings.model_copy(update={"lora": "someone/adapter", "lora_revision": "5" * 40})
+    asked = [request.asset_selection for request in known.requests()]
+    assert [dg.AssetKey("model_weights")] in asked
+    lora = known.settings.adapter
+    assert lora is not None
+    manifest = WeightsManifest(lora.hub_id, lora.revision, ())
+    known.root.write(f"weights/{lora.folder}/weights-manifest.json", manifest.to_json().encode())
+    assert ranges(known.requests(), "stage2_captions") == [("a", "a")]
+    event = known.instance.get_latest_materialization_event(known.project.weights)
+    assert event
+    assert event.asset_materialization
+    code = (event.asset_materialization.tags or {})["dagster/code_version"]
+    assert code == f"{known.settings.variant.folder}+lora--someone--adapter/{'5' * 40}"
 
 
 def test_weights_that_are_not_stored_are_asked_for(known: Site) -> None:

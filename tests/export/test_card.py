@@ -51,6 +51,16 @@ def test_the_card_tells_how_the_captions_were_made(root: Root) -> None:
     assert "    Say what you see.\n    ```\n    # stage1_captions\n" in card(root)
 
 
+def test_the_card_names_the_adapter(root: Root) -> None:
+    row = clip(root, "car.mp4", b"a car")[0]
+    recipe = json.dumps({"model": "org/model", "revision": "c0ffee", "lora": ["org/adapter", "ace"]})
+    for table in (Table.STAGE1, Table.STAGE2):
+        adapted = replace(captioned(row, "A car."), lora="org/adapter", lora_revision="ace")
+        publish_captions(root, table, SHARD, [adapted], [row.key], {"recipe": recipe})
+    export(root)
+    assert "`org/model`, revision `c0ffee`, with the LoRA adapter `org/adapter`, revision `ace`, by" in card(root)
+
+
 def test_the_card_is_the_same_whichever_shard_is_exported_last(root: Root) -> None:
     export(root)
     before = card(root)

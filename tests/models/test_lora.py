@@ -77,6 +77,7 @@ def test_a_folder_without_a_configuration_is_refused(tmp_path: Path) -> None:
         ("unsloth/qwen2.5-vl-7b-instruct", "Qwen/Qwen2.5-VL-7B-Instruct", True),
         ("/models/Qwen2.5-VL-7B-Instruct/", "Qwen/Qwen2.5-VL-7B-Instruct", True),
         ("/hub/models--Qwen--Qwen2.5-VL-7B-Instruct/snapshots/cc5948", "Qwen/Qwen2.5-VL-7B-Instruct", True),
+        ("/cache/modelscope/models/Qwen/Qwen2___5-VL-7B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct", True),
         (None, "Qwen/Qwen2.5-VL-7B-Instruct", True),
         ("Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct", False),
         ("Qwen/Qwen2.5-VL-7B-Instruct", "local/my-model", False),

@@ -111,6 +111,15 @@ def test_a_folder_that_needs_remote_code_is_refused(root: Root, cache: Path, tmp
     assert not root.exists("weights/local--mine")
 
 
+def test_what_the_user_replaces_in_a_config_counts(root: Root, cache: Path, tmp_path: Path) -> None:
+    config = b'{"model_type": "qwen3_vl", "architectures": ["MyVLForConditionalGeneration"]}'
+    write_model(tmp_path / "mine", {**small_model(), "config.json": config})
+    variant = Variant("local/mine", "v1", path=str(tmp_path / "mine"))
+    with pytest.raises(WeightsError, match="is not a model that vLLM"):
+        publish(root, variant, cache)
+    publish(root, variant, cache, overrides={"architectures": ["Qwen3VLForConditionalGeneration"]})
+
+
 def test_an_adapter_given_as_a_model_names_its_base(root: Root, cache: Path, tmp_path: Path) -> None:
     folder = write_adapter(tmp_path / "mine", {**adapter_files(), "tokenizer.json": b"{}", "optimizer.pt": b""})
     with pytest.raises(

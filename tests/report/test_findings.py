@@ -207,8 +207,8 @@ def test_an_example_is_cut_to_a_length_that_can_be_shown() -> None:
 
 def test_damaged_weights_are_named() -> None:
     manifest = WeightsManifest("org/model", "1", (WeightFile("a.json", 5, "0" * 64), WeightFile("b.json", 5, "1" * 64)))
-    assert weights_verified(manifest, {}).passed
-    finding = weights_verified(manifest, {"b.json": "it has 4 bytes, but should have 5"})
+    assert weights_verified([manifest], {}).passed
+    finding = weights_verified([manifest], {"b.json": "it has 4 bytes, but should have 5"})
     assert finding.is_error
     assert finding.message.startswith("1 of 2 files are not what the manifest says; the first: b.json: it has 4 bytes")
 

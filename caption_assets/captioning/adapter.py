@@ -1,0 +1,112 @@
+"""The LoRA adapter of an engine: checked against the model, and put into vLLM's terms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from caption_assets.models.checkpoint import Lora
+from caption_assets.models.lora import adapts_vision, check_fit, is_same_base, read_adapter_config
+from caption_assets.models.variants import Variant
+from caption_assets.models.weights import WeightsError
+
+REQUEST_ID = 1
+"""vLLM's number for the adapter, the only one of its engine."""
+MERGE = "merge it into its model, and set CAPTION_MODEL to the result"
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """An adapter in a local folder that fits the model in another."""
+
+    lora: Lora
+    folder: Path
+    rank: int
+    """The largest of its modules."""
+    has_vision: bool
+    """Whether it changes the vision tower, or what connects it with the language model."""
+    warnings: tuple[str, ...] = ()
+    """What speaks against it without being an error."""
+
+    @classmethod
+    def read(cls, lora: Lora, folder: Path, variant: Variant, model: Path) -> Adapter:
+        """The adapter in ``folder``, compared with the model ``variant`` in the folder ``model``.
+
+        Raises:
+            WeightsError: if it cannot be read, or does not fit the model.
+        """
+        config = read_adapter_config(folder)
+        trained = f"it was trained on {config.base}" if config.base else "its configuration names no base model"
+        warnings = []
+        try:
+            unknown = check_fit(folder, model)
+        except WeightsError as error:
+            raise WeightsError(
+                f"the adapter {lora.hub_id} does not fit the model {variant.hub_id}: {error}; {trained}: set "
+                "CAPTION_MODEL to that model, or CAPTION_LORA to an adapter of this one"
+            ) from error
+        if not is_same_base(config.base, variant.hub_id):
+            warnings.append(
+                f"the adapter {lora.hub_id} is applied to {variant.hub_id}, but {trained}: its modules fit, yet "
+                "captions may be worse than with that model"
+            )
+        if unknown:
+            warnings.append(
+                f"{len(unknown)} modules of the adapter {lora.hub_id}, such as {unknown[0]}, are not in "
+                f"{variant.hub_id}: vLLM ignores them"
+            )
+        return cls(lora, folder, config.rank, adapts_vision(folder), tuple(warnings))
+
+    def arguments(self) -> Mapping[str, Any]:
+        """Keyword arguments of vLLM's ``AsyncEngineArgs``.
+
+        Raises:
+            WeightsError: if its rank is larger than vLLM's largest.
+        """
+        from vllm.config.lora import MaxLoRARanks
+
+        ranks = sorted(get_args(MaxLoRARanks))
+        if self.rank > ranks[-1]:
+            raise WeightsError(
+                f"the adapter {self.lora.hub_id} has rank {self.rank}, and vLLM applies up to {ranks[-1]}: {MERGE}"
+            )
+        return {
+            "enable_lora": True,
+            "max_loras": 1,
+            "max_lora_rank": next(rank for rank in ranks if rank >= self.rank),
+            "enable_tower_connector_lora": self.has_vision,
+        }
+
+    def check(self, model_config: Any, lora_config: Any) -> None:
+        """Check the adapter against vLLM's configurations of model and adapters, before the model is loaded.
+
+        Raises:
+            WeightsError: if vLLM does not apply it, or not all of it.
+        """
+        from vllm.lora.peft_helper import PEFTHelper
+        from vllm.model_executor.model_loader.utils import get_model_architecture
+
+        architecture, name = get_model_architecture(model_config)
+        if not getattr(architecture, "supports_lora", False):
+            raise WeightsError(f"vLLM applies no LoRA adapter to {name}, so not {self.lora.hub_id}: {MERGE}")
+        if lora_config.enable_tower_connector_lora and not getattr(
+            architecture, "supports_tower_connector_lora", False
+        ):
+            raise WeightsError(
+                f"the adapter {self.lora.hub_id} changes the vision tower, but vLLM applies no LoRA to that of {name}: "
+                f"{MERGE}"
+            )
+        try:
+            PEFTHelper.from_local_dir(str(self.folder), None).validate_legal(lora_config)
+        except (ValueError, TypeError) as error:
+            raise WeightsError(
+                f"vLLM cannot apply the adapter {self.lora.hub_id}: {error} {MERGE.capitalize()}"
+            ) from error
+
+    def request(self) -> Any:
+        """The adapter as vLLM's requests name it."""
+        from vllm.lora.request import LoRARequest
+
+        return LoRARequest(self.lora.hub_id, REQUEST_ID, str(self.folder))
