@@ -174,13 +174,13 @@ def test_an_engine_without_the_recipes_adapter_is_refused() -> None:
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize("modules", [LANGUAGE, VISION], ids=["language", "vision"])
+@pytest.mark.parametrize(("modules", "scale"), [(LANGUAGE, 0.2), (VISION, 0.5)], ids=["language", "vision"])
 def test_captions_are_the_adapters(
-    tmp_path: Path, keeper: EngineKeeper, event_loop_runner: asyncio.Runner, modules: Modules
+    tmp_path: Path, keeper: EngineKeeper, event_loop_runner: asyncio.Runner, modules: Modules, scale: float
 ) -> None:
     tasks = film_tasks(moving_video(48))
     base = event_loop_runner.run(caption_all(keeper, replace(RECIPE, lora=None), tasks))
-    adapted = asyncio.run(with_adapter(read(tmp_path, modules, scale=0.2), tasks))
+    adapted = asyncio.run(with_adapter(read(tmp_path, modules, scale=scale), tasks))
     assert [row.stage1.caption for row in adapted] != [row.stage1.caption for row in base]
     for result in adapted:
         assert result.stage1.caption
