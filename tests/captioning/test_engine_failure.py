@@ -53,6 +53,12 @@ def test_what_a_configuration_lacks_stands_in_the_first_line_without_a_remedy_th
 
 
 @pytest.mark.engine
+def test_fp8_where_the_model_cannot_have_it_names_the_setting(model_folder: Path) -> None:
+    message = failure(model_folder, replace(Recipe(), fp8=True))  # its format is float32
+    assert message.endswith("[torch.bfloat16, torch.float16]: set CAPTION_FP8=false")
+
+
+@pytest.mark.engine
 def test_an_error_in_the_engines_own_process_stands_in_the_first_line(model_folder: Path, tmp_path: Path) -> None:
     """vLLM itself says \"Engine core initialization failed. See root cause above.\""""
     sizes = json.loads((model_folder / "config.json").read_text())["text_config"]
