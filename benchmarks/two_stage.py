@@ -161,7 +161,7 @@ class Ready:
         """Decode every task's window."""
         with SandboxDecoder(SANDBOX) as decoder:
             captioner = Captioner(keeper, RECIPE, decoder, with_stage2=True)
-            plans = [captioner.plan(task) for task in tasks]
+            plans = [await captioner.plan(task) for task in tasks]
             frames = await asyncio.gather(
                 *(
                     decoder.frames(task, plan.grid)

@@ -196,12 +196,13 @@ class QwenVL:
         inputs: list[_Input | str] = []
         for video in videos:
             try:
-                inputs.append(self._checked(self._keeper.engine, video, generate_stage2_caption, float_maximum))
-            except (KeyError, TypeError, ValueError) as error:
+                checked = self._checked(self._keeper.engine, video, generate_stage2_caption, float_maximum)
+                inputs.append(self._loop.run(checked))
+            except (KeyError, TypeError, ValueError, RequestFailed) as error:
                 inputs.append(f"{type(error).__name__}: {error}")
         return self._loop.run(self._generate(self._keeper, inputs, generate_stage2_caption))
 
-    def _checked(
+    async def _checked(
         self, engine: CaptionEngine, video: Mapping[str, Any], with_stage2: bool, float_maximum: float
     ) -> _Input:
         given = video["multi_modal_data"]["video"]
@@ -212,9 +213,9 @@ class QwenVL:
             second_prompt(prompt, "")
         shown = Frames(frames, tuple(range(len(frames))), float(metadata.get("fps", DEFAULT_FPS)))
         if self.model_does_preprocess:
-            return _Input(prompt, self._scaled(engine, shown, prompt))
+            return _Input(prompt, await self._scaled(engine, shown, prompt))
         _, height, width, _ = frames.shape
-        factor = self._variant.pixels.factor
+        factor = engine.factor
         if height % factor or width % factor:
             raise ValueError(
                 f"frames of {width}x{height} pixels are no multiples of {factor}: resize them, or set "
@@ -222,18 +223,20 @@ class QwenVL:
             )
         return _Input(prompt, shown)
 
-    def _scaled(self, engine: CaptionEngine, given: Frames, prompt: str) -> Frames:
+    async def _scaled(self, engine: CaptionEngine, given: Frames, prompt: str) -> Frames:
         """Frames of the size, and as many of them, as the model's pixel limits and the context allow."""
-        limits = self._variant.pixels
+        limits = engine.limits(self._variant.pixels)
         last, height, width = len(given.pixels) - 1, *given.pixels.shape[1:3]
-        room = engine.context - self._text_tokens(engine, prompt)
+        room = min(engine.context - self._text_tokens(engine, prompt), engine.video_room)
 
         def fps(frames: int) -> float:
             return given.fps * (frames - 1) / last
 
+        async def tokens(grid: FrameGrid) -> int:
+            return await engine.video_tokens(grid, fps(grid.frames))
+
         try:
-            wanted = fit(last + 1, height, width, limits)
-            grid = fit_context(wanted, limits, lambda grid: engine.video_tokens(grid, fps(grid.frames)), room)
+            grid = await fit_context(fit(last + 1, height, width, limits), limits, tokens, room)
         except (FrameTooNarrow, NoRoom) as error:
             raise ValueError(str(error)) from error
         times = [number / given.fps for number in range(last + 1)]
@@ -255,7 +258,9 @@ class QwenVL:
 
         async def one(number: int, video: _Input) -> None:
             count, height, width, _ = video.frames.pixels.shape
-            load = engine.load(FrameGrid(count, height, width), self._text_tokens(engine, video.prompt))
+            grid = FrameGrid(count, height, width)
+            tokens = await engine.video_tokens(grid, video.frames.fps)
+            load = engine.load(grid, tokens, self._text_tokens(engine, video.prompt))
             await admission.enter(load)
             request = Request(uuid4().hex, video.frames, video.prompt, generation, stage=1, replica=number)
             try:

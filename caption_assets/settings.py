@@ -15,7 +15,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from caption_assets.captioning.engine_arguments import STEP
 from caption_assets.captioning.job import CHECKPOINT_ROWS, CHECKPOINT_SECONDS, LEASE_SECONDS, MAX_ATTEMPTS
 from caption_assets.captioning.prompts import GENERAL, PROMPTS, Prompt
-from caption_assets.captioning.recipe import DETERMINISTIC, MOST_TEMPERATURE, Generation, Recipe
+from caption_assets.captioning.recipe import DEFAULTS, DETERMINISTIC, MOST_TEMPERATURE, Generation, Recipe
 from caption_assets.clips.sampling import FRAME_FACTOR, Sampling
 from caption_assets.clips.window import MIN_WINDOW_FRAMES, MIN_WINDOW_SECONDS, Windowing
 from caption_assets.credentials import find_credential, is_credential, is_hub_token, mentions_credential
@@ -24,7 +24,7 @@ from caption_assets.errors import CaptionAssetsError
 from caption_assets.export.format import Export, Format
 from caption_assets.models.checkpoint import Checkpoint, Lora
 from caption_assets.models.lora import find_lora
-from caption_assets.models.variants import UnknownModel, Variant, find_variant
+from caption_assets.models.variants import VARIANTS, UnknownModel, Variant, find_variant
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +60,9 @@ def _check_labels(labels: object) -> object:
     return labels
 
 
+_JSON_ARGUMENTS = ("engine_args", "chat_template_kwargs")
+_DTYPES = {"half": "float16", "float": "float32"}
+"""Names of number formats that have another, which is the one that captions are told apart by."""
 _JSON_TYPES = {list: "array", str: "string", int: "number", float: "number", bool: "boolean", type(None): "null"}
 
 
@@ -140,6 +143,21 @@ class Settings(BaseSettings):
     fp8: bool | None = Field(
         None, description="Quantise the language model to FP8. Default: as the model wants; needs a GPU"
     )
+    dtype: Literal["auto", "half", "float16", "bfloat16", "float", "float32"] = Field(
+        "auto",
+        description="Number format of weights and activations: `auto`, `half` (`float16`), `bfloat16` or `float32` "
+        "(`float`). T4 and V100 need `half`. Default: the model's",
+    )
+    chat_template_kwargs: Annotated[dict[str, Any], NoDecode, _parse_json_object('{"enable_thinking": true}')] = Field(
+        default_factory=dict,
+        description="Arguments of the model's chat template, as a JSON object. Default: `enable_thinking` and "
+        "`thinking` are false where the template uses them",
+    )
+    reasoning_parser: str | None = Field(
+        None,
+        description="vLLM's reasoning parser, such as `qwen3`, which takes reasoning out of answers. Default: by the "
+        "model's family",
+    )
     prompt: str = Field(GENERAL.name, description=f"Named prompt: {', '.join(f'`{name}`' for name in PROMPTS)}")
     stage1_prompt: str | None = Field(None, description="Instruction of stage 1. Default: the named prompt's")
     stage2_prompt: str | None = Field(
@@ -163,9 +181,17 @@ class Settings(BaseSettings):
     )
     min_frames: int = Field(4, ge=FRAME_FACTOR, description="Least frames shown of a window")
     max_frames: int = Field(768, ge=FRAME_FACTOR, description="Most frames shown of a window")
-    temperature: float = Field(0.1, ge=0, le=MOST_TEMPERATURE, description="Sampling temperature of the answer")
-    top_p: float = Field(0.001, gt=0, le=1, description="Nucleus sampling of the answer")
-    repetition_penalty: float = Field(1.05, gt=0, allow_inf_nan=False, description="Repetition penalty of the answer")
+    temperature: float | None = Field(
+        None,
+        ge=0,
+        le=MOST_TEMPERATURE,
+        description="Sampling temperature of the answer. Default, here and in the next two: what the files of a model "
+        "by Hub id or folder say, else 0.1",
+    )
+    top_p: float | None = Field(None, gt=0, le=1, description="Nucleus sampling of the answer. Default: else 0.001")
+    repetition_penalty: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="Repetition penalty of the answer. Default: else 1.05"
+    )
     max_output_tokens: int = Field(512, ge=1, description="Longest answer")
     deterministic: bool = Field(
         False, description="Always the likeliest word, with fixed seeds, whatever the sampling settings say"
@@ -334,7 +360,7 @@ class Settings(BaseSettings):
             )
         return value
 
-    @field_validator("engine_args")
+    @field_validator("engine_args", "chat_template_kwargs")
     @classmethod
     def _arguments_without_credentials(cls, arguments: dict[str, Any]) -> dict[str, Any]:
         if found := find_credential(arguments):
@@ -449,6 +475,9 @@ class Settings(BaseSettings):
             regenerations=self.regenerations,
             engine={STEP: self.max_batched_tokens, **self.engine_args} if self.max_batched_tokens else self.engine_args,
             lora=self.adapter,
+            dtype=None if self.dtype == "auto" else _DTYPES.get(self.dtype, self.dtype),
+            chat_template_kwargs=self.chat_template_kwargs,
+            reasoning_parser=self.reasoning_parser,
         )
 
     @property
@@ -467,11 +496,20 @@ class Settings(BaseSettings):
 
     @property
     def _generation(self) -> Generation:
+        given = Generation(self.temperature, self.top_p, self.repetition_penalty, self.max_output_tokens)
+        generation = given if self._has_own_sampling else given.filled({}, DEFAULTS)
         if self.deterministic:
             return replace(
-                DETERMINISTIC, repetition_penalty=self.repetition_penalty, max_output_tokens=self.max_output_tokens
+                DETERMINISTIC,
+                repetition_penalty=generation.repetition_penalty,
+                max_output_tokens=generation.max_output_tokens,
             )
-        return Generation(self.temperature, self.top_p, self.repetition_penalty, self.max_output_tokens)
+        return generation
+
+    @property
+    def _has_own_sampling(self) -> bool:
+        """Whether sampling is left to the model's files."""
+        return self.model not in VARIANTS and self.model_like is None
 
 
 def load_settings() -> Settings:
@@ -507,5 +545,5 @@ def _explain(detail: Any) -> str:
         return problem
     variable = PREFIX + str(detail["loc"][0]).upper()
     value = os.environ.get(variable, "")
-    hidden = mentions_credential(value) if detail["loc"][0] == "engine_args" else is_credential(value)
+    hidden = mentions_credential(value) if detail["loc"][0] in _JSON_ARGUMENTS else is_credential(value)
     return f"{variable}={'…' if hidden else repr(value)}: {problem}"

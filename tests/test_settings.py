@@ -4,6 +4,7 @@ import re
 import pytest
 
 from caption_assets.captioning.prompts import GENERAL, PROMPTS
+from caption_assets.captioning.recipe import Generation, Recipe
 from caption_assets.models.checkpoint import Lora
 from caption_assets.settings import Settings, SettingsError, load_settings
 
@@ -277,6 +278,29 @@ def test_settings_reach_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     assert recipe.prompt.stage1 == "Say what you see."
     assert recipe.frames.fps == 1
     assert recipe.generation.temperature == 0
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("half", "float16"), ("bfloat16", "bfloat16"), ("float", "float32")])
+def test_a_dtype_is_known_by_one_name(monkeypatch: pytest.MonkeyPatch, name: str, dtype: str) -> None:
+    monkeypatch.setenv("CAPTION_DTYPE", name)
+    assert load_settings().recipe.dtype == dtype
+
+
+def test_without_settings_of_reasoning_and_dtype_the_recipe_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_settings().recipe == Recipe()
+    monkeypatch.setenv("CAPTION_CHAT_TEMPLATE_KWARGS", '{"enable_thinking": true}')
+    monkeypatch.setenv("CAPTION_REASONING_PARSER", "qwen3")
+    recipe = load_settings().recipe
+    assert (recipe.chat_template_kwargs, recipe.reasoning_parser) == ({"enable_thinking": True}, "qwen3")
+
+
+def test_sampling_is_left_to_a_model_by_folder_as_far_as_it_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAPTION_MODEL", "/models/mine")
+    monkeypatch.setenv("CAPTION_MODEL_REVISION", "v1")
+    monkeypatch.setenv("CAPTION_TEMPERATURE", "0.3")
+    assert load_settings().recipe.generation == Generation(0.3, None, None)
+    monkeypatch.setenv("CAPTION_MODEL_LIKE", "qwen2.5")
+    assert load_settings().recipe.generation == Generation(0.3)
 
 
 def test_windows_may_be_cut_by_seconds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from caption_assets.clips.sampling import FRAME_FACTOR
@@ -76,8 +76,12 @@ def fit(frames: int, height: int, width: int, limits: PixelLimits) -> FrameGrid:
     return FrameGrid(frames, *fit_size(height, width, limits, limits.total_pixels // frames))
 
 
-def fit_context(wanted: FrameGrid, limits: PixelLimits, tokens: Callable[[FrameGrid], int], room: int) -> FrameGrid:
+async def fit_context(
+    wanted: FrameGrid, limits: PixelLimits, tokens: Callable[[FrameGrid], Awaitable[int]], room: int
+) -> FrameGrid:
     """Scale, and where that is not enough thin, a video until it takes at most ``room`` tokens.
+
+    Nothing is assumed of how tokens depend on frames, but that fewer and smaller ones take no more.
 
     Args:
         wanted: the video as the pixel limits allow it.
@@ -88,17 +92,34 @@ def fit_context(wanted: FrameGrid, limits: PixelLimits, tokens: Callable[[FrameG
     Raises:
         NoRoom: if not even two frames of the smallest size fit.
     """
-    if tokens(wanted) <= room:
+
+    def scaled(frames: int, squares: int) -> FrameGrid:
+        return FrameGrid(frames, *_shrunk(wanted, limits, squares * limits.factor**2))
+
+    async def fits(grid: FrameGrid) -> bool:
+        return await tokens(grid) <= room
+
+    if await fits(wanted):
         return wanted
-    for frames in range(wanted.frames, 0, -FRAME_FACTOR):
-        patches = frames // FRAME_FACTOR
-        # What a patch costs beside its pixels (a time stamp, say) is seen on the smallest frames there can be.
-        beside = tokens(FrameGrid(frames, limits.factor, limits.factor)) / patches - 1
-        share = int(room / patches - beside) * limits.factor**2
-        grid = FrameGrid(frames, *_shrunk(wanted, limits, share))
-        if tokens(grid) <= room:
-            return grid
-    raise NoRoom(room, tokens(grid))
+    fewest, most = (area // limits.factor**2 for area in (limits.min_pixels, wanted.height * wanted.width))
+    pairs = await _largest(1, wanted.frames // FRAME_FACTOR, lambda count: fits(scaled(FRAME_FACTOR * count, fewest)))
+    if pairs is None:
+        raise NoRoom(room, await tokens(scaled(FRAME_FACTOR, fewest)))
+    frames = FRAME_FACTOR * pairs
+    if await fits(as_wanted := FrameGrid(frames, wanted.height, wanted.width)):
+        return as_wanted  # a model whose frames take the same tokens at any size
+    squares = await _largest(fewest, most, lambda count: fits(scaled(frames, count)))
+    return scaled(frames, fewest if squares is None else squares)
+
+
+async def _largest(low: int, high: int, is_possible: Callable[[int], Awaitable[bool]]) -> int | None:
+    """The largest number from ``low`` to ``high`` that is possible, by bisection; None if the lowest is not."""
+    if not await is_possible(low):
+        return None
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if await is_possible(middle) else (low, middle - 1)
+    return low
 
 
 def fit_size(height: int, width: int, limits: PixelLimits, most: int) -> tuple[int, int]:

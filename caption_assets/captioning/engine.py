@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import math
 import os
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
@@ -18,22 +19,30 @@ from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
 
+import numpy as np
+
 from caption_assets.captioning.adapter import Adapter
 from caption_assets.captioning.admission import Load
-from caption_assets.captioning.budget import FrameGrid, patch_times, visual_tokens
+from caption_assets.captioning.budget import FrameGrid
 from caption_assets.captioning.build import Build
+from caption_assets.captioning.chat import Chat, TemplateError
 from caption_assets.captioning.engine_failure import CauseFile, explain_start
 from caption_assets.captioning.prompts import neutralise, structural_tokens
-from caption_assets.captioning.recipe import Generation, Recipe
-from caption_assets.captioning.request import Completion, Request, RequestFailed
+from caption_assets.captioning.reasoning import Reasoning, UnknownParser
+from caption_assets.captioning.recipe import DEFAULTS, Generation, Recipe
+from caption_assets.captioning.request import Completion, ReasoningCutOff, Request, RequestFailed
 from caption_assets.captioning.seen_video import SeenVideos
+from caption_assets.captioning.video_tokens import QWEN, VideoTokens, patch_factor
 from caption_assets.clips.decode import Frames
+from caption_assets.clips.sampling import FRAME_FACTOR
 from caption_assets.engine_process import OWNER, PLUGIN
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.main_module import main_module_hidden
 from caption_assets.models.parts import CONFIG
 from caption_assets.models.served import check_served, parse_config
 from caption_assets.models.weights import WeightsError
+from caption_assets.models.model_files import ModelFiles
+from caption_assets.models.variants import PixelLimits
 
 T = TypeVar("T")
 
@@ -54,8 +63,12 @@ OURS = frozenset(
 formats, frames and the number of GPUs have settings of their own."""
 VISION_PARTS = ("visual.*", "vision_tower.*", "vision_model.*")
 """What vLLM's models call the part that looks at pictures."""
-TIMED_MODELS = frozenset({"qwen3_vl", "qwen3_vl_moe"})
-"""Model types whose prompts tell the time of each temporal patch in words."""
+OWN_CONTEXT = -1
+"""vLLM's value of ``max_model_len`` for the model's own, reduced to what fits the memory."""
+PROBES = ((FRAME_FACTOR, 2.0), (5 * FRAME_FACTOR, 0.37))
+"""Numbers of frames and rates of the videos with which the start-up check measures tokens."""
+OTHER_SAMPLING = ("top_k", "min_p", "presence_penalty", "frequency_penalty")
+"""Sampling parameters that a model's files may give and that no setting has."""
 CACHE_BYTES_PER_PIXEL = 2 * 3 * 2
 """Of the cache of preprocessed videos, at most, for each pixel of a visual token's square: two frames, three channels,
 two bytes a value (9.4 kB a token of Qwen2.5-VL were measured; where values stay uint8 it is half of that)."""
@@ -139,11 +152,12 @@ def engine_arguments(
             "(the model is chosen with CAPTION_MODEL, FP8 with CAPTION_FP8, a LoRA adapter with "
             "CAPTION_LORA, GPUs with CAPTION_TENSOR_PARALLEL_SIZE and CAPTION_DATA_PARALLEL_SIZE)"
         )
-    variant = recipe.variant
+    variant, files = recipe.variant, ModelFiles.read(model)
     arguments: dict[str, Any] = {
         "model": str(model),
-        "dtype": variant.dtype,
-        "max_model_len": variant.max_model_len,
+        # A quantization method has dtypes of its own: vLLM takes the one that the files name.
+        "dtype": recipe.dtype or ("auto" if files.quantization else variant.dtype),
+        "max_model_len": variant.max_model_len or OWN_CONTEXT,
         # The next three and the limits of a prompt are the reference's (NeMo Curator).
         "max_num_batched_tokens": 32768,
         "gpu_memory_utilization": 0.85,
@@ -154,10 +168,10 @@ def engine_arguments(
         "tensor_parallel_size": config.tensor_parallel,
         "data_parallel_size": config.data_parallel,
     }
-    if variant.presized:
+    if files.model_type in QWEN:
         # Frames arrive at their final size; the model's own processor normalises them.
         arguments["mm_processor_kwargs"] = {"do_resize": False}
-    if recipe.fp8:
+    if recipe.fp8 and not files.quantization:
         # The language model alone: FP8 of the vision tower is fragile (vllm issue 17595).
         arguments |= {"quantization": "fp8_per_tensor", "quantization_config": {"ignore": list(VISION_PARTS)}}
     if adapter:
@@ -210,7 +224,7 @@ async def start_engine(
         engine = CaptionEngine(llm, recipe, config, adapter, cause.read)
         del llm
         try:
-            engine.check_template()
+            await engine.check()
             await engine.load_adapter()
             yield engine
         finally:
@@ -249,6 +263,7 @@ def _build(
     _check_names(arguments, {known.name for known in fields(AsyncEngineArgs)})
     wanted = AsyncEngineArgs(**arguments)
     configured = wanted.create_engine_config(UsageContext.ENGINE_CONTEXT)
+    _require_video(configured.model_config)
     _check_output(max_output_tokens, configured.model_config.max_model_len)
     if adapter:
         try:
@@ -267,6 +282,18 @@ def _check_output(max_output_tokens: int, context: int) -> None:
             f"CAPTION_MAX_OUTPUT_TOKENS is {max_output_tokens}, but the model's context has {context} tokens for both "
             "prompt and answer: lower it"
         )
+
+
+def _require_video(config: Any) -> None:
+    """Refuse a model without video before its weights are loaded."""
+    from vllm.multimodal import MULTIMODAL_REGISTRY
+
+    if config.is_multimodal_model and "video" in MULTIMODAL_REGISTRY.get_processing_info(config).supported_mm_limits:
+        return
+    raise EngineError(
+        f"the model in {config.model} ({', '.join(config.architectures)}) takes no video: choose a video model with "
+        "CAPTION_MODEL"
+    )
 
 
 def _prepare_environment() -> None:
@@ -346,7 +373,44 @@ class CaptionEngine:
         self.resent = 0
         """Videos that had to be sent again, since the engine's cache had let them go."""
         self.text_tokens = lru_cache(maxsize=1024)(self._text_tokens)
-        self._seen = SeenVideos(_patch_side(self._model_config), self._process)
+        self.video_room = sys.maxsize
+        """Maximum number of tokens of one video, beside the context: those that the engine keeps encoded."""
+
+    @cached_property
+    def factor(self) -> int:
+        """Sides of a frame are multiples of this, in pixels."""
+        return patch_factor(self._model_config.hf_config) or self._recipe.variant.pixels.factor
+
+    @cached_property
+    def _seen(self) -> SeenVideos:
+        return SeenVideos(_patch_side(self._model_config), self._process)
+
+    @cached_property
+    def _videos(self) -> VideoTokens:
+        return VideoTokens(self._model_type, self.factor, self._token_count, self._measure)
+
+    @cached_property
+    def _cache_bytes_per_token(self) -> float:
+        """Of the cache of preprocessed videos; measured where the model's processor sizes the frames."""
+        return float(CACHE_BYTES_PER_PIXEL * self.factor**2)
+
+    @cached_property
+    def _chat(self) -> Chat:
+        return Chat(self._model_config, self._tokenizer, self._recipe.chat_template_kwargs)
+
+    @cached_property
+    def _reasoning(self) -> Reasoning:
+        return Reasoning(
+            self._tokenizer,
+            model_type=self._model_type,
+            parser=self._recipe.reasoning_parser,
+            arguments=self._chat.arguments,
+            turn=self._chat.turn,
+        )
+
+    @property
+    def _model_type(self) -> str:
+        return str(self._model_config.hf_config.model_type)
 
     @cached_property
     def special_tokens(self) -> frozenset[str]:
@@ -376,34 +440,103 @@ class CaptionEngine:
             frame_bytes=int(self._config.frames_gb * 2**30),
         )
 
-    def load(self, grid: FrameGrid, text_tokens: int) -> Load:
+    def load(self, grid: FrameGrid, video_tokens: int, text_tokens: int) -> Load:
         """What a window with this video takes of the capacity."""
-        visual = visual_tokens(grid, self._recipe.variant.pixels.factor)
-        per_token = CACHE_BYTES_PER_PIXEL * self._recipe.variant.pixels.factor**2
-        return Load(1, visual + text_tokens, visual * per_token, grid.bytes)
+        cache_bytes = int(video_tokens * self._cache_bytes_per_token)
+        return Load(1, video_tokens + text_tokens, cache_bytes, grid.bytes)
+
+    def limits(self, pixels: PixelLimits) -> PixelLimits:
+        """A variant's pixel limits in squares of this model's size: as many tokens, of as many pixels as they have."""
+        return pixels.with_factor(self.factor)
+
+    def resolve(self, generation: Generation) -> Generation:
+        """``generation`` with the model's own value, or else the reference's, for each one that is None."""
+        return generation.filled(self._own_sampling, DEFAULTS)
 
     @cached_property
-    def _template(self) -> str | None:
-        """The model's own chat template: its processor's, or else its tokenizer's."""
-        from vllm.renderers.hf import resolve_chat_template
+    def _own_sampling(self) -> dict[str, Any]:
+        """Sampling parameters from the model's ``generation_config.json``."""
+        return dict(self._model_config.get_diff_sampling_param())
 
-        tokenizer = self._tokenizer
-        template: str | None = resolve_chat_template(tokenizer, None, None, model_config=self._model_config)
-        return template
+    @cached_property
+    def _other_sampling(self) -> dict[str, Any]:
+        """Those without a setting, for a recipe that leaves sampling to the model."""
+        own = self._own_sampling if self._recipe.generation.is_the_models else {}
+        return {name: own[name] for name in OTHER_SAMPLING if name in own}
 
-    def check_template(self) -> None:
-        """Have a prompt rendered.
+    @cached_property
+    def _end_of_turn(self) -> list[int]:
+        """Special tokens after an answer in the chat template, where the model's files do not name them as stop tokens.
+
+        MiniCPM-V 4.6 runs on past the end of its turn without them.
+        """
+        own = self._model_config.try_get_generation_config().get("eos_token_id")
+        known = {self._tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
+        special = set(self._tokenizer.all_special_ids) | set(self._tokenizer.added_tokens_decoder)
+        after = self._tokenizer.encode(self._chat.end_of_turn.strip(), add_special_tokens=False)[:1]
+        return [token for token in after if token in special - known]
+
+    async def check(self) -> None:
+        """Prepare whole requests: render them, have the model's processor prepare a video, and count tokens.
+
+        Where a Qwen model's tokens are not those that are computed (pruned videos), they are measured from then on.
 
         Raises:
-            EngineError: if the model's chat template takes no video.
+            EngineError: if the model cannot be asked about a video, or the context has no room for the smallest.
         """
+        limits = self.limits(self._recipe.variant.pixels)
+        side = math.isqrt(limits.min_pixels) // limits.factor * limits.factor
         try:
-            self.render("")
-        except Exception as error:  # a template is a program
+            self._reasoning.answer("")
+            for frames, fps in PROBES:
+                grid = FrameGrid(frames, side, side)
+                measured = await self._videos.measured(grid, fps)
+                self._videos.is_exact &= self._videos.computed(grid, fps) == measured
+        except (TemplateError, UnknownParser, RequestFailed) as error:
+            raise EngineError(f"{self._recipe.variant.hub_id} cannot be asked about a video: {error}") from error
+        self.video_room = int(self._llm.input_processor.mm_encoder_cache_size)
+        frames, fps = PROBES[0]
+        self._require_room(await self.video_tokens(FrameGrid(frames, side, side), fps))
+
+    def _require_room(self, video: int) -> None:
+        """Refuse a context in which not even the smallest video has room beside the prompt and the answer."""
+        if video > self.video_room:
             raise EngineError(
-                f"the chat template of {self._recipe.variant.hub_id} takes no video ({type(error).__name__}: {error}): "
-                "choose a model with one that does"
+                f"the smallest video has {video} tokens, more than the {self.video_room} that the engine keeps "
+                "encoded: raise CAPTION_MAX_BATCHED_TOKENS"
+            )
+        answer = self._recipe.generation.max_output_tokens
+        prompt = self.text_tokens(self.render(self._recipe.prompt.stage1))
+        if prompt + video + answer > self.context:
+            raise EngineError(
+                f"the context of {self.context} tokens has no room for the prompt ({prompt}), the smallest video "
+                f"({video}) and the answer ({answer}): lower CAPTION_MAX_OUTPUT_TOKENS, shorten the prompt, or choose "
+                "a model with a longer context"
+            )
+
+    async def _measure(self, grid: FrameGrid, fps: float) -> int:
+        """Tokens of a video, as the model's own processor prepares it; see ``VideoTokens``."""
+        frames = Frames(np.zeros((grid.frames, grid.height, grid.width, 3), np.uint8), tuple(range(grid.frames)), fps)
+        prompt = self.render("")
+        try:
+            prepared = await self._render(prompt, frames, uuid4().hex, skip_mm_cache=True)
+        except Exception as error:  # processors raise whatever they like
+            reason = str(error.__cause__ or error) or type(error).__name__
+            raise RequestFailed(
+                "refused",
+                f"its processor cannot prepare one ({reason}): choose a video model whose chat template takes videos",
             ) from error
+        tokens = len(prepared["prompt_token_ids"]) - self.text_tokens(prompt)
+        if not self._videos.is_exact:
+            self._note_size(prepared, tokens)
+        return tokens
+
+    def _note_size(self, prepared: Any, tokens: int) -> None:
+        """Learn how large the model's processor makes a video."""
+        from vllm.multimodal.cache.base import MultiModalCache
+
+        for item in prepared["mm_kwargs"]["video"]:
+            self._cache_bytes_per_token = MultiModalCache.get_item_size(item) / tokens
 
     async def load_adapter(self) -> None:
         """Have the engine load the adapter, if there is one: each request names it.
@@ -423,28 +556,19 @@ class CaptionEngine:
 
     def render(self, instruction: str) -> str:
         """The whole prompt, by the model's own chat template: the video first, so that both stages share a prefix."""
-        text = neutralise(instruction, self.special_tokens)
-        content = [{"type": "video"}, {"type": "text", "text": text}]
-        return str(
-            self._tokenizer.apply_chat_template(
-                [{"role": "user", "content": content}],
-                chat_template=self._template,
-                tokenize=False,
-                add_generation_prompt=True,
-            )
-        )
+        return self._chat.render(neutralise(instruction, self.special_tokens))
 
-    def prompt_tokens(self, prompt: str, grid: FrameGrid, fps: float) -> int:
+    async def prompt_tokens(self, prompt: str, grid: FrameGrid, fps: float) -> int:
         """Length of a rendered prompt with this video, as the engine will count it."""
-        return self.text_tokens(prompt) + self.video_tokens(grid, fps)
+        return self.text_tokens(prompt) + await self.video_tokens(grid, fps)
 
-    def video_tokens(self, grid: FrameGrid, fps: float) -> int:
-        """Tokens that stand in the prompt for a video."""
-        visual = visual_tokens(grid, self._recipe.variant.pixels.factor)
-        if self._model_config.hf_config.model_type not in TIMED_MODELS:
-            return visual
-        times = (self._token_count(f"<{time:.1f} seconds>") for time in patch_times(grid.frames, fps))
-        return visual + sum(count + 2 for count in times)  # each patch stands between a start and an end of its own
+    async def video_tokens(self, grid: FrameGrid, fps: float) -> int:
+        """Tokens that stand in the prompt for a video.
+
+        Raises:
+            RequestFailed: if the model's processor refuses such a video.
+        """
+        return await self._videos.count(grid, fps)
 
     def _text_tokens(self, prompt: str) -> int:
         """Tokens of a rendered prompt without its video, whose place is held by one token."""
@@ -512,7 +636,7 @@ class CaptionEngine:
             prompt = await self._prepare(request, with_pixels)
             async for output in self._llm.generate(
                 prompt,
-                _sampling(request.generation),
+                self._sampling(request.generation),
                 uuid4().hex,
                 lora_request=self._adapter.request() if self._adapter else None,
                 priority=-request.stage,  # the lowest goes first
@@ -532,8 +656,11 @@ class CaptionEngine:
                 raise _Forgotten  # the engine's processes disagreed on what is cached
             raise RequestFailed("refused", f"the engine ended the request without an answer (reason: {reason})")
         answer = final.outputs[0]
+        text = self._reasoning.answer(answer.text)
+        if text is None and reason == "length":
+            raise ReasoningCutOff(len(final.prompt_token_ids), len(answer.token_ids))
         return Completion(
-            text=answer.text.strip(),
+            text=text or "",
             finish_reason=reason,
             prompt_tokens=len(final.prompt_token_ids),
             cached_tokens=final.num_cached_tokens or 0,
@@ -581,21 +708,27 @@ class CaptionEngine:
         }
         renderer = self._llm.renderer
         [prepared] = await renderer.render_cmpl_async(
-            [parse_model_prompt(self._model_config, parts)], renderer.default_cmpl_tok_params, **options
+            [parse_model_prompt(self._model_config, parts)],
+            # The template has written them where the model wants them.
+            renderer.default_cmpl_tok_params.with_kwargs(add_special_tokens=False),
+            **options,
         )
         return prepared
 
+    def _sampling(self, generation: Generation) -> Any:
+        from vllm import SamplingParams
 
-def _sampling(generation: Generation) -> Any:
-    from vllm import SamplingParams
-
-    return SamplingParams(
-        temperature=generation.temperature,
-        top_p=generation.top_p,
-        repetition_penalty=generation.repetition_penalty,
-        max_tokens=generation.max_output_tokens,
-        seed=generation.seed,
-    )
+        resolved = self.resolve(generation)
+        return SamplingParams(
+            temperature=resolved.temperature,
+            top_p=resolved.top_p,
+            repetition_penalty=resolved.repetition_penalty,
+            max_tokens=resolved.max_output_tokens,
+            seed=resolved.seed,
+            stop_token_ids=self._end_of_turn or None,
+            skip_special_tokens=not self._reasoning.marks_are_special,
+            **self._other_sampling,
+        )
 
 
 def _patch_side(model_config: Any) -> int | None:

@@ -34,29 +34,45 @@ class Generation:
         ValueError: if a value is out of its range.
     """
 
-    temperature: float = 0.1
-    top_p: float = 0.001
-    repetition_penalty: float = 1.05
+    temperature: float | None = 0.1
+    """None, here and in the next two, is the model's own value."""
+    top_p: float | None = 0.001
+    repetition_penalty: float | None = 1.05
     max_output_tokens: int = 512
     seed: int | None = None
     """Of the deterministic mode, which draws nothing; None draws anew each time."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature <= MOST_TEMPERATURE:
+        if self.temperature is not None and not 0 <= self.temperature <= MOST_TEMPERATURE:
             raise ValueError(f"the temperature is {self.temperature}: give 0 to {MOST_TEMPERATURE}")
-        if self.seed is not None and self.temperature > 0:
+        if self.seed is not None and self.temperature != 0:
             raise ValueError(
                 f"a seed needs temperature 0 (it is {self.temperature}): vLLM's CPU engine dies of a seeded draw whose "
                 "prompt it reads in pieces, and on a GPU the draw depends on what else is in the batch"
             )
-        if not 0 < self.top_p <= 1:
+        if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}: give a number above 0 and up to 1")
-        if self.repetition_penalty <= 0:
+        if self.repetition_penalty is not None and self.repetition_penalty <= 0:
             raise ValueError(f"the repetition penalty is {self.repetition_penalty}: give a number above 0")
         if self.max_output_tokens < 1:
             raise ValueError(f"the output limit is {self.max_output_tokens} tokens: give at least 1")
 
+    @property
+    def is_the_models(self) -> bool:
+        """Whether a value is left to the model."""
+        return None in (self.temperature, self.top_p, self.repetition_penalty)
 
+    def filled(self, own: Mapping[str, float], others: Generation) -> Generation:
+        """This with a value for each that is left to the model: the model's own, or else that of ``others``."""
+        if not self.is_the_models:
+            return self
+        names = ("temperature", "top_p", "repetition_penalty")
+        missing = [name for name in names if getattr(self, name) is None]
+        return replace(self, **{name: own.get(name, getattr(others, name)) for name in missing})
+
+
+DEFAULTS = Generation()
+"""The reference's, also for what a model's own files do not say."""
 DETERMINISTIC = Generation(temperature=0.0, top_p=1.0, seed=0)
 """Always the likeliest word, so that two runs say the same."""
 
@@ -83,6 +99,12 @@ class Recipe:
     lora_weights: str | None = None
     """Digest of the adapter's manifest, for one by folder: another folder may have its name and revision. None for an
     adapter whose Hub id and revision identify its files."""
+    dtype: str | None = None
+    """Number format of weights and activations in place of the variant's."""
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of the model's chat template."""
+    reasoning_parser: str | None = None
+    """vLLM's parser of the model's reasoning, in place of its family's."""
 
     def prompt_for(self, window: ManifestRow) -> Prompt:
         """The prompt of a window: its clip may bring a stage-1 text of its own."""
@@ -167,12 +189,15 @@ class Recipe:
     def _hashed(self, stage: int, arguments: Mapping[str, object]) -> dict[str, object]:
         """What all hashes have in common. What is optional is absent where it is not used, so that they stay stable."""
         variant = self.variant
+        # What not everybody sets is left out where it is not set: older captions stay what they are.
+        further = {"chat_template_kwargs": dict(self.chat_template_kwargs), "reasoning_parser": self.reasoning_parser}
         return {
+            **{name: value for name, value in further.items() if value},
             "stage": stage,
             "model": variant.hub_id,
             "revision": variant.revision,
             "fp8": self.fp8,
-            "dtype": variant.dtype,
+            "dtype": self.dtype or variant.dtype,
             "pixels": asdict(variant.pixels),
             "prompt": text_hash(self.instruction(stage)),
             "frames": asdict(self.frames),

@@ -75,3 +75,25 @@ class PoisonWindow(RequestFailed):
             "this window crashed the engine each of three times, while other windows were answered; it is asked again "
             f"only with other engine settings or another vLLM than now ({settings})",
         )
+
+
+REASONING_CUT_OFF = "reasoning_cut_off"
+"""Kind of an answer that was cut off inside a thought."""
+
+
+class ReasoningCutOff(RequestFailed):
+    """An answer that was cut off before its reasoning ended: with more room it may end.
+
+    Args:
+        prompt_tokens: tokens of the prompt, the video's included.
+        output_tokens: tokens of the reasoning.
+    """
+
+    def __init__(self, prompt_tokens: int, output_tokens: int) -> None:
+        super().__init__(
+            REASONING_CUT_OFF,
+            f"the model was still reasoning after {output_tokens} tokens: raise CAPTION_MAX_OUTPUT_TOKENS, or switch "
+            "reasoning off with CAPTION_CHAT_TEMPLATE_KWARGS",
+        )
+        self.prompt_tokens = prompt_tokens
+        self.output_tokens = output_tokens

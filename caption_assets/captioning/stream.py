@@ -61,7 +61,7 @@ async def caption(
         async with asyncio.TaskGroup() as group:
             last: tuple[Task, Said] | None = None
             async for task in tasks:
-                plan, said = captioner.plan(task), Said()
+                plan, said = await captioner.plan(task), Said()
                 await admission.enter(load_of(plan))
                 before = _before(task, last)
                 group.create_task(one(task, plan, before, said))

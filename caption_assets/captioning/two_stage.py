@@ -28,7 +28,7 @@ from caption_assets.captioning.prefix_cache import NO_HITS, CacheHits
 from caption_assets.captioning.quality import CUT_OFF, REGENERATED, find_flags, replaces
 from caption_assets.captioning.recipe import Generation, Recipe
 from caption_assets.captioning.recovery import EngineKeeper
-from caption_assets.captioning.request import CUT, Completion, PoisonWindow, Request, RequestFailed
+from caption_assets.captioning.request import CUT, Completion, PoisonWindow, ReasoningCutOff, Request, RequestFailed
 from caption_assets.captioning.rows import Problem, blank_row, stage1_failed, uncaptioned
 from caption_assets.captioning.seen_video import SeenVideo
 from caption_assets.captioning.task import NOTHING_SPENT, Captioned, Spent, Task
@@ -43,6 +43,8 @@ STRONGER_PENALTY = 0.1
 """Added to the repetition penalty with each generation of a caption that is not drawn but always the likeliest."""
 POISON_DEATHS = 3
 """Engines that a window is asked of before it is taken for poison; see ``EngineKeeper``."""
+MOST_ROOM = 8
+"""Times the output limit that a model may have which is still reasoning: thoughts of 4,000 tokens are common."""
 SPARE_TOKENS = 32
 """A stage-1 caption may take a few tokens more in the stage-2 prompt than it took as an answer."""
 
@@ -148,14 +150,14 @@ class Captioner:
         self._with_stage2 = with_stage2
         self._replicas = count()
 
-    def plan(self, task: Task) -> Plan | Problem:
+    async def plan(self, task: Task) -> Plan | Problem:
         """How a task's window will be shown, or why it cannot be.
 
         Raises:
             EngineError: if there is no engine any more.
         """
         try:
-            return self._plan(task)
+            return await self._plan(task)
         except (FrameTooNarrow, RequestFailed) as error:
             return Problem(error.kind, str(error), reduced=error.kind == NoRoom.kind)
         except EngineError:
@@ -163,23 +165,25 @@ class Captioner:
         except Exception as error:  # whatever is wrong with one row stops no other
             return Problem("manifest", f"the manifest's row cannot be used: {type(error).__name__}: {error}")
 
-    def _plan(self, task: Task) -> Plan:
-        window, limits, engine = task.window, self._recipe.variant.pixels, self._keeper.engine
+    async def _plan(self, task: Task) -> Plan:
+        window, engine = task.window, self._keeper.engine
+        limits = engine.limits(self._recipe.variant.pixels)
         height, width = known(window.height), known(window.width)
         seconds = known(window.end_seconds) - known(window.start_seconds)
         frames = frame_count(seconds, known(window.end_frame) - known(window.start_frame), self._recipe.frames)
         whole = fit(frames, height, width, limits)
         if task.stage1 is None:
-            grid = self._fit_stage(1, window, whole, self._text_tokens(window, None))
+            grid = await self._fit_stage(1, window, whole, self._text_tokens(window, None))
         else:
-            grid = self._fit_stage(2, window, whole, self._text_tokens(window, task.stage1))
+            grid = await self._fit_stage(2, window, whole, self._text_tokens(window, task.stage1))
         wanted = FrameGrid(frames, *fit_size(height, width, limits, limits.max_pixels))
         most = self._recipe.generation.max_output_tokens
         stage1_text = engine.text_tokens(engine.render(self._recipe.prompt_for(window).stage1))
         stage2_text = engine.text_tokens(engine.render(self._recipe.prompt.stage2_text("")))
-        room = engine.context - self._video_tokens(window, grid) - stage2_text - SPARE_TOKENS - most
+        video = await self._video_tokens(window, grid)
+        room = engine.context - video - stage2_text - SPARE_TOKENS - most
         longest = max(stage1_text, stage2_text + most + SPARE_TOKENS if self._with_stage2 else 0) + most
-        return Plan(wanted, whole, grid, engine.load(grid, longest), room)
+        return Plan(wanted, whole, grid, engine.load(grid, video, longest), room)
 
     def _text_tokens(self, window: ManifestRow, stage1: CaptionRow | None) -> int:
         """Tokens of a stage's prompt beside the video: stage 1's, or stage 2's with the stage-1 caption in it."""
@@ -187,11 +191,11 @@ class Captioner:
         instruction = prompt.stage1 if stage1 is None else prompt.stage2_text(stage1.caption or "")
         return engine.text_tokens(engine.render(instruction))
 
-    def _video_tokens(self, window: ManifestRow, grid: FrameGrid) -> int:
+    async def _video_tokens(self, window: ManifestRow, grid: FrameGrid) -> int:
         seconds = known(window.end_seconds) - known(window.start_seconds)
-        return self._keeper.engine.video_tokens(grid, (grid.frames - 1) / seconds)
+        return await self._keeper.engine.video_tokens(grid, (grid.frames - 1) / seconds)
 
-    def _fit_stage(self, stage: int, window: ManifestRow, grid: FrameGrid, text: int) -> FrameGrid:
+    async def _fit_stage(self, stage: int, window: ManifestRow, grid: FrameGrid, text: int) -> FrameGrid:
         """The largest video that the context has room for beside a stage's prompt and its answer.
 
         It follows from what the stage itself needs, so that it is the same in a joint run and in one of its own.
@@ -205,18 +209,19 @@ class Captioner:
         Raises:
             RequestFailed: if not even two small frames fit.
         """
-        context, most = self._keeper.engine.context, self._recipe.generation.max_output_tokens
-        limits = self._recipe.variant.pixels
+        engine, most = self._keeper.engine, self._recipe.generation.max_output_tokens
+        room = min(engine.context - text - most, engine.video_room)
+        limits = engine.limits(self._recipe.variant.pixels)
         try:
-            return fit_context(grid, limits, lambda grid: self._video_tokens(window, grid), context - text - most)
+            return await fit_context(grid, limits, lambda grid: self._video_tokens(window, grid), room)
         except NoRoom as error:
-            spare = context - text - error.least
+            spare = engine.context - text - error.least
             remedy = "shorten the prompt" if most <= text or spare < 1 else f"lower it to {spare} or less"
             raise RequestFailed(
                 error.kind,
-                f"stage {stage} has no room for the video: of the context of {context} tokens its prompt takes {text}, "
-                f"CAPTION_MAX_OUTPUT_TOKENS keeps {most} for the answer, and two small frames need {error.least}: "
-                f"{remedy}",
+                f"stage {stage} has no room for the video: of the context of {engine.context} tokens its prompt takes "
+                f"{text}, CAPTION_MAX_OUTPUT_TOKENS keeps {most} for the answer, and two small frames need "
+                f"{error.least}: {remedy}",
             ) from error
 
     async def run(self, task: Task, plan: Plan | Problem, before: Said | None, said: Said) -> Captioned:
@@ -255,7 +260,7 @@ class Captioner:
         instruction = prompt.stage1 if stage1 is None else prompt.stage2_text(stage1.caption or "")
         blank = partial(blank_row, self._recipe, stage, window, stage1)
         try:
-            reduced = run.plan.grid != run.plan.whole if stage1 is None else self._show_stage2(run, stage1)
+            reduced = run.plan.grid != run.plan.whole if stage1 is None else await self._show_stage2(run, stage1)
         except RequestFailed as error:
             return replace(blank(reduced=True), error_kind=error.kind, error=str(error), attempts=tried + 1)
         try:
@@ -292,7 +297,7 @@ class Captioner:
             attempts=tried + run.attempts,
         )
 
-    def _show_stage2(self, run: _Run, stage1: CaptionRow) -> bool:
+    async def _show_stage2(self, run: _Run, stage1: CaptionRow) -> bool:
         """Show a window as stage 2 has room for it; returns whether the context has none for the whole window.
 
         Frames that stage 1 was shown after a failure are kept: more of them would fail again.
@@ -302,10 +307,10 @@ class Captioner:
         """
         window, plan = run.task.window, run.plan
         text = self._text_tokens(window, stage1)
-        grid = self._fit_stage(2, window, plan.whole, text)
+        grid = await self._fit_stage(2, window, plan.whole, text)
         reduced = grid != plan.whole
         if run.grid != plan.grid:
-            grid = self._fit_stage(2, window, run.grid, text)
+            grid = await self._fit_stage(2, window, run.grid, text)
         if grid != run.grid:
             run.show(grid)
         return reduced
@@ -321,11 +326,11 @@ class Captioner:
             instruction: as the model is asked.
             template: the same with no caption filled in.
         """
-        generation = self._recipe.generation
+        generation = self._keeper.engine.resolve(self._recipe.generation)
         best: _Attempt | None = None
         for again in range(self._recipe.regenerations + 1):
             try:
-                ask = self._ask_once if again else self._ask_down
+                ask = self._ask_longer if again else self._ask_down
                 attempt = await ask(stage, run, instruction, generation)
             except RequestFailed:
                 if best is None:
@@ -349,7 +354,10 @@ class Captioner:
 
     def _changed(self, attempt: _Attempt, again: int, room: int) -> Generation | None:
         """How it is drawn after a flagged answer: otherwise, and longer if that was cut off; None if it is no use."""
-        first = self._recipe.generation
+        first = self._keeper.engine.resolve(self._recipe.generation)
+        assert first.temperature is not None
+        assert first.top_p is not None
+        assert first.repetition_penalty is not None
         longer_limit = max(first.max_output_tokens, min(2 * first.max_output_tokens, room))
         limit = longer_limit if CUT_OFF in attempt.flags else first.max_output_tokens
         if REGENERATED.intersection(attempt.flags) == {CUT_OFF}:
@@ -367,23 +375,46 @@ class Captioner:
 
     async def _ask_down(self, stage: int, run: _Run, instruction: str, generation: Generation) -> _Attempt:
         """An answer, whatever it takes of the ladder."""
-        limits = self._recipe.variant.pixels
+        limits = self._keeper.engine.limits(self._recipe.variant.pixels)
         failure: RequestFailed | None = None
         for rung, grid in enumerate(ladder(run.grid, lambda grid: smaller_frames(grid, limits))):
             if rung:
                 run.show(grid)
             try:
-                attempt = await self._ask_once(stage, run, instruction, generation)
+                attempt = await self._ask_longer(stage, run, instruction, generation)
             except PoisonWindow:
                 raise
             except RequestFailed as error:
                 run.said.resolve(stage, None)
+                if (
+                    isinstance(error, ReasoningCutOff)
+                    and error.output_tokens >= MOST_ROOM * generation.max_output_tokens
+                ):
+                    raise  # smaller frames give it no more room
                 failure = error
                 continue
             run.said.resolve(stage, attempt.answer.text)
             return attempt
         assert failure is not None  # the ladder has rungs
         raise failure
+
+    async def _ask_longer(self, stage: int, run: _Run, instruction: str, generation: Generation) -> _Attempt:
+        """An answer; one that is cut off inside a thought is asked for again with twice the room.
+
+        Raises:
+            ReasoningCutOff: if there is no more room, or ``MOST_ROOM`` times the limit is not enough.
+        """
+        most = MOST_ROOM * generation.max_output_tokens
+        while True:
+            try:
+                return await self._ask_once(stage, run, instruction, generation)
+            except ReasoningCutOff as cut_off:
+                run.said.resolve(stage, None)
+                room = min(most, self._keeper.engine.context - cut_off.prompt_tokens)
+                limit = min(2 * generation.max_output_tokens, room)
+                if limit <= generation.max_output_tokens:
+                    raise
+                generation = replace(generation, max_output_tokens=limit)
 
     async def _ask_once(self, stage: int, run: _Run, instruction: str, generation: Generation) -> _Attempt:
         """An answer to the window as it is shown at present."""

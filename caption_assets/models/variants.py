@@ -26,6 +26,13 @@ class PixelLimits:
     total_pixels: int = 24576 * 28 * 28
     """Largest area of all frames of a window together."""
 
+    def with_factor(self, factor: int) -> PixelLimits:
+        """The same limits, counted in squares of ``factor`` pixels."""
+        if factor == self.factor:
+            return self
+        areas = (area * factor**2 // self.factor**2 for area in (self.min_pixels, self.max_pixels, self.total_pixels))
+        return PixelLimits(factor, *areas)
+
 
 @dataclass(frozen=True, slots=True)
 class Variant(Checkpoint):
@@ -33,10 +40,11 @@ class Variant(Checkpoint):
 
     pixels: PixelLimits = field(default_factory=PixelLimits)
     dtype: str = "bfloat16"
+    """Number format of weights and activations by vLLM's name; ``auto`` is that of the model's files."""
     fp8: bool = True
     """Whether the language model is quantised to FP8 where there is a GPU."""
-    max_model_len: int = 32768
-    """Longest prompt and answer together, in tokens."""
+    max_model_len: int | None = 32768
+    """Maximum length of prompt and answer together, in tokens; None is the model's own, as far as memory allows."""
     gpus: int = 1
     """GPUs that one replica needs at least; 0 for a model that runs on the CPU."""
     cpus: int = 6
@@ -45,8 +53,6 @@ class Variant(Checkpoint):
     host_gb: float = 12.0
     """Main memory of the engine's processes for each GPU, or in all where there is none, in GiB: CUDA's, torch's, and
     weights on their way. An estimate."""
-    presized: bool = True
-    """Whether its processor takes frames as they are sized by ``pixels``; one that is not known resizes them itself."""
     engine: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of vLLM's ``AsyncEngineArgs`` that this model wants otherwise than the project's defaults."""
     license: str = ""
@@ -210,7 +216,6 @@ VARIANTS: dict[str, Variant] = {
         "zai-org/GLM-4.6V-Flash",
         "411bb4d77144a3f03accbf4b780f5acb8b7cde4e",
         fp8=False,
-        presized=False,
         license="MIT",
         parameters=10.293,
         quantisable=8.158,
@@ -219,7 +224,6 @@ VARIANTS: dict[str, Variant] = {
         "OpenGVLab/InternVL3_5-8B-HF",
         "741a7d03020411e666c6109218ab71e08151ef86",  # *
         fp8=False,
-        presized=False,
         license=APACHE,
         parameters=8.528,
         quantisable=6.946,
@@ -236,7 +240,7 @@ def find_variant(model: str, revision: str | None = None, like: str | None = Non
         model: a key of ``VARIANTS``, a Hub id (``org/name``), or a folder (``/…``, ``./…``, ``~/…`` or ``s3://…``).
         revision: commit of a model by Hub id or folder; what is made with it is told apart by this.
         like: key of the variant whose frame sizes and engine defaults a model by Hub id or folder shares: a fine-tune
-            of Qwen2.5-VL is like ``qwen2.5``. Without it the model's own processor sizes the frames.
+            of a model that is trained on other sizes than the reference's is like its base.
 
     Raises:
         UnknownModel: if there is none, or the revision is missing or out of place.
@@ -261,8 +265,9 @@ def find_variant(model: str, revision: str | None = None, like: str | None = Non
     base = (
         replace(VARIANTS[like], bundled=False, license="", parameters=0.0, quantisable=0.0)
         if like
-        else Variant("", "", fp8=False, presized=False)
+        else Variant("", "", dtype="auto", fp8=False)
     )
+    base = replace(base, max_model_len=None)
     if is_folder(model):
         path, hub_id = as_folder(model)
         return replace(base, hub_id=hub_id, revision=revision, path=path)

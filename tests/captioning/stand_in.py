@@ -10,8 +10,9 @@ from typing import Any
 
 from caption_assets.captioning.admission import Load
 from caption_assets.captioning.budget import FrameGrid, visual_tokens
+from caption_assets.captioning.recipe import Generation
 from caption_assets.captioning.request import Completion, Request, RequestFailed
-from caption_assets.models.variants import SAMPLE
+from caption_assets.models.variants import SAMPLE, PixelLimits
 
 WORDS = ("amber", "birch", "cloud", "delta", "ember", "fjord", "grove", "hazel", "inlet", "jetty", "knoll", "lotus")
 
@@ -30,6 +31,7 @@ class StandIn:
     resent = 0
     is_hybrid = False
     special_tokens: frozenset[str] = frozenset()
+    video_room = 10**9
     capacity = Load(16, 10**9, 10**12, 10**12)
 
     def __init__(
@@ -67,8 +69,14 @@ class StandIn:
             cacheable_tokens=video,
         )
 
-    def load(self, grid: FrameGrid, text_tokens: int) -> Load:
+    def load(self, grid: FrameGrid, video_tokens: int, text_tokens: int) -> Load:
         return Load(1, text_tokens, 0, grid.bytes)
+
+    def limits(self, pixels: PixelLimits) -> PixelLimits:
+        return pixels
+
+    def resolve(self, generation: Generation) -> Generation:
+        return generation
 
     def render(self, instruction: str) -> str:
         return instruction
@@ -76,7 +84,7 @@ class StandIn:
     def text_tokens(self, prompt: str) -> int:
         return len(prompt)
 
-    def video_tokens(self, grid: FrameGrid, fps: float) -> int:
+    async def video_tokens(self, grid: FrameGrid, fps: float) -> int:
         return visual_tokens(grid, SAMPLE.pixels.factor)
 
 

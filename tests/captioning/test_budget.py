@@ -1,3 +1,5 @@
+import asyncio
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -75,22 +77,35 @@ def test_a_video_is_made_to_fit_the_context_or_refused(
     if max(height, width) > 8 * min(height, width):
         return
 
-    def tokens(grid: FrameGrid) -> int:
+    def visual(grid: FrameGrid) -> int:
         return visual_tokens(grid, limits.factor) + stamp * grid.frames // 2
+
+    async def tokens(grid: FrameGrid) -> int:
+        return visual(grid)
 
     wanted = fit(frames, height, width, limits)
     try:
-        fitted = fit_context(wanted, limits, tokens, room)
+        fitted = asyncio.run(fit_context(wanted, limits, tokens, room))
     except NoRoom:
-        assert tokens(FrameGrid(2, *fit_size(wanted.height, wanted.width, limits, limits.min_pixels))) > room
+        assert visual(FrameGrid(2, *fit_size(wanted.height, wanted.width, limits, limits.min_pixels))) > room
         return
-    assert tokens(fitted) <= room
+    assert visual(fitted) <= room
     assert fitted.frames <= wanted.frames
     assert fitted.height * fitted.width <= wanted.height * wanted.width
-    if tokens(wanted) <= room:
+    if visual(wanted) <= room:
         assert fitted == wanted
     elif fitted.frames < wanted.frames:  # thinned only after it was scaled as far as that goes
         assert fitted.height * fitted.width <= 2 * limits.min_pixels
+
+
+@pytest.mark.parametrize("room", [393, 800, 3136])
+def test_frames_that_take_the_same_tokens_at_any_size_become_fewer_and_keep_their_size(room: int) -> None:
+    async def tokens(grid: FrameGrid) -> int:
+        return 196 * grid.frames + 1  # LLaVA-OneVision
+
+    wanted = FrameGrid(32, 448, 784)
+    fitted = asyncio.run(fit_context(wanted, QWEN25.pixels, tokens, room))
+    assert fitted == FrameGrid((room - 1) // 196 // 2 * 2, 448, 784)
 
 
 def test_what_was_taken_from_a_video_is_told() -> None:

@@ -11,7 +11,7 @@ import pytest
 from caption_assets.captioning.budget import FrameGrid
 from caption_assets.captioning.recipe import Generation, Recipe
 from caption_assets.captioning.recovery import EngineKeeper
-from caption_assets.captioning.request import Completion, Request, RequestFailed
+from caption_assets.captioning.request import Completion, ReasoningCutOff, Request, RequestFailed
 from caption_assets.captioning.task import Captioned, Task
 from caption_assets.captioning.two_stage import SPARE_TOKENS
 from caption_assets.clips.window import Windowing
@@ -85,6 +85,40 @@ def test_windows_that_look_alike_are_generated_again_side_by_side(windows: list[
     assert all(row.ok for row in done)
 
 
+class Thinking(StandIn):
+    """Reasons for a number of tokens before it answers."""
+
+    def __init__(self, tokens: int, context: int = 2048) -> None:
+        super().__init__()
+        self.context = context
+        self._tokens = tokens
+        self.limits_asked: list[int] = []
+
+    async def complete(self, request: Request) -> Completion:
+        limit = request.generation.max_output_tokens
+        self.limits_asked.append(limit)
+        if limit <= self._tokens:
+            raise ReasoningCutOff(100, limit)
+        return Completion("a dog crosses the road", "stop", 100, 0, limit)
+
+
+def test_an_answer_that_is_cut_off_inside_a_thought_is_asked_for_again_with_more_room(windows: list[Task]) -> None:
+    engine = Thinking(tokens=300)
+    [done] = run(engine, windows[:1], replace(RECIPE, generation=Generation(max_output_tokens=100)))
+    assert done.ok
+    assert engine.limits_asked == [100, 200, 400] * 2
+    assert done.stage1.sampling is not None
+    assert (done.stage1.attempts, done.stage1.sampling["max_output_tokens"]) == (3, 400)
+
+
+def test_a_model_that_reasons_without_end_fails_with_its_kind(windows: list[Task]) -> None:
+    engine = Thinking(tokens=10**9)
+    [done] = run(engine, windows[:1], replace(RECIPE, generation=Generation(max_output_tokens=100)))
+    assert (done.stage1.error_kind, done.stage1.caption) == ("reasoning_cut_off", None)
+    assert "still reasoning after 800 tokens: raise CAPTION_MAX_OUTPUT_TOKENS" in (done.stage1.error or "")
+    assert engine.limits_asked == [100, 200, 400, 800]
+
+
 class Hanging(StandIn):
     """Lets one window fail, the second time not before another is at its stage 2."""
 
@@ -139,6 +173,6 @@ def test_a_longer_stage_1_leaves_stage_2_its_room(windows: list[Task]) -> None:
     first, longer = (request for request in engine.asked if request.stage == 1)
     assert most == first.generation.max_output_tokens < longer.generation.max_output_tokens < 2 * most
     frames, height, width, _ = first.frames.pixels.shape
-    video = engine.video_tokens(FrameGrid(frames, height, width), first.frames.fps)
+    video = asyncio.run(engine.video_tokens(FrameGrid(frames, height, width), first.frames.fps))
     beside = len(RECIPE.prompt.stage2_text("")) + SPARE_TOKENS
     assert video + beside + longer.generation.max_output_tokens + most == engine.context

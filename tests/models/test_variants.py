@@ -72,13 +72,12 @@ def test_the_hub_id_of_a_key_without_its_revision_names_the_key() -> None:
 def test_a_fine_tune_by_hub_id_shares_the_sizes_of_its_base() -> None:
     found = find_variant("someone/Qwen-finetune", "abc123", like="qwen3")
     assert (found.hub_id, found.revision, found.pixels) == ("someone/Qwen-finetune", "abc123", QWEN3.pixels)
-    assert found.presized
 
 
 def test_a_model_in_a_folder_is_named_by_it() -> None:
     found = find_variant("/models/my-model", "v1")
     assert (found.path, found.hub_id, found.folder) == ("/models/my-model", "local/my-model", "local--my-model/v1")
-    assert not found.presized
+    assert (found.dtype, found.max_model_len) == ("auto", None)
 
 
 def test_a_model_may_lie_in_object_storage() -> None:

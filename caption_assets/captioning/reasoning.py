@@ -1,0 +1,135 @@
+"""The reasoning of a model that thinks before it answers, and its removal from the answer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from caption_assets.errors import CaptionAssetsError
+
+PARSERS = {
+    "gemma4": "gemma4",
+    "glm4v": "glm45",
+    "glm4v_moe": "glm45",
+    "glm46v": "glm45",
+    "kimi_k25": "kimi_k2",
+    "minicpmv4_6": "minicpmv",
+    "minicpmv4_7": "minicpmv",
+    "qwen3_5": "qwen3",
+    "qwen3_5_moe": "qwen3",
+    "qwen3_vl": "qwen3",
+    "qwen3_vl_moe": "qwen3",
+}
+"""vLLM's reasoning parser by model type, for models that may reason (vLLM's recipes)."""
+_NAMES = "(?:seed:)?(?:think|thinking|thought|thoughts|reasoning|reflection|analysis|scratchpad)"
+_START = re.compile(rf"<{_NAMES}>|◁think▷|\[THINK\]", re.IGNORECASE)
+_END = re.compile(rf"</{_NAMES}>|◁/think▷|\[/THINK\]", re.IGNORECASE)
+"""Marks of a thought's beginning and end: those of Qwen, GLM, Seed, Kimi and Mistral, and others seen in answers."""
+_ANSWER = re.compile(r"\s*(?:<answer>|<\|begin_of_box\|>)(.*?)(?:</answer>|<\|end_of_box\|>|\Z)\s*", re.DOTALL)
+"""What Cosmos-Reason and GLM put around an answer."""
+
+
+class UnknownParser(CaptionAssetsError):
+    """A reasoning parser that vLLM does not have, or that does not go with the model."""
+
+
+class Reasoning:
+    """Splits answers: what is left is never reasoning.
+
+    Args:
+        tokenizer: the model's.
+        model_type: by which the parser is chosen where none is named.
+        parser: name of vLLM's reasoning parser.
+        arguments: those of the chat template, which parsers heed.
+        turn: what the prompt ends with; an answer may begin inside a thought that is opened there.
+
+    Raises:
+        UnknownParser: if the named parser cannot be used.
+    """
+
+    def __init__(
+        self, tokenizer: Any, *, model_type: str, parser: str | None, arguments: Mapping[str, Any], turn: str
+    ) -> None:
+        self._is_named = parser is not None
+        self._special = frozenset(tokenizer.all_special_tokens)
+        self._parser = _build_parser(parser or PARSERS.get(model_type), tokenizer, arguments, strict=self._is_named)
+        self._starts = _with_mark(_START, getattr(self._parser, "reasoning_start_str", None))
+        self._ends = _with_mark(_END, getattr(self._parser, "reasoning_end_str", None))
+        opened, closed = _last(self._starts, turn), _last(self._ends, turn)
+        self._begins_inside = opened > closed
+        self._is_closed = closed > opened
+
+    @property
+    def marks_are_special(self) -> bool:
+        """Whether the marks of a thought are special tokens, which are left out of an answer unless asked for."""
+        return any(self._starts.fullmatch(token) or self._ends.fullmatch(token) for token in self._special)
+
+    def answer(self, text: str) -> str | None:
+        """``text`` without reasoning and special tokens; None if it ends inside a thought, or there is nothing else."""
+        found = self._parsed(text)
+        if found is None:
+            return None
+        end = _end_of_last(self._ends, found)
+        found = found[end:]
+        if thought := self._starts.search(found):  # not closed
+            found = found[: thought.start()]
+            if not found.strip():
+                return None
+        elif end and not found.strip():
+            return None
+        if wrapped := _ANSWER.fullmatch(found):
+            found = wrapped[1]
+        if self.marks_are_special:
+            for token in self._special:
+                found = found.replace(token, "")
+        return found.strip()
+
+    def _parsed(self, text: str) -> str | None:
+        """What vLLM's parser takes for the answer, where it applies."""
+        is_marked = bool(self._starts.search(text) or self._ends.search(text))
+        if self._parser is not None and not self._is_closed and (self._is_named or self._begins_inside or is_marked):
+            return _parse(self._parser, text)
+        if self._begins_inside and not self._ends.search(text):
+            return None
+        return text
+
+
+def _build_parser(name: str | None, tokenizer: Any, arguments: Mapping[str, Any], *, strict: bool) -> Any:
+    """A parser of vLLM's by name; None if there is no name, or the family's does not go with this tokenizer."""
+    if name is None:
+        return None
+    from vllm.reasoning import ReasoningParserManager
+
+    try:
+        return ReasoningParserManager.get_reasoning_parser(name)(tokenizer, chat_template_kwargs=dict(arguments))
+    except KeyError:
+        known = ", ".join(ReasoningParserManager.list_registered())
+        raise UnknownParser(f"CAPTION_REASONING_PARSER is {name!r}: choose one of {known}") from None
+    except Exception as error:  # a parser is built on the tokens it needs
+        if not strict:
+            return None
+        raise UnknownParser(
+            f"CAPTION_REASONING_PARSER is {name!r}, which does not go with this model ({error}): choose another or "
+            "unset it"
+        ) from error
+
+
+def _parse(parser: Any, text: str) -> str | None:
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+
+    content: str | None = parser.extract_reasoning(text, ChatCompletionRequest(messages=[]))[1]
+    return content
+
+
+def _with_mark(pattern: re.Pattern[str], mark: str | None) -> re.Pattern[str]:
+    return re.compile(f"{pattern.pattern}|{re.escape(mark.strip())}", re.IGNORECASE) if mark else pattern
+
+
+def _last(pattern: re.Pattern[str], text: str) -> int:
+    """Where the last match begins, or -1."""
+    return max((found.start() for found in pattern.finditer(text)), default=-1)
+
+
+def _end_of_last(pattern: re.Pattern[str], text: str) -> int:
+    return max((found.end() for found in pattern.finditer(text)), default=0)

@@ -1,0 +1,52 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from caption_assets.models.model_files import ModelFiles
+
+pytestmark = pytest.mark.fast
+
+
+def folder_with(folder: Path, **files: Any) -> Path:
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("config", "method"),
+    [
+        ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "awq"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "gptq"),
+        ({"quantization_config": {"quant_method": "fp8", "activation_scheme": "dynamic"}}, "fp8"),
+        (
+            {"quantization_config": {"quant_method": "compressed-tensors", "format": "float-quantized"}},
+            "compressed-tensors",
+        ),
+        ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, "bitsandbytes"),
+        ({"quantization_config": {"bits": 4}}, "unknown"),
+        ({"text_config": {"quantization_config": {"quant_method": "awq"}}}, "awq"),
+        ({"compression_config": {"quant_method": "compressed-tensors"}}, "compressed-tensors"),
+        ({"quantization_config": None}, None),
+        ({"text_config": {"hidden_size": 64}}, None),
+    ],
+)
+def test_the_quantization_is_that_of_the_configuration(tmp_path: Path, config: Any, method: str | None) -> None:
+    found = ModelFiles.read(folder_with(tmp_path, config={"model_type": "qwen2_5_vl", **config}))
+    assert found == ModelFiles("qwen2_5_vl", method)
+
+
+def test_a_model_may_name_its_quantization_in_a_file_of_its_own(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, config={}, hf_quant_config={"quantization": {"quant_algo": "FP8"}})
+    assert ModelFiles.read(folder).quantization == "modelopt"
+
+
+def test_a_folder_without_configuration_says_nothing(tmp_path: Path) -> None:
+    assert ModelFiles.read(tmp_path) == ModelFiles("", None)
+
+
+def test_a_configuration_that_is_no_object_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not a JSON object"):
+        ModelFiles.read(folder_with(tmp_path, config=[]))
