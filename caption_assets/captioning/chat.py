@@ -91,12 +91,13 @@ class Chat:
 
     def _known(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Those of ``arguments`` that the template itself uses."""
+        from transformers import PreTrainedTokenizerBase
         from vllm.renderers.hf import resolve_chat_template_kwargs
 
         accepted = resolve_chat_template_kwargs(
             self._tokenizer, self._template, dict(arguments), raise_on_unexpected=False
         )
-        ours = inspect.signature(self._tokenizer.apply_chat_template).parameters
+        ours = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters
         return {name: value for name, value in accepted.items() if name not in ours}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import logging
 import math
 import os
 import sys
@@ -38,12 +39,13 @@ from caption_assets.clips.sampling import FRAME_FACTOR
 from caption_assets.engine_process import OWNER, PLUGIN
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.main_module import main_module_hidden
+from caption_assets.models.model_files import ModelFiles
 from caption_assets.models.parts import CONFIG
 from caption_assets.models.served import check_served, parse_config
-from caption_assets.models.weights import WeightsError
-from caption_assets.models.model_files import ModelFiles
 from caption_assets.models.variants import PixelLimits
+from caption_assets.models.weights import WeightsError
 
+logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 ENVIRONMENT = {
@@ -171,7 +173,9 @@ def engine_arguments(
     if files.model_type in QWEN:
         # Frames arrive at their final size; the model's own processor normalises them.
         arguments["mm_processor_kwargs"] = {"do_resize": False}
-    if recipe.fp8 and not files.quantization:
+    if recipe.fp8 and files.quantization:
+        logger.warning("the weights of %s are quantised already (%s): no FP8", variant.hub_id, files.quantization)
+    elif recipe.fp8:
         # The language model alone: FP8 of the vision tower is fragile (vllm issue 17595).
         arguments |= {"quantization": "fp8_per_tensor", "quantization_config": {"ignore": list(VISION_PARTS)}}
     if adapter:
@@ -331,6 +335,20 @@ def _widen_encoder_cache(config: Any) -> None:
     scheduler.encoder_cache_size = max(scheduler.encoder_cache_size, int(memory / token_bytes))
 
 
+def _encoder_room(config: Any) -> int:
+    """Maximum number of tokens of a video that is ever encoded.
+
+    A larger one passes vLLM's own check where the cache was widened, but is never scheduled: its request hangs.
+    """
+    from vllm.multimodal import MULTIMODAL_REGISTRY
+    from vllm.multimodal.encoder_budget import MultiModalBudget
+
+    budget = MultiModalBudget(config, MULTIMODAL_REGISTRY)
+    room = int(budget.get_encoder_budget())
+    budget.reset_cache()
+    return room
+
+
 def _check_names(arguments: Mapping[str, Any], known: set[str]) -> None:
     for name in arguments:
         if name not in known:
@@ -374,7 +392,7 @@ class CaptionEngine:
         """Videos that had to be sent again, since the engine's cache had let them go."""
         self.text_tokens = lru_cache(maxsize=1024)(self._text_tokens)
         self.video_room = sys.maxsize
-        """Maximum number of tokens of one video, beside the context: those that the engine keeps encoded."""
+        """Maximum number of tokens of one video, beside the context: those that the engine encodes in one step."""
 
     @cached_property
     def factor(self) -> int:
@@ -494,7 +512,7 @@ class CaptionEngine:
                 self._videos.is_exact &= self._videos.computed(grid, fps) == measured
         except (TemplateError, UnknownParser, RequestFailed) as error:
             raise EngineError(f"{self._recipe.variant.hub_id} cannot be asked about a video: {error}") from error
-        self.video_room = int(self._llm.input_processor.mm_encoder_cache_size)
+        self.video_room = _encoder_room(self._vllm_config)
         frames, fps = PROBES[0]
         self._require_room(await self.video_tokens(FrameGrid(frames, side, side), fps))
 
@@ -502,8 +520,8 @@ class CaptionEngine:
         """Refuse a context in which not even the smallest video has room beside the prompt and the answer."""
         if video > self.video_room:
             raise EngineError(
-                f"the smallest video has {video} tokens, more than the {self.video_room} that the engine keeps "
-                "encoded: raise CAPTION_MAX_BATCHED_TOKENS"
+                f"the smallest video has {video} tokens, more than the {self.video_room} that the engine encodes in "
+                "one step: raise CAPTION_MAX_BATCHED_TOKENS"
             )
         answer = self._recipe.generation.max_output_tokens
         prompt = self.text_tokens(self.render(self._recipe.prompt.stage1))

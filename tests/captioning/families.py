@@ -347,3 +347,31 @@ def change_json(file: Path, **values: Any) -> None:
     """Set keys of a JSON file, which is made if it is not there."""
     before = json.loads(file.read_text()) if file.exists() else {}
     file.write_text(json.dumps({**before, **values}))
+
+
+def write_llava(folder: Path) -> None:
+    """LLaVA 1.5, which takes images and no video."""
+    from transformers import CLIPImageProcessor, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+
+    tokenizer = tokenizer_of(FRAME_TEMPLATE, "<image>")
+    processor = LlavaProcessor(
+        CLIPImageProcessor(),
+        tokenizer,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        chat_template=FRAME_TEMPLATE,
+    )
+    config = LlavaConfig(
+        text_config={"model_type": "qwen2", **text_config(tokenizer, 2048)},
+        vision_config={"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2},
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+    )
+    save(folder, LlavaForConditionalGeneration(config), processor)
+
+
+def write_qwen2(folder: Path) -> None:
+    """A language model alone."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    tokenizer = tokenizer_of(FRAME_TEMPLATE)
+    save(folder, Qwen2ForCausalLM(Qwen2Config(**text_config(tokenizer, 2048))), tokenizer)

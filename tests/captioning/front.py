@@ -14,7 +14,6 @@ async def start_front(folder: Path, recipe: Recipe, **arguments: Any) -> Caption
     """The front end for the model in ``folder``, after its start-up check; ``arguments`` are vLLM's."""
     import vllm
     from vllm.renderers import renderer_from_config
-    from vllm.v1.engine.input_processor import InputProcessor
 
     wanted = engine_arguments(folder, recipe, EngineConfig(arguments=arguments))
     config = vllm.AsyncEngineArgs(**wanted).create_engine_config()
@@ -24,7 +23,6 @@ async def start_front(folder: Path, recipe: Recipe, **arguments: Any) -> Caption
         model_config=config.model_config,
         renderer=renderer,
         get_tokenizer=renderer.get_tokenizer,
-        input_processor=InputProcessor(config, renderer),
     )
     engine = CaptionEngine(front, recipe, EngineConfig())
     await engine.check()

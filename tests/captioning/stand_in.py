@@ -32,6 +32,7 @@ class StandIn:
     is_hybrid = False
     special_tokens: frozenset[str] = frozenset()
     video_room = 10**9
+    factor = SAMPLE.pixels.factor
     capacity = Load(16, 10**9, 10**12, 10**12)
 
     def __init__(

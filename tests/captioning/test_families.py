@@ -1,44 +1,59 @@
-"""Small models of many families, given by folder: on real engines, or by vLLM's front end where that is enough."""
+"""Small models of many families, given by folder: on real engines, and by vLLM's front end, which needs no engine."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
 from caption_assets.captioning.budget import FrameGrid
+from caption_assets.captioning.decoding import SandboxDecoder
 from caption_assets.captioning.engine import CaptionEngine, EngineConfig, start_engine
 from caption_assets.captioning.recipe import Generation, Recipe
 from caption_assets.captioning.recovery import EngineKeeper
 from caption_assets.captioning.request import Completion, Request
-from caption_assets.captioning.task import Captioned
+from caption_assets.captioning.task import Captioned, Task
+from caption_assets.captioning.two_stage import Captioner, Plan
 from caption_assets.clips.window import Windowing
 from caption_assets.models.variants import SAMPLE, find_variant
-from caption_assets.store.tables import CaptionRow
+from caption_assets.store.tables import CaptionRow, Status
 from tests.captioning.families import FAMILIES
+from tests.captioning.front import start_front
 from tests.captioning.tasks import film_tasks
-from tests.conftest import Ask, caption_all
+from tests.conftest import SANDBOX, Ask, caption_all
 from tests.videos import moving_video
+
+pytestmark = pytest.mark.engine
 
 SHORT, LONG = 1536, 16384
 """Context lengths, in tokens: a long window does not fit the first."""
-OUTPUT = 32
 CLIPS = {30: (240, (320, 180)), 10: (40, (176, 144)), 4: (120, (640, 360))}
 """Frames and size of the clips, by their frames per second."""
 ENGINE = {**SAMPLE.engine, "max_num_batched_tokens": 2048}
 
 
-def recipe_for(folder: Path) -> Recipe:
-    variant = replace(find_variant(str(folder), "v1"), gpus=0)
-    return Recipe(variant, generation=Generation(None, None, None, OUTPUT))
+@pytest.fixture(scope="module")
+def tasks() -> list[Task]:
+    """One window of each clip."""
+    return [
+        film_tasks(moving_video(frames, size, fps=fps), Windowing(frames, frames), name=f"{fps}.mp4")[0]
+        for fps, (frames, size) in CLIPS.items()
+    ]
+
+
+def write_model(family: str, folder: Path, context: int) -> Recipe:
+    """A model in a folder, and a recipe for it."""
+    FAMILIES[family](folder, context)
+    return Recipe(find_variant(str(folder), "v1"), generation=Generation(None, None, None, 32))
 
 
 class Counting(EngineKeeper):
-    """Notes for each request the predicted length of its prompt and the engine's count."""
+    """Notes the predicted length of each request's prompt beside the engine's count."""
 
     def __init__(self, engine: CaptionEngine) -> None:
         @asynccontextmanager
@@ -59,49 +74,80 @@ class Counting(EngineKeeper):
 
 @dataclass(frozen=True)
 class Result:
-    engine_context: int
-    captioned: dict[int, Captioned]
-    """By the clips' frames per second."""
+    context: int
+    captioned: list[Captioned]
     counts: list[tuple[int, int]]
 
-
-async def caption_clips(folder: Path) -> Result:
-    recipe = recipe_for(folder)
-    tasks = [
-        film_tasks(moving_video(frames, size, fps=fps), Windowing(frames, frames))[0]
-        for fps, (frames, size) in CLIPS.items()
-    ]
-    async with start_engine(folder, recipe, EngineConfig(arguments=ENGINE)) as engine, Counting(engine) as keeper:
-        captioned = await caption_all(keeper, recipe, tasks)
-        return Result(engine.context, dict(zip(CLIPS, captioned, strict=True)), keeper.counts)
+    @property
+    def rows(self) -> Iterator[CaptionRow]:
+        for done in self.captioned:
+            yield from (row for row in (done.stage1, done.stage2) if row)
 
 
-def short(family: str, folder: Path) -> Path:
-    FAMILIES[family](folder, SHORT)
-    return folder
+async def caption_on_an_engine(folder: Path, recipe: Recipe, tasks: list[Task]) -> Result:
+    async with start_engine(folder, recipe, EngineConfig(arguments=ENGINE)) as engine:
+        keeper = Counting(engine)
+        async with keeper:
+            return Result(engine.context, await caption_all(keeper, recipe, tasks), keeper.counts)
 
 
 @pytest.fixture(scope="module", params=list(FAMILIES))
-def short_context(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, ask: Ask[Any]) -> Result:
-    """The clips, captioned by a model of short context on the real engine."""
+def on_an_engine(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, ask: Ask[Any], tasks: list[Task]
+) -> Result:
+    """The clips, captioned by a model of short context."""
     folder = tmp_path_factory.mktemp(request.param)
-    FAMILIES[request.param](folder, SHORT)
-    return ask(caption_clips(folder))  # type: ignore[no-any-return]
+    return ask(caption_on_an_engine(folder, write_model(request.param, folder, SHORT), tasks))  # type: ignore[no-any-return]
 
 
-def rows(result: Result) -> Iterator[CaptionRow]:
-    for done in result.captioned.values():
-        yield done.stage1
-        if done.stage2:
-            yield done.stage2
+def test_each_family_captions_with_the_context_of_its_files_and_as_many_tokens_as_predicted(
+    on_an_engine: Result,
+) -> None:
+    assert on_an_engine.context == SHORT
+    assert on_an_engine.counts
+    assert all(predicted == counted for predicted, counted in on_an_engine.counts)
+    # Random weights may end an answer before its first word; nothing is refused.
+    assert {row.error_kind for row in on_an_engine.rows} <= {None, "empty_answer", "stage1_failed"}
+    assert all(row.prompt_tokens and row.prompt_tokens < SHORT for row in on_an_engine.rows if row.status is Status.OK)
 
 
-@pytest.mark.engine
-def test_the_context_is_that_of_the_models_own_files(short_context: Result) -> None:
-    assert short_context.engine_context == SHORT
+async def plan_and_prepare(front: CaptionEngine, recipe: Recipe, tasks: list[Task]) -> list[tuple[Plan, int, int]]:
+    """For each window its plan, the predicted length of its prompt, and what vLLM makes of the decoded frames."""
+    keeper, results = Counting(front), []
+    async with keeper:
+        with SandboxDecoder(SANDBOX) as decoder:
+            captioner = Captioner(keeper, recipe, decoder, with_stage2=True)
+            for task in tasks:
+                plan = await captioner.plan(task)
+                assert isinstance(plan, Plan), plan
+                frames = await decoder.frames(task, plan.grid)
+                request = Request(uuid4().hex, frames, front.render("What is it?"), recipe.generation, 1)
+                prepared = await front._prepare(request, with_pixels=True)
+                predicted = await front.prompt_tokens(request.prompt, plan.grid, frames.fps)
+                results.append((plan, predicted, len(prepared["prompt_token_ids"])))
+    return results
 
 
-@pytest.mark.engine
-def test_no_window_is_refused_that_can_be_made_to_fit(short_context: Result) -> None:
-    # Random weights may say nothing at all, which is a failure of its own.
-    assert {row.error_kind for row in rows(short_context)} <= {None, "empty_answer", "stage1_failed"}
+@pytest.mark.parametrize("context", [SHORT, LONG])
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_the_prompt_of_each_family_is_as_long_as_predicted_and_fits(
+    tmp_path: Path, ask: Ask[Any], tasks: list[Task], family: str, context: int
+) -> None:
+    recipe = write_model(family, tmp_path, context)
+    front = ask(start_front(tmp_path, recipe, **{**ENGINE, "max_num_batched_tokens": 8192}))
+    planned = ask(plan_and_prepare(front, recipe, tasks))
+    assert all(predicted == counted < context for _, predicted, counted in planned)
+    if context == LONG:
+        assert [plan.grid.frames for plan, *_ in planned] == [16, 8, 60]
+
+
+@pytest.mark.parametrize("family", ["qwen3-vl", "llava-onevision"])
+def test_a_video_is_made_to_fit_what_the_engine_encodes_in_one_step(
+    tmp_path: Path, ask: Ask[Any], tasks: list[Task], family: str
+) -> None:
+    recipe = write_model(family, tmp_path, LONG)
+    front = ask(start_front(tmp_path, recipe, **ENGINE))
+    assert front.video_room < LONG
+    planned = ask(plan_and_prepare(front, recipe, tasks))
+    text = front.text_tokens(front.render("What is it?"))
+    assert all(counted - text <= front.video_room for *_, counted in planned)

@@ -352,7 +352,7 @@ def test_a_flagged_caption_is_generated_again_and_the_best_attempt_is_kept(
     asking = Refusing(keeper)
     [done] = ask(caption_all(asking, short, [first_task(sample_data)], with_stage2=False))
     assert [request.generation.max_output_tokens for request in asking.asked][:2] == [3, 6]
-    assert asking.asked[1].generation.temperature >= 0.7  # it was too short as well
+    assert (asking.asked[1].generation.temperature or 0) >= 0.7  # it was too short as well
     assert done.stage1.flags == ("cut_off",)
     assert done.stage1.sampling["max_output_tokens"] == 6
     assert done.stage1.attempts == len(asking.asked) <= 4  # twice the room is given once, and then it is given up
@@ -375,7 +375,7 @@ def test_in_deterministic_mode_a_flagged_caption_is_generated_again_without_draw
     asking = Refusing(keeper)
     results = ask(caption_all(asking, short, [first_task(sample_data)] * 12, with_stage2=False))
     assert {request.generation.temperature for request in asking.asked} == {0.0}
-    penalties = sorted({request.generation.repetition_penalty for request in asking.asked})
+    penalties = sorted({request.generation.repetition_penalty or 0 for request in asking.asked})
     assert penalties == pytest.approx([1.05, 1.15, 1.25])
     assert len({done.stage1.caption for done in results}) == 1
 

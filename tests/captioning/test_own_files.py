@@ -1,0 +1,174 @@
+"""What a model's own files decide, by vLLM's front end: no engine is needed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from caption_assets.captioning.engine import CaptionEngine, EngineConfig, EngineError, _build, engine_arguments
+from caption_assets.captioning.recipe import Generation, Recipe
+from caption_assets.models.variants import SAMPLE, find_variant
+from tests.captioning.families import FAMILIES, THINKING_TEMPLATE, change_json, write_llava, write_qwen2
+from tests.captioning.front import start_front
+from tests.conftest import Ask
+
+pytestmark = pytest.mark.engine
+
+OWN = Generation(None, None, None, 32)
+
+
+@pytest.fixture(scope="module")
+def families(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for each of two models: one whose frames are sized here, one that sizes them itself."""
+    folder = tmp_path_factory.mktemp("families")
+    for family in ("qwen2.5-vl", "llava-onevision"):
+        FAMILIES[family](folder / family, 2048)
+    return folder
+
+
+@pytest.fixture
+def folder(families: Path, tmp_path: Path) -> Path:
+    """A copy of the first, to be changed."""
+    return shutil.copytree(families / "qwen2.5-vl", tmp_path / "model")
+
+
+def recipe_of(folder: Path, **changes: Any) -> Recipe:
+    return replace(Recipe(find_variant(str(folder), "v1"), generation=OWN), **changes)
+
+
+def start(ask: Ask[Any], folder: Path, **changes: Any) -> CaptionEngine:
+    return ask(start_front(folder, recipe_of(folder, **changes), **SAMPLE.engine))  # type: ignore[no-any-return]
+
+
+def test_sampling_that_no_setting_gives_is_that_of_the_models_files(ask: Ask[Any], folder: Path) -> None:
+    change_json(folder / "generation_config.json", temperature=0.7, top_p=0.8, top_k=20, do_sample=True)
+    front = start(ask, folder)
+    assert front.resolve(OWN) == Generation(0.7, 0.8, 1.05, 32)
+    sampling = front._sampling(OWN)
+    assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.7, 0.8, 20)
+
+
+def test_a_recipe_that_gives_all_of_it_takes_nothing_from_the_files(ask: Ask[Any], folder: Path) -> None:
+    change_json(folder / "generation_config.json", temperature=0.7, top_k=20, do_sample=True)
+    given = Generation(max_output_tokens=32)
+    sampling = start(ask, folder, generation=given)._sampling(given)
+    assert (sampling.temperature, sampling.top_k) == (0.1, 0)
+
+
+def test_the_end_of_a_turn_stops_a_model_whose_files_do_not_name_it(ask: Ask[Any], folder: Path) -> None:
+    change_json(folder / "tokenizer_config.json", eos_token="<|endoftext|>")
+    change_json(folder / "generation_config.json", eos_token_id=None)
+    front = start(ask, folder)
+    [stop] = front._sampling(OWN).stop_token_ids
+    assert front._tokenizer.decode([stop]) == "<|im_end|>"
+
+
+def test_stop_tokens_that_the_files_name_are_not_named_again(ask: Ask[Any], folder: Path) -> None:
+    assert not start(ask, folder)._sampling(OWN).stop_token_ids
+
+
+def test_reasoning_is_switched_off_where_the_template_can(ask: Ask[Any], folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text(THINKING_TEMPLATE)
+    assert start(ask, folder).render("Say.").endswith("<think>\n\n</think>\n\n")
+    thinking = start(ask, folder, chat_template_kwargs={"enable_thinking": True})
+    assert thinking.render("Say.").endswith("<think>\n")
+
+
+@pytest.mark.parametrize("name", ["enable_thinkin", "add_generation_prompt", "chat_template"])
+def test_an_argument_that_the_template_does_not_use_is_refused(ask: Ask[Any], folder: Path, name: str) -> None:
+    with pytest.raises(EngineError, match=f"CAPTION_CHAT_TEMPLATE_KWARGS gives {name}, which"):
+        start(ask, folder, chat_template_kwargs={name: True})
+
+
+def test_a_parser_that_there_is_not_is_refused_with_those_that_there_are(ask: Ask[Any], folder: Path) -> None:
+    with pytest.raises(EngineError, match=r"CAPTION_REASONING_PARSER is 'qwen': choose one of .*qwen3"):
+        start(ask, folder, reasoning_parser="qwen")
+
+
+STRING_TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+DROPS_VIDEO = """\
+{% for m in messages %}{% for part in m.content %}{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}\
+{% endfor %}"""
+DROPS_TEXT = """\
+{% for m in messages %}{% for part in m.content %}{% if part.type == 'video' %}<|vision_start|><|video_pad|>\
+<|vision_end|>{% endif %}{% endfor %}{% endfor %}"""
+RAISES = "{{ raise_exception('no videos here') }}"
+
+
+def test_a_template_that_takes_text_alone_gets_the_videos_placeholder(ask: Ask[Any], folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text(STRING_TEMPLATE)
+    assert "<|video_pad|><|vision_end|>\nWhat is it?" in start(ask, folder).render("What is it?")
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        (DROPS_VIDEO, "cannot prepare one .*choose a video model whose chat template takes videos"),
+        (DROPS_TEXT, "drops the instruction"),
+        (RAISES, "no videos here"),
+    ],
+)
+def test_a_template_that_makes_no_request_of_a_video_is_refused_at_the_start(
+    ask: Ask[Any], folder: Path, template: str, reason: str
+) -> None:
+    (folder / "chat_template.jinja").write_text(template)
+    with pytest.raises(EngineError, match=f"local/model cannot be asked about a video: .*{reason}"):
+        start(ask, folder)
+
+
+def test_a_model_without_a_template_is_refused_at_the_start(ask: Ask[Any], folder: Path) -> None:
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(EngineError, match="cannot be asked about a video: the model has no chat template"):
+        start(ask, folder)
+
+
+def test_a_context_without_room_for_the_smallest_video_is_refused_at_the_start(ask: Ask[Any], folder: Path) -> None:
+    with pytest.raises(EngineError, match=r"the context of 2048 tokens has no room .*lower CAPTION_MAX_OUTPUT_TOKENS"):
+        start(ask, folder, generation=Generation(max_output_tokens=2000))
+
+
+def test_pruned_videos_are_measured(ask: Ask[Any], folder: Path) -> None:
+    pruned = recipe_of(folder)
+    front = ask(start_front(folder, pruned, **SAMPLE.engine, video_pruning_rate=0.5))
+    assert not front._videos.is_exact
+
+
+def test_no_token_is_added_to_what_the_template_has_written(ask: Ask[Any], folder: Path) -> None:
+    """The tokenizer by itself puts a token before each text."""
+    file = folder / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    token = "<|endoftext|>"
+    number = next(added["id"] for added in tokenizer["added_tokens"] if added["content"] == token)
+    single = [{"SpecialToken": {"id": token, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    special = {token: {"id": token, "ids": [number], "tokens": [token]}}
+    tokenizer["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": single,
+        "pair": single,
+        "special_tokens": special,
+    }
+    file.write_text(json.dumps(tokenizer))
+    assert start(ask, folder)._videos.is_exact
+
+
+@pytest.mark.parametrize("write", [write_llava, write_qwen2])
+def test_a_model_without_video_is_refused_before_its_weights_are_loaded(
+    tmp_path: Path, write: Callable[[Path], None]
+) -> None:
+    write(tmp_path)
+
+    def start_nothing() -> None:
+        """Called for the second time when the configuration is accepted."""
+        steps.append("step")
+        assert len(steps) == 1
+
+    steps: list[str] = []
+    arguments = engine_arguments(tmp_path, recipe_of(tmp_path), EngineConfig(arguments=SAMPLE.engine))
+    with pytest.raises(EngineError, match=r"takes no video: choose a video model with CAPTION_MODEL"):
+        _build(arguments, start_nothing)
