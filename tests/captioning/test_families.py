@@ -28,8 +28,6 @@ from tests.captioning.tasks import film_tasks
 from tests.conftest import SANDBOX, Ask, caption_all
 from tests.videos import moving_video
 
-pytestmark = pytest.mark.engine
-
 SHORT, LONG = 1536, 16384
 """Context lengths, in tokens: a long window does not fit the first."""
 CLIPS = {30: (240, (320, 180)), 10: (40, (176, 144)), 4: (120, (640, 360))}
@@ -100,6 +98,7 @@ def on_an_engine(
     return ask(caption_on_an_engine(folder, write_model(request.param, folder, SHORT), tasks))  # type: ignore[no-any-return]
 
 
+@pytest.mark.engine
 def test_each_family_captions_with_the_context_of_its_files_and_as_many_tokens_as_predicted(
     on_an_engine: Result,
 ) -> None:
@@ -109,6 +108,15 @@ def test_each_family_captions_with_the_context_of_its_files_and_as_many_tokens_a
     # Random weights may end an answer before its first word; nothing is refused.
     assert {row.error_kind for row in on_an_engine.rows} <= {None, "empty_answer", "stage1_failed"}
     assert all(row.prompt_tokens and row.prompt_tokens < SHORT for row in on_an_engine.rows if row.status is Status.OK)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_each_family_captions_in_a_long_context(tmp_path: Path, ask: Ask[Any], tasks: list[Task], family: str) -> None:
+    result = ask(caption_on_an_engine(tmp_path, write_model(family, tmp_path, LONG), tasks))
+    assert result.context == LONG
+    assert all(predicted == counted for predicted, counted in result.counts)
+    assert {row.error_kind for row in result.rows} <= {None, "empty_answer", "stage1_failed"}
 
 
 async def plan_and_prepare(front: CaptionEngine, recipe: Recipe, tasks: list[Task]) -> list[tuple[Plan, int, int]]:
@@ -128,6 +136,7 @@ async def plan_and_prepare(front: CaptionEngine, recipe: Recipe, tasks: list[Tas
     return results
 
 
+@pytest.mark.engine
 @pytest.mark.parametrize("context", [SHORT, LONG])
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_the_prompt_of_each_family_is_as_long_as_predicted_and_fits(
@@ -141,6 +150,7 @@ def test_the_prompt_of_each_family_is_as_long_as_predicted_and_fits(
         assert [plan.grid.frames for plan, *_ in planned] == [16, 8, 60]
 
 
+@pytest.mark.engine
 @pytest.mark.parametrize("family", ["qwen3-vl", "llava-onevision"])
 def test_a_video_is_made_to_fit_what_the_engine_encodes_in_one_step(
     tmp_path: Path, ask: Ask[Any], tasks: list[Task], family: str
