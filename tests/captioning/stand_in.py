@@ -41,7 +41,7 @@ class StandIn:
         *,
         seconds: float = 0.0,
         fails: Callable[[Request], bool] = lambda _: False,
-        context: int = SAMPLE.max_model_len,
+        context: int = 2048,
         cached: float = 1.0,
     ) -> None:
         self._cached = cached

@@ -32,6 +32,8 @@ SHORT, LONG = 1536, 16384
 """Context lengths, in tokens: a long window does not fit the first."""
 CLIPS = {30: (240, (320, 180)), 10: (40, (176, 144)), 4: (120, (640, 360))}
 """Frames and size of the clips, by their frames per second."""
+OWN_SIZES = {"llava-onevision": (112, 112), "internvl": (56, 56)}
+"""Height and width to which processors resize every frame."""
 ENGINE = {**SAMPLE.engine, "max_num_batched_tokens": 2048}
 
 
@@ -72,6 +74,7 @@ class Counting(EngineKeeper):
 
 @dataclass(frozen=True)
 class Result:
+    family: str
     context: int
     captioned: list[Captioned]
     counts: list[tuple[int, int]]
@@ -82,11 +85,12 @@ class Result:
             yield from (row for row in (done.stage1, done.stage2) if row)
 
 
-async def caption_on_an_engine(folder: Path, recipe: Recipe, tasks: list[Task]) -> Result:
+async def caption_on_an_engine(family: str, folder: Path, context: int, tasks: list[Task]) -> Result:
+    recipe = write_model(family, folder, context)
     async with start_engine(folder, recipe, EngineConfig(arguments=ENGINE)) as engine:
         keeper = Counting(engine)
         async with keeper:
-            return Result(engine.context, await caption_all(keeper, recipe, tasks), keeper.counts)
+            return Result(family, engine.context, await caption_all(keeper, recipe, tasks), keeper.counts)
 
 
 @pytest.fixture(scope="module", params=list(FAMILIES))
@@ -95,7 +99,7 @@ def on_an_engine(
 ) -> Result:
     """The clips, captioned by a model of short context."""
     folder = tmp_path_factory.mktemp(request.param)
-    return ask(caption_on_an_engine(folder, write_model(request.param, folder, SHORT), tasks))  # type: ignore[no-any-return]
+    return ask(caption_on_an_engine(request.param, folder, SHORT, tasks))  # type: ignore[no-any-return]
 
 
 @pytest.mark.engine
@@ -110,10 +114,20 @@ def test_each_family_captions_with_the_context_of_its_files_and_as_many_tokens_a
     assert all(row.prompt_tokens and row.prompt_tokens < SHORT for row in on_an_engine.rows if row.status is Status.OK)
 
 
+@pytest.mark.engine
+def test_rows_hold_the_size_that_the_model_sees(on_an_engine: Result) -> None:
+    made = [row for row in on_an_engine.rows if row.status is Status.OK]
+    sizes = {(row.frame_height, row.frame_width) for row in made}
+    if own := OWN_SIZES.get(on_an_engine.family):
+        assert sizes <= {own}
+    else:
+        assert all(height and width and height % 28 * (height % 32) == 0 for height, width in sizes)
+
+
 @pytest.mark.nightly
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_each_family_captions_in_a_long_context(tmp_path: Path, ask: Ask[Any], tasks: list[Task], family: str) -> None:
-    result = ask(caption_on_an_engine(tmp_path, write_model(family, tmp_path, LONG), tasks))
+    result = ask(caption_on_an_engine(family, tmp_path, LONG, tasks))
     assert result.context == LONG
     assert all(predicted == counted for predicted, counted in result.counts)
     assert {row.error_kind for row in result.rows} <= {None, "empty_answer", "stage1_failed"}

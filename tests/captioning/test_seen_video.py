@@ -23,16 +23,17 @@ from tests.conftest import Ask
 pytestmark = pytest.mark.engine
 
 SENT = 20
-RESIZING = Recipe(variant=replace(Recipe().variant, presized=False, max_model_len=8192))
-"""The sample model as one that is not known: its own processor sizes the frames."""
+LONG = Recipe(variant=replace(Recipe().variant, max_model_len=8192))
 
 
-async def front_of(folder: Path, recipe: Recipe) -> CaptionEngine:
-    """vLLM's front end for a model, as it prepares prompts."""
+async def front_of(folder: Path, recipe: Recipe, *, resizes: bool = False) -> CaptionEngine:
+    """vLLM's front end for a model, as it prepares prompts; with ``resizes`` its own processor sizes the frames."""
     import vllm
     from vllm.renderers import renderer_from_config
 
     arguments = engine_arguments(folder, recipe, EngineConfig())
+    if resizes:
+        del arguments["mm_processor_kwargs"]
     config = vllm.AsyncEngineArgs(**arguments).create_engine_config()
     renderer = renderer_from_config(config)
     front = SimpleNamespace(
@@ -72,7 +73,7 @@ def test_frames_that_arrive_at_their_final_size_are_seen_so(ask: Ask[Any], model
 
 
 def test_frames_that_the_processor_resizes_are_seen_at_its_size(ask: Ask[Any], model_folder: Path) -> None:
-    engine = ask(front_of(model_folder, RESIZING))
+    engine = ask(front_of(model_folder, LONG, resizes=True))
     found = seen(ask, engine, frames(60, 90))
     assert found.positions == EVERY
     assert found.height
@@ -94,14 +95,14 @@ def test_frames_that_the_processor_resizes_are_seen_at_its_size(ask: Ask[Any], m
 def test_frames_that_the_processor_drops_are_not_seen(
     ask: Ask[Any], model_folder: Path, tmp_path: Path, processor: dict[str, Any], kept: tuple[int, ...]
 ) -> None:
-    engine = ask(front_of(changed(model_folder, tmp_path / "model", **processor), RESIZING))
+    engine = ask(front_of(changed(model_folder, tmp_path / "model", **processor), LONG, resizes=True))
     for _ in range(2):  # found out once for all videos of a shape and rate
         assert seen(ask, engine, frames(56, 84)).positions == kept
 
 
 def test_every_frame_of_a_long_video_is_told_from_the_others(ask: Ask[Any], model_folder: Path, tmp_path: Path) -> None:
     folder = changed(model_folder, tmp_path / "model", do_sample_frames=True, num_frames=60)
-    engine = ask(front_of(folder, RESIZING))
+    engine = ask(front_of(folder, LONG, resizes=True))
     kept = seen(ask, engine, frames(28, 28, count=600)).positions
     assert kept is not None
     assert kept == tuple(range(0, 600, 10))
