@@ -500,7 +500,7 @@ class CaptionEngine:
         Where a Qwen model's tokens are not those that are computed (pruned videos), they are measured from then on.
 
         Raises:
-            EngineError: if the model cannot be asked about a video, or the context has no room for the smallest.
+            EngineError: if the model does not accept a video, or the context has no room for the smallest.
         """
         limits = self.limits(self._recipe.variant.pixels)
         side = math.isqrt(limits.min_pixels) // limits.factor * limits.factor
@@ -511,7 +511,7 @@ class CaptionEngine:
                 measured = await self._videos.measured(grid, fps)
                 self._videos.is_exact &= self._videos.computed(grid, fps) == measured
         except (TemplateError, UnknownParser, RequestFailed) as error:
-            raise EngineError(f"{self._recipe.variant.hub_id} cannot be asked about a video: {error}") from error
+            raise EngineError(f"{self._recipe.variant.hub_id} does not accept videos: {error}") from error
         self.video_room = _encoder_room(self._vllm_config)
         frames, fps = PROBES[0]
         self._require_room(await self.video_tokens(FrameGrid(frames, side, side), fps))

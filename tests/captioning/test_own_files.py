@@ -118,13 +118,13 @@ def test_a_template_that_makes_no_request_of_a_video_is_refused_at_the_start(
     ask: Ask[Any], folder: Path, template: str, reason: str
 ) -> None:
     (folder / "chat_template.jinja").write_text(template)
-    with pytest.raises(EngineError, match=f"local/model cannot be asked about a video: .*{reason}"):
+    with pytest.raises(EngineError, match=f"local/model does not accept videos: .*{reason}"):
         start(ask, folder)
 
 
 def test_a_model_without_a_template_is_refused_at_the_start(ask: Ask[Any], folder: Path) -> None:
     (folder / "chat_template.jinja").unlink()
-    with pytest.raises(EngineError, match="cannot be asked about a video: the model has no chat template"):
+    with pytest.raises(EngineError, match="does not accept videos: the model has no chat template"):
         start(ask, folder)
 
 
