@@ -171,4 +171,4 @@ def test_a_model_without_video_is_refused_before_its_weights_are_loaded(
     steps: list[str] = []
     arguments = engine_arguments(tmp_path, recipe_of(tmp_path), EngineConfig(arguments=SAMPLE.engine))
     with pytest.raises(EngineError, match=r"takes no video: choose a video model with CAPTION_MODEL"):
-        _build(arguments, 32, start_nothing)
+        _build(arguments, 32, None, start_nothing)
