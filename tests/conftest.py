@@ -10,14 +10,12 @@ import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import dagster as dg
 import pytest
-from alembic.script import ScriptDirectory
 from huggingface_hub import constants
 from hypothesis import settings as hypothesis_settings
 from playwright.sync_api import Page, sync_playwright
@@ -35,6 +33,7 @@ from caption_assets.sample.shards import TRUTH, write_shards
 from caption_assets.store.root import Root
 from scripts.setup_system import BROWSERS
 from tests.models.hub_server import TOKEN, HubServer, small_model
+from tests.sqlite import quick_sqlite
 from tests.store.server import s3_server, s3_url
 
 __all__ = ["s3_server", "s3_url"]  # fixtures, for all folders
@@ -163,13 +162,9 @@ MEMORY = Path("/dev/shm")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def migrations_loaded_once() -> Iterator[None]:
-    """Dagster's 89 migrations, loaded once for each kind of storage.
-
-    Alembic loads them all whenever Dagster opens an SQLite database, and each run has one: 30 ms of CPU time each time.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ScriptDirectory, "from_config", cache(ScriptDirectory.from_config))
+def sqlite() -> Iterator[None]:
+    """Dagster's storages of this process, without the work that they repeat."""
+    with quick_sqlite():
         yield
 
 

@@ -43,7 +43,7 @@ def webhook(status: int = 200) -> Iterator[tuple[str, list[str]]]:
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever).start()
+        threading.Thread(target=server.serve_forever, args=(0.05,)).start()
         try:
             yield f"http://127.0.0.1:{server.server_port}/services/T0/B0/not-to-be-told", texts
         finally:

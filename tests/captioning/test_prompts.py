@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
+from transformers import Qwen2TokenizerFast  # AutoTokenizer imports all of PyTorch: 3 s
 
 from caption_assets.captioning.prompts import CAPTION_SLOT, GENERAL, PROMPTS, Prompt, neutralise, structural_tokens
 
@@ -56,7 +56,7 @@ def test_a_text_without_special_tokens_stays_as_it_is() -> None:
 
 
 def test_words_that_a_fine_tune_has_added_to_its_tokenizer_are_left_alone(model_folder: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    tokenizer = Qwen2TokenizerFast.from_pretrained(model_folder)
     tokenizer.add_tokens(["pedestrian", "<think>"])
     found = structural_tokens(tokenizer)
     assert {"<|im_end|>", "<think>"} <= found
