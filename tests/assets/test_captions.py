@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
+from importlib.resources import files
 from pathlib import Path
 
 import dagster as dg
@@ -28,6 +29,7 @@ from tests.models.adapters import adapter_files, write_adapter
 from tests.processes import engine_processes
 
 STAGES = [Table.STAGE1.value, Table.STAGE2.value]
+SAMPLE_FOLDER = Path(str(files("caption_assets.sample") / "model"))
 
 
 @pytest.mark.fast
@@ -53,6 +55,28 @@ def test_captions_without_their_adapter_say_what_to_materialize(project: Project
     folder = write_adapter(tmp_path / "mine", adapter_files())
     message = project.failure(*STAGES, partition="sample-tar", lora=str(folder), lora_revision="v1")
     assert "lora--local--mine/v1/weights-manifest.json does not exist: materialize model_weights before" in message
+
+
+@pytest.mark.engine
+@pytest.mark.nightly
+def test_folders_of_one_name_and_revision_are_two_models(project: Project, tmp_path: Path) -> None:
+    project.run("shard_index")
+    project.run("clip_manifest", partition="sample-folder")
+    made = []
+    for place, template in (("one", ""), ("other", "{# another model #}")):
+        folder = tmp_path / place / "mine"
+        shutil.copytree(SAMPLE_FOLDER, folder)
+        with (folder / "chat_template.jinja").open("a") as file:
+            file.write(template)
+        chosen = {"model": str(folder), "model_revision": "1", "model_like": "sample"}
+        assert project.run("model_weights", **chosen).success
+        result = project.run(*STAGES, partition="sample-folder", **chosen)
+        assert result.success
+        rows = read_captions(Root.open(str(project.root)), Table.STAGE2, "sample-folder")
+        made.append({row.fingerprint for row in rows if row.status is Status.OK})
+        [new, *_] = [event.metadata["rows_new"].value for event in result.asset_materializations_for_node("captions")]
+        assert new == len(made[-1])
+    assert made[0].isdisjoint(made[1])
 
 
 @pytest.mark.fast
