@@ -28,7 +28,15 @@ from caption_assets.captioning.prefix_cache import NO_HITS, CacheHits
 from caption_assets.captioning.quality import CUT_OFF, REGENERATED, find_flags, replaces
 from caption_assets.captioning.recipe import Generation, Recipe
 from caption_assets.captioning.recovery import EngineKeeper
-from caption_assets.captioning.request import CUT, Completion, PoisonWindow, ReasoningCutOff, Request, RequestFailed
+from caption_assets.captioning.request import (
+    CUT,
+    REASONING_CUT_OFF,
+    Completion,
+    PoisonWindow,
+    ReasoningCutOff,
+    Request,
+    RequestFailed,
+)
 from caption_assets.captioning.rows import Problem, blank_row, stage1_failed, uncaptioned
 from caption_assets.captioning.seen_video import SeenVideo
 from caption_assets.captioning.task import NOTHING_SPENT, Captioned, Spent, Task
@@ -269,7 +277,7 @@ class Captioner:
                 raise RequestFailed("empty_answer", "the model ended its answer without a word, each time it was asked")
         except RequestFailed as error:
             return replace(
-                blank(reduced=reduced),
+                blank(reduced=reduced, cut_off=error.kind == REASONING_CUT_OFF),
                 engine_settings=self._keeper.settings,
                 error_kind=error.kind,
                 error=str(error),

@@ -18,6 +18,8 @@ from caption_assets.captioning.recipe import Generation, Recipe
 from caption_assets.captioning.request import Request
 from caption_assets.captioning.seen_video import SeenVideo
 from caption_assets.clips.decode import Frames
+from caption_assets.models.variants import find_variant
+from tests.captioning.families import FAMILIES
 from tests.conftest import Ask
 
 pytestmark = pytest.mark.engine
@@ -106,3 +108,42 @@ def test_every_frame_of_a_long_video_is_told_from_the_others(ask: Ask[Any], mode
     kept = seen(ask, engine, frames(28, 28, count=600)).positions
     assert kept is not None
     assert kept == tuple(range(0, 600, 10))
+
+
+DROPPING = {"do_sample_frames": True, "num_frames": 8}
+AS_SENT = (EVERY, (224, 448))
+
+
+@pytest.mark.parametrize(
+    ("family", "processor", "kept", "size"),
+    [
+        ("qwen2-vl", {}, *AS_SENT),
+        ("qwen3-vl", {}, *AS_SENT),
+        ("qwen3-vl", DROPPING, *AS_SENT),  # vLLM hands it the frames as sampled already
+        ("qwen3.5", {}, *AS_SENT),
+        ("llava-onevision", {}, EVERY, (112, 112)),
+        ("llava-onevision", DROPPING, (0, 2, 5, 7, 10, 12, 15, 17), (112, 112)),
+        ("internvl", {}, EVERY, (56, 56)),
+        ("internvl", DROPPING, (1, 3, 6, 8, 11, 13, 16, 18), (56, 56)),
+        ("glm-4.6v", DROPPING, EVERY, None),
+    ],
+)
+def test_each_familys_processor_is_read(
+    ask: Ask[Any],
+    tmp_path: Path,
+    family: str,
+    processor: dict[str, Any],
+    kept: tuple[int, ...],
+    size: tuple[int, int] | None,
+) -> None:
+    FAMILIES[family](tmp_path / "made", 8192)
+    folder = changed(tmp_path / "made", tmp_path / "model", **processor)
+    engine = ask(front_of(folder, Recipe(find_variant(str(folder), "1"))))
+    sent = frames(*(100, 200) if size is None else (224, 448))
+    found = seen(ask, engine, sent)
+    assert found.positions == kept
+    if size is None:  # by the processor's own rule
+        _, high, wide = ask(engine._process(sent))["video_grid_thw"].flatten().tolist()[-3:]
+        size = high * 14, wide * 14
+        assert size != (100, 200)
+    assert (found.height, found.width) == size

@@ -16,7 +16,7 @@ from caption_assets.captioning.job import Job
 from caption_assets.captioning.prefix_cache import NO_HITS, CacheHits
 from caption_assets.captioning.recipe import Generation, Recipe
 from caption_assets.captioning.recovery import EngineKeeper
-from caption_assets.captioning.request import PoisonWindow, Request
+from caption_assets.captioning.request import PoisonWindow, ReasoningCutOff, Request
 from caption_assets.captioning.shard import caption_shards
 from caption_assets.captioning.two_stage import POISON_DEATHS
 from caption_assets.clips.manifest import probe_clips
@@ -322,6 +322,20 @@ def test_a_higher_output_limit_makes_the_captions_again_that_were_cut_off_and_no
     assert world.asked == {}
     run(10)
     assert world.asked[1] == reasons["length"]
+
+
+def test_a_window_that_was_still_reasoning_is_asked_again_with_a_higher_output_limit(world: World) -> None:
+    def asked(request: Request) -> None:
+        if request.generation.max_output_tokens < 16:
+            raise ReasoningCutOff(100, request.generation.max_output_tokens)
+
+    short = Recipe(generation=Generation(max_output_tokens=1))
+    world.run(engine=StandIn(asked), recipe=short, max_attempts=1)
+    assert {row.error_kind for row in read_captions(world.root, Table.STAGE1, "a")} == {"reasoning_cut_off"}
+    world.run(recipe=short, max_attempts=1)
+    assert world.asked == {}
+    world.run(recipe=Recipe(generation=Generation(max_output_tokens=64)), max_attempts=1)
+    assert world.asked == {1: 6, 2: 6}
 
 
 def test_larger_frames_make_the_windows_again_that_were_scaled_down_and_no_others(world: World) -> None:
