@@ -49,15 +49,23 @@ class _Output:
     width: int
 
     @property
-    def frames(self) -> int:
-        """Number of frames, with those that are repeated to fill the last temporal patch."""
-        return int(self.pixels.shape[0] * self.pixels.shape[3])
+    def shape(self) -> tuple[int, int, int]:
+        """Number of frames, with those that are repeated to fill the last temporal patch; their height and width."""
+        return int(self.pixels.shape[0] * self.pixels.shape[3]), self.height, self.width
 
     @property
     def means(self) -> Means:
         """Of the pixels; all of them are read."""
         by_patch = self.pixels.float().mean(dim=(1, 4)).transpose(1, 2)
         return np.asarray(by_patch.reshape(-1, CHANNELS).double().numpy())
+
+
+_Kind = tuple[tuple[int, ...], float]
+"""Shape and rate of a video: all that a processor's choice of size and frames depends on."""
+
+
+def _kind(frames: Frames) -> _Kind:
+    return frames.pixels.shape, frames.fps
 
 
 class SeenVideos:
@@ -75,7 +83,8 @@ class SeenVideos:
         self._patch = patch
         self._process = process
         self._videos: OrderedDict[str, SeenVideo] = OrderedDict()
-        self._kept: dict[tuple[tuple[int, ...], float], tuple[int, ...] | None] = {}
+        self._kept: dict[_Kind, tuple[int, ...] | None] = {}
+        self._alone: dict[_Kind, tuple[int, int, int] | None] = {}
         self._levels: tuple[Means, Means] | None = None
 
     def of(self, video_id: str) -> SeenVideo:
@@ -91,16 +100,29 @@ class SeenVideos:
 
     async def _read(self, frames: Frames, output: Mapping[str, Any]) -> SeenVideo:
         found = _read(output, self._patch)
-        if found is None:
+        shape = found.shape if found else await self._shape_alone(frames)
+        if shape is None:
             return UNREADABLE
+        count, height, width = shape
         sent = len(frames.pixels)
-        kept = tuple(range(sent)) if found.frames >= sent else await self._find_kept(frames)
-        return SeenVideo(kept, found.height, found.width)
+        return SeenVideo(tuple(range(sent)) if count >= sent else await self._find_kept(frames), height, width)
+
+    async def _shape_alone(self, frames: Frames) -> tuple[int, int, int] | None:
+        """Of the output for such a video without the engine's cache: one in shared memory keeps the output itself.
+
+        None if it cannot be read either.
+        """
+        if None in self._alone.values():
+            return None
+        if (kind := _kind(frames)) not in self._alone:
+            blank = Frames(np.zeros_like(frames.pixels), frames.indices, frames.fps)
+            found = _read(await self._process(blank), self._patch)
+            self._alone[kind] = found.shape if found else None
+        return self._alone[kind]
 
     async def _find_kept(self, frames: Frames) -> tuple[int, ...] | None:
         """Positions of the frames that the processor keeps of a video of this shape and rate."""
-        key = frames.pixels.shape, frames.fps
-        if key not in self._kept:
+        if (kind := _kind(frames)) not in self._kept:
             count, height, width, _ = frames.pixels.shape
             base = next(base for base in range(2, 256) if base**CHANNELS >= count)
             digits = np.stack([np.arange(count) // base**place % base for place in range(CHANNELS)], axis=1)
@@ -109,12 +131,12 @@ class SeenVideos:
             black, white = await self._black_and_white(frames)
             means = await self._means(np.ascontiguousarray(coded), frames)
             if means is None or black is None or white is None:
-                self._kept[key] = None
+                self._kept[kind] = None
             else:
                 read = np.rint((means - black) / (white - black) * 255 / (255 // (base - 1))).astype(int)
                 positions = (read * base ** np.arange(CHANNELS)).sum(axis=1)
-                self._kept[key] = tuple(dict.fromkeys(positions.tolist()))
-        return self._kept[key]
+                self._kept[kind] = tuple(dict.fromkeys(positions.tolist()))
+        return self._kept[kind]
 
     async def _black_and_white(self, frames: Frames) -> tuple[Means | None, Means | None]:
         """What the processor makes of the lowest and of the highest value of each channel."""

@@ -28,12 +28,12 @@ SENT = 20
 LONG = Recipe(variant=replace(Recipe().variant, max_model_len=8192))
 
 
-async def front_of(folder: Path, recipe: Recipe, *, resizes: bool = False) -> CaptionEngine:
+async def front_of(folder: Path, recipe: Recipe, *, resizes: bool = False, **given: Any) -> CaptionEngine:
     """vLLM's front end for a model, as it prepares prompts; with ``resizes`` its own processor sizes the frames."""
     import vllm
     from vllm.renderers import renderer_from_config
 
-    arguments = engine_arguments(folder, recipe, EngineConfig())
+    arguments = engine_arguments(folder, recipe, EngineConfig(arguments=given))
     if resizes:
         del arguments["mm_processor_kwargs"]
     config = vllm.AsyncEngineArgs(**arguments).create_engine_config()
@@ -67,6 +67,12 @@ def seen(ask: Ask[Any], engine: CaptionEngine, sent: Frames) -> SeenVideo:
 
 
 EVERY = tuple(range(SENT))
+
+
+def test_a_processor_is_read_beside_a_cache_in_shared_memory(ask: Ask[Any], model_folder: Path) -> None:
+    engine = ask(front_of(model_folder, Recipe(), mm_processor_cache_type="shm"))
+    for _ in range(2):
+        assert seen(ask, engine, frames(84, 112)) == SeenVideo(EVERY, 84, 112)
 
 
 def test_frames_that_arrive_at_their_final_size_are_seen_so(ask: Ask[Any], model_folder: Path) -> None:
