@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -34,6 +34,8 @@ CLIPS = {30: (240, (320, 180)), 10: (40, (176, 144)), 4: (120, (640, 360))}
 """Frames and size of the clips, by their frames per second."""
 OWN_SIZES = {"llava-onevision": (112, 112), "internvl": (56, 56)}
 """Height and width to which processors resize every frame."""
+REASONING = ("qwen3.5",)
+"""Families whose answers begin inside a thought, unless the template switches that off."""
 ENGINE = {**SAMPLE.engine, "max_num_batched_tokens": 2048}
 
 
@@ -48,6 +50,9 @@ def tasks() -> list[Task]:
 
 def write_model(family: str, folder: Path, context: int) -> Recipe:
     """A model in a folder, and a recipe for it."""
+    import torch
+
+    torch.manual_seed(0)
     FAMILIES[family](folder, context)
     return Recipe(find_variant(str(folder), "v1"), generation=Generation(None, None, None, 32))
 
@@ -78,6 +83,8 @@ class Result:
     context: int
     captioned: list[Captioned]
     counts: list[tuple[int, int]]
+    thoughts: list[Captioned]
+    """What a reasoning model makes of the clips where it may think."""
 
     @property
     def rows(self) -> Iterator[CaptionRow]:
@@ -85,12 +92,26 @@ class Result:
             yield from (row for row in (done.stage1, done.stage2) if row)
 
 
-async def caption_on_an_engine(family: str, folder: Path, context: int, tasks: list[Task]) -> Result:
+async def caption_on_an_engine(
+    family: str, folder: Path, context: int, tasks: list[Task], arguments: Mapping[str, Any] = ENGINE
+) -> Result:
     recipe = write_model(family, folder, context)
-    async with start_engine(folder, recipe, EngineConfig(arguments=ENGINE)) as engine:
+    async with start_engine(folder, recipe, EngineConfig(arguments=arguments)) as engine:
         keeper = Counting(engine)
         async with keeper:
-            return Result(family, engine.context, await caption_all(keeper, recipe, tasks), keeper.counts)
+            captioned = await caption_all(keeper, recipe, tasks)
+        thoughts = await reason(engine, recipe, tasks) if family in REASONING else []
+        return Result(family, engine.context, captioned, keeper.counts, thoughts)
+
+
+async def reason(engine: CaptionEngine, recipe: Recipe, tasks: list[Task]) -> list[Captioned]:
+    """The first stage of the clips, on the same engine with reasoning switched on."""
+    thinking = replace(recipe, chat_template_kwargs={"enable_thinking": True})
+    other = CaptionEngine(engine._llm, thinking, EngineConfig())
+    await other.check()
+    keeper = Counting(other)
+    async with keeper:
+        return await caption_all(keeper, thinking, tasks, with_stage2=False)
 
 
 @pytest.fixture(scope="module", params=list(FAMILIES))
@@ -122,6 +143,24 @@ def test_rows_hold_the_size_that_the_model_sees(on_an_engine: Result) -> None:
         assert sizes <= {own}
     else:
         assert all(height and width and height % 28 * (height % 32) == 0 for height, width in sizes)
+
+
+@pytest.mark.engine
+def test_an_answer_that_stays_inside_its_thought_gives_no_caption(on_an_engine: Result) -> None:
+    """Random weights never end a thought."""
+    kinds = {done.stage1.error_kind for done in on_an_engine.thoughts}
+    assert kinds <= {"reasoning_cut_off", "empty_answer"}
+    assert bool(on_an_engine.thoughts) == (on_an_engine.family in REASONING)
+    assert all(done.stage1.caption is None for done in on_an_engine.thoughts)
+
+
+@pytest.mark.nightly
+def test_a_context_that_exceeds_the_memory_is_reduced(tmp_path: Path, ask: Ask[Any], tasks: list[Task]) -> None:
+    engine = {**ENGINE, "kv_cache_memory_bytes": 1 << 20}
+    result = ask(caption_on_an_engine("qwen2.5-vl", tmp_path, LONG, tasks, engine))
+    assert 1024 < result.context < LONG
+    assert all(predicted == counted < result.context for predicted, counted in result.counts)
+    assert {row.error_kind for row in result.rows} <= {None, "empty_answer", "stage1_failed"}
 
 
 @pytest.mark.nightly

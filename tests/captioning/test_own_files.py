@@ -1,4 +1,4 @@
-"""What a model's own files decide, by vLLM's front end: no engine is needed."""
+"""Models whose own files decide something, in vLLM's front end: no engine is needed."""
 
 from __future__ import annotations
 
