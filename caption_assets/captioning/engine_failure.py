@@ -69,6 +69,10 @@ _REMEDIES = (
         "set CAPTION_TENSOR_PARALLEL_SIZE to a number that divides the heads",
     ),
     _known(
+        r"Bfloat16 is only supported on GPUs|torch\.bfloat16 is not supported for quantization method",
+        "set CAPTION_DTYPE=half",
+    ),
+    _known(
         r"quantization method \S+ is not supported for the current GPU|quantization is currently not supported in"
         r"|is not supported for quantization method",
         "{unquantised}",

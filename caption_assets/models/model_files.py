@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from caption_assets.models.parts import CONFIG
+from caption_assets.models.served import parse_config
 
 _QUANTIZATION_KEYS = ("quantization_config", "compression_config")
 """The second is that of old compressed-tensors checkpoints."""
@@ -28,14 +30,12 @@ class ModelFiles:
         """Read the files of the model in ``folder``; a folder without ``config.json`` has the defaults.
 
         Raises:
-            ValueError: if ``config.json`` is not a JSON object.
+            WeightsError: if ``config.json`` is not a JSON object.
         """
-        try:
-            config = json.loads((folder / "config.json").read_text())
-        except FileNotFoundError:
+        path = folder / CONFIG
+        if not path.exists():
             return cls()
-        if not isinstance(config, dict):
-            raise ValueError(f"{folder / 'config.json'} is not a JSON object: publish the model's configuration again")
+        config = parse_config(path.read_bytes(), str(path))
         return cls(str(config.get("model_type", "")), _quantization(config) or _quantization_beside(folder))
 
 

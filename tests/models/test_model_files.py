@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from caption_assets.models.model_files import ModelFiles
+from caption_assets.models.weights import WeightsError
 
 pytestmark = pytest.mark.fast
 
@@ -48,5 +49,5 @@ def test_a_folder_without_configuration_says_nothing(tmp_path: Path) -> None:
 
 
 def test_a_configuration_that_is_no_object_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="not a JSON object"):
+    with pytest.raises(WeightsError, match="is no JSON object"):
         ModelFiles.read(folder_with(tmp_path, config=[]))
