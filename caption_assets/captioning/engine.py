@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import os
+import re
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -71,6 +72,8 @@ PROBES = ((FRAME_FACTOR, 2.0), (5 * FRAME_FACTOR, 0.37))
 """Numbers of frames and rates of the videos with which the start-up check measures tokens."""
 OTHER_SAMPLING = ("top_k", "min_p", "presence_penalty", "frequency_penalty")
 """Sampling parameters that a model's files may give and that no setting has."""
+_NO_PLACE = re.compile("prompt (replacement|placeholders|updates)")
+"""Of vLLM's message about a prompt without the placeholder of a video."""
 CACHE_BYTES_PER_PIXEL = 2 * 3 * 2
 """Of the cache of preprocessed videos, at most, for each pixel of a visual token's square: two frames, three channels,
 two bytes a value (9.4 kB a token of Qwen2.5-VL were measured; where values stay uint8 it is half of that)."""
@@ -540,10 +543,9 @@ class CaptionEngine:
             prepared = await self._render(prompt, frames, uuid4().hex, skip_mm_cache=True)
         except Exception as error:  # processors raise whatever they like
             reason = str(error.__cause__ or error) or type(error).__name__
-            raise RequestFailed(
-                "refused",
-                f"its processor cannot prepare one ({reason}): choose a video model whose chat template takes videos",
-            ) from error
+            if _NO_PLACE.search(reason):
+                reason = "its chat template has no place for one: choose a model whose template has"
+            raise RequestFailed("refused", reason) from error
         tokens = len(prepared["prompt_token_ids"]) - self.text_tokens(prompt)
         if not self._videos.is_exact:
             self._note_size(prepared, tokens)
