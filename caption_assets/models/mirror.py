@@ -20,7 +20,7 @@ from caption_assets.models.arrival import STREAMS, arrive, check_space, to_come
 from caption_assets.models.checkpoint import Checkpoint
 from caption_assets.models.hub import Hub
 from caption_assets.models.lora import parse_adapter_config
-from caption_assets.models.parts import ADAPTER, ADAPTER_CONFIG, CONFIG, AdapterFound
+from caption_assets.models.parts import ADAPTER_CONFIG, ANNOUNCEMENT, CONFIG, AdapterFound
 from caption_assets.models.served import check_served, parse_config
 from caption_assets.models.source import Folder, Source, find_source, read_file
 from caption_assets.models.weights import (
@@ -181,10 +181,9 @@ def _instead_of_an_adapter(source: Hub | Folder) -> str:
     """How to use the adapter in a source that should hold a model."""
     model = "its base model"
     with suppress(WeightsError):
-        adapter = replace(source, layout=ADAPTER)
-        config: ListedFile = next(file for file in adapter.files() if file.path == ADAPTER_CONFIG)
-        if base := parse_adapter_config(read_file(adapter, config), source.address).base:
-            model = base
+        adapter = replace(source, layout=ANNOUNCEMENT)
+        for config in adapter.files():
+            model = parse_adapter_config(read_file(adapter, config), source.address).base or model
     return f"set CAPTION_LORA to it, and CAPTION_MODEL to the model that it was trained on ({model})"
 
 

@@ -47,12 +47,16 @@ class Layout:
 def model_files(paths: Iterable[str]) -> list[str]:
     """The files of a model: its weights at the top of its folder, and configuration, tokenizer and processor.
 
-    vLLM loads weights from the top alone. A folder below it that holds weights of any format is another checkpoint,
-    such as ``checkpoint-500`` of a training run, and nothing of it belongs to the model.
+    vLLM loads weights from the top alone. A folder below it that holds weights of any format, or a trainer's state, is
+    another checkpoint, such as ``checkpoint-500`` of a training run, and nothing of it belongs to the model.
     """
     everything = list(paths)
-    others = {str(PurePosixPath(path).parent) for path in everything if path.endswith(WEIGHT_SUFFIXES)} - {"."}
+    others = {str(PurePosixPath(path).parent) for path in everything if _is_of_another(PurePosixPath(path))} - {"."}
     return sorted(path for path in everything if _belongs(PurePosixPath(path), others))
+
+
+def _is_of_another(path: PurePosixPath) -> bool:
+    return path.name.endswith(WEIGHT_SUFFIXES) or _matches(path.name, TRAINING_FILES)
 
 
 def _belongs(path: PurePosixPath, others: set[str]) -> bool:
@@ -82,8 +86,14 @@ def check_model(paths: Sequence[str], address: str) -> None:
         raise WeightsError(
             f"there is no {CONFIG} in {address}: put the whole model there, as save_pretrained writes it"
         )
+    _check_exists(paths, address)
     if any(path.startswith("adapter_model.") or path == ADAPTER_CONFIG for path in paths):
         raise AdapterFound(f"{address} holds a LoRA adapter, not a model")
+    if nested := _folders(path for path in paths if PurePosixPath(path).name == ADAPTER_CONFIG):
+        raise WeightsError(
+            f"{address} holds no model, but LoRA adapters in {nested}: set CAPTION_LORA to one of them, and "
+            "CAPTION_MODEL to the model that it was trained on"
+        )
     raise WeightsError(
         f"there are no .safetensors files in {address}: no model is loaded from other files of weights{_nested(paths)}"
     )
@@ -98,6 +108,7 @@ def check_adapter(paths: Sequence[str], address: str) -> None:
     missing = [name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if name not in paths]
     if not missing:
         return
+    _check_exists(paths, address)
     if ADAPTER_CONFIG in paths and any(path.startswith("adapter_model.") for path in paths):
         remedy = "save the adapter as safetensors: pickles are not loaded"
     elif any(path.endswith(".safetensors") for path in model_files(paths)):
@@ -109,11 +120,19 @@ def check_adapter(paths: Sequence[str], address: str) -> None:
 
 def _nested(paths: Sequence[str]) -> str:
     """Advice that names the folders below that hold weights, if there are any."""
-    folders = sorted({str(PurePosixPath(path).parent) for path in paths if path.endswith(".safetensors")} - {"."})
-    if not folders:
-        return ""
-    shown = ", ".join(folders[:4]) + (", …" if len(folders) > 4 else "")
-    return f". Its folders {shown} hold some: name one of them" if len(folders) > 1 else f"; name its folder {shown}"
+    folders = _folders(path for path in paths if path.endswith(".safetensors"))
+    return f"; name one of its folders with weights ({folders})" if folders else ""
+
+
+def _folders(paths: Iterable[str]) -> str:
+    """The folders below the top that hold ``paths``, the first four by name."""
+    folders = sorted({str(PurePosixPath(path).parent) for path in paths} - {"."})
+    return ", ".join([*folders[:4], *(["…"] if len(folders) > 4 else [])])
+
+
+def _check_exists(paths: Sequence[str], address: str) -> None:
+    if not paths:
+        raise WeightsError(f"{address} does not exist, or is empty: check its name")
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:
@@ -122,3 +141,10 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
 
 MODEL = Layout("model", "CAPTION_MODEL", model_files, check_model)
 ADAPTER = Layout("LoRA adapter", "CAPTION_LORA", adapter_files, check_adapter)
+ANNOUNCEMENT = Layout(
+    "LoRA adapter",
+    "CAPTION_LORA",
+    lambda paths: sorted({ADAPTER_CONFIG} & set(paths)),
+    lambda paths, address: None,
+)
+"""What an adapter says of itself, whatever its weights."""

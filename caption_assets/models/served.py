@@ -59,9 +59,9 @@ def parse_config(content: bytes, address: str) -> Mapping[str, Any]:
     try:
         found = json.loads(content)
     except ValueError as error:
-        raise WeightsError(f"{address} is no JSON ({error}): put the whole model there") from error
+        raise WeightsError(f"{address} is no JSON ({error}): restore the file") from error
     if not isinstance(found, dict):
-        raise WeightsError(f"{address} is no JSON object: put the whole model there")
+        raise WeightsError(f"{address} is no JSON object: restore the file")
     return found
 
 

@@ -130,6 +130,19 @@ def test_an_adapter_given_as_a_model_names_its_base(root: Root, cache: Path, tmp
         publish(root, Variant("local/mine", "v1", path=str(folder)), cache)
 
 
+@pytest.mark.parametrize(
+    ("missing", "base"),
+    [("adapter_config.json", "its base model"), ("adapter_model.safetensors", r"caption-assets/sample-qwen2\.5-vl")],
+)
+def test_half_an_adapter_given_as_a_model_is_recognised(
+    root: Root, cache: Path, tmp_path: Path, missing: str, base: str
+) -> None:
+    folder = write_adapter(tmp_path / "mine", {**adapter_files(), "adapter_model.bin": b""})
+    (folder / missing).unlink()
+    with pytest.raises(WeightsError, match=rf"holds a LoRA adapter, not a model: .*\({base}\)"):
+        publish(root, Variant("local/mine", "v1", path=str(folder)), cache)
+
+
 def test_an_adapters_folder_is_mirrored_without_what_lies_beside_it(root: Root, cache: Path, tmp_path: Path) -> None:
     files = adapter_files()
     folder = write_adapter(tmp_path / "out", {**files, "tokenizer.json": b"{}", "optimizer.pt": b"", "README.md": b""})

@@ -24,6 +24,7 @@ def test_code_pickles_and_hidden_files_are_no_part_of_a_model() -> None:
         ["v0-2026/checkpoint-20/model-00001-of-00002.safetensors", "v0-2026/checkpoint-20/config.json"],
         ["epoch_3/model.safetensors", "epoch_3/optimizer.bin", "epoch_3/config.json"],
         ["best/pytorch_model.bin", "best/config.json"],
+        ["last/trainer_state.json", "last/config.json", "last/tokenizer.json"],
         ["runs/Nov28_host/hparams.json", "wandb/run-1/files/wandb-summary.json", "logs/a/metrics.json"],
         ["trainer_state.json", "training_args.json", "optimizer.safetensors", "scheduler.json", "all_results.json"],
         ["onnx/model.onnx", "onnx/config.json"],
@@ -50,13 +51,19 @@ def test_an_adapter_without_a_model_is_recognised(weights: str, extra: list[str]
     ("paths", "reason"),
     [
         (["config.json", "pytorch_model.bin"], r"no \.safetensors files in /out: no model is loaded from other files"),
-        (["checkpoint-9/model.safetensors"], "; name its folder checkpoint-9"),
+        (["checkpoint-9/model.safetensors"], r"; name one of its folders with weights \(checkpoint-9\)"),
         (
             [f"checkpoint-{number}/{name}" for number in (1, 2) for name in MODEL],
-            "folders checkpoint-1, checkpoint-2 hold some: name one of them",
+            r"name one of its folders with weights \(checkpoint-1, checkpoint-2\)",
         ),
         (["model.safetensors"], r"no config\.json in /out: put the whole model there"),
-        ([], "no .safetensors files"),
+        (
+            [f"checkpoint-9/{name}" for name in ADAPTER],
+            "LoRA adapters in checkpoint-9: set CAPTION_LORA to one of them",
+        ),
+        ([f"{number}/model.safetensors" for number in range(9)], r"\(0, 1, 2, 3, …\)"),
+        (["README.md"], r"no \.safetensors files"),
+        ([], "/out does not exist, or is empty"),
     ],
 )
 def test_a_folder_without_a_model_says_what_it_holds(paths: list[str], reason: str) -> None:
@@ -78,9 +85,10 @@ def test_an_adapter_is_two_files() -> None:
             r"no adapter_config\.json and no adapter_model\.safetensors in /out: it holds a model: set CAPTION_MODEL",
         ),
         (["adapter_config.json", "adapter_model.bin"], r"no adapter_model\.safetensors .*pickles are not loaded"),
-        ([f"checkpoint-9/{name}" for name in ADAPTER], "PEFT's two files; name its folder checkpoint-9"),
+        ([f"checkpoint-9/{name}" for name in ADAPTER], r"PEFT's two files; name one of its folders .*\(checkpoint-9\)"),
         (["adapter_model.safetensors"], r"no adapter_config\.json in /out"),
-        ([], "CAPTION_LORA takes a folder or repository with PEFT's two files"),
+        (["README.md"], "CAPTION_LORA takes a folder or repository with PEFT's two files"),
+        ([], "/out does not exist, or is empty"),
     ],
 )
 def test_what_is_no_adapter_says_what_it_is(paths: list[str], reason: str) -> None:
