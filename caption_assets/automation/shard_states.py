@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import dagster as dg
 from dagster._core.definitions.data_version import (
@@ -116,19 +117,25 @@ def read_states(instance: dg.DagsterInstance, project: Project, root: Root) -> S
         for shard, record in records[Table.MANIFEST].items()
         if shard in stored[Table.MANIFEST] and record.versions and is_present(record.versions, content[shard])
     }
-    stages = [
-        {
-            shard
-            for shard, record in records[stage].items()
-            if shard in stored[stage]
-            and shard in manifests
-            and record.versions
-            and record.versions.inputs.get(Table.MANIFEST) == manifests[shard]
-        }
-        for stage in STAGES
-    ]
-    captioned = frozenset[str].intersection(*map(frozenset, stages))
+    present: Mapping[str, str] = manifests
+    for upstream, stage in pairwise([Table.MANIFEST, *STAGES]):
+        present = _made_from(present, upstream, records[stage], stored[stage])
+    captioned = frozenset(present)
     return ShardStates(registered, order, content, changed, stored, records, manifests, captioned)
+
+
+def _made_from(
+    present: Mapping[str, str], upstream: Table, records: Mapping[str, Record], stored: Collection[str]
+) -> dict[str, str]:
+    """The data versions of a stored table's shards that were made from the present version of the table before it."""
+    return {
+        shard: record.versions.data
+        for shard, record in records.items()
+        if shard in stored
+        and shard in present
+        and record.versions
+        and record.versions.inputs.get(upstream) == present[shard]
+    }
 
 
 def is_present(manifest: TableVersions, content: str) -> bool:

@@ -23,6 +23,8 @@ from caption_assets.store.versions import TableVersions, captions_version
 STAGES = {Table.STAGE1: 1, Table.STAGE2: 2}
 WEIGHTS_ASSET = "model_weights"
 """Name of the weights among a table's inputs."""
+INPUTS: Mapping[Table, Sequence[str]] = {Table.STAGE1: (Table.MANIFEST, WEIGHTS_ASSET), Table.STAGE2: (Table.STAGE1,)}
+"""The direct inputs of each table. Stage 2 depends on the others through stage 1: see the assets of the captions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +169,7 @@ class OpenShard:
         return Published(published, self._spent + Spent(store=time.monotonic() - begun))
 
     def _versions(self, table: Table, rows: Sequence[CaptionRow]) -> TableVersions:
-        inputs = {name: version for name, version in self._inputs.items() if name != table}
+        inputs = {name: self._inputs[name] for name in INPUTS[table] if name in self._inputs}
         return TableVersions(captions_version(rows), self._job.recipe.version(STAGES[table]), inputs)
 
 

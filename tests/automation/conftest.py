@@ -160,9 +160,9 @@ class Site:
         """The present data versions of a table's inputs."""
         if table is Table.MANIFEST:
             return {"shards": observed_versions(self.instance, self.project, [shard])[shard]}
-        inputs = [Table.MANIFEST] if table is Table.STAGE1 else [Table.MANIFEST, Table.STAGE1]
-        stored = {str(upstream): read_versions(self.root, upstream, shard) for upstream in inputs}
-        return {name: versions.data for name, versions in stored.items() if versions}
+        upstream = Table.MANIFEST if table is Table.STAGE1 else Table.STAGE1
+        versions = read_versions(self.root, upstream, shard)
+        return {str(upstream): versions.data} if versions else {}
 
     def fetch_weights(self) -> None:
         """Put a manifest of weights into the root, and record them."""

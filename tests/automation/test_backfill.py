@@ -187,7 +187,7 @@ def test_tables_that_are_not_stored_are_asked_for_whatever_the_records_say(known
 
 def test_a_stored_table_of_another_manifest_is_not_taken_for_the_present_one(known: Site) -> None:
     captioned(known, *"abcdef")
-    known.materialize("stage2_captions", "b", clip_manifest="0")
+    known.materialize("stage2_captions", "b", stage1_captions="0")
     known.record("stage2_captions", "b", tags={"dagster/data_version": "x"})
     assert ranges(known.tick(), "stage2_captions") == [("b", "b")]
 
