@@ -23,9 +23,9 @@ PARSERS = {
 }
 """vLLM's reasoning parser by model type, for models that may reason (vLLM's recipes)."""
 _NAMES = "(?:seed:)?(?:think|thinking|thought|thoughts|reasoning|reflection|analysis|scratchpad)"
-_START = re.compile(rf"<{_NAMES}>|◁think▷|\[THINK\]", re.IGNORECASE)
-_END = re.compile(rf"</{_NAMES}>|◁/think▷|\[/THINK\]", re.IGNORECASE)
-"""Marks of a thought's beginning and end: those of Qwen, GLM, Seed, Kimi and Mistral, and others seen in answers."""
+_START = re.compile(rf"<{_NAMES}>|◁think▷|\[THINK\]|<\|START_THINKING\|>", re.IGNORECASE)
+_END = re.compile(rf"</{_NAMES}>|◁/think▷|\[/THINK\]|<\|END_THINKING\|>", re.IGNORECASE)
+"""Marks of a thought's beginning and end: those of Qwen, GLM, Seed, Kimi, Mistral, Cohere, and others."""
 _ANSWER = re.compile(r"\s*(?:<answer>|<\|begin_of_box\|>)(.*?)(?:</answer>|<\|end_of_box\|>|\Z)\s*", re.DOTALL)
 """What Cosmos-Reason and GLM put around an answer."""
 

@@ -33,6 +33,8 @@ def reasoning(
         (OPEN, f"<think>Again.</think> So.</think>{CAPTION}"),
         (PLAIN, f"◁think▷Hm.◁/think▷{CAPTION}"),
         (PLAIN, f"<seed:think>Hm.</seed:think>{CAPTION}"),
+        (PLAIN, f"<|START_THINKING|>Hm.<|END_THINKING|>{CAPTION}"),
+        ("<|assistant|></think>", CAPTION),
         (PLAIN, f"<thinking>Hm.</thinking>{CAPTION}"),
         (PLAIN, f"<THINK>Hm.</THINK>{CAPTION}"),
         (PLAIN, f"<think>Hm.</think><answer>{CAPTION}</answer>"),
