@@ -12,7 +12,8 @@ from caption_assets.store.tables import ManifestRow, Status
 def predicted_tokens(row: ManifestRow, variant: Variant, sampling: Sampling) -> int:
     """Visual tokens of a row's window by the model's pixel limits; 0 if it will not be shown to the model.
 
-    An upper bound: where the context has no room for it beside its prompt, a window is scaled down further.
+    An upper bound for Qwen's processors: where the context has no room for it beside its prompt, a window is scaled
+    down further. For other processors it is an estimate; the engine measures their tokens when it runs.
     """
     if row.status is Status.FAILED:
         return 0
