@@ -9,7 +9,7 @@ CI_LANES := faults or postgres
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup system demo dev test test-rest test-fast test-engine test-store test-rgw test-faults test-browser \
+.PHONY: help setup system demo dev pictures test test-rest test-fast test-engine test-store test-rgw test-faults test-browser \
 	test-postgres test-k8s test-nightly lint format types lock licenses clean
 
 help: ## Show this list
@@ -26,6 +26,9 @@ demo: setup ## Caption the sample shards from end to end, and print what came ou
 
 dev: setup ## Dagster's UI and daemon over the same data, on port 3000
 	@$(RUN) scripts.dev
+
+pictures: demo system ## Take the README's pictures of the UI and a gallery anew
+	@$(RUN) scripts.pictures
 
 # One process, so that the vLLM engine is built once. Named by what is left out: a test without a lane runs here too.
 test: setup ## Run the fast, engine and store lanes and one test of each slow lane

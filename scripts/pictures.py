@@ -1,0 +1,81 @@
+"""The pictures of the README, of Dagster's UI and a gallery over the data of `make demo`: `make pictures`.
+
+Chromium must be installed: `make system`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import httpx
+from playwright.sync_api import Page, sync_playwright
+
+from scripts.child import child
+from scripts.dev import FILES_PORT, PORT, REPOSITORY
+
+UI = f"http://127.0.0.1:{PORT}"
+FOLDER = REPOSITORY / "docs"
+SHARD = "sample-folder"
+START_SECONDS = 120
+"""Maximum wait for the UI's first answer."""
+SETTLE_MILLISECONDS = 5000
+"""For a page's queries and drawings, which no event of the browser's ends."""
+
+
+def main() -> int:
+    """Take all pictures."""
+    with _site(), sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"))
+        page = browser.new_page(viewport={"width": 1500, "height": 1000})
+        _take(page, f"{UI}/asset-groups", "asset-graph", height=700, expanded=("source", "captions"))
+        _take(page, f"{UI}/assets/stage2_captions?view=partitions&partition={SHARD}", "metadata")
+        _take(page, f"{UI}/assets/stage2_captions?view=checks", "checks")
+        _take(page, f"http://127.0.0.1:{FILES_PORT}/gallery/{SHARD}/index.html", "gallery", height=700)
+        browser.close()
+    return 0
+
+
+@contextmanager
+def _site() -> Iterator[None]:
+    """What `make dev` runs."""
+    with child([sys.executable, "-m", "scripts.dev"], env=os.environ) as process:
+        try:
+            deadline = time.monotonic() + START_SECONDS
+            while not _answers():
+                if process.poll() is not None or time.monotonic() > deadline:
+                    sys.exit(f"pictures: no answer from {UI} within {START_SECONDS} s")
+                time.sleep(1)
+            yield
+        finally:
+            process.send_signal(signal.SIGTERM)
+
+
+def _answers() -> bool:
+    try:
+        return httpx.get(f"{UI}/server_info").is_success
+    except httpx.TransportError:
+        return False
+
+
+def _take(page: Page, address: str, name: str, *, height: int = 1000, expanded: Sequence[str] = ()) -> None:
+    """A page's picture, as ``name``.png, with groups of the asset graph ``expanded``."""
+    page.set_viewport_size({"width": 1500, "height": height})
+    page.goto(address)
+    page.wait_for_timeout(SETTLE_MILLISECONDS)
+    for group in expanded:
+        page.get_by_text(group, exact=True).last.dispatch_event("click")  # the canvas lies above it
+        page.wait_for_timeout(SETTLE_MILLISECONDS)
+    if expanded:  # they stay so, and the page begins with all of the graph in view
+        page.reload()
+        page.wait_for_timeout(SETTLE_MILLISECONDS)
+    page.screenshot(path=FOLDER / f"{name}.png")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
