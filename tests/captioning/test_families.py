@@ -14,6 +14,7 @@ import pytest
 from caption_assets.captioning.budget import FrameGrid
 from caption_assets.captioning.decoding import SandboxDecoder
 from caption_assets.captioning.engine import CaptionEngine, EngineConfig, start_engine
+from caption_assets.captioning.prefix_cache import NO_HITS
 from caption_assets.captioning.recipe import Generation, Recipe
 from caption_assets.captioning.recovery import EngineKeeper
 from caption_assets.captioning.request import Completion, Request
@@ -161,6 +162,13 @@ def test_a_context_that_exceeds_the_memory_is_reduced(tmp_path: Path, ask: Ask[A
     assert 1024 < result.context < LONG
     assert all(predicted == counted < result.context for predicted, counted in result.counts)
     assert {row.error_kind for row in result.rows} <= {None, "empty_answer", "stage1_failed"}
+
+
+@pytest.mark.engine
+def test_stage_2_takes_from_the_prefix_cache_what_is_predicted(on_an_engine: Result) -> None:
+    hits = sum((done.hits for done in on_an_engine.captioned), NO_HITS)
+    assert hits.cached == hits.predicted
+    assert hits == NO_HITS or hits.is_hybrid == (on_an_engine.family == "qwen3.5")
 
 
 @pytest.mark.nightly
