@@ -24,6 +24,7 @@ from caption_assets.captioning.prompts import neutralise
 from caption_assets.captioning.recipe import Generation, Recipe
 from caption_assets.captioning.recovery import EngineKeeper
 from caption_assets.captioning.request import Request, RequestFailed
+from caption_assets.captioning.two_stage import SPARE_TOKENS
 from caption_assets.clips.decode import Frames
 from caption_assets.clips.picture import resize
 from caption_assets.clips.sampling import moments, shown_at
@@ -213,7 +214,7 @@ class QwenVL:
             second_prompt(prompt, "")
         shown = Frames(frames, tuple(range(len(frames))), float(metadata.get("fps", DEFAULT_FPS)))
         if self.model_does_preprocess:
-            return _Input(prompt, await self._scaled(engine, shown, prompt))
+            return _Input(prompt, await self._scaled(engine, shown, self._text_tokens(engine, prompt, with_stage2)))
         _, height, width, _ = frames.shape
         factor = engine.factor
         if height % factor or width % factor:
@@ -223,11 +224,11 @@ class QwenVL:
             )
         return _Input(prompt, shown)
 
-    async def _scaled(self, engine: CaptionEngine, given: Frames, prompt: str) -> Frames:
+    async def _scaled(self, engine: CaptionEngine, given: Frames, text_tokens: int) -> Frames:
         """Frames of the size, and as many of them, as the model's pixel limits and the context allow."""
         limits = engine.limits(self._variant.pixels)
         last, height, width = len(given.pixels) - 1, *given.pixels.shape[1:3]
-        room = min(engine.context - self._text_tokens(engine, prompt), engine.video_room)
+        room = min(engine.context - text_tokens, engine.video_room)
 
         def fps(frames: int) -> float:
             return given.fps * (frames - 1) / last
@@ -244,9 +245,14 @@ class QwenVL:
         pixels = np.stack([resize(given.pixels[index], grid.height, grid.width) for index in indices])
         return Frames(pixels, indices, fps(grid.frames))
 
-    def _text_tokens(self, engine: CaptionEngine, prompt: str) -> int:
-        """Tokens beside the video: of the prompt, and of two captions, one of which may be in the second prompt."""
-        return engine.text_tokens(prompt) + engine.text_tokens(self.stage2_prompt_text) + 2 * self.max_output_tokens
+    def _text_tokens(self, engine: CaptionEngine, prompt: str, with_stage2: bool) -> int:
+        """Tokens beside the video, in the stage that needs more: of its prompt and its answer."""
+        most = self.max_output_tokens
+        stage1 = engine.text_tokens(prompt) + most
+        if not with_stage2:
+            return stage1
+        second = second_prompt(prompt, neutralise(self.stage2_prompt_text, engine.special_tokens))
+        return max(stage1, engine.text_tokens(second) + most + SPARE_TOKENS + most)  # it holds the first answer
 
     async def _generate(self, keeper: EngineKeeper, inputs: Sequence[_Input | str], with_stage2: bool) -> list[str]:
         engine, special = keeper.engine, keeper.engine.special_tokens
@@ -260,7 +266,7 @@ class QwenVL:
             count, height, width, _ = video.frames.pixels.shape
             grid = FrameGrid(count, height, width)
             tokens = await engine.video_tokens(grid, video.frames.fps)
-            load = engine.load(grid, tokens, self._text_tokens(engine, video.prompt))
+            load = engine.load(grid, tokens, self._text_tokens(engine, video.prompt, with_stage2))
             await admission.enter(load)
             request = Request(uuid4().hex, video.frames, video.prompt, generation, stage=1, replica=number)
             try:

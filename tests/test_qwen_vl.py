@@ -173,6 +173,19 @@ def test_a_video_too_long_for_the_model_is_thinned_and_its_true_rate_told(on_a_s
     assert request.frames.fps == pytest.approx(4.0 * (frames - 1) / 767)
 
 
+@pytest.mark.fast
+def test_room_is_kept_for_the_answers_that_are_asked_for(on_a_stand_in: QwenVL) -> None:
+    assert on_a_stand_in._keeper is not None
+    engine: object = on_a_stand_in._keeper.engine
+    assert isinstance(engine, Mortal)
+    on_a_stand_in.model_does_preprocess = True
+    on_a_stand_in.max_output_tokens = engine.context // 2 - 20
+    on_a_stand_in.generate([blank("user_prompt", frames=12, size=(120, 160))])
+    with pytest.raises(CaptionsIncomplete, match="tokens left for the video"):
+        on_a_stand_in.generate([blank("user_prompt", frames=12, size=(120, 160))], generate_stage2_caption=True)
+    assert [len(request.frames.pixels) for request in engine.seen] == [12]
+
+
 @pytest.mark.store
 def test_the_weights_come_to_the_node_verified(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(VARIANTS, "small", MODEL)
