@@ -308,10 +308,11 @@ def make_torchvision_importable(runner: Runner) -> None:
         fail("torchvision cannot be imported.", "Please report this, with the log.")
 
 
-def check_engine(runner: Runner) -> None:
-    """Imports the engine once, which also compiles the modules that every later start loads."""
-    if not runner.run(str(VENV_PYTHON), "-c", "import vllm"):
-        fail("vLLM cannot be imported.", "Please report this, with the log.")
+def check_imports(runner: Runner) -> None:
+    """Imports the engine and Dagster once, which also compiles the modules that every later start loads."""
+    for name in ("vllm", "dagster_webserver.webserver"):
+        if not runner.run(str(VENV_PYTHON), "-c", f"import {name}"):
+            fail(f"{name} cannot be imported.", "Please report this, with the log.")
 
 
 def site_packages() -> Path:
@@ -348,7 +349,7 @@ def build(runner: Runner, wanted: dict[str, str]) -> None:
     say("the project, and a first import")
     install_project(runner)
     make_torchvision_importable(runner)
-    check_engine(runner)
+    check_imports(runner)
     check_no_cuda()
     STATE.write_text(json.dumps(wanted))
     say(f"done; .venv takes {size_gb(VENV):.1f} GB")
