@@ -162,6 +162,14 @@ MEMORY = Path("/dev/shm")
 
 
 @pytest.fixture(scope="session", autouse=True)
+def engine_sockets() -> Iterator[None]:
+    """A folder for the sockets of vLLM's processes, which stay where a process is killed. Their paths must be short."""
+    with TemporaryDirectory(prefix="engines-") as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_RPC_BASE_PATH", folder)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def sqlite() -> Iterator[None]:
     """Dagster's storages of this process, without the work that they repeat."""
     with quick_sqlite():
