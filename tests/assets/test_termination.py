@@ -109,7 +109,7 @@ def blocking(stop: Stop, notes: Path) -> None:
 def blocking_the_loop(stop: Stop, notes: Path) -> None:
     async def work() -> None:
         note(notes, "begun")
-        time.sleep(1)
+        time.sleep(0.4)
         await save_at_the_end(notes)
 
     stop.run(work())
