@@ -1,11 +1,11 @@
-"""The LoRA adapter of an engine: checked against the model, and put into vLLM's terms."""
+"""The LoRA adapter of an engine: its check against the model, and its arguments and requests for vLLM."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from caption_assets.models.checkpoint import Lora
 from caption_assets.models.lora import adapts_vision, check_fit, is_same_base, read_adapter_config
@@ -14,6 +14,8 @@ from caption_assets.models.weights import WeightsError
 
 REQUEST_ID = 1
 """vLLM's number for the adapter, the only one of its engine."""
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Values of vLLM 0.32's ``max_lora_rank``."""
 MERGE = "merge it into its model, and set CAPTION_MODEL to the result"
 
 
@@ -28,16 +30,20 @@ class Adapter:
     has_vision: bool
     """Whether it changes the vision tower, or what connects it with the language model."""
     warnings: tuple[str, ...] = ()
-    """What speaks against it without being an error."""
+    """For the run's log: another base model, and modules that vLLM ignores."""
 
     @classmethod
     def read(cls, lora: Lora, folder: Path, variant: Variant, model: Path) -> Adapter:
         """The adapter in ``folder``, compared with the model ``variant`` in the folder ``model``.
 
         Raises:
-            WeightsError: if it cannot be read, or does not fit the model.
+            WeightsError: if it cannot be read, does not fit the model, or has a rank that vLLM does not apply.
         """
         config = read_adapter_config(folder)
+        if config.rank > RANKS[-1]:
+            raise WeightsError(
+                f"the adapter {lora.hub_id} has rank {config.rank}, and vLLM applies up to {RANKS[-1]}: {MERGE}"
+            )
         trained = f"it was trained on {config.base}" if config.base else "its configuration names no base model"
         warnings = []
         try:
@@ -60,22 +66,11 @@ class Adapter:
         return cls(lora, folder, config.rank, adapts_vision(folder), tuple(warnings))
 
     def arguments(self) -> Mapping[str, Any]:
-        """Keyword arguments of vLLM's ``AsyncEngineArgs``.
-
-        Raises:
-            WeightsError: if its rank is larger than vLLM's largest.
-        """
-        from vllm.config.lora import MaxLoRARanks
-
-        ranks = sorted(get_args(MaxLoRARanks))
-        if self.rank > ranks[-1]:
-            raise WeightsError(
-                f"the adapter {self.lora.hub_id} has rank {self.rank}, and vLLM applies up to {ranks[-1]}: {MERGE}"
-            )
+        """Keyword arguments of vLLM's ``AsyncEngineArgs``."""
         return {
             "enable_lora": True,
             "max_loras": 1,
-            "max_lora_rank": next(rank for rank in ranks if rank >= self.rank),
+            "max_lora_rank": next(rank for rank in RANKS if rank >= self.rank),
             "enable_tower_connector_lora": self.has_vision,
         }
 
@@ -102,7 +97,7 @@ class Adapter:
             PEFTHelper.from_local_dir(str(self.folder), None).validate_legal(lora_config)
         except (ValueError, TypeError) as error:
             raise WeightsError(
-                f"vLLM cannot apply the adapter {self.lora.hub_id}: {error} {MERGE.capitalize()}"
+                f"vLLM cannot apply the adapter {self.lora.hub_id}: {str(error).rstrip('.')}: {MERGE}"
             ) from error
 
     def request(self) -> Any:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from caption_assets.captioning.adapter import Adapter
+from caption_assets.captioning.adapter import RANKS, Adapter
 from caption_assets.captioning.engine import EngineConfig, EngineError, engine_arguments, start_engine
 from caption_assets.captioning.recipe import DETERMINISTIC, Recipe
 from caption_assets.captioning.recovery import EngineKeeper
@@ -91,17 +91,24 @@ def test_adapters_are_given_by_their_own_setting(name: str) -> None:
         engine_arguments(MODEL, Recipe(), EngineConfig(arguments={name: 1}))
 
 
-@pytest.mark.engine
+@pytest.mark.fast
 @pytest.mark.parametrize(("rank", "largest"), [(4, 8), (8, 8), (9, 16), (65, 128), (512, 512)])
 def test_the_rank_is_rounded_up_to_one_of_vllms(tmp_path: Path, rank: int, largest: int) -> None:
     arguments = engine_arguments(MODEL, RECIPE, EngineConfig(), read(tmp_path, rank=rank))
     assert (arguments["enable_lora"], arguments["max_lora_rank"]) == (True, largest)
 
 
-@pytest.mark.engine
+@pytest.mark.fast
 def test_a_rank_beyond_vllms_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="has rank 513, and vLLM applies up to 512: merge it into its model"):
-        engine_arguments(MODEL, RECIPE, EngineConfig(), read(tmp_path, rank=513))
+        read(tmp_path, rank=513)
+
+
+@pytest.mark.engine
+def test_the_ranks_are_those_of_the_installed_vllm() -> None:
+    from vllm.config.lora import MaxLoRARanks
+
+    assert get_args(MaxLoRARanks) == RANKS
 
 
 @pytest.mark.engine
@@ -118,7 +125,9 @@ def test_what_vllm_does_not_apply_is_refused_before_the_model_is_loaded(
     tmp_path: Path, config: dict[str, Any], reason: str
 ) -> None:
     adapter = read(tmp_path, **config)
-    with pytest.raises(EngineError, match=f"cannot apply the adapter local/mine: .*{reason}.*Merge it into its model"):
+    with pytest.raises(
+        EngineError, match=f"cannot apply the adapter local/mine: .*{reason}.*: merge it .*set CAPTION_MODEL"
+    ):
         asyncio.run(started(adapter))
 
 
