@@ -36,14 +36,15 @@ import av.filter
 import numpy as np
 import torch
 from av.video.frame import PictureType
-from av.video.reformatter import VideoReformatter
+from av.video.reformatter import Colorspace, VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from caption_assets.clips.buffer import ClipFile
 from caption_assets.clips.decode import ClipDecoder, decode
 from caption_assets.clips.manifest import PIECE_BYTES
-from caption_assets.clips.picture import resize, rgb
+from caption_assets.clips.matrix import HD_LINES
+from caption_assets.clips.picture import resize
 
 T = TypeVar("T")
 FPS = 30
@@ -163,10 +164,17 @@ def reference(data: bytes, indices: tuple[int, ...], dtype: torch.dtype) -> NDAr
     with av.open(BytesIO(data), "r") as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
-        frames = [rgb(frame, converter) for index, frame in enumerate(container.decode(stream)) if index in wanted]
+        frames = [as_rgb(frame, converter) for index, frame in enumerate(container.decode(stream)) if index in wanted]
     batch = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).to(dtype)
     scaled = torch.nn.functional.interpolate(batch, size=SIZE, mode="bicubic", antialias=True)
     return np.asarray(scaled.permute(0, 2, 3, 1).contiguous())
+
+
+def as_rgb(frame: av.VideoFrame, converter: VideoReformatter) -> NDArray[Any]:
+    """A frame in full size, (height, width, 3), by the matrix that players take for one without tags."""
+    matrix = Colorspace.ITU709 if frame.height >= HD_LINES else Colorspace.ITU601
+    rgb = converter.reformat(frame, format="rgb24", src_colorspace=matrix, dst_colorspace=matrix, threads=1)
+    return np.asarray(rgb.to_ndarray())
 
 
 def in_new_process(measure: Callable[..., T], *args: Any) -> T:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os.path
 import re
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
@@ -28,11 +30,16 @@ class Checkpoint:
 
     layout: ClassVar[Layout] = MODEL
     """Which files it consists of."""
+    prefix: ClassVar[str] = ""
+    """Begins the name of its mirror, so that it lies apart from that of another kind."""
 
     @property
     def folder(self) -> str:
-        """Folder of the mirror below ``weights/`` in the root: ``<org>--<name>/<revision>``."""
-        return f"{self.hub_id.replace('/', '--')}/{self.revision}"
+        """Folder of the mirror below ``weights/`` in the root: ``<org>--<name>/<revision>``.
+
+        Of a model by folder the name ends with a digest of the path: another folder of its name has its own mirror.
+        """
+        return f"{self.prefix}{self.hub_id.replace('/', '--')}{_path_suffix(self.path)}/{self.revision}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +47,14 @@ class Lora(Checkpoint):
     """A LoRA adapter that is applied to the model."""
 
     layout: ClassVar[Layout] = ADAPTER
+    prefix: ClassVar[str] = "lora--"
 
-    @property
-    def folder(self) -> str:
-        """Folder of the mirror below ``weights/``: apart from that of a model of the same name."""
-        return f"lora--{self.hub_id.replace('/', '--')}/{self.revision}"
+
+def _path_suffix(path: str | None) -> str:
+    if path is None:
+        return ""
+    whole = path if path.startswith("s3://") else os.path.abspath(path)
+    return f"-{sha256(whole.encode()).hexdigest()[:8]}"
 
 
 def is_folder(name: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from importlib.resources import files
@@ -54,7 +55,23 @@ def test_captions_without_their_adapter_say_what_to_materialize(project: Project
     project.run("model_weights", "clip_manifest", partition="sample-tar")
     folder = write_adapter(tmp_path / "mine", adapter_files())
     message = project.failure(*STAGES, partition="sample-tar", lora=str(folder), lora_revision="v1")
-    assert "lora--local--mine/v1/weights-manifest.json does not exist: materialize model_weights before" in message
+    assert re.search(
+        r"lora--local--mine-\w+/v1/weights-manifest.json does not exist: materialize model_weights", message
+    )
+
+
+@pytest.mark.fast
+def test_a_model_in_another_folder_of_the_same_name_is_not_taken_for_the_one_that_is_mirrored(
+    project: Project, tmp_path: Path
+) -> None:
+    project.run("shard_index")
+    project.run("clip_manifest", partition="sample-folder")
+    for place in ("one", "other"):
+        shutil.copytree(SAMPLE_FOLDER, tmp_path / place / "mine")
+    chosen = {"model_revision": "1", "model_like": "sample"}
+    assert project.run("model_weights", model=str(tmp_path / "one" / "mine"), **chosen).success
+    message = project.failure(*STAGES, partition="sample-folder", model=str(tmp_path / "other" / "mine"), **chosen)
+    assert "weights-manifest.json does not exist: materialize model_weights" in message
 
 
 @pytest.mark.engine

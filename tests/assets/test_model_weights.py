@@ -40,7 +40,7 @@ def test_an_adapter_is_mirrored_with_the_model(project: Project, tmp_path: Path)
         [evaluation] = result.get_asset_check_evaluations()
         assert evaluation.passed
     assert len(versions) == 3
-    stored = project.root / "weights" / "lora--local--mine" / "v1"
+    [stored] = (project.root / "weights").glob("lora--local--mine-*/v1")
     assert (stored / "adapter_model.safetensors").read_bytes() == adapter_files(seed=2)["adapter_model.safetensors"]
 
 

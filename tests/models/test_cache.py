@@ -166,7 +166,7 @@ def used_elsewhere(root: Root, variant: Variant, cache: Path) -> Iterator[None]:
 
 
 def models_in(cache: Path) -> set[str]:
-    return {path.parts[-4].removeprefix("local--") for path in cache.rglob(SHARD)}
+    return {path.parts[-4].removeprefix("local--").rpartition("-")[0] for path in cache.rglob(SHARD)}
 
 
 def test_the_models_not_used_for_the_longest_time_make_room(root: Root, cache: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from caption_assets.models.lora import (
     parse_adapter_config,
     read_adapter_config,
 )
-from caption_assets.models.variants import UnknownModel
+from caption_assets.models.variants import UnknownModel, find_variant
 from caption_assets.models.weights import WeightsError
 from tests.models.adapters import LANGUAGE, OLD_NAMES, VISION, Modules, adapter_files, write_adapter
 
@@ -34,7 +34,7 @@ def test_an_adapter_is_named_by_hub_id_or_folder() -> None:
 
 
 def test_an_adapter_and_a_model_of_the_same_name_lie_apart() -> None:
-    assert find_lora("/out/final", "v1").folder == "lora--local--final/v1"
+    assert find_lora("/out/final", "v1").folder == f"lora--{find_variant('/out/final', 'v1').folder}"
 
 
 @pytest.mark.parametrize(

@@ -76,13 +76,19 @@ def test_a_fine_tune_by_hub_id_shares_the_sizes_of_its_base() -> None:
 
 def test_a_model_in_a_folder_is_named_by_it() -> None:
     found = find_variant("/models/my-model", "v1")
-    assert (found.path, found.hub_id, found.folder) == ("/models/my-model", "local/my-model", "local--my-model/v1")
+    assert (found.path, found.hub_id) == ("/models/my-model", "local/my-model")
     assert (found.dtype, found.max_model_len) == ("auto", None)
 
 
 def test_a_model_may_lie_in_object_storage() -> None:
     found = find_variant("s3://bucket/models/my-model/", "v1", like="qwen2.5")
-    assert (found.path, found.folder) == ("s3://bucket/models/my-model", "local--my-model/v1")
+    assert (found.path, found.hub_id) == ("s3://bucket/models/my-model", "local/my-model")
+
+
+def test_folders_of_one_name_have_mirrors_of_their_own() -> None:
+    one, same, other = (find_variant(path, "v1").folder for path in ("/a/model", "/b/../a/model", "/b/model"))
+    assert re.fullmatch(r"local--model-[0-9a-f]{8}/v1", one)
+    assert one == same != other
 
 
 @pytest.mark.parametrize(
