@@ -8,7 +8,7 @@ from typing import cast
 
 import numpy as np
 from av import VideoFrame
-from av.sidedata.sidedata import SideData
+from av.sidedata.sidedata import SideData, SideDataContainer
 from numpy.typing import NDArray
 
 TOLERANCE_DEGREES = 1.0
@@ -62,7 +62,8 @@ def orientation(a: float, b: float, c: float, d: float) -> Orientation:
 
 def frame_orientation(frame: VideoFrame) -> Orientation | None:
     """The orientation that comes with a frame: the container's before the picture's own. None without either."""
-    matrix = frame.side_data.get("DISPLAYMATRIX")
+    # Not frame.side_data: the frame keeps that, and is kept by it, until garbage is collected many frames later.
+    matrix = SideDataContainer(frame).get("DISPLAYMATRIX")  # type: ignore[call-arg]  # PyAV's stub has no __init__
     if not isinstance(matrix, SideData):
         return None
     values = np.frombuffer(cast(bytes, matrix), np.int32)

@@ -1,3 +1,4 @@
+import gc
 from collections.abc import Callable
 from fractions import Fraction
 from functools import partial
@@ -43,6 +44,17 @@ def test_frames_are_those_of_the_window_in_order() -> None:
     frames = decode(counting_video(60), 20, 41, 6, (48, 64))
     assert frames.indices == (20, 24, 28, 32, 36, 40)
     assert levels(frames.pixels) == pytest.approx([level(index) for index in frames.indices], abs=2)
+
+
+def test_decoded_frames_are_freed_without_garbage_collection() -> None:
+    data = moving_video(48)
+    gc.collect()
+    gc.disable()
+    try:
+        decode(data, 0, 48, 24, (64, 64))
+        assert not any(isinstance(thing, VideoFrame) for thing in gc.get_objects())
+    finally:
+        gc.enable()
 
 
 def test_the_rate_is_that_of_the_chosen_frames() -> None:
