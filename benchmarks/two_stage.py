@@ -70,6 +70,8 @@ BLOCK = 32
 """Tokens in a block of the prefix cache."""
 GENERATION = Generation(temperature=2.0, top_p=1.0, max_output_tokens=128)
 """Drawn freely, so that answers differ in length as captions do: 8 to 15 tokens, and now and then a long one."""
+EMPTY = "empty_answer"
+"""Error of a window whose answer was drawn without a word, about one in 500. The reference goes on with these."""
 RECIPE = Recipe(
     # 12 to 16 tokens a pair of frames, 5 frames a second of 4 to 12 seconds: 120 to 480 visual tokens a window.
     variant=replace(SAMPLE, pixels=replace(SAMPLE.pixels, total_pixels=2 * 3000 * 28**2), max_model_len=6144),
@@ -194,10 +196,13 @@ async def ours(keeper: EngineKeeper, recipe: Recipe, decoder: Decoder, tasks: Se
 
     async def keep(result: Captioned) -> None:
         assert result.stage2 is not None
-        assert result.stage2.status is Status.OK, result.stage2.error
-        results.append(result)
+        error = result.stage1.error_kind or result.stage2.error_kind
+        assert error in (None, EMPTY), result.stage1.error or result.stage2.error
+        if error is None:
+            results.append(result)
 
     await caption(keeper, recipe, decoder, stream(), keep, with_stage2=True)
+    assert len(results) >= 0.98 * len(tasks), f"{len(tasks) - len(results)} answers of {len(tasks)} are empty"
     return results
 
 
