@@ -34,12 +34,15 @@ class Chat:
         from vllm.renderers.hf import resolve_chat_template, resolve_chat_template_content_format
 
         self._tokenizer = tokenizer
-        template = resolve_chat_template(tokenizer, None, None, model_config=model_config)
+        template = _default(resolve_chat_template(tokenizer, None, None, model_config=model_config))
         if template is None:
-            raise TemplateError("the model has no chat template: choose one that was trained on instructions")
-        self._template = str(template)
+            raise TemplateError(
+                "the model has no chat template, or several and none called 'default': choose one that was trained on "
+                "instructions"
+            )
+        self._template = template
         self.arguments = {**self._known(NO_THINKING), **self._checked(arguments)}
-        form = resolve_chat_template_content_format(None, None, "auto", tokenizer, model_config=model_config)
+        form = resolve_chat_template_content_format(template, None, "auto", tokenizer, model_config=model_config)
         self._placeholder = _placeholder(model_config) if form == "string" else None
         _, found, self.turn = self.render(_MARK).partition(_MARK)
         """What follows the instruction in a prompt: the head of the model's own turn."""
@@ -99,6 +102,15 @@ class Chat:
         )
         ours = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters
         return {name: value for name, value in accepted.items() if name not in ours}
+
+
+def _default(found: Any) -> str | None:
+    """The default of a model's templates: a processor may have several, which vLLM passes on as they are stored."""
+    if isinstance(found, list):
+        found = {one["name"]: one["template"] for one in found}
+    if isinstance(found, Mapping):
+        found = found.get("default")
+    return None if found is None else str(found)
 
 
 def _placeholder(model_config: Any) -> str:

@@ -122,6 +122,23 @@ def test_a_template_that_makes_no_request_of_a_video_is_refused_at_the_start(
         start(ask, folder)
 
 
+@pytest.mark.parametrize("is_listed", [False, True])
+def test_of_several_templates_of_a_processor_the_default_is_used(ask: Ask[Any], folder: Path, is_listed: bool) -> None:
+    """transformers saves the others in a folder of their own; older releases have all in a list."""
+    template = folder / "chat_template.jinja"
+    if is_listed:
+        named = [{"name": "tool_use", "template": "-"}, {"name": "default", "template": template.read_text()}]
+        (folder / "chat_template.json").write_text(json.dumps({"chat_template": named}))
+        template.unlink()
+    else:
+        others = folder / "additional_chat_templates"
+        others.mkdir()
+        (others / "tool_use.jinja").write_text("{{ messages }}")
+    prompt = start(ask, folder).render("Say.")
+    assert prompt.startswith("<|im_start|>")
+    assert "<|video_pad|><|vision_end|>Say.<|im_end|>" in prompt
+
+
 def test_a_model_without_a_template_is_refused_at_the_start(ask: Ask[Any], folder: Path) -> None:
     (folder / "chat_template.jinja").unlink()
     with pytest.raises(EngineError, match="does not accept videos: the model has no chat template"):
