@@ -26,6 +26,15 @@ _NAMES = "(?:seed:)?(?:think|thinking|thought|thoughts|reasoning|reflection|anal
 _START = re.compile(rf"<{_NAMES}>|◁think▷|\[THINK\]|<\|START_THINKING\|>", re.IGNORECASE)
 _END = re.compile(rf"</{_NAMES}>|◁/think▷|\[/THINK\]|<\|END_THINKING\|>", re.IGNORECASE)
 """Marks of a thought's beginning and end: those of Qwen, GLM, Seed, Kimi, Mistral, Cohere, and others."""
+_QUOTED = re.compile(
+    rf"(?<![^\s(\[{{])(?:[\"'\u201c\u2018\u300c](?:{_START.pattern}|{_END.pattern})[\"'\u201d\u2019\u300d]"
+    rf"|`(?:{_START.pattern}|{_END.pattern})`)(?![^\W_])",
+    re.IGNORECASE,
+)
+"""A mark that a caption quotes, such as a tag in the code on a screen. Where a thought ends with a quotation, or a
+quotation follows one, a word stands beside the quotation mark."""
+_HIDDEN = "\ue000"
+"""Keeps a mark in quotation marks from being taken for one. No text holds this character of private use."""
 _ANSWER = re.compile(r"\s*(?:<answer>|<\|begin_of_box\|>)(.*?)(?:</answer>|<\|end_of_box\|>|\Z)\s*", re.DOTALL)
 """What Cosmos-Reason and GLM put around an answer."""
 
@@ -67,7 +76,7 @@ class Reasoning:
 
     def answer(self, text: str) -> str | None:
         """``text`` without reasoning and special tokens; None if it ends inside a thought, or there is nothing else."""
-        found = self._parsed(text)
+        found = self._parsed(_QUOTED.sub(lambda mark: f"{mark[0][:3]}{_HIDDEN}{mark[0][3:]}", text))
         if found is None:
             return None
         end = _end_of_last(self._ends, found)
@@ -83,7 +92,7 @@ class Reasoning:
         if self.marks_are_special:
             for token in self._special:
                 found = found.replace(token, "")
-        return found.strip()
+        return found.replace(_HIDDEN, "").strip()
 
     def _parsed(self, text: str) -> str | None:
         """What vLLM's parser takes for the answer, where it applies."""

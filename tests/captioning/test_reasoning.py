@@ -57,6 +57,27 @@ def test_an_answer_that_is_all_thought_is_none(turn: str, text: str) -> None:
 
 
 @pytest.mark.fast
+@pytest.mark.parametrize(
+    "caption",
+    [
+        'A laptop shows the tag "<think>" in an editor. A man types.',
+        "The code reads `</think>` on line 3, and a hand scrolls.",
+        "A slide titled \u201c<analysis>\u201d appears (`[THINK]` below it).",
+        "`<think>` stands on the screen.",
+    ],
+)
+def test_a_mark_in_quotation_marks_belongs_to_the_caption(caption: str) -> None:
+    assert reasoning().answer(caption) == caption
+    assert reasoning().answer(f"<think>The tag is </think> {caption}") == caption
+
+
+@pytest.mark.fast
+def test_a_thought_that_ends_with_a_quotation_ends_before_one() -> None:
+    assert reasoning().answer('<think>Perhaps "a dog"</think>"A dog runs."') == '"A dog runs."'
+    assert reasoning(OPEN).answer("It is 'a dog'</think>'A dog runs.'") == "'A dog runs.'"
+
+
+@pytest.mark.fast
 def test_an_empty_answer_is_empty_and_no_thought() -> None:
     assert reasoning(PLAIN).answer(" \n") == ""
 
