@@ -28,6 +28,7 @@ from caption_assets.captioning.admission import Load
 from caption_assets.captioning.budget import FrameGrid
 from caption_assets.captioning.build import Build
 from caption_assets.captioning.chat import Chat, TemplateError
+from caption_assets.captioning.engine_arguments import STEP, USUAL_STEP
 from caption_assets.captioning.engine_failure import CauseFile, explain_start
 from caption_assets.captioning.prompts import neutralise, structural_tokens
 from caption_assets.captioning.reasoning import Reasoning, UnknownParser
@@ -154,8 +155,8 @@ def engine_arguments(
     if forbidden := OURS & config.arguments.keys():
         raise EngineError(
             f"CAPTION_ENGINE_ARGS gives {', '.join(sorted(forbidden))}, which this project sets by itself: take it out "
-            "(the model is chosen with CAPTION_MODEL, FP8 with CAPTION_FP8, a LoRA adapter with "
-            "CAPTION_LORA, GPUs with CAPTION_TENSOR_PARALLEL_SIZE and CAPTION_DATA_PARALLEL_SIZE)"
+            "(the model is chosen with CAPTION_MODEL, its number format with CAPTION_DTYPE, FP8 with CAPTION_FP8, a "
+            "LoRA adapter with CAPTION_LORA, GPUs with CAPTION_TENSOR_PARALLEL_SIZE and CAPTION_DATA_PARALLEL_SIZE)"
         )
     variant, files = recipe.variant, ModelFiles.read(model)
     arguments: dict[str, Any] = {
@@ -164,7 +165,7 @@ def engine_arguments(
         "dtype": recipe.dtype or ("auto" if files.quantization else variant.dtype),
         "max_model_len": variant.max_model_len or OWN_CONTEXT,
         # The next three and the limits of a prompt are the reference's (NeMo Curator).
-        "max_num_batched_tokens": 32768,
+        STEP: USUAL_STEP,
         "gpu_memory_utilization": 0.85,
         "mm_processor_cache_gb": 4.0,
         "limit_mm_per_prompt": {"image": 0, "video": 1},

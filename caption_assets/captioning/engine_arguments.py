@@ -9,6 +9,8 @@ CONTEXT = "max_model_len"
 """Limits what a window may take. It decides the captions of the windows that it reduces, and no others."""
 STEP = "max_num_batched_tokens"
 """Tokens in one step of the engine. Neutral, save for windows whose video is too large to be encoded in one step."""
+USUAL_STEP = 32768
+"""The reference's (NeMo Curator). Not to be changed: fingerprints take it for granted."""
 
 _PLACEMENT = frozenset(
     {"tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "data_parallel_size_local"}

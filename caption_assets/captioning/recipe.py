@@ -9,7 +9,7 @@ from hashlib import sha256
 from typing import Any
 
 from caption_assets.captioning.budget import FrameGrid, FrameTooNarrow, fit
-from caption_assets.captioning.engine_arguments import CONTEXT, STEP, deciding
+from caption_assets.captioning.engine_arguments import CONTEXT, STEP, USUAL_STEP, deciding
 from caption_assets.captioning.prompts import GENERAL, Prompt, text_hash
 from caption_assets.clips.sampling import Sampling, frame_count
 from caption_assets.models.checkpoint import Lora
@@ -163,7 +163,7 @@ class Recipe:
         values["generation"] = {**asdict(self.generation), "max_output_tokens": USUAL_OUTPUT_TOKENS}
         if reduced:
             values |= {"context": context, "min_pixels": self.variant.pixels.min_pixels}
-            if (step := {**self.variant.engine, **self.engine}.get(STEP)) is not None:
+            if (step := {**self.variant.engine, **self.engine}.get(STEP, USUAL_STEP)) != USUAL_STEP:
                 values["step"] = step
         if reduced or cut_off:
             values["max_output_tokens"] = self.generation.max_output_tokens

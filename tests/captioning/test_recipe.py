@@ -148,6 +148,8 @@ def test_the_tokens_of_a_step_count_where_they_reduce_a_window_and_nowhere_else(
     assert small.version(1) == large.version(1) == RECIPE.version(1)
     assert small.fingerprint(1, WINDOW) == large.fingerprint(1, WINDOW) == RECIPE.fingerprint(1, WINDOW)
     assert small.fingerprint(1, WINDOW, reduced=True) != large.fingerprint(1, WINDOW, reduced=True)
+    usual = replace(RECIPE, variant=QWEN25, engine={"max_num_batched_tokens": 32768})
+    assert usual.fingerprint(1, WINDOW, reduced=True) == replace(usual, engine={}).fingerprint(1, WINDOW, reduced=True)
 
 
 def test_the_output_limit_counts_where_it_cuts_an_answer_off() -> None:
