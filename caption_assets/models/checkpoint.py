@@ -12,7 +12,8 @@ from typing import ClassVar
 from caption_assets.models.parts import ADAPTER, MODEL, Layout
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-REVISION = re.compile(r"[\w.-]+")
+REVISION = re.compile(r"(?!\.+\Z)[\w.-]+")
+"""It names a folder of the mirror, which dots alone would leave."""
 
 
 @dataclass(frozen=True, slots=True)

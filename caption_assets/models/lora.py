@@ -15,6 +15,7 @@ from caption_assets.models.parts import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from caption_assets.models.served import parse_config
 from caption_assets.models.variants import UnknownModel
 from caption_assets.models.weights import WeightsError
+from caption_assets.store.failure import holds_secret
 
 VISION_MODULES = frozenset({"visual", "vision_tower", "vision_model", "multi_modal_projector", "mlp1", "merger"})
 """Names that checkpoints give to the vision tower and to what connects it with the language model."""
@@ -22,6 +23,8 @@ _WRAPPERS = frozenset({"base_model", "model", "language_model"})
 """Modules that only hold others: adapters and checkpoints of different releases of transformers name them, or not."""
 _FACTOR = re.compile(r"\.lora_(A|B)(\.default)?\.weight$")
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
+HIDDEN = "a URL that is not shown, since it holds credentials"
+"""Stands for such a base model in messages."""
 _CACHED = re.compile(r"models--(?P<id>[^/]+)/snapshots/[^/]+$")
 """A folder of the Hub's cache."""
 
@@ -33,7 +36,7 @@ class AdapterConfig:
     rank: int
     """The largest of its modules."""
     base: str | None
-    """Hub id or folder of the model that it was trained on, if it is named."""
+    """Hub id or folder of the model that it was trained on, if it is named; ``HIDDEN`` for a URL with credentials."""
 
 
 def find_lora(name: str, revision: str | None) -> Lora:
@@ -75,7 +78,9 @@ def parse_adapter_config(content: bytes, address: str) -> AdapterConfig:
             f"{address} describes no LoRA adapter (peft_type {kind!r}, r {found.get('r')!r}): vLLM applies LoRA alone; "
             "merge another kind of adapter into its model, and set CAPTION_MODEL to the result"
         )
-    return AdapterConfig(max(ranks), base if isinstance(base, str) and base else None)
+    if not isinstance(base, str) or not base:
+        return AdapterConfig(max(ranks), None)
+    return AdapterConfig(max(ranks), HIDDEN if holds_secret(base) else base)
 
 
 def read_adapter_config(folder: Path) -> AdapterConfig:

@@ -40,7 +40,7 @@ class ModelFiles:
 
 
 def _quantization(config: Mapping[str, Any]) -> str | None:
-    """The method that a configuration, or that of one of its parts (``text_config``), names."""
+    """The method that a configuration, or that of one of its parts (``text_config``, ``thinker_config``), names."""
     for part in _parts(config):
         for key in _QUANTIZATION_KEYS:
             if found := part.get(key):
@@ -50,7 +50,9 @@ def _quantization(config: Mapping[str, Any]) -> str | None:
 
 def _parts(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     yield config
-    yield from (part for part in config.values() if isinstance(part, dict))
+    for part in config.values():
+        if isinstance(part, dict):
+            yield from _parts(part)
 
 
 def _quantization_beside(folder: Path) -> str | None:

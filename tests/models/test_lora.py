@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 
 from caption_assets.models.checkpoint import Lora
 from caption_assets.models.lora import (
+    HIDDEN,
     adapts_vision,
     check_fit,
     find_lora,
@@ -43,6 +44,7 @@ def test_an_adapter_and_a_model_of_the_same_name_lie_apart() -> None:
         ("adapter", "abc", "no adapter 'adapter': name a Hub id"),
         ("someone/adapter", None, "needs CAPTION_LORA_REVISION"),
         ("/out/final", "a/../b", "needs CAPTION_LORA_REVISION"),
+        ("/out/final", "..", "needs CAPTION_LORA_REVISION"),
     ],
 )
 def test_an_adapter_without_name_or_revision_is_refused(name: str, revision: str | None, reason: str) -> None:
@@ -54,6 +56,13 @@ def test_an_adapters_rank_is_that_of_its_largest_module() -> None:
     content = {"peft_type": "LORA", "r": 8, "rank_pattern": {"q_proj": 32}, "base_model_name_or_path": "a/b"}
     found = parse_adapter_config(json.dumps(content).encode(), "a")
     assert (found.rank, found.base) == (32, "a/b")
+
+
+def test_a_base_with_credentials_is_not_repeated() -> None:
+    content = {"r": 8, "base_model_name_or_path": "https://user:hunter2@models.example/x"}
+    found = parse_adapter_config(json.dumps(content).encode(), "a")
+    assert found.base == HIDDEN
+    assert not is_same_base(found.base, "a/x")
 
 
 @pytest.mark.parametrize(

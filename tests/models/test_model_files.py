@@ -29,6 +29,7 @@ def folder_with(folder: Path, **files: Any) -> Path:
         ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, "bitsandbytes"),
         ({"quantization_config": {"bits": 4}}, "unknown"),
         ({"text_config": {"quantization_config": {"quant_method": "awq"}}}, "awq"),
+        ({"thinker_config": {"text_config": {"quantization_config": {"quant_method": "awq"}}}}, "awq"),
         ({"compression_config": {"quant_method": "compressed-tensors"}}, "compressed-tensors"),
         ({"quantization_config": None}, None),
         ({"text_config": {"hidden_size": 64}}, None),

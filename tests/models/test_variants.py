@@ -96,6 +96,8 @@ def test_folders_of_one_name_have_mirrors_of_their_own() -> None:
     [
         ("someone/model", None, None, "needs CAPTION_MODEL_REVISION"),
         ("/models/x", "a/../b", None, "needs CAPTION_MODEL_REVISION"),
+        ("/models/x", "..", None, "needs CAPTION_MODEL_REVISION"),
+        ("skycaptioner", ".", None, "CAPTION_MODEL_REVISION"),
         ("someone/model", "abc", "gpt", "choose one of"),
         ("qwen3", "abc", None, "pinned"),
         ("qwen3-4b", None, "qwen3", "leave CAPTION_MODEL_LIKE out"),
