@@ -117,6 +117,8 @@ class _Run:
     frames: Frames | None = None
     seen: bool = False
     """Whether the engine has been given these frames."""
+    deaths: int = 0
+    """Of engines, when these frames were last given to one: the next engine has an empty prefix cache."""
     attempts: int = 0
     """Requests of the present stage."""
     spent: Spent = NOTHING_SPENT
@@ -446,9 +448,9 @@ class Captioner:
         finally:
             waited = time.monotonic() - begun
             run.spent += Spent(stage1=waited) if stage == 1 else Spent(stage2=waited)
-        if request.seen and stage == 2 and run.attempts == 1:
+        if request.seen and stage == 2 and run.attempts == 1 and run.deaths == self._keeper.deaths:
             run.hits = CacheHits(answer.cached_tokens, answer.cacheable_tokens, self._keeper.engine.is_hybrid)
-        run.seen = True
+        run.seen, run.deaths = True, self._keeper.deaths
         return _Attempt(answer, generation, run.grid, frames)
 
     def _video_id(self, run: _Run) -> str:

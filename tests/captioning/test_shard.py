@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
+from caption_assets.captioning.engine import EngineDied
 from caption_assets.captioning.job import Job
 from caption_assets.captioning.prefix_cache import NO_HITS, CacheHits
 from caption_assets.captioning.recipe import Generation, Recipe
 from caption_assets.captioning.recovery import EngineKeeper
-from caption_assets.captioning.request import PoisonWindow, ReasoningCutOff, Request
+from caption_assets.captioning.request import Completion, PoisonWindow, ReasoningCutOff, Request
 from caption_assets.captioning.shard import caption_shards
 from caption_assets.captioning.two_stage import POISON_DEATHS
 from caption_assets.clips.manifest import probe_clips
@@ -129,6 +130,31 @@ def test_stage_2_alone_predicts_no_hits(world: World) -> None:
     log = world.run(engine=StandIn(cached=0.0), tables=frozenset({Table.STAGE2}))
     assert log.warnings == []
     assert CacheHits.from_facts(read_facts(world.root, Table.STAGE2, "a")) == NO_HITS
+
+
+class CrashingOnce(StandIn):
+    """Crashes at its second stage 2; the engine that is built then has an empty prefix cache."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shown: set[str] = set()
+        self.stage2 = 0
+
+    async def complete(self, request: Request) -> Completion:
+        self.stage2 += request.stage == 2
+        if request.stage == 2 and self.stage2 == 2:
+            self.shown.clear()
+            raise EngineDied("the engine died")
+        is_cached = request.video_id in self.shown
+        self.shown.add(request.video_id)
+        answer = await super().complete(request)
+        return answer if is_cached else replace(answer, cached_tokens=0)
+
+
+def test_hits_are_not_expected_of_an_engine_that_was_built_after_stage_1(world: World) -> None:
+    world.run(engine=CrashingOnce())
+    hits = CacheHits.from_facts(read_facts(world.root, Table.STAGE2, "a"))
+    assert hits.cached == hits.predicted > 0
 
 
 def test_a_second_run_starts_no_engine_and_publishes_the_same(world: World) -> None:
