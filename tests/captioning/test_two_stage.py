@@ -192,6 +192,7 @@ class Refusing(EngineKeeper):
         self._keeper = keeper
         self._frames, self._pixels, self._requests = frames, pixels, requests
         self.asked: list[Request] = []
+        self.deaths = 0
 
     @property
     def engine(self) -> CaptionEngine:
