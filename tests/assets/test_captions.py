@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -68,7 +69,7 @@ def test_a_model_in_another_folder_of_the_same_name_is_not_taken_for_the_one_tha
     project.run("clip_manifest", partition="sample-folder")
     for place in ("one", "other"):
         shutil.copytree(SAMPLE_FOLDER, tmp_path / place / "mine")
-    chosen = {"model_revision": "1", "model_like": "sample"}
+    chosen: dict[str, Any] = {"model_revision": "1", "model_like": "sample"}
     assert project.run("model_weights", model=str(tmp_path / "one" / "mine"), **chosen).success
     message = project.failure(*STAGES, partition="sample-folder", model=str(tmp_path / "other" / "mine"), **chosen)
     assert "weights-manifest.json does not exist: materialize model_weights" in message
