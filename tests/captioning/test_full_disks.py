@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import tempfile
 from dataclasses import replace
@@ -13,7 +14,7 @@ import pytest
 from caption_assets.captioning.request import Completion, Request
 from caption_assets.store.checkpoints import checkpoint_folder
 from caption_assets.store.root import Root
-from caption_assets.store.tables import Table, read_captions, read_manifest
+from caption_assets.store.tables import Table, read_captions, read_manifest, table_path
 from tests.captioning.stand_in import StandIn
 from tests.captioning.test_shard import World
 from tests.captioning.watch import Log
@@ -43,16 +44,23 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class Talkative(StandIn):
-    """Says much about the windows of one shard, and nothing that could be compressed."""
+    """Says much about the windows of one shard, and nothing that could be compressed.
+
+    It waits for the tables of the others, which would find the disk full as well.
+    """
 
     def __init__(self, world: World, shard: str) -> None:
         super().__init__(world.count)
+        self._root = world.root
         self._windows = {row.window_id for row in read_manifest(world.root, shard)}
+        self._others = set(SHARDS) - {shard}
 
     async def complete(self, request: Request) -> Completion:
         said = await super().complete(request)
         if request.video_id.split("-")[0] not in self._windows:
             return said
+        while not all(self._root.exists(table_path(Table.STAGE2, shard)) for shard in self._others):
+            await asyncio.sleep(0.01)
         return replace(said, text=" ".join(f"{Random(said.text + str(n)).getrandbits(64):x}" for n in range(3000)))
 
 
