@@ -166,13 +166,10 @@ def test_a_shard_is_materialized_and_looked_at_in_the_ui(site: Site, sample_data
     page.goto(address)
     expect(page.get_by_text("rows_reused")).to_be_visible(timeout=60_000)
     picture(page, "metadata")
-    page.get_by_text("Show Markdown").first.click()
-    expect(page.get_by_role("dialog").get_by_role("img").first).to_be_visible()
-    picture(page, "plot")
-    page.keyboard.press("Escape")
     with page.expect_popup() as gallery:
         page.get_by_role("link", name="gallery/street/index.html").click()
     expect(gallery.value.get_by_text("clip-00.webm")).to_be_visible(timeout=60_000)
+    expect(gallery.value.get_by_role("img").first).to_be_visible()
     picture(gallery.value, "gallery")
 
     page.goto(f"{site.ui}/assets/stage2_captions?view=checks")
