@@ -54,6 +54,7 @@ def _site() -> Iterator[None]:
             yield
         finally:
             process.send_signal(signal.SIGTERM)
+            process.wait()  # killed before, as after an error, it would leave Dagster behind
 
 
 def _answers() -> bool:

@@ -1,4 +1,4 @@
-"""How many frames of which size fit a model: known before anything is decoded."""
+"""The budget of a window: number and size of the frames that fit a model, known before anything is decoded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much work a manifest's rows will be: known without an engine."""
+"""The prediction of the work that a manifest's rows will be, made without an engine."""
 
 from __future__ import annotations
 

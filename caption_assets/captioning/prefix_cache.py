@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-LEAST_SHARE = 0.5
-"""Of the predicted hits. Where nothing is wrong nearly all come (98 % on the sample model's engine)."""
+MIN_SHARE = 0.5
+"""Minimum share of the predicted hits. A healthy engine has nearly all of them (98 % with the sample model)."""
 FACT = "prefix_cache"
 """Key of the hits in a table's file metadata."""
 
@@ -17,11 +17,11 @@ class CacheHits:
     """Tokens of stage-2 prompts, added up over windows whose stage 1 the same engine answered with the same frames."""
 
     cached: int = 0
-    """That came from the prefix cache."""
+    """Tokens that came from the prefix cache."""
     predicted: int = 0
-    """That whole blocks hold of what both prompts begin with: up to the video's end."""
+    """Tokens in whole blocks of the prompts' common prefix, which ends with the video."""
     is_hybrid: bool = False
-    """Whether the model mixes attention with layers that keep a state, which vLLM caches otherwise."""
+    """Whether the model also has layers that keep a state. vLLM caches these in another way."""
 
     def __add__(self, other: CacheHits) -> CacheHits:
         return CacheHits(
@@ -30,13 +30,13 @@ class CacheHits:
 
     @property
     def share(self) -> float:
-        """Of the predicted tokens; 1 where none are predicted."""
+        """Share of the predicted tokens that came from the cache; 1 if none are predicted."""
         return self.cached / self.predicted if self.predicted else 1.0
 
     @property
     def is_low(self) -> bool:
         """Whether stage 2 computes much of what stage 1 has computed before it."""
-        return self.share < LEAST_SHARE
+        return self.share < MIN_SHARE
 
     @property
     def summary(self) -> str:

@@ -11,7 +11,7 @@ from statistics import fmean, stdev
 import pyarrow as pa
 
 from caption_assets.captioning.open_shard import failed_fraction
-from caption_assets.captioning.prefix_cache import LEAST_SHARE, CacheHits
+from caption_assets.captioning.prefix_cache import MIN_SHARE, CacheHits
 from caption_assets.captioning.text import split_words
 from caption_assets.models.weights import WeightsManifest, in_words
 from caption_assets.store.tables import SCHEMA_VERSION, SCHEMAS, CaptionRow, ManifestRow, Status, Table
@@ -89,7 +89,7 @@ ADDS = Check(
 CACHE_HITS = Check(
     "prefix_cache_hits",
     Severity.WARN,
-    f"At least {LEAST_SHARE:.0%} of the tokens that stage 2 could take from the engine's prefix cache came from there.",
+    f"At least {MIN_SHARE:.0%} of the tokens that stage 2 could take from the engine's prefix cache came from there.",
 )
 WEIGHTS_VERIFIED = Check(
     "weights_verified", Severity.ERROR, "Every file of the mirror is there, and has the SHA-256 of the manifest."
@@ -314,7 +314,7 @@ def prefix_cache_hits(schema: pa.Schema) -> Finding:
         "cached_tokens": hits.cached,
         "predicted_tokens": hits.predicted,
         "fraction": round(hits.share, 4),
-        "limit": LEAST_SHARE,
+        "limit": MIN_SHARE,
     }
     return Finding(CACHE_HITS, not hits.is_low, hits.summary, facts)
 

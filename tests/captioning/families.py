@@ -7,26 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from caption_assets.sample.tokenizer import build_tokenizer
+from caption_assets.sample.tokenizer import CHAT_TEMPLATE, build_tokenizer
 
-THINKING_TEMPLATE = """\
-{%- for message in messages -%}
-<|im_start|>{{ message.role }}
-{% if message.content is string -%}
-{{ message.content }}
-{%- else -%}
-{%- for part in message.content -%}
-{%- if part.type == 'video' -%}
-<|vision_start|><|video_pad|><|vision_end|>
-{%- elif part.type == 'text' -%}
-{{ part.text }}
-{%- endif -%}
-{%- endfor -%}
-{%- endif -%}
-<|im_end|>
-{% endfor -%}
-{%- if add_generation_prompt -%}
-<|im_start|>assistant
+THINKING_TEMPLATE = (
+    CHAT_TEMPLATE.removesuffix("{% endif -%}")
+    + """\
 {% if enable_thinking is defined and enable_thinking is false -%}
 <think>
 
@@ -36,6 +21,7 @@ THINKING_TEMPLATE = """\
 <think>
 {% endif -%}
 {% endif -%}"""
+)
 """Qwen3.5's turn: the answer begins inside a thought, unless ``enable_thinking`` is false."""
 FRAME_TEMPLATE = """\
 {%- for message in messages -%}
