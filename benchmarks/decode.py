@@ -40,11 +40,11 @@ from av.video.reformatter import Colorspace, VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from caption_assets.clips.buffer import ClipFile
-from caption_assets.clips.decode import ClipDecoder, decode
-from caption_assets.clips.manifest import PIECE_BYTES
-from caption_assets.clips.matrix import HD_LINES
-from caption_assets.clips.picture import resize
+from caption_assets.sources.manifest import PIECE_BYTES
+from caption_assets.video.decode import ClipDecoder, decode
+from caption_assets.video.matrix import HD_LINES
+from caption_assets.video.picture import resize
+from caption_assets.workers.shared_memory import ClipFile
 
 T = TypeVar("T")
 FPS = 30

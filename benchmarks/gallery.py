@@ -26,7 +26,6 @@ from pathlib import Path
 import numpy as np
 from playwright.sync_api import Browser, sync_playwright
 
-from caption_assets.clips.preview import make_preview
 from caption_assets.report.gallery import write_gallery
 from caption_assets.sample.world import random_scene, render
 from caption_assets.store.previews import write_preview
@@ -40,6 +39,7 @@ from caption_assets.store.tables import (
     publish_manifest,
     window_id,
 )
+from caption_assets.video.preview import make_preview
 from scripts.setup_system import BROWSERS
 
 SHARD = "large"

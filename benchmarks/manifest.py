@@ -28,12 +28,12 @@ import av
 import numpy as np
 from av.video.stream import VideoStream
 
-from caption_assets.clips.manifest import PROBERS, probe_clips
-from caption_assets.clips.sandbox import Sandbox
-from caption_assets.clips.shard import find_shard
-from caption_assets.clips.window import Windowing
+from caption_assets.sources.manifest import PROBERS, probe_clips
+from caption_assets.sources.shard import find_shard
 from caption_assets.store.root import Root
 from caption_assets.store.tables import ManifestRow, publish_manifest
+from caption_assets.video.window import Windowing
+from caption_assets.workers.sandbox import Sandbox
 
 SIZE, FRAMES, FPS = (640, 360), 125, 25
 LEAST_BYTES = 2 << 20

@@ -22,18 +22,18 @@ from caption_assets.captioning.engine import EngineConfig, start_engine
 from caption_assets.captioning.job import Job
 from caption_assets.captioning.open_shard import Published, PublishedTable
 from caption_assets.captioning.recipe import Recipe
-from caption_assets.captioning.recovery import EngineKeeper
-from caption_assets.captioning.shard import caption_shards
-from caption_assets.clips.manifest import probe_clips
-from caption_assets.clips.sandbox import Sandbox
-from caption_assets.clips.shard import find_shard
-from caption_assets.clips.window import Windowing
+from caption_assets.captioning.shard_queue import caption_shards
+from caption_assets.captioning.supervisor import EngineKeeper
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.models.cache import ensure_local
 from caption_assets.models.mirror import publish
 from caption_assets.sample.clips import SampleClip, encode, random_clip
+from caption_assets.sources.manifest import probe_clips
+from caption_assets.sources.shard import find_shard
 from caption_assets.store.root import Root
 from caption_assets.store.tables import Table, publish_manifest
+from caption_assets.video.window import Windowing
+from caption_assets.workers.sandbox import Sandbox
 
 FIRST_SEED = 50_000_000
 """Far from the seeds of the training and its held-out examples."""

@@ -43,20 +43,20 @@ from caption_assets.captioning.engine import (
     video_metadata,
 )
 from caption_assets.captioning.recipe import Generation, Recipe
-from caption_assets.captioning.recovery import EngineKeeper
 from caption_assets.captioning.stream import caption
+from caption_assets.captioning.supervisor import EngineKeeper
 from caption_assets.captioning.task import Captioned, Task
 from caption_assets.captioning.two_stage import Captioner, Plan
-from caption_assets.clips.clip import content_tag
-from caption_assets.clips.decode import Frames
-from caption_assets.clips.sampling import Sampling
-from caption_assets.clips.sandbox import Sandbox
 from caption_assets.models.cache import ensure_local
 from caption_assets.models.mirror import publish
 from caption_assets.models.variants import SAMPLE, PixelLimits
 from caption_assets.sample.clips import SampleClip, encode, random_clip
+from caption_assets.store.content_tag import content_tag
 from caption_assets.store.root import Root
 from caption_assets.store.tables import ManifestRow, Status
+from caption_assets.video.decode import Frames
+from caption_assets.video.frame_sampling import Sampling
+from caption_assets.workers.sandbox import Sandbox
 
 SANDBOX = Sandbox()
 """Its workers serve every arm, and are there before the first that counts."""

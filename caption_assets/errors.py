@@ -67,3 +67,16 @@ def _one_line(error: BaseException) -> str:
 def printable(text: str) -> str:
     """A text that every log takes: names of files may hold bytes that are not UTF-8, which become escapes."""
     return text.encode(errors="backslashreplace").decode()
+
+
+class UnreadableClip(Exception):
+    """A clip that holds no video that can be captioned. The message tells a person why."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+        """One word for tables: ``not_a_video``, ``no_video_stream``, ``damaged``, ``too_short`` and the like."""
+
+    def __reduce__(self) -> tuple[type[UnreadableClip], tuple[str, str]]:
+        """So that it can come out of a worker process: an exception's own way would lose the kind."""
+        return type(self), (self.kind, str(self))

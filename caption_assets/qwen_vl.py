@@ -22,17 +22,17 @@ from caption_assets.captioning.budget import FrameGrid, FrameTooNarrow, NoRoom, 
 from caption_assets.captioning.engine import CaptionEngine, EngineConfig, EngineError, start_engine
 from caption_assets.captioning.prompts import neutralise
 from caption_assets.captioning.recipe import Generation, Recipe
-from caption_assets.captioning.recovery import EngineKeeper
 from caption_assets.captioning.request import Request, RequestFailed
+from caption_assets.captioning.supervisor import EngineKeeper
 from caption_assets.captioning.two_stage import SPARE_TOKENS
-from caption_assets.clips.decode import Frames
-from caption_assets.clips.picture import resize
-from caption_assets.clips.sampling import moments, shown_at
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.models.mirror import publish, read_manifest
 from caption_assets.models.variants import find_variant
 from caption_assets.models.weights import WEIGHTS
 from caption_assets.store.root import Root
+from caption_assets.video.decode import Frames
+from caption_assets.video.frame_sampling import moments, shown_at
+from caption_assets.video.picture import resize
 
 T = TypeVar("T")
 DEFAULT_STAGE2 = "Please refine this caption: "

@@ -12,8 +12,7 @@ import dagster as dg
 from caption_assets.captioning.adapter import Adapter
 from caption_assets.captioning.engine import CaptionEngine, EngineConfig, start_engine
 from caption_assets.captioning.recipe import Recipe
-from caption_assets.captioning.recovery import EngineKeeper
-from caption_assets.clips.sandbox import Sandbox, SandboxLimits
+from caption_assets.captioning.supervisor import EngineKeeper
 from caption_assets.models.cache import ensure_local
 from caption_assets.models.checkpoint import Checkpoint
 from caption_assets.models.mirror import publish
@@ -21,6 +20,7 @@ from caption_assets.models.weights import Progress, WeightsManifest
 from caption_assets.settings import Settings
 from caption_assets.store.access import Access
 from caption_assets.store.root import Root
+from caption_assets.workers.sandbox import Sandbox, SandboxLimits
 
 Watch = Callable[[AbstractAsyncContextManager[CaptionEngine]], AbstractAsyncContextManager[CaptionEngine]]
 """Something that sees an engine come and go."""

@@ -16,8 +16,6 @@ from caption_assets.captioning.engine_arguments import STEP
 from caption_assets.captioning.job import CHECKPOINT_ROWS, CHECKPOINT_SECONDS, LEASE_SECONDS, MAX_ATTEMPTS
 from caption_assets.captioning.prompts import GENERAL, PROMPTS, Prompt
 from caption_assets.captioning.recipe import DEFAULTS, DETERMINISTIC, MOST_TEMPERATURE, Generation, Recipe
-from caption_assets.clips.sampling import FRAME_FACTOR, Sampling
-from caption_assets.clips.window import MIN_WINDOW_FRAMES, MIN_WINDOW_SECONDS, Windowing
 from caption_assets.credentials import find_credential, is_credential, is_hub_token, mentions_credential
 from caption_assets.environment import PREFIX, is_service_address, unknown_settings
 from caption_assets.errors import CaptionAssetsError
@@ -25,6 +23,8 @@ from caption_assets.export.format import Export, Format
 from caption_assets.models.checkpoint import Checkpoint, Lora
 from caption_assets.models.lora import find_lora
 from caption_assets.models.variants import VARIANTS, UnknownModel, Variant, find_variant
+from caption_assets.video.frame_sampling import FRAME_FACTOR, Sampling
+from caption_assets.video.window import MIN_WINDOW_FRAMES, MIN_WINDOW_SECONDS, Windowing
 
 logger = logging.getLogger(__name__)
 

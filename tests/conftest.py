@@ -23,14 +23,14 @@ from playwright.sync_api import Page, sync_playwright
 from caption_assets.captioning.decoding import SandboxDecoder
 from caption_assets.captioning.engine import CaptionEngine, EngineConfig, start_engine
 from caption_assets.captioning.recipe import Recipe
-from caption_assets.captioning.recovery import EngineKeeper
 from caption_assets.captioning.stream import caption
+from caption_assets.captioning.supervisor import EngineKeeper
 from caption_assets.captioning.task import Captioned, Task
-from caption_assets.clips.sandbox import Sandbox
 from caption_assets.models.cache import ensure_local
 from caption_assets.models.mirror import publish
 from caption_assets.sample.shards import TRUTH, write_shards
 from caption_assets.store.root import Root
+from caption_assets.workers.sandbox import Sandbox
 from scripts.setup_system import BROWSERS
 from tests.models.hub_server import TOKEN, HubServer, small_model
 from tests.sqlite import quick_sqlite

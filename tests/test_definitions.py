@@ -8,8 +8,8 @@ import pytest
 from dagster._core.remote_representation.external_data import RepositorySnap
 from dagster_shared.serdes import deserialize_value, serialize_value
 
-from caption_assets.assets.claim import ProjectClash, claim
-from caption_assets.assets.project import Project
+from caption_assets.dagster_lib.project import Project
+from caption_assets.dagster_lib.project_claim import ProjectClash, claim
 from caption_assets.definitions import build_definitions, load_definitions
 from caption_assets.resources import Storage, build_resources, build_storage
 from caption_assets.settings import Settings, load_settings

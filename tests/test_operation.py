@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
-from caption_assets.report.findings import CHECKS
+from caption_assets.checks.findings import CHECKS
 from caption_assets.store.tables import Table
 
 REPOSITORY = Path(__file__).parent.parent

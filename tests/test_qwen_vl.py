@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 
 from caption_assets.captioning.engine import EngineDied
 from caption_assets.captioning.prompts import CAPTION_SLOT, GENERAL
-from caption_assets.captioning.recovery import EngineKeeper
 from caption_assets.captioning.request import Completion, Request, RequestFailed
-from caption_assets.clips.decode import decode
+from caption_assets.captioning.supervisor import EngineKeeper
 from caption_assets.models.variants import VARIANTS, find_variant
 from caption_assets.qwen_vl import CaptionsIncomplete, QwenVL, _LoopThread, as_frames, second_prompt
 from caption_assets.sample.clips import SampleClip, encode, random_clip
+from caption_assets.video.decode import decode
 from tests.captioning.stand_in import StandIn, start_stand_in
 from tests.models.files import MODEL, SHARD
 from tests.models.hub_server import Fault, HubServer

@@ -17,7 +17,7 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from caption_assets.clips.container import open_video
+from caption_assets.video.container import open_video
 
 RGB = NDArray[np.uint8]
 

@@ -2,14 +2,14 @@
 
 import dagster as dg
 
-from caption_assets.assets.failures import clear_failures
-from caption_assets.assets.pods import EXPORT_SIZE, cpu_pod, step_retries
-from caption_assets.assets.project import CAPTIONS_GROUP, Project
-from caption_assets.assets.termination import stoppable
+from caption_assets.dagster_lib.failures import clear_failures
+from caption_assets.dagster_lib.project import CAPTIONS_GROUP, Project
+from caption_assets.dagster_lib.termination import stoppable
 from caption_assets.export.card import CARD
+from caption_assets.export.dataset_shard import export_shard
 from caption_assets.export.format import Export
 from caption_assets.export.index import shard_folder
-from caption_assets.export.shard import export_shard
+from caption_assets.kubernetes.pods import EXPORT_SIZE, cpu_pod, step_retries
 from caption_assets.resources import Storage
 from caption_assets.settings import Settings
 from caption_assets.store.tables import Table

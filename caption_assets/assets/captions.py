@@ -8,22 +8,22 @@ from dataclasses import replace
 import dagster as dg
 
 from caption_assets.assets.checks import caption_checks, check_stored
-from caption_assets.assets.columns import column_metadata
-from caption_assets.assets.failures import clear_failures
-from caption_assets.assets.metrics import Counted, Metrics, serve_metrics
-from caption_assets.assets.pods import CAPTION_STEP, GPU_POOL, caption_pod, check_image, step_retries
-from caption_assets.assets.progress import WeightsProgress
-from caption_assets.assets.project import CAPTIONS_GROUP, Project, table_of
-from caption_assets.assets.provenance import input_tags, version_of
-from caption_assets.assets.run_log import RunLog
-from caption_assets.assets.selection import is_selected, shards_to_make
-from caption_assets.assets.termination import stoppable
 from caption_assets.captioning.adapter import Adapter
 from caption_assets.captioning.job import Job
 from caption_assets.captioning.recipe import Recipe
-from caption_assets.captioning.recovery import EngineKeeper
-from caption_assets.captioning.shard import caption_shards
+from caption_assets.captioning.shard_queue import caption_shards
+from caption_assets.captioning.supervisor import EngineKeeper
 from caption_assets.captioning.threads import in_thread
+from caption_assets.dagster_lib.columns import column_metadata
+from caption_assets.dagster_lib.failures import clear_failures
+from caption_assets.dagster_lib.metrics import Counted, Metrics, serve_metrics
+from caption_assets.dagster_lib.progress import WeightsProgress
+from caption_assets.dagster_lib.project import CAPTIONS_GROUP, Project, table_of
+from caption_assets.dagster_lib.provenance import input_tags, version_of
+from caption_assets.dagster_lib.run_log import RunLog
+from caption_assets.dagster_lib.selection import is_selected, shards_to_make
+from caption_assets.dagster_lib.termination import stoppable
+from caption_assets.kubernetes.pods import CAPTION_STEP, GPU_POOL, caption_pod, check_image, step_retries
 from caption_assets.models.mirror import content_of
 from caption_assets.models.weights import WeightsError
 from caption_assets.resources import Clips, Engine, Storage, Weights

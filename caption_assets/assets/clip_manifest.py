@@ -12,29 +12,29 @@ from typing import Any
 import dagster as dg
 from dagster._core.definitions.data_version import get_input_data_version_tag
 
-from caption_assets.assets.columns import ROW_COUNT, column_metadata
-from caption_assets.assets.failures import ShardFailures, clear_failures
-from caption_assets.assets.links import link
-from caption_assets.assets.markdown import markdown_table, shortened
-from caption_assets.assets.pods import MANIFEST_SIZE, cpu_pod, step_retries
-from caption_assets.assets.project import CAPTIONS_GROUP, SHARDS, Project
-from caption_assets.assets.provenance import input_tags, output_tags
-from caption_assets.assets.selection import is_selected, shards_to_make
 from caption_assets.assets.shard_index import observation, observed_versions
-from caption_assets.assets.termination import stoppable
 from caption_assets.captioning.prediction import predicted_tokens
 from caption_assets.captioning.recipe import Recipe
-from caption_assets.clips.listing import OtherFiles
-from caption_assets.clips.manifest import PROBERS, ProbedClip, probe_clips
-from caption_assets.clips.sandbox import Sandbox
-from caption_assets.clips.shard import find_shard, shard_content
-from caption_assets.clips.window import Windowing
+from caption_assets.dagster_lib.columns import ROW_COUNT, column_metadata
+from caption_assets.dagster_lib.failures import ShardFailures, clear_failures
+from caption_assets.dagster_lib.links import link
+from caption_assets.dagster_lib.markdown import markdown_table, shortened
+from caption_assets.dagster_lib.project import CAPTIONS_GROUP, SHARDS, Project
+from caption_assets.dagster_lib.provenance import input_tags, output_tags
+from caption_assets.dagster_lib.selection import is_selected, shards_to_make
+from caption_assets.dagster_lib.termination import stoppable
 from caption_assets.errors import CaptionAssetsError, as_own, printable
+from caption_assets.kubernetes.pods import MANIFEST_SIZE, cpu_pod, step_retries
 from caption_assets.resources import Clips, Storage
 from caption_assets.settings import Settings
+from caption_assets.sources.listing import OtherFiles
+from caption_assets.sources.manifest import PROBERS, ProbedClip, probe_clips
+from caption_assets.sources.shard import find_shard, shard_content
 from caption_assets.store.root import Root
 from caption_assets.store.tables import SCHEMA_VERSION, ManifestRow, Status, Table, publish_manifest
 from caption_assets.store.versions import TableVersions, next_manifest_version
+from caption_assets.video.window import Windowing
+from caption_assets.workers.sandbox import Sandbox
 
 Metadata = dict[str, dg.MetadataValue | int | float]
 SHOWN_CLIPS = 5

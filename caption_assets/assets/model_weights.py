@@ -2,11 +2,11 @@
 
 import dagster as dg
 
-from caption_assets.assets.failures import clear_failures
-from caption_assets.assets.pods import WEIGHTS_SIZE, cpu_pod, step_retries
-from caption_assets.assets.progress import WeightsProgress
-from caption_assets.assets.project import MODEL_GROUP, Project
-from caption_assets.assets.termination import stoppable
+from caption_assets.dagster_lib.failures import clear_failures
+from caption_assets.dagster_lib.progress import WeightsProgress
+from caption_assets.dagster_lib.project import MODEL_GROUP, Project
+from caption_assets.dagster_lib.termination import stoppable
+from caption_assets.kubernetes.pods import WEIGHTS_SIZE, cpu_pod, step_retries
 from caption_assets.models.source import find_source
 from caption_assets.models.weights import WEIGHTS, joint_version
 from caption_assets.resources import Storage, Weights

@@ -7,13 +7,13 @@ from typing import Any
 import dagster as dg
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
-from caption_assets.assets.claim import claim
-from caption_assets.assets.failures import clear_failures, shards_failed
-from caption_assets.assets.markdown import markdown_table
-from caption_assets.assets.project import SOURCE_GROUP, Project
-from caption_assets.assets.termination import stoppable
-from caption_assets.clips.shard import Listing, list_shards, refuse_loose_videos, shard_content
+from caption_assets.dagster_lib.failures import clear_failures, shards_failed
+from caption_assets.dagster_lib.markdown import markdown_table
+from caption_assets.dagster_lib.project import SOURCE_GROUP, Project
+from caption_assets.dagster_lib.project_claim import claim
+from caption_assets.dagster_lib.termination import stoppable
 from caption_assets.resources import Storage
+from caption_assets.sources.shard import Listing, list_shards, refuse_loose_videos, shard_content
 from caption_assets.store.root import Root
 
 SHOWN = 100

@@ -9,10 +9,10 @@ from logging import Logger
 
 import dagster as dg
 
-from caption_assets.assets.failures import clear_failures
-from caption_assets.assets.project import Project
 from caption_assets.automation.shard_states import read_states
 from caption_assets.automation.status import sensor_status
+from caption_assets.dagster_lib.failures import clear_failures
+from caption_assets.dagster_lib.project import Project
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.resources import build_storage
 from caption_assets.settings import Settings

@@ -11,10 +11,6 @@ import dagster as dg
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 from dagster._utils.schedules import is_valid_cron_string
 
-from caption_assets.assets.failures import clear_failures
-from caption_assets.assets.pods import caption_run_config
-from caption_assets.assets.project import Project
-from caption_assets.assets.request import count_requests, request_tags
 from caption_assets.automation.differences import Kind, find_differences, settle
 from caption_assets.automation.shard_states import (
     ShardStates,
@@ -25,9 +21,13 @@ from caption_assets.automation.shard_states import (
     shards_under_way,
 )
 from caption_assets.automation.status import schedule_status
-from caption_assets.clips.shard import list_shards
+from caption_assets.dagster_lib.failures import clear_failures
+from caption_assets.dagster_lib.project import Project
+from caption_assets.dagster_lib.run_request import count_requests, request_tags
+from caption_assets.kubernetes.pods import caption_run_config
 from caption_assets.resources import build_storage
 from caption_assets.settings import Settings, SettingsError
+from caption_assets.sources.shard import list_shards
 from caption_assets.store.tables import Table
 
 SPAN = 4

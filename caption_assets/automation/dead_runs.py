@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 import dagster as dg
 from dagster._core.storage.dagster_run import ACTIVE_RUN_STATUSES
 
-from caption_assets.assets.failures import clear_failures
+from caption_assets.dagster_lib.failures import clear_failures
 from caption_assets.resources import Storage
 from caption_assets.settings import Settings
 from caption_assets.store.heartbeat import Pulse, list_heartbeats, read_heartbeat, remove_heartbeat

@@ -9,14 +9,14 @@ from enum import StrEnum
 
 import dagster as dg
 
-from caption_assets.assets.checks import MEAN_WORDS
-from caption_assets.assets.columns import ROW_COUNT
-from caption_assets.assets.project import Project
 from caption_assets.automation.records import Metadata, Record, report_removed, report_stored
 from caption_assets.captioning.prediction import predicted_tokens
+from caption_assets.checks.findings import find, mean_words
+from caption_assets.checks.stored import read_stored
+from caption_assets.dagster_lib.check_events import MEAN_WORDS
+from caption_assets.dagster_lib.columns import ROW_COUNT
+from caption_assets.dagster_lib.project import Project
 from caption_assets.errors import CaptionAssetsError
-from caption_assets.report.findings import find, mean_words
-from caption_assets.report.stored import read_stored
 from caption_assets.settings import Settings
 from caption_assets.store.failure import StoreError
 from caption_assets.store.root import Root

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dagster as dg
 
-from caption_assets.assets.project import Project
 from caption_assets.automation.status import sensor_status
+from caption_assets.dagster_lib.project import Project
 from caption_assets.settings import Settings
 
 

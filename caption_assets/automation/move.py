@@ -13,8 +13,8 @@ import sys
 
 import dagster as dg
 
-from caption_assets.assets.claim import move
-from caption_assets.assets.project import Project
+from caption_assets.dagster_lib.project import Project
+from caption_assets.dagster_lib.project_claim import move
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.resources import build_storage
 from caption_assets.settings import load_settings

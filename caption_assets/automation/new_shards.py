@@ -13,9 +13,6 @@ from typing import Self
 
 import dagster as dg
 
-from caption_assets.assets.claim import claim
-from caption_assets.assets.failures import clear_failures
-from caption_assets.assets.project import Project
 from caption_assets.assets.shard_index import (
     FUTURE,
     REMOVED,
@@ -30,10 +27,13 @@ from caption_assets.assets.shard_index import (
 from caption_assets.automation.alerts import AlertError, Alerts
 from caption_assets.automation.removals import Removals, find_removals, removal_evaluation
 from caption_assets.automation.status import sensor_status
-from caption_assets.clips.shard import CLOCK_TOLERANCE, Content, Layout, Listing, Shard, list_shards, shard_content
+from caption_assets.dagster_lib.failures import clear_failures
+from caption_assets.dagster_lib.project import Project
+from caption_assets.dagster_lib.project_claim import claim
 from caption_assets.errors import CaptionAssetsError, as_own
 from caption_assets.resources import Storage
 from caption_assets.settings import Settings
+from caption_assets.sources.shard import CLOCK_TOLERANCE, Content, Layout, Listing, Shard, list_shards, shard_content
 from caption_assets.store.root import Root
 
 AssetEvent = dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation

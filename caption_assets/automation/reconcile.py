@@ -17,13 +17,13 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import dagster as dg
 
-from caption_assets.assets.claim import check_claim
-from caption_assets.assets.project import Project
 from caption_assets.assets.shard_index import first_names
 from caption_assets.automation.confirmation import confirm
 from caption_assets.automation.differences import Difference, Kind, find_differences, settle
 from caption_assets.automation.records import read_records
 from caption_assets.automation.shard_states import shards_under_way
+from caption_assets.dagster_lib.project import Project
+from caption_assets.dagster_lib.project_claim import check_claim
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.resources import build_storage
 from caption_assets.settings import Settings, load_settings

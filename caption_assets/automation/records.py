@@ -18,8 +18,8 @@ from dagster._core.definitions.data_version import (
     get_input_event_pointer_tag,
 )
 
-from caption_assets.assets.project import SHARDS, Project
-from caption_assets.assets.provenance import input_version_tags, versions_of
+from caption_assets.dagster_lib.project import SHARDS, Project
+from caption_assets.dagster_lib.provenance import input_version_tags, versions_of
 from caption_assets.store.tables import Table
 from caption_assets.store.versions import TableVersions
 

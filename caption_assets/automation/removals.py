@@ -17,9 +17,6 @@ from dataclasses import dataclass
 
 import dagster as dg
 
-from caption_assets.assets.claim import check_claim
-from caption_assets.assets.failures import clear_failures
-from caption_assets.assets.project import Project
 from caption_assets.assets.shard_index import (
     REMOVAL_CONFIRMED,
     REMOVED,
@@ -28,10 +25,13 @@ from caption_assets.assets.shard_index import (
     observation,
     observed_versions,
 )
-from caption_assets.clips.shard import list_shards
+from caption_assets.dagster_lib.failures import clear_failures
+from caption_assets.dagster_lib.project import Project
+from caption_assets.dagster_lib.project_claim import check_claim
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.resources import build_storage
 from caption_assets.settings import Settings, load_settings
+from caption_assets.sources.shard import list_shards
 from caption_assets.store.root import Root
 
 CHECK = "shards_in_source"

@@ -21,19 +21,19 @@ from uuid import uuid4
 
 import dagster as dg
 
-from caption_assets.assets.claim import check_claim
-from caption_assets.assets.project import Project
 from caption_assets.assets.shard_index import first_names, is_removed, observed_versions
 from caption_assets.automation.confirmation import confirm
 from caption_assets.automation.records import CHUNK, is_recorded, report_removed
 from caption_assets.automation.shard_states import shards_under_way
-from caption_assets.clips.shard import KEY_PATTERN, ShardError, list_shards
+from caption_assets.dagster_lib.project import Project
+from caption_assets.dagster_lib.project_claim import check_claim
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.export.index import shard_folder
 from caption_assets.models.weights import in_words
 from caption_assets.report.gallery import gallery_path
 from caption_assets.resources import build_storage
 from caption_assets.settings import load_settings
+from caption_assets.sources.shard import KEY_PATTERN, ShardError, list_shards
 from caption_assets.store.checkpoints import checkpoint_folder
 from caption_assets.store.lease import Leases, is_lease
 from caption_assets.store.root import Root

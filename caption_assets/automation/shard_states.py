@@ -25,9 +25,9 @@ from dagster._core.storage.tags import (
 )
 
 from caption_assets.assets.clip_manifest import is_of_this_schema
-from caption_assets.assets.project import SHARDS, Project
 from caption_assets.assets.shard_index import REMOVED, is_removed, observed_versions
 from caption_assets.automation.records import Metadata, Record, read_records
+from caption_assets.dagster_lib.project import SHARDS, Project
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.models.mirror import read_manifest
 from caption_assets.models.weights import WeightsError, joint_version

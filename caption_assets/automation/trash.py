@@ -18,17 +18,17 @@ from uuid import uuid4
 
 import dagster as dg
 
-from caption_assets.assets.claim import check_claim
-from caption_assets.assets.project import Project
 from caption_assets.automation.confirmation import confirm
 from caption_assets.automation.differences import find_differences, settle
 from caption_assets.automation.records import read_records
 from caption_assets.automation.shard_states import shards_under_way
-from caption_assets.clips.shard import KEY_PATTERN
+from caption_assets.dagster_lib.project import Project
+from caption_assets.dagster_lib.project_claim import check_claim
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.models.weights import in_words
 from caption_assets.resources import build_storage
 from caption_assets.settings import Settings, load_settings
+from caption_assets.sources.shard import KEY_PATTERN
 from caption_assets.store.lease import Leases
 from caption_assets.store.root import Root
 from caption_assets.store.tables import Table, stored_shards

@@ -6,8 +6,8 @@ import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from caption_assets.clips.sampling import FRAME_FACTOR
 from caption_assets.models.variants import PixelLimits
+from caption_assets.video.frame_sampling import FRAME_FACTOR
 
 MAX_ASPECT_RATIO = 200
 """Qwen's processor refuses frames that are longer than this many times their shorter side."""

@@ -16,12 +16,12 @@ import numpy as np
 
 from caption_assets.captioning.budget import FrameGrid
 from caption_assets.captioning.task import Task
-from caption_assets.clips.buffer import Buffer, BufferHandle, ClipFile
-from caption_assets.clips.container import UnreadableClip
-from caption_assets.clips.decode import Frames
-from caption_assets.clips.decode_shared import Shown, Underway, decode_shared
-from caption_assets.clips.preview import Preview
-from caption_assets.clips.sandbox import Sandbox
+from caption_assets.errors import UnreadableClip
+from caption_assets.video.decode import Frames
+from caption_assets.video.decode_in_worker import Shown, Underway, decode_shared
+from caption_assets.video.preview import Preview
+from caption_assets.workers.sandbox import Sandbox
+from caption_assets.workers.shared_memory import Buffer, BufferHandle, ClipFile
 
 T = TypeVar("T")
 PATIENCE = 0.5

@@ -30,22 +30,22 @@ from caption_assets.captioning.build import Build
 from caption_assets.captioning.chat import Chat, TemplateError
 from caption_assets.captioning.engine_arguments import STEP, USUAL_STEP
 from caption_assets.captioning.engine_failure import CauseFile, explain_start
+from caption_assets.captioning.main_module import main_module_hidden
 from caption_assets.captioning.prompts import neutralise, structural_tokens
 from caption_assets.captioning.reasoning import Reasoning, UnknownParser
 from caption_assets.captioning.recipe import DEFAULTS, Generation, Recipe
 from caption_assets.captioning.request import Completion, ReasoningCutOff, Request, RequestFailed
 from caption_assets.captioning.seen_video import SeenVideos
 from caption_assets.captioning.video_tokens import QWEN, VideoTokens, patch_factor
-from caption_assets.clips.decode import Frames
-from caption_assets.clips.sampling import FRAME_FACTOR
-from caption_assets.engine_process import OWNER, PLUGIN
+from caption_assets.captioning.vllm_plugin import OWNER, PLUGIN
 from caption_assets.errors import CaptionAssetsError
-from caption_assets.main_module import main_module_hidden
 from caption_assets.models.model_files import ModelFiles
 from caption_assets.models.parts import CONFIG
 from caption_assets.models.served import check_served, parse_config
 from caption_assets.models.variants import PixelLimits
 from caption_assets.models.weights import WeightsError
+from caption_assets.video.decode import Frames
+from caption_assets.video.frame_sampling import FRAME_FACTOR
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

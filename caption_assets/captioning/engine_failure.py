@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from caption_assets.engine_process import CAUSE
+from caption_assets.captioning.vllm_plugin import CAUSE
 from caption_assets.errors import causes
 
 

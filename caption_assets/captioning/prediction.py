@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from caption_assets.captioning.budget import FrameTooNarrow, fit, visual_tokens
 from caption_assets.captioning.decoding import known
-from caption_assets.clips.sampling import Sampling, frame_count
 from caption_assets.models.variants import Variant
 from caption_assets.store.tables import ManifestRow, Status
+from caption_assets.video.frame_sampling import Sampling, frame_count
 
 
 def predicted_tokens(row: ManifestRow, variant: Variant, sampling: Sampling) -> int:

@@ -11,10 +11,10 @@ from typing import Any
 from caption_assets.captioning.budget import FrameGrid, FrameTooNarrow, fit
 from caption_assets.captioning.engine_arguments import CONTEXT, STEP, USUAL_STEP, deciding
 from caption_assets.captioning.prompts import GENERAL, Prompt, text_hash
-from caption_assets.clips.sampling import Sampling, frame_count
 from caption_assets.models.checkpoint import Lora
 from caption_assets.models.variants import SAMPLE, PixelLimits, Variant
 from caption_assets.store.tables import ManifestRow
+from caption_assets.video.frame_sampling import Sampling, frame_count
 
 DECODE_PLAN = "2"
 """Version of the way frames are chosen, decoded and resized; raised when that changes pixels."""

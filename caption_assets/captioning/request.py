@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from caption_assets.captioning.recipe import Generation
 from caption_assets.captioning.seen_video import SeenVideo
-from caption_assets.clips.decode import Frames
+from caption_assets.video.decode import Frames
 
 
 @dataclass(frozen=True, slots=True)

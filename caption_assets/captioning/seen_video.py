@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from caption_assets.clips.decode import Frames
+from caption_assets.video.decode import Frames
 
 CHANNELS = 3
 REMEMBERED = 65536

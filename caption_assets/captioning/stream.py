@@ -10,8 +10,8 @@ from caption_assets.captioning.admission import Admission
 from caption_assets.captioning.decoding import Decoder
 from caption_assets.captioning.engine import EngineError
 from caption_assets.captioning.recipe import Recipe
-from caption_assets.captioning.recovery import EngineKeeper
 from caption_assets.captioning.rows import Problem, uncaptioned
+from caption_assets.captioning.supervisor import EngineKeeper
 from caption_assets.captioning.task import Captioned, Task
 from caption_assets.captioning.two_stage import Captioner, Plan, Said, load_of
 from caption_assets.errors import as_own

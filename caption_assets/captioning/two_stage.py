@@ -27,7 +27,6 @@ from caption_assets.captioning.engine import EngineError
 from caption_assets.captioning.prefix_cache import NO_HITS, CacheHits
 from caption_assets.captioning.quality import CUT_OFF, REGENERATED, find_flags, replaces
 from caption_assets.captioning.recipe import Generation, Recipe
-from caption_assets.captioning.recovery import EngineKeeper
 from caption_assets.captioning.request import (
     CUT,
     REASONING_CUT_OFF,
@@ -39,10 +38,11 @@ from caption_assets.captioning.request import (
 )
 from caption_assets.captioning.rows import Problem, blank_row, stage1_failed, uncaptioned
 from caption_assets.captioning.seen_video import SeenVideo
+from caption_assets.captioning.supervisor import EngineKeeper
 from caption_assets.captioning.task import NOTHING_SPENT, Captioned, Spent, Task
-from caption_assets.clips.decode import Frames
-from caption_assets.clips.sampling import frame_count
 from caption_assets.store.tables import CaptionRow, ManifestRow, Status
+from caption_assets.video.decode import Frames
+from caption_assets.video.frame_sampling import frame_count
 
 FREER_TEMPERATURE = 0.7
 FREER_TOP_P = 0.95

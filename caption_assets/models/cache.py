@@ -19,8 +19,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from caption_assets.models.arrival import STREAMS, arrive, check_space, to_come
 from caption_assets.models.checkpoint import Checkpoint
+from caption_assets.models.download import STREAMS, arrive, check_space, to_come
 from caption_assets.models.mirror import mirror_of, read_manifest
 from caption_assets.models.weights import ListedFile, Mismatch, Progress, WeightFile, WeightsError, in_words, silent
 from caption_assets.store.disk import reason_of

@@ -16,8 +16,8 @@ from typing import Any
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 
-from caption_assets.models.arrival import STREAMS, arrive, check_space, to_come
 from caption_assets.models.checkpoint import Checkpoint
+from caption_assets.models.download import STREAMS, arrive, check_space, to_come
 from caption_assets.models.hub import Hub
 from caption_assets.models.lora import parse_adapter_config
 from caption_assets.models.parts import ADAPTER_CONFIG, ANNOUNCEMENT, CONFIG, AdapterFound

@@ -10,7 +10,7 @@ import numpy as np
 
 from caption_assets.report.page import Facts, Page, Row, Side
 from caption_assets.report.sides import Makings, mean_words, place, side
-from caption_assets.report.words import Difference, compare
+from caption_assets.report.text_diff import Difference, compare
 from caption_assets.store.root import Root
 from caption_assets.store.tables import CaptionRow, Table, read_captions, read_facts
 

@@ -9,7 +9,7 @@ from functools import partial
 from caption_assets.report.page import Facts, Page, Plot, Row, Side, publish_page
 from caption_assets.report.plots import failures_plot, length_plot
 from caption_assets.report.sides import OUTDATED, Makings, known, mean_words, place, side
-from caption_assets.report.words import compare
+from caption_assets.report.text_diff import compare
 from caption_assets.store.previews import GALLERY, preview_folder, read_posters
 from caption_assets.store.root import Root
 from caption_assets.store.tables import (

@@ -23,7 +23,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from caption_assets.report.words import Turns
+from caption_assets.report.text_diff import Turns
 from caption_assets.store.disk import temporary_folder
 from caption_assets.store.root import Root
 
@@ -153,7 +153,7 @@ def render(page: Page, read_posters: ReadPosters) -> Iterator[str]:
 def _environment() -> Environment:
     """Jinja, which escapes everything that is not marked as HTML, and in JSON all that HTML could take for its own."""
     environment = Environment(
-        loader=PackageLoader("caption_assets.report", "frame"),
+        loader=PackageLoader("caption_assets.report", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -165,7 +165,7 @@ def _environment() -> Environment:
 
 @cache
 def _frame(name: str) -> str:
-    return (Path(__file__).parent / "frame" / name).read_text(encoding="utf-8")
+    return (Path(__file__).parent / "templates" / name).read_text(encoding="utf-8")
 
 
 def _hash(text: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import nan
 
 from caption_assets.report.page import Facts, Side
-from caption_assets.report.words import Turns
+from caption_assets.report.text_diff import Turns
 from caption_assets.store.tables import CaptionRow
 
 SHOWN_INDICES = 40

@@ -36,8 +36,6 @@ from transformers import (
 
 from caption_assets.captioning.budget import fit
 from caption_assets.captioning.prompts import GENERAL
-from caption_assets.clips.picture import resize, rgb
-from caption_assets.clips.sampling import Sampling, frame_count
 from caption_assets.models.variants import SAMPLE
 from caption_assets.sample.clips import LONGEST, encode_frames, random_length, random_size
 from caption_assets.sample.tokenizer import build_tokenizer
@@ -53,6 +51,8 @@ from caption_assets.sample.world import (
     stage1_caption,
     stage2_caption,
 )
+from caption_assets.video.frame_sampling import Sampling, frame_count
+from caption_assets.video.picture import resize, rgb
 
 PATCH = 14
 MERGE = 2

@@ -8,7 +8,7 @@ import dagster as dg
 import pytest
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
-from caption_assets.assets.project import Project as ProjectNames
+from caption_assets.dagster_lib.project import Project as ProjectNames
 from caption_assets.definitions import build_definitions
 from caption_assets.settings import Settings
 

@@ -15,11 +15,11 @@ import pytest
 from dagster._core.asset_graph_view.asset_graph_view import AssetGraphView
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 
-from caption_assets.assets import project as names
 from caption_assets.automation.reconcile import compare, mend
 from caption_assets.automation.shard_states import read_states
+from caption_assets.checks.findings import CHECKS
+from caption_assets.dagster_lib import project as names
 from caption_assets.definitions import build_definitions
-from caption_assets.report.findings import CHECKS
 from caption_assets.settings import Settings
 from caption_assets.store.lease import Leases
 from caption_assets.store.previews import preview_path

@@ -13,9 +13,9 @@ import pytest
 from caption_assets.captioning.open_shard import facts
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.rows import blank_row, stage1_failed
+from caption_assets.checks.findings import CHECKS
 from caption_assets.definitions import build_definitions
 from caption_assets.export.index import DATASET
-from caption_assets.report.findings import CHECKS
 from caption_assets.settings import Settings
 from caption_assets.store.root import Root
 from caption_assets.store.tables import (

@@ -3,8 +3,8 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from caption_assets.assets.request import request_tags
 from caption_assets.captioning.prediction import predicted_tokens
+from caption_assets.dagster_lib.run_request import request_tags
 from caption_assets.settings import Settings
 from caption_assets.store.root import Root
 from caption_assets.store.tables import Status, publish_manifest, read_manifest

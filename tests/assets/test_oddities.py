@@ -10,7 +10,7 @@ import dagster as dg
 import pytest
 from dagster._core.storage.event_log import SqlEventLogStorage
 
-from caption_assets.report.findings import CHECKS
+from caption_assets.checks.findings import CHECKS
 from caption_assets.store.tables import Table
 from tests.assets.conftest import Project
 from tests.assets.test_checks import STAGES, evaluations, lay_down

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caption_assets.assets.project import Project
 from caption_assets.automation.dead_runs import LOOK_SECONDS, PATIENCE, Unchanged, build_dead_runs
 from caption_assets.automation.shard_states import shards_under_way
+from caption_assets.dagster_lib.project import Project
 from caption_assets.resources import build_storage
 from caption_assets.settings import Settings
 from caption_assets.store.heartbeat import FOLDER, Heartbeat, list_heartbeats

@@ -14,12 +14,12 @@ from typing import TextIO
 from caption_assets.captioning.engine import EngineConfig, start_engine
 from caption_assets.captioning.job import Job
 from caption_assets.captioning.recipe import DETERMINISTIC, Recipe
-from caption_assets.captioning.recovery import EngineKeeper, StartEngine
 from caption_assets.captioning.request import Completion, Request
-from caption_assets.captioning.shard import caption_shards
-from caption_assets.clips.sandbox import Sandbox
+from caption_assets.captioning.shard_queue import caption_shards
+from caption_assets.captioning.supervisor import EngineKeeper, StartEngine
 from caption_assets.store.root import Root
 from caption_assets.store.tables import Table
+from caption_assets.workers.sandbox import Sandbox
 from tests.captioning.stand_in import StandIn, start_stand_in
 from tests.captioning.watch import Log
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from uuid import uuid4
 
 from caption_assets.captioning.task import Task
-from caption_assets.clips.clip import content_tag
-from caption_assets.clips.probe import probe
-from caption_assets.clips.window import Windowing, split
+from caption_assets.store.content_tag import content_tag
 from caption_assets.store.tables import ManifestRow, Status
+from caption_assets.video.probe import probe
+from caption_assets.video.window import Windowing, split
 
 
 def film_tasks(

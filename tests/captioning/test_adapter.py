@@ -13,7 +13,7 @@ import pytest
 from caption_assets.captioning.adapter import RANKS, Adapter
 from caption_assets.captioning.engine import EngineConfig, EngineError, engine_arguments, start_engine
 from caption_assets.captioning.recipe import DETERMINISTIC, Recipe
-from caption_assets.captioning.recovery import EngineKeeper
+from caption_assets.captioning.supervisor import EngineKeeper
 from caption_assets.captioning.task import Captioned, Task
 from caption_assets.models.checkpoint import Lora
 from caption_assets.models.variants import SAMPLE

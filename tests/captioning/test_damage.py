@@ -16,12 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caption_assets.captioning.open_shard import Published
-from caption_assets.captioning.recovery import EngineKeeper
 from caption_assets.captioning.request import Request
-from caption_assets.captioning.shard import caption_shards
+from caption_assets.captioning.shard_queue import caption_shards
+from caption_assets.captioning.supervisor import EngineKeeper
 from caption_assets.store.tables import Table
 from tests.captioning.stand_in import StandIn, start_stand_in
-from tests.captioning.test_shard import BOTH, OneByOne, World
+from tests.captioning.test_shard_queue import BOTH, OneByOne, World
 from tests.captioning.watch import Log
 from tests.conftest import SANDBOX
 from tests.damage import files as made

@@ -10,11 +10,11 @@ import pytest
 from caption_assets.captioning.budget import FrameGrid
 from caption_assets.captioning.decoding import SandboxDecoder
 from caption_assets.captioning.task import Task
-from caption_assets.clips.clip import Span
-from caption_assets.clips.container import UnreadableClip
-from caption_assets.clips.decode import decode
-from caption_assets.clips.preview import Preview
-from caption_assets.clips.window import Windowing
+from caption_assets.errors import UnreadableClip
+from caption_assets.store.span import Span
+from caption_assets.video.decode import decode
+from caption_assets.video.preview import Preview
+from caption_assets.video.window import Windowing
 from tests.captioning.tasks import film_tasks
 from tests.conftest import SANDBOX, Truth
 

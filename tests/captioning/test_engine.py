@@ -24,8 +24,8 @@ from caption_assets.captioning.engine import (
 )
 from caption_assets.captioning.recipe import Generation, Recipe
 from caption_assets.captioning.request import Request, RequestFailed
-from caption_assets.clips.decode import Frames
 from caption_assets.models.variants import QWEN3, QWEN25, find_variant
+from caption_assets.video.decode import Frames
 from tests.captioning.families import FAMILIES
 from tests.captioning.front import start_front
 from tests.conftest import Ask

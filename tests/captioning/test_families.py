@@ -16,13 +16,13 @@ from caption_assets.captioning.decoding import SandboxDecoder
 from caption_assets.captioning.engine import CaptionEngine, EngineConfig, start_engine
 from caption_assets.captioning.prefix_cache import NO_HITS
 from caption_assets.captioning.recipe import Generation, Recipe
-from caption_assets.captioning.recovery import EngineKeeper
 from caption_assets.captioning.request import Completion, Request
+from caption_assets.captioning.supervisor import EngineKeeper
 from caption_assets.captioning.task import Captioned, Task
 from caption_assets.captioning.two_stage import Captioner, Plan
-from caption_assets.clips.window import Windowing
 from caption_assets.models.variants import SAMPLE, find_variant
 from caption_assets.store.tables import CaptionRow, Status
+from caption_assets.video.window import Windowing
 from tests.captioning.families import FAMILIES
 from tests.captioning.front import start_front
 from tests.captioning.tasks import film_tasks

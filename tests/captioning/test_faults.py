@@ -14,7 +14,7 @@ import pytest
 
 from caption_assets.captioning.engine import EngineConfig, start_engine
 from caption_assets.captioning.recipe import Recipe
-from caption_assets.captioning.recovery import EngineKeeper
+from caption_assets.captioning.supervisor import EngineKeeper
 from caption_assets.captioning.task import Captioned, Task
 from caption_assets.sample.clips import encode_frames
 from caption_assets.sample.shards import SEEDS, SampleFile, sample_files

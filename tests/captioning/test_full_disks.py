@@ -16,7 +16,7 @@ from caption_assets.store.checkpoints import checkpoint_folder
 from caption_assets.store.root import Root
 from caption_assets.store.tables import Table, read_captions, read_manifest, table_path
 from tests.captioning.stand_in import StandIn
-from tests.captioning.test_shard import World
+from tests.captioning.test_shard_queue import World
 from tests.captioning.watch import Log
 from tests.disks import enlarge, fill, small_disk
 

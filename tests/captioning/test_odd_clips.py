@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from caption_assets.captioning.recipe import Recipe
-from caption_assets.captioning.recovery import EngineKeeper
-from caption_assets.clips.sandbox import Sandbox, SandboxLimits
-from caption_assets.clips.window import Windowing
+from caption_assets.captioning.supervisor import EngineKeeper
 from caption_assets.sample.clips import encode_frames
 from caption_assets.sample.world import Scene, random_scene, render
+from caption_assets.video.window import Windowing
+from caption_assets.workers.sandbox import Sandbox, SandboxLimits
 from tests.captioning.tasks import film_tasks
 from tests.conftest import Ask, caption_all
 from tests.videos import film_that_takes_long

@@ -3,9 +3,9 @@ from dataclasses import replace
 import pytest
 
 from caption_assets.captioning.prediction import predicted_tokens
-from caption_assets.clips.sampling import Sampling
 from caption_assets.models.variants import QWEN3, QWEN25, Variant
 from caption_assets.store.tables import ManifestRow, Status
+from caption_assets.video.frame_sampling import Sampling
 
 pytestmark = pytest.mark.fast
 

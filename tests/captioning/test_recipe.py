@@ -4,9 +4,9 @@ import pytest
 
 from caption_assets.captioning.prompts import Prompt
 from caption_assets.captioning.recipe import Generation, Recipe
-from caption_assets.clips.sampling import Sampling
 from caption_assets.models.variants import QWEN3, QWEN25, Variant
 from caption_assets.store.tables import ManifestRow, Status
+from caption_assets.video.frame_sampling import Sampling
 
 pytestmark = pytest.mark.fast
 

@@ -17,8 +17,8 @@ from caption_assets.captioning.engine import CaptionEngine, EngineConfig, engine
 from caption_assets.captioning.recipe import Generation, Recipe
 from caption_assets.captioning.request import Request
 from caption_assets.captioning.seen_video import SeenVideo
-from caption_assets.clips.decode import Frames
 from caption_assets.models.variants import find_variant
+from caption_assets.video.decode import Frames
 from tests.captioning.families import FAMILIES
 from tests.conftest import Ask
 

@@ -14,10 +14,10 @@ from caption_assets.captioning import decoding
 from caption_assets.captioning.budget import FrameGrid
 from caption_assets.captioning.decoding import SandboxDecoder
 from caption_assets.captioning.task import Task
-from caption_assets.clips.container import UnreadableClip
-from caption_assets.clips.decode import Frames, decode
-from caption_assets.clips.sandbox import Sandbox
-from caption_assets.clips.window import Windowing
+from caption_assets.errors import UnreadableClip
+from caption_assets.video.decode import Frames, decode
+from caption_assets.video.window import Windowing
+from caption_assets.workers.sandbox import Sandbox
 from tests.captioning.tasks import film_tasks
 from tests.videos import moving_video
 

@@ -10,12 +10,12 @@ import pytest
 
 from caption_assets.captioning.budget import FrameGrid
 from caption_assets.captioning.recipe import Generation, Recipe
-from caption_assets.captioning.recovery import EngineKeeper
 from caption_assets.captioning.request import Completion, ReasoningCutOff, Request, RequestFailed
+from caption_assets.captioning.supervisor import EngineKeeper
 from caption_assets.captioning.task import Captioned, Task
 from caption_assets.captioning.two_stage import SPARE_TOKENS
-from caption_assets.clips.window import Windowing
 from caption_assets.store.tables import Status
+from caption_assets.video.window import Windowing
 from tests.captioning.stand_in import StandIn, start_stand_in
 from tests.captioning.tasks import film_tasks
 from tests.conftest import caption_all

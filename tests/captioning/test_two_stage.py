@@ -17,18 +17,18 @@ import pytest
 from caption_assets.captioning.engine import CaptionEngine
 from caption_assets.captioning.prefix_cache import NO_HITS, CacheHits
 from caption_assets.captioning.recipe import DETERMINISTIC, Generation, Recipe
-from caption_assets.captioning.recovery import EngineKeeper
 from caption_assets.captioning.request import Completion, Request, RequestFailed
+from caption_assets.captioning.supervisor import EngineKeeper
 from caption_assets.captioning.task import Captioned, Task
-from caption_assets.clips.decode import Frames, decode
-from caption_assets.clips.manifest import clip_pieces, probe_clips
-from caption_assets.clips.shard import find_shard
-from caption_assets.clips.window import Windowing
 from caption_assets.models.variants import PixelLimits
 from caption_assets.sample.clips import encode_frames
 from caption_assets.sample.world import COLOURS, Scene, random_scene, render, stage1_caption
+from caption_assets.sources.manifest import clip_pieces, probe_clips
+from caption_assets.sources.shard import find_shard
 from caption_assets.store.root import Root
 from caption_assets.store.tables import CaptionRow, Status
+from caption_assets.video.decode import Frames, decode
+from caption_assets.video.window import Windowing
 from tests.captioning.tasks import film_tasks
 from tests.conftest import SANDBOX, Ask, Truth, caption_all
 

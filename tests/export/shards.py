@@ -9,10 +9,10 @@ from dataclasses import replace
 from io import BytesIO
 from typing import Any
 
-from caption_assets.clips.clip import content_tag, etag_tag
+from caption_assets.export.dataset_shard import Exported, export_shard
 from caption_assets.export.format import Export, Format
 from caption_assets.export.index import DATASET, shard_folder
-from caption_assets.export.shard import Exported, export_shard
+from caption_assets.store.content_tag import content_tag, etag_tag
 from caption_assets.store.root import Root
 from caption_assets.store.tables import ManifestRow
 from tests.report.windows import SHARD, captioned, publish, window

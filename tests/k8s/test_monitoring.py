@@ -11,7 +11,7 @@ import pytest
 import yaml
 from prometheus_client import REGISTRY
 
-from caption_assets.assets.metrics import serve_metrics
+from caption_assets.dagster_lib.metrics import serve_metrics
 from tests.k8s.manifests import K8S, named, render, settings_of
 
 pytestmark = [pytest.mark.fast, pytest.mark.k8s, pytest.mark.representative]

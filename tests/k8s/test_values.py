@@ -16,15 +16,15 @@ from dagster_k8s import K8sRunLauncher
 from dagster_k8s.job import get_user_defined_k8s_config
 from kubernetes_validate import latest_version, validate
 
-from caption_assets.assets.pods import (
+from caption_assets.definitions import build_definitions
+from caption_assets.environment import PREFIX, unknown_settings
+from caption_assets.kubernetes.pods import (
     CAPTION_STEP,
     STEP_SECONDS,
     VERSION_VARIABLE,
     caption_run_config,
     step_pod,
 )
-from caption_assets.definitions import build_definitions
-from caption_assets.environment import PREFIX, unknown_settings
 from caption_assets.settings import Settings
 from tests.k8s.chart import instance_config, instance_parts, job, server_pods
 from tests.k8s.manifests import K8S, VALUES, Object, breaches, named, render, settings_of, sources

@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Dialog, Error, Page, Route, expect
 
-from caption_assets.clips.decode import decode
-from caption_assets.clips.manifest import probe_clips
-from caption_assets.clips.preview import make_preview
-from caption_assets.clips.shard import find_shard
-from caption_assets.clips.window import Windowing
 from caption_assets.report.gallery import write_gallery
 from caption_assets.sample.shards import FOLDER_SHARD
+from caption_assets.sources.manifest import probe_clips
+from caption_assets.sources.shard import find_shard
 from caption_assets.store.previews import write_preview
 from caption_assets.store.root import Root
 from caption_assets.store.tables import CaptionRow, Status
+from caption_assets.video.decode import decode
+from caption_assets.video.preview import make_preview
+from caption_assets.video.window import Windowing
 from tests.conftest import SANDBOX, Truth
 from tests.report.windows import SHARD, broken, captioned, failed, publish, window
 

@@ -1,7 +1,7 @@
 import pytest
 
-from caption_assets.clips.probe import probe
 from caption_assets.sample.clips import encode, random_clip
+from caption_assets.video.probe import probe
 
 pytestmark = pytest.mark.fast
 

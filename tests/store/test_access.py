@@ -4,10 +4,10 @@ from urllib.parse import urlsplit
 import pytest
 from s3fs import S3FileSystem
 
-from caption_assets.clips.clip import Span
 from caption_assets.store.access import STANDARD, Access
 from caption_assets.store.failure import StoreError
 from caption_assets.store.root import Root
+from caption_assets.store.span import Span
 
 pytestmark = pytest.mark.fast
 

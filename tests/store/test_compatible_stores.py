@@ -11,19 +11,19 @@ import boto3
 import pytest
 from s3fs import S3FileSystem
 
-from caption_assets.clips.listing import list_clips
-from caption_assets.clips.manifest import probe_clips
-from caption_assets.clips.sandbox import Sandbox
-from caption_assets.clips.shard import find_shard, list_shards
-from caption_assets.clips.window import Windowing
 from caption_assets.models.mirror import publish
 from caption_assets.models.variants import find_variant
 from caption_assets.resources import build_storage
 from caption_assets.settings import Settings
+from caption_assets.sources.listing import list_clips
+from caption_assets.sources.manifest import probe_clips
+from caption_assets.sources.shard import find_shard, list_shards
 from caption_assets.store import s3
 from caption_assets.store.access import Access
 from caption_assets.store.failure import StoreError
 from caption_assets.store.root import Root
+from caption_assets.video.window import Windowing
+from caption_assets.workers.sandbox import Sandbox
 from tests.models.hub_server import small_model
 from tests.store.conftest import Between
 from tests.store.fault_proxy import Refusal

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from s3fs import S3FileSystem
 
-from caption_assets.clips.clip import Span
-from caption_assets.clips.shard import ShardError, list_shards
 from caption_assets.errors import CaptionAssetsError
+from caption_assets.sources.shard import ShardError, list_shards
 from caption_assets.store.access import Access
 from caption_assets.store.failure import StoreError, holds_secret
 from caption_assets.store.root import Root
+from caption_assets.store.span import Span
 from caption_assets.store.tables import Table, read_captions
 from tests.store.conftest import Between
 from tests.store.fault_proxy import Refusal

@@ -13,28 +13,28 @@ import pytest
 
 from caption_assets.captioning.job import Job
 from caption_assets.captioning.recipe import Recipe
-from caption_assets.captioning.recovery import EngineKeeper
-from caption_assets.captioning.shard import caption_shards
-from caption_assets.clips.clip import Span
-from caption_assets.clips.manifest import probe_clips, span_of
-from caption_assets.clips.sandbox import Sandbox
-from caption_assets.clips.shard import find_shard, list_shards, shard_content
-from caption_assets.clips.window import Windowing
+from caption_assets.captioning.shard_queue import caption_shards
+from caption_assets.captioning.supervisor import EngineKeeper
 from caption_assets.models.cache import ensure_local
 from caption_assets.models.mirror import publish
+from caption_assets.sources.manifest import probe_clips, span_of
+from caption_assets.sources.shard import find_shard, list_shards, shard_content
 from caption_assets.store import s3
 from caption_assets.store.access import Access
 from caption_assets.store.failure import StoreError
 from caption_assets.store.root import Root
+from caption_assets.store.span import Span
 from caption_assets.store.tables import (
     Table,
     publish_manifest,
     read_captions,
     read_manifest,
 )
+from caption_assets.video.window import Windowing
+from caption_assets.workers.sandbox import Sandbox
 from tests.captioning.stand_in import StandIn, start_stand_in
 from tests.captioning.watch import Log
-from tests.clips.conftest import tar_bytes
+from tests.sources.conftest import tar_bytes
 from tests.store.conftest import Between
 from tests.store.fault_proxy import FAULTS, Breakdown, Fault, Refusal, drawn
 from tests.videos import counting_video, noise_film

@@ -14,14 +14,14 @@ from typing import Any
 import psutil
 import pytest
 
-from caption_assets.clips.manifest import probe_clips
-from caption_assets.clips.sandbox import Sandbox
-from caption_assets.clips.shard import find_shard
-from caption_assets.clips.window import Windowing
 from caption_assets.sample.clips import encode, random_clip
+from caption_assets.sources.manifest import probe_clips
+from caption_assets.sources.shard import find_shard
 from caption_assets.store.checkpoints import read_parts
 from caption_assets.store.root import Root
 from caption_assets.store.tables import Table, publish_manifest, read_captions
+from caption_assets.video.window import Windowing
+from caption_assets.workers.sandbox import Sandbox
 from tests.videos import moving_video
 
 UNSURE = {"prompt_tokens", "cached_tokens", "output_tokens", "attempts"}

@@ -13,8 +13,8 @@ import pytest
 
 from caption_assets.captioning.job import Job
 from caption_assets.captioning.recipe import Recipe
-from caption_assets.captioning.recovery import EngineKeeper
-from caption_assets.captioning.shard import caption_shards
+from caption_assets.captioning.shard_queue import caption_shards
+from caption_assets.captioning.supervisor import EngineKeeper
 from caption_assets.store.checkpoints import checkpoint_folder
 from caption_assets.store.lease import LeaseHeld, LeaseLost, Leases
 from caption_assets.store.root import Root

@@ -12,17 +12,17 @@ import pytest
 from caption_assets.automation.new_shards import build_new_shards
 from caption_assets.captioning.job import Job
 from caption_assets.captioning.recipe import Recipe
-from caption_assets.captioning.recovery import EngineKeeper
-from caption_assets.captioning.shard import caption_shards
-from caption_assets.clips.manifest import probe_clips
-from caption_assets.clips.shard import find_shard
-from caption_assets.clips.window import Windowing
+from caption_assets.captioning.shard_queue import caption_shards
+from caption_assets.captioning.supervisor import EngineKeeper
 from caption_assets.resources import build_storage
 from caption_assets.settings import Settings
+from caption_assets.sources.manifest import probe_clips
+from caption_assets.sources.shard import find_shard
 from caption_assets.store.checkpoints import checkpoint_folder, write_part
 from caption_assets.store.lease import Leases
 from caption_assets.store.root import Root
 from caption_assets.store.tables import Table, publish_manifest, read_captions, table_path
+from caption_assets.video.window import Windowing
 from tests.captioning.stand_in import StandIn, start_stand_in
 from tests.captioning.watch import Log
 from tests.conftest import SANDBOX

@@ -10,7 +10,7 @@ import boto3
 import pytest
 from s3fs import S3FileSystem
 
-from caption_assets.clips.shard import ShardError, list_shards
+from caption_assets.sources.shard import ShardError, list_shards
 from caption_assets.store.failure import StoreError
 from caption_assets.store.root import Root
 

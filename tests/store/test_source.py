@@ -5,7 +5,7 @@ from __future__ import annotations
 import boto3
 import pytest
 
-from caption_assets.clips.shard import PassedOver, find_shard, list_shards, shard_content
+from caption_assets.sources.shard import PassedOver, find_shard, list_shards, shard_content
 from caption_assets.store.root import Root
 
 pytestmark = pytest.mark.store

@@ -6,12 +6,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from caption_assets.clips.manifest import probe_clips
-from caption_assets.clips.shard import find_shard
-from caption_assets.clips.window import Windowing
+from caption_assets.sources.manifest import probe_clips
+from caption_assets.sources.shard import find_shard
 from caption_assets.store.root import Root
 from caption_assets.store.tables import Table, TableError, publish_manifest, read_facts, read_manifest, table_path
 from caption_assets.store.versions import TableVersions, manifest_version, next_manifest_version, read_versions
+from caption_assets.video.window import Windowing
 from tests.conftest import SANDBOX
 
 pytestmark = pytest.mark.fast

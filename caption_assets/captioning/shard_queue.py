@@ -1,0 +1,320 @@
+"""Shards from manifest to published caption tables: the library's entry point, which the Dagster assets call."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
+from functools import partial
+from threading import Lock
+from typing import Protocol
+
+from caption_assets.captioning.decoding import SandboxDecoder
+from caption_assets.captioning.job import Job
+from caption_assets.captioning.open_shard import OpenShard, Published
+from caption_assets.captioning.prefix_cache import NO_HITS
+from caption_assets.captioning.reuse import EarlierRows, Reuse
+from caption_assets.captioning.stream import caption
+from caption_assets.captioning.supervisor import EngineKeeper
+from caption_assets.captioning.task import Captioned, Task
+from caption_assets.captioning.threads import in_thread, to_its_end
+from caption_assets.errors import CaptionAssetsError, as_own
+from caption_assets.sources.manifest import clip_pieces
+from caption_assets.store.checkpoints import read_parts
+from caption_assets.store.lease import Lease, LeaseHeld, Leases
+from caption_assets.store.previews import write_preview
+from caption_assets.store.root import Root
+from caption_assets.store.tables import (
+    CaptionRow,
+    ManifestRow,
+    Table,
+    TableError,
+    extent,
+    find_captions,
+    read_captions,
+    read_manifest,
+)
+from caption_assets.store.versions import captions_version, manifest_version, read_versions
+from caption_assets.video.preview import Preview
+from caption_assets.workers.sandbox import Sandbox
+
+LOOK_SECONDS = 1.0
+"""How often it is looked whether a checkpoint is due."""
+
+
+class Progress(Protocol):
+    """Told what happens to a run's shards, as it happens."""
+
+    def begun(self, shard: str, windows: int, left: int) -> None:
+        """A shard's windows are entering the engine, as far as they are ``left``: others were captioned before."""
+
+    def captioned(self, shard: str, done: int, windows: int, *, ok: bool) -> None:
+        """Another window of a shard is done; ``ok`` if it has all captions that were wanted."""
+
+    def published(self, shard: str, published: Published) -> None:
+        """A shard is whole. Called in a thread, and may take its time: the shard is held meanwhile."""
+
+    def skipped(self, shard: str, reason: str) -> None:
+        """A shard is left to another run, which is at work on it."""
+
+    def failed(self, shard: str, error: CaptionAssetsError) -> None:
+        """A shard could not be begun or not be published; the others go on. What was finished is in checkpoints."""
+
+    def warned(self, message: str) -> None:
+        """Something went wrong that will be tried again. May be called by another thread."""
+
+
+async def caption_shards(
+    engine: AbstractAsyncContextManager[EngineKeeper],
+    sandbox: Sandbox,
+    job: Job,
+    shards: Iterable[str],
+    progress: Progress,
+) -> None:
+    """Caption shards through one engine and publish each as soon as it is whole.
+
+    The next shard's windows enter while the last one's tail is still being captioned. What earlier runs have made under
+    the same fingerprint is taken over. If this is cancelled, what is finished goes into checkpoints first.
+
+    Whatever is raised while a shard is entered, checkpointed, published or reported fails that shard alone, foreseen or
+    not. Checkpoints and earlier caption tables that are damaged count as absent, with a warning.
+
+    Args:
+        engine: entered when the first window needs it, if any does.
+        sandbox: for decoding.
+        job: what is made.
+        shards: their keys.
+        progress: told what happens.
+
+    Raises:
+        EngineError: if there is no engine any more; what was finished stays.
+        ValueError: if the recipe's model is one by folder, and the recipe does not identify its weights.
+    """
+    if job.recipe.variant.path is not None and job.recipe.weights is None:
+        raise ValueError("a recipe of a model by folder needs the digest of its weights: see models.mirror.content_of")
+    if not await in_thread(job.root.honours_create):
+        progress.warned(
+            f"the store of {job.root.url} ignores If-None-Match, so that two runs may caption one shard at once: its "
+            "tables stay whole, and those that are published last stand; start one run at a time"
+        )
+    with Leases(job.root, job.owner, job.lease_seconds, progress.warned) as leases:
+        run = _Run(job, leases, progress)
+        tasks = run.tasks(shards)
+        if (first := await anext(tasks, None)) is None:
+            return
+        preview = _Previews(job.root, progress.warned).keep if job.previews else None
+        with_stage2 = Table.STAGE2 in job.tables
+        async with engine as keeper, run.checkpoints():
+            with SandboxDecoder(sandbox, preview) as decoder:
+                windows = _chain(first, tasks)
+                await caption(keeper, job.recipe, decoder, windows, run.take, with_stage2=with_stage2)
+        if run.hits.is_low:
+            progress.warned(f"the prefix cache saves less than half of what it could: {run.hits.summary}")
+
+
+async def _chain(first: Task, others: AsyncIterator[Task]) -> AsyncIterator[Task]:
+    yield first
+    async for task in others:
+        yield task
+
+
+class _Previews:
+    """Keeps windows' previews. What cannot be written is warned of once a shard: no caption is lost over a picture."""
+
+    def __init__(self, root: Root, warn: Callable[[str], None]) -> None:
+        self._root = root
+        self._warn = warn
+        self._warned: set[str] = set()
+        self._warning = Lock()
+
+    def keep(self, task: Task, preview: Preview) -> None:
+        """Keep that of a window. May be called by several threads."""
+        try:
+            write_preview(self._root, task.shard, task.window.window_id, preview.animation, preview.poster)
+        except Exception as error:
+            with self._warning:
+                if task.shard in self._warned:
+                    return
+                self._warned.add(task.shard)
+            self._warn(
+                f"{task.shard}: previews cannot be kept, of window {task.window.window_id} first: {as_own(error)}"
+            )
+
+
+class _Run:
+    """The shards under way. What goes wrong with one of them ends here, with that shard."""
+
+    def __init__(self, job: Job, leases: Leases, progress: Progress) -> None:
+        self._job = job
+        self._leases = leases
+        self._progress = progress
+        self._open: dict[str, OpenShard] = {}
+        self.hits = NO_HITS
+        """Of stage 2 in the prefix cache, over all shards."""
+
+    async def tasks(self, shards: Iterable[str]) -> AsyncIterator[Task]:
+        """What is left to be made of shard after shard; each is taken and read when its turn comes."""
+        for key in shards:
+            if (shard := await self._enter(key)) is None:
+                continue
+            for task in shard.tasks:
+                if self._open.get(key) is not shard:  # it has failed meanwhile
+                    break
+                if shard.lease.loss:
+                    await self._fail(shard, shard.lease.loss)
+                    break
+                yield task
+
+    async def _enter(self, key: str) -> OpenShard | None:
+        """A shard with all that is known of it, or None if it is not to be captioned by this run."""
+        try:
+            lease = await to_its_end(self._leases.take, key)
+        except LeaseHeld as error:
+            self._progress.skipped(key, str(error))
+            return None
+        except Exception as error:
+            self._progress.failed(key, as_own(error))
+            return None
+        try:
+            shard = self._open[key] = await to_its_end(_open, self._job, lease, self._progress.warned)
+            self._progress.begun(key, shard.windows, len(shard.tasks))
+        except Exception as error:
+            self._open.pop(key, None)
+            self._progress.failed(key, as_own(error))
+            await to_its_end(self._leases.release, lease)
+            return None
+        if not shard.tasks:
+            await self._publish(shard)
+        return shard
+
+    async def take(self, result: Captioned) -> None:
+        """Keep a result; publish its shard if it was the last one missing."""
+        self.hits += result.hits
+        shard = self._open.get(result.task.shard)
+        if shard is None:  # it has failed
+            return
+        try:
+            shard.add(result)
+            self._progress.captioned(shard.lease.shard, shard.done, shard.windows, ok=result.ok)
+        except Exception as error:
+            await self._fail(shard, error)
+            return
+        if shard.done == shard.windows:
+            await self._publish(shard)
+        elif shard.is_due:
+            await self._save(shard)
+
+    @asynccontextmanager
+    async def checkpoints(self) -> AsyncIterator[None]:
+        """Within the block finished rows go into checkpoints in time, and at its end all that are left."""
+        watch = asyncio.create_task(self._watch())
+        try:
+            yield
+        finally:
+            watch.cancel()
+            for shard in list(self._open.values()):
+                await self._save(shard)
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            for shard in list(self._open.values()):
+                if shard.is_due:
+                    await self._save(shard)
+
+    async def _save(self, shard: OpenShard) -> None:
+        try:
+            await shard.save()
+        except Exception as error:  # no caption is lost yet
+            self._progress.warned(f"{shard.lease.shard}: a checkpoint could not be written: {as_own(error)}")
+
+    async def _publish(self, shard: OpenShard) -> None:
+        key = shard.lease.shard
+        try:
+            await to_its_end(self._leases.check, shard.lease)
+            published = await shard.publish()
+        except Exception as error:
+            await self._fail(shard, error)
+            return
+        await self._clear(shard)
+        try:
+            await to_its_end(self._progress.published, key, published)
+        except Exception as error:
+            self._progress.failed(key, as_own(error))
+        await self._leave(shard)
+
+    async def _clear(self, shard: OpenShard) -> None:
+        try:
+            await shard.clear()
+        except Exception as error:  # they do no harm, and the next run removes them
+            self._progress.warned(f"{shard.lease.shard}: checkpoints could not be removed: {as_own(error)}")
+
+    async def _fail(self, shard: OpenShard, error: Exception) -> None:
+        """Stop work on a shard. What is finished of it goes into a checkpoint, as far as that can be written."""
+        del self._open[shard.lease.shard]  # first: results that come meanwhile must not publish it
+        await self._save(shard)
+        self._progress.failed(shard.lease.shard, as_own(error))
+        await to_its_end(self._leases.release, shard.lease)
+
+    async def _leave(self, shard: OpenShard) -> None:
+        del self._open[shard.lease.shard]
+        await to_its_end(self._leases.release, shard.lease)
+
+
+def _open(job: Job, lease: Lease, warn: Callable[[str], None]) -> OpenShard:
+    """The shard of a lease, with what earlier runs have left of it; ``warn`` receives what of that is damaged."""
+    shard = lease.shard
+    stored = read_versions(job.root, Table.MANIFEST, shard)  # first: a manifest published since is not taken for it
+    manifest = read_manifest(job.root, shard)
+    inputs: dict[str, str] = {Table.MANIFEST: stored.data if stored else manifest_version(manifest)}
+    stage1: dict[tuple[str, int | None], CaptionRow] = {}
+    if Table.STAGE1 not in job.tables:
+        rows = _stored_stage1(job, shard, manifest)
+        inputs[Table.STAGE1] = captions_version(rows)
+        stage1 = {row.key: row for row in rows}
+    earlier = EarlierRows(_earlier_rows(job, shard, warn))
+    return OpenShard(job, lease, _beginnings(job, shard, manifest, stage1, earlier), inputs)
+
+
+def _beginnings(
+    job: Job,
+    shard: str,
+    manifest: Sequence[ManifestRow],
+    stage1: Mapping[tuple[str, int | None], CaptionRow],
+    earlier: EarlierRows,
+) -> list[Captioned | Task]:
+    """For each row of a shard's manifest its result, if earlier runs have settled it, or what is left to be made."""
+    reuse = Reuse(job.recipe, job.tables, job.max_attempts, earlier, job.engine_settings)
+    beginnings: list[Captioned | Task] = []
+    for number, row in enumerate(manifest):
+        task = Task(row, partial(clip_pieces, job.source, row), stage1.get(row.key), shard, number)
+        beginnings.append(reuse.settle(_after(beginnings[-1], task) if beginnings else task))
+    return beginnings
+
+
+def _after(last: Captioned | Task, task: Task) -> Task:
+    """The task with what is known of the window before it, if that is of the same clip and settled."""
+    if isinstance(last, Task) or last.task.window.clip_key != task.window.clip_key:
+        return task
+    return replace(task, before=(last.stage1.caption, last.stage2.caption if last.stage2 else None))
+
+
+def _earlier_rows(job: Job, shard: str, warn: Callable[[str], None]) -> Iterator[tuple[Table, CaptionRow]]:
+    for table in job.tables:
+        try:
+            rows = find_captions(job.root, table, shard)
+        except TableError as error:  # it will be replaced
+            warn(f"{shard}: its earlier captions are not reused: {error}")
+        else:
+            yield from ((table, row) for row in rows)
+    yield from read_parts(job.root, shard, warn)
+
+
+def _stored_stage1(job: Job, shard: str, manifest: Sequence[ManifestRow]) -> list[CaptionRow]:
+    rows = read_captions(job.root, Table.STAGE1, shard)
+    if [extent(row) for row in rows] != [extent(row) for row in manifest]:
+        raise TableError(
+            f"the stage-1 captions of shard {shard!r} are not of its present manifest: materialize {Table.STAGE1} again"
+        )
+    return rows

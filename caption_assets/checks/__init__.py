@@ -1,0 +1,1 @@
+"""Checks of stored tables, without Dagster."""

@@ -1,1 +1,0 @@
-"""A shard's clips and their frames: list, probe, cut into windows, sample, decode."""

@@ -1,0 +1,1 @@
+"""Dagster helpers that the assets share."""

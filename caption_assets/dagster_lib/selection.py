@@ -1,0 +1,33 @@
+"""The assets and shards that a run makes, and those that the present step makes."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from caption_assets.dagster_lib.run_request import requested_shards
+
+
+def is_selected(context: dg.AssetExecutionContext, key: dg.AssetKey) -> bool:
+    """Whether the run makes this asset, in whichever step."""
+    return key in context.job_def.asset_layer.selected_asset_keys
+
+
+def shards_to_make(context: dg.AssetExecutionContext) -> list[str]:
+    """The run's shards, without those that a scheduled run only passes over.
+
+    What was last made of these is recorded again: Dagster would take them for failed, should the run fail.
+    """
+    shards = list(context.partition_keys)
+    requested = requested_shards(context.run.tags, shards)
+    if requested is None:
+        return shards
+    for shard in (shard for shard in shards if shard not in requested):
+        for key in context.selected_asset_keys:
+            if (record := _last(context, key, shard)) and record.asset_materialization:
+                context.log_event(record.asset_materialization)
+    return requested
+
+
+def _last(context: dg.AssetExecutionContext, key: dg.AssetKey, shard: str) -> dg.EventLogRecord | None:
+    filters = dg.AssetRecordsFilter(asset_key=key, asset_partitions=[shard])
+    return next(iter(context.instance.fetch_materializations(filters, limit=1).records), None)

@@ -1,0 +1,1 @@
+"""Pods of the steps, and the executor that starts them."""

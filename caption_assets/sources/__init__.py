@@ -1,0 +1,1 @@
+"""Shards and their clips: layouts, listing, keys and manifest."""

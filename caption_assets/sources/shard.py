@@ -1,0 +1,304 @@
+"""The shards of a source."""
+
+from __future__ import annotations
+
+import json
+import os
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from hashlib import sha256
+from typing import Any
+
+from av.format import ContainerFormat
+
+from caption_assets.errors import CaptionAssetsError
+from caption_assets.store.failure import StoreError, clear_errors
+from caption_assets.store.root import Root
+from caption_assets.video.container import FORMATS
+
+KEY_PATTERN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
+"""Keys that Dagster's partitions, file systems and object stores all take; a comma, say, breaks backfills in the UI."""
+SIDE_SUFFIX = ".json"
+TEXT_SUFFIX = ".txt"
+OTHER_VIDEO_SUFFIXES = (
+    ".ts .m2ts .mts .m2t .tp .trp .mpg .mpeg .mpe .m2p .vob .evo .mod .tod .m1v .m2v .mpv .asf .wmv .ogv .ogm .ogx "
+    ".mxf .ivf .apng .webp .qt .mp4v .3gpp .3gp2 .f4p .divx .xvid .lrv .insv .360"
+)
+"""Suffixes of videos that FFmpeg's demuxers open and do not list, or that cameras write for one of theirs."""
+SOUND_SUFFIXES = frozenset({".m4a", ".m4b", ".mka", ".mks", ".isma"})
+"""Suffixes that FFmpeg's demuxers list of files without video."""
+VIDEO_SUFFIXES = (
+    frozenset(f".{suffix}" for name in FORMATS.split(",") for suffix in ContainerFormat(name, "r").extensions).union(
+        OTHER_VIDEO_SUFFIXES.split()
+    )
+    - SOUND_SUFFIXES
+)
+"""Suffixes of what is taken for a clip: what the demuxers open that may open clips."""
+STILL_SUFFIXES = frozenset({".webp", ".avif", ".heic", ".heif"})
+"""Suffixes of videos that are mostly still pictures: beside a video of the same stem they are its thumbnail."""
+
+ARCHIVE = re.compile(
+    r"\.(tar\.[a-z0-9]+|tgz|tbz2?|txz|tzst|zip|7z|rar|(parquet|jsonl)\.(gz|bz2|xz|zst))$", re.IGNORECASE
+)
+"""Names of compressed shards and of archives other than tars."""
+
+
+class ShardError(CaptionAssetsError):
+    """A source or shard that is not there or cannot be listed."""
+
+
+class Layout(StrEnum):
+    """How a shard holds its clips."""
+
+    FOLDER = "folder"
+    TAR = "tar"
+    LIST = "list"
+
+
+LAYOUTS = {".tar": Layout.TAR, ".parquet": Layout.LIST, ".jsonl": Layout.LIST}
+"""Layouts that are a single file, by its suffix."""
+CLOCK_TOLERANCE = timedelta(minutes=15)
+"""Maximum difference between two correctly set clocks; S3 rejects requests beyond it (RequestTimeTooSkewed)."""
+
+
+class PassedOver(StrEnum):
+    """Why an entry of the source is not a shard."""
+
+    LOOSE_VIDEO = "videos outside a shard (move them into a folder)"
+    LINKED_FOLDER = "linked folders, which are not followed (make them folders)"
+    ARCHIVE = "archives that are not read (write an uncompressed .tar)"
+    SUFFIX = "shard files with an unknown spelling of the suffix (rename to .tar, .parquet or .jsonl)"
+    SPECIAL = "devices, sockets and pipes"
+    UNNAMED = "object keys with an empty, '.' or '..' path segment (rename the objects)"
+    HIDDEN = "hidden entries"
+    OTHER = "other files"
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A dataset shard of the source."""
+
+    key: str
+    """Name of the shard, which is its partition key."""
+    layout: Layout
+    path: str
+    """The folder, tar or list, relative to the source."""
+    file: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
+    """Fsspec's entry of a tar or list."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What a source holds."""
+
+    shards: list[Shard]
+    """Sorted by key."""
+    refused: Mapping[str, str]
+    """What looks like a shard and is none, by path in the source: why."""
+    keys: frozenset[str]
+    """Of all of these."""
+    passed_over: Mapping[PassedOver, Sequence[str]]
+    """Names of the entries that are not shards, sorted, by reason."""
+
+    def describe_passed_over(self, shown: int) -> list[tuple[str, int, str]]:
+        """A row for each reason: the reason, the number of entries, and the first ``shown`` of their names."""
+        return [
+            (reason, len(names), ", ".join(names[:shown]) + (", …" if len(names) > shown else ""))
+            for reason in PassedOver
+            if (names := self.passed_over.get(reason))
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What is in a shard, as far as its listing tells."""
+
+    version: str
+    """A short hash of names, sizes, and ETags or else times of change."""
+    changed: datetime | None
+    """When a file of it was last written; None if there is none. Times in the future count if there are no others."""
+    future: int = 0
+    """Number of files with a modification time in the future, beyond ``CLOCK_TOLERANCE``."""
+
+
+def list_shards(source: Root) -> Listing:
+    """The source's shards, and what lies beside them.
+
+    Raises:
+        ShardError: if the source is not there.
+    """
+    shards, passed_over = _read_source(source)
+    times = Counter(shard.key for shard in shards)
+    refused = {}
+    for shard in shards:
+        if not KEY_PATTERN.fullmatch(shard.key):
+            refused[shard.path] = "its name cannot be a partition: rename it to letters, digits, '_', '-' and '.'"
+        elif times[shard.key] > 1:
+            refused[shard.path] = f"{times[shard.key]} shards have the key {shard.key!r}: rename all but one"
+    accepted = [shard for shard in shards if shard.path not in refused]
+    reasons = {shown_name(path): reason for path, reason in refused.items()}
+    return Listing(accepted, reasons, frozenset(times), passed_over)
+
+
+def refuse_loose_videos(source: Root, listing: Listing) -> None:
+    """Refuse a source that is itself a folder of videos.
+
+    Raises:
+        ShardError: if it holds videos and no shards.
+    """
+    if not listing.keys and (videos := listing.passed_over.get(PassedOver.LOOSE_VIDEO)):
+        raise ShardError(
+            f"CAPTION_SOURCE is {source.url!r}, which holds {len(videos)} videos but no shards: did you mean the "
+            "parent folder? A shard is a folder of videos within the source"
+        )
+
+
+def find_shard(source: Root, key: str) -> Shard:
+    """The shard named ``key``.
+
+    Raises:
+        ShardError: if the source has no such shard.
+    """
+    shards, _ = _read_source(source)
+    for shard in shards:
+        if shard.key == key:
+            return shard
+    known = ", ".join(shard.key for shard in shards[:5]) or "none"
+    raise ShardError(
+        f"shard {key!r} is not in the source {source.url!r} (it has {len(shards)}: {known}"
+        f"{', …' if len(shards) > 5 else ''}): check the partition's name and CAPTION_SOURCE"
+    )
+
+
+def shard_content(source: Root, shard: Shard) -> Content:
+    """What is in a shard.
+
+    Of a list, this is the list file itself: the clips it names are not looked at.
+
+    Raises:
+        StoreError: if it cannot be listed.
+    """
+    if shard.file:
+        files = [(shard.path, shard.file)]
+    else:
+        with clear_errors(f"cannot list shard {shard.key!r} in {source.url!r}"):
+            files = files_below(source, shard)
+    lines = sorted(json.dumps([name, file["size"], str(file.get("ETag") or file.get("mtime"))]) for name, file in files)
+    version = sha256("\n".join(lines).encode()).hexdigest()[:16]
+    times = [_written(file) for _, file in files]
+    past = [time for time in times if time - datetime.now(UTC) <= CLOCK_TOLERANCE]
+    return Content(version, max(past or times, default=None), len(times) - len(past))
+
+
+def _written(file: Mapping[str, Any]) -> datetime:
+    """S3's time of change, or a local file's, limited to the years that Python has."""
+    if "LastModified" in file:
+        return file["LastModified"]  # type: ignore[no-any-return]
+    try:
+        return datetime.fromtimestamp(file["mtime"], UTC)
+    except (ValueError, OverflowError, OSError):
+        return (datetime.max if file["mtime"] > 0 else datetime.min).replace(tzinfo=UTC)
+
+
+def files_below(source: Root, shard: Shard) -> list[tuple[str, Mapping[str, Any]]]:
+    """The videos of a folder and the files that may go with them, by name within the folder, with fsspec's entries.
+
+    A link to a folder is listed and not followed. Hidden files and folders are left out.
+    """
+    return [
+        (name, entry)
+        for name, entry in all_files_below(source, shard)
+        if is_video(name) or suffix(name) in (SIDE_SUFFIX, TEXT_SUFFIX) or is_linked_folder(entry)
+    ]
+
+
+def all_files_below(source: Root, shard: Shard) -> list[tuple[str, Mapping[str, Any]]]:
+    """As ``files_below``, and the other files of the folder."""
+    base = source.full(shard.path) + "/"
+    entries = source.fs.find(base, detail=True).values()
+    named = [(entry["name"].removeprefix(base).lstrip("/"), entry) for entry in entries]
+    return [(name, entry) for name, entry in named if name and not is_hidden(name)]
+
+
+def is_video(name: str) -> bool:
+    """Whether a file is taken for a video, by its name."""
+    return suffix(name) in VIDEO_SUFFIXES
+
+
+def suffix(name: str) -> str:
+    """The suffix of a file's name, in small letters, with its dot."""
+    return posixpath.splitext(name)[1].lower()
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or a folder above it begins with a dot."""
+    return any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
+
+
+def is_linked_folder(entry: Mapping[str, Any]) -> bool:
+    """Whether a local entry is a link to a folder."""
+    return bool(entry.get("islink")) and os.path.isdir(entry["name"])
+
+
+def _read_source(source: Root) -> tuple[list[Shard], dict[PassedOver, list[str]]]:
+    """Every entry that is a shard, its name not yet checked, sorted by key; and the other entries."""
+    shards: list[Shard] = []
+    passed_over: dict[PassedOver, list[str]] = {}
+    try:
+        for entry in source.entries():
+            name = entry["name"][len(source.path) :].removeprefix("/")
+            if not name and entry["type"] == "file":
+                continue  # the source's own directory marker, an object "shards/"
+            reason = _reason_to_pass_over(name.rstrip("/"), entry)
+            if reason is None:
+                shards.append(_as_shard(name.rstrip("/"), entry))
+            else:
+                passed_over.setdefault(reason, []).append(shown_name(name) or "/")
+    except FileNotFoundError as error:
+        raise ShardError(
+            f"the source {source.url!r} does not exist: put shards there, or set CAPTION_SOURCE to where they are"
+        ) from error
+    except StoreError as error:
+        raise ShardError(f"CAPTION_SOURCE is {source.url!r}: {error}") from error
+    return sorted(shards, key=lambda shard: shard.key), passed_over
+
+
+def shown_name(name: str) -> str:
+    """A file's name in valid UTF-8, for messages: Python reads others with lone surrogates."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def _reason_to_pass_over(name: str, entry: Mapping[str, Any]) -> PassedOver | None:
+    """Why an entry is not a shard; None if it is one."""
+    ending = posixpath.splitext(name)[1]
+    if name in ("", ".", ".."):
+        return PassedOver.UNNAMED
+    if name.startswith("."):
+        return PassedOver.HIDDEN
+    if entry["type"] == "directory":
+        return None
+    if is_linked_folder(entry):
+        return PassedOver.LINKED_FOLDER
+    if entry["type"] != "file" and not entry.get("islink"):
+        return PassedOver.SPECIAL
+    if ending in LAYOUTS:
+        return None
+    if is_video(name):
+        return PassedOver.LOOSE_VIDEO
+    if ARCHIVE.search(name):
+        return PassedOver.ARCHIVE
+    if ending.lower() in LAYOUTS:
+        return PassedOver.SUFFIX
+    return PassedOver.OTHER
+
+
+def _as_shard(name: str, entry: Mapping[str, Any]) -> Shard:
+    if entry["type"] == "directory":
+        return Shard(name, Layout.FOLDER, name)
+    stem, ending = posixpath.splitext(name)
+    return Shard(stem, LAYOUTS[ending], name, entry)

@@ -1,0 +1,174 @@
+"""Shards that are lists: the URIs of clips that lie elsewhere, as Parquet or JSON lines."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import islice
+from typing import Any, TypeGuard
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.core import split_protocol
+
+from caption_assets.errors import UnreadableClip
+from caption_assets.sources.clip import MAX_TEXT_BYTES, Clip, refuse_version
+from caption_assets.sources.clip_key import Keys, leaves_root, normalise
+from caption_assets.sources.shard import Shard, ShardError
+from caption_assets.store.failure import StoreError, explain, holds_secret
+from caption_assets.store.root import Root
+from caption_assets.store.span import Span
+
+BATCH_ROWS = 1024
+"""Rows held at a time."""
+LOOKUPS = 16
+"""Clips looked up side by side: a store takes tens of milliseconds for each."""
+READ_AHEAD_BYTES = 1 << 20
+"""Fetched at a time."""
+EXAMPLE = '{"uri": "s3://bucket/clip.mp4"}'
+"""A line as it should be, for messages."""
+
+Row = dict[str, Any]
+"""A list's row by column."""
+
+
+def listed_clips(source: Root, shard: Shard) -> Iterator[Clip]:
+    """The clips of a list, in its order, each looked up in its store.
+
+    Raises:
+        ShardError: if the list cannot be read as one.
+    """
+    keys = Keys()
+    named = (_named(source, keys, number, row) for number, row in enumerate(_rows(source, shard), 1))
+    with ThreadPoolExecutor(LOOKUPS) as pool:
+        while batch := list(islice(named, BATCH_ROWS)):
+            yield from pool.map(_found, batch)
+
+
+def _named(source: Root, keys: Keys, number: int, row: Row) -> Clip:
+    """A row's clip, not yet looked up."""
+    uri = row.pop("uri")
+    columns = json.dumps(row, default=str)  # what JSON has no form for, such as a date, is given as text
+    if not _is_name(uri):
+        return _nameless(keys, number, columns, "uri", f"the row's uri is {uri!r:.100}: name a video file")
+    if holds_secret(uri):
+        reason = "the row's uri holds credentials, for which it is not repeated here: name the object alone"
+        return _nameless(keys, number, columns, "credentials", reason)
+    url = uri if split_protocol(uri)[0] else source.fs.unstrip_protocol(source.full(normalise(uri)))
+    key, refusal = keys.give(uri, _refuse(source, uri) or refuse_version(url))
+    return Clip(key, Span(url, 0, 0, access=source.access), columns=columns, refusal=refusal)
+
+
+def _nameless(keys: Keys, number: int, columns: str, kind: str, reason: str) -> Clip:
+    """The clip of a row whose URI cannot be its key."""
+    key, refusal = keys.give(f"row {number}", UnreadableClip(kind, reason))
+    return Clip(key, Span("", 0, 0), columns=columns, refusal=refusal)
+
+
+def _is_name(uri: object) -> TypeGuard[str]:
+    """Whether any file could be called so: a text of UTF-8 with something in it, and no NUL."""
+    if not isinstance(uri, str) or "\0" in uri or not normalise(uri):
+        return False
+    return uri.encode("utf-8", "ignore").decode() == uri
+
+
+def _refuse(source: Root, uri: str) -> UnreadableClip | None:
+    protocol, path = split_protocol(uri)
+    if protocol is None:
+        if not leaves_root(uri) and not source.holds(normalise(uri)):
+            return UnreadableClip("link", f"{uri!r} leads out of the source by a link: put the file itself there")
+        return None
+    own = source.fs.protocol
+    allowed = {"s3", *([own] if isinstance(own, str) else own)}
+    if protocol in ("file", "local") and (protocol not in allowed or not path.startswith("/")):
+        return UnreadableClip(
+            "outside",
+            f"a {protocol}:// URI must be absolute, and the source on this machine: name a clip of the source",
+        )
+    if protocol not in allowed:
+        return UnreadableClip("scheme", f"clips are not fetched by {protocol}://: copy it to one of {sorted(allowed)}")
+    return None
+
+
+def _found(clip: Clip) -> Clip:
+    """The clip with its size and tag, or refused because it cannot be looked up."""
+    if clip.refusal:
+        return clip
+    try:
+        info = clip.video.info()
+    except FileNotFoundError:
+        return replace(clip, refusal=UnreadableClip("missing", "there is no such file"))
+    except StoreError as error:
+        return replace(clip, refusal=UnreadableClip("unreadable", str(error)))
+    if info["type"] != "file":
+        return replace(clip, refusal=UnreadableClip("not_a_file", "the uri is that of no regular file: name a video"))
+    return replace(clip, video=replace(clip.video, size=int(info["size"]), etag=info.get("ETag") or None))
+
+
+def _rows(source: Root, shard: Shard) -> Iterator[Row]:
+    """The rows of a list, each with a ``uri`` of whatever type."""
+    read = _parquet_rows if shard.path.endswith(".parquet") else _json_rows
+    name = source.address(shard.path)
+    try:
+        with source.fs.open(source.full(shard.path), "rb", block_size=READ_AHEAD_BYTES) as file:
+            yield from read(file, name)
+    except OSError as error:
+        raise ShardError(f"the list {name!r} cannot be read: {explain(error)}") from error
+
+
+def _parquet_rows(file: io.RawIOBase, name: str) -> Iterator[Row]:
+    try:
+        table = pq.ParquetFile(file)
+        _check_columns(table.schema_arrow.names, f"the list {name!r}")
+        for batch in table.iter_batches(BATCH_ROWS):
+            yield from _with_times_as_text(batch).to_pylist()
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise ShardError(f"the list {name!r} cannot be read as Parquet ({error}): write it anew") from error
+    except (ValueError, ArithmeticError) as error:
+        raise ShardError(
+            f"the list {name!r} holds a value within another that Python has no form for ({error}), such as a day of "
+            "the year 10,000: give it as text"
+        ) from error
+
+
+def _with_times_as_text(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Days and times as Arrow writes them, in UTC, and durations in whole microseconds.
+
+    Python has neither nanoseconds nor the year 10,000.
+    """
+    for index, (field, column) in enumerate(zip(batch.schema, batch.columns, strict=True)):
+        if pa.types.is_duration(field.type):
+            batch = batch.set_column(index, field.name, column.cast(pa.duration("us"), safe=False))
+        elif pa.types.is_temporal(field.type) and not pa.types.is_interval(field.type):
+            zoneless = column.cast(pa.timestamp(field.type.unit)) if pa.types.is_timestamp(field.type) else column
+            batch = batch.set_column(index, field.name, zoneless.cast(pa.string()))
+    return batch
+
+
+def _json_rows(file: io.RawIOBase, name: str) -> Iterator[Row]:
+    lines = io.BufferedReader(file)  # fsspec's own readline pays no heed to a limit
+    number = 0
+    while line := lines.readline(MAX_TEXT_BYTES + 1):
+        number += 1
+        where = f"line {number} of the list {name!r}"
+        if len(line) > MAX_TEXT_BYTES:
+            raise ShardError(f"{where} has more than {MAX_TEXT_BYTES} bytes: write one JSON object a line")
+        if line.isspace():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ShardError(f"{where} is no JSON object ({error}): write one, such as {EXAMPLE}") from error
+        if not isinstance(row, dict):
+            raise ShardError(f"{where} is a {type(row).__name__}, no JSON object: write one, such as {EXAMPLE}")
+        _check_columns(list(row), where)
+        yield row
+
+
+def _check_columns(columns: list[str], where: str) -> None:
+    if "uri" not in columns:
+        found = ", ".join(map(repr, columns[:20])) or "none"
+        raise ShardError(f"{where} has no column 'uri' (it has {found}): add one that names each clip's video")

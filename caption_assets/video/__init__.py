@@ -1,0 +1,1 @@
+"""One clip of video: container, timestamps, decoding, colours and frames."""

@@ -1,0 +1,167 @@
+"""The boxes of an MP4 or QuickTime file: where its index lies, and what of it FFmpeg does not tell through PyAV.
+
+Sections are those of ISO/IEC 14496-12:2022, where no other standard is named.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+
+from caption_assets.video.display import Orientation, orientation
+from caption_assets.video.track import WHOLE, ByteRanges, Crop, Track
+
+MOST_BOXES = 64
+"""Boxes side by side that are looked at: in a file that is not fragmented the index is among the first few."""
+VISUAL_ENTRY = 78
+"""Bytes of a video sample entry before the boxes within it (12.1.3)."""
+ENCRYPTED = (b"encv", b"drmi")
+"""Sample entries of encrypted video: common encryption (ISO/IEC 23001-7) and Apple's FairPlay."""
+DOLBY_PROFILE = 5
+"""Profile of Dolby Vision that has no ordinary colours beneath (Dolby Vision Profiles and Levels, section 2)."""
+MATTES = {0x101: 255, 0x102: 0}
+"""QuickTime's graphics modes "premul white alpha" and "premul black alpha" by the level of their matte (QuickTime File
+Format Specification, "Graphics modes")."""
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """One box by its place in the file."""
+
+    kind: bytes
+    """Its four letters."""
+    start: int
+    """First byte of its contents."""
+    end: int
+    """One past its last byte."""
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """What an index (``moov``) says beside what FFmpeg reads out of it."""
+
+    fragmented: bool
+    """Whether the frames are listed in fragments all over the file, and not here."""
+    tracks: dict[int, Track]
+    """Video tracks by their id."""
+
+
+def read_index(file: ByteRanges) -> Index | None:
+    """The index of an MP4 or QuickTime file, held from now on; None if there is none where one looks for it."""
+    moov = next((box for box in _boxes(file, 0, file.size) if box.kind == b"moov"), None)
+    if moov is None:
+        return None
+    file.hold(moov.start, moov.end)
+    inside = list(_boxes(file, moov.start, moov.end))
+    film = next((_header(file, box).matrix for box in inside if box.kind == b"mvhd"), IDENTITY)
+    tracks = [_track(file, box, film) for box in inside if box.kind == b"trak"]
+    return Index(
+        fragmented=any(box.kind == b"mvex" for box in inside),
+        tracks=dict(found for found in tracks if found),
+    )
+
+
+def _boxes(file: ByteRanges, start: int, end: int) -> Iterator[Box]:
+    """The boxes between two places, up to the first that is none; the last may be cut off by the end."""
+    for _ in range(MOST_BOXES):
+        if start + 8 > end:
+            return
+        header = file.read_range(start, min(start + 16, end))
+        size, kind, contents = int.from_bytes(header[:4]), header[4:8], start + 8
+        if size == 1:  # a longer number follows
+            size, contents = int.from_bytes(header[8:16]), start + 16
+        elif size == 0:
+            size = end - start
+        if start + size < contents:
+            return
+        yield Box(kind, contents, min(start + size, end))
+        start += size
+
+
+def _inside(file: ByteRanges, box: Box, *path: bytes) -> Iterator[Box]:
+    """The boxes at the end of a path of kinds that begins within a box."""
+    for child in _boxes(file, box.start, box.end):
+        if child.kind == path[0]:
+            yield from _inside(file, child, *path[1:]) if path[1:] else (child,)
+
+
+Matrix = tuple[float, float, float, float]
+"""a, b, c and d of a display matrix (6.2.2)."""
+IDENTITY: Matrix = (1, 0, 0, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    """Of a track (``tkhd``), or of the whole film (``mvhd``), whose "track" means nothing."""
+
+    track: int
+    matrix: Matrix
+
+
+def _header(file: ByteRanges, box: Box) -> _Header:
+    """Read by 8.2.2 and 8.3.2; zeros where it is cut off."""
+    data = file.read_range(box.start, min(box.start + 96, box.end)).ljust(96, b"\0")
+    wide = 12 if data[0] == 1 else 0  # version 1 has three longer numbers before the matrix
+    track = int.from_bytes(data[12 + wide * 2 // 3 :][:4])
+    place = (40 if box.kind == b"tkhd" else 36) + wide
+    a, b, _, c, d = struct.unpack(">5i", data[place : place + 20])
+    return _Header(track, (a / 65536, b / 65536, c / 65536, d / 65536))
+
+
+def _track(file: ByteRanges, trak: Box, film: Matrix) -> tuple[int, Track] | None:
+    """A video track and its id; None for other tracks."""
+    header = next((_header(file, box) for box in _inside(file, trak, b"tkhd")), None)
+    handlers = [file.read_range(box.start + 8, box.start + 12) for box in _inside(file, trak, b"mdia", b"hdlr")]
+    if header is None or b"vide" not in handlers:
+        return None
+    crop, encryption, drm, own_colours = WHOLE, None, False, None
+    for table in _inside(file, trak, b"mdia", b"minf", b"stbl", b"stsd"):
+        for entry in _boxes(file, table.start + 8, table.end):
+            inside = Box(entry.kind, entry.start + VISUAL_ENTRY, entry.end)
+            crop = next((_crop(file, entry, box) for box in _inside(file, inside, b"clap")), crop)
+            if entry.kind in ENCRYPTED and _is_protected(file, inside):
+                encryption, drm = _scheme(file, inside), entry.kind == b"drmi"
+            profiles = [file.read_range(box.start + 2, box.start + 3) for box in _inside(file, inside, b"dvcC")]
+            if any(data and data[0] >> 1 == DOLBY_PROFILE for data in profiles):
+                own_colours = f"Dolby Vision profile {DOLBY_PROFILE}"
+    modes = [
+        int.from_bytes(file.read_range(box.start + 4, box.start + 6))
+        for box in _inside(file, trak, b"mdia", b"minf", b"vmhd")
+    ]
+    matte = next((MATTES[mode] for mode in modes if mode in MATTES), None)
+    return header.track, Track(crop, _orientation(header.matrix, film), encryption, drm, own_colours, matte)
+
+
+def _orientation(track: Matrix, film: Matrix) -> Orientation:
+    """Of the track's matrix followed by the whole film's."""
+    a, b, c, d = track
+    e, f, g, h = film
+    return orientation(a * e + b * g, a * f + b * h, c * e + d * g, c * f + d * h)
+
+
+def _crop(file: ByteRanges, entry: Box, clap: Box) -> Crop:
+    """By the clean aperture (12.1.4): its size, and how far its centre lies from the picture's."""
+    data = file.read_range(clap.start, min(clap.start + 32, clap.end)).ljust(32, b"\0")
+    size = file.read_range(entry.start + 24, entry.start + 28).ljust(4, b"\0")
+    width, height = struct.unpack(">HH", size)
+    wide, wide_by, high, high_by, right, right_by, down, down_by = struct.unpack(">4IiIiI", data)
+    if not (wide_by and high_by and right_by and down_by):
+        return WHOLE
+    left = Fraction(width) / 2 - Fraction(wide, wide_by) / 2
+    top = Fraction(height) / 2 - Fraction(high, high_by) / 2
+    x, y = Fraction(right, right_by), Fraction(down, down_by)
+    return Crop(left + x, top + y, left - x, top - y)
+
+
+def _is_protected(file: ByteRanges, entry: Box) -> bool:
+    """Whether samples are encrypted unless said otherwise (``tenc``, ISO/IEC 23001-7, 8.2); as they are without it."""
+    told = [file.read_range(box.start + 6, box.start + 7) for box in _inside(file, entry, b"sinf", b"schi", b"tenc")]
+    return b"\0" not in told
+
+
+def _scheme(file: ByteRanges, entry: Box) -> str:
+    """Name of the encryption scheme (``schm``, 8.12.6)."""
+    schemes = [file.read_range(box.start + 4, box.start + 8) for box in _inside(file, entry, b"sinf", b"schm")]
+    return schemes[0].decode("ascii", "replace").strip() if schemes else "unknown"

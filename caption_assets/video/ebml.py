@@ -1,0 +1,100 @@
+"""The video tracks of a Matroska or WebM file, and what of them FFmpeg does not tell through PyAV.
+
+Elements and sections are those of RFC 9559 (Matroska), their coding that of RFC 8794 (EBML).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+
+from caption_assets.video.boxes import DOLBY_PROFILE
+from caption_assets.video.track import ByteRanges, Crop, Track
+
+SEGMENT, CLUSTER, TRACKS, TRACK_ENTRY = 0x18538067, 0x1F43B675, 0x1654AE6B, 0xAE
+TRACK_TYPE, VIDEO = 0x83, 0xE0
+CROP_LEFT, CROP_TOP, CROP_RIGHT, CROP_BOTTOM = 0x54CC, 0x54BB, 0x54DD, 0x54AA
+ENCODINGS, ENCODING, ENCRYPTION = 0x6D80, 0x6240, 0x5035
+"""``ContentEncodings``, ``ContentEncoding`` and ``ContentEncryption`` (5.1.4.1.31)."""
+MAPPING, MAPPING_TYPE, MAPPING_DATA = 0x41E4, 0x41E7, 0x41ED
+"""``BlockAdditionMapping``, ``BlockAddIDType`` and ``BlockAddIDExtraData`` (5.1.4.1.17)."""
+DOLBY_VISION = int.from_bytes(b"dvcC")
+"""Type of a mapping that holds the box of that name."""
+VIDEO_TRACK = 1
+"""Of ``TrackType`` (5.1.4.1.3)."""
+MOST_ELEMENTS = 512
+"""Elements side by side that are looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Element:
+    """One element by its place in the file."""
+
+    kind: int
+    """Its id, with the marker bits."""
+    start: int
+    """First byte of its contents."""
+    end: int
+    """One past its last byte."""
+
+
+def read_tracks(file: ByteRanges) -> list[Track]:
+    """The video tracks in the file's order; none where they do not stand before the pictures."""
+    for segment in _inside(file, Element(0, 0, file.size), SEGMENT):
+        for element in _elements(file, segment):
+            if element.kind == CLUSTER:
+                break
+            if element.kind == TRACKS:
+                entries = _inside(file, element, TRACK_ENTRY)
+                return [_track(file, entry) for entry in entries if _number(file, entry, TRACK_TYPE) == VIDEO_TRACK]
+    return []
+
+
+def _track(file: ByteRanges, entry: Element) -> Track:
+    video = next(_inside(file, entry, VIDEO), Element(VIDEO, 0, 0))
+    sides = (_number(file, video, side) for side in (CROP_LEFT, CROP_TOP, CROP_RIGHT, CROP_BOTTOM))
+    encrypted = any(True for _ in _inside(file, entry, ENCODINGS, ENCODING, ENCRYPTION))
+    own_colours = None
+    for mapping in _inside(file, entry, MAPPING):
+        configurations = [
+            file.read_range(at.start, min(at.start + 3, at.end)) for at in _inside(file, mapping, MAPPING_DATA)
+        ]
+        is_dolby = _number(file, mapping, MAPPING_TYPE) == DOLBY_VISION
+        if is_dolby and any(len(data) == 3 and data[2] >> 1 == DOLBY_PROFILE for data in configurations):
+            own_colours = f"Dolby Vision profile {DOLBY_PROFILE}"
+    return Track(Crop(*map(Fraction, sides)), encryption="Matroska" if encrypted else None, own_colours=own_colours)
+
+
+def _elements(file: ByteRanges, parent: Element) -> Iterator[Element]:
+    """The elements within another, up to the first that is none; the last may be cut off by the end."""
+    at = parent.start
+    for _ in range(MOST_ELEMENTS):
+        header = file.read_range(at, min(at + 12, parent.end))  # an id of 4 bytes at most, a size of 8
+        kind_length = _length(header[:1])
+        size_length = _length(header[kind_length : kind_length + 1])
+        if not 0 < kind_length <= 4 or not size_length or len(header) < kind_length + size_length:
+            return
+        kind = int.from_bytes(header[:kind_length])
+        limit = (1 << 7 * size_length) - 1
+        size = int.from_bytes(header[kind_length : kind_length + size_length]) & limit
+        start = at + kind_length + size_length
+        at = parent.end if size == limit else start + size  # all ones: the size is unknown
+        yield Element(kind, start, min(at, parent.end))
+
+
+def _length(first: bytes) -> int:
+    """Bytes of a number, by the leading zeros of its first byte (RFC 8794, section 4); 0 if that is none."""
+    return 9 - first[0].bit_length() if first and first[0] else 0
+
+
+def _inside(file: ByteRanges, element: Element, *path: int) -> Iterator[Element]:
+    """The elements at the end of a path of ids that begins within an element."""
+    for child in _elements(file, element):
+        if child.kind == path[0]:
+            yield from _inside(file, child, *path[1:]) if path[1:] else (child,)
+
+
+def _number(file: ByteRanges, parent: Element, kind: int) -> int:
+    """An unsigned integer within an element; 0 if it has none."""
+    return next((int.from_bytes(file.read_range(at.start, at.end)[:8]) for at in _inside(file, parent, kind)), 0)

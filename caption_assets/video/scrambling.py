@@ -1,0 +1,60 @@
+"""Scrambled video in the containers of broadcasts, discs and shops: without a key, nobody can decode it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from uuid import UUID
+
+from caption_assets.video.track import ByteRanges
+
+HEAD_BYTES = 32 << 10
+"""Bytes at a file's front that are looked at."""
+SYNC, PACKET_BYTES = 0x47, 188
+"""Of an MPEG transport stream (ITU-T H.222.0, 2.4.3.2)."""
+STRIDES = ((0, 188), (4, 192), (0, 204))
+"""Place of the first packet, and bytes from one to the next: plain, with time codes (M2TS), with error correction."""
+SCRAMBLED_SHARE = 0.25
+"""Of packets from which on video counts as scrambled: discs leave about half of theirs clear."""
+VIDEO_PES = re.compile(rb"\0\0\x01[\xe0-\xef]..(.)", re.DOTALL)
+"""A packet of video in a program stream, and the byte of its header that tells of scrambling (2.4.3.6)."""
+ASF_PROTECTION = {
+    UUID("2211b3fb-bd23-11d2-b4b7-00a0c955fc6e").bytes_le: "Windows Media DRM",
+    UUID("298ae614-2622-4c17-b935-dae07ee9289c").bytes_le: "Windows Media DRM",
+    UUID("9a04f079-9840-4286-ab92-e65be0885f95").bytes_le: "PlayReady",
+}
+"""Content encryption and extended content encryption objects (Advanced Systems Format Specification, 3.14 and 3.15),
+and PlayReady's system id."""
+
+
+def is_scrambled(file: ByteRanges, pid: int) -> bool:
+    """Whether packets of a transport stream's video are scrambled.
+
+    Args:
+        file: the transport stream.
+        pid: of the packets.
+    """
+    head = file.read_range(0, min(HEAD_BYTES, file.size))
+    for start, stride in STRIDES:
+        packets = [head[at : at + PACKET_BYTES] for at in range(start, len(head) - PACKET_BYTES + 1, stride)]
+        if len(packets) > 1 and all(packet[0] == SYNC for packet in packets):
+            return _are_scrambled([packet[3] >> 6 for packet in packets if int.from_bytes(packet[1:3]) & 0x1FFF == pid])
+    return False
+
+
+def is_scrambled_program(file: ByteRanges) -> bool:
+    """Whether video of a program stream is scrambled, as on a copy-protected DVD."""
+    head = file.read_range(0, min(HEAD_BYTES, file.size))
+    flags = [found[1][0] for found in VIDEO_PES.finditer(head)]
+    return _are_scrambled([flag >> 4 & 3 for flag in flags if flag >> 6 == 0b10])  # what else begins so is MPEG-1's
+
+
+def _are_scrambled(controls: Sequence[int]) -> bool:
+    """Whether enough packets are scrambled, by the two bits of each that tell; one may be damaged."""
+    return sum(map(bool, controls)) > SCRAMBLED_SHARE * len(controls)
+
+
+def asf_protection(file: ByteRanges) -> str | None:
+    """Name of the protection of a Windows Media file; None if it has none."""
+    head = file.read_range(0, min(HEAD_BYTES, file.size))
+    return next((name for guid, name in ASF_PROTECTION.items() if guid in head), None)

@@ -1,0 +1,1 @@
+"""Sandboxed worker processes, in which clips are probed and decoded."""

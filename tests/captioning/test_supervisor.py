@@ -1,0 +1,194 @@
+"""The keeper's search for the window that kills the engine, on a scripted engine; real deaths are in test_faults."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from caption_assets.captioning import supervisor as recovery
+from caption_assets.captioning.engine import EngineDied, EngineError
+from caption_assets.captioning.recipe import Generation
+from caption_assets.captioning.request import Completion, PoisonWindow, Request
+from caption_assets.captioning.supervisor import EngineKeeper
+from caption_assets.video.decode import Frames
+
+pytestmark = pytest.mark.fast
+
+NO_FRAMES = Frames(np.zeros((2, 28, 28, 3), np.uint8), (0, 1), 2.0)
+
+
+class ScriptedEngine:
+    """Dies of the windows in ``poison``, with all that is under way."""
+
+    resent = 0
+
+    def __init__(self, poison: set[str]) -> None:
+        self._poison = poison
+        self._death: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def complete(self, request: Request) -> Completion:
+        if request.video_id in self._poison:
+            await asyncio.sleep(0)
+            if not self._death.done():
+                self._death.set_result(None)
+        answered = asyncio.create_task(asyncio.sleep(0.001 * (1 + int(request.video_id) % 3)))
+        await asyncio.wait({answered, self._death}, return_when=asyncio.FIRST_COMPLETED)
+        if self._death.done():
+            raise EngineDied("scripted")
+        return Completion(request.video_id, "stop", 1, 0, 1)
+
+
+class Engines:
+    """Builds scripted engines and counts them."""
+
+    def __init__(self, poison: set[str], *, broken_from: int = 10**9) -> None:
+        self.poison = poison
+        self.built = self.running = 0
+        self.broken_from = broken_from
+
+    @asynccontextmanager
+    async def start(self) -> AsyncIterator[Any]:
+        self.built += 1
+        if self.built >= self.broken_from:
+            raise EngineError("no engine any more")
+        self.running += 1
+        assert self.running == 1
+        try:
+            yield ScriptedEngine(self.poison)
+        finally:
+            self.running -= 1
+
+
+async def ask_all(keeper: EngineKeeper, windows: int) -> list[Any]:
+    async def one(number: int) -> Completion:
+        return await keeper.complete(Request(str(number), NO_FRAMES, "", Generation(), stage=1))
+
+    return await asyncio.gather(*(one(number) for number in range(windows)), return_exceptions=True)
+
+
+@settings(max_examples=40)
+@given(windows=st.integers(1, 40), poison=st.sets(st.integers(0, 39), max_size=3))
+def test_every_poison_window_is_found_within_three_deaths_and_all_others_are_answered(
+    windows: int, poison: set[int]
+) -> None:
+    poison = {number for number in poison if number < windows}
+    assume(len(poison) < windows)
+    engines = Engines({str(number) for number in poison})
+
+    async def run() -> tuple[list[Any], int]:
+        async with EngineKeeper(engines.start, max_restarts=99) as keeper:
+            return await ask_all(keeper, windows), keeper.deaths
+
+    outcomes, deaths = asyncio.run(run())
+    for number, outcome in enumerate(outcomes):
+        if number in poison:
+            assert isinstance(outcome, PoisonWindow)
+        else:
+            assert outcome.text == str(number)
+    assert deaths <= 3 * len(poison)
+    assert engines.built == deaths + 1
+    assert engines.running == 0
+
+
+def test_deaths_beyond_the_limit_end_in_an_error_for_all_who_wait_and_come() -> None:
+    engines = Engines({"3"})
+
+    async def run() -> tuple[list[Any], list[Any]]:
+        async with EngineKeeper(engines.start, max_restarts=1) as keeper:
+            return await ask_all(keeper, 9), await ask_all(keeper, 1)
+
+    outcomes, later = asyncio.run(run())
+    assert any(isinstance(outcome, EngineError) for outcome in outcomes)
+    [error] = later
+    assert isinstance(error, EngineError)
+    assert "CAPTION_MAX_ENGINE_RESTARTS = 1" in str(error)
+    assert engines.running == 0
+
+
+def test_an_engine_that_cannot_be_built_again_is_an_error_and_no_hang() -> None:
+    engines = Engines({"0"}, broken_from=2)
+
+    async def run() -> list[Any]:
+        async with EngineKeeper(engines.start) as keeper:
+            return await asyncio.wait_for(ask_all(keeper, 3), 5)
+
+    outcomes = asyncio.run(run())
+    assert {str(outcome) for outcome in outcomes} == {"no engine any more"}
+
+
+@given(windows=st.integers(1, 3))
+def test_an_engine_that_crashes_on_everything_blames_no_window(windows: int) -> None:
+    engines = Engines({"0", "1", "2"})
+
+    async def run() -> list[Any]:
+        async with EngineKeeper(engines.start) as keeper:
+            return await ask_all(keeper, windows)
+
+    for outcome in asyncio.run(run()):
+        assert isinstance(outcome, EngineError)
+        assert "answered nothing in this run" in str(outcome)
+
+
+def test_an_engine_that_crashes_on_everything_from_some_moment_on_blames_no_window() -> None:
+    engines = Engines(set())
+
+    async def run() -> list[Any]:
+        async with EngineKeeper(engines.start) as keeper:
+            before = await ask_all(keeper, 5)
+            engines.poison.update(map(str, range(10)))
+            return before + await ask_all(keeper, 2)
+
+    *before, one, two = asyncio.run(run())
+    assert all(isinstance(outcome, Completion) for outcome in before)
+    assert {type(one), type(two)} == {EngineError}
+    assert "answered before" in str(one)
+
+
+def test_a_callback_that_fails_ends_no_run() -> None:
+    def failing(reason: str) -> None:
+        raise OSError(reason)
+
+    async def run() -> list[Any]:
+        async with EngineKeeper(Engines({"0"}).start, on_death=failing) as keeper:
+            return await ask_all(keeper, 2)
+
+    poison, other = asyncio.run(run())
+    assert isinstance(poison, PoisonWindow)
+    assert isinstance(other, Completion)
+
+
+def test_deaths_are_told() -> None:
+    told: list[str] = []
+
+    async def run() -> None:
+        async with EngineKeeper(Engines({"0"}).start, on_death=told.append) as keeper:
+            await ask_all(keeper, 2)
+
+    asyncio.run(run())
+    assert told == ["scripted"] * 3  # under way, and then twice alone: it may have been killed from outside
+
+
+def test_as_many_deaths_again_are_put_up_with_after_so_many_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recovery, "ANSWERS", 10)
+    engines = Engines({str(number) for number in range(5, 60, 10)})
+
+    async def run() -> list[Any]:
+        async with EngineKeeper(engines.start, max_restarts=6) as keeper:
+            return [await outcome for outcome in [ask_one(keeper, number) for number in range(60)]]
+
+    outcomes = asyncio.run(run())
+    assert sum(isinstance(outcome, PoisonWindow) for outcome in outcomes) == 6
+    assert sum(isinstance(outcome, Completion) for outcome in outcomes) == 54
+
+
+async def ask_one(keeper: EngineKeeper, number: int) -> Any:
+    request = Request(str(number), NO_FRAMES, "", Generation(), stage=1)
+    [outcome] = await asyncio.gather(keeper.complete(request), return_exceptions=True)
+    return outcome

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import dagster as dg
+import pytest
+from dagster._core.remote_origin import GrpcServerCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
+
+from caption_assets.dagster_lib.run_heartbeat import EndedOutside
+
+pytestmark = pytest.mark.fast
+
+Status = dg.DagsterRunStatus
+LAUNCHED = RemoteJobOrigin(
+    RemoteRepositoryOrigin(GrpcServerCodeLocationOrigin(host="localhost", port=1, location_name="place"), "repository"),
+    "job",
+)
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield instance
+
+
+def run(instance: dg.DagsterInstance, status: Status, origin: RemoteJobOrigin | None = None) -> str:
+    return instance.add_run(dg.DagsterRun(job_name="job", status=status, remote_job_origin=origin)).run_id
+
+
+@pytest.mark.parametrize(
+    ("status", "ended"),
+    [(Status.STARTED, False), (Status.CANCELING, True), (Status.CANCELED, True), (Status.FAILURE, True)],
+)
+def test_a_command_line_run_is_told_at_once(instance: dg.DagsterInstance, status: Status, ended: bool) -> None:
+    assert EndedOutside(instance, run(instance, status))() is ended
+
+
+@pytest.mark.parametrize("status", [Status.STARTED, Status.CANCELING])
+def test_a_run_that_its_launcher_tells_to_stop_is_not_told_twice(instance: dg.DagsterInstance, status: Status) -> None:
+    assert not EndedOutside(instance, run(instance, status, LAUNCHED), patience_seconds=0)()
+
+
+def test_a_launched_run_has_time_to_stop_by_itself(instance: dg.DagsterInstance) -> None:
+    ended = EndedOutside(instance, run(instance, Status.FAILURE, LAUNCHED), patience_seconds=0.2)
+    assert not ended()
+    time.sleep(0.3)
+    assert ended()
+
+
+def test_a_run_that_was_deleted_goes_on(instance: dg.DagsterInstance) -> None:
+    assert not EndedOutside(instance, "deleted")()

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+
+import dagster as dg
+import pytest
+
+from caption_assets.dagster_lib.run_request import count_requests, request_tags, requested_shards
+
+pytestmark = pytest.mark.fast
+
+MANIFEST, CAPTIONS = dg.AssetKey("clip_manifest"), dg.AssetKey(["street", "stage2_captions"])
+MAX_INDEXED_BYTES = 2704
+"""PostgreSQL's limit for a row of a B-tree index, such as the one of Dagster's tags."""
+LONG = "s" * 255
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield instance
+
+
+def launch(instance: dg.DagsterInstance, tags: dict[str, str]) -> None:
+    instance.add_run(dg.DagsterRun(job_name="j", tags=tags))
+
+
+@pytest.mark.parametrize("count", [1, 1000])
+def test_no_tag_grows_with_the_number_of_shards(count: int) -> None:
+    inputs = {f"shard-{number:04}": f"{number:016x}" for number in range(count)}
+    tags = request_tags(MANIFEST, inputs, "2031-01-01T00:00:00+00:00")
+    assert max(len(name) + len(value) for name, value in tags.items()) < 128
+
+
+def test_a_long_name_or_version_makes_no_long_tag() -> None:
+    tags = request_tags(MANIFEST, {LONG: "v" * 3000, f"{LONG}2": "v" * 4000}, "2031-01-01T00:00:00+00:00")
+    assert len(tags) == 2
+    assert max(len(name) + len(value) for name, value in tags.items()) < MAX_INDEXED_BYTES
+    assert requested_shards(tags, [LONG, f"{LONG}2", f"{LONG}3"]) == [LONG, f"{LONG}2"]
+
+
+def test_dagster_has_no_objection_to_the_tags() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dg.RunRequest(tags=request_tags(CAPTIONS, {"a.b-c_d": "1", LONG: "2"}, "t"))
+
+
+def test_only_a_run_of_the_schedule_is_requested_for_some_of_its_shards() -> None:
+    assert requested_shards({"dagster/partition": "a"}, ["a"]) is None
+    assert requested_shards(request_tags(MANIFEST, {"b": "1", "d": "1"}, "t"), ["a", "b", "c", "d"]) == ["b", "d"]
+
+
+def test_requests_are_counted_by_asset_shard_and_input(instance: dg.DagsterInstance) -> None:
+    launch(instance, request_tags(MANIFEST, {"a": "1", "b": "1"}, "tick-1"))
+    launch(instance, request_tags(MANIFEST, {"a": "1", "b": "2"}, "tick-2"))
+    launch(instance, request_tags(CAPTIONS, {"a": "1"}, "tick-3"))
+    assert count_requests(instance, MANIFEST, {"a": "1", "b": "2", "c": "1"}) == {"a": 2, "b": 1}
+    assert count_requests(instance, CAPTIONS, {"a": "1"}) == {"a": 1}
+
+
+def test_a_retry_is_no_further_request(instance: dg.DagsterInstance) -> None:
+    tags = request_tags(MANIFEST, {"a": "1"}, "tick-1")
+    launch(instance, tags)
+    launch(instance, {**tags, "dagster/retry_number": "1"})
+    assert count_requests(instance, MANIFEST, {"a": "1"}) == {"a": 1}
+
+
+def test_requests_for_many_shards_are_counted(instance: dg.DagsterInstance) -> None:
+    inputs = {f"shard-{number:04}": "1" for number in range(1200)}
+    launch(instance, request_tags(MANIFEST, inputs, "tick-1"))
+    assert count_requests(instance, MANIFEST, inputs) == dict.fromkeys(inputs, 1)

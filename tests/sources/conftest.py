@@ -1,0 +1,45 @@
+"""A source for shards, and tars to put there."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from caption_assets.sources.clip import Clip
+from caption_assets.store.root import Root
+
+
+@pytest.fixture(params=[pytest.param("local", marks=pytest.mark.fast), pytest.param("s3", marks=pytest.mark.store)])
+def source(request: pytest.FixtureRequest, tmp_path: Path) -> Root:
+    """An empty source, once on this machine's disk and once on a real S3 API."""
+    return Root.open(str(tmp_path) if request.param == "local" else request.getfixturevalue("s3_url"))
+
+
+def tar_bytes(*members: tuple[str, bytes] | tarfile.TarInfo) -> bytes:
+    """A tar of files by name and content, or of members that have none."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", encoding="utf-8") as archive:
+        for member in members:
+            if isinstance(member, tarfile.TarInfo):
+                archive.addfile(member)
+            else:
+                name, data = member
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+    return file.getvalue()
+
+
+def special(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
+    """A member without content: a link, a device."""
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, target
+    return member
+
+
+def fates(clips: list[Clip]) -> list[tuple[str, str | None]]:
+    """Each clip's key, and the kind of its refusal if it is refused."""
+    return [(clip.key, clip.refusal.kind if clip.refusal else None) for clip in clips]

@@ -1,0 +1,145 @@
+import pickle
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+
+from caption_assets.sources.clip import MAX_TEXT_BYTES, Clip
+from caption_assets.store.root import Root
+from caption_assets.store.span import Span
+from caption_assets.store.span_file import SpanFile
+
+LONG = bytes(range(256)) * 1024
+
+
+def span(source: Root, name: str, data: bytes) -> Span:
+    source.write(name, data)
+    return Span(source.fs.unstrip_protocol(source.full(name)), 0, len(data))
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Root:
+    return Root.open(str(tmp_path))
+
+
+@pytest.fixture
+def beside(local: Root) -> Callable[..., Clip]:
+    def make(side: bytes | None = None, text: bytes | None = None, columns: str | None = None) -> Clip:
+        return Clip(
+            "a.mp4",
+            Span("", 0, 0),
+            span(local, "a.json", side) if side is not None else None,
+            span(local, "a.txt", text) if text is not None else None,
+            columns,
+        )
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "name", ["a#b", "a?b", "a%20b", "a*[b]{c}", "sp ace", "ünï", "a::b", "memory::b", "a::s3:b", "~a", "back\\slash"]
+)
+def test_a_file_of_any_name_is_read(source: Root, name: str) -> None:
+    found = span(source, f"in/{name}.mp4", b"0123456789")
+    assert found.read() == b"0123456789"
+    assert found.read_range(2, 4) == b"23"
+
+
+def test_an_empty_range_is_empty(source: Root) -> None:
+    assert span(source, "a", b"abc").read_range(1, 1) == b""
+    assert span(source, "b", b"").read() == b""
+
+
+def test_a_span_is_read_in_another_process(source: Root) -> None:
+    found = span(source, "a::b.mp4", b"abc")
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        assert pool.submit(found.read).result() == b"abc"
+    assert len(pickle.dumps(found)) < 400
+
+
+@pytest.mark.fast
+def test_the_tag_of_a_whole_object_is_the_stores() -> None:
+    nowhere = Span("s3://nowhere/a", 0, 5, etag="one")
+    assert len(SpanFile(nowhere).tag()) == 32
+    assert SpanFile(nowhere).tag() == SpanFile(Span("s3://elsewhere/b", 0, 5, etag="one")).tag()
+    assert SpanFile(nowhere).tag() != SpanFile(Span("s3://nowhere/a", 0, 5, etag="two")).tag()
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("size", [0, 1, 65_536, 65_537, 200_000])
+def test_a_tag_is_of_the_content_wherever_it_lies(local: Root, size: int) -> None:
+    alone = span(local, "a", LONG[:size])
+    within = span(local, "b", b"before" + LONG[:size] + b"after")
+    moved = Span(within.url, 6, size)
+    assert SpanFile(moved).tag() == SpanFile(alone).tag()
+    assert SpanFile(within).tag() != SpanFile(alone).tag()
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("size", [10, 65_536, 65_537, 200_000])
+@pytest.mark.parametrize("place", [0.0, 0.3, 0.5, 0.999999])
+def test_a_change_anywhere_changes_the_tag(local: Root, size: int, place: float) -> None:
+    changed = bytearray(LONG[:size])
+    changed[int(place * size)] ^= 1
+    assert SpanFile(span(local, "a", bytes(changed))).tag() != SpanFile(span(local, "b", LONG[:size])).tag()
+
+
+@pytest.mark.fast
+def test_a_clip_with_nothing_beside_it_has_no_prompt_and_nothing_extra(beside: Callable[..., Clip]) -> None:
+    assert (beside().facts().prompt, beside().facts().extra) == (None, {})
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("place", ["side", "columns"])
+def test_the_prompt_is_told_apart_from_the_rest(beside: Callable[..., Clip], place: str) -> None:
+    facts = '{"prompt": "Count.", "n": 1, "deep": {"x": [null, NaN]}}'
+    clip = beside(**{place: facts.encode() if place == "side" else facts})
+    assert clip.facts().prompt == "Count."
+    assert clip.facts().extra == {"n": 1, "deep": {"x": [None, None]}}
+
+
+@pytest.mark.fast
+def test_the_text_beside_a_clip_is_extra(beside: Callable[..., Clip]) -> None:
+    clip = beside(side=b'{"n": 1}', text="\ufeffein Hündchen".encode())
+    assert clip.facts().extra == {"n": 1, "txt": "ein Hündchen"}
+    assert clip.facts().prompt is None
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("side", "reason"),
+    [
+        (b"{", "it is no JSON"),
+        (b"\xff\xfe", "can't decode"),
+        (b"[1]", "holds a list"),
+        (b'{"n": "\\ud800"}', "surrogates"),
+        (b'{"n": 1e999}', "it is no JSON"),
+        (b"[" * 100_000, "it is no JSON"),
+        (b" " * (MAX_TEXT_BYTES + 1), "more than 1048576: shorten it"),
+    ],
+)
+def test_a_json_file_that_cannot_be_used_is_told_of(beside: Callable[..., Clip], side: bytes, reason: str) -> None:
+    with pytest.raises(ValueError, match=f"the JSON file beside the clip cannot be used: .*{reason}"):
+        beside(side=side).facts()
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("prompt", ["7", '" "', "[]"])
+def test_a_prompt_that_is_no_text_is_told_of_with_its_place(beside: Callable[..., Clip], prompt: str) -> None:
+    with pytest.raises(ValueError, match="the clip's row of the list cannot be used: its prompt is"):
+        beside(columns=f'{{"prompt": {prompt}}}').facts()
+
+
+@pytest.mark.fast
+def test_a_text_file_that_is_not_utf_8_is_told_of(beside: Callable[..., Clip]) -> None:
+    with pytest.raises(ValueError, match="the text file beside the clip cannot be used"):
+        beside(text=b"\xff").facts()
+
+
+@pytest.mark.fast
+def test_a_side_file_that_has_gone_is_told_of(local: Root) -> None:
+    gone = Span(local.fs.unstrip_protocol(local.full("gone.json")), 0, 5)
+    with pytest.raises(ValueError, match="the JSON file beside the clip cannot be used"):
+        Clip("a.mp4", gone, side=gone).facts()

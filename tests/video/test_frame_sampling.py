@@ -1,0 +1,80 @@
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from caption_assets.video.frame_sampling import Sampling, frame_count, moments, shown_at
+
+pytestmark = pytest.mark.fast
+
+
+@given(
+    seconds=st.floats(0.01, 10_000),
+    available=st.integers(4, 100_000),
+    least=st.integers(1, 20),
+    extra=st.integers(0, 400),
+    fps=st.floats(0.1, 60),
+)
+def test_frame_count_is_even_within_limits_and_available(
+    seconds: float, available: int, least: int, extra: int, fps: float
+) -> None:
+    sampling = Sampling(fps, 2 * least, 2 * (least + extra))
+    count = frame_count(seconds, available, sampling)
+    assert count % 2 == 0
+    assert 2 <= count <= min(available, sampling.max_frames)
+    assert count >= min(sampling.min_frames, available - 1)
+
+
+def test_two_frames_a_second_by_default() -> None:
+    assert frame_count(10.0, 250, Sampling()) == 20
+
+
+def test_odd_limits_never_give_an_odd_count() -> None:
+    assert frame_count(1.0, 7, Sampling(fps=2, min_frames=5, max_frames=9)) == 4
+
+
+@pytest.mark.parametrize(
+    ("seconds", "count"), [(9.4, 18), (9.5, 20), (9.9, 20), (10.4, 20), (10.5, 20), (10.6, 22), (128.5, 256)]
+)
+def test_a_count_is_rounded_to_the_nearest_even_number_as_in_the_reference(seconds: float, count: int) -> None:
+    # NeMo Curator's round_by_factor rounds halves of two to the even half: 19 to 20, 21 to 20.
+    assert frame_count(seconds, 10_000, Sampling()) == count
+
+
+@given(first=st.floats(0, 100), length=st.floats(0.1, 100), count=st.integers(2, 768))
+def test_moments_are_even_from_the_first_frame_to_the_last(first: float, length: float, count: int) -> None:
+    times = [first, first + length]
+    found = moments(times, first + 2 * length, count)
+    assert len(found) == count
+    assert found[0] == first
+    assert found[-1] == first + length
+    steps = [b - a for a, b in itertools.pairwise(found)]
+    assert max(steps) - min(steps) < 1e-6
+
+
+def test_a_variable_rate_is_sampled_by_time_not_by_index() -> None:
+    dense_then_sparse = [i / 60 for i in range(60)] + [1 + i / 6 for i in range(12)]  # 1 s at 60 fps, 2 s at 6
+    chosen = shown_at(dense_then_sparse, moments(dense_then_sparse, 3.0, 6))
+    shown = [dense_then_sparse[index] for index in chosen]
+    assert shown == pytest.approx([i * dense_then_sparse[-1] / 5 for i in range(6)], abs=1 / 6)
+
+
+def test_a_frame_stays_on_show_until_the_next() -> None:
+    assert shown_at([0.0, 0.1, 0.2, 3.0], [0.0, 1.0, 2.0, 3.0]) == (0, 2, 2, 3)
+
+
+def test_a_last_frame_that_is_held_is_seen_for_as_long() -> None:
+    times = [0.0, 0.1, 0.2, 0.3]
+    assert moments(times, 10.3, 3) == pytest.approx((0.0, 5.1, 10.2))
+    assert shown_at(times, moments(times, 10.3, 3)) == (0, 3, 3)
+
+
+def test_a_last_frame_that_is_shown_like_the_others_ends_the_moments() -> None:
+    assert moments([0.0, 0.1, 0.2, 0.3], 0.4, 4)[-1] == 0.3
+
+
+@pytest.mark.parametrize("bad", [{"fps": 0}, {"min_frames": 1}, {"min_frames": 8, "max_frames": 6}])
+def test_limits_out_of_range_are_refused(bad: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="give"):
+        Sampling(**bad)  # type: ignore[arg-type]

@@ -1,0 +1,63 @@
+"""Files of every codec in every container that it is met with: what FFmpeg's full decode shows, and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from caption_assets.video.decode import decode
+from caption_assets.video.probe import probe
+from tests.video.full_decode import full_decode
+from tests.video.numbered import SIZE, Recording, matrix, numbers
+
+FAST = {
+    "h264 gop 10 b 2, mp4",
+    "h264 gop 10 b 2, avi",
+    "h264 gop 10 b 4, matroska, variable rate",
+    "hevc open gop, mpegts",
+    "mpeg2video gop 12 b 2, vob",
+    "mpeg2video gop 12 b 2, asf",
+    "mpeg4 gop 12 b 2, avi",
+    "libvpx-vp9 hidden, webm",
+    "av1, mp4",
+    "gif, gif",
+    "apng, apng",
+}
+"""Of each kind of timeline one."""
+
+
+def cases() -> list[object]:
+    """The matrix, a few of it in the fast lane."""
+    return [
+        pytest.param(recording, id=name, marks=pytest.mark.fast if name in FAST else pytest.mark.faults)
+        for name, recording in matrix()
+    ]
+
+
+@pytest.mark.parametrize("recording", cases())
+def test_every_picture_is_shown_at_its_time(recording: Recording, tmp_path: Path) -> None:
+    path = tmp_path / "clip"
+    path.write_bytes(data := recording.write())
+    found = probe(data)
+    first, total = recording.times[0], len(recording.times)
+    assert found.times == pytest.approx([(time - first) / recording.rate for time in recording.times], abs=0.0011)
+
+    reference = full_decode(path, SIZE)
+    there = numbers(reference.pictures)
+    assert sorted(there) == list(range(total))
+
+    whole = decode(data, 0, total, total, SIZE)
+    assert whole.replaced == 0
+    assert numbers(whole.pixels) == list(whole.indices)
+    for start in range(0, total - 9, 10):
+        window = decode(data, start, start + 10, 6, SIZE)
+        assert numbers(window.pixels) == list(window.indices)
+        assert (window.indices[0], window.indices[-1]) == (start, start + 9)
+
+
+@pytest.mark.fast
+def test_the_matrix_has_at_least_200_files_of_all_containers() -> None:
+    assert len(matrix()) >= 200
+    containers = "mp4 mov matroska webm mpegts mpeg vob flv avi asf gif apng mxf nut"
+    assert {recording.container for _, recording in matrix()} >= set(containers.split())

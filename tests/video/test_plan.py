@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from caption_assets.video.payload import Holds
+from caption_assets.video.plan import Structure, runs, with_parts
+from caption_assets.video.timeline import MISSING
+
+pytestmark = pytest.mark.fast
+
+
+def structure(*groups: Sequence[int | None], holds: Sequence[Holds] = ()) -> Structure:
+    """Timestamps in decoding order, each group's first a keyframe."""
+    starts = list(itertools.accumulate(map(len, groups), initial=0))
+    stamps = [MISSING if stamp is None else stamp for group in groups for stamp in group]
+    return Structure(starts[-1], starts[:-1], stamps, holds or [Holds.PICTURE] * starts[-1])
+
+
+def planned(clip: Structure, wanted: set[int]) -> list[tuple[int, int]]:
+    """Ranges of packets for pictures by their timestamps."""
+    numbers = {clip.stamps.index(stamp) for stamp in wanted}
+    return [(run.start, run.stop) for run in runs(clip, numbers)]
+
+
+CLOSED = structure([0, 3, 1, 2], [4, 7, 5, 6], [8, 11, 9, 10])
+OPEN = structure([0, 3, 1, 2], [6, 4, 5, 9, 7, 8], [12, 10, 11])
+"""Frames 4 and 5 lead the second group, 10 and 11 the third."""
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        ({0}, [(0, 1)]),
+        ({2}, [(0, 4)]),
+        ({7}, [(4, 6)]),
+        ({1, 10}, [(0, 3), (8, 12)]),
+        ({3, 4}, [(0, 2), (4, 5)]),
+        ({2, 4}, [(0, 5)]),
+    ],
+)
+def test_a_group_is_decoded_from_its_keyframe_to_its_last_wanted_picture(
+    wanted: set[int], expected: list[tuple[int, int]]
+) -> None:
+    assert planned(CLOSED, wanted) == expected
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [({4}, [(0, 6)]), ({9}, [(4, 8)]), ({10}, [(4, 12)]), ({5, 11}, [(0, 13)])],
+)
+def test_a_group_is_decoded_to_its_end_where_leading_pictures_of_the_next_are_wanted(
+    wanted: set[int], expected: list[tuple[int, int]]
+) -> None:
+    assert planned(OPEN, wanted) == expected
+
+
+def test_the_first_packet_begins_a_group_whatever_it_is() -> None:
+    headless = Structure(4, [2], [0, 1, 2, 3], [Holds.PICTURE] * 4)
+    assert planned(headless, {1}) == [(0, 2)]
+    assert planned(Structure(4, [], [0, 1, 2, 3], [Holds.PICTURE] * 4), {3}) == [(0, 4)]
+
+
+def test_a_second_field_goes_with_its_first() -> None:
+    fields = structure([0, None, 1, None], holds=[Holds.PICTURE, Holds.NOTHING] * 2)
+    assert with_parts(fields, {0}) == {0, 1}
+    assert with_parts(fields, {2}) == {2, 3}
+
+
+@given(
+    groups=st.lists(st.integers(1, 9), min_size=1, max_size=9).flatmap(
+        lambda sizes: st.tuples(st.just(sizes), st.permutations(range(sum(sizes))))
+    ),
+    data=st.data(),
+)
+def test_each_wanted_packet_is_in_a_run_that_begins_at_its_keyframe_or_before(
+    groups: tuple[list[int], list[int]], data: st.DataObject
+) -> None:
+    sizes, stamps = groups
+    starts = list(itertools.accumulate(sizes, initial=0))
+    clip = structure(*(stamps[start:end] for start, end in itertools.pairwise(starts)))
+    wanted = data.draw(st.sets(st.integers(0, clip.packets - 1)))
+    found = runs(clip, wanted)
+    assert all(before.stop < after.start for before, after in itertools.pairwise(found))
+    assert all(run.start in starts for run in found)
+    for number in wanted:
+        [run] = [run for run in found if number in run]
+        assert run.start <= max(start for start in starts if start <= number)

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from concurrent.futures import Future
+from threading import Thread
+
+import pytest
+
+from caption_assets.workers.job_queue import KEPT, Job, JobQueue
+
+pytestmark = pytest.mark.fast
+
+
+def job(name: str, affinity: str | None = None) -> Job:
+    return Job(Future(), lambda: name, affinity)
+
+
+def names(queue: JobQueue, *workers: int) -> list[str]:
+    """What is taken, one job after the other, by workers in this order."""
+    found = [queue.take(worker) for worker in workers]
+    return [one.call() for one in found if one]
+
+
+def test_jobs_are_taken_in_order() -> None:
+    queue = JobQueue()
+    for name in "abc":
+        queue.put(job(name))
+    assert names(queue, 0, 1, 0) == ["a", "b", "c"]
+
+
+def test_jobs_with_an_affinity_go_to_the_worker_that_took_the_last_and_others_pass_them() -> None:
+    queue = JobQueue()
+    for one in (job("a1", "a"), job("a2", "a"), job("b")):
+        queue.put(one)
+    assert names(queue, 0, 1, 0) == ["a1", "b", "a2"]
+
+
+def test_an_affinity_is_forgotten_after_a_few_others() -> None:
+    queue = JobQueue()
+    for name in [*map(str, range(KEPT + 1)), "0"]:
+        queue.put(job(name, name))
+    assert names(queue, *[0] * (KEPT + 1), 1) == [*map(str, range(KEPT + 1)), "0"]
+
+
+def test_the_end_lets_workers_go_and_returns_what_waits() -> None:
+    queue = JobQueue()
+    taken: list[Job | None] = []
+    waiting = Thread(target=lambda: taken.append(queue.take(0)))
+    waiting.start()
+    assert queue.end() == []
+    waiting.join()
+    assert taken == [None]
+    queue.put(left := job("left"))
+    assert queue.take(0) is None
+    assert queue.end() == [left]
