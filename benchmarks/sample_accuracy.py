@@ -23,7 +23,7 @@ from caption_assets.captioning.job import Job
 from caption_assets.captioning.open_shard import Published, PublishedTable
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.shard_queue import caption_shards
-from caption_assets.captioning.supervisor import EngineKeeper
+from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.models.cache import ensure_local
 from caption_assets.models.mirror import publish
@@ -77,7 +77,7 @@ async def run(root: Root, cache: Path, watcher: Watcher) -> None:
         publish_manifest(root, SHARD, (row for clip in clips for row in clip.rows), {})
     job = Job(root, source, recipe, frozenset({Table.STAGE1, Table.STAGE2}))
     model = ensure_local(root, recipe.variant, cache)
-    engine = EngineKeeper(lambda: start_engine(model, recipe, EngineConfig()))
+    engine = EngineSupervisor(lambda: start_engine(model, recipe, EngineConfig()))
     with Sandbox() as sandbox:
         await caption_shards(engine, sandbox, job, [SHARD], watcher)
 

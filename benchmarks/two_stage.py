@@ -42,9 +42,9 @@ from caption_assets.captioning.engine import (
     start_engine,
     video_metadata,
 )
-from caption_assets.captioning.recipe import Generation, Recipe
+from caption_assets.captioning.recipe import Recipe, SamplingParams
 from caption_assets.captioning.stream import caption
-from caption_assets.captioning.supervisor import EngineKeeper
+from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.captioning.task import Captioned, Task
 from caption_assets.captioning.two_stage import Captioner, Plan
 from caption_assets.models.cache import ensure_local
@@ -55,7 +55,7 @@ from caption_assets.store.content_tag import content_tag
 from caption_assets.store.root import Root
 from caption_assets.store.tables import ManifestRow, Status
 from caption_assets.video.decode import Frames
-from caption_assets.video.frame_sampling import Sampling
+from caption_assets.video.frame_sampling import FrameSampling
 from caption_assets.workers.sandbox import Sandbox
 
 SANDBOX = Sandbox()
@@ -68,7 +68,7 @@ MEASURED = 100
 """Windows during which memory is measured."""
 BLOCK = 32
 """Tokens in a block of the prefix cache."""
-GENERATION = Generation(temperature=2.0, top_p=1.0, max_output_tokens=128)
+GENERATION = SamplingParams(temperature=2.0, top_p=1.0, max_output_tokens=128)
 """Drawn freely, so that answers differ in length as captions do: 8 to 15 tokens, and now and then a long one."""
 EMPTY = "empty_answer"
 """Error of a window whose answer was drawn without a word: few of the short, up to one in nine of the long windows. The
@@ -76,7 +76,7 @@ reference asks stage 2 of these too."""
 RECIPE = Recipe(
     # 12 to 16 tokens a pair of frames, 5 frames a second of 4 to 12 seconds: 120 to 480 visual tokens a window.
     variant=replace(SAMPLE, pixels=replace(SAMPLE.pixels, total_pixels=2 * 3000 * 28**2), max_model_len=6144),
-    frames=Sampling(fps=5.0),
+    frames=FrameSampling(fps=5.0),
     generation=GENERATION,
     regenerations=0,
 )
@@ -86,7 +86,7 @@ LARGE = Recipe(
         RECIPE.variant,
         pixels=PixelLimits(min_pixels=64 * 28**2, max_pixels=72 * 28**2, total_pixels=2 * 4000 * 28**2),
     ),
-    frames=Sampling(fps=8.0),
+    frames=FrameSampling(fps=8.0),
     generation=GENERATION,
     regenerations=0,
 )
@@ -160,10 +160,10 @@ class Ready:
         return found
 
     @classmethod
-    async def of(cls, keeper: EngineKeeper, tasks: Sequence[Task]) -> Ready:
+    async def of(cls, supervisor: EngineSupervisor, tasks: Sequence[Task]) -> Ready:
         """Decode every task's window."""
         with SandboxDecoder(SANDBOX) as decoder:
-            captioner = Captioner(keeper, RECIPE, decoder, with_stage2=True)
+            captioner = Captioner(supervisor, RECIPE, decoder, with_stage2=True)
             plans = [await captioner.plan(task) for task in tasks]
             frames = await asyncio.gather(
                 *(
@@ -187,7 +187,9 @@ class Ready:
 # --- arms
 
 
-async def ours(keeper: EngineKeeper, recipe: Recipe, decoder: Decoder, tasks: Sequence[Task]) -> list[Captioned]:
+async def ours(
+    supervisor: EngineSupervisor, recipe: Recipe, decoder: Decoder, tasks: Sequence[Task]
+) -> list[Captioned]:
     """This project's stream."""
     results: list[Captioned] = []
 
@@ -202,7 +204,7 @@ async def ours(keeper: EngineKeeper, recipe: Recipe, decoder: Decoder, tasks: Se
         if error is None:
             results.append(result)
 
-    await caption(keeper, recipe, decoder, stream(), keep, with_stage2=True)
+    await caption(supervisor, recipe, decoder, stream(), keep, with_stage2=True)
     assert len(results) >= 0.8 * len(tasks), f"{len(tasks) - len(results)} answers of {len(tasks)} are empty"
     return results
 
@@ -256,11 +258,11 @@ async def measure_speed(model: Path, films: Sequence[tuple[SampleClip, bytes]], 
     config = EngineConfig(arguments={"max_model_len": RECIPE.variant.max_model_len})
     rng = np.random.default_rng(0)
     async with (
-        EngineKeeper(lambda: start_engine(model, RECIPE, config)) as keeper,
+        EngineSupervisor(lambda: start_engine(model, RECIPE, config)) as supervisor,
         plain_engine(model, config) as plain,
     ):
-        wide = keeper.engine._llm
-        ready = await Ready.of(keeper, fresh_tasks(films))
+        wide = supervisor.engine._llm
+        ready = await Ready.of(supervisor, fresh_tasks(films))
         seconds: dict[str, list[float]] = {"f32": [], "u8": [], "shared": [], "ready": [], "decoding": []}
         rows: list[Captioned] = []
         for turn in range(rounds + 1):
@@ -271,18 +273,18 @@ async def measure_speed(model: Path, films: Sequence[tuple[SampleClip, bytes]], 
                 begun = time.monotonic()
                 if arm in ("f32", "u8", "shared"):
                     llm = wide if arm == "shared" else plain
-                    await reference(llm, keeper.engine.render, fresh, np.float32 if arm == "f32" else np.uint8)
+                    await reference(llm, supervisor.engine.render, fresh, np.float32 if arm == "f32" else np.uint8)
                 elif arm == "ready":
-                    rows = await ours(keeper, RECIPE, ready, tasks)
+                    rows = await ours(supervisor, RECIPE, ready, tasks)
                 else:
                     with SandboxDecoder(SANDBOX) as decoder:
-                        rows = await ours(keeper, RECIPE, decoder, tasks)
+                        rows = await ours(supervisor, RECIPE, decoder, tasks)
                 if turn:
                     took.append(time.monotonic() - begun)
                     empty = f", {len(few) - len(rows)} empty" if arm in ("ready", "decoding") else ""
                     print(f"round {turn}, {arm}: {len(few) / took[-1]:.1f} windows/s{empty}", flush=True)
-        resent = keeper.resent
-        of_cacheable = cached_of_cacheable(keeper.engine, rows)
+        resent = supervisor.resent
+        of_cacheable = cached_of_cacheable(supervisor.engine, rows)
     print(f"{resent} videos were sent again", flush=True)
 
     def ratio(slow: str, fast: str) -> float:
@@ -314,9 +316,9 @@ async def measure_large(model: Path, films: Sequence[tuple[SampleClip, bytes]]) 
     long = [(clip, data) for clip, data in films[:48] if clip.frames / clip.fps >= 9]
     # No step may be shorter than a window's video.
     config = EngineConfig(arguments={"max_model_len": LARGE.variant.max_model_len, "max_num_batched_tokens": 6144})
-    async with EngineKeeper(lambda: start_engine(model, LARGE, config)) as keeper:
+    async with EngineSupervisor(lambda: start_engine(model, LARGE, config)) as supervisor:
         with SandboxDecoder(SANDBOX) as decoder:
-            rows = await ours(keeper, LARGE, decoder, fresh_tasks(long))
+            rows = await ours(supervisor, LARGE, decoder, fresh_tasks(long))
     prompts = [row.stage2.prompt_tokens or 0 for row in rows if row.stage2]
     cached = [row.stage2.cached_tokens or 0 for row in rows if row.stage2]
     assert min(prompts) >= 2000, prompts
@@ -331,13 +333,13 @@ async def measure_memory(model: Path, films: Sequence[tuple[SampleClip, bytes]],
     """
     config = EngineConfig(processor_cache_gb=0.0625, arguments={"max_model_len": RECIPE.variant.max_model_len})
     figures = {}
-    async with EngineKeeper(lambda: start_engine(model, RECIPE, config)) as keeper:
+    async with EngineSupervisor(lambda: start_engine(model, RECIPE, config)) as supervisor:
         done = 0
         for target in (200, windows):
             with SandboxDecoder(SANDBOX) as decoder:
-                await ours(keeper, RECIPE, decoder, fresh_tasks(films, target - MEASURED - done))
+                await ours(supervisor, RECIPE, decoder, fresh_tasks(films, target - MEASURED - done))
                 measuring = asyncio.create_task(sample_pss_mb(stop := asyncio.Event()))
-                await ours(keeper, RECIPE, decoder, fresh_tasks(films, MEASURED))
+                await ours(supervisor, RECIPE, decoder, fresh_tasks(films, MEASURED))
                 stop.set()
             done = target
             samples = await measuring

@@ -21,9 +21,9 @@ from caption_assets.captioning.admission import Admission
 from caption_assets.captioning.budget import FrameGrid, FrameTooNarrow, NoRoom, fit, fit_context
 from caption_assets.captioning.engine import CaptionEngine, EngineConfig, EngineError, start_engine
 from caption_assets.captioning.prompts import neutralise
-from caption_assets.captioning.recipe import Generation, Recipe
+from caption_assets.captioning.recipe import Recipe, SamplingParams
 from caption_assets.captioning.request import Request, RequestFailed
-from caption_assets.captioning.supervisor import EngineKeeper
+from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.captioning.two_stage import SPARE_TOKENS
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.models.mirror import publish, read_manifest
@@ -116,7 +116,7 @@ class QwenVL:
         self.verbose = verbose
         self._variant = find_variant(model_variant)
         self._loop: _LoopThread | None = None
-        self._keeper: EngineKeeper | None = None
+        self._supervisor: EngineSupervisor | None = None
 
     @property
     def model_id_names(self) -> list[str]:
@@ -155,15 +155,15 @@ class QwenVL:
         if self.verbose:
             os.environ.setdefault("VLLM_LOGGING_LEVEL", "INFO")  # at which vLLM tells its statistics
         self._loop = _LoopThread()
-        keeper = EngineKeeper(lambda: start_engine(folder, recipe, config))
-        self._keeper = self._loop.run(keeper.__aenter__())
+        supervisor = EngineSupervisor(lambda: start_engine(folder, recipe, config))
+        self._supervisor = self._loop.run(supervisor.__aenter__())
 
     def close(self) -> None:
         """End the engine; at the end of the process it ends by itself."""
-        if self._loop and self._keeper:
-            self._loop.run(self._keeper.__aexit__(None, None, None))
+        if self._loop and self._supervisor:
+            self._loop.run(self._supervisor.__aexit__(None, None, None))
             self._loop.stop()
-        self._loop = self._keeper = None
+        self._loop = self._supervisor = None
 
     def generate(
         self,
@@ -192,16 +192,16 @@ class QwenVL:
             CaptionsIncomplete: if some videos got no caption: a video or prompt is not as above, there is no place in
                 it for the second prompt, a request fails, or the engine crashes too often. It holds all other captions.
         """
-        if self._loop is None or self._keeper is None:
+        if self._loop is None or self._supervisor is None:
             raise RuntimeError("call setup() before generate()")
         inputs: list[_Input | str] = []
         for video in videos:
             try:
-                checked = self._checked(self._keeper.engine, video, generate_stage2_caption, float_maximum)
+                checked = self._checked(self._supervisor.engine, video, generate_stage2_caption, float_maximum)
                 inputs.append(self._loop.run(checked))
             except (KeyError, TypeError, ValueError, RequestFailed) as error:
                 inputs.append(f"{type(error).__name__}: {error}")
-        return self._loop.run(self._generate(self._keeper, inputs, generate_stage2_caption))
+        return self._loop.run(self._generate(self._supervisor, inputs, generate_stage2_caption))
 
     async def _checked(
         self, engine: CaptionEngine, video: Mapping[str, Any], with_stage2: bool, float_maximum: float
@@ -254,10 +254,12 @@ class QwenVL:
         second = second_prompt(prompt, neutralise(self.stage2_prompt_text, engine.special_tokens))
         return max(stage1, engine.text_tokens(second) + most + SPARE_TOKENS + most)  # it holds the first answer
 
-    async def _generate(self, keeper: EngineKeeper, inputs: Sequence[_Input | str], with_stage2: bool) -> list[str]:
-        engine, special = keeper.engine, keeper.engine.special_tokens
+    async def _generate(
+        self, supervisor: EngineSupervisor, inputs: Sequence[_Input | str], with_stage2: bool
+    ) -> list[str]:
+        engine, special = supervisor.engine, supervisor.engine.special_tokens
         admission = Admission(engine.capacity)
-        generation = Generation(max_output_tokens=self.max_output_tokens)
+        generation = SamplingParams(max_output_tokens=self.max_output_tokens)
         captions: list[str | None] = [None] * len(inputs)
         stage1: list[str | None] = [None] * len(inputs)
         errors = {number: video for number, video in enumerate(inputs) if isinstance(video, str)}
@@ -270,14 +272,14 @@ class QwenVL:
             await admission.enter(load)
             request = Request(uuid4().hex, video.frames, video.prompt, generation, stage=1, replica=number)
             try:
-                stage1[number] = caption = (await keeper.complete(request)).text
+                stage1[number] = caption = (await supervisor.complete(request)).text
                 if with_stage2:
                     told = neutralise(self.stage2_prompt_text + caption, special)
                     prompt = second_prompt(video.prompt, told)
                     again = Request(
                         request.video_id, video.frames, prompt, generation, stage=2, seen=True, replica=number
                     )
-                    caption = (await keeper.complete(again)).text
+                    caption = (await supervisor.complete(again)).text
                 if caption:
                     captions[number] = caption
                 else:

@@ -12,7 +12,7 @@ import dagster as dg
 from caption_assets.captioning.adapter import Adapter
 from caption_assets.captioning.engine import CaptionEngine, EngineConfig, start_engine
 from caption_assets.captioning.recipe import Recipe
-from caption_assets.captioning.supervisor import EngineKeeper
+from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.models.cache import ensure_local
 from caption_assets.models.checkpoint import Checkpoint
 from caption_assets.models.mirror import publish
@@ -139,7 +139,7 @@ class Engine(dg.ConfigurableResource):  # type: ignore[type-arg]
         on_death: Callable[[str], None],
         watch: Watch = lambda engine: engine,
         adapter: Adapter | None = None,
-    ) -> EngineKeeper:
+    ) -> EngineSupervisor:
         """Build an engine, and another when it dies; it is shut down when the block ends.
 
         Args:
@@ -150,7 +150,7 @@ class Engine(dg.ConfigurableResource):  # type: ignore[type-arg]
             adapter: the recipe's LoRA adapter, if it has one.
         """
         config = self.config
-        return EngineKeeper(
+        return EngineSupervisor(
             lambda: watch(start_engine(model, recipe, config, adapter)),
             max_restarts=self.max_restarts,
             on_death=on_death,

@@ -15,7 +15,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from caption_assets.captioning.engine_arguments import STEP
 from caption_assets.captioning.job import CHECKPOINT_ROWS, CHECKPOINT_SECONDS, LEASE_SECONDS, MAX_ATTEMPTS
 from caption_assets.captioning.prompts import GENERAL, PROMPTS, Prompt
-from caption_assets.captioning.recipe import DEFAULTS, DETERMINISTIC, MOST_TEMPERATURE, Generation, Recipe
+from caption_assets.captioning.recipe import DEFAULTS, DETERMINISTIC, MOST_TEMPERATURE, Recipe, SamplingParams
 from caption_assets.credentials import find_credential, is_credential, is_hub_token, mentions_credential
 from caption_assets.environment import PREFIX, is_service_address, unknown_settings
 from caption_assets.errors import CaptionAssetsError
@@ -23,7 +23,7 @@ from caption_assets.export.format import Export, Format
 from caption_assets.models.checkpoint import Checkpoint, Lora
 from caption_assets.models.lora import find_lora
 from caption_assets.models.variants import VARIANTS, UnknownModel, Variant, find_variant
-from caption_assets.video.frame_sampling import FRAME_FACTOR, Sampling
+from caption_assets.video.frame_sampling import FRAME_FACTOR, FrameSampling
 from caption_assets.video.window import MIN_WINDOW_FRAMES, MIN_WINDOW_SECONDS, Windowing
 
 logger = logging.getLogger(__name__)
@@ -470,7 +470,7 @@ class Settings(BaseSettings):
             variant=self.variant,
             fp8=self.variant.fp8 if self.fp8 is None else self.fp8,
             prompt=self._prompt,
-            frames=Sampling(self.sample_fps, self.min_frames, self.max_frames),
+            frames=FrameSampling(self.sample_fps, self.min_frames, self.max_frames),
             generation=self._generation,
             regenerations=self.regenerations,
             engine={STEP: self.max_batched_tokens, **self.engine_args} if self.max_batched_tokens else self.engine_args,
@@ -495,8 +495,8 @@ class Settings(BaseSettings):
         return Prompt("custom", self.stage1_prompt or named.stage1, self.stage2_prompt or named.stage2)
 
     @property
-    def _generation(self) -> Generation:
-        given = Generation(self.temperature, self.top_p, self.repetition_penalty, self.max_output_tokens)
+    def _generation(self) -> SamplingParams:
+        given = SamplingParams(self.temperature, self.top_p, self.repetition_penalty, self.max_output_tokens)
         generation = given if self._has_own_sampling else given.filled({}, DEFAULTS)
         if self.deterministic:
             return replace(

@@ -24,7 +24,7 @@ from caption_assets.captioning.decoding import SandboxDecoder
 from caption_assets.captioning.engine import CaptionEngine, EngineConfig, start_engine
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.stream import caption
-from caption_assets.captioning.supervisor import EngineKeeper
+from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.captioning.task import Captioned, Task
 from caption_assets.models.cache import ensure_local
 from caption_assets.models.mirror import publish
@@ -116,18 +116,18 @@ def engine(event_loop_runner: asyncio.Runner, model_folder: Path) -> Iterator[Ca
 
 
 @pytest.fixture(scope="session")
-def keeper(engine: CaptionEngine, event_loop_runner: asyncio.Runner) -> EngineKeeper:
-    """A keeper of the session's engine, which it neither starts nor ends."""
+def supervisor(engine: CaptionEngine, event_loop_runner: asyncio.Runner) -> EngineSupervisor:
+    """A supervisor of the session's engine, which it neither starts nor ends."""
 
     @asynccontextmanager
     async def running() -> AsyncIterator[CaptionEngine]:
         yield engine
 
-    return event_loop_runner.run(EngineKeeper(running).__aenter__())
+    return event_loop_runner.run(EngineSupervisor(running).__aenter__())
 
 
 async def caption_all(
-    keeper: EngineKeeper,
+    supervisor: EngineSupervisor,
     recipe: Recipe,
     tasks: Iterable[Task],
     *,
@@ -147,7 +147,7 @@ async def caption_all(
         results[result.task.number] = result
 
     with SandboxDecoder(sandbox) as decoder:
-        await caption(keeper, recipe, decoder, stream(), keep, with_stage2=with_stage2)
+        await caption(supervisor, recipe, decoder, stream(), keep, with_stage2=with_stage2)
     return [results[number] for number in range(len(numbered))]
 
 

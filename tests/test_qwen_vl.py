@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from caption_assets.captioning.engine import EngineDied
 from caption_assets.captioning.prompts import CAPTION_SLOT, GENERAL
 from caption_assets.captioning.request import Completion, Request, RequestFailed
-from caption_assets.captioning.supervisor import EngineKeeper
+from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.models.variants import VARIANTS, find_variant
 from caption_assets.qwen_vl import CaptionsIncomplete, QwenVL, _LoopThread, as_frames, second_prompt
 from caption_assets.sample.clips import SampleClip, encode, random_clip
@@ -122,9 +122,9 @@ def on_a_stand_in() -> Iterator[QwenVL]:
     """A model whose engine is a stand-in that may die, and is not built again."""
     model = QwenVL("/models", "sample", 16, fp8=False, stage2_prompt_text="user_prompt shy ")
     loop = _LoopThread()
-    keeper = EngineKeeper(lambda: start_stand_in(Mortal()), max_restarts=0)
-    loop.run(keeper.__aenter__())
-    model._loop, model._keeper = loop, keeper
+    supervisor = EngineSupervisor(lambda: start_stand_in(Mortal()), max_restarts=0)
+    loop.run(supervisor.__aenter__())
+    model._loop, model._supervisor = loop, supervisor
     yield model
     model.close()
 
@@ -159,8 +159,8 @@ def test_a_second_stage_that_fails_leaves_the_first_caption(on_a_stand_in: QwenV
 
 @pytest.mark.fast
 def test_a_video_too_long_for_the_model_is_thinned_and_its_true_rate_told(on_a_stand_in: QwenVL) -> None:
-    assert on_a_stand_in._keeper is not None
-    engine: object = on_a_stand_in._keeper.engine
+    assert on_a_stand_in._supervisor is not None
+    engine: object = on_a_stand_in._supervisor.engine
     assert isinstance(engine, Mortal)
     on_a_stand_in.model_does_preprocess = True
     on_a_stand_in.generate([blank("user_prompt", frames=768, size=(120, 160))])
@@ -175,8 +175,8 @@ def test_a_video_too_long_for_the_model_is_thinned_and_its_true_rate_told(on_a_s
 
 @pytest.mark.fast
 def test_room_is_kept_for_the_answers_that_are_asked_for(on_a_stand_in: QwenVL) -> None:
-    assert on_a_stand_in._keeper is not None
-    engine: object = on_a_stand_in._keeper.engine
+    assert on_a_stand_in._supervisor is not None
+    engine: object = on_a_stand_in._supervisor.engine
     assert isinstance(engine, Mortal)
     on_a_stand_in.model_does_preprocess = True
     on_a_stand_in.max_output_tokens = engine.context // 2 - 20
@@ -242,20 +242,20 @@ def test_captions_come_in_order_and_the_inputs_stay_as_they_are(
 @pytest.mark.engine
 def test_the_second_stage_is_asked_with_the_first_caption(model: QwenVL, films: list[tuple[SampleClip, bytes]]) -> None:
     seen: list[str] = []
-    keeper = model._keeper
-    assert keeper is not None
-    complete = keeper.complete
+    supervisor = model._supervisor
+    assert supervisor is not None
+    complete = supervisor.complete
 
     async def watch(request: Any) -> Any:
         answer = await complete(request)
         seen.append(request.prompt)
         return answer
 
-    keeper.complete = watch  # type: ignore[method-assign]
+    supervisor.complete = watch  # type: ignore[method-assign]
     try:
         model.generate(inputs(films[:1], GENERAL.stage1), generate_stage2_caption=True)
     finally:
-        del keeper.complete
+        del supervisor.complete
     first, second = seen
     assert films[0][0].scenes[0].stage1 in second
     assert GENERAL.stage1 not in second

@@ -4,7 +4,7 @@ import re
 import pytest
 
 from caption_assets.captioning.prompts import GENERAL, PROMPTS
-from caption_assets.captioning.recipe import Generation, Recipe
+from caption_assets.captioning.recipe import Recipe, SamplingParams
 from caption_assets.models.checkpoint import Lora
 from caption_assets.settings import Settings, SettingsError, load_settings
 
@@ -298,9 +298,9 @@ def test_sampling_is_left_to_a_model_by_folder_as_far_as_it_is_not_set(monkeypat
     monkeypatch.setenv("CAPTION_MODEL", "/models/mine")
     monkeypatch.setenv("CAPTION_MODEL_REVISION", "v1")
     monkeypatch.setenv("CAPTION_TEMPERATURE", "0.3")
-    assert load_settings().recipe.generation == Generation(0.3, None, None)
+    assert load_settings().recipe.generation == SamplingParams(0.3, None, None)
     monkeypatch.setenv("CAPTION_MODEL_LIKE", "qwen2.5")
-    assert load_settings().recipe.generation == Generation(0.3)
+    assert load_settings().recipe.generation == SamplingParams(0.3)
 
 
 def test_windows_may_be_cut_by_seconds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from caption_assets.dagster_lib.failures import clear_failures
+from caption_assets.dagster_lib.failures import as_dagster_failure
 from caption_assets.dagster_lib.project import CAPTIONS_GROUP, Project
 from caption_assets.dagster_lib.termination import stoppable
 from caption_assets.export.card import CARD
@@ -33,7 +33,7 @@ def build_captioned_dataset(settings: Settings, export: Export) -> dg.AssetsDefi
     )
     def captioned_dataset(context: dg.AssetExecutionContext, storage: Storage) -> dg.MaterializeResult[None]:
         shard = context.partition_key
-        with stoppable(context), clear_failures():
+        with stoppable(context), as_dagster_failure():
             root = storage.root()
             exported = export_shard(root, storage.source(), shard, export)
         index = exported.index

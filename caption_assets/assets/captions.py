@@ -12,10 +12,10 @@ from caption_assets.captioning.adapter import Adapter
 from caption_assets.captioning.job import Job
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.shard_queue import caption_shards
-from caption_assets.captioning.supervisor import EngineKeeper
+from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.captioning.threads import in_thread
 from caption_assets.dagster_lib.columns import column_metadata
-from caption_assets.dagster_lib.failures import clear_failures
+from caption_assets.dagster_lib.failures import as_dagster_failure
 from caption_assets.dagster_lib.metrics import Counted, Metrics, serve_metrics
 from caption_assets.dagster_lib.progress import WeightsProgress
 from caption_assets.dagster_lib.project import CAPTIONS_GROUP, Project, table_of
@@ -58,7 +58,7 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
                 allow_retries=False,
             )
         tables = frozenset(table_of(key) for key in context.selected_asset_keys)
-        with stoppable(context) as stop, clear_failures():
+        with stoppable(context) as stop, as_dagster_failure():
             root = storage.root()
             if not tables:
                 check_stored(context, project, root, settings.max_failed_fraction)
@@ -80,9 +80,9 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
             )
             log = RunLog(context, settings, job.root)
             with clips.start() as sandbox, serve_metrics(settings.metrics_port) as metrics:
-                keeper = _engine(context, engine, weights, job, log, metrics)
+                supervisor = _engine(context, engine, weights, job, log, metrics)
                 shards = shards_to_make(context)
-                stop.run(caption_shards(keeper, sandbox, job, shards, Counted(log, metrics)))
+                stop.run(caption_shards(supervisor, sandbox, job, shards, Counted(log, metrics)))
         yield from log.results
         log.check()
 
@@ -98,7 +98,7 @@ def _identified(recipe: Recipe, root: Root) -> Recipe:
 @asynccontextmanager
 async def _engine(
     context: dg.AssetExecutionContext, engine: Engine, weights: Weights, job: Job, log: RunLog, metrics: Metrics
-) -> AsyncIterator[EngineKeeper]:
+) -> AsyncIterator[EngineSupervisor]:
     """The run's one engine, its model fetched to this machine first."""
     log.engine_wanted()
     progress = WeightsProgress(context.log)
@@ -124,12 +124,10 @@ async def _engine(
     def died(reason: str) -> None:
         context.log.warning(f"{reason}; starting another for what was under way")
 
-    async with engine.start(model, job.recipe, died, metrics.watch, adapter) as keeper:
+    async with engine.start(model, job.recipe, died, metrics.watch, adapter) as supervisor:
         log.engine_ready()
-        yield keeper
-        context.log.info(
-            f"the engine died {keeper.deaths} times; {keeper.resent} videos had to be sent to it again for stage 2"
-        )
+        yield supervisor
+        context.log.info(f"engine restarts: {supervisor.deaths}; videos sent again for stage 2: {supervisor.resent}")
 
 
 def _specs(project: Project, recipe: Recipe) -> list[dg.AssetSpec]:

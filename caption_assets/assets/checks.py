@@ -10,7 +10,7 @@ from caption_assets.checks.findings import (
 )
 from caption_assets.checks.stored import read_stored
 from caption_assets.dagster_lib.check_events import SEVERITIES, findings, log_findings
-from caption_assets.dagster_lib.failures import ShardFailures, clear_failures
+from caption_assets.dagster_lib.failures import ShardFailures, as_dagster_failure
 from caption_assets.dagster_lib.project import Project, table_of
 from caption_assets.dagster_lib.termination import stoppable
 from caption_assets.models.mirror import find_damage, read_manifest
@@ -63,7 +63,7 @@ def build_weights_check(settings: Settings) -> dg.AssetChecksDefinition:
 
     @dg.asset_check(name=check.name, asset=weights, description=check.description, blocking=True)
     def verify(context: dg.AssetCheckExecutionContext, storage: Storage) -> dg.AssetCheckResult:
-        with stoppable(context), clear_failures():
+        with stoppable(context), as_dagster_failure():
             root = storage.root()
             manifests = [read_manifest(root, checkpoint) for checkpoint in checkpoints]
             damaged: dict[str, str] = {}

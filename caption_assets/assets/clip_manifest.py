@@ -16,7 +16,7 @@ from caption_assets.assets.shard_index import observation, observed_versions
 from caption_assets.captioning.prediction import predicted_tokens
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.dagster_lib.columns import ROW_COUNT, column_metadata
-from caption_assets.dagster_lib.failures import ShardFailures, clear_failures
+from caption_assets.dagster_lib.failures import ShardFailures, as_dagster_failure
 from caption_assets.dagster_lib.links import link
 from caption_assets.dagster_lib.markdown import markdown_table, shortened
 from caption_assets.dagster_lib.project import CAPTIONS_GROUP, SHARDS, Project
@@ -86,7 +86,7 @@ def build_clip_manifest(settings: Settings) -> dg.AssetsDefinition:
             )
         failures = ShardFailures(context)
         made: list[dg.MaterializeResult[None]] = []
-        with stoppable(context), clear_failures():
+        with stoppable(context), as_dagster_failure():
             root, source = storage.root(), storage.source()
             with clips.start(PROBERS) as sandbox:
                 for key in shards_to_make(context):

@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from caption_assets.dagster_lib.failures import clear_failures
+from caption_assets.dagster_lib.failures import as_dagster_failure
 from caption_assets.dagster_lib.progress import WeightsProgress
 from caption_assets.dagster_lib.project import MODEL_GROUP, Project
 from caption_assets.dagster_lib.termination import stoppable
@@ -31,7 +31,7 @@ def build_model_weights(settings: Settings) -> dg.AssetsDefinition:
     def model_weights(
         context: dg.AssetExecutionContext, storage: Storage, weights: Weights
     ) -> dg.MaterializeResult[None]:
-        with stoppable(context), clear_failures():
+        with stoppable(context), as_dagster_failure():
             root = storage.root()
             manifests = [
                 weights.publish(root, checkpoint, WeightsProgress(context.log), settings.config_overrides)

@@ -7,7 +7,7 @@ from typing import Any
 import dagster as dg
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
-from caption_assets.dagster_lib.failures import clear_failures, shards_failed
+from caption_assets.dagster_lib.failures import as_dagster_failure, shards_failed
 from caption_assets.dagster_lib.markdown import markdown_table
 from caption_assets.dagster_lib.project import SOURCE_GROUP, Project
 from caption_assets.dagster_lib.project_claim import claim
@@ -53,7 +53,7 @@ def build_shard_index(project: Project) -> dg.AssetsDefinition:
         kinds={"dagster"},
     )
     def shard_index(context: dg.AssetExecutionContext, storage: Storage) -> dg.MaterializeResult[None]:
-        with stoppable(context), clear_failures():
+        with stoppable(context), as_dagster_failure():
             source = storage.source()
             listing = list_shards(source)
             refuse_loose_videos(source, listing)

@@ -11,7 +11,7 @@ import dagster as dg
 
 from caption_assets.automation.shard_states import read_states
 from caption_assets.automation.status import sensor_status
-from caption_assets.dagster_lib.failures import clear_failures
+from caption_assets.dagster_lib.failures import as_dagster_failure
 from caption_assets.dagster_lib.project import Project
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.resources import build_storage
@@ -76,7 +76,7 @@ def build_failure_alerts(settings: Settings) -> dg.SensorDefinition:
     def run_failures(context: dg.RunFailureSensorContext) -> None:
         causes = [cause for event in context.get_step_failure_events() if (cause := _cause(event))]
         cause = (causes or [context.failure_event.message or "no reason was given"])[0]
-        with clear_failures():
+        with as_dagster_failure():
             alerts.send(f"Run {context.dagster_run.run_id} failed: {cause[:LONGEST_REASON]}", context.log)
 
     return run_failures
@@ -136,7 +136,7 @@ def build_overdue_check(settings: Settings) -> dg.AssetChecksDefinition:
         description="No shard waits for its captions longer than CAPTION_OVERDUE_HOURS since it came or changed.",
     )
     def captioned_in_time(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
-        with clear_failures():
+        with as_dagster_failure():
             overdue = find_overdue(context.instance, settings)
         return dg.AssetCheckResult(
             passed=overdue is None, severity=dg.AssetCheckSeverity.WARN, description=str(overdue) if overdue else None
@@ -156,13 +156,13 @@ def build_overdue_alerts(settings: Settings) -> dg.SensorDefinition:
         default_status=sensor_status(settings),
     )
     def overdue_shards(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-        with clear_failures():
+        with as_dagster_failure():
             overdue = find_overdue(context.instance, settings)
         found = json.dumps(overdue.shard if overdue else None)
         if found == (context.cursor or NONE):
             return dg.SensorResult(skip_reason=str(overdue) if overdue else "no shard waits too long")
         if overdue:
-            with clear_failures():
+            with as_dagster_failure():
                 alerts.send(str(overdue), context.log)
         evaluation = dg.AssetCheckEvaluation(
             asset_key=project.shards,

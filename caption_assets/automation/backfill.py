@@ -21,7 +21,7 @@ from caption_assets.automation.shard_states import (
     shards_under_way,
 )
 from caption_assets.automation.status import schedule_status
-from caption_assets.dagster_lib.failures import clear_failures
+from caption_assets.dagster_lib.failures import as_dagster_failure
 from caption_assets.dagster_lib.project import Project
 from caption_assets.dagster_lib.run_request import count_requests, request_tags
 from caption_assets.kubernetes.pods import caption_run_config
@@ -65,7 +65,7 @@ def build_backfill(settings: Settings) -> dg.ScheduleDefinition:
         target=dg.AssetSelection.assets(project.weights, project.manifest, *project.stages),
     )
     def backfill(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
-        with clear_failures():
+        with as_dagster_failure():
             plan = _build_plan(context, settings)
         return list(plan.run_requests()) or dg.SkipReason(plan.message)
 

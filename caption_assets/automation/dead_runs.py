@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 import dagster as dg
 from dagster._core.storage.dagster_run import ACTIVE_RUN_STATUSES
 
-from caption_assets.dagster_lib.failures import clear_failures
+from caption_assets.dagster_lib.failures import as_dagster_failure
 from caption_assets.resources import Storage
 from caption_assets.settings import Settings
 from caption_assets.store.heartbeat import Pulse, list_heartbeats, read_heartbeat, remove_heartbeat
@@ -94,7 +94,7 @@ def build_dead_runs(settings: Settings) -> dg.SensorDefinition:
         runs = {run.run_id: run for run in instance.get_runs(dg.RunsFilter(statuses=ACTIVE_RUN_STATUSES))}
         if not runs:
             return dg.SensorResult(skip_reason="no run is in progress", cursor=str(Looks(now, {})))
-        with clear_failures():
+        with as_dagster_failure():
             root = storage.root_to_read()
             written = list_heartbeats(root)
             ours = {run: when for run, when in written.items() if run in runs}

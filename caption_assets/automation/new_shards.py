@@ -27,7 +27,7 @@ from caption_assets.assets.shard_index import (
 from caption_assets.automation.alerts import AlertError, Alerts
 from caption_assets.automation.removals import Removals, find_removals, removal_evaluation
 from caption_assets.automation.status import sensor_status
-from caption_assets.dagster_lib.failures import clear_failures
+from caption_assets.dagster_lib.failures import as_dagster_failure
 from caption_assets.dagster_lib.project import Project
 from caption_assets.dagster_lib.project_claim import claim
 from caption_assets.errors import CaptionAssetsError, as_own
@@ -59,7 +59,7 @@ def build_new_shards(settings: Settings) -> dg.SensorDefinition:
     )
     def new_shards(context: dg.SensorEvaluationContext, storage: Storage) -> dg.SensorResult:
         cursor = _Cursor.parse(context.cursor)
-        with clear_failures():
+        with as_dagster_failure():
             source = storage.source()
             listing = list_shards(source)
             claim(context.instance, project, storage)

@@ -25,7 +25,7 @@ from caption_assets.assets.shard_index import (
     observation,
     observed_versions,
 )
-from caption_assets.dagster_lib.failures import clear_failures
+from caption_assets.dagster_lib.failures import as_dagster_failure
 from caption_assets.dagster_lib.project import Project
 from caption_assets.dagster_lib.project_claim import check_claim
 from caption_assets.errors import CaptionAssetsError
@@ -124,7 +124,7 @@ def build_removal_check(settings: Settings) -> dg.AssetChecksDefinition:
         "those whose removal was confirmed.",
     )
     def shards_in_source(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
-        with clear_failures():
+        with as_dagster_failure():
             removals = _present_removals(context.instance, settings)
         return dg.AssetCheckResult(passed=removals.alarm is None, description=removals.alarm)
 

@@ -33,7 +33,7 @@ from caption_assets.captioning.engine_failure import CauseFile, explain_start
 from caption_assets.captioning.main_module import main_module_hidden
 from caption_assets.captioning.prompts import neutralise, structural_tokens
 from caption_assets.captioning.reasoning import Reasoning, UnknownParser
-from caption_assets.captioning.recipe import DEFAULTS, Generation, Recipe
+from caption_assets.captioning.recipe import DEFAULTS, Recipe, SamplingParams
 from caption_assets.captioning.request import Completion, ReasoningCutOff, Request, RequestFailed
 from caption_assets.captioning.seen_video import SeenVideos
 from caption_assets.captioning.video_tokens import QWEN, VideoTokens, patch_factor
@@ -471,7 +471,7 @@ class CaptionEngine:
         """A variant's pixel limits in squares of this model's size: as many tokens, of as many pixels as they have."""
         return pixels.with_factor(self.factor)
 
-    def resolve(self, generation: Generation) -> Generation:
+    def resolve(self, generation: SamplingParams) -> SamplingParams:
         """``generation`` with the model's own value, or else the reference's, for each one that is None."""
         return generation.filled(self._own_sampling, DEFAULTS)
 
@@ -736,11 +736,11 @@ class CaptionEngine:
         )
         return prepared
 
-    def _sampling(self, generation: Generation) -> Any:
-        from vllm import SamplingParams
+    def _sampling(self, generation: SamplingParams) -> Any:
+        import vllm
 
         resolved = self.resolve(generation)
-        return SamplingParams(
+        return vllm.SamplingParams(
             temperature=resolved.temperature,
             top_p=resolved.top_p,
             repetition_penalty=resolved.repetition_penalty,

@@ -13,8 +13,8 @@ from importlib.metadata import version
 from caption_assets.captioning.job import Job
 from caption_assets.captioning.prefix_cache import NO_HITS
 from caption_assets.captioning.recipe import Recipe
-from caption_assets.captioning.task import Captioned, Spent, Task
-from caption_assets.captioning.threads import to_its_end
+from caption_assets.captioning.task import Captioned, StageSeconds, Task
+from caption_assets.captioning.threads import to_thread_uncancelled
 from caption_assets.store.checkpoints import remove_parts, write_part
 from caption_assets.store.lease import Lease
 from caption_assets.store.tables import CaptionRow, Status, Table, publish_captions
@@ -48,7 +48,7 @@ class Published:
 
     tables: Mapping[Table, PublishedTable]
     """Stage 1 first."""
-    spent: Spent
+    spent: StageSeconds
 
 
 class OpenShard:
@@ -75,7 +75,7 @@ class OpenShard:
         self._unsaved: list[Captioned] = []
         self._unsaved_since = 0.0
         self._not_before = 0.0
-        self._spent = Spent()
+        self._spent = StageSeconds()
         self.hits = NO_HITS
         """Of this run's stage 2 in the prefix cache."""
         self._new: list[Captioned] = []
@@ -122,13 +122,15 @@ class OpenShard:
             rows = {table: [row for result in results if (row := _made(result, table))] for table in self._job.tables}
             begun = time.monotonic()
             try:
-                await to_its_end(write_part, self._job.root, self.lease.shard, self.lease.epoch, self._parts, rows)
+                await to_thread_uncancelled(
+                    write_part, self._job.root, self.lease.shard, self.lease.epoch, self._parts, rows
+                )
             except BaseException:
                 self._unsaved = results + self._unsaved
                 self._not_before = time.monotonic() + self._job.checkpoint_seconds
                 raise
             self._parts += 1
-            self._spent += Spent(store=time.monotonic() - begun)
+            self._spent += StageSeconds(store=time.monotonic() - begun)
 
     async def publish(self) -> Published:
         """Publish its tables, stage 1 first.
@@ -137,7 +139,7 @@ class OpenShard:
             StoreError: if the root cannot be written.
             TableError: if a row is missing or out of place.
         """
-        return await to_its_end(self._publish)
+        return await to_thread_uncancelled(self._publish)
 
     async def clear(self) -> None:
         """Remove its checkpoints, once it is published.
@@ -147,7 +149,7 @@ class OpenShard:
         """
         async with self._saving:  # not before one that is being written
             self._unsaved = []
-            await to_its_end(remove_parts, self._job.root, self.lease.shard, self.lease.epoch)
+            await to_thread_uncancelled(remove_parts, self._job.root, self.lease.shard, self.lease.epoch)
 
     def _publish(self) -> Published:
         begun = time.monotonic()
@@ -166,7 +168,7 @@ class OpenShard:
             path = publish_captions(job.root, table, shard, rows[table], self._keys, stored)
             published[table] = PublishedTable(path, rows[table], self._reused[table], fresh, versions)
             self._inputs[table] = versions.data
-        return Published(published, self._spent + Spent(store=time.monotonic() - begun))
+        return Published(published, self._spent + StageSeconds(store=time.monotonic() - begun))
 
     def _versions(self, table: Table, rows: Sequence[CaptionRow]) -> TableVersions:
         inputs = {name: self._inputs[name] for name in INPUTS[table] if name in self._inputs}

@@ -6,10 +6,10 @@ from caption_assets.captioning.budget import FrameTooNarrow, fit, visual_tokens
 from caption_assets.captioning.decoding import known
 from caption_assets.models.variants import Variant
 from caption_assets.store.tables import ManifestRow, Status
-from caption_assets.video.frame_sampling import Sampling, frame_count
+from caption_assets.video.frame_sampling import FrameSampling, frame_count
 
 
-def predicted_tokens(row: ManifestRow, variant: Variant, sampling: Sampling) -> int:
+def predicted_tokens(row: ManifestRow, variant: Variant, sampling: FrameSampling) -> int:
     """Visual tokens of a row's window by the model's pixel limits; 0 if it will not be shown to the model.
 
     An upper bound for Qwen's processors: where the context has no room for it beside its prompt, a window is scaled

@@ -14,11 +14,11 @@ from caption_assets.captioning.prompts import GENERAL, Prompt, text_hash
 from caption_assets.models.checkpoint import Lora
 from caption_assets.models.variants import SAMPLE, PixelLimits, Variant
 from caption_assets.store.tables import ManifestRow
-from caption_assets.video.frame_sampling import Sampling, frame_count
+from caption_assets.video.frame_sampling import FrameSampling, frame_count
 
 DECODE_PLAN = "2"
 """Version of the way frames are chosen, decoded and resized; raised when that changes pixels."""
-USUAL_SAMPLING = Sampling(fps=2.0, min_frames=4, max_frames=768)
+USUAL_SAMPLING = FrameSampling(fps=2.0, min_frames=4, max_frames=768)
 """The reference's (NeMo Curator). Not to be changed: fingerprints hold it."""
 USUAL_OUTPUT_TOKENS = 512
 """The reference's. Not to be changed: fingerprints hold it."""
@@ -27,7 +27,7 @@ MOST_TEMPERATURE = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Generation:
+class SamplingParams:
     """How the model's answer is drawn. Defaults are the reference's (NeMo Curator).
 
     Raises:
@@ -62,7 +62,7 @@ class Generation:
         """Whether a value is left to the model."""
         return None in (self.temperature, self.top_p, self.repetition_penalty)
 
-    def filled(self, own: Mapping[str, float], others: Generation) -> Generation:
+    def filled(self, own: Mapping[str, float], others: SamplingParams) -> SamplingParams:
         """This with a value for each that is left to the model: the model's own, or else that of ``others``."""
         if not self.is_the_models:
             return self
@@ -71,9 +71,9 @@ class Generation:
         return replace(self, **{name: own.get(name, getattr(others, name)) for name in missing})
 
 
-DEFAULTS = Generation()
+DEFAULTS = SamplingParams()
 """The reference's, also for what a model's own files do not say."""
-DETERMINISTIC = Generation(temperature=0.0, top_p=1.0, seed=0)
+DETERMINISTIC = SamplingParams(temperature=0.0, top_p=1.0, seed=0)
 """Always the likeliest word, so that two runs say the same."""
 
 
@@ -85,8 +85,8 @@ class Recipe:
     fp8: bool = False
     """Whether the language model is quantised."""
     prompt: Prompt = GENERAL
-    frames: Sampling = field(default_factory=Sampling)
-    generation: Generation = field(default_factory=Generation)
+    frames: FrameSampling = field(default_factory=FrameSampling)
+    generation: SamplingParams = field(default_factory=SamplingParams)
     regenerations: int = 1
     """How often a flagged caption is generated again."""
     engine: Mapping[str, Any] = field(default_factory=dict)
@@ -215,7 +215,7 @@ def _usual_pixels(factor: int) -> PixelLimits:
     return PixelLimits(factor, min_pixels=128 * area, max_pixels=768 * area, total_pixels=24576 * area)
 
 
-def _grid(window: ManifestRow, sampling: Sampling, limits: PixelLimits) -> FrameGrid | None:
+def _grid(window: ManifestRow, sampling: FrameSampling, limits: PixelLimits) -> FrameGrid | None:
     """A window's frames under these limits; None for a row of a clip that is unreadable or too narrow."""
     if window.start_frame is None or window.end_frame is None or window.height is None or window.width is None:
         return None

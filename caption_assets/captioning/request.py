@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from caption_assets.captioning.recipe import Generation
+from caption_assets.captioning.recipe import SamplingParams
 from caption_assets.captioning.seen_video import SeenVideo
 from caption_assets.video.decode import Frames
 
@@ -18,7 +18,7 @@ class Request:
     frames: Frames
     prompt: str
     """Rendered by the model's chat template, with one placeholder for the video."""
-    generation: Generation
+    generation: SamplingParams
     stage: int
     """1 or 2. Stage 2 goes first: its video is in the caches."""
     seen: bool = False

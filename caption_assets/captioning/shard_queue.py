@@ -16,9 +16,9 @@ from caption_assets.captioning.open_shard import OpenShard, Published
 from caption_assets.captioning.prefix_cache import NO_HITS
 from caption_assets.captioning.reuse import EarlierRows, Reuse
 from caption_assets.captioning.stream import caption
-from caption_assets.captioning.supervisor import EngineKeeper
+from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.captioning.task import Captioned, Task
-from caption_assets.captioning.threads import in_thread, to_its_end
+from caption_assets.captioning.threads import in_thread, to_thread_uncancelled
 from caption_assets.errors import CaptionAssetsError, as_own
 from caption_assets.sources.manifest import clip_pieces
 from caption_assets.store.checkpoints import read_parts
@@ -66,7 +66,7 @@ class Progress(Protocol):
 
 
 async def caption_shards(
-    engine: AbstractAsyncContextManager[EngineKeeper],
+    engine: AbstractAsyncContextManager[EngineSupervisor],
     sandbox: Sandbox,
     job: Job,
     shards: Iterable[str],
@@ -105,10 +105,10 @@ async def caption_shards(
             return
         preview = _Previews(job.root, progress.warned).keep if job.previews else None
         with_stage2 = Table.STAGE2 in job.tables
-        async with engine as keeper, run.checkpoints():
+        async with engine as supervisor, run.checkpoints():
             with SandboxDecoder(sandbox, preview) as decoder:
                 windows = _chain(first, tasks)
-                await caption(keeper, job.recipe, decoder, windows, run.take, with_stage2=with_stage2)
+                await caption(supervisor, job.recipe, decoder, windows, run.take, with_stage2=with_stage2)
         if run.hits.is_low:
             progress.warned(f"the prefix cache saves less than half of what it could: {run.hits.summary}")
 
@@ -169,7 +169,7 @@ class _Run:
     async def _enter(self, key: str) -> OpenShard | None:
         """A shard with all that is known of it, or None if it is not to be captioned by this run."""
         try:
-            lease = await to_its_end(self._leases.take, key)
+            lease = await to_thread_uncancelled(self._leases.take, key)
         except LeaseHeld as error:
             self._progress.skipped(key, str(error))
             return None
@@ -177,12 +177,12 @@ class _Run:
             self._progress.failed(key, as_own(error))
             return None
         try:
-            shard = self._open[key] = await to_its_end(_open, self._job, lease, self._progress.warned)
+            shard = self._open[key] = await to_thread_uncancelled(_open, self._job, lease, self._progress.warned)
             self._progress.begun(key, shard.windows, len(shard.tasks))
         except Exception as error:
             self._open.pop(key, None)
             self._progress.failed(key, as_own(error))
-            await to_its_end(self._leases.release, lease)
+            await to_thread_uncancelled(self._leases.release, lease)
             return None
         if not shard.tasks:
             await self._publish(shard)
@@ -232,14 +232,14 @@ class _Run:
     async def _publish(self, shard: OpenShard) -> None:
         key = shard.lease.shard
         try:
-            await to_its_end(self._leases.check, shard.lease)
+            await to_thread_uncancelled(self._leases.check, shard.lease)
             published = await shard.publish()
         except Exception as error:
             await self._fail(shard, error)
             return
         await self._clear(shard)
         try:
-            await to_its_end(self._progress.published, key, published)
+            await to_thread_uncancelled(self._progress.published, key, published)
         except Exception as error:
             self._progress.failed(key, as_own(error))
         await self._leave(shard)
@@ -255,11 +255,11 @@ class _Run:
         del self._open[shard.lease.shard]  # first: results that come meanwhile must not publish it
         await self._save(shard)
         self._progress.failed(shard.lease.shard, as_own(error))
-        await to_its_end(self._leases.release, shard.lease)
+        await to_thread_uncancelled(self._leases.release, shard.lease)
 
     async def _leave(self, shard: OpenShard) -> None:
         del self._open[shard.lease.shard]
-        await to_its_end(self._leases.release, shard.lease)
+        await to_thread_uncancelled(self._leases.release, shard.lease)
 
 
 def _open(job: Job, lease: Lease, warn: Callable[[str], None]) -> OpenShard:

@@ -11,14 +11,14 @@ from caption_assets.captioning.decoding import Decoder
 from caption_assets.captioning.engine import EngineError
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.rows import Problem, uncaptioned
-from caption_assets.captioning.supervisor import EngineKeeper
+from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.captioning.task import Captioned, Task
 from caption_assets.captioning.two_stage import Captioner, Plan, Said, load_of
 from caption_assets.errors import as_own
 
 
 async def caption(
-    keeper: EngineKeeper,
+    supervisor: EngineSupervisor,
     recipe: Recipe,
     decoder: Decoder,
     tasks: AsyncIterable[Task],
@@ -31,7 +31,7 @@ async def caption(
     A window that fails gets rows that say why, and stops no other.
 
     Args:
-        keeper: the engine.
+        supervisor: the engine.
         recipe: what captions are made with; its model is the engine's.
         decoder: gives the windows' frames.
         tasks: taken as there is room; windows of one clip one after the other.
@@ -41,8 +41,8 @@ async def caption(
     Raises:
         EngineError: if there is no engine any more.
     """
-    admission = Admission(keeper.engine.capacity)
-    captioner = Captioner(keeper, recipe, decoder, with_stage2=with_stage2)
+    admission = Admission(supervisor.engine.capacity)
+    captioner = Captioner(supervisor, recipe, decoder, with_stage2=with_stage2)
 
     async def one(task: Task, plan: Plan | Problem, before: Said | None, said: Said) -> None:
         try:

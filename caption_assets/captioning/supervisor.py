@@ -38,7 +38,7 @@ class _Suspect:
             self.outcome.set_exception(error)
 
 
-class EngineKeeper:
+class EngineSupervisor:
     """Keeps an engine running: what was under way when one died is asked of the next.
 
     After a death nothing new is let in until the suspects have been asked again, in groups of about the square root of
@@ -81,7 +81,7 @@ class EngineKeeper:
         self.deaths = 0
         """Engines that have died."""
 
-    async def __aenter__(self) -> EngineKeeper:
+    async def __aenter__(self) -> EngineSupervisor:
         await self._build()
         self._open.set()
         return self

@@ -29,7 +29,7 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
-class Spent:
+class StageSeconds:
     """Seconds, added up over windows: these are worked on side by side, so that it is more than has passed."""
 
     decode: float = 0.0
@@ -41,11 +41,11 @@ class Spent:
     store: float = 0.0
     """Checkpoints and tables were written."""
 
-    def __add__(self, other: Spent) -> Spent:
-        return Spent(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(self)))
+    def __add__(self, other: StageSeconds) -> StageSeconds:
+        return StageSeconds(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(self)))
 
 
-NOTHING_SPENT = Spent()
+NO_SECONDS = StageSeconds()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Captioned:
     stage1: CaptionRow
     stage2: CaptionRow | None
     """None where only stage 1 was wanted."""
-    spent: Spent = NOTHING_SPENT
+    spent: StageSeconds = NO_SECONDS
     hits: CacheHits = NO_HITS
     """Of stage 2 in the prefix cache, where the engine was shown the same frames in stage 1."""
 

@@ -33,7 +33,7 @@ async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
     return await asyncio.wrap_future(outcome)
 
 
-async def to_its_end(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+async def to_thread_uncancelled(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Call a function in a daemon thread. A cancelled task waits for its end too, for at most ``PATIENCE_SECONDS``.
 
     A call that takes longer goes on in its thread until the process ends. Stores write each object whole or not at all,

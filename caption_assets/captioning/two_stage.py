@@ -26,7 +26,7 @@ from caption_assets.captioning.decoding import Decoder, known
 from caption_assets.captioning.engine import EngineError
 from caption_assets.captioning.prefix_cache import NO_HITS, CacheHits
 from caption_assets.captioning.quality import CUT_OFF, REGENERATED, find_flags, replaces
-from caption_assets.captioning.recipe import Generation, Recipe
+from caption_assets.captioning.recipe import Recipe, SamplingParams
 from caption_assets.captioning.request import (
     CUT,
     REASONING_CUT_OFF,
@@ -38,8 +38,8 @@ from caption_assets.captioning.request import (
 )
 from caption_assets.captioning.rows import Problem, blank_row, stage1_failed, uncaptioned
 from caption_assets.captioning.seen_video import SeenVideo
-from caption_assets.captioning.supervisor import EngineKeeper
-from caption_assets.captioning.task import NOTHING_SPENT, Captioned, Spent, Task
+from caption_assets.captioning.supervisor import EngineSupervisor
+from caption_assets.captioning.task import NO_SECONDS, Captioned, StageSeconds, Task
 from caption_assets.store.tables import CaptionRow, ManifestRow, Status
 from caption_assets.video.decode import Frames
 from caption_assets.video.frame_sampling import frame_count
@@ -50,7 +50,7 @@ FREER_TOP_P = 0.95
 STRONGER_PENALTY = 0.1
 """Added to the repetition penalty with each generation of a caption that is not drawn but always the likeliest."""
 POISON_DEATHS = 3
-"""Engines that a window is asked of before it is taken for poison; see ``EngineKeeper``."""
+"""Engines that a window is asked of before it is taken for poison; see ``EngineSupervisor``."""
 MOST_ROOM = 8
 """Times the output limit that a model may have which is still reasoning: thoughts of 4,000 tokens are common."""
 SPARE_TOKENS = 32
@@ -121,7 +121,7 @@ class _Run:
     """Of engines, when these frames were last given to one: the next engine has an empty prefix cache."""
     attempts: int = 0
     """Requests of the present stage."""
-    spent: Spent = NOTHING_SPENT
+    spent: StageSeconds = NO_SECONDS
     hits: CacheHits = NO_HITS
 
     def show(self, grid: FrameGrid) -> None:
@@ -136,7 +136,7 @@ class _Attempt:
     """An answer, how it was drawn, and what is wrong with it."""
 
     answer: Completion
-    generation: Generation
+    generation: SamplingParams
     grid: FrameGrid
     frames: Frames
     flags: tuple[str, ...] = ()
@@ -153,8 +153,8 @@ def ladder(grid: FrameGrid, smaller: Callable[[FrameGrid], FrameGrid]) -> Iterat
 class Captioner:
     """Captions windows, each on its own: one that fails gets rows that say why and stops no other."""
 
-    def __init__(self, keeper: EngineKeeper, recipe: Recipe, decoder: Decoder, *, with_stage2: bool) -> None:
-        self._keeper = keeper
+    def __init__(self, supervisor: EngineSupervisor, recipe: Recipe, decoder: Decoder, *, with_stage2: bool) -> None:
+        self._supervisor = supervisor
         self._recipe = recipe
         self._decoder = decoder
         self._with_stage2 = with_stage2
@@ -176,7 +176,7 @@ class Captioner:
             return Problem("manifest", f"the manifest's row cannot be used: {type(error).__name__}: {error}")
 
     async def _plan(self, task: Task) -> Plan:
-        window, engine = task.window, self._keeper.engine
+        window, engine = task.window, self._supervisor.engine
         limits = engine.limits(self._recipe.variant.pixels)
         height, width = known(window.height), known(window.width)
         seconds = known(window.end_seconds) - known(window.start_seconds)
@@ -197,13 +197,13 @@ class Captioner:
 
     def _text_tokens(self, window: ManifestRow, stage1: CaptionRow | None) -> int:
         """Tokens of a stage's prompt beside the video: stage 1's, or stage 2's with the stage-1 caption in it."""
-        prompt, engine = self._recipe.prompt_for(window), self._keeper.engine
+        prompt, engine = self._recipe.prompt_for(window), self._supervisor.engine
         instruction = prompt.stage1 if stage1 is None else prompt.stage2_text(stage1.caption or "")
         return engine.text_tokens(engine.render(instruction))
 
     async def _video_tokens(self, window: ManifestRow, grid: FrameGrid) -> int:
         seconds = known(window.end_seconds) - known(window.start_seconds)
-        return await self._keeper.engine.video_tokens(grid, (grid.frames - 1) / seconds)
+        return await self._supervisor.engine.video_tokens(grid, (grid.frames - 1) / seconds)
 
     async def _fit_stage(self, stage: int, window: ManifestRow, grid: FrameGrid, text: int) -> FrameGrid:
         """The largest video that the context has room for beside a stage's prompt and its answer.
@@ -219,7 +219,7 @@ class Captioner:
         Raises:
             RequestFailed: if not even two small frames fit.
         """
-        engine, most = self._keeper.engine, self._recipe.generation.max_output_tokens
+        engine, most = self._supervisor.engine, self._recipe.generation.max_output_tokens
         room = min(engine.context - text - most, engine.video_room)
         limits = engine.limits(self._recipe.variant.pixels)
         try:
@@ -280,7 +280,7 @@ class Captioner:
         except RequestFailed as error:
             return replace(
                 blank(reduced=reduced, cut_off=error.kind == REASONING_CUT_OFF),
-                engine_settings=self._keeper.settings,
+                engine_settings=self._supervisor.settings,
                 error_kind=error.kind,
                 error=str(error),
                 attempts=tried + run.attempts,
@@ -291,7 +291,7 @@ class Captioner:
                 reduced=reduced,
                 cut_off=best.answer.finish_reason == CUT or best.generation.max_output_tokens > limit,
             ),
-            engine_settings=self._keeper.settings,
+            engine_settings=self._supervisor.settings,
             status=Status.OK,
             caption=best.answer.text,
             finish_reason=best.answer.finish_reason,
@@ -336,7 +336,7 @@ class Captioner:
             instruction: as the model is asked.
             template: the same with no caption filled in.
         """
-        generation = self._keeper.engine.resolve(self._recipe.generation)
+        generation = self._supervisor.engine.resolve(self._recipe.generation)
         best: _Attempt | None = None
         for again in range(self._recipe.regenerations + 1):
             try:
@@ -355,16 +355,18 @@ class Captioner:
             attempt = replace(attempt, flags=flags)
             if best is None or _is_better(attempt, best):
                 best = attempt
-            room = run.plan.caption_room if stage == 1 else self._keeper.engine.context - attempt.answer.prompt_tokens
+            room = (
+                run.plan.caption_room if stage == 1 else self._supervisor.engine.context - attempt.answer.prompt_tokens
+            )
             if REGENERATED.isdisjoint(flags) or (changed := self._changed(attempt, again, room)) is None:
                 return best
             generation = changed
         assert best is not None  # there is one attempt at least
         return best
 
-    def _changed(self, attempt: _Attempt, again: int, room: int) -> Generation | None:
+    def _changed(self, attempt: _Attempt, again: int, room: int) -> SamplingParams | None:
         """How it is drawn after a flagged answer: otherwise, and longer if that was cut off; None if it is no use."""
-        first = self._keeper.engine.resolve(self._recipe.generation)
+        first = self._supervisor.engine.resolve(self._recipe.generation)
         assert first.temperature is not None
         assert first.top_p is not None
         assert first.repetition_penalty is not None
@@ -383,9 +385,9 @@ class Captioner:
             max_output_tokens=limit,
         )
 
-    async def _ask_down(self, stage: int, run: _Run, instruction: str, generation: Generation) -> _Attempt:
+    async def _ask_down(self, stage: int, run: _Run, instruction: str, generation: SamplingParams) -> _Attempt:
         """An answer, whatever it takes of the ladder."""
-        limits = self._keeper.engine.limits(self._recipe.variant.pixels)
+        limits = self._supervisor.engine.limits(self._recipe.variant.pixels)
         failure: RequestFailed | None = None
         for rung, grid in enumerate(ladder(run.grid, lambda grid: smaller_frames(grid, limits))):
             if rung:
@@ -408,7 +410,7 @@ class Captioner:
         assert failure is not None  # the ladder has rungs
         raise failure
 
-    async def _ask_longer(self, stage: int, run: _Run, instruction: str, generation: Generation) -> _Attempt:
+    async def _ask_longer(self, stage: int, run: _Run, instruction: str, generation: SamplingParams) -> _Attempt:
         """An answer; one that is cut off inside a thought is asked for again with twice the room.
 
         Raises:
@@ -420,19 +422,19 @@ class Captioner:
                 return await self._ask_once(stage, run, instruction, generation)
             except ReasoningCutOff as cut_off:
                 run.said.resolve(stage, None)
-                room = min(most, self._keeper.engine.context - cut_off.prompt_tokens)
+                room = min(most, self._supervisor.engine.context - cut_off.prompt_tokens)
                 limit = min(2 * generation.max_output_tokens, room)
                 if limit <= generation.max_output_tokens:
                     raise
                 generation = replace(generation, max_output_tokens=limit)
 
-    async def _ask_once(self, stage: int, run: _Run, instruction: str, generation: Generation) -> _Attempt:
+    async def _ask_once(self, stage: int, run: _Run, instruction: str, generation: SamplingParams) -> _Attempt:
         """An answer to the window as it is shown at present."""
         frames = run.frames = run.frames or await self._decode(run)
         request = Request(
             video_id=self._video_id(run),
             frames=frames,
-            prompt=self._keeper.engine.render(instruction),
+            prompt=self._supervisor.engine.render(instruction),
             generation=generation,
             stage=stage,
             seen=run.seen,
@@ -441,16 +443,16 @@ class Captioner:
         run.attempts += 1
         begun = time.monotonic()
         try:
-            answer = await self._keeper.complete(request)
+            answer = await self._supervisor.complete(request)
         except PoisonWindow:
             run.attempts += POISON_DEATHS - 1
             raise
         finally:
             waited = time.monotonic() - begun
-            run.spent += Spent(stage1=waited) if stage == 1 else Spent(stage2=waited)
-        if request.seen and stage == 2 and run.attempts == 1 and run.deaths == self._keeper.deaths:
-            run.hits = CacheHits(answer.cached_tokens, answer.cacheable_tokens, self._keeper.engine.is_hybrid)
-        run.seen, run.deaths = True, self._keeper.deaths
+            run.spent += StageSeconds(stage1=waited) if stage == 1 else StageSeconds(stage2=waited)
+        if request.seen and stage == 2 and run.attempts == 1 and run.deaths == self._supervisor.deaths:
+            run.hits = CacheHits(answer.cached_tokens, answer.cacheable_tokens, self._supervisor.engine.is_hybrid)
+        run.seen, run.deaths = True, self._supervisor.deaths
         return _Attempt(answer, generation, run.grid, frames)
 
     def _video_id(self, run: _Run) -> str:
@@ -466,7 +468,7 @@ class Captioner:
         except Exception as error:  # whatever is wrong with one clip or its storage stops no other
             raise RequestFailed(getattr(error, "kind", "unreadable"), str(error) or type(error).__name__) from error
         finally:
-            run.spent += Spent(decode=time.monotonic() - begun)
+            run.spent += StageSeconds(decode=time.monotonic() - begun)
 
 
 def _shown(attempt: _Attempt) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import threading
 import time
 
 from caption_assets.errors import causes
-from caption_assets.workers.parent_death import die_with
+from caption_assets.workers.parent_death import set_parent_death_signal
 
 OWNER = "_CAPTION_ASSETS_ENGINE_OWNER"
 """Variable that holds the process id of the run. Where it is not set, vLLM is somebody else's and is left alone."""
@@ -34,7 +34,7 @@ def prepare() -> None:
     owner = os.environ.get(OWNER)
     parent = multiprocessing.parent_process()
     if owner is not None and owner != str(os.getpid()) and parent is not None and parent.pid is not None:
-        die_with(parent.pid)
+        set_parent_death_signal(parent.pid)
         if path := os.environ.get(CAUSE):
             logging.getLogger("vllm").addHandler(_FirstError(path))
         if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # musl has none

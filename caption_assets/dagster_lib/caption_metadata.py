@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import dagster as dg
 
 from caption_assets.captioning.open_shard import PublishedTable
-from caption_assets.captioning.task import Spent
+from caption_assets.captioning.task import StageSeconds
 from caption_assets.checks.findings import Looked, mean_words
 from caption_assets.dagster_lib.check_events import MEAN_WORDS
 from caption_assets.dagster_lib.columns import ROW_COUNT
@@ -29,7 +29,7 @@ Metadata = dict[str, dg.MetadataValue | int | float | str]
 class Cost:
     """What a shard took."""
 
-    spent: Spent
+    spent: StageSeconds
     engine: EngineTime
     gpus: int
     """That the engine is spread over; 0 on a CPU."""

@@ -12,7 +12,7 @@ from caption_assets.errors import CaptionAssetsError, UnexpectedError, as_own, p
 
 
 @contextmanager
-def clear_failures() -> Iterator[None]:
+def as_dagster_failure() -> Iterator[None]:
     """Turn whatever is raised into a Dagster failure that is not retried.
 
     What failed by itself fails again: no error is a reason to retry the step. A lost pod is (see ``step_retries``), and

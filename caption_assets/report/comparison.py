@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from caption_assets.report.page import Facts, Page, Row, Side
-from caption_assets.report.sides import Makings, mean_words, place, side
+from caption_assets.report.sides import SharedProvenance, mean_words, place, side
 from caption_assets.report.text_diff import Difference, compare
 from caption_assets.store.root import Root
 from caption_assets.store.tables import CaptionRow, Table, read_captions, read_facts
@@ -108,7 +108,7 @@ def pair_rows(a: Iterable[CaptionRow], b: Iterable[CaptionRow]) -> list[Pair]:
 
 def comparison_page(comparison: Comparison) -> Page:
     """The rows that differ, side by side."""
-    makings = Makings(comparison.prompts)
+    makings = SharedProvenance(comparison.prompts)
     rows = [_row(pair, makings) for pair in comparison.pairs if pair.kind != "same"]
     return Page(
         title=f"Comparison of {comparison.table}",
@@ -143,7 +143,7 @@ def _pair(a: CaptionRow | None, b: CaptionRow | None) -> Pair:
     return Pair(a, b, compare(a.caption, b.caption))
 
 
-def _row(pair: Pair, makings: Makings) -> Row:
+def _row(pair: Pair, makings: SharedProvenance) -> Row:
     found = [row for row in (pair.a, pair.b) if row]
     texts = (pair.difference.old, pair.difference.new) if pair.difference else (None, None)
     sides = [

@@ -8,7 +8,7 @@ from functools import partial
 
 from caption_assets.report.page import Facts, Page, Plot, Row, Side, publish_page
 from caption_assets.report.plots import failures_plot, length_plot
-from caption_assets.report.sides import OUTDATED, Makings, known, mean_words, place, side
+from caption_assets.report.sides import OUTDATED, SharedProvenance, known, mean_words, place, side
 from caption_assets.report.text_diff import compare
 from caption_assets.store.previews import GALLERY, preview_folder, read_posters
 from caption_assets.store.root import Root
@@ -77,7 +77,7 @@ def build_gallery(
         animated: ids of the windows that have an animated preview.
         plots: pictures of the whole.
     """
-    makings = Makings(prompts)
+    makings = SharedProvenance(prompts)
     first, second = ({extent(row): row for row in rows} for rows in (stage1, stage2))
     rows = [
         _row(window, first.get(key := extent(window)), second.get(key), makings, window.window_id in animated)
@@ -112,7 +112,7 @@ def draw_plots(stages: Mapping[str, Sequence[CaptionRow]]) -> list[Plot]:
 
 
 def _row(
-    window: ManifestRow, stage1: CaptionRow | None, stage2: CaptionRow | None, makings: Makings, animated: bool
+    window: ManifestRow, stage1: CaptionRow | None, stage2: CaptionRow | None, makings: SharedProvenance, animated: bool
 ) -> Row:
     difference = None
     if stage1 and stage2 and stage1.caption is not None and stage2.caption is not None:

@@ -23,7 +23,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from caption_assets.report.text_diff import Turns
+from caption_assets.report.text_diff import DiffSegments
 from caption_assets.store.disk import temporary_folder
 from caption_assets.store.root import Root
 
@@ -38,7 +38,7 @@ Facts = Sequence[tuple[str, str]]
 class Side:
     """One of the two captions of a row."""
 
-    text: Turns = ("",)
+    text: DiffSegments = ("",)
     """The caption, what is unlike the other one's apart; empty if there is none."""
     missing: str | None = None
     """Why there is none."""

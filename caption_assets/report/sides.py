@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import nan
 
 from caption_assets.report.page import Facts, Side
-from caption_assets.report.text_diff import Turns
+from caption_assets.report.text_diff import DiffSegments
 from caption_assets.store.tables import CaptionRow
 
 SHOWN_INDICES = 40
@@ -15,7 +15,7 @@ OUTDATED = "outdated"
 """Flag of a stage-2 caption that was made from another stage-1 caption than the one beside it."""
 
 
-class Makings:
+class SharedProvenance:
     """What many captions of a page share of how they were made, each told once.
 
     Args:
@@ -45,7 +45,7 @@ class Makings:
         return self.found.setdefault(known(facts), len(self.found))
 
 
-def side(row: CaptionRow, text: Turns | None, making: int, flags: Sequence[str] = ()) -> Side:
+def side(row: CaptionRow, text: DiffSegments | None, making: int, flags: Sequence[str] = ()) -> Side:
     """A caption with all that is told of it.
 
     Args:

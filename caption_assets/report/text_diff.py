@@ -19,7 +19,7 @@ _UNSPACED = r"\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff"
 _is_punctuation = re.compile(rf"[{_PUNCTUATION}]").match
 _WORD = re.compile(rf"[{_PUNCTUATION}{_UNSPACED}]|[^\s{_PUNCTUATION}{_UNSPACED}]+")
 
-Turns = tuple[str, ...]
+DiffSegments = tuple[str, ...]
 """A text cut where it begins or ceases to differ: what is common, what is not, what is common, and so on.
 
 Joined, they are the text. Their number is odd: the first and the last may be empty.
@@ -30,9 +30,9 @@ Joined, they are the text. Their number is odd: the first and the last may be em
 class Difference:
     """How one text became another."""
 
-    old: Turns
+    old: DiffSegments
     """What is not common was taken away."""
-    new: Turns
+    new: DiffSegments
     """What is not common was added."""
     similarity: float
     """Share of both texts' words that are common: 1 for the same words in the same order, 0 for none."""
@@ -69,7 +69,7 @@ def _common(old: Sequence[str], new: Sequence[str]) -> list[tuple[int, int]]:
     return ends + [(head + block.a + place, head + block.b + place) for block in blocks for place in range(block.size)]
 
 
-def _turns(text: str, words: Sequence[re.Match[str]], kept: set[int]) -> Turns:
+def _turns(text: str, words: Sequence[re.Match[str]], kept: set[int]) -> DiffSegments:
     """Space around words that differ is common, and space between them is not."""
     turns, done = [], 0
     for is_kept, run in groupby(range(len(words)), kept.__contains__):

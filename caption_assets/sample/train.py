@@ -51,7 +51,7 @@ from caption_assets.sample.world import (
     stage1_caption,
     stage2_caption,
 )
-from caption_assets.video.frame_sampling import Sampling, frame_count
+from caption_assets.video.frame_sampling import FrameSampling, frame_count
 from caption_assets.video.picture import resize, rgb
 
 PATCH = 14
@@ -273,7 +273,7 @@ def make_example(seed: int) -> Example:
     width, height = random_size(rng, shortest=(112, 260))
     scene = random_scene(rng, width, height)
     source_fps, source_frames = random_length(rng, longest_seconds=LONGEST)
-    wanted = frame_count(source_frames / source_fps, source_frames, Sampling())
+    wanted = frame_count(source_frames / source_fps, source_frames, FrameSampling())
     grid = fit(wanted, height, width, SAMPLE.pixels)
     indices = np.linspace(0, source_frames - 1, grid.frames).astype(int)
     frames = list(render(scene, width, height, [index / (source_frames - 1) for index in indices], rng))
@@ -398,7 +398,7 @@ class Batch:
 
 
 class Batcher:
-    """Turns examples into token sequences and positions the way vLLM does for the same request."""
+    """DiffSegments examples into token sequences and positions the way vLLM does for the same request."""
 
     def __init__(self, tokenizer: Qwen2Tokenizer, config: Qwen2_5_VLConfig) -> None:
         self.tokenizer = tokenizer

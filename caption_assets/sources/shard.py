@@ -17,7 +17,7 @@ from typing import Any
 from av.format import ContainerFormat
 
 from caption_assets.errors import CaptionAssetsError
-from caption_assets.store.failure import StoreError, clear_errors
+from caption_assets.store.failure import StoreError, translate_store_errors
 from caption_assets.store.root import Root
 from caption_assets.video.container import FORMATS
 
@@ -186,7 +186,7 @@ def shard_content(source: Root, shard: Shard) -> Content:
     if shard.file:
         files = [(shard.path, shard.file)]
     else:
-        with clear_errors(f"cannot list shard {shard.key!r} in {source.url!r}"):
+        with translate_store_errors(f"cannot list shard {shard.key!r} in {source.url!r}"):
             files = files_below(source, shard)
     lines = sorted(json.dumps([name, file["size"], str(file.get("ETag") or file.get("mtime"))]) for name, file in files)
     version = sha256("\n".join(lines).encode()).hexdigest()[:16]

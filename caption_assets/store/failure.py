@@ -175,7 +175,7 @@ def _endpoint(error: Exception) -> str:
 
 
 @contextmanager
-def clear_errors(what: str) -> Iterator[None]:
+def translate_store_errors(what: str) -> Iterator[None]:
     """Turn whatever a store raises into a ``StoreError`` that begins with ``what``.
 
     Raises:

@@ -20,7 +20,14 @@ from fsspec.implementations.local import LocalFileSystem
 
 from caption_assets.store.access import STANDARD, Access
 from caption_assets.store.disk import TEMPORARY_REMEDY, disk_room
-from caption_assets.store.failure import StoreError, clear_errors, error_code, explain, holds_secret, is_refusal
+from caption_assets.store.failure import (
+    StoreError,
+    error_code,
+    explain,
+    holds_secret,
+    is_refusal,
+    translate_store_errors,
+)
 
 COPY_BYTES = 16 << 20
 """Held at a time where an object is copied to this machine's disk."""
@@ -86,7 +93,7 @@ class Root:
         Raises:
             StoreError: if the store does not say.
         """
-        with clear_errors(f"cannot look up {self.address(path)}"):
+        with translate_store_errors(f"cannot look up {self.address(path)}"):
             return bool(self.fs.exists(self.full(path)))
 
     def read(self, path: str) -> bytes:
@@ -97,7 +104,7 @@ class Root:
             StoreError: if it cannot be read.
         """
         self.check_file(path)
-        with clear_errors(f"cannot read {self.address(path)}"):
+        with translate_store_errors(f"cannot read {self.address(path)}"):
             # One request: s3fs would read a large object in parts, which another writer may come between.
             return bytes(self.fs.cat_file(self.full(path), max_concurrency=1))
 
@@ -111,7 +118,7 @@ class Root:
         self.check_file(path)
         # Not get_file, with which s3fs asks only once for each part of a large object.
         with (
-            clear_errors(f"cannot copy {self.address(path)} to {file}"),
+            translate_store_errors(f"cannot copy {self.address(path)} to {file}"),
             disk_room(file.parent, TEMPORARY_REMEDY),
             self.fs.open(self.full(path), "rb") as remote,
             file.open("wb") as local,
@@ -196,7 +203,7 @@ class Root:
             StoreError: if the place cannot be read or written.
         """
         probe = posixpath.join(posixpath.dirname(self.full(path)), f".age-{uuid.uuid4().hex}.tmp")
-        with clear_errors(f"cannot learn the age of {self.address(path)}"), disk_room(self.path, ROOT_REMEDY):
+        with translate_store_errors(f"cannot learn the age of {self.address(path)}"), disk_room(self.path, ROOT_REMEDY):
             try:
                 self.fs.pipe_file(probe, b"")
                 now = self.fs.modified(probe)  # first, so that an object written meanwhile is not taken for old
@@ -224,7 +231,7 @@ class Root:
         Raises:
             StoreError: if it cannot be removed.
         """
-        with clear_errors(f"cannot remove {self.address(path)}"), suppress(FileNotFoundError):
+        with translate_store_errors(f"cannot remove {self.address(path)}"), suppress(FileNotFoundError):
             self.fs.rm_file(self.full(path))
 
     def remove_folder(self, path: str) -> None:
@@ -233,7 +240,7 @@ class Root:
         Raises:
             StoreError: if something cannot be removed.
         """
-        with clear_errors(f"cannot remove {self.address(path)}"), suppress(FileNotFoundError):
+        with translate_store_errors(f"cannot remove {self.address(path)}"), suppress(FileNotFoundError):
             if self.is_local:
                 self.fs.rm(self.full(path), recursive=True)
             else:
@@ -251,7 +258,7 @@ class Root:
             raise StoreError(f"{self.address(path)} does not exist: materialize the shard's captions first")
         if self.is_local:
             return Path(self.full(path)).absolute().as_uri()
-        with clear_errors(f"cannot sign an address of {self.address(path)}"):
+        with translate_store_errors(f"cannot sign an address of {self.address(path)}"):
             return str(self.fs.sign(self.full(path), expiration=round(seconds)))
 
     def names(self, path: str) -> list[str]:
@@ -287,7 +294,7 @@ class Root:
             StoreError: if the folder cannot be listed.
         """
         base = self.full(path) + "/"
-        with clear_errors(f"cannot list {self.address(path)}"):
+        with translate_store_errors(f"cannot list {self.address(path)}"):
             found = self.fs.find(base, detail=True)
         names = {entry["name"].removeprefix(base): int(entry["size"] or 0) for entry in found.values()}
         return {posixpath.join(path, name): size for name, size in names.items() if not _is_unfinished(name)}
@@ -303,7 +310,7 @@ class Root:
             StoreError: if it cannot be moved.
         """
         old, new = self.full(path), self.full(target)
-        with clear_errors(f"cannot move {self.address(path)} to {self.address(target)}"):
+        with translate_store_errors(f"cannot move {self.address(path)} to {self.address(target)}"):
             if self.is_local:
                 self.fs.makedirs(posixpath.dirname(new), exist_ok=True)
                 shutil.move(old, new)
@@ -321,7 +328,7 @@ class Root:
         """
         if not self.is_local:
             return
-        with clear_errors(f"cannot remove {self.address(path)}"):
+        with translate_store_errors(f"cannot remove {self.address(path)}"):
             for folder, _, _ in os.walk(self.full(path), topdown=False):
                 with suppress(OSError):  # not empty
                     os.rmdir(folder)
@@ -379,7 +386,7 @@ class Root:
             FileNotFoundError: if there is no such folder.
             StoreError: if it cannot be listed.
         """
-        with clear_errors(f"cannot list {self.address(path)}"):
+        with translate_store_errors(f"cannot list {self.address(path)}"):
             found = self.fs.ls(self.full(path), detail=True)
         yield from sorted(found, key=lambda entry: entry["name"])
 

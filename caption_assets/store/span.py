@@ -8,7 +8,7 @@ from typing import Any
 from fsspec import AbstractFileSystem
 
 from caption_assets.store.access import STANDARD, Access
-from caption_assets.store.failure import clear_errors
+from caption_assets.store.failure import translate_store_errors
 
 END_BYTES = 32 << 10
 """Bytes at each end of a clip that are fetched first: a container's index or its first frames lie there."""
@@ -36,7 +36,7 @@ class Span:
             FileNotFoundError: if there is none.
             StoreError: if the store does not say.
         """
-        with clear_errors(f"{self.url} cannot be looked up"):
+        with translate_store_errors(f"{self.url} cannot be looked up"):
             fs, path = self._place()
             return dict(fs.info(path))
 
@@ -58,7 +58,7 @@ class Span:
         """
         if end <= start:
             return b""  # a store would take an empty range for no range and send the whole file
-        with clear_errors(f"{self.url} cannot be read"):
+        with translate_store_errors(f"{self.url} cannot be read"):
             fs, path = self._place()
             return bytes(fs.cat_file(path, start=self.offset + start, end=self.offset + end))
 

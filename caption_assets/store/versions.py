@@ -9,7 +9,7 @@ from hashlib import sha256
 
 import pyarrow.parquet as pq
 
-from caption_assets.store.failure import clear_errors
+from caption_assets.store.failure import translate_store_errors
 from caption_assets.store.root import Root
 from caption_assets.store.tables import CaptionRow, ManifestRow, Table, TableError, facts_of, table_path
 
@@ -62,7 +62,7 @@ def read_versions(root: Root, table: Table, shard: str) -> TableVersions | None:
     """
     path = table_path(table, shard)
     root.check_file(path)
-    with clear_errors(f"cannot read {root.address(path)}"):
+    with translate_store_errors(f"cannot read {root.address(path)}"):
         try:
             with root.fs.open(root.full(path), "rb", block_size=FOOTER_BYTES) as source:
                 return TableVersions.from_facts(facts_of(pq.ParquetFile(source)))

@@ -72,7 +72,7 @@ def open_video(file: bytes | BinaryIO) -> Iterator[tuple[InputContainer, VideoSt
 
 @contextmanager
 def reports_damage() -> Iterator[None]:
-    """Turns FFmpeg's errors within the block into a refusal of the clip.
+    """DiffSegments FFmpeg's errors within the block into a refusal of the clip.
 
     Raises:
         UnreadableClip: if FFmpeg fails.

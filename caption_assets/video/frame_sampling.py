@@ -13,7 +13,7 @@ FRAME_FACTOR = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Sampling:
+class FrameSampling:
     """How densely a window is sampled. Defaults are the reference's (NeMo Curator and Qwen: 2 fps, 4 to 768 frames).
 
     Raises:
@@ -34,7 +34,7 @@ class Sampling:
             )
 
 
-def frame_count(seconds: float, available: int, sampling: Sampling) -> int:
+def frame_count(seconds: float, available: int, sampling: FrameSampling) -> int:
     """How many of a window's ``available`` frames to show, given that it lasts ``seconds``.
 
     The result is even, within the sampling's limits, and never above ``available`` (rounded down to even). It is

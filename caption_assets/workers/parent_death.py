@@ -11,7 +11,7 @@ PR_SET_PDEATHSIG = 1
 """Linux: prctl(2)."""
 
 
-def die_with(parent: int) -> None:
+def set_parent_death_signal(parent: int) -> None:
     """Have the kernel kill this process when its parent, of that process id, ends. Elsewhere than on Linux: nothing.
 
     Raises:

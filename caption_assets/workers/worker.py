@@ -15,7 +15,7 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
 
-from caption_assets.workers.parent_death import die_with
+from caption_assets.workers.parent_death import set_parent_death_signal
 
 NICENESS = 10
 """Of workers, so that the process that feeds the engine, or a CPU engine itself, does not wait for them (nice(2))."""
@@ -132,7 +132,7 @@ def work(descriptor: int, parent: int, seconds: float, memory: int) -> None:
     pipe = Connection(descriptor)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run's to handle
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # it may have been ignored where the run was started
-    die_with(parent)
+    set_parent_death_signal(parent)
     os.nice(NICENESS)
     # Not the address space: libraries reserve far more of that than they use.
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))

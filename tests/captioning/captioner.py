@@ -16,7 +16,7 @@ from caption_assets.captioning.job import Job
 from caption_assets.captioning.recipe import DETERMINISTIC, Recipe
 from caption_assets.captioning.request import Completion, Request
 from caption_assets.captioning.shard_queue import caption_shards
-from caption_assets.captioning.supervisor import EngineKeeper, StartEngine
+from caption_assets.captioning.supervisor import EngineSupervisor, StartEngine
 from caption_assets.store.root import Root
 from caption_assets.store.tables import Table
 from caption_assets.workers.sandbox import Sandbox
@@ -26,7 +26,7 @@ from tests.captioning.watch import Log
 CHECKPOINT_ROWS = 6
 
 
-class WatchedKeeper(EngineKeeper):
+class WatchedKeeper(EngineSupervisor):
     """Writes down what is asked."""
 
     def __init__(self, start: StartEngine, asked: TextIO) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from caption_assets.captioning.admission import Load
 from caption_assets.captioning.budget import FrameGrid, visual_tokens
-from caption_assets.captioning.recipe import Generation
+from caption_assets.captioning.recipe import SamplingParams
 from caption_assets.captioning.request import Completion, Request, RequestFailed
 from caption_assets.models.variants import SAMPLE, PixelLimits
 
@@ -76,7 +76,7 @@ class StandIn:
     def limits(self, pixels: PixelLimits) -> PixelLimits:
         return pixels
 
-    def resolve(self, generation: Generation) -> Generation:
+    def resolve(self, generation: SamplingParams) -> SamplingParams:
         return generation
 
     def render(self, instruction: str) -> str:

@@ -13,7 +13,7 @@ import pytest
 from caption_assets.captioning.adapter import RANKS, Adapter
 from caption_assets.captioning.engine import EngineConfig, EngineError, engine_arguments, start_engine
 from caption_assets.captioning.recipe import DETERMINISTIC, Recipe
-from caption_assets.captioning.supervisor import EngineKeeper
+from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.captioning.task import Captioned, Task
 from caption_assets.models.checkpoint import Lora
 from caption_assets.models.variants import SAMPLE
@@ -185,10 +185,10 @@ def test_an_engine_without_the_recipes_adapter_is_refused() -> None:
 @pytest.mark.engine
 @pytest.mark.parametrize(("modules", "scale"), [(LANGUAGE, 0.2), (VISION, 0.5)], ids=["language", "vision"])
 def test_captions_are_the_adapters(
-    tmp_path: Path, keeper: EngineKeeper, event_loop_runner: asyncio.Runner, modules: Modules, scale: float
+    tmp_path: Path, supervisor: EngineSupervisor, event_loop_runner: asyncio.Runner, modules: Modules, scale: float
 ) -> None:
     tasks = film_tasks(moving_video(48))
-    base = event_loop_runner.run(caption_all(keeper, replace(RECIPE, lora=None), tasks))
+    base = event_loop_runner.run(caption_all(supervisor, replace(RECIPE, lora=None), tasks))
     adapted = asyncio.run(with_adapter(read(tmp_path, modules, scale=scale), tasks))
     assert [row.stage1.caption for row in adapted] != [row.stage1.caption for row in base]
     for result in adapted:
@@ -199,8 +199,8 @@ def test_captions_are_the_adapters(
 
 
 async def with_adapter(adapter: Adapter, tasks: Sequence[Task]) -> list[Captioned]:
-    async with EngineKeeper(lambda: start_engine(MODEL, RECIPE, EngineConfig(), adapter)) as keeper:
-        return await caption_all(keeper, RECIPE, tasks)
+    async with EngineSupervisor(lambda: start_engine(MODEL, RECIPE, EngineConfig(), adapter)) as supervisor:
+        return await caption_all(supervisor, RECIPE, tasks)
 
 
 async def started(adapter: Adapter | None) -> None:

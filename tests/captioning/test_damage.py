@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from caption_assets.captioning.open_shard import Published
 from caption_assets.captioning.request import Request
 from caption_assets.captioning.shard_queue import caption_shards
-from caption_assets.captioning.supervisor import EngineKeeper
+from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.store.tables import Table
 from tests.captioning.stand_in import StandIn, start_stand_in
 from tests.captioning.test_shard_queue import BOTH, OneByOne, World
@@ -300,8 +300,8 @@ class Breaks(Log):
 @pytest.mark.parametrize("when", ["begun", "captioned", "published"])
 def test_an_unforeseen_error_is_its_shards_and_no_row_is_lost(stored: Stored, when: str, error: Exception) -> None:
     world, log = stored.copy(), Breaks(when, error)
-    keeper = EngineKeeper(lambda: start_stand_in(StandIn(world.count), world.count_engine))
-    asyncio.run(caption_shards(keeper, SANDBOX, world.job(), SHARDS, log))
+    supervisor = EngineSupervisor(lambda: start_stand_in(StandIn(world.count), world.count_engine))
+    asyncio.run(caption_shards(supervisor, SANDBOX, world.job(), SHARDS, log))
     assert_others_whole(world, stored, log)
     assert f"unexpected {type(error).__name__}" in log.failures["b"]
     first = world.asked.total()
@@ -319,9 +319,9 @@ def test_the_end_of_a_run_is_no_shards_failure(stored: Stored, end: type[BaseExc
             raise end
 
     world, log = stored.copy(), Ends()
-    keeper = EngineKeeper(lambda: start_stand_in(StandIn()))
+    supervisor = EngineSupervisor(lambda: start_stand_in(StandIn()))
     with pytest.raises(end):
-        asyncio.run(caption_shards(keeper, SANDBOX, world.job(), SHARDS, log))
+        asyncio.run(caption_shards(supervisor, SANDBOX, world.job(), SHARDS, log))
     assert log.failures == {}
 
 

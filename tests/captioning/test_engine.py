@@ -22,7 +22,7 @@ from caption_assets.captioning.engine import (
     start_engine,
     video_metadata,
 )
-from caption_assets.captioning.recipe import Generation, Recipe
+from caption_assets.captioning.recipe import Recipe, SamplingParams
 from caption_assets.captioning.request import Request, RequestFailed
 from caption_assets.models.variants import QWEN3, QWEN25, find_variant
 from caption_assets.video.decode import Frames
@@ -139,7 +139,7 @@ def noise(frames: int, height: int, width: int, fps: float = 2.0) -> Frames:
 
 def request_of(engine: CaptionEngine, frames: Frames, instruction: str, **generation: int) -> Request:
     """A request under an id of its own."""
-    return Request(uuid4().hex, frames, engine.render(instruction), Generation(**generation), stage=1)
+    return Request(uuid4().hex, frames, engine.render(instruction), SamplingParams(**generation), stage=1)
 
 
 GRIDS = [(2, 28, 28), (4, 112, 112), (8, 112, 140), (12, 84, 140), (32, 56, 224), (20, 140, 140), (96, 112, 112)]
@@ -161,7 +161,7 @@ def test_the_prompt_is_as_long_as_predicted(
 def qwen3(tmp_path_factory: pytest.TempPathFactory, ask: Ask[Any]) -> CaptionEngine:
     folder = tmp_path_factory.mktemp("qwen3")
     FAMILIES["qwen3-vl"](folder, 8192)
-    return ask(start_front(folder, Recipe(QWEN3, generation=Generation(max_output_tokens=64)), max_model_len=8192))  # type: ignore[no-any-return]
+    return ask(start_front(folder, Recipe(QWEN3, generation=SamplingParams(max_output_tokens=64)), max_model_len=8192))  # type: ignore[no-any-return]
 
 
 @pytest.mark.engine

@@ -13,7 +13,7 @@ import pytest
 
 from caption_assets.captioning.engine import EngineConfig, EngineError, start_engine
 from caption_assets.captioning.engine_failure import explain_crash, remedy_for
-from caption_assets.captioning.recipe import Generation, Recipe
+from caption_assets.captioning.recipe import Recipe, SamplingParams
 from caption_assets.errors import causes
 
 
@@ -79,7 +79,7 @@ def test_a_context_without_memory_for_one_request_names_the_settings(model_folde
 
 @pytest.mark.engine
 def test_an_output_limit_above_the_context_is_named_before_the_engine_is_started(model_folder: Path) -> None:
-    recipe = replace(Recipe(), generation=Generation(max_output_tokens=4096))
+    recipe = replace(Recipe(), generation=SamplingParams(max_output_tokens=4096))
     assert failure(model_folder, recipe).startswith(
         "CAPTION_MAX_OUTPUT_TOKENS is 4096, but the model's context has 2048 tokens"
     )

@@ -15,9 +15,9 @@ from caption_assets.captioning.budget import FrameGrid
 from caption_assets.captioning.decoding import SandboxDecoder
 from caption_assets.captioning.engine import CaptionEngine, EngineConfig, start_engine
 from caption_assets.captioning.prefix_cache import NO_HITS
-from caption_assets.captioning.recipe import Generation, Recipe
+from caption_assets.captioning.recipe import Recipe, SamplingParams
 from caption_assets.captioning.request import Completion, Request
-from caption_assets.captioning.supervisor import EngineKeeper
+from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.captioning.task import Captioned, Task
 from caption_assets.captioning.two_stage import Captioner, Plan
 from caption_assets.models.variants import SAMPLE, find_variant
@@ -55,10 +55,10 @@ def write_model(family: str, folder: Path, context: int) -> Recipe:
 
     torch.manual_seed(0)
     FAMILIES[family](folder, context)
-    return Recipe(find_variant(str(folder), "v1"), generation=Generation(None, None, None, 32))
+    return Recipe(find_variant(str(folder), "v1"), generation=SamplingParams(None, None, None, 32))
 
 
-class Counting(EngineKeeper):
+class Counting(EngineSupervisor):
     """Notes the predicted length of each request's prompt beside the engine's count."""
 
     def __init__(self, engine: CaptionEngine) -> None:
@@ -98,11 +98,11 @@ async def caption_on_an_engine(
 ) -> Result:
     recipe = write_model(family, folder, context)
     async with start_engine(folder, recipe, EngineConfig(arguments=arguments)) as engine:
-        keeper = Counting(engine)
-        async with keeper:
-            captioned = await caption_all(keeper, recipe, tasks)
+        supervisor = Counting(engine)
+        async with supervisor:
+            captioned = await caption_all(supervisor, recipe, tasks)
         thoughts = await reason(engine, recipe, tasks) if family in REASONING else []
-        return Result(family, engine.context, captioned, keeper.counts, thoughts)
+        return Result(family, engine.context, captioned, supervisor.counts, thoughts)
 
 
 async def reason(engine: CaptionEngine, recipe: Recipe, tasks: list[Task]) -> list[Captioned]:
@@ -110,9 +110,9 @@ async def reason(engine: CaptionEngine, recipe: Recipe, tasks: list[Task]) -> li
     thinking = replace(recipe, chat_template_kwargs={"enable_thinking": True})
     other = CaptionEngine(engine._llm, thinking, EngineConfig())
     await other.check()
-    keeper = Counting(other)
-    async with keeper:
-        return await caption_all(keeper, thinking, tasks, with_stage2=False)
+    supervisor = Counting(other)
+    async with supervisor:
+        return await caption_all(supervisor, thinking, tasks, with_stage2=False)
 
 
 @pytest.fixture(scope="module", params=list(FAMILIES))
@@ -182,10 +182,10 @@ def test_each_family_captions_in_a_long_context(tmp_path: Path, ask: Ask[Any], t
 
 async def plan_and_prepare(front: CaptionEngine, recipe: Recipe, tasks: list[Task]) -> list[tuple[Plan, int, int]]:
     """For each window its plan, the predicted length of its prompt, and what vLLM makes of the decoded frames."""
-    keeper, results = Counting(front), []
-    async with keeper:
+    supervisor, results = Counting(front), []
+    async with supervisor:
         with SandboxDecoder(SANDBOX) as decoder:
-            captioner = Captioner(keeper, recipe, decoder, with_stage2=True)
+            captioner = Captioner(supervisor, recipe, decoder, with_stage2=True)
             for task in tasks:
                 plan = await captioner.plan(task)
                 assert isinstance(plan, Plan), plan

@@ -14,7 +14,7 @@ import pytest
 
 from caption_assets.captioning.engine import EngineConfig, start_engine
 from caption_assets.captioning.recipe import Recipe
-from caption_assets.captioning.supervisor import EngineKeeper
+from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.captioning.task import Captioned, Task
 from caption_assets.sample.clips import encode_frames
 from caption_assets.sample.shards import SEEDS, SampleFile, sample_files
@@ -72,10 +72,10 @@ def run(
                 process.send_signal(signal.SIGKILL)
 
     async def all_of_it() -> list[Captioned]:
-        keeper = EngineKeeper(lambda: start_engine(model, Recipe(), config), on_death=deaths.append)
-        async with keeper:
+        supervisor = EngineSupervisor(lambda: start_engine(model, Recipe(), config), on_death=deaths.append)
+        async with supervisor:
             killing = asyncio.create_task(kill_engine()) if kill_after is not None else None
-            results = await caption_all(keeper, Recipe(), tasks)
+            results = await caption_all(supervisor, Recipe(), tasks)
             assert killing is None or killing.done()
             return results
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from caption_assets.captioning.recipe import Recipe
-from caption_assets.captioning.supervisor import EngineKeeper
+from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.sample.clips import encode_frames
 from caption_assets.sample.world import Scene, random_scene, render
 from caption_assets.video.window import Windowing
@@ -62,21 +62,21 @@ def film(shown: Scene, width: int, height: int, *, stamps: list[int], turned: in
 
 
 @pytest.mark.parametrize("turned", [0, 90, 180, 270])
-def test_a_rotated_clip_is_seen_upright(keeper: EngineKeeper, ask: Ask[Any], turned: int) -> None:
+def test_a_rotated_clip_is_seen_upright(supervisor: EngineSupervisor, ask: Ask[Any], turned: int) -> None:
     shown = [scene(motion, 240, 320) for motion in MOTIONS]
     films = [film(one, 240, 320, stamps=[*range(0, 240, 4)], turned=turned) for one in shown]
     tasks = [task for data in films for task in film_tasks(data)]
     assert {(task.window.width, task.window.height) for task in tasks} == {(240, 320)}
-    results = ask(caption_all(keeper, Recipe(), tasks, with_stage2=False))
+    results = ask(caption_all(supervisor, Recipe(), tasks, with_stage2=False))
     assert [done.stage1.caption for done in results] == [one.stage1 for one in shown]
 
 
-def test_a_clip_of_variable_frame_rate_is_seen_by_time(keeper: EngineKeeper, ask: Ask[Any]) -> None:
+def test_a_clip_of_variable_frame_rate_is_seen_by_time(supervisor: EngineSupervisor, ask: Ask[Any]) -> None:
     """Two thirds of the frames fall into the first tenth of the time."""
     stamps = [*range(40), *range(40, 400, 18)]
     shown = [scene(motion, 320, 240, but=1) for motion in MOTIONS]
     tasks = [task for one in shown for task in film_tasks(film(one, 320, 240, stamps=stamps))]
-    results = ask(caption_all(keeper, Recipe(), tasks))
+    results = ask(caption_all(supervisor, Recipe(), tasks))
     assert [done.stage1.caption for done in results] == [one.stage1 for one in shown]
     for done in results:
         indices = done.stage1.frame_indices
@@ -85,22 +85,24 @@ def test_a_clip_of_variable_frame_rate_is_seen_by_time(keeper: EngineKeeper, ask
         assert max(steps) - min(steps) <= 2 * 18
 
 
-def test_each_window_of_a_clip_that_changes_gets_its_own_words(keeper: EngineKeeper, ask: Ask[Any]) -> None:
+def test_each_window_of_a_clip_that_changes_gets_its_own_words(supervisor: EngineSupervisor, ask: Ask[Any]) -> None:
     scenes = [scene(motion, 320, 240, but=2) for motion in MOTIONS]
     times = [number / (FRAMES - 1) for number in range(FRAMES)]
     rng = np.random.default_rng(0)
     pictures = [picture for one in scenes for picture in render(one, 320, 240, times, rng)]
     data = encode_frames(pictures, 320, 240, 24, "h264", 20)
-    results = ask(caption_all(keeper, Recipe(), film_tasks(data, Windowing(FRAMES, FRAMES))))
+    results = ask(caption_all(supervisor, Recipe(), film_tasks(data, Windowing(FRAMES, FRAMES))))
     assert [done.stage1.caption for done in results] == [one.stage1 for one in scenes]
     assert [done.stage2 and done.stage2.caption for done in results] == [one.stage2 for one in scenes]
 
 
-def test_a_clip_that_keeps_the_decoder_busy_costs_its_own_rows_alone(keeper: EngineKeeper, ask: Ask[Any]) -> None:
+def test_a_clip_that_keeps_the_decoder_busy_costs_its_own_rows_alone(
+    supervisor: EngineSupervisor, ask: Ask[Any]
+) -> None:
     shown = scene("moves left", 320, 240)
     good = film_tasks(film(shown, 320, 240, stamps=[*range(0, 240, 4)]))
     slow = film_tasks(film_that_takes_long())
     with Sandbox(SandboxLimits(seconds=3)) as sandbox:
-        results = ask(caption_all(keeper, Recipe(), [*slow, *good], sandbox=sandbox))
+        results = ask(caption_all(supervisor, Recipe(), [*slow, *good], sandbox=sandbox))
     assert [done.stage1.error_kind for done in results] == ["too_slow", "too_slow", None]
     assert results[-1].stage1.caption == shown.stage1

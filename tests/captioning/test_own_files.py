@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from caption_assets.captioning.engine import CaptionEngine, EngineConfig, EngineError, _build, engine_arguments
-from caption_assets.captioning.recipe import Generation, Recipe
+from caption_assets.captioning.recipe import Recipe, SamplingParams
 from caption_assets.models.variants import SAMPLE, find_variant
 from tests.captioning.families import FAMILIES, THINKING_TEMPLATE, change_json, write_llava, write_qwen2
 from tests.captioning.front import start_front
@@ -20,7 +20,7 @@ from tests.conftest import Ask
 
 pytestmark = pytest.mark.engine
 
-OWN = Generation(None, None, None, 32)
+OWN = SamplingParams(None, None, None, 32)
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +49,14 @@ def start(ask: Ask[Any], folder: Path, **changes: Any) -> CaptionEngine:
 def test_sampling_that_no_setting_gives_is_that_of_the_models_files(ask: Ask[Any], folder: Path) -> None:
     change_json(folder / "generation_config.json", temperature=0.7, top_p=0.8, top_k=20, do_sample=True)
     front = start(ask, folder)
-    assert front.resolve(OWN) == Generation(0.7, 0.8, 1.05, 32)
+    assert front.resolve(OWN) == SamplingParams(0.7, 0.8, 1.05, 32)
     sampling = front._sampling(OWN)
     assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.7, 0.8, 20)
 
 
 def test_a_recipe_that_gives_all_of_it_takes_nothing_from_the_files(ask: Ask[Any], folder: Path) -> None:
     change_json(folder / "generation_config.json", temperature=0.7, top_k=20, do_sample=True)
-    given = Generation(max_output_tokens=32)
+    given = SamplingParams(max_output_tokens=32)
     sampling = start(ask, folder, generation=given)._sampling(given)
     assert (sampling.temperature, sampling.top_k) == (0.1, 0)
 
@@ -147,7 +147,7 @@ def test_a_model_without_a_template_is_refused_at_the_start(ask: Ask[Any], folde
 
 def test_a_context_without_room_for_the_smallest_video_is_refused_at_the_start(ask: Ask[Any], folder: Path) -> None:
     with pytest.raises(EngineError, match=r"the context of 2048 tokens has no room .*lower CAPTION_MAX_OUTPUT_TOKENS"):
-        start(ask, folder, generation=Generation(max_output_tokens=2000))
+        start(ask, folder, generation=SamplingParams(max_output_tokens=2000))
 
 
 def test_pruned_videos_are_measured(ask: Ask[Any], folder: Path) -> None:

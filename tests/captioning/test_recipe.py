@@ -3,10 +3,10 @@ from dataclasses import replace
 import pytest
 
 from caption_assets.captioning.prompts import Prompt
-from caption_assets.captioning.recipe import Generation, Recipe
+from caption_assets.captioning.recipe import Recipe, SamplingParams
 from caption_assets.models.variants import QWEN3, QWEN25, Variant
 from caption_assets.store.tables import ManifestRow, Status
-from caption_assets.video.frame_sampling import Sampling
+from caption_assets.video.frame_sampling import FrameSampling
 
 pytestmark = pytest.mark.fast
 
@@ -38,8 +38,8 @@ OTHER_STAGE2 = Prompt("custom", RECIPE.prompt.stage1, "Again: {caption}")
         replace(RECIPE, dtype="float16"),
         replace(RECIPE, chat_template_kwargs={"enable_thinking": True}),
         replace(RECIPE, reasoning_parser="qwen3"),
-        replace(RECIPE, frames=Sampling(fps=1)),
-        replace(RECIPE, generation=Generation(temperature=0.5)),
+        replace(RECIPE, frames=FrameSampling(fps=1)),
+        replace(RECIPE, generation=SamplingParams(temperature=0.5)),
         replace(RECIPE, prompt=Prompt("custom", "Say what you see.", RECIPE.prompt.stage2)),
     ],
 )
@@ -49,9 +49,11 @@ def test_what_changes_a_stage_1_caption_changes_its_fingerprint_and_version(chan
 
 
 def test_a_value_that_is_left_to_the_model_is_its_own_or_else_the_references() -> None:
-    left = Generation(None, None, None, 64)
-    assert left.filled({"temperature": 0.7, "top_k": 20}, Generation()) == Generation(0.7, 0.001, 1.05, 64)
-    assert Generation(temperature=0.3).filled({"temperature": 0.7}, Generation()) == Generation(temperature=0.3)
+    left = SamplingParams(None, None, None, 64)
+    assert left.filled({"temperature": 0.7, "top_k": 20}, SamplingParams()) == SamplingParams(0.7, 0.001, 1.05, 64)
+    assert SamplingParams(temperature=0.3).filled({"temperature": 0.7}, SamplingParams()) == SamplingParams(
+        temperature=0.3
+    )
 
 
 def test_a_stage_2_prompt_leaves_stage_1_as_it_is() -> None:
@@ -77,7 +79,7 @@ def test_another_window_or_content_has_another_fingerprint(changed: dict[str, in
 )
 def test_generation_out_of_range_is_refused(bad: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="give"):
-        Generation(**bad)  # type: ignore[arg-type]
+        SamplingParams(**bad)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -153,7 +155,7 @@ def test_the_tokens_of_a_step_count_where_they_reduce_a_window_and_nowhere_else(
 
 
 def test_the_output_limit_counts_where_it_cuts_an_answer_off() -> None:
-    short, long = (replace(RECIPE, generation=Generation(max_output_tokens=limit)) for limit in (64, 512))
+    short, long = (replace(RECIPE, generation=SamplingParams(max_output_tokens=limit)) for limit in (64, 512))
     assert short.fingerprint(1, WINDOW) == long.fingerprint(1, WINDOW)
     assert short.fingerprint(1, WINDOW, cut_off=True) != long.fingerprint(1, WINDOW, cut_off=True)
     assert short.fingerprint(1, WINDOW, reduced=True) != long.fingerprint(1, WINDOW, reduced=True)
@@ -169,7 +171,7 @@ def test_limits_count_by_the_frames_that_they_give() -> None:
         usual, other = Recipe(QWEN25), Recipe(changed)
         assert other.fingerprint(1, WINDOW) != usual.fingerprint(1, WINDOW)
         assert other.fingerprint(1, small) == usual.fingerprint(1, small)
-    fewer = Recipe(QWEN25, frames=Sampling(max_frames=16))
+    fewer = Recipe(QWEN25, frames=FrameSampling(max_frames=16))
     assert fewer.fingerprint(1, WINDOW) != Recipe(QWEN25).fingerprint(1, WINDOW)
     short = replace(WINDOW, end_frame=64, end_seconds=2.13)
     assert fewer.fingerprint(1, short) == Recipe(QWEN25).fingerprint(1, short)

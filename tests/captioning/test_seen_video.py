@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from caption_assets.captioning.engine import CaptionEngine, EngineConfig, engine_arguments
-from caption_assets.captioning.recipe import Generation, Recipe
+from caption_assets.captioning.recipe import Recipe, SamplingParams
 from caption_assets.captioning.request import Request
 from caption_assets.captioning.seen_video import SeenVideo
 from caption_assets.models.variants import find_variant
@@ -61,7 +61,7 @@ def frames(height: int, width: int, count: int = SENT) -> Frames:
 
 def seen(ask: Ask[Any], engine: CaptionEngine, sent: Frames) -> SeenVideo:
     """What the engine reads of a request."""
-    request = Request(uuid4().hex, sent, engine.render("What is it?"), Generation(), stage=1)
+    request = Request(uuid4().hex, sent, engine.render("What is it?"), SamplingParams(), stage=1)
     ask(engine._prepare(request, with_pixels=True))
     return engine._seen.of(request.video_id)
 

@@ -15,10 +15,10 @@ import pytest
 from caption_assets.captioning.engine import EngineDied
 from caption_assets.captioning.job import Job
 from caption_assets.captioning.prefix_cache import NO_HITS, CacheHits
-from caption_assets.captioning.recipe import Generation, Recipe
+from caption_assets.captioning.recipe import Recipe, SamplingParams
 from caption_assets.captioning.request import Completion, PoisonWindow, ReasoningCutOff, Request
 from caption_assets.captioning.shard_queue import caption_shards
-from caption_assets.captioning.supervisor import EngineKeeper
+from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.captioning.two_stage import POISON_DEATHS
 from caption_assets.sources.manifest import probe_clips
 from caption_assets.sources.shard import find_shard
@@ -27,7 +27,7 @@ from caption_assets.store.lease import Leases
 from caption_assets.store.root import Root
 from caption_assets.store.tables import Status, Table, publish_manifest, read_captions, read_facts, read_manifest
 from caption_assets.store.versions import TableVersions, manifest_version, read_versions
-from caption_assets.video.frame_sampling import Sampling
+from caption_assets.video.frame_sampling import FrameSampling
 from caption_assets.video.window import Windowing
 from tests.captioning.stand_in import StandIn, start_stand_in
 from tests.captioning.watch import Log
@@ -78,8 +78,8 @@ class World:
         self.asked.clear()
         stand_in = engine or StandIn(self.count)
         job = self.job(**how)
-        keeper = EngineKeeper(lambda: start_stand_in(stand_in, self.count_engine), settings=job.engine_settings)
-        await caption_shards(keeper, SANDBOX, job, shards or ["a"], log)
+        supervisor = EngineSupervisor(lambda: start_stand_in(stand_in, self.count_engine), settings=job.engine_settings)
+        await caption_shards(supervisor, SANDBOX, job, shards or ["a"], log)
         return log
 
     def count(self, request: Request) -> None:
@@ -274,7 +274,7 @@ def test_a_window_that_killed_the_engine_is_asked_again_under_other_engine_setti
 
 
 def limited(context: int) -> Recipe:
-    return Recipe(engine={"max_model_len": context}, generation=Generation(max_output_tokens=64))
+    return Recipe(engine={"max_model_len": context}, generation=SamplingParams(max_output_tokens=64))
 
 
 def with_context(world: World, context: int, **how: Any) -> Log:
@@ -333,7 +333,7 @@ def test_a_window_without_room_is_asked_again_when_the_context_has_some(world: W
 
 def test_a_higher_output_limit_makes_the_captions_again_that_were_cut_off_and_no_others(world: World) -> None:
     def run(limit: int) -> None:
-        world.run(recipe=Recipe(generation=Generation(max_output_tokens=limit), regenerations=0))
+        world.run(recipe=Recipe(generation=SamplingParams(max_output_tokens=limit), regenerations=0))
 
     run(10)
     reasons = Counter(row.finish_reason for row in read_captions(world.root, Table.STAGE1, "a"))
@@ -353,12 +353,12 @@ def test_a_window_that_was_still_reasoning_is_asked_again_with_a_higher_output_l
         if request.generation.max_output_tokens < 16:
             raise ReasoningCutOff(100, request.generation.max_output_tokens)
 
-    short = Recipe(generation=Generation(max_output_tokens=1))
+    short = Recipe(generation=SamplingParams(max_output_tokens=1))
     world.run(engine=StandIn(asked), recipe=short, max_attempts=1)
     assert {row.error_kind for row in read_captions(world.root, Table.STAGE1, "a")} == {"reasoning_cut_off"}
     world.run(recipe=short, max_attempts=1)
     assert world.asked == {}
-    world.run(recipe=Recipe(generation=Generation(max_output_tokens=64)), max_attempts=1)
+    world.run(recipe=Recipe(generation=SamplingParams(max_output_tokens=64)), max_attempts=1)
     assert world.asked == {1: 6, 2: 6}
 
 
@@ -378,7 +378,7 @@ def test_larger_frames_make_the_windows_again_that_were_scaled_down_and_no_other
 
 
 def test_captions_of_earlier_releases_are_taken_over(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = Recipe(frames=Sampling(fps=1.0))
+    recipe = Recipe(frames=FrameSampling(fps=1.0))
     with monkeypatch.context() as earlier:
         earlier.setattr(
             Recipe,

@@ -9,9 +9,9 @@ from dataclasses import replace
 import pytest
 
 from caption_assets.captioning.budget import FrameGrid
-from caption_assets.captioning.recipe import Generation, Recipe
+from caption_assets.captioning.recipe import Recipe, SamplingParams
 from caption_assets.captioning.request import Completion, ReasoningCutOff, Request, RequestFailed
-from caption_assets.captioning.supervisor import EngineKeeper
+from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.captioning.task import Captioned, Task
 from caption_assets.captioning.two_stage import SPARE_TOKENS
 from caption_assets.store.tables import Status
@@ -45,8 +45,8 @@ class Scripted(StandIn):
 
 def run(engine: StandIn, tasks: list[Task], recipe: Recipe = RECIPE) -> list[Captioned]:
     async def all_of_it() -> list[Captioned]:
-        async with EngineKeeper(lambda: start_stand_in(engine)) as keeper:
-            return await caption_all(keeper, recipe, tasks)
+        async with EngineSupervisor(lambda: start_stand_in(engine)) as supervisor:
+            return await caption_all(supervisor, recipe, tasks)
 
     return asyncio.run(all_of_it())
 
@@ -104,7 +104,7 @@ class Thinking(StandIn):
 
 def test_an_answer_that_is_cut_off_inside_a_thought_is_asked_for_again_with_more_room(windows: list[Task]) -> None:
     engine = Thinking(tokens=300)
-    [done] = run(engine, windows[:1], replace(RECIPE, generation=Generation(max_output_tokens=100)))
+    [done] = run(engine, windows[:1], replace(RECIPE, generation=SamplingParams(max_output_tokens=100)))
     assert done.ok
     assert engine.limits_asked == [100, 200, 400] * 2
     assert done.stage1.sampling is not None
@@ -113,7 +113,7 @@ def test_an_answer_that_is_cut_off_inside_a_thought_is_asked_for_again_with_more
 
 def test_a_model_that_reasons_without_end_fails_with_its_kind(windows: list[Task]) -> None:
     engine = Thinking(tokens=10**9)
-    [done] = run(engine, windows[:1], replace(RECIPE, generation=Generation(max_output_tokens=100)))
+    [done] = run(engine, windows[:1], replace(RECIPE, generation=SamplingParams(max_output_tokens=100)))
     assert (done.stage1.error_kind, done.stage1.caption) == ("reasoning_cut_off", None)
     assert "still reasoning after 800 tokens: raise CAPTION_MAX_OUTPUT_TOKENS" in (done.stage1.error or "")
     assert engine.limits_asked == [100, 200, 400, 800]
@@ -165,7 +165,7 @@ def test_windows_take_turns_on_the_replicas_and_keep_to_theirs(windows: list[Tas
 
 def test_a_longer_stage_1_leaves_stage_2_its_room(windows: list[Task]) -> None:
     most = 300
-    recipe = replace(RECIPE, generation=Generation(max_output_tokens=most))
+    recipe = replace(RECIPE, generation=SamplingParams(max_output_tokens=most))
     engine = Scripted(lambda request: f"{ALIKE} {request.video_id}")
     engine.finish_reason = "length"
     engine.context = len(RECIPE.prompt.stage2) + 2 * most + SPARE_TOKENS + 60

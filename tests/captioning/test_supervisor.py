@@ -1,4 +1,4 @@
-"""The keeper's search for the window that kills the engine, on a scripted engine; real deaths are in test_faults."""
+"""The search for the window that crashes the engine, on a scripted engine; real crashes are in test_faults."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from caption_assets.captioning import supervisor as recovery
+from caption_assets.captioning import supervisor as supervisor_module
 from caption_assets.captioning.engine import EngineDied, EngineError
-from caption_assets.captioning.recipe import Generation
+from caption_assets.captioning.recipe import SamplingParams
 from caption_assets.captioning.request import Completion, PoisonWindow, Request
-from caption_assets.captioning.supervisor import EngineKeeper
+from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.video.decode import Frames
 
 pytestmark = pytest.mark.fast
@@ -66,9 +66,9 @@ class Engines:
             self.running -= 1
 
 
-async def ask_all(keeper: EngineKeeper, windows: int) -> list[Any]:
+async def ask_all(supervisor: EngineSupervisor, windows: int) -> list[Any]:
     async def one(number: int) -> Completion:
-        return await keeper.complete(Request(str(number), NO_FRAMES, "", Generation(), stage=1))
+        return await supervisor.complete(Request(str(number), NO_FRAMES, "", SamplingParams(), stage=1))
 
     return await asyncio.gather(*(one(number) for number in range(windows)), return_exceptions=True)
 
@@ -83,8 +83,8 @@ def test_every_poison_window_is_found_within_three_deaths_and_all_others_are_ans
     engines = Engines({str(number) for number in poison})
 
     async def run() -> tuple[list[Any], int]:
-        async with EngineKeeper(engines.start, max_restarts=99) as keeper:
-            return await ask_all(keeper, windows), keeper.deaths
+        async with EngineSupervisor(engines.start, max_restarts=99) as supervisor:
+            return await ask_all(supervisor, windows), supervisor.deaths
 
     outcomes, deaths = asyncio.run(run())
     for number, outcome in enumerate(outcomes):
@@ -101,8 +101,8 @@ def test_deaths_beyond_the_limit_end_in_an_error_for_all_who_wait_and_come() -> 
     engines = Engines({"3"})
 
     async def run() -> tuple[list[Any], list[Any]]:
-        async with EngineKeeper(engines.start, max_restarts=1) as keeper:
-            return await ask_all(keeper, 9), await ask_all(keeper, 1)
+        async with EngineSupervisor(engines.start, max_restarts=1) as supervisor:
+            return await ask_all(supervisor, 9), await ask_all(supervisor, 1)
 
     outcomes, later = asyncio.run(run())
     assert any(isinstance(outcome, EngineError) for outcome in outcomes)
@@ -116,8 +116,8 @@ def test_an_engine_that_cannot_be_built_again_is_an_error_and_no_hang() -> None:
     engines = Engines({"0"}, broken_from=2)
 
     async def run() -> list[Any]:
-        async with EngineKeeper(engines.start) as keeper:
-            return await asyncio.wait_for(ask_all(keeper, 3), 5)
+        async with EngineSupervisor(engines.start) as supervisor:
+            return await asyncio.wait_for(ask_all(supervisor, 3), 5)
 
     outcomes = asyncio.run(run())
     assert {str(outcome) for outcome in outcomes} == {"no engine any more"}
@@ -128,8 +128,8 @@ def test_an_engine_that_crashes_on_everything_blames_no_window(windows: int) -> 
     engines = Engines({"0", "1", "2"})
 
     async def run() -> list[Any]:
-        async with EngineKeeper(engines.start) as keeper:
-            return await ask_all(keeper, windows)
+        async with EngineSupervisor(engines.start) as supervisor:
+            return await ask_all(supervisor, windows)
 
     for outcome in asyncio.run(run()):
         assert isinstance(outcome, EngineError)
@@ -140,10 +140,10 @@ def test_an_engine_that_crashes_on_everything_from_some_moment_on_blames_no_wind
     engines = Engines(set())
 
     async def run() -> list[Any]:
-        async with EngineKeeper(engines.start) as keeper:
-            before = await ask_all(keeper, 5)
+        async with EngineSupervisor(engines.start) as supervisor:
+            before = await ask_all(supervisor, 5)
             engines.poison.update(map(str, range(10)))
-            return before + await ask_all(keeper, 2)
+            return before + await ask_all(supervisor, 2)
 
     *before, one, two = asyncio.run(run())
     assert all(isinstance(outcome, Completion) for outcome in before)
@@ -156,8 +156,8 @@ def test_a_callback_that_fails_ends_no_run() -> None:
         raise OSError(reason)
 
     async def run() -> list[Any]:
-        async with EngineKeeper(Engines({"0"}).start, on_death=failing) as keeper:
-            return await ask_all(keeper, 2)
+        async with EngineSupervisor(Engines({"0"}).start, on_death=failing) as supervisor:
+            return await ask_all(supervisor, 2)
 
     poison, other = asyncio.run(run())
     assert isinstance(poison, PoisonWindow)
@@ -168,27 +168,27 @@ def test_deaths_are_told() -> None:
     told: list[str] = []
 
     async def run() -> None:
-        async with EngineKeeper(Engines({"0"}).start, on_death=told.append) as keeper:
-            await ask_all(keeper, 2)
+        async with EngineSupervisor(Engines({"0"}).start, on_death=told.append) as supervisor:
+            await ask_all(supervisor, 2)
 
     asyncio.run(run())
     assert told == ["scripted"] * 3  # under way, and then twice alone: it may have been killed from outside
 
 
 def test_as_many_deaths_again_are_put_up_with_after_so_many_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recovery, "ANSWERS", 10)
+    monkeypatch.setattr(supervisor_module, "ANSWERS", 10)
     engines = Engines({str(number) for number in range(5, 60, 10)})
 
     async def run() -> list[Any]:
-        async with EngineKeeper(engines.start, max_restarts=6) as keeper:
-            return [await outcome for outcome in [ask_one(keeper, number) for number in range(60)]]
+        async with EngineSupervisor(engines.start, max_restarts=6) as supervisor:
+            return [await outcome for outcome in [ask_one(supervisor, number) for number in range(60)]]
 
     outcomes = asyncio.run(run())
     assert sum(isinstance(outcome, PoisonWindow) for outcome in outcomes) == 6
     assert sum(isinstance(outcome, Completion) for outcome in outcomes) == 54
 
 
-async def ask_one(keeper: EngineKeeper, number: int) -> Any:
-    request = Request(str(number), NO_FRAMES, "", Generation(), stage=1)
-    [outcome] = await asyncio.gather(keeper.complete(request), return_exceptions=True)
+async def ask_one(supervisor: EngineSupervisor, number: int) -> Any:
+    request = Request(str(number), NO_FRAMES, "", SamplingParams(), stage=1)
+    [outcome] = await asyncio.gather(supervisor.complete(request), return_exceptions=True)
     return outcome

@@ -7,7 +7,7 @@ from threading import Event
 import pytest
 
 from caption_assets.captioning import threads
-from caption_assets.captioning.threads import in_thread, to_its_end
+from caption_assets.captioning.threads import in_thread, to_thread_uncancelled
 
 pytestmark = pytest.mark.fast
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.fast
 def test_a_call_returns_and_raises_through_its_thread() -> None:
     assert asyncio.run(in_thread(divmod, 7, 2)) == (3, 1)
     with pytest.raises(ZeroDivisionError):
-        asyncio.run(to_its_end(divmod, 7, 0))
+        asyncio.run(to_thread_uncancelled(divmod, 7, 0))
 
 
 def test_a_cancelled_task_waits_for_the_end_of_its_call() -> None:
@@ -26,7 +26,7 @@ def test_a_cancelled_task_waits_for_the_end_of_its_call() -> None:
         done.set()
 
     async def run() -> None:
-        writing = asyncio.create_task(to_its_end(write))
+        writing = asyncio.create_task(to_thread_uncancelled(write))
         await asyncio.sleep(0.05)
         writing.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -43,7 +43,7 @@ def test_a_call_that_hangs_holds_up_neither_a_cancelled_task_nor_the_end_of_the_
     hung = Event()
 
     async def run() -> None:
-        hanging = [asyncio.create_task(call(hung.wait, 60)) for call in (to_its_end, in_thread)]
+        hanging = [asyncio.create_task(call(hung.wait, 60)) for call in (to_thread_uncancelled, in_thread)]
         await asyncio.sleep(0.05)
         for task in hanging:
             task.cancel()

@@ -16,9 +16,9 @@ import pytest
 
 from caption_assets.captioning.engine import CaptionEngine
 from caption_assets.captioning.prefix_cache import NO_HITS, CacheHits
-from caption_assets.captioning.recipe import DETERMINISTIC, Generation, Recipe
+from caption_assets.captioning.recipe import DETERMINISTIC, Recipe, SamplingParams
 from caption_assets.captioning.request import Completion, Request, RequestFailed
-from caption_assets.captioning.supervisor import EngineKeeper
+from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.captioning.task import Captioned, Task
 from caption_assets.models.variants import PixelLimits
 from caption_assets.sample.clips import encode_frames
@@ -46,9 +46,9 @@ def tasks_of(data: Path, shard: str) -> list[Task]:
 
 
 @pytest.fixture(scope="module")
-def captioned(keeper: EngineKeeper, ask: Ask[Any], sample_data: Path) -> dict[str, list[Captioned]]:
+def captioned(supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path) -> dict[str, list[Captioned]]:
     """Both sample shards, captioned in both stages."""
-    return {shard: ask(caption_all(keeper, RECIPE, tasks_of(sample_data, shard))) for shard in SHARDS}
+    return {shard: ask(caption_all(supervisor, RECIPE, tasks_of(sample_data, shard))) for shard in SHARDS}
 
 
 @pytest.mark.parametrize("shard", SHARDS)
@@ -116,7 +116,7 @@ def test_stage_2_takes_every_whole_block_of_the_video_from_the_prefix_cache(
 
 
 def test_a_video_is_encoded_once_for_both_stages(
-    engine: CaptionEngine, keeper: EngineKeeper, ask: Ask[Any], sample_data: Path
+    engine: CaptionEngine, supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path
 ) -> None:
     """Videos are so large that one comes to its stage 2 when more of others has been encoded than a step has tokens."""
     pixels = PixelLimits(min_pixels=64 * 28**2, max_pixels=72 * 28**2, total_pixels=800 * 28**2)
@@ -125,7 +125,7 @@ def test_a_video_is_encoded_once_for_both_stages(
     fresh = [replace(task, window=replace(task.window, window_id=uuid4().hex)) for task in tasks]
     ask(encodings(engine))
 
-    done = ask(caption_all(keeper, recipe, fresh))
+    done = ask(caption_all(supervisor, recipe, fresh))
 
     captioned = [each for each in done if each.stage2 is not None and each.stage2.status is Status.OK]
     assert ask(encodings(engine)) == len(captioned) > 40
@@ -138,20 +138,20 @@ async def encodings(engine: CaptionEngine) -> int:
 
 
 def test_stage_2_alone_gives_what_the_joint_run_gave(
-    keeper: EngineKeeper, ask: Ask[Any], sample_data: Path, captioned: dict[str, list[Captioned]]
+    supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path, captioned: dict[str, list[Captioned]]
 ) -> None:
     joint = captioned["sample-folder"]
     tasks = [
         replace(task, stage1=done.stage1)
         for task, done in zip(tasks_of(sample_data, "sample-folder"), joint, strict=True)
     ]
-    alone = ask(caption_all(keeper, RECIPE, tasks))
+    alone = ask(caption_all(supervisor, RECIPE, tasks))
     assert [text(done.stage2) for done in alone] == [text(done.stage2) for done in joint]
     assert [done.stage1 for done in alone] == [done.stage1 for done in joint]
 
 
 def test_stage_2_copies_what_its_own_stage_1_says_even_where_that_is_false(
-    keeper: EngineKeeper, ask: Ask[Any], sample_data: Path, captioned: dict[str, list[Captioned]], truth: Truth
+    supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path, captioned: dict[str, list[Captioned]], truth: Truth
 ) -> None:
     """Each clip is told another story; told another clip's, or none, it would give itself away."""
     joint = captioned["sample-tar"]
@@ -161,7 +161,7 @@ def test_stage_2_copies_what_its_own_stage_1_says_even_where_that_is_false(
         story = stage1_caption(list(COLOURS)[number % 7], ("circle", "square", "triangle")[number % 3], "moves up")
         told.append(story)
         tasks.append(replace(task, stage1=replace(done.stage1, caption=story)) if done.stage1.caption else task)
-    lied_to = ask(caption_all(keeper, RECIPE, tasks))
+    lied_to = ask(caption_all(supervisor, RECIPE, tasks))
     for done, story in zip(lied_to, told, strict=True):
         if done.stage1.status is Status.FAILED:
             continue
@@ -182,32 +182,36 @@ def first_task(data: Path) -> Task:
     return tasks_of(data, "sample-folder")[0]
 
 
-class Refusing(EngineKeeper):
+class Refusing(EngineSupervisor):
     """The session's engine, asked for the impossible while a video has too many frames or too large ones.
 
     The request is made too long for the context, so that it is vLLM that refuses it.
     """
 
-    def __init__(self, keeper: EngineKeeper, *, frames: int = 10**9, pixels: int = 10**9, requests: int = 0) -> None:
-        self._keeper = keeper
+    def __init__(
+        self, supervisor: EngineSupervisor, *, frames: int = 10**9, pixels: int = 10**9, requests: int = 0
+    ) -> None:
+        self._supervisor = supervisor
         self._frames, self._pixels, self._requests = frames, pixels, requests
         self.asked: list[Request] = []
         self.deaths = 0
 
     @property
     def engine(self) -> CaptionEngine:
-        return self._keeper.engine
+        return self._supervisor.engine
 
     async def complete(self, request: Request) -> Completion:
         self.asked.append(request)
         count, height, width, _ = request.frames.pixels.shape
         if count > self._frames or height * width > self._pixels or len(self.asked) <= self._requests:
             request = replace(request, prompt=request.prompt + " word" * 4000)
-        return await self._keeper.complete(request)
+        return await self._supervisor.complete(request)
 
 
-def test_a_request_that_fails_is_made_again_as_it_was(keeper: EngineKeeper, ask: Ask[Any], sample_data: Path) -> None:
-    refusing = Refusing(keeper, requests=1)
+def test_a_request_that_fails_is_made_again_as_it_was(
+    supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path
+) -> None:
+    refusing = Refusing(supervisor, requests=1)
     [done] = ask(caption_all(refusing, RECIPE, [first_task(sample_data)]))
     assert done.stage1.status is Status.OK
     assert (done.stage1.attempts, done.stage1.reductions) == (2, ())
@@ -215,12 +219,12 @@ def test_a_request_that_fails_is_made_again_as_it_was(keeper: EngineKeeper, ask:
 
 
 def test_a_window_that_fails_twice_is_shown_with_half_the_frames_in_both_stages(
-    keeper: EngineKeeper, ask: Ask[Any], sample_data: Path
+    supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path
 ) -> None:
     task = max(tasks_of(sample_data, "sample-folder"), key=lambda task: task.window.end_seconds or 0)
-    [whole] = ask(caption_all(keeper, RECIPE, [task]))
+    [whole] = ask(caption_all(supervisor, RECIPE, [task]))
     count = len(whole.stage1.frame_indices)
-    [done] = ask(caption_all(Refusing(keeper, frames=count - 1), RECIPE, [task]))
+    [done] = ask(caption_all(Refusing(supervisor, frames=count - 1), RECIPE, [task]))
     assert done.stage1.status is Status.OK
     assert (done.stage1.attempts, "fewer_frames" in done.stage1.reductions) == (3, True)
     assert len(done.stage1.frame_indices) == count // 2 // 2 * 2
@@ -229,29 +233,29 @@ def test_a_window_that_fails_twice_is_shown_with_half_the_frames_in_both_stages(
     assert done.stage2.attempts == 1
 
 
-def test_the_last_rung_is_smaller_frames(keeper: EngineKeeper, ask: Ask[Any], sample_data: Path) -> None:
+def test_the_last_rung_is_smaller_frames(supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path) -> None:
     task = first_task(sample_data)
     limits = replace(RECIPE.variant.pixels, min_pixels=4 * 28 * 28)
     recipe = replace(RECIPE, variant=replace(RECIPE.variant, pixels=limits))
-    [whole] = ask(caption_all(keeper, recipe, [task]))
+    [whole] = ask(caption_all(supervisor, recipe, [task]))
     area = whole.stage1.frame_height * whole.stage1.frame_width
-    [done] = ask(caption_all(Refusing(keeper, pixels=area - 1), recipe, [task]))
+    [done] = ask(caption_all(Refusing(supervisor, pixels=area - 1), recipe, [task]))
     assert done.stage1.frame_height * done.stage1.frame_width < area
     assert (done.stage1.attempts, done.stage1.status) == (4, Status.OK)
     assert set(done.stage1.reductions) >= {"fewer_frames", "smaller_frames"}
 
 
 def test_a_window_that_fails_on_every_rung_is_a_row_with_the_engines_reason(
-    keeper: EngineKeeper, ask: Ask[Any], sample_data: Path
+    supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path
 ) -> None:
-    [done] = ask(caption_all(Refusing(keeper, frames=0), RECIPE, [first_task(sample_data)]))
+    [done] = ask(caption_all(Refusing(supervisor, frames=0), RECIPE, [first_task(sample_data)]))
     assert (done.stage1.status, done.stage1.error_kind, done.stage1.attempts) == (Status.FAILED, "refused", 4)
     assert "2048" in done.stage1.error
     assert done.stage2.error_kind == "stage1_failed"
 
 
 def test_a_stage_2_that_fails_leaves_the_stage_1_caption(
-    keeper: EngineKeeper, ask: Ask[Any], sample_data: Path
+    supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path
 ) -> None:
     class RefusingStage2(Refusing):
         async def complete(self, request: Request) -> Completion:
@@ -259,22 +263,22 @@ def test_a_stage_2_that_fails_leaves_the_stage_1_caption(
                 raise RequestFailed("refused", "no second stage")
             return await super().complete(request)
 
-    [done] = ask(caption_all(RefusingStage2(keeper), RECIPE, [first_task(sample_data)]))
+    [done] = ask(caption_all(RefusingStage2(supervisor), RECIPE, [first_task(sample_data)]))
     assert done.stage1.status is Status.OK
     assert (done.stage2.status, done.stage2.error) == (Status.FAILED, "no second stage")
 
 
 def test_an_empty_answer_is_asked_again_freely_and_then_a_failure_that_stage_2_is_not_built_upon(
-    keeper: EngineKeeper, ask: Ask[Any], sample_data: Path
+    supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path
 ) -> None:
     """The prompt holds the whole answer already, so that the model has nothing left but to end it."""
-    [right] = ask(caption_all(keeper, RECIPE, [first_task(sample_data)], with_stage2=False))
+    [right] = ask(caption_all(supervisor, RECIPE, [first_task(sample_data)], with_stage2=False))
 
     class Answered(Refusing):
         async def complete(self, request: Request) -> Completion:
             return await super().complete(replace(request, prompt=request.prompt + right.stage1.caption))
 
-    answered = Answered(keeper)
+    answered = Answered(supervisor)
     deterministic = replace(RECIPE, generation=DETERMINISTIC, regenerations=1)
     [done] = ask(caption_all(answered, deterministic, [first_task(sample_data)]))
     assert (done.stage1.status, done.stage1.error_kind, done.stage1.caption) == (Status.FAILED, "empty_answer", None)
@@ -283,74 +287,74 @@ def test_an_empty_answer_is_asked_again_freely_and_then_a_failure_that_stage_2_i
 
 
 def test_a_prompt_that_leaves_no_room_for_the_video_is_a_row_that_says_so(
-    keeper: EngineKeeper, ask: Ask[Any], sample_data: Path
+    supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path
 ) -> None:
     recipe = replace(RECIPE, prompt=replace(RECIPE.prompt, stage1="word " * 3000))
-    [done] = ask(caption_all(keeper, recipe, [first_task(sample_data)]))
+    [done] = ask(caption_all(supervisor, recipe, [first_task(sample_data)]))
     assert (done.stage1.error_kind, done.stage1.attempts) == ("too_long", 1)
     assert "shorten the prompt" in done.stage1.error
 
 
 def test_an_output_limit_that_leaves_no_room_for_the_video_is_named_with_one_that_does(
-    keeper: EngineKeeper, ask: Ask[Any], sample_data: Path
+    supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path
 ) -> None:
-    context = keeper.engine.context
-    recipe = replace(RECIPE, generation=Generation(max_output_tokens=context - 50))
-    [done] = ask(caption_all(keeper, recipe, [first_task(sample_data)]))
+    context = supervisor.engine.context
+    recipe = replace(RECIPE, generation=SamplingParams(max_output_tokens=context - 50))
+    [done] = ask(caption_all(supervisor, recipe, [first_task(sample_data)]))
     assert done.stage1.error_kind == "too_long"
     [limit] = re.findall(r"CAPTION_MAX_OUTPUT_TOKENS keeps .* lower it to (\d+) or less", done.stage1.error)
-    recipe = replace(RECIPE, generation=Generation(max_output_tokens=int(limit)))
-    [done] = ask(caption_all(keeper, recipe, [first_task(sample_data)], with_stage2=False))
+    recipe = replace(RECIPE, generation=SamplingParams(max_output_tokens=int(limit)))
+    [done] = ask(caption_all(supervisor, recipe, [first_task(sample_data)], with_stage2=False))
     assert (done.stage1.status, done.stage1.frame_indices[1:]) == (Status.OK, done.stage1.frame_indices[-1:])
 
 
 def test_a_stage_has_the_room_that_its_own_prompt_and_answer_leave(
-    keeper: EngineKeeper, ask: Ask[Any], sample_data: Path
+    supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path
 ) -> None:
     """Twice the output limit beside the prompt would leave less than the whole video takes."""
     task = max(tasks_of(sample_data, "sample-folder"), key=lambda task: task.window.end_seconds or 0)
-    [whole] = ask(caption_all(keeper, RECIPE, [task]))
-    limit = keeper.engine.context - whole.stage2.prompt_tokens
+    [whole] = ask(caption_all(supervisor, RECIPE, [task]))
+    limit = supervisor.engine.context - whole.stage2.prompt_tokens
     recipe = replace(RECIPE, generation=replace(RECIPE.generation, max_output_tokens=limit))
-    [done] = ask(caption_all(keeper, recipe, [task]))
+    [done] = ask(caption_all(supervisor, recipe, [task]))
     assert done.stage1.frame_indices == done.stage2.frame_indices == whole.stage1.frame_indices
     assert done.stage2.cached_tokens > 0
     recipe = replace(RECIPE, generation=replace(RECIPE.generation, max_output_tokens=limit + 8))
-    [done] = ask(caption_all(keeper, recipe, [task]))
+    [done] = ask(caption_all(supervisor, recipe, [task]))
     assert done.stage1.frame_indices == whole.stage1.frame_indices
     assert done.stage2.reductions != whole.stage2.reductions
-    assert done.stage2.prompt_tokens + limit + 8 <= keeper.engine.context
+    assert done.stage2.prompt_tokens + limit + 8 <= supervisor.engine.context
 
 
 def test_a_long_prompt_makes_the_video_smaller_and_the_row_says_so(
-    keeper: EngineKeeper, ask: Ask[Any], sample_data: Path
+    supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path
 ) -> None:
     task = max(tasks_of(sample_data, "sample-folder"), key=lambda task: task.window.end_seconds or 0)
-    [whole] = ask(caption_all(keeper, RECIPE, [task], with_stage2=False))
+    [whole] = ask(caption_all(supervisor, RECIPE, [task], with_stage2=False))
     room = 50
-    target = keeper.engine.context - 64 - room
+    target = supervisor.engine.context - 64 - room
     words = next(
         count
         for count in range(0, 4000, 10)
-        if keeper.engine.text_tokens(keeper.engine.render("word " * (count + 10))) > target
+        if supervisor.engine.text_tokens(supervisor.engine.render("word " * (count + 10))) > target
     )
     recipe = replace(
-        RECIPE, prompt=replace(RECIPE.prompt, stage1="word " * words), generation=Generation(max_output_tokens=64)
+        RECIPE, prompt=replace(RECIPE.prompt, stage1="word " * words), generation=SamplingParams(max_output_tokens=64)
     )
-    [done] = ask(caption_all(keeper, recipe, [task], with_stage2=False))
+    [done] = ask(caption_all(supervisor, recipe, [task], with_stage2=False))
     assert done.stage1.status is Status.OK
     assert done.stage1.attempts <= 2  # a second one only for what it says
     assert done.stage1.reductions
-    assert done.stage1.prompt_tokens < keeper.engine.context
+    assert done.stage1.prompt_tokens < supervisor.engine.context
     assert len(done.stage1.frame_indices) <= len(whole.stage1.frame_indices)
 
 
 def test_a_flagged_caption_is_generated_again_and_the_best_attempt_is_kept(
-    keeper: EngineKeeper, ask: Ask[Any], sample_data: Path
+    supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path
 ) -> None:
     """Three tokens are no whole sentence: the answer is cut off, and gets twice the room the second time."""
     short = replace(RECIPE, generation=replace(RECIPE.generation, max_output_tokens=3), regenerations=3)
-    asking = Refusing(keeper)
+    asking = Refusing(supervisor)
     [done] = ask(caption_all(asking, short, [first_task(sample_data)], with_stage2=False))
     assert [request.generation.max_output_tokens for request in asking.asked][:2] == [3, 6]
     assert (asking.asked[1].generation.temperature or 0) >= 0.7  # it was too short as well
@@ -358,13 +362,13 @@ def test_a_flagged_caption_is_generated_again_and_the_best_attempt_is_kept(
     assert done.stage1.sampling["max_output_tokens"] == 6
     assert done.stage1.attempts == len(asking.asked) <= 4  # twice the room is given once, and then it is given up
     once = replace(short, regenerations=0)
-    [done] = ask(caption_all(keeper, once, [first_task(sample_data)], with_stage2=False))
+    [done] = ask(caption_all(supervisor, once, [first_task(sample_data)], with_stage2=False))
     assert set(done.stage1.flags) == {"cut_off", "too_short"}
     assert done.stage1.attempts == 1
 
 
 def test_in_deterministic_mode_a_flagged_caption_is_generated_again_without_drawing(
-    keeper: EngineKeeper, ask: Ask[Any], sample_data: Path
+    supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path
 ) -> None:
     """Several long prompts at once, which the engine reads in pieces: on the CPU it dies of seeded draws there."""
     short = replace(
@@ -373,7 +377,7 @@ def test_in_deterministic_mode_a_flagged_caption_is_generated_again_without_draw
         generation=replace(DETERMINISTIC, max_output_tokens=1),
         regenerations=2,
     )
-    asking = Refusing(keeper)
+    asking = Refusing(supervisor)
     results = ask(caption_all(asking, short, [first_task(sample_data)] * 12, with_stage2=False))
     assert {request.generation.temperature for request in asking.asked} == {0.0}
     penalties = sorted({request.generation.repetition_penalty or 0 for request in asking.asked})
@@ -382,28 +386,28 @@ def test_in_deterministic_mode_a_flagged_caption_is_generated_again_without_draw
 
 
 def test_the_same_words_as_the_window_before_are_flagged(
-    keeper: EngineKeeper, ask: Ask[Any], red_going_left: Scene
+    supervisor: EngineSupervisor, ask: Ask[Any], red_going_left: Scene
 ) -> None:
     tasks = film_tasks(film(red_going_left, red_going_left, red_going_left), Windowing(75, 75))
-    results = ask(caption_all(keeper, replace(RECIPE, regenerations=0), tasks))
+    results = ask(caption_all(supervisor, replace(RECIPE, regenerations=0), tasks))
     assert [done.stage1.flags for done in results] == [(), ("near_duplicate",), ("near_duplicate",)]
 
 
 def test_a_clips_own_prompt_takes_the_place_of_stage_1s(
-    keeper: EngineKeeper, ask: Ask[Any], red_going_left: Scene
+    supervisor: EngineSupervisor, ask: Ask[Any], red_going_left: Scene
 ) -> None:
-    asking = Refusing(keeper)
+    asking = Refusing(supervisor)
     [done] = ask(caption_all(asking, RECIPE, film_tasks(film(red_going_left), prompt="What <|im_end|> is this?")))
     assert done.stage1.prompt_name == "clip"
     assert done.stage1.prompt_hash != RECIPE.prompt.name
     assert "What < |im_end|> is this?" in asking.asked[0].prompt
-    assert asking.asked[0].prompt.count("<|im_end|>") == keeper.engine.render("x").count("<|im_end|>")
+    assert asking.asked[0].prompt.count("<|im_end|>") == supervisor.engine.render("x").count("<|im_end|>")
 
 
-def test_two_deterministic_runs_say_the_same(keeper: EngineKeeper, ask: Ask[Any], sample_data: Path) -> None:
+def test_two_deterministic_runs_say_the_same(supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path) -> None:
     recipe = replace(RECIPE, generation=DETERMINISTIC)
     tasks = tasks_of(sample_data, "sample-tar")
-    one, other = (ask(caption_all(keeper, recipe, order)) for order in (tasks, tasks[::-1]))
+    one, other = (ask(caption_all(supervisor, recipe, order)) for order in (tasks, tasks[::-1]))
     identity = [(done.stage1.caption, done.stage2.caption, done.stage2.flags) for done in one]
     assert identity == [(done.stage1.caption, done.stage2.caption, done.stage2.flags) for done in other[::-1]]
 

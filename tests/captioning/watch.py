@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from caption_assets.captioning.open_shard import Published, PublishedTable
-from caption_assets.captioning.task import Spent
+from caption_assets.captioning.task import StageSeconds
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.store.tables import Table
 
@@ -15,7 +15,7 @@ class Log:
 
     def __init__(self) -> None:
         self.tables: dict[str, Mapping[Table, PublishedTable]] = {}
-        self.spent: dict[str, Spent] = {}
+        self.spent: dict[str, StageSeconds] = {}
         self.skips: dict[str, str] = {}
         self.failures: dict[str, str] = {}
         self.warnings: list[str] = []

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caption_assets.captioning.open_shard import PublishedTable
-from caption_assets.captioning.task import Spent
+from caption_assets.captioning.task import StageSeconds
 from caption_assets.dagster_lib.caption_metadata import Cost, engine_costs
 from caption_assets.dagster_lib.engine_time import EngineTime, Meter
 from caption_assets.store.tables import CaptionRow, Status, Table
@@ -34,14 +34,14 @@ def test_all_of_the_engines_time_is_dealt_out_once(start: float, shards: list[fl
 
 def test_a_run_without_an_engine_has_no_time_of_it() -> None:
     assert Meter().read() == EngineTime(0.0, None)
-    cost = Cost(Spent(store=1.0), EngineTime(), gpus=1, gpu_hour_price=2.0)
+    cost = Cost(StageSeconds(store=1.0), EngineTime(), gpus=1, gpu_hour_price=2.0)
     assert engine_costs(Table.STAGE1, PublishedTable("x", [], 0, [], VERSIONS), cost) == {}
 
 
 def test_both_tables_of_a_shard_share_its_time_and_its_price() -> None:
     row = CaptionRow("a.mp4", 0, "id", 0.0, 1.0, Status.OK, prompt_tokens=90, output_tokens=10)
     table = PublishedTable("x", [row], 0, [row], VERSIONS)
-    cost = Cost(Spent(decode=2.0, stage1=3.0, stage2=1.0, store=2.0), EngineTime(1800.0, 60.0), 4, 2.5)
+    cost = Cost(StageSeconds(decode=2.0, stage1=3.0, stage2=1.0, store=2.0), EngineTime(1800.0, 60.0), 4, 2.5)
     first, second = (engine_costs(stage, table, cost) for stage in TABLES)
     assert (first["gpu_seconds"], second["gpu_seconds"]) == (5400.0, 1800.0)
     assert (first["cost"], second["cost"]) == (3.75, 1.25)  # of 4 GPUs for half an hour

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from caption_assets.captioning.open_shard import Published
-from caption_assets.captioning.task import NOTHING_SPENT
+from caption_assets.captioning.task import NO_SECONDS
 from caption_assets.dagster_lib.metrics import Counted, PortTaken, serve_metrics
 from caption_assets.errors import CaptionAssetsError
 from tests.captioning.watch import Log
@@ -43,7 +43,7 @@ def test_windows_and_shards_are_counted_as_they_are_done(port: int) -> None:
         counted.captioned("a", 4, 5, ok=False)
         assert read(port)["caption_windows_in_flight"] == 5
         counted.captioned("a", 5, 5, ok=True)
-        counted.published("a", Published({}, NOTHING_SPENT))
+        counted.published("a", Published({}, NO_SECONDS))
         counted.failed("b", CaptionAssetsError("why"))
         counted.skipped("c", "why not")
         found = read(port)

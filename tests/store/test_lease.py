@@ -14,7 +14,7 @@ import pytest
 from caption_assets.captioning.job import Job
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.shard_queue import caption_shards
-from caption_assets.captioning.supervisor import EngineKeeper
+from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.store.checkpoints import checkpoint_folder
 from caption_assets.store.lease import LeaseHeld, LeaseLost, Leases
 from caption_assets.store.root import Root
@@ -156,5 +156,5 @@ def test_a_run_over_a_store_that_ignores_conditions_says_so(
     between(without=without)
     root, log = Root.open(s3_url), Log()
     job = Job(root, root, Recipe(), frozenset(Table))
-    asyncio.run(caption_shards(EngineKeeper(lambda: start_stand_in(StandIn())), SANDBOX, job, [], log))
+    asyncio.run(caption_shards(EngineSupervisor(lambda: start_stand_in(StandIn())), SANDBOX, job, [], log))
     assert ["ignores If-None-Match" in warning for warning in log.warnings] == ([True] if without else [])

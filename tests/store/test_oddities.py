@@ -13,7 +13,7 @@ from caption_assets.automation.new_shards import build_new_shards
 from caption_assets.captioning.job import Job
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.shard_queue import caption_shards
-from caption_assets.captioning.supervisor import EngineKeeper
+from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.resources import build_storage
 from caption_assets.settings import Settings
 from caption_assets.sources.manifest import probe_clips
@@ -61,8 +61,8 @@ def url(s3_url: str, source: Root) -> str:
 
 def run(root: Root, source: Root, *shards: str) -> Log:
     log = Log()
-    keeper = EngineKeeper(lambda: start_stand_in(StandIn()))
-    asyncio.run(caption_shards(keeper, SANDBOX, Job(root, source, Recipe(), BOTH), shards, log))
+    supervisor = EngineSupervisor(lambda: start_stand_in(StandIn()))
+    asyncio.run(caption_shards(supervisor, SANDBOX, Job(root, source, Recipe(), BOTH), shards, log))
     return log
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caption_assets.video.frame_sampling import Sampling, frame_count, moments, shown_at
+from caption_assets.video.frame_sampling import FrameSampling, frame_count, moments, shown_at
 
 pytestmark = pytest.mark.fast
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.fast
 def test_frame_count_is_even_within_limits_and_available(
     seconds: float, available: int, least: int, extra: int, fps: float
 ) -> None:
-    sampling = Sampling(fps, 2 * least, 2 * (least + extra))
+    sampling = FrameSampling(fps, 2 * least, 2 * (least + extra))
     count = frame_count(seconds, available, sampling)
     assert count % 2 == 0
     assert 2 <= count <= min(available, sampling.max_frames)
@@ -27,11 +27,11 @@ def test_frame_count_is_even_within_limits_and_available(
 
 
 def test_two_frames_a_second_by_default() -> None:
-    assert frame_count(10.0, 250, Sampling()) == 20
+    assert frame_count(10.0, 250, FrameSampling()) == 20
 
 
 def test_odd_limits_never_give_an_odd_count() -> None:
-    assert frame_count(1.0, 7, Sampling(fps=2, min_frames=5, max_frames=9)) == 4
+    assert frame_count(1.0, 7, FrameSampling(fps=2, min_frames=5, max_frames=9)) == 4
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_odd_limits_never_give_an_odd_count() -> None:
 )
 def test_a_count_is_rounded_to_the_nearest_even_number_as_in_the_reference(seconds: float, count: int) -> None:
     # NeMo Curator's round_by_factor rounds halves of two to the even half: 19 to 20, 21 to 20.
-    assert frame_count(seconds, 10_000, Sampling()) == count
+    assert frame_count(seconds, 10_000, FrameSampling()) == count
 
 
 @given(first=st.floats(0, 100), length=st.floats(0.1, 100), count=st.integers(2, 768))
@@ -77,4 +77,4 @@ def test_a_last_frame_that_is_shown_like_the_others_ends_the_moments() -> None:
 @pytest.mark.parametrize("bad", [{"fps": 0}, {"min_frames": 1}, {"min_frames": 8, "max_frames": 6}])
 def test_limits_out_of_range_are_refused(bad: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="give"):
-        Sampling(**bad)  # type: ignore[arg-type]
+        FrameSampling(**bad)  # type: ignore[arg-type]
