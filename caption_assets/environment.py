@@ -1,4 +1,4 @@
-"""Environment variables that look like settings of this project, but are not."""
+"""Names of environment variables: the settings' prefix, renamed settings, and misspelt ones."""
 
 from __future__ import annotations
 
@@ -8,6 +8,18 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 
 PREFIX = "CAPTION_"
+RENAMED = {
+    "CAPTION_BACKFILL_SHARDS": "CAPTION_BACKFILL_CONCURRENCY",
+    "CAPTION_CLIP_MEMORY_GB": "CAPTION_DECODE_MEMORY_GB",
+    "CAPTION_CLIP_SECONDS": "CAPTION_DECODE_TIMEOUT_SECONDS",
+    "CAPTION_CLIP_WORKERS": "CAPTION_DECODE_WORKERS",
+    "CAPTION_GPU_NODE": "CAPTION_GPU_NODE_SELECTOR",
+    "CAPTION_LOOK_SECONDS": "CAPTION_SENSOR_INTERVAL_SECONDS",
+    "CAPTION_MAX_ATTEMPTS": "CAPTION_MAX_WINDOW_ATTEMPTS",
+    "CAPTION_REQUEST_SECONDS": "CAPTION_REQUEST_TIMEOUT_SECONDS",
+    "CAPTION_STEP_ACCOUNT": "CAPTION_STEP_SERVICE_ACCOUNT",
+}
+"""Variables of earlier releases, each with its present name."""
 _HEAD = "CAPTION"
 _TYPO = 0.8
 """Minimum likeness of a name to the one that it misspells: two swapped letters of five."""
@@ -15,7 +27,7 @@ _HEAD_TYPO = 0.85
 """Minimum likeness of a prefix to ours, where one letter is missing or too many."""
 _NEAR = 0.6
 """Minimum likeness of a name to those suggested in its place; difflib's default. ``MAX_TOKENS`` has 0.74 to
-``MAX_OUTPUT_TOKENS``, ``NUM_WORKERS`` has 0.70 to ``CLIP_WORKERS``."""
+``MAX_OUTPUT_TOKENS``, ``NUM_WORKERS`` has 0.64 to ``DECODE_WORKERS``."""
 _SUGGESTIONS = 3
 """Maximum number of names suggested."""
 _SERVICE = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?$")
@@ -31,6 +43,11 @@ class UnknownSetting:
     name: str
     suggestions: tuple[str, ...]
     """Variables of settings, the likeliest first. Empty if no name is near: the variable may be another program's."""
+
+    def __str__(self) -> str:
+        if self.name in RENAMED:
+            return f"Unknown setting {self.name}; it is now {self.suggestions[0]}"
+        return f"Unknown setting {self.name}; did you mean {' or '.join(self.suggestions)}? Rename or unset it"
 
 
 def unknown_settings(environment: Mapping[str, str], known: Collection[str]) -> Iterator[UnknownSetting]:
@@ -60,6 +77,8 @@ def is_service_address(value: str) -> bool:
 
 
 def _suggestions(name: str, known: Collection[str]) -> tuple[str, ...]:
+    if name in RENAMED:
+        return (RENAMED[name],)
     # Case, dashes, dots, missing and doubled underscores.
     if same := [setting for setting in known if _letters(setting) == _letters(name)]:
         return tuple(same)

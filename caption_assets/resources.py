@@ -184,7 +184,11 @@ def build_resources(settings: Settings) -> dict[str, object]:
     return {
         "storage": build_storage(settings),
         "weights": Weights(cache=str(settings.cache), cache_gb=settings.cache_gb, verify=settings.verify_weights),
-        "clips": Clips(seconds=settings.clip_seconds, memory_gb=settings.clip_memory_gb, workers=settings.clip_workers),
+        "clips": Clips(
+            seconds=settings.decode_timeout_seconds,
+            memory_gb=settings.decode_memory_gb,
+            workers=settings.decode_workers,
+        ),
         "engine": Engine(
             gpu_memory_utilization=settings.gpu_memory_utilization,
             processor_cache_gb=settings.processor_cache_gb,
@@ -192,7 +196,7 @@ def build_resources(settings: Settings) -> dict[str, object]:
             tensor_parallel=settings.tensor_parallel_size,
             data_parallel=settings.data_parallel_size,
             arguments=settings.engine_args,
-            request_seconds=settings.request_seconds,
+            request_seconds=settings.request_timeout_seconds,
             frames_gb=settings.frames_gb,
             max_restarts=settings.max_engine_restarts,
         ),

@@ -75,13 +75,15 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, env_ignore_empty=True)
 
-    root: str = Field("data", description="Folder or `s3://bucket/prefix` for everything that is written")
-    source: str | None = Field(None, description="Where the shards lie; may be read-only. Default: `<root>/shards`")
+    root: str = Field("data", description="Folder or `s3://bucket/prefix` for all outputs")
+    source: str | None = Field(
+        None, description="Folder or `s3://bucket/prefix` of the shards; may be read-only. Default: `<root>/shards`"
+    )
     project: str | None = Field(
         None,
         pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,39}$",
-        description="Name of the project on a Dagster instance that others use too: the prefix of its asset keys and "
-        "partitions, up to 40 letters, digits, `_` and `-`. Default: no prefix",
+        description="Project name on a shared Dagster instance, used as the prefix of asset keys and partitions: up to "
+        "40 letters, digits, `_` and `-`. Default: no prefix",
     )
     root_profile: str | None = Field(
         None,
@@ -89,59 +91,55 @@ class Settings(BaseSettings):
     )
     source_profile: str | None = Field(
         None,
-        description="AWS profile for the source and for the clips that its lists name. Default: the root's if "
+        description="AWS profile for the source and for the clips in its lists. Default: the root's if "
         "`CAPTION_SOURCE` is unset, else the standard AWS variables",
     )
     s3_anonymous: bool = Field(
-        False, description="Read a public source, and the clips that its lists name, without credentials"
+        False, description="Read a public source, and the clips in its lists, without credentials"
     )
-    s3_requester_pays: bool = Field(
-        False, description="Pay for requests to a source in requester-pays buckets, as their owner demands"
-    )
+    s3_requester_pays: bool = Field(False, description="Accept the request costs of a source in requester-pays buckets")
     s3_path_style: bool | None = Field(
         None,
-        description="Whether the bucket's name goes into the path of S3 addresses or before their host. Default: into "
-        "the path if `AWS_ENDPOINT_URL` is set",
+        description="Put the bucket's name into the path of S3 addresses instead of before their host. Default: true "
+        "if `AWS_ENDPOINT_URL` is set",
     )
     cache: Path = Field(
         Path("~/.cache/caption-assets"),
-        description="Folder on the engine's own disk for weights fetched from the root or on their way to it",
+        description="Local folder for model weights downloaded from the Hub or the root",
     )
     cache_gb: float | None = Field(
         None,
         gt=0,
         allow_inf_nan=False,
-        description="Most that the weights in that folder may take, in GiB; models that were not used for the longest "
-        "time make room. Default: no limit",
+        description="Maximum size of that folder, in GiB; the least recently used models are removed first. Default: "
+        "no limit",
     )
     verify_weights: bool = Field(
         False,
-        description="Compare the hashes of all files of weights each time, in the mirror and in the cache, and mend "
-        "what is damaged. Default: of those whose size has changed, in the cache also their time",
+        description="Verify the hashes of all weight files on every run, in the mirror and in the cache, and download "
+        "damaged files again. Default: verify only files whose size (in the cache, also modification time) changed",
     )
     model: str = Field(
         "sample",
         description="Model: `sample`, another key of the table of models, or the Hub id or folder (local or "
-        "`s3://bucket/prefix`) of a model that vLLM serves with video",
+        "`s3://bucket/prefix`) of a video model that vLLM supports",
     )
     model_revision: str | None = Field(
-        None,
-        description="Commit of a model by Hub id; for a folder, any word that distinguishes its contents from others",
+        None, description="Commit of a model given by Hub id; for a folder, any word that identifies its contents"
     )
     model_like: str | None = Field(
-        None, description="Model key whose frame sizes and engine defaults a model by Hub id or folder shares"
+        None,
+        description="Model key that provides the frame sizes and engine defaults of a model given by Hub id or folder",
     )
     lora: str | None = Field(
         None,
-        description="LoRA adapter for the model, by Hub id or folder (local or `s3://bucket/prefix`). Default: none",
+        description="LoRA adapter for the model: Hub id or folder (local or `s3://bucket/prefix`). Default: none",
     )
     lora_revision: str | None = Field(
-        None,
-        description="Commit of an adapter by Hub id; for a folder, any word that distinguishes its contents from "
-        "others",
+        None, description="Commit of an adapter given by Hub id; for a folder, any word that identifies its contents"
     )
     fp8: bool | None = Field(
-        None, description="Quantise the language model to FP8. Default: as the model wants; needs a GPU"
+        None, description="Quantize the language model to FP8; needs a GPU. Default: the model's default"
     )
     dtype: Literal["auto", "half", "float16", "bfloat16", "float", "float32"] = Field(
         "auto",
@@ -155,199 +153,229 @@ class Settings(BaseSettings):
     )
     reasoning_parser: str | None = Field(
         None,
-        description="vLLM's reasoning parser, such as `qwen3`, which takes reasoning out of answers. Default: by the "
-        "model's family",
+        description="vLLM's reasoning parser, such as `qwen3`, which removes reasoning from answers. Default: that of "
+        "the model's family",
     )
     prompt: str = Field(GENERAL.name, description=f"Named prompt: {', '.join(f'`{name}`' for name in PROMPTS)}")
     stage1_prompt: str | None = Field(None, description="Instruction of stage 1. Default: the named prompt's")
     stage2_prompt: str | None = Field(
         None,
-        description="Instruction of stage 2, with `{caption}` where the stage-1 caption goes. Default: the named "
+        description="Instruction of stage 2; `{caption}` is replaced by the stage-1 caption. Default: the named "
         "prompt's",
     )
-    window_size: int = Field(256, ge=MIN_WINDOW_FRAMES, description="Source frames in a window")
+    window_size: int = Field(256, ge=MIN_WINDOW_FRAMES, description="Size of a window, in source frames")
     remainder_threshold: int = Field(
-        128, ge=MIN_WINDOW_FRAMES, description="A tail of fewer frames joins the window before it"
+        128,
+        ge=MIN_WINDOW_FRAMES,
+        description="Minimum size of a clip's last window, in source frames; a shorter one is merged into the previous "
+        "window",
     )
     window_seconds: float | None = Field(
         None,
         ge=MIN_WINDOW_SECONDS,
         allow_inf_nan=False,
-        description="Length of a window, in place of the two settings above; a tail shorter than half of it joins the "
-        "window before. Default: windows are cut by frames",
+        description="Length of a window, in seconds; replaces the two settings above. A last window shorter than half "
+        "of it is merged into the previous one. Default: windows are cut by frames",
     )
     sample_fps: float = Field(
-        2.0, gt=0, allow_inf_nan=False, description="Frames of each second of a clip that are shown to the model"
+        2.0, gt=0, allow_inf_nan=False, description="Frames sampled for the model, per second of video"
     )
-    min_frames: int = Field(4, ge=FRAME_FACTOR, description="Least frames shown of a window")
-    max_frames: int = Field(768, ge=FRAME_FACTOR, description="Most frames shown of a window")
+    min_frames: int = Field(4, ge=FRAME_FACTOR, description="Minimum number of frames sampled from a window")
+    max_frames: int = Field(768, ge=FRAME_FACTOR, description="Maximum number of frames sampled from a window")
     temperature: float | None = Field(
         None,
         ge=0,
         le=MOST_TEMPERATURE,
-        description="Sampling temperature of the answer. Default, here and in the next two: what the files of a model "
-        "by Hub id or folder say, else 0.1",
+        description="Sampling temperature. Default: 0.1; for a model given by Hub id or folder, that of its generation "
+        "config, if it has one",
     )
-    top_p: float | None = Field(None, gt=0, le=1, description="Nucleus sampling of the answer. Default: else 0.001")
+    top_p: float | None = Field(
+        None, gt=0, le=1, description="Nucleus sampling probability. Default: 0.001, or as for the temperature"
+    )
     repetition_penalty: float | None = Field(
-        None, gt=0, allow_inf_nan=False, description="Repetition penalty of the answer. Default: else 1.05"
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Repetition penalty. Default: 1.05, or as for the temperature",
     )
-    max_output_tokens: int = Field(512, ge=1, description="Longest answer")
+    max_output_tokens: int = Field(512, ge=1, description="Maximum length of an answer, in tokens")
     deterministic: bool = Field(
-        False, description="Always the likeliest word, with fixed seeds, whatever the sampling settings say"
+        False, description="Decode greedily with fixed seeds; overrides temperature and nucleus sampling"
     )
     regenerations: int = Field(
-        1, ge=0, description="How often a caption with quality flags is generated again; the best attempt is kept"
+        1,
+        ge=0,
+        description="Maximum number of times that a caption with quality flags is regenerated; the best attempt is "
+        "kept",
     )
-    request_seconds: float = Field(600.0, gt=0, description="Longest time that one answer of the engine may take")
+    request_timeout_seconds: float = Field(600.0, gt=0, description="Timeout of a request to the engine, in seconds")
     max_engine_restarts: int = Field(
-        10, ge=0, description="Deaths of the engine that one run puts up with for every 1,000 answers begun"
+        10, ge=0, description="Maximum number of engine restarts in a run, for every 1,000 requests"
     )
-    tensor_parallel_size: int = Field(1, ge=1, description="GPUs that one replica of the model is spread over")
-    data_parallel_size: int = Field(1, ge=1, description="Replicas of the model, each on GPUs of its own")
+    tensor_parallel_size: int = Field(1, ge=1, description="Number of GPUs that share one replica of the model")
+    data_parallel_size: int = Field(1, ge=1, description="Number of replicas of the model, each on its own GPUs")
     engine_args: Annotated[dict[str, Any], NoDecode, _parse_json_object('{"max_num_seqs": 8}')] = Field(
         default_factory=dict,
-        description="Further arguments of vLLM's `AsyncEngineArgs`, as a JSON object without credentials: the UI shows "
-        "it",
+        description="Further arguments of vLLM's `AsyncEngineArgs`, as a JSON object. Credentials are rejected: "
+        "Dagster's UI shows it",
     )
-    clip_seconds: float = Field(
+    decode_timeout_seconds: float = Field(
         120.0,
         gt=0,
         allow_inf_nan=False,
-        description="Longest time that probing a clip or decoding a window may take",
+        description="Timeout of probing a clip or decoding a window, in seconds",
     )
-    clip_memory_gb: float = Field(4.0, ge=1, allow_inf_nan=False, description="Most memory that this may take, in GiB")
-    clip_workers: int | None = Field(
-        None, ge=1, description="Processes that probe and decode clips. Default: one a core, up to 8"
+    decode_memory_gb: float = Field(
+        4.0, ge=1, allow_inf_nan=False, description="Maximum memory of a decode worker, in GiB"
     )
-    previews: bool = Field(False, description="Keep a small moving picture and a still one of each window captioned")
-    frames_gb: float = Field(2.0, gt=0, description="Memory for the decoded frames of the windows under way, in GiB")
+    decode_workers: int | None = Field(
+        None, ge=1, description="Number of processes that probe and decode clips. Default: one per core, up to 8"
+    )
+    previews: bool = Field(
+        False, description="Store a small animation and a still picture of each captioned window for the gallery"
+    )
+    frames_gb: float = Field(2.0, gt=0, description="Maximum memory for decoded frames of windows in progress, in GiB")
     gpu_memory_utilization: float | None = Field(
-        None, gt=0, le=1, description="Share of the GPU's memory for the engine. Default: the model's, 0.85"
+        None, gt=0, le=1, description="Fraction of GPU memory that the engine uses. Default: the model's, 0.85"
     )
     processor_cache_gb: float | None = Field(
-        None, ge=0, description="Memory for preprocessed videos. Default: the model's, 4"
+        None, ge=0, description="Size of vLLM's cache of preprocessed videos, in GiB. Default: the model's, 4"
     )
     max_batched_tokens: int | None = Field(
-        None, ge=1, description="Tokens in one step of the engine. Default: the model's, 32768"
+        None, ge=1, description="Maximum number of tokens in an engine step. Default: the model's, 32768"
     )
     checkpoint_rows: int = Field(
-        CHECKPOINT_ROWS, ge=1, description="Finished windows of a shard that make a checkpoint due"
+        CHECKPOINT_ROWS, ge=1, description="Number of finished windows of a shard after which a checkpoint is written"
     )
     checkpoint_seconds: float = Field(
         CHECKPOINT_SECONDS,
         gt=0,
         allow_inf_nan=False,
-        description="Longest time that a finished window waits for its checkpoint",
+        description="Maximum time from a finished window to its checkpoint, in seconds",
     )
     lease_seconds: float = Field(
         LEASE_SECONDS,
         ge=5,
         allow_inf_nan=False,
-        description="Time after which another run may take over a shard of which nothing was heard",
+        description="Lifetime of a shard's lease without renewal, in seconds; another run may then claim the shard",
     )
-    max_attempts: int = Field(
+    max_window_attempts: int = Field(
         MAX_ATTEMPTS,
         ge=1,
-        description="Requests for a caption, over all runs, after which its row stays failed; one run makes four",
+        description="Maximum number of requests for a window's caption, over all runs; a run makes up to four. The row "
+        "then stays failed",
     )
     executor: Literal["in_process", "multiprocess", "k8s"] = Field(
         "in_process",
-        description="Where a run's steps are done: `in_process`, in the run's own; `multiprocess`, each in one of its "
-        "own; `k8s`, each in a Kubernetes pod of its own",
+        description="Executor of a run's steps: `in_process`, in the run's process; `multiprocess`, one process per "
+        "step; `k8s`, one Kubernetes pod per step",
     )
-    step_account: str | None = Field(
-        None, description="Kubernetes ServiceAccount of the steps' pods. Default: that of the run's pod"
+    step_service_account: str | None = Field(
+        None, description="Kubernetes ServiceAccount of step pods. Default: that of the run's pod"
     )
     gpu_image: str | None = Field(
         None,
-        description="Image of the captioning step's pod, with the engine; `{version}` stands for the project's. "
-        "Default: that of the run's pod",
+        description="Image of the captioning step's pod, with the engine; `{version}` is replaced by the project's "
+        "version. Default: the image of the run's pod",
     )
-    gpu_node: Annotated[
+    gpu_node_selector: Annotated[
         dict[str, str],
         NoDecode,
-        BeforeValidator(_check_labels),  # of the two, the last one comes first
+        BeforeValidator(_check_labels),  # runs after the parser: the last validator runs first
         _parse_json_object('{"nvidia.com/gpu.present": "true"}'),
-    ] = Field({"nvidia.com/gpu.present": "true"}, description="Labels of the nodes with GPUs, as a JSON object")
+    ] = Field(
+        {"nvidia.com/gpu.present": "true"},
+        description="Node selector of pods that need a GPU: node labels, as a JSON object",
+    )
     metrics_port: int | None = Field(
         None,
         ge=1024,
         le=65535,
-        description="Port on which the captioning step serves metrics for Prometheus. Default: none are served",
+        description="Port of the captioning step's Prometheus metrics. Default: no metrics",
     )
     automate: bool = Field(
-        False, description="Whether the sensors and the schedule run from the start. Default: start them in the UI"
+        False, description="Start the sensors and the schedule with the code location. Default: start them in the UI"
     )
-    look_seconds: int = Field(60, ge=1, description="How often the source is looked through for new shards")
+    sensor_interval_seconds: int = Field(
+        60, ge=1, description="Interval at which the sensor lists the source for new shards, in seconds"
+    )
     shard_quiet_minutes: float = Field(
         1.0,
         ge=0,
         allow_inf_nan=False,
-        description="A shard that was written to more recently than this is left alone by the sensor",
+        description="Time without writes after which the sensor registers a shard, in minutes",
     )
     shard_marker: str | None = Field(
         None,
-        description="Name of an object that says that a shard is whole: `<shard>/<name>` of a folder, `<file>.<name>` "
-        "of a tar or list. Default: none is waited for",
+        description="Name of the marker object of a complete shard: `<shard>/<name>` for a folder, `<file>.<name>` for "
+        "a tar or list. Default: no marker is needed",
     )
     max_removed_fraction: float = Field(
         0.2,
         ge=0,
         le=1,
-        description="Maximum fraction of the registered shards that is reported as removed when they are gone from the "
-        "source; if more are gone, or all, an alarm is raised and nothing changes until a person confirms it",
+        description="Maximum fraction of the registered shards that may disappear from the source at once. If more "
+        "disappear, or all, the sensor raises an alarm and changes nothing until a person confirms",
     )
     backfill_cron: str = Field(
-        "*/10 * * * *", description="When the schedule requests what is missing, such as `0 20-23,0-6 * * *`, in UTC"
+        "*/10 * * * *",
+        description="Cron expression, in UTC, of the schedule that requests missing captions, such as "
+        "`0 20-23,0-6 * * *`",
     )
-    backfill_shards: int = Field(256, ge=1, description="Most shards that the schedule has under way at once")
+    backfill_concurrency: int = Field(
+        256, ge=1, description="Maximum number of shards in progress at once; the schedule requests none beyond it"
+    )
     shard_attempts: int = Field(
-        3, ge=1, description="Runs that the schedule requests for a shard while its content stays the same"
+        3, ge=1, description="Maximum number of runs that the schedule requests for a shard with unchanged content"
     )
     overdue_hours: float | None = Field(
         None,
         gt=0,
         allow_inf_nan=False,
-        description="Longest time that a shard may wait for its captions before an alert. Default: any",
+        description="Time without captions after which a shard raises an alert, in hours. Default: no alert",
     )
     alert_webhook: SecretStr | None = Field(
         None,
-        description="Address of a Slack incoming webhook for alerts; a secret. Default: they are in the daemon's log",
+        description="URL of a Slack incoming webhook for alerts; a secret. Default: alerts go to the daemon's log",
     )
-    shards_per_run: int = Field(16, ge=1, description="Shards that a backfill captions with one engine start")
+    shards_per_run: int = Field(
+        16, ge=1, description="Number of shards that one run of a backfill captions with one engine start"
+    )
     gpu_hour_price: float | None = Field(
         None,
         ge=0,
         allow_inf_nan=False,
-        description="Price of one GPU for an hour, from which the UI tells costs",
+        description="Price of a GPU hour, from which the UI computes costs. Default: no costs are shown",
     )
     link_url: str | None = Field(
         None,
-        description="Web address under which the root's contents can be opened, with which links in the UI begin. "
-        "Default: the UI names paths",
+        description="URL under which a browser can open the root's contents; links in the UI begin with it. Default: "
+        "the UI shows paths",
     )
     max_failed_fraction: float = Field(
-        0.05, ge=0, le=1, description="Share of a shard's captionable windows that may fail before the step fails"
+        0.05,
+        ge=0,
+        le=1,
+        description="Maximum fraction of a shard's captionable windows that may fail before the step fails",
     )
     max_unreadable_fraction: float = Field(
-        0.1, ge=0, le=1, description="Share of a shard's clips that may be unreadable before the step fails"
+        0.1, ge=0, le=1, description="Maximum fraction of a shard's clips that may be unreadable before the step fails"
     )
     export: Format | None = Field(
         None,
-        description="Form of the dataset for training: `webdataset`, tars that hold the clips, or `jsonl`, lines that "
-        "name them. Default: there is no asset `captioned_dataset`",
+        description="Format of the training dataset: `webdataset`, tar files with the clips, or `jsonl`, lines with "
+        "their URIs. Default: no asset `captioned_dataset`",
     )
     export_file_gb: float = Field(
         1.0,
         gt=0,
         allow_inf_nan=False,
-        description="Most samples in one file of that dataset, in GiB; a larger clip has a file of its own",
+        description="Maximum size of a file of the training dataset, in GiB; a larger clip gets its own file",
     )
     export_license: str | None = Field(
         None,
         pattern=r"^[a-z0-9][a-z0-9.-]*$",
-        description="Licence that the dataset's card names, as the Hub spells it, such as `cc-by-4.0`. Default: none",
+        description="License named on the dataset card, as spelled on the Hub, such as `cc-by-4.0`. Default: none",
     )
 
     @field_validator("root", "source", "model", "lora", "gpu_image", "link_url")
@@ -524,11 +552,9 @@ def load_settings() -> Settings:
     problems = []
     for unknown in unknown_settings(os.environ, known):
         if unknown.suggestions:
-            problems.append(
-                f"Unknown setting {unknown.name}; did you mean {' or '.join(unknown.suggestions)}? Rename or unset it"
-            )
+            problems.append(str(unknown))
         else:
-            logger.warning("Unknown setting %s is ignored: see the table of settings in the README", unknown.name)
+            logger.warning("Ignored the unknown setting %s; the settings are listed in the README", unknown.name)
     try:
         settings = Settings()
     except ValidationError as error:

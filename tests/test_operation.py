@@ -102,7 +102,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         "CAPTION_ROOT": str(root),
         "CAPTION_CACHE": str(home / "cache"),
         "CAPTION_AUTOMATE": "1",
-        "CAPTION_LOOK_SECONDS": "5",
+        "CAPTION_SENSOR_INTERVAL_SECONDS": "5",
         "CAPTION_SHARD_QUIET_MINUTES": "0.05",
         "CAPTION_BACKFILL_CRON": "* * * * *",
         "CAPTION_SHARD_ATTEMPTS": "2",

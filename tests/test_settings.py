@@ -5,6 +5,7 @@ import pytest
 
 from caption_assets.captioning.prompts import GENERAL, PROMPTS
 from caption_assets.captioning.recipe import Recipe, SamplingParams
+from caption_assets.environment import PREFIX, RENAMED
 from caption_assets.models.checkpoint import Lora
 from caption_assets.settings import Settings, SettingsError, load_settings
 
@@ -28,8 +29,16 @@ def test_nothing_need_be_set() -> None:
         ("CAPTION_ENGINE_ARGS", '{"max_num_seqs": 8', "invalid JSON at line 1, column 19"),
         ("CAPTION_ENGINE_ARGS", '{"max_num_seqs": NaN}', "JSON has no NaN"),
         ("CAPTION_ENGINE_ARGS", "[" * 100_000, "nested too deeply"),
-        ("CAPTION_GPU_NODE", "gpu=true", 'column 1 .*: write a JSON object such as {"nvidia.com/gpu.present": "true"}'),
-        ("CAPTION_GPU_NODE", '{"gpu": true}', "the label 'gpu' is true, not a string: put its value in quotes"),
+        (
+            "CAPTION_GPU_NODE_SELECTOR",
+            "gpu=true",
+            'column 1 .*: write a JSON object such as {"nvidia.com/gpu.present": "true"}',
+        ),
+        (
+            "CAPTION_GPU_NODE_SELECTOR",
+            '{"gpu": true}',
+            "the label 'gpu' is true, not a string: put its value in quotes",
+        ),
         ("CAPTION_WINDOW_SIZE", "many", "integer"),
         ("CAPTION_WINDOW_SIZE", "3", "greater than or equal to 4"),
         ("CAPTION_WINDOW_SECONDS", "0", "greater than or equal to 0.1"),
@@ -148,7 +157,7 @@ def test_values_that_do_not_fit_together_are_both_named(
         ("CAPTION_MODLE", "CAPTION_MODEL"),
         ("CAPTION_MAX_TOKENS", "CAPTION_MAX_OUTPUT_TOKENS"),
         ("CAPTION_FPS", "CAPTION_SAMPLE_FPS"),
-        ("CAPTION_NUM_WORKERS", "CAPTION_CLIP_WORKERS"),
+        ("CAPTION_NUM_WORKERS", "CAPTION_DECODE_WORKERS"),
         ("CAPTION_MODEL_NAME", "CAPTION_MODEL"),
         ("CAPTION_PROMPT_STAGE1", "CAPTION_STAGE1_PROMPT"),
         ("CAPTION_ASSETS_MODEL", "CAPTION_MODEL"),
@@ -171,6 +180,14 @@ def test_a_variable_that_resembles_a_setting_is_refused_with_the_name_that_was_m
 ) -> None:
     monkeypatch.setenv(variable, "9090")
     with pytest.raises(SettingsError, match=rf"^Unknown setting {variable}; did you mean {meant}( or [A-Z0-9_]+)*\?"):
+        load_settings()
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_renamed_setting_is_an_error_with_the_new_name(monkeypatch: pytest.MonkeyPatch, old: str, new: str) -> None:
+    assert new.removeprefix(PREFIX).lower() in Settings.model_fields
+    monkeypatch.setenv(old, "1")
+    with pytest.raises(SettingsError, match=f"^Unknown setting {old}; it is now {new}$"):
         load_settings()
 
 
@@ -215,7 +232,7 @@ def test_a_variable_of_the_prefix_that_resembles_no_setting_is_told(
 ) -> None:
     monkeypatch.setenv(variable, "x")
     assert load_settings().model == "sample"
-    assert f"Unknown setting {variable} is ignored" in caplog.text
+    assert f"Ignored the unknown setting {variable};" in caplog.text
 
 
 def test_nobody_can_be_charged_for_anonymous_requests(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,7 +76,7 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
                 checkpoint_rows=settings.checkpoint_rows,
                 checkpoint_seconds=settings.checkpoint_seconds,
                 lease_seconds=settings.lease_seconds,
-                max_attempts=settings.max_attempts,
+                max_attempts=settings.max_window_attempts,
             )
             log = RunLog(context, settings, job.root)
             with clips.start() as sandbox, serve_metrics(settings.metrics_port) as metrics:

@@ -91,7 +91,7 @@ class _Plan:
 
     def run_requests(self) -> Iterator[dg.RunRequest]:
         """The runs. Captions come first: they are nearer to being done."""
-        room = self.settings.backfill_shards - len(self.under_way)
+        room = self.settings.backfill_concurrency - len(self.under_way)
         manifest, stages, weights = self.project.manifest, self.project.stages, self.project.weights
         if self.has_weights:
             captions = self._wanted(stages[-1], self.states.without_captions, room)

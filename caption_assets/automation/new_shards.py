@@ -54,7 +54,7 @@ def build_new_shards(settings: Settings) -> dg.SensorDefinition:
     @dg.sensor(
         name="new_shards",
         description="Registers the source's shards as partitions, and reports which have changed or gone.",
-        minimum_interval_seconds=settings.look_seconds,
+        minimum_interval_seconds=settings.sensor_interval_seconds,
         default_status=sensor_status(settings),
     )
     def new_shards(context: dg.SensorEvaluationContext, storage: Storage) -> dg.SensorResult:

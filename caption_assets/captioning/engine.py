@@ -639,9 +639,10 @@ class CaptionEngine:
         if not self._death.done() and silent < limit / 2:
             raise RequestFailed(
                 "timeout",
-                f"there was no answer within {limit:g} s (CAPTION_REQUEST_SECONDS), while the engine was at work",
+                f"there was no answer within {limit:g} s (CAPTION_REQUEST_TIMEOUT_SECONDS), "
+                "while the engine was at work",
             )
-        raise self._died(f"it has said nothing for {silent:.0f} s (CAPTION_REQUEST_SECONDS is {limit:g})")
+        raise self._died(f"it has said nothing for {silent:.0f} s (CAPTION_REQUEST_TIMEOUT_SECONDS is {limit:g})")
 
     def _died(self, reason: str) -> EngineDied:
         """Tell all who wait that the engine is dead."""

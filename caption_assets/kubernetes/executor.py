@@ -167,7 +167,7 @@ def _end(pod: V1Pod) -> Trouble | None:
             limit = (pod.spec.containers[0].resources.limits or {}).get("memory", "its node's")
             return Trouble(
                 f"pod {name} took more memory than its limit of {limit} (OOMKilled, exit code {end.exit_code}): lower "
-                "CAPTION_CLIP_WORKERS, CAPTION_FRAMES_GB or CAPTION_PROCESSOR_CACHE_GB, or give it more"
+                "CAPTION_DECODE_WORKERS, CAPTION_FRAMES_GB or CAPTION_PROCESSOR_CACHE_GB, or give it more"
             )
         if end and end.exit_code:
             said = " ".join(filter(None, [status.reason, status.message, end.message]))

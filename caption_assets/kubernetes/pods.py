@@ -98,7 +98,7 @@ def caption_size(settings: Settings, windows: int | None = None, tokens: int | N
     """
     variant = settings.variant
     shares = max(settings.gpus, 1)
-    workers = settings.clip_workers or MOST_WORKERS
+    workers = settings.decode_workers or MOST_WORKERS
     cpus = variant.cpus * shares
     frames_gb = settings.frames_gb
     cache_gb = float(_first(settings.processor_cache_gb, variant.engine.get("mm_processor_cache_gb"), 4.0))
@@ -113,12 +113,12 @@ def caption_size(settings: Settings, windows: int | None = None, tokens: int | N
     caches_gb = cache_gb * (1 + settings.data_parallel_size)
     memory = variant.host_gb * shares + caches_gb + frames_gb + workers * WORKER_GB + RUN_GB + rows_gb
     # Two hostile clips at once are no reason to lose the engine.
-    return PodSize(cpus, memory, memory + 2 * settings.clip_memory_gb, settings.gpus)
+    return PodSize(cpus, memory, memory + 2 * settings.decode_memory_gb, settings.gpus)
 
 
 def clip_workers(settings: Settings, windows: int) -> int:
     """Processes that decode, as many as so much work is worth."""
-    return min(settings.clip_workers or MOST_WORKERS, max(math.ceil(windows / WORKER_WINDOWS), 1))
+    return min(settings.decode_workers or MOST_WORKERS, max(math.ceil(windows / WORKER_WINDOWS), 1))
 
 
 def caption_run_config(settings: Settings, windows: int, tokens: int) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def caption_run_config(settings: Settings, windows: int, tokens: int) -> dict[st
     container = {
         "resources": caption_size(settings, windows, tokens).resources,
         # By itself the step starts as many as the node has cores, for which its memory would be too small.
-        "env": [{"name": f"{PREFIX}CLIP_WORKERS", "value": str(clip_workers(settings, windows))}],
+        "env": [{"name": f"{PREFIX}DECODE_WORKERS", "value": str(clip_workers(settings, windows))}],
     }
     return {"execution": {"config": {"per_step_k8s_config": {CAPTION_STEP: {"container_config": container}}}}}
 
@@ -158,7 +158,7 @@ def caption_pod(settings: Settings) -> dict[str, Any]:
         container["ports"] = [{"name": "metrics", "container_port": settings.metrics_port}]
     if settings.gpus:
         pod["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
-        pod["node_selector"] = settings.gpu_node
+        pod["node_selector"] = settings.gpu_node_selector
     return _tags({"container_config": container, "pod_spec_config": pod})
 
 
@@ -170,8 +170,8 @@ def cpu_pod(size: PodSize) -> dict[str, Any]:
 def step_pod(settings: Settings) -> dict[str, Any]:
     """What the pods of all steps have in common, as dagster-k8s's ``step_k8s_config``."""
     pod: dict[str, Any] = {"automount_service_account_token": False}  # steps ask nothing of the cluster
-    if settings.step_account:
-        pod["service_account_name"] = settings.step_account
+    if settings.step_service_account:
+        pod["service_account_name"] = settings.step_service_account
     return {
         "pod_spec_config": pod,
         "pod_template_spec_metadata": {

@@ -125,7 +125,8 @@ class Sandbox:
     def _clear_errors(self) -> Iterator[None]:
         seconds, memory = self.limits.seconds, self.limits.memory_gb
         too_slow = UnreadableClip(
-            "too_slow", f"the clip took longer than {seconds:g} s (CAPTION_CLIP_SECONDS): shorten it or raise the limit"
+            "too_slow",
+            f"the clip took longer than {seconds:g} s (CAPTION_DECODE_TIMEOUT_SECONDS): shorten it or raise the limit",
         )
         try:
             yield
@@ -134,7 +135,7 @@ class Sandbox:
         except MemoryError:
             raise UnreadableClip(
                 "too_large",
-                f"the clip needs more than {memory:g} GiB to be read (CAPTION_CLIP_MEMORY_GB): make it smaller or "
+                f"the clip needs more than {memory:g} GiB to be read (CAPTION_DECODE_MEMORY_GB): make it smaller or "
                 "raise the limit",
             ) from None
         except WorkerDied as error:

@@ -42,7 +42,7 @@ class Project:
         """
         folders = {"root": str(self.root), "cache": str(self.folder / "cache")}
         # One process: starting the default eight takes two CPU seconds, and a sample shard is probed in a tenth of one.
-        chosen = {**folders, "clip_workers": 1, **settings}
+        chosen = {**folders, "decode_workers": 1, **settings}
         validated = Settings(**chosen)  # type: ignore[arg-type]
         definitions, names = build_definitions(validated), ProjectNames(validated.project)
         ends = dict(

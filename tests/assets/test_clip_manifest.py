@@ -48,7 +48,7 @@ def test_windows_may_be_cut_by_seconds(indexed: Project) -> None:
 def test_the_same_shard_has_the_same_data_version_however_many_workers_probe_it(indexed: Project) -> None:
     versions = set()
     for workers in (1, 3):
-        result = indexed.run("clip_manifest", partition="sample-tar", clip_workers=workers)
+        result = indexed.run("clip_manifest", partition="sample-tar", decode_workers=workers)
         [event] = result.get_asset_materialization_events()
         versions.add((event.materialization.tags or {})["dagster/data_version"])
     assert len(versions) == 1

@@ -354,7 +354,7 @@ def test_a_removed_shard_is_not_asked_for(known: Site) -> None:
 
 
 def test_no_more_shards_are_under_way_than_allowed(tmp_path: Path, instance: dg.DagsterInstance) -> None:
-    site = Site(tmp_path, instance, backfill_shards=3, shards_per_run=2)
+    site = Site(tmp_path, instance, backfill_concurrency=3, shards_per_run=2)
     site.add(*"abcdef")
     site.look()
     site.fetch_weights()

@@ -15,7 +15,7 @@ COPIES = 12
 """Of each clip of a sample shard, in that one."""
 SETTINGS = {
     "CAPTION_EXECUTOR": "k8s",
-    "CAPTION_STEP_ACCOUNT": "caption",
+    "CAPTION_STEP_SERVICE_ACCOUNT": "caption",
     "CAPTION_CHECKPOINT_ROWS": "4",
     "CAPTION_LEASE_SECONDS": "20",
     "CAPTION_MAX_UNREADABLE_FRACTION": "0.1",

@@ -108,7 +108,7 @@ def test_gpu_nodes_have_the_labels_and_the_taint_of_the_captioning_pod(overlay: 
     config = yaml.safe_load((K8S / "overlays" / overlay / "cluster.yaml").read_text())
     [group] = config["managedNodeGroups"]
     labels = {**group["labels"], "eks.amazonaws.com/capacityType": "SPOT" if group.get("spot") else "ON_DEMAND"}
-    wanted = settings_of(f"overlays/{overlay}").gpu_node
+    wanted = settings_of(f"overlays/{overlay}").gpu_node_selector
     assert {name: labels[name] for name in wanted} == wanted
     assert [taint["key"] for taint in group["taints"]] == ["nvidia.com/gpu"]
 

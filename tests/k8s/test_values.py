@@ -151,7 +151,7 @@ def test_the_schedules_size_comes_on_top_of_what_the_captioning_pod_has(launcher
     [container] = dict(steps(launcher))["stage1_captions"]["spec"]["template"]["spec"]["containers"]
     given = {entry["name"]: entry["value"] for entry in container["env"] if "value" in entry}
     assert given[VERSION_VARIABLE] == VERSION
-    assert given["CAPTION_CLIP_WORKERS"] == "1"
+    assert given["CAPTION_DECODE_WORKERS"] == "1"
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
 
 

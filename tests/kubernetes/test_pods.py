@@ -62,7 +62,7 @@ def test_a_gpu_is_asked_for_each_share_of_each_replica() -> None:
 
 
 def test_the_gpu_pod_goes_to_nodes_that_are_kept_for_gpus() -> None:
-    pod = pod_of("stage1_captions", model="qwen2.5", gpu_node={"pool": "l40s"}).pod_spec_config
+    pod = pod_of("stage1_captions", model="qwen2.5", gpu_node_selector={"pool": "l40s"}).pod_spec_config
     assert pod["node_selector"] == {"pool": "l40s"}
     assert pod["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
 
@@ -111,7 +111,7 @@ def test_the_caption_step_is_in_the_pool_and_no_other() -> None:
 
 def test_the_pods_of_steps_have_no_rights_and_are_made_once() -> None:
     parse: Any = UserDefinedDagsterK8sConfig.from_dict
-    config = parse(step_pod(Settings(step_account="caption")))
+    config = parse(step_pod(Settings(step_service_account="caption")))
     assert set(config.pod_template_spec_metadata["annotations"].values()) == {"false", "true"}
     assert config.pod_spec_config == {"automount_service_account_token": False, "service_account_name": "caption"}
     assert config.job_spec_config["backoff_limit"] == 0
@@ -150,7 +150,7 @@ def test_a_small_pod_starts_no_more_decoders_than_it_has_memory_for() -> None:
     settings = Settings(model="qwen2.5", executor="k8s")
     for windows, workers in ((10, "1"), (40, "3"), (10_000, "8")):
         config = caption_run_config(settings, windows, windows * 5760)
-        assert caption_container(config)["env"] == [{"name": "CAPTION_CLIP_WORKERS", "value": workers}]
+        assert caption_container(config)["env"] == [{"name": "CAPTION_DECODE_WORKERS", "value": workers}]
 
 
 def caption_resources(config: dict[str, Any]) -> dict[str, dict[str, str]]:

@@ -55,7 +55,7 @@ def test_a_thousand_shards_are_requested_64_a_run(tmp_path: Path, deploy: Deploy
         **AUTOMATION,
         "CAPTION_ROOT": str(root),
         "CAPTION_SHARDS_PER_RUN": str(SHARDS_PER_RUN),
-        "CAPTION_BACKFILL_SHARDS": str(SHARDS),
+        "CAPTION_BACKFILL_CONCURRENCY": str(SHARDS),
     }
     names = [f"shard-with-a-longer-name-{number:04}" for number in range(SHARDS)]
     (root / "shards").mkdir(parents=True)

@@ -17,7 +17,7 @@ STARTED = dg.DagsterRunStatus.STARTED
 
 @pytest.mark.representative
 def test_a_tick_requests_a_run_while_128_shards_are_under_way(tmp_path: Path, instance: dg.DagsterInstance) -> None:
-    site = Site(tmp_path, instance, shards_per_run=128, backfill_shards=136)
+    site = Site(tmp_path, instance, shards_per_run=128, backfill_concurrency=136)
     site.add(*(sha256(bytes([number])).hexdigest()[:24] for number in range(136)))
     site.look()
     site.fetch_weights()
