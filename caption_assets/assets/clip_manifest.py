@@ -10,7 +10,6 @@ from importlib.metadata import version
 from typing import Any
 
 import dagster as dg
-from dagster._core.definitions.data_version import get_input_data_version_tag
 
 from caption_assets.assets.shard_index import observation, observed_versions
 from caption_assets.captioning.prediction import predicted_tokens
@@ -19,6 +18,7 @@ from caption_assets.dagster_lib.columns import ROW_COUNT, column_metadata
 from caption_assets.dagster_lib.failures import ShardFailures, as_dagster_failure
 from caption_assets.dagster_lib.links import link
 from caption_assets.dagster_lib.markdown import markdown_table, shortened
+from caption_assets.dagster_lib.private import get_input_data_version_tag
 from caption_assets.dagster_lib.project import CAPTIONS_GROUP, SHARDS, Project
 from caption_assets.dagster_lib.provenance import input_tags, output_tags
 from caption_assets.dagster_lib.selection import is_selected, shards_to_make

@@ -5,10 +5,10 @@ from hashlib import sha256
 from typing import Any
 
 import dagster as dg
-from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
 from caption_assets.dagster_lib.failures import as_dagster_failure, shards_failed
 from caption_assets.dagster_lib.markdown import markdown_table
+from caption_assets.dagster_lib.private import DATA_VERSION_TAG
 from caption_assets.dagster_lib.project import SOURCE_GROUP, Project
 from caption_assets.dagster_lib.project_claim import claim
 from caption_assets.dagster_lib.termination import stoppable

@@ -8,8 +8,6 @@ from itertools import islice
 from typing import Any
 
 import dagster as dg
-from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
-from dagster._utils.schedules import is_valid_cron_string
 
 from caption_assets.automation.differences import Kind, find_differences, settle
 from caption_assets.automation.shard_states import (
@@ -22,6 +20,11 @@ from caption_assets.automation.shard_states import (
 )
 from caption_assets.automation.status import schedule_status
 from caption_assets.dagster_lib.failures import as_dagster_failure
+from caption_assets.dagster_lib.private import (
+    ASSET_PARTITION_RANGE_END_TAG,
+    ASSET_PARTITION_RANGE_START_TAG,
+    is_valid_cron_string,
+)
 from caption_assets.dagster_lib.project import Project
 from caption_assets.dagster_lib.run_request import count_requests, request_tags
 from caption_assets.kubernetes.pods import caption_run_config

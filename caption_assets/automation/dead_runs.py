@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
 import dagster as dg
-from dagster._core.storage.dagster_run import ACTIVE_RUN_STATUSES
 
 from caption_assets.dagster_lib.failures import as_dagster_failure
 from caption_assets.resources import Storage
@@ -21,6 +20,8 @@ from caption_assets.settings import Settings
 from caption_assets.store.heartbeat import Pulse, list_heartbeats, read_heartbeat, remove_heartbeat
 from caption_assets.store.root import Root
 
+ACTIVE = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
+"""Statuses of runs that have a process."""
 LOOK_SECONDS = 15
 """Interval between two looks at the heartbeats; each is one listing, and none where no run is in progress."""
 PATIENCE = 1.5
@@ -91,7 +92,7 @@ def build_dead_runs(settings: Settings) -> dg.SensorDefinition:
     )
     def dead_runs(context: dg.SensorEvaluationContext, storage: Storage) -> dg.SensorResult:
         instance, now = context.instance, time.time()
-        runs = {run.run_id: run for run in instance.get_runs(dg.RunsFilter(statuses=ACTIVE_RUN_STATUSES))}
+        runs = {run.run_id: run for run in instance.get_runs(dg.RunsFilter(statuses=ACTIVE))}
         if not runs:
             return dg.SensorResult(skip_reason="no run is in progress", cursor=str(Looks(now, {})))
         with as_dagster_failure():

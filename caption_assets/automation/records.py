@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from itertools import islice
 
 import dagster as dg
-from dagster._core.definitions.data_version import (
+
+from caption_assets.dagster_lib.private import (
     CODE_VERSION_TAG,
     DATA_VERSION_IS_USER_PROVIDED_TAG,
     DATA_VERSION_TAG,
     get_input_event_pointer_tag,
 )
-
 from caption_assets.dagster_lib.project import SHARDS, Project
 from caption_assets.dagster_lib.provenance import input_version_tags, versions_of
 from caption_assets.store.tables import Table

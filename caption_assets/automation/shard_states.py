@@ -12,21 +12,18 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import dagster as dg
-from dagster._core.definitions.data_version import (
-    CODE_VERSION_TAG,
-    DATA_VERSION_IS_USER_PROVIDED_TAG,
-    DATA_VERSION_TAG,
-)
-from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
-from dagster._core.storage.tags import (
-    ASSET_PARTITION_RANGE_END_TAG,
-    ASSET_PARTITION_RANGE_START_TAG,
-    PARTITION_NAME_TAG,
-)
 
 from caption_assets.assets.clip_manifest import is_of_this_schema
 from caption_assets.assets.shard_index import REMOVED, is_removed, observed_versions
 from caption_assets.automation.records import Metadata, Record, read_records
+from caption_assets.dagster_lib.private import (
+    ASSET_PARTITION_RANGE_END_TAG,
+    ASSET_PARTITION_RANGE_START_TAG,
+    CODE_VERSION_TAG,
+    DATA_VERSION_IS_USER_PROVIDED_TAG,
+    DATA_VERSION_TAG,
+    PARTITION_NAME_TAG,
+)
 from caption_assets.dagster_lib.project import SHARDS, Project
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.models.mirror import read_manifest
@@ -37,6 +34,14 @@ from caption_assets.store.tables import Table, stored_shards
 from caption_assets.store.versions import TableVersions
 
 STAGES = (Table.STAGE1, Table.STAGE2)
+NOT_FINISHED = [
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.SUSPENDED,
+    dg.DagsterRunStatus.CANCELING,
+]
 MAX_WINDOWS = 1_000_000
 """Windows of a shard beyond which a manifest's metadata is not believed: 123 days of video, in windows of 256 frames at
 24 frames a second."""
@@ -208,7 +213,7 @@ def has_weights(instance: dg.DagsterInstance, project: Project, root: Root, sett
 
 def is_under_way(instance: dg.DagsterInstance, asset: dg.AssetKey) -> bool:
     """Whether a run that makes an asset waits or is at work, whoever launched it."""
-    runs = instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES))
+    runs = instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED))
     return any(asset in (run.asset_selection or ()) for run in runs)
 
 
@@ -218,7 +223,7 @@ def shards_under_way(instance: dg.DagsterInstance, project: Project) -> frozense
     own = {project.manifest, *project.stages, project.dataset}
     places = {shard: place for place, shard in enumerate(order)}
     found: set[str] = set()
-    for run in instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED_STATUSES)):
+    for run in instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED)):
         selected = {*(run.asset_selection or ()), *(check.asset_key for check in run.asset_check_selection or ())}
         if selected and not selected & own:
             continue  # another project's shards may have the same names

@@ -3,11 +3,9 @@
 from collections.abc import Sequence
 
 import dagster as dg
-from dagster._core.definitions.asset_checks.asset_check_evaluation import (
-    AssetCheckEvaluationTargetMaterializationData as Target,
-)
 
 from caption_assets.checks.findings import EARLIER_SHARDS, Finding, Looked, Severity, find
+from caption_assets.dagster_lib.private import AssetCheckEvaluationTargetMaterializationData as Target
 from caption_assets.dagster_lib.project import Project
 from caption_assets.dagster_lib.provenance import code_version_of
 from caption_assets.store.tables import Table

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import dagster as dg
-from dagster._core.definitions.data_version import (
+
+from caption_assets.dagster_lib.private import (
     CODE_VERSION_TAG,
     DATA_VERSION_IS_USER_PROVIDED_TAG,
     DATA_VERSION_TAG,
@@ -17,7 +18,6 @@ from dagster._core.definitions.data_version import (
     get_input_data_version_tag,
     get_input_event_pointer_tag,
 )
-
 from caption_assets.dagster_lib.project import Project
 from caption_assets.store.versions import TableVersions
 

@@ -6,17 +6,13 @@ last, in one process, in several, and in a cluster. Resources are not: Dagster m
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import dagster as dg
-from dagster._core.execution.context.system import PlanOrchestrationContext
-from dagster._core.execution.plan.plan import ExecutionPlan
-from dagster._core.execution.retries import RetryMode
-from dagster._core.execution.step_dependency_config import StepDependencyConfig
-from dagster._core.executor.base import Executor
-from dagster._utils import send_interrupt
 
 from caption_assets.resources import build_storage
 from caption_assets.settings import Settings
@@ -55,7 +51,7 @@ class EndedOutside:
 def with_heartbeat(executor: dg.ExecutorDefinition, settings: Settings) -> dg.ExecutorDefinition:
     """The same executor, with a heartbeat in the root for each of its runs."""
 
-    def create(context: dg.InitExecutorContext) -> Executor:
+    def create(context: dg.InitExecutorContext) -> dg.Executor:
         assert executor.executor_creation_fn is not None  # Dagster's own executors have one
         return _WithHeartbeat(executor.executor_creation_fn(context), settings)
 
@@ -69,31 +65,29 @@ def with_heartbeat(executor: dg.ExecutorDefinition, settings: Settings) -> dg.Ex
     )
 
 
-class _WithHeartbeat(Executor):
-    """Another executor, within a heartbeat."""
+class _WithHeartbeat(dg.Executor):
+    """Another executor, within a heartbeat. Dagster does not export the types that are ``Any`` here."""
 
-    def __init__(self, executor: Executor, settings: Settings) -> None:
+    def __init__(self, executor: dg.Executor, settings: Settings) -> None:
         self._executor = executor
         self._settings = settings
 
     @property
-    def retries(self) -> RetryMode:
+    def retries(self) -> Any:
         return self._executor.retries
 
     @property
-    def step_dependency_config(self) -> StepDependencyConfig:
+    def step_dependency_config(self) -> Any:
         return self._executor.step_dependency_config
 
-    def execute(
-        self, plan_context: PlanOrchestrationContext, execution_plan: ExecutionPlan
-    ) -> Iterator[dg.DagsterEvent]:
+    def execute(self, plan_context: Any, execution_plan: Any) -> Iterator[dg.DagsterEvent]:
         run_id, instance, log = plan_context.run_id, plan_context.instance, plan_context.log
         with Heartbeat(
             build_storage(self._settings).root,
             run_id,
             self._settings.lease_seconds,
             is_over=EndedOutside(instance, run_id),
-            on_over=send_interrupt,
+            on_over=lambda: os.kill(os.getpid(), signal.SIGINT),
             on_trouble=lambda reason: log.warning(f"the run's heartbeat fails: {reason}"),
         ):
             yield from self._executor.execute(plan_context, execution_plan)

@@ -9,20 +9,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import dagster as dg
-from dagster._core.definitions.executor_definition import multiple_process_executor_requirements
-from dagster._core.execution.plan.objects import StepFailureData, UserFailureData
-from dagster._core.executor.base import Executor
-from dagster._core.executor.step_delegating import CheckStepHealthResult, StepHandler, StepHandlerContext
-from dagster._utils.merger import deep_merge_dicts
 from dagster_k8s import K8sRunLauncher, k8s_job_executor
-from dagster_k8s.executor import K8sStepHandler
 from kubernetes.client import V1JobStatus, V1Pod
 
+from caption_assets.dagster_lib.private import (
+    CheckStepHealthResult,
+    StepHandler,
+    StepHandlerContext,
+    deep_merge_dicts,
+    fail_step,
+    replace_step_handler,
+    step_job,
+)
 from caption_assets.kubernetes.pods import step_pod
 from caption_assets.settings import Settings, SettingsError
+
+if TYPE_CHECKING:
+    from dagster_k8s.executor import K8sStepHandler
 
 NEVER_STARTS = frozenset({"ErrImageNeverPull", "InvalidImageName"})
 """Why a container waits, where waiting does not help."""
@@ -53,8 +59,10 @@ def build_pod_executor(settings: Settings) -> dg.ExecutorDefinition:
     """dagster-k8s's executor, which watches its pods more closely, and whose pods go when the run's pod goes."""
     plain: Any = k8s_job_executor  # its parts are not typed
 
-    @dg.executor(name="k8s", config_schema=plain.config_schema, requirements=multiple_process_executor_requirements())
-    def pod_executor(context: dg.InitExecutorContext) -> Executor:
+    @dg.executor(
+        name="k8s", config_schema=plain.config_schema, requirements=dg.multiple_process_executor_requirements()
+    )
+    def pod_executor(context: dg.InitExecutorContext) -> dg.Executor:
         launcher = context.instance.run_launcher
         if not isinstance(launcher, K8sRunLauncher):
             raise SettingsError(
@@ -65,9 +73,9 @@ def build_pod_executor(settings: Settings) -> dg.ExecutorDefinition:
         given: Any = context.executor_config
         common = deep_merge_dicts(step_pod(settings), given.get("step_k8s_config", {}))
         config = {**given, "step_k8s_config": common, "enable_owner_references": True}
-        executor = plain.executor_creation_fn(context._replace(executor_config=config))
-        executor._step_handler = _WatchedPods(executor._step_handler)
-        return cast(Executor, executor)
+        executor = cast(dg.Executor, plain.executor_creation_fn(context._replace(executor_config=config)))
+        replace_step_handler(executor, _WatchedPods)
+        return executor
 
     return pod_executor
 
@@ -93,8 +101,7 @@ class _WatchedPods(StepHandler):
         """Asked every 20 s while the step is under way, for all that Dagster knows."""
         if _is_over(step_handler_context):
             return CheckStepHealthResult.healthy()
-        api, job = self._jobs._api_client, self._jobs._get_k8s_step_job_name(step_handler_context)
-        namespace = self._jobs._get_container_context(step_handler_context).namespace
+        api, job, namespace = step_job(self._jobs, step_handler_context)
         status = api.get_job_status(job, namespace)
         pods = api.get_pods_in_job(job, namespace)
         complaints = []
@@ -111,7 +118,7 @@ class _WatchedPods(StepHandler):
         reason = f"Job {job}: {trouble.reason}"
         if trouble.retry:
             return CheckStepHealthResult.unhealthy(reason)
-        _fail(step_handler_context, reason)
+        fail_step(step_handler_context, "cannot start", reason)
         return CheckStepHealthResult.healthy()
 
 
@@ -215,11 +222,3 @@ def _is_over(context: StepHandlerContext) -> bool:
     return any(
         len(stats.attempts_list) > earlier for stats in context.instance.get_run_step_stats(arguments.run_id, [step])
     )
-
-
-def _fail(context: StepHandlerContext, reason: str) -> None:
-    """End the step for good, whatever its policy of retries."""
-    [step] = context.execute_step_args.step_keys_to_execute or []
-    words = UserFailureData("cannot start", reason)  # type: ignore[no-untyped-call]
-    failure = StepFailureData(error=None, user_failure_data=words)  # type: ignore[no-untyped-call]
-    dg.DagsterEvent.step_failure_event(context.get_step_context(step), failure, message=reason)

@@ -1,0 +1,71 @@
+"""Dagster's private API: the one module that imports it.
+
+Each entry says why the public API does not suffice. Check them all when Dagster's version changes. dagster-k8s is
+imported by type checkers alone, because the definitions must load where it is not installed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+
+# A step that logs several shards' materializations itself must give each the check's target, which no public name does.
+from dagster._core.definitions.asset_checks.asset_check_evaluation import (
+    AssetCheckEvaluationTargetMaterializationData as AssetCheckEvaluationTargetMaterializationData,
+)
+
+# Dagster adds these tags to what a step returns, and adds none to logged events. It documents the data version's tag
+# alone.
+from dagster._core.definitions.data_version import CODE_VERSION_TAG as CODE_VERSION_TAG
+from dagster._core.definitions.data_version import (
+    DATA_VERSION_IS_USER_PROVIDED_TAG as DATA_VERSION_IS_USER_PROVIDED_TAG,
+)
+from dagster._core.definitions.data_version import DATA_VERSION_TAG as DATA_VERSION_TAG
+from dagster._core.definitions.data_version import INPUT_DATA_VERSION_TAG_PREFIX as INPUT_DATA_VERSION_TAG_PREFIX
+from dagster._core.definitions.data_version import INPUT_EVENT_POINTER_TAG_PREFIX as INPUT_EVENT_POINTER_TAG_PREFIX
+from dagster._core.definitions.data_version import get_input_data_version_tag as get_input_data_version_tag
+from dagster._core.definitions.data_version import get_input_event_pointer_tag as get_input_event_pointer_tag
+
+# A step that must not be retried is failed by an event; the health check's result always allows a retry.
+from dagster._core.execution.plan.objects import StepFailureData, UserFailureData
+
+# An executor that watches its pods replaces dagster-k8s's step handler; step handlers have no public base class.
+from dagster._core.executor.step_delegating import CheckStepHealthResult as CheckStepHealthResult
+from dagster._core.executor.step_delegating import StepHandler as StepHandler
+from dagster._core.executor.step_delegating import StepHandlerContext as StepHandlerContext
+
+# A run over a range of partitions is requested, and recognized, by its tags.
+from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG as ASSET_PARTITION_RANGE_END_TAG
+from dagster._core.storage.tags import ASSET_PARTITION_RANGE_START_TAG as ASSET_PARTITION_RANGE_START_TAG
+from dagster._core.storage.tags import PARTITION_NAME_TAG as PARTITION_NAME_TAG
+
+# dagster-k8s merges its configuration levels with this function; another one might merge lists differently.
+from dagster._utils.merger import deep_merge_dicts as deep_merge_dicts
+
+# A schedule's own error does not name the setting that its cron expression comes from.
+from dagster._utils.schedules import is_valid_cron_string as is_valid_cron_string
+
+if TYPE_CHECKING:
+    from dagster_k8s.executor import K8sStepHandler
+
+
+def replace_step_handler(executor: dg.Executor, wrap: Callable[[K8sStepHandler], StepHandler]) -> None:
+    """Replace an executor's step handler. Its constructor takes the handler, but ``k8s_job_executor`` builds both."""
+    delegating: Any = executor
+    delegating._step_handler = wrap(delegating._step_handler)
+
+
+def step_job(handler: K8sStepHandler, context: StepHandlerContext) -> tuple[Any, str, str]:
+    """The Kubernetes client, Job name and namespace of a step. The handler tells none of them publicly."""
+    namespace = handler._get_container_context(context).namespace
+    return handler._api_client, handler._get_k8s_step_job_name(context), str(namespace)
+
+
+def fail_step(context: StepHandlerContext, summary: str, reason: str) -> None:
+    """Fail a step without a retry, whatever its retry policy."""
+    [step] = context.execute_step_args.step_keys_to_execute or []
+    words = UserFailureData(summary, reason)  # type: ignore[no-untyped-call]
+    failure = StepFailureData(error=None, user_failure_data=words)  # type: ignore[no-untyped-call]
+    dg.DagsterEvent.step_failure_event(context.get_step_context(step), failure, message=reason)
