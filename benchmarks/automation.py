@@ -30,6 +30,7 @@ from caption_assets.assets.shard_index import observed_versions
 from caption_assets.automation.backfill import build_backfill
 from caption_assets.automation.new_shards import build_new_shards
 from caption_assets.automation.reconcile import compare
+from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.dagster_lib.columns import ROW_COUNT
 from caption_assets.dagster_lib.project import Project
 from caption_assets.dagster_lib.provenance import input_version_tags
@@ -38,10 +39,10 @@ from caption_assets.resources import build_storage
 from caption_assets.settings import Settings
 from caption_assets.store.root import Root
 from caption_assets.store.tables import (
+    CLIP_MANIFEST,
     CaptionRow,
     ManifestRow,
     Status,
-    Table,
     publish_captions,
     publish_manifest,
     table_path,
@@ -142,24 +143,24 @@ def make(instance: dg.DagsterInstance, settings: Settings, root: Root, shards: S
     window = replace(window, start_frame=0, end_frame=8, start_seconds=0.0, end_seconds=1.0)
     row = CaptionRow(*window.key, window.window_id, 0.0, 1.0, Status.OK, caption="A red square.", attempts=1)
     captions = {}
-    for stage, table in ((1, Table.STAGE1), (2, Table.STAGE2)):
-        versions = TableVersions("c", settings.recipe.version(stage), {Table.MANIFEST.value: "m"})
+    for stage, table in ((1, STAGE1.name), (2, STAGE2.name)):
+        versions = TableVersions("c", settings.recipe.version(stage), {CLIP_MANIFEST: "m"})
         captions[table] = versions, root.read(publish_captions(root, table, "x", [row], [row.key], versions.facts))
         root.remove_folder(f"{table}/shard=x")
     for shard in shards:
         manifest = TableVersions("m", manifest_code_version(settings.windowing), {"shards": content[shard]})
         publish_manifest(root, shard, [window], manifest.facts)
-        record(instance, Table.MANIFEST, shard, manifest)
+        record(instance, CLIP_MANIFEST, shard, manifest)
         for table, (versions, file) in captions.items():
             root.write(table_path(table, shard), file)
             record(instance, table, shard, versions)
 
 
-def record(instance: dg.DagsterInstance, table: Table, shard: str, versions: TableVersions) -> None:
+def record(instance: dg.DagsterInstance, table: str, shard: str, versions: TableVersions) -> None:
     """Record a table as a run does."""
     tags = {"dagster/data_version": versions.data, "dagster/code_version": versions.code}
     event = dg.AssetMaterialization(
-        Project().key(table.value),
+        Project().key(table),
         partition=shard,
         metadata=METADATA,
         tags=tags | input_version_tags(Project(), versions),

@@ -25,11 +25,12 @@ from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PART
 from caption_assets.captioning.open_shard import facts
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.rows import blank_row, stage1_failed
+from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.definitions import build_definitions
 from caption_assets.sample.shards import write_shards
 from caption_assets.settings import Settings
 from caption_assets.store.root import Root
-from caption_assets.store.tables import CaptionRow, ManifestRow, Status, Table, publish_captions, read_manifest
+from caption_assets.store.tables import CaptionRow, ManifestRow, Status, publish_captions, read_manifest
 
 WORDS = 80
 """In a caption: as many as Qwen2.5-VL-7B says of a clip in the first stage."""
@@ -51,7 +52,7 @@ def main() -> None:
             run(instance, folder / "root", "clip_manifest", shards=(keys[0], keys[-1]))
             for key in keys:
                 store_captions(Root.open(str(folder / "root")), key)
-            run(instance, folder / "root", Table.STAGE1.value, Table.STAGE2.value, shards=(keys[0], keys[-1]))
+            run(instance, folder / "root", STAGE1.name, STAGE2.name, shards=(keys[0], keys[-1]))
             kinds = Counter[str]()
             for kind, size in events(folder / "dagster"):
                 kinds[kind] += size
@@ -84,7 +85,7 @@ def store_captions(root: Root, shard: str) -> None:
         _row(recipe, 2, window, before) if before.caption else stage1_failed(recipe, window)
         for window, before in zip(manifest, first, strict=True)
     ]
-    for table, rows in {Table.STAGE1: first, Table.STAGE2: second}.items():
+    for table, rows in {STAGE1.name: first, STAGE2.name: second}.items():
         publish_captions(root, table, shard, rows, [row.key for row in manifest], facts(recipe, table))
 
 

@@ -26,19 +26,12 @@ from pathlib import Path
 import numpy as np
 from playwright.sync_api import Browser, sync_playwright
 
+from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.report.gallery import write_gallery
 from caption_assets.sample.world import random_scene, render
 from caption_assets.store.previews import write_preview
 from caption_assets.store.root import Root
-from caption_assets.store.tables import (
-    CaptionRow,
-    ManifestRow,
-    Status,
-    Table,
-    publish_captions,
-    publish_manifest,
-    window_id,
-)
+from caption_assets.store.tables import CaptionRow, ManifestRow, Status, publish_captions, publish_manifest, window_id
 from caption_assets.video.preview import make_preview
 from scripts.setup_system import BROWSERS
 
@@ -125,8 +118,8 @@ def write_shard(root: Root, count: int) -> float:
     stage2 = [
         caption(row, f"{before.caption} {sentence(rng, 30)}") for row, before in zip(manifest, stage1, strict=True)
     ]
-    publish_captions(root, Table.STAGE1, SHARD, stage1, keys, {"prompt": "Describe the video."})
-    publish_captions(root, Table.STAGE2, SHARD, stage2, keys, {"prompt": "Describe it more fully."})
+    publish_captions(root, STAGE1.name, SHARD, stage1, keys, {"prompt": "Describe the video."})
+    publish_captions(root, STAGE2.name, SHARD, stage2, keys, {"prompt": "Describe it more fully."})
     for number, row in enumerate(manifest):
         write_preview(root, SHARD, row.window_id, b"", posters[number % POSTERS])
     return sum(map(len, posters)) / POSTERS

@@ -23,6 +23,7 @@ from caption_assets.captioning.job import Job
 from caption_assets.captioning.open_shard import Published, PublishedTable
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.shard_queue import caption_shards
+from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.models.cache import ensure_local
@@ -31,7 +32,7 @@ from caption_assets.sample.clips import SampleClip, encode, random_clip
 from caption_assets.sources.manifest import probe_clips
 from caption_assets.sources.shard import find_shard
 from caption_assets.store.root import Root
-from caption_assets.store.tables import Table, publish_manifest
+from caption_assets.store.tables import publish_manifest
 from caption_assets.video.window import Windowing
 from caption_assets.workers.sandbox import Sandbox
 
@@ -50,8 +51,8 @@ def main() -> None:
         clips = write_clips(Path(folder) / "shards" / SHARD, count)
         watcher = Watcher()
         asyncio.run(run(root, Path(folder) / "cache", watcher))
-    shares = {table: compare(table, watcher.tables[table], clips) for table in (Table.STAGE1, Table.STAGE2)}
-    print(json.dumps({"clips": count, "stage1": shares[Table.STAGE1], "stage2": shares[Table.STAGE2]}))
+    shares = {table: compare(table, watcher.tables[table], clips) for table in (STAGE1.name, STAGE2.name)}
+    print(json.dumps({"clips": count, "stage1": shares[STAGE1.name], "stage2": shares[STAGE2.name]}))
 
 
 def write_clips(folder: Path, count: int) -> dict[str, SampleClip]:
@@ -75,7 +76,7 @@ async def run(root: Root, cache: Path, watcher: Watcher) -> None:
     with Sandbox() as sandbox:
         clips = probe_clips(sandbox, source, find_shard(source, SHARD), Windowing())
         publish_manifest(root, SHARD, (row for clip in clips for row in clip.rows), {})
-    job = Job(root, source, recipe, frozenset({Table.STAGE1, Table.STAGE2}))
+    job = Job(root, source, recipe, frozenset({STAGE1.name, STAGE2.name}))
     model = ensure_local(root, recipe.variant, cache)
     engine = EngineSupervisor(lambda: start_engine(model, recipe, EngineConfig()))
     with Sandbox() as sandbox:
@@ -86,7 +87,7 @@ class Watcher:
     """Prints now and then how far the captions are, and keeps the tables."""
 
     def __init__(self) -> None:
-        self.tables: Mapping[Table, PublishedTable] = {}
+        self.tables: Mapping[str, PublishedTable] = {}
 
     def begun(self, shard: str, windows: int, left: int) -> None:
         """Nothing to be said yet."""
@@ -113,13 +114,13 @@ class Watcher:
         print(message, flush=True)
 
 
-def compare(table: Table, published: PublishedTable, clips: dict[str, SampleClip]) -> float:
+def compare(table: str, published: PublishedTable, clips: dict[str, SampleClip]) -> float:
     """The share of captions that are exactly right; prints the wrong ones and which words they get wrong."""
     wrong: Counter[str] = Counter()
     mistakes = 0
     for row in published.rows:
         [scene] = clips[row.clip_key].scenes
-        expected = scene.stage1 if table is Table.STAGE1 else scene.stage2
+        expected = scene.stage1 if table == STAGE1.name else scene.stage2
         if row.caption != expected:
             mistakes += 1
             clip = clips[row.clip_key]

@@ -26,18 +26,11 @@ from benchmarks.sample_accuracy import SHARD, Watcher, run, write_clips
 from caption_assets.captioning.job import CHECKPOINT_ROWS, MAX_ATTEMPTS
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.reuse import EarlierRows, Reuse
+from caption_assets.captioning.stages import STAGE1
 from caption_assets.captioning.task import Captioned, Task
 from caption_assets.store.checkpoints import write_part
 from caption_assets.store.root import Root
-from caption_assets.store.tables import (
-    CaptionRow,
-    ManifestRow,
-    Status,
-    Table,
-    publish_captions,
-    read_captions,
-    window_id,
-)
+from caption_assets.store.tables import CaptionRow, ManifestRow, Status, publish_captions, read_captions, window_id
 
 SIZES = 1_000, 10_000, 100_000
 WORDS = 60
@@ -80,15 +73,15 @@ def measure(count: int) -> Cost:
     with tempfile.TemporaryDirectory() as folder:
         root = Root.open(folder)
         begun = time.monotonic()
-        publish_captions(root, Table.STAGE1, SHARD, rows, [window.key for window in windows], {})
+        publish_captions(root, STAGE1.name, SHARD, rows, [window.key for window in windows], {})
         publish_seconds, publish_peak = time.monotonic() - begun, peak_mb() - base
         rows.clear()
         begun = time.monotonic()
-        found = read_captions(root, Table.STAGE1, SHARD)
+        found = read_captions(root, STAGE1.name, SHARD)
         read_seconds = time.monotonic() - begun
     begun = time.monotonic()
-    earlier = EarlierRows((Table.STAGE1, row) for row in found)
-    reuse = Reuse(recipe, frozenset({Table.STAGE1}), MAX_ATTEMPTS, earlier, engine_settings="")
+    earlier = EarlierRows((STAGE1.name, row) for row in found)
+    reuse = Reuse(recipe, frozenset({STAGE1.name}), MAX_ATTEMPTS, earlier, engine_settings="")
     settled = [reuse.settle(Task(window, list)) for window in windows]
     if not all(isinstance(one, Captioned) for one in settled):
         raise RuntimeError("rows that were just published were not found again")
@@ -164,9 +157,9 @@ def overhead(clips: int) -> float:
     return writing / captioning
 
 
-def in_parts(tables: dict[Table, Sequence[CaptionRow]], size: int) -> list[dict[Table, Sequence[CaptionRow]]]:
+def in_parts(tables: dict[str, Sequence[CaptionRow]], size: int) -> list[dict[str, Sequence[CaptionRow]]]:
     """Tables cut into checkpoints of ``size`` windows."""
-    windows = len(tables[Table.STAGE1])
+    windows = len(tables[STAGE1.name])
     return [{table: rows[begin : begin + size] for table, rows in tables.items()} for begin in range(0, windows, size)]
 
 

@@ -16,9 +16,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table as Grid
 
+from caption_assets.captioning.stages import STAGE1, STAGE2, TABLE_NAMES
 from caption_assets.sample.shards import SEEDS, TRUTH, write_shards
 from caption_assets.store.root import Root
-from caption_assets.store.tables import CaptionRow, Table, read_captions, table_path
+from caption_assets.store.tables import CaptionRow, read_captions, table_path
 from scripts.child import child
 from scripts.dev import DATA, STATE
 
@@ -76,7 +77,7 @@ def report(root: Root) -> int:
     grid = Grid("shard", "clip", "window", "stage 1", "stage 2", "right", title="What the clips show", show_lines=False)
     wrong = 0
     for shard in SEEDS:
-        tables = (read_captions(root, table, shard) for table in (Table.STAGE1, Table.STAGE2))
+        tables = (read_captions(root, table, shard) for table in (STAGE1.name, STAGE2.name))
         for first, second in zip(*tables, strict=True):
             right = is_right(truth[shard][first.clip_key], first, second)
             wrong += not right
@@ -85,7 +86,7 @@ def report(root: Root) -> int:
             grid.add_row(shard, first.clip_key, window, said, second.caption or "", "yes" if right else "NO")
     Console(width=max(Console().width, 150)).print(grid)
     print("Outputs (Parquet, partitioned by shard):")
-    for table in Table:
+    for table in TABLE_NAMES:
         for shard in SEEDS:
             print(f"  {DATA.name}/{table_path(table, shard)}")
     return wrong

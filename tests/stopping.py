@@ -27,7 +27,7 @@ from dagster._utils.hosted_user_process import recon_job_from_origin
 
 from caption_assets.store.checkpoints import checkpoint_folder, read_parts
 from caption_assets.store.root import Root
-from caption_assets.store.tables import Table, find_captions
+from caption_assets.store.tables import find_captions
 from tests.videos import moving_video
 
 REPOSITORY = Path(__file__).parent.parent
@@ -167,11 +167,10 @@ class Project:
             instance.report_run_failed(run)
             return [entry.dagster_event.event_type for entry in instance.all_logs(run.run_id) if entry.dagster_event]
 
-    def kept(self) -> set[tuple[Table, str]]:
+    def kept(self) -> set[tuple[str, str]]:
         """The rows in checkpoints and in published tables."""
         parts = {(table, row.window_id) for table, row in read_parts(self.root, SHARD)}
-        tables = [Table(name) for name in CAPTIONS]
-        return parts | {(table, row.window_id) for table in tables for row in find_captions(self.root, table, SHARD)}
+        return parts | {(table, row.window_id) for table in CAPTIONS for row in find_captions(self.root, table, SHARD)}
 
     def is_leased(self) -> bool:
         """Whether a run that starts now would be refused the shard."""

@@ -16,9 +16,10 @@ from uuid import uuid4
 import psutil
 import pytest
 
+from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.store.checkpoints import read_parts
 from caption_assets.store.root import Root
-from caption_assets.store.tables import Table, read_captions
+from caption_assets.store.tables import read_captions
 from tests.conftest import Truth
 from tests.processes import ENGINE, engine_processes
 from tests.videos import moving_video
@@ -105,7 +106,7 @@ def test_a_joint_run_captions_a_shard_with_one_engine_and_leaves_none(prepared: 
     assert list(seen.values()) == ENGINE, "more than one engine"
     assert [process for process in seen if process.is_running()] == []
     root = Root.open(str(prepared.root))
-    for stage, table in enumerate((Table.STAGE1, Table.STAGE2)):
+    for stage, table in enumerate((STAGE1.name, STAGE2.name)):
         said = {
             (row.clip_key, row.window_index): row.caption
             for row in read_captions(root, table, "sample-folder")
@@ -153,14 +154,14 @@ def test_a_run_that_is_told_to_stop_keeps_what_it_has_done(command_line: Command
     run.process.send_signal(signal.SIGTERM)
     assert run.process.wait(timeout=60) != 0
     root = Root.open(str(command_line.root))
-    kept = [row.window_id for table, row in read_parts(root, "long") if table is Table.STAGE2]
+    kept = [row.window_id for table, row in read_parts(root, "long") if table == STAGE2.name]
     assert 0 < len(kept) < 100
     assert "interrupted" in run.output
     assert "Traceback" not in run.output.split("interrupted")[0]
 
     status, output = command_line.run(JOINT, "long")  # another run, which need not wait: the lease was released
     assert status == 0, output
-    assert len(read_captions(root, Table.STAGE2, "long")) == 100
+    assert len(read_captions(root, STAGE2.name, "long")) == 100
     assert list(read_parts(root, "long")) == []
 
 

@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
+from caption_assets.captioning.stages import STAGE2
 from caption_assets.checks.findings import CHECKS
-from caption_assets.store.tables import Table
 
 REPOSITORY = Path(__file__).parent.parent
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
@@ -173,7 +173,7 @@ def test_a_shard_is_materialized_and_looked_at_in_the_ui(site: Site, sample_data
     picture(gallery.value, "gallery")
 
     page.goto(f"{site.ui}/assets/stage2_captions?view=checks")
-    for check in CHECKS[Table.STAGE2]:
+    for check in CHECKS[STAGE2.name]:
         expect(page.get_by_text(check.name).first).to_be_visible(timeout=60_000)
     picture(page, "checks")
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from caption_assets.store.tables import Table, table_path
+from caption_assets.captioning.stages import STAGE1
+from caption_assets.store.tables import table_path
 from tests.models.hub_server import COMMIT, HUB_ID, Fault, HubServer, small_model
 from tests.processes import engine_processes, is_gone
 from tests.stopping import CAPTIONS, CLIPS, OVER, SHARD, STOP_SECONDS, Command, Project, Site, wait_until
@@ -94,7 +95,7 @@ def captioning(project: Project, log: str) -> bool:
 
 
 def publishing(project: Project, log: str) -> bool:
-    return project.root.exists(table_path(Table.STAGE1, SHARD))
+    return project.root.exists(table_path(STAGE1.name, SHARD))
 
 
 def assert_stopped(project: Project, command: Command, status: int) -> None:

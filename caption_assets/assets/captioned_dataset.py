@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from caption_assets.captioning.stages import TABLE_NAMES
 from caption_assets.dagster_lib.failures import as_dagster_failure
 from caption_assets.dagster_lib.project import CAPTIONS_GROUP, Project
 from caption_assets.dagster_lib.termination import stoppable
@@ -12,7 +13,6 @@ from caption_assets.export.index import shard_folder
 from caption_assets.kubernetes.pods import EXPORT_SIZE, cpu_pod, step_retries
 from caption_assets.resources import Storage
 from caption_assets.settings import Settings
-from caption_assets.store.tables import Table
 
 
 def build_captioned_dataset(settings: Settings, export: Export) -> dg.AssetsDefinition:
@@ -22,7 +22,7 @@ def build_captioned_dataset(settings: Settings, export: Export) -> dg.AssetsDefi
     @dg.asset(
         key=project.dataset,
         partitions_def=project.partitions,
-        deps=[project.key(table.value) for table in Table],
+        deps=[project.key(table) for table in TABLE_NAMES],
         description=f"Clips and captions for training, as {export.form.name}, with a dataset card.",
         group_name=CAPTIONS_GROUP,
         kinds={"huggingface"},

@@ -12,6 +12,7 @@ from caption_assets.captioning.adapter import Adapter
 from caption_assets.captioning.job import Job
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.shard_queue import caption_shards
+from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.captioning.threads import in_thread
 from caption_assets.dagster_lib.columns import column_metadata
@@ -29,7 +30,6 @@ from caption_assets.models.weights import WeightsError
 from caption_assets.resources import Clips, Engine, Storage, Weights
 from caption_assets.settings import Settings
 from caption_assets.store.root import Root
-from caption_assets.store.tables import Table
 
 
 def build_captions(settings: Settings) -> dg.AssetsDefinition:
@@ -142,7 +142,7 @@ def _specs(project: Project, recipe: Recipe) -> list[dg.AssetSpec]:
             stage1,
             deps=[project.manifest, project.weights],
             description="A description of each window, from the video alone.",
-            metadata=column_metadata(Table.STAGE1),
+            metadata=column_metadata(STAGE1.name),
             code_version=recipe.version(1),
             group_name=CAPTIONS_GROUP,
             kinds={"vllm", "parquet"},
@@ -152,7 +152,7 @@ def _specs(project: Project, recipe: Recipe) -> list[dg.AssetSpec]:
             stage2,
             deps=[stage1],
             description="A fuller description of each window, from the video and its stage-1 caption.",
-            metadata=column_metadata(Table.STAGE2),
+            metadata=column_metadata(STAGE2.name),
             code_version=recipe.version(2),
             group_name=CAPTIONS_GROUP,
             kinds={"vllm", "parquet"},

@@ -24,7 +24,7 @@ def caption_checks(project: Project) -> list[dg.AssetCheckSpec]:
     return [
         dg.AssetCheckSpec(
             check.name,
-            asset=project.key(table.value),
+            asset=project.key(table),
             description=check.description,
             blocking=check.severity is Severity.ERROR,
             partitions_def=project.partitions,

@@ -31,7 +31,7 @@ from caption_assets.kubernetes.pods import caption_run_config
 from caption_assets.resources import build_storage
 from caption_assets.settings import Settings, SettingsError
 from caption_assets.sources.shard import list_shards
-from caption_assets.store.tables import Table
+from caption_assets.store.tables import CLIP_MANIFEST
 
 SPAN = 4
 """A run may span this many times as many shards as it may make, the others whole: these cost it some milliseconds, and
@@ -131,7 +131,7 @@ class _Plan:
         """A pod as large as its work, where captions are made in one."""
         if asset == self.project.manifest or self.settings.executor != "k8s":
             return {}
-        manifests = self.states.records[Table.MANIFEST]
+        manifests = self.states.records[CLIP_MANIFEST]
         work = predicted_work(self.instance, self.project, [manifests[shard].event for shard in shards])
         return caption_run_config(self.settings, *work) if work else {}
 

@@ -11,6 +11,7 @@ import dagster as dg
 
 from caption_assets.automation.records import Metadata, Record, report_removed, report_stored
 from caption_assets.captioning.prediction import predicted_tokens
+from caption_assets.captioning.stages import TABLE_NAMES
 from caption_assets.checks.findings import find, mean_words
 from caption_assets.checks.stored import read_stored
 from caption_assets.dagster_lib.check_events import MEAN_WORDS
@@ -20,7 +21,7 @@ from caption_assets.errors import CaptionAssetsError
 from caption_assets.settings import Settings
 from caption_assets.store.failure import StoreError
 from caption_assets.store.root import Root
-from caption_assets.store.tables import Status, Table, TableError, read_manifest, table_path
+from caption_assets.store.tables import CLIP_MANIFEST, Status, TableError, read_manifest, table_path
 from caption_assets.store.versions import TableVersions, read_versions
 
 READERS = 16
@@ -46,7 +47,7 @@ class Kind(StrEnum):
 class Difference:
     """A table on which log and root differ."""
 
-    table: Table
+    table: str
     shard: str
     kind: Kind
     versions: TableVersions | None = None
@@ -62,16 +63,16 @@ class NotPassed(CaptionAssetsError):
 def find_differences(
     root: Root,
     shards: Iterable[str],
-    stored: Mapping[Table, Collection[str]],
-    records: Mapping[Table, Mapping[str, Record]],
+    stored: Mapping[str, Collection[str]],
+    records: Mapping[str, Mapping[str, Record]],
 ) -> list[Difference]:
     """The differences on some shards, in the order in which they are to be settled: inputs first.
 
     The footers of all their stored tables are read.
     """
-    pairs = [(table, shard) for table in Table for shard in shards]
+    pairs = [(table, shard) for table in TABLE_NAMES for shard in shards]
 
-    def look(pair: tuple[Table, str]) -> Difference | None:
+    def look(pair: tuple[str, str]) -> Difference | None:
         table, shard = pair
         return _look(root, table, shard, shard in stored[table], records[table].get(shard))
 
@@ -79,7 +80,7 @@ def find_differences(
         return [found for found in pool.map(look, pairs) if found]
 
 
-def _look(root: Root, table: Table, shard: str, is_stored: bool, record: Record | None) -> Difference | None:
+def _look(root: Root, table: str, shard: str, is_stored: bool, record: Record | None) -> Difference | None:
     is_recorded = record is not None and not record.removed
     try:
         versions = read_versions(root, table, shard) if is_stored else None
@@ -105,7 +106,7 @@ def settle(
     for one in differences:
         match one.kind:
             case Kind.NOT_STORED | Kind.DAMAGED:
-                report_removed(instance, project.key(one.table.value), one.shard)
+                report_removed(instance, project.key(one.table), one.shard)
                 yield one, "reported as removed"
             case Kind.NOT_RECORDED:
                 try:
@@ -127,7 +128,7 @@ def _record(instance: dg.DagsterInstance, settings: Settings, root: Root, one: D
         StoreError: if the root cannot be read.
     """
     assert one.versions is not None  # it is of a kind that has them
-    if one.table is Table.MANIFEST:
+    if one.table == CLIP_MANIFEST:
         metadata = _examine_manifest(root, one.shard, settings)
     else:
         metadata = _examine_captions(root, one.table, one.shard, settings)
@@ -153,7 +154,7 @@ def _examine_manifest(root: Root, shard: str, settings: Settings) -> Metadata:
     }
 
 
-def _examine_captions(root: Root, table: Table, shard: str, settings: Settings) -> Metadata:
+def _examine_captions(root: Root, table: str, shard: str, settings: Settings) -> Metadata:
     looked = read_stored(root, shard, table)[table]
     for finding in find(looked, max_failed_fraction=settings.max_failed_fraction, earlier_means=[]):
         if finding.is_error:

@@ -22,13 +22,14 @@ from caption_assets.automation.confirmation import confirm
 from caption_assets.automation.differences import Difference, Kind, find_differences, settle
 from caption_assets.automation.records import read_records
 from caption_assets.automation.shard_states import shards_under_way
+from caption_assets.captioning.stages import TABLE_NAMES
 from caption_assets.dagster_lib.project import Project
 from caption_assets.dagster_lib.project_claim import check_claim
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.resources import build_storage
 from caption_assets.settings import Settings, load_settings
 from caption_assets.store.root import Root
-from caption_assets.store.tables import Table, stored_shards
+from caption_assets.store.tables import stored_shards
 
 REPORTED_REMOVED = (Kind.NOT_STORED, Kind.DAMAGED)
 MENDED = (*REPORTED_REMOVED, Kind.NOT_RECORDED)
@@ -64,8 +65,8 @@ def compare(instance: dg.DagsterInstance, settings: Settings, root: Root) -> lis
     check_claim(instance, project, build_storage(settings))
     registered, busy = project.registered(instance), shards_under_way(instance, project)
     shards = [shard for shard in registered if shard not in busy]
-    stored = {table: stored_shards(root, table) for table in Table}
-    records = {table: read_records(instance, project, table, shards) for table in Table}
+    stored = {table: stored_shards(root, table) for table in TABLE_NAMES}
+    records = {table: read_records(instance, project, table, shards) for table in TABLE_NAMES}
     found = find_differences(root, shards, stored, records)
     print(f"{root.url}: {len(shards)} shards compared, {len(busy)} left out, since runs are under way for them")
     _print_summary(found, stored)
@@ -88,9 +89,9 @@ def mend(
         print(f"{one.table} of {one.shard}: {result}")
 
 
-def _print_summary(found: Iterable[Difference], stored: Mapping[Table, Collection[str]]) -> None:
+def _print_summary(found: Iterable[Difference], stored: Mapping[str, Collection[str]]) -> None:
     differences = list(found)
-    for table in Table:
+    for table in TABLE_NAMES:
         print(f"{table}: {len(stored[table])} stored")
         for kind in Kind:
             shards = [one.shard for one in differences if (one.table, one.kind) == (table, kind)]

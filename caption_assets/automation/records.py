@@ -20,7 +20,6 @@ from caption_assets.dagster_lib.private import (
 )
 from caption_assets.dagster_lib.project import SHARDS, Project
 from caption_assets.dagster_lib.provenance import input_version_tags, versions_of
-from caption_assets.store.tables import Table
 from caption_assets.store.versions import TableVersions
 
 REMOVED = "removed"
@@ -60,13 +59,13 @@ parsing one takes 0.6 ms: for the tables of 10,000 shards that would be 18 s a t
 
 
 def read_records(
-    instance: dg.DagsterInstance, project: Project, table: Table, shards: Collection[str]
+    instance: dg.DagsterInstance, project: Project, table: str, shards: Collection[str]
 ) -> dict[str, Record]:
     """The records of a table, of those ``shards`` that have one.
 
     It takes two queries for all shards, and one for each ``CHUNK`` of events that this process has not read before.
     """
-    key, kind = project.key(table.value), dg.DagsterEventType.ASSET_MATERIALIZATION
+    key, kind = project.key(table), dg.DagsterEventType.ASSET_MATERIALIZATION
     # Dagster's public methods take a query for each partition.
     storage = instance.event_log_storage
     events = storage.get_latest_storage_id_by_partition(key, kind)
@@ -114,7 +113,7 @@ def report_removed(instance: dg.DagsterInstance, asset: dg.AssetKey, shard: str)
 def report_stored(
     instance: dg.DagsterInstance,
     project: Project,
-    table: Table,
+    table: str,
     shard: str,
     versions: TableVersions,
     metadata: Metadata,
@@ -128,7 +127,7 @@ def report_stored(
     }
     for name, version in versions.inputs.items():
         tags[get_input_event_pointer_tag(project.key(name))] = _pointer(instance, project, name, shard, version)
-    key = project.key(table.value)
+    key = project.key(table)
     event = dg.AssetMaterialization(key, "Reported from the stored table.", metadata, shard, tags)
     instance.report_runless_asset_event(event)
 

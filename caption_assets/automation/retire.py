@@ -25,6 +25,7 @@ from caption_assets.assets.shard_index import first_names, is_removed, observed_
 from caption_assets.automation.confirmation import confirm
 from caption_assets.automation.records import CHUNK, is_recorded, report_removed
 from caption_assets.automation.shard_states import shards_under_way
+from caption_assets.captioning.stages import TABLE_NAMES
 from caption_assets.dagster_lib.project import Project
 from caption_assets.dagster_lib.project_claim import check_claim
 from caption_assets.errors import CaptionAssetsError
@@ -37,7 +38,7 @@ from caption_assets.sources.shard import KEY_PATTERN, ShardError, list_shards
 from caption_assets.store.checkpoints import checkpoint_folder
 from caption_assets.store.lease import Leases, is_lease
 from caption_assets.store.root import Root
-from caption_assets.store.tables import Table, table_path
+from caption_assets.store.tables import table_path
 from caption_assets.store.trash import move_to_trash
 
 SHOWN = 20
@@ -196,7 +197,7 @@ def retire(instance: dg.DagsterInstance, project: Project, root: Root, shard: st
 
 
 def _folders(shard: str) -> list[str]:
-    files = [*(table_path(table, shard) for table in Table), gallery_path(shard)]
+    files = [*(table_path(table, shard) for table in TABLE_NAMES), gallery_path(shard)]
     return [*map(posixpath.dirname, files), shard_folder(shard), checkpoint_folder(shard)]
 
 

@@ -16,6 +16,7 @@ import dagster as dg
 from caption_assets.assets.clip_manifest import is_of_this_schema
 from caption_assets.assets.shard_index import REMOVED, is_removed, observed_versions
 from caption_assets.automation.records import Metadata, Record, read_records
+from caption_assets.captioning.stages import TABLE_NAMES
 from caption_assets.dagster_lib.private import (
     ASSET_PARTITION_RANGE_END_TAG,
     ASSET_PARTITION_RANGE_START_TAG,
@@ -30,10 +31,9 @@ from caption_assets.models.mirror import read_manifest
 from caption_assets.models.weights import WeightsError, joint_version
 from caption_assets.settings import Settings
 from caption_assets.store.root import Root
-from caption_assets.store.tables import Table, stored_shards
+from caption_assets.store.tables import CLIP_MANIFEST, stored_shards
 from caption_assets.store.versions import TableVersions
 
-STAGES = (Table.STAGE1, Table.STAGE2)
 NOT_FINISHED = [
     dg.DagsterRunStatus.NOT_STARTED,
     dg.DagsterRunStatus.QUEUED,
@@ -65,9 +65,9 @@ class ShardStates:
     """Their observed version."""
     changed: Mapping[str, int]
     """The event that reported it."""
-    stored: Mapping[Table, frozenset[str]]
+    stored: Mapping[str, frozenset[str]]
     """The shards that have a table in the root."""
-    records: Mapping[Table, Mapping[str, Record]]
+    records: Mapping[str, Mapping[str, Record]]
     """The records of their tables."""
     manifests: Mapping[str, str]
     """Data version of the manifest of each shard that has one of its present content."""
@@ -78,13 +78,13 @@ class ShardStates:
     def without_manifest(self) -> dict[str, str]:
         """Shards whose manifest is missing or outdated, with the version of their content."""
         missing = [shard for shard in self.order if shard not in self.manifests]
-        return {shard: self.content[shard] + self._removal(Table.MANIFEST, shard) for shard in missing}
+        return {shard: self.content[shard] + self._removal(CLIP_MANIFEST, shard) for shard in missing}
 
     @property
     def without_captions(self) -> dict[str, str]:
         """Shards that have a manifest and whose captions are missing or outdated, with the manifest's version."""
         missing = {shard: version for shard, version in self.manifests.items() if shard not in self.captioned}
-        return {shard: version + self._removal(STAGES[-1], shard) for shard, version in missing.items()}
+        return {shard: version + self._removal(TABLE_NAMES[-1], shard) for shard, version in missing.items()}
 
     @property
     def oldest_waiting(self) -> str | None:
@@ -92,7 +92,7 @@ class ShardStates:
         waiting = [shard for shard in self.order if shard not in self.captioned]
         return min(waiting, key=lambda shard: self.changed.get(shard, 0), default=None)
 
-    def _removal(self, table: Table, shard: str) -> str:
+    def _removal(self, table: str, shard: str) -> str:
         """The end of a version under which a table is requested: after its removal the attempts count anew."""
         record = self.records[table].get(shard)
         return f" after {record.event}" if record and record.removed else ""
@@ -114,23 +114,23 @@ def read_states(instance: dg.DagsterInstance, project: Project, root: Root) -> S
     registered = project.registered(instance)
     # A partition that was added by hand has no content until the sensor has looked at it.
     order = [shard for shard in registered if not is_removed(content.get(shard, REMOVED))]
-    stored = {table: stored_shards(root, table) for table in Table}
-    records = {table: read_records(instance, project, table, order) for table in Table}
+    stored = {table: stored_shards(root, table) for table in TABLE_NAMES}
+    records = {table: read_records(instance, project, table, order) for table in TABLE_NAMES}
     _check_root(root, stored, records)
     manifests = {
         shard: record.versions.data
-        for shard, record in records[Table.MANIFEST].items()
-        if shard in stored[Table.MANIFEST] and record.versions and is_present(record.versions, content[shard])
+        for shard, record in records[CLIP_MANIFEST].items()
+        if shard in stored[CLIP_MANIFEST] and record.versions and is_present(record.versions, content[shard])
     }
     present: Mapping[str, str] = manifests
-    for upstream, stage in pairwise([Table.MANIFEST, *STAGES]):
+    for upstream, stage in pairwise(TABLE_NAMES):
         present = _made_from(present, upstream, records[stage], stored[stage])
     captioned = frozenset(present)
     return ShardStates(registered, order, content, changed, stored, records, manifests, captioned)
 
 
 def _made_from(
-    present: Mapping[str, str], upstream: Table, records: Mapping[str, Record], stored: Collection[str]
+    present: Mapping[str, str], upstream: str, records: Mapping[str, Record], stored: Collection[str]
 ) -> dict[str, str]:
     """The data versions of a stored table's shards that were made from the present version of the table before it."""
     return {
@@ -148,9 +148,7 @@ def is_present(manifest: TableVersions, content: str) -> bool:
     return manifest.inputs.get(SHARDS) == content and is_of_this_schema(manifest.code)
 
 
-def _check_root(
-    root: Root, stored: Mapping[Table, Collection[str]], records: Mapping[Table, Mapping[str, Record]]
-) -> None:
+def _check_root(root: Root, stored: Mapping[str, Collection[str]], records: Mapping[str, Mapping[str, Record]]) -> None:
     """Refuse to believe that all tables are gone, where the root may only not be mounted, or be another."""
     recorded = sum(not record.removed for found in records.values() for record in found.values())
     contents = [name for name in root.names("") if not name.startswith("_")]  # runs write _runs before anything else

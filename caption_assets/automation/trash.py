@@ -22,6 +22,7 @@ from caption_assets.automation.confirmation import confirm
 from caption_assets.automation.differences import find_differences, settle
 from caption_assets.automation.records import read_records
 from caption_assets.automation.shard_states import shards_under_way
+from caption_assets.captioning.stages import TABLE_NAMES
 from caption_assets.dagster_lib.project import Project
 from caption_assets.dagster_lib.project_claim import check_claim
 from caption_assets.errors import CaptionAssetsError
@@ -31,7 +32,7 @@ from caption_assets.settings import Settings, load_settings
 from caption_assets.sources.shard import KEY_PATTERN
 from caption_assets.store.lease import Leases
 from caption_assets.store.root import Root
-from caption_assets.store.tables import Table, stored_shards
+from caption_assets.store.tables import stored_shards
 from caption_assets.store.trash import Entry, TrashError, bring_back, list_entries, remove_entry
 
 
@@ -97,8 +98,8 @@ def restore(instance: dg.DagsterInstance, settings: Settings, root: Root, shard:
         lease = leases.take(shard)
         bring_back(root, entries[-1])
         instance.add_dynamic_partitions(project.partitions_name, [shard])
-        stored = {table: stored_shards(root, table) & {shard} for table in Table}
-        records = {table: read_records(instance, project, table, [shard]) for table in Table}
+        stored = {table: stored_shards(root, table) & {shard} for table in TABLE_NAMES}
+        records = {table: read_records(instance, project, table, [shard]) for table in TABLE_NAMES}
         differences = find_differences(root, [shard], stored, records)
         for one, result in settle(instance, settings, root, differences):
             print(f"{one.table} of {shard}: {result}")

@@ -7,7 +7,6 @@ from uuid import uuid4
 
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.store.root import Root
-from caption_assets.store.tables import Table
 
 CHECKPOINT_ROWS = 256
 CHECKPOINT_SECONDS = 30.0
@@ -22,7 +21,7 @@ class Job:
     root: Root
     source: Root
     recipe: Recipe
-    tables: frozenset[Table]
+    tables: frozenset[str]
     """Stage 1, stage 2 or both. Stage 2 alone takes the stage-1 captions that were published before."""
     engine_settings: str = ""
     """Identity of the engine's settings; see ``EngineConfig``."""

@@ -13,17 +13,18 @@ from importlib.metadata import version
 from caption_assets.captioning.job import Job
 from caption_assets.captioning.prefix_cache import NO_HITS
 from caption_assets.captioning.recipe import Recipe
+from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.captioning.task import Captioned, StageSeconds, Task
 from caption_assets.captioning.threads import to_thread_uncancelled
 from caption_assets.store.checkpoints import remove_parts, write_part
 from caption_assets.store.lease import Lease
-from caption_assets.store.tables import CaptionRow, Status, Table, publish_captions
+from caption_assets.store.tables import CLIP_MANIFEST, CaptionRow, Status, publish_captions
 from caption_assets.store.versions import TableVersions, captions_version
 
-STAGES = {Table.STAGE1: 1, Table.STAGE2: 2}
+STAGES = {STAGE1.name: 1, STAGE2.name: 2}
 WEIGHTS_ASSET = "model_weights"
 """Name of the weights among a table's inputs."""
-INPUTS: Mapping[Table, Sequence[str]] = {Table.STAGE1: (Table.MANIFEST, WEIGHTS_ASSET), Table.STAGE2: (Table.STAGE1,)}
+INPUTS: Mapping[str, Sequence[str]] = {STAGE1.name: (CLIP_MANIFEST, WEIGHTS_ASSET), STAGE2.name: (STAGE1.name,)}
 """The direct inputs of each table. Stage 2 depends on the others through stage 1: see the assets of the captions."""
 
 
@@ -46,7 +47,7 @@ class PublishedTable:
 class Published:
     """What a job published of one shard."""
 
-    tables: Mapping[Table, PublishedTable]
+    tables: Mapping[str, PublishedTable]
     """Stage 1 first."""
     spent: StageSeconds
 
@@ -156,26 +157,26 @@ class OpenShard:
         job, shard = self._job, self.lease.shard
         results = [self._results[number] for number in sorted(self._results)]
         rows = {
-            Table.STAGE1: [result.stage1 for result in results],
-            Table.STAGE2: [result.stage2 for result in results if result.stage2 is not None],
+            STAGE1.name: [result.stage1 for result in results],
+            STAGE2.name: [result.stage2 for result in results if result.stage2 is not None],
         }
         published = {}
         for table in sorted(job.tables):
             fresh = [row for result in self._new if (row := _made(result, table))]
             versions = self._versions(table, rows[table])
-            hits = self.hits.facts if table is Table.STAGE2 else {}
+            hits = self.hits.facts if table == STAGE2.name else {}
             stored = {**facts(job.recipe, table), **versions.facts, **hits}
             path = publish_captions(job.root, table, shard, rows[table], self._keys, stored)
             published[table] = PublishedTable(path, rows[table], self._reused[table], fresh, versions)
             self._inputs[table] = versions.data
         return Published(published, self._spent + StageSeconds(store=time.monotonic() - begun))
 
-    def _versions(self, table: Table, rows: Sequence[CaptionRow]) -> TableVersions:
+    def _versions(self, table: str, rows: Sequence[CaptionRow]) -> TableVersions:
         inputs = {name: self._inputs[name] for name in INPUTS[table] if name in self._inputs}
         return TableVersions(captions_version(rows), self._job.recipe.version(STAGES[table]), inputs)
 
 
-def facts(recipe: Recipe, table: Table) -> dict[str, str]:
+def facts(recipe: Recipe, table: str) -> dict[str, str]:
     """File-level metadata of a caption table: versions, and all that its captions depend on beside the clips."""
     stage = STAGES[table]
     return {
@@ -194,15 +195,15 @@ def failed_fraction(rows: Sequence[CaptionRow]) -> float:
     return failed / len(captionable) if captionable else 0.0
 
 
-def _made(result: Captioned, table: Table) -> CaptionRow | None:
+def _made(result: Captioned, table: str) -> CaptionRow | None:
     """The row of a table, unless it was there before or cannot be told from others."""
-    row = result.stage2 if table is Table.STAGE2 else None if result.task.stage1 else result.stage1
+    row = result.stage2 if table == STAGE2.name else None if result.task.stage1 else result.stage1
     return row if row and row.fingerprint else None
 
 
-def _reused(beginning: Captioned | Task) -> Iterator[Table]:
+def _reused(beginning: Captioned | Task) -> Iterator[str]:
     """The tables of which earlier runs have made the row."""
     if beginning.stage1 and beginning.stage1.fingerprint:
-        yield Table.STAGE1
+        yield STAGE1.name
     if isinstance(beginning, Captioned) and beginning.stage2 and beginning.stage2.fingerprint:
-        yield Table.STAGE2
+        yield STAGE2.name

@@ -9,8 +9,9 @@ from itertools import product
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.request import CUT, POISON
 from caption_assets.captioning.rows import Problem, stage1_failed, uncaptioned
+from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.captioning.task import Captioned, Task
-from caption_assets.store.tables import CaptionRow, ManifestRow, Status, Table
+from caption_assets.store.tables import CaptionRow, ManifestRow, Status
 
 
 class EarlierRows:
@@ -20,8 +21,8 @@ class EarlierRows:
         rows: the oldest first. Of two of the same window and fingerprint one with a caption is kept, else the later.
     """
 
-    def __init__(self, rows: Iterable[tuple[Table, CaptionRow]]) -> None:
-        self._rows: dict[tuple[Table, str], dict[str, CaptionRow]] = {}
+    def __init__(self, rows: Iterable[tuple[str, CaptionRow]]) -> None:
+        self._rows: dict[tuple[str, str], dict[str, CaptionRow]] = {}
         for table, row in rows:
             if row.fingerprint is None:
                 continue
@@ -30,7 +31,7 @@ class EarlierRows:
             if before is None or before.status is not Status.OK or row.status is Status.OK:
                 made[row.fingerprint] = row
 
-    def of(self, table: Table, window_id: str) -> Mapping[str, CaptionRow]:
+    def of(self, table: str, window_id: str) -> Mapping[str, CaptionRow]:
         """The rows that were made of this window, by fingerprint."""
         return self._rows.get((table, window_id), {})
 
@@ -47,7 +48,7 @@ class Reuse:
     """
 
     recipe: Recipe
-    tables: frozenset[Table]
+    tables: frozenset[str]
     """What is wanted: stage 1, stage 2 or both."""
     max_attempts: int
     earlier: EarlierRows
@@ -57,27 +58,27 @@ class Reuse:
     def settle(self, task: Task) -> Captioned | Task:
         """What a task comes to if nothing is left to be made of it; else the task, with what is there already."""
         window, recipe = task.window, self.recipe
-        with_stage2 = Table.STAGE2 in self.tables
+        with_stage2 = STAGE2.name in self.tables
         if window.status is Status.FAILED:
             problem = Problem(window.error_kind or "unreadable", window.error or "the clip cannot be read")
             return uncaptioned(recipe, task, problem, with_stage2=with_stage2)
         stage1, tried1 = task.stage1, 0
         if stage1 is None:
-            stage1, tried1 = self._found(Table.STAGE1, 1, window)
+            stage1, tried1 = self._found(STAGE1.name, 1, window)
         if stage1 is None:
             return replace(task, tried=(tried1, 0))
         if not with_stage2:
             return Captioned(task, stage1, None)
         if stage1.caption is None:
             return Captioned(task, stage1, stage1_failed(recipe, window))
-        stage2, tried2 = self._found(Table.STAGE2, 2, window, stage1.caption)
+        stage2, tried2 = self._found(STAGE2.name, 2, window, stage1.caption)
         if stage2 is None:
             return replace(task, stage1=stage1, tried=(0, tried2))
         # The same words may come from a row that was made again since.
         return Captioned(task, stage1, replace(stage2, stage1_fingerprint=stage1.fingerprint))
 
     def _found(
-        self, table: Table, stage: int, window: ManifestRow, stage1_caption: str | None = None
+        self, table: str, stage: int, window: ManifestRow, stage1_caption: str | None = None
     ) -> tuple[CaptionRow | None, int]:
         """A row that stays as it is, and the requests that were made for one that does not."""
         tried = 0
@@ -88,7 +89,7 @@ class Reuse:
         return None, tried
 
     def _candidates(
-        self, table: Table, stage: int, window: ManifestRow, stage1_caption: str | None
+        self, table: str, stage: int, window: ManifestRow, stage1_caption: str | None
     ) -> Iterator[CaptionRow]:
         """Rows that were made of this window in the way in which it would be made now."""
         recipe, made = self.recipe, self.earlier.of(table, window.window_id)

@@ -15,6 +15,7 @@ from caption_assets.captioning.job import Job
 from caption_assets.captioning.open_shard import OpenShard, Published
 from caption_assets.captioning.prefix_cache import NO_HITS
 from caption_assets.captioning.reuse import EarlierRows, Reuse
+from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.captioning.stream import caption
 from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.captioning.task import Captioned, Task
@@ -26,9 +27,9 @@ from caption_assets.store.lease import Lease, LeaseHeld, Leases
 from caption_assets.store.previews import write_preview
 from caption_assets.store.root import Root
 from caption_assets.store.tables import (
+    CLIP_MANIFEST,
     CaptionRow,
     ManifestRow,
-    Table,
     TableError,
     extent,
     find_captions,
@@ -104,7 +105,7 @@ async def caption_shards(
         if (first := await anext(tasks, None)) is None:
             return
         preview = _Previews(job.root, progress.warned).keep if job.previews else None
-        with_stage2 = Table.STAGE2 in job.tables
+        with_stage2 = STAGE2.name in job.tables
         async with engine as supervisor, run.checkpoints():
             with SandboxDecoder(sandbox, preview) as decoder:
                 windows = _chain(first, tasks)
@@ -265,13 +266,13 @@ class _Run:
 def _open(job: Job, lease: Lease, warn: Callable[[str], None]) -> OpenShard:
     """The shard of a lease, with what earlier runs have left of it; ``warn`` receives what of that is damaged."""
     shard = lease.shard
-    stored = read_versions(job.root, Table.MANIFEST, shard)  # first: a manifest published since is not taken for it
+    stored = read_versions(job.root, CLIP_MANIFEST, shard)  # first: a manifest published since is not taken for it
     manifest = read_manifest(job.root, shard)
-    inputs: dict[str, str] = {Table.MANIFEST: stored.data if stored else manifest_version(manifest)}
+    inputs: dict[str, str] = {CLIP_MANIFEST: stored.data if stored else manifest_version(manifest)}
     stage1: dict[tuple[str, int | None], CaptionRow] = {}
-    if Table.STAGE1 not in job.tables:
+    if STAGE1.name not in job.tables:
         rows = _stored_stage1(job, shard, manifest)
-        inputs[Table.STAGE1] = captions_version(rows)
+        inputs[STAGE1.name] = captions_version(rows)
         stage1 = {row.key: row for row in rows}
     earlier = EarlierRows(_earlier_rows(job, shard, warn))
     return OpenShard(job, lease, _beginnings(job, shard, manifest, stage1, earlier), inputs)
@@ -300,7 +301,7 @@ def _after(last: Captioned | Task, task: Task) -> Task:
     return replace(task, before=(last.stage1.caption, last.stage2.caption if last.stage2 else None))
 
 
-def _earlier_rows(job: Job, shard: str, warn: Callable[[str], None]) -> Iterator[tuple[Table, CaptionRow]]:
+def _earlier_rows(job: Job, shard: str, warn: Callable[[str], None]) -> Iterator[tuple[str, CaptionRow]]:
     for table in job.tables:
         try:
             rows = find_captions(job.root, table, shard)
@@ -312,9 +313,9 @@ def _earlier_rows(job: Job, shard: str, warn: Callable[[str], None]) -> Iterator
 
 
 def _stored_stage1(job: Job, shard: str, manifest: Sequence[ManifestRow]) -> list[CaptionRow]:
-    rows = read_captions(job.root, Table.STAGE1, shard)
+    rows = read_captions(job.root, STAGE1.name, shard)
     if [extent(row) for row in rows] != [extent(row) for row in manifest]:
         raise TableError(
-            f"the stage-1 captions of shard {shard!r} are not of its present manifest: materialize {Table.STAGE1} again"
+            f"the stage-1 captions of shard {shard!r} are not of its present manifest: materialize {STAGE1.name} again"
         )
     return rows

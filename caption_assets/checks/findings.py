@@ -12,9 +12,10 @@ import pyarrow as pa
 
 from caption_assets.captioning.open_shard import failed_fraction
 from caption_assets.captioning.prefix_cache import MIN_SHARE, CacheHits
+from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.captioning.text import split_words
 from caption_assets.models.weights import WeightsManifest, in_words
-from caption_assets.store.tables import SCHEMA_VERSION, SCHEMAS, CaptionRow, ManifestRow, Status, Table
+from caption_assets.store.tables import SCHEMA_VERSION, CaptionRow, ManifestRow, Status, schema_of
 
 MAX_TRUNCATED = 0.05
 """Share of the captions: a few run away with any model; more means that the output limit is too low."""
@@ -95,7 +96,7 @@ WEIGHTS_VERIFIED = Check(
     "weights_verified", Severity.ERROR, "Every file of the mirror is there, and has the SHA-256 of the manifest."
 )
 _OF_BOTH = (ROWS_COMPLETE, SCHEMA, FAILED, TRUNCATED, FLAGGED, DUPLICATES, LENGTH)
-CHECKS: Mapping[Table, tuple[Check, ...]] = {Table.STAGE1: _OF_BOTH, Table.STAGE2: (*_OF_BOTH, ADDS, CACHE_HITS)}
+CHECKS: Mapping[str, tuple[Check, ...]] = {STAGE1.name: _OF_BOTH, STAGE2.name: (*_OF_BOTH, ADDS, CACHE_HITS)}
 """What is looked at in each caption table."""
 
 
@@ -129,7 +130,7 @@ class Said:
 class Looked:
     """A caption table of a shard, and what it is looked at beside."""
 
-    table: Table
+    table: str
     schema: pa.Schema
     """As it stands in the file."""
     rows: Sequence[CaptionRow]
@@ -167,7 +168,7 @@ def find(looked: Looked, *, max_failed_fraction: float, earlier_means: Sequence[
         few_duplicates(looked.said),
         usual_length(looked.said, earlier_means),
     ]
-    if looked.table is not Table.STAGE2:
+    if looked.table != STAGE2.name:
         return findings
     return [*findings, adds_to_stage1(looked.stage1, looked.said), prefix_cache_hits(looked.schema)]
 
@@ -190,7 +191,7 @@ def rows_complete(looked: Looked) -> Finding:
 
 def schema_known(looked: Looked) -> Finding:
     """Whether the table's columns and version are those that this version writes."""
-    known, found = SCHEMAS[looked.table], looked.schema
+    known, found = schema_of(looked.table), looked.schema
     version = (found.metadata or {}).get(b"schema_version", b"none").decode()
     names = {*known.names, *found.names}
     both = {*known.names} & {*found.names}

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 import dagster as dg
 
 from caption_assets.captioning.open_shard import PublishedTable
+from caption_assets.captioning.stages import STAGE2
 from caption_assets.captioning.task import StageSeconds
 from caption_assets.checks.findings import Looked, mean_words
 from caption_assets.dagster_lib.check_events import MEAN_WORDS
 from caption_assets.dagster_lib.columns import ROW_COUNT
 from caption_assets.dagster_lib.engine_time import EngineTime
 from caption_assets.dagster_lib.markdown import markdown_table, shortened
-from caption_assets.store.tables import CaptionRow, Status, Table
+from caption_assets.store.tables import CaptionRow, Status
 
 SAMPLE_ROWS = 3
 """Captions that the UI shows; the gallery has all, with plots of their lengths and failures."""
@@ -60,10 +61,10 @@ def caption_metadata(looked: Looked, published: PublishedTable, cost: Cost) -> M
     }
 
 
-def engine_costs(table: Table, published: PublishedTable, cost: Cost) -> Metadata:
+def engine_costs(table: str, published: PublishedTable, cost: Cost) -> Metadata:
     """Rates and costs of what was made anew; where nothing was, there are none."""
     spent, engine = cost.spent, cost.spent.stage1 + cost.spent.stage2
-    mine = spent.stage2 if table is Table.STAGE2 else spent.stage1
+    mine = spent.stage2 if table == STAGE2.name else spent.stage1
     if cost.engine.start_seconds is None or not mine:
         return {}
     seconds = cost.engine.seconds * mine / engine

@@ -8,7 +8,6 @@ from caption_assets.checks.findings import EARLIER_SHARDS, Finding, Looked, Seve
 from caption_assets.dagster_lib.private import AssetCheckEvaluationTargetMaterializationData as Target
 from caption_assets.dagster_lib.project import Project
 from caption_assets.dagster_lib.provenance import code_version_of
-from caption_assets.store.tables import Table
 
 MEAN_WORDS = "mean_words"
 """Metadata of a caption table's materialization that later shards are compared with."""
@@ -21,15 +20,15 @@ def findings(
     context: dg.AssetExecutionContext, project: Project, shard: str, looked: Looked, limit: float
 ) -> list[Finding]:
     """All that is found of a shard's table; ``limit`` is the largest share of failed windows."""
-    earlier = _earlier_means(context.instance, project.key(looked.table.value), looked, shard)
+    earlier = _earlier_means(context.instance, project.key(looked.table), looked, shard)
     return find(looked, max_failed_fraction=limit, earlier_means=earlier)
 
 
 def log_findings(
-    context: dg.AssetExecutionContext, project: Project, shard: str, table: Table, found: Sequence[Finding]
+    context: dg.AssetExecutionContext, project: Project, shard: str, table: str, found: Sequence[Finding]
 ) -> None:
     """Tell Dagster of the findings of a shard's table, as far as their checks were selected."""
-    key = project.key(table.value)
+    key = project.key(table)
     target = _target(context.instance, key, shard)
     for finding in found:
         if dg.AssetCheckKey(key, finding.check.name) in context.selected_asset_check_keys:

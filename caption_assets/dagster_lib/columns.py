@@ -5,7 +5,7 @@ from __future__ import annotations
 import dagster as dg
 from docstring_parser import parse_from_object
 
-from caption_assets.store.tables import SCHEMAS, CaptionRow, ManifestRow, Table
+from caption_assets.store.tables import CLIP_MANIFEST, CaptionRow, ManifestRow, schema_of
 
 ROW_COUNT = "dagster/row_count"
 """Name by which Dagster knows the number of rows of what was materialized."""
@@ -18,14 +18,14 @@ _DESCRIBED = {
 }
 
 
-def column_metadata(table: Table) -> dict[str, dg.MetadataValue]:
+def column_metadata(table: str) -> dict[str, dg.MetadataValue]:
     """Columns of a table, as metadata of its asset: on each materialization they would be 7 KB of event log."""
     return {"dagster/column_schema": dg.MetadataValue.table_schema(_columns(table))}
 
 
-def _columns(table: Table) -> dg.TableSchema:
+def _columns(table: str) -> dg.TableSchema:
     """Types are Arrow's; descriptions are the docstrings of the fields of the rows."""
-    described = _DESCRIBED[ManifestRow if table is Table.MANIFEST else CaptionRow]
+    described = _DESCRIBED[ManifestRow if table == CLIP_MANIFEST else CaptionRow]
     return dg.TableSchema(
         [
             dg.TableColumn(
@@ -34,6 +34,6 @@ def _columns(table: Table) -> dg.TableSchema:
                 description=described.get(field.name),
                 constraints=dg.TableColumnConstraints(nullable=field.nullable),
             )
-            for field in SCHEMAS[table]
+            for field in schema_of(table)
         ]
     )

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import dagster as dg
 
+from caption_assets.captioning.stages import STAGES
 from caption_assets.export.index import DATASET
-from caption_assets.store.tables import Table
+from caption_assets.store.tables import CLIP_MANIFEST
 
 SHARDS = "shards"
 """Name of the external asset for the source's shards, and of the partitions: one key for each shard."""
@@ -46,12 +47,12 @@ class Project:
     @property
     def manifest(self) -> dg.AssetKey:
         """The shards' clips, cut into windows."""
-        return self.key(Table.MANIFEST.value)
+        return self.key(CLIP_MANIFEST)
 
     @property
     def stages(self) -> Sequence[dg.AssetKey]:
         """The captions, in the order in which they are made."""
-        return [self.key(table.value) for table in (Table.STAGE1, Table.STAGE2)]
+        return [self.key(stage.name) for stage in STAGES]
 
     @property
     def dataset(self) -> dg.AssetKey:
@@ -73,6 +74,6 @@ class Project:
         return list(instance.get_dynamic_partitions(self.partitions_name))
 
 
-def table_of(key: dg.AssetKey) -> Table:
+def table_of(key: dg.AssetKey) -> str:
     """The table that an asset of any project writes."""
-    return Table(key.path[-1])
+    return key.path[-1]

@@ -22,7 +22,6 @@ from caption_assets.errors import CaptionAssetsError, as_own, printable
 from caption_assets.report.gallery import write_gallery
 from caption_assets.settings import Settings
 from caption_assets.store.root import Root
-from caption_assets.store.tables import Table
 
 Inputs = Mapping[dg.AssetKey, dict[str, str]]
 """Version tags by upstream asset."""
@@ -152,13 +151,13 @@ class RunLog:
     def _record(
         self,
         shard: str,
-        table: Table,
+        table: str,
         result: PublishedTable,
         inputs: Inputs,
         metadata: Metadata,
         found: Sequence[Finding],
     ) -> None:
-        key = self._project.key(table.value)
+        key = self._project.key(table)
         versions = output_tags(self._context, key, result.versions.data)
         for upstream in self._context.assets_def.asset_deps[key]:
             if upstream in inputs or self._is_over_several:  # Dagster knows the event of a result that was just yielded

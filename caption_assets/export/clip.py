@@ -7,13 +7,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import groupby, zip_longest
 
+from caption_assets.captioning.stages import STAGE1, STAGE2, TABLE_NAMES
 from caption_assets.store.root import Root
 from caption_assets.store.table_file import TableFile
 from caption_assets.store.tables import (
+    CLIP_MANIFEST,
     CaptionRow,
     ManifestRow,
     Status,
-    Table,
     TableError,
     caption_rows,
     extent,
@@ -34,7 +35,7 @@ class CaptionedWindow:
     def failure(self) -> str | None:
         """The first table in which it failed, and of what; None if it has both captions."""
         rows: tuple[ManifestRow | CaptionRow, ...] = (self.row, self.stage1, self.stage2)
-        for table, row in zip(Table, rows, strict=True):
+        for table, row in zip(TABLE_NAMES, rows, strict=True):
             if row.status is Status.FAILED:
                 return f"{table}: {row.error_kind}"
         return None
@@ -81,14 +82,14 @@ class ShardTables:
         tables = manifest_rows(self.manifest), caption_rows(self.stage1), caption_rows(self.stage2)
         for row, stage1, stage2 in zip_longest(*tables):
             if row is None or stage1 is None or extent(row) != extent(stage1):
-                raise self._outdated(Table.STAGE1, Table.MANIFEST)
+                raise self._outdated(STAGE1.name, CLIP_MANIFEST)
             if stage2 is None or extent(row) != extent(stage2):
-                raise self._outdated(Table.STAGE2, Table.MANIFEST)
+                raise self._outdated(STAGE2.name, CLIP_MANIFEST)
             if stage2.status is Status.OK and stage2.stage1_fingerprint != stage1.fingerprint:
-                raise self._outdated(Table.STAGE2, Table.STAGE1)
+                raise self._outdated(STAGE2.name, STAGE1.name)
             yield CaptionedWindow(row, stage1, stage2)
 
-    def _outdated(self, table: Table, source: Table) -> TableError:
+    def _outdated(self, table: str, source: str) -> TableError:
         return TableError(
             f"{table} of shard {self.shard!r} was made before the present {source}: materialize {table} for it again"
         )
@@ -102,4 +103,4 @@ def open_tables(root: Root, shard: str) -> Iterator[ShardTables]:
         TableError: if one has not been materialized, or is damaged.
     """
     with ExitStack() as files:
-        yield ShardTables(shard, *(files.enter_context(open_table(root, table, shard)) for table in Table))
+        yield ShardTables(shard, *(files.enter_context(open_table(root, table, shard)) for table in TABLE_NAMES))

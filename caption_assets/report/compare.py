@@ -16,15 +16,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table as Printed
 
+from caption_assets.captioning.stages import STAGES
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.report.comparison import Statistics, compare_roots, comparison_page, figures
 from caption_assets.report.page import publish_page
 from caption_assets.store.access import Access
 from caption_assets.store.previews import read_posters
 from caption_assets.store.root import Root
-from caption_assets.store.tables import Table
-
-STAGES = {1: Table.STAGE1, 2: Table.STAGE2}
 
 
 def main() -> None:
@@ -33,19 +31,21 @@ def main() -> None:
     parser.add_argument("root_a", help="a folder or s3://bucket/prefix, as CAPTION_ROOT")
     parser.add_argument("root_b", help="another")
     parser.add_argument("shard", help="its key")
-    parser.add_argument("--stage", type=int, choices=STAGES, default=2, help="whose captions (default: 2)")
+    parser.add_argument(
+        "--stage", type=int, choices=[stage.number for stage in STAGES], default=2, help="whose captions (default: 2)"
+    )
     parser.add_argument("--output", type=Path, default=Path("compare.html"), help="the page (default: compare.html)")
     parser.add_argument("--profile", help="AWS profile, as CAPTION_ROOT_PROFILE (default: the standard AWS variables)")
     options = parser.parse_args()
     access = Access(profile=options.profile)
     try:
         a, b = (Root.open(url, access) for url in (options.root_a, options.root_b))
-        run(a, b, options.shard, STAGES[options.stage], options.output)
+        run(a, b, options.shard, STAGES[options.stage - 1].name, options.output)
     except CaptionAssetsError as error:
         sys.exit(f"error: {error}")
 
 
-def run(a: Root, b: Root, shard: str, table: Table, output: Path) -> None:
+def run(a: Root, b: Root, shard: str, table: str, output: Path) -> None:
     """Compare, print and write.
 
     Raises:

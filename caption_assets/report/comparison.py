@@ -12,7 +12,7 @@ from caption_assets.report.page import Facts, Page, Row, Side
 from caption_assets.report.sides import SharedProvenance, mean_words, place, side
 from caption_assets.report.text_diff import Difference, compare
 from caption_assets.store.root import Root
-from caption_assets.store.tables import CaptionRow, Table, read_captions, read_facts
+from caption_assets.store.tables import CaptionRow, read_captions, read_facts
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75)
 """Of the similarity: at most this share of the rows is less similar."""
@@ -63,7 +63,7 @@ class Comparison:
     """Both tables, window by window."""
 
     shard: str
-    table: Table
+    table: str
     places: tuple[str, str]
     """The roots, as one would open them."""
     pairs: Sequence[Pair]
@@ -85,7 +85,7 @@ class Comparison:
         )
 
 
-def compare_roots(a: Root, b: Root, shard: str, table: Table) -> Comparison:
+def compare_roots(a: Root, b: Root, shard: str, table: str) -> Comparison:
     """Compare a table of a shard in two roots.
 
     Raises:

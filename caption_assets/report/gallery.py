@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 
+from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.report.page import Facts, Page, Plot, Row, Side, publish_page
 from caption_assets.report.plots import failures_plot, length_plot
 from caption_assets.report.sides import OUTDATED, SharedProvenance, known, mean_words, place, side
@@ -16,7 +17,6 @@ from caption_assets.store.tables import (
     CaptionRow,
     ManifestRow,
     Status,
-    Table,
     extent,
     find_captions,
     read_facts,
@@ -43,7 +43,7 @@ def write_gallery(root: Root, shard: str) -> str:
         StoreError: if the root cannot be written.
     """
     manifest = read_manifest(root, shard)
-    tables = (Table.STAGE1, Table.STAGE2)
+    tables = (STAGE1.name, STAGE2.name)
     captions = [find_captions(root, table, shard) for table in tables]
     prompts = [
         read_facts(root, table, shard).get("prompt") if rows else None

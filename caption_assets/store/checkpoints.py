@@ -12,10 +12,10 @@ import pyarrow as pa
 from caption_assets.store.failure import StoreError
 from caption_assets.store.root import Root
 from caption_assets.store.table_file import TableFile, with_facts, write_table
-from caption_assets.store.tables import SCHEMA_VERSION, SCHEMAS, CaptionRow, Table, TableError, caption_rows
+from caption_assets.store.tables import SCHEMA_VERSION, CaptionRow, TableError, caption_rows, schema_of
 
 _log = logging.getLogger(__name__)
-_NAME = re.compile(rf"([0-9]{{6,}})-[0-9]{{6,}}-({Table.STAGE1}|{Table.STAGE2})\.parquet")
+_NAME = re.compile(r"([0-9]{6,})-[0-9]{6,}-([a-z][a-z0-9_]*)\.parquet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class _Part:
     name: str
     epoch: int
     """Of the lease under which it was written."""
-    table: Table
+    table: str
 
 
 def checkpoint_folder(shard: str) -> str:
@@ -33,7 +33,7 @@ def checkpoint_folder(shard: str) -> str:
     return f"_checkpoints/shard={shard}"
 
 
-def write_part(root: Root, shard: str, epoch: int, number: int, rows: Mapping[Table, Sequence[CaptionRow]]) -> None:
+def write_part(root: Root, shard: str, epoch: int, number: int, rows: Mapping[str, Sequence[CaptionRow]]) -> None:
     """Keep finished rows, those of each table in a file of their own.
 
     Args:
@@ -49,14 +49,12 @@ def write_part(root: Root, shard: str, epoch: int, number: int, rows: Mapping[Ta
     for table, made in sorted(rows.items()):  # stage 1 first: a writer that is killed leaves no stage 2 without it
         if made:
             sink = pa.BufferOutputStream()
-            write_table(sink, with_facts(SCHEMAS[table], {}), map(asdict, made))
+            write_table(sink, with_facts(schema_of(table), {}), map(asdict, made))
             name = f"{epoch:06}-{number:06}-{table}.parquet"
             root.write(f"{checkpoint_folder(shard)}/{name}", sink.getvalue().to_pybytes())
 
 
-def read_parts(
-    root: Root, shard: str, warn: Callable[[str], None] = _log.warning
-) -> Iterator[tuple[Table, CaptionRow]]:
+def read_parts(root: Root, shard: str, warn: Callable[[str], None] = _log.warning) -> Iterator[tuple[str, CaptionRow]]:
     """Every row that was kept, the oldest first.
 
     Args:
@@ -81,9 +79,9 @@ def read_parts(
             yield from ((part.table, row) for row in rows)
 
 
-def _read(data: bytes, table: Table, place: str) -> list[CaptionRow]:
+def _read(data: bytes, table: str, place: str) -> list[CaptionRow]:
     remedy = "its captions are made again"
-    with TableFile.open(data, SCHEMAS[table], name=place, remedy=remedy) as file:
+    with TableFile.open(data, schema_of(table), name=place, remedy=remedy) as file:
         if file.version != SCHEMA_VERSION:
             raise TableError(f"{place} has schema version {file.version}, not {SCHEMA_VERSION}: {remedy}")
         return list(caption_rows(file))  # all of them or none: a broken page makes the others doubtful
@@ -108,5 +106,5 @@ def remove_parts(root: Root, shard: str, epoch: int) -> None:
 
 def _parts(names: Iterable[str]) -> list[_Part]:
     """The parts, the oldest first. Files and folders of other names are not the project's and stay where they are."""
-    parts = [_Part(name[0], int(name[1]), Table(name[2])) for name in map(_NAME.fullmatch, names) if name]
+    parts = [_Part(name[0], int(name[1]), name[2]) for name in map(_NAME.fullmatch, names) if name]
     return sorted(parts, key=lambda part: (part.epoch, part.name))

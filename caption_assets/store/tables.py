@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from functools import cache
 from hashlib import sha256
 from typing import TypeVar
 
@@ -20,13 +21,9 @@ from caption_assets.store.table_file import TableError as TableError
 from caption_assets.store.table_file import TableFile, with_facts, write_table
 from caption_assets.store.table_file import facts_of as facts_of
 
-
-class Table(StrEnum):
-    """The tables by name, which is also their folder below the root and their asset."""
-
-    MANIFEST = "clip_manifest"
-    STAGE1 = "stage1_captions"
-    STAGE2 = "stage2_captions"
+CLIP_MANIFEST = "clip_manifest"
+"""Name of the table of windows. A table's name is also its folder below the root and its asset; the table of a stage's
+captions has the name of the stage."""
 
 
 class Status(StrEnum):
@@ -251,11 +248,16 @@ _CAPTION_SCHEMA = pa.schema(
         ("fingerprint", pa.string()),
     ]
 )
-SCHEMAS: dict[Table, pa.Schema] = {
-    Table.MANIFEST: _MANIFEST_SCHEMA,
-    Table.STAGE1: _CAPTION_SCHEMA,
-    Table.STAGE2: _CAPTION_SCHEMA.append(pa.field("stage1_fingerprint", pa.string())),
-}
+_SOURCE_COLUMNS = {"stage2_captions": pa.field("stage1_fingerprint", pa.string())}
+"""The column of a stage's table for the row whose caption was in the prompt."""
+
+
+@cache
+def schema_of(table: str) -> pa.Schema:
+    """The columns of a table, given its name."""
+    if table == CLIP_MANIFEST:
+        return _MANIFEST_SCHEMA
+    return _CAPTION_SCHEMA.append(_SOURCE_COLUMNS[table]) if table in _SOURCE_COLUMNS else _CAPTION_SCHEMA
 
 
 def extent(row: ManifestRow | CaptionRow) -> tuple[str, float | None, float | None]:
@@ -268,7 +270,7 @@ def window_id(clip_key: str, window_index: int | None, content_tag: str) -> str:
     return sha256(json.dumps([clip_key, window_index, content_tag]).encode()).hexdigest()[:24]
 
 
-def stored_shards(root: Root, table: Table) -> frozenset[str]:
+def stored_shards(root: Root, table: str) -> frozenset[str]:
     """The shards that have a table, by one listing of the table's folder. An empty file counts as none.
 
     Raises:
@@ -282,9 +284,9 @@ def stored_shards(root: Root, table: Table) -> frozenset[str]:
     )
 
 
-def table_path(table: Table, shard: str) -> str:
+def table_path(table: str, shard: str) -> str:
     """Where a shard's table lies, relative to the root: one file of a Hive-partitioned dataset."""
-    name = "manifest" if table is Table.MANIFEST else "captions"
+    name = "manifest" if table == CLIP_MANIFEST else "captions"
     return f"{table}/shard={shard}/{name}.parquet"
 
 
@@ -307,7 +309,7 @@ def publish_manifest(
     Raises:
         TableError: if two rows have the same key; nothing is published then.
     """
-    return _publish(root, Table.MANIFEST, shard, _unique(shard, rows), metadata, conclude)
+    return _publish(root, CLIP_MANIFEST, shard, _unique(shard, rows), metadata, conclude)
 
 
 def _unique(shard: str, rows: Iterable[ManifestRow]) -> Iterator[ManifestRow]:
@@ -324,7 +326,7 @@ def _unique(shard: str, rows: Iterable[ManifestRow]) -> Iterator[ManifestRow]:
 
 def publish_captions(
     root: Root,
-    table: Table,
+    table: str,
     shard: str,
     rows: Sequence[CaptionRow],
     keys: Iterable[tuple[str, int | None]],
@@ -355,7 +357,7 @@ def publish_captions(
 
 def _publish(
     root: Root,
-    table: Table,
+    table: str,
     shard: str,
     rows: Iterable[ManifestRow | CaptionRow],
     metadata: Mapping[str, str],
@@ -364,7 +366,7 @@ def _publish(
     path = table_path(table, shard)
     with temporary_folder() as folder:
         file = folder / "table.parquet"
-        write_table(file, with_facts(SCHEMAS[table], metadata), map(asdict, rows), conclude)
+        write_table(file, with_facts(schema_of(table), metadata), map(asdict, rows), conclude)
         root.upload(path, file)
     return path
 
@@ -376,10 +378,10 @@ def read_manifest(root: Root, shard: str) -> list[ManifestRow]:
         TableError: if it has not been materialized, is damaged, or of another version of this project.
         StoreError: if it cannot be read.
     """
-    return list(manifest_rows(_open(root, Table.MANIFEST, shard)))
+    return list(manifest_rows(_open(root, CLIP_MANIFEST, shard)))
 
 
-def read_captions(root: Root, table: Table, shard: str) -> list[CaptionRow]:
+def read_captions(root: Root, table: str, shard: str) -> list[CaptionRow]:
     """The captions of a shard.
 
     Raises:
@@ -389,7 +391,7 @@ def read_captions(root: Root, table: Table, shard: str) -> list[CaptionRow]:
     return list(caption_rows(_open(root, table, shard)))
 
 
-def find_captions(root: Root, table: Table, shard: str) -> list[CaptionRow]:
+def find_captions(root: Root, table: str, shard: str) -> list[CaptionRow]:
     """The captions of a shard that were published before; none if there are none.
 
     Raises:
@@ -399,7 +401,7 @@ def find_captions(root: Root, table: Table, shard: str) -> list[CaptionRow]:
     return read_captions(root, table, shard) if root.exists(table_path(table, shard)) else []
 
 
-def read_schema(root: Root, table: Table, shard: str) -> pa.Schema:
+def read_schema(root: Root, table: str, shard: str) -> pa.Schema:
     """The columns of a shard's table, and the facts about the whole file as their metadata.
 
     Raises:
@@ -408,7 +410,7 @@ def read_schema(root: Root, table: Table, shard: str) -> pa.Schema:
     return _open(root, table, shard).columns
 
 
-def read_facts(root: Root, table: Table, shard: str) -> dict[str, str]:
+def read_facts(root: Root, table: str, shard: str) -> dict[str, str]:
     """What was published with a shard's table as facts about the whole file.
 
     Raises:
@@ -418,7 +420,7 @@ def read_facts(root: Root, table: Table, shard: str) -> dict[str, str]:
 
 
 @contextmanager
-def open_table(root: Root, table: Table, shard: str) -> Iterator[TableFile]:
+def open_table(root: Root, table: str, shard: str) -> Iterator[TableFile]:
     """A shard's table, copied to this machine's disk, for as long as the block takes.
 
     Its rows can be read a few at a time and more than once, all from the same publication.
@@ -445,7 +447,7 @@ def caption_rows(file: TableFile) -> Iterator[CaptionRow]:
     return _rows(file, CaptionRow)
 
 
-def _open(root: Root, table: Table, shard: str) -> TableFile:
+def _open(root: Root, table: str, shard: str) -> TableFile:
     """A shard's table, whole in memory."""
     with _missing(root, table, shard):
         data = root.read(table_path(table, shard))
@@ -453,7 +455,7 @@ def _open(root: Root, table: Table, shard: str) -> TableFile:
 
 
 @contextmanager
-def _missing(root: Root, table: Table, shard: str) -> Iterator[None]:
+def _missing(root: Root, table: str, shard: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
@@ -462,11 +464,11 @@ def _missing(root: Root, table: Table, shard: str) -> Iterator[None]:
         ) from error
 
 
-def _checked(root: Root, table: Table, shard: str, source: str | bytes) -> TableFile:
+def _checked(root: Root, table: str, shard: str, source: str | bytes) -> TableFile:
     """A shard's table from a copy of it: a path on this machine, or its bytes."""
     place, again = root.address(table_path(table, shard)), f"materialize {table} for shard {shard!r} again"
-    file = TableFile.open(source, SCHEMAS[table], name=place, remedy=f"remove it and {again}")
-    if table is Table.MANIFEST and file.version != SCHEMA_VERSION:
+    file = TableFile.open(source, schema_of(table), name=place, remedy=f"remove it and {again}")
+    if table == CLIP_MANIFEST and file.version != SCHEMA_VERSION:
         raise TableError(f"{place} is of schema version {file.version}, and this is version {SCHEMA_VERSION}: {again}")
     return file
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from caption_assets.store.failure import translate_store_errors
 from caption_assets.store.root import Root
-from caption_assets.store.tables import CaptionRow, ManifestRow, Table, TableError, facts_of, table_path
+from caption_assets.store.tables import CaptionRow, ManifestRow, TableError, facts_of, table_path
 
 FACT = "versions"
 """Key of the versions in a table's file metadata."""
@@ -51,7 +51,7 @@ class TableVersions:
             return None
 
 
-def read_versions(root: Root, table: Table, shard: str) -> TableVersions | None:
+def read_versions(root: Root, table: str, shard: str) -> TableVersions | None:
     """The versions of a shard's stored table, from the file's footer.
 
     None if there is no table, or if it has no versions, as those of earlier releases.

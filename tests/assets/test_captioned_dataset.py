@@ -3,11 +3,12 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from caption_assets.captioning.stages import STAGE1, STAGE2, TABLE_NAMES
 from caption_assets.definitions import build_definitions
 from caption_assets.export.index import DATASET
 from caption_assets.settings import Settings
 from caption_assets.store.root import Root
-from caption_assets.store.tables import Status, Table, publish_captions, read_manifest
+from caption_assets.store.tables import Status, publish_captions, read_manifest
 from tests.assets.conftest import Project
 from tests.export.shards import lines, samples
 from tests.report.windows import captioned, failed
@@ -30,7 +31,7 @@ def caption(project: Project, text: str = "A circle.") -> None:
     root = Root.open(str(project.root))
     rows = read_manifest(root, SHARD)
     captions = [captioned(row, text) if row.status is Status.OK else failed(row, "not_a_video") for row in rows]
-    for table in (Table.STAGE1, Table.STAGE2):
+    for table in (STAGE1.name, STAGE2.name):
         publish_captions(root, table, SHARD, captions, [row.key for row in rows], {})
 
 
@@ -85,6 +86,6 @@ def test_the_asset_is_there_only_if_it_is_asked_for() -> None:
     key = dg.AssetKey(DATASET)
     assert key not in build_definitions(Settings()).get_repository_def().asset_graph.get_all_asset_keys()
     graph = build_definitions(Settings(export="jsonl")).get_repository_def().asset_graph
-    assert {parent.to_user_string() for parent in graph.get(key).parent_keys} == set(map(str, Table))
+    assert {parent.to_user_string() for parent in graph.get(key).parent_keys} == set(TABLE_NAMES)
     tars = build_definitions(Settings(export="webdataset")).get_repository_def().asset_graph
     assert graph.get(key).code_version != tars.get(key).code_version

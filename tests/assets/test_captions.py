@@ -17,6 +17,7 @@ from dagster._core.definitions.data_version import CachingStaleStatusResolver, S
 
 from caption_assets.automation.reconcile import compare, mend
 from caption_assets.automation.shard_states import read_states
+from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.checks.findings import CHECKS
 from caption_assets.dagster_lib import project as names
 from caption_assets.definitions import build_definitions
@@ -24,13 +25,13 @@ from caption_assets.settings import Settings
 from caption_assets.store.lease import Leases
 from caption_assets.store.previews import preview_path
 from caption_assets.store.root import Root
-from caption_assets.store.tables import Status, Table, read_captions
+from caption_assets.store.tables import Status, read_captions
 from tests.assets.conftest import Project
 from tests.conftest import Truth
 from tests.models.adapters import adapter_files, write_adapter
 from tests.processes import engine_processes
 
-STAGES = [Table.STAGE1.value, Table.STAGE2.value]
+STAGES = [STAGE1.name, STAGE2.name]
 SAMPLE_FOLDER = Path(str(files("caption_assets.sample") / "model"))
 
 
@@ -89,7 +90,7 @@ def test_folders_of_one_name_and_revision_are_two_models(project: Project, tmp_p
         for assets, shard in ((["model_weights"], None), (STAGES, "sample-folder")):
             result = project.run(*assets, partition=shard, model=str(folder), model_revision="1", model_like="sample")
             assert result.success
-        rows = read_captions(Root.open(str(project.root)), Table.STAGE2, "sample-folder")
+        rows = read_captions(Root.open(str(project.root)), STAGE2.name, "sample-folder")
         made.append({row.fingerprint for row in rows if row.status is Status.OK})
         assert made[-1]
     assert made[0].isdisjoint(made[1])
@@ -138,8 +139,8 @@ def test_a_run_over_several_shards_loses_none_for_one_and_the_retry_makes_that_a
         made = materializations(project, stage)
         assert made.keys() == whole
         root = Root.open(str(project.root))
-        rows = read_captions(root, Table(stage), "sample-folder")
-        first, refused = read_captions(root, Table(stage), "sample-a-list")
+        rows = read_captions(root, stage, "sample-folder")
+        first, refused = read_captions(root, stage, "sample-a-list")
         assert first.caption in {row.caption for row in rows if row.clip_key == "clip-00.webm"}
         assert (refused.clip_key, refused.status) == ("__/x.mp4", Status.FAILED)
         assert all(root.exists(preview_path("sample-folder", row.window_id, "webp")) for row in rows if row.caption)
@@ -153,7 +154,7 @@ def test_a_run_over_several_shards_loses_none_for_one_and_the_retry_makes_that_a
         assert float(str(metadata["mean_words"].value)) > 3
         kind = {"stage1_captions": "damaged", "stage2_captions": "stage1_failed"}[stage]
         assert f"| {kind} | 1 |" in str(metadata["errors_by_kind"].value)
-        for check in CHECKS[Table(stage)]:
+        for check in CHECKS[stage]:
             key = dg.AssetCheckKey(dg.AssetKey(stage), check.name)
             history = project.instance.event_log_storage.get_asset_check_execution_history(key, limit=9)
             found = {one.partition: one.status.value for one in history}
@@ -196,7 +197,7 @@ def test_captions_with_an_adapter_name_it_and_are_made_again_for_another_of_its_
     project.run("shard_index")
     assert project.run("model_weights", "clip_manifest", *STAGES, **mine).success  # type: ignore[arg-type]
     for number, stage in enumerate(STAGES):
-        rows = read_captions(Root.open(str(project.root)), Table(stage), "sample-folder")
+        rows = read_captions(Root.open(str(project.root)), stage, "sample-folder")
         captioned = [row for row in rows if row.caption and row.window_index is not None]
         assert captioned
         assert {(row.lora, row.lora_revision) for row in rows} == {("local/mine", "v1")}

@@ -13,25 +13,19 @@ import pytest
 from caption_assets.captioning.open_shard import facts
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.rows import blank_row, stage1_failed
+from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.checks.findings import CHECKS
 from caption_assets.definitions import build_definitions
 from caption_assets.export.index import DATASET
 from caption_assets.settings import Settings
 from caption_assets.store.root import Root
-from caption_assets.store.tables import (
-    CaptionRow,
-    ManifestRow,
-    Status,
-    Table,
-    publish_captions,
-    publish_manifest,
-)
+from caption_assets.store.tables import CaptionRow, ManifestRow, Status, publish_captions, publish_manifest
 from tests.assets.conftest import Project
 from tests.report.windows import broken, window
 
 pytestmark = pytest.mark.fast
 
-STAGES = [Table.STAGE1.value, Table.STAGE2.value]
+STAGES = [STAGE1.name, STAGE2.name]
 SETTLED = 99
 """Attempts after which a row that failed is not tried again."""
 CLIPS = [window(f"clip-{number:02}.mp4") for number in range(12)]
@@ -70,7 +64,7 @@ def lay_down(
         _row(recipe, 2, clip, stage2(clip), before) if before.caption else stage1_failed(recipe, clip)
         for clip, before in zip(manifest, first, strict=True)
     ]
-    for table, rows in {Table.STAGE1: first, Table.STAGE2: second}.items():
+    for table, rows in {STAGE1.name: first, STAGE2.name: second}.items():
         publish_captions(root, table, shard, rows, [row.key for row in manifest], facts(recipe, table))
 
 
@@ -114,10 +108,10 @@ def test_every_check_is_evaluated_for_the_shard_and_points_to_its_materializatio
     result = project.run(*STAGES, partition="a")
     assert result.success
     for table, expected in CHECKS.items():
-        found = checks(project, result, table.value)
+        found = checks(project, result, table)
         assert list(found) == [check.name for check in expected]
         assert all(one.passed and one.partition == "a" and one.description for one in found.values())
-        [record] = project.instance.fetch_materializations(dg.AssetKey(table.value), limit=9).records
+        [record] = project.instance.fetch_materializations(dg.AssetKey(table), limit=9).records
         targets = [one.target_materialization_data for one in found.values()]
         assert {target and target.storage_id for target in targets} == {record.storage_id}
 
@@ -161,7 +155,7 @@ def test_of_several_shards_each_has_its_own_checks(project: Project) -> None:
     assert not result.success
     wrong = {(one.partition, one.check_name) for one in evaluations(project, result) if not one.passed}
     assert wrong == {("b", "duplicate_captions"), ("c", "failed_fraction")}
-    assert len(evaluations(project, result)) == 3 * len(CHECKS[Table.STAGE1])
+    assert len(evaluations(project, result)) == 3 * len(CHECKS[STAGE1.name])
 
 
 def test_a_stage_selected_alone_is_checked_alone(project: Project) -> None:

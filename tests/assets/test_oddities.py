@@ -10,8 +10,9 @@ import dagster as dg
 import pytest
 from dagster._core.storage.event_log import SqlEventLogStorage
 
+from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.checks.findings import CHECKS
-from caption_assets.store.tables import Table
+from caption_assets.store.tables import CLIP_MANIFEST
 from tests.assets.conftest import Project
 from tests.assets.test_checks import STAGES, evaluations, lay_down
 from tests.damage import files as made
@@ -107,11 +108,11 @@ def test_what_nobody_foresaw_while_a_shard_is_made_alone_is_not_retried(filmed: 
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("table", [Table.MANIFEST, Table.STAGE1, Table.STAGE2])
-def test_checks_of_a_damaged_table_fail_for_its_shard_alone(captioned: Project, table: Table) -> None:
+@pytest.mark.parametrize("table", [CLIP_MANIFEST, STAGE1.name, STAGE2.name])
+def test_checks_of_a_damaged_table_fail_for_its_shard_alone(captioned: Project, table: str) -> None:
     path = next((captioned.root / table / "shard=b").iterdir())
     made.broken_pages(path)
-    wanted = [dg.AssetCheckKey(dg.AssetKey(stage), check.name) for stage in STAGES for check in CHECKS[Table(stage)]]
+    wanted = [dg.AssetCheckKey(dg.AssetKey(stage), check.name) for stage in STAGES for check in CHECKS[stage]]
     run = captioned.run(checks=wanted, partitions=ALL)
     assert {one.partition for one in evaluations(captioned, run)} == {"a", "c"}
     message = failure_of(captioned, run)
@@ -121,8 +122,8 @@ def test_checks_of_a_damaged_table_fail_for_its_shard_alone(captioned: Project, 
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("table", [Table.STAGE1, Table.STAGE2])
-def test_a_damaged_table_of_captions_is_not_taken_over(captioned: Project, table: Table) -> None:
+@pytest.mark.parametrize("table", [STAGE1.name, STAGE2.name])
+def test_a_damaged_table_of_captions_is_not_taken_over(captioned: Project, table: str) -> None:
     made.another_text(next((captioned.root / table / "shard=b").iterdir()))
     run = captioned.run(*STAGES, partitions=ALL)  # there are no weights to make it with
     assert recorded(captioned, STAGES[1]) == {"a"}

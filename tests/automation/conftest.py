@@ -14,16 +14,17 @@ from caption_assets.assets.clip_manifest import manifest_code_version
 from caption_assets.assets.shard_index import observed_versions
 from caption_assets.automation.backfill import build_backfill
 from caption_assets.automation.new_shards import build_new_shards
+from caption_assets.captioning.stages import STAGE1
 from caption_assets.dagster_lib.project import Project
 from caption_assets.models.weights import WeightsManifest
 from caption_assets.resources import build_storage
 from caption_assets.settings import Settings
 from caption_assets.store.root import Root
 from caption_assets.store.tables import (
+    CLIP_MANIFEST,
     CaptionRow,
     ManifestRow,
     Status,
-    Table,
     publish_captions,
     publish_manifest,
     table_path,
@@ -114,19 +115,18 @@ class Site:
             recorded: false for a run that is killed in between.
             inputs: data versions of the table's inputs, where they are not the present ones.
         """
-        table = Table(asset)
         for shard in shards:
-            versions = TableVersions(version, code or self.code(table), {**self.inputs(table, shard), **inputs})
-            self.publish(table, shard, versions)
+            versions = TableVersions(version, code or self.code(asset), {**self.inputs(asset, shard), **inputs})
+            self.publish(asset, shard, versions)
             if recorded:
                 self.record(asset, shard, metadata=metadata, tags=tags_of(versions))
 
-    def publish(self, table: Table, shard: str, versions: TableVersions | None) -> None:
+    def publish(self, table: str, shard: str, versions: TableVersions | None) -> None:
         """Publish a table of one window."""
         facts = versions.facts if versions else {}
         window = ManifestRow("a.mp4", 0, "id", "t", 1, Status.OK, width=64, height=64)
         window = replace(window, start_frame=0, end_frame=8, start_seconds=0.0, end_seconds=1.0)
-        if table is Table.MANIFEST:
+        if table == CLIP_MANIFEST:
             publish_manifest(self.root, shard, [window], facts)
         else:
             row = CaptionRow(*window.key, window.window_id, 0.0, 1.0, Status.OK, caption="A red square.", attempts=1)
@@ -148,19 +148,19 @@ class Site:
     def lose(self, asset: str, *shards: str) -> None:
         """Remove tables behind Dagster's back."""
         for shard in shards:
-            self.root.remove(table_path(Table(asset), shard))
+            self.root.remove(table_path(asset, shard))
 
-    def code(self, table: Table) -> str:
+    def code(self, table: str) -> str:
         """The present code version of a table."""
-        if table is Table.MANIFEST:
+        if table == CLIP_MANIFEST:
             return manifest_code_version(self.settings.windowing)
-        return self.settings.recipe.version(1 if table is Table.STAGE1 else 2)
+        return self.settings.recipe.version(1 if table == STAGE1.name else 2)
 
-    def inputs(self, table: Table, shard: str) -> dict[str, str]:
+    def inputs(self, table: str, shard: str) -> dict[str, str]:
         """The present data versions of a table's inputs."""
-        if table is Table.MANIFEST:
+        if table == CLIP_MANIFEST:
             return {"shards": observed_versions(self.instance, self.project, [shard])[shard]}
-        upstream = Table.MANIFEST if table is Table.STAGE1 else Table.STAGE1
+        upstream = CLIP_MANIFEST if table == STAGE1.name else STAGE1.name
         versions = read_versions(self.root, upstream, shard)
         return {str(upstream): versions.data} if versions else {}
 

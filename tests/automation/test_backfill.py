@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from caption_assets.automation.backfill import SPAN, build_backfill, stretches
 from caption_assets.automation.records import read_records
 from caption_assets.automation.shard_states import predicted_work
+from caption_assets.captioning.stages import STAGE2
 from caption_assets.models.weights import WeightsManifest
 from caption_assets.settings import Settings, SettingsError
-from caption_assets.store.tables import SCHEMA_VERSION, CaptionRow, Status, Table, publish_captions
+from caption_assets.store.tables import CLIP_MANIFEST, SCHEMA_VERSION, CaptionRow, Status, publish_captions
 from caption_assets.store.versions import read_versions
 from tests.automation.conftest import Site
 
@@ -194,7 +195,7 @@ def test_a_stored_table_of_another_manifest_is_not_taken_for_the_present_one(kno
 
 def test_a_stored_table_without_versions_is_made_again_if_it_has_no_record(known: Site) -> None:
     captioned(known, *"abcdef")
-    known.publish(Table.STAGE2, "b", None)
+    known.publish(STAGE2.name, "b", None)
     assert known.tick() == "6 of 6 shards are captioned"
     known.record("stage2_captions", "b")
     assert ranges(known.tick(), "stage2_captions") == [("b", "b")]
@@ -206,9 +207,9 @@ def test_a_stored_table_that_fails_a_check_is_asked_for_again(known: Site) -> No
     known.materialize("stage1_captions", "f")
     known.materialize("stage2_captions", "f", recorded=False)
     row = CaptionRow("a.mp4", 0, "id", 0.0, 1.0, Status.FAILED, error_kind="poison", error="x", attempts=1)
-    versions = read_versions(known.root, Table.STAGE2, "f")
+    versions = read_versions(known.root, STAGE2.name, "f")
     assert versions
-    publish_captions(known.root, Table.STAGE2, "f", [row], [row.key], versions.facts)
+    publish_captions(known.root, STAGE2.name, "f", [row], [row.key], versions.facts)
     assert ranges(known.tick(), "stage2_captions") == [("f", "f")]
 
 
@@ -417,7 +418,7 @@ def test_work_is_not_predicted_from_somebody_elses_metadata(known: Site) -> None
 
 def events(site: Site, shard: str) -> list[int]:
     """The event that recorded a shard's manifest."""
-    return [read_records(site.instance, site.project, Table.MANIFEST, [shard])[shard].event]
+    return [read_records(site.instance, site.project, CLIP_MANIFEST, [shard])[shard].event]
 
 
 def test_a_pod_has_its_default_size_where_the_metadata_is_somebody_elses(

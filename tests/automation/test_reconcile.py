@@ -11,8 +11,9 @@ from dagster._core.loader import LoadingContext
 from caption_assets.automation.confirmation import NotConfirmed
 from caption_assets.automation.differences import Kind
 from caption_assets.automation.reconcile import compare, main, mend
+from caption_assets.captioning.stages import STAGE2
 from caption_assets.definitions import build_definitions
-from caption_assets.store.tables import Table, publish_captions
+from caption_assets.store.tables import CLIP_MANIFEST, publish_captions
 from caption_assets.store.versions import read_versions
 from tests.automation.conftest import Site
 
@@ -125,9 +126,9 @@ def test_a_table_that_was_replaced_by_another_is_reported(captioned: Site) -> No
 def test_a_table_that_a_check_does_not_let_pass_is_not_reported(
     captioned: Site, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    versions = read_versions(captioned.root, Table.STAGE2, "a")
+    versions = read_versions(captioned.root, STAGE2.name, "a")
     assert versions
-    publish_captions(captioned.root, Table.STAGE2, "a", [], [], versions.facts)
+    publish_captions(captioned.root, STAGE2.name, "a", [], [], versions.facts)
     captioned.instance.wipe_assets([captioned.project.stages[1]])
     settle(captioned)
     assert "stage2_captions of a: not reported: " in capsys.readouterr().out
@@ -143,7 +144,7 @@ def test_a_damaged_table_is_reported_as_removed(captioned: Site, content: bytes)
 
 
 def test_tables_of_an_earlier_release_stand_if_they_are_recorded(captioned: Site) -> None:
-    for table in Table:
+    for table in TABLES:
         captioned.publish(table, "a", None)
     assert differences(captioned) == []
     captioned.instance.wipe_assets([captioned.project.manifest])
@@ -167,7 +168,7 @@ def test_the_command_tells_what_differs_and_mends_it(
     monkeypatch.setenv("CAPTION_ROOT", captioned.root.url)
     monkeypatch.setattr(sys, "stdin", io.StringIO())
     captioned.lose("stage2_captions", "b")
-    captioned.publish(Table.MANIFEST, "not-registered", None)
+    captioned.publish(CLIP_MANIFEST, "not-registered", None)
     told = run()
     assert "stage2_captions: 2 stored\n  1 recorded, not stored: b" in told
     assert "tables of 1 shards that are not registered: not-registered" in told

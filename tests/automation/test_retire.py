@@ -15,7 +15,6 @@ from caption_assets.automation.retire import RetireError, check, find_made, gpu_
 from caption_assets.automation.trash import restore
 from caption_assets.store.lease import LeaseHeld, Leases
 from caption_assets.store.root import Root
-from caption_assets.store.tables import Table
 from caption_assets.store.trash import TrashError, list_entries
 from tests.automation.conftest import Site
 
@@ -261,6 +260,6 @@ def test_the_commands_retire_list_bring_back_and_empty(
 
 def test_readers_of_the_tables_do_not_see_the_trash(made: Site, tmp_path: Path) -> None:
     retire(made.instance, made.project, made.root, "a")
-    for table in Table:
+    for table in TABLES:
         rows = ds.dataset(tmp_path / table, partitioning="hive").to_table()
         assert set(rows["shard"].to_pylist()) == {"ab"}

@@ -19,7 +19,6 @@ from caption_assets.captioning.open_shard import Published
 from caption_assets.captioning.request import Request
 from caption_assets.captioning.shard_queue import caption_shards
 from caption_assets.captioning.supervisor import EngineSupervisor
-from caption_assets.store.tables import Table
 from tests.captioning.stand_in import StandIn, start_stand_in
 from tests.captioning.test_shard_queue import BOTH, OneByOne, World
 from tests.captioning.watch import Log
@@ -29,7 +28,7 @@ from tests.damage.files import Damage
 
 FAST = pytest.mark.fast
 SHARDS = ("a", "b", "c")
-Rows = Mapping[tuple[str, Table], list[dict[str, Any]]]
+Rows = Mapping[tuple[str, str], list[dict[str, Any]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +224,7 @@ def test_an_old_lease_that_cannot_be_removed_does_no_harm(stored: Stored) -> Non
 
 
 FOREIGN: list[str | bytes] = [
-    "notes.parquet", "notes.txt", "x-y-stage1_captions.parquet", "000001-000000-stage9_captions.parquet",
+    "notes.parquet", "notes.txt", "x-y-stage1_captions.parquet", "000001-000000-a stage.parquet",
     "000001-stage1_captions.parquet", "lease-none", "lease-", ".DS_Store", b"\xff\xfe.parquet",
 ]  # fmt: skip
 

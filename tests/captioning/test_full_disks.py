@@ -12,9 +12,10 @@ from random import Random
 import pytest
 
 from caption_assets.captioning.request import Completion, Request
+from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.store.checkpoints import checkpoint_folder
 from caption_assets.store.root import Root
-from caption_assets.store.tables import Table, read_captions, read_manifest, table_path
+from caption_assets.store.tables import read_captions, read_manifest, table_path
 from tests.captioning.stand_in import StandIn
 from tests.captioning.test_shard_queue import World
 from tests.captioning.watch import Log
@@ -59,7 +60,7 @@ class Talkative(StandIn):
         said = await super().complete(request)
         if request.video_id.split("-")[0] not in self._windows:
             return said
-        while not all(self._root.exists(table_path(Table.STAGE2, shard)) for shard in self._others):
+        while not all(self._root.exists(table_path(STAGE2.name, shard)) for shard in self._others):
             await asyncio.sleep(0.01)
         return replace(said, text=" ".join(f"{Random(said.text + str(n)).getrandbits(64):x}" for n in range(3000)))
 
@@ -71,8 +72,8 @@ def assert_only_b_failed(log: Log) -> str:
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("table", [Table.STAGE1, Table.STAGE2])
-def test_a_root_that_is_full_for_one_table_fails_its_shard_and_keeps_the_rows(world: World, table: Table) -> None:
+@pytest.mark.parametrize("table", [STAGE1.name, STAGE2.name])
+def test_a_root_that_is_full_for_one_table_fails_its_shard_and_keeps_the_rows(world: World, table: str) -> None:
     with small_disk(Path(world.root.full(f"{table}/shard=b")), kilobytes=4) as folder:
         said = assert_only_b_failed(world.run(*SHARDS))
         assert_tells(said, folder)
@@ -105,7 +106,7 @@ def test_a_full_folder_for_temporary_files_fails_the_shard_whose_table_does_not_
         enlarge(folder)
         assert world.run(*SHARDS).failures == {}
         assert world.asked.total() == 0
-        assert len(read_captions(world.root, Table.STAGE2, "b")) == 2
+        assert len(read_captions(world.root, STAGE2.name, "b")) == 2
 
 
 def move(world: World, root: Root) -> None:

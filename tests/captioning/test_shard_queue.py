@@ -18,6 +18,7 @@ from caption_assets.captioning.prefix_cache import NO_HITS, CacheHits
 from caption_assets.captioning.recipe import Recipe, SamplingParams
 from caption_assets.captioning.request import Completion, PoisonWindow, ReasoningCutOff, Request
 from caption_assets.captioning.shard_queue import caption_shards
+from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.captioning.two_stage import POISON_DEATHS
 from caption_assets.sources.manifest import probe_clips
@@ -25,7 +26,7 @@ from caption_assets.sources.shard import find_shard
 from caption_assets.store.checkpoints import checkpoint_folder
 from caption_assets.store.lease import Leases
 from caption_assets.store.root import Root
-from caption_assets.store.tables import Status, Table, publish_manifest, read_captions, read_facts, read_manifest
+from caption_assets.store.tables import Status, publish_manifest, read_captions, read_facts, read_manifest
 from caption_assets.store.versions import TableVersions, manifest_version, read_versions
 from caption_assets.video.frame_sampling import FrameSampling
 from caption_assets.video.window import Windowing
@@ -36,7 +37,7 @@ from tests.videos import moving_video
 
 pytestmark = pytest.mark.fast
 
-BOTH = frozenset({Table.STAGE1, Table.STAGE2})
+BOTH = frozenset({STAGE1.name, STAGE2.name})
 UNSURE = {"prompt_tokens", "cached_tokens", "output_tokens", "attempts"}
 """Columns in which two runs may differ."""
 
@@ -88,7 +89,7 @@ class World:
     def count_engine(self) -> None:
         self.engines += 1
 
-    def rows(self, table: Table, shard: str = "a") -> list[dict[str, Any]]:
+    def rows(self, table: str, shard: str = "a") -> list[dict[str, Any]]:
         """A published table, without what may differ."""
         found = [asdict(row) for row in read_captions(self.root, table, shard)]
         return [{name: value for name, value in row.items() if name not in UNSURE} for row in found]
@@ -109,7 +110,7 @@ def world(tmp_path: Path) -> World:
 def test_all_windows_are_captioned_and_nothing_is_left_over(world: World) -> None:
     log = world.run()
     assert log.failures == {}
-    assert [row["status"] for row in world.rows(Table.STAGE2)] == [Status.OK] * 6
+    assert [row["status"] for row in world.rows(STAGE2.name)] == [Status.OK] * 6
     assert (world.asked, world.engines) == ({1: 6, 2: 6}, 1)
     assert world.left_over() == []
 
@@ -119,17 +120,17 @@ def test_a_run_that_takes_less_than_half_from_the_prefix_cache_warns(world: Worl
     log = world.run(engine=StandIn(cached=cached))
     assert [warning for warning in log.warnings if "prefix cache" in warning] == log.warnings
     assert len(log.warnings) == is_low
-    hits = CacheHits.from_facts(read_facts(world.root, Table.STAGE2, "a"))
+    hits = CacheHits.from_facts(read_facts(world.root, STAGE2.name, "a"))
     assert hits.predicted > 0
     assert hits.share == pytest.approx(cached, abs=0.05)
-    assert CacheHits.from_facts(read_facts(world.root, Table.STAGE1, "a")) == NO_HITS
+    assert CacheHits.from_facts(read_facts(world.root, STAGE1.name, "a")) == NO_HITS
 
 
 def test_stage_2_alone_predicts_no_hits(world: World) -> None:
-    world.run(tables=frozenset({Table.STAGE1}))
-    log = world.run(engine=StandIn(cached=0.0), tables=frozenset({Table.STAGE2}))
+    world.run(tables=frozenset({STAGE1.name}))
+    log = world.run(engine=StandIn(cached=0.0), tables=frozenset({STAGE2.name}))
     assert log.warnings == []
-    assert CacheHits.from_facts(read_facts(world.root, Table.STAGE2, "a")) == NO_HITS
+    assert CacheHits.from_facts(read_facts(world.root, STAGE2.name, "a")) == NO_HITS
 
 
 class CrashingOnce(StandIn):
@@ -153,7 +154,7 @@ class CrashingOnce(StandIn):
 
 def test_hits_are_not_expected_of_an_engine_that_was_built_after_stage_1(world: World) -> None:
     world.run(engine=CrashingOnce())
-    hits = CacheHits.from_facts(read_facts(world.root, Table.STAGE2, "a"))
+    hits = CacheHits.from_facts(read_facts(world.root, STAGE2.name, "a"))
     assert hits.cached == hits.predicted > 0
 
 
@@ -175,15 +176,15 @@ def test_tables_say_which_versions_of_their_inputs_they_were_made_from(world: Wo
     assert (stage1.code, stage2.code) == (Recipe().version(1), Recipe().version(2))
     assert stage1.inputs == {"clip_manifest": manifest, "model_weights": "w"}
     assert stage2.inputs == {"stage1_captions": stage1.data}
-    world.run(tables=frozenset({Table.STAGE2}))
-    assert read_versions(world.root, Table.STAGE2, "a") == stage2
+    world.run(tables=frozenset({STAGE2.name}))
+    assert read_versions(world.root, STAGE2.name, "a") == stage2
 
 
 def test_a_table_names_the_manifest_by_the_version_that_is_stored_with_it(world: World) -> None:
     rows = read_manifest(world.root, "a")
     publish_manifest(world.root, "a", rows, TableVersions("other", "2-x", {}).facts)
     world.run()
-    versions = read_versions(world.root, Table.STAGE1, "a")
+    versions = read_versions(world.root, STAGE1.name, "a")
     assert versions
     assert versions.inputs["clip_manifest"] == "other"
 
@@ -193,8 +194,8 @@ def test_only_clips_that_were_added_are_captioned(world: World) -> None:
     world.add_clips("a", "four", "between")
     log = world.run()
     assert world.asked == {1: 4, 2: 4}
-    assert log.tables["a"][Table.STAGE2].reused == 6
-    assert len(world.rows(Table.STAGE2)) == 10
+    assert log.tables["a"][STAGE2.name].reused == 6
+    assert len(world.rows(STAGE2.name)) == 10
 
 
 def test_a_new_stage_2_prompt_leaves_stage_1_as_it_is(world: World) -> None:
@@ -203,8 +204,8 @@ def test_a_new_stage_2_prompt_leaves_stage_1_as_it_is(world: World) -> None:
     log = world.run(recipe=Recipe(prompt=prompt))
     assert world.asked == {2: 6}
     assert {table: published.reused for table, published in log.tables["a"].items()} == {
-        Table.STAGE1: 6,
-        Table.STAGE2: 0,
+        STAGE1.name: 6,
+        STAGE2.name: 0,
     }
 
 
@@ -224,7 +225,7 @@ def test_a_changed_clip_is_captioned_again_alone(world: World) -> None:
 
 def test_failed_rows_are_made_again_until_their_attempts_reach_the_limit(world: World) -> None:
     world.run(max_attempts=8)
-    first = world.rows(Table.STAGE1)[0]["caption"]
+    first = world.rows(STAGE1.name)[0]["caption"]
 
     def fails(request: Request) -> bool:
         world.count(request)
@@ -235,11 +236,11 @@ def test_failed_rows_are_made_again_until_their_attempts_reach_the_limit(world: 
     for asked_of_the_broken_one, attempts in ((5 + 4, 4), (4, 8), (0, 8)):
         world.run(engine=broken, recipe=Recipe(prompt=other), max_attempts=8)
         assert world.asked[2] == asked_of_the_broken_one
-        row = read_captions(world.root, Table.STAGE2, "a")[0]
+        row = read_captions(world.root, STAGE2.name, "a")[0]
         assert (row.status, row.error_kind, row.attempts) == (Status.FAILED, "refused", attempts)
     world.run(recipe=Recipe(prompt=other), max_attempts=9)
     assert world.asked == {2: 1}
-    assert read_captions(world.root, Table.STAGE2, "a")[0].attempts == 9
+    assert read_captions(world.root, STAGE2.name, "a")[0].attempts == 9
 
 
 def test_a_window_that_kills_the_engine_is_not_asked_again_by_the_next_run(world: World) -> None:
@@ -251,12 +252,12 @@ def test_a_window_that_kills_the_engine_is_not_asked_again_by_the_next_run(world
             raise PoisonWindow("vLLM 1")
 
     world.run(engine=StandIn(asked), engine_settings="vLLM 1")
-    row = read_captions(world.root, Table.STAGE1, "a")[0]
+    row = read_captions(world.root, STAGE1.name, "a")[0]
     assert (row.window_id, row.error_kind, row.attempts) == (poison, "poison", POISON_DEATHS)
     assert row.engine_settings == "vLLM 1"
     world.run(engine=StandIn(asked), engine_settings="vLLM 1")
     assert world.asked == {}
-    assert read_captions(world.root, Table.STAGE1, "a")[0] == row
+    assert read_captions(world.root, STAGE1.name, "a")[0] == row
 
 
 def test_a_window_that_killed_the_engine_is_asked_again_under_other_engine_settings(world: World) -> None:
@@ -269,7 +270,7 @@ def test_a_window_that_killed_the_engine_is_asked_again_under_other_engine_setti
     world.run(engine=StandIn(asked), engine_settings="vLLM 1")
     world.run(engine_settings="vLLM 2")
     assert world.asked == {1: 1, 2: 1}
-    row = read_captions(world.root, Table.STAGE1, "a")[0]
+    row = read_captions(world.root, STAGE1.name, "a")[0]
     assert (row.status, row.engine_settings) == (Status.OK, "vLLM 2")
 
 
@@ -302,13 +303,13 @@ def test_a_longer_context_makes_the_windows_again_that_the_shorter_one_reduced_a
 ) -> None:
     world, short = long_and_short, STAGE2_TOKENS + 60
     with_context(world, short)
-    reduced = {row.clip_key for row in read_captions(world.root, Table.STAGE2, "a") if row.reductions}
+    reduced = {row.clip_key for row in read_captions(world.root, STAGE2.name, "a") if row.reductions}
     assert reduced == {"long.mp4"}
     with_context(world, short)
     assert world.asked == {}
     with_context(world, 4096)
     assert world.asked[2] == 1
-    assert not any(row.reductions for row in read_captions(world.root, Table.STAGE2, "a"))
+    assert not any(row.reductions for row in read_captions(world.root, STAGE2.name, "a"))
     with_context(world, 8192)
     assert world.asked == {}
 
@@ -318,15 +319,15 @@ def test_a_shorter_context_makes_the_windows_again_that_it_reduces_and_no_others
     with_context(world, 4096)
     with_context(world, short)
     assert world.asked[2] == 1
-    rows = read_captions(world.root, Table.STAGE2, "a")
+    rows = read_captions(world.root, STAGE2.name, "a")
     assert {row.clip_key for row in rows if row.reductions} == {"long.mp4"}
-    stage1 = {row.key: row.fingerprint for row in read_captions(world.root, Table.STAGE1, "a")}
+    stage1 = {row.key: row.fingerprint for row in read_captions(world.root, STAGE1.name, "a")}
     assert {row.key: row.stage1_fingerprint for row in rows} == stage1
 
 
 def test_a_window_without_room_is_asked_again_when_the_context_has_some(world: World) -> None:
     with_context(world, 100)
-    assert {row.error_kind for row in read_captions(world.root, Table.STAGE1, "a")} == {"too_long"}
+    assert {row.error_kind for row in read_captions(world.root, STAGE1.name, "a")} == {"too_long"}
     with_context(world, 4096)
     assert world.asked == {1: 6, 2: 6}
 
@@ -336,7 +337,7 @@ def test_a_higher_output_limit_makes_the_captions_again_that_were_cut_off_and_no
         world.run(recipe=Recipe(generation=SamplingParams(max_output_tokens=limit), regenerations=0))
 
     run(10)
-    reasons = Counter(row.finish_reason for row in read_captions(world.root, Table.STAGE1, "a"))
+    reasons = Counter(row.finish_reason for row in read_captions(world.root, STAGE1.name, "a"))
     assert set(reasons) == {"stop", "length"}
     run(10)
     assert world.asked == {}
@@ -355,7 +356,7 @@ def test_a_window_that_was_still_reasoning_is_asked_again_with_a_higher_output_l
 
     short = Recipe(generation=SamplingParams(max_output_tokens=1))
     world.run(engine=StandIn(asked), recipe=short, max_attempts=1)
-    assert {row.error_kind for row in read_captions(world.root, Table.STAGE1, "a")} == {"reasoning_cut_off"}
+    assert {row.error_kind for row in read_captions(world.root, STAGE1.name, "a")} == {"reasoning_cut_off"}
     world.run(recipe=short, max_attempts=1)
     assert world.asked == {}
     world.run(recipe=Recipe(generation=SamplingParams(max_output_tokens=64)), max_attempts=1)
@@ -369,7 +370,7 @@ def test_larger_frames_make_the_windows_again_that_were_scaled_down_and_no_other
     for limits in (small, large):
         recipe = Recipe(variant=replace(Recipe().variant, pixels=limits))
         world.run(recipe=recipe)
-        rows = read_captions(world.root, Table.STAGE1, "a")
+        rows = read_captions(world.root, STAGE1.name, "a")
         frames = {row.window_id: (len(row.frame_indices or ()), row.frame_height, row.frame_width) for row in rows}
         changed = [one for one, size in frames.items() if shown.get(one) != size]
         assert world.asked[1] == len(changed)
@@ -386,10 +387,10 @@ def test_captions_of_earlier_releases_are_taken_over(world: World, monkeypatch: 
             lambda self, stage, window, caption=None, **_: self.former_fingerprint(stage, window, caption),
         )
         world.run(recipe=recipe)
-    former = {row.fingerprint for row in read_captions(world.root, Table.STAGE2, "a")}
+    former = {row.fingerprint for row in read_captions(world.root, STAGE2.name, "a")}
     world.run(recipe=recipe)
     assert world.asked == {}
-    assert {row.fingerprint for row in read_captions(world.root, Table.STAGE2, "a")} == former
+    assert {row.fingerprint for row in read_captions(world.root, STAGE2.name, "a")} == former
 
 
 def test_stage_2_alone_shows_the_frames_that_a_joint_run_shows_where_the_context_is_short(
@@ -400,17 +401,17 @@ def test_stage_2_alone_shows_the_frames_that_a_joint_run_shows_where_the_context
     joint = {table: world.rows(table) for table in BOTH}
     for table in BOTH:
         world.root.remove(f"{table}/shard=a/captions.parquet")
-    with_context(world, short, tables=frozenset({Table.STAGE1}))
-    with_context(world, short, tables=frozenset({Table.STAGE2}))
+    with_context(world, short, tables=frozenset({STAGE1.name}))
+    with_context(world, short, tables=frozenset({STAGE2.name}))
     assert {table: world.rows(table) for table in BOTH} == joint
 
 
 def test_stage_2_alone_takes_up_what_was_published(world: World) -> None:
-    world.run(tables=frozenset({Table.STAGE1}))
+    world.run(tables=frozenset({STAGE1.name}))
     assert world.asked == {1: 6}
-    world.run(tables=frozenset({Table.STAGE2}))
+    world.run(tables=frozenset({STAGE2.name}))
     assert world.asked == {2: 6}
-    world.run(tables=frozenset({Table.STAGE2}))
+    world.run(tables=frozenset({STAGE2.name}))
     assert world.asked == {}
 
 
@@ -447,7 +448,7 @@ def test_a_run_that_was_told_to_stop_goes_on_where_it_was(world: World, after: i
     log = world.run()
     assert log.failures == log.skips == {}
     assert world.asked == {1: 6 - done, 2: 6 - done}
-    assert log.tables["a"][Table.STAGE2].reused == done
+    assert log.tables["a"][STAGE2.name].reused == done
     assert world.left_over() == []
     undisturbed = {table: world.rows(table) for table in BOTH}
     for table in BOTH:
@@ -484,7 +485,7 @@ def test_of_two_runs_at_once_one_captions_the_shard(world: World) -> None:
     assert [set(log.tables) | set(log.skips) for log in (one, other)] == [{"a"}, {"a"}]
     assert len(one.tables) + len(other.tables) == 1
     assert world.asked == {1: 6, 2: 6}
-    assert len(world.rows(Table.STAGE2)) == 6
+    assert len(world.rows(STAGE2.name)) == 6
 
 
 def test_the_next_try_of_a_run_need_not_wait(world: World) -> None:
@@ -542,8 +543,8 @@ def test_a_checkpoint_that_cannot_be_written_stops_nothing(world: World) -> None
     log = world.run(engine=blocking(world, part), checkpoint_rows=1)
     assert "a checkpoint could not be written" in log.warnings[0]
     assert "checkpoints could not be removed" in log.warnings[-1]
-    assert log.tables["a"][Table.STAGE2].reused == 0
-    assert len(world.rows(Table.STAGE2)) == 6
+    assert log.tables["a"][STAGE2.name].reused == 0
+    assert len(world.rows(STAGE2.name)) == 6
 
 
 def test_what_could_not_be_published_is_kept_for_the_next_run(world: World) -> None:
@@ -552,4 +553,4 @@ def test_what_could_not_be_published_is_kept_for_the_next_run(world: World) -> N
     shutil.rmtree(world.root.full(table))
     world.run()
     assert world.asked == {}
-    assert len(world.rows(Table.STAGE2)) == 6
+    assert len(world.rows(STAGE2.name)) == 6

@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from caption_assets.captioning.open_shard import Published, PublishedTable
 from caption_assets.captioning.task import StageSeconds
 from caption_assets.errors import CaptionAssetsError
-from caption_assets.store.tables import Table
 
 
 class Log:
     """What was told."""
 
     def __init__(self) -> None:
-        self.tables: dict[str, Mapping[Table, PublishedTable]] = {}
+        self.tables: dict[str, Mapping[str, PublishedTable]] = {}
         self.spent: dict[str, StageSeconds] = {}
         self.skips: dict[str, str] = {}
         self.failures: dict[str, str] = {}

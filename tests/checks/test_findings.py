@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caption_assets.captioning.prefix_cache import CacheHits
+from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.checks.findings import (
     CHECKS,
     EXAMPLE_CHARACTERS,
@@ -29,7 +30,7 @@ from caption_assets.checks.findings import (
 )
 from caption_assets.models.weights import WeightFile, WeightsManifest
 from caption_assets.store.table_file import with_facts
-from caption_assets.store.tables import SCHEMAS, CaptionRow, ManifestRow, Table
+from caption_assets.store.tables import CaptionRow, ManifestRow, schema_of
 from tests.report.windows import broken, captioned, failed, window
 
 pytestmark = pytest.mark.fast
@@ -40,11 +41,11 @@ def clips(count: int) -> list[ManifestRow]:
 
 
 def looked(
-    rows: Sequence[CaptionRow], manifest: Sequence[ManifestRow] | None = None, table: Table = Table.STAGE1
+    rows: Sequence[CaptionRow], manifest: Sequence[ManifestRow] | None = None, table: str = STAGE1.name
 ) -> Looked:
     """A table as it should be, but for its rows."""
     expected = clips(len(rows)) if manifest is None else manifest
-    return Looked(table, with_facts(SCHEMAS[table], {}), rows, said(rows), expected)
+    return Looked(table, with_facts(schema_of(table), {}), rows, said(rows), expected)
 
 
 def captions(*texts: str, **changes: object) -> list[CaptionRow]:
@@ -55,9 +56,9 @@ def captions(*texts: str, **changes: object) -> list[CaptionRow]:
 texts = st.lists(st.text() | st.lists(st.sampled_from(["a", "red", "CAR", "\u8eca", "."])).map(" ".join), max_size=8)
 
 
-@given(texts, texts, st.lists(st.floats(0, 1e4)), st.sampled_from([Table.STAGE1, Table.STAGE2]))
+@given(texts, texts, st.lists(st.floats(0, 1e4)), st.sampled_from([STAGE1.name, STAGE2.name]))
 def test_there_is_one_finding_for_each_check_whatever_is_said(
-    stage1: list[str], stage2: list[str], earlier: list[float], table: Table
+    stage1: list[str], stage2: list[str], earlier: list[float], table: str
 ) -> None:
     rows = captions(*stage2)
     seen = replace(looked(rows, table=table), stage1=said(captions(*stage1)))
@@ -90,10 +91,10 @@ def test_rows_that_are_missing_or_too_many_are_counted() -> None:
 @pytest.mark.parametrize(
     ("schema", "said_of_it"),
     [
-        (SCHEMAS[Table.STAGE1], "schema version none"),
-        (with_facts(SCHEMAS[Table.STAGE1], {"schema_version": "1"}), "schema version 1"),
-        (with_facts(SCHEMAS[Table.STAGE1].remove(0), {}), "other columns: clip_key"),
-        (with_facts(SCHEMAS[Table.STAGE2], {}), "other columns: stage1_fingerprint"),
+        (schema_of(STAGE1.name), "schema version none"),
+        (with_facts(schema_of(STAGE1.name), {"schema_version": "1"}), "schema version 1"),
+        (with_facts(schema_of(STAGE1.name).remove(0), {}), "other columns: clip_key"),
+        (with_facts(schema_of(STAGE2.name), {}), "other columns: stage1_fingerprint"),
     ],
 )
 def test_a_schema_of_another_version_is_told(schema: object, said_of_it: str) -> None:
@@ -223,7 +224,7 @@ def test_damaged_weights_are_named() -> None:
     ],
 )
 def test_few_hits_in_the_prefix_cache_are_told_with_the_reason(hits: CacheHits, passed: bool, reason: str) -> None:
-    finding = prefix_cache_hits(with_facts(SCHEMAS[Table.STAGE2], hits.facts))
+    finding = prefix_cache_hits(with_facts(schema_of(STAGE2.name), hits.facts))
     assert finding.passed is passed
     assert reason in finding.message
     assert finding.facts.get("predicted_tokens", 0) == hits.predicted

@@ -3,15 +3,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caption_assets.captioning.open_shard import PublishedTable
+from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.captioning.task import StageSeconds
 from caption_assets.dagster_lib.caption_metadata import Cost, engine_costs
 from caption_assets.dagster_lib.engine_time import EngineTime, Meter
-from caption_assets.store.tables import CaptionRow, Status, Table
+from caption_assets.store.tables import CaptionRow, Status
 from caption_assets.store.versions import TableVersions
 
 pytestmark = pytest.mark.fast
 
-TABLES = (Table.STAGE1, Table.STAGE2)
+TABLES = (STAGE1.name, STAGE2.name)
 VERSIONS = TableVersions("data", "code", {})
 
 
@@ -35,7 +36,7 @@ def test_all_of_the_engines_time_is_dealt_out_once(start: float, shards: list[fl
 def test_a_run_without_an_engine_has_no_time_of_it() -> None:
     assert Meter().read() == EngineTime(0.0, None)
     cost = Cost(StageSeconds(store=1.0), EngineTime(), gpus=1, gpu_hour_price=2.0)
-    assert engine_costs(Table.STAGE1, PublishedTable("x", [], 0, [], VERSIONS), cost) == {}
+    assert engine_costs(STAGE1.name, PublishedTable("x", [], 0, [], VERSIONS), cost) == {}
 
 
 def test_both_tables_of_a_shard_share_its_time_and_its_price() -> None:

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 from huggingface_hub import DatasetCard
 
+from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.export.columns import OF_CLIP, OF_STAGES, OF_WINDOW
 from caption_assets.store.root import Root
-from caption_assets.store.tables import Table, publish_captions
+from caption_assets.store.tables import publish_captions
 from tests.export.shards import LINES, TARS, card, clip, export, publish_captioned
 from tests.report.windows import SHARD, captioned
 
@@ -43,7 +44,7 @@ def test_every_column_is_described(root: Root, how: object) -> None:
 def test_the_card_tells_how_the_captions_were_made(root: Root) -> None:
     row = clip(root, "car.mp4", b"a car")[0]
     recipe = json.dumps({"model": "org/model", "revision": "c0ffee"})
-    for table in (Table.STAGE1, Table.STAGE2):
+    for table in (STAGE1.name, STAGE2.name):
         facts = {"prompt": f"Say what you see.\n```\n# {table}", "recipe": recipe}
         publish_captions(root, table, SHARD, [captioned(row, "A car.")], [row.key], facts)
     export(root)
@@ -54,7 +55,7 @@ def test_the_card_tells_how_the_captions_were_made(root: Root) -> None:
 def test_the_card_names_the_adapter(root: Root) -> None:
     row = clip(root, "car.mp4", b"a car")[0]
     recipe = json.dumps({"model": "org/model", "revision": "c0ffee", "lora": ["org/adapter", "ace"]})
-    for table in (Table.STAGE1, Table.STAGE2):
+    for table in (STAGE1.name, STAGE2.name):
         adapted = replace(captioned(row, "A car."), lora="org/adapter", lora_revision="ace")
         publish_captions(root, table, SHARD, [adapted], [row.key], {"recipe": recipe})
     export(root)

@@ -3,11 +3,12 @@ from pathlib import Path
 
 import pytest
 
+from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.export.dataset_shard import ExportError
 from caption_assets.export.index import find_index, shard_folder
 from caption_assets.store.content_tag import content_tag
 from caption_assets.store.root import Root
-from caption_assets.store.tables import ManifestRow, Table, TableError, publish_captions, publish_manifest
+from caption_assets.store.tables import ManifestRow, TableError, publish_captions, publish_manifest
 from tests.export.shards import LINES, TARS, clip, export, lines, names, publish_captioned, samples, tars
 from tests.report.windows import SHARD, broken, captioned, failed, publish, window
 
@@ -164,7 +165,7 @@ def test_tables_that_do_not_belong_together_are_refused(root: Root) -> None:
     with pytest.raises(TableError, match="stage1_captions of shard 'shard' was made before the present clip_manifest"):
         export(root)
     publish_captioned(root, rows)
-    republish(root, Table.STAGE2, rows[:1])
+    republish(root, STAGE2.name, rows[:1])
     with pytest.raises(TableError, match="stage2_captions of shard 'shard' was made before the present clip_manifest"):
         export(root)
 
@@ -172,7 +173,7 @@ def test_tables_that_do_not_belong_together_are_refused(root: Root) -> None:
 def test_stage_2_of_other_stage_1_captions_is_refused(root: Root) -> None:
     rows = clip(root, "car.mp4", b"a car")
     publish_captioned(root, rows)
-    republish(root, Table.STAGE1, rows, fingerprint="new")
+    republish(root, STAGE1.name, rows, fingerprint="new")
     with pytest.raises(
         TableError, match="stage2_captions of shard 'shard' was made before the present stage1_captions"
     ):
@@ -195,6 +196,6 @@ def test_a_clip_within_a_tar_is_cut_out_of_it(root: Root) -> None:
     assert film == b"a car"
 
 
-def republish(root: Root, table: Table, rows: list[ManifestRow], **changes: object) -> None:
+def republish(root: Root, table: str, rows: list[ManifestRow], **changes: object) -> None:
     captions = [captioned(row, "A car.", **changes) for row in rows]
     publish_captions(root, table, SHARD, captions, [row.key for row in rows], {})

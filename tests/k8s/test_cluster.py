@@ -13,9 +13,10 @@ import dagster as dg
 import pytest
 from kubernetes.client import V1Pod
 
+from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.sample.shards import FOLDER_SHARD
 from caption_assets.store.checkpoints import checkpoint_folder
-from caption_assets.store.tables import Status, Table, read_captions, read_manifest
+from caption_assets.store.tables import Status, read_captions, read_manifest
 from tests.k8s.cluster import Cluster, kubectl, until
 from tests.k8s.conftest import LONG_SHARD
 from tests.k8s.manifests import TEST_NAMESPACE, render
@@ -48,7 +49,7 @@ def logged(pod: V1Pod) -> list[str]:
 def assert_whole(cluster: Cluster, shard: str) -> None:
     """Both tables have the rows of the manifest, and every window its caption."""
     manifest = read_manifest(cluster.root, shard)
-    for table in (Table.STAGE1, Table.STAGE2):
+    for table in (STAGE1.name, STAGE2.name):
         rows = read_captions(cluster.root, table, shard)
         assert [row.key for row in rows] == [row.key for row in manifest]
         assert [row.caption is not None for row in rows] == [row.status is Status.OK for row in manifest]
@@ -91,7 +92,7 @@ def long_shard(cluster: Cluster) -> str:
 def test_a_captioning_pod_that_is_taken_away_is_replaced_and_goes_on_where_it_was(
     cluster: Cluster, long_shard: str, grace_seconds: int | None
 ) -> None:
-    for table in (Table.STAGE1, Table.STAGE2):
+    for table in (STAGE1.name, STAGE2.name):
         cluster.root.remove_folder(f"{table}/shard={long_shard}")
     run = cluster.launch(*CHAIN[2:], partition=long_shard, run_config=GPU)
     pod = cluster.running_pod(run, "captions")
@@ -137,7 +138,7 @@ time.sleep(60)
 def test_the_steps_of_a_run_whose_own_pod_is_lost_end_with_it_and_the_run_is_made_again(
     cluster: Cluster, long_shard: str, end: Callable[[V1Pod], None], reason: str
 ) -> None:
-    cluster.root.remove_folder(f"{Table.STAGE1}/shard={long_shard}")
+    cluster.root.remove_folder(f"{STAGE1.name}/shard={long_shard}")
     run = cluster.launch("stage1_captions", partition=long_shard, run_config=GPU)
     cluster.running_pod(run, "captions")
     [own] = [pod for pod in cluster.pods(run) if "dagster/op" not in pod.metadata.labels]

@@ -13,10 +13,11 @@ from dagster._core.events import DagsterEvent, DagsterEventType, StepMaterializa
 from dagster._core.scheduler.instigation import TickStatus
 
 from caption_assets.assets.shard_index import REMOVED, observed_versions
+from caption_assets.captioning.stages import STAGE2
 from caption_assets.dagster_lib.project import Project
 from caption_assets.dagster_lib.run_request import NAMESPACE, requested_shards
 from caption_assets.store.root import Root
-from caption_assets.store.tables import Status, Table, read_captions
+from caption_assets.store.tables import Status, read_captions
 from tests.automation.conftest import Site
 from tests.postgres.conftest import Deploy
 from tests.postgres.deployment import AUTOMATION, Deployment, until
@@ -94,7 +95,7 @@ def test_a_new_shard_is_captioned_on_the_instance_of_the_cluster(
     deployment, project = deploy({"captions": {**settings, "CAPTION_PROJECT": "north"}}), Project("north")
     instance = deployment.instance
     until(lambda: deployment.message("backfill") == "1 of 1 shards are captioned")
-    assert {row.status for row in read_captions(Root.open(str(root)), Table.STAGE2, "street")} == {Status.OK}
+    assert {row.status for row in read_captions(Root.open(str(root)), STAGE2.name, "street")} == {Status.OK}
 
     backfill = launch_backfill(deployment, [project.manifest], "street")
     until(lambda: instance.get_backfill(backfill).status.value == "COMPLETED_SUCCESS")  # type: ignore[union-attr]

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.report.compare import main
 from caption_assets.report.comparison import Comparison, compare_roots, comparison_page, figures, pair_rows
 from caption_assets.store.root import Root
-from caption_assets.store.tables import CaptionRow, Table, TableError
+from caption_assets.store.tables import CaptionRow, TableError
 from tests.report.windows import PROMPTS, SHARD, broken, captioned, failed, publish, window
 
 pytestmark = pytest.mark.fast
@@ -26,7 +27,7 @@ ROWS_B = [
 
 
 def comparison_of(a: list[CaptionRow], b: list[CaptionRow]) -> Comparison:
-    return Comparison(SHARD, Table.STAGE2, ("a", "b"), pair_rows(a, b), (None, None))
+    return Comparison(SHARD, STAGE2.name, ("a", "b"), pair_rows(a, b), (None, None))
 
 
 def test_each_window_is_told_by_what_became_of_it() -> None:
@@ -87,14 +88,14 @@ def test_the_page_has_the_rows_that_differ_with_both_changes_marked() -> None:
 def test_prompts_come_from_the_tables(tmp_path: Path) -> None:
     root = Root.open(str(tmp_path))
     publish(root, CLIPS, ROWS_A, ROWS_A)
-    assert compare_roots(root, root, SHARD, Table.STAGE1).prompts == (PROMPTS[Table.STAGE1],) * 2
+    assert compare_roots(root, root, SHARD, STAGE1.name).prompts == (PROMPTS[STAGE1.name],) * 2
 
 
 def test_a_root_without_the_table_is_named(tmp_path: Path) -> None:
     a, b = Root.open(str(tmp_path / "a")), Root.open(str(tmp_path / "b"))
     publish(a, CLIPS, ROWS_A)
     with pytest.raises(TableError, match=r"b/stage1_captions/.* does not exist: materialize stage1_captions"):
-        compare_roots(a, b, SHARD, Table.STAGE1)
+        compare_roots(a, b, SHARD, STAGE1.name)
 
 
 def test_the_command_prints_statistics_and_writes_the_page(

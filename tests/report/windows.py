@@ -5,19 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.store.root import Root
-from caption_assets.store.tables import (
-    CaptionRow,
-    ManifestRow,
-    Status,
-    Table,
-    publish_captions,
-    publish_manifest,
-    window_id,
-)
+from caption_assets.store.tables import CaptionRow, ManifestRow, Status, publish_captions, publish_manifest, window_id
 
 SHARD = "shard"
-PROMPTS = {Table.STAGE1: "Describe the video.", Table.STAGE2: "Describe it more fully: {caption}"}
+PROMPTS = {STAGE1.name: "Describe the video.", STAGE2.name: "Describe it more fully: {caption}"}
 
 
 def window(key: str, index: int = 0, **changes: Any) -> ManifestRow:
@@ -95,6 +88,6 @@ def publish(
     """Publish the tables that have rows."""
     publish_manifest(root, shard, manifest, {})
     keys = [row.key for row in manifest]
-    for table, rows in ((Table.STAGE1, stage1), (Table.STAGE2, stage2)):
+    for table, rows in ((STAGE1.name, stage1), (STAGE2.name, stage2)):
         if rows:
             publish_captions(root, table, shard, rows, keys, {"prompt": PROMPTS[table]})

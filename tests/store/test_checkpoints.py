@@ -4,10 +4,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.store.checkpoints import checkpoint_folder, read_parts, remove_parts, write_part
 from caption_assets.store.failure import StoreError
 from caption_assets.store.root import Root
-from caption_assets.store.tables import SCHEMAS, CaptionRow, Status, Table
+from caption_assets.store.tables import CaptionRow, Status, schema_of
 
 pytestmark = pytest.mark.fast
 
@@ -23,37 +24,37 @@ def root(tmp_path: Path) -> Root:
 
 def test_parts_are_read_in_the_order_of_their_writing(root: Root) -> None:
     one, two, three = row("one", frame_indices=[0, 2]), row("two"), row("three", stage1_fingerprint="f")
-    write_part(root, "a", 2, 0, {Table.STAGE1: [three]})
-    write_part(root, "a", 1, 0, {Table.STAGE1: [one], Table.STAGE2: []})
-    write_part(root, "a", 1, 1, {Table.STAGE1: [two], Table.STAGE2: [three]})
+    write_part(root, "a", 2, 0, {STAGE1.name: [three]})
+    write_part(root, "a", 1, 0, {STAGE1.name: [one], STAGE2.name: []})
+    write_part(root, "a", 1, 1, {STAGE1.name: [two], STAGE2.name: [three]})
     read = [(table, found.clip_key) for table, found in read_parts(root, "a")]
     assert read == [
-        (Table.STAGE1, "one"),
-        (Table.STAGE1, "two"),
-        (Table.STAGE2, "three"),
-        (Table.STAGE1, "three"),
+        (STAGE1.name, "one"),
+        (STAGE1.name, "two"),
+        (STAGE2.name, "three"),
+        (STAGE1.name, "three"),
     ]
     assert list(read_parts(root, "another")) == []
 
 
 def test_rows_come_back_as_they_were(root: Root) -> None:
     kept = row("one", frame_indices=[0, 2], flags=["too_short"], reductions=[], stage1_fingerprint="f", attempts=3)
-    write_part(root, "a", 1, 0, {Table.STAGE2: [kept]})
-    assert list(read_parts(root, "a")) == [(Table.STAGE2, kept)]
+    write_part(root, "a", 1, 0, {STAGE2.name: [kept]})
+    assert list(read_parts(root, "a")) == [(STAGE2.name, kept)]
 
 
 def test_parts_of_a_later_epoch_stay(root: Root) -> None:
     for epoch in (1, 2, 3):
-        write_part(root, "a", epoch, 0, {Table.STAGE1: [row(f"of {epoch}")]})
+        write_part(root, "a", epoch, 0, {STAGE1.name: [row(f"of {epoch}")]})
     remove_parts(root, "a", 2)
     assert [found.clip_key for _, found in read_parts(root, "a")] == ["of 3"]
 
 
 def test_parts_by_another_version_are_passed_over(root: Root) -> None:
-    write_part(root, "a", 1, 0, {Table.STAGE1: [row("one")]})
+    write_part(root, "a", 1, 0, {STAGE1.name: [row("one")]})
     [name] = root.names(checkpoint_folder("a"))
     sink = pa.BufferOutputStream()
-    other = SCHEMAS[Table.STAGE1].with_metadata({"schema_version": "0"})
+    other = schema_of(STAGE1.name).with_metadata({"schema_version": "0"})
     pq.write_table(pa.Table.from_pylist([], schema=other), sink)
     root.write(f"{checkpoint_folder('a')}/{name}", sink.getvalue().to_pybytes())
     assert list(read_parts(root, "a")) == []
@@ -63,6 +64,6 @@ def test_stage_2_is_never_kept_without_the_stage_1_that_it_was_made_from(root: R
     taken = tmp_path / checkpoint_folder("a") / "000001-000000-stage2_captions.parquet"
     taken.mkdir(parents=True)  # where stage 2 should go: its writing breaks off
     with pytest.raises(StoreError):
-        write_part(root, "a", 1, 0, {Table.STAGE2: [row("one")], Table.STAGE1: [row("one")]})
+        write_part(root, "a", 1, 0, {STAGE2.name: [row("one")], STAGE1.name: [row("one")]})
     taken.rmdir()
-    assert [table for table, _ in read_parts(root, "a")] == [Table.STAGE1]
+    assert [table for table, _ in read_parts(root, "a")] == [STAGE1.name]

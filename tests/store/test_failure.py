@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 from s3fs import S3FileSystem
 
+from caption_assets.captioning.stages import STAGE1
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.sources.shard import ShardError, list_shards
 from caption_assets.store.access import Access
 from caption_assets.store.failure import StoreError, holds_secret
 from caption_assets.store.root import Root
 from caption_assets.store.span import Span
-from caption_assets.store.tables import Table, read_captions
+from caption_assets.store.tables import read_captions
 from tests.store.conftest import Between
 from tests.store.fault_proxy import Refusal
 
@@ -37,7 +38,7 @@ USES: dict[str, Callable[[Root], object]] = {
     "copy": lambda root: root.download("deep/file", Path("/dev/null")),
     "check": lambda root: root.check_writable("CAPTION_ROOT"),
     "age": lambda root: root.age("deep/file"),
-    "table": lambda root: read_captions(root, Table.STAGE1, "s"),
+    "table": lambda root: read_captions(root, STAGE1.name, "s"),
     "clip": lambda root: Span(f"{root.url}/clip.mp4", 0, 9, access=root.access).read(),
 }
 

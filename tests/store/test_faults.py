@@ -14,6 +14,7 @@ import pytest
 from caption_assets.captioning.job import Job
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.shard_queue import caption_shards
+from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.models.cache import ensure_local
 from caption_assets.models.mirror import publish
@@ -24,12 +25,7 @@ from caption_assets.store.access import Access
 from caption_assets.store.failure import StoreError
 from caption_assets.store.root import Root
 from caption_assets.store.span import Span
-from caption_assets.store.tables import (
-    Table,
-    publish_manifest,
-    read_captions,
-    read_manifest,
-)
+from caption_assets.store.tables import publish_manifest, read_captions, read_manifest
 from caption_assets.video.window import Windowing
 from caption_assets.workers.sandbox import Sandbox
 from tests.captioning.stand_in import StandIn, start_stand_in
@@ -113,11 +109,11 @@ def _made(root: Root, source: Root, cache: Path) -> Iterator[tuple[str, object]]
             yield f"{shard.key} manifest", rows
             yield f"{shard.key} clips", [span_of(source, row).read() for row in rows]
             log = Log()
-            job = Job(root, source, Recipe(), frozenset({Table.STAGE1, Table.STAGE2}), checkpoint_rows=4)
+            job = Job(root, source, Recipe(), frozenset({STAGE1.name, STAGE2.name}), checkpoint_rows=4)
             engine = EngineSupervisor(lambda: start_stand_in(StandIn()))
             asyncio.run(caption_shards(engine, sandbox, job, [shard.key], log))
             yield f"{shard.key} told", (log.failures, log.skips, log.warnings)
-            for table in (Table.STAGE1, Table.STAGE2):
+            for table in (STAGE1.name, STAGE2.name):
                 yield f"{shard.key} {table}", read_captions(root, table, shard.key)
     yield "lease", [root.create("lease", b"mine"), root.create("lease", b"other's"), root.names("")]
     yield "weights", publish(root, Recipe().variant, cache)

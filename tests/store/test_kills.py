@@ -14,12 +14,13 @@ from typing import Any
 import psutil
 import pytest
 
+from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.sample.clips import encode, random_clip
 from caption_assets.sources.manifest import probe_clips
 from caption_assets.sources.shard import find_shard
 from caption_assets.store.checkpoints import read_parts
 from caption_assets.store.root import Root
-from caption_assets.store.tables import Table, publish_manifest, read_captions
+from caption_assets.store.tables import publish_manifest, read_captions
 from caption_assets.video.window import Windowing
 from caption_assets.workers.sandbox import Sandbox
 from tests.videos import moving_video
@@ -54,7 +55,7 @@ class Lives:
 
     def run(self, killed_after: float | None = None) -> bool:
         """One life, killed after so many of its ``seconds``; returns whether it came to its end."""
-        safe = {(int(table is Table.STAGE2) + 1, row.window_id) for table, row in read_parts(self.root, "a")}
+        safe = {(int(table == STAGE2.name) + 1, row.window_id) for table, row in read_parts(self.root, "a")}
         self.asked.write_text("")
         names = (self.root.url, self.source.url, "a", str(self.asked), self.engine)
         command = [sys.executable, "-m", "tests.captioning.captioner", *names]
@@ -83,10 +84,10 @@ class Lives:
         while process.poll() is None and not self.asked.stat().st_size:
             time.sleep(0.05)
 
-    def tables(self) -> dict[Table, list[dict[str, Any]]]:
-        return {table: self._rows(table) for table in (Table.STAGE1, Table.STAGE2)}
+    def tables(self) -> dict[str, list[dict[str, Any]]]:
+        return {table: self._rows(table) for table in (STAGE1.name, STAGE2.name)}
 
-    def _rows(self, table: Table) -> list[dict[str, Any]]:
+    def _rows(self, table: str) -> list[dict[str, Any]]:
         found = [asdict(row) for row in read_captions(self.root, table, "a")]
         return [{name: value for name, value in row.items() if name not in UNSURE} for row in found]
 
@@ -112,7 +113,7 @@ def assert_kills_leave_no_trace(lives: Lives, kills: int, seed: int) -> None:
     assert lives.run()
     whole = lives.seconds
     undisturbed = lives.tables()
-    assert {row["status"] for row in undisturbed[Table.STAGE2]} == {"ok"}
+    assert {row["status"] for row in undisturbed[STAGE2.name]} == {"ok"}
     lives.new_root()
     while lives.kills < kills:
         if lives.run(killed_after=moments.uniform(0.2, 1.0) * whole):

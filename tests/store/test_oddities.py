@@ -13,6 +13,7 @@ from caption_assets.automation.new_shards import build_new_shards
 from caption_assets.captioning.job import Job
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.shard_queue import caption_shards
+from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.resources import build_storage
 from caption_assets.settings import Settings
@@ -21,7 +22,7 @@ from caption_assets.sources.shard import find_shard
 from caption_assets.store.checkpoints import checkpoint_folder, write_part
 from caption_assets.store.lease import Leases
 from caption_assets.store.root import Root
-from caption_assets.store.tables import Table, publish_manifest, read_captions, table_path
+from caption_assets.store.tables import CLIP_MANIFEST, publish_manifest, read_captions, table_path
 from caption_assets.video.window import Windowing
 from tests.captioning.stand_in import StandIn, start_stand_in
 from tests.captioning.watch import Log
@@ -33,7 +34,7 @@ from tests.videos import moving_video
 pytestmark = pytest.mark.store
 
 SHARDS = ("a", "b", "c")
-BOTH = frozenset({Table.STAGE1, Table.STAGE2})
+BOTH = frozenset({STAGE1.name, STAGE2.name})
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def url(s3_url: str, source: Root) -> str:
         clips = probe_clips(SANDBOX, source, find_shard(source, shard), Windowing(24, 12))
         publish_manifest(root, shard, (row for clip in clips for row in clip.rows), {})
     assert run(root, source, "b").failures == {}
-    write_part(root, "b", 1, 0, {Table.STAGE1: read_captions(root, Table.STAGE1, "b")})
+    write_part(root, "b", 1, 0, {STAGE1.name: read_captions(root, STAGE1.name, "b")})
     with Leases(root, "run 7") as leases:
         leases.take("b")
     return s3_url
@@ -69,9 +70,9 @@ def run(root: Root, source: Root, *shards: str) -> Log:
 @pytest.mark.parametrize(
     "forbidden",
     [
-        table_path(Table.MANIFEST, "b"),
-        table_path(Table.STAGE1, "b"),
-        table_path(Table.STAGE2, "b"),
+        table_path(CLIP_MANIFEST, "b"),
+        table_path(STAGE1.name, "b"),
+        table_path(STAGE2.name, "b"),
         f"{checkpoint_folder('b')}/000001-000000-stage1_captions.parquet",
         f"{checkpoint_folder('b')}/lease-",
     ],

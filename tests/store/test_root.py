@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from caption_assets.captioning.stages import STAGE1
 from caption_assets.store.failure import StoreError
 from caption_assets.store.root import Root
-from caption_assets.store.tables import CaptionRow, Status, Table, publish_captions, read_captions
+from caption_assets.store.tables import CaptionRow, Status, publish_captions, read_captions
 from tests.store.conftest import Between
 from tests.store.fault_proxy import Refusal
 
@@ -119,14 +120,14 @@ def test_a_reader_sees_a_whole_table_while_it_is_published_again_and_again(root:
             CaptionRow(f"{row}.mp4", 0, "id", 0.0, 1.0, Status.OK, caption=f"{version} " * (version % 7 + 1))
             for row in range(100 + version)
         ]
-        publish_captions(root, Table.STAGE1, "s", rows, [row.key for row in rows], {})
+        publish_captions(root, STAGE1.name, "s", rows, [row.key for row in rows], {})
 
     publish(0)
     with ThreadPoolExecutor() as pool:
         writing = pool.submit(lambda: list(map(publish, range(1, 101))))
         seen = []
         while not writing.done():
-            rows = read_captions(root, Table.STAGE1, "s")
+            rows = read_captions(root, STAGE1.name, "s")
             [caption] = {row.caption for row in rows}
             version = int(str(caption).split()[0])
             assert len(rows) == 100 + version

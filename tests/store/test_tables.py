@@ -8,20 +8,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.store.root import Root
 from caption_assets.store.tables import (
+    CLIP_MANIFEST,
     ROW_GROUP,
     SCHEMA_VERSION,
-    SCHEMAS,
     CaptionRow,
     ManifestRow,
     Status,
-    Table,
     TableError,
     publish_captions,
     publish_manifest,
     read_captions,
     read_manifest,
+    schema_of,
     stored_shards,
     window_id,
 )
@@ -50,10 +51,10 @@ def test_a_manifest_is_read_as_it_was_published(root: Root) -> None:
 
 
 def test_captions_are_read_as_they_were_published(root: Root) -> None:
-    publish_captions(root, Table.STAGE2, "s", CAPTIONS, KEYS, {})
+    publish_captions(root, STAGE2.name, "s", CAPTIONS, KEYS, {})
     as_read = [replace(row, flags=[], reductions=[]) for row in CAPTIONS]  # a list column's values are lists
     as_read[0] = replace(as_read[0], frame_indices=[0, 4])
-    assert read_captions(root, Table.STAGE2, "s") == as_read
+    assert read_captions(root, STAGE2.name, "s") == as_read
 
 
 @pytest.mark.parametrize(
@@ -63,7 +64,7 @@ def test_captions_are_read_as_they_were_published(root: Root) -> None:
 )
 def test_rows_that_are_not_the_manifests_are_not_published(root: Root, rows: Sequence[CaptionRow]) -> None:
     with pytest.raises(TableError, match="nothing was published"):
-        publish_captions(root, Table.STAGE1, "s", rows, KEYS, {})
+        publish_captions(root, STAGE1.name, "s", rows, KEYS, {})
     assert not root.exists("stage1_captions")
 
 
@@ -104,15 +105,15 @@ def test_a_manifest_of_another_version_says_to_materialize_it_again(root: Root, 
         read_manifest(root, "s")
 
 
-@pytest.mark.parametrize("table", [Table.STAGE1, Table.STAGE2])
-def test_a_missing_table_says_what_to_materialize(root: Root, table: Table) -> None:
+@pytest.mark.parametrize("table", [STAGE1.name, STAGE2.name])
+def test_a_missing_table_says_what_to_materialize(root: Root, table: str) -> None:
     with pytest.raises(TableError, match=f"materialize {table} for shard 's' first"):
         read_captions(root, table, "s")
 
 
 def test_tables_read_as_one_hive_partitioned_dataset(root: Root, tmp_path: Path) -> None:
     for shard in ("one", "two"):
-        publish_captions(root, Table.STAGE1, shard, CAPTIONS, KEYS, {})
+        publish_captions(root, STAGE1.name, shard, CAPTIONS, KEYS, {})
     dataset = ds.dataset(tmp_path / "stage1_captions", partitioning="hive").to_table().to_pylist()
     assert sorted((row["shard"], row["clip_key"]) for row in dataset) == [
         ("one", "a.mp4"),
@@ -123,16 +124,16 @@ def test_tables_read_as_one_hive_partitioned_dataset(root: Root, tmp_path: Path)
 
 
 def test_file_metadata_names_the_schema_version(root: Root, tmp_path: Path) -> None:
-    publish_captions(root, Table.STAGE1, "s", CAPTIONS, KEYS, {"recipe_version": "abc"})
+    publish_captions(root, STAGE1.name, "s", CAPTIONS, KEYS, {"recipe_version": "abc"})
     metadata = pq.read_schema(tmp_path / "stage1_captions/shard=s/captions.parquet").metadata
     assert metadata[b"schema_version"] == SCHEMA_VERSION.encode()
     assert metadata[b"recipe_version"] == b"abc"
 
 
 def test_every_field_of_a_row_has_a_column() -> None:
-    assert [field.name for field in fields(ManifestRow)] == SCHEMAS[Table.MANIFEST].names
-    assert [field.name for field in fields(CaptionRow)] == SCHEMAS[Table.STAGE2].names
-    assert SCHEMAS[Table.STAGE2].names == [*SCHEMAS[Table.STAGE1].names, "stage1_fingerprint"]
+    assert [field.name for field in fields(ManifestRow)] == schema_of(CLIP_MANIFEST).names
+    assert [field.name for field in fields(CaptionRow)] == schema_of(STAGE2.name).names
+    assert schema_of(STAGE2.name).names == [*schema_of(STAGE1.name).names, "stage1_fingerprint"]
 
 
 @given(st.lists(st.tuples(st.text(), st.none() | st.integers(0, 1000), st.text(max_size=8)), unique=True, max_size=40))
@@ -147,15 +148,15 @@ def test_the_shards_that_have_a_table_are_listed(root: Root, tmp_path: Path) -> 
     root.write("clip_manifest/shard=f/manifest.parquet", b"")
     root.write("clip_manifest/shard=g/old/manifest.parquet", b"x")
     root.write("clip_manifest/.shard=h.tmp", b"x")
-    assert stored_shards(root, Table.MANIFEST) == {"a", "b.c", "=d"}
-    assert stored_shards(root, Table.STAGE1) == frozenset()
+    assert stored_shards(root, CLIP_MANIFEST) == {"a", "b.c", "=d"}
+    assert stored_shards(root, STAGE1.name) == frozenset()
 
 
 def test_captions_of_the_version_before_are_read_without_the_columns_that_are_new(root: Root, tmp_path: Path) -> None:
     rows = [replace(row, frames_replaced=1, engine_settings="vLLM 1") for row in CAPTIONS]
-    path = tmp_path / publish_captions(root, Table.STAGE1, "s", rows, KEYS, {})
+    path = tmp_path / publish_captions(root, STAGE1.name, "s", rows, KEYS, {})
     table = pq.read_table(path).drop_columns(["frames_replaced", "frames_padded", "engine_settings"])
     pq.write_table(table.replace_schema_metadata({"schema_version": "2"}), path)
-    read = read_captions(root, Table.STAGE1, "s")
+    read = read_captions(root, STAGE1.name, "s")
     assert [row.caption for row in read] == [row.caption for row in CAPTIONS]
     assert {(row.frames_replaced, row.engine_settings) for row in read} == {(None, None)}

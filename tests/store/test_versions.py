@@ -6,10 +6,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from caption_assets.captioning.stages import STAGE1
 from caption_assets.sources.manifest import probe_clips
 from caption_assets.sources.shard import find_shard
 from caption_assets.store.root import Root
-from caption_assets.store.tables import Table, TableError, publish_manifest, read_facts, read_manifest, table_path
+from caption_assets.store.tables import (
+    CLIP_MANIFEST,
+    TableError,
+    publish_manifest,
+    read_facts,
+    read_manifest,
+    table_path,
+)
 from caption_assets.store.versions import TableVersions, manifest_version, next_manifest_version, read_versions
 from caption_assets.video.window import Windowing
 from tests.conftest import SANDBOX
@@ -26,8 +34,8 @@ def root(tmp_path: Path) -> Root:
 
 def test_a_table_keeps_the_versions_that_are_known_after_its_last_row(root: Root) -> None:
     publish_manifest(root, "s", [], {"windowing": "x"}, lambda: VERSIONS.facts)
-    assert read_versions(root, Table.MANIFEST, "s") == VERSIONS
-    assert read_facts(root, Table.MANIFEST, "s")["windowing"] == "x"
+    assert read_versions(root, CLIP_MANIFEST, "s") == VERSIONS
+    assert read_facts(root, CLIP_MANIFEST, "s")["windowing"] == "x"
 
 
 def test_a_table_that_cannot_be_concluded_is_not_published(root: Root) -> None:
@@ -36,7 +44,7 @@ def test_a_table_that_cannot_be_concluded_is_not_published(root: Root) -> None:
 
     with pytest.raises(RuntimeError):
         publish_manifest(root, "s", [], {}, refuse)
-    assert not root.exists(table_path(Table.MANIFEST, "s"))
+    assert not root.exists(table_path(CLIP_MANIFEST, "s"))
 
 
 def test_the_version_of_a_manifest_is_that_of_its_rows_when_they_are_read_again(root: Root, sample_data: Path) -> None:
@@ -63,26 +71,26 @@ def test_the_version_of_a_manifest_is_that_of_its_rows_when_they_are_read_again(
 )
 def test_a_table_without_readable_versions_has_none(root: Root, facts: dict[str, str]) -> None:
     publish_manifest(root, "s", [], facts)
-    assert read_versions(root, Table.MANIFEST, "s") is None
+    assert read_versions(root, CLIP_MANIFEST, "s") is None
 
 
 def test_a_damaged_footer_is_an_error(root: Root) -> None:
     publish_manifest(root, "s", [], {}, lambda: VERSIONS.facts)
-    path = table_path(Table.MANIFEST, "s")
+    path = table_path(CLIP_MANIFEST, "s")
     whole = root.read(path)
     footer = int.from_bytes(whole[-8:-4], "little")
     for damaged in (b"", whole[: len(whole) // 2], whole[: -8 - footer] + b"\x19" * footer + whole[-8:]):
         root.write(path, damaged)
         with pytest.raises(TableError, match="is damaged"):
-            read_versions(root, Table.MANIFEST, "s")
+            read_versions(root, CLIP_MANIFEST, "s")
 
 
 def test_a_missing_table_has_no_versions(root: Root) -> None:
-    assert read_versions(root, Table.STAGE1, "s") is None
+    assert read_versions(root, STAGE1.name, "s") is None
 
 
 def test_another_programs_table_has_no_versions(root: Root, tmp_path: Path) -> None:
-    file = tmp_path / table_path(Table.STAGE1, "s")
+    file = tmp_path / table_path(STAGE1.name, "s")
     file.parent.mkdir(parents=True)
     pq.write_table(pa.table({"a": [1]}), file)
-    assert read_versions(root, Table.STAGE1, "s") is None
+    assert read_versions(root, STAGE1.name, "s") is None

@@ -1,0 +1,27 @@
+"""The stages of a recipe: the questions to the model about each window, and the tables of their answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from caption_assets.store.tables import CLIP_MANIFEST
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One question to the model about each window."""
+
+    name: str
+    """The name of the stage's asset, table and folder."""
+    number: int
+    """Position in the recipe, from 1."""
+    needs: tuple[str, ...] = ()
+    """Names of the stages that must have captioned a window before."""
+
+
+STAGE1 = Stage("stage1_captions", 1)
+STAGE2 = Stage("stage2_captions", 2, needs=(STAGE1.name,))
+STAGES = (STAGE1, STAGE2)
+"""The default stages, in order."""
+TABLE_NAMES = (CLIP_MANIFEST, *(stage.name for stage in STAGES))
+"""Names of the tables of the default recipe, in order: each is made from those before it."""

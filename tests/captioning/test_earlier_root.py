@@ -1,0 +1,59 @@
+"""A root that an earlier release captioned; see the fixture's README."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+import pytest
+
+from caption_assets.captioning.engine import CaptionEngine
+from caption_assets.captioning.job import Job
+from caption_assets.captioning.recipe import Recipe
+from caption_assets.captioning.shard_queue import caption_shards
+from caption_assets.captioning.stages import STAGE1, STAGE2, STAGES, Stage
+from caption_assets.captioning.supervisor import EngineSupervisor
+from caption_assets.store.root import Root
+from caption_assets.store.tables import read_captions, read_manifest, read_schema
+from tests.captioning.watch import Log
+from tests.conftest import SANDBOX
+
+pytestmark = pytest.mark.fast
+
+FIXTURE = Path(__file__).parents[1] / "fixtures" / "root_before_window_job"
+SHARD = "shard"
+
+
+def start_no_engine() -> AbstractAsyncContextManager[CaptionEngine]:
+    raise AssertionError("an engine was started, though every row is stored")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Root:
+    """A copy of the earlier root."""
+    return Root.open(str(shutil.copytree(FIXTURE, tmp_path / "root")))
+
+
+@pytest.mark.parametrize("stages", [STAGES, (STAGE1,), (STAGE2,)], ids=["both", "stage1", "stage2"])
+def test_run_over_earlier_root_reuses_every_row(root: Root, stages: tuple[Stage, ...]) -> None:
+    tables = frozenset(stage.name for stage in stages)
+    stored = {table: read_captions(root, table, SHARD) for table in tables}
+    schemas = {table: read_schema(root, table, SHARD).remove_metadata() for table in tables}
+    log = Log()
+    job = Job(root, Root.open(f"{root.url}/shards"), Recipe(), tables, engine_settings="other")
+    asyncio.run(caption_shards(EngineSupervisor(start_no_engine), SANDBOX, job, [SHARD], log))
+    assert (log.failures, log.warnings) == ({}, [])
+    assert {table: (made.reused, made.fresh) for table, made in log.tables[SHARD].items()} == dict.fromkeys(
+        tables, (5, [])
+    )
+    assert {table: read_captions(root, table, SHARD) for table in tables} == stored
+    assert {table: read_schema(root, table, SHARD).remove_metadata() for table in tables} == schemas
+
+
+def test_rows_of_earlier_root_hold_captions_of_both_stages(root: Root) -> None:
+    for stage in STAGES:
+        rows = read_captions(root, stage.name, SHARD)
+        assert [row.key for row in rows] == [row.key for row in read_manifest(root, SHARD)]
+        assert [row.caption is not None for row in rows] == [True] * 5 + [False]
