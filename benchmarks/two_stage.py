@@ -255,7 +255,7 @@ async def reference(llm: Any, render: Callable[[str], str], videos: Sequence[Fra
 
 async def measure_speed(model: Path, films: Sequence[tuple[SampleClip, bytes]], rounds: int) -> dict[str, float]:
     """The arms in turn, after one warm-up of each."""
-    config = EngineConfig(arguments={"max_model_len": RECIPE.variant.max_model_len})
+    config = EngineConfig(engine_args={"max_model_len": RECIPE.variant.max_model_len})
     rng = np.random.default_rng(0)
     async with (
         EngineSupervisor(lambda: start_engine(model, RECIPE, config)) as supervisor,
@@ -315,7 +315,7 @@ async def measure_large(model: Path, films: Sequence[tuple[SampleClip, bytes]]) 
     """Cached share of all stage-2 prompt tokens, on windows of 2,000 tokens and more."""
     long = [(clip, data) for clip, data in films[:48] if clip.frames / clip.fps >= 9]
     # No step may be shorter than a window's video.
-    config = EngineConfig(arguments={"max_model_len": LARGE.variant.max_model_len, "max_num_batched_tokens": 6144})
+    config = EngineConfig(engine_args={"max_model_len": LARGE.variant.max_model_len, "max_num_batched_tokens": 6144})
     async with EngineSupervisor(lambda: start_engine(model, LARGE, config)) as supervisor:
         with SandboxDecoder(SANDBOX) as decoder:
             rows = await ours(supervisor, LARGE, decoder, fresh_tasks(long))
@@ -331,7 +331,7 @@ async def measure_memory(model: Path, films: Sequence[tuple[SampleClip, bytes]],
     The median of samples, for it goes up and down by hundreds of MB with the engine's steps. The cache of videos is so
     small that it is full before the first measurement: what it holds is no leak.
     """
-    config = EngineConfig(processor_cache_gb=0.0625, arguments={"max_model_len": RECIPE.variant.max_model_len})
+    config = EngineConfig(processor_cache_gb=0.0625, engine_args={"max_model_len": RECIPE.variant.max_model_len})
     figures = {}
     async with EngineSupervisor(lambda: start_engine(model, RECIPE, config)) as supervisor:
         done = 0

@@ -150,7 +150,7 @@ class QwenVL:
         recipe = Recipe(variant=self._variant, fp8=self.fp8)
         config = EngineConfig(
             processor_cache_gb=0.0 if self.disable_mmcache else None,
-            arguments={"disable_log_stats": not self.verbose},
+            engine_args={"disable_log_stats": not self.verbose},
         )
         if self.verbose:
             os.environ.setdefault("VLLM_LOGGING_LEVEL", "INFO")  # at which vLLM tells its statistics

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import os
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from caption_assets.captioning.engine import EngineConfig
 from caption_assets.captioning.engine_arguments import STEP
 from caption_assets.captioning.job import CHECKPOINT_ROWS, CHECKPOINT_SECONDS, LEASE_SECONDS, MAX_ATTEMPTS
 from caption_assets.captioning.prompts import GENERAL, PROMPTS, Prompt
@@ -20,11 +21,14 @@ from caption_assets.credentials import find_credential, is_credential, is_hub_to
 from caption_assets.environment import PREFIX, is_service_address, unknown_settings
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.export.format import Export, Format
+from caption_assets.models.cache import CacheConfig
 from caption_assets.models.checkpoint import Checkpoint, Lora
 from caption_assets.models.lora import find_lora
 from caption_assets.models.variants import VARIANTS, UnknownModel, Variant, find_variant
+from caption_assets.store.access import Access, StorageConfig
 from caption_assets.video.frame_sampling import FRAME_FACTOR, FrameSampling
 from caption_assets.video.window import MIN_WINDOW_FRAMES, MIN_WINDOW_SECONDS, Windowing
+from caption_assets.workers.sandbox import SandboxLimits
 
 logger = logging.getLogger(__name__)
 
@@ -448,8 +452,35 @@ class Settings(BaseSettings):
 
     @property
     def source_url(self) -> str:
-        """Where the shards lie."""
+        """URL of the folder of shards."""
         return self.source or f"{self.root.rstrip('/')}/shards"
+
+    @property
+    def storage(self) -> StorageConfig:
+        """The configuration of the root and the source."""
+        # A source within the root has the root's profile.
+        profile = self.source_profile or (self.root_profile if self.source is None else None)
+        return StorageConfig(
+            self.root,
+            self.source_url,
+            Access(self.root_profile, path_style=self.s3_path_style),
+            Access(profile, self.s3_anonymous, self.s3_requester_pays, self.s3_path_style),
+        )
+
+    @property
+    def weights(self) -> CacheConfig:
+        """The configuration of the cache of models."""
+        return CacheConfig(self.cache, self.cache_gb, self.verify_weights)
+
+    @property
+    def decode(self) -> SandboxLimits:
+        """The limits of decode workers."""
+        return SandboxLimits(self.decode_timeout_seconds, self.decode_memory_gb)
+
+    @property
+    def engine(self) -> EngineConfig:
+        """The configuration of the engine: the settings with the names of its fields."""
+        return EngineConfig(**{field.name: getattr(self, field.name) for field in fields(EngineConfig)})
 
     @property
     def variant(self) -> Variant:

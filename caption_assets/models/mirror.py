@@ -28,7 +28,7 @@ from caption_assets.models.weights import (
     WEIGHTS,
     ListedFile,
     Mismatch,
-    Progress,
+    OnProgress,
     WeightFile,
     WeightsError,
     WeightsManifest,
@@ -49,7 +49,7 @@ def publish(
     cache: Path,
     *,
     verify: bool = False,
-    told: Progress = silent,
+    on_progress: OnProgress = silent,
     overrides: Mapping[str, Any] = MappingProxyType({}),
 ) -> WeightsManifest:
     """Bring a checkpoint's files into the root's mirror, the manifest last, and return it.
@@ -61,7 +61,7 @@ def publish(
         checkpoint: the model or adapter.
         cache: folder on this machine for files on their way, if the root is not on its disk.
         verify: read the whole mirror and compare every hash. Without it a file counts as present by its size.
-        told: is told of the progress.
+        on_progress: called with the progress of the download.
         overrides: vLLM's argument ``hf_overrides``: values of a model's ``config.json`` that the user replaces.
 
     Raises:
@@ -92,11 +92,11 @@ def publish(
     if missing and root.is_local:  # on the root's own disk, where a file gets to its place by a rename
         with _arrivals(Path(root.full(WEIGHTS)) / ARRIVING / checkpoint.folder, "CAPTION_ROOT") as folder:
             check_space(folder, sum(to_come(missing, folder)), "CAPTION_ROOT")
-            arrive(source, missing, folder, keep, told, first=FIRST)
+            arrive(source, missing, folder, keep, on_progress, first=FIRST)
     elif missing:
         with _arrivals(cache / ARRIVING / checkpoint.folder, "CAPTION_CACHE") as folder:
             check_space(folder, sum(sorted(to_come(missing, folder))[-STREAMS:]), "CAPTION_CACHE")
-            arrive(source, missing, folder, keep, told, first=FIRST)
+            arrive(source, missing, folder, keep, on_progress, first=FIRST)
     for path in {file.path for file in published.files} - standing.keys() if published else ():
         root.remove(f"{mirror.path}/{path}")
     manifest = WeightsManifest(checkpoint.hub_id, checkpoint.revision, tuple(standing[file.path] for file in listed))

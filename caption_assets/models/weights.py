@@ -16,8 +16,8 @@ MANIFEST = "weights-manifest.json"
 CHUNK_BYTES = 16 << 20
 """Held in memory at a time of a file that is read."""
 
-Progress = Callable[[int, int], None]
-"""Is told of the bytes that have come so far, and of those that will have in the end; by any thread."""
+OnProgress = Callable[[int, int], None]
+"""Called with the bytes downloaded so far and the bytes of all files; by any thread."""
 
 
 class WeightsError(CaptionAssetsError):

@@ -90,7 +90,17 @@ class Access:
 
 
 STANDARD = Access()
-"""As it is where nothing is said of it."""
+"""The standard AWS variables and files alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class StorageConfig:
+    """The settings of the root, for all outputs, and of the source of the shards."""
+
+    root_url: str
+    source_url: str
+    root_access: Access = STANDARD
+    source_access: Access = STANDARD
 
 
 def _check_endpoint(name: str, url: str) -> None:

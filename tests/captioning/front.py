@@ -15,7 +15,7 @@ async def start_front(folder: Path, recipe: Recipe, **arguments: Any) -> Caption
     import vllm
     from vllm.renderers import renderer_from_config
 
-    wanted = engine_arguments(folder, recipe, EngineConfig(arguments=arguments))
+    wanted = engine_arguments(folder, recipe, EngineConfig(engine_args=arguments))
     config = vllm.AsyncEngineArgs(**wanted).create_engine_config()
     renderer = renderer_from_config(config)
     front = SimpleNamespace(

@@ -88,7 +88,7 @@ def test_no_adapter_leaves_the_identity_as_it_was() -> None:
 @pytest.mark.parametrize("name", ["enable_lora", "max_lora_rank", "max_loras", "default_mm_loras"])
 def test_adapters_are_given_by_their_own_setting(name: str) -> None:
     with pytest.raises(EngineError, match=f"CAPTION_ENGINE_ARGS gives {name}.*CAPTION_LORA"):
-        engine_arguments(MODEL, Recipe(), EngineConfig(arguments={name: 1}))
+        engine_arguments(MODEL, Recipe(), EngineConfig(engine_args={name: 1}))
 
 
 @pytest.mark.fast

@@ -48,7 +48,7 @@ def test_the_references_engine_is_built_for_qwen() -> None:
 )
 def test_an_argument_that_has_a_setting_of_its_own_is_refused_with_its_name(name: str, setting: str) -> None:
     with pytest.raises(EngineError, match=f"CAPTION_ENGINE_ARGS gives {name}, .*{setting}"):
-        engine_arguments(Path("/m"), Recipe(), EngineConfig(arguments={name: "x"}))
+        engine_arguments(Path("/m"), Recipe(), EngineConfig(engine_args={name: "x"}))
 
 
 @pytest.mark.fast
@@ -108,7 +108,7 @@ def test_vllm_knows_every_argument() -> None:
 @pytest.mark.parametrize("name", ["model", "trust_remote_code", "quantization", "tensor_parallel_size"])
 def test_arguments_that_are_the_projects_own_are_refused(name: str) -> None:
     with pytest.raises(EngineError, match=f"CAPTION_ENGINE_ARGS gives {name}"):
-        engine_arguments(Path("/m"), Recipe(), EngineConfig(arguments={name: "x"}))
+        engine_arguments(Path("/m"), Recipe(), EngineConfig(engine_args={name: "x"}))
 
 
 @pytest.mark.engine
@@ -123,7 +123,7 @@ def test_wrong_arguments_are_told_before_anything_is_started(
     model_folder: Path, arguments: dict[str, int], message: str
 ) -> None:
     async def start() -> None:
-        async with start_engine(model_folder, Recipe(), EngineConfig(arguments=arguments)):
+        async with start_engine(model_folder, Recipe(), EngineConfig(engine_args=arguments)):
             raise AssertionError("it started")
 
     before = engine_processes(os.getpid())
@@ -213,7 +213,7 @@ def test_a_late_answer_fails_alone_where_the_engine_is_at_work_and_else_the_engi
     llm = SimpleNamespace(vllm_config=None, model_config=model, get_tokenizer=lambda: None)
 
     async def run() -> Exception:
-        engine = CaptionEngine(llm, Recipe(), EngineConfig(request_seconds=0.4))
+        engine = CaptionEngine(llm, Recipe(), EngineConfig(request_timeout_seconds=0.4))
 
         async def others() -> None:
             while others_get_answers:

@@ -21,7 +21,7 @@ def failure(folder: Path, recipe: Recipe, **arguments: Any) -> str:
     """The message of an engine that does not start."""
 
     async def start() -> None:
-        async with start_engine(folder, recipe, EngineConfig(arguments=arguments)):
+        async with start_engine(folder, recipe, EngineConfig(engine_args=arguments)):
             raise AssertionError("it started")
 
     with pytest.raises(EngineError) as error:

@@ -97,7 +97,7 @@ async def caption_on_an_engine(
     family: str, folder: Path, context: int, tasks: list[Task], arguments: Mapping[str, Any] = ENGINE
 ) -> Result:
     recipe = write_model(family, folder, context)
-    async with start_engine(folder, recipe, EngineConfig(arguments=arguments)) as engine:
+    async with start_engine(folder, recipe, EngineConfig(engine_args=arguments)) as engine:
         supervisor = Counting(engine)
         async with supervisor:
             captioned = await caption_all(supervisor, recipe, tasks)

@@ -108,7 +108,7 @@ def test_the_one_window_that_kills_or_hangs_the_engine_is_found_and_all_others_a
 ) -> None:
     poison_plugin.setenv(poison.DEED, deed)
     begun = time.monotonic()
-    results, deaths = run(model_folder, poisoned, EngineConfig(request_seconds=25.0))
+    results, deaths = run(model_folder, poisoned, EngineConfig(request_timeout_seconds=25.0))
     assert len(deaths) == 3, f"after {time.monotonic() - begun:.0f} s: {deaths}"
     assert_right(results, films, but=POISONED)
     bad = results[POISONED]

@@ -186,6 +186,6 @@ def test_a_model_without_video_is_refused_before_its_weights_are_loaded(
         assert len(steps) == 1
 
     steps: list[str] = []
-    arguments = engine_arguments(tmp_path, recipe_of(tmp_path), EngineConfig(arguments=SAMPLE.engine))
+    arguments = engine_arguments(tmp_path, recipe_of(tmp_path), EngineConfig(engine_args=SAMPLE.engine))
     with pytest.raises(EngineError, match=r"takes no video: choose a video model with CAPTION_MODEL"):
         _build(arguments, 32, None, start_nothing)

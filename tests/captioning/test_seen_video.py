@@ -33,7 +33,7 @@ async def front_of(folder: Path, recipe: Recipe, *, resizes: bool = False, **giv
     import vllm
     from vllm.renderers import renderer_from_config
 
-    arguments = engine_arguments(folder, recipe, EngineConfig(arguments=given))
+    arguments = engine_arguments(folder, recipe, EngineConfig(engine_args=given))
     if resizes:
         del arguments["mm_processor_kwargs"]
     config = vllm.AsyncEngineArgs(**arguments).create_engine_config()

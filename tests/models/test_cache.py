@@ -60,7 +60,7 @@ def test_a_file_of_the_cache_that_is_damaged_is_fetched_again_alone(root: Root, 
     with (folder / "tokenizer.json").open("ab") as file:
         file.truncate(3)
     told: list[tuple[int, int]] = []
-    assert ensure_local(root, variant, cache, told=lambda done, total: told.append((done, total))) == folder
+    assert ensure_local(root, variant, cache, on_progress=lambda done, total: told.append((done, total))) == folder
     assert contents(folder) == {name: FILES[name] for name in PARTS}
     assert told[-1][1] == sum(len(FILES[name]) for name in (SHARD, "config.json", "tokenizer.json"))
 
@@ -124,7 +124,7 @@ def test_many_who_come_at_once_fetch_it_once(root: Root, cache: Path, variant: V
     told: list[int] = []
 
     def one(_: int) -> Path:
-        return ensure_local(root, variant, cache, told=lambda done, total: told.append(done))
+        return ensure_local(root, variant, cache, on_progress=lambda done, total: told.append(done))
 
     with ThreadPoolExecutor(8) as pool:
         folders = set(pool.map(one, range(8)))

@@ -307,6 +307,6 @@ def test_a_manifest_that_cannot_be_read_is_written_anew_and_nothing_fetched(
 
 def test_progress_is_told_of_every_byte(hub: HubServer, root: Root, cache: Path) -> None:
     told: list[tuple[int, int]] = []
-    manifest = publish(root, MODEL, cache, told=lambda done, total: told.append((done, total)))
+    manifest = publish(root, MODEL, cache, on_progress=lambda done, total: told.append((done, total)))
     assert told == sorted(told)
     assert told[-1] == (manifest.size, manifest.size)
