@@ -1,21 +1,21 @@
 # The captioning step: vLLM's official image of the version in requirements/gpu.lock, and the slim image's packages on
 # its torch. From the repository's folder:
 #
-#     docker build --file k8s/gpu.Dockerfile --tag registry.example.com/caption-assets-gpu:0.1.0 .
+#     docker build --file k8s/gpu.Dockerfile --build-arg VERSION="$VERSION" --tag registry.example.com/caption-assets-gpu:"$VERSION" .
 FROM python:3.11.14-slim-bookworm AS package
 COPY pyproject.toml README.md LICENSE /source/
 COPY caption_assets /source/caption_assets
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels /source
 
 FROM vllm/vllm-openai:v0.32.0
-ARG VERSION=0.1.0
+ARG VERSION
 LABEL org.opencontainers.image.title="caption-assets-gpu" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.licenses="Apache-2.0"
 COPY requirements/k8s.lock /requirements.lock
 RUN python3 -m pip install --no-cache-dir --no-deps --requirement /requirements.lock
 RUN --mount=type=bind,from=package,source=/wheels,target=/wheels \
-    python3 -m pip install --no-cache-dir --no-deps /wheels/caption_assets-${VERSION}-py3-none-any.whl \
+    python3 -m pip install --no-cache-dir --no-deps /wheels/*.whl \
     && useradd --uid 10001 --no-create-home --home-dir /cache caption \
     && mkdir --parents /opt/dagster/dagster_home
 # What vLLM, torch and Triton compile lies below the home, on the volume for the weights.

@@ -1,6 +1,6 @@
 # Code server, daemon, webserver, runs and the steps that need no GPU; no torch. From the repository's folder:
 #
-#     docker build --file k8s/slim.Dockerfile --tag registry.example.com/caption-assets-slim:0.1.0 .
+#     docker build --file k8s/slim.Dockerfile --build-arg VERSION="$VERSION" --tag registry.example.com/caption-assets-slim:"$VERSION" .
 #
 # A digest goes behind the base's tag (…-slim-bookworm@sha256:…), in both files alike; so do security updates get in.
 FROM python:3.11.14-slim-bookworm AS package
@@ -9,14 +9,14 @@ COPY caption_assets /source/caption_assets
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels /source
 
 FROM python:3.11.14-slim-bookworm
-ARG VERSION=0.1.0
+ARG VERSION
 LABEL org.opencontainers.image.title="caption-assets-slim" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.licenses="Apache-2.0"
 COPY requirements/k8s.lock /requirements.lock
 RUN pip install --no-cache-dir --no-deps --requirement /requirements.lock
 RUN --mount=type=bind,from=package,source=/wheels,target=/wheels \
-    pip install --no-cache-dir --no-deps /wheels/caption_assets-${VERSION}-py3-none-any.whl \
+    pip install --no-cache-dir --no-deps /wheels/*.whl \
     && useradd --uid 10001 --no-create-home --home-dir /tmp caption \
     && mkdir --parents /opt/dagster/dagster_home
 ENV DAGSTER_HOME=/opt/dagster/dagster_home \

@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from typing import Any
 
 import dagster as dg
 
+from caption_assets import __version__
 from caption_assets.assets.shard_index import observation, observed_versions
 from caption_assets.captioning.prediction import predicted_tokens
 from caption_assets.captioning.recipe import Recipe
@@ -144,7 +144,7 @@ def _make(
         code_version = manifest_code_version(windowing)
         return TableVersions(tally.content, code_version, {SHARDS: content}).facts
 
-    facts = {"caption_assets_version": version("caption-assets"), "windowing": json.dumps(asdict(windowing))}
+    facts = {"caption_assets_version": __version__, "windowing": json.dumps(asdict(windowing))}
     others = OtherFiles()
     probed = probe_clips(sandbox, source, shard, windowing, others)
     path = publish_manifest(root, key, tally.rows(probed), facts, conclude)

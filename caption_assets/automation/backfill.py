@@ -9,14 +9,14 @@ from typing import Any
 
 import dagster as dg
 
-from caption_assets.automation.differences import Kind, find_differences, settle
+from caption_assets.automation.differences import Kind, find_differences, resolve
 from caption_assets.automation.shard_states import (
     ShardStates,
+    active_shards,
+    has_active_run,
     has_weights,
-    is_under_way,
     predicted_work,
     read_states,
-    shards_under_way,
 )
 from caption_assets.automation.status import schedule_status
 from caption_assets.dagster_lib.failures import as_dagster_failure
@@ -100,7 +100,7 @@ class _Plan:
             captions = self._wanted(stages[-1], self.states.without_captions, room)
             room -= len(captions)
             yield from self._ranges(stages, captions, self.states.captioned)
-        elif not is_under_way(self.instance, weights) and (model := self._open(weights, {WEIGHTS_TAG: self.model})):
+        elif not has_active_run(self.instance, weights) and (model := self._open(weights, {WEIGHTS_TAG: self.model})):
             tags = request_tags(weights, model, self.at)
             yield dg.RunRequest(run_key=f"{self.at} {weights.to_user_string()}", asset_selection=[weights], tags=tags)
         manifests = self._wanted(manifest, self.states.without_manifest, room)
@@ -191,7 +191,7 @@ def _build_plan(context: dg.ScheduleEvaluationContext, settings: Settings) -> _P
     """
     instance, at = context.instance, context.scheduled_execution_time.isoformat()
     storage, project = build_storage(settings), Project(settings.project)
-    root, under_way = storage.root_to_read(), shards_under_way(instance, project)
+    root, under_way = storage.root_to_read(), active_shards(instance, project)
     states = read_states(instance, project, root)
     absent = frozenset(states.order) - list_shards(storage.source()).keys
     ready = has_weights(instance, project, root, settings)
@@ -207,7 +207,7 @@ def _build_plan(context: dg.ScheduleEvaluationContext, settings: Settings) -> _P
         if time.monotonic() > deadline:
             later.add(shard)
             continue
-        for one, result in settle(instance, settings, root, mine):
+        for one, result in resolve(instance, settings, root, mine):
             context.log.info(f"{one.table} of {one.shard} is stored and was not recorded: {result}")
     if unrecorded:
         states = read_states(instance, project, root)

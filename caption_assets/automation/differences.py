@@ -98,7 +98,7 @@ def _look(root: Root, table: str, shard: str, is_stored: bool, record: Record | 
     return None
 
 
-def settle(
+def resolve(
     instance: dg.DagsterInstance, settings: Settings, root: Root, differences: Sequence[Difference]
 ) -> Iterator[tuple[Difference, str]]:
     """Report what is stored and what is not; yields each difference with what was done about it."""

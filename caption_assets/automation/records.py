@@ -28,7 +28,7 @@ REMOVED = "removed"
 Dagster's open-source storages cannot wipe single partitions (``wipe_asset_partitions`` raises NotImplementedError); an
 event is the only means left. Its code version is nobody's, so that the UI shows the partition as stale.
 """
-CHUNK = 500
+EVENTS_PER_QUERY = 500
 """Events that are fetched by one query."""
 EARLIER_EVENTS = 20
 """Events of an input that are searched for the version that a table was made from."""
@@ -63,7 +63,7 @@ def read_records(
 ) -> dict[str, Record]:
     """The records of a table, of those ``shards`` that have one.
 
-    It takes two queries for all shards, and one for each ``CHUNK`` of events that this process has not read before.
+    It takes two queries for all shards, and one for each ``EVENTS_PER_QUERY`` events that are new to this process.
     """
     key, kind = project.key(table), dg.DagsterEventType.ASSET_MATERIALIZATION
     # Dagster's public methods take a query for each partition.
@@ -146,5 +146,5 @@ def _pointer(instance: dg.DagsterInstance, project: Project, name: str, shard: s
 
 def _chunks(events: Iterable[int]) -> Iterator[list[int]]:
     remaining = iter(events)
-    while chunk := list(islice(remaining, CHUNK)):
+    while chunk := list(islice(remaining, EVENTS_PER_QUERY)):
         yield chunk

@@ -1,17 +1,12 @@
-"""Shards that have gone from the source, and the command that confirms that they have.
+"""Shards that are missing from the source: the limit beyond which they raise an alarm, and the command to confirm them.
 
-    python -m caption_assets.automation.removals                which registered shards are not in the source
-    python -m caption_assets.automation.removals --confirm 50   yes, these 50 are gone for good
-
-A mount that is not there looks like a source that has lost all its shards. The sensor ``new_shards`` therefore reports
-shards as removed only while few are. Once more than CAPTION_MAX_REMOVED_FRACTION of the registered shards have gone, or
-all, it raises an alarm and reports none, until their number is confirmed or they are back. Shards that it has reported
-before count until they are confirmed or retired, so that a loss of a few shards at a time raises the alarm too.
-Settings come from the environment, and so does DAGSTER_HOME.
+A volume that is not mounted looks like a source that has lost all its shards. The sensor ``new_shards`` therefore
+reports shards as removed only while few are missing. If more than CAPTION_MAX_REMOVED_FRACTION of the registered shards
+are missing, or all, it raises an alarm and reports none, until their number is confirmed or they are back. Shards that
+it reported earlier count until they are confirmed or retired, so that losing a few shards at a time raises the alarm
+too.
 """
 
-import argparse
-import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -25,6 +20,7 @@ from caption_assets.assets.shard_index import (
     observation,
     observed_versions,
 )
+from caption_assets.automation.commands import open_instance
 from caption_assets.dagster_lib.failures import as_dagster_failure
 from caption_assets.dagster_lib.project import Project
 from caption_assets.dagster_lib.project_claim import check_claim
@@ -39,19 +35,19 @@ CHECK = "shards_in_source"
 
 
 class RemovalError(CaptionAssetsError):
-    """A confirmation of something else than what is found."""
+    """A confirmation of a number that differs from the number of missing shards."""
 
 
 @dataclass(frozen=True, slots=True)
 class Removals:
-    """The registered shards that are not in the source."""
+    """The registered shards that are missing from the source."""
 
     source: str
-    """Its URL."""
+    """URL of the source."""
     registered: int
-    """Shards that are registered, without those whose removal was confirmed."""
+    """Number of registered shards, without those whose removal was confirmed."""
     new: Sequence[str]
-    """Shards that have gone and are not reported as removed."""
+    """Missing shards that are not reported as removed."""
     reported: Sequence[str]
     """Shards that are reported as removed, without confirmation."""
     limit: float
@@ -61,33 +57,33 @@ class Removals:
 
     @property
     def unconfirmed(self) -> list[str]:
-        """All that have gone without confirmation."""
+        """All missing shards whose removal was not confirmed."""
         return sorted([*self.new, *self.reported])
 
     @property
     def alarm(self) -> str | None:
-        """Why the new ones must not be reported as removed; None if they may."""
+        """Reason not to report the new ones as removed; None if they may be reported."""
         count = len(self.unconfirmed)
         if not self.new or not (self.is_empty or count > self.limit * self.registered):
             return None
-        reason = "none is left" if self.is_empty else f"more than CAPTION_MAX_REMOVED_FRACTION = {self.limit:g}"
+        reason = "it has no shards" if self.is_empty else f"more than CAPTION_MAX_REMOVED_FRACTION={self.limit:g}"
         return (
             f"{count} of {self.registered} registered shards are not in the source {self.source!r} ({reason}): "
-            f"{first_names(self.unconfirmed)}. Nothing is changed. Check CAPTION_SOURCE, and that it is mounted; if "
-            f"they are gone for good, run `python -m caption_assets.automation.removals --confirm {count}`"
+            f"{first_names(self.unconfirmed)}. Nothing was changed. Check CAPTION_SOURCE, and that it is mounted; if "
+            f"they were removed for good, run `caption-assets removals --confirm {count}`"
         )
 
 
 def find_removals(
     settings: Settings, source: Root, registered: Collection[str], observed: Mapping[str, str], present: Collection[str]
 ) -> Removals:
-    """The shards that have gone.
+    """The missing shards.
 
     Args:
-        settings: name the limit.
-        source: for messages.
+        settings: settings with the limit.
+        source: named in messages.
         registered: all registered shards.
-        observed: the version last observed of each.
+        observed: the last observed version of each.
         present: the shards that are in the source.
     """
     absent = sorted(set(registered) - set(present))
@@ -103,7 +99,7 @@ def find_removals(
 
 
 def removal_evaluation(project: Project, removals: Removals) -> dg.AssetCheckEvaluation:
-    """What the check says of them, for the UI."""
+    """The result of the check, for the UI."""
     return dg.AssetCheckEvaluation(
         asset_key=project.shards,
         check_name=CHECK,
@@ -114,14 +110,14 @@ def removal_evaluation(project: Project, removals: Removals) -> dg.AssetCheckEva
 
 
 def build_removal_check(settings: Settings) -> dg.AssetChecksDefinition:
-    """The check that no more shards have gone from the source than ``settings`` allow."""
+    """The check that no more shards are missing from the source than ``settings`` allow."""
     project = Project(settings.project)
 
     @dg.asset_check(
         asset=project.shards,
         name=CHECK,
-        description="The registered shards are in the source, save at most CAPTION_MAX_REMOVED_FRACTION of them, and "
-        "those whose removal was confirmed.",
+        description="At most CAPTION_MAX_REMOVED_FRACTION of the registered shards are missing from the source. Shards "
+        "whose removal was confirmed do not count.",
     )
     def shards_in_source(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
         with as_dagster_failure():
@@ -131,44 +127,39 @@ def build_removal_check(settings: Settings) -> dg.AssetChecksDefinition:
     return shards_in_source
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--confirm", type=int, metavar="NUMBER", help="of shards that are gone for good")
-    options = parser.parse_args()
-    try:
-        settings = load_settings()
-        with dg.DagsterInstance.get() as instance:
-            print(confirm_removals(instance, settings, options.confirm))
-    except CaptionAssetsError as error:
-        sys.exit(f"error: {error}")
+def check_removals(number: int | None) -> str:
+    """Confirm removals on the instance of DAGSTER_HOME; see ``confirm_removals``."""
+    settings = load_settings()
+    with open_instance() as instance:
+        return confirm_removals(instance, settings, number)
 
 
 def confirm_removals(instance: dg.DagsterInstance, settings: Settings, number: int | None) -> str:
-    """Report as removed for good what is not in the source, if it is as many shards as the person says.
+    """Report the missing shards as removed for good, if ``number`` is their number.
 
     Args:
-        instance: Dagster's.
-        settings: name project and source.
-        number: of shards; None to report nothing.
+        instance: the Dagster instance.
+        settings: settings of the project and the source.
+        number: number of shards; None to report nothing.
 
     Returns:
-        What was found and done, for the person.
+        What was found and done, for the user.
 
     Raises:
         ProjectClash: if the instance has the project's name for another root.
-        RemovalError: if it is another number.
-        ShardError: if the source is not there.
+        RemovalError: if the number differs.
+        ShardError: if the source does not exist.
     """
     removals = _present_removals(instance, settings)
-    gone = removals.unconfirmed
-    some = f": {first_names(gone)}" if gone else ""
-    found = f"{len(gone)} registered shards are not in the source {removals.source!r}{some}"
+    missing = removals.unconfirmed
+    names = f": {first_names(missing)}" if missing else ""
+    found = f"{len(missing)} registered shards are not in the source {removals.source!r}{names}"
     if number is None:
-        return f"{found}; say --confirm {len(gone)} if they are gone for good" if gone else found
-    if number != len(gone):
-        raise RemovalError(f"{found}, and not {number}: look again")
-    for shard in gone:
+        remedy = f"; if they were removed for good, run `caption-assets removals --confirm {len(missing)}`"
+        return found + (remedy if missing else "")
+    if number != len(missing):
+        raise RemovalError(f"{found}; the number to confirm is {len(missing)}, not {number}")
+    for shard in missing:
         event = observation(Project(settings.project), shard, REMOVAL_CONFIRMED)
         instance.report_runless_asset_event(event)
     return f"{found}; reported as removed"
@@ -180,7 +171,3 @@ def _present_removals(instance: dg.DagsterInstance, settings: Settings) -> Remov
     source = storage.source()
     present = list_shards(source).keys
     return find_removals(settings, source, project.registered(instance), observed_versions(instance, project), present)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,20 +1,14 @@
-"""The command that retires shards: moves what was made of them into the trash, and removes their partitions.
+"""The command that retires shards: it moves their outputs to the trash and removes their partitions.
 
-    python -m caption_assets.automation.retire --removed          shards that are gone from the source
-    python -m caption_assets.automation.retire SHARD [SHARD ...]
-
-It shows what would be moved and asks for the number of shards; --yes NUMBER answers for a script. What was moved lies
-below ``_trash`` in the root; ``python -m caption_assets.automation.trash`` brings it back or removes it for good. After
-an interruption the command can be repeated. Settings come from the environment, and so does DAGSTER_HOME. The source is
-never touched: a shard that still lies there is registered and captioned again when it is next looked at.
+The trash is the folder ``_trash`` of the root; ``caption-assets trash`` restores from it and empties it. After an
+interruption the command can be repeated. The source is not touched: the sensor registers a shard that is still there
+again, and it is captioned again.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 import posixpath
-import sys
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from uuid import uuid4
@@ -22,9 +16,9 @@ from uuid import uuid4
 import dagster as dg
 
 from caption_assets.assets.shard_index import first_names, is_removed, observed_versions
-from caption_assets.automation.confirmation import confirm
-from caption_assets.automation.records import CHUNK, is_recorded, report_removed
-from caption_assets.automation.shard_states import shards_under_way
+from caption_assets.automation.commands import confirm, open_instance
+from caption_assets.automation.records import EVENTS_PER_QUERY, is_recorded, report_removed
+from caption_assets.automation.shard_states import active_shards
 from caption_assets.captioning.stages import TABLE_NAMES
 from caption_assets.dagster_lib.project import Project
 from caption_assets.dagster_lib.project_claim import check_claim
@@ -42,122 +36,120 @@ from caption_assets.store.tables import table_path
 from caption_assets.store.trash import move_to_trash
 
 SHOWN = 20
-"""Shards that the command describes before it asks."""
+"""Maximum number of shards that the command describes before it asks."""
 
 
 class RetireError(CaptionAssetsError):
-    """Shards that cannot be retired."""
+    """A shard that cannot be retired."""
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
-    """What was made of a shard."""
+class ShardOutputs:
+    """The objects that were made of a shard."""
 
     shard: str
     paths: Sequence[str]
-    """Of all objects, relative to the root."""
+    """Paths of the objects, relative to the root."""
     bytes: int
 
     def __str__(self) -> str:
-        folders = sorted({path.split("/")[0] for path in self.paths})
-        what = f"{len(self.paths)} objects, {in_words(self.bytes)}, in {', '.join(folders)}" if folders else "nothing"
-        return f"{self.shard}: {what}"
+        folders = ", ".join(sorted({path.split("/")[0] for path in self.paths}))
+        size = f"{len(self.paths)} objects, {in_words(self.bytes)}, in {folders}" if folders else "no objects"
+        return f"{self.shard}: {size}"
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("shards", nargs="*", metavar="SHARD", help="its partition key")
-    parser.add_argument("--removed", action="store_true", help="all that are gone from the source")
-    parser.add_argument("--yes", type=int, metavar="NUMBER", help="of shards, to be retired without a question")
-    options = parser.parse_args()
-    try:
-        settings = load_settings()
-        project, storage = Project(settings.project), build_storage(settings)
-        with dg.DagsterInstance.get() as instance:
-            check_claim(instance, project, storage)
-            root = storage.root()
-            removed = removed_shards(instance, project) if options.removed else []
-            shards = list(dict.fromkeys([*options.shards, *removed]))
-            check(instance, project, shards)
-            if not shards:
-                print("no shards to retire")
-                return
-            made = [find_made(root, shard) for shard in shards]
-            print_summary(made, gpu_hours(instance, project, shards))
-            print_present(storage.source(), shards)
-            confirm(f"Type the number of shards ({len(shards)}) to retire them: ", len(shards), options.yes)
-            for shard in shards:
-                retire(instance, project, root, shard)
-                print(f"{shard} is retired")
-            names = " ".join(shards) if len(shards) <= SHOWN else "SHARD ..."
-            print(f"to bring them back: python -m caption_assets.automation.trash --restore {names}")
-    except CaptionAssetsError as error:
-        sys.exit(f"error: {error}")
+def retire_shards(names: Sequence[str], *, removed: bool, answer: int | None) -> None:
+    """Describe the shards, ask for their number, and retire them.
+
+    Args:
+        names: their keys.
+        removed: also retire all shards that were reported as removed from the source.
+        answer: number of shards, if the command line gives it.
+
+    Raises:
+        CaptionAssetsError: if a shard cannot be retired, or the number is not confirmed.
+    """
+    settings = load_settings()
+    project, storage = Project(settings.project), build_storage(settings)
+    with open_instance() as instance:
+        check_claim(instance, project, storage)
+        root = storage.root()
+        shards = list(dict.fromkeys([*names, *(removed_shards(instance, project) if removed else ())]))
+        check(instance, project, shards)
+        if not shards:
+            print("no shards to retire")
+            return
+        print_summary([find_outputs(root, shard) for shard in shards], gpu_hours(instance, project, shards))
+        print_present(storage.source(), shards)
+        confirm(f"Type the number of shards ({len(shards)}) to retire them: ", len(shards), answer)
+        for shard in shards:
+            retire(instance, project, root, shard)
+            print(f"retired {shard}")
+    print(f"to restore them: caption-assets trash restore {' '.join(shards) if len(shards) <= SHOWN else 'SHARD ...'}")
 
 
-def print_summary(made: Sequence[Made], hours: float) -> None:
-    """What would be retired."""
-    for one in made[:SHOWN]:
+def print_summary(outputs: Sequence[ShardOutputs], hours: float) -> None:
+    """Print what would be retired."""
+    for one in outputs[:SHOWN]:
         print(one)
-    if len(made) > SHOWN:
-        print(f"and {len(made) - SHOWN} more shards")
-    objects, size = sum(len(one.paths) for one in made), sum(one.bytes for one in made)
-    print(f"{len(made)} shards, {objects} objects, {in_words(size)}, made in {hours:.1f} GPU-hours")
+    if len(outputs) > SHOWN:
+        print(f"and {len(outputs) - SHOWN} more shards")
+    objects, size = sum(len(one.paths) for one in outputs), sum(one.bytes for one in outputs)
+    print(f"{len(outputs)} shards, {objects} objects, {in_words(size)}, {hours:.1f} GPU-hours")
 
 
 def print_present(source: Root, shards: Collection[str]) -> None:
-    """Which of the shards are still in the source, if it can be listed."""
+    """Print which of the shards are still in the source, if the source can be listed."""
     try:
         present = sorted(list_shards(source).keys & set(shards))
     except ShardError as error:
-        print(f"shards that are still in the source will be registered again; which these are is unknown: {error}")
+        print(f"cannot list the source: {error}; shards that are still in it will be registered and captioned again")
         return
     if present:
-        print(f"still in the source, and captioned again unless removed there: {first_names(present)}")
+        print(f"still in the source; will be captioned again unless removed there: {first_names(present)}")
 
 
 def removed_shards(instance: dg.DagsterInstance, project: Project) -> list[str]:
-    """Registered shards that were reported as gone from the source."""
+    """Registered shards that were reported as removed from the source."""
     observed = observed_versions(instance, project)
     return [shard for shard in project.registered(instance) if is_removed(observed.get(shard))]
 
 
 def check(instance: dg.DagsterInstance, project: Project, shards: Sequence[str]) -> None:
-    """Refuse what cannot be retired.
+    """Check that shards can be retired.
 
     Raises:
-        RetireError: if a shard is not registered, or a run is at work on it.
+        RetireError: if a shard is not registered, or has an active run.
     """
-    known, busy = set(project.registered(instance)), shards_under_way(instance, project)
+    registered, active = set(project.registered(instance)), active_shards(instance, project)
     for shard in shards:
-        if shard not in known:
-            raise RetireError(f"{shard!r} is no registered shard: check its name, and that DAGSTER_HOME is right")
+        if shard not in registered:
+            raise RetireError(f"shard {shard!r} is not registered: check its name, and DAGSTER_HOME")
         if not KEY_PATTERN.fullmatch(shard):  # a partition that was added by hand, with a path in its name, say
-            raise RetireError(f"{shard!r} cannot be the name of a shard: delete the partition in the UI")
-        if shard in busy:
-            raise RetireError(f"a run is under way for shard {shard!r}: wait for its end, or terminate it")
+            raise RetireError(f"{shard!r} is not a valid shard name: delete the partition in the UI")
+        if shard in active:
+            raise RetireError(f"shard {shard!r} has an active run: wait for its end, or terminate it")
 
 
-def find_made(root: Root, shard: str) -> Made:
-    """All that was made of a shard, save its lease.
+def find_outputs(root: Root, shard: str) -> ShardOutputs:
+    """The objects that were made of a shard, without its lease.
 
     Raises:
         StoreError: if the root cannot be listed.
     """
     sizes = {path: size for folder in _folders(shard) for path, size in root.sizes(folder).items()}
     sizes = {path: size for path, size in sizes.items() if not is_lease(path)}
-    return Made(shard, sorted(sizes), sum(sizes.values()))
+    return ShardOutputs(shard, sorted(sizes), sum(sizes.values()))
 
 
 def gpu_hours(instance: dg.DagsterInstance, project: Project, shards: Collection[str]) -> float:
-    """GPU-hours that all runs took for the shards' captions, as their records tell."""
+    """The GPU-hours of all runs that captioned the shards, from the materializations' metadata."""
     seconds = 0.0
     for stage in project.stages:
         for materialization in _materializations(instance, stage, list(shards)):
             value = materialization.metadata.get("gpu_seconds")
             spent = value.value if isinstance(value, dg.FloatMetadataValue | dg.IntMetadataValue) else None
-            if spent is not None and math.isfinite(spent) and spent > 0:  # anybody may write a record
+            if spent is not None and math.isfinite(spent) and spent > 0:  # anybody may report a materialization
                 seconds += spent
     return seconds / 3600
 
@@ -165,25 +157,27 @@ def gpu_hours(instance: dg.DagsterInstance, project: Project, shards: Collection
 def _materializations(
     instance: dg.DagsterInstance, asset: dg.AssetKey, shards: Sequence[str]
 ) -> Iterator[dg.AssetMaterialization]:
-    for begin in range(0, len(shards), CHUNK):
-        filters = dg.AssetRecordsFilter(asset_key=asset, asset_partitions=shards[begin : begin + CHUNK])
+    for start in range(0, len(shards), EVENTS_PER_QUERY):
+        filters = dg.AssetRecordsFilter(asset_key=asset, asset_partitions=shards[start : start + EVENTS_PER_QUERY])
         cursor, has_more = None, True
         while has_more:
-            page = instance.fetch_materializations(filters, limit=CHUNK, cursor=cursor)
+            page = instance.fetch_materializations(filters, limit=EVENTS_PER_QUERY, cursor=cursor)
             yield from (record.asset_materialization for record in page.records if record.asset_materialization)
             cursor, has_more = page.cursor, page.has_more
 
 
 def retire(instance: dg.DagsterInstance, project: Project, root: Root, shard: str) -> None:
-    """Move what was made of a shard into the trash, and remove its partition last: broken off, it can be done again.
+    """Move a shard's outputs to the trash, then remove its partition.
+
+    The partition goes last, so that an interrupted call can be repeated.
 
     Raises:
         LeaseHeld: if a run is captioning the shard, also one of another Dagster instance.
-        StoreError: if something cannot be moved.
+        StoreError: if an object cannot be moved.
     """
     with Leases(root, f"retire {uuid4().hex}") as leases:
         lease = leases.take(shard)
-        move_to_trash(root, shard, find_made(root, shard).paths)
+        move_to_trash(root, shard, find_outputs(root, shard).paths)
         for folder in _folders(shard):
             root.prune(folder)
         for asset in (project.manifest, *project.stages, project.dataset):
@@ -192,14 +186,10 @@ def retire(instance: dg.DagsterInstance, project: Project, root: Root, shard: st
         instance.delete_dynamic_partition(project.partitions_name, shard)
         root.remove_folder(
             checkpoint_folder(shard)
-        )  # with the lease, and not after its release: it may be another's then
+        )  # before the release: afterwards the lease may be another process's
         leases.release(lease)
 
 
 def _folders(shard: str) -> list[str]:
     files = [*(table_path(table, shard) for table in TABLE_NAMES), gallery_path(shard)]
     return [*map(posixpath.dirname, files), shard_folder(shard), checkpoint_folder(shard)]
-
-
-if __name__ == "__main__":
-    main()

@@ -156,7 +156,7 @@ def _check_root(root: Root, stored: Mapping[str, Collection[str]], records: Mapp
         raise RootEmpty(
             f"CAPTION_ROOT is {root.url!r}, which is empty, though Dagster has records of {recorded} tables in it: "
             "check the variable, and that the folder is mounted; if the tables are gone for good, run "
-            "`python -m caption_assets.automation.reconcile --mend`"
+            "`caption-assets reconcile --fix`"
         )
 
 
@@ -209,13 +209,13 @@ def has_weights(instance: dg.DagsterInstance, project: Project, root: Root, sett
     return True
 
 
-def is_under_way(instance: dg.DagsterInstance, asset: dg.AssetKey) -> bool:
+def has_active_run(instance: dg.DagsterInstance, asset: dg.AssetKey) -> bool:
     """Whether a run that makes an asset waits or is at work, whoever launched it."""
     runs = instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED))
     return any(asset in (run.asset_selection or ()) for run in runs)
 
 
-def shards_under_way(instance: dg.DagsterInstance, project: Project) -> frozenset[str]:
+def active_shards(instance: dg.DagsterInstance, project: Project) -> frozenset[str]:
     """Shards of all of the project's runs that wait or are at work, whoever launched them."""
     order = project.registered(instance)
     own = {project.manifest, *project.stages, project.dataset}

@@ -1,31 +1,22 @@
-"""The command for the trash, which holds what was made of retired shards.
+"""The commands for the trash, which holds the outputs of retired shards: list, restore, empty.
 
-    python -m caption_assets.automation.trash                         what is in it
-    python -m caption_assets.automation.trash --restore SHARD ...     bring back what was last retired of these shards
-    python -m caption_assets.automation.trash --restore SHARD --at TIME      or what was retired at another time
-    python -m caption_assets.automation.trash --empty DAYS            remove for good what was retired so many days ago
-
-A shard that is brought back is registered again, and its tables are recorded. --empty asks for the number of entries;
---yes NUMBER answers for a script. Settings come from the environment, and so does DAGSTER_HOME.
+A restored shard is registered again, and its tables are recorded.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Sequence
 from uuid import uuid4
 
 import dagster as dg
 
-from caption_assets.automation.confirmation import confirm
-from caption_assets.automation.differences import find_differences, settle
+from caption_assets.automation.commands import confirm, open_instance
+from caption_assets.automation.differences import find_differences, resolve
 from caption_assets.automation.records import read_records
-from caption_assets.automation.shard_states import shards_under_way
+from caption_assets.automation.shard_states import active_shards
 from caption_assets.captioning.stages import TABLE_NAMES
 from caption_assets.dagster_lib.project import Project
 from caption_assets.dagster_lib.project_claim import check_claim
-from caption_assets.errors import CaptionAssetsError
 from caption_assets.models.weights import in_words
 from caption_assets.resources import build_storage
 from caption_assets.settings import Settings, load_settings
@@ -36,34 +27,12 @@ from caption_assets.store.tables import stored_shards
 from caption_assets.store.trash import Entry, TrashError, bring_back, list_entries, remove_entry
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    action = parser.add_mutually_exclusive_group()
-    action.add_argument("--restore", nargs="+", metavar="SHARD", help="bring back")
-    action.add_argument("--empty", type=float, metavar="DAYS", help="remove for good what is so old; 0 for all")
-    parser.add_argument("--at", metavar="TIME", help="of the entry, as it is listed")
-    parser.add_argument("--yes", type=int, metavar="NUMBER", help="of entries, to be removed without a question")
-    options = parser.parse_args()
-    try:
-        settings = load_settings()
-        storage = build_storage(settings)
-        root = storage.root()
-        if options.restore:
-            with dg.DagsterInstance.get() as instance:
-                check_claim(instance, Project(settings.project), storage)
-                for shard in options.restore:
-                    restore(instance, settings, root, shard, options.at)
-        elif options.empty is not None:
-            empty(root, options.empty, options.yes)
-        else:
-            show(list_entries(root))
-    except CaptionAssetsError as error:
-        sys.exit(f"error: {error}")
+def list_trash() -> None:
+    """Print the entries of the trash with their size."""
+    _print_entries(list_entries(build_storage(load_settings()).root()))
 
 
-def show(entries: Sequence[Entry]) -> None:
-    """List entries, and what they take."""
+def _print_entries(entries: Sequence[Entry]) -> None:
     for entry in entries:
         note = "" if entry.is_complete else "; interrupted: retire or restore the shard again"
         size = in_words(sum(entry.sizes.values()))
@@ -71,29 +40,50 @@ def show(entries: Sequence[Entry]) -> None:
     print(f"{len(entries)} entries, {in_words(sum(sum(entry.sizes.values()) for entry in entries))}")
 
 
-def restore(instance: dg.DagsterInstance, settings: Settings, root: Root, shard: str, at: str | None = None) -> None:
-    """Bring back what was retired of a shard, register it, and record its tables.
+def restore_shards(shards: Sequence[str], at: str | None) -> None:
+    """Restore several shards.
 
     Args:
-        instance: Dagster's.
-        settings: name the project.
-        root: which holds the trash.
-        shard: its key.
-        at: time of the entry; None for the last.
+        shards: their keys.
+        at: time of the entries; None for the latest.
 
     Raises:
-        TrashError: if there is no such entry, if a run is under way for the shard, or if it was made again since.
+        CaptionAssetsError: if a shard cannot be restored.
+    """
+    settings = load_settings()
+    storage = build_storage(settings)
+    root = storage.root()
+    with open_instance() as instance:
+        check_claim(instance, Project(settings.project), storage)
+        for shard in shards:
+            restore(instance, settings, root, shard, at)
+
+
+def restore(instance: dg.DagsterInstance, settings: Settings, root: Root, shard: str, at: str | None = None) -> None:
+    """Restore the outputs of a shard, register it, and record its tables.
+
+    Args:
+        instance: the Dagster instance.
+        settings: settings of the project.
+        root: root that contains the trash.
+        shard: its key.
+        at: time of the entry; None for the latest.
+
+    Raises:
+        TrashError: if there is no such entry, if the shard has an active run, or if it was captioned again since.
         LeaseHeld: if a run is captioning the shard, also one of another Dagster instance.
-        StoreError: if something cannot be moved.
+        StoreError: if an object cannot be moved.
     """
     project = Project(settings.project)
     if not KEY_PATTERN.fullmatch(shard):
-        raise TrashError(f"{shard!r} is no name of a shard: check it")
+        raise TrashError(f"{shard!r} is not a valid shard name: check it")
     entries = [entry for entry in list_entries(root, shard) if at in (None, entry.time)]
     if not entries:
-        raise TrashError(f"there is nothing of shard {shard!r}{f' at {at}' if at else ''} in the trash: list it")
-    if shard in shards_under_way(instance, project):
-        raise TrashError(f"a run is under way for shard {shard!r}: wait for its end, or terminate it")
+        raise TrashError(
+            f"the trash has no entry for shard {shard!r}{f' at {at}' if at else ''}: see `caption-assets trash list`"
+        )
+    if shard in active_shards(instance, project):
+        raise TrashError(f"shard {shard!r} has an active run: wait for its end, or terminate it")
     with Leases(root, f"restore {uuid4().hex}") as leases:
         lease = leases.take(shard)
         bring_back(root, entries[-1])
@@ -101,28 +91,25 @@ def restore(instance: dg.DagsterInstance, settings: Settings, root: Root, shard:
         stored = {table: stored_shards(root, table) & {shard} for table in TABLE_NAMES}
         records = {table: read_records(instance, project, table, [shard]) for table in TABLE_NAMES}
         differences = find_differences(root, [shard], stored, records)
-        for one, result in settle(instance, settings, root, differences):
-            print(f"{one.table} of {shard}: {result}")
+        for difference, result in resolve(instance, settings, root, differences):
+            print(f"{difference.table} of {shard}: {result}")
         leases.release(lease)
-    print(f"{shard} is back")
+    print(f"restored {shard}")
 
 
-def empty(root: Root, days: float, answer: int | None) -> None:
-    """Remove for good the entries that are at least ``days`` old, once their number was typed.
+def empty_trash(days: float, answer: int | None) -> None:
+    """Delete the entries that are at least ``days`` old, after their number is confirmed.
 
     Raises:
-        NotConfirmed: if it was not.
-        StoreError: if something cannot be removed.
+        NotConfirmed: if the number is not confirmed.
+        StoreError: if an object cannot be deleted.
     """
-    old = [entry for entry in list_entries(root) if entry.age_days >= days]
-    show(old)
-    if not old:
+    root = build_storage(load_settings()).root()
+    entries = [entry for entry in list_entries(root) if entry.age_days >= days]
+    _print_entries(entries)
+    if not entries:
         return
-    confirm(f"Type the number of entries ({len(old)}) to remove them for good: ", len(old), answer)
-    for entry in old:
+    confirm(f"Type the number of entries ({len(entries)}) to delete them for good: ", len(entries), answer)
+    for entry in entries:
         remove_entry(root, entry)
-        print(f"{entry.shard} at {entry.time} is removed")
-
-
-if __name__ == "__main__":
-    main()
+        print(f"deleted {entry.shard} at {entry.time}")

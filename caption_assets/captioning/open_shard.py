@@ -8,8 +8,8 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 
+from caption_assets import __version__
 from caption_assets.captioning.job import Job
 from caption_assets.captioning.prefix_cache import NO_HITS
 from caption_assets.captioning.recipe import Recipe
@@ -180,7 +180,7 @@ def facts(recipe: Recipe, table: str) -> dict[str, str]:
     """File-level metadata of a caption table: versions, and all that its captions depend on beside the clips."""
     stage = STAGES[table]
     return {
-        "caption_assets_version": version("caption-assets"),
+        "caption_assets_version": __version__,
         "recipe": json.dumps(recipe.identity(stage), sort_keys=True),
         "recipe_version": recipe.version(stage),
         "prompt": recipe.instruction(stage),

@@ -49,7 +49,7 @@ def check_claim(instance: dg.DagsterInstance, project: Project, storage: Storage
         raise ProjectClash(
             f"in this Dagster instance {name} stands for CAPTION_ROOT={claims[0]}, not for CAPTION_ROOT={wanted}: set "
             "CAPTION_PROJECT to a name that no other project of this instance has, or DAGSTER_HOME to another "
-            "instance; if the project itself has moved, run `python -m caption_assets.automation.move`"
+            "instance; if the project itself has moved, run `caption-assets move`"
         )
 
 

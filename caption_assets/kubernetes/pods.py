@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 import dagster as dg
 
+from caption_assets import __version__
 from caption_assets.captioning.engine import CACHE_BYTES_PER_PIXEL
 from caption_assets.environment import PREFIX
 from caption_assets.errors import CaptionAssetsError
@@ -145,7 +145,7 @@ def caption_pod(settings: Settings) -> dict[str, Any]:
     """Op tags of the step that captions."""
     container: dict[str, Any] = {
         "resources": caption_size(settings).resources,
-        "env": [{"name": VERSION_VARIABLE, "value": version("caption-assets")}],
+        "env": [{"name": VERSION_VARIABLE, "value": __version__}],
         "volume_mounts": [{"name": "shm", "mount_path": "/dev/shm"}],
     }
     pod: dict[str, Any] = {
@@ -153,7 +153,7 @@ def caption_pod(settings: Settings) -> dict[str, Any]:
         "volumes": [{"name": "shm", "empty_dir": {"medium": "Memory", "size_limit": SHARED_MEMORY}}],
     }
     if settings.gpu_image:
-        container["image"] = settings.gpu_image.replace("{version}", version("caption-assets"))
+        container["image"] = settings.gpu_image.replace("{version}", __version__)
     if settings.metrics_port:  # Prometheus Operator asks only ports that are declared
         container["ports"] = [{"name": "metrics", "container_port": settings.metrics_port}]
     if settings.gpus:
@@ -200,7 +200,7 @@ def check_image() -> None:
     Raises:
         ImageMismatch: if they differ: two versions may make different tables.
     """
-    here, wanted = version("caption-assets"), os.environ.get(VERSION_VARIABLE)
+    here, wanted = __version__, os.environ.get(VERSION_VARIABLE)
     if wanted is not None and wanted != here:
         raise ImageMismatch(
             f"the captioning pod's image has version {here} of caption-assets, and the run's has {wanted}: build both "

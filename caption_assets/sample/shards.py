@@ -1,8 +1,7 @@
-"""The two sample shards of the demo: ``python -m caption_assets.sample.shards FOLDER``."""
+"""The two sample shards of the demo: ``caption-assets sample-shards FOLDER``."""
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import tarfile
@@ -35,13 +34,6 @@ class SampleFile:
     data: bytes
     captions: tuple[tuple[str, str], ...]
     """The right stage-1 and stage-2 captions of each window; none for a broken file."""
-
-
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="where the shards are to lie")
-    write_shards(parser.parse_args().folder)
 
 
 def write_shards(folder: Path) -> None:
@@ -88,7 +80,3 @@ def _of_two_windows(clip: SampleClip) -> SampleClip:
     rng = np.random.default_rng(clip.seed)
     second = random_scene(rng, clip.width, clip.height)
     return replace(clip, scenes=(*clip.scenes, second), frames=256)
-
-
-if __name__ == "__main__":
-    main()

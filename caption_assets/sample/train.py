@@ -1,4 +1,4 @@
-"""Trains the embedded sample model from nothing: ``python -m caption_assets.sample.train OUT``.
+"""The training of the embedded sample model from random weights: ``caption-assets train-sample OUT``.
 
 A tiny Qwen2.5-VL (the real architecture) learns the toy world of ``world.py`` through the project's own prompts, pixel
 limits, resize and frame sampling. Stage 2 is trained counterfactually: colour, shape and motion are copied from the
@@ -8,7 +8,6 @@ swapped stage-1 caption shows in the words.
 
 from __future__ import annotations
 
-import argparse
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -39,6 +38,7 @@ from caption_assets.captioning.prompts import GENERAL
 from caption_assets.models.variants import SAMPLE
 from caption_assets.sample.clips import LONGEST, encode_frames, random_length, random_size
 from caption_assets.sample.tokenizer import build_tokenizer
+from caption_assets.sample.training_config import TrainingConfig
 from caption_assets.sample.world import (
     BACKGROUNDS,
     COLOURS,
@@ -76,28 +76,6 @@ HELD_OUT_SEED = 10_000_019
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """How long and on how much to train."""
-
-    vision_steps: int = 2400
-    """Steps of the vision tower alone, on glimpses: it is the slow learner."""
-    glimpses: int = 40
-    """Glimpses in a batch of those steps."""
-    vision_rate: float = 2e-3
-    """Peak learning rate of those steps."""
-    steps: int = 1200
-    """Steps of the whole model thereafter."""
-    batch: int = 8
-    """Windows in a batch of those steps."""
-    rate: float = 1e-3
-    """Peak learning rate of those steps."""
-    examples: int = 6000
-    held_out: int = 200
-    seed: int = 0
-    workers: int = 2
-
-
-@dataclass(frozen=True, slots=True)
 class Example:
     """One window as the model will see it."""
 
@@ -107,30 +85,20 @@ class Example:
     fps: float
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Command line: train, then write the model folder."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("out", type=Path, help="folder for the finished model")
-    for field in fields(Plan):
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default)
-    options = vars(parser.parse_args(argv))
-    train(out=options.pop("out"), plan=Plan(**options))
-
-
-def train(plan: Plan, out: Path) -> None:
-    """Train by ``plan`` and keep the weights with the best held-out score in ``out``."""
-    torch.manual_seed(plan.seed)
-    trainer = Trainer(plan, out)
-    trainer.run(plan.vision_steps, plan.vision_rate, trainer.vision_losses)
-    trainer.run(plan.steps, plan.rate, trainer.caption_losses, measured=True)
+def train(config: TrainingConfig, out: Path) -> None:
+    """Train by ``config`` and keep the weights with the best held-out score in ``out``."""
+    torch.manual_seed(config.seed)
+    trainer = Trainer(config, out)
+    trainer.run(config.vision_steps, config.vision_rate, trainer.vision_losses)
+    trainer.run(config.steps, config.rate, trainer.caption_losses, measured=True)
 
 
 class Trainer:
     """The model, its hints, and the examples it learns from and is measured on."""
 
-    def __init__(self, plan: Plan, out: Path) -> None:
-        self.plan, self.out = plan, out
-        self.rng = np.random.default_rng(plan.seed)
+    def __init__(self, config: TrainingConfig, out: Path) -> None:
+        self.config, self.out = config, out
+        self.rng = np.random.default_rng(config.seed)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         tokenizer = build_tokenizer()
         save_processor(tokenizer, out)
@@ -138,8 +106,8 @@ class Trainer:
         self.hints = Hints(self.model.config).to(self.device)
         print(f"{sum(p.numel() for p in self.model.parameters()) / 1e6:.2f} M parameters on {self.device}", flush=True)
         self.batcher = Batcher(tokenizer, self.model.config)
-        self.pool = make_examples(range(plan.seed, plan.seed + plan.examples), plan.workers)
-        self.held_out = make_examples(range(HELD_OUT_SEED, HELD_OUT_SEED + plan.held_out), plan.workers)
+        self.pool = make_examples(range(config.seed, config.seed + config.examples), config.workers)
+        self.held_out = make_examples(range(HELD_OUT_SEED, HELD_OUT_SEED + config.held_out), config.workers)
         self.best = -1.0
 
     def run(self, steps: int, rate: float, losses: Callable[[], dict[str, Tensor]], *, measured: bool = False) -> None:
@@ -163,12 +131,14 @@ class Trainer:
 
     def vision_losses(self) -> dict[str, Tensor]:
         """The hints on a batch of glimpses."""
-        batch = vision_batch([glimpse(example, self.rng) for example in self.draw(self.plan.glimpses)]).to(self.device)
+        batch = vision_batch([glimpse(example, self.rng) for example in self.draw(self.config.glimpses)]).to(
+            self.device
+        )
         return self.hints(*encode(self.model, batch), batch)  # type: ignore[no-any-return]
 
     def caption_losses(self) -> dict[str, Tensor]:
         """The hints and the captions on a batch of windows."""
-        batch = self.batcher.batch(self.draw(self.plan.batch), self.rng).to(self.device)
+        batch = self.batcher.batch(self.draw(self.config.batch), self.rng).to(self.device)
         visual, middle = encode(self.model, batch.vision)
         caption = nn.functional.cross_entropy(*logits(self.model, batch, visual))
         return {**self.hints(visual, middle, batch.vision), "caption": caption}
@@ -179,7 +149,7 @@ class Trainer:
 
     def keep_the_best(self) -> None:
         """Measure the model on the held-out examples, and save it if it is better than before."""
-        stage1, stage2 = evaluate(self.model, self.batcher, self.held_out, self.plan.batch)
+        stage1, stage2 = evaluate(self.model, self.batcher, self.held_out, self.config.batch)
         print(f"held-out stage 1 {stage1:.3f}, stage 2 {stage2:.3f}", flush=True)
         if (score := min(stage1, stage2) + (stage1 + stage2) / 100) > self.best:
             self.best = score
@@ -634,7 +604,3 @@ def evaluate(
             captions += (~(wrong & (batch.stages == stage)).any(1)).tolist()
     model.train()
     return float(np.mean(right[1])), float(np.mean(right[2]))
-
-
-if __name__ == "__main__":
-    main()

@@ -15,7 +15,7 @@ import pytest
 from dagster._core.asset_graph_view.asset_graph_view import AssetGraphView
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 
-from caption_assets.automation.reconcile import compare, mend
+from caption_assets.automation.reconcile import compare, correct
 from caption_assets.automation.shard_states import read_states
 from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.checks.findings import CHECKS
@@ -219,7 +219,7 @@ def check_that_the_log_tells_what_is_stored(project: Project) -> None:
     assert read_states(project.instance, default, root).captioned == shards
     project.instance.wipe_assets([default.manifest, *default.stages])
     assert len(compare(project.instance, settings, root)) == 3 * len(shards)
-    mend(project.instance, settings, root, compare(project.instance, settings, root), None)
+    correct(project.instance, settings, root, compare(project.instance, settings, root), None)
     assert compare(project.instance, settings, root) == []
     assert read_states(project.instance, default, root).captioned == shards
     assert stale(project) == set()

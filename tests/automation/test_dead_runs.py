@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caption_assets.automation.dead_runs import LOOK_SECONDS, PATIENCE, Unchanged, build_dead_runs
-from caption_assets.automation.shard_states import shards_under_way
+from caption_assets.automation.shard_states import active_shards
 from caption_assets.dagster_lib.project import Project
 from caption_assets.resources import build_storage
 from caption_assets.settings import Settings
@@ -33,7 +33,7 @@ GONE = b'{"process": "gpu-7, process 4711", "seconds": 120}'
 def test_a_run_whose_heartbeat_is_not_renewed_fails_and_says_why(monitor: Monitor) -> None:
     run = monitor.run(Status.STARTED, heartbeat=GONE, **{"dagster/partition": "a"})
     monitor.instance.add_dynamic_partitions("shards", ["a"])
-    assert shards_under_way(monitor.instance, Project()) == {"a"}
+    assert active_shards(monitor.instance, Project()) == {"a"}
     monitor.watch(PATIENCE * 120 - LOOK_SECONDS)
     assert monitor.status(run) is Status.STARTED
     monitor.look()
@@ -43,7 +43,7 @@ def test_a_run_whose_heartbeat_is_not_renewed_fails_and_says_why(monitor: Monito
     found = re.search(r"renewed every 40 s, was not for (\d+) s", message)
     assert found, message
     assert int(found[1]) >= 180  # of the looks, and what the test itself took
-    assert shards_under_way(monitor.instance, Project()) == frozenset()
+    assert active_shards(monitor.instance, Project()) == frozenset()
     assert list_heartbeats(monitor.root) == {}
 
 

@@ -8,14 +8,15 @@ import pytest
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.loader import LoadingContext
 
-from caption_assets.automation.confirmation import NotConfirmed
+from caption_assets.automation.commands import NotConfirmed
 from caption_assets.automation.differences import Kind
-from caption_assets.automation.reconcile import compare, main, mend
+from caption_assets.automation.reconcile import compare, correct
 from caption_assets.captioning.stages import STAGE2
 from caption_assets.definitions import build_definitions
 from caption_assets.store.tables import CLIP_MANIFEST, publish_captions
 from caption_assets.store.versions import read_versions
 from tests.automation.conftest import Site
+from tests.cli import run_cli
 
 pytestmark = pytest.mark.fast
 
@@ -37,8 +38,8 @@ def differences(site: Site) -> list[tuple[str, str, Kind]]:
     return [(one.table, one.shard, one.kind) for one in compare(site.instance, site.settings, site.root)]
 
 
-def settle(site: Site, answer: int | None = None) -> None:
-    mend(site.instance, site.settings, site.root, compare(site.instance, site.settings, site.root), answer)
+def resolve(site: Site, answer: int | None = None) -> None:
+    correct(site.instance, site.settings, site.root, compare(site.instance, site.settings, site.root), answer)
 
 
 def staleness(site: Site, asset: str, shard: str) -> StaleStatus:
@@ -75,11 +76,11 @@ def test_lost_tables_are_reported_as_removed_once_their_number_is_confirmed(capt
         ("clip_manifest", "c", Kind.NOT_STORED),
         ("stage2_captions", "b", Kind.NOT_STORED),
     ]
-    with pytest.raises(NotConfirmed, match="say --yes 2"):
-        settle(captioned)
-    with pytest.raises(NotConfirmed, match="the answer is not 2"):
-        settle(captioned, 1)
-    settle(captioned, 2)
+    with pytest.raises(NotConfirmed, match="add --yes 2"):
+        resolve(captioned)
+    with pytest.raises(NotConfirmed, match="the answer must be 2"):
+        resolve(captioned, 1)
+    resolve(captioned, 2)
     assert differences(captioned) == []
     assert staleness(captioned, "stage2_captions", "b") is StaleStatus.STALE
     assert staleness(captioned, "clip_manifest", "c") is StaleStatus.STALE
@@ -89,7 +90,7 @@ def test_unrecorded_tables_are_reported_and_fresh_in_the_ui(captioned: Site) -> 
     keys = [captioned.project.manifest, *captioned.project.stages]
     captioned.instance.wipe_assets(keys)
     assert [kind for *_, kind in differences(captioned)] == [Kind.NOT_RECORDED] * 9
-    settle(captioned)
+    resolve(captioned)
     assert differences(captioned) == []
     assert staleness(captioned, "clip_manifest", "a") is StaleStatus.FRESH
     assert captioned.tick() == "3 of 3 shards are captioned"
@@ -105,21 +106,21 @@ def test_a_table_that_is_of_an_older_input_is_reported_and_stale_in_the_ui(capti
     captioned.add("a", content=b"other")
     captioned.look()
     captioned.instance.wipe_assets([captioned.project.manifest])
-    settle(captioned)
+    resolve(captioned)
     assert staleness(captioned, "clip_manifest", "a") is StaleStatus.STALE
     assert staleness(captioned, "clip_manifest", "b") is StaleStatus.FRESH
 
 
 def test_an_input_whose_version_no_event_has_makes_a_table_stale_in_the_ui(captioned: Site) -> None:
     captioned.materialize("clip_manifest", "a", shards="of another instance", recorded=False)
-    settle(captioned)
+    resolve(captioned)
     assert staleness(captioned, "clip_manifest", "a") is StaleStatus.STALE
 
 
 def test_a_table_that_was_replaced_by_another_is_reported(captioned: Site) -> None:
     captioned.materialize("stage2_captions", "a", version="2", recorded=False)
     assert differences(captioned) == [("stage2_captions", "a", Kind.NOT_RECORDED)]
-    settle(captioned)
+    resolve(captioned)
     assert differences(captioned) == []
 
 
@@ -130,7 +131,7 @@ def test_a_table_that_a_check_does_not_let_pass_is_not_reported(
     assert versions
     publish_captions(captioned.root, STAGE2.name, "a", [], [], versions.facts)
     captioned.instance.wipe_assets([captioned.project.stages[1]])
-    settle(captioned)
+    resolve(captioned)
     assert "stage2_captions of a: not reported: " in capsys.readouterr().out
     assert differences(captioned) == [("stage2_captions", "a", Kind.NOT_RECORDED)]
 
@@ -139,7 +140,7 @@ def test_a_table_that_a_check_does_not_let_pass_is_not_reported(
 def test_a_damaged_table_is_reported_as_removed(captioned: Site, content: bytes) -> None:
     captioned.root.write("stage1_captions/shard=a/captions.parquet", content)
     assert differences(captioned) == [("stage1_captions", "a", Kind.DAMAGED)]
-    settle(captioned, 1)
+    resolve(captioned, 1)
     assert staleness(captioned, "stage1_captions", "a") is StaleStatus.STALE
 
 
@@ -157,12 +158,11 @@ def test_shards_of_runs_under_way_are_left_out(captioned: Site) -> None:
     assert differences(captioned) == []
 
 
-def test_the_command_tells_what_differs_and_mends_it(
+def test_command_prints_the_differences_and_fixes_them(
     captioned: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run(*arguments: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["reconcile", *arguments])
-        main()
+        assert run_cli("reconcile", *arguments) is None
         return capsys.readouterr().out
 
     monkeypatch.setenv("CAPTION_ROOT", captioned.root.url)
@@ -171,7 +171,7 @@ def test_the_command_tells_what_differs_and_mends_it(
     captioned.publish(CLIP_MANIFEST, "not-registered", None)
     told = run()
     assert "stage2_captions: 2 stored\n  1 recorded, not stored: b" in told
-    assert "tables of 1 shards that are not registered: not-registered" in told
-    assert "say --mend" in told
-    assert "stage2_captions of b: reported as removed" in run("--mend", "--yes", "1")
-    assert "say --mend" not in run()
+    assert "tables of 1 unregistered shards: not-registered" in told
+    assert "reconcile --fix" in told
+    assert "stage2_captions of b: reported as removed" in run("--fix", "--yes", "1")
+    assert "reconcile --fix" not in run()

@@ -9,14 +9,13 @@ import pyarrow.dataset as ds
 import pytest
 
 from caption_assets.assets.shard_index import observation
-from caption_assets.automation import retire as retire_command
-from caption_assets.automation import trash as trash_command
-from caption_assets.automation.retire import RetireError, check, find_made, gpu_hours, removed_shards, retire
+from caption_assets.automation.retire import RetireError, check, find_outputs, gpu_hours, removed_shards, retire
 from caption_assets.automation.trash import restore
 from caption_assets.store.lease import LeaseHeld, Leases
 from caption_assets.store.root import Root
 from caption_assets.store.trash import TrashError, list_entries
 from tests.automation.conftest import Site
+from tests.cli import run_cli
 
 pytestmark = pytest.mark.fast
 
@@ -59,7 +58,7 @@ def test_a_retired_shard_leaves_its_source_and_an_entry_in_the_trash(made: Site)
     before = {path: data for path, data in contents(made.root).items() if "ab" not in path}
     retire(made.instance, made.project, made.root, "a")
     assert all("ab" in path for path in contents(made.root))
-    assert find_made(made.root, "a").paths == []
+    assert find_outputs(made.root, "a").paths == []
     [entry] = list_entries(made.root)
     assert entry.sizes.keys() == before.keys()
     assert (made.source / "a.jsonl").exists()
@@ -142,7 +141,7 @@ def test_an_older_entry_is_brought_back_by_its_time(made: Site) -> None:
     first, _ = list_entries(made.root)
     restore(made.instance, made.settings, made.root, "a", first.time)
     assert made.root.exists(OTHERS[0])
-    with pytest.raises(TrashError, match="there is nothing of shard 'a' at 2001"):
+    with pytest.raises(TrashError, match="no entry for shard 'a' at 2001"):
         restore(made.instance, made.settings, made.root, "a", "2001")
 
 
@@ -175,14 +174,14 @@ def test_what_is_gone_from_the_source_is_found(made: Site) -> None:
 
 def test_a_shard_under_way_unknown_or_with_a_path_for_a_name_is_not_retired(made: Site) -> None:
     made.instance.add_dynamic_partitions(made.project.partitions_name, ["../weights"])
-    with pytest.raises(RetireError, match="'x' is no registered shard"):
+    with pytest.raises(RetireError, match="shard 'x' is not registered"):
         check(made.instance, made.project, ["a", "x"])
-    with pytest.raises(RetireError, match=r"'\.\./weights' cannot be the name of a shard"):
+    with pytest.raises(RetireError, match=r"'\.\./weights' is not a valid shard name"):
         check(made.instance, made.project, ["../weights"])
-    with pytest.raises(TrashError, match=r"'\.\./weights' is no name of a shard"):
+    with pytest.raises(TrashError, match=r"'\.\./weights' is not a valid shard name"):
         restore(made.instance, made.settings, made.root, "../weights")
     made.launch(dg.RunRequest(tags={"dagster/partition": "a"}), dg.DagsterRunStatus.STARTED)
-    with pytest.raises(RetireError, match="a run is under way for shard 'a'"):
+    with pytest.raises(RetireError, match="shard 'a' has an active run"):
         check(made.instance, made.project, ["a"])
 
 
@@ -200,62 +199,51 @@ class Terminal(io.StringIO):
 
 
 @pytest.fixture
-def environment(made: Site, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """In which the commands run over the site: the instance is that of DAGSTER_HOME."""
+def commands(made: Site, monkeypatch: pytest.MonkeyPatch) -> Site:
+    """The site, as the project of the commands: the instance is that of DAGSTER_HOME."""
     monkeypatch.setenv("CAPTION_ROOT", made.root.url)
     monkeypatch.setattr(sys, "stdin", io.StringIO())
-    return monkeypatch
+    return made
 
 
-def run(environment: pytest.MonkeyPatch, command: object, *arguments: str) -> str:
-    """Run a command; returns the error with which it ends."""
-    environment.setattr(sys, "argv", ["command", *arguments])
-    try:
-        command.main()  # type: ignore[attr-defined]
-    except SystemExit as end:
-        return str(end.code)
-    return ""
-
-
-def test_the_command_shows_what_it_would_take_and_takes_nothing_unasked(
-    made: Site, environment: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_retire_command_describes_the_shards_and_moves_nothing_unconfirmed(
+    commands: Site, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made.materialize("stage2_captions", "a", metadata={"gpu_seconds": 7200})
-    before = contents(made.root)
-    for answer, error in (([], "say --yes 1"), (["--yes", "2"], "the answer is not 1")):
-        assert error in run(environment, retire_command, "a", *answer)
-        assert contents(made.root) == before
-    told = capsys.readouterr().out
-    assert "a: 7 objects" in told
-    assert "1 shards, 7 objects, 0.0 MB, made in 2.0 GPU-hours" in told
-    assert "still in the source, and captioned again unless removed there: a" in told
+    commands.materialize("stage2_captions", "a", metadata={"gpu_seconds": 7200})
+    before = contents(commands.root)
+    for answer, error in (([], "add --yes 1"), (["--yes", "2"], "the answer must be 1")):
+        assert error in str(run_cli("retire", "a", *answer))
+        assert contents(commands.root) == before
+    output = capsys.readouterr().out
+    assert "a: 7 objects" in output
+    assert "1 shards, 7 objects, 0.0 MB, 2.0 GPU-hours" in output
+    assert "still in the source; will be captioned again unless removed there: a" in output
 
 
 @pytest.mark.parametrize(("typed", "is_retired"), [("1\n", True), ("yes\n", False), ("\n", False), ("", False)])
-def test_a_person_types_the_number(made: Site, environment: pytest.MonkeyPatch, typed: str, is_retired: bool) -> None:
-    environment.setattr(sys, "stdin", Terminal(typed))
-    error = run(environment, retire_command, "a")
-    assert (error == "") == is_retired
-    assert ("a" not in made.registered) == is_retired
-
-
-def test_the_commands_retire_list_bring_back_and_empty(
-    made: Site, environment: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_retire_command_accepts_only_the_number_typed(
+    commands: Site, monkeypatch: pytest.MonkeyPatch, typed: str, is_retired: bool
 ) -> None:
-    gone(made, "a")
-    assert run(environment, retire_command, "--removed", "--yes", "1") == ""
-    assert "python -m caption_assets.automation.trash --restore a" in capsys.readouterr().out
-    assert run(environment, trash_command) == ""
+    monkeypatch.setattr(sys, "stdin", Terminal(typed))
+    assert (run_cli("retire", "a") is None) == is_retired
+    assert ("a" not in commands.registered) == is_retired
+
+
+def test_commands_retire_list_restore_and_empty(commands: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    gone(commands, "a")
+    assert run_cli("retire", "--removed", "--yes", "1") is None
+    assert "caption-assets trash restore a" in capsys.readouterr().out
+    assert run_cli("trash", "list") is None
     assert "1 entries" in capsys.readouterr().out
-    assert run(environment, trash_command, "--restore", "a") == ""
-    assert made.root.exists("gallery/a/index.html")
-    assert run(environment, retire_command, "--removed", "--yes", "1") == ""
-    assert run(environment, trash_command, "--empty", "1") == ""
-    assert "say --yes 1" in run(environment, trash_command, "--empty", "0")
-    assert len(list_entries(made.root)) == 1
-    assert run(environment, trash_command, "--empty", "0", "--yes", "1") == ""
-    assert made.root.sizes("_trash") == {}
-    assert "there is nothing of shard 'a' in the trash" in run(environment, trash_command, "--restore", "a")
+    assert run_cli("trash", "restore", "a") is None
+    assert commands.root.exists("gallery/a/index.html")
+    assert run_cli("retire", "--removed", "--yes", "1") is None
+    assert run_cli("trash", "empty", "1") is None
+    assert "add --yes 1" in str(run_cli("trash", "empty", "0"))
+    assert len(list_entries(commands.root)) == 1
+    assert run_cli("trash", "empty", "0", "--yes", "1") is None
+    assert commands.root.sizes("_trash") == {}
+    assert "the trash has no entry for shard 'a'" in str(run_cli("trash", "restore", "a"))
 
 
 def test_readers_of_the_tables_do_not_see_the_trash(made: Site, tmp_path: Path) -> None:

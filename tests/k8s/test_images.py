@@ -1,5 +1,4 @@
 import re
-import tomllib
 
 import pytest
 
@@ -8,7 +7,6 @@ from tests.k8s.manifests import K8S, VALUES
 pytestmark = [pytest.mark.fast, pytest.mark.k8s, pytest.mark.representative]
 
 PROJECT = K8S.parent
-VERSION = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["version"]
 DOCKERFILES = {path.stem: path.read_text() for path in K8S.glob("*.Dockerfile")}
 
 
@@ -19,11 +17,6 @@ def pins(lock: str) -> dict[str, str]:
 
 def test_both_images_have_a_dockerfile() -> None:
     assert DOCKERFILES.keys() == {"slim", "gpu"}
-
-
-@pytest.mark.parametrize("image", ["slim", "gpu"])
-def test_an_image_carries_the_projects_version(image: str) -> None:
-    assert f"ARG VERSION={VERSION}\n" in DOCKERFILES[image]
 
 
 @pytest.mark.parametrize("image", ["slim", "gpu"])

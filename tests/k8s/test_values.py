@@ -1,7 +1,6 @@
 import inspect
 import json
 import re
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from dagster_k8s import K8sRunLauncher
 from dagster_k8s.job import get_user_defined_k8s_config
 from kubernetes_validate import latest_version, validate
 
+from caption_assets import __version__
 from caption_assets.definitions import build_definitions
 from caption_assets.environment import PREFIX, unknown_settings
 from caption_assets.kubernetes.pods import (
@@ -32,7 +32,6 @@ from tests.k8s.manifests import K8S, VALUES, Object, breaches, named, render, se
 pytestmark = [pytest.mark.fast, pytest.mark.k8s, pytest.mark.representative]
 
 PROJECT = K8S.parent
-VERSION = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["version"]
 STEPS = ("model_weights", "clip_manifest", "stage1_captions")
 SERVER_IMAGES = [
     VALUES["dagsterWebserver"]["image"],
@@ -150,7 +149,7 @@ def test_a_projects_own_settings_outrank_those_of_all_projects(launcher: K8sRunL
 def test_the_schedules_size_comes_on_top_of_what_the_captioning_pod_has(launcher: K8sRunLauncher) -> None:
     [container] = dict(steps(launcher))["stage1_captions"]["spec"]["template"]["spec"]["containers"]
     given = {entry["name"]: entry["value"] for entry in container["env"] if "value" in entry}
-    assert given[VERSION_VARIABLE] == VERSION
+    assert given[VERSION_VARIABLE] == __version__
     assert given["CAPTION_DECODE_WORKERS"] == "1"
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
 
@@ -208,7 +207,7 @@ def test_the_code_server_has_dagsters_instance() -> None:
 
 @pytest.mark.parametrize("image", SERVER_IMAGES)
 def test_images_carry_the_projects_version(image: dict[str, str]) -> None:
-    assert image["tag"] == VERSION
+    assert image["tag"] == __version__
 
 
 def test_the_captioning_pods_image_carries_the_projects_version() -> None:

@@ -1,5 +1,5 @@
 import math
-import sys
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caption_assets.captioning.stages import STAGE1, STAGE2
-from caption_assets.report.compare import main
 from caption_assets.report.comparison import Comparison, compare_roots, comparison_page, figures, pair_rows
 from caption_assets.store.root import Root
 from caption_assets.store.tables import CaptionRow, TableError
+from tests.cli import run_cli
 from tests.report.windows import PROMPTS, SHARD, broken, captioned, failed, publish, window
 
 pytestmark = pytest.mark.fast
@@ -98,15 +98,14 @@ def test_a_root_without_the_table_is_named(tmp_path: Path) -> None:
         compare_roots(a, b, SHARD, STAGE1.name)
 
 
-def test_the_command_prints_statistics_and_writes_the_page(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_compare_command_prints_statistics_and_writes_the_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     a, b = tmp_path / "a", tmp_path / "[b]"
     publish(Root.open(str(a)), CLIPS, ROWS_A)
     publish(Root.open(str(b)), CLIPS, [*ROWS_B, captioned(CLIPS[4], "Night.")])
     page = tmp_path / "out" / "page.html"
-    monkeypatch.setattr(sys, "argv", ["compare", str(a), str(b), SHARD, "--stage", "1", "--output", str(page)])
-    main()
+    assert run_cli("compare", str(a), str(b), SHARD, "--stage", "1", "--output", str(page)) is None
     said = capsys.readouterr().out
     assert f"B: stage1_captions of {SHARD} in {b}" in said
     assert "changed" in said
@@ -114,7 +113,6 @@ def test_the_command_prints_statistics_and_writes_the_page(
     assert page.read_text().startswith("<!doctype html>")
 
 
-def test_the_command_ends_with_one_clear_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["compare", str(tmp_path), str(tmp_path), SHARD])
-    with pytest.raises(SystemExit, match=r"^error: .* does not exist: materialize stage2_captions"):
-        main()
+def test_compare_command_of_a_missing_table_is_one_message(tmp_path: Path) -> None:
+    error = run_cli("compare", str(tmp_path), str(tmp_path), SHARD)
+    assert re.match(r"error: .* does not exist: materialize stage2_captions", str(error))

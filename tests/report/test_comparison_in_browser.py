@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from caption_assets.captioning.stages import STAGE1
-from caption_assets.report.compare import run
+from caption_assets.report.compare import compare_captions
 from caption_assets.store.previews import write_preview
 from caption_assets.store.root import Root
 from tests.report.windows import SHARD, captioned, failed, publish, window
@@ -24,7 +24,7 @@ def test_rows_that_differ_stand_side_by_side(page: Page, tmp_path: Path) -> None
     publish(b, clips, [said[0], captioned(clips[1], "A <i>blue</i> car."), failed(clips[2]), said[3]])
     write_preview(b, SHARD, clips[1].window_id, b"", b"poster")
     output = tmp_path / "compare.html"
-    run(a, b, SHARD, STAGE1.name, output)
+    compare_captions(a, b, SHARD, STAGE1.name, output)
     page.goto(output.as_uri())
     expect(page.locator("#count")).to_have_text("2 rows")
     first = page.locator("article").first

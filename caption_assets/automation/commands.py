@@ -1,0 +1,58 @@
+"""Parts that the project commands share: the Dagster instance, and the confirmation of a change."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import dagster as dg
+
+from caption_assets.errors import CaptionAssetsError
+
+
+class NotConfirmed(CaptionAssetsError):
+    """A change that was not confirmed."""
+
+
+class InstanceError(CaptionAssetsError):
+    """A Dagster instance that cannot be opened."""
+
+
+@contextmanager
+def open_instance() -> Iterator[dg.DagsterInstance]:
+    """The Dagster instance of DAGSTER_HOME.
+
+    Raises:
+        InstanceError: if DAGSTER_HOME names none.
+    """
+    home = os.environ.get("DAGSTER_HOME", "")
+    if not Path(home).is_absolute() or not Path(home).is_dir():
+        raise InstanceError(
+            f"DAGSTER_HOME={home!r} is not the absolute path of a folder: set it to the folder of your Dagster instance"
+        )
+    with dg.DagsterInstance.get() as instance:
+        yield instance
+
+
+def confirm(question: str, number: int, answer: int | None) -> None:
+    """Ask on the terminal for the number of affected items, unless the command line gives it.
+
+    Args:
+        question: names the number.
+        number: the expected answer.
+        answer: value of ``--yes``.
+
+    Raises:
+        NotConfirmed: if the answer differs, or if there is no terminal.
+    """
+    if answer is None:
+        if not sys.stdin.isatty():
+            raise NotConfirmed(f"nothing was changed: no terminal to confirm on; to confirm, add --yes {number}")
+        print(question, end="", flush=True)
+        typed = sys.stdin.readline().strip()
+        answer = int(typed) if typed.isdecimal() else None
+    if answer != number:
+        raise NotConfirmed(f"nothing was changed: the answer must be {number}")

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import pkgutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import caption_assets
+from caption_assets import cli
+from tests.cli import run_cli
+
+pytestmark = pytest.mark.fast
+
+REPOSITORY = Path(__file__).parent.parent
+COMMANDS = ("compare", "link", "move", "reconcile", "removals", "retire", "sample-shards", "train-sample", "trash")
+LAZY = ("dagster", "numpy", "pyarrow", "rich", "torch", "transformers", "vllm")
+
+
+def run_process(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own; its standard error ends with the names of the imported modules."""
+    code = "import atexit, sys; atexit.register(lambda: print(*sys.modules, file=sys.stderr))\n"
+    code += "from caption_assets.cli import main; main()"
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_console_script_runs_the_command_line() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert pkgutil.resolve_name(project["scripts"]["caption-assets"]) is cli.main
+
+
+def test_version_is_the_packages_and_loads_no_library() -> None:
+    process = run_process("--version")
+    assert (process.returncode, process.stdout) == (0, f"{caption_assets.__version__}\n")
+    assert not {name.split(".")[0] for name in process.stderr.split()} & set(LAZY)
+
+
+def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_cli("--help") is None
+    lines = capsys.readouterr().out.splitlines()
+    assert sorted(words[1] for line in lines if len(words := line.split()) > 1 and words[1] in COMMANDS) == [*COMMANDS]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_cli(command, "--help") is None
+    assert f"Usage: caption-assets {command}" in capsys.readouterr().out
+
+
+def test_wrong_usage_exits_with_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_cli("compare", "a") == "2"
+    assert "Missing argument" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("home", ["", "relative", "/nowhere"])
+def test_wrong_dagster_home_is_an_error(home: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", home)
+    monkeypatch.setenv("CAPTION_ROOT", str(tmp_path))
+    expected = f"error: DAGSTER_HOME={home!r} is not the absolute path of a folder"
+    assert str(run_cli("removals")).startswith(expected)
+
+
+def test_error_is_one_message_and_status_1(tmp_path: Path) -> None:
+    process = run_process("link", str(tmp_path), "my-shard")
+    assert (process.returncode, process.stdout) == (1, "")
+    assert process.stderr.startswith("error: ")
+    assert "gallery/my-shard/index.html" in process.stderr.splitlines()[0]
+    assert "Traceback" not in process.stderr
+
+
+def test_link_prints_the_galleries_address(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "gallery" / "my-shard" / "index.html"
+    page.parent.mkdir(parents=True)
+    page.touch()
+    assert run_cli("link", str(tmp_path), "my-shard") is None
+    assert capsys.readouterr().out.strip() == page.as_uri()
