@@ -22,7 +22,7 @@ from caption_assets.captioning.engine import EngineConfig, start_engine
 from caption_assets.captioning.job import Job
 from caption_assets.captioning.open_shard import Published, PublishedTable
 from caption_assets.captioning.recipe import Recipe
-from caption_assets.captioning.shard_queue import caption_shards
+from caption_assets.captioning.shard_queue import RunObserver, caption_shards
 from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.errors import CaptionAssetsError
@@ -80,17 +80,14 @@ async def run(root: Root, cache: Path, watcher: Watcher) -> None:
     model = ensure_local(root, recipe.variant, cache)
     engine = EngineSupervisor(lambda: start_engine(model, recipe, EngineConfig()))
     with Sandbox() as sandbox:
-        await caption_shards(engine, sandbox, job, [SHARD], watcher)
+        await caption_shards(engine, sandbox, job, [SHARD], [watcher])
 
 
-class Watcher:
+class Watcher(RunObserver):
     """Prints now and then how far the captions are, and keeps the tables."""
 
     def __init__(self) -> None:
         self.tables: Mapping[str, PublishedTable] = {}
-
-    def begun(self, shard: str, windows: int, left: int) -> None:
-        """Nothing to be said yet."""
 
     def captioned(self, shard: str, done: int, windows: int, *, ok: bool) -> None:
         """Another row is done."""

@@ -82,7 +82,7 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
             with clips.start() as sandbox, serve_metrics(settings.metrics_port) as metrics:
                 supervisor = _engine(context, engine, weights, job, log, metrics)
                 shards = shards_to_make(context)
-                stop.run(caption_shards(supervisor, sandbox, job, shards, Counted(log, metrics)))
+                stop.run(caption_shards(supervisor, sandbox, job, shards, [Counted(log, metrics)]))
         yield from log.results
         log.check()
 

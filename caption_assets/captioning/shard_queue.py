@@ -8,7 +8,6 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from threading import Lock
-from typing import Protocol
 
 from caption_assets.captioning.decoding import SandboxDecoder
 from caption_assets.captioning.job import Job
@@ -44,26 +43,26 @@ LOOK_SECONDS = 1.0
 """How often it is looked whether a checkpoint is due."""
 
 
-class Progress(Protocol):
-    """Told what happens to a run's shards, as it happens."""
+class RunObserver:
+    """Receives the events of a run. A subclass overrides those that it needs."""
 
     def begun(self, shard: str, windows: int, left: int) -> None:
-        """A shard's windows are entering the engine, as far as they are ``left``: others were captioned before."""
+        """The first of a shard's windows enters the engine. ``left`` of them are still to be captioned."""
 
     def captioned(self, shard: str, done: int, windows: int, *, ok: bool) -> None:
-        """Another window of a shard is done; ``ok`` if it has all captions that were wanted."""
+        """Another window of a shard is finished; ``ok`` if it has all captions."""
 
     def published(self, shard: str, published: Published) -> None:
-        """A shard is whole. Called in a thread, and may take its time: the shard is held meanwhile."""
+        """The tables of a shard are published. Runs in a thread and may take long: the shard stays leased meanwhile."""
 
     def skipped(self, shard: str, reason: str) -> None:
-        """A shard is left to another run, which is at work on it."""
+        """Another run holds the lease of a shard."""
 
     def failed(self, shard: str, error: CaptionAssetsError) -> None:
-        """A shard could not be begun or not be published; the others go on. What was finished is in checkpoints."""
+        """A shard could not be started or published. Finished rows are in checkpoints; other shards go on."""
 
     def warned(self, message: str) -> None:
-        """Something went wrong that will be tried again. May be called by another thread."""
+        """Something failed that the run retries or can do without. May be called by another thread."""
 
 
 async def caption_shards(
@@ -71,7 +70,7 @@ async def caption_shards(
     sandbox: Sandbox,
     job: Job,
     shards: Iterable[str],
-    progress: Progress,
+    observers: Sequence[RunObserver],
 ) -> None:
     """Caption shards through one engine and publish each as soon as it is whole.
 
@@ -86,7 +85,7 @@ async def caption_shards(
         sandbox: for decoding.
         job: what is made.
         shards: their keys.
-        progress: told what happens.
+        observers: receive the run's events, each in this order.
 
     Raises:
         EngineError: if there is no engine any more; what was finished stays.
@@ -94,30 +93,41 @@ async def caption_shards(
     """
     if job.recipe.variant.path is not None and job.recipe.weights is None:
         raise ValueError("a recipe of a model by folder needs the digest of its weights: see models.mirror.content_of")
+
+    def notify(tell: Callable[[RunObserver], None]) -> None:
+        for observer in observers:
+            tell(observer)
+
+    def warn(message: str) -> None:
+        notify(lambda observer: observer.warned(message))
+
     if not await in_thread(job.root.honours_create):
-        progress.warned(
+        warn(
             f"the store of {job.root.url} ignores If-None-Match, so that two runs may caption one shard at once: its "
             "tables stay whole, and those that are published last stand; start one run at a time"
         )
-    with Leases(job.root, job.owner, job.lease_seconds, progress.warned) as leases:
-        run = _Run(job, leases, progress)
-        tasks = run.tasks(shards)
+    with Leases(job.root, job.owner, job.lease_seconds, warn) as leases:
+        queue = _ShardQueue(job, leases, notify, warn)
+        tasks = queue.tasks(shards)
         if (first := await anext(tasks, None)) is None:
             return
-        preview = _Previews(job.root, progress.warned).keep if job.previews else None
+        preview = _Previews(job.root, warn).keep if job.previews else None
         with_stage2 = STAGE2.name in job.tables
-        async with engine as supervisor, run.checkpoints():
+        async with engine as supervisor, queue.checkpoints():
             with SandboxDecoder(sandbox, preview) as decoder:
                 windows = _chain(first, tasks)
-                await caption(supervisor, job.recipe, decoder, windows, run.take, with_stage2=with_stage2)
-        if run.hits.is_low:
-            progress.warned(f"the prefix cache saves less than half of what it could: {run.hits.summary}")
+                await caption(supervisor, job.recipe, decoder, windows, queue.take, with_stage2=with_stage2)
+        if queue.hits.is_low:
+            warn(f"the prefix cache saves less than half of what it could: {queue.hits.summary}")
 
 
 async def _chain(first: Task, others: AsyncIterator[Task]) -> AsyncIterator[Task]:
     yield first
     async for task in others:
         yield task
+
+
+_Notify = Callable[[Callable[[RunObserver], None]], None]
 
 
 class _Previews:
@@ -143,13 +153,14 @@ class _Previews:
             )
 
 
-class _Run:
+class _ShardQueue:
     """The shards under way. What goes wrong with one of them ends here, with that shard."""
 
-    def __init__(self, job: Job, leases: Leases, progress: Progress) -> None:
+    def __init__(self, job: Job, leases: Leases, notify: _Notify, warn: Callable[[str], None]) -> None:
         self._job = job
         self._leases = leases
-        self._progress = progress
+        self._notify = notify
+        self._warn = warn
         self._open: dict[str, OpenShard] = {}
         self.hits = NO_HITS
         """Of stage 2 in the prefix cache, over all shards."""
@@ -172,17 +183,18 @@ class _Run:
         try:
             lease = await to_thread_uncancelled(self._leases.take, key)
         except LeaseHeld as error:
-            self._progress.skipped(key, str(error))
+            reason = str(error)
+            self._notify(lambda observer: observer.skipped(key, reason))
             return None
         except Exception as error:
-            self._progress.failed(key, as_own(error))
+            self._report_failure(key, error)
             return None
         try:
-            shard = self._open[key] = await to_thread_uncancelled(_open, self._job, lease, self._progress.warned)
-            self._progress.begun(key, shard.windows, len(shard.tasks))
+            shard = self._open[key] = await to_thread_uncancelled(_open, self._job, lease, self._warn)
+            self._notify(lambda observer: observer.begun(key, shard.windows, len(shard.tasks)))
         except Exception as error:
             self._open.pop(key, None)
-            self._progress.failed(key, as_own(error))
+            self._report_failure(key, error)
             await to_thread_uncancelled(self._leases.release, lease)
             return None
         if not shard.tasks:
@@ -197,7 +209,9 @@ class _Run:
             return
         try:
             shard.add(result)
-            self._progress.captioned(shard.lease.shard, shard.done, shard.windows, ok=result.ok)
+            self._notify(
+                lambda observer: observer.captioned(shard.lease.shard, shard.done, shard.windows, ok=result.ok)
+            )
         except Exception as error:
             await self._fail(shard, error)
             return
@@ -228,7 +242,7 @@ class _Run:
         try:
             await shard.save()
         except Exception as error:  # no caption is lost yet
-            self._progress.warned(f"{shard.lease.shard}: a checkpoint could not be written: {as_own(error)}")
+            self._warn(f"{shard.lease.shard}: a checkpoint could not be written: {as_own(error)}")
 
     async def _publish(self, shard: OpenShard) -> None:
         key = shard.lease.shard
@@ -240,23 +254,26 @@ class _Run:
             return
         await self._clear(shard)
         try:
-            await to_thread_uncancelled(self._progress.published, key, published)
+            await to_thread_uncancelled(self._notify, lambda observer: observer.published(key, published))
         except Exception as error:
-            self._progress.failed(key, as_own(error))
+            self._report_failure(key, error)
         await self._leave(shard)
 
     async def _clear(self, shard: OpenShard) -> None:
         try:
             await shard.clear()
         except Exception as error:  # they do no harm, and the next run removes them
-            self._progress.warned(f"{shard.lease.shard}: checkpoints could not be removed: {as_own(error)}")
+            self._warn(f"{shard.lease.shard}: checkpoints could not be removed: {as_own(error)}")
 
     async def _fail(self, shard: OpenShard, error: Exception) -> None:
         """Stop work on a shard. What is finished of it goes into a checkpoint, as far as that can be written."""
         del self._open[shard.lease.shard]  # first: results that come meanwhile must not publish it
         await self._save(shard)
-        self._progress.failed(shard.lease.shard, as_own(error))
+        self._report_failure(shard.lease.shard, error)
         await to_thread_uncancelled(self._leases.release, shard.lease)
+
+    def _report_failure(self, shard: str, error: Exception) -> None:
+        self._notify(lambda observer: observer.failed(shard, as_own(error)))
 
     async def _leave(self, shard: OpenShard) -> None:
         del self._open[shard.lease.shard]

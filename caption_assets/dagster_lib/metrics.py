@@ -8,7 +8,7 @@ from typing import Any
 
 from caption_assets.captioning.engine import CaptionEngine
 from caption_assets.captioning.open_shard import Published
-from caption_assets.captioning.shard_queue import Progress
+from caption_assets.captioning.shard_queue import RunObserver
 from caption_assets.errors import CaptionAssetsError
 
 
@@ -102,10 +102,10 @@ def serve_metrics(port: int | None) -> Iterator[Metrics]:
         thread.join()
 
 
-class Counted:
+class Counted(RunObserver):
     """Progress that is counted before it is passed on."""
 
-    def __init__(self, progress: Progress, metrics: Metrics) -> None:
+    def __init__(self, progress: RunObserver, metrics: Metrics) -> None:
         self._progress = progress
         self._metrics = metrics
         self._left: dict[str, int] = {}

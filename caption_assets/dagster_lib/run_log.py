@@ -8,6 +8,7 @@ from threading import Lock
 import dagster as dg
 
 from caption_assets.captioning.open_shard import Published, PublishedTable
+from caption_assets.captioning.shard_queue import RunObserver
 from caption_assets.checks.findings import Finding
 from caption_assets.checks.stored import read_stored
 from caption_assets.dagster_lib.caption_metadata import Cost, Metadata, caption_metadata
@@ -35,7 +36,7 @@ class InputChanged(CaptionAssetsError):
     """A shard whose manifest or weights were made anew while it was captioned."""
 
 
-class RunLog:
+class RunLog(RunObserver):
     """Tells Dagster of a run's shards: progress, materializations, failures. Any thread may call its methods."""
 
     def __init__(self, context: dg.AssetExecutionContext, settings: Settings, root: Root) -> None:

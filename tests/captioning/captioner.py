@@ -58,7 +58,7 @@ def main(root: str, source: str, shard: str, asked: str, engine: str) -> None:
         return lambda: start_engine(Path(engine), recipe, EngineConfig())
 
     with Path(asked).open("a") as file, Sandbox(workers=1) as sandbox:
-        asyncio.run(caption_shards(WatchedKeeper(start(), file), sandbox, job, [shard], log))
+        asyncio.run(caption_shards(WatchedKeeper(start(), file), sandbox, job, [shard], [log]))
     if set(log.tables) != {shard}:
         sys.exit(f"{log.failures} {log.skips}")
 

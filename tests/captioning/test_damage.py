@@ -300,7 +300,7 @@ class Breaks(Log):
 def test_an_unforeseen_error_is_its_shards_and_no_row_is_lost(stored: Stored, when: str, error: Exception) -> None:
     world, log = stored.copy(), Breaks(when, error)
     supervisor = EngineSupervisor(lambda: start_stand_in(StandIn(world.count), world.count_engine))
-    asyncio.run(caption_shards(supervisor, SANDBOX, world.job(), SHARDS, log))
+    asyncio.run(caption_shards(supervisor, SANDBOX, world.job(), SHARDS, [log]))
     assert_others_whole(world, stored, log)
     assert f"unexpected {type(error).__name__}" in log.failures["b"]
     first = world.asked.total()
@@ -320,7 +320,7 @@ def test_the_end_of_a_run_is_no_shards_failure(stored: Stored, end: type[BaseExc
     world, log = stored.copy(), Ends()
     supervisor = EngineSupervisor(lambda: start_stand_in(StandIn()))
     with pytest.raises(end):
-        asyncio.run(caption_shards(supervisor, SANDBOX, world.job(), SHARDS, log))
+        asyncio.run(caption_shards(supervisor, SANDBOX, world.job(), SHARDS, [log]))
     assert log.failures == {}
 
 

@@ -80,7 +80,7 @@ class World:
         stand_in = engine or StandIn(self.count)
         job = self.job(**how)
         supervisor = EngineSupervisor(lambda: start_stand_in(stand_in, self.count_engine), settings=job.engine_settings)
-        await caption_shards(supervisor, SANDBOX, job, shards or ["a"], log)
+        await caption_shards(supervisor, SANDBOX, job, shards or ["a"], [log])
         return log
 
     def count(self, request: Request) -> None:

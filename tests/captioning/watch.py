@@ -1,16 +1,17 @@
-"""Remembers what is told of a run over shards."""
+"""An observer that keeps the events of a run over shards."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from caption_assets.captioning.open_shard import Published, PublishedTable
+from caption_assets.captioning.shard_queue import RunObserver
 from caption_assets.captioning.task import StageSeconds
 from caption_assets.errors import CaptionAssetsError
 
 
-class Log:
-    """What was told."""
+class Log(RunObserver):
+    """Keeps the events of a run."""
 
     def __init__(self) -> None:
         self.tables: dict[str, Mapping[str, PublishedTable]] = {}
@@ -18,12 +19,6 @@ class Log:
         self.skips: dict[str, str] = {}
         self.failures: dict[str, str] = {}
         self.warnings: list[str] = []
-
-    def begun(self, shard: str, windows: int, left: int) -> None:
-        pass
-
-    def captioned(self, shard: str, done: int, windows: int, *, ok: bool) -> None:
-        pass
 
     def published(self, shard: str, published: Published) -> None:
         self.tables[shard] = published.tables

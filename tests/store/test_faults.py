@@ -111,7 +111,7 @@ def _made(root: Root, source: Root, cache: Path) -> Iterator[tuple[str, object]]
             log = Log()
             job = Job(root, source, Recipe(), frozenset({STAGE1.name, STAGE2.name}), checkpoint_rows=4)
             engine = EngineSupervisor(lambda: start_stand_in(StandIn()))
-            asyncio.run(caption_shards(engine, sandbox, job, [shard.key], log))
+            asyncio.run(caption_shards(engine, sandbox, job, [shard.key], [log]))
             yield f"{shard.key} told", (log.failures, log.skips, log.warnings)
             for table in (STAGE1.name, STAGE2.name):
                 yield f"{shard.key} {table}", read_captions(root, table, shard.key)

@@ -156,5 +156,5 @@ def test_a_run_over_a_store_that_ignores_conditions_says_so(
     between(without=without)
     root, log = Root.open(s3_url), Log()
     job = Job(root, root, Recipe(), frozenset({STAGE1.name, STAGE2.name}))
-    asyncio.run(caption_shards(EngineSupervisor(lambda: start_stand_in(StandIn())), SANDBOX, job, [], log))
+    asyncio.run(caption_shards(EngineSupervisor(lambda: start_stand_in(StandIn())), SANDBOX, job, [], [log]))
     assert ["ignores If-None-Match" in warning for warning in log.warnings] == ([True] if without else [])

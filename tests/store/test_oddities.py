@@ -63,7 +63,7 @@ def url(s3_url: str, source: Root) -> str:
 def run(root: Root, source: Root, *shards: str) -> Log:
     log = Log()
     supervisor = EngineSupervisor(lambda: start_stand_in(StandIn()))
-    asyncio.run(caption_shards(supervisor, SANDBOX, Job(root, source, Recipe(), BOTH), shards, log))
+    asyncio.run(caption_shards(supervisor, SANDBOX, Job(root, source, Recipe(), BOTH), shards, [log]))
     return log
 
 
