@@ -13,10 +13,10 @@ from enum import IntEnum
 
 from av.video.stream import VideoStream
 
-from caption_assets.video import av1, h264
+from caption_assets.video import h264
 from caption_assets.video.nal_units import length_size, units
 
-EXAMINED = frozenset({"av1", "h264", "hevc", "vp8", "vp9", "mpeg4", "mpeg1video", "mpeg2video"})
+EXAMINED = frozenset({"h264", "hevc", "vp8", "vp9", "mpeg4", "mpeg1video", "mpeg2video"})
 """Codecs, by FFmpeg's names, whose packets do not each hold a picture that is shown."""
 SKIPPING = frozenset(
     {"wmv1", "wmv2", "wmv3", "vc1", "msmpeg4v1", "msmpeg4v2", "msmpeg4v3", "h263", "flv1", "rv30", "rv40", "theora"}
@@ -84,7 +84,6 @@ class PayloadReader:
         readers: dict[str, Callable[[memoryview], Content]] = {
             "h264": self._h264,
             "hevc": self._hevc,
-            "av1": _av1,
             "vp8": _vp8,
             "vp9": _vp9,
             "mpeg4": self._mpeg4,
@@ -184,11 +183,6 @@ class PayloadReader:
             if kind in HEVC_SLICES and layer == 0:
                 return Content(Holds.PICTURE, kind in HEVC_ENTRIES)
         return NOTHING
-
-
-def _av1(data: memoryview) -> Content:
-    unit = av1.read_unit(data)
-    return Content(Holds.PICTURE if unit.is_shown else Holds.NOTHING, unit.is_key)
 
 
 def _vp8(data: memoryview) -> Content:

@@ -13,7 +13,6 @@ from av import Packet, VideoFrame
 from av.video.frame import PictureType
 from av.video.stream import VideoStream
 
-from caption_assets.video import av1
 from caption_assets.video.container import BROKEN, decoder, detail, open_video, read_track, with_own_orientation
 from caption_assets.video.picture import Renderer
 from caption_assets.video.timeline import (
@@ -160,7 +159,6 @@ class PictureStream:
         track = with_own_orientation(read_track(file, self._stream), self._stream, sample)
         self._renderer = Renderer(self._stream, track, None)
         self._context = decoder(self._stream)
-        self._references = av1.ReferenceReader() if self.codec == "av1" else None
         self.position = 0
         self._has_ended = False
 
@@ -192,10 +190,7 @@ class PictureStream:
     def _feed(self, packet: Packet[VideoStream], *, is_wanted: bool) -> None:
         if not packet.size:  # it repeats a picture; to the decoder it would be the end of the stream
             return
-        is_wanted = is_wanted or self.is_thorough
-        if self._references and not self._references.is_referred(memoryview(packet)) and not is_wanted:
-            return  # the decoder cannot be told to skip it
-        self._context.skip_frame = "DEFAULT" if is_wanted else "NONREF"
+        self._context.skip_frame = "DEFAULT" if is_wanted or self.is_thorough else "NONREF"
         self._decode(packet)
 
     def _drain(self) -> None:
