@@ -28,7 +28,7 @@ import av
 import numpy as np
 from av.video.stream import VideoStream
 
-from caption_assets.sources.manifest import PROBERS, probe_clips
+from caption_assets.sources.manifest import PROBE_WORKERS, probe_clips
 from caption_assets.sources.shard import find_shard
 from caption_assets.store.root import Root
 from caption_assets.store.tables import ManifestRow, publish_manifest
@@ -36,7 +36,7 @@ from caption_assets.video.window import Windowing
 from caption_assets.workers.sandbox import Sandbox
 
 SIZE, FRAMES, FPS = (640, 360), 125, 25
-LEAST_BYTES = 2 << 20
+MIN_BYTES = 2 << 20
 CODECS = {
     "libx264": {"preset": "ultrafast", "bf": "2"},
     "libx265": {"preset": "ultrafast", "x265-params": "bframes=2:log-level=none"},
@@ -81,8 +81,8 @@ def write_films(folder: Path) -> list[Path]:
     for (codec, options), movflags in product(CODECS.items(), ({}, {"movflags": "faststart"})):
         film = folder / f"{len(films)}.mp4"
         write_film(film, codec, options, movflags)
-        if film.stat().st_size < LEAST_BYTES:
-            raise RuntimeError(f"{film} has {film.stat().st_size} bytes, fewer than {LEAST_BYTES}: raise its bit rate")
+        if film.stat().st_size < MIN_BYTES:
+            raise RuntimeError(f"{film} has {film.stat().st_size} bytes, fewer than {MIN_BYTES}: raise its bit rate")
         films.append(film)
     return films
 
@@ -131,7 +131,7 @@ def make_manifest(folder: str, key: str) -> Cost:
 
     def counted() -> Iterator[ManifestRow]:
         nonlocal rows, size, bytes_read
-        with Sandbox(workers=PROBERS) as sandbox:
+        with Sandbox(workers=PROBE_WORKERS) as sandbox:
             for clip in probe_clips(sandbox, source, find_shard(source, key), Windowing()):
                 rows, size, bytes_read = rows + len(clip.rows), size + clip.size, bytes_read + clip.bytes_read
                 yield from clip.rows

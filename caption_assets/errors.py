@@ -24,7 +24,7 @@ class UnexpectedError(CaptionAssetsError):
         return printable("".join(TracebackException.from_exception(self.__cause__).format(chain=False)))
 
 
-def as_own(error: Exception) -> CaptionAssetsError:
+def as_project_error(error: Exception) -> CaptionAssetsError:
     """An error as one of the project's own: those as they are, any other as an ``UnexpectedError``."""
     if isinstance(error, CaptionAssetsError):
         return error

@@ -31,7 +31,7 @@ from caption_assets.models.variants import find_variant
 from caption_assets.models.weights import WEIGHTS
 from caption_assets.store.root import Root
 from caption_assets.video.decode import Frames
-from caption_assets.video.frame_sampling import moments, shown_at
+from caption_assets.video.frame_sampling import frames_shown_at, sample_times
 from caption_assets.video.picture import resize
 
 T = TypeVar("T")
@@ -241,7 +241,7 @@ class QwenVL:
         except (FrameTooNarrow, NoRoom) as error:
             raise ValueError(str(error)) from error
         times = [number / given.fps for number in range(last + 1)]
-        indices = shown_at(times, moments(times, (last + 1) / given.fps, grid.frames))
+        indices = frames_shown_at(times, sample_times(times, (last + 1) / given.fps, grid.frames))
         pixels = np.stack([resize(given.pixels[index], grid.height, grid.width) for index in indices])
         return Frames(pixels, indices, fps(grid.frames))
 

@@ -31,7 +31,7 @@ def video(
     pix_fmt: str = "yuv420p",
     options: Mapping[str, str] = MappingProxyType({}),
     muxer: Mapping[str, str] = MappingProxyType({}),
-    stamps: Sequence[int] | None = None,
+    timestamps: Sequence[int] | None = None,
     prepare: Callable[[VideoStream], None] = lambda stream: None,
 ) -> bytes:
     """A video file of some pictures.
@@ -40,7 +40,7 @@ def video(
         pictures: uint8 RGB of (height, width, 3), all alike.
         encoder: FFmpeg's name of the encoder.
         container: FFmpeg's name of the muxer.
-        fps: frames per second, and the time base of ``stamps``.
+        fps: frames per second, and the time base of ``timestamps``.
         pix_fmt: FFmpeg's name of the pixel format.
         options: the encoder's.
         muxer: the muxer's options.
@@ -55,7 +55,7 @@ def video(
         stream.time_base = stream.codec_context.time_base = Fraction(1, fps)
         prepare(stream)
         for index, frame in enumerate(frames):
-            frame.pts = stamps[index] if stamps else index
+            frame.pts = timestamps[index] if timestamps else index
             frame.time_base = Fraction(1, fps)
             output.mux(stream.encode(frame))
         output.mux(stream.encode(None))
@@ -82,18 +82,18 @@ def counting_video(
     *,
     fps: int = 25,
     size: tuple[int, int] = (64, 48),
-    stamps: Sequence[int] | None = None,
+    timestamps: Sequence[int] | None = None,
 ) -> bytes:
     """An H.264 file whose frame ``n`` has the gray level of ``level(n)``.
 
     Args:
         frames: how many.
-        fps: frames per second, and the time base of ``stamps``.
+        fps: frames per second, and the time base of ``timestamps``.
         size: width and height.
         stamps: presentation stamps in units of 1/fps seconds; by default 0, 1, 2, …
     """
     pictures = (gray(level(index), size) for index in range(frames))
-    return video(pictures, fps=fps, options={"crf": "10", "bf": "2"}, stamps=stamps)
+    return video(pictures, fps=fps, options={"crf": "10", "bf": "2"}, timestamps=timestamps)
 
 
 SHORT_GROUPS = "keyint=12:min-keyint=12:scenecut=0:bframes=3:threads=1"
@@ -114,12 +114,12 @@ FILMS: dict[str, dict[str, Any]] = {
     "h264 transport stream": {"options": {"x264-params": f"{SHORT_GROUPS}:open-gop=1"}, "container": "mpegts"},
     "h264 edit list": {
         "options": {"x264-params": SHORT_GROUPS},
-        "stamps": range(-7, 41),  # a player begins at 0
+        "timestamps": range(-7, 41),  # a player begins at 0
         "muxer": {"avoid_negative_ts": "disabled"},
     },
     "h264 variable rate": {
         "options": {"x264-params": SHORT_GROUPS},
-        "stamps": [index**2 for index in range(48)],
+        "timestamps": [index**2 for index in range(48)],
     },
     "h264 4:4:4": {"options": {"x264-params": SHORT_GROUPS}, "pix_fmt": "yuv444p"},
     "h264 10 bits": {"options": {"x264-params": SHORT_GROUPS}, "pix_fmt": "yuv420p10le"},
@@ -164,7 +164,9 @@ def film_that_grows() -> bytes:
     """A transport stream whose 24 pictures of 64x48 are followed by 24 of 96x64."""
     how: dict[str, Any] = {"container": "mpegts", "options": {"x264-params": SHORT_GROUPS}}
     small = moving_video(24, size=(64, 48), **how)
-    return small + moving_video(24, size=(96, 64), stamps=range(26, 50), **how)  # its first decoding stamp is 2 before
+    return small + moving_video(
+        24, size=(96, 64), timestamps=range(26, 50), **how
+    )  # its first decoding stamp is 2 before
 
 
 def film_whose_stamps_begin_anew(container: str = "mpegts") -> bytes:
@@ -324,7 +326,7 @@ def noise_film(
     frames: int = 50,
     size: tuple[int, int] = (160, 120),
     pixel_format: str = "yuv420p",
-    stamps: Sequence[int] | None = None,
+    timestamps: Sequence[int] | None = None,
     sound: bool = True,
     rotation: int = 0,
     pixel_aspect: Fraction | None = None,
@@ -363,7 +365,7 @@ def noise_film(
             noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
             for index in range(frames):
                 picture = av.VideoFrame.from_ndarray(np.roll(noise, 3 * index, axis=1), format="rgb24")
-                picture.pts, picture.time_base = stamps[index] if stamps else index, Fraction(1, 25)
+                picture.pts, picture.time_base = timestamps[index] if timestamps else index, Fraction(1, 25)
                 output.mux(stream.encode(picture))
                 if track:
                     output.mux(track.encode(tone(index)))

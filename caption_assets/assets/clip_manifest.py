@@ -23,12 +23,12 @@ from caption_assets.dagster_lib.project import CAPTIONS_GROUP, SHARDS, Project
 from caption_assets.dagster_lib.provenance import input_tags, output_tags
 from caption_assets.dagster_lib.selection import is_selected, shards_to_make
 from caption_assets.dagster_lib.termination import stoppable
-from caption_assets.errors import CaptionAssetsError, as_own, printable
+from caption_assets.errors import CaptionAssetsError, as_project_error, printable
 from caption_assets.kubernetes.pods import MANIFEST_SIZE, cpu_pod, step_retries
 from caption_assets.resources import Clips, Storage
 from caption_assets.settings import Settings
 from caption_assets.sources.listing import OtherFiles
-from caption_assets.sources.manifest import PROBERS, ProbedClip, probe_clips
+from caption_assets.sources.manifest import PROBE_WORKERS, ProbedClip, probe_clips
 from caption_assets.sources.shard import find_shard, shard_content
 from caption_assets.store.root import Root
 from caption_assets.store.tables import CLIP_MANIFEST, SCHEMA_VERSION, ManifestRow, Status, publish_manifest
@@ -88,7 +88,7 @@ def build_clip_manifest(settings: Settings) -> dg.AssetsDefinition:
         made: list[dg.MaterializeResult[None]] = []
         with stoppable(context), as_dagster_failure():
             root, source = storage.root(), storage.source()
-            with clips.start(PROBERS) as sandbox:
+            with clips.start(PROBE_WORKERS) as sandbox:
                 for key in shards_to_make(context):
                     with failures.of(key), _failure_shown(context, key):
                         result = _make(context, project, settings, sandbox, root, source, key)
@@ -167,7 +167,7 @@ def _failure_shown(context: dg.AssetExecutionContext, shard: str) -> Iterator[No
         yield
     except Exception as error:
         found = error.metadata if isinstance(error, TooManyUnreadable) else {}
-        metadata = {"error": printable(str(as_own(error))), **found}
+        metadata = {"error": printable(str(as_project_error(error))), **found}
         context.log_event(dg.AssetObservation(context.asset_key, partition=shard, metadata=metadata))
         raise
 

@@ -65,7 +65,7 @@ def build_shard_index(project: Project) -> dg.AssetsDefinition:
         future = [key for key, content in contents.items() if content.future]
         if future:
             context.log.warning(f"modification times in the future, in shards {first_names(future)}: {FUTURE}")
-        for reason, count, some in listing.describe_passed_over(SHOWN_IN_TEXT):
+        for reason, count, some in listing.describe_skipped(SHOWN_IN_TEXT):
             context.log.info(f"passed over: {reason}: {count} ({some})")
         context.instance.add_dynamic_partitions(project.partitions_name, list(versions))
         observed = observed_versions(context.instance, project)
@@ -95,7 +95,7 @@ def first_names(found: Sequence[str]) -> str:
 
 def _oddities(listing: Listing, empty: Sequence[str], future: Sequence[str]) -> dict[str, Any]:
     """Metadata on what in the source is not registered, or looks wrong."""
-    rows = listing.describe_passed_over(SHOWN_IN_TEXT)
+    rows = listing.describe_skipped(SHOWN_IN_TEXT)
     found: dict[str, Any] = {}
     if rows:
         found["passed_over"] = sum(count for _, count, _ in rows)

@@ -30,10 +30,18 @@ from caption_assets.automation.status import sensor_status
 from caption_assets.dagster_lib.failures import as_dagster_failure
 from caption_assets.dagster_lib.project import Project
 from caption_assets.dagster_lib.project_claim import claim
-from caption_assets.errors import CaptionAssetsError, as_own
+from caption_assets.errors import CaptionAssetsError, as_project_error
 from caption_assets.resources import Storage
 from caption_assets.settings import Settings
-from caption_assets.sources.shard import CLOCK_TOLERANCE, Content, Layout, Listing, Shard, list_shards, shard_content
+from caption_assets.sources.shard import (
+    CLOCK_TOLERANCE,
+    Layout,
+    Listing,
+    Shard,
+    ShardContent,
+    list_shards,
+    shard_content,
+)
 from caption_assets.store.root import Root
 
 AssetEvent = dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation
@@ -189,7 +197,7 @@ class _Found:
             events.append(dg.AssetMaterialization(index, metadata=index_metadata(self.source, listed, self.new)))
         return events
 
-    def _unfinished(self, shard: Shard, content: Content) -> str | None:
+    def _unfinished(self, shard: Shard, content: ShardContent) -> str | None:
         """Why a shard is taken to be still written to."""
         if content.changed is None:
             return "it is empty"
@@ -216,11 +224,11 @@ class _Found:
 
 def _passed_over(listing: Listing) -> str:
     """The end of a tick's message: what in the source is not a shard."""
-    rows = listing.describe_passed_over(SHOWN)
+    rows = listing.describe_skipped(SHOWN)
     return "; passed over: " + ", ".join(f"{reason}: {count} ({some})" for reason, count, some in rows) if rows else ""
 
 
-def _contents(source: Root, shards: Sequence[Shard]) -> Iterator[tuple[Shard, Content | CaptionAssetsError]]:
+def _contents(source: Root, shards: Sequence[Shard]) -> Iterator[tuple[Shard, ShardContent | CaptionAssetsError]]:
     """What is in shards, or why that is unknown, as far as there is time to look."""
     deadline = time.monotonic() + TICK_SECONDS
     with ThreadPoolExecutor(READERS) as pool:
@@ -231,12 +239,12 @@ def _contents(source: Root, shards: Sequence[Shard]) -> Iterator[tuple[Shard, Co
             yield from zip(group, pool.map(partial(_content, source), group), strict=True)
 
 
-def _content(source: Root, shard: Shard) -> Content | CaptionAssetsError:
+def _content(source: Root, shard: Shard) -> ShardContent | CaptionAssetsError:
     """What is in a shard; whatever keeps that from being known is this shard's alone."""
     try:
         return shard_content(source, shard)
     except Exception as error:
-        return as_own(error)
+        return as_project_error(error)
 
 
 def _marker_path(shard: Shard, marker: str) -> str:

@@ -18,7 +18,7 @@ from caption_assets.captioning.budget import FrameGrid
 from caption_assets.captioning.task import Task
 from caption_assets.errors import UnreadableClip
 from caption_assets.video.decode import Frames
-from caption_assets.video.decode_in_worker import Shown, Underway, decode_shared
+from caption_assets.video.decode_in_worker import DecodedWindow, DecodePaused, decode_shared
 from caption_assets.video.preview import Preview
 from caption_assets.workers.sandbox import Sandbox
 from caption_assets.workers.shared_memory import Buffer, BufferHandle, ClipFile
@@ -108,7 +108,7 @@ class SandboxDecoder:
             end,
             grid.frames,
             (grid.height, grid.width),
-            patience=PATIENCE * self._sandbox.limits.seconds,
+            pause_after=PATIENCE * self._sandbox.limits.seconds,
             with_preview=self._keep_preview is not None,
         )
         shown = await self._at_last(decode, file.handle if clip.is_sequential else None)
@@ -118,12 +118,14 @@ class SandboxDecoder:
         array = np.frombuffer(pixels.memory, np.uint8).reshape(grid.frames, grid.height, grid.width, 3)
         return Frames(array, shown.indices, shown.fps, replaced=shown.replaced, padded=shown.padded)
 
-    async def _at_last(self, decode: Callable[[], Shown | Underway], affinity: BufferHandle | None) -> Shown:
+    async def _at_last(
+        self, decode: Callable[[], DecodedWindow | DecodePaused], affinity: BufferHandle | None
+    ) -> DecodedWindow:
         """The window, by as many jobs as the way to it takes: it may be half an hour behind the last keyframe."""
         position = -1
         while True:
             shown = await self._sandbox.run_with(affinity, decode)
-            if isinstance(shown, Shown):
+            if isinstance(shown, DecodedWindow):
                 return shown
             if shown.position <= position:
                 raise UnreadableClip(

@@ -19,7 +19,7 @@ from caption_assets.captioning.stream import caption
 from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.captioning.task import Captioned, Task
 from caption_assets.captioning.threads import in_thread, to_thread_uncancelled
-from caption_assets.errors import CaptionAssetsError, as_own
+from caption_assets.errors import CaptionAssetsError, as_project_error
 from caption_assets.sources.manifest import clip_pieces
 from caption_assets.store.checkpoints import read_parts
 from caption_assets.store.lease import Lease, LeaseHeld, Leases
@@ -149,7 +149,8 @@ class _Previews:
                     return
                 self._warned.add(task.shard)
             self._warn(
-                f"{task.shard}: previews cannot be kept, of window {task.window.window_id} first: {as_own(error)}"
+                f"{task.shard}: previews cannot be kept, of window {task.window.window_id} first: "
+                f"{as_project_error(error)}"
             )
 
 
@@ -242,7 +243,7 @@ class _ShardQueue:
         try:
             await shard.save()
         except Exception as error:  # no caption is lost yet
-            self._warn(f"{shard.lease.shard}: a checkpoint could not be written: {as_own(error)}")
+            self._warn(f"{shard.lease.shard}: a checkpoint could not be written: {as_project_error(error)}")
 
     async def _publish(self, shard: OpenShard) -> None:
         key = shard.lease.shard
@@ -263,7 +264,7 @@ class _ShardQueue:
         try:
             await shard.clear()
         except Exception as error:  # they do no harm, and the next run removes them
-            self._warn(f"{shard.lease.shard}: checkpoints could not be removed: {as_own(error)}")
+            self._warn(f"{shard.lease.shard}: checkpoints could not be removed: {as_project_error(error)}")
 
     async def _fail(self, shard: OpenShard, error: Exception) -> None:
         """Stop work on a shard. What is finished of it goes into a checkpoint, as far as that can be written."""
@@ -273,7 +274,7 @@ class _ShardQueue:
         await to_thread_uncancelled(self._leases.release, shard.lease)
 
     def _report_failure(self, shard: str, error: Exception) -> None:
-        self._notify(lambda observer: observer.failed(shard, as_own(error)))
+        self._notify(lambda observer: observer.failed(shard, as_project_error(error)))
 
     async def _leave(self, shard: OpenShard) -> None:
         del self._open[shard.lease.shard]

@@ -14,7 +14,7 @@ from caption_assets.captioning.rows import Problem, uncaptioned
 from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.captioning.task import Captioned, Task
 from caption_assets.captioning.two_stage import Captioner, Plan, Said, load_of
-from caption_assets.errors import as_own
+from caption_assets.errors import as_project_error
 
 
 async def caption(
@@ -50,7 +50,7 @@ async def caption(
         except EngineError:
             raise
         except Exception as error:  # a fault of this program in one window stops no other
-            problem = Problem("unexpected", str(as_own(error)))
+            problem = Problem("unexpected", str(as_project_error(error)))
             logging.getLogger(__name__).exception("window %s of %s", task.window.window_id, task.window.clip_key)
             result = uncaptioned(recipe, task, problem, with_stage2=with_stage2)
         finally:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import dagster as dg
 
 from caption_assets.dagster_lib.markdown import markdown_table
-from caption_assets.errors import CaptionAssetsError, UnexpectedError, as_own, printable
+from caption_assets.errors import CaptionAssetsError, UnexpectedError, as_project_error, printable
 
 
 @contextmanager
@@ -25,7 +25,7 @@ def as_dagster_failure() -> Iterator[None]:
     except CaptionAssetsError as error:
         raise dg.Failure(description=printable(str(error)), allow_retries=False) from None
     except Exception as error:
-        raise dg.Failure(description=str(as_own(error)), allow_retries=False) from error
+        raise dg.Failure(description=str(as_project_error(error)), allow_retries=False) from error
 
 
 class ShardFailures:
@@ -41,7 +41,7 @@ class ShardFailures:
         try:
             yield
         except Exception as error:  # a cancellation is none
-            self.add(shard, as_own(error))
+            self.add(shard, as_project_error(error))
 
     def add(self, shard: str, error: CaptionAssetsError) -> None:
         """Keep and log the reason, with a traceback if nobody foresaw it."""

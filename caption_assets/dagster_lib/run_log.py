@@ -19,7 +19,7 @@ from caption_assets.dagster_lib.links import link
 from caption_assets.dagster_lib.pace import Pace
 from caption_assets.dagster_lib.project import Project
 from caption_assets.dagster_lib.provenance import input_tags, input_version_tags, is_input_tag, output_tags, version_of
-from caption_assets.errors import CaptionAssetsError, as_own, printable
+from caption_assets.errors import CaptionAssetsError, as_project_error, printable
 from caption_assets.report.gallery import write_gallery
 from caption_assets.settings import Settings
 from caption_assets.store.root import Root
@@ -145,7 +145,7 @@ class RunLog(RunObserver):
         try:
             gallery = write_gallery(self._root, shard)
         except Exception as error:
-            self.warned(f"{shard}: there is no gallery: {as_own(error)}")
+            self.warned(f"{shard}: there is no gallery: {as_project_error(error)}")
             return {}
         return {"gallery": link(self._root, gallery, self._settings.link_url)}
 

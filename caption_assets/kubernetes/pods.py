@@ -17,7 +17,7 @@ from caption_assets.captioning.engine import CACHE_BYTES_PER_PIXEL
 from caption_assets.environment import PREFIX
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.settings import Settings
-from caption_assets.workers.sandbox import MOST_WORKERS
+from caption_assets.workers.sandbox import MAX_WORKERS
 
 CAPTION_STEP = "captions"
 """Name of the step that captions."""
@@ -98,7 +98,7 @@ def caption_size(settings: Settings, windows: int | None = None, tokens: int | N
     """
     variant = settings.variant
     shares = max(settings.gpus, 1)
-    workers = settings.decode_workers or MOST_WORKERS
+    workers = settings.decode_workers or MAX_WORKERS
     cpus = variant.cpus * shares
     frames_gb = settings.frames_gb
     cache_gb = float(_first(settings.processor_cache_gb, variant.engine.get("mm_processor_cache_gb"), 4.0))
@@ -118,7 +118,7 @@ def caption_size(settings: Settings, windows: int | None = None, tokens: int | N
 
 def clip_workers(settings: Settings, windows: int) -> int:
     """Processes that decode, as many as so much work is worth."""
-    return min(settings.decode_workers or MOST_WORKERS, max(math.ceil(windows / WORKER_WINDOWS), 1))
+    return min(settings.decode_workers or MAX_WORKERS, max(math.ceil(windows / WORKER_WINDOWS), 1))
 
 
 def caption_run_config(settings: Settings, windows: int, tokens: int) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from caption_assets.sample.world import Frame, Scene, random_scene, render
 CODECS = {"h264": ("libx264", "mp4"), "vp9": ("libvpx-vp9", "webm")}
 """Encoder and container of each codec."""
 FRAME_RATES = (10, 12, 15, 24, 25, 30, 50, 60)
-LONGEST = 256
+MAX_SCENE_FRAMES = 256
 """Frames of the longest scene: one window."""
 
 
@@ -82,9 +82,9 @@ def random_size(rng: np.random.Generator, shortest: tuple[int, int]) -> tuple[in
 def random_length(rng: np.random.Generator, longest_seconds: float) -> tuple[int, int]:
     """Frames per second and number of frames, short lengths more often."""
     fps = int(rng.choice(FRAME_RATES))
-    longest = min(LONGEST / fps, longest_seconds)
+    longest = min(MAX_SCENE_FRAMES / fps, longest_seconds)
     seconds = float(np.exp(rng.uniform(0.0, np.log(longest))))
-    return fps, min(max(round(seconds * fps), fps), LONGEST)
+    return fps, min(max(round(seconds * fps), fps), MAX_SCENE_FRAMES)
 
 
 def encode(clip: SampleClip) -> bytes:

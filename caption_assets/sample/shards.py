@@ -20,9 +20,9 @@ TAR_SHARD = "sample-tar"
 TRUTH = "truth.json"
 """File beside the shards with the right captions of every window, for tests and the demo's table."""
 SEEDS = {FOLDER_SHARD: 1000, TAR_SHARD: 2000}
-BROKEN = CLIPS_PER_SHARD - 1
+BROKEN_CLIP = CLIPS_PER_SHARD - 1
 """Index of the broken clip in each shard."""
-TWO_WINDOWS = 4
+TWO_WINDOW_CLIP = 4
 """Index of a clip of two windows in each shard."""
 
 
@@ -58,10 +58,10 @@ def sample_files(shard: str) -> Iterator[SampleFile]:
     """The files of one of the two shards, in order of key."""
     for index in range(CLIPS_PER_SHARD):
         clip = random_clip(SEEDS[shard] + index, shortest=(160, 360), longest_seconds=6.0)
-        if index == BROKEN:
+        if index == BROKEN_CLIP:
             yield _broken_file(shard, index, clip)
             continue
-        if index == TWO_WINDOWS:
+        if index == TWO_WINDOW_CLIP:
             clip = _of_two_windows(clip)
         captions = tuple((scene.stage1, scene.stage2) for scene in clip.scenes)
         yield SampleFile(f"clip-{index:02d}{clip.suffix}", encode(clip), captions)

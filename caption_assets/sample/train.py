@@ -36,7 +36,7 @@ from transformers import (
 from caption_assets.captioning.budget import fit
 from caption_assets.captioning.prompts import GENERAL
 from caption_assets.models.variants import SAMPLE
-from caption_assets.sample.clips import LONGEST, encode_frames, random_length, random_size
+from caption_assets.sample.clips import MAX_SCENE_FRAMES, encode_frames, random_length, random_size
 from caption_assets.sample.tokenizer import build_tokenizer
 from caption_assets.sample.training_config import TrainingConfig
 from caption_assets.sample.world import (
@@ -67,7 +67,7 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 """Normalisation of Qwen's processor (that of CLIP)."""
 INITIALIZER_RANGE = 0.04
 """Wider than the 0.02 of wide models: the standard deviation wanted grows as the width falls."""
-LEAST_COVER = 0.1
+MIN_COVER = 0.1
 """Share of a visual token's pixels from which on it is asked what shape it belongs to."""
 ATTRIBUTES = {"shape": list(SHAPES), "colour": list(COLOURS), "size": list(SIZES), "motion": list(MOTIONS)}
 """What a visual token on the shape is asked, with its classes."""
@@ -127,7 +127,7 @@ class Trainer:
                 shown = ", ".join(f"{name} {loss.item():.3f}" for name, loss in found.items())
                 print(f"{step} of {steps}: {shown}; {(time.monotonic() - begun) / step:.3f} s/step", flush=True)
             if measured and (step % 250 == 0 or step == steps):
-                self.keep_the_best()
+                self.save_if_best()
 
     def vision_losses(self) -> dict[str, Tensor]:
         """The hints on a batch of glimpses."""
@@ -147,7 +147,7 @@ class Trainer:
         """Examples at random, mirrored and reversed at random."""
         return [augment(self.pool[index], self.rng) for index in self.rng.integers(len(self.pool), size=count)]
 
-    def keep_the_best(self) -> None:
+    def save_if_best(self) -> None:
         """Measure the model on the held-out examples, and save it if it is better than before."""
         stage1, stage2 = evaluate(self.model, self.batcher, self.held_out, self.config.batch)
         print(f"held-out stage 1 {stage1:.3f}, stage 2 {stage2:.3f}", flush=True)
@@ -242,7 +242,7 @@ def make_example(seed: int) -> Example:
     rng = np.random.default_rng(seed)
     width, height = random_size(rng, shortest=(112, 260))
     scene = random_scene(rng, width, height)
-    source_fps, source_frames = random_length(rng, longest_seconds=LONGEST)
+    source_fps, source_frames = random_length(rng, longest_seconds=MAX_SCENE_FRAMES)
     wanted = frame_count(source_frames / source_fps, source_frames, FrameSampling())
     grid = fit(wanted, height, width, SAMPLE.pixels)
     indices = np.linspace(0, source_frames - 1, grid.frames).astype(int)
@@ -392,14 +392,14 @@ class Batcher:
         )
 
     def _row(self, example: Example, grid: list[int], rng: np.random.Generator | None) -> _Row:
-        told = example.scene.stage1 if rng is None else _maybe_false(example.scene, rng)
+        given = example.scene.stage1 if rng is None else _maybe_false(example.scene, rng)
         head, tail1 = self._prompt(GENERAL.stage1)
-        _, tail2 = self._prompt(GENERAL.stage2_text(told))
+        _, tail2 = self._prompt(GENERAL.stage2_text(given))
         visual = [self.video_token] * (grid[0] * (grid[1] // MERGE) * (grid[2] // MERGE))
         parts = [
             [*head, *visual],
             [*tail1, *self._answer(example.scene.stage1)],
-            [*tail2, *self._answer(_expected_stage2(example.scene, told))],
+            [*tail2, *self._answer(_expected_stage2(example.scene, given))],
         ]
         tokens = torch.tensor([token for part in parts for token in part])
         stages = torch.tensor([stage for stage, part in enumerate(parts) for _ in part])
@@ -491,9 +491,9 @@ def _maybe_false(scene: Scene, rng: np.random.Generator) -> str:
     return stage1_caption(*(str(rng.choice(list(values))) for values in (COLOURS, SHAPES, MOTIONS)))
 
 
-def _expected_stage2(scene: Scene, told: str) -> str:
+def _expected_stage2(scene: Scene, given: str) -> str:
     """Colour, shape and motion as told, size and background as seen."""
-    _, colour, shape, motion = told.rstrip(".").split(" ", 3)
+    _, colour, shape, motion = given.rstrip(".").split(" ", 3)
     return stage2_caption(colour, shape, motion, scene.size, scene.background)
 
 
@@ -554,7 +554,7 @@ class Hints(nn.Module):  # type: ignore[misc]
         losses["background"] = nn.functional.cross_entropy(
             self.background(visual), batch.backgrounds[batch.patch_of_token]
         )
-        covered = batch.cover.mean(1) > LEAST_COVER
+        covered = batch.cover.mean(1) > MIN_COVER
         covered[batch.centres] = True
         attributes = batch.attributes[batch.patch_of_token[covered]]
         for index, (name, head) in enumerate(self.kinds.items()):

@@ -22,7 +22,7 @@ def refuse_version(url: str) -> UnreadableClip | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class ClipMetadata:
     """What is said of a clip beside its video."""
 
     prompt: str | None
@@ -38,7 +38,7 @@ class Clip:
     key: str
     """Name of the clip, relative to its shard, with forward slashes. Unique within the shard."""
     video: Span
-    side: Span | None = None
+    json_file: Span | None = None
     """The JSON file of the same stem, if there is one."""
     text: Span | None = None
     """The text file of the same stem, if there is one."""
@@ -47,7 +47,7 @@ class Clip:
     refusal: UnreadableClip | None = None
     """Why the clip will not be opened. Its spans are then not to be read."""
 
-    def facts(self) -> Facts:
+    def metadata(self) -> ClipMetadata:
         """What is said of the clip where it is listed: in its row of the list, or in the files beside it.
 
         Raises:
@@ -59,23 +59,23 @@ class Clip:
             raise ValueError(f"{self._source} cannot be used: its prompt is {prompt!r}: give a text, or leave it out")
         if self.text is not None:
             extra["txt"] = _text(self.text, "the text file beside the clip")
-        return Facts(prompt, extra)
+        return ClipMetadata(prompt, extra)
 
     @property
     def _source(self) -> str:
-        return "the clip's row of the list" if self.side is None else "the JSON file beside the clip"
+        return "the clip's row of the list" if self.json_file is None else "the JSON file beside the clip"
 
     def _columns(self) -> dict[str, Any]:
-        text = self.columns or "{}" if self.side is None else _text(self.side, self._source)
+        text = self.columns or "{}" if self.json_file is None else _text(self.json_file, self._source)
         try:
-            facts = json.loads(text, parse_constant=lambda _: None)  # JSON has no NaN
+            value = json.loads(text, parse_constant=lambda _: None)  # JSON has no NaN
             # Raises where an escape is half a surrogate pair, or a number too large for any.
-            json.dumps(facts, ensure_ascii=False, allow_nan=False).encode()
+            json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{self._source} cannot be used: it is no JSON ({error})") from error
-        if not isinstance(facts, dict):
-            raise ValueError(f"{self._source} cannot be used: it holds a {type(facts).__name__}, not a JSON object")
-        return facts
+        if not isinstance(value, dict):
+            raise ValueError(f"{self._source} cannot be used: it holds a {type(value).__name__}, not a JSON object")
+        return value
 
 
 def _text(span: Span, what: str) -> str:

@@ -16,12 +16,12 @@ def normalise(name: str) -> str:
     return "/".join("__" if part == ".." else part for part in text.split("/") if part not in ("", "."))
 
 
-def leaves_root(name: str) -> bool:
+def escapes_root(name: str) -> bool:
     """Whether ``name`` is absolute or climbs: nothing of a shard may be called so, even if it would come back."""
     return name.startswith("/") or ".." in name.split("/")
 
 
-class Keys:
+class KeyAllocator:
     """Gives each clip of a shard a key of its own."""
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class Keys:
         self._taken: set[str] = set()
         self._numbers: Counter[str] = Counter()
 
-    def give(self, name: str, refusal: UnreadableClip | None) -> tuple[str, UnreadableClip | None]:
+    def allocate(self, name: str, refusal: UnreadableClip | None) -> tuple[str, UnreadableClip | None]:
         """The key for a clip called ``name``, and why the clip is refused, if it is.
 
         The first clip of a name is kept, later ones are refused. A key that is taken gets ``#2``, ``#3`` and so on. A
@@ -40,7 +40,7 @@ class Keys:
             refusal: why the clip is refused already, whatever its name.
         """
         key = normalise(name)
-        if refusal is None and leaves_root(name):
+        if refusal is None and escapes_root(name):
             refusal = UnreadableClip(
                 "outside", f"the name {name!r} is absolute or has '..' in it: name the clip relative to its root"
             )

@@ -13,10 +13,10 @@ from typing import Any, BinaryIO
 
 from caption_assets.errors import UnreadableClip
 from caption_assets.sources.clip import Clip, refuse_version
-from caption_assets.sources.clip_key import Keys, leaves_root, normalise
+from caption_assets.sources.clip_key import KeyAllocator, escapes_root, normalise
 from caption_assets.sources.shard import (
     ARCHIVE,
-    SIDE_SUFFIX,
+    JSON_SUFFIX,
     STILL_SUFFIXES,
     TEXT_SUFFIX,
     Layout,
@@ -37,13 +37,13 @@ READ_AHEAD_BYTES = 64 << 10
 """Fetched with each of a tar's headers, for the small members behind it; fsspec's own choice for S3 is 50 MiB."""
 MAX_HEADER_BYTES = 1 << 20
 """A tar that claims a longer header (a name, say) is refused, before that many bytes are read."""
-BROKEN_TAR = (tarfile.TarError, ValueError, OverflowError, RecursionError)
+TAR_ERRORS = (tarfile.TarError, ValueError, OverflowError, RecursionError)
 """What tarfile raises over damaged headers: its own errors, and bare ones where a number or a chain is absurd."""
 NAMED_FILES = 20
 """Maximum number of other files that are named."""
 SHOWN_SUFFIXES = 10
 """Maximum number of suffixes in one message."""
-BESIDE = (SIDE_SUFFIX, TEXT_SUFFIX)
+SIDECAR_SUFFIXES = (JSON_SUFFIX, TEXT_SUFFIX)
 """Suffixes of files that go with the video of their stem."""
 
 
@@ -127,8 +127,8 @@ def _clips(files: Iterable[_File], others: OtherFiles) -> list[Clip]:
     beside: dict[str, _File] = {}
     for file in files:
         ending = suffix(file.name)
-        if ending in BESIDE:
-            if not leaves_root(file.name):
+        if ending in SIDECAR_SUFFIXES:
+            if not escapes_root(file.name):
                 beside.setdefault(_side_name(file.name, ending), file)
         elif ending in STILL_SUFFIXES:
             stills.append(file)
@@ -145,13 +145,13 @@ def _clips(files: Iterable[_File], others: OtherFiles) -> list[Clip]:
     if not videos:
         for name in beside:
             others.add(name)
-    keys = Keys()
+    keys = KeyAllocator()
     clips = []
-    for video in sorted(videos, key=_good_first):
-        side, text = (beside.get(_side_name(video.name, ending)) for ending in BESIDE)
-        refusals = [file.refusal for file in (video, side, text) if file and file.refusal]
-        key, refusal = keys.give(video.name, refusals[0] if refusals else None)
-        clips.append(Clip(key, video.span, _span(side), _span(text), refusal=refusal))
+    for video in sorted(videos, key=_accepted_first):
+        json_file, text = (beside.get(_side_name(video.name, ending)) for ending in SIDECAR_SUFFIXES)
+        refusals = [file.refusal for file in (video, json_file, text) if file and file.refusal]
+        key, refusal = keys.allocate(video.name, refusals[0] if refusals else None)
+        clips.append(Clip(key, video.span, _span(json_file), _span(text), refusal=refusal))
     return sorted(clips, key=lambda clip: clip.key)
 
 
@@ -169,9 +169,9 @@ def _side_name(name: str, ending: str) -> str:
     return posixpath.splitext(normalise(name))[0] + ending
 
 
-def _good_first(file: _File) -> tuple[str, bool]:
+def _accepted_first(file: _File) -> tuple[str, bool]:
     """By key; of files with the same key, those that will not be opened come last."""
-    return normalise(file.name), file.refusal is not None or leaves_root(file.name)
+    return normalise(file.name), file.refusal is not None or escapes_root(file.name)
 
 
 def _folder_files(source: Root, shard: Shard) -> Iterator[_File]:
@@ -210,14 +210,14 @@ def _tar_files(source: Root, shard: Shard) -> Iterator[_File]:
                     yield _File(member.name, span, refusal, is_video(member.name))
     except OSError as error:
         raise ShardError(f"shard {shard.key!r} in {source.url!r} cannot be read: {explain(error)}") from error
-    except BROKEN_TAR as error:
+    except TAR_ERRORS as error:
         raise ShardError(
             f"shard {shard.key!r} cannot be read as an uncompressed tar ({error}): write it anew, without compression"
         ) from error
 
 
 def _members(file: _Headers) -> Iterator[tarfile.TarInfo]:
-    """Every member but folders. Raises one of ``BROKEN_TAR`` where the headers break off."""
+    """Every member but folders. Raises one of ``TAR_ERRORS`` where the headers break off."""
     with tarfile.open(fileobj=file, mode="r:", encoding="utf-8") as archive:
         for member in archive:
             if member.size < 0:

@@ -22,11 +22,11 @@ from caption_assets.video.probe import Probe, probe_by_ranges
 from caption_assets.video.window import MIN_WINDOW_FRAMES, Windowing, split
 from caption_assets.workers.sandbox import Sandbox
 
-PROBERS = 8
+PROBE_WORKERS = 8
 """Workers for a sandbox that probes, by default: each waits for the store most of the time."""
 PIECE_BYTES = 16 << 20
 """Bytes of a clip in one request: in a clip of 2 GiB, 128 of them."""
-AHEAD = 8
+CLIPS_AHEAD = 8
 """Clips taken up before the first of them is handed on, for each worker: a slow one does not hold up the others."""
 
 
@@ -61,7 +61,7 @@ def probe_clips(
     waiting: deque[tuple[Clip, Future[ProbedClip]]] = deque()
     for clip in _listed(source, shard, others):
         waiting.append((clip, sandbox.submit(_probed, clip, base, windowing)))
-        if len(waiting) == AHEAD * sandbox.workers:
+        if len(waiting) == CLIPS_AHEAD * sandbox.workers:
             yield _outcome(sandbox, base, *waiting.popleft())
     while waiting:
         yield _outcome(sandbox, base, *waiting.popleft())
@@ -141,7 +141,7 @@ def _probed(clip: Clip, base: str, windowing: Windowing) -> ProbedClip:
     row, file = _clip_row(clip, base, tag=""), SpanFile(clip.video)
     try:
         row = _clip_row(clip, base, file.tag())
-        rows = tuple(_window_rows(_told(clip, row), probe_by_ranges(file), windowing))
+        rows = tuple(_window_rows(_with_metadata(clip, row), probe_by_ranges(file), windowing))
     except UnreadableClip as error:
         rows = (replace(row, error_kind=error.kind, error=str(error)),)
     return ProbedClip(clip.video.size, file.bytes_read, rows)
@@ -152,12 +152,12 @@ def _refused(clip: Clip, base: str, reason: UnreadableClip) -> ProbedClip:
     return ProbedClip(clip.video.size, 0, (row,))
 
 
-def _told(clip: Clip, row: ManifestRow) -> ManifestRow:
+def _with_metadata(clip: Clip, row: ManifestRow) -> ManifestRow:
     """The row with what was said of the clip where it is listed."""
     try:
-        facts = clip.facts()
-        extra = json.dumps(facts.extra, ensure_ascii=False) if facts.extra else None
-        return replace(row, prompt=facts.prompt, extra=extra)
+        metadata = clip.metadata()
+        extra = json.dumps(metadata.extra, ensure_ascii=False) if metadata.extra else None
+        return replace(row, prompt=metadata.prompt, extra=extra)
     except ValueError as error:
         raise UnreadableClip("side_file", str(error)) from error
 

@@ -23,20 +23,20 @@ from caption_assets.video.container import FORMATS
 
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 """Keys that Dagster's partitions, file systems and object stores all take; a comma, say, breaks backfills in the UI."""
-SIDE_SUFFIX = ".json"
+JSON_SUFFIX = ".json"
 TEXT_SUFFIX = ".txt"
 OTHER_VIDEO_SUFFIXES = (
     ".ts .m2ts .mts .m2t .tp .trp .mpg .mpeg .mpe .m2p .vob .evo .mod .tod .m1v .m2v .mpv .asf .wmv .ogv .ogm .ogx "
     ".mxf .ivf .apng .webp .qt .mp4v .3gpp .3gp2 .f4p .divx .xvid .lrv .insv .360"
 )
 """Suffixes of videos that FFmpeg's demuxers open and do not list, or that cameras write for one of theirs."""
-SOUND_SUFFIXES = frozenset({".m4a", ".m4b", ".mka", ".mks", ".isma"})
+AUDIO_SUFFIXES = frozenset({".m4a", ".m4b", ".mka", ".mks", ".isma"})
 """Suffixes that FFmpeg's demuxers list of files without video."""
 VIDEO_SUFFIXES = (
     frozenset(f".{suffix}" for name in FORMATS.split(",") for suffix in ContainerFormat(name, "r").extensions).union(
         OTHER_VIDEO_SUFFIXES.split()
     )
-    - SOUND_SUFFIXES
+    - AUDIO_SUFFIXES
 )
 """Suffixes of what is taken for a clip: what the demuxers open that may open clips."""
 STILL_SUFFIXES = frozenset({".webp", ".avif", ".heic", ".heif"})
@@ -66,7 +66,7 @@ CLOCK_TOLERANCE = timedelta(minutes=15)
 """Maximum difference between two correctly set clocks; S3 rejects requests beyond it (RequestTimeTooSkewed)."""
 
 
-class PassedOver(StrEnum):
+class SkipReason(StrEnum):
     """Why an entry of the source is not a shard."""
 
     LOOSE_VIDEO = "videos outside a shard (move them into a folder)"
@@ -102,20 +102,20 @@ class Listing:
     """What looks like a shard and is none, by path in the source: why."""
     keys: frozenset[str]
     """Of all of these."""
-    passed_over: Mapping[PassedOver, Sequence[str]]
+    skipped: Mapping[SkipReason, Sequence[str]]
     """Names of the entries that are not shards, sorted, by reason."""
 
-    def describe_passed_over(self, shown: int) -> list[tuple[str, int, str]]:
+    def describe_skipped(self, shown: int) -> list[tuple[str, int, str]]:
         """A row for each reason: the reason, the number of entries, and the first ``shown`` of their names."""
         return [
             (reason, len(names), ", ".join(names[:shown]) + (", …" if len(names) > shown else ""))
-            for reason in PassedOver
-            if (names := self.passed_over.get(reason))
+            for reason in SkipReason
+            if (names := self.skipped.get(reason))
         ]
 
 
 @dataclass(frozen=True, slots=True)
-class Content:
+class ShardContent:
     """What is in a shard, as far as its listing tells."""
 
     version: str
@@ -132,7 +132,7 @@ def list_shards(source: Root) -> Listing:
     Raises:
         ShardError: if the source is not there.
     """
-    shards, passed_over = _read_source(source)
+    shards, skipped = _read_source(source)
     times = Counter(shard.key for shard in shards)
     refused = {}
     for shard in shards:
@@ -142,7 +142,7 @@ def list_shards(source: Root) -> Listing:
             refused[shard.path] = f"{times[shard.key]} shards have the key {shard.key!r}: rename all but one"
     accepted = [shard for shard in shards if shard.path not in refused]
     reasons = {shown_name(path): reason for path, reason in refused.items()}
-    return Listing(accepted, reasons, frozenset(times), passed_over)
+    return Listing(accepted, reasons, frozenset(times), skipped)
 
 
 def refuse_loose_videos(source: Root, listing: Listing) -> None:
@@ -151,7 +151,7 @@ def refuse_loose_videos(source: Root, listing: Listing) -> None:
     Raises:
         ShardError: if it holds videos and no shards.
     """
-    if not listing.keys and (videos := listing.passed_over.get(PassedOver.LOOSE_VIDEO)):
+    if not listing.keys and (videos := listing.skipped.get(SkipReason.LOOSE_VIDEO)):
         raise ShardError(
             f"CAPTION_SOURCE is {source.url!r}, which holds {len(videos)} videos but no shards: did you mean the "
             "parent folder? A shard is a folder of videos within the source"
@@ -175,7 +175,7 @@ def find_shard(source: Root, key: str) -> Shard:
     )
 
 
-def shard_content(source: Root, shard: Shard) -> Content:
+def shard_content(source: Root, shard: Shard) -> ShardContent:
     """What is in a shard.
 
     Of a list, this is the list file itself: the clips it names are not looked at.
@@ -192,7 +192,7 @@ def shard_content(source: Root, shard: Shard) -> Content:
     version = sha256("\n".join(lines).encode()).hexdigest()[:16]
     times = [_written(file) for _, file in files]
     past = [time for time in times if time - datetime.now(UTC) <= CLOCK_TOLERANCE]
-    return Content(version, max(past or times, default=None), len(times) - len(past))
+    return ShardContent(version, max(past or times, default=None), len(times) - len(past))
 
 
 def _written(file: Mapping[str, Any]) -> datetime:
@@ -213,7 +213,7 @@ def files_below(source: Root, shard: Shard) -> list[tuple[str, Mapping[str, Any]
     return [
         (name, entry)
         for name, entry in all_files_below(source, shard)
-        if is_video(name) or suffix(name) in (SIDE_SUFFIX, TEXT_SUFFIX) or is_linked_folder(entry)
+        if is_video(name) or suffix(name) in (JSON_SUFFIX, TEXT_SUFFIX) or is_linked_folder(entry)
     ]
 
 
@@ -245,27 +245,27 @@ def is_linked_folder(entry: Mapping[str, Any]) -> bool:
     return bool(entry.get("islink")) and os.path.isdir(entry["name"])
 
 
-def _read_source(source: Root) -> tuple[list[Shard], dict[PassedOver, list[str]]]:
+def _read_source(source: Root) -> tuple[list[Shard], dict[SkipReason, list[str]]]:
     """Every entry that is a shard, its name not yet checked, sorted by key; and the other entries."""
     shards: list[Shard] = []
-    passed_over: dict[PassedOver, list[str]] = {}
+    skipped: dict[SkipReason, list[str]] = {}
     try:
         for entry in source.entries():
             name = entry["name"][len(source.path) :].removeprefix("/")
             if not name and entry["type"] == "file":
                 continue  # the source's own directory marker, an object "shards/"
-            reason = _reason_to_pass_over(name.rstrip("/"), entry)
+            reason = _skip_reason(name.rstrip("/"), entry)
             if reason is None:
                 shards.append(_as_shard(name.rstrip("/"), entry))
             else:
-                passed_over.setdefault(reason, []).append(shown_name(name) or "/")
+                skipped.setdefault(reason, []).append(shown_name(name) or "/")
     except FileNotFoundError as error:
         raise ShardError(
             f"the source {source.url!r} does not exist: put shards there, or set CAPTION_SOURCE to where they are"
         ) from error
     except StoreError as error:
         raise ShardError(f"CAPTION_SOURCE is {source.url!r}: {error}") from error
-    return sorted(shards, key=lambda shard: shard.key), passed_over
+    return sorted(shards, key=lambda shard: shard.key), skipped
 
 
 def shown_name(name: str) -> str:
@@ -273,28 +273,28 @@ def shown_name(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def _reason_to_pass_over(name: str, entry: Mapping[str, Any]) -> PassedOver | None:
+def _skip_reason(name: str, entry: Mapping[str, Any]) -> SkipReason | None:
     """Why an entry is not a shard; None if it is one."""
     ending = posixpath.splitext(name)[1]
     if name in ("", ".", ".."):
-        return PassedOver.UNNAMED
+        return SkipReason.UNNAMED
     if name.startswith("."):
-        return PassedOver.HIDDEN
+        return SkipReason.HIDDEN
     if entry["type"] == "directory":
         return None
     if is_linked_folder(entry):
-        return PassedOver.LINKED_FOLDER
+        return SkipReason.LINKED_FOLDER
     if entry["type"] != "file" and not entry.get("islink"):
-        return PassedOver.SPECIAL
+        return SkipReason.SPECIAL
     if ending in LAYOUTS:
         return None
     if is_video(name):
-        return PassedOver.LOOSE_VIDEO
+        return SkipReason.LOOSE_VIDEO
     if ARCHIVE.search(name):
-        return PassedOver.ARCHIVE
+        return SkipReason.ARCHIVE
     if ending.lower() in LAYOUTS:
-        return PassedOver.SUFFIX
-    return PassedOver.OTHER
+        return SkipReason.SUFFIX
+    return SkipReason.OTHER
 
 
 def _as_shard(name: str, entry: Mapping[str, Any]) -> Shard:

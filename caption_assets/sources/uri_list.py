@@ -16,7 +16,7 @@ from fsspec.core import split_protocol
 
 from caption_assets.errors import UnreadableClip
 from caption_assets.sources.clip import MAX_TEXT_BYTES, Clip, refuse_version
-from caption_assets.sources.clip_key import Keys, leaves_root, normalise
+from caption_assets.sources.clip_key import KeyAllocator, escapes_root, normalise
 from caption_assets.sources.shard import Shard, ShardError
 from caption_assets.store.failure import StoreError, explain, holds_secret
 from caption_assets.store.root import Root
@@ -24,7 +24,7 @@ from caption_assets.store.span import Span
 
 BATCH_ROWS = 1024
 """Rows held at a time."""
-LOOKUPS = 16
+PARALLEL_LOOKUPS = 16
 """Clips looked up side by side: a store takes tens of milliseconds for each."""
 READ_AHEAD_BYTES = 1 << 20
 """Fetched at a time."""
@@ -41,34 +41,34 @@ def listed_clips(source: Root, shard: Shard) -> Iterator[Clip]:
     Raises:
         ShardError: if the list cannot be read as one.
     """
-    keys = Keys()
+    keys = KeyAllocator()
     named = (_named(source, keys, number, row) for number, row in enumerate(_rows(source, shard), 1))
-    with ThreadPoolExecutor(LOOKUPS) as pool:
+    with ThreadPoolExecutor(PARALLEL_LOOKUPS) as pool:
         while batch := list(islice(named, BATCH_ROWS)):
             yield from pool.map(_found, batch)
 
 
-def _named(source: Root, keys: Keys, number: int, row: Row) -> Clip:
+def _named(source: Root, keys: KeyAllocator, number: int, row: Row) -> Clip:
     """A row's clip, not yet looked up."""
     uri = row.pop("uri")
     columns = json.dumps(row, default=str)  # what JSON has no form for, such as a date, is given as text
-    if not _is_name(uri):
-        return _nameless(keys, number, columns, "uri", f"the row's uri is {uri!r:.100}: name a video file")
+    if not _is_valid_name(uri):
+        return _unnamed(keys, number, columns, "uri", f"the row's uri is {uri!r:.100}: name a video file")
     if holds_secret(uri):
         reason = "the row's uri holds credentials, for which it is not repeated here: name the object alone"
-        return _nameless(keys, number, columns, "credentials", reason)
+        return _unnamed(keys, number, columns, "credentials", reason)
     url = uri if split_protocol(uri)[0] else source.fs.unstrip_protocol(source.full(normalise(uri)))
-    key, refusal = keys.give(uri, _refuse(source, uri) or refuse_version(url))
+    key, refusal = keys.allocate(uri, _refuse(source, uri) or refuse_version(url))
     return Clip(key, Span(url, 0, 0, access=source.access), columns=columns, refusal=refusal)
 
 
-def _nameless(keys: Keys, number: int, columns: str, kind: str, reason: str) -> Clip:
+def _unnamed(keys: KeyAllocator, number: int, columns: str, kind: str, reason: str) -> Clip:
     """The clip of a row whose URI cannot be its key."""
-    key, refusal = keys.give(f"row {number}", UnreadableClip(kind, reason))
+    key, refusal = keys.allocate(f"row {number}", UnreadableClip(kind, reason))
     return Clip(key, Span("", 0, 0), columns=columns, refusal=refusal)
 
 
-def _is_name(uri: object) -> TypeGuard[str]:
+def _is_valid_name(uri: object) -> TypeGuard[str]:
     """Whether any file could be called so: a text of UTF-8 with something in it, and no NUL."""
     if not isinstance(uri, str) or "\0" in uri or not normalise(uri):
         return False
@@ -78,7 +78,7 @@ def _is_name(uri: object) -> TypeGuard[str]:
 def _refuse(source: Root, uri: str) -> UnreadableClip | None:
     protocol, path = split_protocol(uri)
     if protocol is None:
-        if not leaves_root(uri) and not source.holds(normalise(uri)):
+        if not escapes_root(uri) and not source.holds(normalise(uri)):
             return UnreadableClip("link", f"{uri!r} leads out of the source by a link: put the file itself there")
         return None
     own = source.fs.protocol

@@ -8,18 +8,18 @@ import xxhash
 
 
 class PiecewiseTag:
-    """The content tag of bytes that come in pieces: XXH3's 128 bits as 32 hex digits.
+    """Incremental content tag: the 128-bit XXH3 hash as 32 hex digits.
 
-    It covers every byte, and nothing else: a clip keeps its tag wherever it lies and whoever copied it.
+    It covers every byte and nothing else: copies of a clip have the same tag.
     """
 
     def __init__(self) -> None:
         self.size = 0
-        """Bytes so far."""
+        """Number of bytes so far."""
         self._hash = xxhash.xxh3_128()
 
     def add(self, piece: bytes | memoryview) -> None:
-        """Take the next bytes into account."""
+        """Update the tag with the next bytes."""
         self.size += len(piece)
         self._hash.update(piece)
 
@@ -29,12 +29,12 @@ class PiecewiseTag:
 
 
 def content_tag(data: bytes) -> str:
-    """The content tag of a clip whose store has none: ``PiecewiseTag`` of all of its bytes."""
+    """The content tag of a clip whose store has no ETags: ``PiecewiseTag`` of all of its bytes."""
     tag = PiecewiseTag()
     tag.add(data)
     return tag.value()
 
 
 def etag_tag(etag: str) -> str:
-    """The content tag of an object that its store has tagged itself: 32 hex digits, too."""
+    """The content tag of an object with an ETag, as 32 hex digits."""
     return sha256(f"etag:{etag}".encode()).hexdigest()[:32]

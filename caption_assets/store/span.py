@@ -11,7 +11,7 @@ from caption_assets.store.access import STANDARD, Access
 from caption_assets.store.failure import translate_store_errors
 
 END_BYTES = 32 << 10
-"""Bytes at each end of a clip that are fetched first: a container's index or its first frames lie there."""
+"""Bytes at each end of a clip that are fetched first: they contain the container's index or its first frames."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,22 +19,22 @@ class Span:
     """A range of bytes in storage: a file of a shard, or a member of its tar."""
 
     url: str
-    """The file that holds the bytes: its protocol, ``://``, and its path as the file system names it, unescaped."""
+    """The file that contains the bytes: its protocol, ``://``, and its path as the file system names it, unescaped."""
     offset: int
-    """Where they begin in that file."""
+    """Offset of the first byte in that file."""
     size: int
-    """How many they are."""
+    """Number of bytes."""
     etag: str | None = None
-    """The store's own tag of the content, where the bytes are a whole object of a store that has tags."""
+    """The store's ETag, if the span is a whole object of a store with ETags."""
     access: Access = STANDARD
-    """How the storage is reached."""
+    """Configuration of the storage."""
 
     def info(self) -> dict[str, Any]:
-        """What the store says of the file: fsspec's ``size`` and ``type``, and the ``ETag`` where it has one.
+        """Metadata of the file: fsspec's ``size`` and ``type``, and the ``ETag`` if the store has one.
 
         Raises:
-            FileNotFoundError: if there is none.
-            StoreError: if the store does not say.
+            FileNotFoundError: if there is no such file.
+            StoreError: if the request fails.
         """
         with translate_store_errors(f"{self.url} cannot be looked up"):
             fs, path = self._place()
@@ -45,7 +45,7 @@ class Span:
 
         Raises:
             FileNotFoundError: if there is no such file.
-            StoreError: if they cannot be read.
+            StoreError: if the request fails.
         """
         return self.read_range(0, self.size)
 
@@ -54,18 +54,18 @@ class Span:
 
         Raises:
             FileNotFoundError: if there is no such file.
-            StoreError: if they cannot be read.
+            StoreError: if the request fails.
         """
         if end <= start:
-            return b""  # a store would take an empty range for no range and send the whole file
+            return b""  # a store would treat an empty range as none and send the whole file
         with translate_store_errors(f"{self.url} cannot be read"):
             fs, path = self._place()
             return bytes(fs.cat_file(path, start=self.offset + start, end=self.offset + end))
 
     def _place(self) -> tuple[AbstractFileSystem, str]:
-        """The file system that holds the file, and its path there.
+        """The file system of the file, and its path there.
 
-        Not by ``url_to_fs``, which takes ``::`` in a file's name for a chain of file systems.
+        fsspec's ``url_to_fs`` is not used: it parses ``::`` in a file name as a chain of file systems.
         """
         protocol, path = self.url.split("://", 1)
         return self.access.filesystem(protocol), path

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from caption_assets.video.display import Orientation, orientation
-from caption_assets.video.track import WHOLE, ByteRanges, Crop, Track
+from caption_assets.video.track import NO_CROP, ByteRanges, Crop, Track
 
-MOST_BOXES = 64
+MAX_BOXES = 64
 """Boxes side by side that are looked at: in a file that is not fragmented the index is among the first few."""
 VISUAL_ENTRY = 78
 """Bytes of a video sample entry before the boxes within it (12.1.3)."""
@@ -39,7 +39,7 @@ class Box:
 
 
 @dataclass(frozen=True, slots=True)
-class Index:
+class MovieBox:
     """What an index (``moov``) says beside what FFmpeg reads out of it."""
 
     fragmented: bool
@@ -48,16 +48,16 @@ class Index:
     """Video tracks by their id."""
 
 
-def read_index(file: ByteRanges) -> Index | None:
+def read_movie_box(file: ByteRanges) -> MovieBox | None:
     """The index of an MP4 or QuickTime file, held from now on; None if there is none where one looks for it."""
     moov = next((box for box in _boxes(file, 0, file.size) if box.kind == b"moov"), None)
     if moov is None:
         return None
-    file.hold(moov.start, moov.end)
+    file.prefetch(moov.start, moov.end)
     inside = list(_boxes(file, moov.start, moov.end))
     film = next((_header(file, box).matrix for box in inside if box.kind == b"mvhd"), IDENTITY)
     tracks = [_track(file, box, film) for box in inside if box.kind == b"trak"]
-    return Index(
+    return MovieBox(
         fragmented=any(box.kind == b"mvex" for box in inside),
         tracks=dict(found for found in tracks if found),
     )
@@ -65,7 +65,7 @@ def read_index(file: ByteRanges) -> Index | None:
 
 def _boxes(file: ByteRanges, start: int, end: int) -> Iterator[Box]:
     """The boxes between two places, up to the first that is none; the last may be cut off by the end."""
-    for _ in range(MOST_BOXES):
+    for _ in range(MAX_BOXES):
         if start + 8 > end:
             return
         header = file.read_range(start, min(start + 16, end))
@@ -116,7 +116,7 @@ def _track(file: ByteRanges, trak: Box, film: Matrix) -> tuple[int, Track] | Non
     handlers = [file.read_range(box.start + 8, box.start + 12) for box in _inside(file, trak, b"mdia", b"hdlr")]
     if header is None or b"vide" not in handlers:
         return None
-    crop, encryption, drm, own_colours = WHOLE, None, False, None
+    crop, encryption, drm, proprietary_colours = NO_CROP, None, False, None
     for table in _inside(file, trak, b"mdia", b"minf", b"stbl", b"stsd"):
         for entry in _boxes(file, table.start + 8, table.end):
             inside = Box(entry.kind, entry.start + VISUAL_ENTRY, entry.end)
@@ -125,13 +125,13 @@ def _track(file: ByteRanges, trak: Box, film: Matrix) -> tuple[int, Track] | Non
                 encryption, drm = _scheme(file, inside), entry.kind == b"drmi"
             profiles = [file.read_range(box.start + 2, box.start + 3) for box in _inside(file, inside, b"dvcC")]
             if any(data and data[0] >> 1 == DOLBY_PROFILE for data in profiles):
-                own_colours = f"Dolby Vision profile {DOLBY_PROFILE}"
+                proprietary_colours = f"Dolby Vision profile {DOLBY_PROFILE}"
     modes = [
         int.from_bytes(file.read_range(box.start + 4, box.start + 6))
         for box in _inside(file, trak, b"mdia", b"minf", b"vmhd")
     ]
     matte = next((MATTES[mode] for mode in modes if mode in MATTES), None)
-    return header.track, Track(crop, _orientation(header.matrix, film), encryption, drm, own_colours, matte)
+    return header.track, Track(crop, _orientation(header.matrix, film), encryption, drm, proprietary_colours, matte)
 
 
 def _orientation(track: Matrix, film: Matrix) -> Orientation:
@@ -148,7 +148,7 @@ def _crop(file: ByteRanges, entry: Box, clap: Box) -> Crop:
     width, height = struct.unpack(">HH", size)
     wide, wide_by, high, high_by, right, right_by, down, down_by = struct.unpack(">4IiIiI", data)
     if not (wide_by and high_by and right_by and down_by):
-        return WHOLE
+        return NO_CROP
     left = Fraction(width) / 2 - Fraction(wide, wide_by) / 2
     top = Fraction(height) / 2 - Fraction(high, high_by) / 2
     x, y = Fraction(right, right_by), Fraction(down, down_by)

@@ -1,4 +1,4 @@
-"""A clip's container, opened from its bytes with nothing else within reach."""
+"""A clip's container, opened from its bytes alone: FFmpeg cannot open other files."""
 
 from __future__ import annotations
 
@@ -19,122 +19,123 @@ from av.video.stream import VideoStream
 from caption_assets.errors import UnreadableClip
 from caption_assets.video import boxes, ebml, sei
 from caption_assets.video.display import UPRIGHT, Orientation, frame_orientation
-from caption_assets.video.matrix import REFUSED
+from caption_assets.video.matrix import UNSUPPORTED_MATRICES
 from caption_assets.video.scrambling import asf_protection, is_scrambled, is_scrambled_program
-from caption_assets.video.signature import HEAD_BYTES, image_of, kind_of
-from caption_assets.video.track import PLAIN, ByteRanges, OpenFile, Track
+from caption_assets.video.signature import HEAD_BYTES, file_kind, still_image_name
+from caption_assets.video.track import DEFAULT_TRACK, ByteRanges, OpenFile, Track
 
 FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,gif,apng,mxf,nut,dv,ivf,obu,yuv4mpegpipe,"
     "h264,hevc,m4v,mpegvideo"
 )
-"""Containers, and streams without one, that may be opened. Others are refused: an ffconcat list, say, would make FFmpeg
-open local files."""
+"""Containers and raw streams that may be opened. Others are refused: an ffconcat list would make FFmpeg open local
+files."""
 
-STILLS = frozenset({"mjpeg", "png", "bmp", "tiff", "webp", "gif", "jpeg2000", "targa"})
-"""Codecs, by FFmpeg's names, of a track that is a cover picture where the file has a film as well."""
+STILL_CODECS = frozenset({"mjpeg", "png", "bmp", "tiff", "webp", "gif", "jpeg2000", "targa"})
+"""Codecs, by FFmpeg's names, of a track that is a cover image if the file has another video track."""
 NOT_SHOWN = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image | Disposition.dependent
-"""What a file says of tracks that players do not show as its film."""
+"""Dispositions of video tracks that players do not play."""
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
-"""Decoders of transparency in WebM, which lies beside the pictures; FFmpeg's own leave it out."""
+"""Decoders of WebM's transparency, which is stored in side data; FFmpeg's own decoders ignore it."""
 
 MAX_PIXELS = 8192 * 8192
-"""Pixels of a frame that are still decoded: a file of 64 KB can declare 16k x 16k, for 1.2 GB of memory."""
+"""Maximum number of pixels of a frame: a file of 64 KB can declare 16k x 16k, which takes 1.2 GB of memory."""
 
 MAX_SIDE = 16384
-"""Pixels along one side that are still decoded, the most that H.264 levels and most decoders know."""
+"""Maximum number of pixels along one side: the limit of H.264 levels and of most decoders."""
 
-DECODER = {"max_pixels": str(MAX_PIXELS), "threads": "1"}
-"""Options of every decoder. One thread: clips side by side beat threads within one (2.30 to 1.53 clips a second)."""
+DECODER_OPTIONS = {"max_pixels": str(MAX_PIXELS), "threads": "1"}
+"""Options of every decoder. One thread each: clips in parallel decode faster than threads within one (2.30 against
+1.53 clips a second)."""
 
-FIRST_PACKETS = 600
-"""Packets in which a picture is looked for that can be decoded: the 20 s that the longest groups of pictures last in
-broadcasts and surveillance."""
+MAX_PACKETS_TO_PICTURE = 600
+"""Maximum number of packets to decode until the first picture: 20 s, the longest groups of pictures in broadcasts and
+surveillance."""
 
-BROKEN = (av.FFmpegError, OSError, ValueError, IndexError)
-"""What PyAV raises over damaged files: its own errors, and bare ones out of opening and demuxing."""
+FFMPEG_ERRORS = (av.FFmpegError, OSError, ValueError, IndexError)
+"""Errors that PyAV raises for damaged files: its own, and built-in ones while opening and demuxing."""
 
 
 @contextmanager
 def open_video(file: bytes | BinaryIO) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """Open a clip and yield the container and the video stream that players show.
+    """Open a clip and yield its container and the video stream that players play.
 
     Args:
-        file: the clip's bytes, or a binary file that can be read and sought.
+        file: the clip's bytes, or a seekable binary file.
 
     Raises:
         UnreadableClip: if FFmpeg finds no container or no video in it, or fails within the block.
     """
     opened = BytesIO(file) if isinstance(file, bytes) else file
-    with _open_container(opened) as container, reports_damage():
+    with _open_container(opened) as container, translate_ffmpeg_errors():
         yield container, _video_stream(opened, container)
 
 
 @contextmanager
-def reports_damage() -> Iterator[None]:
-    """DiffSegments FFmpeg's errors within the block into a refusal of the clip.
+def translate_ffmpeg_errors() -> Iterator[None]:
+    """Raise FFmpeg's errors within the block as ``UnreadableClip``.
 
     Raises:
         UnreadableClip: if FFmpeg fails.
     """
     try:
         yield
-    except BROKEN as error:
-        raise UnreadableClip("damaged", f"the file is damaged: its video breaks off ({detail(error)})") from error
+    except FFMPEG_ERRORS as error:
+        raise UnreadableClip("damaged", f"the file is damaged: FFmpeg reports {ffmpeg_message(error)!r}") from error
 
 
 def read_track(file: bytes | BinaryIO, stream: VideoStream) -> Track:
-    """What the container says of a stream beside what PyAV tells.
+    """The properties of a stream that its container stores and PyAV does not expose.
 
     Args:
-        file: the clip's bytes, or a binary file, which is left at the position that it has.
-        stream: of the open container.
+        file: the clip's bytes, or a binary file, whose position is kept.
+        stream: a stream of the open container.
     """
     ranges = _ranges(BytesIO(file) if isinstance(file, bytes) else file)
     name = stream.container.format.name
     if name.startswith("mov"):
-        index = boxes.read_index(ranges)
-        return index.tracks.get(stream.id, PLAIN) if index else PLAIN
+        movie = boxes.read_movie_box(ranges)
+        return movie.tracks.get(stream.id, DEFAULT_TRACK) if movie else DEFAULT_TRACK
     if name.startswith("matroska"):
-        films = [other for other in stream.container.streams.video if not other.disposition & Disposition.attached_pic]
+        videos = [other for other in stream.container.streams.video if not other.disposition & Disposition.attached_pic]
         tracks = ebml.read_tracks(ranges)
-        return tracks[films.index(stream)] if stream in films and len(tracks) == len(films) else PLAIN
-    return PLAIN
+        return tracks[videos.index(stream)] if stream in videos and len(tracks) == len(videos) else DEFAULT_TRACK
+    return DEFAULT_TRACK
 
 
-def with_own_orientation(track: Track, stream: VideoStream, sample: bytes) -> Track:
-    """The track with the orientation that its first picture asks for, where the container asks for none.
+def with_stream_orientation(track: Track, stream: VideoStream, sample: bytes) -> Track:
+    """The track with the orientation that its first picture states, if the container states none.
 
     Args:
         track: as ``read_track`` returns it.
-        stream: of the open container.
+        stream: a stream of the open container.
         sample: the first bytes of the stream's first packet.
     """
     context = stream.codec_context
     codec = context.codec.canonical_name
     if codec not in sei.CODECS or track.orientation not in (None, UPRIGHT):
         return track
-    own = sei.read_orientation(codec, context.extradata or b"", sample)
-    return replace(track, orientation=own) if own else track
+    orientation = sei.read_orientation(codec, context.extradata or b"", sample)
+    return replace(track, orientation=orientation) if orientation else track
 
 
 def first_orientation(
     stream: VideoStream, packets: Iterator[Packet[VideoStream]]
 ) -> tuple[list[Packet[VideoStream]], Orientation]:
-    """The orientation of a stream's first picture that can be decoded, and the packets that it took.
+    """The orientation of a stream's first decodable picture, and the packets that were consumed to decode it.
 
     Args:
-        stream: whose decoder is as it was when the container was opened, and is so again afterwards.
-        packets: of the stream, from its first.
+        stream: a stream with an unused decoder, which is reset afterwards.
+        packets: packets of the stream, from its first.
     """
     context, taken = stream.codec_context, []
     try:
-        for packet in itertools.islice(packets, FIRST_PACKETS):
+        for packet in itertools.islice(packets, MAX_PACKETS_TO_PICTURE):
             taken.append(packet)
             if packet.is_discard:
                 continue
             frames = _frames(context, packet)
-            if not frames and sum(not one.is_discard for one in taken) == 1:  # mostly it is a keyframe, and held back
+            if not frames and sum(not one.is_discard for one in taken) == 1:  # usually a keyframe that is delayed
                 frames = _frames(context, None)
                 context.flush_buffers()
                 _frames(context, packet)
@@ -149,19 +150,19 @@ def first_orientation(
 def _frames(context: VideoCodecContext, packet: Packet[VideoStream] | None) -> list[VideoFrame]:
     try:
         return context.decode(packet)
-    except BROKEN:
+    except FFMPEG_ERRORS:
         return []
 
 
 def decoder(stream: VideoStream) -> VideoCodecContext:
-    """The decoder of a stream: its own, or one that decodes transparency as well."""
+    """The decoder of a stream: FFmpeg's default, or one that decodes transparency as well."""
     codec = stream.codec_context.codec.canonical_name
-    told = {name.lower(): value for name, value in stream.metadata.items()}  # remuxing leaves a tag in capitals
-    if told.get("alpha_mode") != "1" or codec not in ALPHA_DECODERS:
+    tags = {name.lower(): value for name, value in stream.metadata.items()}  # remuxing leaves a tag in capitals
+    if tags.get("alpha_mode") != "1" or codec not in ALPHA_DECODERS:
         return stream.codec_context
     context = av.CodecContext.create(ALPHA_DECODERS[codec], "r")
     assert isinstance(context, VideoCodecContext)
-    context.options = dict(DECODER)
+    context.options = dict(DECODER_OPTIONS)
     return context
 
 
@@ -173,81 +174,83 @@ def _open_container(file: BinaryIO) -> InputContainer:
     head = OpenFile(file).read_range(0, HEAD_BYTES)
     if not head:
         raise UnreadableClip("empty", "the file is empty")
-    if picture := image_of(head):
-        raise UnreadableClip("image", f"the file is {picture}, not a video")
+    if picture := still_image_name(head):
+        raise UnreadableClip("image", f"the file is {picture}, not a video: remove it from the shard")
     try:
         return av.open(
             file,
             "r",
-            options=dict(DECODER),  # opening decodes a frame or two as well
+            options=dict(DECODER_OPTIONS),  # opening decodes the first frames as well
             container_options={"format_whitelist": FORMATS},
             metadata_errors="replace",
         )
-    except BROKEN as error:
+    except FFMPEG_ERRORS as error:
         if b"ftyp" in head[:32]:
             raise UnreadableClip(
                 "damaged",
-                f"the file begins as MP4 but its index (moov) is missing or broken: is it cut off? ({detail(error)})",
+                f"the file begins as MP4, but its index (moov) is missing or damaged ({ffmpeg_message(error)}): it may "
+                "be cut off",
             ) from error
-        kind, name = kind_of(head)
-        raise UnreadableClip(kind, f"the file cannot be read as a video: it is {name} ({detail(error)})") from error
+        kind, name = file_kind(head)
+        raise UnreadableClip(kind, f"the file is not a video, but {name} ({ffmpeg_message(error)})") from error
 
 
 def _video_stream(file: BinaryIO, container: InputContainer) -> VideoStream:
     if all(stream.type == "data" for stream in container.streams):
-        raise UnreadableClip("damaged", "the file's index describes no picture or sound: it is cut off")
-    films = [stream for stream in container.streams.video if not stream.disposition & NOT_SHOWN]
-    if not films:
-        _refuse_without_film(container)
-    stream = min(films, key=lambda film: _order(film, films))
+        raise UnreadableClip("damaged", "the file is cut off: its index lists no video or audio track")
+    videos = [stream for stream in container.streams.video if not stream.disposition & NOT_SHOWN]
+    if not videos:
+        _refuse_without_video(container)
+    stream = min(videos, key=lambda video: _selection_key(video, videos))
     track = read_track(file, stream)
     _refuse_encrypted(file, stream, track)
     if stream.codec_context is None:
-        raise UnreadableClip("unknown_codec", "there is no decoder for the file's video: convert it, say to H.264")
-    if not stream.codec_context.width:  # FFmpeg says 0 where a decoder refused the size
+        raise UnreadableClip("unknown_codec", "no decoder for the file's video codec: convert it, for example to H.264")
+    if not stream.codec_context.width:  # FFmpeg reports 0 if a decoder rejects the size
         raise UnreadableClip(
-            "too_large", f"the video's size cannot be told, or is more than the {MAX_PIXELS:,} pixels that are decoded"
+            "too_large",
+            f"cannot determine the video's dimensions, or they exceed the limit of {MAX_PIXELS:,} pixels",
         )
     check_size(stream.codec_context.width, stream.codec_context.height)
     _refuse_colours(stream.codec_context, track)
-    stream.codec_context.options = dict(DECODER)  # of its own; and a stream may grow midway
+    stream.codec_context.options = dict(DECODER_OPTIONS)  # each stream has options; its size may grow later
     return stream
 
 
-def _order(stream: VideoStream, films: Sequence[VideoStream]) -> tuple[bool, ...]:
-    """The lower, the sooner players show it; of equal streams, they show the first in the file."""
+def _selection_key(stream: VideoStream, videos: Sequence[VideoStream]) -> tuple[bool, ...]:
+    """Sort key: players play the stream with the lowest key, and of equal ones the first in the file."""
     codec = _codec(stream.codec_context)
     return (
         codec is None,
-        not stream.frames and any(film.frames for film in films),  # an index without frames
-        codec in STILLS and stream.frames <= 1,
+        not stream.frames and any(video.frames for video in videos),  # an index without frames
+        codec in STILL_CODECS and stream.frames <= 1,
         not stream.disposition & Disposition.default,
     )
 
 
 def _codec(context: VideoCodecContext | None) -> str | None:
-    """FFmpeg's name of a codec; None where it has no decoder."""
+    """FFmpeg's name of a codec; None if it has no decoder."""
     return context.codec.canonical_name if context else None
 
 
-def _refuse_without_film(container: InputContainer) -> NoReturn:
+def _refuse_without_video(container: InputContainer) -> NoReturn:
     if container.streams.audio:
-        raise UnreadableClip("audio_only", "the file holds sound and no video")
+        raise UnreadableClip("audio_only", "the file has audio but no video: remove it from the shard")
     if container.streams.video:
-        raise UnreadableClip("image", "the file holds still pictures and no video")
-    raise UnreadableClip("no_video_stream", "the file has no video stream")
+        raise UnreadableClip("image", "the file has still images but no video: remove it from the shard")
+    raise UnreadableClip("no_video_stream", "the file has no video stream: remove it from the shard")
 
 
 def _refuse_colours(context: VideoCodecContext, track: Track) -> None:
     is_rgb = context.format is not None and context.format.is_rgb
-    if system := track.own_colours or (None if is_rgb else REFUSED.get(context.colorspace)):
-        raise UnreadableClip("unknown_colours", f"the video's colours are coded as {system}: convert it, say to BT.709")
+    if system := track.proprietary_colours or (None if is_rgb else UNSUPPORTED_MATRICES.get(context.colorspace)):
+        raise UnreadableClip("unknown_colours", f"unsupported colour system {system}: convert the video to BT.709")
 
 
 def _refuse_encrypted(file: BinaryIO, stream: VideoStream, track: Track) -> None:
     ranges, name = _ranges(file), stream.container.format.name
     if track.drm:
-        raise UnreadableClip("drm", "the video is protected by FairPlay: only Apple's players have the key")
+        raise UnreadableClip("drm", "the video is protected by FairPlay: provide a file without protection")
     scheme = track.encryption
     if name == "mpegts" and is_scrambled(ranges, stream.id):
         scheme = "transport stream scrambling"
@@ -256,14 +259,14 @@ def _refuse_encrypted(file: BinaryIO, stream: VideoStream, track: Track) -> None
     if scheme:
         raise UnreadableClip("encrypted", f"the video is encrypted ({scheme}): decrypt it")
     if name == "asf" and (protection := asf_protection(ranges)):
-        raise UnreadableClip("drm", f"the video is protected by {protection}: give a file without protection")
+        raise UnreadableClip("drm", f"the video is protected by {protection}: provide a file without protection")
 
 
 def check_size(width: int, height: int) -> None:
-    """Refuse pictures of more than ``MAX_PIXELS``, or more than ``MAX_SIDE`` along a side.
+    """Validate the size of pictures.
 
     Raises:
-        UnreadableClip: if they are that large.
+        UnreadableClip: if it exceeds ``MAX_PIXELS``, or ``MAX_SIDE`` along a side.
     """
     if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
         raise UnreadableClip(
@@ -273,6 +276,6 @@ def check_size(width: int, height: int) -> None:
         )
 
 
-def detail(error: Exception) -> str:
-    """FFmpeg's words for an error, without the name of the file."""
+def ffmpeg_message(error: Exception) -> str:
+    """FFmpeg's message for an error, without the name of the file."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__

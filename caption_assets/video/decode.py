@@ -1,4 +1,4 @@
-"""Clip bytes to the frames a model is shown: chosen by time, upright, at the model's size."""
+"""The clip decoder: from a clip's bytes to the frames that the model is shown, upright and at the model's size."""
 
 from __future__ import annotations
 
@@ -17,38 +17,38 @@ from av import VideoFrame
 from numpy.typing import NDArray
 
 from caption_assets.errors import UnreadableClip
-from caption_assets.video.container import reports_damage
-from caption_assets.video.frame_sampling import moments, shown_at
+from caption_assets.video.container import translate_ffmpeg_errors
+from caption_assets.video.frame_sampling import frames_shown_at, sample_times
 from caption_assets.video.picture import Picture
 from caption_assets.video.picture_stream import PictureStream
-from caption_assets.video.plan import SKIPPABLE, Structure, runs, with_parts
+from caption_assets.video.plan import SKIPPABLE_CODECS, StreamStructure, decode_ranges, with_second_fields
 
 MAX_REPLACED = 0.25
-"""Share of a window's moments that may show an earlier picture because their own cannot be decoded."""
+"""Maximum share of a window's frames that may be replaced by an earlier picture because they cannot be decoded."""
 SEQUENTIAL_PICTURES = 512
-"""Pictures to a keyframe from which on a clip is sequential: twice the default window."""
+"""Average pictures per keyframe above which a clip is sequential: twice the default window."""
 
 
 @dataclass(frozen=True, slots=True)
 class Frames:
-    """The frames of one window as a model will see them."""
+    """The frames of one window as the model is shown them."""
 
     pixels: NDArray[np.uint8]
     """uint8 of shape (frames, height, width, 3), RGB."""
     indices: tuple[int, ...]
-    """Numbers of the frames within the clip, in order of presentation. A frame that stays is there more than once."""
+    """Numbers of the frames within the clip, in presentation order. A still frame is repeated."""
     fps: float
     """Frames per second of the chosen frames, not of the source: it sets the model's temporal positions."""
     interlaced: bool = False
-    """Whether any of them is one field of two, of different moments."""
+    """Whether any frame is interlaced, so that one of its two fields is shown."""
     padded: int = 0
-    """Number of frames that have another shape than the clip, with black bars beside them."""
+    """Number of frames with another aspect ratio than the clip, which are shown with black bars."""
     replaced: int = 0
-    """Number of frames whose own picture cannot be decoded, so that an earlier one is shown."""
+    """Number of frames that cannot be decoded, so that an earlier picture is shown."""
 
 
-class CatchingUp(Exception):
-    """The time was over before the decoder reached the window. The next call goes on from there."""
+class PauseReached(Exception):
+    """The time limit passed before the decoder reached the window. The next call continues from there."""
 
 
 def decode(data: bytes, start: int, end: int, count: int, size: tuple[int, int] | None) -> Frames:
@@ -56,30 +56,33 @@ def decode(data: bytes, start: int, end: int, count: int, size: tuple[int, int] 
 
     Args:
         data: the whole clip.
-        start: as there.
-        end: as there.
-        count: as there.
-        size: as there.
+        start: see ``ClipDecoder.frames``.
+        end: see ``ClipDecoder.frames``.
+        count: see ``ClipDecoder.frames``.
+        size: see ``ClipDecoder.frames``.
 
     Raises:
-        UnreadableClip: as there.
+        UnreadableClip: see ``ClipDecoder.frames``.
     """
     with closing(ClipDecoder(partial(BytesIO, data))) as decoder:
         return decoder.frames(start, end, count, size)
 
 
 @dataclass(frozen=True, slots=True)
-class _Shot:
-    """A picture to show."""
+class _DecodedFrame:
+    """A decoded picture."""
 
-    rank: int
+    index: int
     """Number of its frame within the clip."""
     picture: Picture
     interlaced: bool
 
 
 class ClipDecoder:
-    """A clip that is being decoded. Windows that are asked for in order cost one pass over it together.
+    """Decodes windows of one clip. Windows that are requested in order take one pass over the clip together.
+
+    The decoder first skips all pictures that are neither wanted nor needed to decode a wanted one. If that does not
+    yield every wanted picture, it decodes all pictures.
 
     Args:
         open_file: opens the clip's file; each call returns a file of its own.
@@ -90,185 +93,190 @@ class ClipDecoder:
 
     def __init__(self, open_file: Callable[[], BinaryIO]) -> None:
         self._open_file = open_file
-        with reports_damage(), ExitStack() as stack:
-            stream = PictureStream(open_file, is_thorough=False)
+        with translate_ffmpeg_errors(), ExitStack() as stack:
+            stream = PictureStream(open_file, decodes_all=False)
             stack.callback(stream.close)
             self._timeline, packets = stream.read_all()
             stack.pop_all()
-        self._can_skip = stream.codec in SKIPPABLE and packets.can_start_at_any_keyframe
-        stream.is_thorough = not self._can_skip
-        self._lean = stream if self._can_skip else None
-        self._thorough = None if self._can_skip else stream
-        keys = packets.keys if self._can_skip else ()
-        self._structure = Structure(len(packets), keys, self._timeline.stamps, packets.holds)
-        self._ranks = array("q", [-1]) * len(packets)
-        for rank, number in enumerate(self._timeline.sources):
-            if self._ranks[number] < 0:  # else it repeats the frame before
-                self._ranks[number] = rank
+        self._can_skip = stream.codec in SKIPPABLE_CODECS and packets.can_start_at_any_keyframe
+        stream.decodes_all = not self._can_skip
+        self._selective = stream if self._can_skip else None
+        self._full = None if self._can_skip else stream
+        keyframes = packets.keyframes if self._can_skip else ()
+        self._structure = StreamStructure(len(packets), keyframes, self._timeline.timestamps, packets.contents)
+        self._index_of_packet = array("q", [-1]) * len(packets)
+        for index, number in enumerate(self._timeline.sources):
+            if self._index_of_packet[number] < 0:  # otherwise the frame repeats the one before
+                self._index_of_packet[number] = index
 
     def close(self) -> None:
         """Close the clip's files."""
-        for stream in (self._lean, self._thorough):
+        for stream in (self._selective, self._full):
             if stream:
                 stream.close()
-        self._lean = self._thorough = None
+        self._selective = self._full = None
 
     @property
     def position(self) -> int:
-        """Number of packets that were read for the last window."""
-        return max(stream.position if stream else 0 for stream in (self._lean, self._thorough))
+        """Number of packets read so far in the current pass."""
+        return max(stream.position if stream else 0 for stream in (self._selective, self._full))
 
     @property
     def is_sequential(self) -> bool:
-        """Whether a window costs much less after the one before it, for want of keyframes."""
-        return self._structure.packets > SEQUENTIAL_PICTURES * max(len(self._structure.keys), 1)
+        """Whether keyframes are so sparse that a window is much cheaper to decode after the one before it."""
+        return self._structure.packets > SEQUENTIAL_PICTURES * max(len(self._structure.keyframes), 1)
 
     def frames(
         self, start: int, end: int, count: int, size: tuple[int, int] | None, *, pause_at: float | None = None
     ) -> Frames:
         """Decode ``count`` frames of the window from frame ``start`` to before frame ``end``.
 
-        Pictures are those that a player shows: see ``picture``.
+        Pictures are rendered as a player shows them: see ``picture``.
 
         Args:
-            start: first frame of the window, in order of presentation.
+            start: first frame of the window, in presentation order.
             end: one past its last frame.
-            count: frames wanted, at least 2, spread evenly over the window's time, its first and last frame included.
-            size: height and width of the upright pictures, in pixels; None for those at which the clip is displayed.
+            count: number of frames, at least 2, spread evenly over the window's time, including its first and last.
+            size: height and width of the upright pictures, in pixels; None for the display size of the clip.
             pause_at: value of ``time.monotonic`` at which to stop if the decoder has not reached the window yet.
 
         Raises:
             UnreadableClip: if the clip, or more than ``MAX_REPLACED`` of the wanted frames, cannot be decoded.
-            CatchingUp: if ``pause_at`` was reached.
+            PauseReached: if ``pause_at`` was reached.
         """
         times = self._timeline.times
         if len(times) < end:
-            raise UnreadableClip("damaged", f"the clip has {len(times)} frames, its window ends at frame {end}")
+            raise UnreadableClip(
+                "damaged",
+                f"the clip has {len(times)} frames, but its window ends at frame {end}",
+            )
         window = times[start:end]
-        chosen = moments(window, times[end] if end < len(times) else self._timeline.end, count)
-        ranks = [start + index for index in shown_at(window, chosen)]
-        own = [self._ranks[self._timeline.sources[rank]] for rank in ranks]
-        with reports_damage():
-            shots = self._shots(sorted(set(own)), size, pause_at)
-        undecodable = sum(rank not in shots or shots[rank].rank != rank for rank in own)
-        if not shots or undecodable > MAX_REPLACED * count:
+        chosen = sample_times(window, times[end] if end < len(times) else self._timeline.end, count)
+        indices = [start + index for index in frames_shown_at(window, chosen)]
+        coded = [self._index_of_packet[self._timeline.sources[index]] for index in indices]
+        with translate_ffmpeg_errors():
+            decoded = self._decode_wanted(sorted(set(coded)), size, pause_at)
+        undecodable = sum(index not in decoded or decoded[index].index != index for index in coded)
+        if not decoded or undecodable > MAX_REPLACED * count:
             raise self._damaged(undecodable, count)
         seconds = chosen[-1] - chosen[0]
         return Frames(
-            pixels=np.stack([shots[rank].picture.pixels for rank in own]),
+            pixels=np.stack([decoded[index].picture.pixels for index in coded]),
             indices=tuple(
-                rank if shots[source].rank == source else shots[source].rank
-                for rank, source in zip(ranks, own, strict=True)
+                index if decoded[source].index == source else decoded[source].index
+                for index, source in zip(indices, coded, strict=True)
             ),
             fps=(count - 1) / seconds if seconds > 0 else 1.0,
-            interlaced=any(shot.interlaced for shot in shots.values()),
-            padded=sum(shots[rank].picture.padded for rank in own),
+            interlaced=any(frame.interlaced for frame in decoded.values()),
+            padded=sum(decoded[index].picture.padded for index in coded),
             replaced=undecodable,
         )
 
     def _damaged(self, undecodable: int, count: int) -> UnreadableClip:
-        error = self._thorough and self._thorough.error
+        error = self._full and self._full.error
         return UnreadableClip(
             "damaged",
-            f"{undecodable} of the {count} frames of the window cannot be decoded, above the limit of "
-            f"{MAX_REPLACED:.0%}: the file is damaged{f' ({error})' if error else ''}",
+            f"{undecodable} of the window's {count} frames cannot be decoded, above the limit of {MAX_REPLACED:.0%}: "
+            f"the file is damaged{f' ({error})' if error else ''}",
         )
 
-    def _shots(self, wanted: Sequence[int], size: tuple[int, int] | None, pause_at: float | None) -> dict[int, _Shot]:
-        """What is shown in place of each wanted frame; nothing if no picture at all can be decoded."""
-        packets = with_parts(self._structure, {self._timeline.sources[rank] for rank in wanted})
+    def _decode_wanted(
+        self, wanted: Sequence[int], size: tuple[int, int] | None, pause_at: float | None
+    ) -> dict[int, _DecodedFrame]:
+        """The picture to show for each wanted frame; none if no picture at all can be decoded."""
+        packets = with_second_fields(self._structure, {self._timeline.sources[index] for index in wanted})
         while self._can_skip:
-            if self._lean is None or self._lean.last_rank >= wanted[0]:
-                self._lean = self._fresh(self._lean, is_thorough=False)
-            is_fresh = self._lean.position == 0
-            shots = self._lean_shots(self._lean, wanted, packets, size, pause_at)
-            if self._lean.entries:  # the container is wrong about its keyframes
-                self._can_skip, self._structure = False, replace(self._structure, keys=())
-            elif len(shots) == len(wanted):
-                return shots
-            elif is_fresh:
+            if self._selective is None or self._selective.last_index >= wanted[0]:
+                self._selective = self._reopen(self._selective, decodes_all=False)
+            is_new_pass = self._selective.position == 0
+            decoded = self._decode_selectively(self._selective, wanted, packets, size, pause_at)
+            if self._selective.unconfirmed_keyframes:  # the container's keyframe flags are wrong
+                self._can_skip, self._structure = False, replace(self._structure, keyframes=())
+            elif len(decoded) == len(wanted):
+                return decoded
+            elif is_new_pass:
                 break
-            else:  # the pass may have left out what this window wants
-                self._lean = self._fresh(self._lean, is_thorough=False)
-        # A file may have no keyframes (gradual refresh), or damage: only all of it tells.
-        if self._thorough is None or self._thorough.last_rank >= wanted[0]:
-            self._thorough = self._fresh(self._thorough, is_thorough=True)
-        return self._thorough_shots(self._thorough, wanted, packets, size, pause_at)
+            else:  # earlier windows may have skipped what this one wants
+                self._selective = self._reopen(self._selective, decodes_all=False)
+        # The file has no keyframes (gradual refresh) or is damaged: only decoding all of it shows which.
+        if self._full is None or self._full.last_index >= wanted[0]:
+            self._full = self._reopen(self._full, decodes_all=True)
+        return self._decode_fully(self._full, wanted, packets, size, pause_at)
 
-    def _lean_shots(
+    def _decode_selectively(
         self,
         stream: PictureStream,
         wanted: Sequence[int],
         packets: set[int],
         size: tuple[int, int] | None,
         pause_at: float | None,
-    ) -> dict[int, _Shot]:
-        """The wanted frames that come out where as little as possible is decoded."""
+    ) -> dict[int, _DecodedFrame]:
+        """The wanted frames that can be decoded from the planned ranges of packets."""
         renderer = stream.renderer(size)
-        shots: dict[int, _Shot] = {}
+        decoded: dict[int, _DecodedFrame] = {}
         missing = set(wanted)
-        for rank, frame in self._ranked(stream, runs(self._structure, packets), packets):
-            if rank > wanted[-1]:
-                stream.put_back(frame)
+        for index, frame in self._execute_plan(stream, decode_ranges(self._structure, packets), packets):
+            if index > wanted[-1]:
+                stream.return_frame(frame)
                 break
-            stream.last_rank = rank
-            if rank in missing and not frame.is_corrupt:
-                shots[rank] = _Shot(rank, renderer.render(frame), frame.interlaced_frame)
-                missing.remove(rank)
-            if rank == wanted[-1]:
+            stream.last_index = index
+            if index in missing and not frame.is_corrupt:
+                decoded[index] = _DecodedFrame(index, renderer.render(frame), frame.interlaced_frame)
+                missing.remove(index)
+            if index == wanted[-1]:
                 break
-            _check_time(shots, pause_at)
-        return shots
+            _check_pause(decoded, pause_at)
+        return decoded
 
-    def _thorough_shots(
+    def _decode_fully(
         self,
         stream: PictureStream,
         wanted: Sequence[int],
         packets: set[int],
         size: tuple[int, int] | None,
         pause_at: float | None,
-    ) -> dict[int, _Shot]:
-        """The wanted frames; in place of one that cannot be decoded the latest before it, or else the first after."""
+    ) -> dict[int, _DecodedFrame]:
+        """The wanted frames. An undecodable one is replaced by the latest before it, or else by the first after it."""
         renderer = stream.renderer(size)
-        shots: dict[int, _Shot] = {}
+        decoded: dict[int, _DecodedFrame] = {}
         missing = deque(wanted)
 
-        def show(rank: int, frame: VideoFrame) -> None:
-            shots[missing.popleft()] = _Shot(rank, renderer.render(frame), frame.interlaced_frame)
+        def show(index: int, frame: VideoFrame) -> None:
+            decoded[missing.popleft()] = _DecodedFrame(index, renderer.render(frame), frame.interlaced_frame)
 
-        for rank, frame in self._ranked(stream, [range(max(packets) + 1)], packets):
+        for index, frame in self._execute_plan(stream, [range(max(packets) + 1)], packets):
             if frame.is_corrupt:
                 continue
-            while missing and missing[0] < rank:
-                show(*(stream.latest or (rank, frame)))
+            while missing and missing[0] < index:
+                show(*(stream.latest or (index, frame)))
             if not missing:
-                stream.put_back(frame)
+                stream.return_frame(frame)
                 break
-            stream.last_rank, stream.latest = rank, (rank, frame)
-            if missing[0] == rank:
-                show(rank, frame)
+            stream.last_index, stream.latest = index, (index, frame)
+            if missing[0] == index:
+                show(index, frame)
             if not missing:
                 break
-            _check_time(shots, pause_at)
+            _check_pause(decoded, pause_at)
         while missing and stream.latest:
             show(*stream.latest)
-        return shots
+        return decoded
 
-    def _ranked(
+    def _execute_plan(
         self, stream: PictureStream, plan: Sequence[range], packets: set[int]
     ) -> Iterator[tuple[int, VideoFrame]]:
-        """The pictures of the timeline as they are decoded, each with the number of its frame."""
+        """Execute a decode plan: the timeline's pictures in presentation order, each with the number of its frame."""
         for frame in stream.pictures(plan, packets):
-            if (rank := self._ranks[cast(int, frame.pts)]) >= 0:
-                yield rank, frame
+            if (index := self._index_of_packet[cast(int, frame.pts)]) >= 0:
+                yield index, frame
 
-    def _fresh(self, stream: PictureStream | None, *, is_thorough: bool) -> PictureStream:
-        """A new pass in place of another."""
+    def _reopen(self, stream: PictureStream | None, *, decodes_all: bool) -> PictureStream:
+        """Close a pass over the clip and begin another."""
         if stream:
             stream.close()
-        return PictureStream(self._open_file, is_thorough=is_thorough)
+        return PictureStream(self._open_file, decodes_all=decodes_all)
 
 
-def _check_time(shots: dict[int, _Shot], pause_at: float | None) -> None:
-    if pause_at is not None and not shots and time.monotonic() > pause_at:
-        raise CatchingUp
+def _check_pause(decoded: dict[int, _DecodedFrame], pause_at: float | None) -> None:
+    if pause_at is not None and not decoded and time.monotonic() > pause_at:
+        raise PauseReached

@@ -23,7 +23,7 @@ DOLBY_VISION = int.from_bytes(b"dvcC")
 """Type of a mapping that holds the box of that name."""
 VIDEO_TRACK = 1
 """Of ``TrackType`` (5.1.4.1.3)."""
-MOST_ELEMENTS = 512
+MAX_ELEMENTS = 512
 """Elements side by side that are looked at."""
 
 
@@ -55,21 +55,25 @@ def _track(file: ByteRanges, entry: Element) -> Track:
     video = next(_inside(file, entry, VIDEO), Element(VIDEO, 0, 0))
     sides = (_number(file, video, side) for side in (CROP_LEFT, CROP_TOP, CROP_RIGHT, CROP_BOTTOM))
     encrypted = any(True for _ in _inside(file, entry, ENCODINGS, ENCODING, ENCRYPTION))
-    own_colours = None
+    proprietary_colours = None
     for mapping in _inside(file, entry, MAPPING):
         configurations = [
             file.read_range(at.start, min(at.start + 3, at.end)) for at in _inside(file, mapping, MAPPING_DATA)
         ]
         is_dolby = _number(file, mapping, MAPPING_TYPE) == DOLBY_VISION
         if is_dolby and any(len(data) == 3 and data[2] >> 1 == DOLBY_PROFILE for data in configurations):
-            own_colours = f"Dolby Vision profile {DOLBY_PROFILE}"
-    return Track(Crop(*map(Fraction, sides)), encryption="Matroska" if encrypted else None, own_colours=own_colours)
+            proprietary_colours = f"Dolby Vision profile {DOLBY_PROFILE}"
+    return Track(
+        Crop(*map(Fraction, sides)),
+        encryption="Matroska" if encrypted else None,
+        proprietary_colours=proprietary_colours,
+    )
 
 
 def _elements(file: ByteRanges, parent: Element) -> Iterator[Element]:
     """The elements within another, up to the first that is none; the last may be cut off by the end."""
     at = parent.start
-    for _ in range(MOST_ELEMENTS):
+    for _ in range(MAX_ELEMENTS):
         header = file.read_range(at, min(at + 12, parent.end))  # an id of 4 bytes at most, a size of 8
         kind_length = _length(header[:1])
         size_length = _length(header[kind_length : kind_length + 1])

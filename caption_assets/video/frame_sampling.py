@@ -1,4 +1,4 @@
-"""Which moments of a window the model gets to see: pure functions of time, no pixels."""
+"""The choice of the frames of a window that the model is shown: pure functions of time, without pixels."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-STAY = 2.0
-"""Average intervals beyond which a window's last frame is held, and not just followed late."""
+LONG_LAST_FRAME = 2.0
+"""Average intervals from which a window's last frame counts as a still that is sampled for its full duration."""
 FRAME_FACTOR = 2
-"""Frame counts are multiples of this: the model's vision tower merges two frames into one temporal patch."""
+"""Divisor of frame counts: the model's vision tower merges two frames into one temporal patch."""
 
 
 @dataclass(frozen=True, slots=True)
 class FrameSampling:
-    """How densely a window is sampled. Defaults are the reference's (NeMo Curator and Qwen: 2 fps, 4 to 768 frames).
+    """Sampling rate and limits. Defaults are the reference's (NeMo Curator and Qwen: 2 fps, 4 to 768 frames).
 
     Raises:
         ValueError: if a value is out of its range.
@@ -23,7 +23,9 @@ class FrameSampling:
     fps: float = 2.0
     """Frames per second of clip time."""
     min_frames: int = 4
+    """Minimum number of frames of a window, where it has as many."""
     max_frames: int = 768
+    """Maximum number of frames of a window."""
 
     def __post_init__(self) -> None:
         if self.fps <= 0:
@@ -35,44 +37,44 @@ class FrameSampling:
 
 
 def frame_count(seconds: float, available: int, sampling: FrameSampling) -> int:
-    """How many of a window's ``available`` frames to show, given that it lasts ``seconds``.
+    """Number of frames to show of a window of ``available`` frames that lasts ``seconds``.
 
-    The result is even, within the sampling's limits, and never above ``available`` (rounded down to even). It is
-    rounded to the nearest even number as in the reference; halfway, to the nearest multiple of four.
+    The count is even, within the sampling's limits, and at most ``available`` (rounded down to even). It is rounded
+    to the nearest even number as in the reference; halfway, to the nearest multiple of four.
     """
     highest = min(sampling.max_frames, available) // FRAME_FACTOR * FRAME_FACTOR
     wanted = min(max(seconds * sampling.fps, sampling.min_frames), highest)
     return max(round(wanted / FRAME_FACTOR) * FRAME_FACTOR, FRAME_FACTOR)
 
 
-def moments(times: Sequence[float], end: float, count: int) -> tuple[float, ...]:
-    """Evenly spaced moments of a window, from its first frame on.
+def sample_times(times: Sequence[float], end: float, count: int) -> tuple[float, ...]:
+    """Evenly spaced times in a window, beginning at its first frame.
 
-    The last one is that of the last frame. Where that stays for much longer than others, it is one average interval
-    before the window's end, so that its stay is seen too.
+    The last time is that of the last frame. If the last frame is shown for more than ``LONG_LAST_FRAME`` average
+    intervals, it is one average interval before the window's end, so that the still is sampled too.
 
     Sampling is by time, not by frame number: in a clip of variable frame rate equal steps of the index are not equal
     steps of time, and the model's temporal positions would be wrong.
 
     Args:
-        times: when each frame is shown, in seconds, ascending.
-        end: when the last frame is no longer shown, in seconds.
-        count: moments, at least 2.
+        times: presentation time of each frame, in seconds, ascending.
+        end: end of the window, in seconds.
+        count: number of times, at least 2.
     """
     first, last = times[0], times[-1]
     interval = (last - first) / (len(times) - 1) if len(times) > 1 else end - last
-    if end - last > STAY * interval:
+    if end - last > LONG_LAST_FRAME * interval:
         last = max(last, end - interval)
     step = (last - first) / (count - 1)
     return (*(first + step * index for index in range(count - 1)), last)
 
 
-def shown_at(times: Sequence[float], moments: Sequence[float]) -> tuple[int, ...]:
-    """Indices of the frames on show at some moments: the latest at or before each.
+def frames_shown_at(times: Sequence[float], at: Sequence[float]) -> tuple[int, ...]:
+    """Indices of the frames shown at given times: the latest frame at or before each.
 
     Args:
-        times: when each frame is shown, in seconds, ascending.
-        moments: in seconds, none before the first frame.
+        times: presentation time of each frame, in seconds, ascending.
+        at: times in seconds, none before the first frame.
     """
-    slack = 1e-6  # seconds; moments fall on frame times, and rounding must not show the frame before
-    return tuple(bisect_right(times, moment + slack) - 1 for moment in moments)
+    tolerance = 1e-6  # seconds; samples fall on frame times, and rounding must not select the frame before
+    return tuple(bisect_right(times, time + tolerance) - 1 for time in at)

@@ -14,7 +14,7 @@ HD_LINES, HD_COLUMNS = 720, 1280
 UNSPECIFIED = frozenset({0, 2, 3})
 """Matrix coefficients that tell nothing of luma and colour differences (ITU-T H.273, table 4): identity, which is for
 RGB, unspecified, and reserved."""
-SWSCALE = {
+SWSCALE_MATRICES = {
     1: Colorspace.ITU709,
     4: Colorspace.FCC,
     5: Colorspace.ITU601,
@@ -26,7 +26,7 @@ SWSCALE = {
 DERIVED: dict[int, int] = {ColorPrimaries.BT709: 1, ColorPrimaries.BT2020: 9}
 """Matrix coefficients that are derived from primaries (code 12), by those."""
 YCGCO, FROM_PRIMARIES = 8, 12
-REFUSED = {
+UNSUPPORTED_MATRICES = {
     10: "BT.2020 of constant luminance",
     11: "SMPTE ST 2085",
     13: "primaries' constant luminance",
@@ -43,8 +43,8 @@ def source_matrix(frame: VideoFrame) -> Colorspace:
     code = frame.colorspace
     if code == FROM_PRIMARIES:
         code = DERIVED.get(frame.color_primaries, 2)
-    if code in SWSCALE:
-        return SWSCALE[code]
+    if code in SWSCALE_MATRICES:
+        return SWSCALE_MATRICES[code]
     if frame.color_primaries == ColorPrimaries.BT2020 or is_hdr(frame.color_trc):
         return Colorspace.BT2020
     is_hd = frame.height >= HD_LINES or frame.width >= HD_COLUMNS

@@ -16,17 +16,17 @@ from av.video.stream import VideoStream
 from caption_assets.video import h264
 from caption_assets.video.nal_units import length_size, units
 
-EXAMINED = frozenset({"h264", "hevc", "vp8", "vp9", "mpeg4", "mpeg1video", "mpeg2video"})
+PARSED_CODECS = frozenset({"h264", "hevc", "vp8", "vp9", "mpeg4", "mpeg1video", "mpeg2video"})
 """Codecs, by FFmpeg's names, whose packets do not each hold a picture that is shown."""
-SKIPPING = frozenset(
+SKIPPING_CODECS = frozenset(
     {"wmv1", "wmv2", "wmv3", "vc1", "msmpeg4v1", "msmpeg4v2", "msmpeg4v3", "h263", "flv1", "rv30", "rv40", "theora"}
 )
 """Codecs with pictures that are not coded where nothing changes; only a decoder tells."""
 NOT_CODED_BYTES = 16
 """A longer packet of a codec with pictures that are not coded holds a coded one: what says so takes a few bits."""
-VOP = b"\0\0\1\xb6"
+VOP_START_CODE = b"\0\0\1\xb6"
 """The start code of an MPEG-4 picture (ISO/IEC 14496-2, 6.2.1)."""
-PICTURE, EXTENSION = b"\0\0\1\0", b"\0\0\1\xb5"
+PICTURE_START_CODE, EXTENSION_START_CODE = b"\0\0\1\0", b"\0\0\1\xb5"
 """Start codes of MPEG-1 and MPEG-2 (ISO/IEC 13818-2, table 6-1)."""
 CODING_EXTENSION, FRAME_STRUCTURE = 8, 3
 """Extension of an MPEG-2 picture that tells fields from frames, and its value in frames (6.2.3.1 and table 6-14)."""
@@ -34,40 +34,40 @@ MPEG_I, MPEG_B = 1, 3
 """``picture_coding_type`` of MPEG-1 and MPEG-2 (ISO/IEC 13818-2, table 6-12)."""
 MPEG4_I, MPEG4_B = 0, 2
 """``vop_coding_type`` of MPEG-4 (ISO/IEC 14496-2, table 6-20)."""
-HEVC_SLICES, HEVC_ENTRIES = range(32), range(16, 22)
+HEVC_SLICES, HEVC_IRAP_SLICES = range(32), range(16, 22)
 """Types of H.265 units that are slices, and of those at which decoding can begin (table 7-1)."""
 VP9_KEY_FRAME = 0
 """``frame_type`` of a VP9 frame that is predicted from no other (section 7.2 of its specification)."""
 
 
-class Holds(IntEnum):
+class PacketContent(IntEnum):
     """The content of a packet."""
 
     PICTURE = 0
     REPEAT = 1
     """The picture before it is shown on."""
-    NOTHING = 2
+    NO_PICTURE = 2
     """No picture of its own: metadata, a hidden frame, the second field of a picture."""
-    UNCERTAIN = 3
+    UNKNOWN = 3
     """Only a decoder tells."""
 
 
 @dataclass(frozen=True, slots=True)
-class Content:
+class Payload:
     """One packet."""
 
-    holds: Holds
-    can_be_key: bool = True
+    content: PacketContent
+    can_be_keyframe: bool = True
     """False if its picture is predicted from others, whatever the container says."""
 
 
-SHOWN = Content(Holds.PICTURE)
-REPEATED = Content(Holds.REPEAT, can_be_key=False)
-UNCERTAIN = Content(Holds.UNCERTAIN)
-NOTHING = Content(Holds.NOTHING, can_be_key=False)
+PICTURE_PAYLOAD = Payload(PacketContent.PICTURE)
+REPEAT_PAYLOAD = Payload(PacketContent.REPEAT, can_be_keyframe=False)
+UNKNOWN_PAYLOAD = Payload(PacketContent.UNKNOWN)
+NO_PICTURE_PAYLOAD = Payload(PacketContent.NO_PICTURE, can_be_keyframe=False)
 
 
-class PayloadReader:
+class PayloadParser:
     """Reads the packets of one stream, in decoding order."""
 
     def __init__(self, stream: VideoStream) -> None:
@@ -81,7 +81,7 @@ class PayloadReader:
         self._first_field: h264.Slice | None = None
         if codec == "h264":
             self._read_extradata()
-        readers: dict[str, Callable[[memoryview], Content]] = {
+        readers: dict[str, Callable[[memoryview], Payload]] = {
             "h264": self._h264,
             "hevc": self._hevc,
             "vp8": _vp8,
@@ -90,19 +90,19 @@ class PayloadReader:
             "mpeg1video": self._mpeg,
             "mpeg2video": self._mpeg,
         }
-        self._read = readers.get(codec, _skipping if codec in SKIPPING else _other)
+        self._read = readers.get(codec, _skipping if codec in SKIPPING_CODECS else _other)
 
     @property
     def may_have_fields(self) -> bool:
         """False if the stream's header excludes H.264 pictures in two fields."""
         return self._sequence is None or not self._sequence.frames_only
 
-    def read(self, data: memoryview) -> Content:
+    def read(self, data: memoryview) -> Payload:
         """The content of the next packet, which is not empty."""
         try:
             return self._read(data)
         except (ValueError, IndexError):  # damaged
-            return UNCERTAIN
+            return UNKNOWN_PAYLOAD
 
     def _read_extradata(self) -> None:
         """The sequence parameters in the container's header (ISO/IEC 14496-15, 5.3.3.1)."""
@@ -121,84 +121,84 @@ class PayloadReader:
                 self._sequence = h264.read_sequence_parameters(unit)
                 return
 
-    def _h264(self, data: memoryview) -> Content:
+    def _h264(self, data: memoryview) -> Payload:
         parities = set()
         first: h264.Slice | None = None
-        can_be_key = False
+        can_be_keyframe = False
         for unit in units(data, self._lengths):
             kind = unit[0] & 31
             if kind == h264.SEQUENCE_PARAMETERS:
                 self._sequence = h264.read_sequence_parameters(unit)
             if kind not in h264.SLICES:
                 continue
-            can_be_key = can_be_key or kind == h264.IDR or h264.is_intra(unit)
+            can_be_keyframe = can_be_keyframe or kind == h264.IDR or h264.is_intra(unit)
             if self._sequence is None or self._sequence.frames_only:
-                return Content(Holds.PICTURE, can_be_key)
+                return Payload(PacketContent.PICTURE, can_be_keyframe)
             part = h264.read_slice(unit, self._sequence)
             if part.parity is None:
                 self._first_field = None
-                return Content(Holds.PICTURE, can_be_key)
+                return Payload(PacketContent.PICTURE, can_be_keyframe)
             first = first or part
             parities.add(part.parity)
         if first is None:
-            return NOTHING
+            return NO_PICTURE_PAYLOAD
         before, self._first_field = self._first_field, None
         if len(parities) == 2:
-            return Content(Holds.PICTURE, can_be_key)
+            return Payload(PacketContent.PICTURE, can_be_keyframe)
         if before and before.parity != first.parity and before.frame_num == first.frame_num:
-            return NOTHING
+            return NO_PICTURE_PAYLOAD
         self._first_field = first
-        return Content(Holds.PICTURE, can_be_key)
+        return Payload(PacketContent.PICTURE, can_be_keyframe)
 
-    def _mpeg4(self, data: memoryview) -> Content:
+    def _mpeg4(self, data: memoryview) -> Payload:
         whole = bytes(data)
-        at = whole.find(VOP)
-        if at < 0 or len(whole) - at <= NOT_CODED_BYTES or whole.find(VOP, at + len(VOP)) >= 0:
-            return UNCERTAIN  # not coded, or packed with another
+        at = whole.find(VOP_START_CODE)
+        if at < 0 or len(whole) - at <= NOT_CODED_BYTES or whole.find(VOP_START_CODE, at + len(VOP_START_CODE)) >= 0:
+            return UNKNOWN_PAYLOAD  # not coded, or packed with another
         kind = whole[at + 4] >> 6
         self.has_b_pictures = self.has_b_pictures or kind == MPEG4_B
-        return Content(Holds.PICTURE, kind == MPEG4_I)
+        return Payload(PacketContent.PICTURE, kind == MPEG4_I)
 
-    def _mpeg(self, data: memoryview) -> Content:
+    def _mpeg(self, data: memoryview) -> Payload:
         whole = bytes(data)
-        at = whole.find(PICTURE)
+        at = whole.find(PICTURE_START_CODE)
         if at < 0:
-            return NOTHING
+            return NO_PICTURE_PAYLOAD
         kind = whole[at + 5] >> 3 & 7
         self.has_b_pictures = self.has_b_pictures or kind == MPEG_B
-        extension = whole.find(EXTENSION, at)
+        extension = whole.find(EXTENSION_START_CODE, at)
         is_field = (
             extension >= 0
             and whole[extension + 4] >> 4 == CODING_EXTENSION
             and whole[extension + 6] & 3 != FRAME_STRUCTURE
         )
-        has_second = whole.find(PICTURE, at + len(PICTURE)) >= 0
+        has_second = whole.find(PICTURE_START_CODE, at + len(PICTURE_START_CODE)) >= 0
         if is_field is not has_second:
-            return UNCERTAIN  # one field of a picture, or two pictures
-        return Content(Holds.PICTURE, kind == MPEG_I)
+            return UNKNOWN_PAYLOAD  # one field of a picture, or two pictures
+        return Payload(PacketContent.PICTURE, kind == MPEG_I)
 
-    def _hevc(self, data: memoryview) -> Content:
+    def _hevc(self, data: memoryview) -> Payload:
         for unit in units(data, self._lengths):
             kind, layer = unit[0] >> 1 & 63, (unit[0] & 1) << 5 | unit[1] >> 3
             if kind in HEVC_SLICES and layer == 0:
-                return Content(Holds.PICTURE, kind in HEVC_ENTRIES)
-        return NOTHING
+                return Payload(PacketContent.PICTURE, kind in HEVC_IRAP_SLICES)
+        return NO_PICTURE_PAYLOAD
 
 
-def _vp8(data: memoryview) -> Content:
+def _vp8(data: memoryview) -> Payload:
     """The frame tag (RFC 6386, section 9.1)."""
     is_shown, is_key = data[0] >> 4 & 1, not data[0] & 1
-    return Content(Holds.PICTURE if is_shown else Holds.NOTHING, is_key)
+    return Payload(PacketContent.PICTURE if is_shown else PacketContent.NO_PICTURE, is_key)
 
 
-def _vp9(data: memoryview) -> Content:
+def _vp9(data: memoryview) -> Payload:
     """The frame's header, or those of a superframe (sections 6.2 and annex B of the VP9 specification)."""
     is_shown, is_key = False, False
     for number, frame in enumerate(_vp9_frames(data)):
         shown, key = _vp9_header(frame)
         is_shown = is_shown or shown
         is_key = key if number == 0 else is_key
-    return Content(Holds.PICTURE if is_shown else Holds.NOTHING, is_key)
+    return Payload(PacketContent.PICTURE if is_shown else PacketContent.NO_PICTURE, is_key)
 
 
 def _vp9_frames(data: memoryview) -> list[memoryview]:
@@ -229,9 +229,9 @@ def _vp9_header(frame: memoryview) -> tuple[bool, bool]:
     return bool(rest >> 13 & 1), rest >> 14 & 1 == VP9_KEY_FRAME
 
 
-def _skipping(data: memoryview) -> Content:
-    return UNCERTAIN if len(data) <= NOT_CODED_BYTES else SHOWN
+def _skipping(data: memoryview) -> Payload:
+    return UNKNOWN_PAYLOAD if len(data) <= NOT_CODED_BYTES else PICTURE_PAYLOAD
 
 
-def _other(data: memoryview) -> Content:
-    return SHOWN
+def _other(data: memoryview) -> Payload:
+    return PICTURE_PAYLOAD

@@ -17,7 +17,7 @@ from caption_assets.video.container import check_size
 from caption_assets.video.display import UPRIGHT, Orientation, frame_orientation
 from caption_assets.video.fields import first_field, is_interlaced
 from caption_assets.video.matrix import YCGCO, source_matrix, ycgco_to_rgb
-from caption_assets.video.primaries import WIDE, narrowed
+from caption_assets.video.primaries import WIDE, to_srgb
 from caption_assets.video.tone import is_hdr, to_sdr
 from caption_assets.video.track import Track
 
@@ -50,8 +50,8 @@ class Renderer:
 
     def __init__(self, stream: VideoStream, track: Track, size: tuple[int, int] | None) -> None:
         self._context = stream.codec_context
-        self._told_aspect = stream.sample_aspect_ratio
-        self._first_aspect = self._context.sample_aspect_ratio
+        self._container_aspect = stream.sample_aspect_ratio
+        self._initial_codec_aspect = self._context.sample_aspect_ratio
         self._track = track
         self._is_interlaced = is_interlaced(stream)
         self._size = size
@@ -60,7 +60,7 @@ class Renderer:
         # One for all frames: a frame's own would be built anew for each, at ten times the time.
         self._converter = VideoReformatter()
 
-    def sized(self, size: tuple[int, int] | None) -> Renderer:
+    def with_size(self, size: tuple[int, int] | None) -> Renderer:
         """A renderer for the same stream and another size."""
         other = copy(self)
         other._size = size
@@ -73,7 +73,7 @@ class Renderer:
             UnreadableClip: if it would be displayed larger than is decoded.
         """
         turn = frame_orientation(frame) or self._track.orientation or UPRIGHT
-        clip = self._clip = self._clip or displayed_size(*self._coded, self._track, self._told_aspect, turn)
+        clip = self._clip = self._clip or displayed_size(*self._coded, self._track, self._container_aspect, turn)
         shown = displayed_size(frame.width, frame.height, self._track, self._aspect, turn)
         width, height = self._size[::-1] if self._size else clip
         check_size(width, height)
@@ -90,9 +90,9 @@ class Renderer:
     @property
     def _aspect(self) -> Fraction | None:
         """Width of the present frame's pixels over their height: the container's or, without one, the stream's."""
-        if self._told_aspect == self._first_aspect or not self._told_aspect:
+        if self._container_aspect == self._initial_codec_aspect or not self._container_aspect:
             return self._context.sample_aspect_ratio
-        return self._told_aspect
+        return self._container_aspect
 
     def _upright(self, frame: VideoFrame, turn: Orientation, width: int, height: int) -> RGB:
         """A frame at its upright size."""
@@ -110,7 +110,7 @@ class Renderer:
         else:
             flat = resize(self._full_range(shown, frame, np.uint8)[rows, columns], height, width)
             if frame.color_primaries in WIDE:
-                flat = narrowed(flat, frame.color_primaries, frame.color_trc)
+                flat = to_srgb(flat, frame.color_primaries, frame.color_trc)
         return turn.apply(flat)
 
     def _full_range(self, shown: VideoFrame, tagged: VideoFrame, kind: type[np.uint8 | np.uint16]) -> NDArray[Any]:
@@ -127,7 +127,7 @@ class Renderer:
             return rgb if deep else np.rint(rgb / 257).astype(np.uint8)
         if not has_alpha(tagged):
             return self._unpacked(shown, tagged, "rgb48le" if deep else "rgb24")
-        return composed(self._unpacked(shown, tagged, "rgba64le" if deep else "rgba"), self._track.matte)
+        return over_background(self._unpacked(shown, tagged, "rgba64le" if deep else "rgba"), self._track.matte)
 
     def _unpacked(self, shown: VideoFrame, tagged: VideoFrame, pixel_format: str) -> NDArray[Any]:
         matrix = None
@@ -173,22 +173,22 @@ def has_alpha(frame: VideoFrame) -> bool:
     return frame.format.has_palette or any(component.is_alpha for component in frame.format.components)
 
 
-def composed(picture: NDArray[Any], matte: int | None) -> NDArray[Any]:
+def over_background(picture: NDArray[Any], matte: int | None) -> NDArray[Any]:
     """A picture on the background.
 
     Args:
         picture: uint8 or uint16 of shape (height, width, 4), RGB and opacity.
         matte: as in ``Track``.
     """
-    most = np.iinfo(picture.dtype).max
+    maximum = np.iinfo(picture.dtype).max
     opacity = picture[..., 3:]
-    if opacity.min() == most:
+    if opacity.min() == maximum:
         return np.ascontiguousarray(picture[..., :3])
-    share = opacity.astype(np.float32) / most
+    share = opacity.astype(np.float32) / maximum
     colours = picture[..., :3].astype(np.float32)
-    behind = (1 - share) * (BACKGROUND * most / 255)
-    mixed = colours * share if matte is None else colours - (1 - share) * (matte * most / 255)
-    return np.rint(np.clip(mixed + behind, 0, most)).astype(picture.dtype)
+    behind = (1 - share) * (BACKGROUND * maximum / 255)
+    mixed = colours * share if matte is None else colours - (1 - share) * (matte * maximum / 255)
+    return np.rint(np.clip(mixed + behind, 0, maximum)).astype(picture.dtype)
 
 
 def rgb(frame: VideoFrame, converter: VideoReformatter) -> RGB:

@@ -1,4 +1,4 @@
-"""Decoded pictures of a clip in presentation order, from one pass over its packets that can pause and go on."""
+"""A resumable pass over a clip's packets that yields decoded pictures in presentation order."""
 
 from __future__ import annotations
 
@@ -13,52 +13,58 @@ from av import Packet, VideoFrame
 from av.video.frame import PictureType
 from av.video.stream import VideoStream
 
-from caption_assets.video.container import BROKEN, decoder, detail, open_video, read_track, with_own_orientation
+from caption_assets.video.container import (
+    FFMPEG_ERRORS,
+    decoder,
+    ffmpeg_message,
+    open_video,
+    read_track,
+    with_stream_orientation,
+)
 from caption_assets.video.picture import Renderer
 from caption_assets.video.timeline import (
     SEGMENT_BYTES,
     Packets,
     Timeline,
     build_timeline,
-    decode_order,
-    is_whole,
+    decoded_presentation_order,
+    is_complete,
     numbered,
     read_packets,
-    samples_to_examine,
+    samples_to_parse,
 )
 
 FIRST_BYTES = 4096
-"""Bytes of the first packet that may ask for an orientation: they stand before its picture."""
-KEPT_BYTES = 64 << 20
-"""Bytes of a clip whose packets are kept from the first time that they are read."""
-OVERSHOOT = 64
-"""Packets that are fed beyond the last wanted one, until its picture appears. Decoders hold back 16 pictures at most,
-each in two fields."""
+"""Bytes of the first packet that are searched for an orientation: it is stored before the picture."""
+MAX_CACHED_BYTES = 64 << 20
+"""Maximum size of a clip whose packets are cached when its timeline is built, in bytes."""
+MAX_DECODER_DELAY = 64
+"""Maximum number of packets to decode after the last wanted one until its picture appears. Decoders delay at most 16
+pictures, each in two fields."""
 
 
 class PictureStream:
-    """A decoder on its way through a clip.
+    """A decoder at a position within a clip.
 
     Args:
         open_file: opens the clip's file for this stream alone.
-        is_thorough: whether to decode every picture. Else those are left out that are not wanted and that no other is
-            predicted from.
+        decodes_all: whether to decode every picture. Otherwise unwanted non-reference pictures are skipped.
     """
 
-    def __init__(self, open_file: Callable[[], BinaryIO], *, is_thorough: bool) -> None:
+    def __init__(self, open_file: Callable[[], BinaryIO], *, decodes_all: bool) -> None:
         self._open_file = open_file
-        self.is_thorough = is_thorough
+        self.decodes_all = decodes_all
         self._stack = ExitStack()
         self._pending: deque[VideoFrame] = deque()
-        self._fed_from: int | None = None
+        self._decoded_from: int | None = None
         self.error: str | None = None
-        """FFmpeg's words for the first packet that the decoder refused."""
+        """FFmpeg's message for the first packet that the decoder rejected."""
         self.latest: tuple[int, VideoFrame] | None = None
-        """The last picture that was used, and the number of its frame; for whoever takes pictures out."""
-        self.last_rank = -1
-        """The number of the last frame that was taken out; for whoever takes pictures out."""
-        self.entries: set[int] = set()
-        """Numbers of the packets at which decoding began anew, and that have not come out as keyframes yet."""
+        """The last usable picture and the number of its frame. Set by the caller."""
+        self.last_index = -1
+        """The number of the last frame that was consumed. Set by the caller."""
+        self.unconfirmed_keyframes: set[int] = set()
+        """Numbers of the packets at which decoding began and that have not been decoded as keyframes yet."""
         self.position = 0
         """Number of the next packet."""
         self._packets: Iterator[tuple[int, Packet[VideoStream]]] = iter(())
@@ -70,82 +76,86 @@ class PictureStream:
         return self._stream.codec_context.codec.canonical_name
 
     def read_all(self) -> tuple[Timeline, Packets]:
-        """The clip's timeline and packets; to be called before pictures are taken out.
+        """The clip's timeline and packets. Call it before ``pictures``.
 
-        Of a clip up to ``KEPT_BYTES`` the packets are kept, so that it need not be read again.
+        The packets of a clip up to ``MAX_CACHED_BYTES`` are cached, so that it is read once.
 
         Raises:
-            UnreadableClip: if the time of its pictures is not certain.
+            UnreadableClip: if the timestamps are uncertain.
         """
 
         def presentation_order() -> Sequence[int]:
             with self._open_file() as again, open_video(again) as (container, stream):
-                return decode_order(stream, container.demux(stream))
+                return decoded_presentation_order(stream, container.demux(stream))
 
-        kept: deque[Packet[VideoStream]] | None = deque()
+        cached: deque[Packet[VideoStream]] | None = deque()
         size = 0
 
-        def remembered() -> Iterator[Packet[VideoStream]]:
-            nonlocal kept, size
+        def caching() -> Iterator[Packet[VideoStream]]:
+            nonlocal cached, size
             for _, packet in self._packets:
                 size += packet.size
-                if size > KEPT_BYTES:
-                    kept = None
-                if kept is not None:
-                    kept.append(packet)
+                if size > MAX_CACHED_BYTES:
+                    cached = None
+                if cached is not None:
+                    cached.append(packet)
                 yield packet
 
         with self._open_file() as file:
             head, length = file.read(SEGMENT_BYTES), file.seek(0, io.SEEK_END)
-        examined = samples_to_examine(self._container, self._stream, length)
-        packets = read_packets(self._stream, remembered(), examined)
-        whole = is_whole(head, length)
-        timeline = build_timeline(self._container, self._stream, packets, presentation_order, is_whole=whole)
-        if kept is None:
+        parsed = samples_to_parse(self._container, self._stream, length)
+        packets = read_packets(self._stream, caching(), parsed)
+        complete = is_complete(head, length)
+        timeline = build_timeline(self._container, self._stream, packets, presentation_order, is_complete=complete)
+        if cached is None:
             self._open()
         else:
-            self._packets = enumerate(_emptied(kept))
+            self._packets = enumerate(_drained(cached))
         return timeline, packets
 
     def renderer(self, size: tuple[int, int] | None) -> Renderer:
-        """Renders this pass's pictures at a size: height and width, or None for that at which the clip is displayed."""
-        return self._renderer.sized(size)
+        """A renderer for the stream's pictures at a height and width; None for the display size of the clip."""
+        return self._renderer.with_size(size)
 
     def close(self) -> None:
         """Close the file."""
         self._stack.close()
 
-    def pictures(self, runs: Sequence[range], wanted: Collection[int]) -> Iterator[VideoFrame]:
-        """Pictures in presentation order; ``pts`` of each is the number of the packet that it came from.
+    def pictures(self, ranges: Sequence[range], wanted: Collection[int]) -> Iterator[VideoFrame]:
+        """Decode ranges of packets. ``pts`` of each picture is the number of the packet that it came from.
 
-        It goes on behind the last run until nothing more is taken out, or ``OVERSHOOT`` packets. What is not taken out
-        is kept for the next call. A run that continues the last one is not decoded again.
+        After the last range, decoding continues until the caller stops, or for ``MAX_DECODER_DELAY`` packets. Pictures
+        that the caller does not consume are kept for the next call. A range that continues the last one is not decoded
+        again.
 
         Args:
-            runs: packets to decode, as ``plan.runs`` returns them.
-            wanted: numbers of the packets that must not be left out.
+            ranges: packets to decode, as ``plan.decode_ranges`` returns them.
+            wanted: numbers of the packets that must not be skipped.
+
+        Yields:
+            The pictures in presentation order.
         """
-        yield from self._taken()
-        for run in runs:
-            if self._fed_from is None or not self._fed_from <= run.start <= self.position:
+        yield from self._take_pending()
+        for decode_range in ranges:
+            if self._decoded_from is None or not self._decoded_from <= decode_range.start <= self.position:
                 self._drain()
-                yield from self._taken()
-                self._enter(run.start)
-            while self.position < run.stop and (packet := self._next()) is not None:
-                is_wanted = packet.pts in wanted or packet.pts == self._fed_from
-                self._feed(packet, is_wanted=is_wanted)
-                yield from self._taken()
-        for _ in range(OVERSHOOT):
+                yield from self._take_pending()
+                self._seek(decode_range.start)
+            while self.position < decode_range.stop and (packet := self._next()) is not None:
+                is_wanted = packet.pts in wanted or packet.pts == self._decoded_from
+                self._decode_packet(packet, is_wanted=is_wanted)
+                yield from self._take_pending()
+        for _ in range(MAX_DECODER_DELAY):
             if (packet := self._next()) is None:
                 break
-            self._feed(packet, is_wanted=True)
-            yield from self._taken()
+            self._decode_packet(packet, is_wanted=True)
+            yield from self._take_pending()
         if self._has_ended:
             self._drain()
-            yield from self._taken()
+            yield from self._take_pending()
 
-    def put_back(self, frame: VideoFrame) -> None:
-        """Keep a picture that was taken out for the next call."""
+    def return_frame(self, frame: VideoFrame) -> None:
+        """Return a picture, to be yielded again by the next call."""
         self._pending.appendleft(frame)
 
     def _open(self) -> None:
@@ -156,25 +166,25 @@ class PictureStream:
         first = list(itertools.islice(packets, 1))
         self._packets = itertools.chain(first, packets)
         sample = bytes(memoryview(first[0][1])[:FIRST_BYTES]) if first else b""
-        track = with_own_orientation(read_track(file, self._stream), self._stream, sample)
+        track = with_stream_orientation(read_track(file, self._stream), self._stream, sample)
         self._renderer = Renderer(self._stream, track, None)
         self._context = decoder(self._stream)
         self.position = 0
         self._has_ended = False
 
-    def _taken(self) -> Iterator[VideoFrame]:
+    def _take_pending(self) -> Iterator[VideoFrame]:
         while self._pending:
             yield self._pending.popleft()
 
-    def _enter(self, start: int) -> None:
-        """Go to a packet, at which decoding begins."""
+    def _seek(self, start: int) -> None:
+        """Move to the packet at which decoding begins."""
         if start < self.position:
             self._open()
         while self.position < start and self._next() is not None:
             pass
-        self._fed_from = start
+        self._decoded_from = start
         if start:
-            self.entries.add(start)
+            self.unconfirmed_keyframes.add(start)
 
     def _next(self) -> Packet[VideoStream] | None:
         """The next packet; None at the end."""
@@ -187,35 +197,35 @@ class PictureStream:
         self.position = number + 1
         return packet
 
-    def _feed(self, packet: Packet[VideoStream], *, is_wanted: bool) -> None:
-        if not packet.size:  # it repeats a picture; to the decoder it would be the end of the stream
+    def _decode_packet(self, packet: Packet[VideoStream], *, is_wanted: bool) -> None:
+        if not packet.size:  # a repeated picture; the decoder would take it for the end of the stream
             return
-        self._context.skip_frame = "DEFAULT" if is_wanted or self.is_thorough else "NONREF"
+        self._context.skip_frame = "DEFAULT" if is_wanted or self.decodes_all else "NONREF"
         self._decode(packet)
 
     def _drain(self) -> None:
-        """Get what the decoder holds back; it begins anew after that."""
-        if self._fed_from is None:
+        """Get the pictures that the decoder delays, and reset it."""
+        if self._decoded_from is None:
             return
         self._decode(None)
-        self._context.flush_buffers()  # else it would take the stream for ended
-        self._fed_from = None
+        self._context.flush_buffers()  # otherwise the decoder rejects packets after the end of the stream
+        self._decoded_from = None
 
     def _decode(self, packet: Packet[VideoStream] | None) -> None:
         try:
             frames = self._context.decode(packet)
-        except BROKEN as error:
-            self.error = self.error or detail(error)
+        except FFMPEG_ERRORS as error:
+            self.error = self.error or ffmpeg_message(error)
             return
         for frame in frames:
             if frame.pts is None:
                 continue
             if frame.key_frame and frame.pict_type == PictureType.I:
-                self.entries.discard(frame.pts)
+                self.unconfirmed_keyframes.discard(frame.pts)
             self._pending.append(frame)
 
 
-def _emptied(packets: deque[Packet[VideoStream]]) -> Iterator[Packet[VideoStream]]:
-    """Packets that are let go of as they are taken."""
+def _drained(packets: deque[Packet[VideoStream]]) -> Iterator[Packet[VideoStream]]:
+    """The packets, each removed from the queue when it is yielded, so that its memory is freed."""
     while packets:
         yield packets.popleft()

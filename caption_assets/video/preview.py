@@ -13,9 +13,9 @@ from av import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-LONGER_SIDE = 320
+MAX_SIDE_PIXELS = 320
 """Pixels, at most."""
-SLOWEST = 4
+MIN_FPS = 4
 """Frames per second at least: at the rate of sampling a preview would creep."""
 QUALITY = {"quality": "60"}
 """Of WebP, of 100: about 5 kB a frame at this size."""
@@ -41,7 +41,7 @@ def make_preview(pixels: NDArray[np.uint8], fps: float) -> Preview:
         fps: frames per second.
     """
     frames = [VideoFrame.from_ndarray(picture, format="rgb24") for picture in pixels]
-    rate = Fraction(max(fps, SLOWEST)).limit_denominator(1000)
+    rate = Fraction(max(fps, MIN_FPS)).limit_denominator(1000)
     return Preview(
         _encode(frames, "webp", "libwebp_anim", "yuv420p", rate, QUALITY),
         _encode(frames[len(frames) // 2 :][:1], "mjpeg", "mjpeg", "yuvj420p", rate, SHARP),
@@ -67,5 +67,5 @@ def _encode(
 
 def _size(width: int, height: int) -> tuple[int, int]:
     """Even, and no side longer than allowed; small pictures keep their size."""
-    scale = min(1.0, LONGER_SIDE / max(width, height))
+    scale = min(1.0, MAX_SIDE_PIXELS / max(width, height))
     return max(int(width * scale) // 2 * 2, 2), max(int(height * scale) // 2 * 2, 2)

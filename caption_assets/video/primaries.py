@@ -62,7 +62,7 @@ def luminance(primaries: int) -> Floats:
     return np.asarray(_to_xyz(primaries)[1], np.float32)
 
 
-def narrowed(picture: NDArray[np.uint8], primaries: int, transfer: int) -> NDArray[np.uint8]:
+def to_srgb(picture: NDArray[np.uint8], primaries: int, transfer: int) -> NDArray[np.uint8]:
     """A picture of standard dynamic range and ``WIDE`` primaries with BT.709's, as an sRGB screen shows it.
 
     Colours that such a screen cannot show go to the edge of those it can.

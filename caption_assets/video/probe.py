@@ -1,4 +1,4 @@
-"""What a clip's container says of it: its pictures' form, its length, and the time of every frame."""
+"""The probe: a clip's codec, dimensions, length and frame times, from its container."""
 
 from __future__ import annotations
 
@@ -14,8 +14,14 @@ from av.video.stream import VideoStream
 
 from caption_assets.errors import UnreadableClip
 from caption_assets.store.span_file import SpanFile
-from caption_assets.video.boxes import read_index
-from caption_assets.video.container import check_size, first_orientation, open_video, read_track, with_own_orientation
+from caption_assets.video.boxes import read_movie_box
+from caption_assets.video.container import (
+    check_size,
+    first_orientation,
+    open_video,
+    read_track,
+    with_stream_orientation,
+)
 from caption_assets.video.display import UPRIGHT, Orientation
 from caption_assets.video.fields import INTERLACED
 from caption_assets.video.picture import displayed_size
@@ -24,27 +30,27 @@ from caption_assets.video.timeline import (
     NeedsPayload,
     Packets,
     build_timeline,
-    decode_order,
-    is_whole,
+    decoded_presentation_order,
+    is_complete,
     read_packets,
-    samples_to_examine,
+    samples_to_parse,
 )
 from caption_assets.video.track import Track
 
 JITTER_SECONDS = 0.002
-"""By how much frame intervals may differ in a clip of constant rate: containers round a frame's time to ticks of 1 ms
-(Matroska, FLV) or 1/600 s (QuickTime), so that intervals come out up to one tick longer or shorter."""
+"""Maximum difference between the frame intervals of a clip of constant rate: containers round timestamps to ticks of
+1 ms (Matroska, FLV) or 1/600 s (QuickTime), so that intervals are up to one tick longer or shorter."""
 FIRST_BYTES = 4096
-"""Bytes of the first frame that hold the headers of its codec, which FFmpeg learns the pictures' form from."""
+"""Bytes of the first frame that contain its codec's headers, from which FFmpeg takes the pixel format."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How long a clip may be. Beyond it, a file is broken or hostile, or needs cutting first."""
+    """Maximum length of a clip. A longer file is damaged or hostile, or has to be cut first."""
 
     seconds: float = 24 * 3600.0
     frames: int = 24 * 3600 * 120
-    """24 hours at 120 frames a second."""
+    """24 hours at 120 frames per second."""
 
 
 LIMITS = Limits()
@@ -52,33 +58,34 @@ LIMITS = Limits()
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What is known of a clip before its frames are decoded."""
+    """The properties of a clip, found without decoding all of it."""
 
     codec: str
+    """FFmpeg's name."""
     width: int
-    """Pixels as displayed: square, and turned as the file says."""
+    """Width as displayed, in square pixels, after rotation."""
     height: int
-    """Pixels as displayed: square, and turned as the file says."""
+    """Height as displayed, in square pixels, after rotation."""
     coded_width: int
-    """Pixels as decoded."""
+    """Width as decoded, in pixels."""
     coded_height: int
-    """Pixels as decoded."""
+    """Height as decoded, in pixels."""
     rotation: int
-    """Degrees counter-clockwise by which decoded frames are to be turned: 0, 90, 180 or 270."""
+    """Rotation to apply to decoded frames, in degrees counter-clockwise: 0, 90, 180 or 270."""
     mirrored: bool
-    """Whether left and right of decoded frames change places before that."""
+    """Whether to mirror decoded frames horizontally before the rotation."""
     pixel_format: str | None
     """FFmpeg's name; None if it cannot decode the clip."""
     bit_depth: int | None
-    """Bits of one sample of the first plane."""
+    """Bits per sample of the first plane."""
     transfer: int
     """Transfer characteristics by ITU-T H.273: 16 is PQ, 18 HLG, 2 unknown."""
     interlaced: bool
     has_audio: bool
     times: tuple[float, ...]
-    """When each frame is shown, in seconds from the first, ascending."""
+    """Presentation time of each frame, in seconds from the first, ascending."""
     seconds: float
-    """Length of the clip, until its last frame is no longer shown."""
+    """Length of the clip: the end of its last frame's presentation, in seconds."""
 
     @property
     def frames(self) -> int:
@@ -87,84 +94,84 @@ class Probe:
 
     @property
     def fps(self) -> float:
-        """Average frames per second; of a single frame, 1."""
+        """Average frames per second; 1 for a single frame."""
         return (self.frames - 1) / self.times[-1] if self.frames > 1 and self.times[-1] > 0 else 1.0
 
     @property
     def variable_fps(self) -> bool:
-        """Whether some frames are shown longer than others."""
+        """Whether the frame rate varies."""
         intervals = [after - before for before, after in itertools.pairwise(self.times)]
         return bool(intervals) and max(intervals) - min(intervals) > JITTER_SECONDS
 
 
 def probe(file: bytes | SpanFile, limits: Limits = LIMITS) -> Probe:
-    """Describe a clip by all of its file.
+    """Probe a clip by reading all of its file.
 
-    No more than the first frame is decoded, unless only the decoder tells the order and time of the frames.
+    Only the first frame is decoded, unless the frames' order and timestamps are uncertain without decoding.
 
     Raises:
-        UnreadableClip: if there is no video in it, or it is beyond the limits.
+        UnreadableClip: if there is no video in it, or it exceeds the limits.
     """
 
     def presentation_order() -> Sequence[int]:
         with _open(file) as (container, stream):
-            return decode_order(stream, container.demux(stream))
+            return decoded_presentation_order(stream, container.demux(stream))
 
     start, size = _start(file)
     with _open(file) as (container, stream):
         track = read_track(file if isinstance(file, bytes) else cast(BinaryIO, file), stream)
-        check_size(*_displayed(stream, track, UPRIGHT))
-        given = container.demux(stream)
+        check_size(*_displayed_size(stream, track, UPRIGHT))
+        demuxed = container.demux(stream)
         head: list[Packet[VideoStream]] = []
         turn = track.orientation or UPRIGHT
-        if turn == UPRIGHT:  # else the container's goes before the stream's own
-            head, turn = first_orientation(stream, given)
-        examined = samples_to_examine(container, stream, size)
-        packets = read_packets(stream, itertools.chain(head, given), examined, most=_most(limits))
-        whole = is_whole(start, size)
-        return _described(container, stream, track, turn, packets, presentation_order, limits, is_whole=whole)
+        if turn == UPRIGHT:  # otherwise the container's orientation takes precedence over the stream's
+            head, turn = first_orientation(stream, demuxed)
+        parsed = samples_to_parse(container, stream, size)
+        packets = read_packets(stream, itertools.chain(head, demuxed), parsed, max_packets=_max_packets(limits))
+        complete = is_complete(start, size)
+        return _build_probe(container, stream, track, turn, packets, presentation_order, limits, is_complete=complete)
 
 
 def probe_by_ranges(file: SpanFile, limits: Limits = LIMITS) -> Probe:
-    """As ``probe``, from as few of the file's bytes as its container allows.
+    """Probe a clip like ``probe``, but read as few of its bytes as its container allows.
 
-    The index of an MP4 or QuickTime file that is not fragmented tells every frame's time. FFmpeg reads the frames all
-    the same when it goes through the index, and is given zeros.
+    The index of an MP4 or QuickTime file that is not fragmented states every frame's timestamps. FFmpeg still reads the
+    frames' payloads when it demuxes, and gets zeros for them.
 
     Raises:
-        UnreadableClip: if there is no video in it, or it is beyond the limits.
+        UnreadableClip: if there is no video in it, or it exceeds the limits.
     """
     file.ends()
-    index = read_index(file)
+    index = read_movie_box(file)
     if index is None or index.fragmented:
         return probe(file, limits)
-    file.hollow = True
+    file.zero_fill = True
     try:
         for _ in range(2):
             with _open(file) as (container, stream):
                 if not stream.frames or not stream.index_entries or stream.id not in index.tracks:
                     break
                 track = index.tracks[stream.id]
-                check_size(*_displayed(stream, track, UPRIGHT))
-                examined = samples_to_examine(container, stream, file.span.size)
-                if examined is None:
+                check_size(*_displayed_size(stream, track, UPRIGHT))
+                parsed = samples_to_parse(container, stream, file.span.size)
+                if parsed is None:
                     break
                 for entry in stream.index_entries:
-                    if entry.pos in examined:
-                        file.hold(entry.pos, entry.pos + entry.size)
+                    if entry.pos in parsed:
+                        file.prefetch(entry.pos, entry.pos + entry.size)
                 start, size = stream.index_entries[0].pos, stream.index_entries[0].size
                 first = min(size, FIRST_BYTES)
-                if file.holds(start, start + first) and stream.codec_context.pix_fmt:
-                    track = with_own_orientation(track, stream, file.read_range(start, start + first))
+                if file.is_cached(start, start + first) and stream.codec_context.pix_fmt:
+                    track = with_stream_orientation(track, stream, file.read_range(start, start + first))
                     turn = track.orientation or UPRIGHT
-                    given = container.demux(stream)
-                    packets = read_packets(stream, given, examined, has_payload=False, most=_most(limits))
-                    return _described(container, stream, track, turn, packets, _needs_payload, limits)
-            file.hold(start, start + size)  # FFmpeg wants to see the first frame
+                    demuxed = container.demux(stream)
+                    packets = read_packets(stream, demuxed, parsed, has_payload=False, max_packets=_max_packets(limits))
+                    return _build_probe(container, stream, track, turn, packets, _needs_payload, limits)
+            file.prefetch(start, start + size)  # FFmpeg needs the whole first frame
     except NeedsPayload:
         pass
     finally:
-        file.hollow = False
+        file.zero_fill = False
     return probe(file, limits)
 
 
@@ -172,13 +179,13 @@ def _needs_payload() -> Sequence[int]:
     raise NeedsPayload
 
 
-def _most(limits: Limits) -> int:
-    """Packets that are read: enough to find a clip too long, whatever it has beside pictures."""
+def _max_packets(limits: Limits) -> int:
+    """Maximum number of packets to read: enough to detect a clip that is too long, with packets without pictures."""
     return 4 * limits.frames + 4
 
 
 def _start(file: bytes | SpanFile) -> tuple[bytes, int]:
-    """The beginning of a file, and its size."""
+    """The first bytes of a file, and its size."""
     if isinstance(file, bytes):
         return file[:SEGMENT_BYTES], len(file)
     return file.read_range(0, min(SEGMENT_BYTES, file.span.size)), file.span.size
@@ -192,13 +199,13 @@ def _open(file: bytes | SpanFile) -> Iterator[tuple[InputContainer, VideoStream]
         yield container, stream
 
 
-def _displayed(stream: VideoStream, track: Track, turn: Orientation) -> tuple[int, int]:
-    """Width and height of the stream's pictures as they are displayed."""
+def _displayed_size(stream: VideoStream, track: Track, turn: Orientation) -> tuple[int, int]:
+    """Width and height of the stream's pictures as displayed."""
     context = stream.codec_context
     return displayed_size(context.width, context.height, track, stream.sample_aspect_ratio, turn)
 
 
-def _described(
+def _build_probe(
     container: InputContainer,
     stream: VideoStream,
     track: Track,
@@ -207,11 +214,11 @@ def _described(
     presentation_order: Callable[[], Sequence[int]],
     limits: Limits,
     *,
-    is_whole: bool = True,
+    is_complete: bool = True,
 ) -> Probe:
     context = stream.codec_context
-    timeline = build_timeline(container, stream, packets, presentation_order, is_whole=is_whole)
-    width, height = _displayed(stream, track, turn)
+    timeline = build_timeline(container, stream, packets, presentation_order, is_complete=is_complete)
+    width, height = _displayed_size(stream, track, turn)
     found = Probe(
         codec=context.codec.canonical_name,
         width=width,
@@ -231,6 +238,7 @@ def _described(
     if found.frames > limits.frames or found.seconds > limits.seconds:
         raise UnreadableClip(
             "too_long",
-            f"the clip is above the limits of {limits.seconds / 3600:g} hours and {limits.frames} frames: cut it",
+            f"the clip has {found.frames:,} frames and lasts {found.seconds / 3600:.2f} hours, above the limits of "
+            f"{limits.frames:,} frames and {limits.seconds / 3600:g} hours: cut it into shorter clips",
         )
     return found

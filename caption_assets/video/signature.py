@@ -66,7 +66,7 @@ KINDS = (("image", IMAGES), ("audio_only", SOUNDS), ("playlist", PLAYLISTS), ("n
 CONTROL = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 
 
-def image_of(head: bytes) -> str | None:
+def still_image_name(head: bytes) -> str | None:
     """What to call a still image in a container that films use, too; None if the file is none.
 
     Args:
@@ -79,7 +79,7 @@ def image_of(head: bytes) -> str | None:
     return f"a still picture ({found[1][:4].decode().strip().upper()})"
 
 
-def kind_of(head: bytes) -> tuple[str, str]:
+def file_kind(head: bytes) -> tuple[str, str]:
     """One word for tables, and words for a person.
 
     Args:

@@ -1,6 +1,6 @@
-"""Timestamps of pictures, repaired where a file's own do not place each picture: pure functions of integers.
+"""Repair of presentation timestamps that are missing, equal, out of order or discontinuous: pure functions of integers.
 
-All are in ticks of the stream's time base.
+All timestamps are in ticks of the stream's time base. PTS are presentation timestamps, DTS decoding timestamps.
 """
 
 from __future__ import annotations
@@ -11,53 +11,53 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-REORDERED = 16
+MAX_REORDERED = 16
 """Maximum number of pictures by which decoding and presentation order differ (H.264 and H.265, max_num_reorder)."""
-PICTURES_TO_A_RECORDING = 50
-"""Shorter recordings are not told from pictures out of order."""
-STEPS = 0.4, 2.5
-"""Range of a rebuilt interval, in nominal intervals. Outside it, pictures are missing or the rate is wrong."""
+MIN_RECORDING_PICTURES = 50
+"""Minimum average length of overlapping recordings. More frequent steps back are pictures out of order."""
+INTERVAL_RANGE = 0.4, 2.5
+"""Accepted range of a rebuilt interval, in nominal intervals. Outside it, pictures are missing or the rate is wrong."""
 
 
-class NoTimestamps(ValueError):
+class UncertainTimestamps(ValueError):
     """Timestamps that cannot be rebuilt with certainty."""
 
 
 @dataclass(frozen=True, slots=True)
-class Clock:
-    """The limits within which a stream's clock runs on, in ticks."""
+class ClockLimits:
+    """Limits on the steps of a stream's clock, in ticks. A step beyond them begins another recording."""
 
     step: int
     """Nominal interval between pictures, at least 1."""
     backward: int
-    """A step back by more begins another recording."""
+    """Maximum step back."""
     forward: int
-    """A step ahead by more, beyond a packet's own duration, begins another recording."""
+    """Maximum step ahead, beyond the packet's own duration."""
     longest: int
-    """So does a step ahead by more, whatever the packet's duration."""
+    """Maximum step ahead, whatever the packet's duration."""
     shortest: int
-    """A shorter average interval between pictures is wrong."""
+    """Minimum average interval between pictures. A shorter one is an error of the file."""
 
 
 def recording_offsets(
-    stamps: Sequence[int | None], clock: Sequence[int | None], durations: Sequence[int], limits: Clock, window: int
+    pts: Sequence[int | None], clock: Sequence[int | None], durations: Sequence[int], limits: ClockLimits, window: int
 ) -> list[int]:
-    """What to add to each packet's timestamps, where recordings with clocks of their own follow each other in one file.
+    """The offset to add to each packet's timestamps so that concatenated recordings share one clock.
 
     A recording begins where the clock jumps, in either direction. It is moved to the end of the one before it.
 
     Args:
-        stamps: presentation timestamps, in decoding order; None where missing.
-        clock: timestamps by which jumps are found: those of decoding, or of presentation where those are not stored.
+        pts: in decoding order; None where missing.
+        clock: timestamps in which jumps are detected: DTS, or PTS where the file stores no DTS.
         durations: of each packet; 0 where unknown.
-        limits: what a jump is.
-        window: number of packets within which the clock is not in order: 1 for decoding timestamps.
+        limits: steps beyond these are jumps.
+        window: number of packets within which the clock may be out of order: 1 for DTS.
     """
     offsets: list[int] = []
     end: int | None = None
-    for start, stop in itertools.pairwise([0, *_jumps(clock, durations, limits, window), len(stamps)]):
-        known = [stamp for stamp in stamps[start:stop] if stamp is not None]
-        head = [stamp for stamp in stamps[start : min(start + REORDERED, stop)] if stamp is not None]
+    for start, stop in itertools.pairwise([0, *_discontinuities(clock, durations, limits, window), len(pts)]):
+        known = [time for time in pts[start:stop] if time is not None]
+        head = [time for time in pts[start : min(start + MAX_REORDERED, stop)] if time is not None]
         offset = end - min(head) if head and end is not None else 0
         offsets += [offset] * (stop - start)
         if known:
@@ -65,8 +65,10 @@ def recording_offsets(
     return offsets
 
 
-def _jumps(clock: Sequence[int | None], durations: Sequence[int], limits: Clock, window: int) -> list[int]:
-    """Numbers of the packets at which the clock begins anew."""
+def _discontinuities(
+    clock: Sequence[int | None], durations: Sequence[int], limits: ClockLimits, window: int
+) -> list[int]:
+    """Numbers of the packets at which the clock jumps."""
     found: list[int] = []
     recent: list[int] = []
     duration = 0
@@ -84,48 +86,46 @@ def _jumps(clock: Sequence[int | None], durations: Sequence[int], limits: Clock,
     return found
 
 
-def in_presentation_order(
-    stamps: Sequence[int | None], decoding: Sequence[int | None], nominal: int | None
-) -> list[int]:
-    """Ascending timestamps for pictures in presentation order.
+def repair_timestamps(pts: Sequence[int | None], dts: Sequence[int | None], nominal: int | None) -> list[int]:
+    """Ascending timestamps for pictures in presentation order. The first rule that applies wins.
 
-    - Presentation timestamps that ascend are kept.
-    - If they do not, and those of decoding all differ, the pictures take these in ascending order. The first picture is
-      then shown when it is decoded, and so all others keep their distance from it.
-    - If most of those of decoding keep the nominal pace and none leaves it for long, so do the pictures.
-    - If those of presentation step back in a few places alone, recordings overlap there: each goes on behind the one
-      before. If they do in many places, but all differ, the pictures take them in ascending order.
-    - Else missing and equal timestamps are spread evenly between their neighbours.
+    - Ascending PTS are kept.
+    - If all DTS differ, the pictures take them in ascending order. The first picture is then shown when it is decoded,
+      so all others keep their distance from it.
+    - If most DTS keep the nominal pace and none strays far from it, the pictures keep that pace.
+    - If PTS step back in a few places alone, recordings overlap there: each continues after the one before.
+    - If all PTS differ, the pictures take them in ascending order.
+    - Otherwise missing and equal PTS are spread evenly between their neighbours.
 
     Args:
-        stamps: presentation timestamps of the file, one for each picture in presentation order.
-        decoding: timestamps of decoding, one for each picture in decoding order.
+        pts: as stored, one for each picture, in presentation order.
+        dts: as stored, one for each picture, in decoding order.
         nominal: interval between pictures; None where the file states none.
 
     Raises:
-        NoTimestamps: if the intervals that come out are not near the nominal one.
+        UncertainTimestamps: if the resulting intervals are not near the nominal one.
     """
-    known = [stamp for stamp in stamps if stamp is not None]
-    if len(known) == len(stamps) and all(before < after for before, after in itertools.pairwise(known)):
+    known = [time for time in pts if time is not None]
+    if len(known) == len(pts) and all(before < after for before, after in itertools.pairwise(known)):
         return known
-    if _differ(decoding):
-        return sorted(stamp for stamp in decoding if stamp is not None)
-    if nominal and (start := _paced(decoding, nominal)) is not None:
-        return [start + nominal * index for index in range(len(stamps))]
-    if nominal and len(known) == len(stamps) and (continued := _continued(known, nominal)):
+    if _are_distinct(dts):
+        return sorted(time for time in dts if time is not None)
+    if nominal and (start := _constant_rate_start(dts, nominal)) is not None:
+        return [start + nominal * index for index in range(len(pts))]
+    if nominal and len(known) == len(pts) and (continued := _without_steps_back(known, nominal)):
         return continued
-    if _differ(stamps):
+    if _are_distinct(pts):
         return sorted(known)
-    anchors = _longest_ascent(stamps)
+    anchors = _longest_ascending(pts)
     if nominal is None or not anchors:
-        raise NoTimestamps("timestamps are missing or equal, and the file states no frame rate")
-    rebuilt: list[int] = [0] * len(stamps)
+        raise UncertainTimestamps("timestamps are missing or equal, and the file states no frame rate")
+    rebuilt: list[int] = [0] * len(pts)
     for index in anchors:
-        rebuilt[index] = stamps[index] or 0
+        rebuilt[index] = pts[index] or 0
     for before, after in itertools.pairwise(anchors):
         step = (rebuilt[after] - rebuilt[before]) / (after - before)
-        if after - before > 1 and not STEPS[0] * nominal <= step <= STEPS[1] * nominal:
-            raise NoTimestamps(
+        if after - before > 1 and not INTERVAL_RANGE[0] * nominal <= step <= INTERVAL_RANGE[1] * nominal:
+            raise UncertainTimestamps(
                 f"{after - before - 1} pictures have no timestamp of their own in {after - before} intervals of "
                 f"{step / nominal:.2f} times the nominal length"
             )
@@ -133,69 +133,71 @@ def in_presentation_order(
             rebuilt[index] = round(rebuilt[before] + step * (index - before))
     for index in range(anchors[0]):
         rebuilt[index] = rebuilt[anchors[0]] - nominal * (anchors[0] - index)
-    for index in range(anchors[-1] + 1, len(stamps)):
+    for index in range(anchors[-1] + 1, len(pts)):
         rebuilt[index] = rebuilt[anchors[-1]] + nominal * (index - anchors[-1])
     return rebuilt
 
 
-def at_a_possible_rate(stamps: Sequence[int], nominal: int | None, limits: Clock) -> list[int]:
-    """Ascending timestamps, or others at the nominal rate if these are closer together than pictures can be.
+def enforce_max_rate(pts: Sequence[int], nominal: int | None, limits: ClockLimits) -> list[int]:
+    """The ascending timestamps, or others at the nominal rate if the average interval is below ``limits.shortest``.
 
     Raises:
-        NoTimestamps: if the file states no possible rate.
+        UncertainTimestamps: if the file states no possible rate.
     """
-    if len(stamps) < 2 or stamps[-1] - stamps[0] >= limits.shortest * (len(stamps) - 1):
-        return list(stamps)
+    if len(pts) < 2 or pts[-1] - pts[0] >= limits.shortest * (len(pts) - 1):
+        return list(pts)
     if nominal is None or nominal < limits.shortest:
-        raise NoTimestamps("timestamps are closer together than pictures can be, and the file states no frame rate")
-    return [stamps[0] + nominal * index for index in range(len(stamps))]
+        raise UncertainTimestamps(
+            "timestamps are closer together than pictures can be, and the file states no frame rate"
+        )
+    return [pts[0] + nominal * index for index in range(len(pts))]
 
 
-def _differ(stamps: Sequence[int | None]) -> bool:
-    """Whether there are timestamps for all pictures, and none twice."""
-    return None not in stamps and len(set(stamps)) == len(stamps)
+def _are_distinct(times: Sequence[int | None]) -> bool:
+    """Whether every picture has a timestamp of its own."""
+    return None not in times and len(set(times)) == len(times)
 
 
-def _continued(stamps: Sequence[int], nominal: int) -> list[int]:
-    """Timestamps that go on one interval later wherever these step back; none if they do so too often."""
-    backward = sum(after <= before for before, after in itertools.pairwise(stamps))
-    if backward > len(stamps) // PICTURES_TO_A_RECORDING:
+def _without_steps_back(pts: Sequence[int], nominal: int) -> list[int]:
+    """Timestamps that continue one interval later wherever these step back; none if they step back too often."""
+    backward = sum(after <= before for before, after in itertools.pairwise(pts))
+    if backward > len(pts) // MIN_RECORDING_PICTURES:
         return []
-    offset, continued = 0, [stamps[0]]
-    for before, after in itertools.pairwise(stamps):
+    offset, continued = 0, [pts[0]]
+    for before, after in itertools.pairwise(pts):
         if after <= before:
             offset += before + nominal - after
         continued.append(after + offset)
     return continued
 
 
-def _paced(decoding: Sequence[int | None], nominal: int) -> int | None:
-    """Where a constant pace begins that most timestamps of decoding keep; None if there is none.
+def _constant_rate_start(dts: Sequence[int | None], nominal: int) -> int | None:
+    """First timestamp of the constant rate that most DTS keep; None if there is no such rate.
 
-    In a program stream with one timestamp for several pictures, FFmpeg gives it to the wrong one or makes others up.
+    In a program stream with one timestamp for several pictures, FFmpeg assigns it to the wrong one or invents others.
     """
-    early = [stamp - nominal * index for index, stamp in enumerate(decoding) if stamp is not None]
-    if not early:
+    starts = [time - nominal * index for index, time in enumerate(dts) if time is not None]
+    if not starts:
         return None
-    start, times = Counter(early).most_common(1)[0]
-    keeps = abs(early[0] - start) <= nominal and abs(early[-1] - start) <= nominal
-    strays = max(abs(each - start) for each in early)
-    return start if keeps and times * 2 >= len(early) and strays <= REORDERED * nominal else None
+    start, count = Counter(starts).most_common(1)[0]
+    keeps_ends = abs(starts[0] - start) <= nominal and abs(starts[-1] - start) <= nominal
+    strays = max(abs(each - start) for each in starts)
+    return start if keeps_ends and count * 2 >= len(starts) and strays <= MAX_REORDERED * nominal else None
 
 
-def _longest_ascent(stamps: Sequence[int | None]) -> list[int]:
+def _longest_ascending(pts: Sequence[int | None]) -> list[int]:
     """Indices of the longest subsequence of ascending timestamps."""
     tails: list[int] = []
     ends: list[int] = []
     before: dict[int, int | None] = {}
-    for index, stamp in enumerate(stamps):
-        if stamp is None:
+    for index, time in enumerate(pts):
+        if time is None:
             continue
-        length = bisect_left(tails, stamp)
-        if length < len(tails) and tails[length] == stamp:
-            continue  # the first of equals
+        length = bisect_left(tails, time)
+        if length < len(tails) and tails[length] == time:
+            continue  # of equal timestamps the first is kept
         before[index] = ends[length - 1] if length else None
-        tails[length : length + 1] = [stamp]
+        tails[length : length + 1] = [time]
         ends[length : length + 1] = [index]
     found: list[int] = []
     index_or_none = ends[-1] if ends else None

@@ -34,28 +34,28 @@ class Crop:
         return columns.stop - columns.start, rows.stop - rows.start
 
 
-WHOLE = Crop()
+NO_CROP = Crop()
 
 
 @dataclass(frozen=True, slots=True)
 class Track:
     """One video track."""
 
-    crop: Crop = WHOLE
+    crop: Crop = NO_CROP
     orientation: Orientation | None = None
     """Of frames that tell none themselves; None where neither the container nor the first picture does."""
     encryption: str | None = None
     """Name of the scheme by which the pictures are encrypted; None if they are not."""
     drm: bool = False
     """Whether only one vendor's players have the keys."""
-    own_colours: str | None = None
+    proprietary_colours: str | None = None
     """Name of a system of colours that only its own decoders know; None if the pictures have ordinary ones."""
     matte: int | None = None
     """Level of the plain picture that colours are already mixed with, in proportion to their transparency: 0 or 255.
     None where they are not (straight alpha)."""
 
 
-PLAIN = Track()
+DEFAULT_TRACK = Track()
 
 
 @runtime_checkable
@@ -69,7 +69,7 @@ class ByteRanges(Protocol):
     def read_range(self, start: int, end: int) -> bytes:
         """The bytes from ``start`` to before ``end``; fewer at the file's end."""
 
-    def hold(self, start: int, end: int) -> None:
+    def prefetch(self, start: int, end: int) -> None:
         """Fetch a range in one request: it is read next, in pieces."""
 
 
@@ -96,5 +96,5 @@ class OpenFile:
         self._file.seek(position)
         return data
 
-    def hold(self, start: int, end: int) -> None:
+    def prefetch(self, start: int, end: int) -> None:
         """Does nothing: an open file is read without requests."""

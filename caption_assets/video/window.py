@@ -1,4 +1,4 @@
-"""Cutting a clip into windows of consecutive source frames."""
+"""Windows: the runs of consecutive frames into which a clip is cut, each with a caption of its own."""
 
 from __future__ import annotations
 
@@ -6,26 +6,28 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+WINDOWING_VERSION = 1
+"""Version of the algorithm below. Raise it with every change that cuts any clip differently: manifests become stale."""
 MIN_WINDOW_FRAMES = 4
-"""A clip of fewer frames yields no window (as in the reference)."""
+"""A clip of fewer frames has no window (as in the reference)."""
 MIN_WINDOW_SECONDS = 0.1
-"""Four frames of ordinary video take longer."""
+"""Minimum of ``Windowing.seconds``: four frames of ordinary video take longer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Windowing:
-    """How clips are cut. Defaults are the reference's (NeMo Curator): 256 frames, a tail under 128 joins the last.
+    """Sizes of windows. Defaults are the reference's (NeMo Curator): 256 frames, and a tail of at least 128.
 
     Raises:
         ValueError: if a value is out of its range.
     """
 
     size: int = 256
-    """Source frames in a window."""
+    """Frames in a window."""
     remainder_threshold: int = 128
-    """A tail of fewer frames than this is merged into the window before it."""
+    """Minimum number of frames in the last window. A shorter tail is merged into the window before it."""
     seconds: float | None = None
-    """Length of a window in place of ``size``; a tail shorter than half of it is merged into the window before it."""
+    """Length of a window, in seconds, in place of ``size``. A tail below half of it joins the window before it."""
 
     def __post_init__(self) -> None:
         if self.size < MIN_WINDOW_FRAMES:
@@ -41,30 +43,30 @@ class Windowing:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A run of consecutive frames of one clip, which gets a caption of its own."""
+    """A run of consecutive frames of one clip."""
 
     index: int
     """Number of the window within its clip, from 0."""
     start_frame: int
-    """First frame, in order of presentation."""
+    """First frame, in presentation order."""
     end_frame: int
     """One past the last frame."""
     start_seconds: float
-    """When the first frame is shown, from the beginning of the clip."""
+    """Presentation time of the first frame, from the beginning of the clip."""
     end_seconds: float
-    """When the last frame stops being shown."""
+    """End of the last frame's presentation, from the beginning of the clip."""
 
 
 def split(times: Sequence[float], end_seconds: float, windowing: Windowing) -> Iterator[Window]:
     """Cut a clip into windows so that every frame belongs to exactly one.
 
     Args:
-        times: when each frame is shown, in seconds, ascending.
-        end_seconds: when the last frame stops being shown.
+        times: presentation time of each frame, in seconds, ascending.
+        end_seconds: end of the last frame's presentation.
         windowing: sizes.
 
     Yields:
-        The windows in order; none if the clip has fewer than 4 frames.
+        The windows in order; none if the clip has fewer than ``MIN_WINDOW_FRAMES`` frames.
     """
     total = len(times)
     if total < MIN_WINDOW_FRAMES:
@@ -85,13 +87,13 @@ def _starts_by_frames(total: int, windowing: Windowing) -> list[int]:
 
 
 def _starts_by_seconds(times: Sequence[float], end_seconds: float, seconds: float) -> list[int]:
-    """The first frame of each stretch of ``seconds``, where that leaves enough frames for the window before it."""
-    slack = 1e-6  # seconds; a frame on the border begins a window, and rounding must not put it into the one before
+    """The first frame of each interval of ``seconds``, where the window before it has enough frames."""
+    tolerance = 1e-6  # seconds; a frame on the border begins a window, and rounding must not put it into the one before
     starts = [0]
-    stretch = 0
+    interval = 0
     for index, time in enumerate(times):
-        if (reached := int((time + slack) / seconds)) > stretch:
-            stretch = reached
+        if (reached := int((time + tolerance) / seconds)) > interval:
+            interval = reached
             if index - starts[-1] >= MIN_WINDOW_FRAMES:
                 starts.append(index)
     is_short = len(times) - starts[-1] < MIN_WINDOW_FRAMES or end_seconds - times[starts[-1]] < seconds / 2

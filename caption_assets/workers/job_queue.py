@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from threading import Condition
 from typing import Any
 
-KEPT = 2
+MAX_OPEN_CLIPS = 2
 """Number of affinities of a worker: it keeps as many clips open."""
 
 
@@ -20,7 +20,7 @@ class Job:
     future: Future[Any]
     call: Callable[[], Any]
     affinity: Hashable | None = None
-    """Jobs with the same affinity go to the same worker, as long as it has taken no more than ``KEPT`` others since."""
+    """Jobs with the same affinity go to the same worker, unless it has taken ``MAX_OPEN_CLIPS`` others since."""
 
 
 class JobQueue:
@@ -45,9 +45,9 @@ class JobQueue:
             worker: its number.
         """
         with self._changed:
-            kept = self._kept.setdefault(worker, deque(maxlen=KEPT))
+            kept = self._kept.setdefault(worker, deque(maxlen=MAX_OPEN_CLIPS))
             while not self._has_ended:
-                if job := next((job for job in self._waiting if self._may_do(worker, job)), None):
+                if job := next((job for job in self._waiting if self._is_eligible(worker, job)), None):
                     self._waiting.remove(job)
                     if job.affinity is not None:
                         if job.affinity in kept:
@@ -66,7 +66,7 @@ class JobQueue:
             self._changed.notify_all()
             return waiting
 
-    def _may_do(self, worker: int, job: Job) -> bool:
+    def _is_eligible(self, worker: int, job: Job) -> bool:
         if job.affinity is None or job.affinity in self._kept[worker]:
             return True
         return not any(job.affinity in kept for kept in self._kept.values())

@@ -16,13 +16,13 @@ from typing import ParamSpec, TypeVar
 
 from caption_assets.errors import UnreadableClip
 from caption_assets.workers.job_queue import Job, JobQueue
-from caption_assets.workers.worker import Worker, WorkerDied, WorkerGone
+from caption_assets.workers.worker import Worker, WorkerCrashed, WorkerLost
 
 P = ParamSpec("P")
 T = TypeVar("T")
-MOST_WORKERS = 8
+MAX_WORKERS = 8
 """By default: more would outrun any engine, for one decodes several windows a second."""
-TRIES = 3
+MAX_ATTEMPTS = 3
 """Workers that a job is given to, where they die before they begin it."""
 
 
@@ -59,10 +59,10 @@ class Sandbox:
 
     def __init__(self, limits: SandboxLimits | None = None, workers: int | None = None) -> None:
         self.limits = limits or SandboxLimits()
-        self.workers = workers or min(len(os.sched_getaffinity(0)), MOST_WORKERS)
+        self.workers = workers or min(len(os.sched_getaffinity(0)), MAX_WORKERS)
         self._jobs = JobQueue()
         self._threads: list[Thread] = []
-        self._at_work: set[Worker] = set()
+        self._active: set[Worker] = set()
         self._starting = Lock()
         self._ended = False
 
@@ -75,7 +75,7 @@ class Sandbox:
         self._ended = True  # before the workers are, whose jobs would be given to others
         for job in self._jobs.end():
             job.future.cancel()
-        for worker in list(self._at_work):
+        for worker in list(self._active):
             worker.kill()
         for thread in self._threads:
             thread.join()
@@ -100,7 +100,7 @@ class Sandbox:
         Raises:
             UnreadableClip: if the worker died, or reached a limit; and whatever the function raises.
         """
-        with self._clear_errors():
+        with self._translate_errors():
             return job.result()
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -109,7 +109,7 @@ class Sandbox:
         Raises:
             UnreadableClip: if the worker died, or reached a limit; and whatever the function raises.
         """
-        with self._clear_errors():
+        with self._translate_errors():
             return await asyncio.wrap_future(self.submit(function, *args, **kwargs))
 
     async def run_with(self, affinity: Hashable, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -118,11 +118,11 @@ class Sandbox:
         Raises:
             UnreadableClip: as there.
         """
-        with self._clear_errors():
+        with self._translate_errors():
             return await asyncio.wrap_future(self._put(affinity, partial(function, *args, **kwargs)))
 
     @contextmanager
-    def _clear_errors(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
         seconds, memory = self.limits.seconds, self.limits.memory_gb
         too_slow = UnreadableClip(
             "too_slow",
@@ -138,7 +138,7 @@ class Sandbox:
                 f"the clip needs more than {memory:g} GiB to be read (CAPTION_DECODE_MEMORY_GB): make it smaller or "
                 "raise the limit",
             ) from None
-        except WorkerDied as error:
+        except WorkerCrashed as error:
             if error.exit_code == -signal.SIGXCPU:
                 raise too_slow from None
             raise UnreadableClip(
@@ -151,30 +151,30 @@ class Sandbox:
         while (job := self._jobs.take(number)) is not None:
             if not job.future.set_running_or_notify_cancel():
                 continue
-            tries = 0
+            attempts = 0
             while not job.future.done():
-                tries += 1
+                attempts += 1
                 try:
-                    worker = self._living(worker)
+                    worker = self._ensure_alive(worker)
                     job.future.set_result(worker.do(job.call))
-                except WorkerGone as error:
-                    if self._ended or tries == TRIES:
+                except WorkerLost as error:
+                    if self._ended or attempts == MAX_ATTEMPTS:
                         job.future.set_exception(error)
                 except Exception as error:  # whatever it is, who waits must learn of it
                     job.future.set_exception(error)
         if worker:
-            self._dismiss(worker)
+            self._discard(worker)
 
-    def _living(self, worker: Worker | None) -> Worker:
+    def _ensure_alive(self, worker: Worker | None) -> Worker:
         """That worker, or another in its place if it has died."""
         if worker and worker.is_alive:
             return worker
         if worker:
-            self._dismiss(worker)
+            self._discard(worker)
         new = Worker(self.limits.seconds, int(self.limits.memory_gb * 2**30))
-        self._at_work.add(new)
+        self._active.add(new)
         return new
 
-    def _dismiss(self, worker: Worker) -> None:
-        self._at_work.discard(worker)
+    def _discard(self, worker: Worker) -> None:
+        self._active.discard(worker)
         worker.close()

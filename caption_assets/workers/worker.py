@@ -21,7 +21,7 @@ NICENESS = 10
 """Of workers, so that the process that feeds the engine, or a CPU engine itself, does not wait for them (nice(2))."""
 START_SECONDS = 300.0
 """Within which a worker has started, and has loaded the modules that a job is of."""
-DYING_SECONDS = 10.0
+EXIT_SECONDS = 10.0
 """For a worker that has let go of its pipe to end by itself, so that its exit code tells why."""
 _PROGRAM = """
 import sys
@@ -33,7 +33,7 @@ work(int(descriptor), int(parent), float(seconds), int(memory))
 a main guard once more in each worker, and fails for a script from stdin, which is no file."""
 
 
-class WorkerDied(Exception):
+class WorkerCrashed(Exception):
     """A worker that ended with a job."""
 
     def __init__(self, exit_code: int | None) -> None:
@@ -42,7 +42,7 @@ class WorkerDied(Exception):
         """Negative: the signal that it died of."""
 
 
-class WorkerGone(WorkerDied):
+class WorkerLost(WorkerCrashed):
     """A worker that ended before it began a job or was told to end: the job can be done by another."""
 
 
@@ -83,27 +83,27 @@ class Worker:
             Exception: whatever the function raises.
         """
         message = pickle.dumps(call)
-        death: type[WorkerDied] = WorkerGone
+        death: type[WorkerCrashed] = WorkerLost
         try:
             self._pipe.send_bytes(message)
-            self._heard_within(START_SECONDS)
-            death = WorkerDied
-            answer = self._heard_within(self._seconds)
+            self._receive_within(START_SECONDS)
+            death = WorkerCrashed
+            reply = self._receive_within(self._seconds)
         except TimeoutError:  # an OSError too
             raise
         except (EOFError, OSError):  # the latter where a message breaks off
             with suppress(subprocess.TimeoutExpired):
-                self._process.wait(DYING_SECONDS)
+                self._process.wait(EXIT_SECONDS)
             self.kill()
             if self._process.returncode == -signal.SIGTERM:  # no clip's doing: sent to all processes of a run's group
-                death = WorkerGone
+                death = WorkerLost
             raise death(self._process.returncode) from None
-        done, result = pickle.loads(answer)
+        done, result = pickle.loads(reply)
         if not done:
             raise result
         return result
 
-    def _heard_within(self, seconds: float) -> bytes:
+    def _receive_within(self, seconds: float) -> bytes:
         if not self._pipe.poll(seconds):
             self.kill()
             raise TimeoutError
@@ -146,7 +146,7 @@ def work(descriptor: int, parent: int, seconds: float, memory: int) -> None:
         pipe.send_bytes(b"")  # from here on its time counts
         _, hard = resource.getrlimit(resource.RLIMIT_CPU)
         resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time() + seconds) + 1, hard))
-        pipe.send_bytes(_answer(call))
+        pipe.send_bytes(_result(call))
 
 
 def _unpickled(message: bytes) -> Callable[[], Any]:
@@ -164,14 +164,14 @@ def _unpickled(message: bytes) -> Callable[[], Any]:
     return call
 
 
-def _answer(call: Callable[[], Any]) -> bytes:
+def _result(call: Callable[[], Any]) -> bytes:
     """What comes of a job, pickled: whether it was done, and its result or error."""
     try:
         return pickle.dumps((True, call()))
     except Exception as error:
         try:
-            answer = pickle.dumps((False, error))
-            pickle.loads(answer)  # some can be pickled and not be made again
+            reply = pickle.dumps((False, error))
+            pickle.loads(reply)  # some can be pickled and not be made again
         except Exception:
-            answer = pickle.dumps((False, RuntimeError(f"{type(error).__name__}: {error}")))
-        return answer
+            reply = pickle.dumps((False, RuntimeError(f"{type(error).__name__}: {error}")))
+        return reply

@@ -34,7 +34,7 @@ def scene(motion: str, width: int, height: int, *, but: int = 0) -> Scene:
     return [next(found) for _ in range(but + 1)][-1]
 
 
-def film(shown: Scene, width: int, height: int, *, stamps: list[int], turned: int = 0) -> bytes:
+def film(shown: Scene, width: int, height: int, *, timestamps: list[int], turned: int = 0) -> bytes:
     """A film of one scene.
 
     Args:
@@ -44,7 +44,7 @@ def film(shown: Scene, width: int, height: int, *, stamps: list[int], turned: in
         stamps: when each frame is shown, in units of 1/100 s.
         turned: degrees, by which the coded picture lies on its side and is to be turned counter-clockwise when shown.
     """
-    times = [(stamp - stamps[0]) / (stamps[-1] - stamps[0]) for stamp in stamps]
+    times = [(timestamp - timestamps[0]) / (timestamps[-1] - timestamps[0]) for timestamp in timestamps]
     file = BytesIO()
     with av.open(file, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=100, options={"crf": "18", "bf": "2"})
@@ -52,10 +52,12 @@ def film(shown: Scene, width: int, height: int, *, stamps: list[int], turned: in
         stream.pix_fmt = "yuv420p"
         stream.time_base = stream.codec_context.time_base = Fraction(1, 100)
         stream.set_display_rotation(turned)
-        for stamp, picture in zip(stamps, render(shown, width, height, times, np.random.default_rng(0)), strict=True):
+        for timestamp, picture in zip(
+            timestamps, render(shown, width, height, times, np.random.default_rng(0)), strict=True
+        ):
             lying = np.ascontiguousarray(np.rot90(picture, -turned // 90))
             frame = av.VideoFrame.from_ndarray(lying, format="rgb24")
-            frame.pts, frame.time_base = stamp, Fraction(1, 100)
+            frame.pts, frame.time_base = timestamp, Fraction(1, 100)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return file.getvalue()
@@ -64,7 +66,7 @@ def film(shown: Scene, width: int, height: int, *, stamps: list[int], turned: in
 @pytest.mark.parametrize("turned", [0, 90, 180, 270])
 def test_a_rotated_clip_is_seen_upright(supervisor: EngineSupervisor, ask: Ask[Any], turned: int) -> None:
     shown = [scene(motion, 240, 320) for motion in MOTIONS]
-    films = [film(one, 240, 320, stamps=[*range(0, 240, 4)], turned=turned) for one in shown]
+    films = [film(one, 240, 320, timestamps=[*range(0, 240, 4)], turned=turned) for one in shown]
     tasks = [task for data in films for task in film_tasks(data)]
     assert {(task.window.width, task.window.height) for task in tasks} == {(240, 320)}
     results = ask(caption_all(supervisor, Recipe(), tasks, with_stage2=False))
@@ -73,15 +75,15 @@ def test_a_rotated_clip_is_seen_upright(supervisor: EngineSupervisor, ask: Ask[A
 
 def test_a_clip_of_variable_frame_rate_is_seen_by_time(supervisor: EngineSupervisor, ask: Ask[Any]) -> None:
     """Two thirds of the frames fall into the first tenth of the time."""
-    stamps = [*range(40), *range(40, 400, 18)]
+    timestamps = [*range(40), *range(40, 400, 18)]
     shown = [scene(motion, 320, 240, but=1) for motion in MOTIONS]
-    tasks = [task for one in shown for task in film_tasks(film(one, 320, 240, stamps=stamps))]
+    tasks = [task for one in shown for task in film_tasks(film(one, 320, 240, timestamps=timestamps))]
     results = ask(caption_all(supervisor, Recipe(), tasks))
     assert [done.stage1.caption for done in results] == [one.stage1 for one in shown]
     for done in results:
         indices = done.stage1.frame_indices
         assert indices is not None
-        steps = [stamps[two] - stamps[one] for one, two in pairwise(indices)]
+        steps = [timestamps[two] - timestamps[one] for one, two in pairwise(indices)]
         assert max(steps) - min(steps) <= 2 * 18
 
 
@@ -100,7 +102,7 @@ def test_a_clip_that_keeps_the_decoder_busy_costs_its_own_rows_alone(
     supervisor: EngineSupervisor, ask: Ask[Any]
 ) -> None:
     shown = scene("moves left", 320, 240)
-    good = film_tasks(film(shown, 320, 240, stamps=[*range(0, 240, 4)]))
+    good = film_tasks(film(shown, 320, 240, timestamps=[*range(0, 240, 4)]))
     slow = film_tasks(film_that_takes_long())
     with Sandbox(SandboxLimits(seconds=3)) as sandbox:
         results = ask(caption_all(supervisor, Recipe(), [*slow, *good], sandbox=sandbox))

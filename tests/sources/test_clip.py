@@ -26,11 +26,11 @@ def local(tmp_path: Path) -> Root:
 
 @pytest.fixture
 def beside(local: Root) -> Callable[..., Clip]:
-    def make(side: bytes | None = None, text: bytes | None = None, columns: str | None = None) -> Clip:
+    def make(json_file: bytes | None = None, text: bytes | None = None, columns: str | None = None) -> Clip:
         return Clip(
             "a.mp4",
             Span("", 0, 0),
-            span(local, "a.json", side) if side is not None else None,
+            span(local, "a.json", json_file) if json_file is not None else None,
             span(local, "a.txt", text) if text is not None else None,
             columns,
         )
@@ -88,28 +88,28 @@ def test_a_change_anywhere_changes_the_tag(local: Root, size: int, place: float)
 
 @pytest.mark.fast
 def test_a_clip_with_nothing_beside_it_has_no_prompt_and_nothing_extra(beside: Callable[..., Clip]) -> None:
-    assert (beside().facts().prompt, beside().facts().extra) == (None, {})
+    assert (beside().metadata().prompt, beside().metadata().extra) == (None, {})
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("place", ["side", "columns"])
+@pytest.mark.parametrize("place", ["json_file", "columns"])
 def test_the_prompt_is_told_apart_from_the_rest(beside: Callable[..., Clip], place: str) -> None:
     facts = '{"prompt": "Count.", "n": 1, "deep": {"x": [null, NaN]}}'
-    clip = beside(**{place: facts.encode() if place == "side" else facts})
-    assert clip.facts().prompt == "Count."
-    assert clip.facts().extra == {"n": 1, "deep": {"x": [None, None]}}
+    clip = beside(**{place: facts.encode() if place == "json_file" else facts})
+    assert clip.metadata().prompt == "Count."
+    assert clip.metadata().extra == {"n": 1, "deep": {"x": [None, None]}}
 
 
 @pytest.mark.fast
 def test_the_text_beside_a_clip_is_extra(beside: Callable[..., Clip]) -> None:
-    clip = beside(side=b'{"n": 1}', text="\ufeffein Hündchen".encode())
-    assert clip.facts().extra == {"n": 1, "txt": "ein Hündchen"}
-    assert clip.facts().prompt is None
+    clip = beside(json_file=b'{"n": 1}', text="\ufeffein Hündchen".encode())
+    assert clip.metadata().extra == {"n": 1, "txt": "ein Hündchen"}
+    assert clip.metadata().prompt is None
 
 
 @pytest.mark.fast
 @pytest.mark.parametrize(
-    ("side", "reason"),
+    ("json_file", "reason"),
     [
         (b"{", "it is no JSON"),
         (b"\xff\xfe", "can't decode"),
@@ -120,26 +120,26 @@ def test_the_text_beside_a_clip_is_extra(beside: Callable[..., Clip]) -> None:
         (b" " * (MAX_TEXT_BYTES + 1), "more than 1048576: shorten it"),
     ],
 )
-def test_a_json_file_that_cannot_be_used_is_told_of(beside: Callable[..., Clip], side: bytes, reason: str) -> None:
+def test_a_json_file_that_cannot_be_used_is_told_of(beside: Callable[..., Clip], json_file: bytes, reason: str) -> None:
     with pytest.raises(ValueError, match=f"the JSON file beside the clip cannot be used: .*{reason}"):
-        beside(side=side).facts()
+        beside(json_file=json_file).metadata()
 
 
 @pytest.mark.fast
 @pytest.mark.parametrize("prompt", ["7", '" "', "[]"])
 def test_a_prompt_that_is_no_text_is_told_of_with_its_place(beside: Callable[..., Clip], prompt: str) -> None:
     with pytest.raises(ValueError, match="the clip's row of the list cannot be used: its prompt is"):
-        beside(columns=f'{{"prompt": {prompt}}}').facts()
+        beside(columns=f'{{"prompt": {prompt}}}').metadata()
 
 
 @pytest.mark.fast
 def test_a_text_file_that_is_not_utf_8_is_told_of(beside: Callable[..., Clip]) -> None:
     with pytest.raises(ValueError, match="the text file beside the clip cannot be used"):
-        beside(text=b"\xff").facts()
+        beside(text=b"\xff").metadata()
 
 
 @pytest.mark.fast
 def test_a_side_file_that_has_gone_is_told_of(local: Root) -> None:
     gone = Span(local.fs.unstrip_protocol(local.full("gone.json")), 0, 5)
     with pytest.raises(ValueError, match="the JSON file beside the clip cannot be used"):
-        Clip("a.mp4", gone, side=gone).facts()
+        Clip("a.mp4", gone, json_file=gone).metadata()

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caption_assets.errors import UnreadableClip
-from caption_assets.sources.clip_key import Keys, leaves_root, normalise
+from caption_assets.sources.clip_key import KeyAllocator, escapes_root, normalise
 
 pytestmark = pytest.mark.fast
 
@@ -18,8 +18,8 @@ LINK = UnreadableClip("link", "a link")
 
 @given(st.lists(st.tuples(NAMES, st.sampled_from([None, LINK])), max_size=12))
 def test_keys_are_unique_relative_and_within_their_root(names: list[tuple[str, UnreadableClip | None]]) -> None:
-    keys = Keys()
-    given_out = [keys.give(name, refusal)[0] for name, refusal in names]
+    keys = KeyAllocator()
+    given_out = [keys.allocate(name, refusal)[0] for name, refusal in names]
     assert len(set(given_out)) == len(given_out)
     for key in given_out:
         key.encode()
@@ -30,31 +30,31 @@ def test_keys_are_unique_relative_and_within_their_root(names: list[tuple[str, U
 
 @given(st.lists(NAMES, max_size=12))
 def test_of_the_clips_of_one_name_the_first_is_kept(names: list[str]) -> None:
-    keys = Keys()
-    kept = [normalise(name) for name in names if keys.give(name, None)[1] is None]
-    assert sorted(kept) == sorted({normalise(name) for name in names if not leaves_root(name)})
+    keys = KeyAllocator()
+    kept = [normalise(name) for name in names if keys.allocate(name, None)[1] is None]
+    assert sorted(kept) == sorted({normalise(name) for name in names if not escapes_root(name)})
 
 
 @given(NAMES)
 def test_a_key_stays_itself(name: str) -> None:
     assert normalise(normalise(name)) == normalise(name)
-    assert not leaves_root(normalise(name))
+    assert not escapes_root(normalise(name))
 
 
 def test_a_refused_clip_makes_no_other_a_duplicate() -> None:
-    keys = Keys()
-    assert keys.give("a.mp4", LINK) == ("a.mp4", LINK)
-    assert keys.give("a.mp4", None) == ("a.mp4#2", None)
+    keys = KeyAllocator()
+    assert keys.allocate("a.mp4", LINK) == ("a.mp4", LINK)
+    assert keys.allocate("a.mp4", None) == ("a.mp4#2", None)
 
 
 def test_a_duplicate_gets_a_number_that_is_free() -> None:
-    keys = Keys()
-    assert [keys.give(name, None)[0] for name in ["a", "a#2", "a", "a"]] == ["a", "a#2", "a#3", "a#4"]
+    keys = KeyAllocator()
+    assert [keys.allocate(name, None)[0] for name in ["a", "a#2", "a", "a"]] == ["a", "a#2", "a#3", "a#4"]
 
 
 @pytest.mark.parametrize("name", ["/etc/x.mp4", "../x.mp4", "a/../x.mp4", "//x.mp4", ".."])
 def test_a_name_that_is_absolute_or_climbs_is_refused(name: str) -> None:
-    _, refusal = Keys().give(name, None)
+    _, refusal = KeyAllocator().allocate(name, None)
     assert refusal is not None
     assert refusal.kind == "outside"
 
@@ -63,7 +63,7 @@ def test_a_name_that_is_absolute_or_climbs_is_refused(name: str) -> None:
     "name", ["sp ace.mp4", "ünï.mp4", "new\nline.mp4", "100%25.mp4", "a#b?c.mp4", "..a/b...mp4", "n" * 5000]
 )
 def test_an_odd_name_is_its_own_key(name: str) -> None:
-    assert Keys().give(name, None) == (name, None)
+    assert KeyAllocator().allocate(name, None) == (name, None)
 
 
 def test_a_name_that_is_not_utf_8_is_spelt_out() -> None:

@@ -64,8 +64,8 @@ def test_clips_are_the_videos_of_a_shard_sorted_by_key_with_their_bytes(source: 
 @pytest.mark.parametrize("layout", [Layout.FOLDER, Layout.TAR])
 def test_json_and_text_of_the_same_stem_go_with_their_clip(source: Root, layout: Layout) -> None:
     clips = list(list_clips(source, write(source, layout, FILES)))
-    assert [clip.facts().prompt for clip in clips] == [None, None, "Count.", None]
-    assert [clip.facts().extra for clip in clips] == [{}, {}, {"n": 1, "txt": "words"}, {}]
+    assert [clip.metadata().prompt for clip in clips] == [None, None, "Count.", None]
+    assert [clip.metadata().extra for clip in clips] == [{}, {}, {"n": 1, "txt": "words"}, {}]
 
 
 @pytest.mark.parametrize("layout", [Layout.FOLDER, Layout.TAR])

@@ -4,7 +4,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from caption_assets.sources.manifest import AHEAD, probe_clips, span_of
+from caption_assets.sources.manifest import CLIPS_AHEAD, probe_clips, span_of
 from caption_assets.sources.shard import Layout, Shard, ShardError, find_shard
 from caption_assets.store.content_tag import content_tag, etag_tag
 from caption_assets.store.root import Root
@@ -108,7 +108,7 @@ def test_many_clips_come_in_the_order_of_the_listing(tmp_path: Path) -> None:
 
 def test_a_clip_that_the_store_does_not_give_is_a_failed_row(tmp_path: Path) -> None:
     (tmp_path / "s").mkdir()
-    names = [f"{index:03}.mp4" for index in range(AHEAD * SANDBOX.workers + 20)]
+    names = [f"{index:03}.mp4" for index in range(CLIPS_AHEAD * SANDBOX.workers + 20)]
     for name in names:
         (tmp_path / "s" / name).write_bytes(counting_video(5))
     source = Root.open(str(tmp_path))
@@ -152,9 +152,9 @@ def test_a_clips_own_prompt_stands_in_its_rows(tmp_path: Path) -> None:
     assert [row.prompt for row in rows] == ["Count the frames."]
 
 
-@pytest.mark.parametrize("side", [b"{", b"[1]", b'{"prompt": 7}', b'{"prompt": " "}', b"\xff\xfe"])
-def test_a_side_file_that_cannot_be_used_is_told_on_its_clips_row(tmp_path: Path, side: bytes) -> None:
-    [row] = manifest(tmp_path, {"a.mp4": counting_video(20), "a.json": side})
+@pytest.mark.parametrize("json_file", [b"{", b"[1]", b'{"prompt": 7}', b'{"prompt": " "}', b"\xff\xfe"])
+def test_a_side_file_that_cannot_be_used_is_told_on_its_clips_row(tmp_path: Path, json_file: bytes) -> None:
+    [row] = manifest(tmp_path, {"a.mp4": counting_video(20), "a.json": json_file})
     assert (row.status, row.error_kind) == (Status.FAILED, "side_file")
     assert "JSON file beside the clip" in (row.error or "")
 

@@ -6,8 +6,8 @@ import pytest
 
 from caption_assets.sources.shard import (
     Layout,
-    PassedOver,
     ShardError,
+    SkipReason,
     find_shard,
     list_shards,
     refuse_loose_videos,
@@ -130,14 +130,14 @@ def test_what_is_not_a_shard_is_named_with_its_reason(folder: Path) -> None:
     os.mkfifo(folder / "pipe.tar")
     listing = list_shards(Root.open(str(folder)))
     assert [shard.key for shard in listing.shards] == ["a", "b", "c", "d"]
-    assert listing.passed_over == {
-        PassedOver.LOOSE_VIDEO: ["loose.MP4"],
-        PassedOver.ARCHIVE: ["e.tar.gz", "f.TGZ", "i.jsonl.zst"],
-        PassedOver.SUFFIX: ["g.TAR", "h.Parquet"],
-        PassedOver.LINKED_FOLDER: ["linked", "linked.tar"],
-        PassedOver.SPECIAL: ["pipe.tar"],
-        PassedOver.HIDDEN: [".hidden"],
-        PassedOver.OTHER: ["README.md"],
+    assert listing.skipped == {
+        SkipReason.LOOSE_VIDEO: ["loose.MP4"],
+        SkipReason.ARCHIVE: ["e.tar.gz", "f.TGZ", "i.jsonl.zst"],
+        SkipReason.SUFFIX: ["g.TAR", "h.Parquet"],
+        SkipReason.LINKED_FOLDER: ["linked", "linked.tar"],
+        SkipReason.SPECIAL: ["pipe.tar"],
+        SkipReason.HIDDEN: [".hidden"],
+        SkipReason.OTHER: ["README.md"],
     }
 
 

@@ -55,8 +55,8 @@ def test_clips_are_those_the_list_names_in_its_order_with_its_columns(source: Ro
     ]
     clips = listed(source, *write(rows))
     assert [clip.video.read() for clip in clips] == [b"z.mp4", b"in/a::b#%20?.mp4", b""]
-    assert [clip.facts().prompt for clip in clips] == ["Count.", None, None]
-    assert [clip.facts().extra for clip in clips] == [{"n": 1}, {"n": 2}, {"n": None}]
+    assert [clip.metadata().prompt for clip in clips] == ["Count.", None, None]
+    assert [clip.metadata().extra for clip in clips] == [{"n": 1}, {"n": 2}, {"n": None}]
     assert [clip.key for clip in clips][1:] == ["in/a::b#%20?.mp4", "empty"]
     assert not any(clip.refusal for clip in clips)
 
@@ -165,14 +165,14 @@ def test_of_rows_of_one_uri_the_first_is_kept(local: Root) -> None:
     rows = [{"uri": "in/a.mp4", "prompt": "First."}, {"uri": "./in/a.mp4"}, {"uri": "in/a.mp4"}]
     clips = listed(local, *as_jsonl(rows))
     assert fates(clips) == [("in/a.mp4", None), ("in/a.mp4#2", "duplicate"), ("in/a.mp4#3", "duplicate")]
-    assert clips[0].facts().prompt == "First."
+    assert clips[0].metadata().prompt == "First."
 
 
 @pytest.mark.fast
 def test_columns_of_any_type_are_given_as_json(local: Root) -> None:
     row = {"uri": "in/a.mp4", "day": date(2026, 1, 2), "ratio": float("nan"), "tags": ["x"], "deep": {"y": 1}}
     [clip] = listed(local, *as_parquet([row]))
-    assert clip.facts().extra == {"day": "2026-01-02", "ratio": None, "tags": ["x"], "deep": {"y": 1}}
+    assert clip.metadata().extra == {"day": "2026-01-02", "ratio": None, "tags": ["x"], "deep": {"y": 1}}
 
 
 TIMES = {
@@ -190,7 +190,7 @@ def test_times_that_python_has_no_form_for_are_text(local: Root, monkeypatch: py
     monkeypatch.setitem(sys.modules, "pandas", None)  # which Arrow would turn to, and which is not always there
     column, text = TIMES[kind]
     [clip] = listed(local, *as_parquet(pa.table({"uri": ["in/a.mp4"], "when": column})))
-    assert clip.facts().extra == {"when": text}
+    assert clip.metadata().extra == {"when": text}
 
 
 @pytest.mark.fast

@@ -5,7 +5,7 @@ from __future__ import annotations
 import boto3
 import pytest
 
-from caption_assets.sources.shard import PassedOver, find_shard, list_shards, shard_content
+from caption_assets.sources.shard import SkipReason, find_shard, list_shards, shard_content
 from caption_assets.store.root import Root
 
 pytestmark = pytest.mark.store
@@ -20,5 +20,5 @@ def test_keys_without_a_name_make_no_shard(s3_url: str) -> None:
         boto3.client("s3").put_object(Bucket=bucket, Key=f"{prefix}/{key}", Body=b"" if key in markers else b"data")
     listing = list_shards(source)
     assert [shard.key for shard in listing.shards] == ["a", "b", "c"]
-    assert listing.passed_over == {PassedOver.UNNAMED: ["/", ".", ".."], PassedOver.HIDDEN: [".hidden"]}
+    assert listing.skipped == {SkipReason.UNNAMED: ["/", ".", ".."], SkipReason.HIDDEN: [".hidden"]}
     assert shard_content(source, find_shard(source, "b")).changed is None

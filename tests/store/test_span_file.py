@@ -17,7 +17,7 @@ from caption_assets.store.span_file import READ_AHEAD, SpanFile
 pytestmark = pytest.mark.fast
 
 DATA = np.random.default_rng(0).integers(1, 256, 200_000, dtype=np.uint8).tobytes()
-"""Without zeros, so that a hollow file's show."""
+"""Bytes without zeros, so that zero-filled ranges are detected."""
 
 
 def span_of(path: Path, data: bytes, offset: int = 0) -> Span:
@@ -27,7 +27,7 @@ def span_of(path: Path, data: bytes, offset: int = 0) -> Span:
 
 
 def read(file: SpanFile, count: int) -> bytes:
-    """As many bytes, unless the file ends: a raw file may give fewer at a time."""
+    """Read ``count`` bytes, or up to the end of the file: one read of a raw file may return fewer."""
     data = b""
     while len(data) < count and (more := file.read(count - len(data))):
         data += more
@@ -41,66 +41,68 @@ def file(tmp_path: Path) -> SpanFile:
 
 @given(
     st.lists(
-        st.tuples(st.sampled_from(["read", "hold"]), st.integers(0, len(DATA) + 9), st.integers(0, len(DATA))),
+        st.tuples(st.sampled_from(["read", "prefetch"]), st.integers(0, len(DATA) + 9), st.integers(0, len(DATA))),
         max_size=12,
     )
 )
-def test_it_reads_as_the_bytes_do_whatever_is_held(steps: list[tuple[str, int, int]]) -> None:
+def test_a_span_file_reads_like_its_bytes_whatever_is_cached(steps: list[tuple[str, int, int]]) -> None:
     with NamedTemporaryFile() as stored:
         file, plain = SpanFile(span_of(Path(stored.name), DATA, offset=7)), io.BytesIO(DATA)
         for what, start, count in steps:
-            if what == "hold":
-                file.hold(start, start + count)
-                assert file.holds(start, min(start + count, len(DATA)))
+            if what == "prefetch":
+                file.prefetch(start, start + count)
+                assert file.is_cached(start, min(start + count, len(DATA)))
             else:
                 file.seek(start)
                 plain.seek(start)
                 assert read(file, count) == plain.read(count)
 
 
-def test_only_what_is_held_is_fetched_and_only_once(file: SpanFile) -> None:
+def test_prefetch_fetches_each_byte_once(file: SpanFile) -> None:
     for _ in range(2):
-        file.hold(1000, 3000)
-        file.hold(2000, 5000)
+        file.prefetch(1000, 3000)
+        file.prefetch(2000, 5000)
     assert file.read_range(1500, 4500) == DATA[1500:4500]
     assert (file.bytes_read, file.requests) == (4000, 2)
 
 
-def test_a_hollow_file_gives_zeros_for_what_is_not_held(file: SpanFile) -> None:
-    file.hold(50, 60)
-    file.hollow = True
+def test_zero_fill_reads_bytes_that_are_not_cached_as_zeros(file: SpanFile) -> None:
+    file.prefetch(50, 60)
+    file.zero_fill = True
     assert read(file, 100) == bytes(50) + DATA[50:60] + bytes(40)
     assert file.bytes_read == 10
 
 
-def test_a_long_span_is_read_in_large_pieces_that_are_not_kept(tmp_path: Path) -> None:
+def test_sequential_reads_fetch_large_pieces_and_do_not_cache_them(tmp_path: Path) -> None:
     size = 2 * READ_AHEAD + 1
     file = SpanFile(span_of(tmp_path / "file", bytes(size)))
     while file.read(1 << 15):
         pass
     assert (file.bytes_read, file.requests) == (size, 3)
-    assert not file.holds(0, 1)
+    assert not file.is_cached(0, 1)
 
 
 @pytest.mark.parametrize("size", [0, 1, END_BYTES, 2 * END_BYTES + 1, len(DATA)])
-def test_its_tag_is_that_of_its_bytes_which_are_fetched_once(tmp_path: Path, size: int) -> None:
+def test_the_tag_is_that_of_the_bytes_which_are_fetched_once(tmp_path: Path, size: int) -> None:
     file = SpanFile(span_of(tmp_path / "file", DATA[:size]))
-    file.hold(0, 10)
+    file.prefetch(0, 10)
     assert file.tag() == content_tag(DATA[:size])
     assert read(file, size) == DATA[:size]
     assert file.bytes_read == size
 
 
-def test_a_long_span_is_not_kept_for_its_tag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("caption_assets.store.span_file.HELD_BYTES", 1000)
+def test_the_tag_of_a_large_span_is_computed_without_caching_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("caption_assets.store.span_file.MAX_CACHED_BYTES", 1000)
     monkeypatch.setattr("caption_assets.store.span_file.READ_AHEAD", 30_000)
     file = SpanFile(span_of(tmp_path / "file", DATA))
     assert file.tag() == content_tag(DATA)
     assert (file.bytes_read, file.requests) == (len(DATA), 7)
-    assert not file.holds(0, 1)
+    assert not file.is_cached(0, 1)
 
 
-def test_a_tag_is_a_known_hash_of_all_bytes() -> None:
+def test_a_content_tag_is_the_xxh3_hash_of_all_bytes() -> None:
     assert content_tag(b"") == "99aa06d3014798d86001c324468d497f"  # XXH3's own test vector, seed 0
     pieces = PiecewiseTag()
     for start in range(0, len(DATA), 777):
@@ -108,21 +110,21 @@ def test_a_tag_is_a_known_hash_of_all_bytes() -> None:
     assert (pieces.value(), pieces.size) == (content_tag(DATA), len(DATA))
 
 
-def test_the_stores_own_tag_goes_before_the_bytes(tmp_path: Path) -> None:
+def test_the_tag_of_a_span_with_an_etag_is_derived_from_it_without_reading(tmp_path: Path) -> None:
     file = SpanFile(Span(f"file://{tmp_path}/unseen", 0, 10, etag='"abc"'))
     assert file.tag() == etag_tag('"abc"') == sha256(b'etag:"abc"').hexdigest()[:32]
     assert file.bytes_read == 0
 
 
-def test_a_file_that_is_gone_is_told_of(tmp_path: Path) -> None:
-    with pytest.raises(UnreadableClip, match="cannot be read") as refused:
+def test_a_deleted_file_is_reported_as_unreadable(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableClip, match="the file was deleted after the shard was listed") as refused:
         SpanFile(Span(f"file://{tmp_path}/gone.mp4", 0, 10)).tag()
     assert refused.value.kind == "unreadable"
 
 
-def test_a_file_that_has_shrunk_since_it_was_listed_is_told_of(tmp_path: Path) -> None:
+def test_a_truncated_file_is_reported_as_unreadable(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"short")
-    with pytest.raises(UnreadableClip, match="gave 5 bytes where 10 were asked for") as refused:
+    with pytest.raises(UnreadableClip, match="returned 5 of 10 requested bytes: the file changed") as refused:
         SpanFile(Span(f"file://{tmp_path}/file", 0, 10)).tag()
     assert refused.value.kind == "unreadable"
 

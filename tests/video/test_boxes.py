@@ -4,7 +4,7 @@ import pytest
 
 from caption_assets.store.span import Span
 from caption_assets.store.span_file import SpanFile
-from caption_assets.video.boxes import Index, read_index
+from caption_assets.video.boxes import MovieBox, read_movie_box
 from caption_assets.video.display import UPRIGHT
 from caption_assets.video.track import Track
 from tests.videos import counting_video, noise_film
@@ -12,20 +12,20 @@ from tests.videos import counting_video, noise_film
 pytestmark = pytest.mark.fast
 
 
-def index_of(folder: Path, data: bytes) -> Index | None:
+def movie_box_of(folder: Path, data: bytes) -> MovieBox | None:
     (folder / "file").write_bytes(data)
-    return read_index(SpanFile(Span(f"file://{folder}/file", 0, len(data))))
+    return read_movie_box(SpanFile(Span(f"file://{folder}/file", 0, len(data))))
 
 
 @pytest.mark.parametrize("movflags", ["", "faststart"])
 def test_the_index_is_found_at_either_end(tmp_path: Path, movflags: str) -> None:
-    assert index_of(tmp_path, noise_film(frames=5, movflags=movflags)) == Index(
+    assert movie_box_of(tmp_path, noise_film(frames=5, movflags=movflags)) == MovieBox(
         fragmented=False, tracks={1: Track(orientation=UPRIGHT)}
     )
 
 
 def test_a_fragmented_file_is_told_from_a_plain_one(tmp_path: Path) -> None:
-    index = index_of(tmp_path, noise_film(frames=5, movflags="frag_keyframe+empty_moov"))
+    index = movie_box_of(tmp_path, noise_film(frames=5, movflags="frag_keyframe+empty_moov"))
     assert index is not None
     assert index.fragmented
 
@@ -34,10 +34,10 @@ def test_a_box_may_have_a_long_size_or_reach_to_the_end(tmp_path: Path) -> None:
     data = counting_video(5)
     at = data.index(b"moov") - 4
     long = data[:at] + (1).to_bytes(4) + b"free" + (16 + 40).to_bytes(8) + bytes(40)
-    expected = index_of(tmp_path, data)
+    expected = movie_box_of(tmp_path, data)
     assert expected is not None
-    assert index_of(tmp_path, long + data[at:]) == expected
-    assert index_of(tmp_path, data[:at] + (0).to_bytes(4) + data[at + 4 :]) == expected
+    assert movie_box_of(tmp_path, long + data[at:]) == expected
+    assert movie_box_of(tmp_path, data[:at] + (0).to_bytes(4) + data[at + 4 :]) == expected
 
 
 @pytest.mark.parametrize(
@@ -46,11 +46,11 @@ def test_a_box_may_have_a_long_size_or_reach_to_the_end(tmp_path: Path) -> None:
     ids=["empty", "short", "html", "zeros", "small boxes", "ones"],
 )
 def test_what_has_no_index_has_none(tmp_path: Path, data: bytes) -> None:
-    assert index_of(tmp_path, data) is None
+    assert movie_box_of(tmp_path, data) is None
 
 
 def test_an_index_that_is_cut_off_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
     data = noise_film(frames=5, movflags="faststart")
     at = data.index(b"moov")
     for end in range(at + 4, at + 400, 7):
-        assert index_of(tmp_path, data[:end]) is not None
+        assert movie_box_of(tmp_path, data[:end]) is not None

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from caption_assets.video.decode import CatchingUp, ClipDecoder, decode
+from caption_assets.video.decode import ClipDecoder, PauseReached, decode
 from tests.videos import film, moving_video
 
 pytestmark = pytest.mark.fast
@@ -91,7 +91,7 @@ def test_a_decoder_that_is_paused_goes_on_where_it_was() -> None:
             try:
                 frames = decoder.frames(40, 48, 4, SIZE, pause_at=0.0)
                 break
-            except CatchingUp:
+            except PauseReached:
                 reached.append(decoder.position)
         assert reached == sorted(set(reached))
         assert len(reached) > 3

@@ -15,7 +15,7 @@ from caption_assets.video.container import open_video, read_track
 from caption_assets.video.decode import decode
 from caption_assets.video.picture import RGB, Renderer, resize
 from caption_assets.video.probe import probe
-from caption_assets.video.track import PLAIN
+from caption_assets.video.track import DEFAULT_TRACK
 from tests.videos import (
     FILMS,
     counting_video,
@@ -64,7 +64,7 @@ def test_the_rate_is_that_of_the_chosen_frames() -> None:
 
 
 def test_a_variable_rate_is_sampled_by_time() -> None:
-    data = counting_video(8, fps=10, stamps=[0, 1, 2, 3, 4, 5, 30, 60])
+    data = counting_video(8, fps=10, timestamps=[0, 1, 2, 3, 4, 5, 30, 60])
     frames = decode(data, 0, 8, 4, (48, 64))
     assert frames.indices == (0, 5, 6, 7)
     assert frames.fps == pytest.approx(0.5)
@@ -168,7 +168,7 @@ def test_pixels_are_made_square(aspect: Fraction, width: int) -> None:
 
 def test_pixels_so_wide_that_the_picture_would_be_too_large_are_refused() -> None:
     with open_video(anamorphic(Fraction(60), (320, 64))) as (_, stream), pytest.raises(UnreadableClip) as refused:
-        Renderer(stream, PLAIN, None).render(VideoFrame(320, 64))
+        Renderer(stream, DEFAULT_TRACK, None).render(VideoFrame(320, 64))
     assert refused.value.kind == "too_large"
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caption_assets.video.frame_sampling import FrameSampling, frame_count, moments, shown_at
+from caption_assets.video.frame_sampling import FrameSampling, frame_count, frames_shown_at, sample_times
 
 pytestmark = pytest.mark.fast
 
@@ -45,7 +45,7 @@ def test_a_count_is_rounded_to_the_nearest_even_number_as_in_the_reference(secon
 @given(first=st.floats(0, 100), length=st.floats(0.1, 100), count=st.integers(2, 768))
 def test_moments_are_even_from_the_first_frame_to_the_last(first: float, length: float, count: int) -> None:
     times = [first, first + length]
-    found = moments(times, first + 2 * length, count)
+    found = sample_times(times, first + 2 * length, count)
     assert len(found) == count
     assert found[0] == first
     assert found[-1] == first + length
@@ -55,23 +55,23 @@ def test_moments_are_even_from_the_first_frame_to_the_last(first: float, length:
 
 def test_a_variable_rate_is_sampled_by_time_not_by_index() -> None:
     dense_then_sparse = [i / 60 for i in range(60)] + [1 + i / 6 for i in range(12)]  # 1 s at 60 fps, 2 s at 6
-    chosen = shown_at(dense_then_sparse, moments(dense_then_sparse, 3.0, 6))
+    chosen = frames_shown_at(dense_then_sparse, sample_times(dense_then_sparse, 3.0, 6))
     shown = [dense_then_sparse[index] for index in chosen]
     assert shown == pytest.approx([i * dense_then_sparse[-1] / 5 for i in range(6)], abs=1 / 6)
 
 
 def test_a_frame_stays_on_show_until_the_next() -> None:
-    assert shown_at([0.0, 0.1, 0.2, 3.0], [0.0, 1.0, 2.0, 3.0]) == (0, 2, 2, 3)
+    assert frames_shown_at([0.0, 0.1, 0.2, 3.0], [0.0, 1.0, 2.0, 3.0]) == (0, 2, 2, 3)
 
 
 def test_a_last_frame_that_is_held_is_seen_for_as_long() -> None:
     times = [0.0, 0.1, 0.2, 0.3]
-    assert moments(times, 10.3, 3) == pytest.approx((0.0, 5.1, 10.2))
-    assert shown_at(times, moments(times, 10.3, 3)) == (0, 3, 3)
+    assert sample_times(times, 10.3, 3) == pytest.approx((0.0, 5.1, 10.2))
+    assert frames_shown_at(times, sample_times(times, 10.3, 3)) == (0, 3, 3)
 
 
 def test_a_last_frame_that_is_shown_like_the_others_ends_the_moments() -> None:
-    assert moments([0.0, 0.1, 0.2, 0.3], 0.4, 4)[-1] == 0.3
+    assert sample_times([0.0, 0.1, 0.2, 0.3], 0.4, 4)[-1] == 0.3
 
 
 @pytest.mark.parametrize("bad", [{"fps": 0}, {"min_frames": 1}, {"min_frames": 8, "max_frames": 6}])

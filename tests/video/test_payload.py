@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caption_assets.video.container import open_video
-from caption_assets.video.payload import Content, Holds, PayloadReader
+from caption_assets.video.payload import PacketContent, Payload, PayloadParser
 from tests.videos import film
 
 pytestmark = pytest.mark.fast
@@ -15,37 +15,37 @@ pytestmark = pytest.mark.fast
 CASES = Path(__file__).parent / "cases"
 
 
-def contents(data: bytes) -> list[Content]:
+def contents(data: bytes) -> list[Payload]:
     with open_video(data) as (container, stream):
-        reader = PayloadReader(stream)
+        reader = PayloadParser(stream)
         return [reader.read(memoryview(packet)) for packet in container.demux(stream) if packet.size]
 
 
-def held(name: str) -> list[Holds]:
-    return [content.holds for content in contents((CASES / name).read_bytes())]
+def held(name: str) -> list[PacketContent]:
+    return [payload.content for payload in contents((CASES / name).read_bytes())]
 
 
 @pytest.mark.parametrize("name", ["paff_frame.ts", "paff_field.ts"])
 def test_the_second_field_of_a_picture_is_none_of_its_own(name: str) -> None:
-    assert held(name) == [Holds.PICTURE, Holds.NOTHING] * 30
+    assert held(name) == [PacketContent.PICTURE, PacketContent.NO_PICTURE] * 30
 
 
 def test_packets_of_metadata_hold_no_picture() -> None:
-    assert held("drone_sei.mp4") == [Holds.PICTURE, Holds.NOTHING, Holds.NOTHING] * 100
+    assert held("drone_sei.mp4") == [PacketContent.PICTURE, PacketContent.NO_PICTURE, PacketContent.NO_PICTURE] * 100
 
 
 @pytest.mark.parametrize(("name", "hidden"), [("vp8_altref.webm", 6), ("vp8_altref_ms.webm", 2)])
 def test_hidden_frames_are_no_pictures(name: str, hidden: int) -> None:
-    assert held(name).count(Holds.NOTHING) == hidden
+    assert held(name).count(PacketContent.NO_PICTURE) == hidden
 
 
 def test_only_a_decoder_tells_the_pictures_of_packed_packets() -> None:
-    assert Holds.UNCERTAIN in held("packed.avi")
+    assert PacketContent.UNKNOWN in held("packed.avi")
 
 
 @pytest.mark.parametrize("name", ["allkey_hevc.mkv", "mpeg4_nostss.mp4"])
 def test_a_keyframe_is_one_by_its_content(name: str) -> None:
-    keys = [content.can_be_key for content in contents((CASES / name).read_bytes())]
+    keys = [payload.can_be_keyframe for payload in contents((CASES / name).read_bytes())]
     assert keys[0]
     assert sum(keys) < 20
 
@@ -56,18 +56,18 @@ FILMS = ["h264", "h264 interlaced", "h264 transport stream", "hevc", "mpeg2", "m
 @pytest.mark.parametrize("name", FILMS)
 def test_every_packet_of_an_ordinary_film_holds_a_picture(name: str) -> None:
     found = contents(film(name))
-    assert {content.holds for content in found} == {Holds.PICTURE}
-    assert found[0].can_be_key
+    assert {payload.content for payload in found} == {PacketContent.PICTURE}
+    assert found[0].can_be_keyframe
 
 
 def test_superframes_hold_one_picture_and_keep_their_keyframes() -> None:
     found = contents(film("vp9 hidden frames"))
-    assert {content.holds for content in found} == {Holds.PICTURE}
-    assert sum(content.can_be_key for content in found) == 2
+    assert {payload.content for payload in found} == {PacketContent.PICTURE}
+    assert sum(payload.can_be_keyframe for payload in found) == 2
 
 
 @given(st.sampled_from(FILMS), st.lists(st.binary(min_size=1, max_size=60), max_size=6))
 def test_any_bytes_are_read(name: str, packets: list[bytes]) -> None:
     with open_video(film(name)) as (_, stream):
-        reader = PayloadReader(stream)
-        assert all(reader.read(memoryview(packet)).holds in Holds for packet in packets)
+        reader = PayloadParser(stream)
+        assert all(reader.read(memoryview(packet)).content in PacketContent for packet in packets)

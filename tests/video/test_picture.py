@@ -23,9 +23,9 @@ from caption_assets.store.span_file import SpanFile
 from caption_assets.video.container import open_video
 from caption_assets.video.decode import Frames, decode
 from caption_assets.video.picture import BACKGROUND, RGB, Renderer
-from caption_assets.video.primaries import narrowed
+from caption_assets.video.primaries import to_srgb
 from caption_assets.video.probe import Probe, probe, probe_by_ranges
-from caption_assets.video.track import PLAIN
+from caption_assets.video.track import DEFAULT_TRACK
 from tests.videos import gray, moving_video, video
 
 pytestmark = pytest.mark.fast
@@ -162,7 +162,7 @@ def renderer() -> Iterator[Callable[[av.VideoFrame], RGB]]:
     with open_video(moving_video(2)) as (_, stream):
 
         def render(frame: av.VideoFrame) -> RGB:
-            return Renderer(stream, PLAIN, (frame.height, frame.width)).render(frame).pixels
+            return Renderer(stream, DEFAULT_TRACK, (frame.height, frame.width)).render(frame).pixels
 
         yield render
 
@@ -232,7 +232,7 @@ def test_a_colour_keeps_its_light(primaries: ColorPrimaries, transfer: ColorTrc)
     wide = light @ (np.linalg.inv(WIDE[primaries]) @ BT709).T
     is_srgb = transfer == ColorTrc.IEC61966_2_1
     signal = 1.055 * wide ** (1 / 2.4) - 0.055 if is_srgb else wide ** (1 / 2.4)  # ITU-R BT.1886
-    shown = narrowed(np.rint(255 * signal).astype(np.uint8)[None], primaries, transfer)
+    shown = to_srgb(np.rint(255 * signal).astype(np.uint8)[None], primaries, transfer)
     assert worst(shown[0].tolist(), COLOURS[:4]) <= 3
 
 

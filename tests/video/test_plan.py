@@ -7,24 +7,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caption_assets.video.payload import Holds
-from caption_assets.video.plan import Structure, runs, with_parts
+from caption_assets.video.payload import PacketContent
+from caption_assets.video.plan import StreamStructure, decode_ranges, with_second_fields
 from caption_assets.video.timeline import MISSING
 
 pytestmark = pytest.mark.fast
 
 
-def structure(*groups: Sequence[int | None], holds: Sequence[Holds] = ()) -> Structure:
+def structure(*groups: Sequence[int | None], contents: Sequence[PacketContent] = ()) -> StreamStructure:
     """Timestamps in decoding order, each group's first a keyframe."""
     starts = list(itertools.accumulate(map(len, groups), initial=0))
-    stamps = [MISSING if stamp is None else stamp for group in groups for stamp in group]
-    return Structure(starts[-1], starts[:-1], stamps, holds or [Holds.PICTURE] * starts[-1])
+    timestamps = [MISSING if timestamp is None else timestamp for group in groups for timestamp in group]
+    return StreamStructure(starts[-1], starts[:-1], timestamps, contents or [PacketContent.PICTURE] * starts[-1])
 
 
-def planned(clip: Structure, wanted: set[int]) -> list[tuple[int, int]]:
+def planned(clip: StreamStructure, wanted: set[int]) -> list[tuple[int, int]]:
     """Ranges of packets for pictures by their timestamps."""
-    numbers = {clip.stamps.index(stamp) for stamp in wanted}
-    return [(run.start, run.stop) for run in runs(clip, numbers)]
+    numbers = {clip.timestamps.index(timestamp) for timestamp in wanted}
+    return [(run.start, run.stop) for run in decode_ranges(clip, numbers)]
 
 
 CLOSED = structure([0, 3, 1, 2], [4, 7, 5, 6], [8, 11, 9, 10])
@@ -60,15 +60,15 @@ def test_a_group_is_decoded_to_its_end_where_leading_pictures_of_the_next_are_wa
 
 
 def test_the_first_packet_begins_a_group_whatever_it_is() -> None:
-    headless = Structure(4, [2], [0, 1, 2, 3], [Holds.PICTURE] * 4)
+    headless = StreamStructure(4, [2], [0, 1, 2, 3], [PacketContent.PICTURE] * 4)
     assert planned(headless, {1}) == [(0, 2)]
-    assert planned(Structure(4, [], [0, 1, 2, 3], [Holds.PICTURE] * 4), {3}) == [(0, 4)]
+    assert planned(StreamStructure(4, [], [0, 1, 2, 3], [PacketContent.PICTURE] * 4), {3}) == [(0, 4)]
 
 
 def test_a_second_field_goes_with_its_first() -> None:
-    fields = structure([0, None, 1, None], holds=[Holds.PICTURE, Holds.NOTHING] * 2)
-    assert with_parts(fields, {0}) == {0, 1}
-    assert with_parts(fields, {2}) == {2, 3}
+    fields = structure([0, None, 1, None], contents=[PacketContent.PICTURE, PacketContent.NO_PICTURE] * 2)
+    assert with_second_fields(fields, {0}) == {0, 1}
+    assert with_second_fields(fields, {2}) == {2, 3}
 
 
 @given(
@@ -80,11 +80,11 @@ def test_a_second_field_goes_with_its_first() -> None:
 def test_each_wanted_packet_is_in_a_run_that_begins_at_its_keyframe_or_before(
     groups: tuple[list[int], list[int]], data: st.DataObject
 ) -> None:
-    sizes, stamps = groups
+    sizes, timestamps = groups
     starts = list(itertools.accumulate(sizes, initial=0))
-    clip = structure(*(stamps[start:end] for start, end in itertools.pairwise(starts)))
+    clip = structure(*(timestamps[start:end] for start, end in itertools.pairwise(starts)))
     wanted = data.draw(st.sets(st.integers(0, clip.packets - 1)))
-    found = runs(clip, wanted)
+    found = decode_ranges(clip, wanted)
     assert all(before.stop < after.start for before, after in itertools.pairwise(found))
     assert all(run.start in starts for run in found)
     for number in wanted:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from caption_assets.video.preview import LONGER_SIDE, make_preview
+from caption_assets.video.preview import MAX_SIDE_PIXELS, make_preview
 
 pytestmark = pytest.mark.fast
 
@@ -24,7 +24,7 @@ def test_a_preview_is_small_and_keeps_the_shape(height: int, width: int) -> None
     preview = make_preview(film(6, height, width), 2.0)
     for picture in (preview.animation, preview.poster):
         with Image.open(BytesIO(picture)) as shown:
-            assert max(shown.size) <= LONGER_SIDE
+            assert max(shown.size) <= MAX_SIDE_PIXELS
             assert shown.width / shown.height == pytest.approx(width / height, rel=0.5 if height == 28 else 0.05)
 
 

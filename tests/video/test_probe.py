@@ -41,9 +41,9 @@ FILMS: dict[str, dict[str, Any]] = {
     "turned": {"rotation": -90},
     "of wide pixels": {"pixel_aspect": Fraction(4, 3), "rotation": 90},
     "interlaced": {"x264-params": "tff=1", "flags": "+ildct"},
-    "of a variable rate": {"stamps": [index + index // 10 * 3 for index in range(FRAMES)]},
-    "with an edit list that drops frames": {"stamps": [index - 10 for index in range(FRAMES)]},
-    "with an edit list that begins late": {"stamps": [index + 10 for index in range(FRAMES)]},
+    "of a variable rate": {"timestamps": [index + index // 10 * 3 for index in range(FRAMES)]},
+    "with an edit list that drops frames": {"timestamps": [index - 10 for index in range(FRAMES)]},
+    "with an edit list that begins late": {"timestamps": [index + 10 for index in range(FRAMES)]},
 }
 
 
@@ -81,7 +81,7 @@ def test_ranges_tell_the_same_as_the_whole_file(opened: Opened, options: dict[st
     data = noise_film(**{"frames": FRAMES, **options}, movflags=movflags)
     file = opened(data)
     assert probe_by_ranges(file) == probe(data)
-    assert file.hollow is False
+    assert file.zero_fill is False
 
 
 @pytest.mark.parametrize("movflags", ["", "faststart"], ids=["index last", "index first"])
@@ -139,9 +139,9 @@ def test_fields_depth_and_transfer_are_told() -> None:
 
 
 def test_times_of_a_variable_rate_are_those_of_the_file() -> None:
-    stamps = [0, 1, 2, 10, 20, 21]
-    found = probe(counting_video(6, fps=10, stamps=stamps))
-    assert found.times == pytest.approx([stamp / 10 for stamp in stamps])
+    timestamps = [0, 1, 2, 10, 20, 21]
+    found = probe(counting_video(6, fps=10, timestamps=timestamps))
+    assert found.times == pytest.approx([timestamp / 10 for timestamp in timestamps])
     assert found.variable_fps
 
 

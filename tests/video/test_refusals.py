@@ -98,7 +98,7 @@ def matroska_with(element: bytes) -> bytes:
     """A Matroska file whose first track has one more element."""
     data = noise_film(container="matroska", sound=False)
     tracks = data.index(b"\x16\x54\xae\x6b", data.index(b"\x16\x54\xae\x6b") + 1)  # the first is in the seek head
-    entry = data.index(b"\xae", tracks + 4)
+    entry = data.index(b"\xae", data.index(b"\xbf\x84", tracks) + 6)  # after the checksum, which may contain any byte
     length = 9 - data[entry + 1].bit_length()
     size = int.from_bytes(data[entry + 1 : entry + 1 + length]) & ((1 << 7 * length) - 1)
     inside = data[entry + 1 + length :][:size]

@@ -9,7 +9,7 @@ from caption_assets.store.span import Span
 from caption_assets.store.span_file import SpanFile
 from caption_assets.video.decode import decode
 from caption_assets.video.probe import probe, probe_by_ranges
-from caption_assets.video.timeline import is_whole
+from caption_assets.video.timeline import is_complete
 from tests.video.full_decode import SIZE, full_decode, grey
 from tests.videos import (
     MPEG,
@@ -136,6 +136,6 @@ def test_a_matroska_file_that_is_cut_off_is_not_as_long_as_it_states() -> None:
     data = matroska()
     assert probe(data).seconds == pytest.approx(1.92)
     cut = data[: len(data) // 2]
-    assert not is_whole(cut[:4096], len(cut))
-    assert is_whole(data[:4096], len(data))
+    assert not is_complete(cut[:4096], len(cut))
+    assert is_complete(data[:4096], len(data))
     assert probe(cut).seconds < 1.5

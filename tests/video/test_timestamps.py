@@ -8,22 +8,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caption_assets.video.timestamps import (
-    Clock,
-    NoTimestamps,
-    at_a_possible_rate,
-    in_presentation_order,
+    ClockLimits,
+    UncertainTimestamps,
+    enforce_max_rate,
     recording_offsets,
+    repair_timestamps,
 )
 
 pytestmark = pytest.mark.fast
 
-CLOCK = Clock(step=1, backward=10, forward=200, longest=10_000, shortest=1)
+CLOCK = ClockLimits(step=1, backward=10, forward=200, longest=10_000, shortest=1)
 
 
 def joined(*recordings: list[int]) -> list[int]:
-    stamps = list(itertools.chain(*recordings))
-    offsets = recording_offsets(stamps, stamps, [1] * len(stamps), CLOCK, window=17)
-    return [stamp + offset for stamp, offset in zip(stamps, offsets, strict=True)]
+    timestamps = list(itertools.chain(*recordings))
+    offsets = recording_offsets(timestamps, timestamps, [1] * len(timestamps), CLOCK, window=17)
+    return [timestamp + offset for timestamp, offset in zip(timestamps, offsets, strict=True)]
 
 
 @pytest.mark.parametrize("start", [0, 60, 5000, -5000])
@@ -37,66 +37,66 @@ def test_a_recording_may_begin_with_pictures_out_of_order() -> None:
 
 
 def test_a_picture_that_stays_is_no_jump_if_its_packet_says_so() -> None:
-    stamps = [0, 1, 2, 1000, 1001]
-    assert recording_offsets(stamps, stamps, [1, 1, 998, 1, 1], CLOCK, 1) == [0] * 5
-    assert recording_offsets(stamps, stamps, [1, 1, 1, 1, 1], CLOCK, 1) == [0, 0, 0, -997, -997]
+    timestamps = [0, 1, 2, 1000, 1001]
+    assert recording_offsets(timestamps, timestamps, [1, 1, 998, 1, 1], CLOCK, 1) == [0] * 5
+    assert recording_offsets(timestamps, timestamps, [1, 1, 1, 1, 1], CLOCK, 1) == [0, 0, 0, -997, -997]
 
 
 def test_a_picture_that_stays_beyond_all_reason_is_a_jump() -> None:
-    stamps = [0, 1, 2, 20_000, 20_001]
-    assert recording_offsets(stamps, stamps, [1, 1, 19_998, 1, 1], CLOCK, 1) == [0, 0, 0, -19_997, -19_997]
+    timestamps = [0, 1, 2, 20_000, 20_001]
+    assert recording_offsets(timestamps, timestamps, [1, 1, 19_998, 1, 1], CLOCK, 1) == [0, 0, 0, -19_997, -19_997]
 
 
 def test_pictures_closer_together_than_possible_are_set_at_the_nominal_rate() -> None:
     limits = replace(CLOCK, shortest=90)
-    assert at_a_possible_rate([5, 6, 7], 3600, limits) == [5, 3605, 7205]
-    assert at_a_possible_rate([0, 90, 180], 3600, limits) == [0, 90, 180]
-    assert at_a_possible_rate([5], 3600, limits) == [5]
-    with pytest.raises(NoTimestamps, match="closer together"):
-        at_a_possible_rate([5, 6, 7], None, limits)
+    assert enforce_max_rate([5, 6, 7], 3600, limits) == [5, 3605, 7205]
+    assert enforce_max_rate([0, 90, 180], 3600, limits) == [0, 90, 180]
+    assert enforce_max_rate([5], 3600, limits) == [5]
+    with pytest.raises(UncertainTimestamps, match="closer together"):
+        enforce_max_rate([5, 6, 7], None, limits)
 
 
 def test_timestamps_that_ascend_are_kept() -> None:
-    assert in_presentation_order([0, 1, 5, 6], [0, 1, 2, 3], 1) == [0, 1, 5, 6]
+    assert repair_timestamps([0, 1, 5, 6], [0, 1, 2, 3], 1) == [0, 1, 5, 6]
 
 
 def test_pictures_out_of_order_take_the_times_of_decoding() -> None:
-    assert in_presentation_order([1, 2, 4, 3, 5, 7, 6], [0, 1, 2, 3, 4, 5, 6], 1) == [0, 1, 2, 3, 4, 5, 6]
+    assert repair_timestamps([1, 2, 4, 3, 5, 7, 6], [0, 1, 2, 3, 4, 5, 6], 1) == [0, 1, 2, 3, 4, 5, 6]
 
 
 def test_without_times_of_decoding_they_take_their_own_in_ascending_order() -> None:
-    assert in_presentation_order([1, 2, 4, 3, 5], [None] * 5, 1) == [1, 2, 3, 4, 5]
+    assert repair_timestamps([1, 2, 4, 3, 5], [None] * 5, 1) == [1, 2, 3, 4, 5]
 
 
 def test_recordings_that_overlap_a_little_go_on_one_behind_the_other() -> None:
-    stamps = [*range(0, 600, 10), *range(570, 1000, 10)]
-    assert in_presentation_order(stamps, [None] * len(stamps), 10) == list(range(0, 10 * len(stamps), 10))
+    timestamps = [*range(0, 600, 10), *range(570, 1000, 10)]
+    assert repair_timestamps(timestamps, [None] * len(timestamps), 10) == list(range(0, 10 * len(timestamps), 10))
 
 
 def test_missing_and_equal_timestamps_are_spread_evenly() -> None:
-    assert in_presentation_order([0, None, 20, 20, 40, None], [None] * 6, 10) == [0, 10, 20, 30, 40, 50]
-    assert in_presentation_order([7, 7, 7, 7], [7, 7, 7, 7], 10) == [7, 17, 27, 37]
+    assert repair_timestamps([0, None, 20, 20, 40, None], [None] * 6, 10) == [0, 10, 20, 30, 40, 50]
+    assert repair_timestamps([7, 7, 7, 7], [7, 7, 7, 7], 10) == [7, 17, 27, 37]
 
 
 def test_a_constant_pace_goes_on_through_a_stretch_of_wrong_times() -> None:
     decoding: list[int | None] = [10 * index for index in range(40)]
     decoding[20:25] = [180, 190, 200, 210, 220]
-    assert in_presentation_order([None] * 40, decoding, 10) == [10 * index for index in range(40)]
+    assert repair_timestamps([None] * 40, decoding, 10) == [10 * index for index in range(40)]
 
 
 @pytest.mark.parametrize(
-    ("stamps", "nominal"), [([0, 0, 0], None), ([None, None], 10), ([0, None, 300], 10), ([0, None, 2], 10)]
+    ("timestamps", "nominal"), [([0, 0, 0], None), ([None, None], 10), ([0, None, 300], 10), ([0, None, 2], 10)]
 )
-def test_what_is_not_certain_is_refused(stamps: list[int | None], nominal: int | None) -> None:
-    with pytest.raises(NoTimestamps):
-        in_presentation_order(stamps, [None] * len(stamps), nominal)
+def test_what_is_not_certain_is_refused(timestamps: list[int | None], nominal: int | None) -> None:
+    with pytest.raises(UncertainTimestamps):
+        repair_timestamps(timestamps, [None] * len(timestamps), nominal)
 
 
 @given(st.lists(st.one_of(st.none(), st.integers(0, 500)), min_size=1, max_size=40), st.integers(1, 20))
-def test_times_ascend_or_are_refused(stamps: list[int | None], nominal: int) -> None:
+def test_times_ascend_or_are_refused(timestamps: list[int | None], nominal: int) -> None:
     try:
-        rebuilt = in_presentation_order(stamps, [None] * len(stamps), nominal)
-    except NoTimestamps:
+        rebuilt = repair_timestamps(timestamps, [None] * len(timestamps), nominal)
+    except UncertainTimestamps:
         return
-    assert len(rebuilt) == len(stamps)
+    assert len(rebuilt) == len(timestamps)
     assert all(before <= after for before, after in itertools.pairwise(rebuilt))

@@ -5,7 +5,7 @@ from threading import Thread
 
 import pytest
 
-from caption_assets.workers.job_queue import KEPT, Job, JobQueue
+from caption_assets.workers.job_queue import MAX_OPEN_CLIPS, Job, JobQueue
 
 pytestmark = pytest.mark.fast
 
@@ -36,9 +36,9 @@ def test_jobs_with_an_affinity_go_to_the_worker_that_took_the_last_and_others_pa
 
 def test_an_affinity_is_forgotten_after_a_few_others() -> None:
     queue = JobQueue()
-    for name in [*map(str, range(KEPT + 1)), "0"]:
+    for name in [*map(str, range(MAX_OPEN_CLIPS + 1)), "0"]:
         queue.put(job(name, name))
-    assert names(queue, *[0] * (KEPT + 1), 1) == [*map(str, range(KEPT + 1)), "0"]
+    assert names(queue, *[0] * (MAX_OPEN_CLIPS + 1), 1) == [*map(str, range(MAX_OPEN_CLIPS + 1)), "0"]
 
 
 def test_the_end_lets_workers_go_and_returns_what_waits() -> None:

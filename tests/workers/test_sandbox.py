@@ -20,7 +20,7 @@ import pytest
 from caption_assets.errors import UnreadableClip
 from caption_assets.workers.sandbox import Sandbox, SandboxLimits
 from caption_assets.workers.shared_memory import Buffer, BufferHandle
-from caption_assets.workers.worker import WorkerDied
+from caption_assets.workers.worker import WorkerCrashed
 from tests.videos import counting_video
 
 
@@ -157,7 +157,7 @@ def test_workers_killed_at_random_cost_at_most_a_job_each() -> None:
         done.set()
         killer.join()
     assert 0 < kills >= len(errors)
-    assert all(isinstance(error, WorkerDied) for error in errors)
+    assert all(isinstance(error, WorkerCrashed) for error in errors)
 
 
 def test_jobs_that_wait_at_the_end_are_cancelled_and_the_one_at_work_is_not_waited_for() -> None:
