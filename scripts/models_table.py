@@ -22,7 +22,7 @@ def models_table() -> str:
 def row(keys: str, variant: Variant) -> str:
     """A model's row. The default of ``CAPTION_FP8`` has its size in bold."""
     revision = "to be given" if variant.revision == UNPINNED else f"`{variant.revision[:7]}`"
-    sizes = [f"{2 * variant.parameters:.1f} GB", f"{2 * variant.parameters - variant.quantisable:.1f} GB"]
+    sizes = [f"{2 * variant.parameters:.1f} GB", f"{2 * variant.parameters - variant.quantizable:.1f} GB"]
     sizes[variant.fp8] = f"**{sizes[variant.fp8]}**"
     cells = [keys, variant.hub_id, revision, variant.license, f"{variant.parameters:.1f}", *sizes]
     return f"| {' | '.join(cells)} |"
