@@ -1,81 +1,89 @@
-# Everything a developer does here, by name: `make help`. CI runs the same targets.
+# The commands of a developer: `make help`. CI runs the same targets.
 PYTHON ?= python3
 RUN := .venv/bin/python -m
 SLOW_LANES := faults or browser or postgres or k8s or rgw or nightly
-# Run whole by CI; of the other slow lanes it runs the representatives.
+# Lanes that CI runs in full. It runs the representatives of the other slow lanes.
 CI_LANES := faults or postgres
+# Coverage of the fast lane, printed at the end; tests/conftest.py leaves the other lanes out.
+COVERAGE := $(if $(CI),--cov)
 
-# Where this is set, every process compiles vLLM and torch anew: an engine starts in a minute and a half, not half a one.
+# With this variable, every process compiles vLLM and torch again: an engine starts in 90 s instead of 30 s.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup system demo dev pictures test test-rest test-fast test-engine test-store test-rgw test-faults test-browser \
+.PHONY: help setup system demo dev docs pictures diagrams test test-rest test-fast test-engine test-store test-rgw test-faults test-browser \
 	test-postgres test-k8s test-nightly lint format types lock licenses clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
-setup: ## Make .venv with everything locked (a few minutes; a moment when it is up to date)
+setup: ## Create .venv with the locked packages (minutes; seconds if it is up to date)
 	@$(PYTHON) scripts/setup_env.py
 
-system: ## Install the Debian packages that the browser, postgres and decoding tests need, where that is possible
+system: ## Install the Debian packages of the browser, postgres and decoding tests, if possible
 	@$(PYTHON) scripts/setup_system.py browser postgres
 
-demo: setup ## Caption the sample shards from end to end, and print what came out
+demo: setup ## Caption the sample shards and print the captions
 	@$(RUN) scripts.demo
 
-dev: setup ## Dagster's UI and daemon over the same data, on port 3000
+dev: setup ## Run Dagster's UI and daemon over the same data, on port 3000
 	@$(RUN) scripts.dev
 
-pictures: demo system ## Take the README's pictures of the UI and a gallery anew
+docs: setup ## Build the documentation into site/
+	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict
+
+pictures: demo system ## Take the pictures of the docs: Dagster's UI and a gallery
 	@$(RUN) scripts.pictures
 
-# One process, so that the vLLM engine is built once. Named by what is left out: a test without a lane runs here too.
+diagrams: system ## Render the diagrams of the docs from docs/diagrams/*.mmd (needs npm)
+	@$(RUN) scripts.docs_diagrams
+
+# One process, so that the vLLM engine is built once. The lanes are excluded by name: a test without a lane runs too.
 test: setup ## Run the fast, engine and store lanes and one test of each slow lane
-	@$(PYTHON) scripts/setup_system.py browser postgres || true # a test says so itself, if its program is missing
-	$(RUN) pytest -m "not ($(SLOW_LANES)) or representative"
+	@$(PYTHON) scripts/setup_system.py browser postgres || true # a test reports its missing program itself
+	$(RUN) pytest $(COVERAGE) -m "not ($(SLOW_LANES)) or representative"
 
 test-rest: setup ## Run the rest of the faults and postgres lanes, which CI runs after `make test`
 	$(RUN) pytest -m "($(CI_LANES)) and not representative and not nightly"
 
 test-fast: setup ## Run the tests that need no engine, server or browser
-	$(RUN) pytest -m fast
+	$(RUN) pytest $(COVERAGE) -m fast
 
 test-engine: ## Run the tests that build a vLLM engine
 test-store: ## Run the tests that talk to an S3 server on this machine
-test-faults: ## Run the tests that kill, corrupt and starve
+test-faults: ## Run the tests with crashes, damage and full disks
 test-browser: system ## Run the tests that drive the web UI in a browser
 test-postgres: system ## Run the tests that run Dagster on a PostgreSQL server of this machine
-test-nightly: ## Run the longest repetitions of the tests of other lanes
+test-nightly: ## Run the long repetitions of tests of other lanes
 test-engine test-store test-faults test-browser test-postgres test-nightly: setup
 	$(RUN) pytest -m $(@:test-%=%)
 
-test-k8s: setup ## Run the tests that render or run pods, on a cluster of this machine: KUBECONFIG's, or one that is started
+test-k8s: setup ## Run the tests that render or run pods, on KUBECONFIG's cluster or one that is started
 	@[ -n "$$KUBECONFIG" ] || variables=$$(../shared/k8s/cluster up) && eval "$$variables" && $(RUN) pytest -m k8s
 
-test-rgw: setup ## Run the tests of the store, and those of its keys, against Ceph's object gateway (installs it)
+test-rgw: setup ## Run the store lane against Ceph's object gateway (installs it)
 	@$(PYTHON) scripts/setup_system.py rgw
 	$(RUN) pytest --s3-server rgw -m "store or rgw"
 
-lint: setup ## Check style, format and the layers' import contracts
+lint: setup ## Check style, format and import contracts
 	$(RUN) ruff check
 	$(RUN) ruff format --check
 	.venv/bin/lint-imports
 
-format: setup ## Mend style and format where that can be done by machine
+format: setup ## Fix style and format, as far as ruff can
 	$(RUN) ruff check --fix
 	$(RUN) ruff format
 
 types: setup ## Check the type hints
 	$(RUN) mypy
 
-lock: ## Resolve the dependencies anew, into requirements/
+lock: ## Resolve the dependencies into requirements/
 	$(PYTHON) -m scripts.lock
 	@echo "Next: make setup licenses"
 
 licenses: setup ## List the locked packages with their licences in DEPENDENCIES.md
 	$(RUN) scripts.licenses
 
-clean: ## Remove .venv and every cache; leaves the data alone
-	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+clean: ## Remove .venv and all caches; keeps the data
+	rm -rf .venv build dist site .coverage *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

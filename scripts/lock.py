@@ -59,7 +59,13 @@ class Lock:
 
 LOCKS = (
     Lock("slim", "the project without an engine: pip install ."),
-    Lock("cpu", "extras cpu, k8s, dev; for make setup", ("cpu", "k8s", "dev"), CPU_SETTINGS, "torch==2.13.0+cpu"),
+    Lock(
+        "cpu",
+        "extras cpu, k8s, dev, docs; for make setup",
+        ("cpu", "k8s", "dev", "docs"),
+        CPU_SETTINGS,
+        "torch==2.13.0+cpu",
+    ),
     Lock("gpu", "extras gpu, k8s", ("gpu", "k8s"), GPU_SETTINGS),
     Lock("k8s", "extra k8s, without an engine; for the images, one of which brings the engine", ("k8s",), within="gpu"),
 )

@@ -62,6 +62,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--s3-server", choices=("moto", "rgw"), default="moto", help="what the store lane talks to")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Measure the coverage of the fast lane alone: the other lanes spend their time in other processes."""
+    for item in items:
+        if item.get_closest_marker("fast") is None:
+            item.add_marker(pytest.mark.no_cover)
+
+
 @pytest.fixture(scope="session")
 def sample_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the two sample shards below ``shards/``. Not to be written to."""
@@ -94,7 +101,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
         )
         monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
         monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 16_384)
-        monkeypatch.setattr("caption_assets.models.hub.DELAYS_SECONDS", (0.01, 0.02))
+        monkeypatch.setattr("caption_assets.models.hub.PAUSES_SECONDS", (0.01, 0.02))
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield server
 
