@@ -1,8 +1,10 @@
-# Code server, daemon, webserver, runs and the steps that need no GPU; no torch. From the repository's folder:
+# The image of code server, daemon, webserver, runs and CPU steps, without torch. Build it in the repository's folder,
+# with VERSION=$(caption-assets --version):
 #
-#     docker build --file k8s/slim.Dockerfile --build-arg VERSION="$VERSION" --tag registry.example.com/caption-assets-slim:"$VERSION" .
+#     docker build --file k8s/slim.Dockerfile --build-arg VERSION="$VERSION" \
+#       --tag registry.example.com/caption-assets-slim:"$VERSION" .
 #
-# A digest goes behind the base's tag (…-slim-bookworm@sha256:…), in both files alike; so do security updates get in.
+# Pin the base's digest after its tag (...-slim-bookworm@sha256:...) in both files, and renew it for security updates.
 FROM python:3.11.14-slim-bookworm AS package
 COPY pyproject.toml README.md LICENSE /source/
 COPY caption_assets /source/caption_assets
@@ -24,4 +26,4 @@ ENV DAGSTER_HOME=/opt/dagster/dagster_home \
     HOME=/tmp \
     PYTHONUNBUFFERED=1
 USER 10001:10001
-# No entry point: Dagster gives pods their arguments, and no command.
+# No entry point: Dagster sets the pods' arguments, not their command.
