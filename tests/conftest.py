@@ -101,7 +101,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
         )
         monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
         monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 16_384)
-        monkeypatch.setattr("caption_assets.models.hub.PAUSES_SECONDS", (0.01, 0.02))
+        monkeypatch.setattr("caption_assets.models.hub.DELAYS_SECONDS", (0.01, 0.02))
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield server
 

@@ -169,7 +169,7 @@ def test_a_run_that_is_told_to_stop_keeps_what_it_has_done(command_line: Command
 @pytest.mark.parametrize(
     ("selection", "partition", "settings", "message"),
     [
-        ("shard_index", None, {"CAPTION_MODEL": "gpt"}, "CAPTION_MODEL='gpt': there is no model 'gpt': choose one of"),
+        ("shard_index", None, {"CAPTION_MODEL": "gpt"}, "CAPTION_MODEL='gpt': unknown model 'gpt': choose one of"),
         ("model_weights", None, {"CAPTION_ROOT": "/proc/nowhere"}, "CAPTION_ROOT is '/proc/nowhere'"),
         ("shard_index", None, {"CAPTION_SOURCE": "nowhere"}, "the source 'nowhere' does not exist"),
         ("clip_manifest", "nowhere", {}, "nowhere"),

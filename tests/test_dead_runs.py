@@ -1,4 +1,4 @@
-"""Runs that are killed: the daemon ends them, the queue goes on, and the schedule requests their shards again."""
+"""Killed runs: the sensor ends them, the queue continues, and the schedule requests their shards again."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
 
 @dataclass
-class Site:
-    """A root and an instance, and processes of Dagster's over them."""
+class DagsterProcesses:
+    """Dagster's processes over a root and an instance."""
 
     folder: Path
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
@@ -43,7 +43,7 @@ class Site:
         return Root.open(str(self.folder / "root"))
 
     def start(self, *arguments: str, **settings: str) -> subprocess.Popen[bytes]:
-        """A command of Dagster's, in a process group of its own."""
+        """Start a Dagster command in a session of its own."""
         environment = {
             **os.environ,
             "DAGSTER_HOME": str(self.home),
@@ -59,7 +59,7 @@ class Site:
         return self.processes[-1]
 
     def kill_all(self) -> None:
-        """Everything that these commands have started, at one blow."""
+        """Kill the commands and all their descendants."""
         for process in self.processes:
             for child in [*children(process), process]:
                 child.kill()
@@ -67,21 +67,21 @@ class Site:
 
     def instance(self) -> dg.DagsterInstance:
         before = Path.cwd()
-        os.chdir(self.home)  # dagster.yaml names folders below the present one
+        os.chdir(self.home)  # dagster.yaml has paths relative to the working directory
         try:
             return dg.DagsterInstance.from_config(str(self.home))
         finally:
             os.chdir(before)
 
-    def living(self, run: psutil.Popen | subprocess.Popen[bytes]) -> str:
-        """The id of the one run in progress, once it has a heartbeat."""
+    def active_run(self, run: psutil.Popen | subprocess.Popen[bytes]) -> str:
+        """The id of the only active run, once it has a heartbeat."""
         until(lambda: list_heartbeats(self.root) or run.poll() is not None, 120)
         [run_id] = list_heartbeats(self.root)
         return run_id
 
 
 def children(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """All processes below another, also where one between them has ended."""
+    """All descendants of a process, also those whose parent has exited."""
     return [child for child in psutil.process_iter() if _session(child) == process.pid and child.pid != process.pid]
 
 
@@ -100,18 +100,18 @@ def until(condition: Callable[[], object], seconds: float) -> None:
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    site = Site(tmp_path)
+def processes(tmp_path: Path) -> Iterator[DagsterProcesses]:
+    processes = DagsterProcesses(tmp_path)
     (tmp_path / "root").mkdir()
-    site.home.mkdir()
-    shutil.copy(REPOSITORY / "dagster.yaml", site.home)
-    yield site
-    site.kill_all()
+    processes.home.mkdir()
+    shutil.copy(REPOSITORY / "dagster.yaml", processes.home)
+    yield processes
+    processes.kill_all()
 
 
 @pytest.fixture
 def silent_source() -> Iterator[dict[str, str]]:
-    """Settings of a source that never answers, so that a run which lists it takes minutes."""
+    """Settings of a source that never answers: a run that lists it takes minutes."""
     with socket.socket() as store:
         store.bind(("127.0.0.1", 0))
         store.listen(100)
@@ -124,59 +124,59 @@ def silent_source() -> Iterator[dict[str, str]]:
 
 
 @pytest.fixture
-def monitor(site: Site) -> Iterator[Monitor]:
-    with site.instance() as instance:
-        yield Monitor(site.folder / "root", instance)
+def monitor(processes: DagsterProcesses) -> Iterator[Monitor]:
+    with processes.instance() as instance:
+        yield Monitor(processes.folder / "root", instance)
 
 
 MATERIALIZE = ("asset", "materialize", "--select")
 
 
 @pytest.mark.parametrize("executor", ["in_process", "multiprocess"])
-def test_a_run_of_the_command_line_that_is_killed_is_ended(
-    site: Site, monitor: Monitor, silent_source: dict[str, str], executor: str
+def test_killed_command_line_run_is_ended(
+    processes: DagsterProcesses, monitor: Monitor, silent_source: dict[str, str], executor: str
 ) -> None:
-    process = site.start(*MATERIALIZE, "shard_index", CAPTION_EXECUTOR=executor, **silent_source)
-    run = site.living(process)
+    process = processes.start(*MATERIALIZE, "shard_index", CAPTION_EXECUTOR=executor, **silent_source)
+    run = processes.active_run(process)
     if executor == "multiprocess":
         until(lambda: children(process), 60)
     process.kill()
     process.wait()
     until(lambda: not children(process), 60)
-    monitor.watch(60)
+    monitor.tick_for(60)
     assert monitor.status(run) is Status.FAILURE
     assert f"process {process.pid}" in monitor.message(run, dg.DagsterEventType.RUN_FAILURE)
 
 
-def test_a_run_that_was_suspended_lives_and_one_that_was_for_too_long_stops_itself(
-    site: Site, monitor: Monitor, silent_source: dict[str, str]
+def test_suspended_run_continues_unless_its_heartbeat_expired(
+    processes: DagsterProcesses, monitor: Monitor, silent_source: dict[str, str]
 ) -> None:
-    process = site.start(*MATERIALIZE, "shard_index", **silent_source)
-    run = site.living(process)
-    monitor.look()
+    process = processes.start(*MATERIALIZE, "shard_index", **silent_source)
+    run = processes.active_run(process)
+    monitor.tick()
     process.send_signal(signal.SIGSTOP)
-    monitor.look(4)
+    monitor.tick(4)
     process.send_signal(signal.SIGCONT)
-    before = list_heartbeats(site.root)
-    until(lambda: list_heartbeats(site.root) != before, 30)
-    monitor.look(4)
-    monitor.look(4)
+    before = list_heartbeats(processes.root)
+    until(lambda: list_heartbeats(processes.root) != before, 30)
+    monitor.tick(4)
+    monitor.tick(4)
     assert monitor.status(run) is Status.STARTED
 
     process.send_signal(signal.SIGSTOP)
-    monitor.watch(60)
+    monitor.tick_for(60)
     assert monitor.status(run) is Status.FAILURE
     process.send_signal(signal.SIGCONT)
     assert process.wait(60) != 0
     assert monitor.status(run) is Status.FAILURE
-    assert list_heartbeats(site.root) == {}
+    assert list_heartbeats(processes.root) == {}
 
 
-def test_a_run_of_the_command_line_that_is_canceled_in_the_ui_stops(
-    site: Site, monitor: Monitor, silent_source: dict[str, str]
+def test_command_line_run_canceled_in_the_ui_stops(
+    processes: DagsterProcesses, monitor: Monitor, silent_source: dict[str, str]
 ) -> None:
-    process = site.start(*MATERIALIZE, "shard_index", **silent_source)
-    run = monitor.instance.get_run_by_id(site.living(process))
+    process = processes.start(*MATERIALIZE, "shard_index", **silent_source)
+    run = monitor.instance.get_run_by_id(processes.active_run(process))
     assert run is not None
     monitor.instance.report_run_canceling(run)
     assert process.wait(60) != 0
@@ -184,21 +184,21 @@ def test_a_run_of_the_command_line_that_is_canceled_in_the_ui_stops(
 
 
 @pytest.mark.nightly  # starts three engines, 5 to 9 minutes
-def test_after_a_power_cut_the_daemon_ends_what_ran_and_the_schedule_requests_it_again(
-    site: Site, sample_data: Path
+def test_schedule_requests_active_shards_again_after_a_power_cut(
+    processes: DagsterProcesses, sample_data: Path
 ) -> None:
-    """Once amid a manifest made on the command line, once amid captions that the schedule had requested."""
-    shard = site.folder / "root" / "shards" / "street"
+    """The first cut interrupts a manifest from the command line, the second one captions from the schedule."""
+    shard = processes.folder / "root" / "shards" / "street"
     shard.mkdir(parents=True)
     for clip in ("clip-00.webm", "clip-01.webm"):
         shutil.copy(sample_data / "shards" / "sample-folder" / clip, shard)
-    assert site.start(*MATERIALIZE, "shard_index,model_weights").wait(120) == 0
-    process = site.start(*MATERIALIZE, "clip_manifest", "--partition", "street")
-    manifest = site.living(process)
+    assert processes.start(*MATERIALIZE, "shard_index,model_weights").wait(120) == 0
+    process = processes.start(*MATERIALIZE, "clip_manifest", "--partition", "street")
+    manifest = processes.active_run(process)
     process.kill()
     process.wait()
 
-    with site.instance() as instance:
+    with processes.instance() as instance:
 
         def status(run: str) -> Status:
             found = instance.get_run_by_id(run)
@@ -212,14 +212,14 @@ def test_after_a_power_cut_the_daemon_ends_what_ran_and_the_schedule_requests_it
         assert status(manifest) is Status.STARTED
         dev = ("dev", "-h", "127.0.0.1", "-p", str(free_port()))
         automation = {"CAPTION_AUTOMATE": "1", "CAPTION_BACKFILL_CRON": "* * * * *"}
-        site.start(*dev, **automation)
+        processes.start(*dev, **automation)
         until(lambda: status(manifest) is Status.FAILURE, 300)
-        until(lambda: set(runs("stage2_captions", Status.STARTED)) & list_heartbeats(site.root).keys(), 300)
+        until(lambda: set(runs("stage2_captions", Status.STARTED)) & list_heartbeats(processes.root).keys(), 300)
         [captions] = runs("stage2_captions", Status.STARTED)
-        site.kill_all()
+        processes.kill_all()
 
         assert status(captions) is Status.STARTED
-        site.start(*dev, **automation)
+        processes.start(*dev, **automation)
         until(lambda: status(captions) is Status.FAILURE, 300)
         until(lambda: runs("stage2_captions", Status.SUCCESS), 400)
 

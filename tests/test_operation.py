@@ -35,7 +35,7 @@ TICKS = """{ schedulesOrError(repositorySelector:
 
 
 @dataclass(frozen=True)
-class Site:
+class RunningProject:
     """A running project."""
 
     root: Path
@@ -91,7 +91,7 @@ def answers(address: str) -> bool:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningProject]:
     """A project with an empty source, whose sensors and schedule run every few seconds and every minute."""
     home = tmp_path_factory.mktemp("operation")
     root = home / "root"
@@ -123,9 +123,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         )
     ]
     try:
-        site = Site(root, f"http://127.0.0.1:{port}")
-        until(lambda: answers(f"{site.ui}/server_info"))
-        yield site
+        project = RunningProject(root, f"http://127.0.0.1:{port}")
+        until(lambda: answers(f"{project.ui}/server_info"))
+        yield project
     finally:
         for process in processes:
             os.killpg(process.pid, signal.SIGTERM)
@@ -133,35 +133,35 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             process.wait(60)
 
 
-def drop(site: Site, sample_data: Path, shard: str, *clips: str) -> None:
+def drop(project: RunningProject, sample_data: Path, shard: str, *clips: str) -> None:
     """Put a shard into the source."""
-    folder = site.root / "shards" / shard
+    folder = project.root / "shards" / shard
     folder.mkdir()
     for clip in clips:
         shutil.copy(sample_data / "shards" / "sample-folder" / clip, folder)
 
 
-def test_a_shard_that_is_dropped_is_captioned_and_a_corrupt_one_given_up(site: Site, sample_data: Path) -> None:
-    drop(site, sample_data, "street", "clip-00.webm", "clip-01.webm")
-    drop(site, sample_data, "broken")
-    (site.root / "shards" / "broken" / "film.mp4").write_bytes(b"no film")
-    until(lambda: "street" in site.partitions("stage2_captions")["materializedPartitions"])
-    until(lambda: "1 were given up after 2 runs" in site.last_tick())
-    assert site.runs("clip_manifest", "broken") == ["FAILURE", "FAILURE"]
-    assert site.partitions("clip_manifest") == {"materializedPartitions": ["street"], "failedPartitions": ["broken"]}
-    assert site.runs("stage2_captions", "street") == ["SUCCESS"]
+def test_new_shard_is_captioned_and_corrupt_one_is_not_retried(project: RunningProject, sample_data: Path) -> None:
+    drop(project, sample_data, "street", "clip-00.webm", "clip-01.webm")
+    drop(project, sample_data, "broken")
+    (project.root / "shards" / "broken" / "film.mp4").write_bytes(b"no film")
+    until(lambda: "street" in project.partitions("stage2_captions")["materializedPartitions"])
+    until(lambda: "1 are not retried after 2 runs" in project.last_tick())
+    assert project.runs("clip_manifest", "broken") == ["FAILURE", "FAILURE"]
+    assert project.partitions("clip_manifest") == {"materializedPartitions": ["street"], "failedPartitions": ["broken"]}
+    assert project.runs("stage2_captions", "street") == ["SUCCESS"]
 
 
-def test_a_shard_is_materialized_and_looked_at_in_the_ui(site: Site, sample_data: Path, page: Page) -> None:
-    until(lambda: "street" in site.partitions("stage2_captions")["materializedPartitions"])
-    address = f"{site.ui}/assets/stage2_captions?view=partitions&partition=street"
+def test_shard_is_materialized_and_inspected_in_the_ui(project: RunningProject, sample_data: Path, page: Page) -> None:
+    until(lambda: "street" in project.partitions("stage2_captions")["materializedPartitions"])
+    address = f"{project.ui}/assets/stage2_captions?view=partitions&partition=street"
     page.set_viewport_size({"width": 1500, "height": 1000})
     page.goto(address)
     page.get_by_role("button", name="Materialize").first.click()
     expect(page.get_by_text("Launch runs to materialize stage2_captions")).to_be_visible(timeout=60_000)
     picture(page, "materialize")
     page.get_by_role("button", name="Launch 1 run").click()
-    until(lambda: site.runs("stage2_captions", "street").count("SUCCESS") == 2)
+    until(lambda: project.runs("stage2_captions", "street").count("SUCCESS") == 2)
 
     page.goto(address)
     expect(page.get_by_text("rows_reused")).to_be_visible(timeout=60_000)
@@ -172,7 +172,7 @@ def test_a_shard_is_materialized_and_looked_at_in_the_ui(site: Site, sample_data
     expect(gallery.value.get_by_role("img").first).to_be_visible()
     picture(gallery.value, "gallery")
 
-    page.goto(f"{site.ui}/assets/stage2_captions?view=checks")
+    page.goto(f"{project.ui}/assets/stage2_captions?view=checks")
     for check in CHECKS[STAGE2.name]:
         expect(page.get_by_text(check.name).first).to_be_visible(timeout=60_000)
     picture(page, "checks")

@@ -1,1 +1,1 @@
-"""What happens by itself: shards are registered, missing captions requested, trouble told of."""
+"""Automation: sensors, a schedule and alerts, and the commands that change a project's shards and records."""

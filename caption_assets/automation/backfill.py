@@ -1,4 +1,4 @@
-"""The schedule that requests what is missing: manifests first, then captions, several shards a run."""
+"""The schedule that requests missing manifests and captions, several shards a run."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,28 +33,28 @@ from caption_assets.settings import Settings, SettingsError
 from caption_assets.sources.shard import list_shards
 from caption_assets.store.tables import CLIP_MANIFEST
 
-SPAN = 4
-"""A run may span this many times as many shards as it may make, the others whole: these cost it some milliseconds, and
-another run costs the start of a process, a pod or an engine."""
-WEIGHTS_TAG = ".model"
-"""Name of the request for the weights, which have no shards; a shard has no such name."""
+MAX_RANGE_FACTOR = 4
+"""Maximum length of a run's partition range, as a multiple of the shards that it may process. The other shards in the
+range are complete and cost a few milliseconds each; a further run costs the start of a process, a pod or an engine."""
+WEIGHTS_REQUEST = ".model"
+"""Key of the request for the weights, which have no shards. No shard has this name."""
 MAX_COMPARED = 500
-"""Shards whose stored tables one tick compares with their records: three small reads each."""
+"""Maximum number of shards that one tick compares with their records: three small reads each."""
 RECORDING_SECONDS = 15.0
-"""After which a tick records no more stored tables; the next one goes on there. Dagster ends a tick after 60."""
-SHOWN = 5
-"""Shards that were given up and that a tick's message names."""
+"""Time limit for recording stored tables in one tick; the next tick continues. Dagster ends a tick after 60 s."""
+MAX_NAMES = 5
+"""Maximum number of shards of each kind that a tick's message names."""
 
 
 def build_backfill(settings: Settings) -> dg.ScheduleDefinition:
-    """The schedule as ``settings`` say.
+    """The schedule.
 
     Raises:
-        SettingsError: if the cron schedule is none.
+        SettingsError: if CAPTION_BACKFILL_CRON is not a cron schedule.
     """
     if not is_valid_cron_string(settings.backfill_cron):
         raise SettingsError(
-            f"CAPTION_BACKFILL_CRON={settings.backfill_cron!r} is no cron schedule: give five fields, such as "
+            f"CAPTION_BACKFILL_CRON={settings.backfill_cron!r} is not a cron schedule: set it to five fields, such as "
             "'*/10 * * * *'"
         )
 
@@ -62,73 +62,76 @@ def build_backfill(settings: Settings) -> dg.ScheduleDefinition:
 
     @dg.schedule(
         name="backfill",
-        description="Requests manifests and captions that are missing, outdated or failed, up to a limit of attempts.",
+        description="Requests missing, outdated and failed manifests and captions, up to CAPTION_SHARD_ATTEMPTS times.",
         cron_schedule=settings.backfill_cron,
         default_status=schedule_status(settings),
         target=dg.AssetSelection.assets(project.weights, project.manifest, *project.stages),
     )
     def backfill(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
         with as_dagster_failure():
-            plan = _build_plan(context, settings)
-        return list(plan.run_requests()) or dg.SkipReason(plan.message)
+            tick = _evaluate(context, settings)
+        return list(tick.run_requests()) or dg.SkipReason(tick.message)
 
     return backfill
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
-    """What one tick requests."""
+class _BackfillTick:
+    """The state of a project at one tick, and the runs that follow from it."""
 
     instance: dg.DagsterInstance
     settings: Settings
     project: Project
     states: ShardStates
-    under_way: frozenset[str]
+    active: frozenset[str]
+    """Shards with active runs."""
     absent: frozenset[str]
-    """Shards that are not in the source at this moment, and are not known to be removed."""
-    later: frozenset[str]
+    """Shards that are missing from the source now, and not reported as removed."""
+    deferred: frozenset[str]
     """Shards with stored tables that a later tick compares with their records."""
     has_weights: bool
-    at: str
-    """The tick."""
+    time: str
+    """Scheduled time of the tick."""
 
     def run_requests(self) -> Iterator[dg.RunRequest]:
-        """The runs. Captions come first: they are nearer to being done."""
-        room = self.settings.backfill_concurrency - len(self.under_way)
+        """The runs. Captions come first, since they complete a shard."""
+        capacity = self.settings.backfill_concurrency - len(self.active)
         manifest, stages, weights = self.project.manifest, self.project.stages, self.project.weights
         if self.has_weights:
-            captions = self._wanted(stages[-1], self.states.without_captions, room)
-            room -= len(captions)
+            captions = self._wanted(stages[-1], self.states.without_captions, capacity)
+            capacity -= len(captions)
             yield from self._ranges(stages, captions, self.states.captioned)
-        elif not has_active_run(self.instance, weights) and (model := self._open(weights, {WEIGHTS_TAG: self.model})):
-            tags = request_tags(weights, model, self.at)
-            yield dg.RunRequest(run_key=f"{self.at} {weights.to_user_string()}", asset_selection=[weights], tags=tags)
-        manifests = self._wanted(manifest, self.states.without_manifest, room)
+        elif requests := self._weights_request():
+            tags = request_tags(weights, requests, self.time)
+            yield dg.RunRequest(run_key=f"{self.time} {weights.to_user_string()}", asset_selection=[weights], tags=tags)
+        manifests = self._wanted(manifest, self.states.without_manifest, capacity)
         yield from self._ranges([manifest], manifests, self.states.manifests.keys())
 
-    @property
-    def model(self) -> str:
-        """The model whose weights are wanted, with its adapter."""
-        return self.settings.weights_code
+    def _weights_request(self) -> dict[str, str]:
+        """The request for the weights of the model and its adapter; empty if a run is active or no attempt is left."""
+        if has_active_run(self.instance, self.project.weights):
+            return {}
+        return self._requestable(self.project.weights, {WEIGHTS_REQUEST: self.settings.weights_code})
 
     def _ranges(
-        self, assets: Sequence[dg.AssetKey], wanted: Mapping[str, str], passable: AbstractSet[str]
+        self, assets: Sequence[dg.AssetKey], wanted: Mapping[str, str], complete: AbstractSet[str]
     ) -> Iterator[dg.RunRequest]:
-        for shards in stretches(self.states.registered, wanted.keys(), passable, self.settings.shards_per_run):
-            asked = {shard: wanted[shard] for shard in shards if shard in wanted}
+        """The runs over the wanted shards. A range may contain complete shards as well."""
+        for shards in partition_ranges(self.states.registered, wanted.keys(), complete, self.settings.shards_per_run):
+            requested = {shard: wanted[shard] for shard in shards if shard in wanted}
             yield dg.RunRequest(
-                run_key=f"{self.at} {assets[-1].to_user_string()} {shards[0]}",
+                run_key=f"{self.time} {assets[-1].to_user_string()} {shards[0]}",
                 asset_selection=assets,
-                run_config=self._run_config(assets[-1], list(asked)),
+                run_config=self._run_config(assets[-1], list(requested)),
                 tags={
                     ASSET_PARTITION_RANGE_START_TAG: shards[0],
                     ASSET_PARTITION_RANGE_END_TAG: shards[-1],
-                    **request_tags(assets[-1], asked, self.at),
+                    **request_tags(assets[-1], requested, self.time),
                 },
             )
 
     def _run_config(self, asset: dg.AssetKey, shards: Sequence[str]) -> dict[str, Any]:
-        """A pod as large as its work, where captions are made in one."""
+        """The pod's size for a caption run on Kubernetes."""
         if asset == self.project.manifest or self.settings.executor != "k8s":
             return {}
         manifests = self.states.records[CLIP_MANIFEST]
@@ -137,107 +140,112 @@ class _Plan:
 
     @property
     def requestable(self) -> list[str]:
-        """Shards that lack an asset and can be requested."""
-        manifests = self._open(self.project.manifest, self.states.without_manifest)
-        captions = self._open(self.project.stages[-1], self.states.without_captions)
+        """Shards that lack an asset and may be requested."""
+        manifests = self._requestable(self.project.manifest, self.states.without_manifest)
+        captions = self._requestable(self.project.stages[-1], self.states.without_captions)
         return [shard for shard in self.states.order if shard in manifests or shard in captions]
 
-    def _wanted(self, asset: dg.AssetKey, missing: Mapping[str, str], room: int) -> dict[str, str]:
-        """As many of the shards that lack an asset as there is room for, with the version of its input."""
-        return dict(islice(self._open(asset, missing).items(), max(room, 0)))
+    def _wanted(self, asset: dg.AssetKey, missing: Mapping[str, str], capacity: int) -> dict[str, str]:
+        """The shards to request, with the version of the asset's input: at most ``capacity``."""
+        return dict(islice(self._requestable(asset, missing).items(), max(capacity, 0)))
 
-    def _open(self, asset: dg.AssetKey, missing: Mapping[str, str]) -> dict[str, str]:
-        """Those of ``missing`` that can be requested and have attempts left."""
-        held = self.under_way | self.absent | self.later
-        waiting = {shard: version for shard, version in missing.items() if shard not in held}
+    @property
+    def _excluded(self) -> frozenset[str]:
+        return self.active | self.absent | self.deferred
+
+    def _requestable(self, asset: dg.AssetKey, missing: Mapping[str, str]) -> dict[str, str]:
+        """Those of ``missing`` that may be requested and have attempts left."""
+        waiting = {shard: version for shard, version in missing.items() if shard not in self._excluded}
         requests = count_requests(self.instance, asset, waiting)
         return {shard: version for shard, version in waiting.items() if requests[shard] < self.settings.shard_attempts}
 
     @property
     def message(self) -> str:
-        """Why nothing is requested."""
+        """The reason why nothing is requested."""
         states = self.states
         missing = {
             self.project.manifest: states.without_manifest,
             self.project.stages[-1]: states.without_captions,
         }
-        given_up = [
+        exhausted = [
             f"{shard} ({asset.to_user_string()})"
             for asset, shards in missing.items()
-            for shard in shards.keys() - self._open(asset, shards).keys() - self.under_way - self.absent - self.later
+            for shard in shards.keys() - self._requestable(asset, shards).keys() - self._excluded
         ]
-        words = [f"{len(states.captioned)} of {len(states.order)} shards are captioned"]
-        if self.under_way:
-            words.append(f"{len(self.under_way)} are under way")
+        parts = [f"{len(states.captioned)} of {len(states.order)} shards are captioned"]
+        if self.active:
+            parts.append(f"{len(self.active)} have active runs")
         if self.absent:
-            words.append(f"{len(self.absent)} are not in the source now: {', '.join(sorted(self.absent)[:SHOWN])}")
-        if self.later:
-            words.append(f"{len(self.later)} have stored tables that a later tick looks at")
-        if given_up:
-            words.append(
-                f"{len(given_up)} were given up after {self.settings.shard_attempts} runs (CAPTION_SHARD_ATTEMPTS), "
-                f"until they change or are materialized by hand: {', '.join(sorted(given_up)[:SHOWN])}"
+            parts.append(
+                f"{len(self.absent)} are missing from the source: {', '.join(sorted(self.absent)[:MAX_NAMES])}"
             )
-        return "; ".join(words)
+        if self.deferred:
+            parts.append(f"{len(self.deferred)} are compared with their stored tables by a later tick")
+        if exhausted:
+            parts.append(
+                f"{len(exhausted)} are not retried after {self.settings.shard_attempts} runs (CAPTION_SHARD_ATTEMPTS) "
+                f"until they change or are materialized manually: {', '.join(sorted(exhausted)[:MAX_NAMES])}"
+            )
+        return "; ".join(parts)
 
 
-def _build_plan(context: dg.ScheduleEvaluationContext, settings: Settings) -> _Plan:
-    """The plan of a tick, once stored tables that nobody has recorded are recorded.
+def _evaluate(context: dg.ScheduleEvaluationContext, settings: Settings) -> _BackfillTick:
+    """Read the state of the project. Stored tables that are not recorded are recorded first.
 
     Raises:
-        ShardError: if the source is not there.
-        RootEmpty: if the root is empty, and there are records of tables in it.
+        ShardError: if the source does not exist.
+        RootEmpty: if the root is empty, although tables are recorded.
         StoreError: if source or root cannot be listed.
     """
-    instance, at = context.instance, context.scheduled_execution_time.isoformat()
+    instance, tick_time = context.instance, context.scheduled_execution_time.isoformat()
     storage, project = build_storage(settings), Project(settings.project)
-    root, under_way = storage.root_to_read(), active_shards(instance, project)
+    root, active = storage.root_to_read(), active_shards(instance, project)
     states = read_states(instance, project, root)
     absent = frozenset(states.order) - list_shards(storage.source()).keys
-    ready = has_weights(instance, project, root, settings)
-    plan = _Plan(instance, settings, project, states, under_way, absent, frozenset(), ready, at)
-    candidates = [shard for shard in plan.requestable if any(shard in shards for shards in states.stored.values())]
+    weights = has_weights(instance, project, root, settings)
+    tick = _BackfillTick(instance, settings, project, states, active, absent, frozenset(), weights, tick_time)
+    candidates = [shard for shard in tick.requestable if any(shard in shards for shards in states.stored.values())]
     differences = find_differences(root, candidates[:MAX_COMPARED], states.stored, states.records)
     unrecorded = [one for one in differences if one.kind is Kind.NOT_RECORDED]
     shards = list(dict.fromkeys(one.shard for one in unrecorded))
-    later = set(candidates[MAX_COMPARED:])
+    deferred = set(candidates[MAX_COMPARED:])
     deadline = time.monotonic() + RECORDING_SECONDS
     for shard in shards:
-        mine = [one for one in unrecorded if one.shard == shard]
+        unresolved = [one for one in unrecorded if one.shard == shard]
         if time.monotonic() > deadline:
-            later.add(shard)
+            deferred.add(shard)
             continue
-        for one, result in resolve(instance, settings, root, mine):
-            context.log.info(f"{one.table} of {one.shard} is stored and was not recorded: {result}")
+        for difference, result in resolve(instance, settings, root, unresolved):
+            context.log.info(f"{difference.table} of {shard} is stored and was not recorded: {result}")
     if unrecorded:
         states = read_states(instance, project, root)
-    return replace(plan, states=states, later=frozenset(later))
+    return replace(tick, states=states, deferred=frozenset(deferred))
 
 
-def stretches(
-    order: Sequence[str], wanted: AbstractSet[str], passable: AbstractSet[str], most: int
+def partition_ranges(
+    order: Sequence[str], wanted: AbstractSet[str], complete: AbstractSet[str], limit: int
 ) -> Iterator[list[str]]:
     """Cut ``order`` into ranges for runs.
 
     Args:
         order: all partitions.
-        wanted: each of these is in one range.
-        passable: these may lie between others in a range, others may not.
-        most: of those wanted, in one range; which spans at most ``SPAN`` times as many.
+        wanted: partitions to process; each is in exactly one range.
+        complete: partitions that a range may contain as well; no others may lie in a range.
+        limit: maximum number of wanted partitions in a range. Its length is at most ``MAX_RANGE_FACTOR`` times this.
     """
-    stretch: list[str] = []
+    current: list[str] = []
     count = 0
     gap: list[str] = []
     for shard in order:
         if shard not in wanted:
             gap.append(shard)
             continue
-        bridged = len(stretch) + len(gap) < SPAN * most and all(other in passable for other in gap)
-        if stretch and (count == most or not bridged):
-            yield stretch
-            stretch, count = [], 0
-        stretch += [*gap, shard] if stretch else [shard]
+        fits = len(current) + len(gap) < MAX_RANGE_FACTOR * limit and all(other in complete for other in gap)
+        if current and (count == limit or not fits):
+            yield current
+            current, count = [], 0
+        current += [*gap, shard] if current else [shard]
         count += 1
         gap = []
-    if stretch:
-        yield stretch
+    if current:
+        yield current

@@ -1,8 +1,8 @@
-"""The sensor that ends runs whose process is gone, as their heartbeats show.
+"""The sensor that ends runs whose process has exited without reporting it, by their heartbeats.
 
-Dagster's own monitoring ends runs that never start, that never finish being canceled, or whose launcher reports a lost
-process. The local launcher reports none, and a command-line run has no launcher: such a run would keep its place in the
-queue, and its shards, for ever.
+Dagster's monitoring ends runs that never start, that never finish being canceled, or whose launcher reports a lost
+process. The local launcher reports none, and a command-line run has no launcher. Such a run would block the queue and
+its shards forever.
 """
 
 from __future__ import annotations
@@ -21,124 +21,125 @@ from caption_assets.store.heartbeat import Pulse, list_heartbeats, read_heartbea
 from caption_assets.store.root import Root
 
 ACTIVE = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
-"""Statuses of runs that have a process."""
-LOOK_SECONDS = 15
-"""Interval between two looks at the heartbeats; each is one listing, and none where no run is in progress."""
-PATIENCE = 1.5
-"""A run is dead after this many times the seconds in which its heartbeat expires, without a renewal."""
+"""Statuses of runs with a process."""
+INTERVAL_SECONDS = 15
+"""Interval between two observations of the heartbeats. Each takes one listing, or none while no run is active."""
+EXPIRY_FACTOR = 1.5
+"""A run is dead if its heartbeat was not renewed for its expiry time multiplied by this."""
 
 
 @dataclass(frozen=True, slots=True)
-class Unchanged:
-    """What the looks so far have seen of a run's heartbeat."""
+class HeartbeatAge:
+    """The time for which a run's heartbeat was observed unchanged."""
 
     written: str
-    """As the store tells it; compared, and not read as a time."""
+    """Modification time as the store gives it; only compared."""
     process: str
+    """Host and process id."""
     expires: float
-    """Seconds after which it has expired without a renewal."""
+    """Expiry time, in seconds."""
     seconds: float = 0.0
-    """Time for which it was seen unchanged. Between two looks at most half of ``expires`` counts."""
+    """Time observed unchanged. Between two observations, at most half of ``expires`` counts."""
 
     @property
     def is_dead(self) -> bool:
-        """Whether the run's process has gone."""
-        return self.seconds >= PATIENCE * self.expires
+        """Whether the run's process has exited."""
+        return self.seconds >= EXPIRY_FACTOR * self.expires
 
-    def look(self, written: str, passed: float) -> Unchanged:
-        """What a further look sees.
+    def observe(self, written: str, elapsed: float) -> HeartbeatAge:
+        """The age after a further observation.
 
-        Only time between looks counts, so that no clock of another machine matters. After a store that did not answer,
-        or a machine that slept, no run looks dead before it has had the time to renew its heartbeat.
+        Only time between observations counts, so that other machines' clocks do not matter. After an outage of the
+        store or a suspended machine, each run has time to renew its heartbeat before it is taken for dead.
 
         Args:
-            written: as the store tells it now.
-            passed: seconds since the last look.
+            written: present modification time.
+            elapsed: seconds since the last observation.
         """
         if written != self.written:
             return replace(self, written=written, seconds=0.0)
-        return replace(self, seconds=self.seconds + min(max(passed, 0.0), self.expires / 2))
+        return replace(self, seconds=self.seconds + min(max(elapsed, 0.0), self.expires / 2))
 
 
 @dataclass(frozen=True, slots=True)
-class Looks:
-    """What the sensor remembers from one tick to the next."""
+class _Cursor:
+    """The sensor's cursor."""
 
     at: float
-    """Time of the last look, in seconds since 1970, by the clock of the sensor's machine."""
-    runs: Mapping[str, Unchanged]
-    """By run id."""
+    """Time of the last observation, in seconds since 1970, by the clock of the sensor's machine."""
+    runs: Mapping[str, HeartbeatAge]
+    """Age of each heartbeat, by run id."""
 
     @classmethod
-    def parse(cls, cursor: str | None, now: float) -> Looks:
-        """The sensor's cursor; of none, that nothing was seen yet."""
+    def parse(cls, cursor: str | None, now: float) -> _Cursor:
+        """Parse a cursor; without one, no heartbeat was observed yet."""
         if cursor is None:
             return cls(now, {})
-        found = json.loads(cursor)
-        return cls(found["at"], {run: Unchanged(**seen) for run, seen in found["runs"].items()})
+        values = json.loads(cursor)
+        return cls(values["at"], {run: HeartbeatAge(**age) for run, age in values["runs"].items()})
 
     def __str__(self) -> str:
-        return json.dumps({"at": self.at, "runs": {run: asdict(seen) for run, seen in self.runs.items()}})
+        return json.dumps({"at": self.at, "runs": {run: asdict(age) for run, age in self.runs.items()}})
 
 
 def build_dead_runs(settings: Settings) -> dg.SensorDefinition:
-    """The sensor over the runs that write below the root of ``settings``. It runs from the start, automation or not."""
+    """The sensor over the runs that write to CAPTION_ROOT. It is on by default, also without CAPTION_AUTOMATE."""
 
     @dg.sensor(
         name="dead_runs",
-        description="Ends runs whose process is gone: those whose heartbeat in the root is not renewed any more.",
-        minimum_interval_seconds=LOOK_SECONDS,
+        description="Ends runs whose process has exited: those that have stopped renewing their heartbeat in the root.",
+        minimum_interval_seconds=INTERVAL_SECONDS,
         default_status=dg.DefaultSensorStatus.RUNNING,
     )
     def dead_runs(context: dg.SensorEvaluationContext, storage: Storage) -> dg.SensorResult:
         instance, now = context.instance, time.time()
         runs = {run.run_id: run for run in instance.get_runs(dg.RunsFilter(statuses=ACTIVE))}
         if not runs:
-            return dg.SensorResult(skip_reason="no run is in progress", cursor=str(Looks(now, {})))
+            return dg.SensorResult(skip_reason="no active runs", cursor=str(_Cursor(now, {})))
         with as_dagster_failure():
             root = storage.root_to_read()
             written = list_heartbeats(root)
-            ours = {run: when for run, when in written.items() if run in runs}
-            seen = _look(root, ours, Looks.parse(context.cursor, now), now, settings)
-            dead = [run for run, heartbeat in seen.items() if heartbeat.is_dead]
+            own = {run: when for run, when in written.items() if run in runs}
+            ages = _observe(root, own, _Cursor.parse(context.cursor, now), now, settings)
+            dead = [run for run, age in ages.items() if age.is_dead]
             for run in dead:
-                end_run(instance, run, seen.pop(run))
+                end_run(instance, run, ages.pop(run))
                 remove_heartbeat(root, run)
-            _remove_left(instance, root, written.keys() - runs.keys())
-        living = f"{len(seen)} of {len(runs)} runs in progress have a heartbeat"
-        ended = f"; ended {', '.join(dead)}, whose heartbeats have expired" if dead else ""
-        return dg.SensorResult(skip_reason=living + ended, cursor=str(Looks(now, seen)))
+            _remove_finished(instance, root, written.keys() - runs.keys())
+        alive = f"{len(ages)} of {len(runs)} active runs have a heartbeat"
+        ended = f"; ended {', '.join(dead)}: heartbeat expired" if dead else ""
+        return dg.SensorResult(skip_reason=alive + ended, cursor=str(_Cursor(now, ages)))
 
     return dead_runs
 
 
-def _look(
-    root: Root, written: Mapping[str, str], before: Looks, now: float, settings: Settings
-) -> dict[str, Unchanged]:
-    """What is known of each run's heartbeat after this look.
+def _observe(
+    root: Root, written: Mapping[str, str], before: _Cursor, now: float, settings: Settings
+) -> dict[str, HeartbeatAge]:
+    """The ages of the runs' heartbeats after this observation.
 
     Raises:
         StoreError: if a heartbeat cannot be read.
     """
-    seen = {}
+    ages = {}
     for run, when in written.items():
-        if known := before.runs.get(run):
-            seen[run] = known.look(when, now - before.at)
+        if age := before.runs.get(run):
+            ages[run] = age.observe(when, now - before.at)
         else:
             pulse = read_heartbeat(root, run) or Pulse("an unknown process", settings.lease_seconds)
-            seen[run] = Unchanged(when, pulse.process, pulse.seconds)
-    return seen
+            ages[run] = HeartbeatAge(when, pulse.process, pulse.seconds)
+    return ages
 
 
-def end_run(instance: dg.DagsterInstance, run_id: str, heartbeat: Unchanged) -> None:
-    """Report a run as failed, or as canceled if it was being canceled, and free its slots of pools."""
+def end_run(instance: dg.DagsterInstance, run_id: str, age: HeartbeatAge) -> None:
+    """Report a run as failed, or as canceled if it was being canceled, and free its pool slots."""
     run = instance.get_run_by_id(run_id)
-    if run is None or run.is_finished:  # since it was listed
+    if run is None or run.is_finished:  # meanwhile
         return
     message = (
-        f"The process of this run is gone ({heartbeat.process}): its heartbeat, which is renewed every "
-        f"{heartbeat.expires / 3:.0f} s, was not for {heartbeat.seconds:.0f} s. It was killed, or its machine stopped. "
-        "What it had written to checkpoints is kept: launch it again to continue."
+        f"The process of this run ({age.process}) no longer renews its heartbeat: the interval is "
+        f"{age.expires / 3:.0f} s, and the last renewal was {age.seconds:.0f} s ago. It was killed, or its machine "
+        "stopped. Its checkpoints are kept: launch the run again to continue."
     )
     if run.status is dg.DagsterRunStatus.CANCELING:
         instance.report_run_canceled(run, message)
@@ -147,11 +148,11 @@ def end_run(instance: dg.DagsterInstance, run_id: str, heartbeat: Unchanged) -> 
     instance.event_log_storage.free_concurrency_slots_for_run(run_id)
 
 
-def _remove_left(instance: dg.DagsterInstance, root: Root, left: set[str]) -> None:
-    """Remove heartbeats of runs that are over: their processes were killed, and Dagster's monitoring has ended them.
+def _remove_finished(instance: dg.DagsterInstance, root: Root, run_ids: set[str]) -> None:
+    """Remove heartbeats of finished runs: their processes were killed, and Dagster's monitoring has ended them.
 
-    Those of runs that this instance does not know stay: another one may write to the same root.
+    Heartbeats of unknown runs are kept: another instance may write to the same root.
     """
-    for run in instance.get_runs(dg.RunsFilter(run_ids=list(left))) if left else ():
+    for run in instance.get_runs(dg.RunsFilter(run_ids=list(run_ids))) if run_ids else ():
         if run.is_finished:
             remove_heartbeat(root, run.run_id)

@@ -1,4 +1,4 @@
-"""The differences between Dagster's event log and the root, and the reports that settle them."""
+"""The differences between Dagster's event log and the tables in the root, and the events that resolve them."""
 
 from __future__ import annotations
 
@@ -25,39 +25,39 @@ from caption_assets.store.tables import CLIP_MANIFEST, Status, TableError, read_
 from caption_assets.store.versions import TableVersions, read_versions
 
 READERS = 16
-"""Footers that are read at once: from object storage each takes tens of milliseconds, most of it waiting."""
+"""Maximum number of footers read at once. From object storage each takes tens of milliseconds, mostly waiting."""
 
 
 class Kind(StrEnum):
-    """What a difference is, and what follows."""
+    """The kind of a difference, and how it is resolved."""
 
     NOT_STORED = "recorded, not stored"
-    """The table is reported as removed."""
+    """The table is recorded as removed."""
     DAMAGED = "recorded, damaged"
-    """So is one that cannot be read."""
+    """The table is recorded as removed: the file is not a valid table."""
     NOT_RECORDED = "stored, not recorded"
-    """The table is reported, unless a check of severity error does not pass."""
-    UNREADABLE = "stored, and cannot be read"
-    """Nothing: it is not known what the table is."""
+    """The table is recorded, unless a check of severity error fails."""
+    UNREADABLE = "stored, not readable"
+    """Not resolved: the store failed to read the file."""
     OF_UNKNOWN_VERSION = "stored, without versions"
-    """Nothing: the file is of an earlier release and has no record. The schedule has it made again."""
+    """Not resolved: the file is of an earlier release and has no record. The schedule requests it again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A table on which log and root differ."""
+    """A table for which the event log and the root differ."""
 
     table: str
     shard: str
     kind: Kind
     versions: TableVersions | None = None
-    """Of the stored table."""
+    """Versions of the stored table."""
     reason: str = ""
-    """Why it cannot be read."""
+    """The error, if it cannot be read."""
 
 
-class NotPassed(CaptionAssetsError):
-    """A stored table that a run would not have recorded either."""
+class CheckFailed(CaptionAssetsError):
+    """A stored table that fails a check of severity error. A run does not record such a table."""
 
 
 def find_differences(
@@ -66,21 +66,21 @@ def find_differences(
     stored: Mapping[str, Collection[str]],
     records: Mapping[str, Mapping[str, Record]],
 ) -> list[Difference]:
-    """The differences on some shards, in the order in which they are to be settled: inputs first.
+    """The differences of some shards, in the order in which to resolve them: inputs first.
 
-    The footers of all their stored tables are read.
+    Reads the footers of all their stored tables.
     """
     pairs = [(table, shard) for table in TABLE_NAMES for shard in shards]
 
-    def look(pair: tuple[str, str]) -> Difference | None:
+    def compare(pair: tuple[str, str]) -> Difference | None:
         table, shard = pair
-        return _look(root, table, shard, shard in stored[table], records[table].get(shard))
+        return _compare(root, table, shard, shard in stored[table], records[table].get(shard))
 
     with ThreadPoolExecutor(READERS) as pool:
-        return [found for found in pool.map(look, pairs) if found]
+        return [found for found in pool.map(compare, pairs) if found]
 
 
-def _look(root: Root, table: str, shard: str, is_stored: bool, record: Record | None) -> Difference | None:
+def _compare(root: Root, table: str, shard: str, is_stored: bool, record: Record | None) -> Difference | None:
     is_recorded = record is not None and not record.removed
     try:
         versions = read_versions(root, table, shard) if is_stored else None
@@ -91,8 +91,8 @@ def _look(root: Root, table: str, shard: str, is_stored: bool, record: Record | 
     if not is_stored:
         return Difference(table, shard, Kind.NOT_STORED) if is_recorded else None
     if versions is None:
-        known = record is not None and record.versions is not None
-        return None if known else Difference(table, shard, Kind.OF_UNKNOWN_VERSION)
+        has_versions = record is not None and record.versions is not None
+        return None if has_versions else Difference(table, shard, Kind.OF_UNKNOWN_VERSION)
     if record is None or record.versions is None or not versions.agree_with(record.versions):
         return Difference(table, shard, Kind.NOT_RECORDED, versions)
     return None
@@ -101,48 +101,50 @@ def _look(root: Root, table: str, shard: str, is_stored: bool, record: Record | 
 def resolve(
     instance: dg.DagsterInstance, settings: Settings, root: Root, differences: Sequence[Difference]
 ) -> Iterator[tuple[Difference, str]]:
-    """Report what is stored and what is not; yields each difference with what was done about it."""
+    """Report events to the log so that it agrees with the root; yields each difference with the result."""
     project = Project(settings.project)
-    for one in differences:
-        match one.kind:
+    for difference in differences:
+        match difference.kind:
             case Kind.NOT_STORED | Kind.DAMAGED:
-                report_removed(instance, project.key(one.table), one.shard)
-                yield one, "reported as removed"
+                report_removed(instance, project.key(difference.table), difference.shard)
+                yield difference, "recorded as removed"
             case Kind.NOT_RECORDED:
                 try:
-                    yield one, _record(instance, settings, root, one)
+                    yield difference, _record(instance, settings, root, difference)
                 except CaptionAssetsError as error:
-                    yield one, f"not reported: {error}"
+                    yield difference, f"not recorded: {error}"
             case Kind.UNREADABLE:
-                yield one, one.reason
+                yield difference, difference.reason
             case Kind.OF_UNKNOWN_VERSION:
-                yield one, "left to the schedule, which has it made again"
+                yield difference, "not resolved; the schedule requests it again"
 
 
-def _record(instance: dg.DagsterInstance, settings: Settings, root: Root, one: Difference) -> str:
+def _record(instance: dg.DagsterInstance, settings: Settings, root: Root, difference: Difference) -> str:
     """Record a stored table.
 
     Raises:
-        NotPassed: if a check of severity error does not pass.
-        TableError: if the table, or one that it is checked against, cannot be used.
+        CheckFailed: if a check of severity error fails.
+        TableError: if the table, or one that it is checked against, is damaged.
         StoreError: if the root cannot be read.
     """
-    assert one.versions is not None  # it is of a kind that has them
-    if one.table == CLIP_MANIFEST:
-        metadata = _examine_manifest(root, one.shard, settings)
+    assert difference.versions is not None  # set for this kind
+    table, shard = difference.table, difference.shard
+    if table == CLIP_MANIFEST:
+        metadata = _manifest_metadata(root, shard, settings)
     else:
-        metadata = _examine_captions(root, one.table, one.shard, settings)
-    path = dg.MetadataValue.path(root.address(table_path(one.table, one.shard)))
-    report_stored(instance, Project(settings.project), one.table, one.shard, one.versions, {**metadata, "path": path})
-    return "reported as stored"
+        metadata = _caption_metadata(root, table, shard, settings)
+    metadata = {**metadata, "path": dg.MetadataValue.path(root.address(table_path(table, shard)))}
+    report_stored(instance, Project(settings.project), table, shard, difference.versions, metadata)
+    return "recorded"
 
 
-def _examine_manifest(root: Root, shard: str, settings: Settings) -> Metadata:
+def _manifest_metadata(root: Root, shard: str, settings: Settings) -> Metadata:
+    """The metadata that a run reports of a manifest. Raises ``CheckFailed``."""
     rows, recipe = read_manifest(root, shard), settings.recipe
     clips, unreadable = len({row.clip_key for row in rows}), sum(row.status is Status.FAILED for row in rows)
     if clips and unreadable / clips > settings.max_unreadable_fraction:
-        raise NotPassed(
-            f"{unreadable} of {clips} clips are unreadable, more than CAPTION_MAX_UNREADABLE_FRACTION = "
+        raise CheckFailed(
+            f"{unreadable} of {clips} clips are unreadable, more than CAPTION_MAX_UNREADABLE_FRACTION="
             f"{settings.max_unreadable_fraction:g}"
         )
     return {
@@ -154,15 +156,16 @@ def _examine_manifest(root: Root, shard: str, settings: Settings) -> Metadata:
     }
 
 
-def _examine_captions(root: Root, table: str, shard: str, settings: Settings) -> Metadata:
-    looked = read_stored(root, shard, table)[table]
-    for finding in find(looked, max_failed_fraction=settings.max_failed_fraction, earlier_means=[]):
+def _caption_metadata(root: Root, table: str, shard: str, settings: Settings) -> Metadata:
+    """The metadata that a run reports of captions. Raises ``CheckFailed``."""
+    stored = read_stored(root, shard, table)[table]
+    for finding in find(stored, max_failed_fraction=settings.max_failed_fraction, earlier_means=[]):
         if finding.is_error:
-            raise NotPassed(finding.message)
-    words = mean_words(looked.said)
+            raise CheckFailed(finding.message)
+    words = mean_words(stored.said)
     return {
-        ROW_COUNT: len(looked.rows),
-        "rows_ok": sum(row.status is Status.OK for row in looked.rows),
-        "rows_failed": sum(row.status is Status.FAILED for row in looked.rows),
+        ROW_COUNT: len(stored.rows),
+        "rows_ok": sum(row.status is Status.OK for row in stored.rows),
+        "rows_failed": sum(row.status is Status.FAILED for row in stored.rows),
         **({} if words is None else {MEAN_WORDS: round(words, 2)}),
     }

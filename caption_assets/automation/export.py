@@ -1,4 +1,4 @@
-"""The sensor that has a shard's dataset made when its captions are."""
+"""The sensor that exports a shard's dataset once the shard is captioned."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from caption_assets.settings import Settings
 
 
 def build_export_sensor(settings: Settings) -> dg.AutomationConditionSensorDefinition:
-    """It goes by the asset's own condition."""
+    """The sensor. It evaluates the automation condition of the asset."""
     return dg.AutomationConditionSensorDefinition(
         "export",
         target=dg.AssetSelection.assets(Project(settings.project).dataset),

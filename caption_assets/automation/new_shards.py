@@ -1,4 +1,4 @@
-"""The sensor that looks through the source: it registers shards, and reports those that have changed or gone."""
+"""The sensor that scans the source: it registers new shards, and reports changed and removed ones."""
 
 import json
 import time
@@ -46,22 +46,22 @@ from caption_assets.store.root import Root
 
 AssetEvent = dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation
 TICK_SECONDS = 15.0
-"""After which a tick looks at no more shards; the next one goes on there. Dagster ends a tick after 60."""
-MOST_EVENTS = 500
-"""Shards that one tick registers or reports at most: each is an event, for which SQLite takes up to 17 ms."""
+"""Time limit of one tick's scan; the next tick continues. Dagster ends a tick after 60 s."""
+MAX_EVENTS = 500
+"""Maximum number of shards that one tick registers or reports. Each is an event; SQLite takes up to 17 ms for one."""
 READERS = 16
-"""Shards that are listed at once: from object storage each takes tens of milliseconds, most of it waiting."""
-SHOWN = 5
-"""Shards that a tick's message names of a kind."""
+"""Maximum number of shards listed at once. From object storage each takes tens of milliseconds, mostly waiting."""
+MAX_NAMES = 5
+"""Maximum number of shards of each kind that a tick's message names."""
 
 
 def build_new_shards(settings: Settings) -> dg.SensorDefinition:
-    """The sensor over the source that ``settings`` name."""
+    """The sensor over CAPTION_SOURCE."""
     project, alerts = Project(settings.project), Alerts(settings)
 
     @dg.sensor(
         name="new_shards",
-        description="Registers the source's shards as partitions, and reports which have changed or gone.",
+        description="Registers the shards of the source as partitions, and reports changed and removed shards.",
         minimum_interval_seconds=settings.sensor_interval_seconds,
         default_status=sensor_status(settings),
     )
@@ -71,22 +71,22 @@ def build_new_shards(settings: Settings) -> dg.SensorDefinition:
             source = storage.source()
             listing = list_shards(source)
             claim(context.instance, project, storage)
-            found = _Found(settings, source, set(project.registered(context.instance)))
-            found.observed = observed_versions(context.instance, project)
-            last = found.look(_in_turn(listing.shards, cursor.after))
-        removals = find_removals(settings, source, found.registered, found.observed, listing.keys)
-        found.report_removed(removals)
-        events = found.events(context.instance, project, len(listing.shards))
-        is_told = bool(removals.alarm) and (cursor.alarm or _tell(alerts, removals, context.log))
+            scan = _SourceScan(settings, source, set(project.registered(context.instance)))
+            scan.observed = observed_versions(context.instance, project)
+            last = scan.run(_rotated(listing.shards, cursor.after))
+        removals = find_removals(settings, source, scan.registered, scan.observed, listing.keys)
+        scan.report_removed(removals)
+        events = scan.events(context.instance, project, len(listing.shards))
+        is_alarm_sent = bool(removals.alarm) and (cursor.alarm or _send_alarm(alerts, removals, context.log))
         for path, reason in listing.refused.items():
             context.log.warning(f"{path} is not registered: {reason}")
-        if found.future:
-            context.log.warning(f"modification times in the future, in shards {first_names(found.future)}: {FUTURE}")
+        if scan.future:
+            context.log.warning(f"modification times in the future in shards {first_names(scan.future)}: {FUTURE}")
         return dg.SensorResult(
-            skip_reason=removals.alarm or (found.message and found.message + _passed_over(listing)),
-            dynamic_partitions_requests=[project.partitions.build_add_request(found.new)] if found.new else [],
-            asset_events=[*events, *([removal_evaluation(project, removals)] if is_told != cursor.alarm else [])],
-            cursor=str(_Cursor(last, is_told)),
+            skip_reason=removals.alarm or (scan.message and scan.message + _describe_skipped(listing)),
+            dynamic_partitions_requests=[project.partitions.build_add_request(scan.new)] if scan.new else [],
+            asset_events=[*events, *([removal_evaluation(project, removals)] if is_alarm_sent != cursor.alarm else [])],
+            cursor=str(_Cursor(last, is_alarm_sent)),
         )
 
     return new_shards
@@ -94,16 +94,16 @@ def build_new_shards(settings: Settings) -> dg.SensorDefinition:
 
 @dataclass(frozen=True, slots=True)
 class _Cursor:
-    """What one tick leaves to the next."""
+    """The sensor's cursor."""
 
     after: str | None = None
-    """The shard that was looked at last."""
+    """Last scanned shard."""
     alarm: bool = False
-    """Whether people have been told of shards that have gone."""
+    """Whether an alarm about missing shards was sent."""
 
     @classmethod
     def parse(cls, text: str | None) -> Self:
-        """The cursor of the last tick; that of an earlier release is the key of a shard."""
+        """Parse a cursor; that of an earlier release is a shard key."""
         with suppress(ValueError, TypeError, KeyError):
             found = json.loads(text or "{}")
             return cls(found.get("after"), bool(found.get("alarm"))) if isinstance(found, dict) else cls(text)
@@ -113,8 +113,8 @@ class _Cursor:
         return json.dumps({"after": self.after, "alarm": self.alarm})
 
 
-def _tell(alerts: Alerts, removals: Removals, log: Logger) -> bool:
-    """Send the alarm; one that does not reach its target is logged, and sent again by the next tick."""
+def _send_alarm(alerts: Alerts, removals: Removals, log: Logger) -> bool:
+    """Send the alarm. If it cannot be delivered, log the error; the next tick sends it again."""
     try:
         alerts.send(str(removals.alarm), log)
     except AlertError as error:
@@ -123,40 +123,40 @@ def _tell(alerts: Alerts, removals: Removals, log: Logger) -> bool:
     return True
 
 
-def _in_turn(shards: Sequence[Shard], cursor: str | None) -> list[Shard]:
-    """All shards, those first that come after the one that was looked at last."""
+def _rotated(shards: Sequence[Shard], cursor: str | None) -> list[Shard]:
+    """All shards, starting after the last scanned one."""
     after = [shard for shard in shards if cursor is None or shard.key > cursor]
     return after + [shard for shard in shards if cursor is not None and shard.key <= cursor]
 
 
 @dataclass
-class _Found:
-    """What a tick finds."""
+class _SourceScan:
+    """The results of a tick's scan."""
 
     settings: Settings
     source: Root
     registered: set[str]
     observed: dict[str, str] = field(default_factory=dict)
-    """Version of each shard as it was last reported."""
+    """Last reported version of each shard."""
     new: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
-    """To be reported."""
+    """Versions to report."""
     waiting: dict[str, str] = field(default_factory=dict)
-    """Shards that are still being written, and how that is known."""
+    """Shards that are not reported yet, with the reason."""
     future: list[str] = field(default_factory=list)
-    """Shards to be reported with modification times in the future."""
-    looked_at: int = 0
+    """Reported shards with modification times in the future."""
+    scanned: int = 0
 
-    def look(self, shards: Sequence[Shard]) -> str | None:
-        """Look at shards as long as there is time, and return the key of the last."""
+    def run(self, shards: Sequence[Shard]) -> str | None:
+        """Scan shards until the time limit, and return the key of the last."""
         last = None
         for shard, content in _contents(self.source, shards):
-            if len(self.versions) >= MOST_EVENTS:
+            if len(self.versions) >= MAX_EVENTS:
                 break
             last = shard.key
-            self.looked_at += 1
+            self.scanned += 1
             if isinstance(content, CaptionAssetsError):
-                self.waiting[shard.key] = f"it cannot be looked at: {content}"
+                self.waiting[shard.key] = f"cannot be read: {content}"
                 continue
             if shard.key in self.registered and self.observed.get(shard.key) == content.version:
                 continue
@@ -169,27 +169,29 @@ class _Found:
                 self.new.append(shard.key)
             if self.observed.get(shard.key) != content.version:
                 self.versions[shard.key] = content.version
-        self.new.sort()  # partitions stay in the order in which they are added
+        self.new.sort()  # partitions keep the order in which they are added
         return last
 
     def report_removed(self, removals: Removals) -> None:
-        """Report shards that have gone, as many as one tick may, unless there are too many to believe it."""
+        """Report missing shards as removed, up to the limit of a tick, unless they raise an alarm."""
         if removals.alarm is None:
-            self.versions |= dict.fromkeys(removals.new[: MOST_EVENTS - len(self.versions)], REMOVED)
+            self.versions |= dict.fromkeys(removals.new[: MAX_EVENTS - len(self.versions)], REMOVED)
 
     def events(self, instance: dg.DagsterInstance, project: Project, listed: int) -> list[AssetEvent]:
-        """What is reported: registered shards that the UI does not count yet, changes, and the look that found some.
+        """The events to report: new registrations, changed versions, and a materialization of ``shard_index``.
 
         Args:
-            instance: knows what was reported before.
-            project: whose assets these are.
-            listed: the number of shards in the source.
+            instance: instance with the earlier events.
+            project: project of the assets.
+            listed: number of shards in the source.
         """
-        known = {shard: self.observed.get(shard, REMOVED) for shard in self.registered} | self.versions
+        versions = {shard: self.observed.get(shard, REMOVED) for shard in self.registered} | self.versions
         recorded = instance.get_materialized_partitions(project.shards)
-        missing = sorted(shard for shard, version in known.items() if shard not in recorded and not is_removed(version))
+        missing = sorted(
+            shard for shard, version in versions.items() if shard not in recorded and not is_removed(version)
+        )
         events: list[AssetEvent] = [
-            registration(project, shard, known[shard]) for shard in missing[: MOST_EVENTS - len(self.versions)]
+            registration(project, shard, versions[shard]) for shard in missing[: MAX_EVENTS - len(self.versions)]
         ]
         events += [observation(project, shard, version) for shard, version in self.versions.items()]
         index = project.key(SHARD_INDEX)
@@ -198,38 +200,38 @@ class _Found:
         return events
 
     def _unfinished(self, shard: Shard, content: ShardContent) -> str | None:
-        """Why a shard is taken to be still written to."""
+        """The reason why a shard counts as incomplete; None if it is complete."""
         if content.changed is None:
-            return "it is empty"
-        quiet = datetime.now(UTC) - content.changed
-        # A time further ahead says nothing about when the shard was written, and would hide it until then.
-        if -CLOCK_TOLERANCE <= quiet < timedelta(minutes=self.settings.shard_quiet_minutes):
-            seconds = quiet.total_seconds()
-            return f"it was written to {seconds:.0f} s ago" if seconds >= 0 else f"its time is {-seconds:.0f} s ahead"
+            return "empty"
+        age = datetime.now(UTC) - content.changed
+        # A time further in the future is not when the shard was written, and would delay the shard until then.
+        if -CLOCK_TOLERANCE <= age < timedelta(minutes=self.settings.shard_quiet_minutes):
+            seconds = age.total_seconds()
+            return f"written {seconds:.0f} s ago" if seconds >= 0 else f"modified {-seconds:.0f} s in the future"
         marker = self.settings.shard_marker
         if marker and not self.source.exists(_marker_path(shard, marker)):
-            return f"{_marker_path(shard, marker)} is not there"
+            return f"{_marker_path(shard, marker)} does not exist"
         return None
 
     @property
     def message(self) -> str | None:
-        """What the tick tells where nothing is to be done; None if something is."""
+        """The tick's message if nothing was reported, else None."""
         if self.new or self.versions:
             return None
-        some = list(self.waiting.items())[:SHOWN]
-        waiting = "".join(f"; {shard} waits: {reason}" for shard, reason in some)
-        more = f"; {len(self.waiting) - SHOWN} more wait" if len(self.waiting) > SHOWN else ""
-        return f"nothing new in the {self.looked_at} shards looked at{waiting}{more}"
+        some = list(self.waiting.items())[:MAX_NAMES]
+        waiting = "".join(f"; {shard} is not ready: {reason}" for shard, reason in some)
+        more = f"; {len(self.waiting) - MAX_NAMES} more are not ready" if len(self.waiting) > MAX_NAMES else ""
+        return f"no changes in {self.scanned} scanned shards{waiting}{more}"
 
 
-def _passed_over(listing: Listing) -> str:
-    """The end of a tick's message: what in the source is not a shard."""
-    rows = listing.describe_skipped(SHOWN)
-    return "; passed over: " + ", ".join(f"{reason}: {count} ({some})" for reason, count, some in rows) if rows else ""
+def _describe_skipped(listing: Listing) -> str:
+    """The end of a tick's message: skipped entries of the source."""
+    rows = listing.describe_skipped(MAX_NAMES)
+    return "; skipped: " + ", ".join(f"{reason}: {count} ({some})" for reason, count, some in rows) if rows else ""
 
 
 def _contents(source: Root, shards: Sequence[Shard]) -> Iterator[tuple[Shard, ShardContent | CaptionAssetsError]]:
-    """What is in shards, or why that is unknown, as far as there is time to look."""
+    """The contents of shards, or the errors, until the time limit."""
     deadline = time.monotonic() + TICK_SECONDS
     with ThreadPoolExecutor(READERS) as pool:
         for begin in range(0, len(shards), READERS):
@@ -240,7 +242,7 @@ def _contents(source: Root, shards: Sequence[Shard]) -> Iterator[tuple[Shard, Sh
 
 
 def _content(source: Root, shard: Shard) -> ShardContent | CaptionAssetsError:
-    """What is in a shard; whatever keeps that from being known is this shard's alone."""
+    """The content of a shard, or the error: it does not stop the scan of the others."""
     try:
         return shard_content(source, shard)
     except Exception as error:
@@ -248,5 +250,5 @@ def _content(source: Root, shard: Shard) -> ShardContent | CaptionAssetsError:
 
 
 def _marker_path(shard: Shard, marker: str) -> str:
-    """Where the object lies that says that a shard is whole: in its folder, or beside its tar or list."""
+    """Path of a shard's completion marker: in its folder, or beside its tar or list."""
     return f"{shard.path}/{marker}" if shard.layout is Layout.FOLDER else f"{shard.path}.{marker}"

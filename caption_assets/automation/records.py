@@ -1,7 +1,7 @@
-"""The records of shards' tables in Dagster's event log, and reports that correct them.
+"""The records of tables in Dagster's event log: reading them, and reporting events that correct them.
 
-A record is the latest materialization of a table's partition. Anybody may write one: the UI's "Report materialization"
-makes events without any version. Such a record says nothing about the table.
+A record is the latest materialization of a table's partition. The UI's "Report materialization" writes events without
+versions; such a record contains no information about the table.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from caption_assets.dagster_lib.provenance import input_version_tags, versions_o
 from caption_assets.store.versions import TableVersions
 
 REMOVED = "removed"
-"""Data version and code version of a record that says that the table is not stored any more.
+"""Data version and code version of a record of a removed table.
 
-Dagster's open-source storages cannot wipe single partitions (``wipe_asset_partitions`` raises NotImplementedError); an
-event is the only means left. Its code version is nobody's, so that the UI shows the partition as stale.
+Dagster's open-source storages cannot wipe single partitions (``wipe_asset_partitions`` raises NotImplementedError), so
+the removal is an event. No asset has its code version, so that the UI shows the partition as stale.
 """
 EVENTS_PER_QUERY = 500
-"""Events that are fetched by one query."""
-EARLIER_EVENTS = 20
-"""Events of an input that are searched for the version that a table was made from."""
+"""Maximum number of events fetched by one query."""
+MAX_INPUT_EVENTS = 20
+"""Maximum number of an input's latest events that are searched for the version that a table was made from."""
 NO_EVENT = "-2"
-"""Event pointer for an input's version that no event has. Dagster compares the present version with that of the last
-event up to the pointer, finds none, and shows the table as stale. It takes 0 and -1 for no pointer at all."""
+"""Event pointer for an input version that no event has. Dagster compares the present version with that of the latest
+event up to the pointer, finds none, and shows the table as stale. It treats 0 and -1 as no pointer."""
 
 Metadata = Mapping[str, dg.MetadataValue | int | float | str]
 
@@ -46,44 +46,44 @@ class Record:
     event: int
     """Storage id of the event."""
     versions: TableVersions | None
-    """None if the event does not have them."""
+    """None if the event has none."""
     removed: bool
-    """Whether it says that the table is not stored any more."""
+    """Whether the table is recorded as removed."""
 
 
-_Told = dict[int, tuple[str, TableVersions | None]]
-"""The data version and all versions that events tell, by event."""
-_told_before: dict[tuple[int, dg.AssetKey], _Told] = {}
-"""What this process has read, by instance and asset. Only the data version is indexed, an event never changes, and
-parsing one takes 0.6 ms: for the tables of 10,000 shards that would be 18 s a tick."""
+_EventVersions = dict[int, tuple[str, TableVersions | None]]
+"""The data version and all versions of events, by storage id."""
+_cache: dict[tuple[int, dg.AssetKey], _EventVersions] = {}
+"""The events that this process has read, by instance and asset. An event never changes, only its data version is
+indexed, and parsing one takes 0.6 ms: for the tables of 10,000 shards that would be 18 s a tick."""
 
 
 def read_records(
     instance: dg.DagsterInstance, project: Project, table: str, shards: Collection[str]
 ) -> dict[str, Record]:
-    """The records of a table, of those ``shards`` that have one.
+    """The records of a table, by shard, for those ``shards`` that have one.
 
     It takes two queries for all shards, and one for each ``EVENTS_PER_QUERY`` events that are new to this process.
     """
     key, kind = project.key(table), dg.DagsterEventType.ASSET_MATERIALIZATION
-    # Dagster's public methods take a query for each partition.
+    # Dagster's public methods need one query for each partition.
     storage = instance.event_log_storage
     events = storage.get_latest_storage_id_by_partition(key, kind)
     tags = storage.get_latest_tags_by_partition(key, kind, [DATA_VERSION_TAG])
     data = {shard: found[DATA_VERSION_TAG] for shard, found in tags.items() if DATA_VERSION_TAG in found}
     wanted = {shard: events[shard] for shard in shards if shard in events and data.get(shard, REMOVED) != REMOVED}
-    place = (hash(repr(instance.get_ref())), key) if instance.is_persistent else None
-    told = dict(_told_before.get(place, {})) if place else {}
-    unread = [event for shard, event in wanted.items() if told.get(event, ("",))[0] != data[shard]]
+    cache_key = (hash(repr(instance.get_ref())), key) if instance.is_persistent else None
+    read = dict(_cache.get(cache_key, {})) if cache_key else {}
+    unread = [event for shard, event in wanted.items() if read.get(event, ("",))[0] != data[shard]]
     for chunk in _chunks(unread):
         filters = dg.AssetRecordsFilter(asset_key=key, storage_ids=chunk)
-        told.update(map(_versions, instance.fetch_materializations(filters, limit=len(chunk)).records))
-        if place:
-            _told_before[place] = dict(told)  # also if the tick ends here, for lack of time
-    if place:
-        _told_before[place] = {event: told[event] for event in events.values() if event in told}
+        read.update(map(_versions, instance.fetch_materializations(filters, limit=len(chunk)).records))
+        if cache_key:
+            _cache[cache_key] = dict(read)  # kept if the tick is interrupted here
+    if cache_key:
+        _cache[cache_key] = {event: read[event] for event in events.values() if event in read}
     return {
-        shard: Record(event, told[event][1] if shard in wanted and event in told else None, data.get(shard) == REMOVED)
+        shard: Record(event, read[event][1] if shard in wanted and event in read else None, data.get(shard) == REMOVED)
         for shard in shards
         if (event := events.get(shard)) is not None
     }
@@ -95,7 +95,7 @@ def _versions(record: dg.EventLogRecord) -> tuple[int, tuple[str, TableVersions 
 
 
 def is_recorded(instance: dg.DagsterInstance, asset: dg.AssetKey, shard: str) -> bool:
-    """Whether an asset of a shard has a record that does not say that it was removed."""
+    """Whether a shard's partition of an asset is recorded, and not as removed."""
     filters = dg.AssetRecordsFilter(asset_key=asset, asset_partitions=[shard])
     for record in instance.fetch_materializations(filters, limit=1).records:
         tags = (record.asset_materialization and record.asset_materialization.tags) or {}
@@ -104,9 +104,9 @@ def is_recorded(instance: dg.DagsterInstance, asset: dg.AssetKey, shard: str) ->
 
 
 def report_removed(instance: dg.DagsterInstance, asset: dg.AssetKey, shard: str) -> None:
-    """Record that what an asset made of a shard is not stored any more."""
+    """Record that a shard's partition of an asset is no longer stored."""
     tags = {DATA_VERSION_TAG: REMOVED, DATA_VERSION_IS_USER_PROVIDED_TAG: "true", CODE_VERSION_TAG: REMOVED}
-    event = dg.AssetMaterialization(asset, "It is not stored any more.", partition=shard, tags=tags)
+    event = dg.AssetMaterialization(asset, "No longer stored.", partition=shard, tags=tags)
     instance.report_runless_asset_event(event)
 
 
@@ -118,7 +118,7 @@ def report_stored(
     versions: TableVersions,
     metadata: Metadata,
 ) -> None:
-    """Record a table that is stored."""
+    """Record a stored table."""
     tags = {
         DATA_VERSION_TAG: versions.data,
         DATA_VERSION_IS_USER_PROVIDED_TAG: "true",
@@ -128,16 +128,16 @@ def report_stored(
     for name, version in versions.inputs.items():
         tags[get_input_event_pointer_tag(project.key(name))] = _pointer(instance, project, name, shard, version)
     key = project.key(table)
-    event = dg.AssetMaterialization(key, "Reported from the stored table.", metadata, shard, tags)
+    event = dg.AssetMaterialization(key, "Recorded from the stored table.", metadata, shard, tags)
     instance.report_runless_asset_event(event)
 
 
 def _pointer(instance: dg.DagsterInstance, project: Project, name: str, shard: str, version: str) -> str:
-    """The latest event of an input that has a version."""
+    """The storage id of the latest event of an input with a version."""
     fetch = instance.fetch_observations if name == SHARDS else instance.fetch_materializations
     key = project.key(name)
     filters = dg.AssetRecordsFilter(asset_key=key, asset_partitions=None if key == project.weights else [shard])
-    for record in fetch(filters, limit=EARLIER_EVENTS).records:
+    for record in fetch(filters, limit=MAX_INPUT_EVENTS).records:
         event = record.asset_observation or record.asset_materialization
         if event and (event.tags or {}).get(DATA_VERSION_TAG) == version:
             return str(record.storage_id)

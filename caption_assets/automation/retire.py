@@ -24,7 +24,7 @@ from caption_assets.dagster_lib.project import Project
 from caption_assets.dagster_lib.project_claim import check_claim
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.export.index import shard_folder
-from caption_assets.models.weights import in_words
+from caption_assets.models.weights import format_size
 from caption_assets.report.gallery import gallery_path
 from caption_assets.resources import build_storage
 from caption_assets.settings import load_settings
@@ -54,7 +54,7 @@ class ShardOutputs:
 
     def __str__(self) -> str:
         folders = ", ".join(sorted({path.split("/")[0] for path in self.paths}))
-        size = f"{len(self.paths)} objects, {in_words(self.bytes)}, in {folders}" if folders else "no objects"
+        size = f"{len(self.paths)} objects, {format_size(self.bytes)}, in {folders}" if folders else "no objects"
         return f"{self.shard}: {size}"
 
 
@@ -95,7 +95,7 @@ def print_summary(outputs: Sequence[ShardOutputs], hours: float) -> None:
     if len(outputs) > SHOWN:
         print(f"and {len(outputs) - SHOWN} more shards")
     objects, size = sum(len(one.paths) for one in outputs), sum(one.bytes for one in outputs)
-    print(f"{len(outputs)} shards, {objects} objects, {in_words(size)}, {hours:.1f} GPU-hours")
+    print(f"{len(outputs)} shards, {objects} objects, {format_size(size)}, {hours:.1f} GPU-hours")
 
 
 def print_present(source: Root, shards: Collection[str]) -> None:

@@ -1,7 +1,7 @@
-"""The states of the shards: which have a manifest and captions of their present content, which are under way.
+"""The states of the shards: which have a current manifest, which have current captions, and which have active runs.
 
-A table counts if Dagster's event log has a record of it that names the versions it was made from, and if it is stored.
-Where one of the two is missing, the shard is made again; what is stored and unchanged is reused by that run.
+A table counts if it is stored, and if Dagster's event log has a record of it with the versions of its inputs. Otherwise
+the shard is processed again; that run reuses stored rows that are unchanged.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from caption_assets.store.root import Root
 from caption_assets.store.tables import CLIP_MANIFEST, stored_shards
 from caption_assets.store.versions import TableVersions
 
-NOT_FINISHED = [
+UNFINISHED = [
     dg.DagsterRunStatus.NOT_STARTED,
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.STARTING,
@@ -43,68 +43,67 @@ NOT_FINISHED = [
     dg.DagsterRunStatus.CANCELING,
 ]
 MAX_WINDOWS = 1_000_000
-"""Windows of a shard beyond which a manifest's metadata is not believed: 123 days of video, in windows of 256 frames at
-24 frames a second."""
+"""Maximum plausible number of windows of a shard: 123 days of video, in windows of 256 frames at 24 fps."""
 MAX_WINDOW_TOKENS = 1 << 20
-"""Visual tokens of a window beyond which it is not believed: 32 times the context of the project's models."""
+"""Maximum plausible number of visual tokens of a window: 32 times the context of the project's models."""
 
 
 class RootEmpty(CaptionAssetsError):
-    """A root that holds nothing, though tables were published in it."""
+    """An empty root, although tables are recorded."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShardStates:
-    """The shards at one moment, by key."""
+    """The shards of a project at one moment."""
 
     registered: Sequence[str]
-    """All partitions, in their order."""
+    """All partitions, in order of registration."""
     order: Sequence[str]
-    """Those of them that are still in the source."""
+    """The partitions that are not reported as removed from the source."""
     content: Mapping[str, str]
-    """Their observed version."""
+    """Observed version of each shard."""
     changed: Mapping[str, int]
-    """The event that reported it."""
+    """Storage id of the event that reported it."""
     stored: Mapping[str, frozenset[str]]
-    """The shards that have a table in the root."""
+    """The shards with a stored table, by table."""
     records: Mapping[str, Mapping[str, Record]]
-    """The records of their tables."""
+    """The records, by table and shard."""
     manifests: Mapping[str, str]
-    """Data version of the manifest of each shard that has one of its present content."""
+    """Data version of each current manifest: made from the shard's present content."""
     captioned: frozenset[str]
-    """Shards whose captions of both stages were made from their present manifest."""
+    """Shards with current captions in all stages."""
 
     @property
     def without_manifest(self) -> dict[str, str]:
-        """Shards whose manifest is missing or outdated, with the version of their content."""
+        """Shards without a current manifest, with the version of their content."""
         missing = [shard for shard in self.order if shard not in self.manifests]
-        return {shard: self.content[shard] + self._removal(CLIP_MANIFEST, shard) for shard in missing}
+        return {shard: self.content[shard] + self._removal_suffix(CLIP_MANIFEST, shard) for shard in missing}
 
     @property
     def without_captions(self) -> dict[str, str]:
-        """Shards that have a manifest and whose captions are missing or outdated, with the manifest's version."""
+        """Shards with a current manifest and without current captions, with the manifest's version."""
         missing = {shard: version for shard, version in self.manifests.items() if shard not in self.captioned}
-        return {shard: version + self._removal(TABLE_NAMES[-1], shard) for shard, version in missing.items()}
+        return {shard: version + self._removal_suffix(TABLE_NAMES[-1], shard) for shard, version in missing.items()}
 
     @property
     def oldest_waiting(self) -> str | None:
-        """The shard that has waited longest for its captions; None if none waits."""
+        """The shard that has waited longest for its captions; None if all are captioned."""
         waiting = [shard for shard in self.order if shard not in self.captioned]
         return min(waiting, key=lambda shard: self.changed.get(shard, 0), default=None)
 
-    def _removal(self, table: str, shard: str) -> str:
-        """The end of a version under which a table is requested: after its removal the attempts count anew."""
+    def _removal_suffix(self, table: str, shard: str) -> str:
+        """Suffix of the version under which a table is requested: a removal resets the number of attempts."""
         record = self.records[table].get(shard)
         return f" after {record.event}" if record and record.removed else ""
 
 
 def read_states(instance: dg.DagsterInstance, project: Project, root: Root) -> ShardStates:
-    """The states of a project's shards.
+    """Read the states of a project's shards.
 
-    It takes a few queries and one listing for each table; Dagster's own methods would take queries for each shard.
+    It takes a few queries and one listing for each table; Dagster's public methods need queries for each shard.
 
     Raises:
-        RootEmpty: if the root is empty, and there are records of tables in it.
+        RootEmpty: if the root is empty, although tables are recorded.
         StoreError: if the root cannot be listed.
     """
     content = observed_versions(instance, project)
@@ -112,7 +111,7 @@ def read_states(instance: dg.DagsterInstance, project: Project, root: Root) -> S
         project.shards, dg.DagsterEventType.ASSET_OBSERVATION
     )
     registered = project.registered(instance)
-    # A partition that was added by hand has no content until the sensor has looked at it.
+    # A partition that was added manually has no content until the sensor has observed it.
     order = [shard for shard in registered if not is_removed(content.get(shard, REMOVED))]
     stored = {table: stored_shards(root, table) for table in TABLE_NAMES}
     records = {table: read_records(instance, project, table, order) for table in TABLE_NAMES}
@@ -120,67 +119,66 @@ def read_states(instance: dg.DagsterInstance, project: Project, root: Root) -> S
     manifests = {
         shard: record.versions.data
         for shard, record in records[CLIP_MANIFEST].items()
-        if shard in stored[CLIP_MANIFEST] and record.versions and is_present(record.versions, content[shard])
+        if shard in stored[CLIP_MANIFEST] and record.versions and is_current(record.versions, content[shard])
     }
-    present: Mapping[str, str] = manifests
+    current: Mapping[str, str] = manifests
     for upstream, stage in pairwise(TABLE_NAMES):
-        present = _made_from(present, upstream, records[stage], stored[stage])
-    captioned = frozenset(present)
+        current = _made_from(current, upstream, records[stage], stored[stage])
+    captioned = frozenset(current)
     return ShardStates(registered, order, content, changed, stored, records, manifests, captioned)
 
 
 def _made_from(
-    present: Mapping[str, str], upstream: str, records: Mapping[str, Record], stored: Collection[str]
+    current: Mapping[str, str], upstream: str, records: Mapping[str, Record], stored: Collection[str]
 ) -> dict[str, str]:
-    """The data versions of a stored table's shards that were made from the present version of the table before it."""
+    """Data versions of a table, by shard, where it is stored and was made from the current version of ``upstream``."""
     return {
         shard: record.versions.data
         for shard, record in records.items()
         if shard in stored
-        and shard in present
+        and shard in current
         and record.versions
-        and record.versions.inputs.get(upstream) == present[shard]
+        and record.versions.inputs.get(upstream) == current[shard]
     }
 
 
-def is_present(manifest: TableVersions, content: str) -> bool:
-    """Whether a manifest was made from a shard's present content, and this release reads it."""
+def is_current(manifest: TableVersions, content: str) -> bool:
+    """Whether a manifest was made from a shard's present content, with the schema of this release."""
     return manifest.inputs.get(SHARDS) == content and is_of_this_schema(manifest.code)
 
 
 def _check_root(root: Root, stored: Mapping[str, Collection[str]], records: Mapping[str, Mapping[str, Record]]) -> None:
-    """Refuse to believe that all tables are gone, where the root may only not be mounted, or be another."""
+    """Raise an error if all tables are missing: the root may not be mounted, or CAPTION_ROOT may be wrong."""
     recorded = sum(not record.removed for found in records.values() for record in found.values())
-    contents = [name for name in root.names("") if not name.startswith("_")]  # runs write _runs before anything else
+    contents = [name for name in root.names("") if not name.startswith("_")]  # a run creates _runs first
     if recorded and not any(stored.values()) and not contents:
         raise RootEmpty(
-            f"CAPTION_ROOT is {root.url!r}, which is empty, though Dagster has records of {recorded} tables in it: "
-            "check the variable, and that the folder is mounted; if the tables are gone for good, run "
-            "`caption-assets reconcile --fix`"
+            f"CAPTION_ROOT={root.url!r} is empty, but Dagster has records of {recorded} tables: check the variable and "
+            "the mount; if the tables were deleted for good, run `caption-assets reconcile --fix`"
         )
 
 
 def predicted_work(instance: dg.DagsterInstance, project: Project, events: Sequence[int]) -> tuple[int, int] | None:
-    """Windows and visual tokens of several shards, by the events that recorded their manifests.
+    """Number of windows and visual tokens of several shards, from the events that recorded their manifests.
 
-    None if an event does not tell them, or tells what cannot be: it may be somebody else's.
+    None if an event lacks these numbers or has implausible ones: anybody may report a materialization.
     """
     filters = dg.AssetRecordsFilter(asset_key=project.manifest, storage_ids=events)
     found = instance.fetch_materializations(filters, limit=len(events)).records if events else ()
     windows = tokens = 0
     for record in found:
         metadata = (record.asset_materialization and record.asset_materialization.metadata) or {}
-        its_windows = _count(metadata.get("rows_ok"), MAX_WINDOWS)
-        its_tokens = _count(metadata.get("predicted_visual_tokens"), MAX_WINDOWS * MAX_WINDOW_TOKENS)
-        if its_windows is None or its_tokens is None or its_tokens > its_windows * MAX_WINDOW_TOKENS:
+        shard_windows = _count(metadata.get("rows_ok"), MAX_WINDOWS)
+        shard_tokens = _count(metadata.get("predicted_visual_tokens"), MAX_WINDOWS * MAX_WINDOW_TOKENS)
+        if shard_windows is None or shard_tokens is None or shard_tokens > shard_windows * MAX_WINDOW_TOKENS:
             return None
-        windows += its_windows
-        tokens += its_tokens
+        windows += shard_windows
+        tokens += shard_tokens
     return (windows, tokens) if len(found) == len(events) else None
 
 
 def _count(value: dg.MetadataValue | None, limit: int) -> int | None:
-    """A count in somebody's metadata; None if it is none."""
+    """The value of a count in an event's metadata; None if it is not one."""
     number = value.value if isinstance(value, dg.IntMetadataValue | dg.FloatMetadataValue) else None
     if number is None or not math.isfinite(number) or number != int(number) or not 0 <= number <= limit:
         return None
@@ -188,7 +186,7 @@ def _count(value: dg.MetadataValue | None, limit: int) -> int | None:
 
 
 def has_weights(instance: dg.DagsterInstance, project: Project, root: Root, settings: Settings) -> bool:
-    """Whether the weights of the model and of its adapter are stored. What is stored and not recorded is recorded.
+    """Whether the weights of the model and its adapter are stored. Stored weights are recorded if they are not.
 
     Raises:
         StoreError: if the root cannot be read.
@@ -204,30 +202,30 @@ def has_weights(instance: dg.DagsterInstance, project: Project, root: Root, sett
         model, files = manifests[0], sum(len(manifest.files) for manifest in manifests)
         metadata: Metadata = {"model": model.hub_id, "revision": model.revision, "files": files}
         tags = wanted | {DATA_VERSION_IS_USER_PROVIDED_TAG: "true"}
-        reported = dg.AssetMaterialization(project.weights, "Reported from the stored weights.", metadata, tags=tags)
+        reported = dg.AssetMaterialization(project.weights, "Recorded from the stored weights.", metadata, tags=tags)
         instance.report_runless_asset_event(reported)
     return True
 
 
 def has_active_run(instance: dg.DagsterInstance, asset: dg.AssetKey) -> bool:
-    """Whether a run that makes an asset waits or is at work, whoever launched it."""
-    runs = instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED))
+    """Whether an unfinished run includes an asset, whoever launched it."""
+    runs = instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
     return any(asset in (run.asset_selection or ()) for run in runs)
 
 
 def active_shards(instance: dg.DagsterInstance, project: Project) -> frozenset[str]:
-    """Shards of all of the project's runs that wait or are at work, whoever launched them."""
+    """Shards of the project's unfinished runs, whoever launched them."""
     order = project.registered(instance)
     own = {project.manifest, *project.stages, project.dataset}
-    places = {shard: place for place, shard in enumerate(order)}
+    positions = {shard: position for position, shard in enumerate(order)}
     found: set[str] = set()
-    for run in instance.get_runs(dg.RunsFilter(statuses=NOT_FINISHED)):
+    for run in instance.get_runs(dg.RunsFilter(statuses=UNFINISHED)):
         selected = {*(run.asset_selection or ()), *(check.asset_key for check in run.asset_check_selection or ())}
         if selected and not selected & own:
             continue  # another project's shards may have the same names
         first, last = (run.tags.get(tag) for tag in (ASSET_PARTITION_RANGE_START_TAG, ASSET_PARTITION_RANGE_END_TAG))
-        if first in places and last in places:
-            found |= set(order[places[first] : places[last] + 1])
+        if first in positions and last in positions:
+            found |= set(order[positions[first] : positions[last] + 1])
         elif shard := run.tags.get(PARTITION_NAME_TAG):
             found.add(shard)
     return frozenset(found)

@@ -1,4 +1,4 @@
-"""Whether automation runs from the start."""
+"""The default status of sensors and schedules, from CAPTION_AUTOMATE."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from caption_assets.settings import Settings
 
 
 def sensor_status(settings: Settings) -> dg.DefaultSensorStatus:
-    """Of the sensors, until somebody starts or stops them in the UI."""
+    """The status of sensors until they are started or stopped in the UI."""
     return dg.DefaultSensorStatus.RUNNING if settings.automate else dg.DefaultSensorStatus.STOPPED
 
 
 def schedule_status(settings: Settings) -> dg.DefaultScheduleStatus:
-    """Of the schedule, likewise."""
+    """The status of schedules until they are started or stopped in the UI."""
     return dg.DefaultScheduleStatus.RUNNING if settings.automate else dg.DefaultScheduleStatus.STOPPED

@@ -17,7 +17,7 @@ from caption_assets.automation.shard_states import active_shards
 from caption_assets.captioning.stages import TABLE_NAMES
 from caption_assets.dagster_lib.project import Project
 from caption_assets.dagster_lib.project_claim import check_claim
-from caption_assets.models.weights import in_words
+from caption_assets.models.weights import format_size
 from caption_assets.resources import build_storage
 from caption_assets.settings import Settings, load_settings
 from caption_assets.sources.shard import KEY_PATTERN
@@ -35,9 +35,9 @@ def list_trash() -> None:
 def _print_entries(entries: Sequence[Entry]) -> None:
     for entry in entries:
         note = "" if entry.is_complete else "; interrupted: retire or restore the shard again"
-        size = in_words(sum(entry.sizes.values()))
+        size = format_size(sum(entry.sizes.values()))
         print(f"{entry.shard} at {entry.time}: {len(entry.sizes)} objects, {size}{note}")
-    print(f"{len(entries)} entries, {in_words(sum(sum(entry.sizes.values()) for entry in entries))}")
+    print(f"{len(entries)} entries, {format_size(sum(sum(entry.sizes.values()) for entry in entries))}")
 
 
 def restore_shards(shards: Sequence[str], at: str | None) -> None:

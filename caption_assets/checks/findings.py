@@ -14,7 +14,7 @@ from caption_assets.captioning.open_shard import failed_fraction
 from caption_assets.captioning.prefix_cache import MIN_SHARE, CacheHits
 from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.captioning.text import split_words
-from caption_assets.models.weights import WeightsManifest, in_words
+from caption_assets.models.weights import WeightsManifest, format_size
 from caption_assets.store.tables import SCHEMA_VERSION, CaptionRow, ManifestRow, Status, schema_of
 
 MAX_TRUNCATED = 0.05
@@ -325,7 +325,7 @@ def weights_verified(manifests: Sequence[WeightsManifest], damaged: Mapping[str,
     files, size = sum(len(manifest.files) for manifest in manifests), sum(manifest.size for manifest in manifests)
     facts: Facts = {"files": files, "bytes": size, "damaged": len(damaged)}
     if not damaged:
-        return Finding(WEIGHTS_VERIFIED, True, f"{files} files, {in_words(size)}: all hashes are right", facts)
+        return Finding(WEIGHTS_VERIFIED, True, f"{files} files, {format_size(size)}: all hashes are right", facts)
     path, reason = next(iter(damaged.items()))
     return Finding(
         WEIGHTS_VERIFIED,

@@ -4,8 +4,8 @@ import time
 
 import dagster as dg
 
-from caption_assets.models.download import Stopped
-from caption_assets.models.weights import in_words
+from caption_assets.models.download import DownloadStopped
+from caption_assets.models.weights import format_size
 
 PROGRESS_SECONDS = 10.0
 
@@ -26,10 +26,10 @@ class WeightsProgress:
         """Log a piece.
 
         Raises:
-            Stopped: after ``stop``.
+            DownloadStopped: after ``stop``.
         """
         if self._is_stopped:
-            raise Stopped("the transfer was stopped")
+            raise DownloadStopped("the download was stopped")
         if done == total or time.monotonic() - self._last_word >= PROGRESS_SECONDS:
             self._last_word = time.monotonic()
-            self._log.info(f"weights: {in_words(done)} of {in_words(total)}")
+            self._log.info(f"weights: {format_size(done)} of {format_size(total)}")

@@ -1,8 +1,9 @@
-"""Models on this machine's disk, beside the engine: fetched from the mirror, verified, removed when others need room.
+"""The local cache of models: downloaded from the mirror, verified, evicted when others need space.
 
-Of a revision there lie side by side: its folder, named by the hash of its manifest; ``.arriving``, what has come of it
-so far; ``.verified``, what each file looked like when its hash was last compared; ``.lock``, held by who brings files;
-and ``.use``, held by all who use them, and as old as their last use.
+Each revision has five entries side by side: its folder, named by the hash of its manifest; ``.arriving``, its
+incomplete download; ``.verified``, the size and modification time of each file when its hash was last verified;
+``.lock``, held by the downloading process; and ``.use``, held by all processes that use the model, with the time of the
+last use as its modification time.
 """
 
 from __future__ import annotations
@@ -21,9 +22,17 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from caption_assets.models.checkpoint import Checkpoint
-from caption_assets.models.download import STREAMS, arrive, check_space, to_come
+from caption_assets.models.download import STREAMS, check_space, download, remaining_sizes
 from caption_assets.models.mirror import mirror_of, read_manifest
-from caption_assets.models.weights import ListedFile, Mismatch, OnProgress, WeightFile, WeightsError, in_words, silent
+from caption_assets.models.weights import (
+    ListedFile,
+    Mismatch,
+    OnProgress,
+    WeightFile,
+    WeightsError,
+    format_size,
+    ignore_progress,
+)
 from caption_assets.store.disk import reason_of
 from caption_assets.store.root import Root
 
@@ -33,11 +42,11 @@ class CacheConfig:
     """The settings of the cache."""
 
     cache: Path
-    """Its folder; may begin with ``~``, which another machine's process expands in its own way."""
+    """Its folder. A leading ``~`` is expanded by the process that uses the cache."""
     cache_gb: float | None = None
     """Maximum size of all models in it, in GiB; None for no limit."""
     verify: bool = False
-    """Verify the hashes of all files each time."""
+    """Whether the hashes of all files are verified on every use."""
 
     @property
     def folder(self) -> Path:
@@ -51,7 +60,7 @@ class CacheConfig:
 
 
 _in_use: dict[Path, int] = {}
-"""Descriptors by which this process holds the ``.use`` files of its models until it ends, however it may end."""
+"""Descriptors of the ``.use`` files that this process locks: the lock ends with the process, even on SIGKILL."""
 
 
 def ensure_local(
@@ -61,25 +70,24 @@ def ensure_local(
     *,
     limit: int | None = None,
     verify: bool = False,
-    on_progress: OnProgress = silent,
+    on_progress: OnProgress = ignore_progress,
 ) -> Path:
-    """The folder on this machine from which the engine loads a checkpoint, fetched from the mirror if need be.
+    """The local folder from which the engine loads a checkpoint, downloaded from the mirror if necessary.
 
-    The folder appears under its name, in one rename, when every hash has been compared. Later a file's hash is compared
-    again if its size or time of change is another than then; files that are damaged or missing are fetched again alone.
-    Nobody removes the folder until this process has ended.
+    The folder gets its name, in one rename, when all hashes are verified. Later, a file is verified again if its size
+    or modification time changed; only damaged or missing files are downloaded again. The folder is not evicted before
+    this process has ended.
 
     Args:
-        root: which holds the mirror.
+        root: the root with the mirror.
         checkpoint: the model or adapter.
-        cache: folder for all models.
-        limit: most bytes that all models in it may take; the least recently used make room. None for no limit.
-        verify: compare all hashes, whatever the files look like.
+        cache: folder of all cached models.
+        limit: maximum size of all models in it, in bytes; the least recently used are evicted. None for no limit.
+        verify: verify all hashes, even of unchanged files.
         on_progress: called with the progress of the download.
 
     Raises:
-        WeightsError: if the mirror does not hold it, a file of it is not what its manifest says, or there is no
-            room for it.
+        WeightsError: if the mirror does not hold it, a file does not match its manifest, or there is no space.
     """
     manifest, mirror = read_manifest(root, checkpoint), mirror_of(root, checkpoint)
     entry = _Entry(cache / checkpoint.folder / manifest.digest[:16])
@@ -88,16 +96,16 @@ def ensure_local(
         with FileLock(entry.lock):
             entry.use()
             missing = entry.missing(manifest.listed, verify)
-            needed = sum(to_come(missing, entry.arriving))
+            needed = sum(remaining_sizes(missing, entry.partial))
             if limit is not None:
-                _make_room(cache, needed, limit)
-            check_space(entry.arriving, needed, "CAPTION_CACHE")
-            arrive(mirror, missing, entry.arriving, entry.keep, on_progress)
+                _evict(cache, needed, limit)
+            check_space(entry.partial, needed, "CAPTION_CACHE")
+            download(mirror, missing, entry.partial, entry.keep, on_progress)
             entry.complete()
     except OSError as error:
         raise WeightsError(
-            f"cannot use {cache} for weights ({reason_of(error, cache)}): free space there, or name another folder of "
-            "this machine (CAPTION_CACHE)"
+            f"cannot use the weights cache {cache} ({reason_of(error, cache)}): free space there, or choose another "
+            "local folder (CAPTION_CACHE)"
         ) from error
     return entry.folder
 
@@ -107,25 +115,25 @@ class _Entry:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.arriving = folder.with_name(f"{folder.name}.arriving")
+        self.partial = folder.with_name(f"{folder.name}.arriving")
         self.lock = folder.with_name(f"{folder.name}.lock")
         self._use = folder.with_name(f"{folder.name}.use")
         self._verified = folder.with_name(f"{folder.name}.verified")
-        self._stamps: dict[str, list[int]] = {}
+        self._signatures: dict[str, list[int]] = {}
         self._writing = threading.Lock()
 
     @property
     def size(self) -> int:
-        """Bytes of what lies in it."""
-        return _size(self.folder) + _size(self.arriving)
+        """Bytes of its files, complete and partial."""
+        return _size(self.folder) + _size(self.partial)
 
     @property
     def last_use(self) -> int:
-        """When it was last asked for, in nanoseconds."""
+        """Time of its last use, in nanoseconds."""
         return self._use.stat().st_mtime_ns
 
     def use(self) -> None:
-        """Keep others from removing it until this process ends."""
+        """Protect it from eviction until this process ends."""
         if self.folder not in _in_use:
             descriptor = os.open(self._use, os.O_RDWR | os.O_CREAT)
             fcntl.flock(descriptor, fcntl.LOCK_SH)
@@ -133,84 +141,84 @@ class _Entry:
         os.utime(self._use)
 
     def missing(self, files: Sequence[ListedFile], verify: bool) -> list[ListedFile]:
-        """The files that are not there, or not as they should be."""
+        """The files that are missing or damaged."""
         with suppress(FileNotFoundError, ValueError):
-            self._stamps = json.loads(self._verified.read_bytes())
+            self._signatures = json.loads(self._verified.read_bytes())
         if verify:
-            self._stamps = {}
+            self._signatures = {}
         with ThreadPoolExecutor(STREAMS) as pool:
-            sound = list(pool.map(self._is_sound, files))
-        self._write_stamps()
-        return [file for file, is_sound in zip(files, sound, strict=True) if not is_sound]
+            intact = list(pool.map(self._is_intact, files))
+        self._write_signatures()
+        return [file for file, is_intact in zip(files, intact, strict=True) if not is_intact]
 
     def keep(self, file: WeightFile, path: Path) -> None:
-        """Take a file that has arrived: to the others, if they were there before it."""
+        """Record a verified file; if it replaces a damaged one of a complete model, move it there."""
         if self.folder.is_dir():
             target = self.folder / file.path
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(path, target)
             path = target
         with self._writing:
-            self._stamps[file.path] = _stamp(path)
-            self._write_stamps()
+            self._signatures[file.path] = _signature(path)
+            self._write_signatures()
 
     def complete(self) -> None:
-        """Give the folder its name, all files being there."""
+        """Give the complete folder its name."""
         if self.folder.is_dir():
-            shutil.rmtree(self.arriving, ignore_errors=True)
+            shutil.rmtree(self.partial, ignore_errors=True)
         else:
-            os.replace(self.arriving, self.folder)
+            os.replace(self.partial, self.folder)
 
     def remove(self) -> int:
-        """Remove it, unless somebody uses it, and return the bytes that this has freed."""
-        with suppress(Timeout, BlockingIOError), FileLock(self.lock, timeout=0), self._use.open() as used_by:
-            fcntl.flock(used_by, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        """Remove it unless a process uses it, and return the number of bytes freed."""
+        with suppress(Timeout, BlockingIOError), FileLock(self.lock, timeout=0), self._use.open() as use:
+            fcntl.flock(use, fcntl.LOCK_EX | fcntl.LOCK_NB)
             freed = self.size
             shutil.rmtree(self.folder, ignore_errors=True)
-            shutil.rmtree(self.arriving, ignore_errors=True)
+            shutil.rmtree(self.partial, ignore_errors=True)
             return freed - self.size
         return 0
 
-    def _is_sound(self, file: ListedFile) -> bool:
-        path = (self.folder if self.folder.is_dir() else self.arriving) / file.path
+    def _is_intact(self, file: ListedFile) -> bool:
+        path = (self.folder if self.folder.is_dir() else self.partial) / file.path
         if not path.is_file() or path.stat().st_size != file.size:
             return False
-        if self._stamps.get(file.path) != (stamp := _stamp(path)):
+        if self._signatures.get(file.path) != (signature := _signature(path)):
             try:
                 with path.open("rb") as content:
-                    file.examine(content)
+                    file.verify(content)
             except Mismatch:
                 return False
-            self._stamps[file.path] = stamp
+            self._signatures[file.path] = signature
         return True
 
-    def _write_stamps(self) -> None:
+    def _write_signatures(self) -> None:
         unfinished = self._verified.with_name(f"{self._verified.name}.tmp")
-        unfinished.write_text(json.dumps(self._stamps))
+        unfinished.write_text(json.dumps(self._signatures))
         os.replace(unfinished, self._verified)
 
 
-def _stamp(path: Path) -> list[int]:
-    """What a file looks like without being read: its size in bytes, and its time of change in nanoseconds."""
+def _signature(path: Path) -> list[int]:
+    """A file's size in bytes and modification time in nanoseconds: a change shows without reading the file."""
     found = path.stat()
     return [found.st_size, found.st_mtime_ns]
 
 
 def _size(folder: Path) -> int:
-    """Bytes of a folder's files; others may be moving or removing some of them."""
+    """Bytes of a folder's files, which other processes may be moving or removing."""
     size = 0
-    for place, _, names in os.walk(folder):
+    for parent, _, names in os.walk(folder):
         for name in names:
             with suppress(FileNotFoundError):
-                size += Path(place, name).stat().st_size
+                size += Path(parent, name).stat().st_size
     return size
 
 
-def _make_room(cache: Path, needed: int, limit: int) -> None:
-    """Remove the models that were not used for the longest time, until ``needed`` bytes more are within the limit.
+def _evict(cache: Path, needed: int, limit: int) -> None:
+    """Remove the least recently used models until ``needed`` more bytes are within the limit.
 
     Raises:
-        WeightsError: if those in use leave too little.
+        WeightsError: if the models in use leave too little space.
     """
     entries = [_Entry(path.with_suffix("")) for path in cache.glob("*/*/*.use")]
     total = sum(entry.size for entry in entries) + needed
@@ -219,6 +227,6 @@ def _make_room(cache: Path, needed: int, limit: int) -> None:
             total -= entry.remove()
     if total > limit and needed:
         raise WeightsError(
-            f"CAPTION_CACHE_GB allows {in_words(limit)} of weights in {cache}, but with those in use there would be "
-            f"{in_words(total)}: raise it, or leave it out"
+            f"the weights cache {cache} would need {format_size(total)} with the models in use, but CAPTION_CACHE_GB "
+            f"limits it to {format_size(limit)}: raise or unset it"
         )

@@ -1,4 +1,4 @@
-"""A checkpoint: the weights of a model or of a LoRA adapter at one revision, and where they come from."""
+"""Checkpoints: the weights of a model or of a LoRA adapter at one revision, with their source."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from caption_assets.models.parts import ADAPTER, MODEL, Layout
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 REVISION = re.compile(r"(?!\.+\Z)[\w.-]+")
-"""It names a folder of the mirror, which dots alone would leave."""
+"""A revision. It is a folder's name in the mirror, so dots alone would lead out of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,24 +21,25 @@ class Checkpoint:
     """Weights at one revision."""
 
     hub_id: str
-    """Organisation and name on the model hub; for a folder or the embedded model, a name of the same form."""
+    """Organization and name on the Hub; for a folder or the embedded model, a name of the same form."""
     revision: str
-    """Commit of all files. For a folder, the user's word for it; for the sample model, the hash of its weights."""
+    """Commit of all files; for a folder, the user's word for it; for the sample model, the hash of its weights."""
     bundled: bool = False
-    """Whether the weights are part of the package, so that no hub is asked."""
+    """Whether the weights are part of the package."""
     path: str | None = None
-    """Folder that the weights are copied from instead of the Hub: local, or a URL of object storage."""
+    """Source folder in place of the Hub: local, or a URL of object storage."""
 
     layout: ClassVar[Layout] = MODEL
-    """Which files it consists of."""
+    """The files of this kind of checkpoint."""
     prefix: ClassVar[str] = ""
-    """Begins the name of its mirror, so that it lies apart from that of another kind."""
+    """Prefix of the mirror's folder, which separates the kinds of checkpoints."""
 
     @property
     def folder(self) -> str:
         """Folder of the mirror below ``weights/`` in the root: ``<org>--<name>/<revision>``.
 
-        Of a model by folder the name ends with a digest of the path: another folder of its name has its own mirror.
+        For a model given by folder the name ends with a digest of its path, so that folders of the same name have
+        separate mirrors.
         """
         return f"{self.prefix}{self.hub_id.replace('/', '--')}{_path_suffix(self.path)}/{self.revision}"
 
@@ -59,11 +60,11 @@ def _path_suffix(path: str | None) -> str:
 
 
 def is_folder(name: str) -> bool:
-    """Whether a setting names a folder, and not a Hub id or a key."""
+    """Whether a setting's value is a folder, rather than a Hub id or a key."""
     return name.startswith(("/", "./", "../", "~", "s3://"))
 
 
 def as_folder(name: str) -> tuple[str, str]:
-    """The path of a folder that a setting names, and a name for it of the form of a Hub id."""
+    """The path of a folder given by a setting, and a name for it in the form of a Hub id."""
     path = name.rstrip("/") if name.startswith("s3://") else str(Path(name).expanduser())
     return path, f"local/{PurePosixPath(path).name}"

@@ -1,4 +1,4 @@
-"""Files of a model arriving on this machine's disk: continued where they were broken off, verified, made to last."""
+"""The download of weight files to this machine: resumable, verified, and flushed to disk."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from caption_assets.models.source import Source
-from caption_assets.models.weights import ListedFile, Mismatch, OnProgress, WeightFile, WeightsError, in_words
+from caption_assets.models.weights import ListedFile, Mismatch, OnProgress, WeightFile, WeightsError, format_size
 from caption_assets.store.disk import reason_of
 
 STREAMS = 4
-"""Files that arrive at the same time."""
+"""Number of concurrent downloads."""
 ATTEMPTS = 2
-"""How often a file is fetched whose content is not the one that was listed."""
+"""Maximum number of downloads of a file whose content does not match its hash."""
 
 
-class Stopped(WeightsError):
-    """Another file has failed or the transfer was stopped, so this one need not go on."""
+class DownloadStopped(WeightsError):
+    """A download that ends because another file failed or the process is stopping."""
 
 
-class Meter:
-    """Counts the bytes of all the files that arrive together, and stops them all when one fails."""
+class _ByteCounter:
+    """The bytes of all concurrent downloads. It stops them all when one fails."""
 
     def __init__(self, total: int, on_progress: OnProgress) -> None:
         self.stopped = False
@@ -35,15 +35,15 @@ class Meter:
         self._lock = threading.Lock()
 
     def add(self, count: int) -> None:
-        """Count bytes that have come."""
+        """Count downloaded bytes."""
         if self.stopped:
-            raise Stopped
+            raise DownloadStopped
         with self._lock:
             self._done += count
-            self._on_progress(min(self._done, self._total), self._total)  # what comes twice is counted twice
+            self._on_progress(min(self._done, self._total), self._total)  # a second attempt counts its bytes again
 
 
-def arrive(
+def download(
     source: Source,
     files: Sequence[ListedFile],
     folder: Path,
@@ -52,103 +52,103 @@ def arrive(
     *,
     first: frozenset[str] = frozenset(),
 ) -> None:
-    """Bring files to this disk, several at a time.
+    """Download files, several at a time.
 
     Args:
-        source: where they come from.
-        files: which.
-        folder: where to; what an earlier attempt has left in it is continued.
-        keep: is given each file that has been verified, and where it lies; may be called by several threads at once.
+        source: where the files are.
+        files: the files.
+        folder: the target folder; partial files of an earlier attempt are resumed.
+        keep: called with each verified file and its path; by any thread, concurrently.
         on_progress: called with the progress.
-        first: paths of files that come before all others: ``keep`` may refuse the whole by them.
+        first: paths of files that are downloaded before all others, so that ``keep`` can reject the model early.
 
     Raises:
-        WeightsError: if one cannot be read or written, or is not what it should be.
+        WeightsError: if a file cannot be read or written, or does not match its hash.
     """
-    meter = Meter(sum(file.size for file in files), on_progress)
+    counter = _ByteCounter(sum(file.size for file in files), on_progress)
 
-    def one(file: ListedFile) -> None:
+    def download_one(file: ListedFile) -> None:
         path = folder / file.path
-        keep(_fetch(source, file, path, meter), path)
+        keep(_download_verified(source, file, path, counter), path)
 
     for file in files:
         if file.path in first:
-            one(file)
+            download_one(file)
     others = [file for file in files if file.path not in first]
     pool = ThreadPoolExecutor(STREAMS, thread_name_prefix="weights")
     try:
-        for arrival in as_completed([pool.submit(one, file) for file in others]):
-            arrival.result()
+        for finished in as_completed([pool.submit(download_one, file) for file in others]):
+            finished.result()
     except BaseException as error:
-        meter.stopped = True
-        # A process that is told to stop does not wait for a connection that has stalled.
+        counter.stopped = True
+        # A process that is being stopped must not wait for a stalled connection.
         pool.shutdown(wait=isinstance(error, Exception), cancel_futures=True)
         raise
     pool.shutdown()
 
 
 def check_space(folder: Path, needed: int, setting: str) -> None:
-    """Make sure that files will find room.
+    """Check that a folder's disk has enough free space.
 
     Args:
-        folder: where they will be written; need not exist.
+        folder: the target folder; it need not exist.
         needed: bytes.
-        setting: what names that folder, for the message.
+        setting: the setting that chooses the folder, for the message.
 
     Raises:
-        WeightsError: if there is less room.
+        WeightsError: if there is too little space.
     """
-    there = next(parent for parent in (folder, *folder.parents) if parent.is_dir())
-    free = shutil.disk_usage(there).free
+    existing = next(parent for parent in (folder, *folder.parents) if parent.is_dir())
+    free = shutil.disk_usage(existing).free
     if free < needed:
         raise WeightsError(
-            f"{in_words(needed)} of weights are to be written to {folder}, where {in_words(free)} are free: make room "
-            f"there, or name a folder on another disk ({setting})"
+            f"{format_size(needed)} of weights do not fit into {folder}, which has {format_size(free)} free: free "
+            f"space there, or choose a folder on another disk ({setting})"
         )
 
 
-def to_come(files: Iterable[ListedFile], folder: Path) -> list[int]:
-    """Bytes of each file beyond what an earlier attempt has left in ``folder``."""
+def remaining_sizes(files: Iterable[ListedFile], folder: Path) -> list[int]:
+    """Bytes of each file that are still to be downloaded into ``folder``."""
     paths = ((file, folder / file.path) for file in files)
     return [max(file.size - path.stat().st_size, 0) if path.is_file() else file.size for file, path in paths]
 
 
-class _Target(io.BufferedWriter):
-    """A file that is continued at its end."""
+class _ResumableFile(io.BufferedWriter):
+    """A file that a resumed download appends to."""
 
-    def __init__(self, path: Path, meter: Meter) -> None:
+    def __init__(self, path: Path, counter: _ByteCounter) -> None:
         super().__init__(io.FileIO(path, "a"))
         self._path = path
-        self._meter = meter
+        self._counter = counter
 
     def write(self, data: object, /) -> int:
-        """Write all of ``data`` through to the system, so that a full disk is told of here."""
+        """Write ``data`` and flush it, so that a full disk is reported here."""
         try:
             count = super().write(data)  # type: ignore[arg-type]
             self.flush()
         except OSError as error:
             raise WeightsError(
-                f"cannot write {self._path}: {reason_of(error, self._path.parent)}; make room there, and try again: "
-                "what has come is kept"
+                f"cannot write {self._path}: {reason_of(error, self._path.parent)}; free space there and retry: the "
+                "download resumes"
             ) from error
-        self._meter.add(count)
+        self._counter.add(count)
         return count
 
 
-def _fetch(source: Source, file: ListedFile, path: Path, meter: Meter) -> WeightFile:
+def _download_verified(source: Source, file: ListedFile, path: Path, counter: _ByteCounter) -> WeightFile:
     path.parent.mkdir(parents=True, exist_ok=True)
     problem: Mismatch | None = None
     for _ in range(ATTEMPTS):
         if path.is_file() and (path.stat().st_size > file.size or not file.verifiable):
-            path.unlink()  # no beginning of this file, or nobody could tell
-        with _Target(path, meter) as target:
-            meter.add(target.tell())
+            path.unlink()  # it is not the beginning of this file, or that cannot be verified
+        with _ResumableFile(path, counter) as target:
+            counter.add(target.tell())
             source.copy(file, target)
-            os.fsync(target.fileno())  # before anyone notes that it is whole
+            os.fsync(target.fileno())  # before the file counts as complete
         try:
             with path.open("rb") as content:
-                return file.examine(content)
+                return file.verify(content)
         except Mismatch as error:
             problem = error
             path.unlink()
-    raise WeightsError(f"{source.address}/{file.path} arrives damaged: {problem}; {source.remedy}")
+    raise WeightsError(f"the download of {source.address}/{file.path} is damaged: {problem}; {source.remedy}")

@@ -1,4 +1,4 @@
-"""The Hugging Face Hub as the place of a checkpoint, at one commit."""
+"""The Hugging Face Hub as the source of a checkpoint, at one commit."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ from caption_assets.models.weights import ListedFile, WeightsError
 
 T = TypeVar("T")
 LIBRARY = "caption-assets"
-PAUSES_SECONDS = (1.0, 4.0, 16.0)
-"""Minimum pauses before the second, third and fourth try where the Hub fails: HTTP 408, 429 and 5xx, no connection."""
-LONGEST_PAUSE_SECONDS = 600.0
-"""Maximum pause that the Hub may ask for. Its rate limits have windows of 300 s."""
+DELAYS_SECONDS = (1.0, 4.0, 16.0)
+"""Minimum delays before the three retries after HTTP 408, 429 and 5xx, and without a connection."""
+MAX_DELAY_SECONDS = 600.0
+"""Maximum delay that the Hub may request. Its rate limits have windows of 300 s."""
 _QUERY = re.compile(r"(https?://[^\s?'\"]+)\?[^\s'\")]*")
 logger = logging.getLogger(__name__)
 _LOGGERS = ("httpx2", "httpcore2.http11", "huggingface_hub.utils._http")
 
 
 class _WithoutQueries(logging.Filter):
-    """The Hub sends its clients on to signed addresses. Who has one can read the file, and the clients log them."""
+    """A filter that removes queries: the Hub redirects to signed URLs, which grant access, and the clients log them."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.msg, record.args = without_queries(record.getMessage()), ()
@@ -67,23 +67,23 @@ class Hub:
     hub_id: str
     revision: str
     """The commit, in full."""
-    remedy: str = "look for what lies between this machine and the Hub (a proxy, HF_ENDPOINT), and try again"
+    remedy: str = "check what lies between this machine and the Hub (a proxy, HF_ENDPOINT), and retry"
     pinned: bool = True
     layout: Layout = MODEL
 
     @property
     def address(self) -> str:
-        """The page of that commit."""
+        """URL of the commit's page."""
         return f"{_page(self.hub_id)}/tree/{self.revision}"
 
     def files(self) -> list[ListedFile]:
-        """The checkpoint's files, with the hashes that the Hub has of them.
+        """The checkpoint's files, with the Hub's hashes.
 
         Raises:
-            WeightsError: if the Hub does not tell, the revision is no commit, or the repository holds no such
-                checkpoint.
+            WeightsError: if the Hub cannot be read, the revision is not a full commit, or the repository does not hold
+                a checkpoint of the expected kind.
         """
-        with self._clear_errors(self.hub_id):
+        with self._as_weights_error(self.hub_id):
             api = HfApi(endpoint=constants.ENDPOINT, library_name=LIBRARY)
             found = _retry(
                 lambda: api.model_info(
@@ -92,25 +92,25 @@ class Hub:
             )
         if found.sha != self.revision:
             raise WeightsError(
-                f"{self.revision!r} is no whole commit of {self.hub_id}, but a name for one, which may change: set "
-                f"{self.layout.setting}_REVISION={found.sha} for what it is now"
+                f"{self.revision!r} is a name for a commit of {self.hub_id}, which may change: set "
+                f"{self.layout.setting}_REVISION={found.sha}, its present commit"
             )
         siblings = {file.rfilename: file for file in found.siblings or ()}
         self.layout.check(list(siblings), self.address)
         return [_listed(siblings[path]) for path in self.layout.select(siblings)]
 
     def copy(self, file: ListedFile, target: io.BufferedWriter) -> None:
-        """Write a file's bytes to ``target``, from the position on at which it stands.
+        """Write a file's bytes to ``target``, starting at its current position.
 
         Raises:
-            WeightsError: if the Hub does not send them.
+            WeightsError: if the download fails.
         """
-        with self._clear_errors(f"{self.hub_id}/{file.path}"):
-            # An empty write raises where another file has failed, so that nobody waits for this one.
-            _retry(lambda: self._continue(file, target), check=lambda: target.write(b""))
+        with self._as_weights_error(f"{self.hub_id}/{file.path}"):
+            # An empty write raises if another file has failed, so that this download ends too.
+            _retry(lambda: self._resume(file, target), check=lambda: target.write(b""))
 
-    def _continue(self, file: ListedFile, target: io.BufferedWriter) -> None:
-        # Not hf_hub_download, which begins anew after a process has ended: its unfinished files are unique to it.
+    def _resume(self, file: ListedFile, target: io.BufferedWriter) -> None:
+        # hf_hub_download cannot resume in another process: the names of its partial files are unique.
         try:
             http_get(
                 hf_hub_url(self.hub_id, file.path, revision=self.revision, endpoint=constants.ENDPOINT),
@@ -123,30 +123,30 @@ class Hub:
         except (HfHubHTTPError, OfflineModeIsEnabled):
             raise
         except OSError:
-            pass  # the answer was longer or shorter than the file; whoever examines it tells of it
+            pass  # the response was longer or shorter than the file; the verification reports it
 
     @contextmanager
-    def _clear_errors(self, wanted: str) -> Iterator[None]:
-        """Errors in own words alone, and without their causes: these name addresses that hold signatures."""
+    def _as_weights_error(self, wanted: str) -> Iterator[None]:
+        """Translate errors without their messages and causes, which contain signed URLs."""
         try:
             yield
         except OfflineModeIsEnabled:
             problem = (
-                f"{self.hub_id} is not whole in the mirror, and HF_HUB_OFFLINE forbids to fetch it: unset that, or "
-                "materialize model_weights where the Hub can be reached"
+                f"the mirror of {self.hub_id} is incomplete, and HF_HUB_OFFLINE forbids the download: unset it, or "
+                "materialize model_weights on a machine that can reach the Hub"
             )
         except RevisionNotFoundError:
             problem = (
-                f"{self.hub_id} has no revision {self.revision!r}: its commits are listed at "
-                f"{_page(self.hub_id)}/commits/main; set {self.layout.setting}_REVISION to one of them"
+                f"{self.hub_id} has no revision {self.revision!r}: set {self.layout.setting}_REVISION to one of the "
+                f"commits at {_page(self.hub_id)}/commits/main"
             )
         except HfHubHTTPError as error:
             problem = self._explain(error, wanted)
         except httpx2.HTTPError as error:
             problem = (
-                f"{wanted} cannot be fetched from {public(constants.ENDPOINT)} "
-                f"({type(error).__name__}: {without_queries(str(error))}): see whether this machine reaches it, or set "
-                "HF_ENDPOINT to a mirror of the Hub that it reaches, and try again; what has come is kept"
+                f"cannot download {wanted} from {public(constants.ENDPOINT)} "
+                f"({type(error).__name__}: {without_queries(str(error))}): check the network, or set HF_ENDPOINT to a "
+                "reachable mirror of the Hub, and retry: the download resumes"
             )
         else:
             return
@@ -156,26 +156,26 @@ class Hub:
         status = error.response.status_code
         if isinstance(error, GatedRepoError) or status in (401, 403):
             return (
-                f"the Hub refuses {wanted} (HTTP {status}): set HF_TOKEN to a token of an account that may read "
-                f"it, and accept its terms, if it has any, at {_page(self.hub_id)}"
+                f"the Hub denies access to {wanted} (HTTP {status}): set HF_TOKEN to a token of an account with "
+                f"access, and accept the model's terms, if it has any, at {_page(self.hub_id)}"
             )
         if isinstance(error, RepositoryNotFoundError) or status == 404:
             return (
-                f"there is no {wanted} at {self.revision} on {public(constants.ENDPOINT)} (HTTP {status}): check "
-                "the name, or set HF_TOKEN if it is private"
+                f"{public(constants.ENDPOINT)} has no {wanted} at {self.revision} (HTTP {status}): check the name, or "
+                "set HF_TOKEN if it is private"
             )
         return (
-            f"{wanted} cannot be fetched from {public(constants.ENDPOINT)}, which answers HTTP {status}: try "
-            f"again later{_or_with_token(status)}; what has come is kept"
+            f"cannot download {wanted} from {public(constants.ENDPOINT)} (HTTP {status}): retry "
+            f"later{_or_with_token(status)}; the download resumes"
         )
 
 
 def _listed(file: RepoSibling) -> ListedFile:
-    """Large files (LFS) have a SHA-256 there, small ones the hash that git has of them."""
+    """A file with its hash: SHA-256 for large files (LFS), Git's hash for small ones."""
     if file.size is None or not (file.lfs or file.blob_id):
         raise WeightsError(
-            f"{public(constants.ENDPOINT)} tells no size or hash of {file.rfilename}, which could not be verified: "
-            "set HF_ENDPOINT to a hub that does"
+            f"cannot verify {file.rfilename}: {public(constants.ENDPOINT)} gives no size or hash of it; set "
+            "HF_ENDPOINT to a hub that does"
         )
     if file.lfs:
         return ListedFile(file.rfilename, file.size, sha256=file.lfs.sha256)
@@ -189,7 +189,7 @@ def public(url: str) -> str:
 
 
 def without_queries(text: str) -> str:
-    """A text whose URLs have lost their queries."""
+    """A text without the queries of its URLs."""
     return _QUERY.sub(r"\1?…", text)
 
 
@@ -198,41 +198,41 @@ def _page(hub_id: str) -> str:
 
 
 _retries_here: ContextVar[bool] = ContextVar("_retries_here", default=False)
-"""Whether the request under way is one of ``_retry``."""
+"""Whether the current request belongs to ``_retry``."""
 
 
 def _retry(call: Callable[[], T], check: Callable[[], object] = lambda: None) -> T:
-    """The result of ``call``, which is repeated where the Hub fails, after the pause that the Hub asks for.
+    """The result of ``call``, which is retried after server errors, with the delay that the Hub requests.
 
     Args:
         call: makes the request.
-        check: called each second of a pause; ends it by raising.
+        check: called every second of a delay; ends it by raising.
 
     Raises:
-        WeightsError: if the Hub asks for more than ``LONGEST_PAUSE_SECONDS``.
-        HfHubHTTPError: if it refuses the request, or the last try fails.
-        httpx2.TransportError: if the last try gets no answer.
+        WeightsError: if the Hub requests a delay of more than ``MAX_DELAY_SECONDS``.
+        HfHubHTTPError: if the Hub refuses the request, or the last retry fails.
+        httpx2.TransportError: if the last retry gets no response.
     """
-    for pause in PAUSES_SECONDS:
+    for delay in DELAYS_SECONDS:
         try:
             return _raising_rate_limits(call)
         except HfHubHTTPError as error:
             status = error.response.status_code
             if status not in (408, 429) and status < 500:
                 raise
-            pause = max(pause, _requested_pause(error.response))
-            logger.warning("%s answers HTTP %d: retry in %.0f s", public(constants.ENDPOINT), status, pause)
+            delay = max(delay, _requested_delay(error.response))
+            logger.warning("%s answers HTTP %d, retry in %.0f s", public(constants.ENDPOINT), status, delay)
         except httpx2.TransportError as error:
-            logger.warning("%s: %s, retry in %.0f s", public(constants.ENDPOINT), type(error).__name__, pause)
-        _wait(pause, check)
+            logger.warning("%s: %s, retry in %.0f s", public(constants.ENDPOINT), type(error).__name__, delay)
+        _wait(delay, check)
     return _raising_rate_limits(call)
 
 
 def _raising_rate_limits(call: Callable[[], T]) -> T:
-    """Make a request whose HTTP 429 is raised at once.
+    """Make a request that raises on HTTP 429.
 
-    huggingface_hub's download would retry it by itself: without limit to the pause, and without regard to a
-    ``Retry-After`` that is a date.
+    huggingface_hub's download would retry by itself, without a maximum delay and without parsing a ``Retry-After``
+    date.
     """
     client = get_session()
     hooks = client.event_hooks
@@ -251,24 +251,24 @@ def _raise_rate_limit(response: httpx2.Response) -> None:
         hf_raise_for_status(response)
 
 
-def _requested_pause(response: httpx2.Response) -> float:
-    """Seconds that an answer asks to wait; 0 if it does not.
+def _requested_delay(response: httpx2.Response) -> float:
+    """Delay that a response requests, in seconds; 0 if it requests none.
 
     Raises:
-        WeightsError: if they are too many.
+        WeightsError: if it is too long.
     """
     limit = parse_ratelimit_headers(response.headers)
     if response.status_code == 429 and limit is not None and limit.remaining == 0:
         seconds = float(limit.reset_in_seconds)
     else:
         seconds = _retry_after(response.headers)
-    if seconds > LONGEST_PAUSE_SECONDS:
+    if seconds > MAX_DELAY_SECONDS:
         raise WeightsError(
-            f"{public(constants.ENDPOINT)} answers HTTP {response.status_code} and asks for a pause of {seconds:.0f} "
-            f"s, more than {LONGEST_PAUSE_SECONDS:.0f} s: try again after it{_or_with_token(response.status_code)}; "
-            "what has come is kept"
+            f"{public(constants.ENDPOINT)} answers HTTP {response.status_code} and requests a delay of {seconds:.0f} "
+            f"s, more than {MAX_DELAY_SECONDS:.0f} s: retry after it{_or_with_token(response.status_code)}; the "
+            "download resumes"
         )
-    return seconds and seconds + 1  # both are in whole seconds
+    return seconds and seconds + 1  # both headers have whole seconds
 
 
 def _or_with_token(status: int) -> str:
@@ -276,7 +276,7 @@ def _or_with_token(status: int) -> str:
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:
-    """The header ``Retry-After``, in seconds: a number of them or a date (RFC 9110); 0 if it is missing or neither."""
+    """The header ``Retry-After`` (a number of seconds or a date, RFC 9110), in seconds; 0 if missing or invalid."""
     value = headers.get("Retry-After", "").strip()
     if value.isdecimal():
         return float(value)
@@ -285,7 +285,7 @@ def _retry_after(headers: Mapping[str, str]) -> float:
     except ValueError:
         return 0.0
     try:
-        now = _parse_date(headers.get("Date", ""))  # by the clock that the date is of
+        now = _parse_date(headers.get("Date", ""))  # the server's clock, as in Retry-After
     except ValueError:
         now = datetime.now(UTC)
     return max((date - now).total_seconds(), 0.0)

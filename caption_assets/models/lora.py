@@ -1,4 +1,4 @@
-"""LoRA adapters: the setting that names one, its configuration, and whether it fits a model's weights."""
+"""LoRA adapters: resolving the setting, parsing the configuration, checking the fit with a model's weights."""
 
 from __future__ import annotations
 
@@ -18,45 +18,45 @@ from caption_assets.models.weights import WeightsError
 from caption_assets.store.failure import holds_secret
 
 VISION_MODULES = frozenset({"visual", "vision_tower", "vision_model", "multi_modal_projector", "mlp1", "merger"})
-"""Names that checkpoints give to the vision tower and to what connects it with the language model."""
+"""Module names of the vision tower and its connection to the language model."""
 _WRAPPERS = frozenset({"base_model", "model", "language_model"})
-"""Modules that only hold others: adapters and checkpoints of different releases of transformers name them, or not."""
+"""Container modules, which only some releases of transformers include in the names of weights."""
 _FACTOR = re.compile(r"\.lora_(A|B)(\.default)?\.weight$")
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
-HIDDEN = "a URL that is not shown, since it holds credentials"
-"""Stands for such a base model in messages."""
+HIDDEN = "a URL that is hidden because it contains credentials"
+"""Replacement for such a base model in messages."""
 _CACHED = re.compile(r"models--(?P<id>[^/]+)/snapshots/[^/]+$")
-"""A folder of the Hub's cache."""
+"""A model's folder in the Hub's local cache."""
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterConfig:
-    """What an adapter says of itself, in ``adapter_config.json``."""
+    """The content of ``adapter_config.json``."""
 
     rank: int
-    """The largest of its modules."""
+    """The largest rank of its modules."""
     base: str | None
-    """Hub id or folder of the model that it was trained on, if it is named; ``HIDDEN`` for a URL with credentials."""
+    """Hub id or folder of the model that it was trained on, if given; ``HIDDEN`` for a URL with credentials."""
 
 
 def find_lora(name: str, revision: str | None) -> Lora:
-    """The adapter that a user names.
+    """The adapter that the settings name.
 
     Args:
         name: a Hub id (``org/name``) or a folder (``/…``, ``./…``, ``~/…`` or ``s3://…``).
-        revision: commit of an adapter by Hub id; for a folder, any word that distinguishes its contents from others.
+        revision: commit of an adapter given by Hub id; for a folder, any word that identifies its contents.
 
     Raises:
         UnknownModel: if the name is neither, or the revision is missing.
     """
     if not is_folder(name) and not HUB_ID.fullmatch(name):
         raise UnknownModel(
-            f"no adapter {name!r}: name a Hub id (org/name) or a folder (/path/to/it or s3://bucket/path)"
+            f"unknown adapter {name!r}: give a Hub id (org/name) or a folder (/path/to/it or s3://bucket/path)"
         )
     if revision is None or not REVISION.fullmatch(revision):
         raise UnknownModel(
             f"the adapter {name!r} needs CAPTION_LORA_REVISION (it is {revision!r}): the commit on the Hub, or for a "
-            "folder any word that distinguishes its contents from others"
+            "folder any word that identifies its contents"
         )
     if not is_folder(name):
         return Lora(name, revision)
@@ -65,18 +65,18 @@ def find_lora(name: str, revision: str | None) -> Lora:
 
 
 def parse_adapter_config(content: bytes, address: str) -> AdapterConfig:
-    """An ``adapter_config.json``.
+    """Parse an ``adapter_config.json``.
 
     Raises:
-        WeightsError: if it is no configuration of a LoRA adapter.
+        WeightsError: if it is not the configuration of a LoRA adapter.
     """
     found = parse_config(content, address)
     kind, base = found.get("peft_type", "LORA"), found.get("base_model_name_or_path")
     ranks: list[Any] = [found.get("r"), *_values(found.get("rank_pattern"))]
     if kind != "LORA" or not all(type(rank) is int and rank > 0 for rank in ranks):
         raise WeightsError(
-            f"{address} describes no LoRA adapter (peft_type {kind!r}, r {found.get('r')!r}): vLLM applies LoRA alone; "
-            "merge another kind of adapter into its model, and set CAPTION_MODEL to the result"
+            f"{address} is not a LoRA adapter (peft_type {kind!r}, r {found.get('r')!r}), and vLLM applies no other "
+            "kind: merge the adapter into its model, and set CAPTION_MODEL to the result"
         )
     if not isinstance(base, str) or not base:
         return AdapterConfig(max(ranks), None)
@@ -87,35 +87,34 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
     """The configuration of an adapter in a local folder.
 
     Raises:
-        WeightsError: if it cannot be read, or is none.
+        WeightsError: if it cannot be read, or is invalid.
     """
     path = folder / ADAPTER_CONFIG
     try:
         return parse_adapter_config(path.read_bytes(), str(path))
     except OSError as error:
-        raise WeightsError(f"cannot read {path} ({error.strerror}): fetch the adapter again") from error
+        raise WeightsError(f"cannot read {path} ({error.strerror}): download the adapter again") from error
 
 
 def is_same_base(base: str | None, hub_id: str) -> bool:
-    """Whether the model that an adapter was trained on goes by the name of the one in use, whoever publishes it."""
+    """Whether the model that an adapter was trained on has the name of the model in use, whoever publishes it."""
     return base is None or _plain_name(base) == _plain_name(hub_id)
 
 
 def check_fit(adapter: Path, model: Path) -> tuple[str, ...]:
-    """Check an adapter against the model's weights, by the headers of their files.
+    """Check an adapter against the model's weights by the headers of their files.
 
-    vLLM ignores modules of an adapter that the model does not have, without a warning.
+    vLLM silently ignores an adapter's modules that the model does not have.
 
     Args:
         adapter: its folder.
         model: the model's folder.
 
     Returns:
-        The adapter's modules that the model does not have; empty if it has all of them. Experts of a mixture are not
-        looked for: checkpoints fuse them.
+        The adapter's modules that the model does not have. Experts of a mixture are not checked: checkpoints fuse them.
 
     Raises:
-        WeightsError: if no module is the model's, or one has another size.
+        WeightsError: if the model has none of its modules, or one has a different size.
     """
     shapes = dict(_shapes(model))
     unknown, found = [], 0
@@ -130,12 +129,10 @@ def check_fit(adapter: Path, model: Path) -> tuple[str, ...]:
         found += 1
         for size, expected in ((inputs, shape[1:]), (outputs, shape[:1])):
             if size is not None and expected and (size,) != expected:
-                raise WeightsError(
-                    f"{module} of the adapter is made for {size} values, that of the model has {expected[0]}"
-                )
+                raise WeightsError(f"the size of its {module} is {size}, but the model's is {expected[0]}")
     if not found:
         raise WeightsError(
-            f"none of its {len(unknown)} modules, such as {unknown[0]}, is one of the model"
+            f"the model has none of its {len(unknown)} modules, such as {unknown[0]}"
             if unknown
             else f"its {ADAPTER_WEIGHTS} holds no LoRA weights"
         )
@@ -143,12 +140,12 @@ def check_fit(adapter: Path, model: Path) -> tuple[str, ...]:
 
 
 def adapts_vision(adapter: Path) -> bool:
-    """Whether an adapter changes the vision tower, or what connects it with the language model."""
+    """Whether an adapter changes the vision tower or its connection to the language model."""
     return any(VISION_MODULES & set(module.split(".")) for module in _adapted(adapter))
 
 
 def _adapted(adapter: Path) -> dict[str, tuple[int | None, int | None]]:
-    """Inputs and outputs of each module that an adapter changes, by its name in the adapter; None if not stored."""
+    """Input and output size of each module that an adapter changes, by the adapter's name; None if not stored."""
     found: dict[str, tuple[int | None, int | None]] = {}
     for name, shape, _ in _tensors([adapter / ADAPTER_WEIGHTS]):
         if factor := _FACTOR.search(name):
@@ -159,7 +156,7 @@ def _adapted(adapter: Path) -> dict[str, tuple[int | None, int | None]]:
 
 
 def _shapes(model: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """The modules of a model with a weight: bare name, and shape if it is a matrix of floats, else an empty one."""
+    """The modules of a model with weights: bare name, and shape if the weight is a float matrix, else ``()``."""
     for name, shape, dtype in _tensors(sorted(model.glob("*.safetensors"))):
         module, _, parameter = name.rpartition(".")
         if parameter == "weight" and len(shape) == 2 and dtype in _FLOATS:
@@ -176,7 +173,7 @@ def _tensors(paths: Iterable[Path]) -> Iterator[tuple[str, tuple[int, ...], str]
                     tensor = file.get_slice(name)
                     yield name, tuple(tensor.get_shape()), tensor.get_dtype()
         except (OSError, SafetensorError) as error:
-            raise WeightsError(f"cannot read {path} ({error}): fetch it again") from error
+            raise WeightsError(f"cannot read {path} ({error}): download it again") from error
 
 
 def _bare(module: str) -> str:
@@ -188,7 +185,7 @@ def _is_expert(module: str) -> bool:
 
 
 def _plain_name(name: str) -> str:
-    """The last part of a Hub id or folder, without upper case; ModelScope's cache writes ``___`` for a dot."""
+    """The last part of a Hub id or folder, in lower case; ModelScope's cache writes ``___`` for a dot."""
     if cached := _CACHED.search(name.rstrip("/")):
         return cached["id"].rsplit("--", 1)[-1].casefold()
     return name.rstrip("/").rsplit("/", 1)[-1].replace("___", ".").casefold()

@@ -1,4 +1,4 @@
-"""The mirror of a checkpoint's files in the root, from which every machine fetches them."""
+"""The mirror of a checkpoint's files in the root, from which every machine downloads them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 
 from caption_assets.models.checkpoint import Checkpoint
-from caption_assets.models.download import STREAMS, arrive, check_space, to_come
+from caption_assets.models.download import STREAMS, check_space, download, remaining_sizes
 from caption_assets.models.hub import Hub
 from caption_assets.models.lora import parse_adapter_config
 from caption_assets.models.parts import ADAPTER_CONFIG, ANNOUNCEMENT, CONFIG, AdapterFound
@@ -32,15 +32,15 @@ from caption_assets.models.weights import (
     WeightFile,
     WeightsError,
     WeightsManifest,
-    silent,
+    ignore_progress,
 )
 from caption_assets.store.disk import reason_of
 from caption_assets.store.root import Root
 
-ARRIVING = ".arriving"
-"""Folder of files on their way, beside those that have arrived."""
+PARTIAL = ".arriving"
+"""Folder of incomplete downloads."""
 FIRST = frozenset({CONFIG, ADAPTER_CONFIG})
-"""Files that decide whether the others are wanted."""
+"""Files that are downloaded first, because they decide whether the model is usable."""
 
 
 def publish(
@@ -49,23 +49,23 @@ def publish(
     cache: Path,
     *,
     verify: bool = False,
-    on_progress: OnProgress = silent,
+    on_progress: OnProgress = ignore_progress,
     overrides: Mapping[str, Any] = MappingProxyType({}),
 ) -> WeightsManifest:
-    """Bring a checkpoint's files into the root's mirror, the manifest last, and return it.
+    """Copy a checkpoint's files into the root's mirror, the manifest last, and return the manifest.
 
-    What the mirror has already is not sent again. What an interrupted call has fetched is kept for the next one.
+    Files that the mirror already holds are not uploaded again. An interrupted download is resumed by the next call.
 
     Args:
-        root: which holds the mirror; a model in object storage is read with the root's credentials.
+        root: the root with the mirror; a model in object storage is read with the root's credentials.
         checkpoint: the model or adapter.
-        cache: folder on this machine for files on their way, if the root is not on its disk.
-        verify: read the whole mirror and compare every hash. Without it a file counts as present by its size.
+        cache: local folder for downloads, if the root is not local.
+        verify: read the whole mirror and verify all hashes. Without it, a file of the right size counts as present.
         on_progress: called with the progress of the download.
-        overrides: vLLM's argument ``hf_overrides``: values of a model's ``config.json`` that the user replaces.
+        overrides: vLLM's argument ``hf_overrides``: values that replace those of the model's ``config.json``.
 
     Raises:
-        WeightsError: if it cannot be fetched, is not what it should be, or is a model that needs remote code.
+        WeightsError: if the download fails, a file does not match its hash, or the model needs remote code.
         StoreError: if the root cannot be written.
     """
     source, mirror, published = (
@@ -74,12 +74,12 @@ def publish(
         _published(root, checkpoint),
     )
     listed = _list(source, published)
-    standing = _standing(mirror, listed, published, verify)
-    missing = [file for file in listed if file.path not in standing]
+    present = _present(mirror, listed, published, verify)
+    missing = [file for file in listed if file.path not in present]
     if published and not missing and published.listed == listed:
         return published
     if published and published.listed != listed:
-        root.remove(f"{mirror.path}/{MANIFEST}")  # until the last file is there it is no mirror
+        root.remove(f"{mirror.path}/{MANIFEST}")  # without it, readers do not use the incomplete mirror
 
     def keep(file: WeightFile, path: Path) -> None:
         if file.path == CONFIG:
@@ -87,19 +87,19 @@ def publish(
             check_served({**config, **overrides}, source.address)
         _check_loadable(path, file, listed, source)
         _move(root, path, f"{mirror.path}/{file.path}")
-        standing[file.path] = file
+        present[file.path] = file
 
-    if missing and root.is_local:  # on the root's own disk, where a file gets to its place by a rename
-        with _arrivals(Path(root.full(WEIGHTS)) / ARRIVING / checkpoint.folder, "CAPTION_ROOT") as folder:
-            check_space(folder, sum(to_come(missing, folder)), "CAPTION_ROOT")
-            arrive(source, missing, folder, keep, on_progress, first=FIRST)
+    if missing and root.is_local:  # on the root's own disk, so that a file is moved by a rename
+        with _download_folder(Path(root.full(WEIGHTS)) / PARTIAL / checkpoint.folder, "CAPTION_ROOT") as folder:
+            check_space(folder, sum(remaining_sizes(missing, folder)), "CAPTION_ROOT")
+            download(source, missing, folder, keep, on_progress, first=FIRST)
     elif missing:
-        with _arrivals(cache / ARRIVING / checkpoint.folder, "CAPTION_CACHE") as folder:
-            check_space(folder, sum(sorted(to_come(missing, folder))[-STREAMS:]), "CAPTION_CACHE")
-            arrive(source, missing, folder, keep, on_progress, first=FIRST)
-    for path in {file.path for file in published.files} - standing.keys() if published else ():
+        with _download_folder(cache / PARTIAL / checkpoint.folder, "CAPTION_CACHE") as folder:
+            check_space(folder, sum(sorted(remaining_sizes(missing, folder))[-STREAMS:]), "CAPTION_CACHE")
+            download(source, missing, folder, keep, on_progress, first=FIRST)
+    for path in {file.path for file in published.files} - present.keys() if published else ():
         root.remove(f"{mirror.path}/{path}")
-    manifest = WeightsManifest(checkpoint.hub_id, checkpoint.revision, tuple(standing[file.path] for file in listed))
+    manifest = WeightsManifest(checkpoint.hub_id, checkpoint.revision, tuple(present[file.path] for file in listed))
     root.write(f"{mirror.path}/{MANIFEST}", manifest.to_json().encode())
     return manifest
 
@@ -109,7 +109,7 @@ def mirror_of(root: Root, checkpoint: Checkpoint) -> Folder:
     return Folder(
         root,
         f"{WEIGHTS}/{checkpoint.folder}",
-        remedy="the mirror is damaged; set CAPTION_VERIFY_WEIGHTS=true and materialize model_weights, which mends it",
+        remedy="the mirror is damaged; to repair it, set CAPTION_VERIFY_WEIGHTS=true and materialize model_weights",
     )
 
 
@@ -127,13 +127,13 @@ def read_manifest(root: Root, checkpoint: Checkpoint) -> WeightsManifest:
             f"{root.address(path)} does not exist: materialize model_weights before the captions"
         ) from error
     except (UnicodeDecodeError, WeightsError) as error:
-        raise WeightsError(f"{root.address(path)} cannot be used ({error}): materialize model_weights again") from error
+        raise WeightsError(f"cannot use {root.address(path)} ({error}): materialize model_weights again") from error
 
 
 def content_of(root: Root, checkpoint: Checkpoint) -> str | None:
-    """Digest of a checkpoint's files in the root's mirror, for one by folder: another may have its name and revision.
+    """Digest of the mirrored files of a checkpoint given by folder: other files may have its name and revision.
 
-    None for a checkpoint of the Hub, which its id and commit identify.
+    None for a checkpoint of the Hub: id and commit identify it.
 
     Raises:
         WeightsError: if the mirror does not hold it.
@@ -142,12 +142,12 @@ def content_of(root: Root, checkpoint: Checkpoint) -> str | None:
 
 
 def find_damage(root: Root, checkpoint: Checkpoint, manifest: WeightsManifest) -> dict[str, str]:
-    """Read all files of the mirror, and return those that are not what its manifest says: path and reason."""
+    """Read all files of the mirror, and return those that do not match its manifest: reason by path."""
     mirror = mirror_of(root, checkpoint)
 
     def reason(file: WeightFile) -> str | None:
         try:
-            mirror.examine(file.listed)
+            mirror.verify(file.listed)
         except WeightsError as error:
             return str(error)
         return None
@@ -158,7 +158,7 @@ def find_damage(root: Root, checkpoint: Checkpoint, manifest: WeightsManifest) -
 
 
 def _published(root: Root, checkpoint: Checkpoint) -> WeightsManifest | None:
-    """The manifest, if there is one that can be used."""
+    """The manifest, if there is a valid one."""
     try:
         return read_manifest(root, checkpoint)
     except WeightsError:
@@ -166,19 +166,19 @@ def _published(root: Root, checkpoint: Checkpoint) -> WeightsManifest | None:
 
 
 def _list(source: Hub | Folder, published: WeightsManifest | None) -> tuple[ListedFile, ...]:
-    """The files that the mirror should hold. A pinned source need not be asked again: it may be out of reach."""
+    """The files that the mirror should hold. A pinned source is not listed again: it may be unreachable."""
     if published and source.pinned:
         return published.listed
     known = {(file.path, file.size): file for file in (published.listed if published else ())}
     try:
         listed = source.files()
     except AdapterFound as error:
-        raise WeightsError(f"{error}: {_instead_of_an_adapter(source)}") from None
+        raise WeightsError(f"{error}: {_adapter_remedy(source)}") from None
     return tuple(file if file.verifiable else known.get((file.path, file.size), file) for file in listed)
 
 
-def _instead_of_an_adapter(source: Hub | Folder) -> str:
-    """How to use the adapter in a source that should hold a model."""
+def _adapter_remedy(source: Hub | Folder) -> str:
+    """The settings that use the adapter in a source that should hold a model."""
     model = "its base model"
     with suppress(WeightsError):
         adapter = replace(source, layout=ANNOUNCEMENT)
@@ -187,12 +187,12 @@ def _instead_of_an_adapter(source: Hub | Folder) -> str:
     return f"set CAPTION_LORA to it, and CAPTION_MODEL to the model that it was trained on ({model})"
 
 
-def _standing(
+def _present(
     mirror: Folder, listed: tuple[ListedFile, ...], published: WeightsManifest | None, verify: bool
 ) -> dict[str, WeightFile]:
-    """The listed files that the mirror holds already, by path.
+    """The listed files that the mirror already holds, by path.
 
-    What its manifest names is there if it has the right size. The rest, left by a call that was broken off, is read.
+    A file of its manifest counts by its size. Other files, left by an interrupted call, are read and verified.
     """
     sizes = mirror.sizes()
     named = {file.listed: file for file in (published.files if published else ())}
@@ -203,7 +203,7 @@ def _standing(
         if file in named and not verify:
             return named[file]
         with suppress(Mismatch):
-            return mirror.examine(file)
+            return mirror.verify(file)
         return None
 
     with ThreadPoolExecutor(STREAMS) as pool:
@@ -211,8 +211,8 @@ def _standing(
 
 
 @contextmanager
-def _arrivals(folder: Path, setting: str) -> Iterator[Path]:
-    """A folder for files on their way, for one process at a time; it stays if the block fails."""
+def _download_folder(folder: Path, setting: str) -> Iterator[Path]:
+    """A folder for downloads, locked by one process at a time. It is kept if the block fails, to resume from."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(f"{folder.name}.lock")):
@@ -221,15 +221,15 @@ def _arrivals(folder: Path, setting: str) -> Iterator[Path]:
     except OSError as error:
         reason = reason_of(error, folder)
         raise WeightsError(
-            f"cannot write to {folder} ({reason}): free space, or name another folder ({setting})"
+            f"cannot write to {folder} ({reason}): free space, or choose another folder ({setting})"
         ) from error
 
 
 def _check_loadable(path: Path, file: WeightFile, listed: Sequence[ListedFile], source: Source) -> None:
-    """What a source passes off as whole may still be cut off, or a pointer that stands for a file (Git LFS).
+    """Check that a downloaded file can be loaded: the source may hold a truncated file or a Git LFS pointer.
 
     Raises:
-        WeightsError: if a file of weights is no such file, or an index names one that is not there.
+        WeightsError: if a weight file is invalid, or an index names a missing file.
     """
     if file.path == ADAPTER_CONFIG:
         parse_adapter_config(path.read_bytes(), f"{source.address}/{file.path}")
@@ -238,13 +238,13 @@ def _check_loadable(path: Path, file: WeightFile, listed: Sequence[ListedFile], 
             with safe_open(path, framework="numpy"):
                 pass
         except SafetensorError as error:
-            raise WeightsError(f"{source.address}/{file.path} cannot be loaded ({error}): {source.remedy}") from error
+            raise WeightsError(f"cannot load {source.address}/{file.path} ({error}): {source.remedy}") from error
     if file.path.endswith(".safetensors.index.json"):
         folder = PurePosixPath(file.path).parent
         try:
             named = {str(folder / shard) for shard in json.loads(path.read_bytes())["weight_map"].values()}
         except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise WeightsError(f"{source.address}/{file.path} is no index of weights: {source.remedy}") from error
+            raise WeightsError(f"{source.address}/{file.path} is not a weights index: {source.remedy}") from error
         if absent := sorted(named - {other.path for other in listed}):
             raise WeightsError(
                 f"{source.address}/{absent[0]} does not exist, though {file.path} names it: {source.remedy}"

@@ -1,4 +1,4 @@
-"""A model's own files: the architecture and the quantization that its ``config.json`` names."""
+"""A model's configuration files: the architecture and the quantization method."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from caption_assets.models.parts import CONFIG
 from caption_assets.models.served import parse_config
 
 _QUANTIZATION_KEYS = ("quantization_config", "compression_config")
-"""The second is that of old compressed-tensors checkpoints."""
+"""The second key occurs in old compressed-tensors checkpoints."""
 _OTHER_FILES = {"hf_quant_config.json": "modelopt"}
-"""Files beside ``config.json`` from which vLLM takes the quantization, and their methods."""
+"""Files beside ``config.json`` that select a quantization method in vLLM."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """What decides how the engine is configured for a model."""
+    """The properties of a model that decide the engine's configuration."""
 
     model_type: str = ""
-    """Architecture by transformers' name, such as ``qwen2_5_vl``; empty if there is no configuration."""
+    """Transformers' name of the architecture, such as ``qwen2_5_vl``; empty if there is no configuration."""
     quantization: str | None = None
-    """Method by which the weights are quantised, such as ``awq``; None for unquantised weights."""
+    """Quantization method of the weights, such as ``awq``; None for unquantized weights."""
 
     @classmethod
     def read(cls, folder: Path) -> ModelFiles:
-        """Read the files of the model in ``folder``; a folder without ``config.json`` has the defaults.
+        """Read the files of the model in ``folder``; without ``config.json`` the defaults apply.
 
         Raises:
             WeightsError: if ``config.json`` is not a JSON object.
@@ -40,7 +40,7 @@ class ModelFiles:
 
 
 def _quantization(config: Mapping[str, Any]) -> str | None:
-    """The method that a configuration, or that of one of its parts (``text_config``, ``thinker_config``), names."""
+    """The method that a configuration or one of its parts (``text_config``, ``thinker_config``) names."""
     for part in _parts(config):
         for key in _QUANTIZATION_KEYS:
             if found := part.get(key):

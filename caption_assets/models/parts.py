@@ -1,4 +1,4 @@
-"""The files that a checkpoint consists of, chosen by name from all that its folder or repository holds."""
+"""The files of a checkpoint, selected by name from all files of its folder or repository."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from pathlib import PurePosixPath
 from caption_assets.models.weights import MANIFEST, WeightsError
 
 PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.jinja", "*.model")
-"""Weights, configuration, tokenizer, processor. No code and no pickles are fetched."""
+"""Weights, configuration, tokenizer, processor. Code and pickles are never downloaded."""
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".distcp", ".gguf", ".onnx")
 TRAINING_FOLDERS = ("checkpoint-*", "checkpoint_*", "global_step*", "runs", "wandb", "logs")
-"""Folders of transformers, DeepSpeed, TensorBoard and wandb within a training run's output."""
+"""Folders of a training run's output: those of transformers, DeepSpeed, TensorBoard and wandb."""
 TRAINING_FILES = (
     *("trainer_*", "training_*", "optimizer*", "scheduler*", "rng_state*", "random_states*"),
     *("all_results.json", "train_results.json", "eval_results.json"),
 )
-"""State of transformers' trainer and of accelerate, beside the weights that it saved."""
+"""Training state that transformers' trainer and accelerate save beside the weights."""
 CONFIG = "config.json"
-"""That of a model."""
+"""A model's configuration."""
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 """PEFT's names, the only ones under which vLLM loads an adapter."""
@@ -35,27 +35,27 @@ class Layout:
     """The files of one kind of checkpoint."""
 
     noun: str
-    """For messages."""
+    """Its name in messages."""
     setting: str
-    """The setting that names the checkpoint; that of its revision ends in ``_REVISION``."""
+    """The setting that names the checkpoint; the revision's setting has the suffix ``_REVISION``."""
     select: Callable[[Iterable[str]], list[str]]
-    """The files that belong to it, sorted, of all in its folder."""
+    """Selects the checkpoint's files, sorted, from all files of its folder."""
     check: Callable[[Sequence[str], str], None]
-    """Raises WeightsError unless the files of a folder, all of them, are such a checkpoint; given its address too."""
+    """Given all files of a folder and its address, raises WeightsError unless they hold such a checkpoint."""
 
 
 def model_files(paths: Iterable[str]) -> list[str]:
-    """The files of a model: its weights at the top of its folder, and configuration, tokenizer and processor.
+    """The files of a model: the weights at the top of its folder, and configuration, tokenizer and processor.
 
-    vLLM loads weights from the top alone. A folder below it that holds weights of any format, or a trainer's state, is
-    another checkpoint, such as ``checkpoint-500`` of a training run, and nothing of it belongs to the model.
+    vLLM loads only weights at the top. A subfolder with weights of any format or with training state is another
+    checkpoint, such as ``checkpoint-500`` of a training run; none of its files belong to the model.
     """
     everything = list(paths)
-    others = {str(PurePosixPath(path).parent) for path in everything if _is_of_another(PurePosixPath(path))} - {"."}
+    others = {str(PurePosixPath(path).parent) for path in everything if _marks_checkpoint(PurePosixPath(path))} - {"."}
     return sorted(path for path in everything if _belongs(PurePosixPath(path), others))
 
 
-def _is_of_another(path: PurePosixPath) -> bool:
+def _marks_checkpoint(path: PurePosixPath) -> bool:
     return path.name.endswith(WEIGHT_SUFFIXES) or _matches(path.name, TRAINING_FILES)
 
 
@@ -69,7 +69,7 @@ def _belongs(path: PurePosixPath, others: set[str]) -> bool:
 
 
 def adapter_files(paths: Iterable[str]) -> list[str]:
-    """The files of a LoRA adapter: the two of PEFT, at the top of its folder."""
+    """The files of a LoRA adapter: PEFT's two, at the top of its folder."""
     return sorted({ADAPTER_CONFIG, ADAPTER_WEIGHTS} & set(paths))
 
 
@@ -83,19 +83,18 @@ def check_model(paths: Sequence[str], address: str) -> None:
     if any(path.endswith(".safetensors") for path in model_files(paths)):
         if CONFIG in paths:
             return
-        raise WeightsError(
-            f"there is no {CONFIG} in {address}: put the whole model there, as save_pretrained writes it"
-        )
+        raise WeightsError(f"{address} has no {CONFIG}: put the whole model there, as save_pretrained writes it")
     _check_exists(paths, address)
     if any(path.startswith("adapter_model.") or path == ADAPTER_CONFIG for path in paths):
         raise AdapterFound(f"{address} holds a LoRA adapter, not a model")
     if nested := _folders(path for path in paths if PurePosixPath(path).name == ADAPTER_CONFIG):
         raise WeightsError(
-            f"{address} holds no model, but LoRA adapters in {nested}: set CAPTION_LORA to one of them, and "
+            f"{address} holds LoRA adapters in {nested}, but no model: set CAPTION_LORA to one of them, and "
             "CAPTION_MODEL to the model that it was trained on"
         )
     raise WeightsError(
-        f"there are no .safetensors files in {address}: no model is loaded from other files of weights{_nested(paths)}"
+        f"{address} has no .safetensors files, and weights in other formats are not loaded: save the model as "
+        f"safetensors{_nested(paths)}"
     )
 
 
@@ -110,22 +109,22 @@ def check_adapter(paths: Sequence[str], address: str) -> None:
         return
     _check_exists(paths, address)
     if ADAPTER_CONFIG in paths and any(path.startswith("adapter_model.") for path in paths):
-        remedy = "save the adapter as safetensors: pickles are not loaded"
+        remedy = "save the adapter as safetensors; pickles are not loaded"
     elif any(path.endswith(".safetensors") for path in model_files(paths)):
-        remedy = "it holds a model: set CAPTION_MODEL to it, and leave CAPTION_LORA out"
+        remedy = "it holds a model; set CAPTION_MODEL to it, and unset CAPTION_LORA"
     else:
-        remedy = f"CAPTION_LORA takes a folder or repository with PEFT's two files{_nested(paths)}"
-    raise WeightsError(f"there is no {' and no '.join(missing)} in {address}: {remedy}")
+        remedy = f"set CAPTION_LORA to a folder or repository with PEFT's two files{_nested(paths)}"
+    raise WeightsError(f"{address} has no {' and no '.join(missing)}: {remedy}")
 
 
 def _nested(paths: Sequence[str]) -> str:
-    """Advice that names the folders below that hold weights, if there are any."""
+    """A remedy that names the subfolders with weights, if there are any."""
     folders = _folders(path for path in paths if path.endswith(".safetensors"))
-    return f"; name one of its folders with weights ({folders})" if folders else ""
+    return f", or choose one of its folders with weights ({folders})" if folders else ""
 
 
 def _folders(paths: Iterable[str]) -> str:
-    """The folders below the top that hold ``paths``, the first four by name."""
+    """The names of the subfolders that hold ``paths``, up to four."""
     folders = sorted({str(PurePosixPath(path).parent) for path in paths} - {"."})
     return ", ".join([*folders[:4], *(["…"] if len(folders) > 4 else [])])
 
@@ -147,4 +146,4 @@ ANNOUNCEMENT = Layout(
     lambda paths: sorted({ADAPTER_CONFIG} & set(paths)),
     lambda paths, address: None,
 )
-"""What an adapter says of itself, whatever its weights."""
+"""An adapter's configuration alone, whatever its weights."""

@@ -1,4 +1,4 @@
-"""The models that vLLM serves without remote code, and the refusal of all others before their weights are fetched."""
+"""The models that vLLM supports without remote code; others are rejected before their weights are downloaded."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ TABLE = "served.json"
 
 
 def check_served(config: Mapping[str, Any], address: str) -> None:
-    """Check that vLLM serves a model with classes of its own.
+    """Check that vLLM supports a model with its own classes.
 
     Args:
         config: the model's ``config.json``.
-        address: of the model, for messages.
+        address: the model's address, for messages.
 
     Raises:
-        WeightsError: if it needs code from its repository, or vLLM does not serve it.
+        WeightsError: if it needs code from its repository, or vLLM does not support it.
     """
     served = _served()
     vllm, model_type = f"vLLM {served['vllm']}", config.get("model_type")
@@ -36,32 +36,31 @@ def check_served(config: Mapping[str, Any], address: str) -> None:
     if "auto_map" in config or (not known_type and known_architecture and architectures):
         lacking = "configuration class" if not known_type else "model class"
         raise WeightsError(
-            f"{address} needs code from its own repository: {vllm} has no {lacking} for it ({shown}), and no code from "
-            "model repositories is run here; choose another model, or a checkpoint of this one in transformers' format "
-            "(InternVL: those with -HF in their names)"
+            f"{address} needs code from its own repository, which is never run: {vllm} has no {lacking} for it "
+            f"({shown}); choose another model, or a checkpoint of this one in transformers' format (InternVL: those "
+            "with -HF in their names)"
         )
     if last := next((served["removed"][name] for name in architectures if name in served["removed"]), None):
         raise WeightsError(
-            f"{address} is not served by {vllm} any more, but by {last} and earlier ({shown}): choose another model"
+            f"{vllm} no longer supports {address}, but {last} and earlier do ({shown}): choose another model"
         )
     raise WeightsError(
-        f"{address} is not a model that {vllm} serves with video ({shown}): choose another model, such as qwen2.5 or "
-        "qwen3"
+        f"{vllm} does not support {address} as a video model ({shown}): choose another model, such as qwen2.5 or qwen3"
     )
 
 
 def parse_config(content: bytes, address: str) -> Mapping[str, Any]:
-    """A ``config.json``.
+    """Parse a ``config.json``.
 
     Raises:
-        WeightsError: if it is no JSON object.
+        WeightsError: if it is not a JSON object.
     """
     try:
         found = json.loads(content)
     except ValueError as error:
-        raise WeightsError(f"{address} is no JSON ({error}): restore the file") from error
+        raise WeightsError(f"{address} is not valid JSON ({error}): restore the file") from error
     if not isinstance(found, dict):
-        raise WeightsError(f"{address} is no JSON object: restore the file")
+        raise WeightsError(f"{address} is not a JSON object: restore the file")
     return found
 
 

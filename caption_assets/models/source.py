@@ -22,16 +22,16 @@ from caption_assets.store.root import Root
 
 
 class Source(Protocol):
-    """A place that holds the files of one checkpoint."""
+    """A source of the files of one checkpoint."""
 
     @property
     def address(self) -> str:
-        """For people: where the files are."""
+        """Its address, for messages."""
         ...
 
     @property
     def remedy(self) -> str:
-        """What to do about a file that is missing there, or damaged."""
+        """Remedy for a file that is missing or damaged there, for messages."""
         ...
 
     @property
@@ -43,12 +43,12 @@ class Source(Protocol):
         """The checkpoint's files, sorted by path.
 
         Raises:
-            WeightsError: if they cannot be listed, or are no such checkpoint.
+            WeightsError: if they cannot be listed, or are not a checkpoint of the expected kind.
         """
         ...
 
     def copy(self, file: ListedFile, target: io.BufferedWriter) -> None:
-        """Write a file's bytes to ``target``, from the position on at which it stands.
+        """Write a file's bytes to ``target``, starting at its current position.
 
         Raises:
             WeightsError: if they cannot be read.
@@ -58,7 +58,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """A folder of a root as the place of a checkpoint."""
+    """A folder of a root as the source of a checkpoint."""
 
     root: Root
     path: str = ""
@@ -73,14 +73,14 @@ class Folder:
         return self.root.address(self.path)
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of each file in it, by path; none if there is no such folder.
+        """Size of each file in it, in bytes, by path; empty if there is no such folder.
 
         Raises:
             WeightsError: if it cannot be listed.
         """
         base = self.root.full(self.path)
-        with self._clear_errors(self.address):
-            if self.root.is_local:  # fsspec has no sizes of what a link leads to
+        with self._as_weights_error(self.address):
+            if self.root.is_local:  # fsspec does not return the sizes of link targets
                 paths = [path for path in Path(base).rglob("*") if path.is_file()]
                 found = {path.relative_to(base).as_posix(): path.stat().st_size for path in paths}
             else:
@@ -89,24 +89,24 @@ class Folder:
         return found
 
     def files(self) -> list[ListedFile]:
-        """The checkpoint's files. Those of a local folder are hashed: they may have changed."""
+        """The checkpoint's files. Files of a local folder are hashed, because they may have changed."""
         sizes = self.sizes()
         self.layout.check(list(sizes), self.address)
         listed = [ListedFile(path, sizes[path]) for path in self.layout.select(sizes)]
-        return [self.examine(file).listed for file in listed] if self.root.is_local else listed
+        return [self.verify(file).listed for file in listed] if self.root.is_local else listed
 
-    def examine(self, file: ListedFile) -> WeightFile:
-        """Read a file to its end, and return it with its hash.
+    def verify(self, file: ListedFile) -> WeightFile:
+        """Read a file to its end, compare it with its listing, and return it with its hash.
 
         Raises:
-            Mismatch: if it is another than ``file``.
+            Mismatch: if size or hash differ.
             WeightsError: if it cannot be read.
         """
         with self._open(file) as content:
-            return file.examine(content)
+            return file.verify(content)
 
     def copy(self, file: ListedFile, target: io.BufferedWriter) -> None:
-        """Write a file's bytes to ``target``, from the position on at which it stands."""
+        """Write a file's bytes to ``target``, starting at its current position."""
         with self._open(file) as content:
             content.seek(target.tell())
             while chunk := content.read(CHUNK_BYTES):
@@ -116,20 +116,20 @@ class Folder:
     def _open(self, file: ListedFile) -> Iterator[io.BufferedReader]:
         path = posixpath.join(self.path, file.path)
         with (
-            self._clear_errors(self.root.address(path)),
+            self._as_weights_error(self.root.address(path)),
             self.root.fs.open(self.root.full(path), "rb", block_size=CHUNK_BYTES) as content,
         ):
             yield content
 
     @contextmanager
-    def _clear_errors(self, address: str) -> Iterator[None]:
+    def _as_weights_error(self, address: str) -> Iterator[None]:
         try:
             yield
         except WeightsError:
             raise
         except FileNotFoundError as error:
             raise WeightsError(f"{address} does not exist: {self.remedy}") from error
-        except Exception as error:  # stores have many: OSError, botocore's, their clients'
+        except Exception as error:  # object stores raise many types: OSError, botocore's, their clients'
             raise WeightsError(f"cannot read {address}: {explain(error)}") from error
 
 
@@ -138,11 +138,11 @@ def find_source(checkpoint: Checkpoint, access: Access = STANDARD) -> Hub | Fold
 
     Args:
         checkpoint: the model or adapter.
-        access: how a folder in object storage is reached.
+        access: access to a folder in object storage.
     """
     layout = checkpoint.layout
     if checkpoint.bundled:
-        return Folder(Root.open(str(files("caption_assets.sample") / "model")), remedy="install the package again")
+        return Folder(Root.open(str(files("caption_assets.sample") / "model")), remedy="reinstall the package")
     if checkpoint.path is not None:
         return Folder(Root.open(checkpoint.path, access), remedy=f"put the whole {layout.noun} there", layout=layout)
     return Hub(checkpoint.hub_id, checkpoint.revision, layout=layout)
@@ -155,6 +155,6 @@ def read_file(source: Source, file: ListedFile) -> bytes:
         WeightsError: if it cannot be read.
     """
     with TemporaryFile() as content:
-        source.copy(file, content)  # type: ignore[arg-type]  # a buffered file that can be read too
+        source.copy(file, content)  # type: ignore[arg-type]  # a buffered file, readable too
         content.seek(0)
         return content.read()

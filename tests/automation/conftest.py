@@ -32,8 +32,8 @@ from caption_assets.store.tables import (
 from caption_assets.store.versions import TableVersions, read_versions
 
 
-class Site:
-    """A source, an instance, and ticks of the automation over them."""
+class AutomationHarness:
+    """A project with a source, a root and an instance, and ticks of its sensor and its schedule."""
 
     def __init__(self, folder: Path, instance: dg.DagsterInstance, **settings: object) -> None:
         self.source = folder / "shards"
@@ -46,20 +46,20 @@ class Site:
         self.ticks = 0
 
     def add(self, *shards: str, content: bytes = b"{}", minutes_ago: float = 5) -> None:
-        """Put lists into the source."""
+        """Add URI lists to the source."""
         for shard in shards:
-            self.touch(f"{shard}.jsonl", content, minutes_ago=minutes_ago)
+            self.write_file(f"{shard}.jsonl", content, minutes_ago=minutes_ago)
 
-    def touch(self, path: str, content: bytes = b"", *, minutes_ago: float = 5) -> None:
-        """Write a file of the source."""
+    def write_file(self, path: str, content: bytes = b"", *, minutes_ago: float = 5) -> None:
+        """Write a file in the source."""
         file = self.source / path
         file.parent.mkdir(exist_ok=True)
         file.write_bytes(content)
         then = time.time() - 60 * minutes_ago
         os.utime(file, (then, then))
 
-    def look(self) -> dg.SensorResult:
-        """One tick of the sensor, and what the daemon makes of it."""
+    def run_sensor(self) -> dg.SensorResult:
+        """One tick of the sensor ``new_shards``; its requests and events are applied as by the daemon."""
         with dg.build_sensor_context(self.instance, cursor=self.cursor) as context:
             result = build_new_shards(self.settings)(context, storage=build_storage(self.settings))
         assert isinstance(result, dg.SensorResult)
@@ -74,22 +74,22 @@ class Site:
     def registered(self) -> list[str]:
         return self.project.registered(self.instance)
 
-    def tick(self) -> list[dg.RunRequest] | str:
-        """One tick of the schedule: the runs that it requests, or why it requests none."""
+    def run_schedule(self) -> list[dg.RunRequest] | str:
+        """One tick of the schedule ``backfill``: the requested runs, or the reason for none."""
         self.ticks += 1
         now = datetime(2031, 1, 1, tzinfo=UTC) + timedelta(hours=self.ticks)
         with dg.build_schedule_context(self.instance, scheduled_execution_time=now) as context:
             result = build_backfill(self.settings).evaluate_tick(context)
         return list(result.run_requests or ()) or str(result.skip_message)
 
-    def requests(self) -> list[dg.RunRequest]:
-        """One tick of the schedule that requests something."""
-        requests = self.tick()
+    def run_requests(self) -> list[dg.RunRequest]:
+        """One tick of the schedule that requests runs."""
+        requests = self.run_schedule()
         assert isinstance(requests, list), requests
         return requests
 
     def launch(self, request: dg.RunRequest, status: dg.DagsterRunStatus) -> dg.DagsterRun:
-        """A run as the daemon would make it of a request, in the state it is in by now."""
+        """Add the run of a request, as the daemon does, with a status."""
         selection = frozenset(request.asset_selection) if request.asset_selection else None
         run = dg.DagsterRun(job_name="j", tags=dict(request.tags), status=status, asset_selection=selection)
         return self.instance.add_run(run)
@@ -104,16 +104,16 @@ class Site:
         recorded: bool = True,
         **inputs: str,
     ) -> None:
-        """Publish a table of shards as a run does, and record it.
+        """Publish a table of shards and record it, as a run does.
 
         Args:
-            asset: which table.
+            asset: name of the table.
             shards: their keys.
             version: data version of the table.
-            metadata: of the record.
-            code: code version, if not the present one.
-            recorded: false for a run that is killed in between.
-            inputs: data versions of the table's inputs, where they are not the present ones.
+            metadata: metadata of the record.
+            code: code version; None for the present one.
+            recorded: false for a run that is killed before it records the table.
+            inputs: data versions of inputs that differ from the present ones.
         """
         for shard in shards:
             versions = TableVersions(version, code or self.code(asset), {**self.inputs(asset, shard), **inputs})
@@ -145,8 +145,8 @@ class Site:
         event = dg.AssetMaterialization(key, partition=shard, metadata=metadata, tags=tags)  # type: ignore[arg-type]
         self.instance.report_runless_asset_event(event)
 
-    def lose(self, asset: str, *shards: str) -> None:
-        """Remove tables behind Dagster's back."""
+    def delete_tables(self, asset: str, *shards: str) -> None:
+        """Delete tables without recording it."""
         for shard in shards:
             self.root.remove(table_path(asset, shard))
 
@@ -164,8 +164,8 @@ class Site:
         versions = read_versions(self.root, upstream, shard)
         return {str(upstream): versions.data} if versions else {}
 
-    def fetch_weights(self) -> None:
-        """Put a manifest of weights into the root, and record them."""
+    def store_weights(self) -> None:
+        """Store a weights manifest and record it."""
         variant = self.settings.variant
         manifest = WeightsManifest(variant.hub_id, variant.revision, ())
         self.root.write(f"weights/{variant.folder}/weights-manifest.json", manifest.to_json().encode())
@@ -174,11 +174,11 @@ class Site:
 
 
 def tags_of(versions: TableVersions) -> dict[str, str]:
-    """The tags of the record of a table of the default project."""
+    """The tags of a table's record in the default project."""
     inputs = {f"dagster/input_data_version/{name}": version for name, version in versions.inputs.items()}
     return {"dagster/data_version": versions.data, "dagster/code_version": versions.code, **inputs}
 
 
 @pytest.fixture
-def site(tmp_path: Path, instance: dg.DagsterInstance) -> Site:
-    return Site(tmp_path, instance)
+def harness(tmp_path: Path, instance: dg.DagsterInstance) -> AutomationHarness:
+    return AutomationHarness(tmp_path, instance)

@@ -1,4 +1,4 @@
-"""The sensor that ends dead runs, one look at a time."""
+"""A harness of the sensor that ends dead runs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from caption_assets.automation.dead_runs import LOOK_SECONDS, build_dead_runs
+from caption_assets.automation.dead_runs import INTERVAL_SECONDS, build_dead_runs
 from caption_assets.resources import build_storage
 from caption_assets.settings import Settings
 from caption_assets.store.heartbeat import FOLDER
@@ -15,7 +15,7 @@ from caption_assets.store.root import Root
 
 
 class Monitor:
-    """A root, an instance, and looks of the sensor at them."""
+    """A root, an instance, and ticks of the sensor over them."""
 
     def __init__(self, folder: Path, instance: dg.DagsterInstance) -> None:
         self.settings = Settings(root=str(folder))
@@ -24,7 +24,7 @@ class Monitor:
         self.cursor: str | None = None
 
     def run(self, status: dg.DagsterRunStatus, *, heartbeat: bytes | None = None, **tags: str) -> str:
-        """A run in a state; ``heartbeat`` is what its process, which is gone, has left in the root."""
+        """Add a run with a status; ``heartbeat`` is what its process, which has exited, left in the root."""
         run = self.instance.add_run(dg.DagsterRun(job_name="j", status=status, tags=tags))
         if heartbeat is not None:
             self.root.write(f"{FOLDER}/{run.run_id}", heartbeat)
@@ -40,8 +40,8 @@ class Monitor:
         assert event.dagster_event is not None
         return str(event.dagster_event.message)
 
-    def look(self, seconds: float = LOOK_SECONDS) -> None:
-        """One look, so many seconds after the last."""
+    def tick(self, seconds: float = INTERVAL_SECONDS) -> None:
+        """One tick, ``seconds`` after the last."""
         if self.cursor:
             cursor = json.loads(self.cursor)
             self.cursor = json.dumps({**cursor, "at": cursor["at"] - seconds})
@@ -50,8 +50,8 @@ class Monitor:
         assert isinstance(result, dg.SensorResult)
         self.cursor = result.cursor
 
-    def watch(self, seconds: float) -> None:
-        """Looks at the usual interval, over so much time."""
-        self.look(0)
-        for _ in range(round(seconds / LOOK_SECONDS)):
-            self.look()
+    def tick_for(self, seconds: float) -> None:
+        """Ticks at the usual interval, for ``seconds``."""
+        self.tick(0)
+        for _ in range(round(seconds / INTERVAL_SECONDS)):
+            self.tick()

@@ -20,7 +20,7 @@ from caption_assets.automation.alerts import (
     find_overdue,
 )
 from caption_assets.settings import Settings
-from tests.automation.conftest import Site
+from tests.automation.conftest import AutomationHarness
 
 pytestmark = pytest.mark.fast
 
@@ -30,7 +30,7 @@ STAGES = ("clip_manifest", "stage1_captions", "stage2_captions")
 
 @contextmanager
 def webhook(status: int = 200) -> Iterator[tuple[str, list[str]]]:
-    """A server that takes what Slack's incoming webhooks take: its address, and the texts that have come."""
+    """A server like Slack's incoming webhooks: its URL, and the texts that it received."""
     texts: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -45,37 +45,37 @@ def webhook(status: int = 200) -> Iterator[tuple[str, list[str]]]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.05,)).start()
         try:
-            yield f"http://127.0.0.1:{server.server_port}/services/T0/B0/not-to-be-told", texts
+            yield f"http://127.0.0.1:{server.server_port}/services/T0/B0/secret-path", texts
         finally:
             server.shutdown()
 
 
-def test_an_alert_reaches_the_webhook() -> None:
+def test_alert_reaches_the_webhook() -> None:
     with webhook() as (url, texts):
-        Alerts(Settings(alert_webhook=url)).send("trouble", LOG)
-    assert texts == ["trouble"]
+        Alerts(Settings(alert_webhook=url)).send("some text", LOG)
+    assert texts == ["some text"]
 
 
-def test_without_a_webhook_an_alert_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    Alerts(Settings()).send("trouble", LOG)
-    assert "trouble" in caplog.text
+def test_alert_without_webhook_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    Alerts(Settings()).send("some text", LOG)
+    assert "some text" in caplog.text
 
 
-def test_a_webhook_that_refuses_is_told_of_without_its_address() -> None:
+def test_webhook_error_does_not_contain_the_url() -> None:
     with webhook(404) as (url, _), pytest.raises(AlertError, match="answers 404") as refused:
-        Alerts(Settings(alert_webhook=url)).send("trouble", LOG)
-    with pytest.raises(AlertError, match="cannot be reached") as unreachable:
-        Alerts(Settings(alert_webhook=url)).send("trouble", LOG)
+        Alerts(Settings(alert_webhook=url)).send("some text", LOG)
+    with pytest.raises(AlertError, match="cannot reach the URL") as unreachable:
+        Alerts(Settings(alert_webhook=url)).send("some text", LOG)
     for error in (refused.value, unreachable.value):
-        assert "not-to-be-told" not in str(error)
+        assert "secret-path" not in str(error)
 
 
-def test_the_webhook_is_in_no_definition_that_the_ui_shows() -> None:
-    settings = Settings(alert_webhook="http://127.0.0.1:1/not-to-be-told")
-    assert "not-to-be-told" not in repr(settings)
+def test_webhook_url_is_hidden_in_settings() -> None:
+    settings = Settings(alert_webhook="http://127.0.0.1:1/secret-path")
+    assert "secret-path" not in repr(settings)
 
 
-def test_a_failed_run_is_told_of_with_its_first_cause(instance: dg.DagsterInstance) -> None:
+def test_failure_alert_contains_the_first_cause(instance: dg.DagsterInstance) -> None:
     @dg.op
     def fails() -> None:
         raise dg.Failure("1 of 3 shards failed: a: the file is empty")
@@ -94,49 +94,47 @@ def test_a_failed_run_is_told_of_with_its_first_cause(instance: dg.DagsterInstan
     assert texts == [f"Run {result.run_id} failed: 1 of 3 shards failed: a: the file is empty"]
 
 
-def limited(site: Site, hours: float | None) -> Settings:
-    return site.settings.model_copy(update={"overdue_hours": hours})
+def with_limit(harness: AutomationHarness, hours: float | None) -> Settings:
+    return harness.settings.model_copy(update={"overdue_hours": hours})
 
 
-def test_the_shard_that_waits_longest_is_overdue_until_it_is_captioned(site: Site) -> None:
-    site.add("a", "b")
-    site.look()
-    assert find_overdue(site.instance, limited(site, None)) is None
-    assert find_overdue(site.instance, limited(site, 1.0)) is None
-    overdue = find_overdue(site.instance, limited(site, 1e-9))
+def test_longest_waiting_shard_is_overdue_until_captioned(harness: AutomationHarness) -> None:
+    harness.add("a", "b")
+    harness.run_sensor()
+    assert find_overdue(harness.instance, with_limit(harness, None)) is None
+    assert find_overdue(harness.instance, with_limit(harness, 1.0)) is None
+    overdue = find_overdue(harness.instance, with_limit(harness, 1e-9))
     assert overdue is not None
     assert overdue.shard == "a"
     for asset in STAGES:
-        site.materialize(asset, "a", "b")
-    assert find_overdue(site.instance, limited(site, 1e-9)) is None  # however long ago that was
+        harness.materialize(asset, "a", "b")
+    assert find_overdue(harness.instance, with_limit(harness, 1e-9)) is None
 
 
-def test_a_shard_that_changes_waits_from_then_on(site: Site) -> None:
-    site.add("a", "b")
-    site.look()
-    site.instance.report_runless_asset_event(observation(site.project, "a", "other"))
-    overdue = find_overdue(site.instance, limited(site, 1e-9))
+def test_changed_shard_waits_from_its_change(harness: AutomationHarness) -> None:
+    harness.add("a", "b")
+    harness.run_sensor()
+    harness.instance.report_runless_asset_event(observation(harness.project, "a", "other"))
+    overdue = find_overdue(harness.instance, with_limit(harness, 1e-9))
     assert overdue is not None
     assert overdue.shard == "b"
 
 
-def test_an_overdue_shard_is_told_of_once_and_shown_as_a_failed_check(
-    tmp_path: Path, instance: dg.DagsterInstance
-) -> None:
+def test_overdue_shard_sends_one_alert_and_fails_the_check(tmp_path: Path, instance: dg.DagsterInstance) -> None:
     with webhook() as (url, texts):
-        site = Site(tmp_path, instance, overdue_hours=1e-9, alert_webhook=url)
-        site.add("a")
-        site.look()
+        harness = AutomationHarness(tmp_path, instance, overdue_hours=1e-9, alert_webhook=url)
+        harness.add("a")
+        harness.run_sensor()
         cursor, passed = None, []
         for _ in range(4):
             with dg.build_sensor_context(instance, cursor=cursor) as context:
-                result = build_overdue_alerts(site.settings)(context)
+                result = build_overdue_alerts(harness.settings)(context)
             assert isinstance(result, dg.SensorResult)
             cursor = result.cursor or cursor  # as the daemon does
             passed += [event.passed for event in result.asset_events if isinstance(event, dg.AssetCheckEvaluation)]
             if len(passed) == 1 and texts:
                 for asset in STAGES:
-                    site.materialize(asset, "a")
+                    harness.materialize(asset, "a")
     assert passed == [False, True]
     assert len(texts) == 1
-    assert texts[0].startswith("shard 'a' has waited 0.0 h for its captions, longer than CAPTION_OVERDUE_HOURS")
+    assert texts[0].startswith("shard 'a' has waited 0.0 h for its captions, longer than CAPTION_OVERDUE_HOURS=")

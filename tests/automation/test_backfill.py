@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caption_assets.automation.backfill import SPAN, build_backfill, stretches
+from caption_assets.automation.backfill import MAX_RANGE_FACTOR, build_backfill, partition_ranges
 from caption_assets.automation.records import read_records
 from caption_assets.automation.shard_states import predicted_work
 from caption_assets.captioning.stages import STAGE2
@@ -15,7 +15,7 @@ from caption_assets.models.weights import WeightsManifest
 from caption_assets.settings import Settings, SettingsError
 from caption_assets.store.tables import CLIP_MANIFEST, SCHEMA_VERSION, CaptionRow, Status, publish_captions
 from caption_assets.store.versions import read_versions
-from tests.automation.conftest import Site
+from tests.automation.conftest import AutomationHarness
 
 pytestmark = pytest.mark.fast
 
@@ -23,7 +23,7 @@ FAILED, STARTED = dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.STARTED
 
 
 def ranges(requests: list[dg.RunRequest] | str, asset: str) -> list[tuple[str, str]]:
-    """First and last shard of the runs that make an asset."""
+    """First and last shard of the runs that materialize an asset."""
     assert isinstance(requests, list), requests
     return [
         (run.tags["dagster/asset_partition_range_start"], run.tags["dagster/asset_partition_range_end"])
@@ -32,416 +32,424 @@ def ranges(requests: list[dg.RunRequest] | str, asset: str) -> list[tuple[str, s
     ]
 
 
-def captioned(site: Site, *shards: str) -> None:
-    """Everything is made of these shards."""
+def caption(harness: AutomationHarness, *shards: str) -> None:
+    """Materialize all tables of shards."""
     for asset in ("clip_manifest", "stage1_captions", "stage2_captions"):
-        site.materialize(asset, *shards)
+        harness.materialize(asset, *shards)
 
 
 @pytest.fixture
-def known(site: Site) -> Site:
-    """A site of six registered shards, with weights."""
-    site.add("a", "b", "c", "d", "e", "f")
-    site.look()
-    site.fetch_weights()
-    return site
+def six_shards(harness: AutomationHarness) -> AutomationHarness:
+    """Six registered shards, with weights."""
+    harness.add("a", "b", "c", "d", "e", "f")
+    harness.run_sensor()
+    harness.store_weights()
+    return harness
 
 
-def test_new_shards_get_manifests_first(known: Site) -> None:
-    requests = known.tick()
+def test_new_shards_are_requested_manifests_first(six_shards: AutomationHarness) -> None:
+    requests = six_shards.run_schedule()
     assert ranges(requests, "clip_manifest") == [("a", "f")]
     assert ranges(requests, "stage2_captions") == []
 
 
-def test_shards_with_manifests_are_captioned_in_both_stages(known: Site) -> None:
-    known.materialize("clip_manifest", "a", "b", "d")
-    requests = known.tick()
+def test_shards_with_manifests_are_requested_both_stages(six_shards: AutomationHarness) -> None:
+    six_shards.materialize("clip_manifest", "a", "b", "d")
+    requests = six_shards.run_schedule()
     assert ranges(requests, "stage1_captions") == ranges(requests, "stage2_captions") == [("a", "b"), ("d", "d")]
     assert ranges(requests, "clip_manifest") == [("c", "f")]
 
 
-def test_captions_wait_for_the_weights_which_are_requested(site: Site) -> None:
-    site.add("a")
-    site.look()
-    site.materialize("clip_manifest", "a")
-    [request] = site.requests()
+def test_missing_weights_are_requested_before_captions(harness: AutomationHarness) -> None:
+    harness.add("a")
+    harness.run_sensor()
+    harness.materialize("clip_manifest", "a")
+    [request] = harness.run_requests()
     assert request.asset_selection == [dg.AssetKey("model_weights")]
 
 
-def test_weights_that_are_under_way_are_not_requested_again(site: Site) -> None:
-    site.add("a")
-    site.look()
-    site.materialize("clip_manifest", "a")
-    [request] = site.requests()
-    site.launch(request, STARTED)
-    assert site.tick() == "0 of 1 shards are captioned"
+def test_weights_with_an_active_run_are_not_requested(harness: AutomationHarness) -> None:
+    harness.add("a")
+    harness.run_sensor()
+    harness.materialize("clip_manifest", "a")
+    [request] = harness.run_requests()
+    harness.launch(request, STARTED)
+    assert harness.run_schedule() == "0 of 1 shards are captioned"
 
 
-def test_whole_shards_are_not_asked_for(known: Site) -> None:
-    captioned(known, *"abcdef")
-    assert known.tick() == "6 of 6 shards are captioned"
+def test_captioned_shards_are_not_requested(six_shards: AutomationHarness) -> None:
+    caption(six_shards, *"abcdef")
+    assert six_shards.run_schedule() == "6 of 6 shards are captioned"
 
 
-def test_a_run_may_pass_over_whole_shards_but_over_no_others(known: Site) -> None:
-    captioned(known, "b", "c")
-    known.materialize("clip_manifest", "a", "d", "f")
-    assert ranges(known.tick(), "stage1_captions") == [("a", "d"), ("f", "f")]
+def test_range_spans_captioned_shards_and_no_others(six_shards: AutomationHarness) -> None:
+    caption(six_shards, "b", "c")
+    six_shards.materialize("clip_manifest", "a", "d", "f")
+    assert ranges(six_shards.run_schedule(), "stage1_captions") == [("a", "d"), ("f", "f")]
 
 
-def test_a_changed_shard_is_asked_for_again(known: Site) -> None:
-    captioned(known, *"abcdef")
-    known.add("c", content=b"other")
-    known.look()
-    assert ranges(known.tick(), "clip_manifest") == [("c", "c")]
-    known.materialize("clip_manifest", "c", version="2")
-    assert ranges(known.tick(), "stage1_captions") == [("c", "c")]
+def test_changed_shard_is_requested_again(six_shards: AutomationHarness) -> None:
+    caption(six_shards, *"abcdef")
+    six_shards.add("c", content=b"other")
+    six_shards.run_sensor()
+    assert ranges(six_shards.run_schedule(), "clip_manifest") == [("c", "c")]
+    six_shards.materialize("clip_manifest", "c", version="2")
+    assert ranges(six_shards.run_schedule(), "stage1_captions") == [("c", "c")]
 
 
-def test_captions_of_a_manifest_that_was_made_again_and_is_the_same_stand(known: Site) -> None:
-    known.materialize("clip_manifest", *"abcdef")
+def test_captions_stay_current_when_a_rebuilt_manifest_is_the_same(six_shards: AutomationHarness) -> None:
+    six_shards.materialize("clip_manifest", *"abcdef")
     for stage in ("stage1_captions", "stage2_captions"):
-        known.materialize(stage, *"abcdef", clip_manifest="1")
-    known.materialize("clip_manifest", "b")
-    assert known.tick() == "6 of 6 shards are captioned"
-    known.materialize("clip_manifest", "b", version="2")
-    assert ranges(known.tick(), "stage2_captions") == [("b", "b")]
+        six_shards.materialize(stage, *"abcdef", clip_manifest="1")
+    six_shards.materialize("clip_manifest", "b")
+    assert six_shards.run_schedule() == "6 of 6 shards are captioned"
+    six_shards.materialize("clip_manifest", "b", version="2")
+    assert ranges(six_shards.run_schedule(), "stage2_captions") == [("b", "b")]
 
 
 @pytest.mark.parametrize("asset", ["clip_manifest", "stage1_captions", "stage2_captions"])
-def test_somebody_elses_records_stop_nothing_and_what_is_stored_is_recorded_again(known: Site, asset: str) -> None:
-    known.add("g")
-    known.look()
-    captioned(known, *"abcdefg")
-    known.record(asset, "a", tags=None)
-    known.record(asset, "b", tags={"mine": "x"})
-    known.record(asset, "c", tags={"dagster/data_version": "1"})
-    known.record(asset, "d", tags={"dagster/data_version": ""})
-    known.record(asset, "e", tags={"dagster/data_version": "1", "dagster/code_version": "2-256-128"})
-    known.record(asset, "f", tags={"dagster/data_version": "1", "dagster/input_data_version/other": "1"})
-    known.record(
+def test_foreign_records_are_replaced_from_stored_tables(six_shards: AutomationHarness, asset: str) -> None:
+    six_shards.add("g")
+    six_shards.run_sensor()
+    caption(six_shards, *"abcdefg")
+    six_shards.record(asset, "a", tags=None)
+    six_shards.record(asset, "b", tags={"mine": "x"})
+    six_shards.record(asset, "c", tags={"dagster/data_version": "1"})
+    six_shards.record(asset, "d", tags={"dagster/data_version": ""})
+    six_shards.record(asset, "e", tags={"dagster/data_version": "1", "dagster/code_version": "2-256-128"})
+    six_shards.record(asset, "f", tags={"dagster/data_version": "1", "dagster/input_data_version/other": "1"})
+    six_shards.record(
         asset, "g", tags={"dagster/code_version": "2-256-128", "dagster/input_data_version/clip_manifest": "1"}
     )
-    assert known.tick() == "7 of 7 shards are captioned"
+    assert six_shards.run_schedule() == "7 of 7 shards are captioned"
 
 
 @pytest.mark.parametrize("asset", ["clip_manifest", "stage2_captions"])
-def test_somebody_elses_record_of_a_table_that_is_not_stored_is_not_believed(known: Site, asset: str) -> None:
-    captioned(known, *"abdef")
-    known.record("clip_manifest", "c")
-    known.record("stage1_captions", "c")
-    known.record("stage2_captions", "c")
-    assert ranges(known.tick(), "clip_manifest") == [("c", "c")]
+def test_foreign_record_of_a_missing_table_does_not_count(six_shards: AutomationHarness, asset: str) -> None:
+    caption(six_shards, *"abdef")
+    six_shards.record("clip_manifest", "c")
+    six_shards.record("stage1_captions", "c")
+    six_shards.record("stage2_captions", "c")
+    assert ranges(six_shards.run_schedule(), "clip_manifest") == [("c", "c")]
 
 
-def test_an_observation_without_version_is_mended_by_the_sensor_and_outdates_nothing(known: Site) -> None:
-    captioned(known, *"abcdef")
-    known.instance.report_runless_asset_event(dg.AssetObservation(known.project.shards, partition="c"))
-    known.tick()
-    known.look()
-    assert known.tick() == "6 of 6 shards are captioned"
+def test_observation_without_version_makes_nothing_stale(six_shards: AutomationHarness) -> None:
+    caption(six_shards, *"abcdef")
+    six_shards.instance.report_runless_asset_event(dg.AssetObservation(six_shards.project.shards, partition="c"))
+    six_shards.run_schedule()
+    six_shards.run_sensor()
+    assert six_shards.run_schedule() == "6 of 6 shards are captioned"
 
 
-def test_a_materialization_of_the_external_asset_says_nothing_about_its_shards(known: Site) -> None:
-    captioned(known, *"abcdef")
-    known.instance.report_runless_asset_event(dg.AssetMaterialization(known.project.shards, partition="c"))
-    known.instance.report_runless_asset_event(dg.AssetMaterialization(known.project.shards))
-    assert known.tick() == "6 of 6 shards are captioned"
+def test_materialization_of_the_external_asset_changes_no_shard(six_shards: AutomationHarness) -> None:
+    caption(six_shards, *"abcdef")
+    six_shards.instance.report_runless_asset_event(dg.AssetMaterialization(six_shards.project.shards, partition="c"))
+    six_shards.instance.report_runless_asset_event(dg.AssetMaterialization(six_shards.project.shards))
+    assert six_shards.run_schedule() == "6 of 6 shards are captioned"
 
 
-def test_checks_of_other_assets_and_records_without_partition_say_nothing(known: Site) -> None:
-    captioned(known, *"abcdef")
+def test_foreign_checks_and_unpartitioned_records_change_no_shard(six_shards: AutomationHarness) -> None:
+    caption(six_shards, *"abcdef")
     for asset in ("shards", "clip_manifest", "stage2_captions"):
-        key = known.project.key(asset)
-        known.instance.report_runless_asset_event(dg.AssetCheckEvaluation(key, "mine", passed=True, partition="c"))
-        known.instance.report_runless_asset_event(dg.AssetObservation(key, partition="c"))
-        known.instance.report_runless_asset_event(dg.AssetMaterialization(key))
-        known.instance.report_runless_asset_event(dg.AssetMaterialization(key, partition="not a shard"))
-    known.look()
-    assert known.tick() == "6 of 6 shards are captioned"
+        key = six_shards.project.key(asset)
+        six_shards.instance.report_runless_asset_event(dg.AssetCheckEvaluation(key, "mine", passed=True, partition="c"))
+        six_shards.instance.report_runless_asset_event(dg.AssetObservation(key, partition="c"))
+        six_shards.instance.report_runless_asset_event(dg.AssetMaterialization(key))
+        six_shards.instance.report_runless_asset_event(dg.AssetMaterialization(key, partition="not a shard"))
+    six_shards.run_sensor()
+    assert six_shards.run_schedule() == "6 of 6 shards are captioned"
 
 
-def test_wiped_assets_are_recorded_again_from_what_is_stored(known: Site) -> None:
-    captioned(known, *"abcdef")
-    known.instance.wipe_assets([known.project.manifest, *known.project.stages])
-    assert known.tick() == "6 of 6 shards are captioned"
-    known.instance.wipe_assets([known.project.shards])
-    assert known.tick() == "0 of 0 shards are captioned"
-    known.look()
-    assert known.tick() == "6 of 6 shards are captioned"
+def test_wiped_assets_are_recorded_from_stored_tables(six_shards: AutomationHarness) -> None:
+    caption(six_shards, *"abcdef")
+    six_shards.instance.wipe_assets([six_shards.project.manifest, *six_shards.project.stages])
+    assert six_shards.run_schedule() == "6 of 6 shards are captioned"
+    six_shards.instance.wipe_assets([six_shards.project.shards])
+    assert six_shards.run_schedule() == "0 of 0 shards are captioned"
+    six_shards.run_sensor()
+    assert six_shards.run_schedule() == "6 of 6 shards are captioned"
 
 
-def test_what_a_killed_run_has_published_and_not_recorded_is_recorded(known: Site) -> None:
+def test_tables_of_a_killed_run_are_recorded(six_shards: AutomationHarness) -> None:
     for asset in ("clip_manifest", "stage1_captions", "stage2_captions"):
-        known.materialize(asset, *"abcdef", recorded=False)
-    assert known.tick() == "6 of 6 shards are captioned"
+        six_shards.materialize(asset, *"abcdef", recorded=False)
+    assert six_shards.run_schedule() == "6 of 6 shards are captioned"
 
 
-def test_tables_that_are_not_stored_are_asked_for_whatever_the_records_say(known: Site) -> None:
-    captioned(known, *"abcdef")
-    known.lose("stage1_captions", "b")
-    known.lose("stage2_captions", "d")
-    known.lose("clip_manifest", "f")
-    requests = known.tick()
+def test_missing_tables_are_requested_although_recorded(six_shards: AutomationHarness) -> None:
+    caption(six_shards, *"abcdef")
+    six_shards.delete_tables("stage1_captions", "b")
+    six_shards.delete_tables("stage2_captions", "d")
+    six_shards.delete_tables("clip_manifest", "f")
+    requests = six_shards.run_schedule()
     assert ranges(requests, "stage2_captions") == [("b", "d")]
     assert ranges(requests, "clip_manifest") == [("f", "f")]
 
 
-def test_a_stored_table_of_another_manifest_is_not_taken_for_the_present_one(known: Site) -> None:
-    captioned(known, *"abcdef")
-    known.materialize("stage2_captions", "b", stage1_captions="0")
-    known.record("stage2_captions", "b", tags={"dagster/data_version": "x"})
-    assert ranges(known.tick(), "stage2_captions") == [("b", "b")]
+def test_stored_table_of_another_input_version_is_requested_again(six_shards: AutomationHarness) -> None:
+    caption(six_shards, *"abcdef")
+    six_shards.materialize("stage2_captions", "b", stage1_captions="0")
+    six_shards.record("stage2_captions", "b", tags={"dagster/data_version": "x"})
+    assert ranges(six_shards.run_schedule(), "stage2_captions") == [("b", "b")]
 
 
-def test_a_stored_table_without_versions_is_made_again_if_it_has_no_record(known: Site) -> None:
-    captioned(known, *"abcdef")
-    known.publish(STAGE2.name, "b", None)
-    assert known.tick() == "6 of 6 shards are captioned"
-    known.record("stage2_captions", "b")
-    assert ranges(known.tick(), "stage2_captions") == [("b", "b")]
+def test_stored_table_without_versions_or_record_is_requested_again(six_shards: AutomationHarness) -> None:
+    caption(six_shards, *"abcdef")
+    six_shards.publish(STAGE2.name, "b", None)
+    assert six_shards.run_schedule() == "6 of 6 shards are captioned"
+    six_shards.record("stage2_captions", "b")
+    assert ranges(six_shards.run_schedule(), "stage2_captions") == [("b", "b")]
 
 
-def test_a_stored_table_that_fails_a_check_is_asked_for_again(known: Site) -> None:
-    captioned(known, *"abcde")
-    known.materialize("clip_manifest", "f")
-    known.materialize("stage1_captions", "f")
-    known.materialize("stage2_captions", "f", recorded=False)
+def test_stored_table_that_fails_a_check_is_requested_again(six_shards: AutomationHarness) -> None:
+    caption(six_shards, *"abcde")
+    six_shards.materialize("clip_manifest", "f")
+    six_shards.materialize("stage1_captions", "f")
+    six_shards.materialize("stage2_captions", "f", recorded=False)
     row = CaptionRow("a.mp4", 0, "id", 0.0, 1.0, Status.FAILED, error_kind="poison", error="x", attempts=1)
-    versions = read_versions(known.root, STAGE2.name, "f")
+    versions = read_versions(six_shards.root, STAGE2.name, "f")
     assert versions
-    publish_captions(known.root, STAGE2.name, "f", [row], [row.key], versions.facts)
-    assert ranges(known.tick(), "stage2_captions") == [("f", "f")]
+    publish_captions(six_shards.root, STAGE2.name, "f", [row], [row.key], versions.facts)
+    assert ranges(six_shards.run_schedule(), "stage2_captions") == [("f", "f")]
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"x" * 100])
-def test_a_damaged_table_is_asked_for_again_and_stops_no_other(known: Site, content: bytes) -> None:
-    captioned(known, *"abcdef")
-    known.root.write("clip_manifest/shard=c/manifest.parquet", content)
-    known.record("clip_manifest", "c")
-    assert ranges(known.tick(), "clip_manifest") == [("c", "c")]
+def test_damaged_table_is_requested_again_and_stops_no_other(six_shards: AutomationHarness, content: bytes) -> None:
+    caption(six_shards, *"abcdef")
+    six_shards.root.write("clip_manifest/shard=c/manifest.parquet", content)
+    six_shards.record("clip_manifest", "c")
+    assert ranges(six_shards.run_schedule(), "clip_manifest") == [("c", "c")]
 
 
 @pytest.mark.parametrize("schema", ["1", str(int(SCHEMA_VERSION) + 1), ""])
-def test_a_manifest_of_another_schema_is_made_again_before_captions_are_asked_for(known: Site, schema: str) -> None:
-    captioned(known, *"abcde")
-    known.materialize("clip_manifest", "e", "f", code=f"{schema}-256-128")
-    requests = known.tick()
+def test_manifest_of_another_schema_is_requested_before_captions(six_shards: AutomationHarness, schema: str) -> None:
+    caption(six_shards, *"abcde")
+    six_shards.materialize("clip_manifest", "e", "f", code=f"{schema}-256-128")
+    requests = six_shards.run_schedule()
     assert ranges(requests, "clip_manifest") == [("e", "f")]
     assert ranges(requests, "stage2_captions") == []
-    known.materialize("clip_manifest", "e")
-    assert ranges(known.tick(), "clip_manifest") == [("f", "f")]
+    six_shards.materialize("clip_manifest", "e")
+    assert ranges(six_shards.run_schedule(), "clip_manifest") == [("f", "f")]
 
 
-def test_a_manifest_of_other_windows_is_left_alone(known: Site) -> None:
-    captioned(known, *"abcdef")
-    known.materialize("clip_manifest", "e", code=f"{SCHEMA_VERSION}-10.0s")
-    assert known.tick() == "6 of 6 shards are captioned"
+def test_manifest_of_another_windowing_is_not_requested(six_shards: AutomationHarness) -> None:
+    caption(six_shards, *"abcdef")
+    six_shards.materialize("clip_manifest", "e", code=f"{SCHEMA_VERSION}-10.0s")
+    assert six_shards.run_schedule() == "6 of 6 shards are captioned"
 
 
-def test_an_empty_root_is_not_taken_for_lost_tables(tmp_path: Path, instance: dg.DagsterInstance) -> None:
-    (tmp_path / "site").mkdir()
-    source = tmp_path / "site" / "shards"
-    site = Site(tmp_path / "site", instance, source=str(source))
-    site.add("a", "b")
-    site.look()
-    site.fetch_weights()
-    captioned(site, "a", "b")
-    away = site.settings.model_copy(update={"root": str(tmp_path / "not mounted")})
+def test_empty_root_is_an_error_and_requests_nothing(tmp_path: Path, instance: dg.DagsterInstance) -> None:
+    (tmp_path / "harness").mkdir()
+    source = tmp_path / "harness" / "shards"
+    harness = AutomationHarness(tmp_path / "harness", instance, source=str(source))
+    harness.add("a", "b")
+    harness.run_sensor()
+    harness.store_weights()
+    caption(harness, "a", "b")
+    elsewhere = harness.settings.model_copy(update={"root": str(tmp_path / "not mounted")})
     (tmp_path / "not mounted" / "_runs").mkdir(parents=True)
-    site.settings = away
+    harness.settings = elsewhere
     with pytest.raises(dg.DagsterError) as failed:
-        site.tick()
-    assert "is empty, though Dagster has records of 6 tables in it" in str(failed.value.__cause__)
+        harness.run_schedule()
+    assert "is empty, but Dagster has records of 6 tables" in str(failed.value.__cause__)
 
 
-def test_a_shard_that_is_not_in_the_source_at_this_moment_is_not_asked_for(known: Site) -> None:
-    (known.source / "c.jsonl").unlink()
-    assert ranges(known.tick(), "clip_manifest") == [("a", "b"), ("d", "f")]
-    captioned(known, *"abdef")
-    assert known.tick() == "5 of 6 shards are captioned; 1 are not in the source now: c"
+def test_shard_missing_from_the_source_is_not_requested(six_shards: AutomationHarness) -> None:
+    (six_shards.source / "c.jsonl").unlink()
+    assert ranges(six_shards.run_schedule(), "clip_manifest") == [("a", "b"), ("d", "f")]
+    caption(six_shards, *"abdef")
+    assert six_shards.run_schedule() == "5 of 6 shards are captioned; 1 are missing from the source: c"
 
 
-def test_stored_tables_beyond_those_that_one_tick_looks_at_wait_for_the_next(
-    known: Site, monkeypatch: pytest.MonkeyPatch
+def test_tables_beyond_the_comparison_limit_wait_for_the_next_tick(
+    six_shards: AutomationHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("caption_assets.automation.backfill.MAX_COMPARED", 4)
     for asset in ("clip_manifest", "stage1_captions", "stage2_captions"):
-        known.materialize(asset, *"abcdef", recorded=False)
-    assert known.tick() == "4 of 6 shards are captioned; 2 have stored tables that a later tick looks at"
-    assert known.tick() == "6 of 6 shards are captioned"
+        six_shards.materialize(asset, *"abcdef", recorded=False)
+    assert (
+        six_shards.run_schedule()
+        == "4 of 6 shards are captioned; 2 are compared with their stored tables by a later tick"
+    )
+    assert six_shards.run_schedule() == "6 of 6 shards are captioned"
 
 
-def test_tables_beyond_those_that_one_tick_records_wait_for_the_next(
-    known: Site, monkeypatch: pytest.MonkeyPatch
+def test_tables_beyond_the_time_limit_wait_for_the_next_tick(
+    six_shards: AutomationHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("caption_assets.automation.backfill.RECORDING_SECONDS", 0)
     for asset in ("clip_manifest", "stage1_captions", "stage2_captions"):
-        known.materialize(asset, *"abcdef", recorded=False)
-    assert known.tick() == "0 of 6 shards are captioned; 6 have stored tables that a later tick looks at"
+        six_shards.materialize(asset, *"abcdef", recorded=False)
+    assert (
+        six_shards.run_schedule()
+        == "0 of 6 shards are captioned; 6 are compared with their stored tables by a later tick"
+    )
     monkeypatch.undo()
-    assert known.tick() == "6 of 6 shards are captioned"
+    assert six_shards.run_schedule() == "6 of 6 shards are captioned"
 
 
-def test_weights_that_somebody_else_recorded_are_recorded_again_from_what_is_stored(known: Site) -> None:
-    known.materialize("clip_manifest", *"abcdef")
+def test_foreign_record_of_weights_is_replaced_from_stored_weights(six_shards: AutomationHarness) -> None:
+    six_shards.materialize("clip_manifest", *"abcdef")
     for _ in range(5):
-        known.instance.report_runless_asset_event(dg.AssetMaterialization(known.project.weights))
-        assert ranges(known.tick(), "stage2_captions") == [("a", "f")]
-    event = known.instance.get_latest_materialization_event(known.project.weights)
+        six_shards.instance.report_runless_asset_event(dg.AssetMaterialization(six_shards.project.weights))
+        assert ranges(six_shards.run_schedule(), "stage2_captions") == [("a", "f")]
+    event = six_shards.instance.get_latest_materialization_event(six_shards.project.weights)
     assert event
     assert event.asset_materialization
-    assert (event.asset_materialization.tags or {})["dagster/code_version"] == known.settings.variant.folder
+    assert (event.asset_materialization.tags or {})["dagster/code_version"] == six_shards.settings.variant.folder
 
 
-def test_an_adapter_that_is_not_stored_is_asked_for(known: Site) -> None:
-    known.materialize("clip_manifest", "a")
-    known.settings = known.settings.model_copy(update={"lora": "someone/adapter", "lora_revision": "5" * 40})
-    asked = [request.asset_selection for request in known.requests()]
-    assert [dg.AssetKey("model_weights")] in asked
-    lora = known.settings.adapter
+def test_missing_adapter_is_requested(six_shards: AutomationHarness) -> None:
+    six_shards.materialize("clip_manifest", "a")
+    six_shards.settings = six_shards.settings.model_copy(update={"lora": "someone/adapter", "lora_revision": "5" * 40})
+    requested = [request.asset_selection for request in six_shards.run_requests()]
+    assert [dg.AssetKey("model_weights")] in requested
+    lora = six_shards.settings.adapter
     assert lora is not None
     manifest = WeightsManifest(lora.hub_id, lora.revision, ())
-    known.root.write(f"weights/{lora.folder}/weights-manifest.json", manifest.to_json().encode())
-    assert ranges(known.requests(), "stage2_captions") == [("a", "a")]
-    event = known.instance.get_latest_materialization_event(known.project.weights)
+    six_shards.root.write(f"weights/{lora.folder}/weights-manifest.json", manifest.to_json().encode())
+    assert ranges(six_shards.run_requests(), "stage2_captions") == [("a", "a")]
+    event = six_shards.instance.get_latest_materialization_event(six_shards.project.weights)
     assert event
     assert event.asset_materialization
     code = (event.asset_materialization.tags or {})["dagster/code_version"]
-    assert code == f"{known.settings.variant.folder}+lora--someone--adapter/{'5' * 40}"
+    assert code == f"{six_shards.settings.variant.folder}+lora--someone--adapter/{'5' * 40}"
 
 
-def test_weights_that_are_not_stored_are_asked_for(known: Site) -> None:
-    known.materialize("clip_manifest", "a")
-    known.root.remove_folder("weights")
-    requests = known.requests()
+def test_missing_weights_are_requested(six_shards: AutomationHarness) -> None:
+    six_shards.materialize("clip_manifest", "a")
+    six_shards.root.remove_folder("weights")
+    requests = six_shards.run_requests()
     assert [dg.AssetKey("model_weights")] in [request.asset_selection for request in requests]
 
 
-def test_a_shard_that_lacks_one_stage_is_asked_for(known: Site) -> None:
-    captioned(known, *"abcde")
-    known.materialize("clip_manifest", "f")
-    known.materialize("stage1_captions", "f")
-    assert ranges(known.tick(), "stage2_captions") == [("f", "f")]
+def test_shard_without_one_stage_is_requested(six_shards: AutomationHarness) -> None:
+    caption(six_shards, *"abcde")
+    six_shards.materialize("clip_manifest", "f")
+    six_shards.materialize("stage1_captions", "f")
+    assert ranges(six_shards.run_schedule(), "stage2_captions") == [("f", "f")]
 
 
-def test_what_is_under_way_is_not_asked_for_again(known: Site) -> None:
-    for request in known.requests():
-        known.launch(request, STARTED)
-    assert known.tick() == "0 of 6 shards are captioned; 6 are under way"
+def test_shards_with_active_runs_are_not_requested(six_shards: AutomationHarness) -> None:
+    for request in six_shards.run_requests():
+        six_shards.launch(request, STARTED)
+    assert six_shards.run_schedule() == "0 of 6 shards are captioned; 6 have active runs"
 
 
-def test_runs_that_people_launch_count_as_under_way(known: Site) -> None:
-    by_hand = dg.RunRequest(tags={"dagster/partition": "c"})
-    known.launch(by_hand, STARTED)
-    assert ranges(known.tick(), "clip_manifest") == [("a", "b"), ("d", "f")]
+def test_manually_launched_run_counts_as_active(six_shards: AutomationHarness) -> None:
+    manual = dg.RunRequest(tags={"dagster/partition": "c"})
+    six_shards.launch(manual, STARTED)
+    assert ranges(six_shards.run_schedule(), "clip_manifest") == [("a", "b"), ("d", "f")]
 
 
-def test_a_failing_shard_is_asked_for_as_often_as_allowed_until_it_changes(known: Site) -> None:
-    captioned(known, *"abcde")
-    for _ in range(known.settings.shard_attempts):
-        [request] = known.requests()
-        known.launch(request, FAILED)
-    assert "1 were given up after 3 runs (CAPTION_SHARD_ATTEMPTS)" in str(known.tick())
-    assert "f (clip_manifest)" in str(known.tick())
-    known.add("f", content=b"mended")
-    known.look()
-    assert ranges(known.tick(), "clip_manifest") == [("f", "f")]
+def test_failing_shard_is_requested_up_to_the_limit_until_it_changes(six_shards: AutomationHarness) -> None:
+    caption(six_shards, *"abcde")
+    for _ in range(six_shards.settings.shard_attempts):
+        [request] = six_shards.run_requests()
+        six_shards.launch(request, FAILED)
+    assert "1 are not retried after 3 runs (CAPTION_SHARD_ATTEMPTS)" in str(six_shards.run_schedule())
+    assert "f (clip_manifest)" in str(six_shards.run_schedule())
+    six_shards.add("f", content=b"fixed")
+    six_shards.run_sensor()
+    assert ranges(six_shards.run_schedule(), "clip_manifest") == [("f", "f")]
 
 
-def test_a_removed_shard_is_not_asked_for(known: Site) -> None:
-    (known.source / "c.jsonl").unlink()
-    known.look()
-    assert ranges(known.tick(), "clip_manifest") == [("a", "b"), ("d", "f")]
+def test_removed_shard_is_not_requested(six_shards: AutomationHarness) -> None:
+    (six_shards.source / "c.jsonl").unlink()
+    six_shards.run_sensor()
+    assert ranges(six_shards.run_schedule(), "clip_manifest") == [("a", "b"), ("d", "f")]
 
 
-def test_no_more_shards_are_under_way_than_allowed(tmp_path: Path, instance: dg.DagsterInstance) -> None:
-    site = Site(tmp_path, instance, backfill_concurrency=3, shards_per_run=2)
-    site.add(*"abcdef")
-    site.look()
-    site.fetch_weights()
-    requests = site.requests()
+def test_active_shards_stay_within_backfill_concurrency(tmp_path: Path, instance: dg.DagsterInstance) -> None:
+    harness = AutomationHarness(tmp_path, instance, backfill_concurrency=3, shards_per_run=2)
+    harness.add(*"abcdef")
+    harness.run_sensor()
+    harness.store_weights()
+    requests = harness.run_requests()
     assert ranges(requests, "clip_manifest") == [("a", "b"), ("c", "c")]
     for request in requests:
-        site.launch(request, STARTED)
-    assert "3 are under way" in str(site.tick())
+        harness.launch(request, STARTED)
+    assert "3 have active runs" in str(harness.run_schedule())
 
 
-def test_a_cron_schedule_that_is_none_is_refused() -> None:
-    with pytest.raises(SettingsError, match="CAPTION_BACKFILL_CRON='hourly'"):
+def test_invalid_cron_schedule_is_an_error() -> None:
+    with pytest.raises(SettingsError, match="CAPTION_BACKFILL_CRON='hourly' is not a cron schedule"):
         build_backfill(Settings(backfill_cron="hourly"))
 
 
 @given(st.data())
-def test_every_wanted_shard_is_in_one_range_of_wanted_and_passable_ones(data: st.DataObject) -> None:
+def test_partition_ranges_contain_each_wanted_shard_once(data: st.DataObject) -> None:
     order = [f"s{number}" for number in range(data.draw(st.integers(0, 30)))]
-    kinds = {shard: data.draw(st.sampled_from(["wanted", "passable", "other"])) for shard in order}
+    kinds = {shard: data.draw(st.sampled_from(["wanted", "complete", "other"])) for shard in order}
     wanted = {shard for shard in order if kinds[shard] == "wanted"}
-    passable = {shard for shard in order if kinds[shard] == "passable"}
-    most = data.draw(st.integers(1, 5))
+    complete = {shard for shard in order if kinds[shard] == "complete"}
+    limit = data.draw(st.integers(1, 5))
 
-    found = list(stretches(order, wanted, passable, most))
+    found = list(partition_ranges(order, wanted, complete, limit))
 
-    assert [shard for stretch in found for shard in stretch if shard in wanted] == [s for s in order if s in wanted]
-    for stretch in found:
-        first = order.index(stretch[0])
-        assert stretch == order[first : first + len(stretch)]
-        assert {stretch[0], stretch[-1]} <= wanted
-        assert set(stretch) <= wanted | passable
-        assert len(wanted.intersection(stretch)) <= most
-        assert len(stretch) <= SPAN * most
+    assert [shard for found_range in found for shard in found_range if shard in wanted] == [
+        s for s in order if s in wanted
+    ]
+    for found_range in found:
+        first = order.index(found_range[0])
+        assert found_range == order[first : first + len(found_range)]
+        assert {found_range[0], found_range[-1]} <= wanted
+        assert set(found_range) <= wanted | complete
+        assert len(wanted.intersection(found_range)) <= limit
+        assert len(found_range) <= MAX_RANGE_FACTOR * limit
 
 
-def test_work_is_not_predicted_from_somebody_elses_metadata(known: Site) -> None:
-    right = {"rows_ok": 10, "predicted_visual_tokens": 2000}
-    wrong: list[dict[str, object] | None] = [
+def test_predicted_work_ignores_implausible_metadata(six_shards: AutomationHarness) -> None:
+    plausible = {"rows_ok": 10, "predicted_visual_tokens": 2000}
+    implausible: list[dict[str, object] | None] = [
         None,
         {"rows_ok": 10},
-        {**right, "rows_ok": -1},
-        {**right, "predicted_visual_tokens": -10},
-        {**right, "rows_ok": 10**15},
-        {**right, "predicted_visual_tokens": 10**15},
-        {**right, "rows_ok": "ten"},
-        {**right, "rows_ok": float("nan")},
-        {**right, "rows_ok": float("inf")},
-        {**right, "rows_ok": 1.5},
-        {**right, "rows_ok": {"n": 1}},
+        {**plausible, "rows_ok": -1},
+        {**plausible, "predicted_visual_tokens": -10},
+        {**plausible, "rows_ok": 10**15},
+        {**plausible, "predicted_visual_tokens": 10**15},
+        {**plausible, "rows_ok": "ten"},
+        {**plausible, "rows_ok": float("nan")},
+        {**plausible, "rows_ok": float("inf")},
+        {**plausible, "rows_ok": 1.5},
+        {**plausible, "rows_ok": {"n": 1}},
     ]
-    known.materialize("clip_manifest", "a", metadata=right)
-    [good] = events(known, "a")
-    assert predicted_work(known.instance, known.project, [good]) == (10, 2000)
-    for metadata in wrong:
-        known.materialize("clip_manifest", "b", metadata=metadata)
-        [bad] = events(known, "b")
-        assert predicted_work(known.instance, known.project, [good, bad]) is None
-    assert predicted_work(known.instance, known.project, [good, bad + 1]) is None
+    six_shards.materialize("clip_manifest", "a", metadata=plausible)
+    [good] = events(six_shards, "a")
+    assert predicted_work(six_shards.instance, six_shards.project, [good]) == (10, 2000)
+    for metadata in implausible:
+        six_shards.materialize("clip_manifest", "b", metadata=metadata)
+        [bad] = events(six_shards, "b")
+        assert predicted_work(six_shards.instance, six_shards.project, [good, bad]) is None
+    assert predicted_work(six_shards.instance, six_shards.project, [good, bad + 1]) is None
 
 
-def events(site: Site, shard: str) -> list[int]:
-    """The event that recorded a shard's manifest."""
-    return [read_records(site.instance, site.project, CLIP_MANIFEST, [shard])[shard].event]
+def events(harness: AutomationHarness, shard: str) -> list[int]:
+    """Storage id of the event that recorded a shard's manifest."""
+    return [read_records(harness.instance, harness.project, CLIP_MANIFEST, [shard])[shard].event]
 
 
-def test_a_pod_has_its_default_size_where_the_metadata_is_somebody_elses(
-    tmp_path: Path, instance: dg.DagsterInstance
-) -> None:
-    site = Site(tmp_path, instance, executor="k8s")
-    site.add("a")
-    site.look()
-    site.fetch_weights()
-    site.materialize("clip_manifest", "a", metadata={"rows_ok": -1})
-    [request] = site.requests()
+def test_pod_has_its_default_size_for_implausible_metadata(tmp_path: Path, instance: dg.DagsterInstance) -> None:
+    harness = AutomationHarness(tmp_path, instance, executor="k8s")
+    harness.add("a")
+    harness.run_sensor()
+    harness.store_weights()
+    harness.materialize("clip_manifest", "a", metadata={"rows_ok": -1})
+    [request] = harness.run_requests()
     assert request.run_config == {}
 
 
-def test_a_pod_is_as_large_as_the_work_that_the_manifests_tell(tmp_path: Path, instance: dg.DagsterInstance) -> None:
+def test_pod_size_grows_with_the_predicted_work(tmp_path: Path, instance: dg.DagsterInstance) -> None:
     def memory(windows: int) -> int:
-        site.materialize("clip_manifest", "a", metadata={"rows_ok": windows, "predicted_visual_tokens": 200 * windows})
-        [request] = site.requests()
+        harness.materialize(
+            "clip_manifest", "a", metadata={"rows_ok": windows, "predicted_visual_tokens": 200 * windows}
+        )
+        [request] = harness.run_requests()
         [step] = request.run_config["execution"]["config"]["per_step_k8s_config"].values()
         return int(step["container_config"]["resources"]["requests"]["memory"].removesuffix("Mi"))
 
-    site = Site(tmp_path, instance, executor="k8s")
-    site.add("a")
-    site.look()
-    site.fetch_weights()
+    harness = AutomationHarness(tmp_path, instance, executor="k8s")
+    harness.add("a")
+    harness.run_sensor()
+    harness.store_weights()
     assert memory(10) < memory(1000)

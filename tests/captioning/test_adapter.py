@@ -58,7 +58,7 @@ def test_an_adapter_of_a_larger_model_is_refused_with_its_base(tmp_path: Path) -
     sizes = dict.fromkeys(LANGUAGE, (3584, 3584))
     with pytest.raises(
         WeightsError,
-        match=r"local/mine does not fit the model caption-assets/sample.*made for 3584 values, that of the model has "
+        match=r"local/mine does not fit the model caption-assets/sample.*q_proj is 3584, but the model's is "
         r"192; it was trained on Qwen/Qwen2\.5-VL-7B-Instruct: set CAPTION_MODEL to that model",
     ):
         read(tmp_path, sizes, base_model_name_or_path="Qwen/Qwen2.5-VL-7B-Instruct")
@@ -163,7 +163,7 @@ def test_a_vision_tower_to_which_vllm_applies_no_lora_is_refused(
     ("config", "reason"),
     [
         (b'{"model_type": "molmo2", "auto_map": {}}', "needs code from its own repository"),
-        (b"", "is no JSON"),
+        (b"", "is not valid JSON"),
         (None, r"cannot read .*config\.json"),
     ],
 )

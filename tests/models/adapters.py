@@ -13,21 +13,21 @@ from safetensors.numpy import save
 from caption_assets.models.variants import SAMPLE
 
 Modules = Mapping[str, tuple[int, int]]
-"""Inputs and outputs of the modules that an adapter changes, by name."""
+"""Input and output sizes of the modules that an adapter changes, by name."""
 LANGUAGE: Modules = {
     f"model.language_model.layers.{layer}.self_attn.{name}": (192, outputs)
     for layer in range(4)
     for name, outputs in (("q_proj", 192), ("v_proj", 64))
 }
 OLD_NAMES: Modules = {name.replace("language_model.", ""): size for name, size in LANGUAGE.items()}
-"""As transformers before 4.52 had it."""
+"""Names in transformers before 4.52."""
 VISION: Modules = {f"model.visual.blocks.{block}.attn.qkv": (128, 384) for block in range(4)}
 
 
 def adapter_files(
     modules: Modules = LANGUAGE, *, rank: int = 4, scale: float = 0.5, seed: int = 1, **config: Any
 ) -> dict[str, bytes]:
-    """An adapter's two files, of random weights: the larger ``scale``, the more it changes."""
+    """An adapter's two files with random weights; a larger ``scale`` changes more."""
     rng = np.random.default_rng(seed)
     tensors = {}
     for name, (inputs, outputs) in modules.items():
@@ -51,7 +51,7 @@ def adapter_files(
 
 
 def write_adapter(folder: Path, files: Mapping[str, bytes]) -> Path:
-    """The folder, with those files."""
+    """Write ``files`` into ``folder``, and return it."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
         (folder / name).write_bytes(data)

@@ -1,4 +1,4 @@
-"""What the tests of the mirror and the cache have in common."""
+"""Files and helpers that the tests of the mirror and the cache share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.models.hub_server import COMMIT, HUB_ID, small_model
 SHARD = "model-00001-of-00002.safetensors"
 MODEL = Variant(HUB_ID, COMMIT)
 PARTS = sorted(name for name in small_model() if name.endswith((".safetensors", ".json", ".jinja")))
-"""Files of the small model that belong into the mirror."""
+"""Files of the small model that are mirrored."""
 
 
 def folder_of(root: Root, variant: Variant = MODEL) -> Path:

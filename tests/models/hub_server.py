@@ -1,4 +1,4 @@
-"""A server that speaks the Hub's HTTP protocol: listings with hashes, redirects to signed addresses, ranges, faults."""
+"""A server with the Hub's HTTP protocol: listings with hashes, redirects to signed URLs, ranges, injected faults."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ SIGNATURE = "PlantedSignature" * 4
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong with one answer."""
+    """A fault of one response."""
 
     status: int = 200
-    """Another status than the request deserves."""
+    """The response's status."""
     headers: Callable[[], Mapping[str, str]] = dict
-    """Made when it is sent, and sent with it."""
+    """Builds further headers when the response is sent."""
     flip: int | None = None
-    """Position of a byte of the file with one bit changed."""
+    """Position of a byte with a flipped bit."""
     cut: int | None = None
-    """The connection breaks after this many bytes."""
+    """Number of bytes after which the connection breaks."""
     short: int | None = None
-    """This many bytes are announced and sent, as if that were all."""
+    """Number of bytes announced and sent, as if the file were shorter."""
     stall: int | None = None
-    """After this many bytes nothing comes until the server ends."""
+    """Number of bytes after which the response stalls until the server ends."""
     whole: bool = False
-    """A range that was asked for is not honoured."""
+    """Whether the request's range is ignored."""
 
 
 @dataclass(frozen=True)
-class Asked:
+class Request:
     """One request."""
 
     path: str
@@ -53,32 +53,32 @@ class Asked:
     authorization: str | None
     range: str | None
     time: float
-    """By the clock of the machine, in seconds."""
+    """Unix time, in seconds."""
 
 
 @dataclass
 class HubServer:
-    """One model at one commit, and what was asked of it. Large files lie on a second server, as on the real Hub."""
+    """One model at one commit, with a record of the requests. A second server holds the large files, as on the Hub."""
 
     files: dict[str, bytes]
     token: str | None = None
-    """Asked for, if there is one."""
+    """Request for, if there is one."""
     faults: dict[str, list[Fault]] = field(default_factory=lambda: defaultdict(list))
-    """By path of a file, for its answers in turn; ``""`` is the listing."""
-    asked: list[Asked] = field(default_factory=list)
+    """Faults of successive responses, by path of a file; ``""`` is the listing."""
+    requests: list[Request] = field(default_factory=list)
     sent: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    """Bytes, by path of a file."""
+    """Number of bytes sent, by path of a file."""
     ended: threading.Event = field(default_factory=threading.Event)
     endpoint: str = ""
     storage: str = ""
 
-    def reads(self, name: str) -> list[Asked]:
-        """What was asked of a file's bytes."""
-        return [asked for asked in self.asked if asked.path.endswith(f"/{name}")]
+    def reads(self, name: str) -> list[Request]:
+        """The requests for a file's bytes."""
+        return [request for request in self.requests if request.path.endswith(f"/{name}")]
 
     @contextmanager
     def running(self) -> Iterator[HubServer]:
-        """Serve on loopback, both parts, until the block ends."""
+        """Run both servers on loopback until the block ends."""
         servers = [ThreadingHTTPServer(("127.0.0.1", 0), self._handler(answer)) for answer in (_hub, _storage)]
         self.endpoint, self.storage = (f"http://127.0.0.1:{server.server_address[1]}" for server in servers)
         for server in servers:
@@ -102,7 +102,7 @@ class HubServer:
                 url = urlsplit(self.path)
                 path = unquote(url.path)
                 authorization, range_ = self.headers["Authorization"], self.headers["Range"]
-                hub.asked.append(Asked(path, url.query, authorization, range_, time.time()))
+                hub.requests.append(Request(path, url.query, authorization, range_, time.time()))
                 answer(hub, self, path, url.query)
 
             def log_message(self, format: str, *args: object) -> None:
@@ -111,7 +111,7 @@ class HubServer:
         return Handler
 
     def listing(self) -> dict[str, Any]:
-        """As ``/api/models/…/revision/…?blobs=true`` has it."""
+        """The response of ``/api/models/…/revision/…?blobs=true``."""
         return {"id": HUB_ID, "sha": COMMIT, "siblings": [self._sibling(*file) for file in self.files.items()]}
 
     def _sibling(self, name: str, data: bytes) -> dict[str, Any]:
@@ -122,7 +122,7 @@ class HubServer:
 
 
 def small_model(shard_bytes: int = 100_000) -> dict[str, bytes]:
-    """Files of a model in two shards, and beside them what must not be fetched."""
+    """Files of a model in two shards, and others that must not be downloaded."""
     rng = np.random.default_rng(0)
     shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     tensors = {f"layer.{number}": rng.integers(0, 256, shard_bytes, dtype=np.uint8) for number in range(2)}
@@ -141,7 +141,7 @@ def small_model(shard_bytes: int = 100_000) -> dict[str, bytes]:
 
 
 def git_blob(data: bytes) -> str:
-    """The hash by which git knows a file."""
+    """Git's hash of a file."""
     return sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
@@ -185,7 +185,7 @@ def _storage(hub: HubServer, request: BaseHTTPRequestHandler, path: str, query: 
 def _refuse(
     request: BaseHTTPRequestHandler, status: int, code: str, headers: Mapping[str, str] = MappingProxyType({})
 ) -> None:
-    body = f"<Error>{code}: {request.path}</Error>".encode()  # stores repeat what was asked
+    body = f"<Error>{code}: {request.path}</Error>".encode()  # stores repeat the request's path
     request.send_response(status)
     request.send_header("X-Error-Code", code)
     for header, value in headers.items():
@@ -202,8 +202,8 @@ def _send(hub: HubServer, request: BaseHTTPRequestHandler, name: str, data: byte
     if fault.flip is not None:
         data = data[: fault.flip] + bytes([data[fault.flip] ^ 1]) + data[fault.flip + 1 :]
     begin = 0
-    if (asked := request.headers["Range"]) and not fault.whole:
-        begin = int(asked.removeprefix("bytes=").removesuffix("-"))
+    if (range_ := request.headers["Range"]) and not fault.whole:
+        begin = int(range_.removeprefix("bytes=").removesuffix("-"))
         headers["Content-Range"] = f"bytes {begin}-{len(data) - 1}/{len(data)}"
     body = data[begin:][: fault.short]
     request.send_response(206 if begin else 200)

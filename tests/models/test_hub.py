@@ -30,7 +30,7 @@ def assert_no_mirror(root: Root) -> None:
     assert not root.exists(f"weights/{MODEL.folder}/{MANIFEST}")
 
 
-def test_the_mirror_holds_the_models_files_and_nothing_else(hub: HubServer, root: Root, cache: Path) -> None:
+def test_mirror_holds_only_the_models_files(hub: HubServer, root: Root, cache: Path) -> None:
     manifest = publish(root, MODEL, cache)
     mirrored = contents(folder_of(root))
     assert mirrored.pop(MANIFEST) == manifest.to_json().encode()
@@ -40,35 +40,33 @@ def test_the_mirror_holds_the_models_files_and_nothing_else(hub: HubServer, root
     assert read_manifest(root, MODEL) == manifest
 
 
-def test_the_manifest_comes_last(hub: HubServer, root: Root, cache: Path) -> None:
+def test_manifest_is_written_last(hub: HubServer, root: Root, cache: Path) -> None:
     publish(root, MODEL, cache)
     paths = list(folder_of(root).iterdir())
     assert max(paths, key=lambda path: path.stat().st_ctime_ns).name == MANIFEST
 
 
-def test_the_token_goes_to_the_hub_and_not_to_where_it_redirects(hub: HubServer, root: Root, cache: Path) -> None:
+def test_token_is_sent_to_the_hub_but_not_to_redirect_targets(hub: HubServer, root: Root, cache: Path) -> None:
     hub.token = TOKEN
     publish(root, MODEL, cache)
-    by_hub = {asked.authorization for asked in hub.asked if COMMIT in asked.path}
-    by_storage = {asked.authorization for asked in hub.asked if COMMIT not in asked.path}
+    by_hub = {request.authorization for request in hub.requests if COMMIT in request.path}
+    by_storage = {request.authorization for request in hub.requests if COMMIT not in request.path}
     assert (by_hub, by_storage) == ({f"Bearer {TOKEN}"}, {None})
 
 
-def test_a_whole_mirror_needs_no_hub(hub: HubServer, root: Root, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_complete_mirror_needs_no_hub(hub: HubServer, root: Root, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = publish(root, MODEL, cache)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     before = contents(folder_of(root))
     assert publish(root, MODEL, cache) == manifest
     assert contents(folder_of(root)) == before
     (folder_of(root) / SHARD).unlink()
-    with pytest.raises(WeightsError, match=f"{HUB_ID} is not whole in the mirror.*HF_HUB_OFFLINE.*unset"):
+    with pytest.raises(WeightsError, match=f"the mirror of {HUB_ID} is incomplete.*HF_HUB_OFFLINE.*unset"):
         publish(root, MODEL, cache)
 
 
 @pytest.mark.parametrize("name", [SHARD, "config.json"])
-def test_a_bit_that_flips_on_the_way_is_found_and_the_file_fetched_again(
-    hub: HubServer, root: Root, cache: Path, name: str
-) -> None:
+def test_corrupted_download_is_detected_and_repeated(hub: HubServer, root: Root, cache: Path, name: str) -> None:
     hub.faults[name] = [Fault(flip=9)]
     publish(root, MODEL, cache)
     assert contents(folder_of(root))[name] == hub.files[name]
@@ -76,20 +74,20 @@ def test_a_bit_that_flips_on_the_way_is_found_and_the_file_fetched_again(
 
 
 FAULTS: list[tuple[Fault, str]] = [
-    (Fault(flip=50_000), rf"{SHARD} arrives damaged: it has the SHA-256 \w+, but should have \w+; look for"),
-    (Fault(short=700), f"{SHARD} arrives damaged: it has 700 bytes, but should have 100"),
-    (Fault(status=503), "answers HTTP 503: try again later"),
-    (Fault(status=404), f"there is no {HUB_ID}/{SHARD} at {COMMIT}"),
-    (Fault(status=403), rf"refuses {HUB_ID}/{SHARD} \(HTTP 403\): set HF_TOKEN"),
+    (Fault(flip=50_000), rf"{SHARD} is damaged: its SHA-256 is \w+ instead of \w+; check what"),
+    (Fault(short=700), f"{SHARD} is damaged: its size is 700 bytes instead of 100"),
+    (Fault(status=503), r"\(HTTP 503\): retry later"),
+    (Fault(status=404), f"has no {HUB_ID}/{SHARD} at {COMMIT}"),
+    (Fault(status=403), rf"denies access to {HUB_ID}/{SHARD} \(HTTP 403\): set HF_TOKEN"),
 ]
 
 
-@pytest.mark.parametrize(("fault", "told"), FAULTS)
-def test_what_goes_on_failing_is_told_and_leaves_no_mirror(
-    hub: HubServer, root: Root, cache: Path, fault: Fault, told: str
+@pytest.mark.parametrize(("fault", "message"), FAULTS)
+def test_persistent_failure_is_reported_and_leaves_no_manifest(
+    hub: HubServer, root: Root, cache: Path, fault: Fault, message: str
 ) -> None:
     hub.faults[SHARD] = [fault] * 50
-    with pytest.raises(WeightsError, match=told):
+    with pytest.raises(WeightsError, match=message):
         publish(root, MODEL, cache)
     assert_no_mirror(root)
     hub.faults.clear()
@@ -98,7 +96,7 @@ def test_what_goes_on_failing_is_told_and_leaves_no_mirror(
 
 
 @pytest.mark.parametrize("name", ["", SHARD, "config.json"])
-def test_a_hub_that_fails_now_and_then_is_asked_again(hub: HubServer, root: Root, cache: Path, name: str) -> None:
+def test_server_errors_are_retried(hub: HubServer, root: Root, cache: Path, name: str) -> None:
     hub.faults[name] = [Fault(status=500), Fault(status=502)]
     publish(root, MODEL, cache)
     assert contents(folder_of(root))[SHARD] == hub.files[SHARD]
@@ -108,7 +106,7 @@ def in_two_seconds() -> str:
     return format_datetime(datetime.now(UTC) + timedelta(seconds=2), usegmt=True)
 
 
-PAUSES: dict[str, Callable[[], dict[str, str]]] = {
+DELAYS: dict[str, Callable[[], dict[str, str]]] = {
     "seconds": lambda: {"Retry-After": "2"},
     "date": lambda: {"Retry-After": in_two_seconds()},
     "the Hub's own header": lambda: {
@@ -119,27 +117,27 @@ PAUSES: dict[str, Callable[[], dict[str, str]]] = {
 
 
 @pytest.mark.parametrize("name", ["", SHARD, "config.json"])
-@pytest.mark.parametrize("form", PAUSES)
-def test_the_pause_that_the_hub_asks_for_is_kept(hub: HubServer, root: Root, cache: Path, name: str, form: str) -> None:
-    hub.faults[name] = [Fault(status=429, headers=PAUSES[form])]
+@pytest.mark.parametrize("form", DELAYS)
+def test_delay_requested_by_the_hub_is_respected(hub: HubServer, root: Root, cache: Path, name: str, form: str) -> None:
+    hub.faults[name] = [Fault(status=429, headers=DELAYS[form])]
     publish(root, MODEL, cache)
     assert contents(folder_of(root))[SHARD] == hub.files[SHARD]
-    times = [asked.time for asked in hub.asked if asked.path.endswith(name or COMMIT)]
-    if name == SHARD:  # is asked of the Hub and of its storage
+    times = [request.time for request in hub.requests if request.path.endswith(name or COMMIT)]
+    if name == SHARD:  # requested from the Hub and from its storage
         times = times[1::2]
     assert len(times) == 2
     assert times[1] - times[0] >= 1  # a date has whole seconds
 
 
-def test_a_pause_before_an_answer_of_a_failing_hub_is_kept_too(hub: HubServer, root: Root, cache: Path) -> None:
+def test_delay_requested_with_http_503_is_respected(hub: HubServer, root: Root, cache: Path) -> None:
     hub.faults[""] = [Fault(status=503, headers=lambda: {"Retry-After": "1"})]
     publish(root, MODEL, cache)
-    first, second = (asked.time for asked in hub.asked if asked.path.endswith(COMMIT))
+    first, second = (request.time for request in hub.requests if request.path.endswith(COMMIT))
     assert second - first >= 1
 
 
 @pytest.mark.parametrize("value", ["soon", "-1", "", "Wed, 21 Oct 2015 07:28:00 GMT", "1e9"])
-def test_a_pause_that_means_nothing_is_the_usual_one(hub: HubServer, root: Root, cache: Path, value: str) -> None:
+def test_invalid_delay_is_replaced_by_the_default(hub: HubServer, root: Root, cache: Path, value: str) -> None:
     hub.faults[""] = [Fault(status=429, headers=lambda: {"Retry-After": value})]
     publish(root, MODEL, cache)
     assert contents(folder_of(root))[SHARD] == hub.files[SHARD]
@@ -147,44 +145,44 @@ def test_a_pause_that_means_nothing_is_the_usual_one(hub: HubServer, root: Root,
 
 @pytest.mark.parametrize("name", ["", SHARD, "config.json"])
 @pytest.mark.parametrize("headers", [{"Retry-After": "86400"}, {"RateLimit": '"api";r=0;t=86400'}])
-def test_a_pause_that_is_too_long_is_told_instead(
+def test_too_long_delay_is_an_error(
     hub: HubServer, root: Root, cache: Path, name: str, headers: dict[str, str]
 ) -> None:
     hub.faults[name] = [Fault(status=429, headers=lambda: headers)]
-    told = r"answers HTTP 429 and asks for a pause of 86400 s, more than 600 s: try again after it, or set HF_TOKEN"
-    with pytest.raises(WeightsError, match=told):
+    message = r"answers HTTP 429 and requests a delay of 86400 s, more than 600 s: retry after it, or set HF_TOKEN"
+    with pytest.raises(WeightsError, match=message):
         publish(root, MODEL, cache)
     assert_no_mirror(root)
 
 
-def test_a_rate_limit_that_stays_is_told_with_its_remedy(hub: HubServer, root: Root, cache: Path) -> None:
+def test_persistent_rate_limit_is_an_error_with_a_remedy(hub: HubServer, root: Root, cache: Path) -> None:
     hub.faults[""] = [Fault(status=429)] * 9
-    with pytest.raises(WeightsError, match="answers HTTP 429: try again later, or set HF_TOKEN"):
+    with pytest.raises(WeightsError, match=r"\(HTTP 429\): retry later, or set HF_TOKEN"):
         publish(root, MODEL, cache)
 
 
-def test_no_file_is_waited_for_where_another_has_failed(hub: HubServer, root: Root, cache: Path) -> None:
+def test_failure_of_one_file_ends_the_delays_of_the_others(hub: HubServer, root: Root, cache: Path) -> None:
     hub.faults[SHARD] = [Fault(status=429, headers=lambda: {"Retry-After": "500"})]
     hub.faults["config.json"] = [Fault(status=404)] * 9
-    with pytest.raises(WeightsError, match=f"there is no {HUB_ID}/config.json"):
+    with pytest.raises(WeightsError, match=f"has no {HUB_ID}/config.json"):
         publish(root, MODEL, cache)
 
 
 @pytest.mark.parametrize("then", [Fault(), Fault(whole=True)])
-def test_a_broken_connection_is_continued(hub: HubServer, root: Root, cache: Path, then: Fault) -> None:
+def test_broken_connection_resumes(hub: HubServer, root: Root, cache: Path, then: Fault) -> None:
     hub.faults[SHARD] = [Fault(cut=70_000), then]
     publish(root, MODEL, cache)
     assert contents(folder_of(root))[SHARD] == hub.files[SHARD]
-    assert [asked.range for asked in hub.reads(SHARD) if COMMIT not in asked.path] == [None, "bytes=65536-"]
+    assert [request.range for request in hub.reads(SHARD) if COMMIT not in request.path] == [None, "bytes=65536-"]
 
 
-def test_a_killed_download_is_continued_by_the_next_process(hub: HubServer, root: Root, cache: Path) -> None:
+def test_killed_download_is_resumed_by_the_next_process(hub: HubServer, root: Root, cache: Path) -> None:
     hub.files |= small_model(shard_bytes=24 << 20)
     hub.faults[SHARD] = [Fault(stall=15 << 20)]
-    arriving = Path(root.full(f"weights/.arriving/{MODEL.folder}/{SHARD}"))
+    partial = Path(root.full(f"weights/.arriving/{MODEL.folder}/{SHARD}"))
     process = publish_elsewhere(root, cache, HF_ENDPOINT=hub.endpoint)
     try:
-        wait_for(lambda: arriving.exists() and arriving.stat().st_size >= 10 << 20)
+        wait_for(lambda: partial.exists() and partial.stat().st_size >= 10 << 20)
         other = folder_of(root) / SHARD.replace("1-", "2-")
         wait_for(other.exists)
     finally:
@@ -196,14 +194,14 @@ def test_a_killed_download_is_continued_by_the_next_process(hub: HubServer, root
         **{name: hub.files[name] for name in PARTS},
         MANIFEST: read_manifest(root, MODEL).to_json().encode(),
     }
-    assert [asked.range for asked in hub.reads(SHARD) if COMMIT not in asked.path] == [None, f"bytes={10 << 20}-"]
-    assert hub.sent[other.name] == len(hub.files[other.name]), "what had come was fetched again"
+    assert [request.range for request in hub.reads(SHARD) if COMMIT not in request.path] == [None, f"bytes={10 << 20}-"]
+    assert hub.sent[other.name] == len(hub.files[other.name]), "a complete file was downloaded again"
 
 
 def publish_elsewhere(
     root: Root, cache: Path, *, largest_file: int = resource.RLIM_INFINITY, **variables: str
 ) -> subprocess.Popen[bytes]:
-    """A process whose files cannot grow beyond ``largest_file`` bytes."""
+    """Publish in a process whose files cannot grow beyond ``largest_file`` bytes."""
     program = (
         f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({largest_file},) * 2); "
         "import sys; from pathlib import Path; from caption_assets.models.mirror import publish; "
@@ -222,63 +220,67 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("variant", "told"),
+    ("variant", "message"),
     [
         (Variant(HUB_ID, "deadbeef"), f"{HUB_ID} has no revision 'deadbeef': .*/{HUB_ID}/commits/main"),
-        (Variant(HUB_ID, "main"), f"'main' is no whole commit.*CAPTION_MODEL_REVISION={COMMIT}"),
-        (Variant(HUB_ID, COMMIT[:8]), f"'{COMMIT[:8]}' is no whole commit.*CAPTION_MODEL_REVISION={COMMIT}"),
-        (Variant("someone/else", COMMIT), f"there is no someone/else at {COMMIT}"),
+        (Variant(HUB_ID, "main"), f"'main' is a name for a commit.*CAPTION_MODEL_REVISION={COMMIT}"),
+        (Variant(HUB_ID, COMMIT[:8]), f"'{COMMIT[:8]}' is a name for a commit.*CAPTION_MODEL_REVISION={COMMIT}"),
+        (Variant("someone/else", COMMIT), f"has no someone/else at {COMMIT}"),
     ],
 )
-def test_a_wrong_name_is_told(hub: HubServer, root: Root, cache: Path, variant: Variant, told: str) -> None:
-    with pytest.raises(WeightsError, match=told):
+def test_wrong_name_or_revision_is_an_error(
+    hub: HubServer, root: Root, cache: Path, variant: Variant, message: str
+) -> None:
+    with pytest.raises(WeightsError, match=message):
         publish(root, variant, cache)
     assert not root.exists("weights")
 
 
-def test_a_model_behind_terms_asks_for_a_token(
+def test_gated_model_is_an_error_that_asks_for_a_token(
     hub: HubServer, root: Root, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.token = "another"
     with pytest.raises(
-        WeightsError, match=rf"refuses {HUB_ID} \(HTTP 401\): set HF_TOKEN .*accept its terms"
+        WeightsError, match=rf"denies access to {HUB_ID} \(HTTP 401\): set HF_TOKEN .*accept the model.s terms"
     ) as raised:
         publish(root, MODEL, cache)
     assert TOKEN not in str(raised.value)
 
 
-def test_a_hub_out_of_reach_is_told(hub: HubServer, root: Root, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_hub_is_an_error_without_credentials(
+    hub: HubServer, root: Root, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://user:secret@127.0.0.1:9")
     with pytest.raises(WeightsError, match=r"from http://127.0.0.1:9 \(ConnectError.*HF_ENDPOINT") as raised:
         publish(root, MODEL, cache)
     assert "secret" not in str(raised.value)
 
 
-def test_room_is_looked_for_before_anything_is_fetched(
+def test_too_little_space_is_an_error_before_the_download(
     hub: HubServer, root: Root, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(root.path.rsplit("/", 1)[0])._replace(free=150_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(WeightsError, match=r"0\.2 MB of weights .*/root/.*, where 0\.1 MB are free.*CAPTION_ROOT"):
+    with pytest.raises(
+        WeightsError, match=r"0\.2 MB of weights do not fit into .*/root/.*, which has 0\.1 MB free.*CAPTION_ROOT"
+    ):
         publish(root, MODEL, cache)
     assert hub.reads(SHARD) == []
 
 
-def test_a_disk_that_fills_up_on_the_way_is_told_and_the_rest_fetched_later(
-    hub: HubServer, root: Root, cache: Path
-) -> None:
+def test_full_disk_is_an_error_and_the_download_resumes(hub: HubServer, root: Root, cache: Path) -> None:
     process = publish_elsewhere(root, cache, largest_file=60_000, HF_ENDPOINT=hub.endpoint)
     assert process.stderr
-    told = process.stderr.read().decode()
+    message = process.stderr.read().decode()
     assert process.wait() != 0
-    assert "WeightsError: cannot write" in told
-    assert "File too large; make room there" in told
+    assert "WeightsError: cannot write" in message
+    assert "File too large; free space there" in message
     assert_no_mirror(root)
     publish(root, MODEL, cache)
     assert contents(folder_of(root))[SHARD] == hub.files[SHARD]
 
 
-def test_a_damaged_mirror_is_mended(hub: HubServer, root: Root, cache: Path) -> None:
+def test_damaged_mirror_is_repaired(hub: HubServer, root: Root, cache: Path) -> None:
     manifest = publish(root, MODEL, cache)
     weights = folder_of(root) / SHARD
     (folder_of(root) / "config.json").unlink()
@@ -286,27 +288,25 @@ def test_a_damaged_mirror_is_mended(hub: HubServer, root: Root, cache: Path) -> 
     sent = dict(hub.sent)
     assert publish(root, MODEL, cache) == manifest
     assert contents(folder_of(root))["config.json"] == hub.files["config.json"]
-    assert contents(folder_of(root))[SHARD] != hub.files[SHARD], "hashes are compared on demand"
+    assert contents(folder_of(root))[SHARD] != hub.files[SHARD], "all hashes are verified only on demand"
     assert publish(root, MODEL, cache, verify=True) == manifest
     assert contents(folder_of(root))[SHARD] == hub.files[SHARD]
     again = {name for name, count in hub.sent.items() if name and count > sent[name]}
     assert again == {SHARD, "config.json"}
 
 
-def test_a_manifest_that_cannot_be_read_is_written_anew_and_nothing_fetched(
-    hub: HubServer, root: Root, cache: Path
-) -> None:
+def test_invalid_manifest_is_rewritten_without_downloads(hub: HubServer, root: Root, cache: Path) -> None:
     manifest = publish(root, MODEL, cache)
     (folder_of(root) / MANIFEST).write_text("{")
     sent = hub.sent[SHARD]
-    with pytest.raises(WeightsError, match=r"cannot be used .*materialize model_weights again"):
+    with pytest.raises(WeightsError, match=r"cannot use .*materialize model_weights again"):
         read_manifest(root, MODEL)
     assert publish(root, MODEL, cache) == manifest
     assert hub.sent[SHARD] == sent
 
 
-def test_progress_is_told_of_every_byte(hub: HubServer, root: Root, cache: Path) -> None:
-    told: list[tuple[int, int]] = []
-    manifest = publish(root, MODEL, cache, on_progress=lambda done, total: told.append((done, total)))
-    assert told == sorted(told)
-    assert told[-1] == (manifest.size, manifest.size)
+def test_progress_counts_every_byte(hub: HubServer, root: Root, cache: Path) -> None:
+    reported: list[tuple[int, int]] = []
+    manifest = publish(root, MODEL, cache, on_progress=lambda done, total: reported.append((done, total)))
+    assert reported == sorted(reported)
+    assert reported[-1] == (manifest.size, manifest.size)

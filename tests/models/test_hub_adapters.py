@@ -23,7 +23,7 @@ CONFIG = b'{"model_type": "KeyeVL1_5", "architectures": ["KeyeVL1_5ForConditiona
 
 @pytest.fixture
 def files(hub: HubServer) -> dict[str, bytes]:
-    """The files of an adapter, which the hub holds with what a trainer pushes beside them."""
+    """The files of an adapter; the hub also holds others that a trainer pushes."""
     found = adapter_files(rank=64)
     hub.files = {**found, "README.md": b"", "tokenizer.json": b"{}", "optimizer.pt": b"", ".gitattributes": b""}
     hub.files |= {f"checkpoint-9/{name}": data for name, data in found.items()}
@@ -51,34 +51,34 @@ def test_a_damaged_adapter_is_fetched_again(hub: HubServer, files: dict[str, byt
     assert contents(ensure_local(root, LORA, cache)) == files
 
 
-def test_an_adapter_that_stays_damaged_is_not_mirrored(
+def test_persistently_damaged_adapter_leaves_no_manifest(
     hub: HubServer, files: dict[str, bytes], root: Root, cache: Path
 ) -> None:
     hub.faults[WEIGHTS] = [Fault(flip=900)] * 9
-    with pytest.raises(WeightsError, match=f"{WEIGHTS} arrives damaged"):
+    with pytest.raises(WeightsError, match=f"{WEIGHTS} is damaged"):
         publish(root, LORA, cache)
     assert not (folder_of(root) / MANIFEST).exists()
 
 
-def test_a_broken_download_of_an_adapter_resumes(
+def test_broken_download_of_an_adapter_resumes(
     hub: HubServer, files: dict[str, bytes], root: Root, cache: Path
 ) -> None:
     hub.faults[WEIGHTS] = [Fault(cut=70_000)]
     publish(root, LORA, cache)
     assert contents(folder_of(root))[WEIGHTS] == files[WEIGHTS]
-    assert [asked.range for asked in hub.reads(WEIGHTS) if COMMIT not in asked.path] == [None, "bytes=65536-"]
+    assert [request.range for request in hub.reads(WEIGHTS) if COMMIT not in request.path] == [None, "bytes=65536-"]
 
 
-def test_a_branch_of_an_adapter_is_refused_with_its_commit(
+def test_branch_of_an_adapter_is_an_error_with_its_commit(
     hub: HubServer, files: dict[str, bytes], root: Root, cache: Path
 ) -> None:
     with pytest.raises(WeightsError, match=f"CAPTION_LORA_REVISION={COMMIT}"):
         publish(root, Lora(HUB_ID, "main"), cache)
-    with pytest.raises(WeightsError, match="set CAPTION_LORA_REVISION to one of them"):
+    with pytest.raises(WeightsError, match="set CAPTION_LORA_REVISION to one of the commits"):
         publish(root, Lora(HUB_ID, "deadbeef"), cache)
 
 
-def test_an_adapter_given_as_a_model_names_its_base(
+def test_adapter_given_as_a_model_is_an_error_with_its_base(
     hub: HubServer, files: dict[str, bytes], root: Root, cache: Path
 ) -> None:
     with pytest.raises(
@@ -88,12 +88,12 @@ def test_an_adapter_given_as_a_model_names_its_base(
     assert hub.sent[WEIGHTS] == 0
 
 
-def test_a_model_given_as_an_adapter_says_so(hub: HubServer, root: Root, cache: Path) -> None:
-    with pytest.raises(WeightsError, match="it holds a model: set CAPTION_MODEL to it"):
+def test_model_given_as_an_adapter_is_an_error(hub: HubServer, root: Root, cache: Path) -> None:
+    with pytest.raises(WeightsError, match="it holds a model; set CAPTION_MODEL to it"):
         publish(root, LORA, cache)
 
 
-def test_a_model_that_needs_remote_code_is_refused_before_its_weights_are_fetched(
+def test_model_that_needs_remote_code_is_rejected_before_its_weights_are_downloaded(
     hub: HubServer, root: Root, cache: Path
 ) -> None:
     hub.files["config.json"] = CONFIG
@@ -104,8 +104,8 @@ def test_a_model_that_needs_remote_code_is_refused_before_its_weights_are_fetche
     assert not root.exists(f"weights/{MODEL.folder}")
 
 
-def test_checkpoints_of_a_training_run_stay_on_the_hub(hub: HubServer, root: Root, cache: Path) -> None:
+def test_training_checkpoints_are_not_downloaded(hub: HubServer, root: Root, cache: Path) -> None:
     hub.files |= {f"checkpoint-500/{name}": data for name, data in small_model().items()}
     manifest = publish(root, Variant(HUB_ID, COMMIT), cache)
     assert not [file.path for file in manifest.files if "/" in file.path]
-    assert not [asked for asked in hub.asked if "checkpoint-500/" in asked.path]
+    assert not [request for request in hub.requests if "checkpoint-500/" in request.path]

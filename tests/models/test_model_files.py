@@ -35,20 +35,20 @@ def folder_with(folder: Path, **files: Any) -> Path:
         ({"text_config": {"hidden_size": 64}}, None),
     ],
 )
-def test_the_quantization_is_that_of_the_configuration(tmp_path: Path, config: Any, method: str | None) -> None:
+def test_quantization_is_read_from_the_configuration(tmp_path: Path, config: Any, method: str | None) -> None:
     found = ModelFiles.read(folder_with(tmp_path, config={"model_type": "qwen2_5_vl", **config}))
     assert found == ModelFiles("qwen2_5_vl", method)
 
 
-def test_a_model_may_name_its_quantization_in_a_file_of_its_own(tmp_path: Path) -> None:
+def test_quantization_may_be_in_a_separate_file(tmp_path: Path) -> None:
     folder = folder_with(tmp_path, config={}, hf_quant_config={"quantization": {"quant_algo": "FP8"}})
     assert ModelFiles.read(folder).quantization == "modelopt"
 
 
-def test_a_folder_without_configuration_says_nothing(tmp_path: Path) -> None:
+def test_missing_configuration_gives_the_defaults(tmp_path: Path) -> None:
     assert ModelFiles.read(tmp_path) == ModelFiles("", None)
 
 
-def test_a_configuration_that_is_no_object_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match="is no JSON object"):
+def test_configuration_that_is_not_an_object_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="is not a JSON object"):
         ModelFiles.read(folder_with(tmp_path, config=[]))

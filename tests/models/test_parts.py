@@ -9,7 +9,7 @@ MODEL = ["config.json", "model.safetensors", "tokenizer.json"]
 ADAPTER = ["adapter_config.json", "adapter_model.safetensors"]
 
 
-def test_code_pickles_and_hidden_files_are_no_part_of_a_model() -> None:
+def test_code_pickles_and_hidden_files_are_excluded() -> None:
     parts = ["model.safetensors", "deep/er/config.json", "merges.txt", "chat_template.jinja", "tokenizer.model"]
     others = ["model.bin", "model.pt", "a.py", "README.md", ".cache/x.json", "weights-manifest.json", "a.json.lock"]
     assert model_files(parts + others) == sorted(parts)
@@ -31,18 +31,18 @@ def test_code_pickles_and_hidden_files_are_no_part_of_a_model() -> None:
         ["adapter_config.json", "adapter_model.safetensors"],
     ],
 )
-def test_the_state_of_a_training_run_is_no_part_of_the_model_beside_it(state: list[str]) -> None:
+def test_training_state_is_excluded(state: list[str]) -> None:
     assert model_files([*MODEL, *state]) == MODEL
     check_model([*MODEL, *state], "/out")
 
 
-def test_a_checkpoint_folder_that_is_named_itself_is_a_model() -> None:
+def test_training_checkpoint_given_as_the_model_is_accepted() -> None:
     assert model_files([*MODEL, "optimizer.pt", "global_step500/a.pt", "rng_state_0.pth"]) == MODEL
 
 
 @pytest.mark.parametrize("extra", [[], ["tokenizer.json", "README.md"], ["config.json", "checkpoint-9/optimizer.pt"]])
 @pytest.mark.parametrize("weights", ["adapter_model.safetensors", "adapter_model.bin"])
-def test_an_adapter_without_a_model_is_recognised(weights: str, extra: list[str]) -> None:
+def test_adapter_without_a_model_is_recognized(weights: str, extra: list[str]) -> None:
     with pytest.raises(AdapterFound, match="/out holds a LoRA adapter, not a model"):
         check_model(["adapter_config.json", weights, *extra], "/out")
 
@@ -50,28 +50,28 @@ def test_an_adapter_without_a_model_is_recognised(weights: str, extra: list[str]
 @pytest.mark.parametrize(
     ("paths", "reason"),
     [
-        (["config.json", "pytorch_model.bin"], r"no \.safetensors files in /out: no model is loaded from other files"),
-        (["checkpoint-9/model.safetensors"], r"; name one of its folders with weights \(checkpoint-9\)"),
+        (["config.json", "pytorch_model.bin"], r"/out has no \.safetensors files, and weights in other formats"),
+        (["checkpoint-9/model.safetensors"], r", or choose one of its folders with weights \(checkpoint-9\)"),
         (
             [f"checkpoint-{number}/{name}" for number in (1, 2) for name in MODEL],
-            r"name one of its folders with weights \(checkpoint-1, checkpoint-2\)",
+            r"choose one of its folders with weights \(checkpoint-1, checkpoint-2\)",
         ),
-        (["model.safetensors"], r"no config\.json in /out: put the whole model there"),
+        (["model.safetensors"], r"/out has no config\.json: put the whole model there"),
         (
             [f"checkpoint-9/{name}" for name in ADAPTER],
-            "LoRA adapters in checkpoint-9: set CAPTION_LORA to one of them",
+            "LoRA adapters in checkpoint-9, but no model: set CAPTION_LORA to one of them",
         ),
         ([f"{number}/model.safetensors" for number in range(9)], r"\(0, 1, 2, 3, …\)"),
         (["README.md"], r"no \.safetensors files"),
         ([], "/out does not exist, or is empty"),
     ],
 )
-def test_a_folder_without_a_model_says_what_it_holds(paths: list[str], reason: str) -> None:
+def test_folder_without_a_model_is_an_error_with_its_contents(paths: list[str], reason: str) -> None:
     with pytest.raises(WeightsError, match=reason):
         check_model(paths, "/out")
 
 
-def test_an_adapter_is_two_files() -> None:
+def test_adapter_has_two_files() -> None:
     others = [*MODEL, "README.md", "optimizer.pt", "checkpoint-9/adapter_model.safetensors", "runs/a/b.json"]
     assert adapter_files([*others, *ADAPTER]) == ADAPTER
     check_adapter([*others, *ADAPTER], "/out")
@@ -82,15 +82,18 @@ def test_an_adapter_is_two_files() -> None:
     [
         (
             MODEL,
-            r"no adapter_config\.json and no adapter_model\.safetensors in /out: it holds a model: set CAPTION_MODEL",
+            r"/out has no adapter_config\.json and no adapter_model\.safetensors: it holds a model; set CAPTION_MODEL",
         ),
-        (["adapter_config.json", "adapter_model.bin"], r"no adapter_model\.safetensors .*pickles are not loaded"),
-        ([f"checkpoint-9/{name}" for name in ADAPTER], r"PEFT's two files; name one of its folders .*\(checkpoint-9\)"),
-        (["adapter_model.safetensors"], r"no adapter_config\.json in /out"),
-        (["README.md"], "CAPTION_LORA takes a folder or repository with PEFT's two files"),
+        (["adapter_config.json", "adapter_model.bin"], r"has no adapter_model\.safetensors: .*pickles are not loaded"),
+        (
+            [f"checkpoint-9/{name}" for name in ADAPTER],
+            r"PEFT's two files, or choose one of its folders .*\(checkpoint-9\)",
+        ),
+        (["adapter_model.safetensors"], r"/out has no adapter_config\.json"),
+        (["README.md"], "set CAPTION_LORA to a folder or repository with PEFT's two files"),
         ([], "/out does not exist, or is empty"),
     ],
 )
-def test_what_is_no_adapter_says_what_it_is(paths: list[str], reason: str) -> None:
+def test_folder_without_an_adapter_is_an_error_with_its_contents(paths: list[str], reason: str) -> None:
     with pytest.raises(WeightsError, match=reason):
         check_adapter(paths, "/out")

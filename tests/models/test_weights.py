@@ -13,29 +13,29 @@ pytestmark = pytest.mark.fast
 
 
 @given(st.binary(), st.binary())
-def test_a_file_is_known_by_either_of_its_hashes(data: bytes, other: bytes) -> None:
+def test_file_is_verified_by_either_hash(data: bytes, other: bytes) -> None:
     by_sha = ListedFile("a", len(data), sha256=sha256(data).hexdigest())
     by_blob = ListedFile("a", len(data), git_blob=git_blob(data))
     for listed in (by_sha, by_blob):
-        assert listed.examine(io.BytesIO(data)) == WeightFile("a", len(data), sha256(data).hexdigest())
+        assert listed.verify(io.BytesIO(data)) == WeightFile("a", len(data), sha256(data).hexdigest())
         if other != data:
             with pytest.raises(Mismatch):
-                listed.examine(io.BytesIO(other))
+                listed.verify(io.BytesIO(other))
 
 
-def test_a_manifest_is_read_as_it_was_written() -> None:
+def test_manifest_survives_a_round_trip() -> None:
     manifest = WeightsManifest("a/b", "1", (WeightFile("x.json", 1, "00"), WeightFile("y/z.json", 2, "11")))
     assert WeightsManifest.from_json(manifest.to_json()) == manifest
 
 
 @pytest.mark.parametrize("path", ["../evil.json", "/etc/evil.json", "a/../../evil.json"])
-def test_a_manifest_cannot_lead_out_of_its_folder(path: str) -> None:
+def test_manifest_path_outside_the_folder_is_an_error(path: str) -> None:
     manifest = {"hub_id": "a/b", "revision": "1", "files": [{"path": path, "size": 1, "sha256": "00"}]}
     with pytest.raises(WeightsError, match="outside"):
         WeightsManifest.from_json(json.dumps(manifest))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"hub_id": 1, "revision": 2, "files": [3]}'])
-def test_what_is_no_manifest_is_told(text: str) -> None:
-    with pytest.raises(WeightsError, match="no manifest"):
+def test_invalid_manifest_is_an_error(text: str) -> None:
+    with pytest.raises(WeightsError, match="invalid weights manifest"):
         WeightsManifest.from_json(text)

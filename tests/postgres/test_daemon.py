@@ -1,4 +1,4 @@
-"""The daemon, its sensors, schedule and queue over the cluster's instance, on PostgreSQL."""
+"""Dagster's daemon with sensors, schedule and queue, over the cluster's instance on PostgreSQL."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from caption_assets.dagster_lib.project import Project
 from caption_assets.dagster_lib.run_request import NAMESPACE, requested_shards
 from caption_assets.store.root import Root
 from caption_assets.store.tables import Status, read_captions
-from tests.automation.conftest import Site
+from tests.automation.conftest import AutomationHarness
 from tests.postgres.conftest import Deploy
 from tests.postgres.deployment import AUTOMATION, Deployment, until
 from tests.store.server import S3Server
@@ -26,7 +26,7 @@ from tests.store.server import S3Server
 pytestmark = [pytest.mark.postgres, pytest.mark.timeout(1800)]
 
 MAX_TAG_BYTES = 2704 // 4
-"""A quarter of what PostgreSQL's B-tree indexes, such as the one of Dagster's tags, take of a row."""
+"""A quarter of the maximum row size in PostgreSQL's B-tree indexes, such as the one of Dagster's tags."""
 SHARDS = 1000
 SHARDS_PER_RUN = 64
 QUEUED = dg.RunsFilter(statuses=[dg.DagsterRunStatus.QUEUED])
@@ -35,7 +35,7 @@ BACKFILL = """mutation ($assets: [AssetKeyInput!]!, $shards: [String!]!) { launc
 
 
 def requests(instance: dg.DagsterInstance, asset: str, shards: list[str]) -> dict[str, list[str]]:
-    """The queued runs that were requested for an asset, by shard."""
+    """Ids of the queued runs of an asset, by shard."""
     found: dict[str, list[str]] = {}
     for run in instance.get_runs(QUEUED):
         if dg.AssetKey(asset) in (run.asset_selection or ()):
@@ -45,12 +45,12 @@ def requests(instance: dg.DagsterInstance, asset: str, shards: list[str]) -> dic
 
 
 def launch_backfill(deployment: Deployment, assets: Iterable[dg.AssetKey], *shards: str) -> str:
-    """A backfill as the UI launches it; returns its id."""
+    """Launch a backfill as the UI does; returns its id."""
     keys = [{"path": list(key.path)} for key in assets]
     return str(deployment.ask(BACKFILL, assets=keys, shards=shards)["launchPartitionBackfill"]["backfillId"])
 
 
-def test_a_thousand_shards_are_requested_64_a_run(tmp_path: Path, deploy: Deploy) -> None:
+def test_thousand_shards_are_requested_64_a_run(tmp_path: Path, deploy: Deploy) -> None:
     root = tmp_path / "root"
     settings = {
         **AUTOMATION,
@@ -64,19 +64,19 @@ def test_a_thousand_shards_are_requested_64_a_run(tmp_path: Path, deploy: Deploy
         (root / "shards" / f"{name}.jsonl").write_text("{}")
     deployment = deploy({"captions": settings}, runs_queue_up=True)
     instance = deployment.instance
-    site = Site(root, instance)
+    harness = AutomationHarness(root, instance)
 
     until(lambda: len(requests(instance, "clip_manifest", names)) == SHARDS)
-    until(lambda: f"{SHARDS} are under way" in deployment.message("backfill"))
+    until(lambda: f"{SHARDS} have active runs" in deployment.message("backfill"))
     assert {len(runs) for runs in requests(instance, "clip_manifest", names).values()} == {1}
 
-    site.fetch_weights()
-    made = names[: 2 * SHARDS_PER_RUN]
-    site.materialize("clip_manifest", *made)
+    harness.store_weights()
+    with_manifest = names[: 2 * SHARDS_PER_RUN]
+    harness.materialize("clip_manifest", *with_manifest)
     for run in instance.get_runs(QUEUED):
-        if set(requested_shards(run.tags, names) or ()) & set(made):
-            instance.report_run_canceled(run)  # it has nothing left to do
-    until(lambda: set(requests(instance, "stage2_captions", names)) == set(made))
+        if set(requested_shards(run.tags, names) or ()) & set(with_manifest):
+            instance.report_run_canceled(run)  # its shards have manifests now
+    until(lambda: set(requests(instance, "stage2_captions", names)) == set(with_manifest))
 
     runs = instance.get_runs(QUEUED)
     assert max(sum(name.startswith(NAMESPACE) for name in run.tags) for run in runs) == SHARDS_PER_RUN
@@ -85,7 +85,7 @@ def test_a_thousand_shards_are_requested_64_a_run(tmp_path: Path, deploy: Deploy
         assert TickStatus.FAILURE not in {tick.status for tick in deployment.ticks(name)}
 
 
-def test_a_new_shard_is_captioned_on_the_instance_of_the_cluster(
+def test_new_shard_is_captioned_on_the_clusters_instance(
     tmp_path: Path, deploy: Deploy, s3_server: S3Server, sample_data: Path
 ) -> None:
     root = tmp_path / "root"
@@ -100,12 +100,12 @@ def test_a_new_shard_is_captioned_on_the_instance_of_the_cluster(
     backfill = launch_backfill(deployment, [project.manifest], "street")
     until(lambda: instance.get_backfill(backfill).status.value == "COMPLETED_SUCCESS")  # type: ignore[union-attr]
 
-    # On a machine with too much to do a run may be lost; the values have it retried once.
+    # On an overloaded machine a run may be lost; by the values it is retried once.
     runs = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.SUCCESS]))
-    made = [key for run in runs for key in run.asset_selection or ()]
-    assert set(made) == {project.weights, project.manifest, *project.stages}
-    assert made.count(project.manifest) == 2  # the schedule's and the backfill's
-    assert instance.event_log_storage.get_concurrency_info("gpu").slot_count == 4  # of the values
+    assets = [key for run in runs for key in run.asset_selection or ()]
+    assert set(assets) == {project.weights, project.manifest, *project.stages}
+    assert assets.count(project.manifest) == 2  # the schedule's and the backfill's
+    assert instance.event_log_storage.get_concurrency_info("gpu").slot_count == 4  # from the values
     store = boto3.client(
         "s3",
         endpoint_url=s3_server.endpoint,
@@ -117,7 +117,7 @@ def test_a_new_shard_is_captioned_on_the_instance_of_the_cluster(
     assert {run.run_id for run in runs} <= {part for log in logs for part in log["Key"].split("/")}
 
 
-def test_two_projects_on_one_instance_leave_each_others_shards_alone(tmp_path: Path, deploy: Deploy) -> None:
+def test_projects_on_one_instance_do_not_touch_each_others_shards(tmp_path: Path, deploy: Deploy) -> None:
     projects = {
         "plain": {**AUTOMATION, "CAPTION_ROOT": str(tmp_path / "plain")},
         "north": {**AUTOMATION, "CAPTION_ROOT": str(tmp_path / "north"), "CAPTION_PROJECT": "north"},
@@ -128,12 +128,15 @@ def test_two_projects_on_one_instance_leave_each_others_shards_alone(tmp_path: P
             (tmp_path / name / "shards" / f"{shard}.jsonl").write_text("{}")
     deployment = deploy(projects, runs_queue_up=True)
     instance = deployment.instance
-    sites = [Site(tmp_path / "plain", instance), Site(tmp_path / "north", instance, project="north")]
-    until(lambda: [site.registered for site in sites] == [["a", "b"], ["b", "c"]])
+    harnesses = [
+        AutomationHarness(tmp_path / "plain", instance),
+        AutomationHarness(tmp_path / "north", instance, project="north"),
+    ]
+    until(lambda: [harness.registered for harness in harnesses] == [["a", "b"], ["b", "c"]])
     seen = len(deployment.ticks("new_shards"))
     until(lambda: len(deployment.ticks("new_shards")) >= seen + 6)
-    for site in sites:
-        assert REMOVED not in observed_versions(instance, site.project).values()
+    for harness in harnesses:
+        assert REMOVED not in observed_versions(instance, harness.project).values()
     assert TickStatus.FAILURE not in {tick.status for tick in deployment.ticks("new_shards")}
 
     until(lambda: len(instance.get_runs(QUEUED)) == 4)  # weights and manifests of both
@@ -145,7 +148,7 @@ def test_two_projects_on_one_instance_leave_each_others_shards_alone(tmp_path: P
     assert requested == {"plain": ["a", "b"], "north": ["b", "c"]}
 
 
-def test_a_backfill_makes_both_stages_of_a_shard_in_one_run_while_other_manifests_are_missing(
+def test_backfill_runs_both_stages_of_a_shard_together_while_other_manifests_are_missing(
     tmp_path: Path, deploy: Deploy
 ) -> None:
     project = Project()

@@ -20,39 +20,39 @@ def root(s3_url: str) -> Root:
     return Root.open(s3_url)
 
 
-def test_the_hubs_files_come_to_the_engine_by_way_of_the_store(hub: HubServer, root: Root, tmp_path: Path) -> None:
+def test_weights_reach_the_engine_through_the_store(hub: HubServer, root: Root, tmp_path: Path) -> None:
     manifest = publish(root, MODEL, tmp_path)
-    assert list(tmp_path.rglob("*.safetensors")) == [], "what is in the store takes no room here"
+    assert list(tmp_path.rglob("*.safetensors")) == [], "downloads are removed after the upload"
     assert read_manifest(root, MODEL) == manifest
     assert publish(root, MODEL, tmp_path) == manifest
     assert contents(ensure_local(root, MODEL, tmp_path)) == {name: hub.files[name] for name in PARTS}
 
 
-def test_a_call_that_was_broken_off_is_continued(hub: HubServer, root: Root, tmp_path: Path) -> None:
+def test_interrupted_publication_is_resumed(hub: HubServer, root: Root, tmp_path: Path) -> None:
     hub.faults["tokenizer.json"] = [Fault(status=403)]
     with pytest.raises(WeightsError, match="HTTP 403"):
         publish(root, MODEL, tmp_path)
-    whole = root.names(f"weights/{MODEL.folder}")
-    assert MANIFEST not in whole
-    sent = {name: hub.sent[name] for name in whole}
+    complete = root.names(f"weights/{MODEL.folder}")
+    assert MANIFEST not in complete
+    sent = {name: hub.sent[name] for name in complete}
     assert len(sent) >= 2
     publish(root, MODEL, tmp_path)
-    assert sent == {name: hub.sent[name] for name in whole}
+    assert sent == {name: hub.sent[name] for name in complete}
     assert contents(ensure_local(root, MODEL, tmp_path)) == {name: hub.files[name] for name in PARTS}
 
 
-def test_a_flipped_bit_in_the_store_is_found_and_mended(hub: HubServer, root: Root, tmp_path: Path) -> None:
+def test_corruption_in_the_store_is_detected_and_repaired(hub: HubServer, root: Root, tmp_path: Path) -> None:
     publish(root, MODEL, tmp_path)
     damaged = bytearray(hub.files[SHARD])
     damaged[500] ^= 1
     root.write(f"weights/{MODEL.folder}/{SHARD}", bytes(damaged))
-    with pytest.raises(WeightsError, match=rf"s3://.*{SHARD} arrives damaged.*CAPTION_VERIFY_WEIGHTS=true"):
+    with pytest.raises(WeightsError, match=rf"s3://.*{SHARD} is damaged.*CAPTION_VERIFY_WEIGHTS=true"):
         ensure_local(root, MODEL, tmp_path)
     publish(root, MODEL, tmp_path, verify=True)
     assert contents(ensure_local(root, MODEL, tmp_path))[SHARD] == hub.files[SHARD]
 
 
-def test_a_model_may_lie_in_the_store(root: Root, tmp_path: Path) -> None:
+def test_model_may_be_in_the_store(root: Root, tmp_path: Path) -> None:
     for name, data in small_model().items():
         root.write(f"models/mine/{name}", data)
     variant = find_variant(f"{root.url}/models/mine/", revision="v1")
