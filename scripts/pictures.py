@@ -1,4 +1,4 @@
-"""The pictures of the README, of Dagster's UI and a gallery over the data of `make demo`: `make pictures`.
+"""The pictures of the docs, taken of Dagster's UI and a gallery with the data of `make demo`: `make pictures`.
 
 Chromium must be installed: `make system`.
 """
@@ -20,12 +20,12 @@ from scripts.child import child
 from scripts.dev import FILES_PORT, PORT, REPOSITORY
 
 UI = f"http://127.0.0.1:{PORT}"
-FOLDER = REPOSITORY / "docs"
+FOLDER = REPOSITORY / "docs" / "images"
 SHARD = "sample-folder"
 START_SECONDS = 120
-"""Maximum wait for the UI's first answer."""
+"""Timeout of the UI's first answer, in seconds."""
 SETTLE_MILLISECONDS = 5000
-"""For a page's queries and drawings, which no event of the browser's ends."""
+"""Wait for a page's queries and drawings, in milliseconds: the browser has no event for their end."""
 
 
 def main() -> int:
@@ -43,18 +43,18 @@ def main() -> int:
 
 @contextmanager
 def _site() -> Iterator[None]:
-    """What `make dev` runs."""
+    """Run `make dev` within the block."""
     with child([sys.executable, "-m", "scripts.dev"], env=os.environ) as process:
         try:
             deadline = time.monotonic() + START_SECONDS
             while not _answers():
                 if process.poll() is not None or time.monotonic() > deadline:
-                    sys.exit(f"pictures: no answer from {UI} within {START_SECONDS} s")
+                    sys.exit(f"pictures: no answer from {UI} within {START_SECONDS} s; is port {PORT} in use?")
                 time.sleep(1)
             yield
         finally:
             process.send_signal(signal.SIGTERM)
-            process.wait()  # killed before, as after an error, it would leave Dagster behind
+            process.wait()  # if it were killed, Dagster would continue to run
 
 
 def _answers() -> bool:
@@ -65,14 +65,14 @@ def _answers() -> bool:
 
 
 def _take(page: Page, address: str, name: str, *, height: int = 1000, expanded: Sequence[str] = ()) -> None:
-    """A page's picture, as ``name``.png, with groups of the asset graph ``expanded``."""
+    """Write the picture of a page to ``name``.png, with groups of the asset graph ``expanded``."""
     page.set_viewport_size({"width": 1500, "height": height})
     page.goto(address)
     page.wait_for_timeout(SETTLE_MILLISECONDS)
     for group in expanded:
-        page.get_by_text(group, exact=True).last.dispatch_event("click")  # the canvas lies above it
+        page.get_by_text(group, exact=True).last.dispatch_event("click")  # the canvas covers it
         page.wait_for_timeout(SETTLE_MILLISECONDS)
-    if expanded:  # they stay so, and the page begins with all of the graph in view
+    if expanded:  # they stay expanded, and a new page fits the whole graph into the view
         page.reload()
         page.wait_for_timeout(SETTLE_MILLISECONDS)
     page.screenshot(path=FOLDER / f"{name}.png")
