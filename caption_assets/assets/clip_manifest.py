@@ -33,7 +33,7 @@ from caption_assets.sources.shard import find_shard, shard_content
 from caption_assets.store.root import Root
 from caption_assets.store.tables import CLIP_MANIFEST, SCHEMA_VERSION, ManifestRow, Status, publish_manifest
 from caption_assets.store.versions import TableVersions, next_manifest_version
-from caption_assets.video.window import Windowing
+from caption_assets.video.window import WINDOWING_VERSION, Windowing
 from caption_assets.workers.sandbox import Sandbox
 
 Metadata = dict[str, dg.MetadataValue | int | float]
@@ -102,10 +102,13 @@ def build_clip_manifest(settings: Settings) -> dg.AssetsDefinition:
     return clip_manifest
 
 
-def manifest_code_version(windowing: Windowing) -> str:
-    """The code version of manifests: the tables' schema, then how clips are cut."""
+def manifest_code_version(windowing: Windowing, algorithm: int = WINDOWING_VERSION) -> str:
+    """The code version of manifests: version of the tables' schema and of the windowing algorithm, and window sizes.
+
+    Version 1 of the algorithm is left out: manifests of releases without versions of it stay valid.
+    """
     cut = f"{windowing.size}-{windowing.remainder_threshold}" if windowing.seconds is None else f"{windowing.seconds}s"
-    return f"{SCHEMA_VERSION}-{cut}"
+    return f"{SCHEMA_VERSION}-{cut}" if algorithm == 1 else f"{SCHEMA_VERSION}-v{algorithm}-{cut}"
 
 
 def is_of_this_schema(code_version: str) -> bool:

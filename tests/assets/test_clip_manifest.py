@@ -3,11 +3,13 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from caption_assets.assets.clip_manifest import is_of_this_schema, manifest_code_version
 from caption_assets.captioning.prediction import predicted_tokens
 from caption_assets.dagster_lib.run_request import request_tags
 from caption_assets.settings import Settings
 from caption_assets.store.root import Root
-from caption_assets.store.tables import Status, publish_manifest, read_manifest
+from caption_assets.store.tables import SCHEMA_VERSION, Status, publish_manifest, read_manifest
+from caption_assets.video.window import WINDOWING_VERSION, Windowing
 from tests.assets.conftest import Project
 
 pytestmark = pytest.mark.fast
@@ -113,6 +115,20 @@ def test_a_shard_that_is_written_to_while_it_is_probed_has_no_manifest(
     monkeypatch.setattr("caption_assets.assets.clip_manifest.publish_manifest", publish)
     message = indexed.failure("clip_manifest", partition="sample-folder")
     assert "sample-folder: it changed while it was probed" in message
+
+
+def test_the_code_version_of_the_first_windowing_algorithm_has_no_version_of_it() -> None:
+    # Manifests of releases without a windowing version must not become stale.
+    assert manifest_code_version(Windowing(), 1) == f"{SCHEMA_VERSION}-256-128"
+    assert manifest_code_version(Windowing(seconds=2.5), 1) == f"{SCHEMA_VERSION}-2.5s"
+
+
+@pytest.mark.parametrize("windowing", [Windowing(), Windowing(seconds=2.5)])
+def test_the_code_version_covers_the_windowing_algorithm_and_the_schema(windowing: Windowing) -> None:
+    versions = [manifest_code_version(windowing, algorithm) for algorithm in (1, 2, 3)]
+    assert len(set(versions)) == 3
+    assert manifest_code_version(windowing) == manifest_code_version(windowing, WINDOWING_VERSION)
+    assert all(is_of_this_schema(version) for version in versions)
 
 
 def test_files_that_are_no_clips_are_counted_and_named(indexed: Project) -> None:

@@ -4,7 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caption_assets.video.window import MIN_WINDOW_FRAMES, MIN_WINDOW_SECONDS, Window, Windowing, split
+from caption_assets.video.window import (
+    MIN_WINDOW_FRAMES,
+    MIN_WINDOW_SECONDS,
+    WINDOWING_VERSION,
+    Window,
+    Windowing,
+    split,
+)
 
 pytestmark = pytest.mark.fast
 
@@ -75,6 +82,26 @@ def test_a_stretch_of_too_few_frames_joins_its_neighbour() -> None:
     times = [0.0, 0.1, 0.2, 0.3, 1.0, 1.5, 2.0, 2.1, 2.2, 2.3, 3.0, 3.9]
     windows = list(split(times, 4.0, Windowing(seconds=1.0)))
     assert [(w.start_frame, w.end_frame) for w in windows] == [(0, 4), (4, 12)]
+
+
+PINNED = {
+    1: {
+        (600, Windowing()): [(0, 256), (256, 600)],
+        (640, Windowing()): [(0, 256), (256, 512), (512, 640)],
+        (23, Windowing(8, 4)): [(0, 8), (8, 16), (16, 23)],
+        (19, Windowing(8, 4)): [(0, 8), (8, 19)],
+        (112, Windowing(seconds=1.5)): [(0, 38), (38, 75), (75, 112)],
+        (93, Windowing(seconds=1.5)): [(0, 38), (38, 93)],
+    }
+}
+"""Frames of the windows of clips of 25 fps, by version of the algorithm, number of frames, and windowing."""
+
+
+def test_windows_are_cut_as_their_version_says() -> None:
+    # If this fails, clips are cut differently: raise WINDOWING_VERSION and pin the windows of the new version.
+    for (frames, windowing), expected in PINNED[WINDOWING_VERSION].items():
+        windows = windows_of(frames, windowing)
+        assert [(window.start_frame, window.end_frame) for window in windows] == expected
 
 
 def test_default_windows_are_the_references() -> None:
