@@ -1,4 +1,4 @@
-"""Names of files, as strangers write them, made into keys of clips."""
+"""Clip keys: unique, relative names of clips, made from untrusted file names."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from caption_assets.errors import UnreadableClip
 
 
 def normalise(name: str) -> str:
-    """``name`` as a relative path in valid UTF-8: no empty or ``.`` parts, ``..`` as ``__``, lone surrogates escaped.
+    """A name as a relative path in valid UTF-8: no empty or ``.`` parts, ``..`` as ``__``, lone surrogates escaped.
 
-    Python reads file names that are not UTF-8 with lone surrogates in them, which no table can hold.
+    Python decodes file names that are not UTF-8 to lone surrogates, which no table can store.
     """
     text = name.encode("utf-8", "backslashreplace").decode()
     return "/".join("__" if part == ".." else part for part in text.split("/") if part not in ("", "."))
 
 
 def escapes_root(name: str) -> bool:
-    """Whether ``name`` is absolute or climbs: nothing of a shard may be called so, even if it would come back."""
+    """Whether a name is absolute or contains ``..``. Neither is allowed, even if the path stays within the root."""
     return name.startswith("/") or ".." in name.split("/")
 
 
 class KeyAllocator:
-    """Gives each clip of a shard a key of its own."""
+    """Assigns a unique key to each clip of a shard."""
 
     def __init__(self) -> None:
         self._kept: set[str] = set()
@@ -30,23 +30,23 @@ class KeyAllocator:
         self._numbers: Counter[str] = Counter()
 
     def allocate(self, name: str, refusal: UnreadableClip | None) -> tuple[str, UnreadableClip | None]:
-        """The key for a clip called ``name``, and why the clip is refused, if it is.
+        """The key of a clip, and the reason if the clip is refused.
 
-        The first clip of a name is kept, later ones are refused. A key that is taken gets ``#2``, ``#3`` and so on. A
-        refused clip makes no other a duplicate.
+        The first clip of a name is accepted, and later ones are refused as duplicates of it. A key that is taken gets
+        the suffix ``#2``, ``#3`` and so on. A clip is not a duplicate of a refused one.
 
         Args:
-            name: as the folder, tar or list has it.
-            refusal: why the clip is refused already, whatever its name.
+            name: name of the clip in its folder, tar or list.
+            refusal: the reason if the clip is refused already.
         """
         key = normalise(name)
         if refusal is None and escapes_root(name):
             refusal = UnreadableClip(
-                "outside", f"the name {name!r} is absolute or has '..' in it: name the clip relative to its root"
+                "outside", f"the name {name!r} is absolute or contains '..': use a name relative to its root"
             )
         if refusal is None and key in self._kept:
             refusal = UnreadableClip(
-                "duplicate", f"the shard has another clip called {key!r}, which is kept: rename one"
+                "duplicate", f"the shard has another clip named {key!r}, which is used instead: rename one"
             )
         if refusal is None:
             self._kept.add(key)

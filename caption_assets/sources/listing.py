@@ -1,4 +1,4 @@
-"""The clips of a shard, whatever its layout."""
+"""The listing of a shard's clips, for every layout."""
 
 from __future__ import annotations
 
@@ -34,27 +34,27 @@ from caption_assets.store.root import Root
 from caption_assets.store.span import Span
 
 READ_AHEAD_BYTES = 64 << 10
-"""Fetched with each of a tar's headers, for the small members behind it; fsspec's own choice for S3 is 50 MiB."""
+"""Bytes fetched with each header of a tar: the next headers follow small members. fsspec's default for S3 is 50 MiB."""
 MAX_HEADER_BYTES = 1 << 20
-"""A tar that claims a longer header (a name, say) is refused, before that many bytes are read."""
+"""Maximum size of a tar header, such as a long name, in bytes. Checked before it is read."""
 TAR_ERRORS = (tarfile.TarError, ValueError, OverflowError, RecursionError)
-"""What tarfile raises over damaged headers: its own errors, and bare ones where a number or a chain is absurd."""
+"""Errors that tarfile raises for damaged headers: its own, and built-in ones for absurd numbers or chains."""
 NAMED_FILES = 20
-"""Maximum number of other files that are named."""
+"""Maximum number of other files that are listed by name."""
 SHOWN_SUFFIXES = 10
 """Maximum number of suffixes in one message."""
 SIDECAR_SUFFIXES = (JSON_SUFFIX, TEXT_SUFFIX)
-"""Suffixes of files that go with the video of their stem."""
+"""Suffixes of sidecar files, which belong to the video with the same stem."""
 
 
 @dataclass(slots=True)
 class OtherFiles:
-    """The files of a shard that are neither clips nor known to go with one, counted as they are seen."""
+    """Counter of a shard's files that are neither clips nor sidecar files."""
 
     count: int = 0
     by_suffix: Counter[str] = field(default_factory=Counter)
     first_names: list[str] = field(default_factory=list)
-    """Up to ``NAMED_FILES``."""
+    """The first ``NAMED_FILES`` names."""
 
     def add(self, name: str) -> None:
         """Count a file."""
@@ -65,24 +65,23 @@ class OtherFiles:
 
 
 def list_clips(source: Root, shard: Shard, others: OtherFiles | None = None) -> Iterator[Clip]:
-    """The shard's clips: those of folders and tars sorted by key, those of lists in the list's order.
+    """List the clips of a shard: sorted by key in folders and tars, in the list's order in lists.
 
-    What looks like a clip but will not be opened is among them, with its refusal. Of tars only the
-    headers are read, of lists as much as the iteration needs; each clip that a list names is looked up in its store.
+    Refused clips are included. Only the headers of tars are read, and lists are read as far as the iteration needs.
+    Each clip of a list is looked up in its store.
 
     Args:
-        source: which holds the shard.
-        shard: whose clips to list.
-        others: gets the shard's other files before the first clip is listed.
+        source: the root that contains the shard.
+        shard: the shard to list.
+        others: counts the shard's other files, before the first clip is yielded.
 
     Raises:
-        ShardError: if a tar or list cannot be read as one, or is a link that leads out of the source, or if nothing in
-            the shard is taken for a clip.
+        ShardError: if a tar or list is invalid, or is a symbolic link out of the source, or if the shard has no clips.
     """
     others = OtherFiles() if others is None else others
     if not source.holds(shard.path):
         raise ShardError(
-            f"shard {shard.key!r} is a link that leads out of the source {source.url!r}: put the file itself there"
+            f"shard {shard.key!r} is a link to a path outside the source {source.url!r}: replace it with the file"
         )
     match shard.layout:
         case Layout.FOLDER:
@@ -96,15 +95,15 @@ def list_clips(source: Root, shard: Shard, others: OtherFiles | None = None) -> 
         is_empty = False
         yield clip
     if is_empty:
-        raise ShardError(f"shard {shard.key!r} holds nothing to caption: {_described(shard, others)}: no clips")
+        raise ShardError(f"shard {shard.key!r} has no clips: {_content(shard, others)}")
 
 
-def _described(shard: Shard, others: OtherFiles) -> str:
-    """What was seen in a shard without clips."""
+def _content(shard: Shard, others: OtherFiles) -> str:
+    """A description of the content of a shard without clips."""
     if shard.layout is Layout.LIST:
-        return "a list without rows"
+        return "the list has no rows"
     suffixes = ", ".join(sorted(others.by_suffix)[:SHOWN_SUFFIXES])
-    return f"{others.count} files{': ' if suffixes else ''}{suffixes}"
+    return f"{others.count} other files{f' ({suffixes})' if suffixes else ''}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,16 +111,16 @@ class _File:
     """A file of a folder or a member of a tar."""
 
     name: str
-    """As the folder or tar has it."""
+    """Name in the folder or tar."""
     span: Span
     refusal: UnreadableClip | None
-    """Why it will not be opened."""
+    """The reason if it must not be opened."""
     is_clip: bool = True
-    """Whether its name is that of a video."""
+    """Whether it is listed as a clip."""
 
 
 def _clips(files: Iterable[_File], others: OtherFiles) -> list[Clip]:
-    """The videos among a shard's files, each with those of its stem that go with it, sorted by key."""
+    """The videos among a shard's files, with their sidecar files, sorted by key."""
     videos: list[_File] = []
     stills: list[_File] = []
     beside: dict[str, _File] = {}
@@ -156,7 +155,7 @@ def _clips(files: Iterable[_File], others: OtherFiles) -> list[Clip]:
 
 
 def _shown_suffix(name: str) -> str:
-    """A file's suffix, of archives with the one before; its name where it has none."""
+    """A file's suffix, which is double for compressed archives; its name if it has no suffix."""
     found = ARCHIVE.search(name)
     return found[0].lower() if found else suffix(name) or posixpath.basename(normalise(name))
 
@@ -170,7 +169,7 @@ def _side_name(name: str, ending: str) -> str:
 
 
 def _accepted_first(file: _File) -> tuple[str, bool]:
-    """By key; of files with the same key, those that will not be opened come last."""
+    """Sort key: by clip key, with refused files after accepted ones of the same key."""
     return normalise(file.name), file.refusal is not None or escapes_root(file.name)
 
 
@@ -187,13 +186,13 @@ def _refuse_entry(source: Root, path: str, entry: Mapping[str, Any]) -> Unreadab
     name = posixpath.basename(path)
     if entry.get("islink"):
         if not source.holds(path):
-            return UnreadableClip("link", f"{name!r} is a link that leads out of the source: put the file itself there")
+            return UnreadableClip("link", f"{name!r} is a link to a path outside the source: replace it with the file")
         if os.path.isdir(entry["name"]):
-            return UnreadableClip("link", f"{name!r} is a link to a folder, and is not followed: make it a folder")
+            return UnreadableClip("link", f"{name!r} is a link to a folder, which is not followed: use a folder")
         if not os.path.isfile(entry["name"]):
-            return UnreadableClip("link", f"{name!r} is a link that leads to no file: put the file itself there")
+            return UnreadableClip("link", f"{name!r} is a broken link: replace it with the file")
     elif entry["type"] != "file":
-        return UnreadableClip("not_a_file", f"{name!r} is no regular file: put the video itself there")
+        return UnreadableClip("not_a_file", f"{name!r} is not a regular file: replace it with the video file")
     return None
 
 
@@ -209,45 +208,45 @@ def _tar_files(source: Root, shard: Shard) -> Iterator[_File]:
                     span = Span(url, member.offset_data, size, access=source.access)
                     yield _File(member.name, span, refusal, is_video(member.name))
     except OSError as error:
-        raise ShardError(f"shard {shard.key!r} in {source.url!r} cannot be read: {explain(error)}") from error
+        raise ShardError(f"cannot read shard {shard.key!r} in {source.url!r}: {explain(error)}") from error
     except TAR_ERRORS as error:
         raise ShardError(
-            f"shard {shard.key!r} cannot be read as an uncompressed tar ({error}): write it anew, without compression"
+            f"shard {shard.key!r} is not a valid uncompressed tar ({error}): write it again, without compression"
         ) from error
 
 
 def _members(file: _Headers) -> Iterator[tarfile.TarInfo]:
-    """Every member but folders. Raises one of ``TAR_ERRORS`` where the headers break off."""
+    """All members except folders. Raises one of ``TAR_ERRORS`` at a damaged header."""
     with tarfile.open(fileobj=file, mode="r:", encoding="utf-8") as archive:
         for member in archive:
             if member.size < 0:
-                raise tarfile.ReadError("a member of negative size")  # would send tarfile back, to read it for ever
+                raise tarfile.ReadError("a member of negative size")  # tarfile would seek back and loop for ever
             if not member.isdir():
                 yield member
         file.seek(archive.offset)
-        if file.read(tarfile.BLOCKSIZE).strip(b"\0"):  # tarfile takes any header that it cannot read for the end
+        if file.read(tarfile.BLOCKSIZE).strip(b"\0"):  # tarfile treats an invalid header as the end of the archive
             raise tarfile.ReadError(f"the header at byte {archive.offset} is damaged")
         empty = 0
         while rest := file.read(tarfile.RECORDSIZE):
             empty += len(rest)
-            if rest.strip(b"\0"):  # one tar behind another, say, which `tar --concatenate` would have joined
-                raise tarfile.ReadError(f"its end at byte {archive.offset} is not the file's")
+            if rest.strip(b"\0"):  # for example tars joined by `cat` instead of `tar --concatenate`
+                raise tarfile.ReadError(f"data after the end of the archive at byte {archive.offset}")
         if not archive.offset and empty >= tarfile.RECORDSIZE:  # an empty tar is one record
-            raise tarfile.ReadError("it holds nothing but zeros")
+            raise tarfile.ReadError("only zeros")
 
 
 def _refuse_member(member: tarfile.TarInfo) -> UnreadableClip | None:
     if member.issym() or member.islnk():
-        return UnreadableClip("link", f"{member.name!r} is a link in its tar: put the file itself there")
+        return UnreadableClip("link", f"{member.name!r} is a link in its tar: store the file itself")
     if not member.isreg():
-        return UnreadableClip("not_a_file", f"{member.name!r} is no regular file in its tar: put the video there")
+        return UnreadableClip("not_a_file", f"{member.name!r} is not a regular file in its tar: store the video file")
     if member.issparse():
-        return UnreadableClip("sparse", f"{member.name!r} has holes in its tar: write the tar without --sparse")
+        return UnreadableClip("sparse", f"{member.name!r} is a sparse file in its tar: write the tar without --sparse")
     return None
 
 
 class _Headers(io.RawIOBase):
-    """A tar's file as ``tarfile`` is to see it: no more is read at a time than a header may have."""
+    """A tar's file for ``tarfile``: limits the size of each read to that of a header."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -260,5 +259,5 @@ class _Headers(io.RawIOBase):
 
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= MAX_HEADER_BYTES:
-            raise tarfile.ReadError(f"a header of {size} bytes, where {MAX_HEADER_BYTES} are the most")
+            raise tarfile.ReadError(f"a header of {size} bytes, above the limit of {MAX_HEADER_BYTES}")
         return self._file.read(size)

@@ -1,4 +1,4 @@
-"""A shard's manifest: every clip probed and cut into windows, one row each."""
+"""The rows of a shard's manifest: its clips, probed and cut into windows."""
 
 from __future__ import annotations
 
@@ -23,39 +23,39 @@ from caption_assets.video.window import MIN_WINDOW_FRAMES, Windowing, split
 from caption_assets.workers.sandbox import Sandbox
 
 PROBE_WORKERS = 8
-"""Workers for a sandbox that probes, by default: each waits for the store most of the time."""
+"""Default number of workers that probe clips: each waits for the store most of the time."""
 PIECE_BYTES = 16 << 20
-"""Bytes of a clip in one request: in a clip of 2 GiB, 128 of them."""
+"""Bytes of a clip in one request: a clip of 2 GiB takes 128."""
 CLIPS_AHEAD = 8
-"""Clips taken up before the first of them is handed on, for each worker: a slow one does not hold up the others."""
+"""Maximum number of clips in progress, for each worker: a slow clip does not delay the others."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProbedClip:
-    """One clip's rows, and what they cost."""
+    """The manifest rows of one clip."""
 
     size: int
-    """Length of the clip's file."""
+    """Size of the clip's file, in bytes."""
     bytes_read: int
-    """Bytes of it that were fetched."""
+    """Number of bytes fetched to probe it."""
     rows: tuple[ManifestRow, ...]
-    """One for each window, or one that says why there is none."""
+    """One row per window, or one failed row with the reason."""
 
 
 def probe_clips(
     sandbox: Sandbox, source: Root, shard: Shard, windowing: Windowing, others: OtherFiles | None = None
 ) -> Iterator[ProbedClip]:
-    """The shard's clips, probed many at a time in a sandbox's workers and handed on in the order of the listing.
+    """Probe the clips of a shard in parallel, and yield them in the order of the listing.
 
     Args:
-        sandbox: its workers.
-        source: which holds the shard.
-        shard: whose clips to probe.
-        windowing: how they are cut.
-        others: gets the shard's files that are not clips.
+        sandbox: the workers that probe.
+        source: the root that contains the shard.
+        shard: the shard to probe.
+        windowing: sizes of windows.
+        others: counts the shard's files that are not clips.
 
     Raises:
-        ShardError: if the shard cannot be listed, or nothing in it is taken for a clip.
+        ShardError: if the shard cannot be listed or has no clips.
     """
     base = _base(source)
     waiting: deque[tuple[Clip, Future[ProbedClip]]] = deque()
@@ -70,37 +70,37 @@ def probe_clips(
 def _outcome(sandbox: Sandbox, base: str, clip: Clip, job: Future[ProbedClip]) -> ProbedClip:
     try:
         return sandbox.result(job)
-    except UnreadableClip as error:  # it took the worker along
+    except UnreadableClip as error:  # it crashed the worker, or reached a limit
         return _refused(clip, base, error)
 
 
 def span_of(source: Root, row: ManifestRow) -> Span:
-    """Where the bytes of a row's clip lie."""
+    """The span of a row's clip."""
     url = row.uri if "://" in row.uri else _base(source) + row.uri
     return Span(url, row.offset, row.bytes, access=source.access)
 
 
 class ClipChanged(Exception):
-    """A clip whose bytes are not those that its manifest describes."""
+    """A clip whose content differs from that in its manifest."""
 
     kind = "clip_changed"
-    """One word for tables."""
+    """Error kind in tables."""
 
 
 def read_clip(source: Root, row: ManifestRow) -> bytes:
-    """The bytes of a row's clip.
+    """Read the bytes of a row's clip.
 
     Raises:
-        ClipChanged: if they are not those that the row was made from.
+        ClipChanged: if they differ from those that were probed.
     """
     return b"".join(clip_pieces(source, row))
 
 
 def clip_pieces(source: Root, row: ManifestRow) -> Iterator[bytes]:
-    """The bytes of a row's clip, in pieces of ``PIECE_BYTES``.
+    """Read the bytes of a row's clip in pieces of ``PIECE_BYTES``.
 
     Raises:
-        ClipChanged: behind the last piece at the latest, if they are not those that the row was made from.
+        ClipChanged: at the latest after the last piece, if they differ from those that were probed.
     """
     span = span_of(source, row)
     tag = PiecewiseTag()
@@ -111,7 +111,7 @@ def clip_pieces(source: Root, row: ManifestRow) -> Iterator[bytes]:
             tag.add(piece)
             yield piece
     except FileNotFoundError:
-        raise ClipChanged(f"clip {row.clip_key!r} is gone: materialize clip_manifest again") from None
+        raise ClipChanged(f"clip {row.clip_key!r} was deleted: materialize clip_manifest again") from None
     whole = span.offset == 0 and found["size"] == span.size
     etag = found.get("ETag") if whole else None
     if tag.size != span.size or row.content_tag != (etag_tag(etag) if etag else tag.value()):
@@ -129,13 +129,13 @@ def _listed(source: Root, shard: Shard, others: OtherFiles | None) -> Iterator[C
         yield from list_clips(source, shard, others)
     except CaptionAssetsError:
         raise
-    except Exception as error:  # stores have many: OSError, botocore's, their clients'
-        what = f"the clips of shard {shard.key!r} in {source.url!r} cannot be listed"
+    except Exception as error:  # stores raise OSError, botocore's errors, and those of other clients
+        what = f"cannot list the clips of shard {shard.key!r} in {source.url!r}"
         raise ShardError(f"{what}: {explain(error)}") from error
 
 
 def _probed(clip: Clip, base: str, windowing: Windowing) -> ProbedClip:
-    """In a worker: one clip's rows."""
+    """The rows of one clip. Runs in a worker."""
     if clip.refusal:
         return _refused(clip, base, clip.refusal)
     row, file = _clip_row(clip, base, tag=""), SpanFile(clip.video)
@@ -153,7 +153,7 @@ def _refused(clip: Clip, base: str, reason: UnreadableClip) -> ProbedClip:
 
 
 def _with_metadata(clip: Clip, row: ManifestRow) -> ManifestRow:
-    """The row with what was said of the clip where it is listed."""
+    """The row with the clip's prompt and extra values."""
     try:
         metadata = clip.metadata()
         extra = json.dumps(metadata.extra, ensure_ascii=False) if metadata.extra else None
@@ -163,7 +163,7 @@ def _with_metadata(clip: Clip, row: ManifestRow) -> ManifestRow:
 
 
 def _clip_row(clip: Clip, base: str, tag: str) -> ManifestRow:
-    """The row of a clip of which no more is known than where it lies."""
+    """The row of a clip before it is probed."""
     return ManifestRow(
         clip_key=clip.key,
         window_index=None,
@@ -179,7 +179,7 @@ def _clip_row(clip: Clip, base: str, tag: str) -> ManifestRow:
 def _window_rows(row: ManifestRow, found: Probe, windowing: Windowing) -> Iterator[ManifestRow]:
     if found.frames < MIN_WINDOW_FRAMES:
         raise UnreadableClip(
-            "too_short", f"the clip has {found.frames} frames, fewer than the {MIN_WINDOW_FRAMES} that a window needs"
+            "too_short", f"the clip has {found.frames} frames, below the minimum of {MIN_WINDOW_FRAMES} for a window"
         )
     variable_fps = found.variable_fps
     for window in split(found.times, found.seconds, windowing):

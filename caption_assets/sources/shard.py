@@ -1,4 +1,4 @@
-"""The shards of a source."""
+"""The shards of a source: layouts, listing and content versions."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from caption_assets.store.root import Root
 from caption_assets.video.container import FORMATS
 
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
-"""Keys that Dagster's partitions, file systems and object stores all take; a comma, say, breaks backfills in the UI."""
+"""Keys that Dagster's partitions, file systems and object stores all accept. A comma breaks backfills in the UI."""
 JSON_SUFFIX = ".json"
 TEXT_SUFFIX = ".txt"
 OTHER_VIDEO_SUFFIXES = (
     ".ts .m2ts .mts .m2t .tp .trp .mpg .mpeg .mpe .m2p .vob .evo .mod .tod .m1v .m2v .mpv .asf .wmv .ogv .ogm .ogx "
     ".mxf .ivf .apng .webp .qt .mp4v .3gpp .3gp2 .f4p .divx .xvid .lrv .insv .360"
 )
-"""Suffixes of videos that FFmpeg's demuxers open and do not list, or that cameras write for one of theirs."""
+"""Suffixes of videos that FFmpeg's demuxers open but do not list, or that cameras use for their formats."""
 AUDIO_SUFFIXES = frozenset({".m4a", ".m4b", ".mka", ".mks", ".isma"})
-"""Suffixes that FFmpeg's demuxers list of files without video."""
+"""Suffixes that FFmpeg's demuxers list for files without video."""
 VIDEO_SUFFIXES = (
     frozenset(f".{suffix}" for name in FORMATS.split(",") for suffix in ContainerFormat(name, "r").extensions).union(
         OTHER_VIDEO_SUFFIXES.split()
     )
     - AUDIO_SUFFIXES
 )
-"""Suffixes of what is taken for a clip: what the demuxers open that may open clips."""
+"""Suffixes of clips: those of the demuxers in ``FORMATS``."""
 STILL_SUFFIXES = frozenset({".webp", ".avif", ".heic", ".heif"})
-"""Suffixes of videos that are mostly still pictures: beside a video of the same stem they are its thumbnail."""
+"""Suffixes of files that may be videos, but are the thumbnail of a video with the same stem if there is one."""
 
 ARCHIVE = re.compile(
     r"\.(tar\.[a-z0-9]+|tgz|tbz2?|txz|tzst|zip|7z|rar|(parquet|jsonl)\.(gz|bz2|xz|zst))$", re.IGNORECASE
@@ -49,11 +49,11 @@ ARCHIVE = re.compile(
 
 
 class ShardError(CaptionAssetsError):
-    """A source or shard that is not there or cannot be listed."""
+    """A source or shard that does not exist or cannot be listed."""
 
 
 class Layout(StrEnum):
-    """How a shard holds its clips."""
+    """The layout of a shard."""
 
     FOLDER = "folder"
     TAR = "tar"
@@ -61,13 +61,13 @@ class Layout(StrEnum):
 
 
 LAYOUTS = {".tar": Layout.TAR, ".parquet": Layout.LIST, ".jsonl": Layout.LIST}
-"""Layouts that are a single file, by its suffix."""
+"""Layouts of a single file, by suffix."""
 CLOCK_TOLERANCE = timedelta(minutes=15)
 """Maximum difference between two correctly set clocks; S3 rejects requests beyond it (RequestTimeTooSkewed)."""
 
 
 class SkipReason(StrEnum):
-    """Why an entry of the source is not a shard."""
+    """The reason why an entry of the source is not a shard."""
 
     LOOSE_VIDEO = "videos outside a shard (move them into a folder)"
     LINKED_FOLDER = "linked folders, which are not followed (make them folders)"
@@ -81,29 +81,29 @@ class SkipReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A dataset shard of the source."""
+    """A shard of the source."""
 
     key: str
-    """Name of the shard, which is its partition key."""
+    """Partition key."""
     layout: Layout
     path: str
-    """The folder, tar or list, relative to the source."""
+    """Path of the folder, tar or list, relative to the source."""
     file: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
-    """Fsspec's entry of a tar or list."""
+    """Directory entry of a tar or list, as fsspec returns it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What a source holds."""
+    """The content of a source."""
 
     shards: list[Shard]
-    """Sorted by key."""
+    """Accepted shards, sorted by key."""
     refused: Mapping[str, str]
-    """What looks like a shard and is none, by path in the source: why."""
+    """Reason for each refused shard, by its path in the source."""
     keys: frozenset[str]
-    """Of all of these."""
+    """Keys of all shards, accepted and refused."""
     skipped: Mapping[SkipReason, Sequence[str]]
-    """Names of the entries that are not shards, sorted, by reason."""
+    """Sorted names of the entries that are not shards, by reason."""
 
     def describe_skipped(self, shown: int) -> list[tuple[str, int, str]]:
         """A row for each reason: the reason, the number of entries, and the first ``shown`` of their names."""
@@ -116,28 +116,28 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class ShardContent:
-    """What is in a shard, as far as its listing tells."""
+    """The content of a shard, from a listing of its files."""
 
     version: str
-    """A short hash of names, sizes, and ETags or else times of change."""
+    """A short hash of names, sizes, and ETags or else modification times."""
     changed: datetime | None
-    """When a file of it was last written; None if there is none. Times in the future count if there are no others."""
+    """Latest modification time; None without files. Times in the future are ignored unless there are no others."""
     future: int = 0
     """Number of files with a modification time in the future, beyond ``CLOCK_TOLERANCE``."""
 
 
 def list_shards(source: Root) -> Listing:
-    """The source's shards, and what lies beside them.
+    """List the shards and the other entries of a source.
 
     Raises:
-        ShardError: if the source is not there.
+        ShardError: if the source does not exist or cannot be listed.
     """
     shards, skipped = _read_source(source)
     times = Counter(shard.key for shard in shards)
     refused = {}
     for shard in shards:
         if not KEY_PATTERN.fullmatch(shard.key):
-            refused[shard.path] = "its name cannot be a partition: rename it to letters, digits, '_', '-' and '.'"
+            refused[shard.path] = "its name is not a valid partition key: use letters, digits, '_', '-' and '.' only"
         elif times[shard.key] > 1:
             refused[shard.path] = f"{times[shard.key]} shards have the key {shard.key!r}: rename all but one"
     accepted = [shard for shard in shards if shard.path not in refused]
@@ -176,12 +176,10 @@ def find_shard(source: Root, key: str) -> Shard:
 
 
 def shard_content(source: Root, shard: Shard) -> ShardContent:
-    """What is in a shard.
-
-    Of a list, this is the list file itself: the clips it names are not looked at.
+    """List the files of a shard. The content of a list is the list file alone, without the clips that it names.
 
     Raises:
-        StoreError: if it cannot be listed.
+        StoreError: if the shard cannot be listed.
     """
     if shard.file:
         files = [(shard.path, shard.file)]
@@ -196,7 +194,7 @@ def shard_content(source: Root, shard: Shard) -> ShardContent:
 
 
 def _written(file: Mapping[str, Any]) -> datetime:
-    """S3's time of change, or a local file's, limited to the years that Python has."""
+    """The modification time of an S3 object or a local file, limited to the years that Python supports."""
     if "LastModified" in file:
         return file["LastModified"]  # type: ignore[no-any-return]
     try:
@@ -206,9 +204,9 @@ def _written(file: Mapping[str, Any]) -> datetime:
 
 
 def files_below(source: Root, shard: Shard) -> list[tuple[str, Mapping[str, Any]]]:
-    """The videos of a folder and the files that may go with them, by name within the folder, with fsspec's entries.
+    """Names and entries of the videos and sidecar files in a folder, without hidden ones.
 
-    A link to a folder is listed and not followed. Hidden files and folders are left out.
+    A link to a folder is listed but not followed.
     """
     return [
         (name, entry)
@@ -218,7 +216,7 @@ def files_below(source: Root, shard: Shard) -> list[tuple[str, Mapping[str, Any]
 
 
 def all_files_below(source: Root, shard: Shard) -> list[tuple[str, Mapping[str, Any]]]:
-    """As ``files_below``, and the other files of the folder."""
+    """Names and entries of all files in a folder, without hidden ones."""
     base = source.full(shard.path) + "/"
     entries = source.fs.find(base, detail=True).values()
     named = [(entry["name"].removeprefix(base).lstrip("/"), entry) for entry in entries]
@@ -226,34 +224,34 @@ def all_files_below(source: Root, shard: Shard) -> list[tuple[str, Mapping[str, 
 
 
 def is_video(name: str) -> bool:
-    """Whether a file is taken for a video, by its name."""
+    """Whether a file's name is that of a video."""
     return suffix(name) in VIDEO_SUFFIXES
 
 
 def suffix(name: str) -> str:
-    """The suffix of a file's name, in small letters, with its dot."""
+    """The suffix of a file's name, in lower case, with its dot."""
     return posixpath.splitext(name)[1].lower()
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or a folder above it begins with a dot."""
+    """Whether the name of a file or of a folder above it begins with a dot."""
     return any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
 
 
 def is_linked_folder(entry: Mapping[str, Any]) -> bool:
-    """Whether a local entry is a link to a folder."""
+    """Whether a local entry is a symbolic link to a folder."""
     return bool(entry.get("islink")) and os.path.isdir(entry["name"])
 
 
 def _read_source(source: Root) -> tuple[list[Shard], dict[SkipReason, list[str]]]:
-    """Every entry that is a shard, its name not yet checked, sorted by key; and the other entries."""
+    """All shards, sorted by key, before validation of their names; and the other entries."""
     shards: list[Shard] = []
     skipped: dict[SkipReason, list[str]] = {}
     try:
         for entry in source.entries():
             name = entry["name"][len(source.path) :].removeprefix("/")
             if not name and entry["type"] == "file":
-                continue  # the source's own directory marker, an object "shards/"
+                continue  # directory marker of the source itself, an object "shards/"
             reason = _skip_reason(name.rstrip("/"), entry)
             if reason is None:
                 shards.append(_as_shard(name.rstrip("/"), entry))
@@ -261,7 +259,7 @@ def _read_source(source: Root) -> tuple[list[Shard], dict[SkipReason, list[str]]
                 skipped.setdefault(reason, []).append(shown_name(name) or "/")
     except FileNotFoundError as error:
         raise ShardError(
-            f"the source {source.url!r} does not exist: put shards there, or set CAPTION_SOURCE to where they are"
+            f"the source {source.url!r} does not exist: create it, or set CAPTION_SOURCE to the folder of the shards"
         ) from error
     except StoreError as error:
         raise ShardError(f"CAPTION_SOURCE is {source.url!r}: {error}") from error
@@ -269,12 +267,12 @@ def _read_source(source: Root) -> tuple[list[Shard], dict[SkipReason, list[str]]
 
 
 def shown_name(name: str) -> str:
-    """A file's name in valid UTF-8, for messages: Python reads others with lone surrogates."""
+    """A file's name in valid UTF-8, for messages: Python decodes other names to lone surrogates."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _skip_reason(name: str, entry: Mapping[str, Any]) -> SkipReason | None:
-    """Why an entry is not a shard; None if it is one."""
+    """The reason why an entry is not a shard; None if it is one."""
     ending = posixpath.splitext(name)[1]
     if name in ("", ".", ".."):
         return SkipReason.UNNAMED

@@ -1,4 +1,4 @@
-"""Shards that are lists: the URIs of clips that lie elsewhere, as Parquet or JSON lines."""
+"""List shards: URIs of clips stored elsewhere, as Parquet or JSON lines."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from caption_assets.store.root import Root
 from caption_assets.store.span import Span
 
 BATCH_ROWS = 1024
-"""Rows held at a time."""
+"""Number of rows in memory."""
 PARALLEL_LOOKUPS = 16
-"""Clips looked up side by side: a store takes tens of milliseconds for each."""
+"""Number of clips looked up in parallel: each takes a store tens of milliseconds."""
 READ_AHEAD_BYTES = 1 << 20
-"""Fetched at a time."""
+"""Size of a request, in bytes."""
 EXAMPLE = '{"uri": "s3://bucket/clip.mp4"}'
-"""A line as it should be, for messages."""
+"""A valid line, for messages."""
 
 Row = dict[str, Any]
-"""A list's row by column."""
+"""Values of a list's row by column."""
 
 
 def listed_clips(source: Root, shard: Shard) -> Iterator[Clip]:
-    """The clips of a list, in its order, each looked up in its store.
+    """The clips of a list in its order, each looked up in its store.
 
     Raises:
-        ShardError: if the list cannot be read as one.
+        ShardError: if the list is invalid.
     """
     keys = KeyAllocator()
     named = (_named(source, keys, number, row) for number, row in enumerate(_rows(source, shard), 1))
@@ -49,13 +49,13 @@ def listed_clips(source: Root, shard: Shard) -> Iterator[Clip]:
 
 
 def _named(source: Root, keys: KeyAllocator, number: int, row: Row) -> Clip:
-    """A row's clip, not yet looked up."""
+    """The clip of a row, before it is looked up."""
     uri = row.pop("uri")
-    columns = json.dumps(row, default=str)  # what JSON has no form for, such as a date, is given as text
+    columns = json.dumps(row, default=str)  # values without a JSON type, such as dates, become text
     if not _is_valid_name(uri):
-        return _unnamed(keys, number, columns, "uri", f"the row's uri is {uri!r:.100}: name a video file")
+        return _unnamed(keys, number, columns, "uri", f"invalid uri {uri!r:.100}: use the name of a video file")
     if holds_secret(uri):
-        reason = "the row's uri holds credentials, for which it is not repeated here: name the object alone"
+        reason = "the row's uri contains credentials and is not shown: use the object's URI without them"
         return _unnamed(keys, number, columns, "credentials", reason)
     url = uri if split_protocol(uri)[0] else source.fs.unstrip_protocol(source.full(normalise(uri)))
     key, refusal = keys.allocate(uri, _refuse(source, uri) or refuse_version(url))
@@ -63,13 +63,13 @@ def _named(source: Root, keys: KeyAllocator, number: int, row: Row) -> Clip:
 
 
 def _unnamed(keys: KeyAllocator, number: int, columns: str, kind: str, reason: str) -> Clip:
-    """The clip of a row whose URI cannot be its key."""
+    """The refused clip of a row without a usable URI."""
     key, refusal = keys.allocate(f"row {number}", UnreadableClip(kind, reason))
     return Clip(key, Span("", 0, 0), columns=columns, refusal=refusal)
 
 
 def _is_valid_name(uri: object) -> TypeGuard[str]:
-    """Whether any file could be called so: a text of UTF-8 with something in it, and no NUL."""
+    """Whether a value can be a file name: non-empty text in valid UTF-8, without NUL."""
     if not isinstance(uri, str) or "\0" in uri or not normalise(uri):
         return False
     return uri.encode("utf-8", "ignore").decode() == uri
@@ -79,44 +79,44 @@ def _refuse(source: Root, uri: str) -> UnreadableClip | None:
     protocol, path = split_protocol(uri)
     if protocol is None:
         if not escapes_root(uri) and not source.holds(normalise(uri)):
-            return UnreadableClip("link", f"{uri!r} leads out of the source by a link: put the file itself there")
+            return UnreadableClip("link", f"{uri!r} is a link to a path outside the source: replace it with the file")
         return None
     own = source.fs.protocol
     allowed = {"s3", *([own] if isinstance(own, str) else own)}
     if protocol in ("file", "local") and (protocol not in allowed or not path.startswith("/")):
         return UnreadableClip(
             "outside",
-            f"a {protocol}:// URI must be absolute, and the source on this machine: name a clip of the source",
+            f"a {protocol}:// URI must be absolute and needs a local source: use the URI of a clip in the source",
         )
     if protocol not in allowed:
-        return UnreadableClip("scheme", f"clips are not fetched by {protocol}://: copy it to one of {sorted(allowed)}")
+        return UnreadableClip("scheme", f"unsupported protocol {protocol}://: use one of {sorted(allowed)}")
     return None
 
 
 def _found(clip: Clip) -> Clip:
-    """The clip with its size and tag, or refused because it cannot be looked up."""
+    """The clip with its size and ETag, or refused if it cannot be looked up."""
     if clip.refusal:
         return clip
     try:
         info = clip.video.info()
     except FileNotFoundError:
-        return replace(clip, refusal=UnreadableClip("missing", "there is no such file"))
+        return replace(clip, refusal=UnreadableClip("missing", "the file does not exist"))
     except StoreError as error:
         return replace(clip, refusal=UnreadableClip("unreadable", str(error)))
     if info["type"] != "file":
-        return replace(clip, refusal=UnreadableClip("not_a_file", "the uri is that of no regular file: name a video"))
+        return replace(clip, refusal=UnreadableClip("not_a_file", "the uri is not that of a regular file"))
     return replace(clip, video=replace(clip.video, size=int(info["size"]), etag=info.get("ETag") or None))
 
 
 def _rows(source: Root, shard: Shard) -> Iterator[Row]:
-    """The rows of a list, each with a ``uri`` of whatever type."""
+    """The rows of a list, each with a ``uri`` of any type."""
     read = _parquet_rows if shard.path.endswith(".parquet") else _json_rows
     name = source.address(shard.path)
     try:
         with source.fs.open(source.full(shard.path), "rb", block_size=READ_AHEAD_BYTES) as file:
             yield from read(file, name)
     except OSError as error:
-        raise ShardError(f"the list {name!r} cannot be read: {explain(error)}") from error
+        raise ShardError(f"cannot read the list {name!r}: {explain(error)}") from error
 
 
 def _parquet_rows(file: io.RawIOBase, name: str) -> Iterator[Row]:
@@ -126,18 +126,18 @@ def _parquet_rows(file: io.RawIOBase, name: str) -> Iterator[Row]:
         for batch in table.iter_batches(BATCH_ROWS):
             yield from _with_times_as_text(batch).to_pylist()
     except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise ShardError(f"the list {name!r} cannot be read as Parquet ({error}): write it anew") from error
+        raise ShardError(f"the list {name!r} is not valid Parquet ({error}): write it again") from error
     except (ValueError, ArithmeticError) as error:
         raise ShardError(
-            f"the list {name!r} holds a value within another that Python has no form for ({error}), such as a day of "
-            "the year 10,000: give it as text"
+            f"the list {name!r} has a nested value that Python cannot represent ({error}), such as a date in the year "
+            "10,000: store it as text"
         ) from error
 
 
 def _with_times_as_text(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Days and times as Arrow writes them, in UTC, and durations in whole microseconds.
+    """The batch with dates and times as text in UTC, as Arrow formats them, and durations in whole microseconds.
 
-    Python has neither nanoseconds nor the year 10,000.
+    Python's types support neither nanoseconds nor the year 10,000.
     """
     for index, (field, column) in enumerate(zip(batch.schema, batch.columns, strict=True)):
         if pa.types.is_duration(field.type):
@@ -149,21 +149,21 @@ def _with_times_as_text(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def _json_rows(file: io.RawIOBase, name: str) -> Iterator[Row]:
-    lines = io.BufferedReader(file)  # fsspec's own readline pays no heed to a limit
+    lines = io.BufferedReader(file)  # fsspec's own readline ignores its limit
     number = 0
     while line := lines.readline(MAX_TEXT_BYTES + 1):
         number += 1
         where = f"line {number} of the list {name!r}"
         if len(line) > MAX_TEXT_BYTES:
-            raise ShardError(f"{where} has more than {MAX_TEXT_BYTES} bytes: write one JSON object a line")
+            raise ShardError(f"{where} exceeds the limit of {MAX_TEXT_BYTES} bytes: write one JSON object per line")
         if line.isspace():
             continue
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise ShardError(f"{where} is no JSON object ({error}): write one, such as {EXAMPLE}") from error
+            raise ShardError(f"{where} is not a JSON object ({error}): write one, such as {EXAMPLE}") from error
         if not isinstance(row, dict):
-            raise ShardError(f"{where} is a {type(row).__name__}, no JSON object: write one, such as {EXAMPLE}")
+            raise ShardError(f"{where} is a {type(row).__name__}, not a JSON object: write one, such as {EXAMPLE}")
         _check_columns(list(row), where)
         yield row
 
@@ -171,4 +171,4 @@ def _json_rows(file: io.RawIOBase, name: str) -> Iterator[Row]:
 def _check_columns(columns: list[str], where: str) -> None:
     if "uri" not in columns:
         found = ", ".join(map(repr, columns[:20])) or "none"
-        raise ShardError(f"{where} has no column 'uri' (it has {found}): add one that names each clip's video")
+        raise ShardError(f"{where} has no column 'uri' (its columns: {found}): add one with the URI of each clip")

@@ -1,1 +1,1 @@
-"""One clip of video: container, timestamps, decoding, colours and frames."""
+"""One clip: container, probe, timestamps, windows, decoding, colours and previews."""

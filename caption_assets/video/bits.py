@@ -1,13 +1,13 @@
-"""A bit reader, for the headers of coded pictures."""
+"""A bit reader for the headers of coded pictures."""
 
 from __future__ import annotations
 
 MAX_ZEROS = 32
-"""Leading zeros of the longest Exp-Golomb code that a header holds (ITU-T H.264, section 9.1)."""
+"""Maximum number of leading zeros of an Exp-Golomb code in a header (ITU-T H.264, section 9.1)."""
 
 
 class Bits:
-    """Reads bits from the left."""
+    """Reads bits, most significant first."""
 
     def __init__(self, data: bytes) -> None:
         self._left = len(data) * 8
@@ -21,7 +21,7 @@ class Bits:
         """
         self._left -= count
         if self._left < 0:
-            raise ValueError("the header ends too early")
+            raise ValueError("truncated header")
         return self._value >> self._left & ((1 << count) - 1)
 
     def read_ue(self) -> int:
@@ -34,7 +34,7 @@ class Bits:
         while not self.read(1):
             zeros += 1
             if zeros > MAX_ZEROS:
-                raise ValueError("no Exp-Golomb code")
+                raise ValueError(f"invalid Exp-Golomb code: more than {MAX_ZEROS} leading zeros")
         return (1 << zeros) - 1 + self.read(zeros)
 
     def read_se(self) -> int:

@@ -1,6 +1,6 @@
-"""The boxes of an MP4 or QuickTime file: where its index lies, and what of it FFmpeg does not tell through PyAV.
+"""Parser of the boxes of an MP4 or QuickTime file: its movie box, with track properties that PyAV does not expose.
 
-Sections are those of ISO/IEC 14496-12:2022, where no other standard is named.
+Sections are those of ISO/IEC 14496-12:2022 unless another standard is named.
 """
 
 from __future__ import annotations
@@ -14,49 +14,49 @@ from caption_assets.video.display import Orientation, orientation
 from caption_assets.video.track import NO_CROP, ByteRanges, Crop, Track
 
 MAX_BOXES = 64
-"""Boxes side by side that are looked at: in a file that is not fragmented the index is among the first few."""
+"""Maximum number of sibling boxes to parse: without fragments, the movie box is among the first few."""
 VISUAL_ENTRY = 78
-"""Bytes of a video sample entry before the boxes within it (12.1.3)."""
+"""Bytes of a video sample entry before its child boxes (12.1.3)."""
 ENCRYPTED = (b"encv", b"drmi")
 """Sample entries of encrypted video: common encryption (ISO/IEC 23001-7) and Apple's FairPlay."""
 DOLBY_PROFILE = 5
-"""Profile of Dolby Vision that has no ordinary colours beneath (Dolby Vision Profiles and Levels, section 2)."""
+"""Profile of Dolby Vision without a standard base layer (Dolby Vision Profiles and Levels, section 2)."""
 MATTES = {0x101: 255, 0x102: 0}
-"""QuickTime's graphics modes "premul white alpha" and "premul black alpha" by the level of their matte (QuickTime File
-Format Specification, "Graphics modes")."""
+"""Level of the matte in QuickTime's graphics modes "premul white alpha" and "premul black alpha" (QuickTime File Format
+Specification, "Graphics modes")."""
 
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """One box by its place in the file."""
+    """The position of a box in the file."""
 
     kind: bytes
-    """Its four letters."""
+    """Four-character code."""
     start: int
-    """First byte of its contents."""
+    """Offset of its contents."""
     end: int
-    """One past its last byte."""
+    """Offset of its end."""
 
 
 @dataclass(frozen=True, slots=True)
 class MovieBox:
-    """What an index (``moov``) says beside what FFmpeg reads out of it."""
+    """The content of a movie box (``moov``) that PyAV does not expose."""
 
     fragmented: bool
-    """Whether the frames are listed in fragments all over the file, and not here."""
+    """Whether the samples are listed in movie fragments throughout the file, and not here."""
     tracks: dict[int, Track]
-    """Video tracks by their id."""
+    """Video tracks by id."""
 
 
 def read_movie_box(file: ByteRanges) -> MovieBox | None:
-    """The index of an MP4 or QuickTime file, held from now on; None if there is none where one looks for it."""
+    """Prefetch and parse the movie box of an MP4 or QuickTime file; None if there is none."""
     moov = next((box for box in _boxes(file, 0, file.size) if box.kind == b"moov"), None)
     if moov is None:
         return None
     file.prefetch(moov.start, moov.end)
     inside = list(_boxes(file, moov.start, moov.end))
-    film = next((_header(file, box).matrix for box in inside if box.kind == b"mvhd"), IDENTITY)
-    tracks = [_track(file, box, film) for box in inside if box.kind == b"trak"]
+    movie = next((_header(file, box).matrix for box in inside if box.kind == b"mvhd"), IDENTITY)
+    tracks = [_track(file, box, movie) for box in inside if box.kind == b"trak"]
     return MovieBox(
         fragmented=any(box.kind == b"mvex" for box in inside),
         tracks=dict(found for found in tracks if found),
@@ -64,13 +64,13 @@ def read_movie_box(file: ByteRanges) -> MovieBox | None:
 
 
 def _boxes(file: ByteRanges, start: int, end: int) -> Iterator[Box]:
-    """The boxes between two places, up to the first that is none; the last may be cut off by the end."""
+    """The boxes between two offsets, up to the first invalid one. The last may be truncated."""
     for _ in range(MAX_BOXES):
         if start + 8 > end:
             return
         header = file.read_range(start, min(start + 16, end))
         size, kind, contents = int.from_bytes(header[:4]), header[4:8], start + 8
-        if size == 1:  # a longer number follows
+        if size == 1:  # a 64-bit size follows
             size, contents = int.from_bytes(header[8:16]), start + 16
         elif size == 0:
             size = end - start
@@ -81,7 +81,7 @@ def _boxes(file: ByteRanges, start: int, end: int) -> Iterator[Box]:
 
 
 def _inside(file: ByteRanges, box: Box, *path: bytes) -> Iterator[Box]:
-    """The boxes at the end of a path of kinds that begins within a box."""
+    """The descendants of a box at the end of a path of kinds."""
     for child in _boxes(file, box.start, box.end):
         if child.kind == path[0]:
             yield from _inside(file, child, *path[1:]) if path[1:] else (child,)
@@ -94,24 +94,24 @@ IDENTITY: Matrix = (1, 0, 0, 1)
 
 @dataclass(frozen=True, slots=True)
 class _Header:
-    """Of a track (``tkhd``), or of the whole film (``mvhd``), whose "track" means nothing."""
+    """The header of a track (``tkhd``) or of the movie (``mvhd``). The movie's ``track`` is meaningless."""
 
     track: int
     matrix: Matrix
 
 
 def _header(file: ByteRanges, box: Box) -> _Header:
-    """Read by 8.2.2 and 8.3.2; zeros where it is cut off."""
+    """Parse a header (8.2.2 and 8.3.2). Truncated fields are zero."""
     data = file.read_range(box.start, min(box.start + 96, box.end)).ljust(96, b"\0")
-    wide = 12 if data[0] == 1 else 0  # version 1 has three longer numbers before the matrix
+    wide = 12 if data[0] == 1 else 0  # version 1 has three 64-bit fields before the matrix
     track = int.from_bytes(data[12 + wide * 2 // 3 :][:4])
     place = (40 if box.kind == b"tkhd" else 36) + wide
     a, b, _, c, d = struct.unpack(">5i", data[place : place + 20])
     return _Header(track, (a / 65536, b / 65536, c / 65536, d / 65536))
 
 
-def _track(file: ByteRanges, trak: Box, film: Matrix) -> tuple[int, Track] | None:
-    """A video track and its id; None for other tracks."""
+def _track(file: ByteRanges, trak: Box, movie: Matrix) -> tuple[int, Track] | None:
+    """Id and properties of a video track; None for other tracks."""
     header = next((_header(file, box) for box in _inside(file, trak, b"tkhd")), None)
     handlers = [file.read_range(box.start + 8, box.start + 12) for box in _inside(file, trak, b"mdia", b"hdlr")]
     if header is None or b"vide" not in handlers:
@@ -131,18 +131,18 @@ def _track(file: ByteRanges, trak: Box, film: Matrix) -> tuple[int, Track] | Non
         for box in _inside(file, trak, b"mdia", b"minf", b"vmhd")
     ]
     matte = next((MATTES[mode] for mode in modes if mode in MATTES), None)
-    return header.track, Track(crop, _orientation(header.matrix, film), encryption, drm, proprietary_colours, matte)
+    return header.track, Track(crop, _orientation(header.matrix, movie), encryption, drm, proprietary_colours, matte)
 
 
-def _orientation(track: Matrix, film: Matrix) -> Orientation:
-    """Of the track's matrix followed by the whole film's."""
+def _orientation(track: Matrix, movie: Matrix) -> Orientation:
+    """The orientation of the track's matrix followed by the movie's."""
     a, b, c, d = track
-    e, f, g, h = film
+    e, f, g, h = movie
     return orientation(a * e + b * g, a * f + b * h, c * e + d * g, c * f + d * h)
 
 
 def _crop(file: ByteRanges, entry: Box, clap: Box) -> Crop:
-    """By the clean aperture (12.1.4): its size, and how far its centre lies from the picture's."""
+    """The crop of a clean aperture (12.1.4), which states its size and the offset of its centre from the picture's."""
     data = file.read_range(clap.start, min(clap.start + 32, clap.end)).ljust(32, b"\0")
     size = file.read_range(entry.start + 24, entry.start + 28).ljust(4, b"\0")
     width, height = struct.unpack(">HH", size)
@@ -156,9 +156,9 @@ def _crop(file: ByteRanges, entry: Box, clap: Box) -> Crop:
 
 
 def _is_protected(file: ByteRanges, entry: Box) -> bool:
-    """Whether samples are encrypted unless said otherwise (``tenc``, ISO/IEC 23001-7, 8.2); as they are without it."""
-    told = [file.read_range(box.start + 6, box.start + 7) for box in _inside(file, entry, b"sinf", b"schi", b"tenc")]
-    return b"\0" not in told
+    """Whether samples are encrypted by default (``tenc``, ISO/IEC 23001-7, 8.2). True without that box."""
+    flags = [file.read_range(box.start + 6, box.start + 7) for box in _inside(file, entry, b"sinf", b"schi", b"tenc")]
+    return b"\0" not in flags
 
 
 def _scheme(file: ByteRanges, entry: Box) -> str:

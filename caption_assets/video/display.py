@@ -1,4 +1,4 @@
-"""The orientation of a clip's pictures: the quarter turns and the mirroring that its file asks a player for."""
+"""The display orientation of a clip's pictures: the rotation and mirroring that its file requests from a player."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from av.sidedata.sidedata import SideData, SideDataContainer
 from numpy.typing import NDArray
 
 TOLERANCE_DEGREES = 1.0
-"""How far a turn may be from a quarter turn, as in FFmpeg's players (``ffplay -autorotate``). Pictures with any other
-turn are left as they are, as browsers, VLC and mpv do."""
+"""Maximum deviation from a quarter turn, as in FFmpeg's players (``ffplay -autorotate``). Other rotations are ignored,
+as in browsers, VLC and mpv."""
 
 
 @dataclass(frozen=True, slots=True)
 class Orientation:
-    """One of the eight ways in which a decoded picture can be displayed."""
+    """One of the eight orientations in which a decoded picture can be displayed."""
 
     rotation: int = 0
-    """Degrees counter-clockwise, applied after the mirroring: 0, 90, 180 or 270."""
+    """Rotation in degrees counter-clockwise, applied after mirroring: 0, 90, 180 or 270."""
     mirrored: bool = False
-    """Whether left and right change places."""
+    """Whether the picture is mirrored horizontally."""
 
     @property
     def is_sideways(self) -> bool:
-        """Whether width and height change places."""
+        """Whether width and height are swapped."""
         return self.rotation % 180 == 90
 
     def apply(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """A picture of (height, width, channels) as it is displayed."""
+        """A picture of shape (height, width, channels) in its display orientation."""
         return np.rot90(picture[:, ::-1] if self.mirrored else picture, self.rotation // 90)
 
 
@@ -39,15 +39,15 @@ UPRIGHT = Orientation()
 
 
 def orientation(a: float, b: float, c: float, d: float) -> Orientation:
-    """The orientation of a display matrix.
+    """The orientation of a display matrix (ISO/IEC 14496-12, 6.2.2), which moves a pixel at (x, y).
 
     Args:
-        a: share of a pixel's x in its displayed x (ISO/IEC 14496-12, 6.2.2; ``matrix[0]`` of FFmpeg's display matrix).
-        b: share of its x in its displayed y.
-        c: share of its y in its displayed x.
-        d: share of its y in its displayed y.
+        a: factor of x in the displayed x; ``matrix[0]`` of FFmpeg's display matrix.
+        b: factor of x in the displayed y.
+        c: factor of y in the displayed x.
+        d: factor of y in the displayed y.
     """
-    if a * d < b * c:  # a reflection: mirror first, and turn what is left
+    if a * d < b * c:  # a reflection: mirroring followed by a rotation
         a, b, mirrored = -a, -b, True
     else:
         mirrored = False
@@ -61,8 +61,8 @@ def orientation(a: float, b: float, c: float, d: float) -> Orientation:
 
 
 def frame_orientation(frame: VideoFrame) -> Orientation | None:
-    """The orientation that comes with a frame: the container's before the picture's own. None without either."""
-    # Not frame.side_data: the frame keeps that, and is kept by it, until garbage is collected many frames later.
+    """The orientation in a frame's side data, from the container or else from the picture; None without either."""
+    # frame.side_data would form a reference cycle: frames would stay in memory until the next garbage collection.
     matrix = SideDataContainer(frame).get("DISPLAYMATRIX")  # type: ignore[call-arg]  # PyAV's stub has no __init__
     if not isinstance(matrix, SideData):
         return None

@@ -1,6 +1,6 @@
-"""The video tracks of a Matroska or WebM file, and what of them FFmpeg does not tell through PyAV.
+"""Parser of the video tracks of a Matroska or WebM file, with properties that PyAV does not expose.
 
-Elements and sections are those of RFC 9559 (Matroska), their coding that of RFC 8794 (EBML).
+Elements and sections are those of RFC 9559 (Matroska), and their encoding is that of RFC 8794 (EBML).
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ ENCODINGS, ENCODING, ENCRYPTION = 0x6D80, 0x6240, 0x5035
 MAPPING, MAPPING_TYPE, MAPPING_DATA = 0x41E4, 0x41E7, 0x41ED
 """``BlockAdditionMapping``, ``BlockAddIDType`` and ``BlockAddIDExtraData`` (5.1.4.1.17)."""
 DOLBY_VISION = int.from_bytes(b"dvcC")
-"""Type of a mapping that holds the box of that name."""
+"""Type of a mapping that contains the box of that name."""
 VIDEO_TRACK = 1
-"""Of ``TrackType`` (5.1.4.1.3)."""
+"""Value of ``TrackType`` (5.1.4.1.3)."""
 MAX_ELEMENTS = 512
-"""Elements side by side that are looked at."""
+"""Maximum number of sibling elements to parse."""
 
 
 @dataclass(frozen=True, slots=True)
 class Element:
-    """One element by its place in the file."""
+    """The position of an element in the file."""
 
     kind: int
-    """Its id, with the marker bits."""
+    """Id, with the marker bits."""
     start: int
-    """First byte of its contents."""
+    """Offset of its contents."""
     end: int
-    """One past its last byte."""
+    """Offset of its end."""
 
 
 def read_tracks(file: ByteRanges) -> list[Track]:
-    """The video tracks in the file's order; none where they do not stand before the pictures."""
+    """The video tracks in file order; none if they are not stored before the first cluster."""
     for segment in _inside(file, Element(0, 0, file.size), SEGMENT):
         for element in _elements(file, segment):
             if element.kind == CLUSTER:
@@ -71,10 +71,10 @@ def _track(file: ByteRanges, entry: Element) -> Track:
 
 
 def _elements(file: ByteRanges, parent: Element) -> Iterator[Element]:
-    """The elements within another, up to the first that is none; the last may be cut off by the end."""
+    """The children of an element, up to the first invalid one. The last may be truncated."""
     at = parent.start
     for _ in range(MAX_ELEMENTS):
-        header = file.read_range(at, min(at + 12, parent.end))  # an id of 4 bytes at most, a size of 8
+        header = file.read_range(at, min(at + 12, parent.end))  # an id of at most 4 bytes, a size of at most 8
         kind_length = _length(header[:1])
         size_length = _length(header[kind_length : kind_length + 1])
         if not 0 < kind_length <= 4 or not size_length or len(header) < kind_length + size_length:
@@ -83,22 +83,22 @@ def _elements(file: ByteRanges, parent: Element) -> Iterator[Element]:
         limit = (1 << 7 * size_length) - 1
         size = int.from_bytes(header[kind_length : kind_length + size_length]) & limit
         start = at + kind_length + size_length
-        at = parent.end if size == limit else start + size  # all ones: the size is unknown
+        at = parent.end if size == limit else start + size  # all bits set: unknown size
         yield Element(kind, start, min(at, parent.end))
 
 
 def _length(first: bytes) -> int:
-    """Bytes of a number, by the leading zeros of its first byte (RFC 8794, section 4); 0 if that is none."""
+    """Length of a variable-size integer, from its first byte's leading zeros (RFC 8794, section 4); 0 if invalid."""
     return 9 - first[0].bit_length() if first and first[0] else 0
 
 
 def _inside(file: ByteRanges, element: Element, *path: int) -> Iterator[Element]:
-    """The elements at the end of a path of ids that begins within an element."""
+    """The descendants of an element at the end of a path of ids."""
     for child in _elements(file, element):
         if child.kind == path[0]:
             yield from _inside(file, child, *path[1:]) if path[1:] else (child,)
 
 
 def _number(file: ByteRanges, parent: Element, kind: int) -> int:
-    """An unsigned integer within an element; 0 if it has none."""
+    """The unsigned integer in a child element; 0 if there is none."""
     return next((int.from_bytes(file.read_range(at.start, at.end)[:8]) for at in _inside(file, parent, kind)), 0)

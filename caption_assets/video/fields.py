@@ -1,4 +1,4 @@
-"""The fields of an interlaced frame: two pictures of different moments, of which one is shown."""
+"""The fields of an interlaced frame: two pictures captured at different times. One of them is shown."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from av import VideoFrame
 from av.video.stream import VideoStream
 
 INTERLACED = frozenset({2, 3, 4, 5})
-"""FFmpeg's AVFieldOrder of pictures made of two fields; 0 is unknown, 1 progressive."""
+"""Values of FFmpeg's AVFieldOrder for interlaced video; 0 is unknown, 1 progressive."""
 FLAGGING = frozenset(
     {"dnxhd", "dvvideo", "ffv1", "h264", "hevc", "mpeg2video", "mpeg4", "prores", "rawvideo", "vc1", "wmv3"}
 )
-"""Codecs, by FFmpeg's names, whose decoders tell of each frame whether it is interlaced, as containers may not."""
+"""Codecs, by FFmpeg's names, whose decoders flag each interlaced frame. Containers are not reliable for them."""
 
 
 def is_interlaced(stream: VideoStream) -> bool:
-    """Whether all of a stream's frames are interlaced: by the container, as its codec does not tell."""
+    """Whether the container states that all frames of a stream are interlaced and its codec has no flag per frame."""
     context = stream.codec_context
     return context.field_order in INTERLACED and context.codec.canonical_name not in FLAGGING
 
 
 def first_field(frame: VideoFrame) -> VideoFrame:
-    """The earlier field of an interlaced frame, by the frame's own flags: a picture of half the height.
+    """The earlier field of an interlaced frame, according to the frame's flags: a picture of half the height.
 
-    Filters that keep the full height weigh a frame against its neighbours, which the decode plan leaves out. One field
-    of 1080 lines still has more lines than a model is shown.
+    Filters that keep the full height compare a frame with its neighbours, which the decode plan skips. One field of
+    1080 lines still has more lines than the model is shown.
 
     Args:
-        frame: of an even height.
+        frame: a frame of even height.
     """
     graph = av.filter.Graph()
     graph.threads = 1

@@ -1,4 +1,4 @@
-"""Field and frame pictures of H.264, from the headers of their slices.
+"""Parser of H.264 slice headers, to distinguish field from frame pictures.
 
 Sections and names are those of ITU-T H.264 (08/2021).
 """
@@ -10,24 +10,24 @@ from dataclasses import dataclass
 from caption_assets.video.bits import Bits
 
 SEQUENCE_PARAMETERS = 7
-"""Type of a unit with a sequence parameter set (table 7-1)."""
+"""Type of NAL units with a sequence parameter set (table 7-1)."""
 SLICES = frozenset({1, 2, 5})
-"""Types of units that begin a coded slice (table 7-1)."""
+"""Types of NAL units that begin a coded slice (table 7-1)."""
 IDR = 5
 """Type of the slices of an IDR picture (table 7-1)."""
 WITH_CHROMA_FORMAT = frozenset({44, 83, 86, 100, 110, 118, 122, 128, 134, 135, 138, 139, 244})
-"""Profiles whose sequence parameter sets say more of the pictures' form (section 7.3.2.1.1)."""
+"""Profiles whose sequence parameter sets contain the chroma format (section 7.3.2.1.1)."""
 HEADER_BYTES = 32
-"""Bytes of a slice that hold the fields that are read here."""
+"""Bytes of a slice that contain the parsed fields."""
 SET_BYTES = 512
-"""Bytes of a sequence parameter set with all its scaling lists, up to the fields that are read here."""
+"""Bytes of a sequence parameter set that contain all its scaling lists and the parsed fields."""
 INTRA_SLICES = frozenset({2, 4, 7, 9})
-"""Types of slices that are predicted from no other picture (table 7-6)."""
+"""Types of intra slices (table 7-6)."""
 
 
 @dataclass(frozen=True, slots=True)
 class SequenceParameters:
-    """The fields of a sequence parameter set that a slice's header depends on."""
+    """The fields of a sequence parameter set that slice headers depend on."""
 
     frame_num_bits: int
     has_separate_planes: bool
@@ -49,7 +49,7 @@ def read_sequence_parameters(unit: memoryview) -> SequenceParameters:
     """Parse a sequence parameter set (section 7.3.2.1.1).
 
     Raises:
-        ValueError: if it is cut off.
+        ValueError: if it is truncated.
     """
     bits = Bits(_unescaped(unit[1:SET_BYTES]))
     profile = bits.read(8)
@@ -80,7 +80,7 @@ def read_slice(unit: memoryview, parameters: SequenceParameters) -> Slice:
     """Parse the beginning of a slice's header (section 7.3.3).
 
     Raises:
-        ValueError: if it is cut off.
+        ValueError: if it is truncated.
     """
     bits = Bits(_unescaped(unit[1:HEADER_BYTES]))
     bits.read_ue()  # first_mb_in_slice
@@ -94,10 +94,10 @@ def read_slice(unit: memoryview, parameters: SequenceParameters) -> Slice:
 
 
 def is_intra(unit: memoryview) -> bool:
-    """Whether a slice is predicted from no other picture.
+    """Whether a slice is intra coded.
 
     Raises:
-        ValueError: if its header is cut off.
+        ValueError: if its header is truncated.
     """
     bits = Bits(_unescaped(unit[1:HEADER_BYTES]))
     bits.read_ue()
@@ -105,12 +105,12 @@ def is_intra(unit: memoryview) -> bool:
 
 
 def _unescaped(data: memoryview) -> bytes:
-    """Without emulation prevention bytes (section 7.4.1)."""
+    """The data without emulation prevention bytes (section 7.4.1)."""
     return bytes(data).replace(b"\0\0\3", b"\0\0")
 
 
 def _skip_scaling_list(bits: Bits, size: int) -> None:
-    """Section 7.3.2.1.1.1."""
+    """Skip a scaling list (section 7.3.2.1.1.1)."""
     last = following = 8
     for _ in range(size):
         if following:

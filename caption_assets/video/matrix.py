@@ -1,4 +1,4 @@
-"""The matrix between a frame's luma and colour differences and its RGB, as players take it."""
+"""Matrix coefficients: the conversion of a frame's luma and chroma to RGB that players apply."""
 
 from __future__ import annotations
 
@@ -10,10 +10,7 @@ from numpy.typing import NDArray
 from caption_assets.video.tone import is_hdr
 
 HD_LINES, HD_COLUMNS = 720, 1280
-"""Lines or columns from which untagged pictures are taken for BT.709's, as players do; smaller ones for BT.601's."""
-UNSPECIFIED = frozenset({0, 2, 3})
-"""Matrix coefficients that tell nothing of luma and colour differences (ITU-T H.273, table 4): identity, which is for
-RGB, unspecified, and reserved."""
+"""Minimum height or width at which players treat untagged pictures as BT.709; smaller ones are treated as BT.601."""
 SWSCALE_MATRICES = {
     1: Colorspace.ITU709,
     4: Colorspace.FCC,
@@ -22,9 +19,9 @@ SWSCALE_MATRICES = {
     7: Colorspace.SMPTE240M,
     9: Colorspace.BT2020,
 }
-"""Matrix coefficients that FFmpeg's scaler converts."""
+"""FFmpeg's colour spaces by matrix coefficients (ITU-T H.273, table 4)."""
 DERIVED: dict[int, int] = {ColorPrimaries.BT709: 1, ColorPrimaries.BT2020: 9}
-"""Matrix coefficients that are derived from primaries (code 12), by those."""
+"""Matrix coefficients by primaries, for pictures in which they are derived from these (code 12)."""
 YCGCO, FROM_PRIMARIES = 8, 12
 UNSUPPORTED_MATRICES = {
     10: "BT.2020 of constant luminance",
@@ -35,11 +32,11 @@ UNSUPPORTED_MATRICES = {
     16: "YCgCo-Re",
     17: "YCgCo-Ro",
 }
-"""Matrix coefficients that nothing here converts: they need more than a matrix, or more bits than are stored."""
+"""Unsupported matrix coefficients: they need more than a matrix, or more bits than are stored."""
 
 
 def source_matrix(frame: VideoFrame) -> Colorspace:
-    """Which of the scaler's matrices a frame of luma and colour differences was made with."""
+    """The colour space of a frame of luma and chroma. The scaler converts from it to RGB."""
     code = frame.colorspace
     if code == FROM_PRIMARIES:
         code = DERIVED.get(frame.color_primaries, 2)
@@ -52,11 +49,11 @@ def source_matrix(frame: VideoFrame) -> Colorspace:
 
 
 def ycgco_to_rgb(planes: NDArray[np.uint16], color_range: int) -> NDArray[np.uint16]:
-    """RGB of full range from luma, green and orange differences (ITU-T H.273, equations 60 to 63).
+    """Full-range RGB from luma, green and orange differences (ITU-T H.273, equations 60 to 63).
 
     Args:
         planes: uint16 of shape (height, width, 3), in that order.
-        color_range: of them, as FFmpeg has it.
+        color_range: FFmpeg's colour range of the planes.
     """
     values = planes.astype(np.float32) / 65536
     if color_range == ColorRange.JPEG:

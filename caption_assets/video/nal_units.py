@@ -1,4 +1,4 @@
-"""The NAL units of H.264 and H.265 packets, as byte streams and as MP4 samples hold them."""
+"""NAL units of H.264 and H.265 packets, in byte streams and in MP4 samples."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from collections.abc import Iterator
 _START = re.compile(rb"\x00\x00\x01")
 """The start code before each unit of a byte stream (ITU-T H.264 and H.265, annex B)."""
 LENGTH_SIZE_AT = {"h264": 4, "hevc": 21}
-"""Byte of the decoder configuration record with the size of a sample's length fields (ISO/IEC 14496-15, 5.3.3.1 and
-8.3.3.1)."""
+"""Offset of the length fields' size in the decoder configuration record (ISO/IEC 14496-15, 5.3.3.1 and 8.3.3.1)."""
 
 
 def length_size(codec: str, extradata: bytes | None) -> int | None:
-    """Bytes of the length before each unit; None for a byte stream with start codes.
+    """Size of the length field before each unit, in bytes; None for a byte stream with start codes.
 
     Args:
         codec: ``h264`` or ``hevc``.
-        extradata: the stream's, as FFmpeg hands it over.
+        extradata: the stream's extradata as FFmpeg provides it.
     """
     if not extradata or len(extradata) <= LENGTH_SIZE_AT[codec] or extradata[:3] in (b"\0\0\0", b"\0\0\1"):
         return None
@@ -25,11 +24,11 @@ def length_size(codec: str, extradata: bytes | None) -> int | None:
 
 
 def units(data: memoryview, size: int | None) -> Iterator[memoryview]:
-    """The units of a packet, each from its header on. The last may have zero bytes behind it.
+    """The units of a packet, each from its header on. The last may be followed by zero bytes.
 
     Args:
         data: the packet.
-        size: as ``length_size`` returns it.
+        size: size of the length fields, as ``length_size`` returns it.
     """
     return _with_start_codes(data) if size is None else _with_lengths(data, size)
 

@@ -1,4 +1,4 @@
-"""The parameter sets in a stream's packets: whether decoding can begin at any keyframe, or needs earlier packets."""
+"""Parameter sets in a stream's packets, which decide whether decoding can begin at any keyframe."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from av.video.stream import VideoStream
 from caption_assets.video.nal_units import length_size, units
 
 _KINDS = {"h264": (range(1, 6), range(7, 9)), "hevc": (range(32), range(32, 35))}
-"""Types of units that are slices of a picture, and of those that are parameter sets (table 7-1 of both)."""
+"""Types of NAL units that are slices, and of those that are parameter sets (table 7-1 of both)."""
 
 
 class ParameterSetReader:
-    """Reads the packets of a stream for parameters that change.
+    """Detects parameter sets that change within a stream.
 
-    Containers tell a stream's parameters at its beginning, or tell of a change with the packet where it takes place.
-    H.264 and H.265 may have them in the stream as well (transport streams, avc3 and hev1 in MP4); mostly before each
-    keyframe, but it is enough that they come where they change.
+    Containers store a stream's parameters in their header, or with the packet at which they change. H.264 and H.265 may
+    store them in the stream as well (transport streams, avc3 and hev1 in MP4): usually before each keyframe, but a
+    stream may contain them only where they change.
     """
 
     def __init__(self, stream: VideoStream) -> None:
@@ -32,7 +32,7 @@ class ParameterSetReader:
         self._changes = False
 
     def add(self, packet: Packet[VideoStream], *, is_keyframe: bool) -> None:
-        """Read the next packet, in file order."""
+        """Parse the next packet, in file order."""
         if self._packets and packet.has_sidedata("new_extradata"):
             self._changes = True
         self._packets += 1
@@ -47,7 +47,7 @@ class ParameterSetReader:
 
     @property
     def can_start_at_any_keyframe(self) -> bool:
-        """Whether packets before any keyframe may be left out, for all that they say of how to decode what follows."""
+        """Whether no packet before a keyframe is needed for its parameter sets."""
         return not self._changes
 
     def _sets(self, packet: Packet[VideoStream]) -> tuple[bytes, ...]:

@@ -1,8 +1,8 @@
-"""The content of a coded packet: a picture, a repeat of the one before, or nothing that is shown.
+"""The content of a coded packet: a picture, a repeat of the one before, or no picture.
 
-Containers promise one picture a packet and do not keep it. VP8 and VP9 have frames that are never shown, H.264 has
-pictures in two fields that may lie in two packets, some cameras write packets of metadata (SEI) alone, Theora and AVI
-repeat a picture by a packet of zero bytes. The first bytes of a packet tell, in most codecs.
+Many files do not have one picture per packet. VP8 and VP9 have hidden frames, H.264 has pictures in two fields that may
+lie in two packets, some cameras write packets of metadata (SEI) alone, and Theora and AVI repeat a picture by an empty
+packet. In most codecs the first bytes of a packet show its content.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from caption_assets.video import h264
 from caption_assets.video.nal_units import length_size, units
 
 PARSED_CODECS = frozenset({"h264", "hevc", "vp8", "vp9", "mpeg4", "mpeg1video", "mpeg2video"})
-"""Codecs, by FFmpeg's names, whose packets do not each hold a picture that is shown."""
+"""Codecs, by FFmpeg's names, in which not every packet holds a picture. Each packet of AV1 does: a temporal unit."""
 SKIPPING_CODECS = frozenset(
     {"wmv1", "wmv2", "wmv3", "vc1", "msmpeg4v1", "msmpeg4v2", "msmpeg4v3", "h263", "flv1", "rv30", "rv40", "theora"}
 )
-"""Codecs with pictures that are not coded where nothing changes; only a decoder tells."""
+"""Codecs that leave out pictures without changes. Only decoding such a packet shows its content."""
 NOT_CODED_BYTES = 16
-"""A longer packet of a codec with pictures that are not coded holds a coded one: what says so takes a few bits."""
+"""Maximum size of a packet without a coded picture, in these codecs and MPEG-4: its flag takes a few bits."""
 VOP_START_CODE = b"\0\0\1\xb6"
 """The start code of an MPEG-4 picture (ISO/IEC 14496-2, 6.2.1)."""
 PICTURE_START_CODE, EXTENSION_START_CODE = b"\0\0\1\0", b"\0\0\1\xb5"
 """Start codes of MPEG-1 and MPEG-2 (ISO/IEC 13818-2, table 6-1)."""
 CODING_EXTENSION, FRAME_STRUCTURE = 8, 3
-"""Extension of an MPEG-2 picture that tells fields from frames, and its value in frames (6.2.3.1 and table 6-14)."""
+"""Extension of an MPEG-2 picture that distinguishes fields from frames, and its value for frames (table 6-14)."""
 MPEG_I, MPEG_B = 1, 3
 """``picture_coding_type`` of MPEG-1 and MPEG-2 (ISO/IEC 13818-2, table 6-12)."""
 MPEG4_I, MPEG4_B = 0, 2
 """``vop_coding_type`` of MPEG-4 (ISO/IEC 14496-2, table 6-20)."""
 HEVC_SLICES, HEVC_IRAP_SLICES = range(32), range(16, 22)
-"""Types of H.265 units that are slices, and of those at which decoding can begin (table 7-1)."""
+"""Types of H.265 NAL units: all slices, and slices of intra random access point pictures (table 7-1)."""
 VP9_KEY_FRAME = 0
-"""``frame_type`` of a VP9 frame that is predicted from no other (section 7.2 of its specification)."""
+"""``frame_type`` of a VP9 keyframe (section 7.2 of its specification)."""
 
 
 class PacketContent(IntEnum):
@@ -45,20 +45,20 @@ class PacketContent(IntEnum):
 
     PICTURE = 0
     REPEAT = 1
-    """The picture before it is shown on."""
+    """The picture before it is repeated."""
     NO_PICTURE = 2
-    """No picture of its own: metadata, a hidden frame, the second field of a picture."""
+    """Metadata, a hidden frame, or the second field of a picture."""
     UNKNOWN = 3
-    """Only a decoder tells."""
+    """Only decoding the packet shows its content."""
 
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """One packet."""
+    """The parsed payload of a packet."""
 
     content: PacketContent
     can_be_keyframe: bool = True
-    """False if its picture is predicted from others, whatever the container says."""
+    """False if the picture is predicted from others, even if the container flags a keyframe."""
 
 
 PICTURE_PAYLOAD = Payload(PacketContent.PICTURE)
@@ -68,7 +68,7 @@ NO_PICTURE_PAYLOAD = Payload(PacketContent.NO_PICTURE, can_be_keyframe=False)
 
 
 class PayloadParser:
-    """Reads the packets of one stream, in decoding order."""
+    """Parses the packets of one stream, in decoding order."""
 
     def __init__(self, stream: VideoStream) -> None:
         context = stream.codec_context
@@ -76,7 +76,7 @@ class PayloadParser:
         self._extradata = context.extradata or b""
         self._lengths = length_size(codec, self._extradata) if codec in ("h264", "hevc") else None
         self.has_b_pictures: bool | None = None
-        """Whether a picture was read that is predicted from a later one; None where this does not read it."""
+        """Whether a B picture was parsed; None for codecs in which picture types are not parsed."""
         self._sequence: h264.SequenceParameters | None = None
         self._first_field: h264.Slice | None = None
         if codec == "h264":
@@ -98,14 +98,14 @@ class PayloadParser:
         return self._sequence is None or not self._sequence.frames_only
 
     def read(self, data: memoryview) -> Payload:
-        """The content of the next packet, which is not empty."""
+        """Parse the next packet, which must not be empty."""
         try:
             return self._read(data)
         except (ValueError, IndexError):  # damaged
             return UNKNOWN_PAYLOAD
 
     def _read_extradata(self) -> None:
-        """The sequence parameters in the container's header (ISO/IEC 14496-15, 5.3.3.1)."""
+        """Parse the sequence parameters in the container's header (ISO/IEC 14496-15, 5.3.3.1)."""
         data = memoryview(self._extradata)
         try:
             if self._lengths is None:
@@ -192,7 +192,7 @@ def _vp8(data: memoryview) -> Payload:
 
 
 def _vp9(data: memoryview) -> Payload:
-    """The frame's header, or those of a superframe (sections 6.2 and annex B of the VP9 specification)."""
+    """The frame's header, or those of a superframe (section 6.2 and annex B of the VP9 specification)."""
     is_shown, is_key = False, False
     for number, frame in enumerate(_vp9_frames(data)):
         shown, key = _vp9_header(frame)
@@ -220,7 +220,7 @@ def _vp9_frames(data: memoryview) -> list[memoryview]:
 
 
 def _vp9_header(frame: memoryview) -> tuple[bool, bool]:
-    """Whether a frame is shown, and whether it is a key frame (section 6.2)."""
+    """Whether a frame is shown, and whether it is a keyframe (section 6.2)."""
     bits = int.from_bytes(frame[:2].tobytes().ljust(2, b"\0"))
     profile_is_3 = bits >> 12 & 3 == 3
     rest = bits << (3 if profile_is_3 else 2) + 2 & 0xFFFF

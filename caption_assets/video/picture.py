@@ -1,4 +1,4 @@
-"""The picture of a decoded frame, as a player shows it: upright, with square pixels, in standard dynamic range."""
+"""The renderer of decoded frames: RGB pictures as a player shows them, upright, in square pixels and standard range."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ from caption_assets.video.track import Track
 RGB = NDArray[np.uint8]
 """One picture, uint8 of shape (height, width, 3)."""
 BACKGROUND = 128
-"""Level, of 255, of the plain gray behind transparent pictures: white shapes stand out from it, and black ones."""
+"""Level, of 255, of the gray background of transparent pictures: both white and black shapes contrast with it."""
 SAME_SHAPE = 0.01
-"""By how much the aspect ratio of a picture may differ from its clip's, as a share, and still fill the frame: sizes and
-pixel aspect ratios are rounded."""
+"""Maximum relative difference of a picture's aspect ratio from its clip's that needs no padding: sizes and pixel aspect
+ratios are rounded."""
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A frame as it is displayed."""
+    """A rendered frame."""
 
     pixels: RGB
     padded: bool
-    """Whether it has another shape than the clip, and black bars fill the frame."""
+    """Whether black bars were added because its aspect ratio differs from the clip's."""
 
 
 class Renderer:
     """Renders decoded frames of one stream, all to the same size.
 
     Args:
-        stream: the frames' stream, just opened: it tells the size of the clip's pictures.
-        track: as the container describes it.
-        size: height and width of the upright pictures, in pixels; None for those at which the clip is displayed.
+        stream: the frames' stream, before any frame is decoded: it has the size of the clip's pictures.
+        track: the stream's properties from the container.
+        size: height and width of the upright pictures, in pixels; None for the display size of the clip.
     """
 
     def __init__(self, stream: VideoStream, track: Track, size: tuple[int, int] | None) -> None:
@@ -57,7 +57,7 @@ class Renderer:
         self._size = size
         self._coded = self._context.width, self._context.height
         self._clip: tuple[int, int] | None = None
-        # One for all frames: a frame's own would be built anew for each, at ten times the time.
+        # Shared by all frames: one converter per frame takes ten times as long.
         self._converter = VideoReformatter()
 
     def with_size(self, size: tuple[int, int] | None) -> Renderer:
@@ -67,10 +67,10 @@ class Renderer:
         return other
 
     def render(self, frame: VideoFrame) -> Picture:
-        """The picture of a decoded frame.
+        """Render a decoded frame.
 
         Raises:
-            UnreadableClip: if it would be displayed larger than is decoded.
+            UnreadableClip: if its display size exceeds the limits.
         """
         turn = frame_orientation(frame) or self._track.orientation or UPRIGHT
         clip = self._clip = self._clip or displayed_size(*self._coded, self._track, self._container_aspect, turn)
@@ -89,13 +89,13 @@ class Renderer:
 
     @property
     def _aspect(self) -> Fraction | None:
-        """Width of the present frame's pixels over their height: the container's or, without one, the stream's."""
+        """Pixel aspect ratio of the current frame: the container's or, without one, the stream's."""
         if self._container_aspect == self._initial_codec_aspect or not self._container_aspect:
             return self._context.sample_aspect_ratio
         return self._container_aspect
 
     def _upright(self, frame: VideoFrame, turn: Orientation, width: int, height: int) -> RGB:
-        """A frame at its upright size."""
+        """A frame as RGB in standard dynamic range, resized and turned upright."""
         if turn.is_sideways:
             width, height = height, width
         lines = 1
@@ -114,12 +114,12 @@ class Renderer:
         return turn.apply(flat)
 
     def _full_range(self, shown: VideoFrame, tagged: VideoFrame, kind: type[np.uint8 | np.uint16]) -> NDArray[Any]:
-        """RGB signal of full range, uint8 or uint16, on the background.
+        """Full-range RGB, uint8 or uint16, over the background.
 
         Args:
             shown: the frame, or one of its fields.
-            tagged: the frame itself, which has the tags of its colours.
-            kind: of the result's numbers.
+            tagged: the frame, which has the colour tags.
+            kind: dtype of the result.
         """
         deep = kind is np.uint16
         if tagged.colorspace == YCGCO and not tagged.format.is_rgb:
@@ -132,7 +132,7 @@ class Renderer:
     def _unpacked(self, shown: VideoFrame, tagged: VideoFrame, pixel_format: str) -> NDArray[Any]:
         matrix = None
         if tagged.format.is_rgb:
-            shown.colorspace = 0  # whatever it says: FFmpeg refuses to convert what it does not know
+            shown.colorspace = 0  # FFmpeg refuses to convert RGB with unknown matrix coefficients
         else:
             matrix = source_matrix(tagged)
         changed = self._converter.reformat(
@@ -147,10 +147,10 @@ class Renderer:
 
 
 def _interpolation(frame: VideoFrame, pixel_format: str) -> Interpolation:
-    """How the scaler is to round.
+    """The scaler's flags.
 
-    By default results are up to 3 levels too dark. The exact way takes up to 20 times as long for pictures of 8 bits,
-    and 1.6 times for those of more. With 16 bits a channel, full interpolation of chroma is wrong (FFmpeg 8.1).
+    Without accurate rounding results are up to 3 levels too dark. It takes up to 20 times as long for 8-bit pictures,
+    and 1.6 times for deeper ones. With 16 bits per channel, full chroma interpolation is wrong (FFmpeg 8.1).
     """
     if pixel_format not in ("rgb24", "rgba"):
         return Interpolation.BILINEAR | Interpolation.ACCURATE_RND
@@ -162,23 +162,23 @@ def _interpolation(frame: VideoFrame, pixel_format: str) -> Interpolation:
 def displayed_size(
     width: int, height: int, track: Track, pixel_aspect: Fraction | None, turn: Orientation
 ) -> tuple[int, int]:
-    """Width and height of a decoded picture as it is displayed: cropped, with square pixels, upright."""
+    """Display width and height of a decoded picture: cropped, with square pixels, upright."""
     width, height = track.crop.size(width, height)
     width = max(round(width * (pixel_aspect or 1)), 1)
     return (height, width) if turn.is_sideways else (width, height)
 
 
 def has_alpha(frame: VideoFrame) -> bool:
-    """Whether pixels of the frame may be transparent."""
+    """Whether the frame's pixel format has transparency."""
     return frame.format.has_palette or any(component.is_alpha for component in frame.format.components)
 
 
 def over_background(picture: NDArray[Any], matte: int | None) -> NDArray[Any]:
-    """A picture on the background.
+    """Blend a picture with transparency over the background.
 
     Args:
-        picture: uint8 or uint16 of shape (height, width, 4), RGB and opacity.
-        matte: as in ``Track``.
+        picture: uint8 or uint16 of shape (height, width, 4), RGB and alpha.
+        matte: see ``Track``.
     """
     maximum = np.iinfo(picture.dtype).max
     opacity = picture[..., 3:]
@@ -192,23 +192,23 @@ def over_background(picture: NDArray[Any], matte: int | None) -> NDArray[Any]:
 
 
 def rgb(frame: VideoFrame, converter: VideoReformatter) -> RGB:
-    """A decoded frame as uint8 (height, width, 3), as coded."""
+    """Convert a decoded frame to uint8 RGB of shape (height, width, 3), without rotation or tone mapping."""
     return np.asarray(converter.reformat(frame, format="rgb24", threads=1).to_ndarray())
 
 
 def resize(frame: NDArray[Any], height: int, width: int) -> NDArray[Any]:
-    """One RGB frame, uint8 or uint16 (H, W, 3), to the same type and (``height``, ``width``, 3).
+    """Resize an RGB frame, uint8 or uint16 of shape (H, W, 3), by bicubic interpolation with antialiasing.
 
-    Bicubic with antialiasing. It stays in uint8: float frames would cost four times the memory and the copying, for at
-    most a few levels. There is no such kernel for uint16, which goes by way of float32.
+    uint8 frames are resized as uint8: float takes four times the memory for a difference of a few levels. torch has no
+    such kernel for uint16, which is converted to float32.
     """
-    import torch  # not above: definitions and listings load this module where there is no torch
+    import torch  # imported here because code servers load this module without torch
 
     if frame.shape[:2] == (height, width):
         return frame
     pixels = torch.from_numpy(frame if frame.dtype == np.uint8 else frame.astype(np.float32))
-    # The batch of one is made before the channels move: by its strides torch tells that they lie last, else it would
-    # make the result planar, at half as much time again.
+    # unsqueeze comes before permute: the strides then show torch that the channels are last. Otherwise its result is
+    # planar, which takes 1.5 times as long.
     batch = pixels.unsqueeze(0).permute(0, 3, 1, 2)
     scaled = torch.nn.functional.interpolate(batch, size=(height, width), mode="bicubic", antialias=True)
     result = np.asarray(scaled.permute(0, 2, 3, 1).squeeze(0).contiguous())

@@ -1,4 +1,4 @@
-"""What people see of a window before they open the clip: a small moving picture and a still one."""
+"""Previews of a window: a small animation and a poster."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 MAX_SIDE_PIXELS = 320
-"""Pixels, at most."""
+"""Maximum length of the longer side, in pixels."""
 MIN_FPS = 4
-"""Frames per second at least: at the rate of sampling a preview would creep."""
-QUALITY = {"quality": "60"}
-"""Of WebP, of 100: about 5 kB a frame at this size."""
-SHARP = {"qmin": "6", "qmax": "6"}
-"""JPEG's quantiser, from 1 (best) to 31. A gallery embeds its posters: at 3 they weigh half as much again, or twice."""
+"""Minimum frames per second: an animation at the sampling rate would be too slow."""
+WEBP_OPTIONS = {"quality": "60"}
+"""Quality of WebP, up to 100: about 5 kB a frame at this size."""
+JPEG_OPTIONS = {"qmin": "6", "qmax": "6"}
+"""Quantiser of JPEG, from 1 (best) to 31. Posters are embedded in galleries: at 3 they are 1.5 to 2 times as large."""
 
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """Both pictures of a window."""
+    """The preview of one window."""
 
     animation: bytes
-    """Animated WebP, which plays for ever."""
+    """Animated WebP in an endless loop."""
     poster: bytes
-    """JPEG of its middle frame."""
+    """JPEG of the middle frame."""
 
 
 def make_preview(pixels: NDArray[np.uint8], fps: float) -> Preview:
@@ -43,8 +43,8 @@ def make_preview(pixels: NDArray[np.uint8], fps: float) -> Preview:
     frames = [VideoFrame.from_ndarray(picture, format="rgb24") for picture in pixels]
     rate = Fraction(max(fps, MIN_FPS)).limit_denominator(1000)
     return Preview(
-        _encode(frames, "webp", "libwebp_anim", "yuv420p", rate, QUALITY),
-        _encode(frames[len(frames) // 2 :][:1], "mjpeg", "mjpeg", "yuvj420p", rate, SHARP),
+        _encode(frames, "webp", "libwebp_anim", "yuv420p", rate, WEBP_OPTIONS),
+        _encode(frames[len(frames) // 2 :][:1], "mjpeg", "mjpeg", "yuvj420p", rate, JPEG_OPTIONS),
     )
 
 
@@ -66,6 +66,6 @@ def _encode(
 
 
 def _size(width: int, height: int) -> tuple[int, int]:
-    """Even, and no side longer than allowed; small pictures keep their size."""
+    """Even width and height of at most ``MAX_SIDE_PIXELS``. Smaller pictures are not enlarged."""
     scale = min(1.0, MAX_SIDE_PIXELS / max(width, height))
     return max(int(width * scale) // 2 * 2, 2), max(int(height * scale) // 2 * 2, 2)

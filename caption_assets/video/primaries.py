@@ -1,4 +1,4 @@
-"""The primaries of a picture's colours: conversion of wide ones to those of BT.709, which screens and models expect."""
+"""Colour primaries: conversion of wide gamuts to BT.709, which screens and models expect."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ WIDE = frozenset(CHROMATICITIES) - {
     ColorPrimaries.SMPTE240M,
     ColorPrimaries.EBU3213,
 }
-"""Primaries that are converted. Those of standard-definition television are not, for they lie near BT.709's: FFmpeg's
-players and browsers show them as they are."""
+"""Primaries that are converted. Those of standard-definition television are close to BT.709's, and players and browsers
+do not convert them."""
 BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
-"""XYZ to the cone responses in which a white is adapted to another (ICC.1:2022, annex E)."""
+"""Matrix from XYZ to the cone responses in which white points are adapted (ICC.1:2022, annex E)."""
 SCREEN_GAMMA = 2.4
-"""Of a screen for video (ITU-R BT.1886)."""
+"""Gamma of a reference screen for video (ITU-R BT.1886)."""
 GAMMAS: dict[int, float] = {ColorTrc.GAMMA22: 2.2, ColorTrc.GAMMA28: 2.8, ColorTrc.SMPTE428: 2.6}
-"""Of the screens that other transfer characteristics are made for (ITU-T H.273, table 3)."""
+"""Gamma of the screens for other transfer characteristics (ITU-T H.273, table 3)."""
 
 Floats = NDArray[np.floating]
 
 
 @cache
 def to_bt709(primaries: int) -> Floats:
-    """The matrix that takes linear RGB of some primaries to linear RGB of BT.709's, white to white.
+    """The matrix from linear RGB of some primaries to linear RGB of BT.709, with white mapped to white.
 
     Args:
-        primaries: by ITU-T H.273, table 2; one of ``CHROMATICITIES``.
+        primaries: code in ITU-T H.273, table 2; a key of ``CHROMATICITIES``.
     """
     theirs, ours = _to_xyz(primaries), _to_xyz(ColorPrimaries.BT709)
     white, wanted = (BRADFORD @ matrix.sum(axis=1) for matrix in (theirs, ours))
@@ -58,22 +58,20 @@ def to_bt709(primaries: int) -> Floats:
 
 @cache
 def luminance(primaries: int) -> Floats:
-    """Shares of the primaries in luminance."""
+    """Weights of red, green and blue in luminance."""
     return np.asarray(_to_xyz(primaries)[1], np.float32)
 
 
 def to_srgb(picture: NDArray[np.uint8], primaries: int, transfer: int) -> NDArray[np.uint8]:
-    """A picture of standard dynamic range and ``WIDE`` primaries with BT.709's, as an sRGB screen shows it.
-
-    Colours that such a screen cannot show go to the edge of those it can.
+    """Convert a picture of standard dynamic range and ``WIDE`` primaries to sRGB. Colours out of gamut are clipped.
 
     Args:
-        picture: uint8 of shape (height, width, 3), RGB of full range.
-        primaries: by ITU-T H.273, table 2.
-        transfer: characteristics by table 3.
+        picture: uint8 of shape (height, width, 3), full-range RGB.
+        primaries: code in ITU-T H.273, table 2.
+        transfer: code of its transfer characteristics, table 3.
 
     Returns:
-        uint8 of the same shape, with sRGB's transfer function.
+        uint8 of the same shape.
     """
     levels = np.linspace(0, 1, 256)
     is_srgb = transfer == ColorTrc.IEC61966_2_1
@@ -83,17 +81,17 @@ def to_srgb(picture: NDArray[np.uint8], primaries: int, transfer: int) -> NDArra
 
 
 def srgb(light: Floats) -> Floats:
-    """Linear light from 0 to 1 as signal (IEC 61966-2-1, section 5.2)."""
+    """The sRGB signal of linear light from 0 to 1 (IEC 61966-2-1, section 5.2)."""
     return np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
 
 
 def srgb_light(signal: Floats) -> Floats:
-    """Signal from 0 to 1 as linear light (IEC 61966-2-1, section 5.2)."""
+    """Linear light of an sRGB signal from 0 to 1 (IEC 61966-2-1, section 5.2)."""
     return np.where(signal <= 0.04045, signal / 12.92, ((signal + 0.055) / 1.055) ** 2.4)
 
 
 def _to_xyz(primaries: int) -> Floats:
-    """Linear RGB to CIE XYZ with white of luminance 1 (SMPTE RP 177)."""
+    """The matrix from linear RGB to CIE XYZ, with white of luminance 1 (SMPTE RP 177)."""
     *colours, white = (np.array([x / y, 1, (1 - x - y) / y]) for x, y in CHROMATICITIES[primaries])
     columns = np.stack(colours, axis=1)
     return np.asarray(columns * np.linalg.solve(columns, white))

@@ -1,4 +1,4 @@
-"""Scrambled video in the containers of broadcasts, discs and shops: without a key, nobody can decode it."""
+"""Detection of encrypted video in transport streams, program streams and Windows Media files."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from uuid import UUID
 from caption_assets.video.track import ByteRanges
 
 HEAD_BYTES = 32 << 10
-"""Bytes at a file's front that are looked at."""
+"""Number of bytes at the front of a file that are inspected."""
 SYNC, PACKET_BYTES = 0x47, 188
-"""Of an MPEG transport stream (ITU-T H.222.0, 2.4.3.2)."""
+"""Sync byte and packet size of an MPEG transport stream (ITU-T H.222.0, 2.4.3.2)."""
 STRIDES = ((0, 188), (4, 192), (0, 204))
-"""Place of the first packet, and bytes from one to the next: plain, with time codes (M2TS), with error correction."""
+"""Offset of the first packet, and distance between packets: plain, with time codes (M2TS), with error correction."""
 SCRAMBLED_SHARE = 0.25
-"""Of packets from which on video counts as scrambled: discs leave about half of theirs clear."""
+"""Share of scrambled packets above which video counts as scrambled: discs leave about half of theirs clear."""
 VIDEO_PES = re.compile(rb"\0\0\x01[\xe0-\xef]..(.)", re.DOTALL)
-"""A packet of video in a program stream, and the byte of its header that tells of scrambling (2.4.3.6)."""
+"""Header of a video packet in a program stream, with the byte that has its scrambling control (2.4.3.6)."""
 ASF_PROTECTION = {
     UUID("2211b3fb-bd23-11d2-b4b7-00a0c955fc6e").bytes_le: "Windows Media DRM",
     UUID("298ae614-2622-4c17-b935-dae07ee9289c").bytes_le: "Windows Media DRM",
@@ -28,11 +28,11 @@ and PlayReady's system id."""
 
 
 def is_scrambled(file: ByteRanges, pid: int) -> bool:
-    """Whether packets of a transport stream's video are scrambled.
+    """Whether the video of a transport stream is scrambled.
 
     Args:
         file: the transport stream.
-        pid: of the packets.
+        pid: packet id of the video.
     """
     head = file.read_range(0, min(HEAD_BYTES, file.size))
     for start, stride in STRIDES:
@@ -43,18 +43,18 @@ def is_scrambled(file: ByteRanges, pid: int) -> bool:
 
 
 def is_scrambled_program(file: ByteRanges) -> bool:
-    """Whether video of a program stream is scrambled, as on a copy-protected DVD."""
+    """Whether the video of a program stream is scrambled, as on a copy-protected DVD."""
     head = file.read_range(0, min(HEAD_BYTES, file.size))
     flags = [found[1][0] for found in VIDEO_PES.finditer(head)]
-    return _are_scrambled([flag >> 4 & 3 for flag in flags if flag >> 6 == 0b10])  # what else begins so is MPEG-1's
+    return _are_scrambled([flag >> 4 & 3 for flag in flags if flag >> 6 == 0b10])  # others are MPEG-1
 
 
 def _are_scrambled(controls: Sequence[int]) -> bool:
-    """Whether enough packets are scrambled, by the two bits of each that tell; one may be damaged."""
+    """Whether enough packets are scrambled, by their scrambling control bits. A single packet may be damaged."""
     return sum(map(bool, controls)) > SCRAMBLED_SHARE * len(controls)
 
 
 def asf_protection(file: ByteRanges) -> str | None:
-    """Name of the protection of a Windows Media file; None if it has none."""
+    """Name of a Windows Media file's protection; None if it has none."""
     head = file.read_range(0, min(HEAD_BYTES, file.size))
     return next((name for guid, name in ASF_PROTECTION.items() if guid in head), None)

@@ -1,4 +1,4 @@
-"""The orientation that an H.264 or H.265 picture itself asks for, in its supplemental enhancement information (SEI)."""
+"""The orientation stored in the supplemental enhancement information (SEI) of an H.264 or H.265 picture."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from caption_assets.video.nal_units import length_size, units
 
 CODECS = ("h264", "hevc")
 SEI_UNITS = {"h264": 6, "hevc": 39}
-"""Type of the units that hold SEI before a picture's slices (ITU-T H.264 and H.265, table 7-1)."""
+"""Type of NAL units with SEI before a picture's slices (ITU-T H.264 and H.265, table 7-1)."""
 SLICE_UNITS = {"h264": range(1, 6), "hevc": range(32)}
 HEADER_BYTES = {"h264": 1, "hevc": 2}
 DISPLAY_ORIENTATION = 47
-"""Type of the message (annex D of both)."""
+"""Type of the display orientation message (annex D of both)."""
 
 
 def read_orientation(codec: str, extradata: bytes, sample: bytes) -> Orientation | None:
-    """The orientation of the picture in a sample; None if the SEI before its slices tells none.
+    """The orientation of the picture in a sample; None if the SEI before its slices has none.
 
     Args:
         codec: one of ``CODECS``.
-        extradata: the stream's header, as FFmpeg hands it over.
+        extradata: the stream's extradata as FFmpeg provides it.
         sample: the picture's first bytes.
     """
     for unit in units(memoryview(sample), length_size(codec, extradata)):
@@ -39,11 +39,11 @@ def read_orientation(codec: str, extradata: bytes, sample: bytes) -> Orientation
 
 def _messages(unit: bytes) -> Iterator[tuple[int, bytes]]:
     """Types and payloads of the messages of a unit (7.3.2.3 of H.264)."""
-    data = unit.replace(b"\0\0\3", b"\0\0")  # the 3 keeps start codes out
+    data = unit.replace(b"\0\0\3", b"\0\0")  # emulation prevention bytes
     at = 0
     while at + 2 < len(data):
         numbers = []
-        for _ in range(2):  # its type, its size
+        for _ in range(2):  # type and size of the message
             number = 0
             while at < len(data) and data[at] == 255:
                 number, at = number + 255, at + 1
@@ -57,7 +57,7 @@ def _messages(unit: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _orientation(payload: bytes) -> Orientation | None:
-    """By the message's fields: flips come first, then an anticlockwise turn (D.1.27 of H.264)."""
+    """The orientation of a message: flips, followed by a counter-clockwise rotation (D.1.27 of H.264)."""
     bits = Bits(payload)
     if bits.read(1):  # display_orientation_cancel_flag
         return None

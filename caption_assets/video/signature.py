@@ -1,25 +1,25 @@
-"""The kind of a file that is no video, by its first bytes: so that its row says what was put there."""
+"""File signatures: the type of a file that is not a video, for the error on its row."""
 
 from __future__ import annotations
 
 import re
 
 HEAD_BYTES = 4096
-"""Bytes that are looked at."""
+"""Number of bytes at the front of a file that are matched."""
 ISO_BRANDS = re.compile(rb".{4}ftyp((?:heic|heix|heim|heis|mif1|mif2|miaf|avif|jxl ).*)", re.DOTALL)
 """Major brands of still images (ISO/IEC 23008-12, annex B; AVIF, section 8)."""
 SEQUENCE_BRANDS = re.compile(rb"msf1|hevc|hevx|avis")
-"""Compatible brands of a file that is a film as well."""
+"""Compatible brands of a file that is a video as well."""
 IMAGES = {
-    "a JPEG picture": rb"\xff\xd8\xff",
-    "a PNG picture": rb"\x89PNG\r\n\x1a\n",
-    "an animated WebP, which FFmpeg cannot read (convert it, say to GIF)": rb"RIFF.{4}WEBPVP8X.*?ANIM",
-    "a WebP picture": rb"RIFF.{4}WEBP",
-    "a BMP picture": rb"BM.{4}\0\0\0\0",
-    "a TIFF picture": rb"II\*\0|MM\0\*",
-    "a JPEG XL picture": rb"\xff\x0a|\0\0\0\x0cJXL ",
-    "a JPEG 2000 picture": rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51",
-    "a Photoshop picture": rb"8BPS",
+    "a JPEG image": rb"\xff\xd8\xff",
+    "a PNG image": rb"\x89PNG\r\n\x1a\n",
+    "an animated WebP, which FFmpeg cannot read (convert it to GIF)": rb"RIFF.{4}WEBPVP8X.*?ANIM",
+    "a WebP image": rb"RIFF.{4}WEBP",
+    "a BMP image": rb"BM.{4}\0\0\0\0",
+    "a TIFF image": rb"II\*\0|MM\0\*",
+    "a JPEG XL image": rb"\xff\x0a|\0\0\0\x0cJXL ",
+    "a JPEG 2000 image": rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51",
+    "a Photoshop image": rb"8BPS",
     "an icon": rb"\0\0\x01\0[^\0]\0",
     "an SVG drawing": rb"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)?<svg",
 }
@@ -54,20 +54,20 @@ OTHERS = {
     "an xz file: unpack it": rb"\xfd7zXZ\0",
     "a PDF document": rb"%PDF-",
     "a tar archive": rb".{257}ustar",
-    "nothing but zeros": rb"\0{64}",
+    "a file of zeros": rb"\0{64}",
 }
 TEXTS = {
     "a web page": rb"(?i:\s*(?:<!doctype html|<html))",
     "a Git LFS pointer: fetch the file itself": rb"version https://git-lfs",
-    "an XML text, such as a store's error": rb"\s*<\?xml",
-    "a JSON text": rb"\s*[{\[]\s*[\"{\[\]}]",
+    "an XML document, such as a store's error": rb"\s*<\?xml",
+    "a JSON document": rb"\s*[{\[]\s*[\"{\[\]}]",
 }
 KINDS = (("image", IMAGES), ("audio_only", SOUNDS), ("playlist", PLAYLISTS), ("not_a_video", OTHERS), ("text", TEXTS))
 CONTROL = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 
 
 def still_image_name(head: bytes) -> str | None:
-    """What to call a still image in a container that films use, too; None if the file is none.
+    """A description of a still image in an ISO container; None if the file is not one.
 
     Args:
         head: the file's first ``HEAD_BYTES``.
@@ -76,11 +76,11 @@ def still_image_name(head: bytes) -> str | None:
     size = int.from_bytes(head[:4])
     if not found or SEQUENCE_BRANDS.search(head[8:size]):
         return None
-    return f"a still picture ({found[1][:4].decode().strip().upper()})"
+    return f"a still image ({found[1][:4].decode().strip().upper()})"
 
 
 def file_kind(head: bytes) -> tuple[str, str]:
-    """One word for tables, and words for a person.
+    """The error kind for tables, and a description for messages.
 
     Args:
         head: the file's first ``HEAD_BYTES``; not empty.
@@ -88,17 +88,17 @@ def file_kind(head: bytes) -> tuple[str, str]:
     for kind, signatures in KINDS:
         for name, pattern in signatures.items():
             if re.match(pattern, head, re.DOTALL):
-                return kind, f"sound alone ({name})" if kind == "audio_only" else name
+                return kind, f"audio without video ({name})" if kind == "audio_only" else name
     if _is_text(head):
-        return "text", "a text"
-    return "not_a_video", "of no kind that is known here"
+        return "text", "a text file"
+    return "not_a_video", "a file of unknown type"
 
 
 def _is_text(head: bytes) -> bool:
     try:
         text = head.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        if error.start < len(head) - 3:  # else a character is cut off by the head's end
+        if error.start < len(head) - 3:  # otherwise the head ends within a character
             return False
         text = head[: error.start].decode("utf-8-sig")
     return not CONTROL.search(text)

@@ -1,4 +1,4 @@
-"""A video track as its container describes it, beside what FFmpeg tells through PyAV."""
+"""Properties of a video track that its container stores and PyAV does not expose."""
 
 from __future__ import annotations
 
@@ -11,10 +11,7 @@ from caption_assets.video.display import Orientation
 
 @dataclass(frozen=True, slots=True)
 class Crop:
-    """The part of a decoded picture that is displayed.
-
-    The edges are in pixels of the decoded picture, and may lie between two.
-    """
+    """The edges to cut off a decoded picture, in pixels, which may be fractional."""
 
     left: Fraction = Fraction(0)
     top: Fraction = Fraction(0)
@@ -22,14 +19,14 @@ class Crop:
     bottom: Fraction = Fraction(0)
 
     def slices(self, width: int, height: int) -> tuple[slice, slice]:
-        """Rows and columns that are left of a picture; all, where the crop would leave nothing or is no crop."""
+        """Rows and columns of the displayed part; all of them if the crop is invalid."""
         rows = slice(round(self.top), height - round(self.bottom))
         columns = slice(round(self.left), width - round(self.right))
         fits = 0 <= rows.start < rows.stop <= height and 0 <= columns.start < columns.stop <= width
         return (rows, columns) if fits else (slice(0, height), slice(0, width))
 
     def size(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height that are left of a picture."""
+        """Width and height of the displayed part."""
         rows, columns = self.slices(width, height)
         return columns.stop - columns.start, rows.stop - rows.start
 
@@ -43,16 +40,15 @@ class Track:
 
     crop: Crop = NO_CROP
     orientation: Orientation | None = None
-    """Of frames that tell none themselves; None where neither the container nor the first picture does."""
+    """Orientation of frames that state none; None if neither the container nor the first picture states one."""
     encryption: str | None = None
-    """Name of the scheme by which the pictures are encrypted; None if they are not."""
+    """Name of the encryption scheme; None if the track is not encrypted."""
     drm: bool = False
     """Whether only one vendor's players have the keys."""
     proprietary_colours: str | None = None
-    """Name of a system of colours that only its own decoders know; None if the pictures have ordinary ones."""
+    """Name of a colour system that FFmpeg cannot convert; None for standard colours."""
     matte: int | None = None
-    """Level of the plain picture that colours are already mixed with, in proportion to their transparency: 0 or 255.
-    None where they are not (straight alpha)."""
+    """Level of the background that premultiplied colours are mixed with: 0 or 255. None for straight alpha."""
 
 
 DEFAULT_TRACK = Track()
@@ -64,20 +60,20 @@ class ByteRanges(Protocol):
 
     @property
     def size(self) -> int:
-        """Bytes in all."""
+        """Size of the file, in bytes."""
 
     def read_range(self, start: int, end: int) -> bytes:
         """The bytes from ``start`` to before ``end``; fewer at the file's end."""
 
     def prefetch(self, start: int, end: int) -> None:
-        """Fetch a range in one request: it is read next, in pieces."""
+        """Fetch a range in one request, to be read in pieces next."""
 
 
 class OpenFile:
-    """An open file as ``ByteRanges``, for as long as nobody else reads it. It is left at the position it had.
+    """An open file as ``ByteRanges``. Its position is kept.
 
     Args:
-        file: a binary file that can be sought.
+        file: a seekable binary file that no other thread reads.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -97,4 +93,4 @@ class OpenFile:
         return data
 
     def prefetch(self, start: int, end: int) -> None:
-        """Does nothing: an open file is read without requests."""
+        """Do nothing: an open file is read without requests."""

@@ -147,7 +147,7 @@ def test_a_shard_without_clips_fails_with_what_was_seen(indexed: Project) -> Non
     for clip in shard.iterdir():
         clip.unlink()
     (shard / "clips.tar.gz").write_text("x")
-    assert "1 files: .tar.gz: no clips" in indexed.failure("clip_manifest", partition="sample-folder")
+    assert "has no clips: 1 other files (.tar.gz)" in indexed.failure("clip_manifest", partition="sample-folder")
 
 
 def test_a_project_of_another_name_has_manifests_of_its_own(indexed: Project) -> None:

@@ -153,7 +153,7 @@ def test_a_clip_that_is_not_what_the_manifest_says_fails_the_export_and_leaves_t
         root.remove(van[0].uri)
     else:
         root.write(van[0].uri, b"A VAN")
-    with pytest.raises(ExportError, match=r"clip 'van\.mp4' (is gone|has changed).*materialize"):
+    with pytest.raises(ExportError, match=r"clip 'van\.mp4' (was deleted|has changed).*materialize"):
         export(root, replace(TARS, file_bytes=1))
     assert (find_index(root, SHARD), names(root)) == (before, there)
 

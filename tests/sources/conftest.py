@@ -14,12 +14,12 @@ from caption_assets.store.root import Root
 
 @pytest.fixture(params=[pytest.param("local", marks=pytest.mark.fast), pytest.param("s3", marks=pytest.mark.store)])
 def source(request: pytest.FixtureRequest, tmp_path: Path) -> Root:
-    """An empty source, once on this machine's disk and once on a real S3 API."""
+    """An empty source, on the local disk and on a real S3 API."""
     return Root.open(str(tmp_path) if request.param == "local" else request.getfixturevalue("s3_url"))
 
 
 def tar_bytes(*members: tuple[str, bytes] | tarfile.TarInfo) -> bytes:
-    """A tar of files by name and content, or of members that have none."""
+    """A tar of files, as pairs of name and content, and of members without content."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w", encoding="utf-8") as archive:
         for member in members:
@@ -34,12 +34,12 @@ def tar_bytes(*members: tuple[str, bytes] | tarfile.TarInfo) -> bytes:
 
 
 def special(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
-    """A member without content: a link, a device."""
+    """A member without content, such as a link or a device."""
     member = tarfile.TarInfo(name)
     member.type, member.linkname = kind, target
     return member
 
 
 def fates(clips: list[Clip]) -> list[tuple[str, str | None]]:
-    """Each clip's key, and the kind of its refusal if it is refused."""
+    """The key of each clip, and the kind of its refusal or None."""
     return [(clip.key, clip.refusal.kind if clip.refusal else None) for clip in clips]

@@ -41,18 +41,18 @@ def beside(local: Root) -> Callable[..., Clip]:
 @pytest.mark.parametrize(
     "name", ["a#b", "a?b", "a%20b", "a*[b]{c}", "sp ace", "ünï", "a::b", "memory::b", "a::s3:b", "~a", "back\\slash"]
 )
-def test_a_file_of_any_name_is_read(source: Root, name: str) -> None:
+def test_a_span_reads_a_file_with_special_characters_in_its_name(source: Root, name: str) -> None:
     found = span(source, f"in/{name}.mp4", b"0123456789")
     assert found.read() == b"0123456789"
     assert found.read_range(2, 4) == b"23"
 
 
-def test_an_empty_range_is_empty(source: Root) -> None:
+def test_reading_an_empty_range_returns_no_bytes(source: Root) -> None:
     assert span(source, "a", b"abc").read_range(1, 1) == b""
     assert span(source, "b", b"").read() == b""
 
 
-def test_a_span_is_read_in_another_process(source: Root) -> None:
+def test_a_span_can_be_read_in_another_process(source: Root) -> None:
     found = span(source, "a::b.mp4", b"abc")
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         assert pool.submit(found.read).result() == b"abc"
@@ -60,7 +60,7 @@ def test_a_span_is_read_in_another_process(source: Root) -> None:
 
 
 @pytest.mark.fast
-def test_the_tag_of_a_whole_object_is_the_stores() -> None:
+def test_the_tag_of_a_whole_object_depends_on_its_etag_alone() -> None:
     nowhere = Span("s3://nowhere/a", 0, 5, etag="one")
     assert len(SpanFile(nowhere).tag()) == 32
     assert SpanFile(nowhere).tag() == SpanFile(Span("s3://elsewhere/b", 0, 5, etag="one")).tag()
@@ -69,7 +69,7 @@ def test_the_tag_of_a_whole_object_is_the_stores() -> None:
 
 @pytest.mark.fast
 @pytest.mark.parametrize("size", [0, 1, 65_536, 65_537, 200_000])
-def test_a_tag_is_of_the_content_wherever_it_lies(local: Root, size: int) -> None:
+def test_the_tag_depends_on_the_content_alone(local: Root, size: int) -> None:
     alone = span(local, "a", LONG[:size])
     within = span(local, "b", b"before" + LONG[:size] + b"after")
     moved = Span(within.url, 6, size)
@@ -80,28 +80,28 @@ def test_a_tag_is_of_the_content_wherever_it_lies(local: Root, size: int) -> Non
 @pytest.mark.fast
 @pytest.mark.parametrize("size", [10, 65_536, 65_537, 200_000])
 @pytest.mark.parametrize("place", [0.0, 0.3, 0.5, 0.999999])
-def test_a_change_anywhere_changes_the_tag(local: Root, size: int, place: float) -> None:
+def test_a_changed_byte_changes_the_tag(local: Root, size: int, place: float) -> None:
     changed = bytearray(LONG[:size])
     changed[int(place * size)] ^= 1
     assert SpanFile(span(local, "a", bytes(changed))).tag() != SpanFile(span(local, "b", LONG[:size])).tag()
 
 
 @pytest.mark.fast
-def test_a_clip_with_nothing_beside_it_has_no_prompt_and_nothing_extra(beside: Callable[..., Clip]) -> None:
+def test_a_clip_without_sidecar_files_has_no_metadata(beside: Callable[..., Clip]) -> None:
     assert (beside().metadata().prompt, beside().metadata().extra) == (None, {})
 
 
 @pytest.mark.fast
 @pytest.mark.parametrize("place", ["json_file", "columns"])
-def test_the_prompt_is_told_apart_from_the_rest(beside: Callable[..., Clip], place: str) -> None:
-    facts = '{"prompt": "Count.", "n": 1, "deep": {"x": [null, NaN]}}'
-    clip = beside(**{place: facts.encode() if place == "json_file" else facts})
+def test_metadata_separates_the_prompt_from_other_values(beside: Callable[..., Clip], place: str) -> None:
+    values = '{"prompt": "Count.", "n": 1, "deep": {"x": [null, NaN]}}'
+    clip = beside(**{place: values.encode() if place == "json_file" else values})
     assert clip.metadata().prompt == "Count."
     assert clip.metadata().extra == {"n": 1, "deep": {"x": [None, None]}}
 
 
 @pytest.mark.fast
-def test_the_text_beside_a_clip_is_extra(beside: Callable[..., Clip]) -> None:
+def test_the_text_file_is_among_the_extra_values(beside: Callable[..., Clip]) -> None:
     clip = beside(json_file=b'{"n": 1}', text="\ufeffein Hündchen".encode())
     assert clip.metadata().extra == {"n": 1, "txt": "ein Hündchen"}
     assert clip.metadata().prompt is None
@@ -111,35 +111,35 @@ def test_the_text_beside_a_clip_is_extra(beside: Callable[..., Clip]) -> None:
 @pytest.mark.parametrize(
     ("json_file", "reason"),
     [
-        (b"{", "it is no JSON"),
+        (b"{", "is not valid JSON"),
         (b"\xff\xfe", "can't decode"),
-        (b"[1]", "holds a list"),
+        (b"[1]", "contains a list: write a JSON object"),
         (b'{"n": "\\ud800"}', "surrogates"),
-        (b'{"n": 1e999}', "it is no JSON"),
-        (b"[" * 100_000, "it is no JSON"),
-        (b" " * (MAX_TEXT_BYTES + 1), "more than 1048576: shorten it"),
+        (b'{"n": 1e999}', "is not valid JSON"),
+        (b"[" * 100_000, "is not valid JSON"),
+        (b" " * (MAX_TEXT_BYTES + 1), "has 1048577 bytes, above the limit of 1048576: shorten it"),
     ],
 )
-def test_a_json_file_that_cannot_be_used_is_told_of(beside: Callable[..., Clip], json_file: bytes, reason: str) -> None:
-    with pytest.raises(ValueError, match=f"the JSON file beside the clip cannot be used: .*{reason}"):
+def test_an_invalid_json_file_is_reported(beside: Callable[..., Clip], json_file: bytes, reason: str) -> None:
+    with pytest.raises(ValueError, match=f"the clip's JSON file.* {reason}"):
         beside(json_file=json_file).metadata()
 
 
 @pytest.mark.fast
 @pytest.mark.parametrize("prompt", ["7", '" "', "[]"])
-def test_a_prompt_that_is_no_text_is_told_of_with_its_place(beside: Callable[..., Clip], prompt: str) -> None:
-    with pytest.raises(ValueError, match="the clip's row of the list cannot be used: its prompt is"):
+def test_an_invalid_prompt_is_reported_with_its_source(beside: Callable[..., Clip], prompt: str) -> None:
+    with pytest.raises(ValueError, match=r"invalid prompt .* in the clip's row of the list: write"):
         beside(columns=f'{{"prompt": {prompt}}}').metadata()
 
 
 @pytest.mark.fast
-def test_a_text_file_that_is_not_utf_8_is_told_of(beside: Callable[..., Clip]) -> None:
-    with pytest.raises(ValueError, match="the text file beside the clip cannot be used"):
+def test_a_text_file_that_is_not_utf_8_is_reported(beside: Callable[..., Clip]) -> None:
+    with pytest.raises(ValueError, match=r"cannot read the clip's text file: .* can't decode"):
         beside(text=b"\xff").metadata()
 
 
 @pytest.mark.fast
-def test_a_side_file_that_has_gone_is_told_of(local: Root) -> None:
+def test_a_deleted_json_file_is_reported(local: Root) -> None:
     gone = Span(local.fs.unstrip_protocol(local.full("gone.json")), 0, 5)
-    with pytest.raises(ValueError, match="the JSON file beside the clip cannot be used"):
+    with pytest.raises(ValueError, match="cannot read the clip's JSON file"):
         Clip("a.mp4", gone, json_file=gone).metadata()

@@ -17,11 +17,11 @@ LINK = UnreadableClip("link", "a link")
 
 
 @given(st.lists(st.tuples(NAMES, st.sampled_from([None, LINK])), max_size=12))
-def test_keys_are_unique_relative_and_within_their_root(names: list[tuple[str, UnreadableClip | None]]) -> None:
+def test_allocated_keys_are_unique_relative_and_within_the_root(names: list[tuple[str, UnreadableClip | None]]) -> None:
     keys = KeyAllocator()
-    given_out = [keys.allocate(name, refusal)[0] for name, refusal in names]
-    assert len(set(given_out)) == len(given_out)
-    for key in given_out:
+    allocated = [keys.allocate(name, refusal)[0] for name, refusal in names]
+    assert len(set(allocated)) == len(allocated)
+    for key in allocated:
         key.encode()
         assert key
         assert not PurePosixPath(key).is_absolute()
@@ -29,31 +29,31 @@ def test_keys_are_unique_relative_and_within_their_root(names: list[tuple[str, U
 
 
 @given(st.lists(NAMES, max_size=12))
-def test_of_the_clips_of_one_name_the_first_is_kept(names: list[str]) -> None:
+def test_the_first_of_several_clips_with_the_same_name_is_accepted(names: list[str]) -> None:
     keys = KeyAllocator()
     kept = [normalise(name) for name in names if keys.allocate(name, None)[1] is None]
     assert sorted(kept) == sorted({normalise(name) for name in names if not escapes_root(name)})
 
 
 @given(NAMES)
-def test_a_key_stays_itself(name: str) -> None:
+def test_normalise_is_idempotent(name: str) -> None:
     assert normalise(normalise(name)) == normalise(name)
     assert not escapes_root(normalise(name))
 
 
-def test_a_refused_clip_makes_no_other_a_duplicate() -> None:
+def test_a_clip_is_not_a_duplicate_of_a_refused_one() -> None:
     keys = KeyAllocator()
     assert keys.allocate("a.mp4", LINK) == ("a.mp4", LINK)
     assert keys.allocate("a.mp4", None) == ("a.mp4#2", None)
 
 
-def test_a_duplicate_gets_a_number_that_is_free() -> None:
+def test_a_duplicate_gets_an_unused_number() -> None:
     keys = KeyAllocator()
     assert [keys.allocate(name, None)[0] for name in ["a", "a#2", "a", "a"]] == ["a", "a#2", "a#3", "a#4"]
 
 
 @pytest.mark.parametrize("name", ["/etc/x.mp4", "../x.mp4", "a/../x.mp4", "//x.mp4", ".."])
-def test_a_name_that_is_absolute_or_climbs_is_refused(name: str) -> None:
+def test_an_absolute_name_or_one_with_parent_segments_is_refused(name: str) -> None:
     _, refusal = KeyAllocator().allocate(name, None)
     assert refusal is not None
     assert refusal.kind == "outside"
@@ -62,9 +62,9 @@ def test_a_name_that_is_absolute_or_climbs_is_refused(name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["sp ace.mp4", "ünï.mp4", "new\nline.mp4", "100%25.mp4", "a#b?c.mp4", "..a/b...mp4", "n" * 5000]
 )
-def test_an_odd_name_is_its_own_key(name: str) -> None:
+def test_a_name_with_special_characters_is_its_own_key(name: str) -> None:
     assert KeyAllocator().allocate(name, None) == (name, None)
 
 
-def test_a_name_that_is_not_utf_8_is_spelt_out() -> None:
+def test_a_name_that_is_not_utf_8_is_escaped() -> None:
     assert normalise(b"\xff.mp4".decode("utf-8", "surrogateescape")) == r"\udcff.mp4"

@@ -42,7 +42,7 @@ def write(source: Root, layout: Layout, files: dict[str, bytes]) -> Shard:
 
 
 def listed(folder: Path, data: bytes | None = None) -> list[Clip]:
-    """The clips of the shard ``s``, a tar of ``data`` if there is any."""
+    """The clips of the shard ``s``, which is a tar of ``data`` if given."""
     if data is not None:
         (folder / "s.tar").write_bytes(data)
     source = Root.open(str(folder))
@@ -50,7 +50,7 @@ def listed(folder: Path, data: bytes | None = None) -> list[Clip]:
 
 
 @pytest.mark.parametrize("layout", [Layout.FOLDER, Layout.TAR])
-def test_clips_are_the_videos_of_a_shard_sorted_by_key_with_their_bytes(source: Root, layout: Layout) -> None:
+def test_list_clips_returns_the_videos_sorted_by_key_with_their_bytes(source: Root, layout: Layout) -> None:
     clips = list(list_clips(source, write(source, layout, FILES)))
     assert [(clip.key, clip.video.read()) for clip in clips] == [
         ("deep/er/two.MP4", b"two"),
@@ -62,14 +62,14 @@ def test_clips_are_the_videos_of_a_shard_sorted_by_key_with_their_bytes(source: 
 
 
 @pytest.mark.parametrize("layout", [Layout.FOLDER, Layout.TAR])
-def test_json_and_text_of_the_same_stem_go_with_their_clip(source: Root, layout: Layout) -> None:
+def test_list_clips_pairs_json_and_text_files_with_the_clip_of_the_same_stem(source: Root, layout: Layout) -> None:
     clips = list(list_clips(source, write(source, layout, FILES)))
     assert [clip.metadata().prompt for clip in clips] == [None, None, "Count.", None]
     assert [clip.metadata().extra for clip in clips] == [{}, {}, {"n": 1, "txt": "words"}, {}]
 
 
 @pytest.mark.parametrize("layout", [Layout.FOLDER, Layout.TAR])
-def test_a_clip_of_an_odd_name_is_read(source: Root, layout: Layout) -> None:
+def test_list_clips_reads_clips_with_special_characters_in_their_names(source: Root, layout: Layout) -> None:
     names = ["a#b.mp4", "a?b.mp4", "a%20b.mp4", "a*[b].mp4", "sp ace.mp4", "ünï.mp4", "a::b.mp4", "~.mp4", "a\\b.mp4"]
     clips = list_clips(source, write(source, layout, {name: name.encode() for name in names}))
     assert {clip.key: clip.video.read() for clip in clips} == {name: name.encode() for name in names}
@@ -77,7 +77,7 @@ def test_a_clip_of_an_odd_name_is_read(source: Root, layout: Layout) -> None:
 
 @pytest.mark.fast
 @pytest.mark.parametrize("layout", [Layout.FOLDER, Layout.TAR])
-def test_a_clip_whose_name_has_control_characters_is_read(tmp_path: Path, layout: Layout) -> None:
+def test_list_clips_reads_a_clip_with_control_characters_in_its_name(tmp_path: Path, layout: Layout) -> None:
     source = Root.open(str(tmp_path))
     [clip] = list_clips(source, write(source, layout, {"new\nline\t\x1b[0m.mp4": b"data"}))
     assert (clip.key, clip.video.read()) == ("new\nline\t\x1b[0m.mp4", b"data")
@@ -85,7 +85,7 @@ def test_a_clip_whose_name_has_control_characters_is_read(tmp_path: Path, layout
 
 @pytest.mark.fast
 @pytest.mark.parametrize("layout", [Layout.FOLDER, Layout.TAR])
-def test_a_name_that_is_not_utf_8_is_spelt_out_in_the_key_and_the_clip_read(tmp_path: Path, layout: Layout) -> None:
+def test_a_name_that_is_not_utf_8_is_escaped_in_the_key_and_the_clip_is_read(tmp_path: Path, layout: Layout) -> None:
     if layout is Layout.TAR:
         (tmp_path / "s.tar").write_bytes(tar_bytes(("aXb.mp4", b"data")).replace(b"aXb", b"a\xffb", 1))
         raw = bytearray((tmp_path / "s.tar").read_bytes())
@@ -99,13 +99,13 @@ def test_a_name_that_is_not_utf_8_is_spelt_out_in_the_key_and_the_clip_read(tmp_
 
 
 @pytest.mark.fast
-def test_a_name_of_any_length_is_kept(tmp_path: Path) -> None:
+def test_a_long_name_is_kept(tmp_path: Path) -> None:
     [clip] = listed(tmp_path, tar_bytes(("n" * 5000 + ".mp4", b"data")))
     assert (clip.key, clip.video.read()) == ("n" * 5000 + ".mp4", b"data")
 
 
 @pytest.mark.fast
-def test_a_member_that_is_no_file_of_the_tar_is_refused(tmp_path: Path) -> None:
+def test_tar_members_that_are_links_devices_or_outside_the_root_are_refused(tmp_path: Path) -> None:
     data = tar_bytes(
         ("a.mp4", b"a"),
         ("../b.mp4", b"b"),
@@ -128,7 +128,7 @@ def test_a_member_that_is_no_file_of_the_tar_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.fast
-def test_of_members_of_one_name_the_first_is_kept(tmp_path: Path) -> None:
+def test_the_first_of_several_tar_members_with_the_same_name_is_accepted(tmp_path: Path) -> None:
     link = special("a.mp4", tarfile.SYMTYPE, "/etc/passwd")
     clips = listed(tmp_path, tar_bytes(link, ("/a.mp4", b"z"), ("a.mp4", b"first"), ("./a.mp4", b"second")))
     assert fates(clips) == [("a.mp4", None), ("a.mp4#2", "duplicate"), ("a.mp4#3", "link"), ("a.mp4#4", "outside")]
@@ -136,14 +136,14 @@ def test_of_members_of_one_name_the_first_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.fast
-def test_a_clip_is_refused_for_a_link_beside_it(tmp_path: Path) -> None:
+def test_a_clip_whose_sidecar_file_is_a_link_is_refused(tmp_path: Path) -> None:
     [clip] = listed(tmp_path, tar_bytes(("a.mp4", b"a"), special("a.json", tarfile.SYMTYPE, "/etc/passwd")))
     assert clip.refusal is not None
     assert (clip.refusal.kind, "'a.json' is a link" in str(clip.refusal)) == ("link", True)
 
 
 @pytest.mark.fast
-def test_a_member_stored_with_holes_is_refused(tmp_path: Path) -> None:
+def test_a_sparse_tar_member_is_refused(tmp_path: Path) -> None:
     info = tarfile.TarInfo("a.mp4")
     info.size, info.pax_headers = 512, {"GNU.sparse.map": "0,512", "GNU.sparse.size": "1024"}
     file = io.BytesIO()
@@ -153,7 +153,7 @@ def test_a_member_stored_with_holes_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.fast
-def test_links_of_a_folder_are_followed_only_to_files_within_the_source(tmp_path: Path) -> None:
+def test_links_in_a_folder_are_followed_only_to_files_within_the_source(tmp_path: Path) -> None:
     source = tmp_path / "source"
     (source / "s").mkdir(parents=True)
     (source / "other").mkdir()
@@ -178,16 +178,16 @@ def test_links_of_a_folder_are_followed_only_to_files_within_the_source(tmp_path
 
 
 @pytest.mark.fast
-def test_a_tar_that_is_a_link_out_of_the_source_is_refused(tmp_path: Path) -> None:
+def test_a_tar_that_is_a_link_to_a_path_outside_the_source_is_refused(tmp_path: Path) -> None:
     (tmp_path / "elsewhere.tar").write_bytes(tar_bytes(("a.mp4", b"a")))
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "s.tar").symlink_to("../elsewhere.tar")
-    with pytest.raises(ShardError, match="'s' is a link that leads out of the source"):
+    with pytest.raises(ShardError, match="'s' is a link to a path outside the source"):
         listed(tmp_path / "source")
 
 
 @pytest.mark.store
-def test_an_object_whose_name_climbs_or_asks_for_a_version_is_refused(s3_url: str) -> None:
+def test_an_object_with_dot_segments_or_a_version_in_its_name_is_refused(s3_url: str) -> None:
     source = Root.open(s3_url)
     shard = write(source, Layout.FOLDER, {"a/../b.mp4": b"b", "d//e.mp4": b"e"})
     bucket, _, prefix = source.path.partition("/")
@@ -198,7 +198,7 @@ def test_an_object_whose_name_climbs_or_asks_for_a_version_is_refused(s3_url: st
 
 
 @pytest.mark.store
-def test_of_a_tar_on_s3_only_the_headers_are_fetched(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_listing_a_tar_on_s3_fetches_only_its_headers(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     source = Root.open(s3_url)
     shard = write(source, Layout.TAR, {f"{number}.mp4": bytes(1 << 20) for number in range(16)})
     fetched = 0
@@ -219,36 +219,36 @@ def test_of_a_tar_on_s3_only_the_headers_are_fetched(s3_url: str, monkeypatch: p
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"not a tar at all" * 100, "uncompressed tar"),
+        (b"not a tar at all" * 100, "invalid header"),
         (b"", "empty file"),
         (tar_bytes(("a.mp4", bytes(5000)))[:3000], "unexpected end of data"),
         (tar_bytes(("a.mp4", bytes(512)), ("b.mp4", b""))[:1100], "header at byte 1024 is damaged"),
         (tar_bytes(("a.mp4", b""))[:512] + b"x" * 512, "header at byte 512 is damaged"),
-        (tar_bytes(("a.mp4", b"a")) + tar_bytes(("b.mp4", b"b")), "its end at byte 1024 is not the file's"),
-        (bytes(512) + tar_bytes(("a.mp4", b"a")), "its end at byte 0 is not the file's"),
-        (bytes(200_000), "it holds nothing but zeros"),
+        (tar_bytes(("a.mp4", b"a")) + tar_bytes(("b.mp4", b"b")), "data after the end of the archive at byte 1024"),
+        (bytes(512) + tar_bytes(("a.mp4", b"a")), "data after the end of the archive at byte 0"),
+        (bytes(200_000), "only zeros"),
     ],
 )
-def test_a_file_that_is_no_whole_tar_is_refused_with_its_name(tmp_path: Path, data: bytes, reason: str) -> None:
-    with pytest.raises(ShardError, match=rf"'s' cannot be read .*{reason}.*: write it anew"):
+def test_an_invalid_or_truncated_tar_is_refused_with_the_reason(tmp_path: Path, data: bytes, reason: str) -> None:
+    with pytest.raises(ShardError, match=rf"'s' is not a valid uncompressed tar \(.*{reason}.*\): write it again"):
         listed(tmp_path, data)
 
 
 @pytest.mark.fast
 @pytest.mark.parametrize(("kind", "size"), [(b"x", 1 << 40), (b"L", 1 << 40), (b"x", -512), (b"0", -5120)])
-def test_an_absurd_size_in_a_tar_is_not_believed(tmp_path: Path, kind: bytes, size: int) -> None:
+def test_a_tar_header_with_an_absurd_size_is_refused(tmp_path: Path, kind: bytes, size: int) -> None:
     header = tarfile.TarInfo("a.mp4")
     header.type, header.size = kind, size
     data = tar_bytes(("a.mp4", b"a"))
-    with pytest.raises(ShardError, match="'s' cannot be read as an uncompressed tar"):
+    with pytest.raises(ShardError, match="'s' is not a valid uncompressed tar"):
         listed(tmp_path, data[:1024] + header.tobuf(tarfile.GNU_FORMAT) + data)
 
 
 @pytest.mark.fast
-def test_a_chain_of_headers_without_end_is_refused(tmp_path: Path) -> None:
+def test_an_endless_chain_of_tar_headers_is_refused(tmp_path: Path) -> None:
     header = tarfile.TarInfo("a.mp4")
     header.type, header.size = tarfile.GNUTYPE_LONGNAME, 512
-    with pytest.raises(ShardError, match="'s' cannot be read as an uncompressed tar"):
+    with pytest.raises(ShardError, match="'s' is not a valid uncompressed tar"):
         listed(tmp_path, (header.tobuf() + bytes(512)) * 3000)
 
 
@@ -270,7 +270,7 @@ def test_a_damaged_tar_is_listed_or_refused(data: bytes, seed: int) -> None:
 
 @given(st.lists(st.text(max_size=20).filter(lambda name: "\0" not in name), max_size=5))
 @pytest.mark.fast
-def test_every_video_of_a_tar_is_listed_under_a_key_of_its_own(stems: list[str]) -> None:
+def test_every_video_of_a_tar_is_listed_under_a_unique_key(stems: list[str]) -> None:
     names = ["plain.mp4", *(f"x{stem}.mp4" for stem in stems)]
     source = Root.open("memory://names")
     source.write("s.tar", tar_bytes(*((name, name.encode()) for name in names)))
@@ -286,7 +286,7 @@ SUFFIXES = [*COMMON, *RARE, "obu", "nut", "MTS", "Mov", "3GP"]
 
 @pytest.mark.fast
 @pytest.mark.parametrize("layout", [Layout.FOLDER, Layout.TAR])
-def test_whatever_ffmpegs_demuxers_open_is_a_clip(tmp_path: Path, layout: Layout) -> None:
+def test_files_with_a_suffix_of_ffmpegs_demuxers_are_clips(tmp_path: Path, layout: Layout) -> None:
     source = Root.open(str(tmp_path))
     others = OtherFiles()
     shard = write(source, layout, {f"{number}.{suffix}": b"x" for number, suffix in enumerate(SUFFIXES)})
@@ -296,7 +296,7 @@ def test_whatever_ffmpegs_demuxers_open_is_a_clip(tmp_path: Path, layout: Layout
 
 @pytest.mark.fast
 @pytest.mark.parametrize("layout", [Layout.FOLDER, Layout.TAR])
-def test_other_files_are_counted_and_some_are_named(tmp_path: Path, layout: Layout) -> None:
+def test_other_files_are_counted_and_the_first_are_listed_by_name(tmp_path: Path, layout: Layout) -> None:
     source = Root.open(str(tmp_path))
     notes = {f"notes/{number:02}.md": b"x" for number in range(30)}
     shard = write(source, layout, {**FILES, **notes, "more.tar.gz": b"x", "LICENSE": b"x", "a.m4a": b"x"})
@@ -310,7 +310,7 @@ def test_other_files_are_counted_and_some_are_named(tmp_path: Path, layout: Layo
 
 @pytest.mark.fast
 @pytest.mark.parametrize("layout", [Layout.FOLDER, Layout.TAR])
-def test_a_thumbnail_goes_with_its_video(tmp_path: Path, layout: Layout) -> None:
+def test_a_still_image_with_the_stem_of_a_video_is_not_a_clip(tmp_path: Path, layout: Layout) -> None:
     source = Root.open(str(tmp_path))
     shard = write(source, layout, {"a.mp4": b"x", "a.webp": b"x", "b.webp": b"x"})
     others = OtherFiles()
@@ -320,8 +320,8 @@ def test_a_thumbnail_goes_with_its_video(tmp_path: Path, layout: Layout) -> None
 
 @pytest.mark.fast
 @pytest.mark.parametrize("layout", [Layout.FOLDER, Layout.TAR])
-def test_a_shard_without_clips_fails_with_what_was_seen(tmp_path: Path, layout: Layout) -> None:
+def test_a_shard_without_clips_is_refused_with_its_content(tmp_path: Path, layout: Layout) -> None:
     source = Root.open(str(tmp_path))
     shard = write(source, layout, {"a.tar.gz": b"x", "b.tar.gz": b"x", "c.txt": b"x", ".hidden.mp4": b"x"})
-    with pytest.raises(ShardError, match=r"3 files: \.tar\.gz, \.txt: no clips"):
+    with pytest.raises(ShardError, match=r"'s' has no clips: 3 other files \(\.tar\.gz, \.txt\)"):
         list(list_clips(source, shard))

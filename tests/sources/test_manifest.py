@@ -27,7 +27,7 @@ def manifest(folder: Path, files: dict[str, bytes], windowing: Windowing = DEFAU
     return rows
 
 
-def test_one_row_for_each_window_in_order_of_key(tmp_path: Path) -> None:
+def test_a_manifest_has_one_row_per_window_in_order_of_key(tmp_path: Path) -> None:
     rows = manifest(tmp_path, {"b.mp4": counting_video(40), "a.mp4": counting_video(20)}, Windowing(16, 8))
     assert [(row.clip_key, row.window_index, row.start_frame, row.end_frame) for row in rows] == [
         ("a.mp4", 0, 0, 20),
@@ -38,7 +38,7 @@ def test_one_row_for_each_window_in_order_of_key(tmp_path: Path) -> None:
     assert {row.status for row in rows} == {Status.OK}
 
 
-def test_an_unreadable_clip_has_one_row_that_says_why(tmp_path: Path) -> None:
+def test_an_unreadable_clip_has_one_row_with_the_reason(tmp_path: Path) -> None:
     rows = manifest(tmp_path, {"bad.mp4": b"<html>", "good.mp4": counting_video(20)})
     assert [(row.clip_key, row.window_index, row.status) for row in rows] == [
         ("bad.mp4", None, Status.FAILED),
@@ -53,14 +53,14 @@ def test_a_clip_of_three_frames_is_too_short(tmp_path: Path) -> None:
     assert (row.error_kind, row.window_index) == ("too_short", None)
 
 
-def test_ids_follow_key_window_and_content(tmp_path: Path) -> None:
+def test_window_ids_depend_on_key_and_window(tmp_path: Path) -> None:
     data = counting_video(40)
     rows = manifest(tmp_path, {"a.mp4": data, "b.mp4": data}, Windowing(20, 8))
     assert len({row.window_id for row in rows}) == 4
     assert len({row.content_tag for row in rows}) == 1
 
 
-def test_a_row_tells_what_the_clip_is(tmp_path: Path) -> None:
+def test_a_row_describes_its_clip(tmp_path: Path) -> None:
     [row] = manifest(tmp_path, {"a.mp4": noise_film(frames=20, size=(160, 120), rotation=90)})
     assert (row.codec, row.pixel_format, row.bit_depth, row.interlaced, row.has_audio) == (
         "h264",
@@ -72,7 +72,7 @@ def test_a_row_tells_what_the_clip_is(tmp_path: Path) -> None:
     assert (row.width, row.height, row.rotation, row.variable_fps) == (120, 160, 90, False)
 
 
-def test_a_row_says_where_its_clips_bytes_are(tmp_path: Path) -> None:
+def test_a_row_has_the_location_and_tag_of_its_clips_bytes(tmp_path: Path) -> None:
     data = counting_video(20)
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "a b.mp4").write_bytes(data)
@@ -88,11 +88,11 @@ def test_a_row_says_where_its_clips_bytes_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.store
-def test_clips_in_s3_are_told_apart_by_the_stores_tag(s3_url: str) -> None:
+def test_clips_on_s3_are_tagged_by_their_etag(s3_url: str) -> None:
     source = Root.open(s3_url)
     data = noise_film(size=(320, 240), frames=80)
     source.write("s/a.mp4", data)
-    with Sandbox(workers=1) as sandbox:  # the session's knows nothing of this server
+    with Sandbox(workers=1) as sandbox:  # the session's sandbox was started without this server's settings
         [clip] = probe_clips(sandbox, source, find_shard(source, "s"), DEFAULT)
     [row] = clip.rows
     etag = source.fs.info(source.full("s/a.mp4"))["ETag"]
@@ -100,13 +100,13 @@ def test_clips_in_s3_are_told_apart_by_the_stores_tag(s3_url: str) -> None:
     assert clip.bytes_read < clip.size / 2
 
 
-def test_many_clips_come_in_the_order_of_the_listing(tmp_path: Path) -> None:
+def test_clips_are_yielded_in_the_order_of_the_listing(tmp_path: Path) -> None:
     short, long = counting_video(5), noise_film(container="matroska", frames=40)
     rows = manifest(tmp_path, {f"{index:03}.mp4": long if index % 7 == 0 else short for index in range(150)})
     assert [row.clip_key for row in rows] == [f"{index:03}.mp4" for index in range(150)]
 
 
-def test_a_clip_that_the_store_does_not_give_is_a_failed_row(tmp_path: Path) -> None:
+def test_a_clip_that_is_deleted_after_the_listing_has_a_failed_row(tmp_path: Path) -> None:
     (tmp_path / "s").mkdir()
     names = [f"{index:03}.mp4" for index in range(CLIPS_AHEAD * SANDBOX.workers + 20)]
     for name in names:
@@ -114,7 +114,7 @@ def test_a_clip_that_the_store_does_not_give_is_a_failed_row(tmp_path: Path) -> 
     source = Root.open(str(tmp_path))
     clips = probe_clips(SANDBOX, source, find_shard(source, "s"), DEFAULT)
     first = next(clips)
-    (tmp_path / "s" / names[-1]).unlink()  # listed already, and not yet opened
+    (tmp_path / "s" / names[-1]).unlink()  # already listed, but not opened yet
     *others, last = clips
     assert {clip.rows[0].status for clip in (first, *others)} == {Status.OK}
     [row] = last.rows
@@ -122,7 +122,7 @@ def test_a_clip_that_the_store_does_not_give_is_a_failed_row(tmp_path: Path) -> 
     assert len(others) == len(names) - 2
 
 
-def test_a_worker_that_is_killed_costs_at_most_the_clip_that_it_reads(tmp_path: Path) -> None:
+def test_a_killed_worker_fails_at_most_the_clip_that_it_reads(tmp_path: Path) -> None:
     long = noise_film(container="matroska", frames=400)
     (tmp_path / "s").mkdir()
     for index in range(60):
@@ -137,29 +137,29 @@ def test_a_worker_that_is_killed_costs_at_most_the_clip_that_it_reads(tmp_path: 
         rows += [clip.rows[0] for clip in clips]
     assert [row.clip_key for row in rows] == [f"{index:02}.mkv" for index in range(60)]
     failed = [row.error_kind for row in rows if row.status is Status.FAILED]
-    assert failed in ([], ["decoder_died"])  # none, if it was between two clips
+    assert failed in ([], ["decoder_died"])  # none if the worker was idle
 
 
-def test_a_shard_that_cannot_be_listed_fails_clearly(tmp_path: Path) -> None:
+def test_a_shard_that_cannot_be_listed_is_reported(tmp_path: Path) -> None:
     (tmp_path / "s.tar").mkdir()
     source = Root.open(str(tmp_path))
-    with pytest.raises(ShardError, match=r"shard 's' in .* cannot be read"):
+    with pytest.raises(ShardError, match="cannot read shard 's' in "):
         list(probe_clips(SANDBOX, source, Shard("s", Layout.TAR, "s.tar"), DEFAULT))
 
 
-def test_a_clips_own_prompt_stands_in_its_rows(tmp_path: Path) -> None:
+def test_the_prompt_of_a_clip_is_in_its_rows(tmp_path: Path) -> None:
     rows = manifest(tmp_path, {"a.mp4": counting_video(20), "a.json": b'{"prompt": "Count the frames.", "other": 1}'})
     assert [row.prompt for row in rows] == ["Count the frames."]
 
 
 @pytest.mark.parametrize("json_file", [b"{", b"[1]", b'{"prompt": 7}', b'{"prompt": " "}', b"\xff\xfe"])
-def test_a_side_file_that_cannot_be_used_is_told_on_its_clips_row(tmp_path: Path, json_file: bytes) -> None:
+def test_an_invalid_sidecar_file_fails_its_clip(tmp_path: Path, json_file: bytes) -> None:
     [row] = manifest(tmp_path, {"a.mp4": counting_video(20), "a.json": json_file})
     assert (row.status, row.error_kind) == (Status.FAILED, "side_file")
-    assert "JSON file beside the clip" in (row.error or "")
+    assert "the clip's JSON file" in (row.error or "")
 
 
-def test_a_clip_that_is_refused_has_a_row_that_says_why_and_is_not_opened(tmp_path: Path) -> None:
+def test_a_refused_clip_has_a_failed_row_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_bytes(counting_video(20))
     (tmp_path / "s.jsonl").write_text('{"uri": "../b.mp4"}\n{"uri": "a.mp4", "prompt": "Count."}\n{"uri": "a.mp4"}\n')
     source = Root.open(str(tmp_path))

@@ -36,7 +36,7 @@ def version(folder: Path, key: str) -> str:
     return shard_content(source, find_shard(source, key)).version
 
 
-def test_folders_tars_and_lists_are_shards_sorted_by_key(folder: Path) -> None:
+def test_list_shards_returns_folders_tars_and_lists_sorted_by_key(folder: Path) -> None:
     shards = list_shards(Root.open(str(folder))).shards
     assert [(shard.key, shard.layout) for shard in shards] == [
         ("a", Layout.TAR),
@@ -47,7 +47,7 @@ def test_folders_tars_and_lists_are_shards_sorted_by_key(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["a", "b", "c", "d"])
-def test_a_changed_shard_has_another_version_and_the_others_the_same(folder: Path, key: str) -> None:
+def test_a_changed_shard_changes_its_version_alone(folder: Path, key: str) -> None:
     before = {key: version(folder, key) for key in "abcd"}
     changed = {"a": "a.tar", "b": "b/new.mp4", "c": "c.parquet", "d": "d.jsonl"}[key]
     (folder / changed).write_bytes(b"something else")
@@ -55,46 +55,46 @@ def test_a_changed_shard_has_another_version_and_the_others_the_same(folder: Pat
 
 
 @pytest.mark.parametrize("name", ["new.json", "new.txt", "deep/new.MP4"])
-def test_a_folders_version_covers_what_goes_with_its_clips(folder: Path, name: str) -> None:
+def test_the_version_of_a_folder_covers_videos_and_sidecar_files(folder: Path, name: str) -> None:
     before = version(folder, "b")
     (folder / "b" / name).write_text("{}")
     assert version(folder, "b") != before
 
 
 @pytest.mark.parametrize("name", ["notes.md", ".new.mp4"])
-def test_a_file_that_is_no_clips_changes_no_version(folder: Path, name: str) -> None:
+def test_the_version_of_a_folder_ignores_other_and_hidden_files(folder: Path, name: str) -> None:
     before = version(folder, "b")
     (folder / "b" / name).write_text("x")
     assert version(folder, "b") == before
 
 
-def test_a_missing_source_says_what_to_set(tmp_path: Path) -> None:
+def test_a_missing_source_is_reported_with_its_setting(tmp_path: Path) -> None:
     with pytest.raises(ShardError, match="CAPTION_SOURCE"):
         list_shards(Root.open(str(tmp_path / "nowhere")))
 
 
-def test_a_missing_shard_names_those_there_are(folder: Path) -> None:
+def test_a_missing_shard_is_reported_with_the_existing_ones(folder: Path) -> None:
     with pytest.raises(ShardError, match=r"'x' is not in .* \(it has 4: a, b, c, d\)"):
         find_shard(Root.open(str(folder)), "x")
 
 
-def test_a_key_that_cannot_be_a_partition_is_refused_and_stops_no_other(folder: Path) -> None:
+def test_a_shard_with_an_invalid_partition_key_is_refused_and_the_others_are_listed(folder: Path) -> None:
     (folder / "a,b").mkdir()
     listing = list_shards(Root.open(str(folder)))
     assert [shard.key for shard in listing.shards] == ["a", "b", "c", "d"]
     assert list(listing.refused) == ["a,b"]
-    assert "rename it" in listing.refused["a,b"]
+    assert "use letters, digits" in listing.refused["a,b"]
 
 
 @pytest.mark.parametrize("name", ["b.tar", "b.parquet", "b.jsonl"])
-def test_two_shards_of_one_key_are_refused(folder: Path, name: str) -> None:
+def test_shards_with_the_same_key_are_refused(folder: Path, name: str) -> None:
     (folder / name).touch()
     listing = list_shards(Root.open(str(folder)))
     assert [shard.key for shard in listing.shards] == ["a", "c", "d"]
     assert set(listing.refused) == {"b", name}
 
 
-def test_a_shards_time_is_that_of_its_newest_file(folder: Path) -> None:
+def test_the_time_of_a_shard_is_that_of_its_newest_file(folder: Path) -> None:
     newest = datetime(2021, 1, 2, tzinfo=UTC)
     for name in ("b/one.webm", "a.tar"):
         os.utime(folder / name, (0, newest.timestamp()))
@@ -110,9 +110,7 @@ def test_a_shards_time_is_that_of_its_newest_file(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("seconds_ahead", [3_600, 10 * 365 * 86_400, 1 << 45])
-def test_a_modification_time_in_the_future_is_counted_and_does_not_hide_the_others(
-    folder: Path, seconds_ahead: int
-) -> None:
+def test_a_modification_time_in_the_future_is_counted_and_otherwise_ignored(folder: Path, seconds_ahead: int) -> None:
     written = datetime.now(UTC).replace(microsecond=0)
     os.utime(folder / "b" / "one.webm", (0, written.timestamp()))
     (folder / "b" / "deep" / "odd.mp4").touch()
@@ -122,7 +120,7 @@ def test_a_modification_time_in_the_future_is_counted_and_does_not_hide_the_othe
     assert (content.changed, content.future) == (written, 1)
 
 
-def test_what_is_not_a_shard_is_named_with_its_reason(folder: Path) -> None:
+def test_skipped_entries_are_listed_by_reason(folder: Path) -> None:
     for name in ("loose.MP4", "e.tar.gz", "f.TGZ", "g.TAR", "h.Parquet", "i.jsonl.zst"):
         (folder / name).touch()
     (folder / "linked").symlink_to(folder / "b")
@@ -141,12 +139,12 @@ def test_what_is_not_a_shard_is_named_with_its_reason(folder: Path) -> None:
     }
 
 
-def test_a_link_to_a_shards_file_is_a_shard(folder: Path) -> None:
+def test_a_link_to_a_tar_is_a_shard(folder: Path) -> None:
     (folder / "z.tar").symlink_to(folder / "a.tar")
     assert "z" in list_shards(Root.open(str(folder))).keys
 
 
-def test_a_source_that_is_a_folder_of_videos_names_the_mistake(tmp_path: Path) -> None:
+def test_a_source_of_loose_videos_is_refused_with_the_likely_mistake(tmp_path: Path) -> None:
     for name in ("a.mp4", "b.MTS", "notes.md"):
         (tmp_path / name).touch()
     source = Root.open(str(tmp_path))

@@ -37,7 +37,7 @@ def listed(source: Root, name: str, data: bytes) -> list[Clip]:
 
 @pytest.fixture
 def local(tmp_path: Path) -> Root:
-    """A source on this machine with two files."""
+    """A local source with a file in it and another beside it."""
     (tmp_path / "source" / "in").mkdir(parents=True)
     (tmp_path / "source" / "in" / "a.mp4").write_bytes(b"within")
     (tmp_path / "b.mp4").write_bytes(b"without")
@@ -45,7 +45,7 @@ def local(tmp_path: Path) -> Root:
 
 
 @pytest.mark.parametrize("write", [as_jsonl, as_parquet])
-def test_clips_are_those_the_list_names_in_its_order_with_its_columns(source: Root, write: Any) -> None:
+def test_a_list_yields_its_clips_in_order_with_their_columns(source: Root, write: Any) -> None:
     for name in ("z.mp4", "in/a::b#%20?.mp4", "empty"):
         source.write(name, name.encode() if name != "empty" else b"")
     rows = [
@@ -62,7 +62,7 @@ def test_clips_are_those_the_list_names_in_its_order_with_its_columns(source: Ro
 
 
 @pytest.mark.store
-def test_a_list_on_this_machine_may_name_clips_on_s3_which_have_their_stores_tags(local: Root, s3_url: str) -> None:
+def test_a_local_list_may_contain_clips_on_s3_with_their_etags(local: Root, s3_url: str) -> None:
     Root.open(s3_url).write("c.mp4", b"far")
     [clip] = listed(local, *as_jsonl([{"uri": f"{s3_url}/c.mp4"}]))
     assert clip.key == f"s3:/{s3_url.removeprefix('s3://')}/c.mp4"
@@ -70,7 +70,7 @@ def test_a_list_on_this_machine_may_name_clips_on_s3_which_have_their_stores_tag
 
 
 @pytest.mark.store
-def test_a_list_and_a_folder_on_s3_give_an_object_the_same_tag(s3_url: str) -> None:
+def test_an_object_has_the_same_span_in_a_list_and_in_a_folder_on_s3(s3_url: str) -> None:
     source = Root.open(s3_url)
     source.write("f/a.mp4", b"data")
     [of_list] = listed(source, *as_jsonl([{"uri": "f/a.mp4"}]))
@@ -79,14 +79,14 @@ def test_a_list_and_a_folder_on_s3_give_an_object_the_same_tag(s3_url: str) -> N
 
 
 @pytest.mark.store
-def test_a_list_on_s3_names_no_file_of_this_machine(s3_url: str, tmp_path: Path) -> None:
+def test_local_uris_in_a_list_on_s3_are_refused(s3_url: str, tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_bytes(b"secret")
     clips = listed(Root.open(s3_url), *as_jsonl([{"uri": f"file://{tmp_path}/a.mp4"}, {"uri": f"local://{tmp_path}"}]))
     assert [kind for _, kind in fates(clips)] == ["outside", "outside"]
 
 
 @pytest.mark.store
-def test_what_cannot_be_looked_up_on_s3_is_refused(s3_url: str) -> None:
+def test_objects_that_cannot_be_looked_up_on_s3_are_refused(s3_url: str) -> None:
     source = Root.open(s3_url)
     source.write("folder/a.mp4", b"data")
     uris = ["no.mp4", "folder", "s3://no-such-bucket/a.mp4", "s3://", "folder/a.mp4?versionId=1"]
@@ -126,7 +126,7 @@ def test_what_cannot_be_looked_up_on_s3_is_refused(s3_url: str) -> None:
         (7, "row 1", "uri"),
     ],
 )
-def test_a_uri_that_names_no_clip_of_the_source_is_refused(local: Root, uri: object, key: str, kind: str) -> None:
+def test_invalid_unsupported_and_outside_uris_are_refused(local: Root, uri: object, key: str, kind: str) -> None:
     clips = listed(local, *as_jsonl([{"uri": uri}, {"uri": "in/a.mp4"}]))
     assert fates(clips) == [(key, kind), ("in/a.mp4", None)]
 
@@ -140,20 +140,20 @@ def test_a_uri_that_names_no_clip_of_the_source_is_refused(local: Root, uri: obj
         "s3://bucket/a.mp4?key=AKIAPLANTED&secret=planted",
     ],
 )
-def test_a_uri_with_credentials_is_refused_and_not_repeated(local: Root, uri: str) -> None:
+def test_a_uri_with_credentials_is_refused_and_not_shown(local: Root, uri: str) -> None:
     [clip] = listed(local, *as_jsonl([{"uri": uri}]))
     assert fates([clip]) == [("row 1", "credentials")]
     assert "planted" not in f"{clip} {clip.refusal}".lower()
 
 
 @pytest.mark.fast
-def test_a_file_uri_may_lead_anywhere_on_the_machine_of_a_local_source(local: Root, tmp_path: Path) -> None:
+def test_an_absolute_file_uri_may_be_outside_a_local_source(local: Root, tmp_path: Path) -> None:
     [clip] = listed(local, *as_jsonl([{"uri": f"file://{tmp_path}/b.mp4"}]))
     assert (clip.video.read(), clip.refusal) == (b"without", None)
 
 
 @pytest.mark.fast
-def test_a_relative_uri_may_not_leave_the_source_by_a_link(local: Root, tmp_path: Path) -> None:
+def test_a_relative_uri_through_a_link_out_of_the_source_is_refused(local: Root, tmp_path: Path) -> None:
     (Path(local.path) / "out").symlink_to(tmp_path)
     (Path(local.path) / "stay").symlink_to("in")
     clips = listed(local, *as_jsonl([{"uri": "out/b.mp4"}, {"uri": "stay/a.mp4"}]))
@@ -161,7 +161,7 @@ def test_a_relative_uri_may_not_leave_the_source_by_a_link(local: Root, tmp_path
 
 
 @pytest.mark.fast
-def test_of_rows_of_one_uri_the_first_is_kept(local: Root) -> None:
+def test_the_first_of_several_rows_with_the_same_uri_is_accepted(local: Root) -> None:
     rows = [{"uri": "in/a.mp4", "prompt": "First."}, {"uri": "./in/a.mp4"}, {"uri": "in/a.mp4"}]
     clips = listed(local, *as_jsonl(rows))
     assert fates(clips) == [("in/a.mp4", None), ("in/a.mp4#2", "duplicate"), ("in/a.mp4#3", "duplicate")]
@@ -169,7 +169,7 @@ def test_of_rows_of_one_uri_the_first_is_kept(local: Root) -> None:
 
 
 @pytest.mark.fast
-def test_columns_of_any_type_are_given_as_json(local: Root) -> None:
+def test_columns_of_any_type_are_converted_to_json(local: Root) -> None:
     row = {"uri": "in/a.mp4", "day": date(2026, 1, 2), "ratio": float("nan"), "tags": ["x"], "deep": {"y": 1}}
     [clip] = listed(local, *as_parquet([row]))
     assert clip.metadata().extra == {"day": "2026-01-02", "ratio": None, "tags": ["x"], "deep": {"y": 1}}
@@ -186,24 +186,26 @@ TIMES = {
 
 @pytest.mark.fast
 @pytest.mark.parametrize("kind", TIMES)
-def test_times_that_python_has_no_form_for_are_text(local: Root, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    monkeypatch.setitem(sys.modules, "pandas", None)  # which Arrow would turn to, and which is not always there
+def test_times_that_python_cannot_represent_are_converted_to_text(
+    local: Root, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)  # Arrow uses it if it is installed
     column, text = TIMES[kind]
     [clip] = listed(local, *as_parquet(pa.table({"uri": ["in/a.mp4"], "when": column})))
     assert clip.metadata().extra == {"when": text}
 
 
 @pytest.mark.fast
-def test_a_time_within_another_value_that_python_has_no_form_for_ends_the_list_and_says_so(
+def test_a_nested_time_that_python_cannot_represent_is_refused(
     local: Root,
 ) -> None:
     table = pa.table({"uri": ["in/a.mp4"], "when": pa.array([[10**8]], pa.list_(pa.date32()))})
-    with pytest.raises(ShardError, match="such as a day of the year 10,000: give it as text"):
+    with pytest.raises(ShardError, match="such as a date in the year 10,000: store it as text"):
         listed(local, *as_parquet(table))
 
 
 @pytest.mark.fast
-def test_a_list_is_not_read_further_than_it_is_followed(local: Root) -> None:
+def test_a_list_is_read_only_as_far_as_it_is_iterated(local: Root) -> None:
     rows = [{"uri": f"{number}.mp4"} for number in range(3000)]
     name, data = as_jsonl(rows)
     local.write(name, data + b"no JSON\n")
@@ -214,9 +216,9 @@ def test_a_list_is_not_read_further_than_it_is_followed(local: Root) -> None:
 
 
 @pytest.mark.fast
-def test_blank_lines_are_passed_over_but_counted(local: Root) -> None:
+def test_blank_lines_are_skipped_but_counted(local: Root) -> None:
     data = b'\xef\xbb\xbf{"uri": "in/a.mp4"}\r\n\n  \nno JSON'
-    with pytest.raises(ShardError, match=r"line 4 of the list '.*/s.jsonl' is no JSON object .*write one, such as"):
+    with pytest.raises(ShardError, match=r"line 4 of the list '.*/s.jsonl' is not a JSON object .*write one, such as"):
         listed(local, "s.jsonl", data)
     assert fates(listed(local, "s.jsonl", data.removesuffix(b"no JSON"))) == [("in/a.mp4", None)]
 
@@ -225,44 +227,46 @@ def test_blank_lines_are_passed_over_but_counted(local: Root) -> None:
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        (b"[1]", "is a list, no JSON object: write one"),
-        (b"\xff", "is no JSON object"),
-        (b"[" * 100_000, "is no JSON object"),
-        (b'{"url": "a.mp4", "n": 1}', r"has no column 'uri' \(it has 'url', 'n'\): add one"),
-        (b"{}", r"has no column 'uri' \(it has none\): add one"),
-        (b" " * (MAX_TEXT_BYTES + 1), "has more than 1048576 bytes: write one JSON object a line"),
+        (b"[1]", "is a list, not a JSON object: write one"),
+        (b"\xff", "is not a JSON object"),
+        (b"[" * 100_000, "is not a JSON object"),
+        (b'{"url": "a.mp4", "n": 1}', r"has no column 'uri' \(its columns: 'url', 'n'\): add one"),
+        (b"{}", r"has no column 'uri' \(its columns: none\): add one"),
+        (b" " * (MAX_TEXT_BYTES + 1), "exceeds the limit of 1048576 bytes: write one JSON object per line"),
     ],
 )
-def test_a_line_that_is_no_row_is_refused_with_its_number(local: Root, line: bytes, reason: str) -> None:
+def test_an_invalid_line_is_refused_with_its_number(local: Root, line: bytes, reason: str) -> None:
     with pytest.raises(ShardError, match=rf"line 2 of the list '.*/s.jsonl' {reason}"):
         listed(local, "s.jsonl", b'{"uri": "in/a.mp4"}\n' + line + b"\n")
 
 
 @pytest.mark.fast
 def test_a_parquet_file_without_uris_is_refused_with_its_columns(local: Root) -> None:
-    with pytest.raises(ShardError, match=r"the list '.*/s.parquet' has no column 'uri' \(it has 'url', 'n'\): add one"):
+    with pytest.raises(
+        ShardError, match=r"the list '.*/s.parquet' has no column 'uri' \(its columns: 'url', 'n'\): add"
+    ):
         listed(local, *as_parquet([{"url": "a.mp4", "n": 1}]))
 
 
 @pytest.mark.fast
 @pytest.mark.parametrize("data", [b"", b"no Parquet", as_parquet([{"uri": "a.mp4"}])[1][:-20]])
-def test_a_file_that_is_no_parquet_is_refused_with_its_name(local: Root, data: bytes) -> None:
-    with pytest.raises(ShardError, match=r"the list '.*/s.parquet' cannot be read"):
+def test_an_invalid_parquet_file_is_refused_with_its_name(local: Root, data: bytes) -> None:
+    with pytest.raises(ShardError, match=r"the list '.*/s.parquet' is not valid Parquet"):
         listed(local, "s.parquet", data)
 
 
 @pytest.mark.fast
-def test_an_empty_list_is_told_from_one_with_clips(local: Root) -> None:
-    with pytest.raises(ShardError, match="a list without rows: no clips"):
+def test_an_empty_list_is_refused(local: Root) -> None:
+    with pytest.raises(ShardError, match="'s' has no clips: the list has no rows"):
         listed(local, "s.jsonl", b"")
 
 
 @pytest.mark.store
-def test_a_clip_that_has_changed_is_looked_up_anew(s3_url: str) -> None:
+def test_a_changed_clip_is_looked_up_again(s3_url: str) -> None:
     source = Root.open(s3_url)
     source.write("in/a.mp4", b"old")
     [before] = listed(source, *as_jsonl([{"uri": "in/a.mp4"}]))
-    list(source.entries("in"))  # which s3fs remembers
+    list(source.entries("in"))  # s3fs caches the listing
     bucket, _, prefix = source.path.partition("/")
     boto3.client("s3").put_object(Bucket=bucket, Key=f"{prefix}/in/a.mp4", Body=b"newer")
     [after] = list_clips(source, find_shard(source, "s"))
