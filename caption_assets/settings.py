@@ -585,7 +585,7 @@ def load_settings() -> Settings:
         if unknown.suggestions:
             problems.append(str(unknown))
         else:
-            logger.warning("Ignored the unknown setting %s; the settings are listed in the README", unknown.name)
+            logger.warning("Ignored the unknown setting %s; see docs/reference/settings.md", unknown.name)
     try:
         settings = Settings()
     except ValidationError as error:

@@ -67,8 +67,8 @@ def build_pod_executor(settings: Settings) -> dg.ExecutorDefinition:
         if not isinstance(launcher, K8sRunLauncher):
             raise SettingsError(
                 "CAPTION_EXECUTOR=k8s: this run is no pod of a cluster, for the instance's run launcher is "
-                f"{type(launcher).__name__}: launch it from an instance with K8sRunLauncher (k8s/README.md), or set "
-                "CAPTION_EXECUTOR=in_process"
+                f"{type(launcher).__name__}: launch it from an instance with K8sRunLauncher "
+                "(docs/how-to/kubernetes.md), or set CAPTION_EXECUTOR=in_process"
             )
         given: Any = context.executor_config
         common = deep_merge_dicts(step_pod(settings), given.get("step_k8s_config", {}))

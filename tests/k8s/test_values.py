@@ -32,6 +32,7 @@ from tests.k8s.manifests import K8S, VALUES, Object, breaches, named, render, se
 pytestmark = [pytest.mark.fast, pytest.mark.k8s, pytest.mark.representative]
 
 PROJECT = K8S.parent
+GUIDE = PROJECT / "docs" / "how-to" / "kubernetes.md"
 STEPS = ("model_weights", "clip_manifest", "stage1_captions")
 SERVER_IMAGES = [
     VALUES["dagsterWebserver"]["image"],
@@ -100,10 +101,9 @@ def test_all_jobs_are_ones_of_the_newest_kubernetes(launcher: K8sRunLauncher) ->
         validate(made, latest_version(), strict=True)
 
 
-def test_everything_that_a_pod_names_is_in_the_base_or_made_by_the_readme(launcher: K8sRunLauncher) -> None:
+def test_everything_that_a_pod_names_is_in_the_base_or_made_by_the_guide(launcher: K8sRunLauncher) -> None:
     there = {(item["kind"], item["metadata"]["name"]) for item in render("base")}
-    readme = (K8S / "README.md").read_text()
-    there |= {("Secret", name) for name in re.findall(r"create secret generic ([a-z-]+)", readme)}
+    there |= {("Secret", name) for name in re.findall(r"create secret generic ([a-z-]+)", GUIDE.read_text())}
     pods = [*server_pods(VALUES).values(), *(made["spec"]["template"]["spec"] for _, made in steps(launcher))]
     assert {source for pod in pods for source in sources(pod)} <= there
 
@@ -136,7 +136,7 @@ def test_the_captioning_step_alone_takes_the_gpu_image_and_a_gpu(launcher: K8sRu
 
 
 def test_a_projects_own_settings_outrank_those_of_all_projects(launcher: K8sRunLauncher) -> None:
-    [addition] = re.findall(r"```yaml\n(.*?)```", (K8S / "README.md").read_text(), re.DOTALL)
+    [addition] = re.findall(r"```yaml\n(.*?)```", GUIDE.read_text(), re.DOTALL)
     server = yaml.safe_load(addition)
     [context] = server["env"]
     assert context["name"] == "DAGSTER_CONTAINER_CONTEXT"
