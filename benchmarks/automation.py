@@ -31,7 +31,7 @@ from caption_assets.automation.backfill import build_backfill
 from caption_assets.automation.new_shards import build_new_shards
 from caption_assets.automation.reconcile import compare
 from caption_assets.captioning.stages import STAGE1, STAGE2
-from caption_assets.dagster_lib.columns import ROW_COUNT
+from caption_assets.dagster_lib.metadata import ROW_COUNT
 from caption_assets.dagster_lib.project import Project
 from caption_assets.dagster_lib.provenance import input_version_tags
 from caption_assets.models.weights import MANIFEST, WEIGHTS, WeightsManifest

@@ -27,6 +27,7 @@ import numpy as np
 from playwright.sync_api import Browser, sync_playwright
 
 from caption_assets.captioning.stages import STAGE1, STAGE2
+from caption_assets.checks.stored import StoredShard
 from caption_assets.report.gallery import write_gallery
 from caption_assets.sample.world import random_scene, render
 from caption_assets.store.previews import write_preview
@@ -82,7 +83,7 @@ def main() -> None:
         root = Root.open(folder)
         poster_bytes = write_shard(root, count)
         begun, base = time.monotonic(), peak_mb()
-        page = Path(root.full(write_gallery(root, SHARD)))
+        page = Path(root.full(write_gallery(StoredShard(root, SHARD))))
         print(
             f"{count} rows: written in {time.monotonic() - begun:.1f} s, "
             f"peak memory {peak_mb() - base:.0f} MB above {base:.0f} MB"

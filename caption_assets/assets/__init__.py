@@ -1,1 +1,1 @@
-"""The Dagster assets, thin: what runs when, and what the UI shows."""
+"""The Dagster assets and their checks."""

@@ -1,9 +1,10 @@
-"""A shard's captions made ready for training, as webdataset tars or JSON lines; only where the settings ask for it."""
+"""The asset of the training dataset: clips and captions as webdataset tars or JSON lines, if the settings enable it."""
 
 import dagster as dg
 
 from caption_assets.captioning.stages import TABLE_NAMES
 from caption_assets.dagster_lib.failures import as_dagster_failure
+from caption_assets.dagster_lib.metadata import meanings
 from caption_assets.dagster_lib.project import CAPTIONS_GROUP, Project
 from caption_assets.dagster_lib.termination import stoppable
 from caption_assets.export.card import CARD
@@ -14,9 +15,23 @@ from caption_assets.kubernetes.pods import EXPORT_SIZE, cpu_pod, step_retries
 from caption_assets.resources import Storage
 from caption_assets.settings import Settings
 
+MEANINGS = {
+    "samples": "Samples of the dataset: one a clip in webdataset, one a window in JSON lines",
+    "clips": "Clips with at least one exported window",
+    "windows": "Exported windows",
+    "left_out": "Windows and unreadable clips that were not exported",
+    "left_out_by_reason": "The same, by table and kind of error",
+    "files": "Files of the shard",
+    "size_mb": "Size of the files, in megabytes",
+    "written": "Whether files were written; false if the stored ones are current",
+    "path": "Folder of the shard's files",
+    "card": "The dataset card",
+}
+"""Meaning of each metadata entry."""
+
 
 def build_captioned_dataset(settings: Settings, export: Export) -> dg.AssetsDefinition:
-    """The asset that writes the dataset as ``export`` says."""
+    """Build the asset that writes the dataset."""
     project = Project(settings.project)
 
     @dg.asset(
@@ -26,6 +41,7 @@ def build_captioned_dataset(settings: Settings, export: Export) -> dg.AssetsDefi
         description=f"Clips and captions for training, as {export.form.name}, with a dataset card.",
         group_name=CAPTIONS_GROUP,
         kinds={"huggingface"},
+        metadata=meanings(MEANINGS),
         code_version=export.version,
         automation_condition=dg.AutomationCondition.eager(),
         op_tags=cpu_pod(EXPORT_SIZE),

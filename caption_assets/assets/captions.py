@@ -1,4 +1,4 @@
-"""Stage-1 and stage-2 captions of a shard: one step, one engine, one pass over each video."""
+"""The caption assets of both stages: one step, one engine, one pass over each video."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -15,10 +15,11 @@ from caption_assets.captioning.shard_queue import caption_shards
 from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.captioning.threads import in_thread
-from caption_assets.dagster_lib.columns import column_metadata
+from caption_assets.dagster_lib.caption_metadata import MEANINGS
 from caption_assets.dagster_lib.failures import as_dagster_failure
-from caption_assets.dagster_lib.metrics import Counted, Metrics, serve_metrics
-from caption_assets.dagster_lib.progress import WeightsProgress
+from caption_assets.dagster_lib.metadata import column_metadata, meanings
+from caption_assets.dagster_lib.metrics import Metrics, serve_metrics
+from caption_assets.dagster_lib.progress import DownloadProgress
 from caption_assets.dagster_lib.project import CAPTIONS_GROUP, Project, table_of
 from caption_assets.dagster_lib.provenance import input_tags, version_of
 from caption_assets.dagster_lib.run_log import RunLog
@@ -33,7 +34,7 @@ from caption_assets.store.root import Root
 
 
 def build_captions(settings: Settings) -> dg.AssetsDefinition:
-    """Both caption assets, made as ``settings`` say. Selected together they share the engine and each video."""
+    """Build both caption assets. Selected together, they share the engine and each decoded video."""
     project, recipe = Project(settings.project), settings.recipe
 
     @dg.multi_asset(
@@ -50,11 +51,11 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
     def captions(
         context: dg.AssetExecutionContext, storage: Storage, weights: Weights, clips: Clips, engine: Engine
     ) -> Iterator[dg.MaterializeResult[None]]:
-        # Dagster would skip it: a step that logs the materializations of several shards has no output for what follows.
+        # Dagster would skip the dataset: a step that logs several shards' materializations yields no output.
         if len(context.partition_keys) > 1 and is_selected(context, project.dataset):
             raise dg.Failure(
-                "a run over several shards cannot make captions and their dataset: leave captioned_dataset out of it, "
-                "and materialize it afterwards",
+                "a run over several shards cannot make captions and their dataset: deselect captioned_dataset, and "
+                "materialize it afterwards",
                 allow_retries=False,
             )
         tables = frozenset(table_of(key) for key in context.selected_asset_keys)
@@ -82,7 +83,7 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
             with clips.start() as sandbox, serve_metrics(settings.metrics_port) as metrics:
                 supervisor = _engine(context, engine, weights, job, log, metrics)
                 shards = shards_to_make(context)
-                stop.run(caption_shards(supervisor, sandbox, job, shards, [Counted(log, metrics)]))
+                stop.run(caption_shards(supervisor, sandbox, job, shards, [metrics, log]))
         yield from log.results
         log.check()
 
@@ -90,7 +91,7 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
 
 
 def _identified(recipe: Recipe, root: Root) -> Recipe:
-    """``recipe`` with the content of the model and the adapter in the root's mirror, where names do not identify it."""
+    """The recipe with hashes of the mirrored model and adapter, for those whose names do not identify their content."""
     lora_weights = content_of(root, recipe.lora) if recipe.lora else None
     return replace(recipe, weights=content_of(root, recipe.variant), lora_weights=lora_weights)
 
@@ -99,9 +100,9 @@ def _identified(recipe: Recipe, root: Root) -> Recipe:
 async def _engine(
     context: dg.AssetExecutionContext, engine: Engine, weights: Weights, job: Job, log: RunLog, metrics: Metrics
 ) -> AsyncIterator[EngineSupervisor]:
-    """The run's one engine, its model fetched to this machine first."""
-    log.engine_wanted()
-    progress = WeightsProgress(context.log)
+    """The run's engine. The model is downloaded to this machine first."""
+    log.engine_requested()
+    progress = DownloadProgress(context.log)
     try:
         model = await in_thread(weights.ensure_local, job.root, job.recipe.variant, progress)
         adapter = None
@@ -115,34 +116,34 @@ async def _engine(
         raise
     if job.recipe != _identified(job.recipe, job.root):
         raise WeightsError(
-            f"the weights of {job.recipe.variant.hub_id} were replaced in {job.root.url} while the run began: "
-            "materialize the captions again"
+            f"the weights of {job.recipe.variant.hub_id} in {job.root.url} changed while the run started: materialize "
+            "the captions again"
         )
     with_adapter = f" with the LoRA adapter {lora.hub_id}" if lora else ""
     context.log.info(f"starting the engine for {job.recipe.variant.hub_id}{with_adapter}")
 
-    def died(reason: str) -> None:
-        context.log.warning(f"{reason}; starting another for what was under way")
+    def on_crash(reason: str) -> None:
+        context.log.warning(f"{reason}; starting another engine for the windows in progress")
 
-    async with engine.start(model, job.recipe, died, metrics.watch, adapter) as supervisor:
+    async with engine.start(model, job.recipe, on_crash, metrics.watch, adapter) as supervisor:
         log.engine_ready()
         yield supervisor
-        context.log.info(f"engine restarts: {supervisor.deaths}; videos sent again for stage 2: {supervisor.resent}")
+        context.log.info(f"engine restarts: {supervisor.deaths}; videos resent for stage 2: {supervisor.resent}")
 
 
 def _specs(project: Project, recipe: Recipe) -> list[dg.AssetSpec]:
-    """``skippable``: the step logs each shard's materialization itself, as it is published.
+    """The specs of both assets. ``skippable``: of several shards, the step logs each one's materialization itself.
 
-    Stage 2 reads the manifest and the weights too, but depends on them through stage 1 alone: a backfill in which a
-    manifest is still missing would otherwise make the two stages in two runs, with an engine each.
+    Stage 2 reads the manifest and the weights too, but depends on them through stage 1 alone. Otherwise a backfill with
+    a missing manifest would make the two stages in two runs, with an engine each.
     """
     stage1, stage2 = project.stages
     return [
         dg.AssetSpec(
             stage1,
             deps=[project.manifest, project.weights],
-            description="A description of each window, from the video alone.",
-            metadata=column_metadata(STAGE1.name),
+            description="A caption of each window, from the video alone.",
+            metadata={**column_metadata(STAGE1.name), **meanings(MEANINGS)},
             code_version=recipe.version(1),
             group_name=CAPTIONS_GROUP,
             kinds={"vllm", "parquet"},
@@ -151,8 +152,8 @@ def _specs(project: Project, recipe: Recipe) -> list[dg.AssetSpec]:
         dg.AssetSpec(
             stage2,
             deps=[stage1],
-            description="A fuller description of each window, from the video and its stage-1 caption.",
-            metadata=column_metadata(STAGE2.name),
+            description="A fuller caption of each window, from the video and its stage-1 caption.",
+            metadata={**column_metadata(STAGE2.name), **meanings(MEANINGS)},
             code_version=recipe.version(2),
             group_name=CAPTIONS_GROUP,
             kinds={"vllm", "parquet"},

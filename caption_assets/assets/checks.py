@@ -1,15 +1,10 @@
-"""The asset checks: what the findings on stored tables are to Dagster."""
+"""The asset checks: Dagster's form of the findings on stored tables."""
 
 import dagster as dg
 
-from caption_assets.checks.findings import (
-    CHECKS,
-    WEIGHTS_VERIFIED,
-    Severity,
-    weights_verified,
-)
-from caption_assets.checks.stored import read_stored
-from caption_assets.dagster_lib.check_events import SEVERITIES, findings, log_findings
+from caption_assets.checks.findings import CHECKS, WEIGHTS_VERIFIED, Severity, weights_verified
+from caption_assets.checks.stored import StoredShard
+from caption_assets.dagster_lib.check_events import SEVERITIES, find_stored, log_findings
 from caption_assets.dagster_lib.failures import ShardFailures, as_dagster_failure
 from caption_assets.dagster_lib.project import Project, table_of
 from caption_assets.dagster_lib.termination import stoppable
@@ -20,7 +15,7 @@ from caption_assets.store.root import Root
 
 
 def caption_checks(project: Project) -> list[dg.AssetCheckSpec]:
-    """What is checked of each shard's caption tables."""
+    """The checks of each shard's caption tables."""
     return [
         dg.AssetCheckSpec(
             check.name,
@@ -35,29 +30,29 @@ def caption_checks(project: Project) -> list[dg.AssetCheckSpec]:
 
 
 def check_stored(context: dg.AssetExecutionContext, project: Project, root: Root, limit: float) -> None:
-    """Look at captions that are there already: checks were selected, and no captions.
+    """Check stored captions, in a step for which checks and no captions are selected.
 
     Args:
-        context: the step's, over some shards.
-        project: whose shards they are.
-        root: which holds the tables.
-        limit: largest share of failed windows.
+        context: the step's context.
+        project: the project of the shards.
+        root: the root that holds the tables.
+        limit: maximum share of failed windows.
 
     Raises:
-        Failure: if a shard has not been captioned, or cannot be looked at; the others are.
+        Failure: if a shard has no captions, or they cannot be read. All other shards are checked.
     """
     failures = ShardFailures(context)
     tables = sorted({table_of(key.asset_key) for key in context.selected_asset_check_keys})
     for shard in context.partition_keys:
         with failures.of(shard):
-            stored = read_stored(root, shard, tables[-1])
+            stored = StoredShard(root, shard)
             for table in tables:
-                log_findings(context, project, shard, table, findings(context, project, shard, stored[table], limit))
+                log_findings(context, project, shard, table, find_stored(context, project, stored, table, limit))
     failures.check()
 
 
 def build_weights_check(settings: Settings) -> dg.AssetChecksDefinition:
-    """The check that reads the whole mirror of the model and the adapter: a step of its own, without a GPU."""
+    """Build the check of the mirrored model and adapter. It reads all files, in its own step without a GPU."""
     checkpoints, check = settings.checkpoints, WEIGHTS_VERIFIED
     weights = Project(settings.project).weights
 

@@ -14,10 +14,15 @@ from caption_assets import __version__
 from caption_assets.assets.shard_index import observation, observed_versions
 from caption_assets.captioning.prediction import predicted_tokens
 from caption_assets.captioning.recipe import Recipe
-from caption_assets.dagster_lib.columns import ROW_COUNT, column_metadata
 from caption_assets.dagster_lib.failures import ShardFailures, as_dagster_failure
-from caption_assets.dagster_lib.links import link
-from caption_assets.dagster_lib.markdown import markdown_table, shortened
+from caption_assets.dagster_lib.metadata import (
+    ROW_COUNT,
+    Metadata,
+    column_metadata,
+    link,
+    markdown_table,
+    shortened,
+)
 from caption_assets.dagster_lib.private import get_input_data_version_tag
 from caption_assets.dagster_lib.project import CAPTIONS_GROUP, SHARDS, Project
 from caption_assets.dagster_lib.provenance import input_tags, output_tags
@@ -36,7 +41,6 @@ from caption_assets.store.versions import TableVersions, next_manifest_version
 from caption_assets.video.window import WINDOWING_VERSION, Windowing
 from caption_assets.workers.sandbox import Sandbox
 
-Metadata = dict[str, dg.MetadataValue | int | float]
 SHOWN_CLIPS = 5
 """Unreadable clips that the UI shows; the table and the gallery hold all."""
 

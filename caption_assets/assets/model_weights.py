@@ -1,9 +1,10 @@
-"""The files of the model and of its LoRA adapter, verified and mirrored in the root."""
+"""The asset of the model's weights: the files of the model and its LoRA adapter, verified and mirrored in the root."""
 
 import dagster as dg
 
 from caption_assets.dagster_lib.failures import as_dagster_failure
-from caption_assets.dagster_lib.progress import WeightsProgress
+from caption_assets.dagster_lib.metadata import Metadata, meanings
+from caption_assets.dagster_lib.progress import DownloadProgress
 from caption_assets.dagster_lib.project import MODEL_GROUP, Project
 from caption_assets.dagster_lib.termination import stoppable
 from caption_assets.kubernetes.pods import WEIGHTS_SIZE, cpu_pod, step_retries
@@ -12,16 +13,28 @@ from caption_assets.models.weights import WEIGHTS, joint_version
 from caption_assets.resources import Storage, Weights
 from caption_assets.settings import Settings
 
+MEANINGS = {
+    "model": "Hub id of the model",
+    "revision": "Commit of the model's repository",
+    "files": "Mirrored files, those of the adapter included",
+    "source": "Place that the model was copied from",
+    "size_mb": "Size of the files, in megabytes",
+    "path": "Folder of the model in the mirror",
+    "adapter": "Hub id and revision of the LoRA adapter",
+    "adapter_source": "Place that the adapter was copied from",
+}
+"""Meaning of each metadata entry."""
+
 
 def build_model_weights(settings: Settings) -> dg.AssetsDefinition:
-    """The asset for the model, and the adapter, that ``settings`` names."""
+    """Build the asset."""
     variant, lora = settings.variant, settings.adapter
-    adapter = f" With the LoRA adapter {lora.hub_id} @ {lora.revision}." if lora else ""
+    adapter = f" Includes the LoRA adapter {lora.hub_id} @ {lora.revision}." if lora else ""
 
     @dg.asset(
         key=Project(settings.project).weights,
-        description=f"{variant.hub_id} @ {variant.revision}: every file with its SHA-256, the manifest written last."
-        + adapter,
+        description=f"Verified mirror of {variant.hub_id} @ {variant.revision}, with each file's SHA-256.{adapter}",
+        metadata=meanings(MEANINGS),
         group_name=MODEL_GROUP,
         kinds={"safetensors"},
         code_version=settings.weights_code,
@@ -34,11 +47,11 @@ def build_model_weights(settings: Settings) -> dg.AssetsDefinition:
         with stoppable(context), as_dagster_failure():
             root = storage.root()
             manifests = [
-                weights.publish(root, checkpoint, WeightsProgress(context.log), settings.config_overrides)
+                weights.publish(root, checkpoint, DownloadProgress(context.log), settings.config_overrides)
                 for checkpoint in settings.checkpoints
             ]
         model = manifests[0]
-        metadata: dict[str, dg.RawMetadataValue] = {
+        metadata: Metadata = {
             "model": model.hub_id,
             "revision": model.revision,
             "files": sum(len(manifest.files) for manifest in manifests),

@@ -7,7 +7,7 @@ from typing import Any
 import dagster as dg
 
 from caption_assets.dagster_lib.failures import as_dagster_failure, shards_failed
-from caption_assets.dagster_lib.markdown import markdown_table
+from caption_assets.dagster_lib.metadata import markdown_table
 from caption_assets.dagster_lib.private import DATA_VERSION_TAG
 from caption_assets.dagster_lib.project import SOURCE_GROUP, Project
 from caption_assets.dagster_lib.project_claim import claim

@@ -12,10 +12,9 @@ import dagster as dg
 from caption_assets.automation.records import Metadata, Record, report_removed, report_stored
 from caption_assets.captioning.prediction import predicted_tokens
 from caption_assets.captioning.stages import TABLE_NAMES
-from caption_assets.checks.findings import find, mean_words
-from caption_assets.checks.stored import read_stored
-from caption_assets.dagster_lib.check_events import MEAN_WORDS
-from caption_assets.dagster_lib.columns import ROW_COUNT
+from caption_assets.checks.findings import check_table
+from caption_assets.checks.stored import StoredShard, mean_words
+from caption_assets.dagster_lib.metadata import MEAN_WORDS, ROW_COUNT
 from caption_assets.dagster_lib.project import Project
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.settings import Settings
@@ -158,14 +157,14 @@ def _manifest_metadata(root: Root, shard: str, settings: Settings) -> Metadata:
 
 def _caption_metadata(root: Root, table: str, shard: str, settings: Settings) -> Metadata:
     """The metadata that a run reports of captions. Raises ``CheckFailed``."""
-    stored = read_stored(root, shard, table)[table]
-    for finding in find(stored, max_failed_fraction=settings.max_failed_fraction, earlier_means=[]):
+    stored = StoredShard(root, shard)
+    for finding in check_table(stored, table, max_failed_fraction=settings.max_failed_fraction, earlier_means=[]):
         if finding.is_error:
             raise CheckFailed(finding.message)
-    words = mean_words(stored.said)
+    rows, words = stored.table(table).rows, mean_words(stored.table(table).captions)
     return {
-        ROW_COUNT: len(stored.rows),
-        "rows_ok": sum(row.status is Status.OK for row in stored.rows),
-        "rows_failed": sum(row.status is Status.FAILED for row in stored.rows),
+        ROW_COUNT: len(rows),
+        "rows_ok": sum(row.status is Status.OK for row in rows),
+        "rows_failed": sum(row.status is Status.FAILED for row in rows),
         **({} if words is None else {MEAN_WORDS: round(words, 2)}),
     }

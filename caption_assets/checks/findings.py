@@ -1,4 +1,4 @@
-"""What is found when published tables are looked at: pure functions from rows to findings, with what they counted."""
+"""Findings on stored tables: whether each check passes, with counts. All functions but ``check_table`` are pure."""
 
 from __future__ import annotations
 
@@ -8,174 +8,173 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from statistics import fmean, stdev
 
-import pyarrow as pa
-
 from caption_assets.captioning.open_shard import failed_fraction
 from caption_assets.captioning.prefix_cache import MIN_SHARE, CacheHits
 from caption_assets.captioning.stages import STAGE1, STAGE2
-from caption_assets.captioning.text import split_words
+from caption_assets.checks.stored import Caption, StoredShard, StoredTable, mean_words
 from caption_assets.models.weights import WeightsManifest, format_size
-from caption_assets.store.tables import SCHEMA_VERSION, CaptionRow, ManifestRow, Status, schema_of
+from caption_assets.store.tables import SCHEMA_VERSION, ManifestRow, Status, schema_of
 
 MAX_TRUNCATED = 0.05
-"""Share of the captions: a few run away with any model; more means that the output limit is too low."""
+"""Maximum share of captions that reach the output limit. Any model truncates a few; more means that the limit is too
+low."""
 MAX_FLAGGED = 0.1
-"""Share of the captions. From one in ten on it is the prompt or the model, and no more the odd clip."""
+"""Maximum share of captions with quality flags. Beyond one in ten, the cause is the prompt or the model."""
 MAX_DUPLICATES = 0.1
-"""Share of the captions. Two clips may look alike; where one in ten does, clips are copies or the model repeats."""
+"""Maximum share of duplicate captions. Two clips may look alike; beyond one in ten, clips are copies or the model
+repeats itself."""
 MAX_ADDING_NOTHING = 0.1
-"""Share of the windows that both stages captioned."""
-LEAST_STAGE2_LENGTH = 0.8
-"""Words of stage 2 for one of stage 1: a fuller description may be worded more tightly, but not by a fifth."""
+"""Maximum share, among the windows that both stages captioned."""
+MIN_STAGE2_LENGTH = 0.8
+"""Minimum ratio of stage-2 words to stage-1 words. A fuller description may be worded more tightly, by less than a
+fifth."""
 EARLIER_SHARDS = 50
-"""That a shard's captions are compared with: enough for a spread, and little to fetch."""
-LEAST_EARLIER_SHARDS = 5
-"""Below which the spread is not known well enough to compare with."""
+"""Maximum number of earlier shards to compare with: enough for a standard deviation, and cheap to fetch."""
+MIN_EARLIER_SHARDS = 5
+"""Minimum number of earlier shards; with fewer, the standard deviation is too uncertain."""
 SIGMAS = 3.0
-"""Standard deviations that a mean may be off: the customary limit of control charts (Shewhart)."""
-LEAST_DEVIATION = 0.1
-"""Share of the earlier mean below which nobody would care, however alike the earlier shards are."""
+"""Maximum deviation of a mean, in standard deviations: the usual limit of control charts (Shewhart)."""
+MIN_DEVIATION = 0.1
+"""Share of the earlier mean up to which a deviation is always accepted, however similar the earlier shards are."""
 EXAMPLE_CHARACTERS = 200
-"""Of a text that is told as an example: captions may be of any length."""
+"""Maximum length of an example; captions have no limit."""
 
 Facts = Mapping[str, int | float | str]
 
 
 class Severity(StrEnum):
-    """What a check that does not pass means."""
+    """Consequence of a check that does not pass."""
 
     ERROR = "error"
-    """The shard is not recorded as materialized, and fails."""
+    """The shard fails and is not recorded as materialized."""
     WARN = "warn"
-    """Somebody should look."""
+    """A warning in the UI. It does not block."""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """Something that is looked at."""
+    """A named check of a table."""
 
     name: str
     severity: Severity
     description: str
 
 
-ROWS_COMPLETE = Check("rows_complete", Severity.ERROR, "One row for each of the manifest's, in its order.")
-SCHEMA = Check("schema", Severity.ERROR, "The columns, and their version, are those that this version writes.")
+ROWS_COMPLETE = Check("rows_complete", Severity.ERROR, "The table has the manifest's rows, in the manifest's order.")
+SCHEMA = Check("schema", Severity.ERROR, "Columns and schema version are those that this release writes.")
 FAILED = Check(
-    "failed_fraction", Severity.ERROR, "Windows without a caption are at most CAPTION_MAX_FAILED_FRACTION of all."
+    "failed_fraction",
+    Severity.ERROR,
+    "At most CAPTION_MAX_FAILED_FRACTION of the readable windows have no caption.",
 )
 TRUNCATED = Check(
     "truncated_fraction",
     Severity.WARN,
-    f"Captions that reached CAPTION_MAX_OUTPUT_TOKENS are at most {MAX_TRUNCATED:.0%}.",
+    f"At most {MAX_TRUNCATED:.0%} of the captions reached CAPTION_MAX_OUTPUT_TOKENS and were cut off.",
 )
-FLAGGED = Check("flagged_fraction", Severity.WARN, f"Captions with quality flags are at most {MAX_FLAGGED:.0%}.")
+FLAGGED = Check(
+    "flagged_fraction",
+    Severity.WARN,
+    f"At most {MAX_FLAGGED:.0%} of the captions have quality flags, such as repetition or refusal.",
+)
 DUPLICATES = Check(
     "duplicate_captions",
     Severity.WARN,
-    f"Captions that say what another clip's said before, case and punctuation aside, are at most {MAX_DUPLICATES:.0%}.",
+    f"At most {MAX_DUPLICATES:.0%} of the captions repeat another clip's, ignoring case and punctuation.",
 )
 LENGTH = Check(
     "caption_length",
     Severity.WARN,
-    f"The mean number of words is within {SIGMAS:g} standard deviations of those of up to {EARLIER_SHARDS} earlier "
-    f"shards captioned alike, or less than {LEAST_DEVIATION:.0%} off. Looked at from {LEAST_EARLIER_SHARDS} shards on.",
+    f"The mean number of words is within {SIGMAS:g} standard deviations, or within {MIN_DEVIATION:.0%}, of the mean of "
+    f"up to {EARLIER_SHARDS} earlier shards with the same code version. Needs at least {MIN_EARLIER_SHARDS} of them.",
 )
 ADDS = Check(
     "adds_to_stage1",
     Severity.WARN,
-    f"Stage-2 captions that are their stage-1 caption, or shorter than {LEAST_STAGE2_LENGTH:.0%} of it, are at most "
-    f"{MAX_ADDING_NOTHING:.0%}.",
+    f"At most {MAX_ADDING_NOTHING:.0%} of the stage-2 captions equal their stage-1 caption or have fewer than "
+    f"{MIN_STAGE2_LENGTH:.0%} of its words.",
 )
 CACHE_HITS = Check(
     "prefix_cache_hits",
     Severity.WARN,
-    f"At least {MIN_SHARE:.0%} of the tokens that stage 2 could take from the engine's prefix cache came from there.",
+    f"Stage 2 took at least {MIN_SHARE:.0%} of its reusable tokens from the engine's prefix cache.",
 )
 WEIGHTS_VERIFIED = Check(
-    "weights_verified", Severity.ERROR, "Every file of the mirror is there, and has the SHA-256 of the manifest."
+    "weights_verified", Severity.ERROR, "Every file of the mirror exists and has the manifest's SHA-256."
 )
 _OF_BOTH = (ROWS_COMPLETE, SCHEMA, FAILED, TRUNCATED, FLAGGED, DUPLICATES, LENGTH)
 CHECKS: Mapping[str, tuple[Check, ...]] = {STAGE1.name: _OF_BOTH, STAGE2.name: (*_OF_BOTH, ADDS, CACHE_HITS)}
-"""What is looked at in each caption table."""
+"""The checks of each caption table."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What came of a check."""
+    """The result of a check."""
 
     check: Check
     passed: bool
     message: str
-    """What was found, for a person; where it did not pass, also what to do."""
+    """The result in words; if the check did not pass, with the remedy."""
     facts: Facts = field(default_factory=dict)
-    """The counts behind it, with an example."""
+    """Counts, and an example if the check did not pass."""
 
     @property
     def is_error(self) -> bool:
-        """Whether the shard fails of it."""
+        """Whether the finding fails the shard."""
         return not self.passed and self.check.severity is Severity.ERROR
 
 
-@dataclass(frozen=True, slots=True)
-class Said:
-    """A row that has a caption."""
-
-    row: CaptionRow
-    words: Sequence[str]
-    """Of the caption, in lower case and without punctuation."""
-
-
-@dataclass(frozen=True, slots=True)
-class Looked:
-    """A caption table of a shard, and what it is looked at beside."""
-
-    table: str
-    schema: pa.Schema
-    """As it stands in the file."""
-    rows: Sequence[CaptionRow]
-    said: Sequence[Said]
-    """Those of the rows that have a caption."""
-    manifest: Sequence[ManifestRow]
-    stage1: Sequence[Said] = ()
-    """What the stage-1 table says, beside stage 2."""
-
-
-def said(rows: Sequence[CaptionRow]) -> list[Said]:
-    """The rows that have a caption, with its words."""
-    return [Said(row, split_words(row.caption)) for row in rows if row.caption is not None]
-
-
-def mean_words(captions: Sequence[Said]) -> float | None:
-    """Mean number of words; None if there are no captions."""
-    return fmean(len(one.words) for one in captions) if captions else None
-
-
-def find(looked: Looked, *, max_failed_fraction: float, earlier_means: Sequence[float]) -> list[Finding]:
-    """All findings on a table, in the order of ``CHECKS``.
+def check_table(
+    shard: StoredShard, table: str, *, max_failed_fraction: float, earlier_means: Sequence[float]
+) -> list[Finding]:
+    """Read a table and what it is compared with, and run its checks.
 
     Args:
-        looked: the table.
-        max_failed_fraction: of the captionable windows.
-        earlier_means: mean number of words of earlier shards that were captioned alike.
+        shard: the shard.
+        table: the table to check.
+        max_failed_fraction: maximum share of failed windows, among the readable ones.
+        earlier_means: mean number of words in earlier shards with the same code version.
+
+    Raises:
+        TableError: if a table is missing or damaged.
+        StoreError: if the root cannot be read.
     """
+    stage1 = shard.table(STAGE1.name).captions if table == STAGE2.name else ()
+    return find(
+        shard.table(table),
+        shard.manifest,
+        stage1,
+        max_failed_fraction=max_failed_fraction,
+        earlier_means=earlier_means,
+    )
+
+
+def find(
+    stored: StoredTable,
+    manifest: Sequence[ManifestRow],
+    stage1: Sequence[Caption] = (),
+    *,
+    max_failed_fraction: float,
+    earlier_means: Sequence[float],
+) -> list[Finding]:
+    """Run all checks of a table, in the order of ``CHECKS``; see ``check_table``."""
     findings = [
-        rows_complete(looked),
-        schema_known(looked),
-        few_failed(looked, max_failed_fraction),
-        few_truncated(looked.said),
-        few_flagged(looked.said),
-        few_duplicates(looked.said),
-        usual_length(looked.said, earlier_means),
+        rows_complete(stored, manifest),
+        schema_known(stored),
+        few_failed(stored, max_failed_fraction),
+        few_truncated(stored.captions),
+        few_flagged(stored.captions),
+        few_duplicates(stored.captions),
+        usual_length(stored.captions, earlier_means),
     ]
-    if looked.table != STAGE2.name:
+    if stored.table != STAGE2.name:
         return findings
-    return [*findings, adds_to_stage1(looked.stage1, looked.said), prefix_cache_hits(looked.schema)]
+    return [*findings, adds_to_stage1(stage1, stored.captions), prefix_cache_hits(stored.facts)]
 
 
-def rows_complete(looked: Looked) -> Finding:
-    """Whether the table has exactly the manifest's rows, in order."""
-    expected, found = [row.key for row in looked.manifest], [row.key for row in looked.rows]
+def rows_complete(stored: StoredTable, manifest: Sequence[ManifestRow]) -> Finding:
+    """Check that the table has exactly the manifest's rows, in order."""
+    expected, found = [row.key for row in manifest], [row.key for row in stored.rows]
     missing, extra = set(expected) - set(found), set(found) - set(expected)
     facts = {"rows": len(found), "manifest_rows": len(expected), "missing": len(missing), "too_many": len(extra)}
     if found == expected:
@@ -183,36 +182,36 @@ def rows_complete(looked: Looked) -> Finding:
     return Finding(
         ROWS_COMPLETE,
         False,
-        f"{looked.table} has {len(found)} rows for {len(expected)} of the manifest ({len(missing)} missing, "
-        f"{len(extra)} too many, or out of order): materialize it again",
+        f"{stored.table} has {len(found)} rows, the manifest has {len(expected)} ({len(missing)} missing, {len(extra)} "
+        "too many, or out of order): materialize it again",
         facts,
     )
 
 
-def schema_known(looked: Looked) -> Finding:
-    """Whether the table's columns and version are those that this version writes."""
-    known, found = schema_of(looked.table), looked.schema
-    version = (found.metadata or {}).get(b"schema_version", b"none").decode()
+def schema_known(stored: StoredTable) -> Finding:
+    """Check that the table's columns and schema version are those that this release writes."""
+    known, found = schema_of(stored.table), stored.schema
+    version = stored.facts.get("schema_version", "none")
     names = {*known.names, *found.names}
     both = {*known.names} & {*found.names}
     other = sorted(name for name in names if name not in both or not found.field(name).equals(known.field(name)))
     facts: Facts = {"schema_version": version, "columns": len(found.names), "other_columns": ", ".join(other)}
     if version == SCHEMA_VERSION and not other:
         return Finding(SCHEMA, True, f"version {version}, {len(found.names)} columns", facts)
-    differing = f"; other columns: {', '.join(other)}" if other else ""
+    differing = f", and these columns differ: {', '.join(other)}" if other else ""
     return Finding(
         SCHEMA,
         False,
-        f"{looked.table} is of schema version {version}, and this is version {SCHEMA_VERSION}{differing}: materialize "
-        "it again",
+        f"{stored.table} has schema version {version}; this release writes version {SCHEMA_VERSION}{differing}: "
+        "materialize it again",
         facts,
     )
 
 
-def few_failed(looked: Looked, limit: float) -> Finding:
-    """Whether few of the captionable windows have no caption. Clips that cannot be read are the manifest's matter."""
-    failed = [row for row in looked.rows if row.status is Status.FAILED and row.window_index is not None]
-    fraction = failed_fraction(looked.rows)
+def few_failed(stored: StoredTable, limit: float) -> Finding:
+    """Check the share of failed windows. Unreadable clips do not count; the manifest has a limit for them."""
+    failed = [row for row in stored.rows if row.status is Status.FAILED and row.window_index is not None]
+    fraction = failed_fraction(stored.rows)
     facts: Facts = {"failed": len(failed), "fraction": round(fraction, 4), "limit": limit}
     if fraction <= limit:
         return Finding(FAILED, True, f"{fraction:.1%} of the windows failed", facts)
@@ -220,132 +219,142 @@ def few_failed(looked: Looked, limit: float) -> Finding:
     return Finding(
         FAILED,
         False,
-        f"{fraction:.0%} of the windows of {looked.table} failed, more than CAPTION_MAX_FAILED_FRACTION = {limit:g}; "
-        f"the first: {first.clip_key!r}, window {first.window_index}: {first.error}. The table was published for you "
-        "to look at; mend the cause or raise the limit, and materialize the shard again",
+        f"{fraction:.0%} of the windows of {stored.table} failed, more than CAPTION_MAX_FAILED_FRACTION = {limit:g}; "
+        f"the first: {first.clip_key!r}, window {first.window_index}: {first.error}. The table is published and can be "
+        "inspected; fix the cause or raise the limit, and materialize the shard again",
         {**facts, "example": _short(f"{first.clip_key}: {first.error}")},
     )
 
 
-def few_truncated(captions: Sequence[Said]) -> Finding:
-    """Whether few captions were cut off."""
-    cut = [one for one in captions if one.row.finish_reason == "length"]
+def few_truncated(captions: Sequence[Caption]) -> Finding:
+    """Check the share of captions that reached the output limit."""
+    truncated = [caption for caption in captions if caption.row.finish_reason == "length"]
     return _few(
-        TRUNCATED, cut, captions, MAX_TRUNCATED, "were cut off", "look at their ends; raise CAPTION_MAX_OUTPUT_TOKENS"
+        TRUNCATED,
+        truncated,
+        captions,
+        MAX_TRUNCATED,
+        "were cut off at the output limit",
+        "read their ends in the gallery; raise CAPTION_MAX_OUTPUT_TOKENS",
     )
 
 
-def few_flagged(captions: Sequence[Said]) -> Finding:
-    """Whether few captions have quality flags."""
-    flagged = [one for one in captions if one.row.flags]
-    kinds = Counter(flag for one in flagged for flag in one.row.flags)
+def few_flagged(captions: Sequence[Caption]) -> Finding:
+    """Check the share of captions with quality flags."""
+    flagged = [caption for caption in captions if caption.row.flags]
+    kinds = Counter(flag for caption in flagged for flag in caption.row.flags)
     return _few(
         FLAGGED,
         flagged,
         captions,
         MAX_FLAGGED,
         "have quality flags",
-        "filter the gallery by flag; prompt or model may not suit the clips",
+        "filter the gallery by flag; the prompt or the model may not suit the clips",
         {f"flag_{flag}": count for flag, count in kinds.most_common()},
     )
 
 
-def few_duplicates(captions: Sequence[Said]) -> Finding:
-    """Whether few captions repeat another clip's: of a group that says the same, all clips but one."""
-    groups: dict[str, dict[str, Said]] = defaultdict(dict)
-    for one in captions:
-        groups[" ".join(one.words)].setdefault(one.row.clip_key, one)
-    repeated = [one for clips in groups.values() for one in list(clips.values())[1:]]
-    most = max(map(len, groups.values()), default=0)
+def few_duplicates(captions: Sequence[Caption]) -> Finding:
+    """Check the share of captions that repeat another clip's. In a group of equal captions, one does not count."""
+    groups: dict[str, dict[str, Caption]] = defaultdict(dict)
+    for caption in captions:
+        groups[" ".join(caption.words)].setdefault(caption.row.clip_key, caption)
+    repeated = [caption for clips in groups.values() for caption in list(clips.values())[1:]]
+    largest = max(map(len, groups.values()), default=0)
     return _few(
         DUPLICATES,
         repeated,
         captions,
         MAX_DUPLICATES,
-        "say what another clip's said before",
-        "look whether clips are copies, or the model repeats itself",
-        {"most_clips_with_one_caption": most},
+        "repeat another clip's caption",
+        "check whether the clips are copies or the model repeats itself",
+        {"most_clips_with_one_caption": largest},
     )
 
 
-def usual_length(captions: Sequence[Said], earlier: Sequence[float]) -> Finding:
-    """Whether captions are as long as earlier shards', by the mean number of words."""
+def usual_length(captions: Sequence[Caption], earlier: Sequence[float]) -> Finding:
+    """Check the mean number of words against those of earlier shards."""
     words = mean_words(captions)
     facts: dict[str, int | float | str] = {"earlier_shards": len(earlier)}
     if words is None:
-        return Finding(LENGTH, True, "there are no captions", facts)
+        return Finding(LENGTH, True, "the table has no captions", facts)
     facts["mean_words"] = round(words, 2)
-    if len(earlier) < LEAST_EARLIER_SHARDS:
+    if len(earlier) < MIN_EARLIER_SHARDS:
         return Finding(
-            LENGTH, True, f"{words:.1f} words; {len(earlier)} earlier shards are too few to compare with", facts
+            LENGTH,
+            True,
+            f"mean {words:.1f} words; {len(earlier)} earlier shards are too few to compare with (minimum "
+            f"{MIN_EARLIER_SHARDS})",
+            facts,
         )
-    usual, spread = fmean(earlier), stdev(earlier)
-    allowed = max(SIGMAS * spread, LEAST_DEVIATION * usual)
-    facts |= {"earlier_mean": round(usual, 2), "earlier_deviation": round(spread, 2), "limit": round(allowed, 2)}
-    compared = f"{words:.1f} words; {len(earlier)} earlier shards have {usual:.1f} ± {allowed:.1f}"
+    usual, deviation = fmean(earlier), stdev(earlier)
+    allowed = max(SIGMAS * deviation, MIN_DEVIATION * usual)
+    facts |= {"earlier_mean": round(usual, 2), "earlier_deviation": round(deviation, 2), "limit": round(allowed, 2)}
+    compared = f"mean {words:.1f} words; {len(earlier)} earlier shards have {usual:.1f} ± {allowed:.1f}"
     if abs(words - usual) <= allowed:
         return Finding(LENGTH, True, compared, facts)
-    return Finding(LENGTH, False, f"{compared}: look whether the clips are of another kind, or the model fails", facts)
+    return Finding(
+        LENGTH, False, f"{compared}: check whether the clips are of another kind or the model misbehaves", facts
+    )
 
 
-def adds_to_stage1(stage1: Sequence[Said], stage2: Sequence[Said]) -> Finding:
-    """Whether few stage-2 captions are their stage-1 caption, or much shorter."""
-    before = {one.row.key: one.words for one in stage1}
-    both = [one for one in stage2 if one.row.key in before]
-    equal = [one for one in both if one.words == before[one.row.key]]
-    shorter = [one for one in both if len(one.words) < LEAST_STAGE2_LENGTH * len(before[one.row.key])]
+def adds_to_stage1(stage1: Sequence[Caption], stage2: Sequence[Caption]) -> Finding:
+    """Check the share of stage-2 captions that equal their stage-1 caption or are much shorter."""
+    before = {caption.row.key: caption.words for caption in stage1}
+    both = [caption for caption in stage2 if caption.row.key in before]
+    equal = [caption for caption in both if caption.words == before[caption.row.key]]
+    shorter = [caption for caption in both if len(caption.words) < MIN_STAGE2_LENGTH * len(before[caption.row.key])]
     return _few(
         ADDS,
         [*equal, *shorter],
         both,
         MAX_ADDING_NOTHING,
         "add nothing to stage 1",
-        "look at the stage-2 prompt",
+        "revise the stage-2 prompt",
         {"equal": len(equal), "shorter": len(shorter)},
     )
 
 
-def prefix_cache_hits(schema: pa.Schema) -> Finding:
-    """Whether the run that made a stage-2 table took the videos' tokens from the prefix cache."""
-    metadata = {name.decode(): value.decode() for name, value in (schema.metadata or {}).items()}
-    hits = CacheHits.from_facts(metadata)
+def prefix_cache_hits(facts: Mapping[str, str]) -> Finding:
+    """Check the prefix-cache hits of the run that wrote a stage-2 table, given its file metadata."""
+    hits = CacheHits.from_facts(facts)
     if not hits.predicted:
         return Finding(CACHE_HITS, True, "no window was captioned in both stages by one engine")
-    facts: Facts = {
+    counts: Facts = {
         "cached_tokens": hits.cached,
         "predicted_tokens": hits.predicted,
         "fraction": round(hits.share, 4),
         "limit": MIN_SHARE,
     }
-    return Finding(CACHE_HITS, not hits.is_low, hits.summary, facts)
+    return Finding(CACHE_HITS, not hits.is_low, hits.summary, counts)
 
 
 def weights_verified(manifests: Sequence[WeightsManifest], damaged: Mapping[str, str]) -> Finding:
-    """Whether all mirrored files are what their manifests say; ``damaged`` are those that are not, with the reason."""
+    """Check the mirrored files against their manifests; ``damaged`` maps a damaged file's path to the reason."""
     files, size = sum(len(manifest.files) for manifest in manifests), sum(manifest.size for manifest in manifests)
     facts: Facts = {"files": files, "bytes": size, "damaged": len(damaged)}
     if not damaged:
-        return Finding(WEIGHTS_VERIFIED, True, f"{files} files, {format_size(size)}: all hashes are right", facts)
+        return Finding(WEIGHTS_VERIFIED, True, f"{files} files, {format_size(size)}: all hashes match", facts)
     path, reason = next(iter(damaged.items()))
     return Finding(
         WEIGHTS_VERIFIED,
         False,
-        f"{len(damaged)} of {files} files are not what the manifest says; the first: {path}: {reason}. "
-        "Set CAPTION_VERIFY_WEIGHTS=true and materialize model_weights, which mends the mirror",
+        f"{len(damaged)} of {files} files do not match the manifest; the first: {path}: {reason}. "
+        "Set CAPTION_VERIFY_WEIGHTS=true and materialize model_weights, which repairs the mirror",
         {**facts, "example": path},
     )
 
 
 def _few(
     check: Check,
-    found: Sequence[Said],
-    captions: Sequence[Said],
+    found: Sequence[Caption],
+    captions: Sequence[Caption],
     limit: float,
     what: str,
     remedy: str,
     more: Facts | None = None,
 ) -> Finding:
-    """Whether a share of the captions is within its limit; where it is not, the first one found is the example."""
+    """Check that a share of the captions is within its limit; if not, the first one found is the example."""
     fraction = len(found) / len(captions) if captions else 0.0
     facts = {"count": len(found), "fraction": round(fraction, 4), "limit": limit, **(more or {})}
     message = f"{len(found)} of {len(captions)} captions {what}"

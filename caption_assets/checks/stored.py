@@ -1,28 +1,113 @@
-"""A shard's caption tables as they are stored, read to be looked at."""
+"""A shard's stored tables, each read once: checks, the gallery, plots and metadata share them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import fmean
 
-from caption_assets.captioning.stages import STAGE1
-from caption_assets.checks.findings import Looked, Said, said
+import pyarrow as pa
+
+from caption_assets.captioning.text import split_words
 from caption_assets.store.root import Root
-from caption_assets.store.tables import read_captions, read_manifest, read_schema
+from caption_assets.store.tables import (
+    CaptionRow,
+    ManifestRow,
+    caption_rows,
+    open_table,
+    read_manifest,
+    table_path,
+)
 
 
-def read_stored(root: Root, shard: str, last: str) -> dict[str, Looked]:
-    """Read a shard's caption tables up to ``last``, stage 1 first.
+@dataclass(frozen=True, slots=True)
+class Caption:
+    """A row that has a caption, with the caption's words."""
 
-    Raises:
-        TableError: if one of them or the manifest is not there, or cannot be used.
-        StoreError: if the root cannot be read.
+    row: CaptionRow
+    words: Sequence[str]
+    """Lower case, without punctuation."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTable:
+    """A shard's caption table."""
+
+    table: str
+    schema: pa.Schema
+    """The file's own schema, with its metadata."""
+    rows: Sequence[CaptionRow]
+    captions: Sequence[Caption]
+    """The rows that have a caption."""
+
+    @classmethod
+    def of(cls, table: str, schema: pa.Schema, rows: Sequence[CaptionRow]) -> StoredTable:
+        """Build a table and split its captions into words."""
+        return cls(table, schema, rows, captions_of(rows))
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        """The file's metadata."""
+        return {name.decode(): value.decode() for name, value in (self.schema.metadata or {}).items()}
+
+
+class StoredShard:
+    """The tables of a shard. Each is read when it is first used.
+
+    Args:
+        root: the root that holds them.
+        shard: the shard's key.
     """
-    manifest = read_manifest(root, shard)
-    found: dict[str, Looked] = {}
-    stage1: Sequence[Said] = ()
-    for table in sorted({STAGE1.name, last}):
-        rows = read_captions(root, table, shard)
-        captions = said(rows)
-        found[table] = Looked(table, read_schema(root, table, shard), rows, captions, manifest, stage1)
-        stage1 = captions
-    return found
+
+    def __init__(self, root: Root, shard: str) -> None:
+        self.root = root
+        self.shard = shard
+        self._tables: dict[str, StoredTable] = {}
+
+    @cached_property
+    def manifest(self) -> Sequence[ManifestRow]:
+        """The rows of the manifest.
+
+        Raises:
+            TableError: if the manifest is missing or damaged.
+            StoreError: if the root cannot be read.
+        """
+        return read_manifest(self.root, self.shard)
+
+    def table(self, table: str) -> StoredTable:
+        """A caption table.
+
+        Raises:
+            TableError: if the table is missing or damaged.
+            StoreError: if the root cannot be read.
+        """
+        if table not in self._tables:
+            with open_table(self.root, table, self.shard) as file:
+                self._tables[table] = StoredTable.of(table, file.columns, list(caption_rows(file)))
+        return self._tables[table]
+
+    def find(self, table: str) -> StoredTable | None:
+        """A caption table; None if it is missing.
+
+        Raises:
+            TableError: if the table is damaged.
+            StoreError: if the root cannot be read.
+        """
+        is_known = table in self._tables or self.root.exists(table_path(table, self.shard))
+        return self.table(table) if is_known else None
+
+
+def captions_of(rows: Sequence[CaptionRow]) -> list[Caption]:
+    """The rows that have a caption, with the caption's words."""
+    return [Caption(row, split_words(row.caption)) for row in rows if row.caption is not None]
+
+
+def mean_words(captions: Sequence[Caption]) -> float | None:
+    """Mean number of words; None if there are no captions."""
+    return fmean(len(caption.words) for caption in captions) if captions else None
+
+
+def count_flagged(rows: Sequence[CaptionRow]) -> int:
+    """Number of rows with quality flags. Reductions of the input are not quality flags."""
+    return sum(bool(row.flags) for row in rows)

@@ -1,4 +1,4 @@
-"""The metadata of a caption table in the UI."""
+"""Metadata of a caption table's materialization: counts, rates, costs, failures and sample captions."""
 
 from __future__ import annotations
 
@@ -11,37 +11,60 @@ import dagster as dg
 from caption_assets.captioning.open_shard import PublishedTable
 from caption_assets.captioning.stages import STAGE2
 from caption_assets.captioning.task import StageSeconds
-from caption_assets.checks.findings import Looked, mean_words
-from caption_assets.dagster_lib.check_events import MEAN_WORDS
-from caption_assets.dagster_lib.columns import ROW_COUNT
+from caption_assets.checks.stored import StoredTable, count_flagged, mean_words
 from caption_assets.dagster_lib.engine_time import EngineTime
-from caption_assets.dagster_lib.markdown import markdown_table, shortened
+from caption_assets.dagster_lib.metadata import MEAN_WORDS, ROW_COUNT, Metadata, markdown_table, shortened
 from caption_assets.store.tables import CaptionRow, Status
 
 SAMPLE_ROWS = 3
-"""Captions that the UI shows; the gallery has all, with plots of their lengths and failures."""
+"""Number of captions in the UI; the gallery has all of them."""
 SHOWN_KINDS = 8
-"""Kinds of errors that the UI shows, the most frequent first."""
+"""Maximum number of error kinds in the UI, the most frequent first."""
 
-Metadata = dict[str, dg.MetadataValue | int | float | str]
+MEANINGS = {
+    "rows_ok": "Rows with a caption",
+    "rows_failed": "Rows without a caption, unreadable clips included",
+    "rows_reused": "Rows that an earlier run made and this run kept",
+    "rows_new": "Rows that this run made",
+    "truncated": "Captions that reached CAPTION_MAX_OUTPUT_TOKENS and were cut off",
+    "flagged": "Rows with quality flags, such as repetition or refusal",
+    "reduced": "Rows whose window was shown with fewer or smaller frames, to fit the model's context",
+    "prompt_tokens": "Prompt tokens of all rows, video included",
+    "cached_tokens": "Prompt tokens that came from the engine's prefix cache",
+    "output_tokens": "Tokens of all answers",
+    "engine_seconds": "Engine time spent on this table, start-up included",
+    "engine_start_seconds": "Time from requesting the engine until it took requests, weights' download included",
+    "clips_per_second": "Newly captioned clips per second of engine time",
+    "tokens_per_second": "Prompt and output tokens of new rows per second of engine time",
+    "time_shares": "Shares of decoding, engine and storage in the shard's processing time",
+    "gpu_seconds": "Engine time, times the number of GPUs",
+    "cost": "GPU time, times CAPTION_GPU_HOUR_PRICE",
+    MEAN_WORDS: "Mean number of words in a caption",
+    "errors_by_kind": "Failed rows by kind of error, with an example of each",
+    "captions": f"The first {SAMPLE_ROWS} captions, failures first",
+    "gallery": "Page with all windows, their previews and captions",
+    "path": "The Parquet file",
+}
+"""Meaning of each metadata entry."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a shard took."""
+    """The time that a shard took, and what the time costs."""
 
     spent: StageSeconds
     engine: EngineTime
     gpus: int
-    """That the engine is spread over; 0 on a CPU."""
+    """Number of GPUs that the engine uses; 0 on a CPU."""
     gpu_hour_price: float | None
-    """In whatever currency the user counts."""
+    """Price of one GPU hour, in any currency."""
 
 
-def caption_metadata(looked: Looked, published: PublishedTable, cost: Cost) -> Metadata:
-    """Counts, rates, costs, failures and some captions of a table."""
-    rows = published.rows
+def caption_metadata(stored: StoredTable, published: PublishedTable, cost: Cost) -> Metadata:
+    """The metadata of a table that was just published."""
+    rows = stored.rows
     statuses = Counter(row.status for row in rows)
+    words = mean_words(stored.captions)
     return {
         ROW_COUNT: len(rows),
         "rows_ok": statuses[Status.OK],
@@ -49,25 +72,25 @@ def caption_metadata(looked: Looked, published: PublishedTable, cost: Cost) -> M
         "rows_reused": published.reused,
         "rows_new": sum(row.fingerprint is not None for row in rows) - published.reused,
         "truncated": sum(row.finish_reason == "length" for row in rows),
-        "flagged": sum(bool(row.flags) for row in rows),
+        "flagged": count_flagged(rows),
         "reduced": sum(bool(row.reductions) for row in rows),
         "prompt_tokens": sum(row.prompt_tokens or 0 for row in rows),
         "cached_tokens": sum(row.cached_tokens or 0 for row in rows),
         "output_tokens": sum(row.output_tokens or 0 for row in rows),
-        **engine_costs(looked.table, published, cost),
-        **_lengths(looked),
+        **engine_costs(stored.table, published, cost),
+        **({} if words is None else {MEAN_WORDS: round(words, 2)}),
         **_failures(rows),
         "captions": markdown_table(["clip", "window", "caption"], _sample(rows)),
     }
 
 
 def engine_costs(table: str, published: PublishedTable, cost: Cost) -> Metadata:
-    """Rates and costs of what was made anew; where nothing was, there are none."""
+    """Rates and costs of the rows that were made in this run; empty if the engine made none."""
     spent, engine = cost.spent, cost.spent.stage1 + cost.spent.stage2
-    mine = spent.stage2 if table == STAGE2.name else spent.stage1
-    if cost.engine.start_seconds is None or not mine:
+    own = spent.stage2 if table == STAGE2.name else spent.stage1
+    if cost.engine.start_seconds is None or not own:
         return {}
-    seconds = cost.engine.seconds * mine / engine
+    seconds = cost.engine.seconds * own / engine
     worked = spent.decode + engine + spent.store
     new = published.fresh
     costs: Metadata = {
@@ -90,13 +113,8 @@ def engine_costs(table: str, published: PublishedTable, cost: Cost) -> Metadata:
     return costs
 
 
-def _lengths(looked: Looked) -> Metadata:
-    words = mean_words(looked.said)
-    return {} if words is None else {MEAN_WORDS: round(words, 2)}
-
-
 def _failures(rows: Sequence[CaptionRow]) -> Metadata:
-    """What went wrong how often, with an example each; nothing where nothing did."""
+    """Number of failed rows by kind of error, with an example of each; empty if no row failed."""
     kinds = Counter(row.error_kind or "" for row in rows if row.status is Status.FAILED)
     if not kinds:
         return {}
@@ -109,8 +127,8 @@ def _failures(rows: Sequence[CaptionRow]) -> Metadata:
 
 
 def _sample(rows: Sequence[CaptionRow]) -> Iterator[list[str]]:
-    """Some captions, failures first: they are what one wants to see."""
+    """The first captions, failures before others."""
     for row in sorted(rows, key=lambda row: row.status is Status.OK)[:SAMPLE_ROWS]:
         window = "" if row.window_index is None else str(row.window_index)
-        said = f"{row.error_kind}: {row.error}" if row.caption is None else row.caption
-        yield [row.clip_key, window, shortened(said)]
+        text = f"{row.error_kind}: {row.error}" if row.caption is None else row.caption
+        yield [row.clip_key, window, shortened(text)]

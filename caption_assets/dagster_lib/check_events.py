@@ -1,33 +1,33 @@
-"""Events of asset checks: findings in stored tables, as evaluations and results for Dagster."""
+"""Dagster's events and results of asset checks, built from findings on stored tables."""
 
 from collections.abc import Sequence
 
 import dagster as dg
 
-from caption_assets.checks.findings import EARLIER_SHARDS, Finding, Looked, Severity, find
-from caption_assets.dagster_lib.private import AssetCheckEvaluationTargetMaterializationData as Target
+from caption_assets.checks.findings import EARLIER_SHARDS, Finding, Severity, check_table
+from caption_assets.checks.stored import StoredShard, StoredTable
+from caption_assets.dagster_lib.metadata import MEAN_WORDS
+from caption_assets.dagster_lib.private import AssetCheckEvaluationTargetMaterializationData
 from caption_assets.dagster_lib.project import Project
 from caption_assets.dagster_lib.provenance import code_version_of
 
-MEAN_WORDS = "mean_words"
-"""Metadata of a caption table's materialization that later shards are compared with."""
-WATCHED = frozenset({"fraction", MEAN_WORDS, "earlier_shards", "limit"})
-"""Facts of a check that the UI draws over time."""
+PLOTTED = frozenset({"fraction", MEAN_WORDS, "earlier_shards", "limit"})
+"""Facts of a check that the UI plots over time."""
 SEVERITIES = {Severity.ERROR: dg.AssetCheckSeverity.ERROR, Severity.WARN: dg.AssetCheckSeverity.WARN}
 
 
-def findings(
-    context: dg.AssetExecutionContext, project: Project, shard: str, looked: Looked, limit: float
+def find_stored(
+    context: dg.AssetExecutionContext, project: Project, shard: StoredShard, table: str, limit: float
 ) -> list[Finding]:
-    """All that is found of a shard's table; ``limit`` is the largest share of failed windows."""
-    earlier = _earlier_means(context.instance, project.key(looked.table), looked, shard)
-    return find(looked, max_failed_fraction=limit, earlier_means=earlier)
+    """Run all checks of a shard's table; ``limit`` is the maximum share of failed windows."""
+    earlier = _earlier_means(context.instance, project.key(table), shard.table(table), shard.shard)
+    return check_table(shard, table, max_failed_fraction=limit, earlier_means=earlier)
 
 
 def log_findings(
     context: dg.AssetExecutionContext, project: Project, shard: str, table: str, found: Sequence[Finding]
 ) -> None:
-    """Tell Dagster of the findings of a shard's table, as far as their checks were selected."""
+    """Log an evaluation for each finding whose check is selected."""
     key = project.key(table)
     target = _target(context.instance, key, shard)
     for finding in found:
@@ -36,7 +36,7 @@ def log_findings(
                 asset_key=key,
                 check_name=finding.check.name,
                 passed=finding.passed,
-                metadata=_shown(finding),
+                metadata=_metadata(finding),
                 target_materialization_data=target,
                 severity=SEVERITIES[finding.check.severity],
                 description=finding.message,
@@ -49,13 +49,13 @@ def log_findings(
 def check_results(
     context: dg.AssetExecutionContext, key: dg.AssetKey, found: Sequence[Finding]
 ) -> list[dg.AssetCheckResult]:
-    """The findings of a table as a step over one shard yields them, as far as their checks were selected."""
+    """The results that a step over one shard yields: one for each finding whose check is selected."""
     return [
         dg.AssetCheckResult(
             passed=finding.passed,
             asset_key=key,
             check_name=finding.check.name,
-            metadata=_shown(finding),
+            metadata=_metadata(finding),
             severity=SEVERITIES[finding.check.severity],
             description=finding.message,
         )
@@ -64,17 +64,17 @@ def check_results(
     ]
 
 
-def _shown(finding: Finding) -> dict[str, int | float | str]:
-    """All facts of a check that did not pass; of one that did, those that are watched over time.
+def _metadata(finding: Finding) -> dict[str, int | float | str]:
+    """All facts of a check that did not pass; of one that passed, those that the UI plots.
 
-    There are 16 evaluations a shard, and its message gives the other numbers.
+    A shard has 16 evaluations, and the message holds the other numbers.
     """
-    return {name: value for name, value in finding.facts.items() if not finding.passed or name in WATCHED}
+    return {name: value for name, value in finding.facts.items() if not finding.passed or name in PLOTTED}
 
 
-def _earlier_means(instance: dg.DagsterInstance, key: dg.AssetKey, looked: Looked, shard: str) -> list[float]:
-    """Mean words of the shards that were last captioned by the table's recipe, others than ``shard``."""
-    recipe = (looked.schema.metadata or {}).get(b"recipe_version", b"").decode()
+def _earlier_means(instance: dg.DagsterInstance, key: dg.AssetKey, stored: StoredTable, shard: str) -> list[float]:
+    """Mean number of words in the other shards that were captioned last with the table's recipe version."""
+    recipe = stored.facts.get("recipe_version", "")
     filters = dg.AssetRecordsFilter(key)
     means: dict[str, float] = {}
     for record in instance.fetch_materializations(filters, limit=EARLIER_SHARDS).records:
@@ -87,9 +87,13 @@ def _earlier_means(instance: dg.DagsterInstance, key: dg.AssetKey, looked: Looke
     return list(means.values())
 
 
-def _target(instance: dg.DagsterInstance, key: dg.AssetKey, shard: str) -> Target | None:
-    """The materialization that a check is of: the last one."""
+def _target(
+    instance: dg.DagsterInstance, key: dg.AssetKey, shard: str
+) -> AssetCheckEvaluationTargetMaterializationData | None:
+    """The latest materialization of a shard, which the check belongs to."""
     filters = dg.AssetRecordsFilter(key, asset_partitions=[shard])
     for record in instance.fetch_materializations(filters, limit=1).records:
-        return Target(storage_id=record.storage_id, run_id=record.run_id, timestamp=record.timestamp)
+        return AssetCheckEvaluationTargetMaterializationData(
+            storage_id=record.storage_id, run_id=record.run_id, timestamp=record.timestamp
+        )
     return None

@@ -1,4 +1,4 @@
-"""What the engine's time costs, shard by shard."""
+"""The engine's time, divided among a run's shards."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class EngineTime:
-    """What of the time for which a run held its engine goes to one shard."""
+    """A shard's share of the engine's time."""
 
     seconds: float = 0.0
-    """From when the shard before was published, or the engine was asked for, until this one was."""
+    """Time from the previous shard's publication, or from the engine's request, to this shard's publication."""
     start_seconds: float | None = None
-    """How long the run's engine took to start, its model fetched first; None if the run has none."""
+    """Time that the run's engine took to start, the model's download included; None if the run has no engine."""
 
 
-class Meter:
-    """Deals out the engine's time: added up over a run's shards, it is all the time until the last was published."""
+class EngineClock:
+    """Divides the engine's time among shards. The shares add up to the time until the last publication."""
 
     def __init__(self) -> None:
-        self._dealt_until: float | None = None
+        self._divided_until: float | None = None
         self._start_seconds: float | None = None
 
-    def begin(self) -> None:
-        """The engine is asked for."""
-        self._dealt_until = time.monotonic()
+    def start(self) -> None:
+        """Start the clock: the engine is requested."""
+        self._divided_until = time.monotonic()
 
     def ready(self) -> float:
-        """It takes requests: seconds since it was asked for."""
-        assert self._dealt_until is not None  # it was asked for
-        self._start_seconds = time.monotonic() - self._dealt_until
+        """Note that the engine takes requests; return the seconds since it was requested."""
+        assert self._divided_until is not None  # it was requested
+        self._start_seconds = time.monotonic() - self._divided_until
         return self._start_seconds
 
-    def read(self) -> EngineTime:
-        """A shard that used the engine was published: the time since the last such reading."""
-        if self._dealt_until is None:
+    def take(self) -> EngineTime:
+        """The share of a shard that used the engine and was just published: the time since the last call."""
+        if self._divided_until is None:
             return EngineTime()
-        before, self._dealt_until = self._dealt_until, time.monotonic()
-        return EngineTime(self._dealt_until - before, self._start_seconds)
+        before, self._divided_until = self._divided_until, time.monotonic()
+        return EngineTime(self._divided_until - before, self._start_seconds)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import dagster as dg
 
-from caption_assets.dagster_lib.markdown import markdown_table
+from caption_assets.dagster_lib.metadata import markdown_table
 from caption_assets.errors import CaptionAssetsError, UnexpectedError, as_project_error, printable
 
 

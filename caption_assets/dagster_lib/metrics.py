@@ -1,4 +1,4 @@
-"""What Prometheus is told of a captioning step: the engine's own metrics, and how far the shards are."""
+"""Prometheus metrics of a captioning step: windows, shards and engine, beside vLLM's own metrics."""
 
 from __future__ import annotations
 
@@ -13,53 +13,59 @@ from caption_assets.errors import CaptionAssetsError
 
 
 class PortTaken(CaptionAssetsError):
-    """A port for metrics on which something else listens."""
+    """A metrics port that another process listens on."""
 
 
-class Metrics:
-    """Counts nothing: for steps of which nobody wants to know."""
-
-    def windows(self, left: int) -> None:
-        """So many more windows are under way, or fewer."""
-
-    def captioned(self, *, ok: bool) -> None:
-        """A window is done."""
-
-    def shard(self, outcome: str) -> None:
-        """A shard is ``published``, ``failed`` or ``skipped``."""
+class Metrics(RunObserver):
+    """Metrics that are not exported: no port is configured."""
 
     def watch(self, starting: AbstractAsyncContextManager[CaptionEngine]) -> AbstractAsyncContextManager[CaptionEngine]:
-        """Tell when an engine comes and goes."""
+        """Wrap an engine, to count its start and its end."""
         return starting
 
 
 class _Prometheus(Metrics):
-    """Counts in the registry of this process, where vLLM counts as well."""
+    """Metrics in this process's registry, which holds vLLM's too."""
 
     def __init__(self, registry: Any) -> None:
         from prometheus_client import Counter, Gauge
 
-        def made(kind: Any, name: str, about: str, labels: tuple[str, ...] = ()) -> Any:
-            return kind(f"caption_{name}", about, labels, registry=registry)
+        def create(kind: Any, name: str, description: str, labels: tuple[str, ...] = ()) -> Any:
+            return kind(f"caption_{name}", description, labels, registry=registry)
 
-        self._windows = made(Counter, "windows", "Windows done, by status", ("status",))
-        self._in_flight = made(Gauge, "windows_in_flight", "Windows of the shards under way that are not done")
-        self._shards = made(Counter, "shards", "Shards done, by outcome", ("outcome",))
-        self._starts = made(Counter, "engine_starts", "Engines that were started")
-        self._ready = made(Gauge, "engine_ready", "Whether there is an engine that takes requests")
+        self._windows = create(Counter, "windows", "Finished windows, by status", ("status",))
+        self._in_flight = create(Gauge, "windows_in_flight", "Unfinished windows of the shards in progress")
+        self._shards = create(Counter, "shards", "Finished shards, by outcome", ("outcome",))
+        self._starts = create(Counter, "engine_starts", "Engine starts")
+        self._ready = create(Gauge, "engine_ready", "1 while an engine takes requests, else 0")
         self.all = (self._windows, self._in_flight, self._shards, self._starts, self._ready)
+        self._left: dict[str, int] = {}
         for status in ("ok", "failed"):
-            self._windows.labels(status)  # a rate is of what was there before it grew
+            self._windows.labels(status)  # a rate needs the zero before the first increase
         for outcome in ("published", "failed", "skipped"):
             self._shards.labels(outcome)
 
-    def windows(self, left: int) -> None:
+    def begun(self, shard: str, windows: int, left: int) -> None:
+        self._left[shard] = left
         self._in_flight.inc(left)
 
-    def captioned(self, *, ok: bool) -> None:
+    def captioned(self, shard: str, done: int, windows: int, *, ok: bool) -> None:
+        self._left[shard] -= 1
+        self._in_flight.dec()
         self._windows.labels("ok" if ok else "failed").inc()
 
-    def shard(self, outcome: str) -> None:
+    def published(self, shard: str, published: Published) -> None:
+        """Count the shard as published, whether or not its checks pass afterwards."""
+        self._end(shard, "published")
+
+    def failed(self, shard: str, error: CaptionAssetsError) -> None:
+        self._end(shard, "failed")
+
+    def skipped(self, shard: str, reason: str) -> None:
+        self._end(shard, "skipped")
+
+    def _end(self, shard: str, outcome: str) -> None:
+        self._in_flight.dec(self._left.pop(shard, 0))
         self._shards.labels(outcome).inc()
 
     @asynccontextmanager
@@ -75,21 +81,22 @@ class _Prometheus(Metrics):
 
 @contextmanager
 def serve_metrics(port: int | None) -> Iterator[Metrics]:
-    """Serve this process's metrics while the block runs; none where there is no port.
+    """Serve this process's metrics while the block runs, if there is a port.
 
     Raises:
-        PortTaken: if something else listens there.
+        PortTaken: if another process listens on the port.
     """
     if port is None:
         yield Metrics()
         return
-    from prometheus_client import REGISTRY, start_http_server  # comes with vLLM; a slim installation has neither
+    from prometheus_client import REGISTRY, start_http_server  # installed with vLLM; a slim installation lacks both
 
     try:
         server, thread = start_http_server(port)
     except OSError as error:
         raise PortTaken(
-            f"CAPTION_METRICS_PORT={port}: {error.strerror}; choose another, or unset it where steps share a host"
+            f"CAPTION_METRICS_PORT={port}: {error.strerror}; choose another port, or unset the setting where steps "
+            "share a host"
         ) from error
     metrics = _Prometheus(REGISTRY)
     try:
@@ -100,48 +107,3 @@ def serve_metrics(port: int | None) -> Iterator[Metrics]:
         server.shutdown()
         server.server_close()
         thread.join()
-
-
-class Counted(RunObserver):
-    """Progress that is counted before it is passed on."""
-
-    def __init__(self, progress: RunObserver, metrics: Metrics) -> None:
-        self._progress = progress
-        self._metrics = metrics
-        self._left: dict[str, int] = {}
-
-    def begun(self, shard: str, windows: int, left: int) -> None:
-        """Its windows are under way."""
-        self._left[shard] = left
-        self._metrics.windows(left)
-        self._progress.begun(shard, windows, left)
-
-    def captioned(self, shard: str, done: int, windows: int, *, ok: bool) -> None:
-        """One of them is no longer."""
-        self._left[shard] -= 1
-        self._metrics.windows(-1)
-        self._metrics.captioned(ok=ok)
-        self._progress.captioned(shard, done, windows, ok=ok)
-
-    def published(self, shard: str, published: Published) -> None:
-        """Whether what was published is taken for good is the run's to say."""
-        self._end(shard, "published")
-        self._progress.published(shard, published)
-
-    def failed(self, shard: str, error: CaptionAssetsError) -> None:
-        """What was left of it will not be done."""
-        self._end(shard, "failed")
-        self._progress.failed(shard, error)
-
-    def skipped(self, shard: str, reason: str) -> None:
-        """It was never under way."""
-        self._end(shard, "skipped")
-        self._progress.skipped(shard, reason)
-
-    def warned(self, message: str) -> None:
-        """Pass it on."""
-        self._progress.warned(message)
-
-    def _end(self, shard: str, outcome: str) -> None:
-        self._metrics.windows(-self._left.pop(shard, 0))
-        self._metrics.shard(outcome)

@@ -1,35 +1,67 @@
-"""The progress of weights' downloads, in the log of a run."""
+"""Progress messages in a run's log: bytes of weights that were downloaded, and windows that were captioned."""
+
+from __future__ import annotations
 
 import time
+from datetime import timedelta
 
 import dagster as dg
 
 from caption_assets.models.download import DownloadStopped
 from caption_assets.models.weights import format_size
 
-PROGRESS_SECONDS = 10.0
+INTERVAL_SECONDS = 10.0
+"""Minimum time between two messages, apart from the last one."""
 
 
-class WeightsProgress:
-    """Logs the bytes that have come, at most every few seconds and at the end."""
+class DownloadProgress:
+    """Logs the number of downloaded bytes at intervals and at the end."""
 
     def __init__(self, log: dg.DagsterLogManager) -> None:
         self._log = log
-        self._last_word = time.monotonic()
+        self._logged_at = time.monotonic()
         self._is_stopped = False
 
     def stop(self) -> None:
-        """Have the transfer that reports here fail with its next piece; what has come is continued the next time."""
+        """Stop the download at its next chunk. The next run resumes it."""
         self._is_stopped = True
 
     def __call__(self, done: int, total: int) -> None:
-        """Log a piece.
+        """Log the progress.
 
         Raises:
             DownloadStopped: after ``stop``.
         """
         if self._is_stopped:
             raise DownloadStopped("the download was stopped")
-        if done == total or time.monotonic() - self._last_word >= PROGRESS_SECONDS:
-            self._last_word = time.monotonic()
+        if done == total or time.monotonic() - self._logged_at >= INTERVAL_SECONDS:
+            self._logged_at = time.monotonic()
             self._log.info(f"weights: {format_size(done)} of {format_size(total)}")
+
+
+class WindowProgress:
+    """Rate and remaining time of a run's windows, measured from the first one: before that the engine starts."""
+
+    def __init__(self) -> None:
+        self._expected = 0
+        self._done = 0
+        self._first_at = self._logged_at = time.monotonic()
+
+    def expect(self, windows: int) -> None:
+        """Add windows that are to be captioned."""
+        self._expected += windows
+
+    def advance(self, *, last: bool) -> str | None:
+        """Count a window; return rate and remaining time if a message is due, which it is for the ``last`` window."""
+        now = time.monotonic()
+        if not self._done:
+            self._first_at = now
+        self._done += 1
+        if not last and now - self._logged_at < INTERVAL_SECONDS:
+            return None
+        self._logged_at = now
+        if self._done < 2:
+            return "the first window of this run"
+        rate = (self._done - 1) / max(now - self._first_at, 1e-3)
+        left = timedelta(seconds=round((self._expected - self._done) / rate))
+        return f"{rate:.1f} windows/s, {left} left for the shards in progress"

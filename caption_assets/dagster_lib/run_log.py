@@ -1,4 +1,4 @@
-"""The log of a caption run: reports each shard to Dagster as it is captioned, published or failed."""
+"""The log of a caption run: reports each shard to Dagster when it is captioned, published or failed."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import dagster as dg
 from caption_assets.captioning.open_shard import Published, PublishedTable
 from caption_assets.captioning.shard_queue import RunObserver
 from caption_assets.checks.findings import Finding
-from caption_assets.checks.stored import read_stored
-from caption_assets.dagster_lib.caption_metadata import Cost, Metadata, caption_metadata
-from caption_assets.dagster_lib.check_events import check_results, findings, log_findings
-from caption_assets.dagster_lib.engine_time import EngineTime, Meter
+from caption_assets.checks.stored import StoredShard
+from caption_assets.dagster_lib.caption_metadata import Cost, caption_metadata
+from caption_assets.dagster_lib.check_events import check_results, find_stored, log_findings
+from caption_assets.dagster_lib.engine_time import EngineClock, EngineTime
 from caption_assets.dagster_lib.failures import ShardFailures, shards_failed
-from caption_assets.dagster_lib.links import link
-from caption_assets.dagster_lib.pace import Pace
+from caption_assets.dagster_lib.metadata import Metadata, link
+from caption_assets.dagster_lib.progress import WindowProgress
 from caption_assets.dagster_lib.project import Project
 from caption_assets.dagster_lib.provenance import input_tags, input_version_tags, is_input_tag, output_tags, version_of
 from caption_assets.errors import CaptionAssetsError, as_project_error, printable
@@ -29,15 +29,15 @@ Inputs = Mapping[dg.AssetKey, dict[str, str]]
 
 
 class CheckFailed(CaptionAssetsError):
-    """A shard with a table that a check of severity error does not let pass."""
+    """A check of severity error that a table does not pass."""
 
 
 class InputChanged(CaptionAssetsError):
-    """A shard whose manifest or weights were made anew while it was captioned."""
+    """A manifest or weights that changed while the shard was captioned."""
 
 
 class RunLog(RunObserver):
-    """Tells Dagster of a run's shards: progress, materializations, failures. Any thread may call its methods."""
+    """Reports a run's shards to Dagster: progress, materializations, failures. Its methods are thread-safe."""
 
     def __init__(self, context: dg.AssetExecutionContext, settings: Settings, root: Root) -> None:
         self._context = context
@@ -47,72 +47,71 @@ class RunLog(RunObserver):
         self._failures = ShardFailures(context)
         self._skips: dict[str, str] = {}
         self._inputs: dict[str, Inputs] = {}
-        self._pace = Pace()
-        self._meter = Meter()
-        self._is_over_several = len(context.partition_keys) > 1
-        self._telling = Lock()
+        self._progress = WindowProgress()
+        self._clock = EngineClock()
+        self._has_several_shards = len(context.partition_keys) > 1
+        self._publishing = Lock()
         self.results: list[dg.MaterializeResult[None]] = []
-        """What the step yields at its end: for its one shard; of several, each is recorded when it is published."""
+        """Results that the step yields at its end, for a single shard. Several shards are logged one by one instead."""
 
-    def engine_wanted(self) -> None:
-        """The engine is being started: from now on GPUs are used."""
-        self._meter.begin()
+    def engine_requested(self) -> None:
+        """Start the engine's clock: GPUs are in use from now on."""
+        self._clock.start()
 
     def engine_ready(self) -> None:
-        """It takes requests."""
-        self._context.log.info(f"the engine is ready after {self._meter.ready():.0f} s")
+        """Log the engine's start-up time."""
+        self._context.log.info(f"the engine is ready after {self._clock.ready():.0f} s")
 
     def begun(self, shard: str, windows: int, left: int) -> None:
-        """Remember which versions of its inputs the shard is made from."""
-        self._pace.expect(left)
-        self._inputs[shard] = self._present_inputs(shard)
+        """Note the versions of the inputs that the shard is made from."""
+        self._progress.expect(left)
+        self._inputs[shard] = self._current_inputs(shard)
 
     def captioned(self, shard: str, done: int, windows: int, *, ok: bool) -> None:
-        """Log how far the run is, every few seconds and at the end of a shard."""
-        if word := self._pace.tell(last=done == windows):
-            self._context.log.info(f"{shard}: {done} of {windows} windows done; {word}")
+        """Log the progress at intervals and at the end of a shard."""
+        if message := self._progress.advance(last=done == windows):
+            self._context.log.info(f"{shard}: {done} of {windows} windows done; {message}")
 
     def published(self, shard: str, published: Published) -> None:
-        """Make the gallery; check and record each table, stage 1 first, up to one that a check does not let pass."""
-        with self._telling, self._failures.of(shard):
-            cost, links = self._cost(published), self._links(shard)
+        """Write the gallery; check and record each table, stage 1 first, up to the first that fails a check."""
+        with self._publishing, self._failures.of(shard):
+            stored = StoredShard(self._root, shard)
+            cost, links = self._cost(published), self._links(stored)
             inputs = self._unchanged_inputs(shard)
-            stored = read_stored(self._root, shard, max(published.tables))
             for table, result in published.tables.items():
-                found = findings(self._context, self._project, shard, stored[table], self._settings.max_failed_fraction)
+                found = find_stored(self._context, self._project, stored, table, self._settings.max_failed_fraction)
                 passes = not any(finding.is_error for finding in found)
                 if passes:
-                    metadata = {**caption_metadata(stored[table], result, cost), **links}
+                    metadata = {**caption_metadata(stored.table(table), result, cost), **links}
                     self._record(shard, table, result, inputs, metadata, found)
-                if not passes or self._is_over_several:
+                if not passes or self._has_several_shards:
                     log_findings(self._context, self._project, shard, table, found)
-                _let_pass(found)
+                _raise_errors(found)
 
     def failed(self, shard: str, error: CaptionAssetsError) -> None:
-        """Keep the reason; the run fails at its end."""
+        """Note the reason, with which the step fails at its end."""
         self._failures.add(shard, error)
 
     def skipped(self, shard: str, reason: str) -> None:
-        """Say so; the run fails for it only if it did nothing else."""
+        """Log the reason. The step fails if it skips all its shards."""
         self._context.log.warning(f"skipped: {reason}")
         self._skips[shard] = reason
 
     def warned(self, message: str) -> None:
-        """Pass it on."""
+        """Log a warning."""
         self._context.log.warning(printable(message))
 
     def check(self) -> None:
         """End the step.
 
         Raises:
-            Failure: if a shard failed, or none was done because others are at work on them.
+            Failure: if a shard failed, or all shards were skipped.
         """
-        self._pace.close()
         self._failures.check()
         if self._skips and len(self._skips) == len(self._context.partition_keys):
-            raise shards_failed("nothing was done", self._skips)
+            raise shards_failed("all shards were skipped", self._skips)
 
-    def _present_inputs(self, shard: str) -> Inputs:
+    def _current_inputs(self, shard: str) -> Inputs:
         made = set(self._context.selected_asset_keys)
         return {
             upstream: input_tags(self._context, upstream, shard)
@@ -121,31 +120,31 @@ class RunLog(RunObserver):
         }
 
     def _unchanged_inputs(self, shard: str) -> Inputs:
-        """The inputs that the shard was made from, if these are still the present ones.
+        """The inputs that the shard was made from.
 
         Raises:
-            InputChanged: if not. Recorded, the captions would pass for those of what is there now.
+            InputChanged: if they are not the current ones. The captions would be recorded as made from those.
         """
-        before, now = self._inputs.pop(shard), self._present_inputs(shard)
+        before, now = self._inputs.pop(shard), self._current_inputs(shard)
         for upstream, tags in before.items():
             if version_of(tags) != version_of(now[upstream]):
                 raise InputChanged(
-                    f"{upstream.to_user_string()} was made anew while the shard was captioned: materialize it again; "
-                    "what is unchanged is taken over"
+                    f"{upstream.to_user_string()} changed while the shard was captioned: materialize the shard again; "
+                    "unchanged captions are reused"
                 )
         return before
 
     def _cost(self, published: Published) -> Cost:
         used = bool(published.spent.stage1 or published.spent.stage2)
-        engine = self._meter.read() if used else EngineTime()
+        engine = self._clock.take() if used else EngineTime()
         return Cost(published.spent, engine, self._settings.gpus, self._settings.gpu_hour_price)
 
-    def _links(self, shard: str) -> Metadata:
-        """To the gallery, which is made now. That it could not be made is no reason to lose captions over."""
+    def _links(self, stored: StoredShard) -> Metadata:
+        """Write the gallery and link it. Captions are recorded even if the gallery cannot be written."""
         try:
-            gallery = write_gallery(self._root, shard)
+            gallery = write_gallery(stored)
         except Exception as error:
-            self.warned(f"{shard}: there is no gallery: {as_project_error(error)}")
+            self.warned(f"{stored.shard}: cannot write the gallery: {as_project_error(error)}")
             return {}
         return {"gallery": link(self._root, gallery, self._settings.link_url)}
 
@@ -161,11 +160,11 @@ class RunLog(RunObserver):
         key = self._project.key(table)
         versions = output_tags(self._context, key, result.versions.data)
         for upstream in self._context.assets_def.asset_deps[key]:
-            if upstream in inputs or self._is_over_several:  # Dagster knows the event of a result that was just yielded
+            if upstream in inputs or self._has_several_shards:  # Dagster adds the event of a result that is yielded
                 versions |= inputs.get(upstream) or input_tags(self._context, upstream, shard)
         versions |= input_version_tags(self._project, result.versions)
         facts = {**metadata, "path": dg.MetadataValue.path(self._root.address(result.path))}
-        if self._is_over_several:
+        if self._has_several_shards:
             self._context.log_event(dg.AssetMaterialization(key, partition=shard, metadata=facts, tags=versions))
             return
         self.results.append(
@@ -179,8 +178,8 @@ class RunLog(RunObserver):
         )
 
 
-def _let_pass(found: Iterable[Finding]) -> None:
-    """Raise for the first finding that the shard fails of."""
+def _raise_errors(found: Iterable[Finding]) -> None:
+    """Raise the first finding that fails the shard."""
     for finding in found:
         if finding.is_error:
             raise CheckFailed(finding.message)

@@ -1,1 +1,1 @@
-"""What people look at: the gallery of a shard, and the comparison of two."""
+"""Reports: the gallery of a shard, and the comparison of a shard in two roots."""

@@ -1,4 +1,4 @@
-"""The command that compares the captions of a shard in two roots: statistics, and a page with the rows that differ."""
+"""The command that compares the captions of a shard in two roots: statistics, and a page of the windows that differ."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from caption_assets.store.root import Root
 
 
 def compare_captions(a: Root, b: Root, shard: str, table: str, output: Path) -> None:
-    """Print the statistics and write the page.
+    """Compare two roots, print the statistics and write the page.
 
     Raises:
-        TableError: if a root lacks the table.
+        TableError: if a table is missing or damaged.
         StoreError: if the page cannot be written.
     """
     comparison = compare_roots(a, b, shard, table)
@@ -29,7 +29,7 @@ def compare_captions(a: Root, b: Root, shard: str, table: str, output: Path) -> 
     for name, place in zip("AB", comparison.places, strict=True):
         console.print(f"{name}: {table} of {shard} in {place}", markup=False, highlight=False, soft_wrap=True)
     console.print(_grid(comparison.statistics))
-    console.print(f"rows that differ, side by side: {output}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"windows that differ, side by side: {output}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _grid(statistics: Statistics) -> Grid:

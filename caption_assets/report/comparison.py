@@ -1,4 +1,4 @@
-"""Two tables of captions of one shard, from two roots: two models, or two prompts."""
+"""The comparison of a shard's caption tables in two roots, which differ by model, prompt or settings."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from caption_assets.checks.stored import StoredShard, captions_of, count_flagged, mean_words
 from caption_assets.report.page import Facts, Page, Row, Side
-from caption_assets.report.sides import SharedProvenance, mean_words, place, side
+from caption_assets.report.sides import SharedProvenance, build_side, position
 from caption_assets.report.text_diff import Difference, compare
 from caption_assets.store.root import Root
-from caption_assets.store.tables import CaptionRow, read_captions, read_facts
+from caption_assets.store.tables import CaptionRow
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75)
-"""Of the similarity: at most this share of the rows is less similar."""
+"""Quantiles of the similarity to report."""
 ARROW = "\N{RIGHTWARDS ARROW}"
 
 _Window = tuple[str, int | None, float | None, float | None]
@@ -23,16 +24,16 @@ _Window = tuple[str, int | None, float | None, float | None]
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One window in both roots; at least one of the rows is there."""
+    """The rows of one window in both roots; at most one of them is missing."""
 
     a: CaptionRow | None
     b: CaptionRow | None
     difference: Difference | None
-    """Of the captions, if there are two."""
+    """The difference of the captions; None unless both rows have one."""
 
     @property
     def kind(self) -> str:
-        """In a word or two, what became of A's row in B."""
+        """Change from A to B, in a few words."""
         if self.a is None:
             return "only in B"
         if self.b is None:
@@ -44,43 +45,43 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """What became of a table."""
+    """Statistics of a comparison."""
 
     both: int
-    """Rows of windows that are in both."""
+    """Number of windows that are in both tables."""
     kinds: Mapping[str, int]
-    """How many rows are of which kind, the most frequent first; see ``Pair.kind``."""
-    words: tuple[float, float]
-    """Mean words of a caption of A and of B; NaN where there is none."""
+    """Number of windows by kind of change, the most frequent first; see ``Pair.kind``."""
+    words: tuple[float | None, float | None]
+    """Mean number of words in a caption of A and of B; None for a table without captions."""
     flagged: tuple[int, int]
-    """Rows with a quality flag."""
+    """Number of rows with quality flags in A and in B."""
     similarity: Mapping[float, float]
-    """Quantiles of the share of words that two captions have in common; empty if no window has two."""
+    """Quantiles of the share of words that two captions have in common; empty if no window has two captions."""
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Both tables, window by window."""
+    """Both tables, paired by window."""
 
     shard: str
     table: str
     places: tuple[str, str]
-    """The roots, as one would open them."""
+    """Addresses of the roots."""
     pairs: Sequence[Pair]
-    """In the order of A, then what only B has."""
+    """The windows of A, in order, then those that only B has."""
     prompts: tuple[str | None, str | None]
-    """The instructions."""
+    """The tables' instructions."""
 
     @property
     def statistics(self) -> Statistics:
-        """What is to be said of the whole."""
+        """Statistics of all pairs."""
         sides = [pair.a for pair in self.pairs if pair.a], [pair.b for pair in self.pairs if pair.b]
         similar = [pair.difference.similarity for pair in self.pairs if pair.difference]
         return Statistics(
             both=sum(pair.a is not None and pair.b is not None for pair in self.pairs),
             kinds=dict(Counter(pair.kind for pair in self.pairs).most_common()),
-            words=(mean_words(sides[0]), mean_words(sides[1])),
-            flagged=(_flagged(sides[0]), _flagged(sides[1])),
+            words=(mean_words(captions_of(sides[0])), mean_words(captions_of(sides[1]))),
+            flagged=(count_flagged(sides[0]), count_flagged(sides[1])),
             similarity=dict(zip(QUANTILES, np.quantile(similar, QUANTILES).tolist(), strict=True)) if similar else {},
         )
 
@@ -89,17 +90,18 @@ def compare_roots(a: Root, b: Root, shard: str, table: str) -> Comparison:
     """Compare a table of a shard in two roots.
 
     Raises:
-        TableError: if one of them is missing or damaged.
+        TableError: if one of the tables is missing or damaged.
+        StoreError: if a root cannot be read.
     """
-    prompts = [read_facts(root, table, shard).get("prompt") for root in (a, b)]
-    pairs = pair_rows(read_captions(a, table, shard), read_captions(b, table, shard))
-    return Comparison(shard, table, (a.address(""), b.address("")), pairs, (prompts[0], prompts[1]))
+    in_a, in_b = (StoredShard(root, shard).table(table) for root in (a, b))
+    prompts = in_a.facts.get("prompt"), in_b.facts.get("prompt")
+    return Comparison(shard, table, (a.address(""), b.address("")), pair_rows(in_a.rows, in_b.rows), prompts)
 
 
 def pair_rows(a: Iterable[CaptionRow], b: Iterable[CaptionRow]) -> list[Pair]:
-    """Rows of the same stretch of the same clip, side by side.
+    """Pair the rows that have the same time range of the same clip.
 
-    The windows' ids are not asked: they differ between two copies of a source.
+    Window ids are ignored, because they differ between two copies of a source.
     """
     left, right = ({_window(row): row for row in rows} for rows in (a, b))
     windows = [*left, *(window for window in right if window not in left)]
@@ -107,27 +109,31 @@ def pair_rows(a: Iterable[CaptionRow], b: Iterable[CaptionRow]) -> list[Pair]:
 
 
 def comparison_page(comparison: Comparison) -> Page:
-    """The rows that differ, side by side."""
-    makings = SharedProvenance(comparison.prompts)
-    rows = [_row(pair, makings) for pair in comparison.pairs if pair.kind != "same"]
+    """Build the page of the windows that differ, side by side."""
+    provenance = SharedProvenance(comparison.prompts)
+    rows = [_row(pair, provenance) for pair in comparison.pairs if pair.kind != "same"]
     return Page(
         title=f"Comparison of {comparison.table}",
         subtitle=comparison.shard,
         sides=(f"A: {comparison.places[0]}", f"B: {comparison.places[1]}"),
-        removed=True,
+        marks_removed=True,
         figures=figures(comparison.statistics),
-        facets=("Change", "Error", "Flag"),
-        makings=list(makings.found),
+        facets=("Change", "Error", "Flag", "Note"),
+        provenance=list(provenance.found),
         rows=rows,
     )
 
 
 def figures(statistics: Statistics) -> Facts:
-    """Statistics for a person."""
+    """Labels and values of the statistics."""
     return [
         ("rows in both", f"{statistics.both:,}"),
         *((kind, f"{count:,}") for kind, count in statistics.kinds.items()),
-        *((f"words in {name}", f"{mean:.1f}") for name, mean in zip("AB", statistics.words, strict=True)),
+        *(
+            (f"words in {name}", f"{mean:.1f}")
+            for name, mean in zip("AB", statistics.words, strict=True)
+            if mean is not None
+        ),
         *((f"flagged in {name}", f"{count:,}") for name, count in zip("AB", statistics.flagged, strict=True)),
         *((f"similarity, {share:.0%}", f"{similarity:.2f}") for share, similarity in statistics.similarity.items()),
     ]
@@ -143,26 +149,23 @@ def _pair(a: CaptionRow | None, b: CaptionRow | None) -> Pair:
     return Pair(a, b, compare(a.caption, b.caption))
 
 
-def _row(pair: Pair, makings: SharedProvenance) -> Row:
+def _row(pair: Pair, provenance: SharedProvenance) -> Row:
     found = [row for row in (pair.a, pair.b) if row]
     texts = (pair.difference.old, pair.difference.new) if pair.difference else (None, None)
     sides = [
-        side(row, text, makings.number(column, row)) if row else Side(missing="no such window")
+        build_side(row, text, provenance.number(column, row)) if row else Side(missing="no such window")
         for column, (row, text) in enumerate(zip((pair.a, pair.b), texts, strict=True))
     ]
     return Row(
         name=found[0].clip_key,
-        place=place(found[0].window_index, found[0].start_seconds, found[0].end_seconds),
+        position=position(found[0].window_index, found[0].start_seconds, found[0].end_seconds),
         window_id=found[0].window_id,
         facets=(
             [pair.kind],
             sorted({row.error_kind for row in found if row.error_kind}),
-            sorted({flag for one in sides for flag in one.flags}),
+            sorted({flag for side in sides for flag in side.flags}),
+            sorted({note for side in sides for note in side.notes}),
         ),
         sides=(sides[0], sides[1]),
         changed=pair.difference is not None,
     )
-
-
-def _flagged(rows: Iterable[CaptionRow]) -> int:
-    return sum(bool(row.flags) for row in rows)

@@ -1,4 +1,4 @@
-"""The gallery of a shard: its windows with their pictures and captions, as one page in the store."""
+"""The gallery of a shard: one HTML page in the store with the windows' pictures and captions."""
 
 from __future__ import annotations
 
@@ -7,51 +7,41 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from caption_assets.captioning.stages import STAGE1, STAGE2
+from caption_assets.checks.stored import StoredShard, StoredTable, count_flagged, mean_words
 from caption_assets.report.page import Facts, Page, Plot, Row, Side, publish_page
 from caption_assets.report.plots import failures_plot, length_plot
-from caption_assets.report.sides import OUTDATED, SharedProvenance, known, mean_words, place, side
+from caption_assets.report.sides import OUTDATED, SharedProvenance, build_side, nonempty, position
 from caption_assets.report.text_diff import compare
 from caption_assets.store.previews import GALLERY, preview_folder, read_posters
-from caption_assets.store.root import Root
-from caption_assets.store.tables import (
-    CaptionRow,
-    ManifestRow,
-    Status,
-    extent,
-    find_captions,
-    read_facts,
-    read_manifest,
-)
+from caption_assets.store.tables import CaptionRow, ManifestRow, Status, extent
 
 NOT_YET = "not captioned yet"
+STAGES = {STAGE1.name: "stage 1", STAGE2.name: "stage 2"}
+
+Tables = Mapping[str, StoredTable]
+"""A shard's caption tables; those that were not made yet are missing."""
 
 
 def gallery_path(shard: str) -> str:
-    """Where a shard's gallery lies, relative to the root."""
+    """Path of a shard's gallery, relative to the root."""
     return f"{GALLERY}/{shard}/index.html"
 
 
-def write_gallery(root: Root, shard: str) -> str:
-    """Make a shard's gallery from what is published of it, and return its path.
+def write_gallery(stored: StoredShard) -> str:
+    """Write the gallery of a shard and return its path.
 
-    There must be a manifest. Captions that have not been made yet are told as such; rows of other windows than the
-    manifest's are left out. Posters are embedded; animated previews are played from beside the page, where that is to
-    be had: from a folder and a web server, but not through an address that is signed for the page alone.
+    Windows without captions are included; captions of windows that the manifest lacks are not. Posters are embedded.
+    Animated previews lie beside the page: they play from a folder or a web server, but not through an address that is
+    signed for the page alone.
 
     Raises:
-        TableError: if there is no manifest, or a table is damaged.
+        TableError: if the manifest is missing, or a table is damaged.
         StoreError: if the root cannot be written.
     """
-    manifest = read_manifest(root, shard)
-    tables = (STAGE1.name, STAGE2.name)
-    captions = [find_captions(root, table, shard) for table in tables]
-    prompts = [
-        read_facts(root, table, shard).get("prompt") if rows else None
-        for table, rows in zip(tables, captions, strict=True)
-    ]
+    root, shard = stored.root, stored.shard
+    tables = {table: found for table in STAGES if (found := stored.find(table))}
     animated = {name.removesuffix(".webp") for name in root.names(preview_folder(shard)) if name.endswith(".webp")}
-    plots = draw_plots(dict(zip(("stage 1", "stage 2"), captions, strict=True)))
-    page = build_gallery(shard, manifest, *captions, prompts=prompts, animated=animated, plots=plots)
+    page = build_gallery(shard, stored.manifest, tables, animated=animated, plots=draw_plots(tables))
     publish_page(root, gallery_path(shard), page, partial(read_posters, root, shard))
     return gallery_path(shard)
 
@@ -59,85 +49,91 @@ def write_gallery(root: Root, shard: str) -> str:
 def build_gallery(
     shard: str,
     manifest: Sequence[ManifestRow],
-    stage1: Sequence[CaptionRow],
-    stage2: Sequence[CaptionRow],
+    tables: Tables,
     *,
-    prompts: Sequence[str | None] = (None, None),
     animated: set[str] | frozenset[str] = frozenset(),
     plots: Sequence[Plot] = (),
 ) -> Page:
-    """The page of a shard.
+    """Build the page of a shard.
 
     Args:
-        shard: its key.
+        shard: the shard's key.
         manifest: its windows.
-        stage1: their captions; none if they have not been made.
-        stage2: likewise.
-        prompts: the instruction of each stage.
+        tables: its caption tables.
         animated: ids of the windows that have an animated preview.
-        plots: pictures of the whole.
+        plots: plots above the rows.
     """
-    makings = SharedProvenance(prompts)
-    first, second = ({extent(row): row for row in rows} for rows in (stage1, stage2))
+    prompts = [tables[table].facts.get("prompt") if table in tables else None for table in STAGES]
+    provenance = SharedProvenance(prompts)
+    stage1, stage2 = ({extent(row): row for row in tables[table].rows} if table in tables else {} for table in STAGES)
     rows = [
-        _row(window, first.get(key := extent(window)), second.get(key), makings, window.window_id in animated)
+        _row(window, stage1.get(key := extent(window)), stage2.get(key), provenance, window.window_id in animated)
         for window in manifest
     ]
     return Page(
         title="Captions",
         subtitle=shard,
         sides=("Stage 1", "Stage 2"),
-        removed=False,
-        figures=_figures(manifest, stage1, stage2, rows),
-        facets=("Status", "Error", "Flag"),
-        makings=list(makings.found),
+        marks_removed=False,
+        figures=_figures(manifest, tables, rows),
+        facets=("Status", "Error", "Flag", "Note"),
+        provenance=list(provenance.found),
         rows=rows,
         plots=plots,
     )
 
 
-def draw_plots(stages: Mapping[str, Sequence[CaptionRow]]) -> list[Plot]:
-    """How long the captions of each stage are, and what their failures are; no picture of nothing."""
+def draw_plots(tables: Tables) -> list[Plot]:
+    """Plots of the captions' lengths and of the failures of each stage; a plot without data is left out."""
     plots = []
-    words = {
-        name: [len(row.caption.split()) for row in rows if row.caption is not None] for name, rows in stages.items()
-    }
-    if spoken := {name: counts for name, counts in words.items() if counts}:
-        means = ", ".join(f"{sum(counts) / len(counts):.1f} in {name}" for name, counts in spoken.items())
-        plots.append(Plot(length_plot(spoken), f"Histogram of the number of words in a caption; mean {means}"))
-    for name, rows in stages.items():
-        if kinds := Counter(row.error_kind or "" for row in rows if row.status is Status.FAILED):
-            plots.append(Plot(failures_plot(kinds), f"Number of rows without a caption in {name}, by kind of error"))
+    captioned = {STAGES[table]: stored.captions for table, stored in tables.items() if stored.captions}
+    if words := {stage: [len(caption.words) for caption in captions] for stage, captions in captioned.items()}:
+        means = ", ".join(f"{mean_words(captions):.1f} in {stage}" for stage, captions in captioned.items())
+        plots.append(Plot(length_plot(words), f"Histogram of the number of words in a caption; mean {means}"))
+    for table, stored in tables.items():
+        if kinds := Counter(row.error_kind or "" for row in stored.rows if row.status is Status.FAILED):
+            description = f"Number of rows without a caption in {STAGES[table]}, by kind of error"
+            plots.append(Plot(failures_plot(kinds), description))
     return plots
 
 
 def _row(
-    window: ManifestRow, stage1: CaptionRow | None, stage2: CaptionRow | None, makings: SharedProvenance, animated: bool
+    window: ManifestRow,
+    stage1: CaptionRow | None,
+    stage2: CaptionRow | None,
+    provenance: SharedProvenance,
+    animated: bool,
 ) -> Row:
     difference = None
     if stage1 and stage2 and stage1.caption is not None and stage2.caption is not None:
         difference = compare(stage1.caption, stage2.caption)
     outdated = stage1 and stage2 and stage2.stage1_fingerprint not in (None, stage1.fingerprint)
     sides = (
-        side(stage1, None, makings.number(0, stage1, window.prompt)) if stage1 else _blank(window),
-        side(stage2, difference.new if difference else None, makings.number(1, stage2), (OUTDATED,) if outdated else ())
+        build_side(stage1, None, provenance.number(0, stage1, window.prompt)) if stage1 else _blank(window),
+        build_side(
+            stage2,
+            difference.new if difference else None,
+            provenance.number(1, stage2),
+            notes=(OUTDATED,) if outdated else (),
+        )
         if stage2
         else _blank(window),
     )
     made = [row for row in (stage1, stage2) if row]
     return Row(
         name=window.clip_key,
-        place=place(window.window_index, window.start_seconds, window.end_seconds),
+        position=position(window.window_index, window.start_seconds, window.end_seconds),
         window_id=window.window_id,
         facets=(
             [_status(window, made)],
             sorted({kind for kind in (window.error_kind, *(row.error_kind for row in made)) if kind}),
-            sorted({flag for one in sides for flag in one.flags}),
+            sorted({flag for side in sides for flag in side.flags}),
+            sorted({note for side in sides for note in side.notes}),
         ),
         sides=sides,
         changed=difference is not None and difference.similarity < 1,
         facts=_clip_facts(window),
-        moves=animated,
+        animated=animated,
     )
 
 
@@ -146,7 +142,7 @@ def _blank(window: ManifestRow) -> Side:
 
 
 def _status(window: ManifestRow, made: Sequence[CaptionRow]) -> str:
-    """A row is what its last stage is."""
+    """The status of a window's last stage."""
     if window.status is Status.FAILED:
         return "unreadable"
     if not made:
@@ -154,24 +150,22 @@ def _status(window: ManifestRow, made: Sequence[CaptionRow]) -> str:
     return "captioned" if made[-1].status is Status.OK else "failed"
 
 
-def _figures(
-    manifest: Sequence[ManifestRow], stage1: Sequence[CaptionRow], stage2: Sequence[CaptionRow], rows: Sequence[Row]
-) -> Facts:
+def _figures(manifest: Sequence[ManifestRow], tables: Tables, rows: Sequence[Row]) -> Facts:
     statuses = Counter(row.facets[0][0] for row in rows)
     figures = {
         "clips": f"{len({window.clip_key for window in manifest}):,}",
         "rows": f"{len(rows):,}",
         **{status: f"{count:,}" for status, count in statuses.most_common()},
-        "flagged": f"{sum(bool(row.facets[2]) for row in rows):,}",
     }
-    for stage, captions in ((1, stage1), (2, stage2)):
-        if captions:
-            figures[f"words in stage {stage}"] = f"{mean_words(captions):.1f}"
+    for table, stored in tables.items():
+        figures[f"flagged in {STAGES[table]}"] = f"{count_flagged(stored.rows):,}"
+        if stored.captions:
+            figures[f"words in {STAGES[table]}"] = f"{mean_words(stored.captions):.1f}"
     return list(figures.items())
 
 
 def _clip_facts(window: ManifestRow) -> Facts:
-    return known(
+    return nonempty(
         (
             ("Codec", ", ".join(filter(None, (window.codec, window.pixel_format)))),
             ("Size", window.width and f"{window.width} \N{MULTIPLICATION SIGN} {window.height} pixels"),

@@ -1,12 +1,12 @@
-"""A page of captions in two columns: one HTML file that needs nothing but itself.
+"""A page of captions in two columns: one HTML file without external parts.
 
-It is one file because a presigned address opens one object and no other. So that it shows something at once, however
-long it is, it is written in the order in which it is wanted: the first rows and their posters, the text of all others,
-the other posters. Each part is a block of JSON, which the page's script takes up as soon as it has arrived and makes
-into elements when they come into view.
+It is a single file because a presigned address opens one object only. It shows something at once, however long it is,
+because it is written in the order in which it is read: the first rows and their posters, the text of all other rows,
+the other posters. Each part is a block of JSON, which the page's script reads when it arrives and turns into elements
+when they come into view.
 
-Texts come from strangers. They reach the page as escaped JSON and become text nodes, never HTML; and should that fail,
-the page's policy (CSP) lets no other script run than its own, by hash, and nothing be fetched but pictures beside it.
+Captions and names are untrusted. They reach the page as escaped JSON and become text nodes, never HTML. As a second
+defence, the page's content security policy allows only its own scripts, by hash, and only images beside the page.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -28,10 +28,10 @@ from caption_assets.store.disk import temporary_folder
 from caption_assets.store.root import Root
 
 GROUP = 100
-"""Rows in one block, and so those that are there at first: more than a screen holds."""
+"""Number of rows in a block, and so of rows that are shown first: more than a screen holds."""
 
 Facts = Sequence[tuple[str, str]]
-"""What is told of something: label and value."""
+"""Labels and values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +39,17 @@ class Side:
     """One of the two captions of a row."""
 
     text: DiffSegments = ("",)
-    """The caption, what is unlike the other one's apart; empty if there is none."""
+    """The caption in segments; empty if there is none."""
     missing: str | None = None
-    """Why there is none."""
+    """Reason why there is no caption."""
     flags: Sequence[str] = ()
-    """What is to be noted about it, in a word each."""
+    """Quality flags."""
+    notes: Sequence[str] = ()
+    """Other remarks, such as reductions."""
     facts: Facts = ()
-    """How it was made."""
-    making: int | None = None
-    """Which of the page's ``makings`` it shares with other rows."""
+    """Provenance of this caption alone."""
+    provenance: int | None = None
+    """Number of its shared provenance, in ``Page.provenance``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,78 +57,82 @@ class Row:
     """One window."""
 
     name: str
-    """Of its clip."""
-    place: str
-    """Which window of the clip it is, and from when to when."""
+    """Name of the clip."""
+    position: str
+    """The window's number and time range."""
     window_id: str
     facets: Sequence[Sequence[str]]
-    """For each of the page's ``facets``, the values by which the row is found."""
+    """The row's values for each of ``Page.facets``."""
     sides: tuple[Side, Side]
     changed: bool
-    """Whether there are two captions that differ."""
+    """Whether the row has two captions that differ."""
     facts: Facts = ()
-    """About the clip."""
-    moves: bool = False
-    """Whether its animated preview lies beside the page."""
+    """Properties of the clip."""
+    animated: bool = False
+    """Whether an animated preview lies beside the page."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The row as JSON. ``dataclasses.asdict`` copies all values and takes 20 times as long."""
+        return {**_shallow(self), "sides": [_shallow(side) for side in self.sides]}
 
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """A small picture of the whole."""
+    """A plot of the whole shard."""
 
     png: bytes
     description: str
-    """What it shows, for those who cannot see it."""
+    """Alternative text."""
 
     @property
     def source(self) -> str:
-        """As an image's address."""
+        """The image as a data URL."""
         return f"data:image/png;base64,{b64encode(self.png).decode()}"
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """All but the rows' pictures."""
+    """A page without its posters."""
 
     title: str
     subtitle: str
     sides: tuple[str, str]
     """Headings of the two columns."""
-    removed: bool
-    """Whether the first column marks what the second lacks; the second always marks what is new in it."""
+    marks_removed: bool
+    """Whether the first column marks words that the second lacks. The second column always marks added words."""
     figures: Facts
-    """What is told of the whole."""
+    """Statistics of the whole page."""
     facets: Sequence[str]
-    """What rows can be filtered by."""
-    makings: Sequence[Facts]
-    """How captions were made, as far as many share it."""
+    """Properties to filter rows by."""
+    provenance: Sequence[Facts]
+    """Provenance that many captions share."""
     rows: Sequence[Row]
     plots: Sequence[Plot] = ()
 
 
 ReadPosters = Callable[[Sequence[str]], Mapping[str, bytes]]
-"""From ids of windows to the JPEGs of those that have one."""
+"""Returns the JPEG posters of windows, by window id; windows without a poster are left out."""
 
 
 def publish_page(root: Root, path: str, page: Page, read_posters: ReadPosters) -> None:
-    """Write a page below a root in one atomic step. In memory it is never whole.
+    """Publish a page in one atomic step. It is rendered to disk in pieces, so that it never lies whole in memory.
 
     Raises:
         StoreError: if the root or this machine's disk cannot be written.
     """
     with temporary_folder() as folder:
-        file = folder / Path(path).name  # a store tells from the name that it is HTML
+        file = folder / Path(path).name  # the store derives the content type from the name
         with file.open("w", encoding="utf-8") as output:
             output.writelines(render(page, read_posters))
         root.upload(path, file)
 
 
 def render(page: Page, read_posters: ReadPosters) -> Iterator[str]:
-    """The page's HTML, piece by piece."""
-    style, script, take = (Markup(_frame(name)) for name in ("page.css", "page.js", "take.js"))
+    """Render the page's HTML in pieces."""
+    style, script, read_block = (Markup(_template(name)) for name in ("page.css", "page.js", "read_block.js"))
     policy = {
         "default-src": "'none'",
-        "script-src": f"{_hash(script)} {_hash(take)}",
+        "script-src": f"{_hash(script)} {_hash(read_block)}",
         "style-src": _hash(style),
         "img-src": "'self' data:",
         "base-uri": "'none'",
@@ -142,7 +148,7 @@ def render(page: Page, read_posters: ReadPosters) -> Iterator[str]:
             policy="; ".join(f"{directive} {sources}" for directive, sources in policy.items()),
             style=style,
             script=script,
-            take=take,
+            read_block=read_block,
             facets=list(_facets(page)),
             blocks=_blocks(page.rows, read_posters),
         )
@@ -151,7 +157,7 @@ def render(page: Page, read_posters: ReadPosters) -> Iterator[str]:
 
 @cache
 def _environment() -> Environment:
-    """Jinja, which escapes everything that is not marked as HTML, and in JSON all that HTML could take for its own."""
+    """The Jinja environment. It escapes all text that is not ``Markup``, and in JSON all characters special to HTML."""
     environment = Environment(
         loader=PackageLoader("caption_assets.report", "templates"),
         autoescape=True,
@@ -164,28 +170,32 @@ def _environment() -> Environment:
 
 
 @cache
-def _frame(name: str) -> str:
+def _template(name: str) -> str:
     return (Path(__file__).parent / "templates" / name).read_text(encoding="utf-8")
 
 
 def _hash(text: str) -> str:
-    """As a policy names an inline script or style."""
+    """The hash of an inline script or style, as the policy writes it."""
     return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
 
 
 def _facets(page: Page) -> Iterator[tuple[int, str, list[tuple[str, int]]]]:
-    """Number and label of each facet that has values, and how many rows have which, the most frequent first."""
+    """Number and label of each facet that has values, with the number of rows by value, the most frequent first."""
     for number, label in enumerate(page.facets):
         if values := Counter(value for row in page.rows for value in row.facets[number]):
             yield number, label, values.most_common()
 
 
 def _blocks(rows: Sequence[Row], read_posters: ReadPosters) -> Iterator[tuple[str, Any]]:
-    """Kind and content of the page's blocks, in order."""
+    """Kind and content of each block, in order."""
     groups = [rows[begin : begin + GROUP] for begin in range(0, len(rows), GROUP)]
     for begin, end in ((0, 1), (1, len(groups))):
         for group in groups[begin:end]:
-            yield "rows", [asdict(row) for row in group]
+            yield "rows", [row.to_json() for row in group]
         for group in groups[begin:end]:
             posters = read_posters([row.window_id for row in group])
             yield "posters", {window_id: b64encode(poster).decode() for window_id, poster in posters.items()}
+
+
+def _shallow(instance: Row | Side) -> dict[str, Any]:
+    return {field.name: getattr(instance, field.name) for field in fields(instance)}

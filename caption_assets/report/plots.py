@@ -1,4 +1,4 @@
-"""Small pictures of a caption table, as PNG. They are to be seen on light and on dark pages alike."""
+"""Plots of a caption table as small PNG images that are readable on light and on dark pages."""
 
 from __future__ import annotations
 
@@ -11,26 +11,27 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH = 4.8
-"""Inches, of 100 pixels each."""
+"""Width in inches of 100 pixels."""
 HEIGHT = 1.8
-"""Inches."""
+"""Height in inches."""
 BAR_HEIGHT = 0.26
-"""Inches for each bar that lies."""
-MOST_KINDS = 8
-"""Of failures that have a bar each; the rest share one."""
+"""Height of a horizontal bar, in inches."""
+MAX_KINDS = 8
+"""Maximum number of bars; the rarest kinds of errors share one."""
 BINS = 30
 PALETTE = 32
-"""Colours of a picture: it takes a third of the bytes, of which Dagster keeps a copy for each materialization."""
+"""Number of colours of an image. A palette saves two thirds of the bytes."""
 GREY = "#767676"
-"""For letters and lines: the grey whose contrast is 4.5 to white and to black (WCAG AA). Pages are either, almost."""
+"""Colour of text and lines: the grey with a contrast of 4.5 to both white and black (WCAG AA)."""
 COLOURS = ("#0072b2", "#d55e00")
-"""Of stage 1 and 2: blue and vermilion of Okabe and Ito, which colour-blind people tell apart."""
+"""Colours of stages 1 and 2: blue and vermilion of Okabe and Ito, which colour-blind people can distinguish."""
 
 
 def length_plot(words: Mapping[str, Sequence[int]]) -> bytes:
-    """How long captions are: a histogram of the number of words for each table, by its name, one over the other.
+    """Draw overlaid histograms of the number of words in a caption, one for each table.
 
-    There is at least one caption.
+    Args:
+        words: number of words of each caption, by the table's name. There is at least one caption.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -51,13 +52,13 @@ def length_plot(words: Mapping[str, Sequence[int]]) -> bytes:
 
 
 def failures_plot(kinds: Mapping[str, int]) -> bytes:
-    """How many rows failed, by kind: the most frequent kind on top. There is at least one."""
+    """Draw the number of failed rows by kind of error, the most frequent kind on top. There is at least one kind."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     counts = sorted(kinds.items(), key=lambda kind: -kind[1])
-    if len(counts) > MOST_KINDS:
-        counts[MOST_KINDS - 1 :] = [("others", sum(count for _, count in counts[MOST_KINDS - 1 :]))]
+    if len(counts) > MAX_KINDS:
+        counts[MAX_KINDS - 1 :] = [("others", sum(count for _, count in counts[MAX_KINDS - 1 :]))]
     figure = Figure(figsize=(WIDTH, 0.7 + BAR_HEIGHT * len(counts)), dpi=100, layout="constrained")
     axes = figure.subplots()
     bars = axes.barh([name for name, _ in counts], [count for _, count in counts], color=COLOURS[1], height=0.6)

@@ -102,7 +102,7 @@ def test_a_shard_that_another_run_is_captioning_is_left_to_it(project: Project) 
     with Leases(Root.open(str(project.root)), "run 7") as leases:
         leases.take("sample-tar")
         message = project.failure(*STAGES, partition="sample-tar")
-    assert message.startswith("nothing was done: sample-tar: shard 'sample-tar' is being captioned by run 7")
+    assert message.startswith("all shards were skipped: sample-tar: shard 'sample-tar' is being captioned by run 7")
 
 
 def stale(project: Project, **settings: object) -> set[str]:

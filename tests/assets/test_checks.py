@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -54,6 +55,7 @@ def lay_down(
     *,
     shard: str = "a",
     manifest: Sequence[ManifestRow] = CLIPS,
+    reductions: Sequence[str] = (),
 ) -> None:
     """Publish a shard whose captions a run takes over as they are; None is one that failed for good."""
     root, recipe = Root.open(str(project.root)), Recipe()
@@ -65,6 +67,7 @@ def lay_down(
         for clip, before in zip(manifest, first, strict=True)
     ]
     for table, rows in {STAGE1.name: first, STAGE2.name: second}.items():
+        rows = [replace(row, reductions=reductions) for row in rows]
         publish_captions(root, table, shard, rows, [row.key for row in manifest], facts(recipe, table))
 
 
@@ -219,6 +222,16 @@ def test_long_texts_and_pictures_lie_in_the_gallery_and_not_in_the_event_log(pro
         assert '<img src="data:image/png;base64,' in page
 
 
+def test_gallery_and_metadata_count_words_and_flags_alike(project: Project) -> None:
+    lay_down(project, lambda clip: "\u7ea2\u8272\u7684\u8f66 - it is red, isn't it?", reductions=("fewer_frames",))
+    for number, event in enumerate(materialized(project, project.run(*STAGES, partition="a")).values(), 1):
+        page = Path(str(event.metadata["gallery"].value)).read_text()
+        figures = dict(re.findall("<dt>(.*?)</dt><dd>(.*?)</dd>", page))
+        assert figures[f"words in stage {number}"] == f"{float(str(event.metadata['mean_words'].value)):.1f}"
+        assert figures[f"flagged in stage {number}"] == str(event.metadata["flagged"].value) == "0"
+        assert event.metadata["reduced"].value == len(CLIPS)
+
+
 def test_columns_are_told_with_type_and_meaning(project: Project) -> None:
     graph = build_definitions(Settings(root=str(project.root))).resolve_asset_graph()
     schema = graph.get(dg.AssetKey(STAGES[1])).metadata["dagster/column_schema"]
@@ -260,7 +273,7 @@ def test_a_run_over_several_shards_says_that_it_cannot_make_their_dataset(projec
     for shard in ("a", "b"):
         lay_down(project, shard=shard)
     message = project.failure(STAGES[1], DATASET, partitions=("a", "b"), export="jsonl")
-    assert "leave captioned_dataset out of it, and materialize it afterwards" in message
+    assert "deselect captioned_dataset, and materialize it afterwards" in message
 
 
 def test_captions_of_one_shard_and_of_several_are_recorded_with_the_same_versions(project: Project) -> None:

@@ -147,7 +147,7 @@ def test_a_gallery_that_finds_no_room_costs_no_captions(captioned: Project) -> N
         run = captioned.run(*STAGES, partitions=ALL)
         assert run.success
         logged = [entry.user_message for entry in captioned.instance.all_logs(run.run_id)]
-    [warning] = [line for line in logged if "there is no gallery" in line]
+    [warning] = [line for line in logged if "cannot write the gallery" in line]
     assert warning.startswith("b: ")
     assert f"no space is left on the disk of {folder}" in warning
 

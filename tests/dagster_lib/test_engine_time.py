@@ -1,50 +1,50 @@
+import dagster as dg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from caption_assets.captioning.open_shard import PublishedTable
-from caption_assets.captioning.stages import STAGE1, STAGE2
+from caption_assets.captioning.stages import STAGES
 from caption_assets.captioning.task import StageSeconds
 from caption_assets.dagster_lib.caption_metadata import Cost, engine_costs
-from caption_assets.dagster_lib.engine_time import EngineTime, Meter
+from caption_assets.dagster_lib.engine_time import EngineClock, EngineTime
 from caption_assets.store.tables import CaptionRow, Status
 from caption_assets.store.versions import TableVersions
 
 pytestmark = pytest.mark.fast
 
-TABLES = (STAGE1.name, STAGE2.name)
 VERSIONS = TableVersions("data", "code", {})
 
 
 @given(st.floats(0, 100), st.lists(st.floats(0.01, 1000), min_size=1, max_size=9))
-def test_all_of_the_engines_time_is_dealt_out_once(start: float, shards: list[float]) -> None:
+def test_engine_clock_divides_all_of_the_engines_time(start: float, shards: list[float]) -> None:
     now = [5.0]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("caption_assets.dagster_lib.engine_time.time.monotonic", lambda: now[0])
-        meter = Meter()
-        meter.begin()
+        clock = EngineClock()
+        clock.start()
         now[0] += start
-        assert meter.ready() == pytest.approx(start)
-        readings = []
+        assert clock.ready() == pytest.approx(start)
+        times = []
         for seconds in shards:
             now[0] += seconds
-            readings.append(meter.read())
-    assert sum(reading.seconds for reading in readings) == pytest.approx(start + sum(shards))
-    assert {reading.start_seconds for reading in readings} == {readings[0].start_seconds}
+            times.append(clock.take())
+    assert sum(time.seconds for time in times) == pytest.approx(start + sum(shards))
+    assert {time.start_seconds for time in times} == {times[0].start_seconds}
 
 
-def test_a_run_without_an_engine_has_no_time_of_it() -> None:
-    assert Meter().read() == EngineTime(0.0, None)
+def test_run_without_an_engine_has_no_engine_time() -> None:
+    assert EngineClock().take() == EngineTime(0.0, None)
     cost = Cost(StageSeconds(store=1.0), EngineTime(), gpus=1, gpu_hour_price=2.0)
-    assert engine_costs(STAGE1.name, PublishedTable("x", [], 0, [], VERSIONS), cost) == {}
+    assert engine_costs(STAGES[0].name, PublishedTable("x", [], 0, [], VERSIONS), cost) == {}
 
 
-def test_both_tables_of_a_shard_share_its_time_and_its_price() -> None:
+def test_tables_of_a_shard_share_its_engine_time_and_cost() -> None:
     row = CaptionRow("a.mp4", 0, "id", 0.0, 1.0, Status.OK, prompt_tokens=90, output_tokens=10)
     table = PublishedTable("x", [row], 0, [row], VERSIONS)
     cost = Cost(StageSeconds(decode=2.0, stage1=3.0, stage2=1.0, store=2.0), EngineTime(1800.0, 60.0), 4, 2.5)
-    first, second = (engine_costs(stage, table, cost) for stage in TABLES)
+    first, second = (engine_costs(stage.name, table, cost) for stage in STAGES)
     assert (first["gpu_seconds"], second["gpu_seconds"]) == (5400.0, 1800.0)
     assert (first["cost"], second["cost"]) == (3.75, 1.25)  # of 4 GPUs for half an hour
     assert first["engine_start_seconds"] == second["engine_start_seconds"] == 60.0
-    assert first["time_shares"].value == {"decode": 0.25, "engine": 0.5, "store": 0.25}  # type: ignore[union-attr]
+    assert first["time_shares"] == dg.MetadataValue.json({"decode": 0.25, "engine": 0.5, "store": 0.25})

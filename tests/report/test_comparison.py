@@ -1,4 +1,3 @@
-import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -30,27 +29,27 @@ def comparison_of(a: list[CaptionRow], b: list[CaptionRow]) -> Comparison:
     return Comparison(SHARD, STAGE2.name, ("a", "b"), pair_rows(a, b), (None, None))
 
 
-def test_each_window_is_told_by_what_became_of_it() -> None:
+def test_pairs_are_classified_by_change() -> None:
     kinds = [pair.kind for pair in pair_rows(ROWS_A[:4], [*ROWS_B, captioned(window("new.mp4"), "New.")])]
     assert kinds == ["same", "changed", "ok \N{RIGHTWARDS ARROW} failed", "changed", "only in B"]
 
 
-def test_windows_cut_elsewhere_are_not_compared() -> None:
+def test_windows_with_other_time_ranges_are_not_paired() -> None:
     longer = replace(ROWS_A[0], end_seconds=8.0)
     assert [pair.kind for pair in pair_rows(ROWS_A[:1], [longer])] == ["only in A", "only in B"]
 
 
-def test_a_copy_of_the_source_is_compared_though_its_ids_differ() -> None:
+def test_rows_are_paired_regardless_of_window_ids() -> None:
     copy = replace(ROWS_A[0], window_id="other")
     assert [pair.kind for pair in pair_rows(ROWS_A[:1], [copy])] == ["same"]
 
 
-def test_unreadable_clips_pair_with_themselves() -> None:
+def test_unreadable_clips_are_paired() -> None:
     row = failed(broken("torn.mp4"))
     assert [pair.kind for pair in pair_rows([row], [row])] == ["same"]
 
 
-def test_statistics() -> None:
+def test_statistics_summarize_the_pairs() -> None:
     statistics = comparison_of(ROWS_A, ROWS_B).statistics
     assert statistics.both == 4
     assert statistics.kinds == {"changed": 2, "same": 1, "ok \N{RIGHTWARDS ARROW} failed": 1, "only in A": 1}
@@ -60,10 +59,10 @@ def test_statistics() -> None:
     assert statistics.similarity[0.25] == pytest.approx((2 / 7 + 0.8) / 2)
 
 
-def test_statistics_of_nothing() -> None:
+def test_statistics_of_empty_tables_have_no_means() -> None:
     statistics = comparison_of([], []).statistics
     assert statistics.both == 0
-    assert all(math.isnan(mean) for mean in statistics.words)
+    assert statistics.words == (None, None)
     assert statistics.similarity == {}
     assert figures(statistics)
 
@@ -71,13 +70,13 @@ def test_statistics_of_nothing() -> None:
 @given(
     st.lists(st.sampled_from(ROWS_A), unique_by=lambda row: row.key), st.lists(st.sampled_from(ROWS_B), unique_by=id)
 )
-def test_no_row_is_lost(a: list[CaptionRow], b: list[CaptionRow]) -> None:
+def test_pairing_keeps_every_row(a: list[CaptionRow], b: list[CaptionRow]) -> None:
     pairs = pair_rows(a, b)
     assert [pair.a for pair in pairs if pair.a] == a
     assert sorted(pair.b.clip_key for pair in pairs if pair.b) == sorted(row.clip_key for row in b)
 
 
-def test_the_page_has_the_rows_that_differ_with_both_changes_marked() -> None:
+def test_page_shows_changed_windows_with_marks_on_both_sides() -> None:
     page = comparison_page(comparison_of(ROWS_A, ROWS_B))
     assert [row.name for row in page.rows] == ["1.mp4", "2.mp4", "3.mp4", "4.mp4"]
     assert [side.text for side in page.rows[0].sides] == [("A ", "red", " car turns."), ("A ", "blue", " car turns.")]
@@ -85,13 +84,13 @@ def test_the_page_has_the_rows_that_differ_with_both_changes_marked() -> None:
     assert page.rows[3].sides[1].missing == "no such window"
 
 
-def test_prompts_come_from_the_tables(tmp_path: Path) -> None:
+def test_comparison_reads_prompts_from_the_tables(tmp_path: Path) -> None:
     root = Root.open(str(tmp_path))
     publish(root, CLIPS, ROWS_A, ROWS_A)
     assert compare_roots(root, root, SHARD, STAGE1.name).prompts == (PROMPTS[STAGE1.name],) * 2
 
 
-def test_a_root_without_the_table_is_named(tmp_path: Path) -> None:
+def test_missing_table_is_named(tmp_path: Path) -> None:
     a, b = Root.open(str(tmp_path / "a")), Root.open(str(tmp_path / "b"))
     publish(a, CLIPS, ROWS_A)
     with pytest.raises(TableError, match=r"b/stage1_captions/.* does not exist: materialize stage1_captions"):

@@ -1,4 +1,4 @@
-"""The comparison's page as a person meets it."""
+"""Test of the comparison's page in a browser."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tests.report.windows import SHARD, captioned, failed, publish, window
 pytestmark = pytest.mark.browser
 
 
-def test_rows_that_differ_stand_side_by_side(page: Page, tmp_path: Path) -> None:
+def test_comparison_shows_changed_windows_side_by_side(page: Page, tmp_path: Path) -> None:
     clips = [window(f"{number}.mp4") for number in range(4)]
     a, b = Root.open(str(tmp_path / "a")), Root.open(str(tmp_path / "b"))
-    said = [captioned(clip, "A <b>red</b> car.") for clip in clips]
-    publish(a, clips, said)
-    publish(b, clips, [said[0], captioned(clips[1], "A <i>blue</i> car."), failed(clips[2]), said[3]])
+    rows = [captioned(clip, "A <b>red</b> car.") for clip in clips]
+    publish(a, clips, rows)
+    publish(b, clips, [rows[0], captioned(clips[1], "A <i>blue</i> car."), failed(clips[2]), rows[3]])
     write_preview(b, SHARD, clips[1].window_id, b"", b"poster")
     output = tmp_path / "compare.html"
     compare_captions(a, b, SHARD, STAGE1.name, output)

@@ -1,4 +1,4 @@
-"""The gallery as a person meets it: from a file, from a presigned address, with real previews and hostile texts."""
+"""Tests of the gallery in a browser: from a file and a presigned address, with real previews and hostile texts."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Dialog, Error, Page, Route, expect
 
+from caption_assets.checks.stored import StoredShard
 from caption_assets.report.gallery import write_gallery
 from caption_assets.sample.shards import FOLDER_SHARD
 from caption_assets.sources.manifest import probe_clips
@@ -41,42 +42,42 @@ HOSTILE = [
 
 
 @dataclass
-class Watch:
-    """What a page does beside showing itself."""
+class PageActivity:
+    """The dialogs, errors and requests of a page."""
 
     page: Page
-    said: list[str] = field(default_factory=list)
-    """Dialogs, errors, and what breaks the page's policy."""
+    messages: list[str] = field(default_factory=list)
+    """Texts of dialogs, of errors, and of violations of the page's policy."""
     requests: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.page.on("dialog", self._refuse)
-        self.page.on("console", lambda message: self.said.append(message.text))
-        self.page.on("pageerror", lambda error: self.said.append(str(error)))
+        self.page.on("console", lambda message: self.messages.append(message.text))
+        self.page.on("pageerror", lambda error: self.messages.append(str(error)))
         self.page.on("request", lambda request: self.requests.append(request.url))
 
     def _refuse(self, dialog: Dialog) -> None:
-        self.said.append(dialog.message)
+        self.messages.append(dialog.message)
         dialog.dismiss()
 
     @property
     def fetched(self) -> list[str]:
-        """All but what the page itself holds."""
+        """Requested addresses, without data URLs."""
         return [url for url in self.requests if not url.startswith("data:")]
 
 
 @pytest.fixture
-def watch(page: Page) -> Watch:
-    return Watch(page)
+def activity(page: Page) -> PageActivity:
+    return PageActivity(page)
 
 
 def gallery_at(root: Root, shard: str = SHARD) -> str:
-    return Path(root.full(write_gallery(root, shard))).as_uri()
+    return Path(root.full(write_gallery(StoredShard(root, shard)))).as_uri()
 
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The address of a gallery of 5,000 rows, of which every hundredth failed."""
+    """The address of a gallery of 5,000 rows. Every hundredth row failed."""
     root = Root.open(str(tmp_path_factory.mktemp("large")))
     windows = [window(f"camera-{number % 7}/{number:05}.mp4") for number in range(5000)]
     said = [f"A car of colour {number % 11} turns left at crossing {number}." for number in range(5000)]
@@ -116,7 +117,7 @@ def publish_sample(root: Root, source: Root, truth: Truth) -> None:
     publish(root, manifest, *stages, shard=FOLDER_SHARD)
 
 
-def test_of_5000_rows_the_first_are_shown_and_others_as_one_goes_on(page: Page, large: str, watch: Watch) -> None:
+def test_gallery_of_5000_rows_adds_cards_while_scrolling(page: Page, large: str, activity: PageActivity) -> None:
     page.goto(large)
     expect(page.locator("#count")).to_have_text("5,000 rows")
     cards = page.locator("article")
@@ -125,11 +126,11 @@ def test_of_5000_rows_the_first_are_shown_and_others_as_one_goes_on(page: Page, 
     before = cards.count()
     cards.last.scroll_into_view_if_needed()
     expect(cards.nth(before)).to_be_attached()
-    assert watch.said == []
-    assert watch.fetched == [large]
+    assert activity.messages == []
+    assert activity.fetched == [large]
 
 
-def test_rows_are_searched_and_filtered(page: Page, large: str) -> None:
+def test_gallery_searches_and_filters_rows(page: Page, large: str) -> None:
     page.goto(large)
     page.get_by_label("Search").fill("CAMERA-3 crossing 10")
     expect(page.locator("#count")).to_have_text(re.compile(r"^\d+ of 5,000 rows$"))
@@ -139,7 +140,7 @@ def test_rows_are_searched_and_filtered(page: Page, large: str) -> None:
     expect(page.locator("#count")).to_have_text("50 of 5,000 rows")
     expect(page.locator("article").first).to_contain_text("engine: the engine died")
     page.get_by_label("Status").select_option("captioned")
-    expect(page.get_by_text("No row passes these filters")).to_be_visible()
+    expect(page.get_by_text("No rows match these filters")).to_be_visible()
     page.get_by_role("button", name="Show all rows").click()
     expect(page.locator("#count")).to_have_text("5,000 rows")
     page.get_by_label("Changed only").check()
@@ -147,7 +148,7 @@ def test_rows_are_searched_and_filtered(page: Page, large: str) -> None:
     expect(page.locator("ins").first).to_have_text("In the rain,")
 
 
-def test_details_are_reached_and_left_by_keyboard(page: Page, large: str) -> None:
+def test_details_open_and_close_by_keyboard(page: Page, large: str) -> None:
     page.goto(large)
     page.get_by_label("Changed only").focus()
     page.keyboard.press("Tab")
@@ -156,7 +157,7 @@ def test_details_are_reached_and_left_by_keyboard(page: Page, large: str) -> Non
     expect(dialog).to_be_visible()
     for fact in (
         "0, 50, 99",
-        "2,500, of which 2,048 cached",
+        "2,500 (2,048 cached)",
         "sample",
         "general: Describe the video.",
         "temperature 0.1",
@@ -174,7 +175,7 @@ def test_details_are_reached_and_left_by_keyboard(page: Page, large: str) -> Non
     expect(page.get_by_role("button", name="Details").first).to_be_focused()
 
 
-def test_hostile_texts_are_harmless(page: Page, tmp_path: Path, watch: Watch) -> None:
+def test_hostile_texts_are_shown_as_text(page: Page, tmp_path: Path, activity: PageActivity) -> None:
     root = Root.open(str(tmp_path))
     windows = [*(window(f"{number}{EVIL}") for number in range(len(HOSTILE))), broken(EVIL)]
     stage1 = [captioned(one, text, flags=(EVIL,)) for one, text in zip(windows, HOSTILE, strict=False)]
@@ -194,11 +195,11 @@ def test_hostile_texts_are_harmless(page: Page, tmp_path: Path, watch: Watch) ->
         page.keyboard.press("Escape")
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     assert page.locator("main img[src], main script, main style").count() == 0
-    assert watch.said == []
-    assert watch.fetched == [address]
+    assert activity.messages == []
+    assert activity.fetched == [address]
 
 
-def test_what_slipped_in_would_neither_run_nor_fetch(page: Page, large: str) -> None:
+def test_policy_blocks_injected_html_and_requests(page: Page, large: str) -> None:
     page.goto(large)
     with pytest.raises(Error, match="requires 'TrustedHTML'"):
         page.evaluate("document.body.innerHTML = '<b>bold</b>'")
@@ -209,36 +210,36 @@ def test_what_slipped_in_would_neither_run_nor_fetch(page: Page, large: str) -> 
     assert blocked.value.failure == "csp"
 
 
-def test_posters_stand_in_the_page_and_move_from_beside_it(page: Page, sample_root: Root, watch: Watch) -> None:
+def test_posters_are_embedded_and_previews_play_on_hover(page: Page, sample_root: Root, activity: PageActivity) -> None:
     address = gallery_at(sample_root, FOLDER_SHARD)
     page.goto(address)
     picture = page.locator("article img").first
     expect(picture).to_have_attribute("src", re.compile("^data:image/jpeg"))
     assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") == SIZE[1]
-    assert watch.fetched == [address]
+    assert activity.fetched == [address]
     picture.hover()
     expect(picture).to_have_attribute("src", re.compile(r"^previews/\w+\.webp$"))
     assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") == SIZE[1]
     page.locator("h1").hover()
     expect(picture).to_have_attribute("src", re.compile("^data:image/jpeg"))
-    assert watch.said == []
+    assert activity.messages == []
 
 
-def test_nothing_moves_for_who_asks_for_calm(page: Page, sample_root: Root, watch: Watch) -> None:
+def test_previews_stay_still_with_reduced_motion(page: Page, sample_root: Root, activity: PageActivity) -> None:
     page.emulate_media(reduced_motion="reduce")
     page.goto(gallery_at(sample_root, FOLDER_SHARD))
     page.locator("article img").first.hover()
     page.locator("article img").first.click()
     player = page.locator("dialog img")
     expect(player).to_have_attribute("src", re.compile("^data:"))
-    assert len(watch.fetched) == 1
+    assert len(activity.fetched) == 1
     page.get_by_role("button", name="Play the preview").click()
     expect(player).to_have_attribute("src", re.compile("^previews/"))
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1400])
-def test_nothing_is_wider_than_the_screen(page: Page, sample_root: Root, width: int, scheme: str) -> None:
+def test_page_fits_the_width_of_the_screen(page: Page, sample_root: Root, width: int, scheme: str) -> None:
     page.set_viewport_size({"width": width, "height": 800})
     page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
     page.goto(gallery_at(sample_root, FOLDER_SHARD))
@@ -249,7 +250,7 @@ def test_nothing_is_wider_than_the_screen(page: Page, sample_root: Root, width: 
 
 @pytest.fixture
 def private(page: Page) -> list[str]:
-    """A store that answers no request without a signature, unlike this machine's; the addresses that it refused."""
+    """A store that refuses requests without a signature, as this machine's does not; the refused addresses."""
     refused: list[str] = []
 
     def answer(route: Route) -> None:
@@ -263,12 +264,12 @@ def private(page: Page) -> list[str]:
     return refused
 
 
-def test_a_presigned_address_opens_the_page_with_its_posters(
+def test_presigned_address_opens_the_page_with_its_posters(
     page: Page, private: list[str], s3_url: str, sample_data: Path, truth: Truth
 ) -> None:
     root = Root.open(s3_url)
     publish_sample(root, Root.open(str(sample_data / "shards")), truth)
-    address = root.fs.sign(root.full(write_gallery(root, FOLDER_SHARD)))
+    address = root.fs.sign(root.full(write_gallery(StoredShard(root, FOLDER_SHARD))))
     response = page.goto(address)
     assert response
     assert response.headers["content-type"].startswith("text/html")
@@ -276,7 +277,7 @@ def test_a_presigned_address_opens_the_page_with_its_posters(
     picture = page.locator("article img").first
     assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") == SIZE[1]
     assert private == []
-    for _ in range(2):  # the animation is out of reach: that is tried once, and the poster stays
+    for _ in range(2):  # the preview is out of reach: it is requested once, and the poster stays
         page.locator("h1").hover()
         picture.hover()
         expect(picture).to_have_attribute("src", re.compile("^data:image/jpeg"))

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from caption_assets.report.plots import MOST_KINDS, failures_plot, length_plot
+from caption_assets.report.plots import MAX_KINDS, failures_plot, length_plot
 
 pytestmark = pytest.mark.fast
 
-MOST_BYTES = 8_000
-"""Dagster keeps a picture with each materialization."""
+MAX_BYTES = 8_000
+"""Maximum size of a plot; a gallery embeds up to three."""
 SHORT, LONG = [5, 6, 6, 7], [40, 52, 300, 1024]
 
 
@@ -25,27 +25,27 @@ SHORT, LONG = [5, 6, 6, 7], [40, 52, 300, 1024]
         {"stage 1": [number % 97 for number in range(5000)], "stage 2": [number % 311 for number in range(5000)]},
     ],
 )
-def test_lengths_become_a_small_picture(words: dict[str, list[int]]) -> None:
+def test_length_plot_is_a_small_image(words: dict[str, list[int]]) -> None:
     png = length_plot(words)
     picture = Image.open(BytesIO(png))
     assert (picture.format, picture.size) == ("PNG", (480, 180))
-    assert len(png) < MOST_BYTES
+    assert len(png) < MAX_BYTES
 
 
 @pytest.mark.parametrize("count", [1, 4, 40])
-def test_failures_become_a_small_picture_with_a_bar_for_each_frequent_kind(count: int) -> None:
+def test_failures_plot_has_a_bar_for_each_frequent_kind(count: int) -> None:
     png = failures_plot({f"kind_{number}": 3**number for number in range(count)})
     picture = Image.open(BytesIO(png))
-    assert picture.size == (480, 70 + 26 * min(count, MOST_KINDS))
-    assert len(png) < MOST_BYTES
+    assert picture.size == (480, 70 + 26 * min(count, MAX_KINDS))
+    assert len(png) < MAX_BYTES
 
 
-def test_a_picture_lets_the_page_shine_through() -> None:
+def test_plot_has_a_transparent_background() -> None:
     picture = Image.open(BytesIO(length_plot({"stage 1": SHORT}))).convert("RGBA")
     assert picture.getpixel((2, 2))[3] == 0  # type: ignore[index]
 
 
-def test_stage_2_is_drawn_beside_stage_1() -> None:
+def test_length_plot_draws_stage2_over_stage1() -> None:
     def reddish(words: dict[str, list[int]]) -> int:
         picture = np.asarray(Image.open(BytesIO(length_plot(words))).convert("RGBA")).astype(int)
         return int((picture[..., 0] > picture[..., 2] + 60).sum())

@@ -4,30 +4,30 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caption_assets.report.text_diff import MOST_WORDS, compare
+from caption_assets.report.text_diff import MAX_WORDS, compare
 
 pytestmark = pytest.mark.fast
 
 texts = st.text() | st.lists(st.sampled_from(["a", "red", "car", "\u8eca", ",", ".", "\n", "\u202e"])).map(" ".join)
 
 
-def test_what_was_added_stands_apart() -> None:
+def test_added_words_are_separate_segments() -> None:
     added = compare("A red car turns.", "A small red car slowly turns left, alone.").new
     assert added == ("A ", "small", " red car ", "slowly", " turns ", "left, alone", ".")
 
 
-def test_an_added_sentence_stands_apart_with_its_own_full_stop() -> None:
+def test_added_sentence_keeps_its_own_full_stop() -> None:
     assert compare("A car turns.", "A car turns. It rains.").new == ("A car turns. ", "It rains.", "")
 
 
-def test_both_sides_of_a_change_stand_apart() -> None:
+def test_changed_word_is_a_segment_on_both_sides() -> None:
     difference = compare("A red car turns.", "A blue car turns.")
     assert difference.old == ("A ", "red", " car turns.")
     assert difference.new == ("A ", "blue", " car turns.")
     assert difference.similarity == pytest.approx(0.8)
 
 
-def test_chinese_is_told_apart_by_characters() -> None:
+def test_chinese_is_compared_by_characters() -> None:
     assert compare("\u7ea2\u8272\u7684\u8f66", "\u7ea2\u8272\u7684\u5c0f\u8f66").new == (
         "\u7ea2\u8272\u7684",
         "\u5c0f",
@@ -35,36 +35,36 @@ def test_chinese_is_told_apart_by_characters() -> None:
     )
 
 
-def test_signs_that_belong_to_a_word_stay_with_it() -> None:
+def test_combining_marks_stay_with_their_word() -> None:
     assert compare("\u0915", "\u0915\u093f\u0924\u093e\u092c").new == ("", "\u0915\u093f\u0924\u093e\u092c", "")
 
 
 @given(texts, texts)
-def test_turns_joined_are_the_text(old: str, new: str) -> None:
+def test_joined_segments_are_the_text(old: str, new: str) -> None:
     difference = compare(old, new)
-    for turns, text in ((difference.old, old), (difference.new, new)):
-        assert "".join(turns) == text
-        assert len(turns) % 2 == 1
-        assert all(turns[1::2])
+    for segments, text in ((difference.old, old), (difference.new, new)):
+        assert "".join(segments) == text
+        assert len(segments) % 2 == 1
+        assert all(segments[1::2])
 
 
 @given(texts, texts)
-def test_what_is_common_is_the_same_on_both_sides(old: str, new: str) -> None:
+def test_common_segments_are_equal_on_both_sides(old: str, new: str) -> None:
     difference = compare(old, new)
-    common = ["".join("".join(turns[::2]).split()) for turns in (difference.old, difference.new)]
+    common = ["".join("".join(segments[::2]).split()) for segments in (difference.old, difference.new)]
     assert common[0] == common[1]
 
 
 @given(texts)
-def test_a_text_is_wholly_similar_to_itself(text: str) -> None:
+def test_text_equals_itself(text: str) -> None:
     difference = compare(text, text)
     assert difference.old == difference.new == (text,)
     assert difference.similarity == 1
 
 
 def test_long_texts_differ_between_their_common_ends() -> None:
-    old = ["begin", *(f"old{number}" for number in range(MOST_WORDS)), "end"]
-    new = ["begin", *(f"new{number}" for number in range(MOST_WORDS)), "end"]
+    old = ["begin", *(f"old{number}" for number in range(MAX_WORDS)), "end"]
+    new = ["begin", *(f"new{number}" for number in range(MAX_WORDS)), "end"]
     difference = compare(" ".join(old), " ".join(new))
     assert difference.new == ("begin ", " ".join(new[1:-1]), " end")
 

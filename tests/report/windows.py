@@ -1,4 +1,4 @@
-"""Windows and their captions, for pages."""
+"""Builders of manifest and caption rows, for tests of reports and checks."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def publish(
     *,
     shard: str = SHARD,
 ) -> None:
-    """Publish the tables that have rows."""
+    """Publish the manifest, and the caption tables that have rows."""
     publish_manifest(root, shard, manifest, {})
     keys = [row.key for row in manifest]
     for table, rows in ((STAGE1.name, stage1), (STAGE2.name, stage2)):

@@ -1,21 +1,21 @@
 "use strict";
-// Shows the page's rows. What they say becomes text nodes: nothing of it is ever read as HTML.
+// The page's rows, search, filters and details. Texts become text nodes and are never parsed as HTML.
 
-const BATCH = 30; // cards that are made at a time
-const SHORT = 700; // characters of a caption on its card; the details hold all of it
+const BATCH = 30; // number of cards added at a time
+const CARD_CHARACTERS = 700; // maximum length of a caption on a card; the details show all of it
 
 const page = JSON.parse(find("page").textContent);
 const [list, more, none, count, filters] = ["rows", "more", "none", "count", "filters"].map(find);
 const [details, previous, next, close] = ["details", "previous", "next", "close"].map(find);
 const { search, changed } = filters.elements;
 const facets = [...filters.querySelectorAll("select")];
-const calm = matchMedia("(prefers-reduced-motion: reduce)");
+const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
 
-const rows = []; // all that have arrived
-const posters = new Map(); // by window, as data: addresses
-let found = []; // rows that pass the filters
-let opened = null; // the row whose details are open
-let moving = true; // whether animations can be had: they lie beside the page, which a presigned address does not reach
+const rows = []; // rows that have arrived
+const posters = new Map(); // data URLs by window id
+let found = []; // rows that match the filters
+let opened = null; // row with open details
+let animationsReachable = true; // animations lie beside the page; a presigned address does not reach them
 
 function find(id) {
   return document.getElementById(id);
@@ -28,26 +28,26 @@ function make(tag, attributes, ...children) {
   return element;
 }
 
-// Takes up a block that has arrived.
-function take(block) {
+// Reads a block of rows or posters that has arrived.
+function readBlock(block) {
   const content = JSON.parse(block.textContent);
   block.remove();
   if (block.dataset.kind === "rows") {
     for (const row of content) {
       row.number = rows.push(row) - 1;
-      if (passes(row)) found.push(row);
+      if (matches(row)) found.push(row);
     }
-    if (list.children.length < BATCH) draw();
+    if (list.children.length < BATCH) addCards();
     more.hidden = list.children.length >= found.length;
-    tell();
+    updateCount();
   } else {
     for (const [id, data] of Object.entries(content)) posters.set(id, `data:image/jpeg;base64,${data}`);
-    document.body.classList.toggle("pictured", posters.size > 0); // without any, no room is kept for them
-    for (const picture of document.querySelectorAll("img:not([src])")) still(picture);
+    document.body.classList.toggle("pictured", posters.size > 0); // without posters the cards have no picture column
+    for (const picture of document.querySelectorAll("img:not([src])")) showPoster(picture);
   }
 }
 
-function passes(row) {
+function matches(row) {
   if (changed.checked && !row.changed) return false;
   if (!facets.every((facet) => !facet.value || row.facets[facet.dataset.facet].includes(facet.value))) return false;
   const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
@@ -59,21 +59,21 @@ function passes(row) {
 }
 
 function filter() {
-  found = rows.filter(passes);
+  found = rows.filter(matches);
   list.replaceChildren();
-  draw();
-  tell();
+  addCards();
+  updateCount();
 }
 
-function draw() {
-  const drawn = list.children.length;
-  list.append(...found.slice(drawn, drawn + BATCH).map(card));
+function addCards() {
+  const shown = list.children.length;
+  list.append(...found.slice(shown, shown + BATCH).map(card));
   more.hidden = list.children.length >= found.length;
-  nearing.unobserve(more); // watched anew, it reports again even if it has not moved out of sight
-  nearing.observe(more);
+  endObserver.unobserve(more); // observed again, it reports even if it stayed in view
+  endObserver.observe(more);
 }
 
-function tell() {
+function updateCount() {
   const [some, all] = [found.length, page.total].map((number) => number.toLocaleString("en"));
   const loading = rows.length < page.total;
   count.value = `${found.length < rows.length ? `${some} of ${all}` : all} rows${loading ? ", loading" : ""}`;
@@ -84,104 +84,106 @@ function card(row) {
   const id = `row-${row.number}`;
   const open = make("button", { type: "button", class: "open", "aria-describedby": id }, "Details");
   open.addEventListener("click", () => show(row));
-  const head = make("header", {}, make("h2", { id, dir: "auto" }, row.name), make("p", {}, row.place), open);
-  const columns = row.sides.map((side, place) =>
-    make("section", {}, make("h3", {}, page.sides[place]), ...told(side, place, SHORT)),
+  const head = make("header", {}, make("h2", { id, dir: "auto" }, row.name), make("p", {}, row.position), open);
+  const columns = row.sides.map((side, column) =>
+    make("section", {}, make("h3", {}, page.sides[column]), ...captionOf(side, column, CARD_CHARACTERS)),
   );
   const sides = make("div", { class: "sides" }, ...columns);
   return make("li", {}, make("article", { "aria-labelledby": id }, picture(row), head, sides));
 }
 
-// A side's caption, or why there is none, and what is to be noted about it.
-function told(side, place, longest) {
-  const said = side.missing
+// A side's caption, or the reason why there is none, with its flags and notes.
+function captionOf(side, column, maxCharacters) {
+  const caption = side.missing
     ? make("p", { class: "missing", dir: "auto" }, side.missing)
-    : make("p", { class: "caption", dir: "auto" }, ...pieces(side.text, place, longest));
-  const flags = side.flags.map((flag) => make("li", {}, flag.replaceAll("_", " ")));
-  return flags.length ? [said, make("ul", { class: "flags" }, ...flags)] : [said];
+    : make("p", { class: "caption", dir: "auto" }, ...segmentNodes(side.text, column, maxCharacters));
+  const flags = [...side.flags, ...side.notes].map((flag) => make("li", {}, flag.replaceAll("_", " ")));
+  return flags.length ? [caption, make("ul", { class: "flags" }, ...flags)] : [caption];
 }
 
-function pieces(turns, place, longest) {
-  const tag = place === 1 ? "ins" : page.removed ? "del" : null;
+// Nodes of a text in segments, cut to a length. Every second segment differs from the other side.
+function segmentNodes(segments, column, maxCharacters) {
+  const tag = column === 1 ? "ins" : page.marks_removed ? "del" : null;
   const nodes = [];
-  let left = longest;
-  for (const [number, turn] of turns.entries()) {
-    const text = turn.length > left ? turn.slice(0, left).replace(/[\uD800-\uDBFF]$/, "") : turn; // no half characters
+  let left = maxCharacters;
+  for (const [number, segment] of segments.entries()) {
+    const isCut = segment.length > left;
+    const text = isCut ? segment.slice(0, left).replace(/[\uD800-\uDBFF]$/, "") : segment; // no half surrogate pair
     if (text) nodes.push(tag && number % 2 ? make(tag, {}, text) : text);
     left -= text.length;
-    if (text.length < turn.length) return [...nodes, "\u2026"];
+    if (isCut) return [...nodes, "\u2026"];
   }
   return nodes;
 }
 
 function picture(row) {
   const image = make("img", { alt: "", "data-window": row.window_id, decoding: "async" });
-  still(image);
+  showPoster(image);
   const frame = make("div", { class: "picture" }, image);
-  if (row.moves) {
-    frame.addEventListener("pointerenter", () => calm.matches || animate(image));
-    frame.addEventListener("pointerleave", () => still(image));
+  if (row.animated) {
+    frame.addEventListener("pointerenter", () => reducedMotion.matches || animate(image));
+    frame.addEventListener("pointerleave", () => showPoster(image));
   }
   frame.addEventListener("click", () => opened || show(row));
   return frame;
 }
 
-function still(image) {
+function showPoster(image) {
   const poster = posters.get(image.dataset.window);
   if (poster) image.src = poster;
 }
 
 function animate(image) {
-  if (!moving) return;
-  image.addEventListener("error", () => { moving = false; still(image); }, { once: true });
+  if (!animationsReachable) return;
+  image.addEventListener("error", () => { animationsReachable = false; showPoster(image); }, { once: true });
   image.src = `previews/${encodeURIComponent(image.dataset.window)}.webp`;
 }
 
 function show(row) {
   opened = row;
   find("details-name").replaceChildren(make("bdi", {}, row.name));
-  find("details-place").textContent = row.place;
+  find("details-position").textContent = row.position;
   const body = find("details-body");
-  const columns = row.sides.map((side, place) =>
+  const columns = row.sides.map((side, column) =>
     make(
       "section",
       {},
-      make("h3", {}, page.sides[place]),
-      ...told(side, place, Infinity),
-      table([...side.facts, ...(side.making === null ? [] : page.makings[side.making])]),
+      make("h3", {}, page.sides[column]),
+      ...captionOf(side, column, Infinity),
+      factList([...side.facts, ...(side.provenance === null ? [] : page.provenance[side.provenance])]),
     ),
   );
-  const about = make("div", { class: "about" }, player(row), table(row.facts));
+  const about = make("div", { class: "about" }, player(row), factList(row.facts));
   body.replaceChildren(about, make("div", { class: "sides" }, ...columns));
   body.scrollTop = 0;
   previous.disabled = row === found[0];
   next.disabled = row === found.at(-1);
-  if (document.activeElement.disabled) close.focus(); // else the arrow keys would be heard no more
+  if (document.activeElement.disabled) close.focus(); // a disabled button receives no arrow keys
   if (!details.open) details.showModal();
 }
 
-// The preview, which moves unless the reader's system asks for calm, with a button to stop it.
+// The preview with a button that plays and stops it. It plays at once unless the system asks for reduced motion.
 function player(row) {
   const image = make("img", { alt: "", "data-window": row.window_id });
-  still(image);
+  showPoster(image);
   const frame = make("div", { class: "picture" }, image);
-  if (!row.moves || !moving) return frame;
+  if (!row.animated || !animationsReachable) return frame;
   const button = make("button", { type: "button" });
   const play = (playing) => {
     button.textContent = playing ? "Stop the preview" : "Play the preview";
     button.onclick = () => play(!playing);
     if (playing) animate(image);
-    else still(image);
+    else showPoster(image);
   };
   image.addEventListener("error", () => button.remove(), { once: true });
-  play(!calm.matches);
+  play(!reducedMotion.matches);
   frame.append(button);
   return frame;
 }
 
-function table(facts) {
-  const told = ([label, value]) => make("div", {}, make("dt", {}, label), make("dd", { dir: "auto" }, value));
-  return make("dl", {}, ...facts.map(told));
+function factList(facts) {
+  const item = ([label, value]) => make("div", {}, make("dt", {}, label), make("dd", { dir: "auto" }, value));
+  return make("dl", {}, ...facts.map(item));
 }
 
 function step(by) {
@@ -189,7 +191,7 @@ function step(by) {
   if (row) show(row);
 }
 
-const nearing = new IntersectionObserver((entries) => entries.some((entry) => entry.isIntersecting) && draw(), {
+const endObserver = new IntersectionObserver((entries) => entries.some((entry) => entry.isIntersecting) && addCards(), {
   rootMargin: "1500px",
 });
 let typing;
@@ -198,7 +200,7 @@ filters.addEventListener("input", () => {
   typing = setTimeout(filter, 150);
 });
 filters.addEventListener("submit", (event) => event.preventDefault());
-more.addEventListener("click", draw);
+more.addEventListener("click", addCards);
 find("reset").addEventListener("click", () => { filters.reset(); filter(); search.focus(); });
 close.addEventListener("click", () => details.close());
 previous.addEventListener("click", () => step(-1));
@@ -209,4 +211,4 @@ details.addEventListener("keydown", (event) => {
 });
 details.addEventListener("click", (event) => event.target === details && details.close());
 details.addEventListener("close", () => { opened = null; });
-tell();
+updateCount();

@@ -1,0 +1,74 @@
+"""Metadata of assets and materializations in the UI: table columns, Markdown tables and links."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from urllib.parse import quote
+
+import dagster as dg
+from docstring_parser import parse_from_object
+
+from caption_assets.store.root import Root
+from caption_assets.store.tables import CLIP_MANIFEST, CaptionRow, ManifestRow, schema_of
+
+Metadata = dict[str, dg.MetadataValue | int | float | str]
+ROW_COUNT = "dagster/row_count"
+"""Dagster's own name for the number of rows of a materialization."""
+MEAN_WORDS = "mean_words"
+"""Name of the mean number of words of a caption table, which later shards are compared with."""
+CELL_CHARACTERS = 200
+"""Maximum length of a text in a Markdown table: Dagster stores a copy for each materialization."""
+
+# Parsed at import. In a thread the garbage collector may close another thread's SQLite connections meanwhile, which
+# fails, and Python 3.11's parser with it ("AST constructor recursion depth mismatch").
+_DESCRIPTIONS = {
+    kind: {field.arg_name: field.description for field in parse_from_object(kind).params}
+    for kind in (ManifestRow, CaptionRow)
+}
+
+
+def column_metadata(table: str) -> dict[str, dg.MetadataValue]:
+    """A table's columns, as metadata of its asset: on each materialization they would be 7 KB of event log.
+
+    Types are Arrow's; descriptions are the docstrings of the row's fields.
+    """
+    descriptions = _DESCRIPTIONS[ManifestRow if table == CLIP_MANIFEST else CaptionRow]
+    columns = [
+        dg.TableColumn(
+            field.name,
+            str(field.type),
+            description=descriptions.get(field.name),
+            constraints=dg.TableColumnConstraints(nullable=field.nullable),
+        )
+        for field in schema_of(table)
+    ]
+    return {"dagster/column_schema": dg.MetadataValue.table_schema(dg.TableSchema(columns))}
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> dg.MarkdownMetadataValue:
+    """A Markdown table. Cells may hold any text: HTML and whatever would break the table is escaped."""
+    lines = [header, ["---"] * len(header), *([_cell(text) for text in row] for row in rows)]
+    return dg.MetadataValue.md("\n".join(f"| {' | '.join(line)} |" for line in lines))
+
+
+def meanings(entries: Mapping[str, str]) -> dict[str, dg.MetadataValue]:
+    """The meaning of each entry of an asset's materializations, as metadata of the asset."""
+    return {"metadata_entries": markdown_table(["entry", "meaning"], entries.items())}
+
+
+def shortened(text: str) -> str:
+    """A text cut to the maximum length of a cell."""
+    return text if len(text) <= CELL_CHARACTERS else f"{text[: CELL_CHARACTERS - 1]}\N{HORIZONTAL ELLIPSIS}"
+
+
+def link(root: Root, path: str, link_url: str | None) -> dg.MetadataValue:
+    """A link to an object below the root, or the object's address if the root has no web address."""
+    if link_url is None:
+        return dg.MetadataValue.path(root.address(path))
+    return dg.MetadataValue.url(f"{link_url.rstrip('/')}/{quote(path)}")
+
+
+def _cell(text: str) -> str:
+    for special, escaped in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("\n", " ")):
+        text = text.replace(special, escaped)
+    return text

@@ -1,0 +1,1 @@
+readBlock(document.currentScript.previousElementSibling);

@@ -1,1 +1,0 @@
-take(document.currentScript.previousElementSibling);
