@@ -1,4 +1,4 @@
-"""The root of the project's own errors, and the form of all others."""
+"""Base classes and formatting of the project's errors."""
 
 from __future__ import annotations
 
@@ -7,52 +7,52 @@ from traceback import TracebackException
 from pydantic import ValidationError
 
 SHOWN_CHARACTERS = 500
-"""Characters of an unforeseen error's message that are shown: some libraries repeat the data they failed on."""
+"""Maximum length of the message of an unexpected error: some libraries include the data that they failed on."""
 
 
 class CaptionAssetsError(Exception):
-    """An error that a person can mend: its message names what is wrong, the value and the remedy, and no secret."""
+    """An error that users can fix: its message states what is wrong, the value and the remedy, and no secret."""
 
 
 class UnexpectedError(CaptionAssetsError):
-    """An error that nobody foresaw, which is its ``__cause__``."""
+    """A wrapper for an unexpected error, which is its ``__cause__``."""
 
     @property
     def traceback(self) -> str:
-        """That of the cause. Errors behind it are left out: a store's client may name credentials in them."""
-        assert self.__cause__ is not None  # see ``as_own``
+        """Traceback of the cause, without chained errors: a store's client may include credentials in them."""
+        assert self.__cause__ is not None  # see ``as_project_error``
         return printable("".join(TracebackException.from_exception(self.__cause__).format(chain=False)))
 
 
 def as_project_error(error: Exception) -> CaptionAssetsError:
-    """An error as one of the project's own: those as they are, any other as an ``UnexpectedError``."""
+    """The error itself if it is a ``CaptionAssetsError``, otherwise an ``UnexpectedError`` that wraps it."""
     if isinstance(error, CaptionAssetsError):
         return error
     text = printable(str(error))
     shown = text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}\N{HORIZONTAL ELLIPSIS}"
-    said = f"{type(error).__name__}: {shown}" if shown else type(error).__name__
-    own = UnexpectedError(f"unexpected {said}; the log has the traceback")
-    own.__cause__ = error
-    return own
+    message = f"{type(error).__name__}: {shown}" if shown else type(error).__name__
+    wrapper = UnexpectedError(f"unexpected {message}; see the log for the traceback")
+    wrapper.__cause__ = error
+    return wrapper
 
 
 def causes(error: BaseException) -> str:
-    """An error and those that it was raised from, the first of them first, on one line."""
+    """An error and its chain of causes on one line, the first cause first."""
     chain: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and link not in chain:
         chain.insert(0, link)
         link = link.__cause__
-    said: list[str] = []
+    messages: list[str] = []
     for one in chain:
         text = _one_line(one)
-        if not any(text in earlier for earlier in said):
-            said.append(text)
-    return "; then ".join(said)
+        if not any(text in earlier for earlier in messages):
+            messages.append(text)
+    return "; then ".join(messages)
 
 
 def _one_line(error: BaseException) -> str:
-    """Kind and message of an error without line breaks; of a validation's, each place with what is wrong there."""
+    """Type and message of an error without line breaks. A validation error is listed by location."""
     text = str(error)
     if isinstance(error, ValidationError):
         found = error.errors(include_url=False, include_context=False, include_input=False)
@@ -65,18 +65,18 @@ def _one_line(error: BaseException) -> str:
 
 
 def printable(text: str) -> str:
-    """A text that every log takes: names of files may hold bytes that are not UTF-8, which become escapes."""
+    """A text that can be encoded as UTF-8: lone surrogates, from file names that are not UTF-8, are escaped."""
     return text.encode(errors="backslashreplace").decode()
 
 
 class UnreadableClip(Exception):
-    """A clip that holds no video that can be captioned. The message tells a person why."""
+    """A clip without a video that can be captioned. The message states the reason."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
         self.kind = kind
-        """One word for tables: ``not_a_video``, ``no_video_stream``, ``damaged``, ``too_short`` and the like."""
+        """Error kind in tables, such as ``not_a_video``, ``no_video_stream``, ``damaged`` or ``too_short``."""
 
     def __reduce__(self) -> tuple[type[UnreadableClip], tuple[str, str]]:
-        """So that it can come out of a worker process: an exception's own way would lose the kind."""
+        """Pickle the kind as well, which an exception does not by default: worker processes raise this error."""
         return type(self), (self.kind, str(self))

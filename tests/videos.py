@@ -34,18 +34,18 @@ def video(
     timestamps: Sequence[int] | None = None,
     prepare: Callable[[VideoStream], None] = lambda stream: None,
 ) -> bytes:
-    """A video file of some pictures.
+    """Encode pictures as a video file.
 
     Args:
-        pictures: uint8 RGB of (height, width, 3), all alike.
+        pictures: uint8 RGB of shape (height, width, 3), all of the same size.
         encoder: FFmpeg's name of the encoder.
         container: FFmpeg's name of the muxer.
         fps: frames per second, and the time base of ``timestamps``.
         pix_fmt: FFmpeg's name of the pixel format.
-        options: the encoder's.
-        muxer: the muxer's options.
-        stamps: presentation stamps in units of 1/fps seconds; by default 0, 1, 2, …
-        prepare: is given the stream before the first picture.
+        options: options of the encoder.
+        muxer: options of the muxer.
+        timestamps: presentation timestamps in units of 1/fps seconds; by default 0, 1, 2, …
+        prepare: called with the stream before the first picture.
     """
     file = BytesIO()
     frames = [av.VideoFrame.from_ndarray(picture, format="rgb24") for picture in pictures]
@@ -63,12 +63,12 @@ def video(
 
 
 def moving_video(frames: int, size: tuple[int, int] = (96, 64), **how: Any) -> bytes:
-    """A file of ``moving`` pictures. Keywords are those of ``video``."""
+    """A video file of ``moving`` pictures. Keywords are those of ``video``."""
     return video(moving(frames, size), **how)
 
 
 def moving(frames: int, size: tuple[int, int]) -> Iterator[RGB]:
-    """Pictures of (height, width, 3) in which a grainy texture moves, so that each is predicted from others, badly."""
+    """Pictures of shape (height, width, 3) with a moving, grainy texture, which inter prediction compresses badly."""
     rng = np.random.default_rng(0)
     width, height = size
     texture = rng.integers(40, 200, (height + frames, width + frames, 3), dtype=np.uint8)
@@ -84,20 +84,20 @@ def counting_video(
     size: tuple[int, int] = (64, 48),
     timestamps: Sequence[int] | None = None,
 ) -> bytes:
-    """An H.264 file whose frame ``n`` has the gray level of ``level(n)``.
+    """An H.264 file whose frame ``n`` has the gray level ``level(n)``.
 
     Args:
-        frames: how many.
+        frames: number of frames.
         fps: frames per second, and the time base of ``timestamps``.
         size: width and height.
-        stamps: presentation stamps in units of 1/fps seconds; by default 0, 1, 2, …
+        timestamps: presentation timestamps in units of 1/fps seconds; by default 0, 1, 2, …
     """
     pictures = (gray(level(index), size) for index in range(frames))
     return video(pictures, fps=fps, options={"crf": "10", "bf": "2"}, timestamps=timestamps)
 
 
 SHORT_GROUPS = "keyint=12:min-keyint=12:scenecut=0:bframes=3:threads=1"
-"""Options of x264: groups of 12 pictures, so that a short clip has several."""
+"""Options of x264 for groups of 12 pictures, so that a short clip has several."""
 HEVC = "keyint=12:min-keyint=12:scenecut=0:bframes=4:log-level=none"
 MPEG = {"bf": "2", "g": "12", "b": "3000000"}
 VP9 = {"deadline": "realtime", "cpu-used": "8", "g": "12"}
@@ -150,45 +150,45 @@ FILMS: dict[str, dict[str, Any]] = {
     "prores": {"encoder": "prores_ks", "container": "mov", "pix_fmt": "yuv422p10le"},
     "gif": {"encoder": "gif", "container": "gif", "pix_fmt": "rgb8", "fps": 10},
 }
-"""How to make clips of every kind that is met with: the keywords of ``moving_video``. 48 frames of 96x64, if unsaid."""
+"""Keywords of ``moving_video`` for each kind of clip. The default is 48 frames of 96x64."""
 
 
 @cache
 def film(name: str) -> bytes:
-    """One of ``FILMS``, made once a session."""
+    """One of ``FILMS``, encoded once per session."""
     return moving_video(**{"frames": 48, **FILMS[name]})
 
 
 @cache
 def film_that_grows() -> bytes:
-    """A transport stream whose 24 pictures of 64x48 are followed by 24 of 96x64."""
+    """A transport stream of 24 pictures of 64x48, followed by 24 of 96x64."""
     how: dict[str, Any] = {"container": "mpegts", "options": {"x264-params": SHORT_GROUPS}}
     small = moving_video(24, size=(64, 48), **how)
     return small + moving_video(
         24, size=(96, 64), timestamps=range(26, 50), **how
-    )  # its first decoding stamp is 2 before
+    )  # the first DTS is 2 before the first PTS
 
 
 def film_whose_stamps_begin_anew(container: str = "mpegts") -> bytes:
-    """Two recordings with the same stamps, one put behind the other."""
+    """Two concatenated recordings with the same timestamps."""
     how = FILMS["h264 transport stream" if container == "mpegts" else "mpeg2"]
     return moving_video(48, **how) + video(list(moving(48, (96, 64)))[::-1], **how)
 
 
 def film_of_few_stamps(bframes: int = 0) -> bytes:
-    """A program stream in which half of the frames have no stamp: several lie in one packet."""
+    """A program stream in which half of the frames have no timestamp: a packet contains several frames."""
     params = f"keyint=12:min-keyint=12:scenecut=0:bframes={bframes}:threads=1"
     return moving_video(48, container="mpeg", options={"x264-params": params})
 
 
 def film_whose_parameters_change(container: str) -> bytes:
-    """Two takes of 48 frames and of other parameters, which are told once, where each begins."""
+    """Two takes of 48 frames with different parameter sets, which are stored once, at the beginning of each take."""
     takes = [_take(container, quality) for quality in (20, 40)]
     return _flash(takes) if container == "flv" else _transport_stream(takes)
 
 
 def film_whose_parameters_change_within_samples(container: str) -> bytes:
-    """The takes of the transport stream in a container that states the first's parameters in its header, as avc3."""
+    """The same takes in a container whose header has the parameter sets of the first take, as with avc3."""
     file = BytesIO()
     stream_of_both = BytesIO(film_whose_parameters_change("mpegts"))
     with av.open(stream_of_both, "r") as source, av.open(file, "w", format=container) as output:
@@ -202,14 +202,14 @@ def film_whose_parameters_change_within_samples(container: str) -> bytes:
 
 
 def _flash(takes: Sequence[bytes]) -> bytes:
-    """Flash has parameters as a header of their own, which FFmpeg hands out with the next packet."""
-    tags = [tag for tag in _tags(takes[0]) if tag[2][:2] != b"\x17\x02"]  # all but the end of the sequence
+    """Flash Video stores parameter sets in a tag of their own, which FFmpeg provides with the next packet."""
+    tags = [tag for tag in _tags(takes[0]) if tag[2][:2] != b"\x17\x02"]  # without the end of sequence
     tags += [(kind, time + 1920, body) for kind, time, body in _tags(takes[1]) if kind == 9]
-    return takes[0][:13] + b"".join(_tag(*tag) for tag in tags)  # the header of 9 bytes, and the length of nothing
+    return takes[0][:13] + b"".join(_tag(*tag) for tag in tags)  # header of 9 bytes and an empty tag's length
 
 
 def _transport_stream(takes: Sequence[bytes]) -> bytes:
-    """It has parameters before frames; here before the first of each take alone."""
+    """A transport stream stores parameter sets before frames, here before the first frame of each take only."""
     file = BytesIO()
     with av.open(file, "w", format="mpegts") as output:
         stream: VideoStream | None = None
@@ -217,7 +217,7 @@ def _transport_stream(takes: Sequence[bytes]) -> bytes:
             with open_video(take) as (source, given):
                 if stream is None:
                     stream = output.add_stream_from_template(given)
-                    stream.codec_context.extradata = None  # which the muxer would put before each key frame
+                    stream.codec_context.extradata = None  # the muxer would insert it before each keyframe
                 without = av.BitStreamFilterContext("filter_units=remove_types=7-8", given)
                 for index, packet in enumerate(source.demux(given)):
                     for kept in without.filter(packet) if index and packet.size else [packet]:
@@ -234,7 +234,7 @@ def _take(container: str, quality: int) -> bytes:
 
 
 def _tags(flash: bytes) -> list[tuple[int, int, bytes]]:
-    """The tags of a Flash video: kind, time in milliseconds, contents."""
+    """The tags of a Flash Video file: kind, time in milliseconds, content."""
     tags, at = [], 13
     while at + 11 <= len(flash):
         size, time = int.from_bytes(flash[at + 1 : at + 4]), int.from_bytes(flash[at + 4 : at + 7])
@@ -244,42 +244,42 @@ def _tags(flash: bytes) -> list[tuple[int, int, bytes]]:
 
 
 def _tag(kind: int, time: int, body: bytes) -> bytes:
-    """A tag and its length."""
+    """A tag, followed by its length."""
     head = bytes([kind]) + len(body).to_bytes(3) + time.to_bytes(3) + bytes(4)
     return head + body + (len(head) + len(body)).to_bytes(4)
 
 
 def film_without_sync_table() -> bytes:
-    """An MP4 file that calls each of its frames a key frame, for want of a table that names the true ones."""
+    """An MP4 file without a table of keyframes, so that every frame counts as one."""
     return film("h264").replace(b"stss", b"free")
 
 
 def film_begun_midway() -> bytes:
-    """A transport stream cut off at its front, so that its first frames refer to some that are not there."""
+    """A transport stream cut within a group, so that its first frames refer to missing ones."""
     data = film("h264 transport stream")
     return data[len(data) // 188 // 8 * 188 :]
 
 
 def film_begun_at_an_open_group() -> bytes:
-    """A transport stream cut off before its second key frame, which frames shown before it follow."""
+    """A transport stream that begins at an open group: leading pictures refer to missing ones."""
     data = film("h264 transport stream")
     with open_video(data) as (container, stream):
         keys = [packet.pos for packet in container.demux(stream) if packet.is_keyframe and packet.pos is not None]
-    return data[keys[1] - 2 * 188 :]  # two packets of tables go before it
+    return data[keys[1] - 2 * 188 :]  # with the two packets of tables before it
 
 
 def level(index: int) -> int:
-    """The gray level of a counting video's frame, far enough from its neighbours' to survive compression."""
+    """The gray level of a counting video's frame, which differs enough from its neighbours' to survive compression."""
     return 30 + (index * 37) % 200
 
 
 def gray(value: int, size: tuple[int, int]) -> RGB:
-    """A plain picture of (height, width, 3)."""
+    """A uniform picture of shape (height, width, 3)."""
     return np.full((size[1], size[0], 3), value, dtype=np.uint8)
 
 
 def hdr_video(signal: NDArray[np.uint16], transfer: ColorTrc, frames: int = 4) -> bytes:
-    """A still HEVC film of 10 bits with BT.2020 colours: ``signal`` is uint16 RGB of (height, width, 3), full range."""
+    """A still 10-bit HEVC video in BT.2020: ``signal`` is full-range uint16 RGB of shape (height, width, 3)."""
     file = BytesIO()
     with av.open(file, "w", format="mp4") as container:
         options = {"x265-params": "log-level=none", "crf": "4"}
@@ -300,15 +300,15 @@ def hdr_video(signal: NDArray[np.uint16], transfer: ColorTrc, frames: int = 4) -
 
 
 def film_that_takes_long() -> bytes:
-    """A GIF of 7 MB that keeps a decoder busy for a minute: 501 pictures of 4,096x4,096 pixels, each over the last."""
+    """A GIF of 7 MB that takes a minute to decode: 501 pictures of 4,096x4,096 pixels, each over the one before."""
     sides = 4096, 4096
     two = video((gray(value, sides) for value in (0, 255)), fps=10, encoder="gif", container="gif", pix_fmt="rgb8")
-    second = two.rindex(b"\x21\xf9\x04")  # the extension that a picture begins with
+    second = two.rindex(b"\x21\xf9\x04")  # the extension before each picture
     return two[:second] + 500 * two[second:-1] + two[-1:]
 
 
 def sound_only() -> bytes:
-    """An MP4 file with an audio stream and no video."""
+    """An MP4 file with audio and without video."""
     file = BytesIO()
     with av.open(file, "w", format="mp4") as container:
         stream = container.add_stream("aac", rate=16_000)
@@ -333,23 +333,23 @@ def noise_film(
     movflags: str = "",
     **options: str,
 ) -> bytes:
-    """A film of moving noise at 25 frames a second, which no codec makes small.
+    """A video of moving noise at 25 frames per second, which compresses badly.
 
     Args:
         codec: FFmpeg's name of the encoder.
         container: FFmpeg's name of the format.
-        frames: how many.
+        frames: number of frames.
         size: width and height.
         pixel_format: FFmpeg's name.
-        stamps: presentation stamps in units of 1/25 s; by default 0, 1, 2, …
-        sound: whether an AAC track is interleaved.
-        rotation: degrees counter-clockwise by which a player is told to turn the pictures.
-        pixel_aspect: width of a pixel by its height.
-        movflags: of FFmpeg's MP4 muxer: ``faststart`` puts the index first.
-        options: of the encoder.
+        timestamps: presentation timestamps in units of 1/25 s; by default 0, 1, 2, …
+        sound: whether to interleave an AAC track.
+        rotation: display rotation, in degrees counter-clockwise.
+        pixel_aspect: pixel aspect ratio.
+        movflags: flags of FFmpeg's MP4 muxer: ``faststart`` stores the index first.
+        options: options of the encoder.
     """
     with TemporaryDirectory() as folder:
-        path = Path(folder) / "film"  # a real file: to put the index first, the muxer opens it a second time
+        path = Path(folder) / "film"  # a real file: with faststart the muxer opens it a second time
         flags = {"movflags": movflags} if movflags else {}
         with av.open(str(path), "w", format=container, options=flags) as output:
             stream = cast(VideoStream, output.add_stream(codec, rate=25, options=options))
@@ -376,7 +376,7 @@ def noise_film(
 
 
 def tone(index: int) -> av.AudioFrame:
-    """1/25 second of sound, which changes with ``index``."""
+    """1/25 second of audio, which depends on ``index``."""
     wave = np.sin(np.arange(640, dtype=np.float32) * (index + 1) / 9)[None] / 2
     frame = av.AudioFrame.from_ndarray(wave, format="fltp", layout="mono")
     frame.sample_rate, frame.pts, frame.time_base = 16_000, 640 * index, Fraction(1, 16_000)

@@ -1,1 +1,1 @@
-"""Sandboxed worker processes, in which clips are probed and decoded."""
+"""Sandboxed worker processes that probe and decode clips."""

@@ -1,4 +1,4 @@
-"""The queue of a sandbox's jobs: some go to the worker that keeps what they need, the others to any."""
+"""The job queue of a sandbox, with affinity of jobs to workers."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from threading import Condition
 from typing import Any
 
 MAX_OPEN_CLIPS = 2
-"""Number of affinities of a worker: it keeps as many clips open."""
+"""Maximum number of clips that a worker keeps open, and so the number of its affinities."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A call, and the future that gets its result."""
+    """A function call, and the future for its result."""
 
     future: Future[Any]
     call: Callable[[], Any]
@@ -24,7 +24,7 @@ class Job:
 
 
 class JobQueue:
-    """Jobs in the order in which they were put, to be taken by threads that each serve one worker."""
+    """A FIFO queue of jobs for threads that serve one worker each."""
 
     def __init__(self) -> None:
         self._waiting: deque[Job] = deque()
@@ -39,10 +39,10 @@ class JobQueue:
             self._changed.notify_all()
 
     def take(self, worker: int) -> Job | None:
-        """Wait for a job that this worker may do, and remove it; None at the end.
+        """Wait for a job for this worker and remove it from the queue; None after ``end``.
 
         Args:
-            worker: its number.
+            worker: number of the worker.
         """
         with self._changed:
             kept = self._kept.setdefault(worker, deque(maxlen=MAX_OPEN_CLIPS))
@@ -58,7 +58,7 @@ class JobQueue:
             return None
 
     def end(self) -> list[Job]:
-        """Let all threads go, and return the jobs that wait."""
+        """Wake all waiting threads, and remove and return the waiting jobs."""
         with self._changed:
             self._has_ended = True
             waiting = list(self._waiting)

@@ -1,4 +1,4 @@
-"""Makes processes die with the run that started them, also when it is killed outright."""
+"""The parent-death signal: child processes end with the run that started them, even if it is killed."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ import signal
 import sys
 
 PR_SET_PDEATHSIG = 1
-"""Linux: prctl(2)."""
+"""Option of Linux's prctl(2)."""
 
 
 def set_parent_death_signal(parent: int) -> None:
-    """Have the kernel kill this process when its parent, of that process id, ends. Elsewhere than on Linux: nothing.
+    """Let the kernel kill this process when its parent ends. Does nothing on systems other than Linux.
+
+    Args:
+        parent: process id of the parent.
 
     Raises:
         OSError: if the kernel refuses.
@@ -21,5 +24,5 @@ def set_parent_death_signal(parent: int) -> None:
         return
     if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
         raise OSError(ctypes.get_errno(), "the kernel refused a parent-death signal")
-    if os.getppid() != parent:  # it died before the request
+    if os.getppid() != parent:  # the parent ended before the call
         os.kill(os.getpid(), signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Worker processes for what files from strangers may break: limited in memory and time, replaced when they die."""
+"""The sandbox: worker processes for untrusted files, with memory and time limits, replaced when they crash."""
 
 from __future__ import annotations
 
@@ -21,40 +21,41 @@ from caption_assets.workers.worker import Worker, WorkerCrashed, WorkerLost
 P = ParamSpec("P")
 T = TypeVar("T")
 MAX_WORKERS = 8
-"""By default: more would outrun any engine, for one decodes several windows a second."""
+"""Maximum default number of workers: each decodes several windows a second, so more would outpace any engine."""
 MAX_ATTEMPTS = 3
-"""Workers that a job is given to, where they die before they begin it."""
+"""Maximum number of workers that a job is given to if they end before they start it."""
 
 
 @dataclass(frozen=True, slots=True)
 class SandboxLimits:
-    """What one job on a clip may take.
+    """Limits of one job.
 
     Raises:
         ValueError: if a value is out of its range.
     """
 
     seconds: float = 120.0
-    """Of wall time, and of CPU time."""
+    """Maximum wall time, and maximum CPU time, in seconds."""
     memory_gb: float = 4.0
-    """Of a worker's own memory, in GiB."""
+    """Maximum private memory of a worker, in GiB."""
 
     def __post_init__(self) -> None:
         if self.seconds <= 0:
             raise ValueError(f"the time limit is {self.seconds} s: give a number above 0")
         if self.memory_gb < 1:
-            raise ValueError(f"the memory limit is {self.memory_gb} GiB: give at least 1, which the libraries take")
+            raise ValueError(f"the memory limit is {self.memory_gb} GiB: give at least 1, which the libraries need")
 
 
 class Sandbox:
-    """Worker processes. One that dies or overstays costs its job alone, and is replaced.
+    """A pool of worker processes. A worker that crashes or exceeds a limit fails its job alone, and is replaced.
 
-    Each has a thread here that gives it its jobs, from one queue. Libraries' pools are broken as a whole by a worker
-    that dies while it has nothing to do, of what the last clip has done to it or of the machine's want of memory.
+    A thread per worker takes jobs from a shared queue. The pools of libraries break as a whole if an idle worker
+    crashes, which happens after memory corruption by a clip, or when the machine runs out of memory.
 
     Args:
-        limits: for each job.
-        workers: how many; None for one a core that this process may use, up to 8. Each is started with its first job.
+        limits: limits of each job.
+        workers: number of workers; None for one per available core, up to ``MAX_WORKERS``. Each starts with its first
+            job.
     """
 
     def __init__(self, limits: SandboxLimits | None = None, workers: int | None = None) -> None:
@@ -72,7 +73,7 @@ class Sandbox:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._ended = True  # before the workers are, whose jobs would be given to others
+        self._ended = True  # before workers are killed: their jobs must not be retried
         for job in self._jobs.end():
             job.future.cancel()
         for worker in list(self._active):
@@ -81,7 +82,7 @@ class Sandbox:
             thread.join()
 
     def submit(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Have a worker call a function of a module; ask ``result`` for what comes of it."""
+        """Let a worker call a function defined in a module. Get its result with ``result``."""
         return self._put(None, partial(function, *args, **kwargs))
 
     def _put(self, affinity: Hashable | None, call: Callable[[], T]) -> Future[T]:
@@ -95,28 +96,31 @@ class Sandbox:
         return future
 
     def result(self, job: Future[T]) -> T:
-        """Wait for a submitted job.
+        """Wait for the result of a submitted job.
 
         Raises:
-            UnreadableClip: if the worker died, or reached a limit; and whatever the function raises.
+            UnreadableClip: if the worker crashed or exceeded a limit.
+            Exception: whatever the function raises.
         """
         with self._translate_errors():
             return job.result()
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Submit and wait, without holding the event loop.
+        """Submit a job and wait for its result without blocking the event loop.
 
         Raises:
-            UnreadableClip: if the worker died, or reached a limit; and whatever the function raises.
+            UnreadableClip: if the worker crashed or exceeded a limit.
+            Exception: whatever the function raises.
         """
         with self._translate_errors():
             return await asyncio.wrap_future(self.submit(function, *args, **kwargs))
 
     async def run_with(self, affinity: Hashable, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """As ``run``, in the worker that did the last job with this affinity, if it has done few others since.
+        """Run a job in the worker of the last job with the same affinity, as long as it has few other affinities.
 
         Raises:
-            UnreadableClip: as there.
+            UnreadableClip: if the worker crashed or exceeded a limit.
+            Exception: whatever the function raises.
         """
         with self._translate_errors():
             return await asyncio.wrap_future(self._put(affinity, partial(function, *args, **kwargs)))
@@ -126,7 +130,7 @@ class Sandbox:
         seconds, memory = self.limits.seconds, self.limits.memory_gb
         too_slow = UnreadableClip(
             "too_slow",
-            f"the clip took longer than {seconds:g} s (CAPTION_DECODE_TIMEOUT_SECONDS): shorten it or raise the limit",
+            f"the clip exceeds the time limit of {seconds:g} s: shorten it or raise CAPTION_DECODE_TIMEOUT_SECONDS",
         )
         try:
             yield
@@ -135,18 +139,17 @@ class Sandbox:
         except MemoryError:
             raise UnreadableClip(
                 "too_large",
-                f"the clip needs more than {memory:g} GiB to be read (CAPTION_DECODE_MEMORY_GB): make it smaller or "
-                "raise the limit",
+                f"the clip exceeds the memory limit of {memory:g} GiB: scale it down or raise CAPTION_DECODE_MEMORY_GB",
             ) from None
         except WorkerCrashed as error:
             if error.exit_code == -signal.SIGXCPU:
                 raise too_slow from None
             raise UnreadableClip(
-                "decoder_died", f"the process that read the clip died of it (exit code {error.exit_code})"
+                "decoder_died", f"the clip crashed the worker process (exit code {error.exit_code})"
             ) from None
 
     def _serve(self, number: int) -> None:
-        """Give a worker jobs, until there is None; what each thread of the sandbox does."""
+        """Run jobs in one worker until the queue ends. Each thread of the sandbox runs this."""
         worker: Worker | None = None
         while (job := self._jobs.take(number)) is not None:
             if not job.future.set_running_or_notify_cancel():
@@ -156,17 +159,17 @@ class Sandbox:
                 attempts += 1
                 try:
                     worker = self._ensure_alive(worker)
-                    job.future.set_result(worker.do(job.call))
+                    job.future.set_result(worker.run(job.call))
                 except WorkerLost as error:
                     if self._ended or attempts == MAX_ATTEMPTS:
                         job.future.set_exception(error)
-                except Exception as error:  # whatever it is, who waits must learn of it
+                except Exception as error:  # the caller waits for the future
                     job.future.set_exception(error)
         if worker:
             self._discard(worker)
 
     def _ensure_alive(self, worker: Worker | None) -> Worker:
-        """That worker, or another in its place if it has died."""
+        """The worker, or a new one in its place if it has ended."""
         if worker and worker.is_alive:
             return worker
         if worker:

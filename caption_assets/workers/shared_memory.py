@@ -1,4 +1,4 @@
-"""Memory shared with worker processes: nameless, so that nothing is left of it when its processes are gone."""
+"""Memory shared with worker processes, without a name, so that the kernel frees it when its processes end."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 MEMORY_BYTES = 256 << 20
-"""Bytes of a clip that are kept in memory. Several clips are held at a time."""
+"""Maximum size of a clip that is kept in memory, in bytes. Several clips are open at a time."""
 _SERIALS = itertools.count()
 
 
 @dataclass(frozen=True, slots=True)
 class BufferHandle:
-    """What another process of the same user needs to map a buffer, while its owner holds it."""
+    """A reference with which another process of the same user can map a buffer, while its owner keeps it open."""
 
     owner: int
-    """Process id."""
+    """Process id of the owner."""
     descriptor: int
-    """Of the buffer in the owner."""
+    """File descriptor in the owner."""
     serial: int
-    """Differs from that of every other buffer of the owner, also where it has their descriptor."""
+    """Unique number of the buffer within its owner: descriptors are reused."""
 
     @contextmanager
     def map(self) -> Iterator[mmap.mmap]:
-        """The buffer's memory.
+        """Map the buffer's memory.
 
         Raises:
-            OSError: if the owner is gone or has let it go.
+            OSError: if the owner has ended or has freed the buffer.
         """
         with open(f"/proc/{self.owner}/fd/{self.descriptor}", "r+b") as file:
             memory = mmap.mmap(file.fileno(), 0)
@@ -40,22 +40,22 @@ class BufferHandle:
             yield memory
 
     def open(self) -> BinaryIO:
-        """The buffer as a file of its own, for reading.
+        """Open the buffer as a file for reading, with a position of its own.
 
         Raises:
-            OSError: if the owner is gone or has let it go.
+            OSError: if the owner has ended or has freed the buffer.
         """
         return open(f"/proc/{self.owner}/fd/{self.descriptor}", "rb")
 
 
 class Buffer:
-    """Bytes of this process that workers can map. Freed when nothing refers to its memory any more.
+    """Memory of this process that workers can map. It is freed with the last reference to it.
 
-    It is a memfd: it has no name in /dev/shm, whose size is 64 MB in a container, and the kernel frees it when the last
-    process that maps it ends, however that ends.
+    It is a memfd: it needs no space in /dev/shm, which is limited to 64 MB in a container, and the kernel frees it when
+    the last process that maps it ends, even by a signal.
 
     Args:
-        size: bytes, at least 1.
+        size: size in bytes, at least 1.
     """
 
     def __init__(self, size: int) -> None:
@@ -64,7 +64,7 @@ class Buffer:
         try:
             os.ftruncate(self._descriptor, size)
             self.memory = mmap.mmap(self._descriptor, size)
-            """This process's view."""
+            """The mapping in this process."""
         except BaseException:
             os.close(self._descriptor)
             raise
@@ -74,31 +74,31 @@ class Buffer:
 
     @property
     def handle(self) -> BufferHandle:
-        """For a worker; good as long as this object lives."""
+        """A reference for workers, valid while this object exists."""
         return BufferHandle(os.getpid(), self._descriptor, self._serial)
 
 
 class ClipFile:
-    """A clip's bytes, which workers can open. Freed when this object is gone and no worker has it open.
+    """A clip's bytes, which workers can open. They are freed when this object is deleted and no worker has them open.
 
-    It lies in memory up to ``MEMORY_BYTES``, and else in a nameless file on disk.
+    They are kept in memory up to ``MEMORY_BYTES``, and otherwise in an unnamed temporary file.
 
     Args:
-        size: bytes that the clip has.
+        size: size of the clip, in bytes.
     """
 
     def __init__(self, size: int) -> None:
         if size <= MEMORY_BYTES:
             self._file = os.fdopen(os.memfd_create("caption-assets"), "wb", buffering=0)
         else:
-            nameless = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115, closed with this object
-            self._file = nameless
+            unnamed = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115, closed with this object
+            self._file = unnamed
         self._serial = next(_SERIALS)
         self.size = 0
-        """Bytes that it has so far."""
+        """Number of bytes so far."""
 
     def append(self, piece: bytes) -> None:
-        """Add the next bytes."""
+        """Append the next bytes."""
         view = memoryview(piece)
         while view:
             view = view[self._file.write(view) :]
@@ -106,5 +106,5 @@ class ClipFile:
 
     @property
     def handle(self) -> BufferHandle:
-        """For a worker; good as long as this object lives."""
+        """A reference for workers, valid while this object exists."""
         return BufferHandle(os.getpid(), self._file.fileno(), self._serial)

@@ -1,4 +1,4 @@
-"""One worker process, which does the jobs that it is given one after the other."""
+"""A worker process, which runs one job at a time."""
 
 from __future__ import annotations
 
@@ -18,42 +18,42 @@ from typing import Any
 from caption_assets.workers.parent_death import set_parent_death_signal
 
 NICENESS = 10
-"""Of workers, so that the process that feeds the engine, or a CPU engine itself, does not wait for them (nice(2))."""
+"""Niceness of workers (nice(2)): the process that feeds the engine, and a CPU engine itself, take precedence."""
 START_SECONDS = 300.0
-"""Within which a worker has started, and has loaded the modules that a job is of."""
+"""Timeout for a worker to start and to import the modules of a job, in seconds."""
 EXIT_SECONDS = 10.0
-"""For a worker that has let go of its pipe to end by itself, so that its exit code tells why."""
+"""Timeout for a worker to exit after it closed its pipe, in seconds. Its exit code shows the reason."""
 _PROGRAM = """
 import sys
 descriptor, parent, seconds, memory, *sys.path = sys.argv[1:]
 from caption_assets.workers.worker import work
 work(int(descriptor), int(parent), float(seconds), int(memory))
 """
-"""Runs in the process. Not multiprocessing's: that imports the caller's main module first, which runs a script without
-a main guard once more in each worker, and fails for a script from stdin, which is no file."""
+"""Program of the process. multiprocessing is not used: it imports the caller's main module, which runs a script without
+a main guard again in each worker, and fails for a script from stdin."""
 
 
 class WorkerCrashed(Exception):
-    """A worker that ended with a job."""
+    """A worker that ended while it ran a job."""
 
     def __init__(self, exit_code: int | None) -> None:
-        super().__init__(f"the worker died (exit code {exit_code})")
+        super().__init__(f"the worker process ended (exit code {exit_code})")
         self.exit_code = exit_code
-        """Negative: the signal that it died of."""
+        """Exit code; if negative, the signal that ended it."""
 
 
 class WorkerLost(WorkerCrashed):
-    """A worker that ended before it began a job or was told to end: the job can be done by another."""
+    """A worker that ended before it started a job, or by SIGTERM: the job can be retried in another."""
 
 
 class Worker:
-    """A process with a pipe of its own, so that it takes nothing of others along when it dies.
+    """A process with a pipe of its own, so that its crash affects no other worker.
 
-    The thread that makes it must outlive it: the kernel ends the process with that thread.
+    The thread that creates it must outlive it: the kernel ends the process with that thread.
 
     Args:
-        seconds: of wall time, and of CPU time, that a job may take.
-        memory: bytes of its own that the process may have.
+        seconds: maximum wall time, and maximum CPU time, of a job.
+        memory: maximum private memory of the process, in bytes.
     """
 
     def __init__(self, seconds: float, memory: int) -> None:
@@ -61,7 +61,7 @@ class Worker:
         self._pipe, theirs = Pipe()
         arguments = [theirs.fileno(), os.getpid(), seconds, memory, *sys.path]
         with theirs:
-            # -P: only the caller's own path counts, not the folder in which it works.
+            # -P: the working directory is not added to the import path.
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-c", _PROGRAM, *map(str, arguments)],
                 stdin=subprocess.DEVNULL,
@@ -70,34 +70,34 @@ class Worker:
 
     @property
     def is_alive(self) -> bool:
-        """Whether it can be given a job."""
+        """Whether the process is running."""
         return self._process.poll() is None
 
-    def do(self, call: Callable[[], Any]) -> Any:
-        """What a function returns in the worker.
+    def run(self, call: Callable[[], Any]) -> Any:
+        """Call a function in the worker and return its result.
 
         Raises:
-            TimeoutError: if it takes too long; the worker is ended.
-            WorkerGone: if the worker died before it began, or was told to end.
-            WorkerDied: if the worker died later.
+            TimeoutError: if it exceeds the time limit; the worker is killed.
+            WorkerLost: if the worker ended before it started the job, or by SIGTERM.
+            WorkerCrashed: if the worker ended later.
             Exception: whatever the function raises.
         """
         message = pickle.dumps(call)
-        death: type[WorkerCrashed] = WorkerLost
+        failure: type[WorkerCrashed] = WorkerLost
         try:
             self._pipe.send_bytes(message)
             self._receive_within(START_SECONDS)
-            death = WorkerCrashed
+            failure = WorkerCrashed
             reply = self._receive_within(self._seconds)
-        except TimeoutError:  # an OSError too
+        except TimeoutError:  # a subclass of OSError
             raise
-        except (EOFError, OSError):  # the latter where a message breaks off
+        except (EOFError, OSError):  # OSError if a message is truncated
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(EXIT_SECONDS)
             self.kill()
-            if self._process.returncode == -signal.SIGTERM:  # no clip's doing: sent to all processes of a run's group
-                death = WorkerLost
-            raise death(self._process.returncode) from None
+            if self._process.returncode == -signal.SIGTERM:  # sent to all processes of the run's group, not by the clip
+                failure = WorkerLost
+            raise failure(self._process.returncode) from None
         done, result = pickle.loads(reply)
         if not done:
             raise result
@@ -110,31 +110,31 @@ class Worker:
         return self._pipe.recv_bytes()
 
     def kill(self) -> None:
-        """End the process, whatever it does."""
+        """Kill the process."""
         self._process.kill()
         self._process.wait()
 
     def close(self) -> None:
-        """End the process and let its pipe go."""
+        """Kill the process and close its pipe."""
         self.kill()
         self._pipe.close()
 
 
 def work(descriptor: int, parent: int, seconds: float, memory: int) -> None:
-    """Do jobs until the pipe is closed; what the process runs.
+    """Run jobs until the pipe is closed: the main function of the process.
 
     Args:
         descriptor: the worker's end of the pipe.
         parent: process id of the caller.
-        seconds: as for ``Worker``.
-        memory: as for ``Worker``.
+        seconds: see ``Worker``.
+        memory: see ``Worker``.
     """
     pipe = Connection(descriptor)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run's to handle
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # it may have been ignored where the run was started
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run handles it
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the run's parent may ignore it
     set_parent_death_signal(parent)
     os.nice(NICENESS)
-    # Not the address space: libraries reserve far more of that than they use.
+    # The address space is not limited: libraries reserve far more of it than they use.
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     while True:
@@ -143,20 +143,20 @@ def work(descriptor: int, parent: int, seconds: float, memory: int) -> None:
         except EOFError:
             return
         call = _unpickled(message)
-        pipe.send_bytes(b"")  # from here on its time counts
+        pipe.send_bytes(b"")  # the job's time starts
         _, hard = resource.getrlimit(resource.RLIMIT_CPU)
         resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time() + seconds) + 1, hard))
         pipe.send_bytes(_result(call))
 
 
 def _unpickled(message: bytes) -> Callable[[], Any]:
-    """The job; where it cannot be unpickled, one that raises the error."""
+    """The job, or one that raises the error if it cannot be unpickled."""
     try:
         call: Callable[[], Any] = pickle.loads(message)
     except Exception as error:
         reason: Exception = error
         if isinstance(error, (AttributeError, ImportError)):
-            reason = RuntimeError(f"a worker cannot import what the job needs ({error}): define it in a module")
+            reason = RuntimeError(f"a worker cannot import the job's function ({error}): define it in a module")
 
         def call() -> Any:
             raise reason
@@ -165,13 +165,13 @@ def _unpickled(message: bytes) -> Callable[[], Any]:
 
 
 def _result(call: Callable[[], Any]) -> bytes:
-    """What comes of a job, pickled: whether it was done, and its result or error."""
+    """The pickled outcome of a job: whether it succeeded, and its result or error."""
     try:
         return pickle.dumps((True, call()))
     except Exception as error:
         try:
             reply = pickle.dumps((False, error))
-            pickle.loads(reply)  # some can be pickled and not be made again
+            pickle.loads(reply)  # some errors can be pickled but not unpickled
         except Exception:
             reply = pickle.dumps((False, RuntimeError(f"{type(error).__name__}: {error}")))
         return reply

@@ -18,7 +18,7 @@ from caption_assets.video.window import Windowing
 from tests.captioning.tasks import film_tasks
 from tests.conftest import SANDBOX, Truth
 
-CASES = Path(__file__).parent.parent / "clips" / "cases"
+CASES = Path(__file__).parent.parent / "video" / "cases"
 GRID = FrameGrid(6, 56, 84)
 
 

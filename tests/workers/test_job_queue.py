@@ -15,33 +15,33 @@ def job(name: str, affinity: str | None = None) -> Job:
 
 
 def names(queue: JobQueue, *workers: int) -> list[str]:
-    """What is taken, one job after the other, by workers in this order."""
+    """The jobs that workers take, in this order of workers."""
     found = [queue.take(worker) for worker in workers]
     return [one.call() for one in found if one]
 
 
-def test_jobs_are_taken_in_order() -> None:
+def test_take_returns_jobs_in_order() -> None:
     queue = JobQueue()
     for name in "abc":
         queue.put(job(name))
     assert names(queue, 0, 1, 0) == ["a", "b", "c"]
 
 
-def test_jobs_with_an_affinity_go_to_the_worker_that_took_the_last_and_others_pass_them() -> None:
+def test_jobs_with_the_same_affinity_go_to_the_same_worker_and_other_jobs_overtake_them() -> None:
     queue = JobQueue()
     for one in (job("a1", "a"), job("a2", "a"), job("b")):
         queue.put(one)
     assert names(queue, 0, 1, 0) == ["a1", "b", "a2"]
 
 
-def test_an_affinity_is_forgotten_after_a_few_others() -> None:
+def test_an_affinity_ends_after_a_few_others() -> None:
     queue = JobQueue()
     for name in [*map(str, range(MAX_OPEN_CLIPS + 1)), "0"]:
         queue.put(job(name, name))
     assert names(queue, *[0] * (MAX_OPEN_CLIPS + 1), 1) == [*map(str, range(MAX_OPEN_CLIPS + 1)), "0"]
 
 
-def test_the_end_lets_workers_go_and_returns_what_waits() -> None:
+def test_end_wakes_waiting_workers_and_returns_the_waiting_jobs() -> None:
     queue = JobQueue()
     taken: list[Job | None] = []
     waiting = Thread(target=lambda: taken.append(queue.take(0)))
