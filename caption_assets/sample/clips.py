@@ -1,4 +1,4 @@
-"""Real video files of the toy world, deterministic from a seed."""
+"""Clips of the toy world: real video files, deterministic for a seed."""
 
 from __future__ import annotations
 
@@ -19,41 +19,41 @@ CODECS = {"h264": ("libx264", "mp4"), "vp9": ("libvpx-vp9", "webm")}
 """Encoder and container of each codec."""
 FRAME_RATES = (10, 12, 15, 24, 25, 30, 50, 60)
 MAX_SCENE_FRAMES = 256
-"""Frames of the longest scene: one window."""
+"""Maximum number of frames of a scene: one window."""
 
 
 @dataclass(frozen=True, slots=True)
 class SampleClip:
-    """A clip to be made: one scene for each of its windows, filmed for the window's length."""
+    """The description of a clip: one scene for each of its windows."""
 
     scenes: tuple[Scene, ...]
     frames: int
-    """Frames of each scene."""
+    """Number of frames of each scene."""
     fps: int
     width: int
-    """Pixels, even."""
+    """Width in pixels, even."""
     height: int
-    """Pixels, even."""
+    """Height in pixels, even."""
     codec: str
     """A key of ``CODECS``."""
     crf: int
-    """Constant rate factor of the encoder: higher is coarser."""
+    """Constant rate factor of the encoder: higher means lower quality."""
     seed: int
-    """Of the noise."""
+    """Seed of the noise."""
 
     @property
     def suffix(self) -> str:
-        """The file name's suffix, with its dot."""
+        """Suffix of the file name, with its dot."""
         return "." + CODECS[self.codec][1]
 
 
 def random_clip(seed: int, *, shortest: tuple[int, int] = (120, 720), longest_seconds: float = 25.6) -> SampleClip:
-    """Draw a clip of one window: any size and aspect, 10 to 60 fps, from 1 s to 256 frames, H.264 or VP9.
+    """Draw a clip of one window, of random size, aspect ratio, length, frame rate (10 to 60 fps), codec and quality.
 
     Args:
         seed: the same seed gives the same clip.
-        shortest: limits of the shorter side, in pixels.
-        longest_seconds: limit of the length.
+        shortest: minimum and maximum length of the shorter side, in pixels.
+        longest_seconds: maximum length, in seconds. The minimum is 1 s.
     """
     rng = np.random.default_rng(seed)
     width, height = random_size(rng, shortest)
@@ -71,7 +71,7 @@ def random_clip(seed: int, *, shortest: tuple[int, int] = (120, 720), longest_se
 
 
 def random_size(rng: np.random.Generator, shortest: tuple[int, int]) -> tuple[int, int]:
-    """Even width and height, of an aspect between 9:16 and 16:9 and a shorter side within limits."""
+    """Random even width and height, with an aspect ratio from 9:16 to 16:9 and a shorter side within limits."""
     side = float(rng.uniform(*shortest))
     ratio = float(np.exp(rng.uniform(0.0, np.log(16 / 9))))
     sides = (side * ratio, side) if rng.random() < 0.6 else (side, side * ratio)
@@ -80,7 +80,7 @@ def random_size(rng: np.random.Generator, shortest: tuple[int, int]) -> tuple[in
 
 
 def random_length(rng: np.random.Generator, longest_seconds: float) -> tuple[int, int]:
-    """Frames per second and number of frames, short lengths more often."""
+    """Random frame rate and number of frames. Short lengths are more frequent."""
     fps = int(rng.choice(FRAME_RATES))
     longest = min(MAX_SCENE_FRAMES / fps, longest_seconds)
     seconds = float(np.exp(rng.uniform(0.0, np.log(longest))))
@@ -88,9 +88,9 @@ def random_length(rng: np.random.Generator, longest_seconds: float) -> tuple[int
 
 
 def encode(clip: SampleClip) -> bytes:
-    """The clip as a video file.
+    """Encode a clip as a video file.
 
-    Encoders run on one thread, so that the same clip gives the same bytes with the same build of FFmpeg.
+    The encoder uses one thread, so that the same clip gives the same bytes with the same build of FFmpeg.
     """
     rng = np.random.default_rng(clip.seed)
     times = [index / (clip.frames - 1) for index in range(clip.frames)]
@@ -99,10 +99,10 @@ def encode(clip: SampleClip) -> bytes:
 
 
 def encode_frames(frames: Iterable[Frame], width: int, height: int, fps: int, codec: str, crf: int) -> bytes:
-    """Encode uint8 RGB frames of (height, width, 3) as a video file."""
+    """Encode uint8 RGB frames of shape (height, width, 3) as a video file."""
     encoder, container_format = CODECS[codec]
     file = BytesIO()
-    # Without bitexact the WebM muxer writes random ids.
+    # Without bitexact, the WebM muxer writes random ids.
     with av.open(file, "w", format=container_format, container_options={"fflags": "bitexact"}) as container:
         stream = cast(VideoStream, container.add_stream(encoder, rate=fps, options=_options(codec, crf)))
         stream.width, stream.height = width, height
@@ -117,6 +117,6 @@ def encode_frames(frames: Iterable[Frame], width: int, height: int, fps: int, co
 
 def _options(codec: str, crf: int) -> dict[str, str]:
     if codec == "h264":
-        # With its lookahead x264 gave up to seven different files for the same frames, on one thread too.
+        # With lookahead, x264 produced up to seven different files for the same frames, even with one thread.
         return {"preset": "veryfast", "crf": str(crf), "x264-params": "threads=1:rc-lookahead=0:mbtree=0"}
     return {"deadline": "realtime", "cpu-used": "8", "crf": str(crf), "b": "0"}

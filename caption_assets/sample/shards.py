@@ -18,7 +18,7 @@ CLIPS_PER_SHARD = 12
 FOLDER_SHARD = "sample-folder"
 TAR_SHARD = "sample-tar"
 TRUTH = "truth.json"
-"""File beside the shards with the right captions of every window, for tests and the demo's table."""
+"""File beside the shards with the correct captions of every window, for tests and the demo's table."""
 SEEDS = {FOLDER_SHARD: 1000, TAR_SHARD: 2000}
 BROKEN_CLIP = CLIPS_PER_SHARD - 1
 """Index of the broken clip in each shard."""
@@ -33,11 +33,11 @@ class SampleFile:
     key: str
     data: bytes
     captions: tuple[tuple[str, str], ...]
-    """The right stage-1 and stage-2 captions of each window; none for a broken file."""
+    """The correct stage-1 and stage-2 captions of each window; none for a broken file."""
 
 
 def write_shards(folder: Path) -> None:
-    """Write both shards below ``folder`` and the right captions beside it; do nothing where that was done before."""
+    """Write both shards into ``folder`` and the correct captions beside it, unless all of them exist."""
     truth_path = folder.parent / TRUTH
     if all(path.exists() for path in (truth_path, folder / FOLDER_SHARD, folder / f"{TAR_SHARD}.tar")):
         return
@@ -55,7 +55,7 @@ def write_shards(folder: Path) -> None:
 
 
 def sample_files(shard: str) -> Iterator[SampleFile]:
-    """The files of one of the two shards, in order of key."""
+    """The files of one of the two shards, sorted by key."""
     for index in range(CLIPS_PER_SHARD):
         clip = random_clip(SEEDS[shard] + index, shortest=(160, 360), longest_seconds=6.0)
         if index == BROKEN_CLIP:
@@ -68,7 +68,7 @@ def sample_files(shard: str) -> Iterator[SampleFile]:
 
 
 def _broken_file(shard: str, index: int, clip: SampleClip) -> SampleFile:
-    """A clip that was cut off, or a web server's error page saved as a clip."""
+    """A truncated clip, or a web server's error page saved as a clip."""
     if shard == FOLDER_SHARD:
         data = encode(replace(clip, codec="h264"))
         return SampleFile(f"clip-{index:02d}-truncated.mp4", data[: len(data) // 2], ())
@@ -76,7 +76,7 @@ def _broken_file(shard: str, index: int, clip: SampleClip) -> SampleFile:
 
 
 def _of_two_windows(clip: SampleClip) -> SampleClip:
-    """The clip, lengthened to two whole windows with a scene of its own each."""
+    """The clip, extended to two windows with a scene each."""
     rng = np.random.default_rng(clip.seed)
     second = random_scene(rng, clip.width, clip.height)
     return replace(clip, scenes=(*clip.scenes, second), frames=256)

@@ -1,4 +1,4 @@
-"""The sample model's tokenizer: Qwen's byte-level BPE with Qwen's special tokens and a vocabulary of its own."""
+"""The sample model's tokenizer: Qwen's byte-level BPE and special tokens, with a small vocabulary."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ CHAT_TEMPLATE = """\
 {%- if add_generation_prompt -%}
 <|im_start|>assistant
 {% endif -%}"""
-"""Qwen's turn format: role, content, end-of-turn; one placeholder for a video, which the processor expands."""
+"""Qwen's chat format: role, content, end of turn, and one placeholder for a video, which the processor expands."""
 
 
 def build_tokenizer() -> Qwen2Tokenizer:

@@ -66,27 +66,27 @@ MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 """Normalisation of Qwen's processor (that of CLIP)."""
 INITIALIZER_RANGE = 0.04
-"""Wider than the 0.02 of wide models: the standard deviation wanted grows as the width falls."""
+"""Standard deviation of initial weights. Wide models use 0.02; narrower ones need more."""
 MIN_COVER = 0.1
-"""Share of a visual token's pixels from which on it is asked what shape it belongs to."""
+"""Minimum share of a visual token's pixels that the shape covers, for a loss on the shape's attributes."""
 ATTRIBUTES = {"shape": list(SHAPES), "colour": list(COLOURS), "size": list(SIZES), "motion": list(MOTIONS)}
-"""What a visual token on the shape is asked, with its classes."""
+"""Attributes that a visual token on the shape is trained to predict, with their classes."""
 IGNORED = -100
 HELD_OUT_SEED = 10_000_019
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One window as the model will see it."""
+    """One window as the model is shown it."""
 
     scene: Scene
     frames: NDArray[np.uint8]
-    """(frames, height, width, 3), RGB."""
+    """RGB, uint8 of shape (frames, height, width, 3)."""
     fps: float
 
 
 def train(config: TrainingConfig, out: Path) -> None:
-    """Train by ``config`` and keep the weights with the best held-out score in ``out``."""
+    """Train the sample model and keep the weights with the best held-out score in ``out``."""
     torch.manual_seed(config.seed)
     trainer = Trainer(config, out)
     trainer.run(config.vision_steps, config.vision_rate, trainer.vision_losses)
@@ -94,7 +94,7 @@ def train(config: TrainingConfig, out: Path) -> None:
 
 
 class Trainer:
-    """The model, its hints, and the examples it learns from and is measured on."""
+    """The model, its auxiliary heads, and its training and evaluation examples."""
 
     def __init__(self, config: TrainingConfig, out: Path) -> None:
         self.config, self.out = config, out
@@ -111,44 +111,44 @@ class Trainer:
         self.best = -1.0
 
     def run(self, steps: int, rate: float, losses: Callable[[], dict[str, Tensor]], *, measured: bool = False) -> None:
-        """One phase of training, with a schedule of its own; if ``measured``, the best weights of it are kept."""
+        """One phase of training, with its own schedule; if ``measured``, its best weights are kept."""
         parameters = [*self.model.parameters(), *self.hints.parameters()]
         optimiser = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.05)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, partial(_rate, steps=steps))
         begun = time.monotonic()
         for step in range(1, steps + 1):
-            found = losses()
+            step_losses = losses()
             optimiser.zero_grad()
-            sum(found.values()).backward()
+            sum(step_losses.values()).backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimiser.step()
             schedule.step()
             if step % 50 == 0:
-                shown = ", ".join(f"{name} {loss.item():.3f}" for name, loss in found.items())
+                shown = ", ".join(f"{name} {loss.item():.3f}" for name, loss in step_losses.items())
                 print(f"{step} of {steps}: {shown}; {(time.monotonic() - begun) / step:.3f} s/step", flush=True)
             if measured and (step % 250 == 0 or step == steps):
                 self.save_if_best()
 
     def vision_losses(self) -> dict[str, Tensor]:
-        """The hints on a batch of glimpses."""
+        """Losses of the auxiliary heads on a batch of glimpses."""
         batch = vision_batch([glimpse(example, self.rng) for example in self.draw(self.config.glimpses)]).to(
             self.device
         )
         return self.hints(*encode(self.model, batch), batch)  # type: ignore[no-any-return]
 
     def caption_losses(self) -> dict[str, Tensor]:
-        """The hints and the captions on a batch of windows."""
+        """Losses of the auxiliary heads and of the captions on a batch of windows."""
         batch = self.batcher.batch(self.draw(self.config.batch), self.rng).to(self.device)
         visual, middle = encode(self.model, batch.vision)
         caption = nn.functional.cross_entropy(*logits(self.model, batch, visual))
         return {**self.hints(visual, middle, batch.vision), "caption": caption}
 
     def draw(self, count: int) -> list[Example]:
-        """Examples at random, mirrored and reversed at random."""
+        """Random examples, randomly mirrored and reversed."""
         return [augment(self.pool[index], self.rng) for index in self.rng.integers(len(self.pool), size=count)]
 
     def save_if_best(self) -> None:
-        """Measure the model on the held-out examples, and save it if it is better than before."""
+        """Evaluate the model on the held-out examples, and save it if its score is the best so far."""
         stage1, stage2 = evaluate(self.model, self.batcher, self.held_out, self.config.batch)
         print(f"held-out stage 1 {stage1:.3f}, stage 2 {stage2:.3f}", flush=True)
         if (score := min(stage1, stage2) + (stage1 + stage2) / 100) > self.best:
@@ -157,7 +157,7 @@ class Trainer:
 
 
 def _rate(step: int, steps: int) -> float:
-    """Linear warm-up over 100 steps, then a cosine down to 2 % of the peak."""
+    """Learning rate schedule: linear warm-up over 100 steps, then a cosine down to 2 % of the peak."""
     warm = min(1.0, (step + 1) / 100)
     return warm * (0.02 + 0.98 * 0.5 * (1.0 + math.cos(math.pi * step / steps)))
 
@@ -207,7 +207,7 @@ def build_config(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLConfig:
 
 
 def save_processor(tokenizer: Qwen2Tokenizer, out: Path) -> None:
-    """Write tokenizer, chat template and processor files."""
+    """Write the tokenizer, chat template and processor files."""
     limits = SAMPLE.pixels
     size = {"shortest_edge": limits.min_pixels, "longest_edge": limits.max_pixels}
     Qwen2_5_VLProcessor(
@@ -219,7 +219,7 @@ def save_processor(tokenizer: Qwen2Tokenizer, out: Path) -> None:
 
 
 def save_weights(model: Qwen2_5_VLForConditionalGeneration, out: Path) -> None:
-    """Write the weights in bfloat16, as one safetensors file, with their configuration."""
+    """Write the configuration, and the weights in bfloat16 as one safetensors file."""
     half = Qwen2_5_VLForConditionalGeneration(model.config).to(torch.bfloat16)
     half.load_state_dict(model.state_dict())
     half.generation_config = GenerationConfig(
@@ -232,13 +232,13 @@ def save_weights(model: Qwen2_5_VLForConditionalGeneration, out: Path) -> None:
 
 
 def make_examples(seeds: Iterable[int], workers: int) -> list[Example]:
-    """Draw one example for each seed, in parallel."""
+    """Make one example for each seed, in parallel."""
     with ProcessPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         return list(pool.map(make_example, seeds, chunksize=64))
 
 
 def make_example(seed: int) -> Example:
-    """Draw a window: a scene, its sampled frames at the model's size and their true frame rate."""
+    """Make an example: a scene, its sampled frames at the model's size, and their frame rate."""
     rng = np.random.default_rng(seed)
     width, height = random_size(rng, shortest=(112, 260))
     scene = random_scene(rng, width, height)
@@ -255,7 +255,7 @@ def make_example(seed: int) -> Example:
 
 
 def through_codec(frames: Sequence[NDArray[np.uint8]], codec: str, crf: int) -> list[NDArray[np.uint8]]:
-    """Encode frames and decode them again, so that the model meets real compression."""
+    """Encode and decode frames, so that the model is trained on compression artefacts."""
     height, width, _ = frames[0].shape
     data = encode_frames(frames, width, height, 4, codec, crf)
     with av.open(BytesIO(data), "r") as container:
@@ -263,7 +263,7 @@ def through_codec(frames: Sequence[NDArray[np.uint8]], codec: str, crf: int) -> 
 
 
 def augment(example: Example, rng: np.random.Generator) -> Example:
-    """Mirror the example left to right and play it backwards, each half of the time."""
+    """Mirror the example horizontally and reverse it in time, each with probability 0.5."""
     frames, scene = example.frames, example.scene
     if rng.random() < 0.5:
         frames, scene = frames[:, :, ::-1], _mirrored(scene)
@@ -284,10 +284,10 @@ def _turned(scene: Scene, start: tuple[float, float], end: tuple[float, float], 
 
 
 def glimpse(example: Example, rng: np.random.Generator) -> Example:
-    """A crop of 3 or 4 visual tokens a side, of one temporal patch, with the shape's centre in it.
+    """A crop of 3 or 4 visual tokens per side, of one temporal patch, that contains the shape's centre.
 
-    Most of a window is background, and its patches all show the same shape. A batch of glimpses costs what a batch of
-    a few windows does and shows five times as many shapes: the vision tower learns them in a tenth of the time.
+    Most of a window is background, and its patches all show the same shape. A batch of glimpses costs as much as a few
+    windows and shows five times as many shapes: the vision tower learns them in a tenth of the time.
     """
     scene, (count, height, width, _) = example.scene, example.frames.shape
     patch = int(rng.integers(count // 2))
@@ -304,7 +304,7 @@ def glimpse(example: Example, rng: np.random.Generator) -> Example:
 
 
 def _span(centre: float, tokens: int, size: int, rng: np.random.Generator) -> tuple[int, int]:
-    """First and one past the last of ``size`` of a side's ``tokens``, at random but with the centre among them."""
+    """A random range of ``size`` of a side's ``tokens`` that contains the centre."""
     size = min(size, tokens)
     at = min(int(centre * tokens), tokens - 1)
     first = int(np.clip(at - rng.integers(size), 0, tokens - size))
@@ -312,7 +312,7 @@ def _span(centre: float, tokens: int, size: int, rng: np.random.Generator) -> tu
 
 
 def _patch_time(patch: int, patches: int) -> float:
-    """The middle of a temporal patch's two frames, 0 being the window's first frame and 1 its last."""
+    """The middle of a temporal patch's two frames, from 0 at the window's first frame to 1 at its last."""
     return (2 * patch + 0.5) / (2 * patches - 1)
 
 
@@ -321,22 +321,22 @@ def _patch_time(patch: int, patches: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class VisionBatch:
-    """What the vision tower sees, and what its hints ask: ``V`` visual tokens in ``T`` temporal patches."""
+    """Inputs of the vision tower and labels of its auxiliary heads: ``V`` visual tokens in ``T`` temporal patches."""
 
     patches: Tensor
-    """float32 (4 * V, 3 * 2 * 14 * 14), as the processor lays them out."""
+    """float32 (4 * V, 3 * 2 * 14 * 14), in the processor's layout."""
     grids: Tensor
     """int64 (examples, 3): temporal, vertical and horizontal patches."""
     cover: Tensor
-    """float32 (V, 2 * 14 * 14): how much of each 2x2 pixels of a token's two frames the shape covers."""
+    """float32 (V, 2 * 14 * 14): share of each 2x2 pixels of a token's two frames that the shape covers."""
     centres: Tensor
-    """int64 (T,), the visual token that holds the shape's centre."""
+    """int64 (T,): the visual token that contains the shape's centre."""
     attributes: Tensor
     """int64 (T, 4): the classes of ``ATTRIBUTES``."""
     backgrounds: Tensor
     """int64 (T,): the class of the background."""
     patch_of_token: Tensor
-    """int64 (V,): the temporal patch that each visual token belongs to."""
+    """int64 (V,): the temporal patch of each visual token."""
 
     def to(self, device: torch.device) -> VisionBatch:
         """The same on another device."""
@@ -345,9 +345,9 @@ class VisionBatch:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Both stages of ``B`` examples. Each is one row of ``L`` tokens: video, then stage 1, then stage 2.
+    """Both stages of ``B`` examples, each as one row of ``L`` tokens: video, stage 1, stage 2.
 
-    Both stages share the video's tokens, as they share the prefix cache in vLLM; the mask hides stage 1 from stage 2.
+    The stages share the video's tokens, as they share the prefix cache in vLLM. The mask hides stage 1 from stage 2.
     """
 
     vision: VisionBatch
@@ -356,11 +356,11 @@ class Batch:
     positions: Tensor
     """int64 (3, B, L)."""
     mask: Tensor
-    """bool (B, 1, L, L), true where a row's token sees a column's."""
+    """bool (B, 1, L, L): true if the row's token attends to the column's."""
     labels: Tensor
-    """int64 (B, L), the next token where it belongs to a caption, else -100."""
+    """int64 (B, L): the next token if it belongs to a caption, otherwise -100."""
     stages: Tensor
-    """int64 (B, L): 0 for the video and what precedes it, else the stage, 1 or 2."""
+    """int64 (B, L): 0 for the video and the tokens before it, otherwise the stage, 1 or 2."""
 
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
@@ -368,7 +368,7 @@ class Batch:
 
 
 class Batcher:
-    """DiffSegments examples into token sequences and positions the way vLLM does for the same request."""
+    """Converts examples to token sequences and positions, as vLLM does for the same request."""
 
     def __init__(self, tokenizer: Qwen2Tokenizer, config: Qwen2_5_VLConfig) -> None:
         self.tokenizer = tokenizer
@@ -376,7 +376,7 @@ class Batcher:
         self.end = tokenizer.convert_tokens_to_ids("<|im_end|>")
 
     def batch(self, examples: Sequence[Example], rng: np.random.Generator | None) -> Batch:
-        """Lay out both stages of ``examples``; with ``rng``, most stage-1 texts in stage-2 prompts are false."""
+        """Batch both stages of ``examples``. With ``rng``, most stage-1 texts in stage-2 prompts are false."""
         vision = vision_batch(examples)
         grids: list[list[int]] = vision.grids.tolist()
         rows = [self._row(example, grid, rng) for example, grid in zip(examples, grids, strict=True)]
@@ -392,14 +392,14 @@ class Batcher:
         )
 
     def _row(self, example: Example, grid: list[int], rng: np.random.Generator | None) -> _Row:
-        given = example.scene.stage1 if rng is None else _maybe_false(example.scene, rng)
+        stage1 = example.scene.stage1 if rng is None else _maybe_false(example.scene, rng)
         head, tail1 = self._prompt(GENERAL.stage1)
-        _, tail2 = self._prompt(GENERAL.stage2_text(given))
+        _, tail2 = self._prompt(GENERAL.stage2_text(stage1))
         visual = [self.video_token] * (grid[0] * (grid[1] // MERGE) * (grid[2] // MERGE))
         parts = [
             [*head, *visual],
             [*tail1, *self._answer(example.scene.stage1)],
-            [*tail2, *self._answer(_expected_stage2(example.scene, given))],
+            [*tail2, *self._answer(_expected_stage2(example.scene, stage1))],
         ]
         tokens = torch.tensor([token for part in parts for token in part])
         stages = torch.tensor([stage for stage, part in enumerate(parts) for _ in part])
@@ -414,7 +414,7 @@ class Batcher:
         return _Row(tokens, stages, labels, torch.cat([positions[0], positions[1][:, len(parts[0]) :]], dim=1))
 
     def _prompt(self, instruction: str) -> tuple[list[int], list[int]]:
-        """The tokens of a rendered prompt before and after the video's."""
+        """The tokens of a rendered prompt before and after those of the video."""
         content = [{"type": "video"}, {"type": "text", "text": instruction}]
         text = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
@@ -438,7 +438,7 @@ class _Row:
 
 
 def _mask(stages: Tensor) -> Tensor:
-    """Causal attention in which each stage sees the video and itself."""
+    """Causal attention mask in which each stage attends to the video and to itself."""
     length = stages.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool).tril()
     row, column = stages[:, :, None], stages[:, None, :]
@@ -446,9 +446,9 @@ def _mask(stages: Tensor) -> Tensor:
 
 
 def mrope_positions(length: int, video_at: int, grid: list[int], fps: float) -> Tensor:
-    """Positions (3, ``length``) of a prompt with one video, by vLLM's rule for Qwen2.5-VL.
+    """Positions (3, ``length``) of a prompt with one video, as vLLM computes them for Qwen2.5-VL.
 
-    Text after the video goes on from the largest position so far, in any of the three dimensions.
+    Text after the video continues from the largest position so far, in any of the three dimensions.
     """
     seconds_per_patch = 2 / fps
     time_, down, right = np.indices((grid[0], grid[1] // MERGE, grid[2] // MERGE))
@@ -461,7 +461,7 @@ def mrope_positions(length: int, video_at: int, grid: list[int], fps: float) -> 
 
 
 def patchify(frames: NDArray[np.uint8]) -> tuple[Tensor, list[int]]:
-    """Normalised patches of a video in the order of Qwen's processor, and its grid (temporal, down, across)."""
+    """Normalised patches of a video in the order of Qwen's processor, and its grid (temporal, vertical, horizontal)."""
     count, height, width, channels = frames.shape
     pixels = torch.from_numpy(np.ascontiguousarray(frames)).float() / 255.0
     pixels = (pixels - torch.tensor(MEAN)) / torch.tensor(STD)
@@ -471,7 +471,7 @@ def patchify(frames: NDArray[np.uint8]) -> tuple[Tensor, list[int]]:
 
 
 def cover(example: Example) -> Tensor:
-    """Where the shape is, float32 (V, 2 * 14 * 14): how far pixels are from background to shape in colour."""
+    """The shape's coverage, float32 (V, 2 * 14 * 14), from the pixels' colours between background and shape."""
     scene, (count, height, width, _) = example.scene, example.frames.shape
     background = torch.tensor(scene.background_rgb, dtype=torch.float32)
     away = torch.tensor(scene.rgb, dtype=torch.float32) - background
@@ -491,14 +491,14 @@ def _maybe_false(scene: Scene, rng: np.random.Generator) -> str:
     return stage1_caption(*(str(rng.choice(list(values))) for values in (COLOURS, SHAPES, MOTIONS)))
 
 
-def _expected_stage2(scene: Scene, given: str) -> str:
-    """Colour, shape and motion as told, size and background as seen."""
-    _, colour, shape, motion = given.rstrip(".").split(" ", 3)
+def _expected_stage2(scene: Scene, stage1: str) -> str:
+    """The stage-2 caption: colour, shape and motion of the stage-1 text, size and background of the scene."""
+    _, colour, shape, motion = stage1.rstrip(".").split(" ", 3)
     return stage2_caption(colour, shape, motion, scene.size, scene.background)
 
 
 def vision_batch(examples: Sequence[Example]) -> VisionBatch:
-    """Patches of ``examples``, and what the hints ask of them."""
+    """Patches of ``examples``, with labels for the auxiliary heads."""
     videos = [patchify(example.frames) for example in examples]
     centres: list[int] = []
     attributes: list[list[int]] = []
@@ -528,10 +528,10 @@ def vision_batch(examples: Sequence[Example]) -> VisionBatch:
 
 
 class Hints(nn.Module):  # type: ignore[misc]
-    """Training-only heads: what each visual token covers, whether the shape's centre is there, and what is told of it.
+    """Auxiliary heads for training: the shape's outline and centre in each visual token, and the shape's attributes.
 
-    Without them motion, and far more so shape, is learned only after a long plateau. The outline is asked of a middle
-    block, so that the blocks after it can make a shape of it. They are not saved.
+    Without them motion, and even more so shape, is learned only after a long plateau. The outline is predicted from a
+    middle block, so that later blocks can recognise the shape. The heads are not saved.
     """
 
     def __init__(self, config: Qwen2_5_VLConfig) -> None:
@@ -543,7 +543,7 @@ class Hints(nn.Module):  # type: ignore[misc]
         self.kinds = nn.ModuleDict({name: nn.Linear(width, len(values)) for name, values in ATTRIBUTES.items()})
 
     def forward(self, visual: Tensor, middle: Tensor, batch: VisionBatch) -> dict[str, Tensor]:
-        """The loss of each hint, given what ``encode`` returns."""
+        """The loss of each head, given the outputs of ``encode``."""
         bce = nn.functional.binary_cross_entropy_with_logits
         centre = torch.zeros(len(visual), device=visual.device)
         centre[batch.centres] = 1.0
@@ -563,9 +563,9 @@ class Hints(nn.Module):  # type: ignore[misc]
 
 
 def encode(model: Qwen2_5_VLForConditionalGeneration, batch: VisionBatch) -> tuple[Tensor, Tensor]:
-    """Visual tokens, float32 (V, width), and a middle block's view of their patches, float32 (V, 4 * width).
+    """Visual tokens, float32 (V, width), and a middle block's output for their patches, float32 (V, 4 * width).
 
-    One attention window covers a frame of the sample model, so that its blocks see the patches in their own order.
+    An attention window covers a whole frame of the sample model, so the blocks process the patches in their order.
     """
     middle: list[Tensor] = []
     hook = model.model.visual.blocks[MIDDLE_BLOCK].register_forward_hook(lambda *seen: middle.append(seen[2]))
@@ -577,7 +577,7 @@ def encode(model: Qwen2_5_VLForConditionalGeneration, batch: VisionBatch) -> tup
 
 
 def logits(model: Qwen2_5_VLForConditionalGeneration, batch: Batch, visual: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (captions' tokens, vocabulary) and labels (captions' tokens,) of the batch."""
+    """Logits (caption tokens, vocabulary) and labels (caption tokens,) of the batch."""
     embeddings = model.get_input_embeddings()(batch.tokens)
     is_video = (batch.tokens == model.config.video_token_id).unsqueeze(-1)
     embeddings = embeddings.masked_scatter(is_video, visual)
@@ -592,7 +592,7 @@ def logits(model: Qwen2_5_VLForConditionalGeneration, batch: Batch, visual: Tens
 def evaluate(
     model: Qwen2_5_VLForConditionalGeneration, batcher: Batcher, examples: Sequence[Example], size: int
 ) -> tuple[float, float]:
-    """Share of captions that greedy decoding would get exactly right, for each stage."""
+    """Share of captions that greedy decoding reproduces exactly, for each stage."""
     model.eval()
     right: dict[int, list[bool]] = {1: [], 2: []}
     for first in range(0, len(examples), size):

@@ -1,7 +1,7 @@
-"""The toy world of the embedded default: one shape on a plain background, and the words for it.
+"""The toy world of the embedded sample: one shape on a plain background, and its captions.
 
-The sample model is trained on this world and captions it correctly through the whole real path, which makes a clip of
-it the project's best test oracle: swapped channels, reversed frames or a wrong window all change the words.
+The sample model is trained on this world and captions it correctly through the complete pipeline. Its clips are
+therefore a test oracle: swapped channels, reversed frames or a wrong window all change the caption.
 """
 
 from __future__ import annotations
@@ -37,30 +37,30 @@ MOTIONS: dict[str, tuple[int, int]] = {
     "moves down": (0, 1),
     "stays still": (0, 0),
 }
-"""Direction of each motion as (x, y), y pointing down."""
+"""Direction of each motion as (x, y), with y pointing down."""
 SIZES: dict[str, tuple[float, float]] = {"small": (0.13, 0.17), "large": (0.21, 0.27)}
-"""Radius of each size as a fraction of the frame's shorter side."""
+"""Minimum and maximum radius of each size, as a fraction of the frame's shorter side."""
 
 COLOUR_JITTER = 12
 BACKGROUND_JITTER = 8
 TRAVEL = (0.45, 0.70)
-"""Distance covered over the window, as a fraction of the frame's side along the motion."""
+"""Minimum and maximum distance covered in the window, as a fraction of the frame's side along the motion."""
 SQUARE_HALF_SIDE = 0.9
 TRIANGLE_HALF_WIDTH = 1.1
 TRIANGLE_TOP = 1.1
 TRIANGLE_BOTTOM = 0.8
-"""Extents of the shapes in radii, chosen so that small and large look alike for every shape."""
+"""Extents of the shapes in radii, chosen so that shapes of the same size look equally large."""
 EXTENT = 1.1
-"""The largest of those extents: a shape's centre keeps this many radii from the edge."""
+"""The largest of these extents: the minimum distance of a shape's centre from the edge, in radii."""
 
 Numbers = NDArray[np.floating[Any]]
 Frame = NDArray[np.uint8]
-"""One picture, uint8 of shape (height, width, 3), RGB."""
+"""One RGB picture, uint8 of shape (height, width, 3)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What one window of a sample clip shows."""
+    """The content of one window of a sample clip."""
 
     colour: str
     shape: str
@@ -74,20 +74,20 @@ class Scene:
     radius: float
     """Radius as a fraction of the frame's shorter side."""
     start: tuple[float, float]
-    """Centre at the window's first frame, (x, y) as fractions of width and height."""
+    """Centre in the window's first frame, (x, y) as fractions of width and height."""
     end: tuple[float, float]
-    """Centre at the window's last frame, in the same unit."""
+    """Centre in the window's last frame, (x, y) as fractions of width and height."""
     noise: float
     """Standard deviation of the background noise, in 8-bit levels."""
 
     @property
     def stage1(self) -> str:
-        """The right stage-1 caption."""
+        """The correct stage-1 caption."""
         return stage1_caption(self.colour, self.shape, self.motion)
 
     @property
     def stage2(self) -> str:
-        """The right stage-2 caption, given the right stage-1 caption."""
+        """The correct stage-2 caption, given the correct stage-1 caption."""
         return stage2_caption(self.colour, self.shape, self.motion, self.size, self.background)
 
     def centre(self, time: float) -> tuple[float, float]:
@@ -107,7 +107,7 @@ def stage2_caption(colour: str, shape: str, motion: str, size: str, background: 
 
 
 def random_scene(rng: np.random.Generator, width: int, height: int) -> Scene:
-    """Draw a scene whose shape stays inside a frame of ``width`` by ``height`` pixels."""
+    """Draw a random scene whose shape stays inside a frame of ``width`` by ``height`` pixels."""
     colour, shape, size, motion, background = (
         str(rng.choice(list(values))) for values in (COLOURS, SHAPES, SIZES, MOTIONS, BACKGROUNDS)
     )
@@ -130,7 +130,7 @@ def random_scene(rng: np.random.Generator, width: int, height: int) -> Scene:
 
 
 def render(scene: Scene, width: int, height: int, times: Sequence[float], rng: np.random.Generator) -> Iterator[Frame]:
-    """Draw the scene at each of ``times`` (0 to 1), one uint8 RGB frame of (height, width, 3) at a time."""
+    """Render the scene at each of ``times`` (0 to 1), as uint8 RGB frames of shape (height, width, 3)."""
     for time in times:
         frame = _background(scene, width, height, rng)
         _draw_shape(frame, scene, time)
@@ -143,7 +143,7 @@ def _jitter(rng: np.random.Generator, rgb: tuple[int, int, int], amount: int) ->
 
 
 def _path(rng: np.random.Generator, margin: float, direction: int) -> tuple[float, float]:
-    """First and last coordinate along one axis, as fractions, keeping ``margin`` from both edges."""
+    """First and last coordinate along one axis, as fractions, at least ``margin`` from both edges."""
     room = 1.0 - 2.0 * margin
     travel = direction * float(rng.uniform(TRAVEL[0], min(TRAVEL[1], max(room, TRAVEL[0])))) if direction else 0.0
     low, high = margin - min(travel, 0.0), 1.0 - margin - max(travel, 0.0)
@@ -153,7 +153,7 @@ def _path(rng: np.random.Generator, margin: float, direction: int) -> tuple[floa
 
 @lru_cache(maxsize=1)
 def _noise_bank() -> NDArray[np.float32]:
-    """Unit Gaussian noise from which frames cut tiles at random offsets: drawing it afresh would dominate rendering."""
+    """Unit Gaussian noise, from which frames cut tiles at random offsets: new noise would dominate rendering time."""
     return np.random.default_rng(20_240_901).standard_normal((1024, 2048)).astype(np.float32)
 
 
@@ -163,12 +163,12 @@ def _background(scene: Scene, width: int, height: int, rng: np.random.Generator)
     rows = np.arange(top, top + height) % bank.shape[0]
     columns = np.arange(left, left + width) % bank.shape[1]
     noise = np.rint(bank[rows][:, columns] * scene.noise).astype(np.int16)
-    # By channel, which takes half the time of a broadcast over a last axis of three.
+    # Channel by channel: this takes half as long as broadcasting over the last axis.
     return np.stack([np.clip(noise + level, 0, 255).astype(np.uint8) for level in scene.background_rgb], axis=-1)
 
 
 def _draw_shape(frame: Frame, scene: Scene, time: float) -> None:
-    """Blend the shape into ``frame`` in place, with anti-aliased edges."""
+    """Blend the shape into ``frame`` in place, with antialiased edges."""
     height, width, _ = frame.shape
     radius = scene.radius * min(width, height)
     centre_x, centre_y = (c * side for c, side in zip(scene.centre(time), (width, height), strict=True))
@@ -184,7 +184,7 @@ def _draw_shape(frame: Frame, scene: Scene, time: float) -> None:
 
 
 def _signed_distance(shape: str, x: Numbers, y: Numbers, radius: float) -> Numbers:
-    """Distance of each pixel from the shape's edge in pixels, negative inside."""
+    """Distance of each pixel from the shape's edge, in pixels; negative inside."""
     distance: Numbers
     if shape == "circle":
         distance = np.hypot(x, y) - radius
