@@ -30,7 +30,7 @@ from caption_assets.assets.shard_index import observed_versions
 from caption_assets.automation.backfill import build_backfill
 from caption_assets.automation.new_shards import build_new_shards
 from caption_assets.automation.reconcile import compare
-from caption_assets.captioning.stages import STAGE1, STAGE2
+from caption_assets.captioning.stages import STAGES
 from caption_assets.dagster_lib.metadata import ROW_COUNT
 from caption_assets.dagster_lib.project import Project
 from caption_assets.dagster_lib.provenance import input_version_tags
@@ -143,7 +143,8 @@ def make(instance: dg.DagsterInstance, settings: Settings, root: Root, shards: S
     window = replace(window, start_frame=0, end_frame=8, start_seconds=0.0, end_seconds=1.0)
     row = CaptionRow(*window.key, window.window_id, 0.0, 1.0, Status.OK, caption="A red square.", attempts=1)
     captions = {}
-    for stage, table in ((1, STAGE1.name), (2, STAGE2.name)):
+    for stage in STAGES:
+        table = stage.name
         versions = TableVersions("c", settings.recipe.version(stage), {CLIP_MANIFEST: "m"})
         captions[table] = versions, root.read(publish_captions(root, table, "x", [row], [row.key], versions.facts))
         root.remove_folder(f"{table}/shard=x")

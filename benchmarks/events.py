@@ -13,7 +13,7 @@ import json
 import shutil
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -22,10 +22,10 @@ from tempfile import TemporaryDirectory
 import dagster as dg
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
-from caption_assets.captioning.open_shard import facts
+from caption_assets.captioning.open_shard import file_metadata
 from caption_assets.captioning.recipe import Recipe
-from caption_assets.captioning.rows import blank_row, stage1_failed
-from caption_assets.captioning.stages import STAGE1, STAGE2
+from caption_assets.captioning.stages import STAGE1, STAGE2, Stage
+from caption_assets.captioning.window_job import blank_row, needed_failed
 from caption_assets.definitions import build_definitions
 from caption_assets.sample.shards import write_shards
 from caption_assets.settings import Settings
@@ -80,20 +80,22 @@ def run(instance: dg.DagsterInstance, root: Path, *assets: str, shards: tuple[st
 def store_captions(root: Root, shard: str) -> None:
     """Captions of a shard's manifest, as an earlier run would have published them."""
     recipe, manifest = Recipe(), read_manifest(root, shard)
-    first = [_row(recipe, 1, window) for window in manifest]
+    first = [_row(recipe, STAGE1, window) for window in manifest]
     second = [
-        _row(recipe, 2, window, before) if before.caption else stage1_failed(recipe, window)
+        _row(recipe, STAGE2, window, {STAGE1.name: before}) if before.caption else needed_failed(recipe, STAGE2, window)
         for window, before in zip(manifest, first, strict=True)
     ]
-    for table, rows in {STAGE1.name: first, STAGE2.name: second}.items():
-        publish_captions(root, table, shard, rows, [row.key for row in manifest], facts(recipe, table))
+    for stage, rows in ((STAGE1, first), (STAGE2, second)):
+        publish_captions(root, stage.name, shard, rows, [row.key for row in manifest], file_metadata(recipe, stage))
 
 
-def _row(recipe: Recipe, stage: int, window: ManifestRow, stage1: CaptionRow | None = None) -> CaptionRow:
-    blank = blank_row(recipe, stage, window, stage1)
+def _row(
+    recipe: Recipe, stage: Stage, window: ManifestRow, needed: Mapping[str, CaptionRow] | None = None
+) -> CaptionRow:
+    blank = blank_row(recipe, stage, window, needed)
     if window.status is Status.FAILED:
         return replace(blank, error_kind=window.error_kind, error=window.error)
-    words = Random(f"{stage} {window.window_id}").choices(VOCABULARY, k=stage * WORDS)
+    words = Random(f"{stage.number} {window.window_id}").choices(VOCABULARY, k=stage.number * WORDS)
     return replace(blank, status=Status.OK, caption=" ".join(words), finish_reason="stop", attempts=1)
 
 

@@ -23,7 +23,7 @@ from caption_assets.captioning.job import Job
 from caption_assets.captioning.open_shard import Published, PublishedTable
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.shard_queue import RunObserver, caption_shards
-from caption_assets.captioning.stages import STAGE1, STAGE2
+from caption_assets.captioning.stages import STAGE1, STAGE2, STAGES
 from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.models.cache import ensure_local
@@ -76,7 +76,7 @@ async def run(root: Root, cache: Path, watcher: Watcher) -> None:
     with Sandbox() as sandbox:
         clips = probe_clips(sandbox, source, find_shard(source, SHARD), Windowing())
         publish_manifest(root, SHARD, (row for clip in clips for row in clip.rows), {})
-    job = Job(root, source, recipe, frozenset({STAGE1.name, STAGE2.name}))
+    job = Job(root, source, recipe, STAGES)
     model = ensure_local(root, recipe.variant, cache)
     engine = EngineSupervisor(lambda: start_engine(model, recipe, EngineConfig()))
     with Sandbox() as sandbox:

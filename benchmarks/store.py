@@ -27,7 +27,7 @@ from caption_assets.captioning.job import CHECKPOINT_ROWS, MAX_ATTEMPTS
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.reuse import EarlierRows, Reuse
 from caption_assets.captioning.stages import STAGE1
-from caption_assets.captioning.task import Captioned, Task
+from caption_assets.captioning.window_job import JobStatus, WindowJob
 from caption_assets.store.checkpoints import write_part
 from caption_assets.store.root import Root
 from caption_assets.store.tables import CaptionRow, ManifestRow, Status, publish_captions, read_captions, window_id
@@ -81,9 +81,11 @@ def measure(count: int) -> Cost:
         read_seconds = time.monotonic() - begun
     begun = time.monotonic()
     earlier = EarlierRows((STAGE1.name, row) for row in found)
-    reuse = Reuse(recipe, frozenset({STAGE1.name}), MAX_ATTEMPTS, earlier, engine_settings="")
-    settled = [reuse.settle(Task(window, list)) for window in windows]
-    if not all(isinstance(one, Captioned) for one in settled):
+    reuse = Reuse(recipe, MAX_ATTEMPTS, earlier, engine_settings="")
+    jobs = [WindowJob(window, list, (STAGE1,)) for window in windows]
+    for job in jobs:
+        reuse.resolve(job)
+    if not all(job.status is JobStatus.FINISHED for job in jobs):
         raise RuntimeError("rows that were just published were not found again")
     return Cost(publish_seconds, publish_peak, read_seconds, time.monotonic() - begun, peak_mb() - base)
 
@@ -119,7 +121,7 @@ def caption_row(recipe: Recipe, window: ManifestRow) -> CaptionRow:
         cached_tokens=0,
         output_tokens=80,
         attempts=1,
-        fingerprint=recipe.fingerprint(1, window),
+        fingerprint=recipe.fingerprint(STAGE1, window),
     )
 
 

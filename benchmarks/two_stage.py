@@ -34,6 +34,7 @@ import numpy as np
 import psutil
 
 from caption_assets.captioning.budget import FrameGrid
+from caption_assets.captioning.captioner import Captioner, caption
 from caption_assets.captioning.decoding import Decoder, SandboxDecoder
 from caption_assets.captioning.engine import (
     CaptionEngine,
@@ -43,10 +44,9 @@ from caption_assets.captioning.engine import (
     video_metadata,
 )
 from caption_assets.captioning.recipe import Recipe, SamplingParams
-from caption_assets.captioning.stream import caption
+from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.captioning.supervisor import EngineSupervisor
-from caption_assets.captioning.task import Captioned, Task
-from caption_assets.captioning.two_stage import Captioner, Plan
+from caption_assets.captioning.window_job import WindowJob
 from caption_assets.models.cache import ensure_local
 from caption_assets.models.mirror import publish
 from caption_assets.models.variants import SAMPLE, PixelLimits
@@ -124,7 +124,7 @@ def make_films(count: int) -> list[tuple[SampleClip, bytes]]:
         return list(zip(clips, pool.map(encode, clips, chunksize=8), strict=True))
 
 
-def fresh_tasks(films: Sequence[tuple[SampleClip, bytes]], count: int | None = None) -> list[Task]:
+def fresh_tasks(films: Sequence[tuple[SampleClip, bytes]], count: int | None = None) -> list[WindowJob]:
     """A task for each film, over and over up to ``count``, under ids that no engine has seen."""
     tasks = []
     for number in range(count or len(films)):
@@ -143,7 +143,7 @@ def fresh_tasks(films: Sequence[tuple[SampleClip, bytes]], count: int | None = N
             start_seconds=0.0,
             end_seconds=clip.frames / clip.fps,
         )
-        tasks.append(Task(row, lambda data=data: [data], number=number))  # type: ignore[misc]
+        tasks.append(WindowJob(row, lambda data=data: [data], number=number))  # type: ignore[misc]
     return tasks
 
 
@@ -153,25 +153,20 @@ class Ready:
     def __init__(self, frames: dict[str, Frames]) -> None:
         self._frames = frames
 
-    async def frames(self, task: Task, grid: FrameGrid) -> Frames:
+    async def frames(self, task: WindowJob, grid: FrameGrid) -> Frames:
         """The frames of a task's clip."""
         found = self._frames[task.window.clip_key]
         assert found.pixels.shape[:3] == (grid.frames, grid.height, grid.width)
         return found
 
     @classmethod
-    async def of(cls, supervisor: EngineSupervisor, tasks: Sequence[Task]) -> Ready:
+    async def of(cls, supervisor: EngineSupervisor, tasks: Sequence[WindowJob]) -> Ready:
         """Decode every task's window."""
         with SandboxDecoder(SANDBOX) as decoder:
-            captioner = Captioner(supervisor, RECIPE, decoder, with_stage2=True)
-            plans = [await captioner.plan(task) for task in tasks]
-            frames = await asyncio.gather(
-                *(
-                    decoder.frames(task, plan.grid)
-                    for task, plan in zip(tasks, plans, strict=True)
-                    if isinstance(plan, Plan)
-                )
-            )
+            captioner = Captioner(supervisor, RECIPE, decoder)
+            for task in tasks:
+                await captioner.plan(task)
+            frames = await asyncio.gather(*(decoder.frames(task, task.grid) for task in tasks))
         return cls({task.window.clip_key: found for task, found in zip(tasks, frames, strict=True)})
 
     def all_fresh(self, rng: np.random.Generator) -> list[Frames]:
@@ -188,23 +183,23 @@ class Ready:
 
 
 async def ours(
-    supervisor: EngineSupervisor, recipe: Recipe, decoder: Decoder, tasks: Sequence[Task]
-) -> list[Captioned]:
+    supervisor: EngineSupervisor, recipe: Recipe, decoder: Decoder, tasks: Sequence[WindowJob]
+) -> list[WindowJob]:
     """This project's stream."""
-    results: list[Captioned] = []
+    results: list[WindowJob] = []
 
-    async def stream() -> AsyncIterator[Task]:
+    async def stream() -> AsyncIterator[WindowJob]:
         for task in tasks:
             yield task
 
-    async def keep(result: Captioned) -> None:
-        assert result.stage2 is not None
-        error = result.stage1.error_kind or result.stage2.error_kind
-        assert error in (None, EMPTY), result.stage1.error or result.stage2.error
+    async def keep(result: WindowJob) -> None:
+        assert result.row(STAGE2) is not None
+        error = result.row(STAGE1).error_kind or result.row(STAGE2).error_kind
+        assert error in (None, EMPTY), result.row(STAGE1).error or result.row(STAGE2).error
         if error is None:
             results.append(result)
 
-    await caption(supervisor, recipe, decoder, stream(), keep, with_stage2=True)
+    await caption(supervisor, recipe, decoder, stream(), keep)
     assert len(results) >= 0.8 * len(tasks), f"{len(tasks) - len(results)} answers of {len(tasks)} are empty"
     return results
 
@@ -264,7 +259,7 @@ async def measure_speed(model: Path, films: Sequence[tuple[SampleClip, bytes]], 
         wide = supervisor.engine._llm
         ready = await Ready.of(supervisor, fresh_tasks(films))
         seconds: dict[str, list[float]] = {"f32": [], "u8": [], "shared": [], "ready": [], "decoding": []}
-        rows: list[Captioned] = []
+        rows: list[WindowJob] = []
         for turn in range(rounds + 1):
             few = films[:32] if turn == 0 else films
             for arm, took in seconds.items():
@@ -299,15 +294,14 @@ async def measure_speed(model: Path, films: Sequence[tuple[SampleClip, bytes]], 
     }
 
 
-def cached_of_cacheable(engine: CaptionEngine, rows: Sequence[Captioned]) -> float:
+def cached_of_cacheable(engine: CaptionEngine, rows: Sequence[WindowJob]) -> float:
     """Cached tokens of stage 2 over those in whole blocks of what both stages' prompts have in common."""
     head = engine.text_tokens(engine.render("").split("<|vision_end|>")[0] + "<|vision_end|>")
     cached = cacheable = 0
     for row in rows:
-        assert row.stage2 is not None
-        text = engine.text_tokens(engine.render(RECIPE.prompt.stage2_text(row.stage1.caption or "")))
-        cacheable += (head + (row.stage2.prompt_tokens or 0) - text) // BLOCK * BLOCK
-        cached += row.stage2.cached_tokens or 0
+        text = engine.text_tokens(engine.render(RECIPE.prompt.stage2_text(row.row(STAGE1).caption or "")))
+        cacheable += (head + (row.row(STAGE2).prompt_tokens or 0) - text) // BLOCK * BLOCK
+        cached += row.row(STAGE2).cached_tokens or 0
     return cached / cacheable
 
 
@@ -319,8 +313,8 @@ async def measure_large(model: Path, films: Sequence[tuple[SampleClip, bytes]]) 
     async with EngineSupervisor(lambda: start_engine(model, LARGE, config)) as supervisor:
         with SandboxDecoder(SANDBOX) as decoder:
             rows = await ours(supervisor, LARGE, decoder, fresh_tasks(long))
-    prompts = [row.stage2.prompt_tokens or 0 for row in rows if row.stage2]
-    cached = [row.stage2.cached_tokens or 0 for row in rows if row.stage2]
+    prompts = [row.row(STAGE2).prompt_tokens or 0 for row in rows]
+    cached = [row.row(STAGE2).cached_tokens or 0 for row in rows]
     assert min(prompts) >= 2000, prompts
     return {"stage2_cached_fraction": sum(cached) / sum(prompts)}
 

@@ -20,12 +20,13 @@ from huggingface_hub import constants
 from hypothesis import settings as hypothesis_settings
 from playwright.sync_api import Page, sync_playwright
 
+from caption_assets.captioning.captioner import caption
 from caption_assets.captioning.decoding import SandboxDecoder
 from caption_assets.captioning.engine import CaptionEngine, EngineConfig, start_engine
 from caption_assets.captioning.recipe import Recipe
-from caption_assets.captioning.stream import caption
+from caption_assets.captioning.stages import STAGES, Stage
 from caption_assets.captioning.supervisor import EngineSupervisor
-from caption_assets.captioning.task import Captioned, Task
+from caption_assets.captioning.window_job import WindowJob
 from caption_assets.models.cache import ensure_local
 from caption_assets.models.mirror import publish
 from caption_assets.sample.shards import TRUTH, write_shards
@@ -136,26 +137,29 @@ def supervisor(engine: CaptionEngine, event_loop_runner: asyncio.Runner) -> Engi
 async def caption_all(
     supervisor: EngineSupervisor,
     recipe: Recipe,
-    tasks: Iterable[Task],
+    jobs: Iterable[WindowJob],
     *,
-    with_stage2: bool = True,
+    stages: tuple[Stage, ...] = STAGES,
     sandbox: Sandbox = SANDBOX,
-) -> list[Captioned]:
-    """Every task's result, in the order of the tasks."""
-    numbered = [replace(task, number=number) for number, task in enumerate(tasks)]
-    results: dict[int, Captioned] = {}
+) -> list[WindowJob]:
+    """Finished copies of the jobs, in their order."""
+    copies: list[WindowJob] = []
+    finished: list[WindowJob] = []
+    for number, job in enumerate(jobs):
+        copies.append(replace(job, stages=stages, number=number, rows=dict(job.rows)))
+        copies[-1].follow(copies[-2] if number else None)
 
-    async def stream() -> AsyncIterator[Task]:
-        for task in numbered:
-            yield task
+    async def stream() -> AsyncIterator[WindowJob]:
+        for job in copies:
+            yield job
 
-    async def keep(result: Captioned) -> None:
-        assert result.task.number not in results
-        results[result.task.number] = result
+    async def keep(job: WindowJob) -> None:
+        finished.append(job)
 
     with SandboxDecoder(sandbox) as decoder:
-        await caption(supervisor, recipe, decoder, stream(), keep, with_stage2=with_stage2)
-    return [results[number] for number in range(len(numbered))]
+        await caption(supervisor, recipe, decoder, stream(), keep)
+    assert sorted(job.number for job in finished) == list(range(len(copies)))
+    return copies
 
 
 @pytest.fixture(scope="session")

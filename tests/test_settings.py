@@ -5,6 +5,7 @@ import pytest
 
 from caption_assets.captioning.prompts import GENERAL, PROMPTS
 from caption_assets.captioning.recipe import Recipe, SamplingParams
+from caption_assets.captioning.stages import STAGE1
 from caption_assets.environment import PREFIX, RENAMED
 from caption_assets.models.checkpoint import Lora
 from caption_assets.settings import Settings, SettingsError, load_settings
@@ -109,10 +110,10 @@ def test_engine_arguments_that_count_are_part_of_the_recipe(monkeypatch: pytest.
     default = load_settings().recipe
     monkeypatch.setenv("CAPTION_MAX_BATCHED_TOKENS", "512")
     monkeypatch.setenv("CAPTION_ENGINE_ARGS", '{"max_num_seqs": 8}')
-    assert load_settings().recipe.version(1) == default.version(1)
+    assert load_settings().recipe.version(STAGE1) == default.version(STAGE1)
     assert load_settings().recipe.engine == {"max_num_batched_tokens": 512, "max_num_seqs": 8}
     monkeypatch.setenv("CAPTION_ENGINE_ARGS", '{"kv_cache_dtype": "fp8", "max_num_batched_tokens": 64}')
-    assert load_settings().recipe.version(1) != default.version(1)
+    assert load_settings().recipe.version(STAGE1) != default.version(STAGE1)
     assert load_settings().recipe.engine == {"max_num_batched_tokens": 64, "kv_cache_dtype": "fp8"}
 
 

@@ -20,7 +20,7 @@ from caption_assets.dagster_lib.failures import as_dagster_failure
 from caption_assets.dagster_lib.metadata import column_metadata, meanings
 from caption_assets.dagster_lib.metrics import Metrics, serve_metrics
 from caption_assets.dagster_lib.progress import DownloadProgress
-from caption_assets.dagster_lib.project import CAPTIONS_GROUP, Project, table_of
+from caption_assets.dagster_lib.project import CAPTIONS_GROUP, Project
 from caption_assets.dagster_lib.provenance import input_tags, version_of
 from caption_assets.dagster_lib.run_log import RunLog
 from caption_assets.dagster_lib.selection import is_selected, shards_to_make
@@ -58,10 +58,10 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
                 "materialize it afterwards",
                 allow_retries=False,
             )
-        tables = frozenset(table_of(key) for key in context.selected_asset_keys)
+        stages = tuple(stage for stage in recipe.stages if project.key(stage.name) in context.selected_asset_keys)
         with stoppable(context) as stop, as_dagster_failure():
             root = storage.root()
-            if not tables:
+            if not stages:
                 check_stored(context, project, root, settings.max_failed_fraction)
                 return
             check_image()
@@ -69,7 +69,7 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
                 root=root,
                 source=storage.source(),
                 recipe=_identified(recipe, root),
-                tables=tables,
+                stages=stages,
                 engine_settings=engine.engine_config.identity,
                 weights_version=version_of(input_tags(context, project.weights)),
                 previews=settings.previews,
@@ -144,7 +144,7 @@ def _specs(project: Project, recipe: Recipe) -> list[dg.AssetSpec]:
             deps=[project.manifest, project.weights],
             description="A caption of each window, from the video alone.",
             metadata={**column_metadata(STAGE1.name), **meanings(MEANINGS)},
-            code_version=recipe.version(1),
+            code_version=recipe.version(STAGE1),
             group_name=CAPTIONS_GROUP,
             kinds={"vllm", "parquet"},
             skippable=True,
@@ -154,7 +154,7 @@ def _specs(project: Project, recipe: Recipe) -> list[dg.AssetSpec]:
             deps=[stage1],
             description="A fuller caption of each window, from the video and its stage-1 caption.",
             metadata={**column_metadata(STAGE2.name), **meanings(MEANINGS)},
-            code_version=recipe.version(2),
+            code_version=recipe.version(STAGE2),
             group_name=CAPTIONS_GROUP,
             kinds={"vllm", "parquet"},
             skippable=True,

@@ -15,7 +15,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from caption_assets.captioning.budget import FrameGrid
-from caption_assets.captioning.task import Task
+from caption_assets.captioning.window_job import WindowJob
 from caption_assets.errors import UnreadableClip
 from caption_assets.video.decode import Frames
 from caption_assets.video.decode_in_worker import DecodedWindow, DecodePaused, decode_shared
@@ -33,7 +33,7 @@ AHEAD = 2
 class Decoder(Protocol):
     """Gives windows' frames."""
 
-    async def frames(self, task: Task, grid: FrameGrid) -> Frames:
+    async def frames(self, window: WindowJob, grid: FrameGrid) -> Frames:
         """The window's frames, as many and as large as ``grid`` says; raises whatever is wrong with the clip."""
 
 
@@ -73,7 +73,7 @@ class SandboxDecoder:
         keep_preview: if given, a preview is made of each window and kept by this.
     """
 
-    def __init__(self, sandbox: Sandbox, keep_preview: Callable[[Task, Preview], None] | None = None) -> None:
+    def __init__(self, sandbox: Sandbox, keep_preview: Callable[[WindowJob, Preview], None] | None = None) -> None:
         self._sandbox = sandbox
         self._keep_preview = keep_preview
         self._most = AHEAD * sandbox.workers
@@ -90,15 +90,15 @@ class SandboxDecoder:
         # A stop does not wait for reads from a slow store: what is finished is to be saved first.
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def frames(self, task: Task, grid: FrameGrid) -> Frames:
+    async def frames(self, window: WindowJob, grid: FrameGrid) -> Frames:
         """The window's frames."""
-        clip = self._clip(task)
+        clip = self._clip(window)
         async with clip.in_turn(), self._room:
-            return await self._decoded(task, clip, grid)
+            return await self._decoded(window, clip, grid)
 
-    async def _decoded(self, task: Task, clip: _OpenClip, grid: FrameGrid) -> Frames:
-        start, end = known(task.window.start_frame), known(task.window.end_frame)
-        file = await self._file(task, clip)
+    async def _decoded(self, window: WindowJob, clip: _OpenClip, grid: FrameGrid) -> Frames:
+        start, end = require(window.window.start_frame), require(window.window.end_frame)
+        file = await self._file(window, clip)
         pixels = Buffer(grid.bytes)
         decode = partial(
             decode_shared,
@@ -114,7 +114,7 @@ class SandboxDecoder:
         shown = await self._at_last(decode, file.handle if clip.is_sequential else None)
         clip.is_sequential = shown.is_sequential
         if self._keep_preview and shown.preview:
-            await asyncio.get_running_loop().run_in_executor(self._threads, self._keep_preview, task, shown.preview)
+            await asyncio.get_running_loop().run_in_executor(self._threads, self._keep_preview, window, shown.preview)
         array = np.frombuffer(pixels.memory, np.uint8).reshape(grid.frames, grid.height, grid.width, 3)
         return Frames(array, shown.indices, shown.fps, replaced=shown.replaced, padded=shown.padded)
 
@@ -133,18 +133,18 @@ class SandboxDecoder:
                 )
             position = shown.position
 
-    def _clip(self, task: Task) -> _OpenClip:
+    def _clip(self, window: WindowJob) -> _OpenClip:
         """The clip, kept for its other windows, which come next, and not for long."""
-        key = (task.shard, task.window.clip_key, task.window.content_tag)
+        key = (window.shard, window.window.clip_key, window.window.content_tag)
         clip = self._clips.setdefault(key, _OpenClip())
         if len(self._clips) > self._most:
             self._clips.popitem(last=False)
         return clip
 
-    async def _file(self, task: Task, clip: _OpenClip) -> ClipFile:
+    async def _file(self, window: WindowJob, clip: _OpenClip) -> ClipFile:
         """The clip's bytes."""
         if clip.reading is None:
-            clip.reading = asyncio.get_running_loop().run_in_executor(self._threads, _read, task)
+            clip.reading = asyncio.get_running_loop().run_in_executor(self._threads, _read, window)
         reading = clip.reading
         try:
             return await asyncio.shield(reading)
@@ -154,16 +154,16 @@ class SandboxDecoder:
             raise
 
 
-def _read(task: Task) -> ClipFile:
-    file = ClipFile(task.window.bytes)
-    for piece in task.read():
+def _read(window: WindowJob) -> ClipFile:
+    file = ClipFile(window.window.bytes)
+    for piece in window.read():
         file.append(piece)
     if not file.size:
         raise UnreadableClip("empty", "the file is empty")
     return file
 
 
-def known(value: T | None) -> T:
+def require(value: T | None) -> T:
     """A value that every readable window's row holds."""
     if value is None:
         raise ValueError("a readable window's row lacks its bounds or size: materialize clip_manifest again")

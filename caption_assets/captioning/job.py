@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from uuid import uuid4
 
 from caption_assets.captioning.recipe import Recipe
+from caption_assets.captioning.stages import STAGES, Stage
 from caption_assets.store.root import Root
 
 CHECKPOINT_ROWS = 256
@@ -21,8 +22,8 @@ class Job:
     root: Root
     source: Root
     recipe: Recipe
-    tables: frozenset[str]
-    """Stage 1, stage 2 or both. Stage 2 alone takes the stage-1 captions that were published before."""
+    stages: tuple[Stage, ...] = STAGES
+    """Stages to caption, in the recipe's order. A stage that is needed and not among them is read from the root."""
     engine_settings: str = ""
     """Identity of the engine's settings; see ``EngineConfig``."""
     weights_version: str | None = None

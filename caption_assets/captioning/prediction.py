@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from caption_assets.captioning.budget import FrameTooNarrow, fit, visual_tokens
-from caption_assets.captioning.decoding import known
+from caption_assets.captioning.decoding import require
 from caption_assets.models.variants import Variant
 from caption_assets.store.tables import ManifestRow, Status
 from caption_assets.video.frame_sampling import FrameSampling, frame_count
@@ -17,10 +17,10 @@ def predicted_tokens(row: ManifestRow, variant: Variant, sampling: FrameSampling
     """
     if row.status is Status.FAILED:
         return 0
-    seconds = known(row.end_seconds) - known(row.start_seconds)
-    frames = frame_count(seconds, known(row.end_frame) - known(row.start_frame), sampling)
+    seconds = require(row.end_seconds) - require(row.start_seconds)
+    frames = frame_count(seconds, require(row.end_frame) - require(row.start_frame), sampling)
     try:
-        grid = fit(frames, known(row.height), known(row.width), variant.pixels)
+        grid = fit(frames, require(row.height), require(row.width), variant.pixels)
     except FrameTooNarrow:
         return 0
     return visual_tokens(grid, variant.pixels.factor)

@@ -11,6 +11,7 @@ from typing import Any
 from caption_assets.captioning.budget import FrameGrid, FrameTooNarrow, fit
 from caption_assets.captioning.engine_arguments import CONTEXT, STEP, USUAL_STEP, deciding
 from caption_assets.captioning.prompts import GENERAL, Prompt, text_hash
+from caption_assets.captioning.stages import STAGE1, STAGES, Stage
 from caption_assets.models.checkpoint import Lora
 from caption_assets.models.variants import SAMPLE, PixelLimits, Variant
 from caption_assets.store.tables import ManifestRow
@@ -110,9 +111,20 @@ class Recipe:
         """The prompt of a window: its clip may bring a stage-1 text of its own."""
         return self.prompt if window.prompt is None else replace(self.prompt, name="clip", stage1=window.prompt)
 
-    def instruction(self, stage: int) -> str:
-        """The instruction of stage 1 or 2, the latter with its slot for the stage-1 caption."""
-        return self.prompt.stage1 if stage == 1 else self.prompt.stage2
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages, in order."""
+        return STAGES
+
+    def template(self, stage: Stage, window: ManifestRow | None = None) -> str:
+        """The instruction of a stage with its slots for captions; of a window, the one that its clip may bring."""
+        prompt = self.prompt_for(window) if window else self.prompt
+        return prompt.stage2 if stage.needs else prompt.stage1
+
+    def instruction(self, stage: Stage, window: ManifestRow, captions: Mapping[str, str]) -> str:
+        """The instruction of a stage for a window, with the captions of the stages that it needs in their place."""
+        prompt = self.prompt_for(window)
+        return prompt.stage2_text(captions[STAGE1.name]) if stage.needs else prompt.stage1
 
     @property
     def context(self) -> int | None:
@@ -120,19 +132,19 @@ class Recipe:
         declared = self.engine.get(CONTEXT, self.variant.max_model_len)
         return declared if isinstance(declared, int) and declared > 0 else None
 
-    def identity(self, stage: int) -> Mapping[str, object]:
+    def identity(self, stage: Stage) -> Mapping[str, object]:
         """What a caption of this stage depends on, clip and weights aside, as plain values."""
         return self._hashed(stage, deciding({**self.variant.engine, **self.engine}))
 
-    def version(self, stage: int) -> str:
+    def version(self, stage: Stage) -> str:
         """A short hash of ``identity``: the code version of the stage's asset."""
         return _hash(self.identity(stage))[:16]
 
     def fingerprint(
         self,
-        stage: int,
+        stage: Stage,
         window: ManifestRow,
-        stage1_caption: str | None = None,
+        captions: Mapping[str, str] | None = None,
         *,
         reduced: bool = False,
         cut_off: bool = False,
@@ -145,9 +157,9 @@ class Recipe:
         the clip's content, the window's bounds, the number of frames and the version of the decode plan.
 
         Args:
-            stage: 1 or 2.
+            stage: the stage.
             window: the manifest's row.
-            stage1_caption: for stage 2, the text in the prompt.
+            captions: the texts in its prompt, by the stages that it needs.
             reduced: whether the engine has no room for all of these frames. Only then do the context and the tokens of
                 one step count.
             cut_off: whether an answer reached the output limit. Only then, or with ``reduced``, does that limit count.
@@ -173,33 +185,35 @@ class Recipe:
             values["weights"] = self.weights
         if self.lora_weights is not None:
             values["lora_weights"] = self.lora_weights
-        if stage == 1:
+        if not stage.needs:
             values |= {"prompt": text_hash(self.prompt_for(window).stage1), "clip_prompt": window.prompt}
-        return _of_window(values, window, stage1_caption)
+        return _of_window(values, window, captions)
 
-    def former_fingerprint(self, stage: int, window: ManifestRow, stage1_caption: str | None = None) -> str | None:
+    def former_fingerprint(
+        self, stage: Stage, window: ManifestRow, captions: Mapping[str, str] | None = None
+    ) -> str | None:
         """The fingerprint that earlier releases gave the same caption; None where theirs says too little.
 
         They hashed all limits and the run's and the clip's prompt, but no engine arguments, weights or adapters.
         """
         if self.weights is not None or self.lora is not None or deciding(self.engine).keys() - {CONTEXT}:
             return None
-        return _of_window({**self._hashed(stage, {}), "clip_prompt": window.prompt}, window, stage1_caption)
+        return _of_window({**self._hashed(stage, {}), "clip_prompt": window.prompt}, window, captions)
 
-    def _hashed(self, stage: int, arguments: Mapping[str, object]) -> dict[str, object]:
+    def _hashed(self, stage: Stage, arguments: Mapping[str, object]) -> dict[str, object]:
         """What all hashes have in common. What is optional is absent where it is not used, so that they stay stable."""
         variant = self.variant
         # What not everybody sets is left out where it is not set: older captions stay what they are.
         further = {"chat_template_kwargs": dict(self.chat_template_kwargs), "reasoning_parser": self.reasoning_parser}
         return {
             **{name: value for name, value in further.items() if value},
-            "stage": stage,
+            "stage": stage.number,
             "model": variant.hub_id,
             "revision": variant.revision,
             "fp8": self.fp8,
             "dtype": self.dtype or variant.dtype,
             "pixels": asdict(variant.pixels),
-            "prompt": text_hash(self.instruction(stage)),
+            "prompt": text_hash(self.template(stage)),
             "frames": asdict(self.frames),
             "generation": asdict(self.generation),
             "regenerations": self.regenerations,
@@ -228,14 +242,14 @@ def _grid(window: ManifestRow, sampling: FrameSampling, limits: PixelLimits) -> 
         return None
 
 
-def _of_window(values: Mapping[str, object], window: ManifestRow, stage1_caption: str | None) -> str:
+def _of_window(values: Mapping[str, object], window: ManifestRow, captions: Mapping[str, str] | None) -> str:
     return _hash(
         {
             "clip_prompt": None,
             **values,
             "content": window.content_tag,
             "window": [window.start_frame, window.end_frame],
-            "stage1_caption": stage1_caption,
+            "stage1_caption": (captions or {}).get(STAGE1.name),
         }
     )[:32]
 

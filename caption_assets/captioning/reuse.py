@@ -8,9 +8,8 @@ from itertools import product
 
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.request import CUT, POISON
-from caption_assets.captioning.rows import Problem, stage1_failed, uncaptioned
-from caption_assets.captioning.stages import STAGE1, STAGE2
-from caption_assets.captioning.task import Captioned, Task
+from caption_assets.captioning.stages import STAGE1, Stage
+from caption_assets.captioning.window_job import WindowJob, needed_failed
 from caption_assets.store.tables import CaptionRow, ManifestRow, Status
 
 
@@ -48,58 +47,47 @@ class Reuse:
     """
 
     recipe: Recipe
-    tables: frozenset[str]
-    """What is wanted: stage 1, stage 2 or both."""
     max_attempts: int
     earlier: EarlierRows
     engine_settings: str
     """Identity of the settings of this run's engine."""
 
-    def settle(self, task: Task) -> Captioned | Task:
-        """What a task comes to if nothing is left to be made of it; else the task, with what is there already."""
-        window, recipe = task.window, self.recipe
-        with_stage2 = STAGE2.name in self.tables
+    def resolve(self, job: WindowJob) -> None:
+        """Give a job the rows that stay, and the attempts of those that do not; finishes it if no stage is missing."""
+        window = job.window
         if window.status is Status.FAILED:
-            problem = Problem(window.error_kind or "unreadable", window.error or "the clip cannot be read")
-            return uncaptioned(recipe, task, problem, with_stage2=with_stage2)
-        stage1, tried1 = task.stage1, 0
-        if stage1 is None:
-            stage1, tried1 = self._found(STAGE1.name, 1, window)
-        if stage1 is None:
-            return replace(task, tried=(tried1, 0))
-        if not with_stage2:
-            return Captioned(task, stage1, None)
-        if stage1.caption is None:
-            return Captioned(task, stage1, stage1_failed(recipe, window))
-        stage2, tried2 = self._found(STAGE2.name, 2, window, stage1.caption)
-        if stage2 is None:
-            return replace(task, stage1=stage1, tried=(0, tried2))
-        # The same words may come from a row that was made again since.
-        return Captioned(task, stage1, replace(stage2, stage1_fingerprint=stage1.fingerprint))
+            job.fail(self.recipe, window.error_kind or "unreadable", window.error or "the clip cannot be read")
+        for stage in job.missing:
+            if any(name not in job.rows for name in stage.needs):
+                continue  # which of its rows stay depends on captions that are made first
+            if (captions := job.captions(stage)) is None:
+                job.add(stage, needed_failed(self.recipe, stage, window))
+                continue
+            row, job.earlier_attempts[stage.name] = self._found(stage, window, captions)
+            if row is not None:
+                # The same captions in its prompt may come from rows that were made again since.
+                source = job.row(STAGE1).fingerprint if stage.needs else None
+                job.add(stage, replace(row, stage1_fingerprint=source), reused=True)
 
-    def _found(
-        self, table: str, stage: int, window: ManifestRow, stage1_caption: str | None = None
-    ) -> tuple[CaptionRow | None, int]:
+    def _found(self, stage: Stage, window: ManifestRow, captions: Mapping[str, str]) -> tuple[CaptionRow | None, int]:
         """A row that stays as it is, and the requests that were made for one that does not."""
         tried = 0
-        for row in self._candidates(table, stage, window, stage1_caption):
+        for row in self._candidates(stage, window, captions):
             if self._stays(row):
                 return row, 0
             tried = max(tried, 0 if row.error_kind == POISON else row.attempts)
         return None, tried
 
-    def _candidates(
-        self, table: str, stage: int, window: ManifestRow, stage1_caption: str | None
-    ) -> Iterator[CaptionRow]:
+    def _candidates(self, stage: Stage, window: ManifestRow, captions: Mapping[str, str]) -> Iterator[CaptionRow]:
         """Rows that were made of this window in the way in which it would be made now."""
-        recipe, made = self.recipe, self.earlier.of(table, window.window_id)
+        recipe, made = self.recipe, self.earlier.of(stage.name, window.window_id)
         if not made:
             return
         for reduced, cut_off in product((False, True), repeat=2):
-            row = made.get(recipe.fingerprint(stage, window, stage1_caption, reduced=reduced, cut_off=cut_off))
+            row = made.get(recipe.fingerprint(stage, window, captions, reduced=reduced, cut_off=cut_off))
             if row and (reduced or self._fits(row)) and (cut_off or self._ends(row)):
                 yield row
-        former = recipe.former_fingerprint(stage, window, stage1_caption)
+        former = recipe.former_fingerprint(stage, window, captions)
         row = made.get(former) if former else None
         # The output limit was part of it, whether an answer was cut off or not.
         if row and self._fits(row) and (row.finish_reason == CUT or self._ends(row)):

@@ -5,20 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import replace
 from functools import partial
 from threading import Lock
 
+from caption_assets.captioning.captioner import caption
 from caption_assets.captioning.decoding import SandboxDecoder
 from caption_assets.captioning.job import Job
 from caption_assets.captioning.open_shard import OpenShard, Published
 from caption_assets.captioning.prefix_cache import NO_HITS
 from caption_assets.captioning.reuse import EarlierRows, Reuse
-from caption_assets.captioning.stages import STAGE1, STAGE2
-from caption_assets.captioning.stream import caption
 from caption_assets.captioning.supervisor import EngineSupervisor
-from caption_assets.captioning.task import Captioned, Task
 from caption_assets.captioning.threads import in_thread, to_thread_uncancelled
+from caption_assets.captioning.window_job import Origin, StageRow, WindowJob
 from caption_assets.errors import CaptionAssetsError, as_project_error
 from caption_assets.sources.manifest import clip_pieces
 from caption_assets.store.checkpoints import read_parts
@@ -108,23 +106,21 @@ async def caption_shards(
         )
     with Leases(job.root, job.owner, job.lease_seconds, warn) as leases:
         queue = _ShardQueue(job, leases, notify, warn)
-        tasks = queue.tasks(shards)
-        if (first := await anext(tasks, None)) is None:
+        windows = queue.windows(shards)
+        if (first := await anext(windows, None)) is None:
             return
         preview = _Previews(job.root, warn).keep if job.previews else None
-        with_stage2 = STAGE2.name in job.tables
         async with engine as supervisor, queue.checkpoints():
             with SandboxDecoder(sandbox, preview) as decoder:
-                windows = _chain(first, tasks)
-                await caption(supervisor, job.recipe, decoder, windows, queue.take, with_stage2=with_stage2)
+                await caption(supervisor, job.recipe, decoder, _chain(first, windows), queue.take)
         if queue.hits.is_low:
             warn(f"the prefix cache saves less than half of what it could: {queue.hits.summary}")
 
 
-async def _chain(first: Task, others: AsyncIterator[Task]) -> AsyncIterator[Task]:
+async def _chain(first: WindowJob, others: AsyncIterator[WindowJob]) -> AsyncIterator[WindowJob]:
     yield first
-    async for task in others:
-        yield task
+    async for window in others:
+        yield window
 
 
 _Notify = Callable[[Callable[[RunObserver], None]], None]
@@ -139,17 +135,17 @@ class _Previews:
         self._warned: set[str] = set()
         self._warning = Lock()
 
-    def keep(self, task: Task, preview: Preview) -> None:
+    def keep(self, window: WindowJob, preview: Preview) -> None:
         """Keep that of a window. May be called by several threads."""
         try:
-            write_preview(self._root, task.shard, task.window.window_id, preview.animation, preview.poster)
+            write_preview(self._root, window.shard, window.window.window_id, preview.animation, preview.poster)
         except Exception as error:
             with self._warning:
-                if task.shard in self._warned:
+                if window.shard in self._warned:
                     return
-                self._warned.add(task.shard)
+                self._warned.add(window.shard)
             self._warn(
-                f"{task.shard}: previews cannot be kept, of window {task.window.window_id} first: "
+                f"{window.shard}: previews cannot be kept, of window {window.window.window_id} first: "
                 f"{as_project_error(error)}"
             )
 
@@ -166,18 +162,18 @@ class _ShardQueue:
         self.hits = NO_HITS
         """Of stage 2 in the prefix cache, over all shards."""
 
-    async def tasks(self, shards: Iterable[str]) -> AsyncIterator[Task]:
-        """What is left to be made of shard after shard; each is taken and read when its turn comes."""
+    async def windows(self, shards: Iterable[str]) -> AsyncIterator[WindowJob]:
+        """The unfinished windows of shard after shard. Each shard is leased and read when its turn comes."""
         for key in shards:
             if (shard := await self._enter(key)) is None:
                 continue
-            for task in shard.tasks:
+            for window in shard.left:
                 if self._open.get(key) is not shard:  # it has failed meanwhile
                     break
                 if shard.lease.loss:
                     await self._fail(shard, shard.lease.loss)
                     break
-                yield task
+                yield window
 
     async def _enter(self, key: str) -> OpenShard | None:
         """A shard with all that is known of it, or None if it is not to be captioned by this run."""
@@ -192,31 +188,31 @@ class _ShardQueue:
             return None
         try:
             shard = self._open[key] = await to_thread_uncancelled(_open, self._job, lease, self._warn)
-            self._notify(lambda observer: observer.begun(key, shard.windows, len(shard.tasks)))
+            self._notify(lambda observer: observer.begun(key, len(shard.windows), len(shard.left)))
         except Exception as error:
             self._open.pop(key, None)
             self._report_failure(key, error)
             await to_thread_uncancelled(self._leases.release, lease)
             return None
-        if not shard.tasks:
+        if not shard.left:
             await self._publish(shard)
         return shard
 
-    async def take(self, result: Captioned) -> None:
-        """Keep a result; publish its shard if it was the last one missing."""
-        self.hits += result.hits
-        shard = self._open.get(result.task.shard)
+    async def take(self, window: WindowJob) -> None:
+        """Take a finished window; publish its shard if it was the last one."""
+        self.hits += window.hits
+        shard = self._open.get(window.shard)
         if shard is None:  # it has failed
             return
         try:
-            shard.add(result)
+            shard.add(window)
             self._notify(
-                lambda observer: observer.captioned(shard.lease.shard, shard.done, shard.windows, ok=result.ok)
+                lambda observer: observer.captioned(shard.lease.shard, shard.done, len(shard.windows), ok=window.ok)
             )
         except Exception as error:
             await self._fail(shard, error)
             return
-        if shard.done == shard.windows:
+        if shard.done == len(shard.windows):
             await self._publish(shard)
         elif shard.is_due:
             await self._save(shard)
@@ -282,58 +278,52 @@ class _ShardQueue:
 
 
 def _open(job: Job, lease: Lease, warn: Callable[[str], None]) -> OpenShard:
-    """The shard of a lease, with what earlier runs have left of it; ``warn`` receives what of that is damaged."""
+    """The shard of a lease, with the rows of earlier runs; ``warn`` receives messages about damaged ones."""
     shard = lease.shard
     stored = read_versions(job.root, CLIP_MANIFEST, shard)  # first: a manifest published since is not taken for it
     manifest = read_manifest(job.root, shard)
     inputs: dict[str, str] = {CLIP_MANIFEST: stored.data if stored else manifest_version(manifest)}
-    stage1: dict[tuple[str, int | None], CaptionRow] = {}
-    if STAGE1.name not in job.tables:
-        rows = _stored_stage1(job, shard, manifest)
-        inputs[STAGE1.name] = captions_version(rows)
-        stage1 = {row.key: row for row in rows}
-    earlier = EarlierRows(_earlier_rows(job, shard, warn))
-    return OpenShard(job, lease, _beginnings(job, shard, manifest, stage1, earlier), inputs)
+    wanted = {stage.name for stage in job.stages}
+    needed: dict[str, list[CaptionRow]] = {}
+    for name in sorted({name for stage in job.stages for name in stage.needs} - wanted):
+        needed[name] = _stored_rows(job, name, shard, manifest)
+        inputs[name] = captions_version(needed[name])
+    reuse = Reuse(job.recipe, job.max_attempts, EarlierRows(_earlier_rows(job, shard, warn)), job.engine_settings)
+    return OpenShard(job, lease, _plan_rows(job, shard, manifest, needed, reuse), inputs)
 
 
-def _beginnings(
-    job: Job,
-    shard: str,
-    manifest: Sequence[ManifestRow],
-    stage1: Mapping[tuple[str, int | None], CaptionRow],
-    earlier: EarlierRows,
-) -> list[Captioned | Task]:
-    """For each row of a shard's manifest its result, if earlier runs have settled it, or what is left to be made."""
-    reuse = Reuse(job.recipe, job.tables, job.max_attempts, earlier, job.engine_settings)
-    beginnings: list[Captioned | Task] = []
+def _plan_rows(
+    job: Job, shard: str, manifest: Sequence[ManifestRow], needed: Mapping[str, Sequence[CaptionRow]], reuse: Reuse
+) -> list[WindowJob]:
+    """A job for each row of a shard's manifest, with the rows of earlier runs that stay."""
+    windows: list[WindowJob] = []
     for number, row in enumerate(manifest):
-        task = Task(row, partial(clip_pieces, job.source, row), stage1.get(row.key), shard, number)
-        beginnings.append(reuse.settle(_after(beginnings[-1], task) if beginnings else task))
-    return beginnings
-
-
-def _after(last: Captioned | Task, task: Task) -> Task:
-    """The task with what is known of the window before it, if that is of the same clip and settled."""
-    if isinstance(last, Task) or last.task.window.clip_key != task.window.clip_key:
-        return task
-    return replace(task, before=(last.stage1.caption, last.stage2.caption if last.stage2 else None))
+        rows = {name: StageRow(stored[number], Origin.REUSED) for name, stored in needed.items()}
+        window = WindowJob(row, partial(clip_pieces, job.source, row), job.stages, shard, number, rows)
+        window.follow(windows[-1] if windows else None)
+        reuse.resolve(window)
+        windows.append(window)
+    return windows
 
 
 def _earlier_rows(job: Job, shard: str, warn: Callable[[str], None]) -> Iterator[tuple[str, CaptionRow]]:
-    for table in job.tables:
+    for stage in job.stages:
         try:
-            rows = find_captions(job.root, table, shard)
+            rows = find_captions(job.root, stage.name, shard)
         except TableError as error:  # it will be replaced
             warn(f"{shard}: its earlier captions are not reused: {error}")
         else:
-            yield from ((table, row) for row in rows)
+            yield from ((stage.name, row) for row in rows)
     yield from read_parts(job.root, shard, warn)
 
 
-def _stored_stage1(job: Job, shard: str, manifest: Sequence[ManifestRow]) -> list[CaptionRow]:
-    rows = read_captions(job.root, STAGE1.name, shard)
+def _stored_rows(job: Job, table: str, shard: str, manifest: Sequence[ManifestRow]) -> list[CaptionRow]:
+    """The rows of a table that is needed and not made by this job.
+
+    Raises:
+        TableError: if they are not those of the manifest.
+    """
+    rows = read_captions(job.root, table, shard)
     if [extent(row) for row in rows] != [extent(row) for row in manifest]:
-        raise TableError(
-            f"the stage-1 captions of shard {shard!r} are not of its present manifest: materialize {STAGE1.name} again"
-        )
+        raise TableError(f"{table} of shard {shard!r} is not of its present manifest: materialize {table} again")
     return rows

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 import dagster as dg
 
-from caption_assets.captioning.open_shard import PublishedTable
-from caption_assets.captioning.stages import STAGE2
-from caption_assets.captioning.task import StageSeconds
+from caption_assets.captioning.open_shard import Published, PublishedTable
+from caption_assets.captioning.window_job import DECODE, STORE
 from caption_assets.checks.stored import StoredTable, count_flagged, mean_words
 from caption_assets.dagster_lib.engine_time import EngineTime
 from caption_assets.dagster_lib.metadata import MEAN_WORDS, ROW_COUNT, Metadata, markdown_table, shortened
@@ -52,7 +51,7 @@ MEANINGS = {
 class Cost:
     """The time that a shard took, and what the time costs."""
 
-    spent: StageSeconds
+    shard: Published
     engine: EngineTime
     gpus: int
     """Number of GPUs that the engine uses; 0 on a CPU."""
@@ -86,12 +85,12 @@ def caption_metadata(stored: StoredTable, published: PublishedTable, cost: Cost)
 
 def engine_costs(table: str, published: PublishedTable, cost: Cost) -> Metadata:
     """Rates and costs of the rows that were made in this run; empty if the engine made none."""
-    spent, engine = cost.spent, cost.spent.stage1 + cost.spent.stage2
-    own = spent.stage2 if table == STAGE2.name else spent.stage1
+    engine = cost.shard.engine_seconds
+    decode, own, store = (cost.shard.seconds.get(name, 0.0) for name in (DECODE, table, STORE))
     if cost.engine.start_seconds is None or not own:
         return {}
     seconds = cost.engine.seconds * own / engine
-    worked = spent.decode + engine + spent.store
+    worked = decode + engine + store
     new = published.fresh
     costs: Metadata = {
         "engine_seconds": round(seconds, 2),
@@ -100,9 +99,9 @@ def engine_costs(table: str, published: PublishedTable, cost: Cost) -> Metadata:
         "tokens_per_second": round(sum((row.prompt_tokens or 0) + (row.output_tokens or 0) for row in new) / seconds),
         "time_shares": dg.MetadataValue.json(
             {
-                "decode": round(spent.decode / worked, 3),
+                "decode": round(decode / worked, 3),
                 "engine": round(engine / worked, 3),
-                "store": round(spent.store / worked, 3),
+                "store": round(store / worked, 3),
             }
         ),
     }

@@ -135,9 +135,8 @@ class RunLog(RunObserver):
         return before
 
     def _cost(self, published: Published) -> Cost:
-        used = bool(published.spent.stage1 or published.spent.stage2)
-        engine = self._clock.take() if used else EngineTime()
-        return Cost(published.spent, engine, self._settings.gpus, self._settings.gpu_hour_price)
+        engine = self._clock.take() if published.engine_seconds else EngineTime()
+        return Cost(published, engine, self._settings.gpus, self._settings.gpu_hour_price)
 
     def _links(self, stored: StoredShard) -> Metadata:
         """Write the gallery and link it. Captions are recorded even if the gallery cannot be written."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -11,10 +11,10 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from caption_assets.captioning.open_shard import facts
+from caption_assets.captioning.open_shard import file_metadata
 from caption_assets.captioning.recipe import Recipe
-from caption_assets.captioning.rows import blank_row, stage1_failed
-from caption_assets.captioning.stages import STAGE1, STAGE2
+from caption_assets.captioning.stages import STAGE1, STAGE2, Stage
+from caption_assets.captioning.window_job import blank_row, needed_failed
 from caption_assets.checks.findings import CHECKS
 from caption_assets.definitions import build_definitions
 from caption_assets.export.index import DATASET
@@ -61,20 +61,26 @@ def lay_down(
     root, recipe = Root.open(str(project.root)), Recipe()
     project.instance.add_dynamic_partitions("shards", [shard])
     publish_manifest(root, shard, manifest, {})
-    first = [_row(recipe, 1, clip, stage1(clip)) for clip in manifest]
+    first = [_row(recipe, STAGE1, clip, stage1(clip)) for clip in manifest]
     second = [
-        _row(recipe, 2, clip, stage2(clip), before) if before.caption else stage1_failed(recipe, clip)
+        _row(recipe, STAGE2, clip, stage2(clip), {STAGE1.name: before})
+        if before.caption
+        else needed_failed(recipe, STAGE2, clip)
         for clip, before in zip(manifest, first, strict=True)
     ]
-    for table, rows in {STAGE1.name: first, STAGE2.name: second}.items():
-        rows = [replace(row, reductions=reductions) for row in rows]
-        publish_captions(root, table, shard, rows, [row.key for row in manifest], facts(recipe, table))
+    for stage, made in ((STAGE1, first), (STAGE2, second)):
+        rows = [replace(row, reductions=reductions) for row in made]
+        publish_captions(root, stage.name, shard, rows, [row.key for row in manifest], file_metadata(recipe, stage))
 
 
 def _row(
-    recipe: Recipe, stage: int, clip: ManifestRow, caption: str | None, stage1: CaptionRow | None = None
+    recipe: Recipe,
+    stage: Stage,
+    clip: ManifestRow,
+    caption: str | None,
+    needed: Mapping[str, CaptionRow] | None = None,
 ) -> CaptionRow:
-    blank = blank_row(recipe, stage, clip, stage1)
+    blank = blank_row(recipe, stage, clip, needed)
     if clip.status is Status.FAILED:
         return replace(blank, error_kind=clip.error_kind, error=clip.error)
     if caption is None:

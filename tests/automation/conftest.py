@@ -14,7 +14,7 @@ from caption_assets.assets.clip_manifest import manifest_code_version
 from caption_assets.assets.shard_index import observed_versions
 from caption_assets.automation.backfill import build_backfill
 from caption_assets.automation.new_shards import build_new_shards
-from caption_assets.captioning.stages import STAGE1
+from caption_assets.captioning.stages import STAGE1, STAGES
 from caption_assets.dagster_lib.project import Project
 from caption_assets.models.weights import WeightsManifest
 from caption_assets.resources import build_storage
@@ -154,7 +154,7 @@ class AutomationHarness:
         """The present code version of a table."""
         if table == CLIP_MANIFEST:
             return manifest_code_version(self.settings.windowing)
-        return self.settings.recipe.version(1 if table == STAGE1.name else 2)
+        return next(self.settings.recipe.version(stage) for stage in STAGES if stage.name == table)
 
     def inputs(self, table: str, shard: str) -> dict[str, str]:
         """The present data versions of a table's inputs."""

@@ -16,7 +16,7 @@ from caption_assets.captioning.job import Job
 from caption_assets.captioning.recipe import DETERMINISTIC, Recipe
 from caption_assets.captioning.request import Completion, Request
 from caption_assets.captioning.shard_queue import caption_shards
-from caption_assets.captioning.stages import STAGE1, STAGE2
+from caption_assets.captioning.stages import STAGES
 from caption_assets.captioning.supervisor import EngineSupervisor, StartEngine
 from caption_assets.store.root import Root
 from caption_assets.workers.sandbox import Sandbox
@@ -46,7 +46,7 @@ def main(root: str, source: str, shard: str, asked: str, engine: str) -> None:
         Root.open(root),
         Root.open(source),
         recipe,
-        frozenset({STAGE1.name, STAGE2.name}),
+        STAGES,
         owner="the run that is killed",
         checkpoint_rows=CHECKPOINT_ROWS,
         checkpoint_seconds=1.0,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from uuid import uuid4
 
-from caption_assets.captioning.task import Task
+from caption_assets.captioning.window_job import WindowJob
 from caption_assets.store.content_tag import content_tag
 from caption_assets.store.tables import ManifestRow, Status
 from caption_assets.video.probe import probe
@@ -13,7 +13,7 @@ from caption_assets.video.window import Windowing, split
 
 def film_tasks(
     data: bytes, windowing: Windowing | None = None, *, name: str = "film.mp4", prompt: str | None = None
-) -> list[Task]:
+) -> list[WindowJob]:
     """A task for each window of a film, under ids of their own."""
     found = probe(data)
     rows = [
@@ -34,4 +34,4 @@ def film_tasks(
         )
         for window in split(found.times, found.seconds, windowing or Windowing())
     ]
-    return [Task(row, lambda: [data]) for row in rows]
+    return [WindowJob(row, lambda: [data]) for row in rows]

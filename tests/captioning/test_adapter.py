@@ -13,8 +13,9 @@ import pytest
 from caption_assets.captioning.adapter import RANKS, Adapter
 from caption_assets.captioning.engine import EngineConfig, EngineError, engine_arguments, start_engine
 from caption_assets.captioning.recipe import DETERMINISTIC, Recipe
+from caption_assets.captioning.stages import STAGE1, STAGE2, STAGES
 from caption_assets.captioning.supervisor import EngineSupervisor
-from caption_assets.captioning.task import Captioned, Task
+from caption_assets.captioning.window_job import WindowJob
 from caption_assets.models.checkpoint import Lora
 from caption_assets.models.variants import SAMPLE
 from caption_assets.models.weights import WeightsError
@@ -74,14 +75,14 @@ def test_the_adapter_decides_the_fingerprint() -> None:
         Recipe(lora=LORA, lora_weights="11"),
         Recipe(lora=LORA, lora_weights="22"),
     ]
-    for stage in (1, 2):
+    for stage in STAGES:
         assert len({recipe.fingerprint(stage, WINDOW) for recipe in recipes}) == len(recipes)
         assert len({recipe.version(stage) for recipe in recipes}) == len(recipes) - 1  # the last two have one name
 
 
 @pytest.mark.fast
 def test_no_adapter_leaves_the_identity_as_it_was() -> None:
-    assert "lora" not in Recipe().identity(1)
+    assert "lora" not in Recipe().identity(STAGE1)
 
 
 @pytest.mark.fast
@@ -190,15 +191,15 @@ def test_captions_are_the_adapters(
     tasks = film_tasks(moving_video(48))
     base = event_loop_runner.run(caption_all(supervisor, replace(RECIPE, lora=None), tasks))
     adapted = asyncio.run(with_adapter(read(tmp_path, modules, scale=scale), tasks))
-    assert [row.stage1.caption for row in adapted] != [row.stage1.caption for row in base]
+    assert [row.row(STAGE1).caption for row in adapted] != [row.row(STAGE1).caption for row in base]
     for result in adapted:
-        assert result.stage1.caption
-        assert (result.stage1.lora, result.stage1.lora_revision) == ("local/mine", "v1")
-        assert result.stage2 is not None
-        assert result.stage2.cached_tokens, "stage 2 has the video's tokens from the cache, adapted as they were"
+        assert result.row(STAGE1).caption
+        assert (result.row(STAGE1).lora, result.row(STAGE1).lora_revision) == ("local/mine", "v1")
+        assert result.row(STAGE2) is not None
+        assert result.row(STAGE2).cached_tokens, "stage 2 has the video's tokens from the cache, adapted as they were"
 
 
-async def with_adapter(adapter: Adapter, tasks: Sequence[Task]) -> list[Captioned]:
+async def with_adapter(adapter: Adapter, tasks: Sequence[WindowJob]) -> list[WindowJob]:
     async with EngineSupervisor(lambda: start_engine(MODEL, RECIPE, EngineConfig(), adapter)) as supervisor:
         return await caption_all(supervisor, RECIPE, tasks)
 

@@ -9,7 +9,7 @@ import pytest
 
 from caption_assets.captioning.budget import FrameGrid
 from caption_assets.captioning.decoding import SandboxDecoder
-from caption_assets.captioning.task import Task
+from caption_assets.captioning.window_job import WindowJob
 from caption_assets.errors import UnreadableClip
 from caption_assets.store.span import Span
 from caption_assets.video.decode import decode
@@ -31,11 +31,11 @@ def film(sample_data: Path, truth: Truth) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def tasks(film: bytes) -> list[Task]:
+def tasks(film: bytes) -> list[WindowJob]:
     return film_tasks(film, Windowing(24, 12))
 
 
-def test_frames_out_of_a_worker_are_those_of_a_decode_in_this_process(film: bytes, tasks: list[Task]) -> None:
+def test_frames_out_of_a_worker_are_those_of_a_decode_in_this_process(film: bytes, tasks: list[WindowJob]) -> None:
     async def all_frames() -> None:
         with SandboxDecoder(SANDBOX) as decoder:
             for task in tasks:
@@ -61,7 +61,7 @@ def test_frames_of_another_shape_than_the_clips_are_counted() -> None:
     assert asyncio.run(padded()) == 3
 
 
-def test_a_clip_is_read_once_for_all_its_windows(film: bytes, tasks: list[Task]) -> None:
+def test_a_clip_is_read_once_for_all_its_windows(film: bytes, tasks: list[WindowJob]) -> None:
     reads: list[int] = []
 
     def read() -> list[bytes]:
@@ -76,7 +76,7 @@ def test_a_clip_is_read_once_for_all_its_windows(film: bytes, tasks: list[Task])
     assert len(reads) == 1
 
 
-def test_a_clip_that_could_not_be_read_is_read_again_at_the_next_try(film: bytes, tasks: list[Task]) -> None:
+def test_a_clip_that_could_not_be_read_is_read_again_at_the_next_try(film: bytes, tasks: list[WindowJob]) -> None:
     answers: list[bytes | OSError] = [OSError("the store is away"), film]
 
     def read() -> list[bytes]:
@@ -95,7 +95,7 @@ def test_a_clip_that_could_not_be_read_is_read_again_at_the_next_try(film: bytes
     asyncio.run(two_tries())
 
 
-def test_an_empty_or_broken_clip_is_an_error_of_its_own(film: bytes, tasks: list[Task]) -> None:
+def test_an_empty_or_broken_clip_is_an_error_of_its_own(film: bytes, tasks: list[WindowJob]) -> None:
     async def kinds() -> list[str]:
         found = []
         for data in (b"", b"<html>no such clip</html>", film[: len(film) // 3]):
@@ -108,7 +108,7 @@ def test_an_empty_or_broken_clip_is_an_error_of_its_own(film: bytes, tasks: list
     assert asyncio.run(kinds()) == ["empty", "text", "damaged"]
 
 
-def test_each_window_gets_a_preview_where_one_is_wanted(tasks: list[Task]) -> None:
+def test_each_window_gets_a_preview_where_one_is_wanted(tasks: list[WindowJob]) -> None:
     kept: dict[str, Preview] = {}
 
     async def all_frames() -> None:

@@ -42,7 +42,7 @@ def test_run_over_earlier_root_reuses_every_row(root: Root, stages: tuple[Stage,
     stored = {table: read_captions(root, table, SHARD) for table in tables}
     schemas = {table: read_schema(root, table, SHARD).remove_metadata() for table in tables}
     log = Log()
-    job = Job(root, Root.open(f"{root.url}/shards"), Recipe(), tables, engine_settings="other")
+    job = Job(root, Root.open(f"{root.url}/shards"), Recipe(), stages, engine_settings="other")
     asyncio.run(caption_shards(EngineSupervisor(start_no_engine), SANDBOX, job, [SHARD], [log]))
     assert (log.failures, log.warnings) == ({}, [])
     assert {table: (made.reused, made.fresh) for table, made in log.tables[SHARD].items()} == dict.fromkeys(

@@ -12,14 +12,15 @@ from uuid import uuid4
 import pytest
 
 from caption_assets.captioning.budget import FrameGrid
+from caption_assets.captioning.captioner import Captioner
 from caption_assets.captioning.decoding import SandboxDecoder
 from caption_assets.captioning.engine import CaptionEngine, EngineConfig, start_engine
 from caption_assets.captioning.prefix_cache import NO_HITS
 from caption_assets.captioning.recipe import Recipe, SamplingParams
 from caption_assets.captioning.request import Completion, Request
+from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.captioning.supervisor import EngineSupervisor
-from caption_assets.captioning.task import Captioned, Task
-from caption_assets.captioning.two_stage import Captioner, Plan
+from caption_assets.captioning.window_job import WindowJob
 from caption_assets.models.variants import SAMPLE, find_variant
 from caption_assets.store.tables import CaptionRow, Status
 from caption_assets.video.window import Windowing
@@ -41,7 +42,7 @@ ENGINE = {**SAMPLE.engine, "max_num_batched_tokens": 2048}
 
 
 @pytest.fixture(scope="module")
-def tasks() -> list[Task]:
+def tasks() -> list[WindowJob]:
     """One window of each clip."""
     return [
         film_tasks(moving_video(frames, size, fps=fps), Windowing(frames, frames), name=f"{fps}.mp4")[0]
@@ -82,19 +83,19 @@ class Counting(EngineSupervisor):
 class Result:
     family: str
     context: int
-    captioned: list[Captioned]
+    captioned: list[WindowJob]
     counts: list[tuple[int, int]]
-    thoughts: list[Captioned]
+    thoughts: list[WindowJob]
     """What a reasoning model makes of the clips where it may think."""
 
     @property
     def rows(self) -> Iterator[CaptionRow]:
         for done in self.captioned:
-            yield from (row for row in (done.stage1, done.stage2) if row)
+            yield from (done.row(STAGE1), done.row(STAGE2))
 
 
 async def caption_on_an_engine(
-    family: str, folder: Path, context: int, tasks: list[Task], arguments: Mapping[str, Any] = ENGINE
+    family: str, folder: Path, context: int, tasks: list[WindowJob], arguments: Mapping[str, Any] = ENGINE
 ) -> Result:
     recipe = write_model(family, folder, context)
     async with start_engine(folder, recipe, EngineConfig(engine_args=arguments)) as engine:
@@ -105,19 +106,19 @@ async def caption_on_an_engine(
         return Result(family, engine.context, captioned, supervisor.counts, thoughts)
 
 
-async def reason(engine: CaptionEngine, recipe: Recipe, tasks: list[Task]) -> list[Captioned]:
+async def reason(engine: CaptionEngine, recipe: Recipe, tasks: list[WindowJob]) -> list[WindowJob]:
     """The first stage of the clips, on the same engine with reasoning switched on."""
     thinking = replace(recipe, chat_template_kwargs={"enable_thinking": True})
     other = CaptionEngine(engine._llm, thinking, EngineConfig())
     await other.check()
     supervisor = Counting(other)
     async with supervisor:
-        return await caption_all(supervisor, thinking, tasks, with_stage2=False)
+        return await caption_all(supervisor, thinking, tasks, stages=(STAGE1,))
 
 
 @pytest.fixture(scope="module", params=list(FAMILIES))
 def on_an_engine(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, ask: Ask[Any], tasks: list[Task]
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, ask: Ask[Any], tasks: list[WindowJob]
 ) -> Result:
     """The clips, captioned by a model of short context."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -149,14 +150,14 @@ def test_rows_hold_the_size_that_the_model_sees(on_an_engine: Result) -> None:
 @pytest.mark.engine
 def test_an_answer_that_stays_inside_its_thought_gives_no_caption(on_an_engine: Result) -> None:
     """Random weights never end a thought."""
-    kinds = {done.stage1.error_kind for done in on_an_engine.thoughts}
+    kinds = {done.row(STAGE1).error_kind for done in on_an_engine.thoughts}
     assert kinds <= {"reasoning_cut_off", "empty_answer"}
     assert bool(on_an_engine.thoughts) == (on_an_engine.family in REASONING)
-    assert all(done.stage1.caption is None for done in on_an_engine.thoughts)
+    assert all(done.row(STAGE1).caption is None for done in on_an_engine.thoughts)
 
 
 @pytest.mark.nightly
-def test_a_context_that_exceeds_the_memory_is_reduced(tmp_path: Path, ask: Ask[Any], tasks: list[Task]) -> None:
+def test_a_context_that_exceeds_the_memory_is_reduced(tmp_path: Path, ask: Ask[Any], tasks: list[WindowJob]) -> None:
     engine = {**ENGINE, "kv_cache_memory_bytes": 1 << 20}
     result = ask(caption_on_an_engine("qwen2.5-vl", tmp_path, LONG, tasks, engine))
     assert 1024 < result.context < LONG
@@ -173,27 +174,31 @@ def test_stage_2_takes_from_the_prefix_cache_what_is_predicted(on_an_engine: Res
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("family", list(FAMILIES))
-def test_each_family_captions_in_a_long_context(tmp_path: Path, ask: Ask[Any], tasks: list[Task], family: str) -> None:
+def test_each_family_captions_in_a_long_context(
+    tmp_path: Path, ask: Ask[Any], tasks: list[WindowJob], family: str
+) -> None:
     result = ask(caption_on_an_engine(family, tmp_path, LONG, tasks))
     assert result.context == LONG
     assert all(predicted == counted for predicted, counted in result.counts)
     assert {row.error_kind for row in result.rows} <= {None, "empty_answer", "stage1_failed"}
 
 
-async def plan_and_prepare(front: CaptionEngine, recipe: Recipe, tasks: list[Task]) -> list[tuple[Plan, int, int]]:
-    """For each window its plan, the predicted length of its prompt, and what vLLM makes of the decoded frames."""
+async def plan_and_prepare(
+    front: CaptionEngine, recipe: Recipe, tasks: list[WindowJob]
+) -> list[tuple[FrameGrid, int, int]]:
+    """For each window its video, the predicted length of its prompt, and what vLLM makes of the decoded frames."""
     supervisor, results = Counting(front), []
     async with supervisor:
         with SandboxDecoder(SANDBOX) as decoder:
-            captioner = Captioner(supervisor, recipe, decoder, with_stage2=True)
+            captioner = Captioner(supervisor, recipe, decoder)
             for task in tasks:
-                plan = await captioner.plan(task)
-                assert isinstance(plan, Plan), plan
-                frames = await decoder.frames(task, plan.grid)
+                await captioner.plan(task)
+                assert task.problem is None
+                frames = await decoder.frames(task, task.grid)
                 request = Request(uuid4().hex, frames, front.render("What is it?"), recipe.generation, 1)
                 prepared = await front._prepare(request, with_pixels=True)
-                predicted = await front.prompt_tokens(request.prompt, plan.grid, frames.fps)
-                results.append((plan, predicted, len(prepared["prompt_token_ids"])))
+                predicted = await front.prompt_tokens(request.prompt, task.grid, frames.fps)
+                results.append((task.grid, predicted, len(prepared["prompt_token_ids"])))
     return results
 
 
@@ -201,20 +206,20 @@ async def plan_and_prepare(front: CaptionEngine, recipe: Recipe, tasks: list[Tas
 @pytest.mark.parametrize("context", [SHORT, LONG])
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_the_prompt_of_each_family_is_as_long_as_predicted_and_fits(
-    tmp_path: Path, ask: Ask[Any], tasks: list[Task], family: str, context: int
+    tmp_path: Path, ask: Ask[Any], tasks: list[WindowJob], family: str, context: int
 ) -> None:
     recipe = write_model(family, tmp_path, context)
     front = ask(start_front(tmp_path, recipe, **{**ENGINE, "max_num_batched_tokens": 8192}))
     planned = ask(plan_and_prepare(front, recipe, tasks))
     assert all(predicted == counted < context for _, predicted, counted in planned)
     if context == LONG:
-        assert [plan.grid.frames for plan, *_ in planned] == [16, 8, 60]
+        assert [grid.frames for grid, *_ in planned] == [16, 8, 60]
 
 
 @pytest.mark.engine
 @pytest.mark.parametrize("family", ["qwen3-vl", "llava-onevision"])
 def test_a_video_is_made_to_fit_what_the_engine_encodes_in_one_step(
-    tmp_path: Path, ask: Ask[Any], tasks: list[Task], family: str
+    tmp_path: Path, ask: Ask[Any], tasks: list[WindowJob], family: str
 ) -> None:
     recipe = write_model(family, tmp_path, LONG)
     front = ask(start_front(tmp_path, recipe, **ENGINE))

@@ -14,8 +14,9 @@ import pytest
 
 from caption_assets.captioning.engine import EngineConfig, start_engine
 from caption_assets.captioning.recipe import Recipe
+from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.captioning.supervisor import EngineSupervisor
-from caption_assets.captioning.task import Captioned, Task
+from caption_assets.captioning.window_job import WindowJob
 from caption_assets.sample.clips import encode_frames
 from caption_assets.sample.shards import SEEDS, SampleFile, sample_files
 from caption_assets.store.tables import Status
@@ -46,12 +47,12 @@ def films() -> list[SampleFile]:
 
 
 @pytest.fixture(scope="module")
-def tasks(films: list[SampleFile]) -> list[Task]:
+def tasks(films: list[SampleFile]) -> list[WindowJob]:
     return [task for number, film in enumerate(films) for task in film_tasks(film.data, name=f"{number}.mp4")]
 
 
 @pytest.fixture(scope="module")
-def poisoned(tasks: list[Task]) -> list[Task]:
+def poisoned(tasks: list[WindowJob]) -> list[WindowJob]:
     """The same windows, one of them all magenta."""
     frame = np.full((112, 140, 3), poison.MAGENTA, dtype=np.uint8)
     return [*tasks[:POISONED], *film_tasks(encode_frames([frame] * 24, 140, 112, 12, "h264", 18)),
@@ -59,8 +60,8 @@ def poisoned(tasks: list[Task]) -> list[Task]:
 
 
 def run(
-    model: Path, tasks: list[Task], config: EngineConfig, *, kill_after: float | None = None
-) -> tuple[list[Captioned], list[str]]:
+    model: Path, tasks: list[WindowJob], config: EngineConfig, *, kill_after: float | None = None
+) -> tuple[list[WindowJob], list[str]]:
     """Every result, and the reasons of the engine's deaths."""
     deaths: list[str] = []
     before = engine_processes(os.getpid()).keys()
@@ -71,7 +72,7 @@ def run(
             if "EngineCore" in title and process not in before:
                 process.send_signal(signal.SIGKILL)
 
-    async def all_of_it() -> list[Captioned]:
+    async def all_of_it() -> list[WindowJob]:
         supervisor = EngineSupervisor(lambda: start_engine(model, Recipe(), config), on_death=deaths.append)
         async with supervisor:
             killing = asyncio.create_task(kill_engine()) if kill_after is not None else None
@@ -85,14 +86,14 @@ def run(
     return results, deaths
 
 
-def assert_right(results: list[Captioned], films: list[SampleFile], *, but: int | None = None) -> None:
+def assert_right(results: list[WindowJob], films: list[SampleFile], *, but: int | None = None) -> None:
     for number, (done, film) in enumerate(zip(results, films, strict=True)):
         if number != but:
-            assert done.stage2 is not None
-            assert (done.stage1.caption, done.stage2.caption) == film.captions[0], done.stage1.error
+            assert done.row(STAGE2) is not None
+            assert (done.row(STAGE1).caption, done.row(STAGE2).caption) == film.captions[0], done.row(STAGE1).error
 
 
-def test_a_killed_engine_costs_no_caption(model_folder: Path, tasks: list[Task], films: list[SampleFile]) -> None:
+def test_a_killed_engine_costs_no_caption(model_folder: Path, tasks: list[WindowJob], films: list[SampleFile]) -> None:
     results, deaths = run(model_folder, tasks, EngineConfig(), kill_after=1.0)
     assert len(deaths) == 1
     assert_right(results, films)
@@ -102,7 +103,7 @@ def test_a_killed_engine_costs_no_caption(model_folder: Path, tasks: list[Task],
 def test_the_one_window_that_kills_or_hangs_the_engine_is_found_and_all_others_are_captioned(
     poison_plugin: pytest.MonkeyPatch,
     model_folder: Path,
-    poisoned: list[Task],
+    poisoned: list[WindowJob],
     films: list[SampleFile],
     deed: str,
 ) -> None:
@@ -112,7 +113,6 @@ def test_the_one_window_that_kills_or_hangs_the_engine_is_found_and_all_others_a
     assert len(deaths) == 3, f"after {time.monotonic() - begun:.0f} s: {deaths}"
     assert_right(results, films, but=POISONED)
     bad = results[POISONED]
-    assert (bad.stage1.status, bad.stage1.error_kind) == (Status.FAILED, "poison")
-    assert bad.stage2 is not None
-    assert bad.stage2.error_kind == "stage1_failed"
+    assert (bad.row(STAGE1).status, bad.row(STAGE1).error_kind) == (Status.FAILED, "poison")
+    assert bad.row(STAGE2).error_kind == "stage1_failed"
     assert all(("said nothing" in death) == (deed == "hang") for death in deaths)

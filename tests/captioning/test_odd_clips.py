@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from caption_assets.captioning.recipe import Recipe
+from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.sample.clips import encode_frames
 from caption_assets.sample.world import Scene, random_scene, render
@@ -69,8 +70,8 @@ def test_a_rotated_clip_is_seen_upright(supervisor: EngineSupervisor, ask: Ask[A
     films = [film(one, 240, 320, timestamps=[*range(0, 240, 4)], turned=turned) for one in shown]
     tasks = [task for data in films for task in film_tasks(data)]
     assert {(task.window.width, task.window.height) for task in tasks} == {(240, 320)}
-    results = ask(caption_all(supervisor, Recipe(), tasks, with_stage2=False))
-    assert [done.stage1.caption for done in results] == [one.stage1 for one in shown]
+    results = ask(caption_all(supervisor, Recipe(), tasks, stages=(STAGE1,)))
+    assert [done.row(STAGE1).caption for done in results] == [one.stage1 for one in shown]
 
 
 def test_a_clip_of_variable_frame_rate_is_seen_by_time(supervisor: EngineSupervisor, ask: Ask[Any]) -> None:
@@ -79,9 +80,9 @@ def test_a_clip_of_variable_frame_rate_is_seen_by_time(supervisor: EngineSupervi
     shown = [scene(motion, 320, 240, but=1) for motion in MOTIONS]
     tasks = [task for one in shown for task in film_tasks(film(one, 320, 240, timestamps=timestamps))]
     results = ask(caption_all(supervisor, Recipe(), tasks))
-    assert [done.stage1.caption for done in results] == [one.stage1 for one in shown]
+    assert [done.row(STAGE1).caption for done in results] == [one.stage1 for one in shown]
     for done in results:
-        indices = done.stage1.frame_indices
+        indices = done.row(STAGE1).frame_indices
         assert indices is not None
         steps = [timestamps[two] - timestamps[one] for one, two in pairwise(indices)]
         assert max(steps) - min(steps) <= 2 * 18
@@ -94,8 +95,8 @@ def test_each_window_of_a_clip_that_changes_gets_its_own_words(supervisor: Engin
     pictures = [picture for one in scenes for picture in render(one, 320, 240, times, rng)]
     data = encode_frames(pictures, 320, 240, 24, "h264", 20)
     results = ask(caption_all(supervisor, Recipe(), film_tasks(data, Windowing(FRAMES, FRAMES))))
-    assert [done.stage1.caption for done in results] == [one.stage1 for one in scenes]
-    assert [done.stage2 and done.stage2.caption for done in results] == [one.stage2 for one in scenes]
+    assert [done.row(STAGE1).caption for done in results] == [one.stage1 for one in scenes]
+    assert [done.row(STAGE2).caption for done in results] == [one.stage2 for one in scenes]
 
 
 def test_a_clip_that_keeps_the_decoder_busy_costs_its_own_rows_alone(
@@ -106,5 +107,5 @@ def test_a_clip_that_keeps_the_decoder_busy_costs_its_own_rows_alone(
     slow = film_tasks(film_that_takes_long())
     with Sandbox(SandboxLimits(seconds=3)) as sandbox:
         results = ask(caption_all(supervisor, Recipe(), [*slow, *good], sandbox=sandbox))
-    assert [done.stage1.error_kind for done in results] == ["too_slow", "too_slow", None]
-    assert results[-1].stage1.caption == shown.stage1
+    assert [done.row(STAGE1).error_kind for done in results] == ["too_slow", "too_slow", None]
+    assert results[-1].row(STAGE1).caption == shown.stage1

@@ -4,6 +4,7 @@ import pytest
 
 from caption_assets.captioning.prompts import Prompt
 from caption_assets.captioning.recipe import Recipe, SamplingParams
+from caption_assets.captioning.stages import STAGE1, STAGE2, STAGES
 from caption_assets.models.variants import QWEN3, QWEN25, Variant
 from caption_assets.store.tables import ManifestRow, Status
 from caption_assets.video.frame_sampling import FrameSampling
@@ -25,6 +26,7 @@ WINDOW = ManifestRow(
     end_seconds=8.53,
 )
 RECIPE = Recipe()
+CAPTIONS = {STAGE1.name: "x"}
 OTHER_STAGE2 = Prompt("custom", RECIPE.prompt.stage1, "Again: {caption}")
 
 
@@ -44,8 +46,8 @@ OTHER_STAGE2 = Prompt("custom", RECIPE.prompt.stage1, "Again: {caption}")
     ],
 )
 def test_what_changes_a_stage_1_caption_changes_its_fingerprint_and_version(changed: Recipe) -> None:
-    assert changed.fingerprint(1, WINDOW) != RECIPE.fingerprint(1, WINDOW)
-    assert changed.version(1) != RECIPE.version(1)
+    assert changed.fingerprint(STAGE1, WINDOW) != RECIPE.fingerprint(STAGE1, WINDOW)
+    assert changed.version(STAGE1) != RECIPE.version(STAGE1)
 
 
 def test_a_value_that_is_left_to_the_model_is_its_own_or_else_the_references() -> None:
@@ -58,20 +60,21 @@ def test_a_value_that_is_left_to_the_model_is_its_own_or_else_the_references() -
 
 def test_a_stage_2_prompt_leaves_stage_1_as_it_is() -> None:
     changed = replace(RECIPE, prompt=OTHER_STAGE2)
-    assert changed.version(1) == RECIPE.version(1)
-    assert changed.fingerprint(1, WINDOW) == RECIPE.fingerprint(1, WINDOW)
-    assert changed.version(2) != RECIPE.version(2)
+    assert changed.version(STAGE1) == RECIPE.version(STAGE1)
+    assert changed.fingerprint(STAGE1, WINDOW) == RECIPE.fingerprint(STAGE1, WINDOW)
+    assert changed.version(STAGE2) != RECIPE.version(STAGE2)
 
 
 def test_stage_2_depends_on_the_stage_1_caption() -> None:
-    assert RECIPE.fingerprint(2, WINDOW, "A red circle.") != RECIPE.fingerprint(2, WINDOW, "A blue circle.")
+    red, blue = ({STAGE1.name: f"A {colour} circle."} for colour in ("red", "blue"))
+    assert RECIPE.fingerprint(STAGE2, WINDOW, red) != RECIPE.fingerprint(STAGE2, WINDOW, blue)
 
 
 @pytest.mark.parametrize(
     "changed", [{"content_tag": "new"}, {"start_frame": 1}, {"end_frame": 250}, {"prompt": "Say."}]
 )
 def test_another_window_or_content_has_another_fingerprint(changed: dict[str, int | str]) -> None:
-    assert RECIPE.fingerprint(1, replace(WINDOW, **changed)) != RECIPE.fingerprint(1, WINDOW)  # type: ignore[arg-type]
+    assert RECIPE.fingerprint(STAGE1, replace(WINDOW, **changed)) != RECIPE.fingerprint(STAGE1, WINDOW)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -92,7 +95,8 @@ def test_generation_out_of_range_is_refused(bad: dict[str, float]) -> None:
 def test_captions_of_the_default_models_stay_valid(variant: Variant, stage1: str, stage2: str) -> None:
     """The fingerprints of earlier releases, of which many captions are stored."""
     recipe = Recipe(variant, fp8=True)
-    assert (recipe.fingerprint(1, WINDOW), recipe.fingerprint(2, WINDOW, "A red circle.")) == (stage1, stage2)
+    assert recipe.fingerprint(STAGE1, WINDOW) == stage1
+    assert recipe.fingerprint(STAGE2, WINDOW, {STAGE1.name: "A red circle."}) == stage2
 
 
 def with_arguments(**arguments: object) -> Recipe:
@@ -116,10 +120,10 @@ def test_engine_arguments_that_may_change_a_caption_change_fingerprints_and_vers
     arguments: dict[str, object],
 ) -> None:
     changed = with_arguments(**arguments)
-    for stage in (1, 2):
+    for stage in STAGES:
         assert changed.version(stage) != RECIPE.version(stage)
-        assert changed.fingerprint(stage, WINDOW, "x") != RECIPE.fingerprint(stage, WINDOW, "x")
-    assert changed.former_fingerprint(1, WINDOW) is None
+        assert changed.fingerprint(stage, WINDOW, CAPTIONS) != RECIPE.fingerprint(stage, WINDOW, CAPTIONS)
+    assert changed.former_fingerprint(STAGE1, WINDOW) is None
 
 
 @pytest.mark.parametrize(
@@ -132,34 +136,36 @@ def test_engine_arguments_that_may_change_a_caption_change_fingerprints_and_vers
 )
 def test_engine_arguments_that_change_no_caption_change_nothing(arguments: dict[str, object]) -> None:
     changed = with_arguments(**arguments)
-    assert changed.version(1) == RECIPE.version(1)
-    assert changed.fingerprint(1, WINDOW) == RECIPE.fingerprint(1, WINDOW)
+    assert changed.version(STAGE1) == RECIPE.version(STAGE1)
+    assert changed.fingerprint(STAGE1, WINDOW) == RECIPE.fingerprint(STAGE1, WINDOW)
 
 
 def test_the_context_counts_where_it_reduces_a_window_and_nowhere_else() -> None:
     short, long = with_arguments(max_model_len=1024), with_arguments(max_model_len=4096)
-    assert short.fingerprint(1, WINDOW) == long.fingerprint(1, WINDOW) == RECIPE.fingerprint(1, WINDOW)
-    reduced = {recipe.fingerprint(1, WINDOW, reduced=True) for recipe in (short, long, RECIPE)}
+    assert short.fingerprint(STAGE1, WINDOW) == long.fingerprint(STAGE1, WINDOW) == RECIPE.fingerprint(STAGE1, WINDOW)
+    reduced = {recipe.fingerprint(STAGE1, WINDOW, reduced=True) for recipe in (short, long, RECIPE)}
     assert len(reduced) == 3
-    assert RECIPE.fingerprint(1, WINDOW) not in reduced
-    assert short.version(1) != long.version(1)  # what is stored is looked at again
+    assert RECIPE.fingerprint(STAGE1, WINDOW) not in reduced
+    assert short.version(STAGE1) != long.version(STAGE1)  # what is stored is looked at again
 
 
 def test_the_tokens_of_a_step_count_where_they_reduce_a_window_and_nowhere_else() -> None:
     small, large = with_arguments(max_num_batched_tokens=512), with_arguments(max_num_batched_tokens=8192)
-    assert small.version(1) == large.version(1) == RECIPE.version(1)
-    assert small.fingerprint(1, WINDOW) == large.fingerprint(1, WINDOW) == RECIPE.fingerprint(1, WINDOW)
-    assert small.fingerprint(1, WINDOW, reduced=True) != large.fingerprint(1, WINDOW, reduced=True)
+    assert small.version(STAGE1) == large.version(STAGE1) == RECIPE.version(STAGE1)
+    assert small.fingerprint(STAGE1, WINDOW) == large.fingerprint(STAGE1, WINDOW) == RECIPE.fingerprint(STAGE1, WINDOW)
+    assert small.fingerprint(STAGE1, WINDOW, reduced=True) != large.fingerprint(STAGE1, WINDOW, reduced=True)
     usual = replace(RECIPE, variant=QWEN25, engine={"max_num_batched_tokens": 32768})
-    assert usual.fingerprint(1, WINDOW, reduced=True) == replace(usual, engine={}).fingerprint(1, WINDOW, reduced=True)
+    assert usual.fingerprint(STAGE1, WINDOW, reduced=True) == replace(usual, engine={}).fingerprint(
+        STAGE1, WINDOW, reduced=True
+    )
 
 
 def test_the_output_limit_counts_where_it_cuts_an_answer_off() -> None:
     short, long = (replace(RECIPE, generation=SamplingParams(max_output_tokens=limit)) for limit in (64, 512))
-    assert short.fingerprint(1, WINDOW) == long.fingerprint(1, WINDOW)
-    assert short.fingerprint(1, WINDOW, cut_off=True) != long.fingerprint(1, WINDOW, cut_off=True)
-    assert short.fingerprint(1, WINDOW, reduced=True) != long.fingerprint(1, WINDOW, reduced=True)
-    assert short.version(1) != long.version(1)
+    assert short.fingerprint(STAGE1, WINDOW) == long.fingerprint(STAGE1, WINDOW)
+    assert short.fingerprint(STAGE1, WINDOW, cut_off=True) != long.fingerprint(STAGE1, WINDOW, cut_off=True)
+    assert short.fingerprint(STAGE1, WINDOW, reduced=True) != long.fingerprint(STAGE1, WINDOW, reduced=True)
+    assert short.version(STAGE1) != long.version(STAGE1)
 
 
 def test_limits_count_by_the_frames_that_they_give() -> None:
@@ -169,26 +175,27 @@ def test_limits_count_by_the_frames_that_they_give() -> None:
         replace(QWEN25, pixels=replace(QWEN25.pixels, max_pixels=QWEN25.pixels.max_pixels // 2)),
     ):
         usual, other = Recipe(QWEN25), Recipe(changed)
-        assert other.fingerprint(1, WINDOW) != usual.fingerprint(1, WINDOW)
-        assert other.fingerprint(1, small) == usual.fingerprint(1, small)
+        assert other.fingerprint(STAGE1, WINDOW) != usual.fingerprint(STAGE1, WINDOW)
+        assert other.fingerprint(STAGE1, small) == usual.fingerprint(STAGE1, small)
     fewer = Recipe(QWEN25, frames=FrameSampling(max_frames=16))
-    assert fewer.fingerprint(1, WINDOW) != Recipe(QWEN25).fingerprint(1, WINDOW)
+    assert fewer.fingerprint(STAGE1, WINDOW) != Recipe(QWEN25).fingerprint(STAGE1, WINDOW)
     short = replace(WINDOW, end_frame=64, end_seconds=2.13)
-    assert fewer.fingerprint(1, short) == Recipe(QWEN25).fingerprint(1, short)
+    assert fewer.fingerprint(STAGE1, short) == Recipe(QWEN25).fingerprint(STAGE1, short)
 
 
 def test_the_runs_stage_1_prompt_does_not_count_for_a_clip_with_its_own() -> None:
     changed = replace(RECIPE, prompt=Prompt("custom", "Say what you see.", RECIPE.prompt.stage2))
     own = replace(WINDOW, prompt="Who is it?")
-    assert changed.fingerprint(1, own) == RECIPE.fingerprint(1, own)
-    assert changed.fingerprint(1, WINDOW) != RECIPE.fingerprint(1, WINDOW)
-    assert RECIPE.fingerprint(1, replace(own, prompt="What is it?")) != RECIPE.fingerprint(1, own)
-    assert RECIPE.fingerprint(2, own, "x") == RECIPE.fingerprint(2, WINDOW, "x")  # it sees the caption alone
+    assert changed.fingerprint(STAGE1, own) == RECIPE.fingerprint(STAGE1, own)
+    assert changed.fingerprint(STAGE1, WINDOW) != RECIPE.fingerprint(STAGE1, WINDOW)
+    assert RECIPE.fingerprint(STAGE1, replace(own, prompt="What is it?")) != RECIPE.fingerprint(STAGE1, own)
+    # Stage 2 sees the caption alone.
+    assert RECIPE.fingerprint(STAGE2, own, CAPTIONS) == RECIPE.fingerprint(STAGE2, WINDOW, CAPTIONS)
 
 
 def test_folders_of_one_name_and_revision_with_other_weights_are_other_models() -> None:
     recipe = replace(RECIPE, weights="1")
     other = replace(RECIPE, weights="2")
-    for stage in (1, 2):
-        assert recipe.fingerprint(stage, WINDOW, "x") != other.fingerprint(stage, WINDOW, "x")
+    for stage in STAGES:
+        assert recipe.fingerprint(stage, WINDOW, CAPTIONS) != other.fingerprint(stage, WINDOW, CAPTIONS)
         assert recipe.version(stage) == other.version(stage)  # weights are an input of their own

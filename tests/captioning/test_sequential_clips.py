@@ -13,7 +13,7 @@ import pytest
 from caption_assets.captioning import decoding
 from caption_assets.captioning.budget import FrameGrid
 from caption_assets.captioning.decoding import SandboxDecoder
-from caption_assets.captioning.task import Task
+from caption_assets.captioning.window_job import WindowJob
 from caption_assets.errors import UnreadableClip
 from caption_assets.video.decode import Frames, decode
 from caption_assets.video.window import Windowing
@@ -32,17 +32,17 @@ def film() -> bytes:
 
 
 @pytest.fixture(scope="module")
-def tasks(film: bytes) -> list[Task]:
+def tasks(film: bytes) -> list[WindowJob]:
     return film_tasks(film, Windowing(100, 50))
 
 
-def expected(film: bytes, task: Task) -> Frames:
+def expected(film: bytes, task: WindowJob) -> Frames:
     assert task.window.start_frame is not None
     assert task.window.end_frame is not None
     return decode(film, task.window.start_frame, task.window.end_frame, GRID.frames, (GRID.height, GRID.width))
 
 
-def all_frames(tasks: list[Task], sandbox: Sandbox) -> list[Frames]:
+def all_frames(tasks: list[WindowJob], sandbox: Sandbox) -> list[Frames]:
     async def gather() -> list[Frames]:
         with SandboxDecoder(sandbox) as decoder:
             return await asyncio.gather(*(decoder.frames(task, GRID) for task in tasks))
@@ -50,7 +50,7 @@ def all_frames(tasks: list[Task], sandbox: Sandbox) -> list[Frames]:
     return asyncio.run(gather())
 
 
-def test_windows_that_are_asked_for_at_once_are_those_of_single_decodes(film: bytes, tasks: list[Task]) -> None:
+def test_windows_that_are_asked_for_at_once_are_those_of_single_decodes(film: bytes, tasks: list[WindowJob]) -> None:
     with Sandbox(workers=2) as sandbox:
         found = all_frames(tasks, sandbox)
     for task, frames in zip(tasks, found, strict=True):
@@ -59,7 +59,7 @@ def test_windows_that_are_asked_for_at_once_are_those_of_single_decodes(film: by
         assert np.array_equal(frames.pixels, single.pixels)
 
 
-def test_a_worker_that_is_killed_between_windows_costs_none(film: bytes, tasks: list[Task]) -> None:
+def test_a_worker_that_is_killed_between_windows_costs_none(film: bytes, tasks: list[WindowJob]) -> None:
     async def with_a_kill(sandbox: Sandbox) -> list[Frames]:
         with SandboxDecoder(sandbox) as decoder:
             found = [await decoder.frames(task, GRID) for task in tasks[:3]]
@@ -75,7 +75,7 @@ def test_a_worker_that_is_killed_between_windows_costs_none(film: bytes, tasks: 
 
 
 def test_a_late_window_is_reached_in_several_jobs(
-    film: bytes, tasks: list[Task], monkeypatch: pytest.MonkeyPatch
+    film: bytes, tasks: list[WindowJob], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(decoding, "PATIENCE", 1e-6)
     with Sandbox(workers=1) as sandbox:
@@ -83,14 +83,14 @@ def test_a_late_window_is_reached_in_several_jobs(
     assert np.array_equal(frames.pixels, expected(film, tasks[4]).pixels)
 
 
-def test_a_window_that_is_asked_for_again_is_decoded_anew(film: bytes, tasks: list[Task]) -> None:
+def test_a_window_that_is_asked_for_again_is_decoded_anew(film: bytes, tasks: list[WindowJob]) -> None:
     with Sandbox(workers=1) as sandbox:
         found = all_frames([tasks[5], tasks[2], tasks[5]], sandbox)
     for task, frames in zip([tasks[5], tasks[2], tasks[5]], found, strict=True):
         assert np.array_equal(frames.pixels, expected(film, task).pixels)
 
 
-def test_a_clip_that_cannot_be_decoded_fails_each_window_and_holds_up_no_other(tasks: list[Task]) -> None:
+def test_a_clip_that_cannot_be_decoded_fails_each_window_and_holds_up_no_other(tasks: list[WindowJob]) -> None:
     broken = [replace(task, read=lambda: [b"<html>"]) for task in tasks[:3]]
 
     async def mixed(sandbox: Sandbox) -> list[Frames | BaseException]:

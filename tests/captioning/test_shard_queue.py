@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from caption_assets.captioning.captioner import POISON_CRASHES
 from caption_assets.captioning.engine import EngineDied
 from caption_assets.captioning.job import Job
 from caption_assets.captioning.prefix_cache import NO_HITS, CacheHits
@@ -20,7 +21,6 @@ from caption_assets.captioning.request import Completion, PoisonWindow, Reasonin
 from caption_assets.captioning.shard_queue import caption_shards
 from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.captioning.supervisor import EngineSupervisor
-from caption_assets.captioning.two_stage import POISON_DEATHS
 from caption_assets.sources.manifest import probe_clips
 from caption_assets.sources.shard import find_shard
 from caption_assets.store.checkpoints import checkpoint_folder
@@ -37,7 +37,7 @@ from tests.videos import moving_video
 
 pytestmark = pytest.mark.fast
 
-BOTH = frozenset({STAGE1.name, STAGE2.name})
+BOTH = (STAGE1.name, STAGE2.name)
 UNSURE = {"prompt_tokens", "cached_tokens", "output_tokens", "attempts"}
 """Columns in which two runs may differ."""
 
@@ -69,7 +69,7 @@ class World:
         publish_manifest(self.root, shard, (row for clip in clips for row in clip.rows), {})
 
     def job(self, **how: Any) -> Job:
-        return replace(Job(self.root, self.source, Recipe(), BOTH), **how)
+        return replace(Job(self.root, self.source, Recipe()), **how)
 
     def run(self, *shards: str, engine: StandIn | None = None, **how: Any) -> Log:
         return asyncio.run(self.captions(*shards, engine=engine, **how))
@@ -127,8 +127,8 @@ def test_a_run_that_takes_less_than_half_from_the_prefix_cache_warns(world: Worl
 
 
 def test_stage_2_alone_predicts_no_hits(world: World) -> None:
-    world.run(tables=frozenset({STAGE1.name}))
-    log = world.run(engine=StandIn(cached=0.0), tables=frozenset({STAGE2.name}))
+    world.run(stages=(STAGE1,))
+    log = world.run(engine=StandIn(cached=0.0), stages=(STAGE2,))
     assert log.warnings == []
     assert CacheHits.from_facts(read_facts(world.root, STAGE2.name, "a")) == NO_HITS
 
@@ -170,13 +170,13 @@ def test_a_second_run_starts_no_engine_and_publishes_the_same(world: World) -> N
 def test_tables_say_which_versions_of_their_inputs_they_were_made_from(world: World) -> None:
     world.run(weights_version="w")
     manifest = manifest_version(read_manifest(world.root, "a"))
-    stage1, stage2 = (read_versions(world.root, table, "a") for table in sorted(BOTH))
+    stage1, stage2 = (read_versions(world.root, table, "a") for table in BOTH)
     assert stage1
     assert stage2
-    assert (stage1.code, stage2.code) == (Recipe().version(1), Recipe().version(2))
+    assert (stage1.code, stage2.code) == (Recipe().version(STAGE1), Recipe().version(STAGE2))
     assert stage1.inputs == {"clip_manifest": manifest, "model_weights": "w"}
     assert stage2.inputs == {"stage1_captions": stage1.data}
-    world.run(tables=frozenset({STAGE2.name}))
+    world.run(stages=(STAGE2,))
     assert read_versions(world.root, STAGE2.name, "a") == stage2
 
 
@@ -253,7 +253,7 @@ def test_a_window_that_kills_the_engine_is_not_asked_again_by_the_next_run(world
 
     world.run(engine=StandIn(asked), engine_settings="vLLM 1")
     row = read_captions(world.root, STAGE1.name, "a")[0]
-    assert (row.window_id, row.error_kind, row.attempts) == (poison, "poison", POISON_DEATHS)
+    assert (row.window_id, row.error_kind, row.attempts) == (poison, "poison", POISON_CRASHES)
     assert row.engine_settings == "vLLM 1"
     world.run(engine=StandIn(asked), engine_settings="vLLM 1")
     assert world.asked == {}
@@ -401,17 +401,17 @@ def test_stage_2_alone_shows_the_frames_that_a_joint_run_shows_where_the_context
     joint = {table: world.rows(table) for table in BOTH}
     for table in BOTH:
         world.root.remove(f"{table}/shard=a/captions.parquet")
-    with_context(world, short, tables=frozenset({STAGE1.name}))
-    with_context(world, short, tables=frozenset({STAGE2.name}))
+    with_context(world, short, stages=(STAGE1,))
+    with_context(world, short, stages=(STAGE2,))
     assert {table: world.rows(table) for table in BOTH} == joint
 
 
 def test_stage_2_alone_takes_up_what_was_published(world: World) -> None:
-    world.run(tables=frozenset({STAGE1.name}))
+    world.run(stages=(STAGE1,))
     assert world.asked == {1: 6}
-    world.run(tables=frozenset({STAGE2.name}))
+    world.run(stages=(STAGE2,))
     assert world.asked == {2: 6}
-    world.run(tables=frozenset({STAGE2.name}))
+    world.run(stages=(STAGE2,))
     assert world.asked == {}
 
 

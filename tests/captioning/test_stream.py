@@ -9,11 +9,12 @@ from dataclasses import replace
 import pytest
 
 from caption_assets.captioning.budget import FrameGrid
+from caption_assets.captioning.captioner import SPARE_TOKENS
 from caption_assets.captioning.recipe import Recipe, SamplingParams
 from caption_assets.captioning.request import Completion, ReasoningCutOff, Request, RequestFailed
+from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.captioning.supervisor import EngineSupervisor
-from caption_assets.captioning.task import Captioned, Task
-from caption_assets.captioning.two_stage import SPARE_TOKENS
+from caption_assets.captioning.window_job import WindowJob
 from caption_assets.store.tables import Status
 from caption_assets.video.window import Windowing
 from tests.captioning.stand_in import StandIn, start_stand_in
@@ -43,8 +44,8 @@ class Scripted(StandIn):
         return Completion(text, self.finish_reason, 100, 0, len(text.split()))
 
 
-def run(engine: StandIn, tasks: list[Task], recipe: Recipe = RECIPE) -> list[Captioned]:
-    async def all_of_it() -> list[Captioned]:
+def run(engine: StandIn, tasks: list[WindowJob], recipe: Recipe = RECIPE) -> list[WindowJob]:
+    async def all_of_it() -> list[WindowJob]:
         async with EngineSupervisor(lambda: start_stand_in(engine)) as supervisor:
             return await caption_all(supervisor, recipe, tasks)
 
@@ -52,7 +53,7 @@ def run(engine: StandIn, tasks: list[Task], recipe: Recipe = RECIPE) -> list[Cap
 
 
 @pytest.fixture(scope="module")
-def windows() -> list[Task]:
+def windows() -> list[WindowJob]:
     """Twelve windows of one clip."""
     return film_tasks(moving_video(288), Windowing(24, 12))
 
@@ -79,9 +80,9 @@ class Together(StandIn):
         return Completion(ALIKE, "stop", 100, 0, 8)
 
 
-def test_windows_that_look_alike_are_generated_again_side_by_side(windows: list[Task]) -> None:
+def test_windows_that_look_alike_are_generated_again_side_by_side(windows: list[WindowJob]) -> None:
     done = run(Together(11), windows)
-    assert [row.stage1.flags for row in done] == [(), *[("near_duplicate",)] * 11]
+    assert [row.row(STAGE1).flags for row in done] == [(), *[("near_duplicate",)] * 11]
     assert all(row.ok for row in done)
 
 
@@ -102,20 +103,21 @@ class Thinking(StandIn):
         return Completion("a dog crosses the road", "stop", 100, 0, limit)
 
 
-def test_an_answer_that_is_cut_off_inside_a_thought_is_asked_for_again_with_more_room(windows: list[Task]) -> None:
+def test_an_answer_that_is_cut_off_inside_a_thought_is_asked_for_again_with_more_room(windows: list[WindowJob]) -> None:
     engine = Thinking(tokens=300)
     [done] = run(engine, windows[:1], replace(RECIPE, generation=SamplingParams(max_output_tokens=100)))
     assert done.ok
     assert engine.limits_asked == [100, 200, 400] * 2
-    assert done.stage1.sampling is not None
-    assert (done.stage1.attempts, done.stage1.sampling["max_output_tokens"]) == (3, 400)
+    row = done.row(STAGE1)
+    assert row.sampling is not None
+    assert (row.attempts, row.sampling["max_output_tokens"]) == (3, 400)
 
 
-def test_a_model_that_reasons_without_end_fails_with_its_kind(windows: list[Task]) -> None:
+def test_a_model_that_reasons_without_end_fails_with_its_kind(windows: list[WindowJob]) -> None:
     engine = Thinking(tokens=10**9)
     [done] = run(engine, windows[:1], replace(RECIPE, generation=SamplingParams(max_output_tokens=100)))
-    assert (done.stage1.error_kind, done.stage1.caption) == ("reasoning_cut_off", None)
-    assert "still reasoning after 800 tokens: raise CAPTION_MAX_OUTPUT_TOKENS" in (done.stage1.error or "")
+    assert (done.row(STAGE1).error_kind, done.row(STAGE1).caption) == ("reasoning_cut_off", None)
+    assert "still reasoning after 800 tokens: raise CAPTION_MAX_OUTPUT_TOKENS" in (done.row(STAGE1).error or "")
     assert engine.limits_asked == [100, 200, 400, 800]
 
 
@@ -139,23 +141,23 @@ class Hanging(StandIn):
         return Completion(f"{ALIKE} {request.video_id}", "stop", 100, 0, 8)
 
 
-def test_a_window_that_hangs_holds_up_none_of_its_clip(windows: list[Task]) -> None:
+def test_a_window_that_hangs_holds_up_none_of_its_clip(windows: list[WindowJob]) -> None:
     done = run(Hanging(windows[0].window.window_id), windows)
-    assert (done[0].stage1.error_kind, done[0].stage1.attempts) == ("timeout", 4)
+    assert (done[0].row(STAGE1).error_kind, done[0].row(STAGE1).attempts) == ("timeout", 4)
     assert all(row.ok for row in done[1:])
 
 
-def test_a_regeneration_that_fails_leaves_stage_2_the_same_frames(windows: list[Task]) -> None:
+def test_a_regeneration_that_fails_leaves_stage_2_the_same_frames(windows: list[WindowJob]) -> None:
     engine = Scripted(lambda request: ("short" if request.stage == 1 else ALIKE) if is_first(request) else None)
     [done] = run(engine, windows[:1])
-    assert done.stage2 is not None
-    assert (done.stage1.caption, done.stage1.attempts, done.stage2.status) == ("short", 2, Status.OK)
-    assert done.stage2.frame_indices == done.stage1.frame_indices
+    assert done.row(STAGE2) is not None
+    assert (done.row(STAGE1).caption, done.row(STAGE1).attempts, done.row(STAGE2).status) == ("short", 2, Status.OK)
+    assert done.row(STAGE2).frame_indices == done.row(STAGE1).frame_indices
     assert engine.asked[-1].seen
     assert engine.asked[-1].video_id == engine.asked[0].video_id
 
 
-def test_windows_take_turns_on_the_replicas_and_keep_to_theirs(windows: list[Task]) -> None:
+def test_windows_take_turns_on_the_replicas_and_keep_to_theirs(windows: list[WindowJob]) -> None:
     engine = Scripted(lambda request: f"{ALIKE} {request.video_id}")
     run(engine, [replace(task, shard=f"shard-{number}") for number, task in enumerate(windows)])
     replicas = [{request.replica for request in engine.asked if request.stage == stage} for stage in (1, 2)]
@@ -163,7 +165,7 @@ def test_windows_take_turns_on_the_replicas_and_keep_to_theirs(windows: list[Tas
     assert len({(request.video_id, request.replica) for request in engine.asked}) == 12
 
 
-def test_a_longer_stage_1_leaves_stage_2_its_room(windows: list[Task]) -> None:
+def test_a_longer_stage_1_leaves_stage_2_its_room(windows: list[WindowJob]) -> None:
     most = 300
     recipe = replace(RECIPE, generation=SamplingParams(max_output_tokens=most))
     engine = Scripted(lambda request: f"{ALIKE} {request.video_id}")

@@ -18,8 +18,9 @@ from caption_assets.captioning.engine import CaptionEngine
 from caption_assets.captioning.prefix_cache import NO_HITS, CacheHits
 from caption_assets.captioning.recipe import DETERMINISTIC, Recipe, SamplingParams
 from caption_assets.captioning.request import Completion, Request, RequestFailed
+from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.captioning.supervisor import EngineSupervisor
-from caption_assets.captioning.task import Captioned, Task
+from caption_assets.captioning.window_job import WindowJob
 from caption_assets.models.variants import PixelLimits
 from caption_assets.sample.clips import encode_frames
 from caption_assets.sample.world import COLOURS, Scene, random_scene, render, stage1_caption
@@ -38,27 +39,27 @@ RECIPE = Recipe()
 SHARDS = ["sample-folder", "sample-tar"]
 
 
-def tasks_of(data: Path, shard: str) -> list[Task]:
+def tasks_of(data: Path, shard: str) -> list[WindowJob]:
     """A task for each window of a sample shard."""
     source = Root.open(str(data / "shards"))
     clips = probe_clips(SANDBOX, source, find_shard(source, shard), Windowing())
-    return [Task(row, partial(clip_pieces, source, row)) for clip in clips for row in clip.rows]
+    return [WindowJob(row, partial(clip_pieces, source, row)) for clip in clips for row in clip.rows]
 
 
 @pytest.fixture(scope="module")
-def captioned(supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path) -> dict[str, list[Captioned]]:
+def captioned(supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path) -> dict[str, list[WindowJob]]:
     """Both sample shards, captioned in both stages."""
     return {shard: ask(caption_all(supervisor, RECIPE, tasks_of(sample_data, shard))) for shard in SHARDS}
 
 
 @pytest.mark.parametrize("shard", SHARDS)
 def test_every_readable_clip_is_captioned_right_in_both_stages(
-    captioned: dict[str, list[Captioned]], truth: Truth, shard: str
+    captioned: dict[str, list[WindowJob]], truth: Truth, shard: str
 ) -> None:
     said = [
-        (done.stage1.clip_key, done.stage1.window_index, done.stage1.caption, done.stage2.caption)
+        (done.row(STAGE1).clip_key, done.row(STAGE1).window_index, done.row(STAGE1).caption, done.row(STAGE2).caption)
         for done in captioned[shard]
-        if done.stage2 is not None and done.stage1.window_index is not None
+        if done.row(STAGE1).window_index is not None
     ]
     expected = [
         (clip, window, *captions)
@@ -70,19 +71,17 @@ def test_every_readable_clip_is_captioned_right_in_both_stages(
 
 @pytest.mark.parametrize("shard", SHARDS)
 def test_a_broken_clip_fails_in_both_stages_and_stops_no_other(
-    captioned: dict[str, list[Captioned]], shard: str
+    captioned: dict[str, list[WindowJob]], shard: str
 ) -> None:
-    [broken] = [done for done in captioned[shard] if done.stage1.status is Status.FAILED]
-    assert broken.stage1.error
-    assert broken.stage1.caption is None
-    assert broken.stage2 is not None
-    assert (broken.stage2.error_kind, broken.stage2.caption) == ("stage1_failed", None)
+    [broken] = [done for done in captioned[shard] if done.row(STAGE1).status is Status.FAILED]
+    assert broken.row(STAGE1).error
+    assert broken.row(STAGE1).caption is None
+    assert (broken.row(STAGE2).error_kind, broken.row(STAGE2).caption) == ("stage1_failed", None)
 
 
-def test_rows_tell_how_they_were_made(captioned: dict[str, list[Captioned]]) -> None:
+def test_rows_tell_how_they_were_made(captioned: dict[str, list[WindowJob]]) -> None:
     done = captioned["sample-folder"][0]
-    first, second = done.stage1, done.stage2
-    assert second is not None
+    first, second = done.row(STAGE1), done.row(STAGE2)
     assert first.model == RECIPE.variant.hub_id
     assert first.finish_reason == second.finish_reason == "stop"
     assert first.frame_indices == second.frame_indices
@@ -100,17 +99,18 @@ BLOCK = 32
 
 
 def test_stage_2_takes_every_whole_block_of_the_video_from_the_prefix_cache(
-    engine: CaptionEngine, captioned: dict[str, list[Captioned]]
+    engine: CaptionEngine, captioned: dict[str, list[WindowJob]]
 ) -> None:
     cached = cacheable = 0
     hits = sum((done.hits for done in chain.from_iterable(captioned.values())), NO_HITS)
     for done in chain.from_iterable(captioned.values()):
-        if done.stage2 is None or done.stage2.prompt_tokens is None:
+        second = done.row(STAGE2)
+        if second.prompt_tokens is None:
             continue
-        text = engine.text_tokens(engine.render(RECIPE.prompt.stage2_text(done.stage1.caption or "")))
+        text = engine.text_tokens(engine.render(RECIPE.prompt.stage2_text(done.row(STAGE1).caption or "")))
         head = engine.text_tokens(engine.render("").split("<|vision_end|>")[0])
-        cacheable += (head + done.stage2.prompt_tokens - text) // BLOCK * BLOCK
-        cached += done.stage2.cached_tokens or 0
+        cacheable += (head + second.prompt_tokens - text) // BLOCK * BLOCK
+        cached += second.cached_tokens or 0
     assert cached >= 0.98 * cacheable > 0
     assert hits == CacheHits(cached, cacheable)
 
@@ -127,7 +127,7 @@ def test_a_video_is_encoded_once_for_both_stages(
 
     done = ask(caption_all(supervisor, recipe, fresh))
 
-    captioned = [each for each in done if each.stage2 is not None and each.stage2.status is Status.OK]
+    captioned = [each for each in done if each.row(STAGE2).status is Status.OK]
     assert ask(encodings(engine)) == len(captioned) > 40
 
 
@@ -138,20 +138,20 @@ async def encodings(engine: CaptionEngine) -> int:
 
 
 def test_stage_2_alone_gives_what_the_joint_run_gave(
-    supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path, captioned: dict[str, list[Captioned]]
+    supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path, captioned: dict[str, list[WindowJob]]
 ) -> None:
     joint = captioned["sample-folder"]
     tasks = [
-        replace(task, stage1=done.stage1)
+        replace(task, rows={STAGE1.name: done.rows[STAGE1.name]})
         for task, done in zip(tasks_of(sample_data, "sample-folder"), joint, strict=True)
     ]
     alone = ask(caption_all(supervisor, RECIPE, tasks))
-    assert [text(done.stage2) for done in alone] == [text(done.stage2) for done in joint]
-    assert [done.stage1 for done in alone] == [done.stage1 for done in joint]
+    assert [text(done.row(STAGE2)) for done in alone] == [text(done.row(STAGE2)) for done in joint]
+    assert [done.row(STAGE1) for done in alone] == [done.row(STAGE1) for done in joint]
 
 
 def test_stage_2_copies_what_its_own_stage_1_says_even_where_that_is_false(
-    supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path, captioned: dict[str, list[Captioned]], truth: Truth
+    supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path, captioned: dict[str, list[WindowJob]], truth: Truth
 ) -> None:
     """Each clip is told another story; told another clip's, or none, it would give itself away."""
     joint = captioned["sample-tar"]
@@ -160,15 +160,16 @@ def test_stage_2_copies_what_its_own_stage_1_says_even_where_that_is_false(
     for number, (task, done) in enumerate(zip(tasks_of(sample_data, "sample-tar"), joint, strict=True)):
         story = stage1_caption(list(COLOURS)[number % 7], ("circle", "square", "triangle")[number % 3], "moves up")
         told.append(story)
-        tasks.append(replace(task, stage1=replace(done.stage1, caption=story)) if done.stage1.caption else task)
+        first = done.rows[STAGE1.name]
+        lie = {STAGE1.name: replace(first, row=replace(first.row, caption=story))} if first.row.caption else {}
+        tasks.append(replace(task, rows=lie))
     lied_to = ask(caption_all(supervisor, RECIPE, tasks))
     for done, story in zip(lied_to, told, strict=True):
-        if done.stage1.status is Status.FAILED:
+        if done.row(STAGE1).status is Status.FAILED:
             continue
-        assert done.stage2 is not None
-        right = truth["sample-tar"][done.stage1.clip_key][done.stage1.window_index or 0][1]
+        right = truth["sample-tar"][done.row(STAGE1).clip_key][done.row(STAGE1).window_index or 0][1]
         size, background = right.split()[1], right.split(" on a ")[1]
-        assert done.stage2.caption == f"A {size} {story[2:-1]} on a {background}"
+        assert done.row(STAGE2).caption == f"A {size} {story[2:-1]} on a {background}"
 
 
 def text(row: CaptionRow | None) -> str | None:
@@ -178,7 +179,7 @@ def text(row: CaptionRow | None) -> str | None:
 # --- one window at a time
 
 
-def first_task(data: Path) -> Task:
+def first_task(data: Path) -> WindowJob:
     return tasks_of(data, "sample-folder")[0]
 
 
@@ -213,8 +214,8 @@ def test_a_request_that_fails_is_made_again_as_it_was(
 ) -> None:
     refusing = Refusing(supervisor, requests=1)
     [done] = ask(caption_all(refusing, RECIPE, [first_task(sample_data)]))
-    assert done.stage1.status is Status.OK
-    assert (done.stage1.attempts, done.stage1.reductions) == (2, ())
+    assert done.row(STAGE1).status is Status.OK
+    assert (done.row(STAGE1).attempts, done.row(STAGE1).reductions) == (2, ())
     assert refusing.asked[0].frames is refusing.asked[1].frames
 
 
@@ -223,14 +224,16 @@ def test_a_window_that_fails_twice_is_shown_with_half_the_frames_in_both_stages(
 ) -> None:
     task = max(tasks_of(sample_data, "sample-folder"), key=lambda task: task.window.end_seconds or 0)
     [whole] = ask(caption_all(supervisor, RECIPE, [task]))
-    count = len(whole.stage1.frame_indices)
+    count = len(whole.row(STAGE1).frame_indices)
     [done] = ask(caption_all(Refusing(supervisor, frames=count - 1), RECIPE, [task]))
-    assert done.stage1.status is Status.OK
-    assert (done.stage1.attempts, "fewer_frames" in done.stage1.reductions) == (3, True)
-    assert len(done.stage1.frame_indices) == count // 2 // 2 * 2
-    assert done.stage1.frame_fps == pytest.approx(whole.stage1.frame_fps * (count // 2 // 2 * 2 - 1) / (count - 1), 0.1)
-    assert done.stage2.frame_indices == done.stage1.frame_indices
-    assert done.stage2.attempts == 1
+    assert done.row(STAGE1).status is Status.OK
+    assert (done.row(STAGE1).attempts, "fewer_frames" in done.row(STAGE1).reductions) == (3, True)
+    assert len(done.row(STAGE1).frame_indices) == count // 2 // 2 * 2
+    assert done.row(STAGE1).frame_fps == pytest.approx(
+        whole.row(STAGE1).frame_fps * (count // 2 // 2 * 2 - 1) / (count - 1), 0.1
+    )
+    assert done.row(STAGE2).frame_indices == done.row(STAGE1).frame_indices
+    assert done.row(STAGE2).attempts == 1
 
 
 def test_the_last_rung_is_smaller_frames(supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path) -> None:
@@ -238,20 +241,24 @@ def test_the_last_rung_is_smaller_frames(supervisor: EngineSupervisor, ask: Ask[
     limits = replace(RECIPE.variant.pixels, min_pixels=4 * 28 * 28)
     recipe = replace(RECIPE, variant=replace(RECIPE.variant, pixels=limits))
     [whole] = ask(caption_all(supervisor, recipe, [task]))
-    area = whole.stage1.frame_height * whole.stage1.frame_width
+    area = whole.row(STAGE1).frame_height * whole.row(STAGE1).frame_width
     [done] = ask(caption_all(Refusing(supervisor, pixels=area - 1), recipe, [task]))
-    assert done.stage1.frame_height * done.stage1.frame_width < area
-    assert (done.stage1.attempts, done.stage1.status) == (4, Status.OK)
-    assert set(done.stage1.reductions) >= {"fewer_frames", "smaller_frames"}
+    assert done.row(STAGE1).frame_height * done.row(STAGE1).frame_width < area
+    assert (done.row(STAGE1).attempts, done.row(STAGE1).status) == (4, Status.OK)
+    assert set(done.row(STAGE1).reductions) >= {"fewer_frames", "smaller_frames"}
 
 
 def test_a_window_that_fails_on_every_rung_is_a_row_with_the_engines_reason(
     supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path
 ) -> None:
     [done] = ask(caption_all(Refusing(supervisor, frames=0), RECIPE, [first_task(sample_data)]))
-    assert (done.stage1.status, done.stage1.error_kind, done.stage1.attempts) == (Status.FAILED, "refused", 4)
-    assert "2048" in done.stage1.error
-    assert done.stage2.error_kind == "stage1_failed"
+    assert (done.row(STAGE1).status, done.row(STAGE1).error_kind, done.row(STAGE1).attempts) == (
+        Status.FAILED,
+        "refused",
+        4,
+    )
+    assert "2048" in done.row(STAGE1).error
+    assert done.row(STAGE2).error_kind == "stage1_failed"
 
 
 def test_a_stage_2_that_fails_leaves_the_stage_1_caption(
@@ -264,26 +271,30 @@ def test_a_stage_2_that_fails_leaves_the_stage_1_caption(
             return await super().complete(request)
 
     [done] = ask(caption_all(RefusingStage2(supervisor), RECIPE, [first_task(sample_data)]))
-    assert done.stage1.status is Status.OK
-    assert (done.stage2.status, done.stage2.error) == (Status.FAILED, "no second stage")
+    assert done.row(STAGE1).status is Status.OK
+    assert (done.row(STAGE2).status, done.row(STAGE2).error) == (Status.FAILED, "no second stage")
 
 
 def test_an_empty_answer_is_asked_again_freely_and_then_a_failure_that_stage_2_is_not_built_upon(
     supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path
 ) -> None:
     """The prompt holds the whole answer already, so that the model has nothing left but to end it."""
-    [right] = ask(caption_all(supervisor, RECIPE, [first_task(sample_data)], with_stage2=False))
+    [right] = ask(caption_all(supervisor, RECIPE, [first_task(sample_data)], stages=(STAGE1,)))
 
     class Answered(Refusing):
         async def complete(self, request: Request) -> Completion:
-            return await super().complete(replace(request, prompt=request.prompt + right.stage1.caption))
+            return await super().complete(replace(request, prompt=request.prompt + right.row(STAGE1).caption))
 
     answered = Answered(supervisor)
     deterministic = replace(RECIPE, generation=DETERMINISTIC, regenerations=1)
     [done] = ask(caption_all(answered, deterministic, [first_task(sample_data)]))
-    assert (done.stage1.status, done.stage1.error_kind, done.stage1.caption) == (Status.FAILED, "empty_answer", None)
-    assert done.stage1.attempts == len(answered.asked) == 2
-    assert (done.stage2.status, done.stage2.caption) == (Status.FAILED, None)
+    assert (done.row(STAGE1).status, done.row(STAGE1).error_kind, done.row(STAGE1).caption) == (
+        Status.FAILED,
+        "empty_answer",
+        None,
+    )
+    assert done.row(STAGE1).attempts == len(answered.asked) == 2
+    assert (done.row(STAGE2).status, done.row(STAGE2).caption) == (Status.FAILED, None)
 
 
 def test_a_prompt_that_leaves_no_room_for_the_video_is_a_row_that_says_so(
@@ -291,8 +302,8 @@ def test_a_prompt_that_leaves_no_room_for_the_video_is_a_row_that_says_so(
 ) -> None:
     recipe = replace(RECIPE, prompt=replace(RECIPE.prompt, stage1="word " * 3000))
     [done] = ask(caption_all(supervisor, recipe, [first_task(sample_data)]))
-    assert (done.stage1.error_kind, done.stage1.attempts) == ("too_long", 1)
-    assert "shorten the prompt" in done.stage1.error
+    assert (done.row(STAGE1).error_kind, done.row(STAGE1).attempts) == ("too_long", 1)
+    assert "shorten the prompt" in done.row(STAGE1).error
 
 
 def test_an_output_limit_that_leaves_no_room_for_the_video_is_named_with_one_that_does(
@@ -301,11 +312,14 @@ def test_an_output_limit_that_leaves_no_room_for_the_video_is_named_with_one_tha
     context = supervisor.engine.context
     recipe = replace(RECIPE, generation=SamplingParams(max_output_tokens=context - 50))
     [done] = ask(caption_all(supervisor, recipe, [first_task(sample_data)]))
-    assert done.stage1.error_kind == "too_long"
-    [limit] = re.findall(r"CAPTION_MAX_OUTPUT_TOKENS keeps .* lower it to (\d+) or less", done.stage1.error)
+    assert done.row(STAGE1).error_kind == "too_long"
+    [limit] = re.findall(r"CAPTION_MAX_OUTPUT_TOKENS keeps .* lower it to (\d+) or less", done.row(STAGE1).error)
     recipe = replace(RECIPE, generation=SamplingParams(max_output_tokens=int(limit)))
-    [done] = ask(caption_all(supervisor, recipe, [first_task(sample_data)], with_stage2=False))
-    assert (done.stage1.status, done.stage1.frame_indices[1:]) == (Status.OK, done.stage1.frame_indices[-1:])
+    [done] = ask(caption_all(supervisor, recipe, [first_task(sample_data)], stages=(STAGE1,)))
+    assert (done.row(STAGE1).status, done.row(STAGE1).frame_indices[1:]) == (
+        Status.OK,
+        done.row(STAGE1).frame_indices[-1:],
+    )
 
 
 def test_a_stage_has_the_room_that_its_own_prompt_and_answer_leave(
@@ -314,23 +328,23 @@ def test_a_stage_has_the_room_that_its_own_prompt_and_answer_leave(
     """Twice the output limit beside the prompt would leave less than the whole video takes."""
     task = max(tasks_of(sample_data, "sample-folder"), key=lambda task: task.window.end_seconds or 0)
     [whole] = ask(caption_all(supervisor, RECIPE, [task]))
-    limit = supervisor.engine.context - whole.stage2.prompt_tokens
+    limit = supervisor.engine.context - whole.row(STAGE2).prompt_tokens
     recipe = replace(RECIPE, generation=replace(RECIPE.generation, max_output_tokens=limit))
     [done] = ask(caption_all(supervisor, recipe, [task]))
-    assert done.stage1.frame_indices == done.stage2.frame_indices == whole.stage1.frame_indices
-    assert done.stage2.cached_tokens > 0
+    assert done.row(STAGE1).frame_indices == done.row(STAGE2).frame_indices == whole.row(STAGE1).frame_indices
+    assert done.row(STAGE2).cached_tokens > 0
     recipe = replace(RECIPE, generation=replace(RECIPE.generation, max_output_tokens=limit + 8))
     [done] = ask(caption_all(supervisor, recipe, [task]))
-    assert done.stage1.frame_indices == whole.stage1.frame_indices
-    assert done.stage2.reductions != whole.stage2.reductions
-    assert done.stage2.prompt_tokens + limit + 8 <= supervisor.engine.context
+    assert done.row(STAGE1).frame_indices == whole.row(STAGE1).frame_indices
+    assert done.row(STAGE2).reductions != whole.row(STAGE2).reductions
+    assert done.row(STAGE2).prompt_tokens + limit + 8 <= supervisor.engine.context
 
 
 def test_a_long_prompt_makes_the_video_smaller_and_the_row_says_so(
     supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path
 ) -> None:
     task = max(tasks_of(sample_data, "sample-folder"), key=lambda task: task.window.end_seconds or 0)
-    [whole] = ask(caption_all(supervisor, RECIPE, [task], with_stage2=False))
+    [whole] = ask(caption_all(supervisor, RECIPE, [task], stages=(STAGE1,)))
     room = 50
     target = supervisor.engine.context - 64 - room
     words = next(
@@ -341,12 +355,12 @@ def test_a_long_prompt_makes_the_video_smaller_and_the_row_says_so(
     recipe = replace(
         RECIPE, prompt=replace(RECIPE.prompt, stage1="word " * words), generation=SamplingParams(max_output_tokens=64)
     )
-    [done] = ask(caption_all(supervisor, recipe, [task], with_stage2=False))
-    assert done.stage1.status is Status.OK
-    assert done.stage1.attempts <= 2  # a second one only for what it says
-    assert done.stage1.reductions
-    assert done.stage1.prompt_tokens < supervisor.engine.context
-    assert len(done.stage1.frame_indices) <= len(whole.stage1.frame_indices)
+    [done] = ask(caption_all(supervisor, recipe, [task], stages=(STAGE1,)))
+    assert done.row(STAGE1).status is Status.OK
+    assert done.row(STAGE1).attempts <= 2  # a second one only for what it says
+    assert done.row(STAGE1).reductions
+    assert done.row(STAGE1).prompt_tokens < supervisor.engine.context
+    assert len(done.row(STAGE1).frame_indices) <= len(whole.row(STAGE1).frame_indices)
 
 
 def test_a_flagged_caption_is_generated_again_and_the_best_attempt_is_kept(
@@ -355,16 +369,16 @@ def test_a_flagged_caption_is_generated_again_and_the_best_attempt_is_kept(
     """Three tokens are no whole sentence: the answer is cut off, and gets twice the room the second time."""
     short = replace(RECIPE, generation=replace(RECIPE.generation, max_output_tokens=3), regenerations=3)
     asking = Refusing(supervisor)
-    [done] = ask(caption_all(asking, short, [first_task(sample_data)], with_stage2=False))
+    [done] = ask(caption_all(asking, short, [first_task(sample_data)], stages=(STAGE1,)))
     assert [request.generation.max_output_tokens for request in asking.asked][:2] == [3, 6]
     assert (asking.asked[1].generation.temperature or 0) >= 0.7  # it was too short as well
-    assert done.stage1.flags == ("cut_off",)
-    assert done.stage1.sampling["max_output_tokens"] == 6
-    assert done.stage1.attempts == len(asking.asked) <= 4  # twice the room is given once, and then it is given up
+    assert done.row(STAGE1).flags == ("cut_off",)
+    assert done.row(STAGE1).sampling["max_output_tokens"] == 6
+    assert done.row(STAGE1).attempts == len(asking.asked) <= 4  # twice the room is given once, and then it is given up
     once = replace(short, regenerations=0)
-    [done] = ask(caption_all(supervisor, once, [first_task(sample_data)], with_stage2=False))
-    assert set(done.stage1.flags) == {"cut_off", "too_short"}
-    assert done.stage1.attempts == 1
+    [done] = ask(caption_all(supervisor, once, [first_task(sample_data)], stages=(STAGE1,)))
+    assert set(done.row(STAGE1).flags) == {"cut_off", "too_short"}
+    assert done.row(STAGE1).attempts == 1
 
 
 def test_in_deterministic_mode_a_flagged_caption_is_generated_again_without_drawing(
@@ -378,11 +392,11 @@ def test_in_deterministic_mode_a_flagged_caption_is_generated_again_without_draw
         regenerations=2,
     )
     asking = Refusing(supervisor)
-    results = ask(caption_all(asking, short, [first_task(sample_data)] * 12, with_stage2=False))
+    results = ask(caption_all(asking, short, [first_task(sample_data)] * 12, stages=(STAGE1,)))
     assert {request.generation.temperature for request in asking.asked} == {0.0}
     penalties = sorted({request.generation.repetition_penalty or 0 for request in asking.asked})
     assert penalties == pytest.approx([1.05, 1.15, 1.25])
-    assert len({done.stage1.caption for done in results}) == 1
+    assert len({done.row(STAGE1).caption for done in results}) == 1
 
 
 def test_the_same_words_as_the_window_before_are_flagged(
@@ -390,7 +404,7 @@ def test_the_same_words_as_the_window_before_are_flagged(
 ) -> None:
     tasks = film_tasks(film(red_going_left, red_going_left, red_going_left), Windowing(75, 75))
     results = ask(caption_all(supervisor, replace(RECIPE, regenerations=0), tasks))
-    assert [done.stage1.flags for done in results] == [(), ("near_duplicate",), ("near_duplicate",)]
+    assert [done.row(STAGE1).flags for done in results] == [(), ("near_duplicate",), ("near_duplicate",)]
 
 
 def test_a_clips_own_prompt_takes_the_place_of_stage_1s(
@@ -398,8 +412,8 @@ def test_a_clips_own_prompt_takes_the_place_of_stage_1s(
 ) -> None:
     asking = Refusing(supervisor)
     [done] = ask(caption_all(asking, RECIPE, film_tasks(film(red_going_left), prompt="What <|im_end|> is this?")))
-    assert done.stage1.prompt_name == "clip"
-    assert done.stage1.prompt_hash != RECIPE.prompt.name
+    assert done.row(STAGE1).prompt_name == "clip"
+    assert done.row(STAGE1).prompt_hash != RECIPE.prompt.name
     assert "What < |im_end|> is this?" in asking.asked[0].prompt
     assert asking.asked[0].prompt.count("<|im_end|>") == supervisor.engine.render("x").count("<|im_end|>")
 
@@ -408,8 +422,10 @@ def test_two_deterministic_runs_say_the_same(supervisor: EngineSupervisor, ask: 
     recipe = replace(RECIPE, generation=DETERMINISTIC)
     tasks = tasks_of(sample_data, "sample-tar")
     one, other = (ask(caption_all(supervisor, recipe, order)) for order in (tasks, tasks[::-1]))
-    identity = [(done.stage1.caption, done.stage2.caption, done.stage2.flags) for done in one]
-    assert identity == [(done.stage1.caption, done.stage2.caption, done.stage2.flags) for done in other[::-1]]
+    identity = [(done.row(STAGE1).caption, done.row(STAGE2).caption, done.row(STAGE2).flags) for done in one]
+    assert identity == [
+        (done.row(STAGE1).caption, done.row(STAGE2).caption, done.row(STAGE2).flags) for done in other[::-1]
+    ]
 
 
 def test_a_video_that_the_cache_has_let_go_is_sent_again_and_counted(

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 from caption_assets.captioning.open_shard import Published, PublishedTable
 from caption_assets.captioning.shard_queue import RunObserver
-from caption_assets.captioning.task import StageSeconds
 from caption_assets.errors import CaptionAssetsError
 
 
@@ -15,14 +14,14 @@ class Log(RunObserver):
 
     def __init__(self) -> None:
         self.tables: dict[str, Mapping[str, PublishedTable]] = {}
-        self.spent: dict[str, StageSeconds] = {}
+        self.seconds: dict[str, Mapping[str, float]] = {}
         self.skips: dict[str, str] = {}
         self.failures: dict[str, str] = {}
         self.warnings: list[str] = []
 
     def published(self, shard: str, published: Published) -> None:
         self.tables[shard] = published.tables
-        self.spent[shard] = published.spent
+        self.seconds[shard] = published.seconds
 
     def skipped(self, shard: str, reason: str) -> None:
         self.skips[shard] = reason

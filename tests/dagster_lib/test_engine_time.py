@@ -3,9 +3,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caption_assets.captioning.open_shard import PublishedTable
+from caption_assets.captioning.open_shard import Published, PublishedTable
 from caption_assets.captioning.stages import STAGES
-from caption_assets.captioning.task import StageSeconds
+from caption_assets.captioning.window_job import DECODE, STORE
 from caption_assets.dagster_lib.caption_metadata import Cost, engine_costs
 from caption_assets.dagster_lib.engine_time import EngineClock, EngineTime
 from caption_assets.store.tables import CaptionRow, Status
@@ -35,14 +35,16 @@ def test_engine_clock_divides_all_of_the_engines_time(start: float, shards: list
 
 def test_run_without_an_engine_has_no_engine_time() -> None:
     assert EngineClock().take() == EngineTime(0.0, None)
-    cost = Cost(StageSeconds(store=1.0), EngineTime(), gpus=1, gpu_hour_price=2.0)
+    cost = Cost(Published({}, {STORE: 1.0}), EngineTime(), gpus=1, gpu_hour_price=2.0)
     assert engine_costs(STAGES[0].name, PublishedTable("x", [], 0, [], VERSIONS), cost) == {}
 
 
 def test_tables_of_a_shard_share_its_engine_time_and_cost() -> None:
     row = CaptionRow("a.mp4", 0, "id", 0.0, 1.0, Status.OK, prompt_tokens=90, output_tokens=10)
     table = PublishedTable("x", [row], 0, [row], VERSIONS)
-    cost = Cost(StageSeconds(decode=2.0, stage1=3.0, stage2=1.0, store=2.0), EngineTime(1800.0, 60.0), 4, 2.5)
+    first_stage, second_stage = (stage.name for stage in STAGES)
+    published = Published({}, {DECODE: 2.0, first_stage: 3.0, second_stage: 1.0, STORE: 2.0})
+    cost = Cost(published, EngineTime(1800.0, 60.0), 4, 2.5)
     first, second = (engine_costs(stage.name, table, cost) for stage in STAGES)
     assert (first["gpu_seconds"], second["gpu_seconds"]) == (5400.0, 1800.0)
     assert (first["cost"], second["cost"]) == (3.75, 1.25)  # of 4 GPUs for half an hour

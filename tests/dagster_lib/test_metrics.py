@@ -12,7 +12,6 @@ import pytest
 from prometheus_client import REGISTRY
 
 from caption_assets.captioning.open_shard import Published
-from caption_assets.captioning.task import NO_SECONDS
 from caption_assets.dagster_lib.metrics import PortTaken, serve_metrics
 from caption_assets.errors import CaptionAssetsError
 
@@ -41,7 +40,7 @@ def test_metrics_count_windows_and_shards(port: int) -> None:
         metrics.captioned("a", 4, 5, ok=False)
         assert read(port)["caption_windows_in_flight"] == 5
         metrics.captioned("a", 5, 5, ok=True)
-        metrics.published("a", Published({}, NO_SECONDS))
+        metrics.published("a", Published({}, {}))
         metrics.failed("b", CaptionAssetsError("why"))
         metrics.skipped("c", "why not")
         found = read(port)

@@ -14,7 +14,7 @@ import pytest
 from caption_assets.captioning.job import Job
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.shard_queue import caption_shards
-from caption_assets.captioning.stages import STAGE1, STAGE2
+from caption_assets.captioning.stages import STAGE1, STAGE2, STAGES
 from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.models.cache import ensure_local
 from caption_assets.models.mirror import publish
@@ -109,7 +109,7 @@ def _made(root: Root, source: Root, cache: Path) -> Iterator[tuple[str, object]]
             yield f"{shard.key} manifest", rows
             yield f"{shard.key} clips", [span_of(source, row).read() for row in rows]
             log = Log()
-            job = Job(root, source, Recipe(), frozenset({STAGE1.name, STAGE2.name}), checkpoint_rows=4)
+            job = Job(root, source, Recipe(), STAGES, checkpoint_rows=4)
             engine = EngineSupervisor(lambda: start_stand_in(StandIn()))
             asyncio.run(caption_shards(engine, sandbox, job, [shard.key], [log]))
             yield f"{shard.key} told", (log.failures, log.skips, log.warnings)

@@ -14,7 +14,7 @@ import pytest
 from caption_assets.captioning.job import Job
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.shard_queue import caption_shards
-from caption_assets.captioning.stages import STAGE1, STAGE2
+from caption_assets.captioning.stages import STAGES
 from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.store.checkpoints import checkpoint_folder
 from caption_assets.store.lease import LeaseHeld, LeaseLost, Leases
@@ -155,6 +155,6 @@ def test_a_run_over_a_store_that_ignores_conditions_says_so(
         pytest.skip("the header is signed, and this server looks")
     between(without=without)
     root, log = Root.open(s3_url), Log()
-    job = Job(root, root, Recipe(), frozenset({STAGE1.name, STAGE2.name}))
+    job = Job(root, root, Recipe(), STAGES)
     asyncio.run(caption_shards(EngineSupervisor(lambda: start_stand_in(StandIn())), SANDBOX, job, [], [log]))
     assert ["ignores If-None-Match" in warning for warning in log.warnings] == ([True] if without else [])

@@ -13,7 +13,7 @@ from caption_assets.automation.new_shards import build_new_shards
 from caption_assets.captioning.job import Job
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.shard_queue import caption_shards
-from caption_assets.captioning.stages import STAGE1, STAGE2
+from caption_assets.captioning.stages import STAGE1, STAGE2, STAGES
 from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.resources import build_storage
 from caption_assets.settings import Settings
@@ -34,7 +34,7 @@ from tests.videos import moving_video
 pytestmark = pytest.mark.store
 
 SHARDS = ("a", "b", "c")
-BOTH = frozenset({STAGE1.name, STAGE2.name})
+BOTH = STAGES
 
 
 @pytest.fixture

@@ -1,0 +1,445 @@
+"""The captioner: takes window jobs through their stages, and retries what fails with less of the window."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from itertools import count
+from typing import Any
+
+from caption_assets.captioning.admission import Admission
+from caption_assets.captioning.budget import (
+    FrameGrid,
+    FrameTooNarrow,
+    NoRoom,
+    fewer_frames,
+    fit,
+    fit_context,
+    fit_size,
+    reductions,
+    smaller_frames,
+)
+from caption_assets.captioning.decoding import Decoder, require
+from caption_assets.captioning.engine import EngineError
+from caption_assets.captioning.prefix_cache import CacheHits
+from caption_assets.captioning.quality import CUT_OFF, REGENERATED, find_flags, replaces
+from caption_assets.captioning.recipe import Recipe, SamplingParams
+from caption_assets.captioning.request import (
+    CUT,
+    REASONING_CUT_OFF,
+    Completion,
+    PoisonWindow,
+    ReasoningCutOff,
+    Request,
+    RequestFailed,
+)
+from caption_assets.captioning.seen_video import SeenVideo
+from caption_assets.captioning.stages import Stage
+from caption_assets.captioning.supervisor import EngineSupervisor
+from caption_assets.captioning.window_job import DECODE, JobStatus, WindowJob, needed_failed
+from caption_assets.errors import as_project_error
+from caption_assets.store.tables import CaptionRow, ManifestRow, Status
+from caption_assets.video.decode import Frames
+from caption_assets.video.frame_sampling import frame_count
+
+REGENERATION_TEMPERATURE = 0.7
+REGENERATION_TOP_P = 0.95
+"""Minimum values for a caption that is generated again: near-greedy sampling would repeat the first answer."""
+STRONGER_PENALTY = 0.1
+"""Added to the repetition penalty at each regeneration with greedy decoding."""
+POISON_CRASHES = 3
+"""Engines that a window crashes before it counts as poison; see ``EngineSupervisor``."""
+MAX_REASONING_ROOM = 8
+"""Maximum output limit of a model that is still reasoning, as a multiple of the recipe's: 4,000 tokens of reasoning are
+common."""
+SPARE_TOKENS = 32
+"""Tokens that a caption may take more in the next prompt than it took as an answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """An answer, how it was sampled, and its flags."""
+
+    answer: Completion
+    generation: SamplingParams
+    grid: FrameGrid
+    frames: Frames
+    flags: tuple[str, ...] = ()
+
+
+async def caption(
+    supervisor: EngineSupervisor,
+    recipe: Recipe,
+    decoder: Decoder,
+    jobs: AsyncIterable[WindowJob],
+    emit: Callable[[WindowJob], Awaitable[None]],
+) -> None:
+    """Caption many windows through one engine: each enters when there is room and leaves when it is finished.
+
+    A window that fails gets rows that say why, and stops no other.
+
+    Args:
+        supervisor: the engine.
+        recipe: model, prompt and sampling; its model is the engine's.
+        decoder: decodes the windows' frames.
+        jobs: iterated as there is room; windows of one clip one after the other.
+        emit: receives each finished job, in no order. An exception of it ends the whole.
+
+    Raises:
+        EngineError: if there is no engine any more.
+    """
+    admission = Admission(supervisor.engine.capacity)
+    captioner = Captioner(supervisor, recipe, decoder)
+
+    async def one(job: WindowJob) -> None:
+        try:
+            await captioner.run(job)
+        except EngineError:
+            raise
+        except Exception as error:  # a bug that one window meets stops no other
+            logging.getLogger(__name__).exception("window %s of %s", job.window.window_id, job.window.clip_key)
+            job.fail(recipe, "unexpected", str(as_project_error(error)))
+        finally:
+            admission.leave(job.load)
+        await emit(job)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            async for job in jobs:
+                await captioner.plan(job)
+                await admission.enter(job.load)
+                job.status = JobStatus.RUNNING
+                group.create_task(one(job))
+    except ExceptionGroup as failed:
+        raise failed.exceptions[0] from failed  # the first one ended the others
+
+
+class Captioner:
+    """Captions windows, each on its own: one that fails gets rows that say why and stops no other."""
+
+    def __init__(self, supervisor: EngineSupervisor, recipe: Recipe, decoder: Decoder) -> None:
+        self._supervisor = supervisor
+        self._recipe = recipe
+        self._decoder = decoder
+        self._replicas = count()
+
+    async def plan(self, job: WindowJob) -> None:
+        """Choose how a window is shown, or set the problem why it cannot be.
+
+        Raises:
+            EngineError: if there is no engine any more.
+        """
+        try:
+            await self._plan(job)
+        except RequestFailed as error:
+            job.problem = error
+        except FrameTooNarrow as error:
+            job.problem = RequestFailed(error.kind, str(error))
+        except EngineError:
+            raise
+        except Exception as error:  # whatever is wrong with one row stops no other
+            message = f"the manifest's row cannot be used: {type(error).__name__}: {error}"
+            job.problem = RequestFailed("manifest", message)
+
+    async def _plan(self, job: WindowJob) -> None:
+        window, engine = job.window, self._supervisor.engine
+        limits = engine.limits(self._recipe.variant.pixels)
+        height, width = require(window.height), require(window.width)
+        seconds = require(window.end_seconds) - require(window.start_seconds)
+        frames = frame_count(seconds, require(window.end_frame) - require(window.start_frame), self._recipe.frames)
+        whole = fit(frames, height, width, limits)
+        planned = await self._fit_stage(job, job.missing[0], whole)
+        video = await self._video_tokens(window, planned)
+        reserved = {stage: self._reserved(window, stage) for stage in self._recipe.stages}
+        text = max(reserved[stage] for stage in job.missing)
+        job.wanted = FrameGrid(frames, *fit_size(height, width, limits, limits.max_pixels))
+        job.whole, job.planned, job.grid = whole, planned, planned
+        job.load = engine.load(planned, video, text + self._recipe.generation.max_output_tokens)
+        # Of all stages, so that a caption is the same in a joint run and in one of its stage alone.
+        job.caption_room = (
+            engine.context - video - max((reserved[stage] for stage in reserved if stage.needs), default=0)
+        )
+
+    def _reserved(self, window: ManifestRow, stage: Stage) -> int:
+        """Maximum tokens of a stage's prompt beside the video, with captions that reach the output limit."""
+        text = self._text_tokens(window, stage, dict.fromkeys(stage.needs, ""))
+        return text + len(stage.needs) * (self._recipe.generation.max_output_tokens + SPARE_TOKENS)
+
+    def _text_tokens(self, window: ManifestRow, stage: Stage, captions: Mapping[str, str]) -> int:
+        """Tokens of a stage's prompt beside the video."""
+        engine = self._supervisor.engine
+        return engine.text_tokens(engine.render(self._recipe.instruction(stage, window, captions)))
+
+    async def _video_tokens(self, window: ManifestRow, grid: FrameGrid) -> int:
+        seconds = require(window.end_seconds) - require(window.start_seconds)
+        return await self._supervisor.engine.video_tokens(grid, (grid.frames - 1) / seconds)
+
+    async def _fit_stage(self, job: WindowJob, stage: Stage, grid: FrameGrid) -> FrameGrid:
+        """The largest video, at most ``grid``, that fits the context beside a stage's prompt and answer.
+
+        It depends on this stage alone, so that it is the same in a joint run and in one of the stage's own.
+
+        Raises:
+            RequestFailed: if not even two small frames fit.
+        """
+        engine, answer = self._supervisor.engine, self._recipe.generation.max_output_tokens
+        text = self._text_tokens(job.window, stage, job.captions(stage) or {})
+        room = min(engine.context - text - answer, engine.video_room)
+        limits = engine.limits(self._recipe.variant.pixels)
+        try:
+            return await fit_context(grid, limits, lambda grid: self._video_tokens(job.window, grid), room)
+        except NoRoom as error:
+            spare = engine.context - text - error.least
+            remedy = "shorten the prompt" if answer <= text or spare < 1 else f"lower it to {spare} or less"
+            raise RequestFailed(
+                error.kind,
+                f"stage {stage.number} has no room for the video: of the context of {engine.context} tokens its prompt "
+                f"takes {text}, CAPTION_MAX_OUTPUT_TOKENS keeps {answer} for the answer, and two small frames need "
+                f"{error.least}: {remedy}",
+            ) from error
+
+    async def run(self, job: WindowJob) -> None:
+        """Caption the missing stages of a planned job.
+
+        Raises:
+            EngineError: if there is no engine any more.
+        """
+        job.replica = next(self._replicas)
+        if job.problem is None:
+            try:
+                await self._decode(job)
+            except RequestFailed as error:
+                job.problem = error
+        if job.problem:
+            job.fail(self._recipe, job.problem.kind, str(job.problem))
+        for stage in job.missing:
+            captions = job.captions(stage)
+            row = needed_failed(self._recipe, stage, job.window) if captions is None else await self._row(job, stage)
+            job.add(stage, row)
+
+    async def _row(self, job: WindowJob, stage: Stage) -> CaptionRow:
+        """The row of a stage, with a caption or the reason why there is none."""
+        recipe, tried = self._recipe, job.earlier_attempts.get(stage.name, 0)
+        try:
+            reduced = await self._show(job, stage)
+        except RequestFailed as error:
+            row = job.blank_row(recipe, stage, reduced=True)
+            return replace(row, error_kind=error.kind, error=str(error), attempts=tried + 1)
+        try:
+            best = await self._best(job, stage)
+            if not best.answer.text:
+                raise RequestFailed("empty_answer", "the model ended its answer without a word, each time it was asked")
+        except RequestFailed as error:
+            return replace(
+                job.blank_row(recipe, stage, reduced=reduced, cut_off=error.kind == REASONING_CUT_OFF),
+                engine_settings=self._supervisor.settings,
+                error_kind=error.kind,
+                error=str(error),
+                attempts=tried + job.attempts[stage.name],
+            )
+        is_longer = best.generation.max_output_tokens > recipe.generation.max_output_tokens
+        return replace(
+            job.blank_row(recipe, stage, reduced=reduced, cut_off=best.answer.finish_reason == CUT or is_longer),
+            engine_settings=self._supervisor.settings,
+            status=Status.OK,
+            caption=best.answer.text,
+            finish_reason=best.answer.finish_reason,
+            flags=best.flags,
+            reductions=reductions(job.wanted, best.grid),
+            sampling=asdict(best.generation),
+            frames_replaced=best.frames.replaced,
+            frames_padded=best.frames.padded,
+            **_shown(best),
+            prompt_tokens=best.answer.prompt_tokens,
+            cached_tokens=best.answer.cached_tokens,
+            output_tokens=best.answer.output_tokens,
+            attempts=tried + job.attempts[stage.name],
+        )
+
+    async def _show(self, job: WindowJob, stage: Stage) -> bool:
+        """Show a window as a stage has room for it; returns whether the context has none for the whole window.
+
+        Frames that were reduced after a failure of an earlier stage are kept: more of them would fail again.
+
+        Raises:
+            RequestFailed: if not even two small frames fit.
+        """
+        grid = await self._fit_stage(job, stage, job.whole)
+        reduced = grid != job.whole
+        if job.grid != job.planned:
+            grid = await self._fit_stage(job, stage, job.grid)
+        if grid != job.grid:
+            job.show(grid)
+        return reduced
+
+    async def _best(self, job: WindowJob, stage: Stage) -> _Attempt:
+        """The best answer, generated again while its flags call for it and as often as the recipe allows.
+
+        Only the first attempt goes down the ladder: a regeneration is worth no smaller picture, which the next stage
+        would have too.
+        """
+        recipe, engine = self._recipe, self._supervisor.engine
+        generation = engine.resolve(recipe.generation)
+        best: _Attempt | None = None
+        for again in range(recipe.regenerations + 1):
+            try:
+                ask = self._ask_longer if again else self._ask_down
+                attempt = await ask(job, stage, generation)
+            except RequestFailed:
+                if best is None:
+                    raise
+                return best
+            flags = find_flags(
+                attempt.answer.text,
+                finish_reason=attempt.answer.finish_reason,
+                instruction=recipe.template(stage, job.window),
+                neighbour=await job.previous.first_answer(stage) if job.previous else None,
+            )
+            attempt = replace(attempt, flags=flags)
+            if best is None or _is_better(attempt, best):
+                best = attempt
+            is_needed = any(stage.name in later.needs for later in recipe.stages)
+            room = job.caption_room if is_needed else engine.context - attempt.answer.prompt_tokens
+            if REGENERATED.isdisjoint(flags) or (changed := self._changed(attempt, again, room)) is None:
+                return best
+            generation = changed
+        assert best is not None  # there is at least one attempt
+        return best
+
+    def _changed(self, attempt: _Attempt, again: int, room: int) -> SamplingParams | None:
+        """The sampling after a flagged answer, with a higher limit after a cut-off one; None if it would not help."""
+        first = self._supervisor.engine.resolve(self._recipe.generation)
+        assert first.temperature is not None
+        assert first.top_p is not None
+        assert first.repetition_penalty is not None
+        longer_limit = max(first.max_output_tokens, min(2 * first.max_output_tokens, room))
+        limit = longer_limit if CUT_OFF in attempt.flags else first.max_output_tokens
+        if REGENERATED.intersection(attempt.flags) == {CUT_OFF}:
+            longer = limit > attempt.generation.max_output_tokens
+            return replace(attempt.generation, max_output_tokens=limit) if longer else None
+        if first.temperature == 0:  # stays deterministic
+            penalty = first.repetition_penalty + (again + 1) * STRONGER_PENALTY
+            return replace(first, repetition_penalty=penalty, max_output_tokens=limit)
+        return replace(
+            first,
+            temperature=max(first.temperature, REGENERATION_TEMPERATURE),
+            top_p=max(first.top_p, REGENERATION_TOP_P),
+            max_output_tokens=limit,
+        )
+
+    async def _ask_down(self, job: WindowJob, stage: Stage, generation: SamplingParams) -> _Attempt:
+        """An answer, from as far down the ladder as it takes."""
+        limits = self._supervisor.engine.limits(self._recipe.variant.pixels)
+        failure: RequestFailed | None = None
+        for rung, grid in enumerate(ladder(job.grid, lambda grid: smaller_frames(grid, limits))):
+            if rung:
+                job.show(grid)
+            try:
+                attempt = await self._ask_longer(job, stage, generation)
+            except PoisonWindow:
+                raise
+            except RequestFailed as error:
+                job.answer(stage, None)
+                most = MAX_REASONING_ROOM * generation.max_output_tokens
+                if isinstance(error, ReasoningCutOff) and error.output_tokens >= most:
+                    raise  # smaller frames give it no more room
+                failure = error
+                continue
+            job.answer(stage, attempt.answer.text)
+            return attempt
+        assert failure is not None  # the ladder has rungs
+        raise failure
+
+    async def _ask_longer(self, job: WindowJob, stage: Stage, generation: SamplingParams) -> _Attempt:
+        """An answer; one that is cut off while reasoning is retried with twice the room.
+
+        Raises:
+            ReasoningCutOff: if there is no more room, or ``MAX_REASONING_ROOM`` times the limit is not enough.
+        """
+        most = MAX_REASONING_ROOM * generation.max_output_tokens
+        while True:
+            try:
+                return await self._ask_once(job, stage, generation)
+            except ReasoningCutOff as cut_off:
+                job.answer(stage, None)
+                room = min(most, self._supervisor.engine.context - cut_off.prompt_tokens)
+                limit = min(2 * generation.max_output_tokens, room)
+                if limit <= generation.max_output_tokens:
+                    raise
+                generation = replace(generation, max_output_tokens=limit)
+
+    async def _ask_once(self, job: WindowJob, stage: Stage, generation: SamplingParams) -> _Attempt:
+        """An answer to the window as it is shown at present."""
+        instruction = self._recipe.instruction(stage, job.window, job.captions(stage) or {})
+        frames = await self._decode(job)
+        request = Request(
+            video_id=self._video_id(job),
+            frames=frames,
+            prompt=self._supervisor.engine.render(instruction),
+            generation=generation,
+            stage=stage.number,
+            seen=job.is_cached,
+            replica=job.replica,
+        )
+        job.attempts[stage.name] += 1
+        started = time.monotonic()
+        try:
+            answer = await self._supervisor.complete(request)
+        except PoisonWindow:
+            job.attempts[stage.name] += POISON_CRASHES - 1
+            raise
+        finally:
+            job.seconds[stage.name] += time.monotonic() - started
+        # The first request of a stage with frames that an earlier stage has brought into the cache.
+        if request.seen and job.attempts[stage.name] == 1 and job.crashes == self._supervisor.deaths:
+            hits = CacheHits(answer.cached_tokens, answer.cacheable_tokens, self._supervisor.engine.is_hybrid)
+            job.hits += hits
+        job.is_cached, job.crashes = True, self._supervisor.deaths
+        return _Attempt(answer, generation, job.grid, frames)
+
+    def _video_id(self, job: WindowJob) -> str:
+        """Covers the frames: another size or sampling of the same window must not meet the same cache entry."""
+        grid, first = job.grid, self._recipe.stages[0]
+        return f"{job.window.window_id}-{self._recipe.version(first)}-{grid.frames}x{grid.height}x{grid.width}"
+
+    async def _decode(self, job: WindowJob) -> Frames:
+        """The window's frames as it is shown at present."""
+        if job.frames is None:
+            started = time.monotonic()
+            try:
+                job.frames = await self._decoder.frames(job, job.grid)
+            except Exception as error:  # whatever is wrong with one clip or its storage stops no other
+                raise RequestFailed(getattr(error, "kind", "unreadable"), str(error) or type(error).__name__) from error
+            finally:
+                job.seconds[DECODE] += time.monotonic() - started
+        return job.frames
+
+
+def ladder(grid: FrameGrid, smaller: Callable[[FrameGrid], FrameGrid]) -> Iterator[FrameGrid]:
+    """The video of each try: as planned, again, with half the frames, then with smaller ones too."""
+    yield grid
+    yield grid
+    yield fewer_frames(grid)
+    yield smaller(fewer_frames(grid))
+
+
+def _shown(attempt: _Attempt) -> dict[str, Any]:
+    """The columns of a row that say which frames the model saw; what its processor does not show is null."""
+    frames, seen = attempt.frames, attempt.answer.seen
+    if seen is None:
+        seen = SeenVideo(tuple(range(attempt.grid.frames)), attempt.grid.height, attempt.grid.width)
+    size = {"frame_height": seen.height, "frame_width": seen.width}
+    if (kept := seen.positions) is None:
+        return {**size, "frame_indices": None, "frame_fps": None}
+    fps = frames.fps * (len(kept) - 1) / (kept[-1] - kept[0]) if len(kept) > 1 else None
+    return {**size, "frame_indices": tuple(frames.indices[position] for position in kept), "frame_fps": fps}
+
+
+def _is_better(attempt: _Attempt, best: _Attempt) -> bool:
+    """Whether a later attempt replaces the best so far. Of two cut-off answers the longer one says more."""
+    if attempt.flags == best.flags and CUT_OFF in attempt.flags:
+        return attempt.generation.max_output_tokens > best.generation.max_output_tokens
+    return replaces(attempt.answer.text, attempt.flags, best.answer.text, best.flags)
