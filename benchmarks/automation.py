@@ -146,11 +146,14 @@ def make(instance: dg.DagsterInstance, settings: Settings, root: Root, shards: S
     for stage in STAGES:
         table = stage.name
         versions = TableVersions("c", settings.recipe.version(stage), {CLIP_MANIFEST: "m"})
-        captions[table] = versions, root.read(publish_captions(root, table, "x", [row], [row.key], versions.facts))
+        captions[table] = (
+            versions,
+            root.read(publish_captions(root, table, "x", [row], [row.key], versions.file_metadata)),
+        )
         root.remove_folder(f"{table}/shard=x")
     for shard in shards:
         manifest = TableVersions("m", manifest_code_version(settings.windowing), {"shards": content[shard]})
-        publish_manifest(root, shard, [window], manifest.facts)
+        publish_manifest(root, shard, [window], manifest.file_metadata)
         record(instance, CLIP_MANIFEST, shard, manifest)
         for table, (versions, file) in captions.items():
             root.write(table_path(table, shard), file)

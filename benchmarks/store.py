@@ -28,7 +28,7 @@ from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.reuse import EarlierRows, Reuse
 from caption_assets.captioning.stages import STAGE1
 from caption_assets.captioning.window_job import JobStatus, WindowJob
-from caption_assets.store.checkpoints import write_part
+from caption_assets.store.checkpoints import write_checkpoint
 from caption_assets.store.root import Root
 from caption_assets.store.tables import CaptionRow, ManifestRow, Status, publish_captions, read_captions, window_id
 
@@ -153,7 +153,7 @@ def overhead(clips: int) -> float:
         begun = time.monotonic()
         tables = {table: published.rows for table, published in clock.tables.items()}
         for number, rows in enumerate(in_parts(tables, CHECKPOINT_ROWS)):
-            write_part(root, SHARD, 1, number, rows)
+            write_checkpoint(root, SHARD, 1, number, rows)
         writing = time.monotonic() - begun
     print(f"{clips} clips: captioning {captioning:.1f} s, checkpoints {writing:.3f} s")
     return writing / captioning

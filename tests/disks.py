@@ -1,4 +1,4 @@
-"""Small disks that run full: mounts of tmpfs, whose ENOSPC is the kernel's own."""
+"""Small disks that fill up: tmpfs mounts, with the kernel's own ENOSPC."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import pytest
 
 @contextmanager
 def small_disk(folder: Path, *, kilobytes: int = 0, files: int = 0) -> Iterator[Path]:
-    """A disk of its own at ``folder``, which is made. Needs the right to mount, as root in a container with SYS_ADMIN.
+    """A disk mounted at ``folder``, which is created. Needs permission to mount, as root in a container with SYS_ADMIN.
 
     Args:
-        folder: where it is mounted.
-        kilobytes: its size, in whole pages of 4 KiB; 0 for no limit.
-        files: how many files and folders it takes, itself one of them; 0 for no limit.
+        folder: the mount point.
+        kilobytes: size, in whole pages of 4 KiB; 0 for no limit.
+        files: maximum number of files and folders, including the mount point; 0 for no limit.
     """
     folder.mkdir(parents=True, exist_ok=True)
     options = f"size={kilobytes}k,nr_inodes={files}"
@@ -25,7 +25,7 @@ def small_disk(folder: Path, *, kilobytes: int = 0, files: int = 0) -> Iterator[
         ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, text=True, check=False
     )
     if mounted.returncode:
-        pytest.skip(f"no disk can be mounted here: {mounted.stderr.strip()}")
+        pytest.skip(f"cannot mount a disk: {mounted.stderr.strip()}")
     try:
         yield folder
     finally:
@@ -38,7 +38,7 @@ def enlarge(folder: Path) -> None:
 
 
 def fill(folder: Path, *, leave: int = 0) -> None:
-    """Fill a small disk to its last page but ``leave`` bytes."""
+    """Fill a small disk, except for ``leave`` bytes."""
     with (folder / "filler").open("wb", buffering=0) as file:
         try:
             while True:

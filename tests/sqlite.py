@@ -1,4 +1,4 @@
-"""Dagster's storages on SQLite, without the work that they repeat for each database and connection."""
+"""Faster SQLite storages of Dagster: no repeated work for each database and connection."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ STORAGES = (sqlite_event_log, sqlite_run_storage, sqlite_schedule_storage)
 
 @contextmanager
 def quick_sqlite() -> Iterator[None]:
-    """Load Alembic's migrations once for each kind of storage, and make one SQLAlchemy engine for each database.
+    """Load Alembic's migrations once per kind of storage, and create one SQLAlchemy engine per database.
 
-    Dagster loads its 89 migrations whenever it opens a database, and each run has one: 30 ms of CPU time. It makes an
-    engine for each connection, so that each statement is compiled anew, which takes a quarter of the schedule's tests.
+    Dagster loads its 89 migrations whenever it opens a database, and each run has one: 30 ms of CPU time. It creates an
+    engine for each connection, which compiles each statement again: a quarter of the time of the schedule's tests.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ScriptDirectory, "from_config", cache(ScriptDirectory.from_config))
@@ -35,7 +35,7 @@ def _one_for_each_url(create: Callable[..., Engine]) -> Callable[..., Engine]:
     engines: dict[str, Engine] = {}
 
     def create_once(url: str, **options: Any) -> Engine:
-        """The options are always the same, among them a pool that keeps no connection open."""
+        """Create each engine once: the options are always the same, with a pool that keeps no connection open."""
         if url not in engines:
             engines[url] = create(url, **options)
         return engines[url]

@@ -25,7 +25,7 @@ from dagster._core.origin import JobPythonOrigin, RepositoryPythonOrigin
 from dagster._grpc.types import ExecuteStepArgs
 from dagster._utils.hosted_user_process import recon_job_from_origin
 
-from caption_assets.store.checkpoints import checkpoint_folder, read_parts
+from caption_assets.store.checkpoints import checkpoint_folder, read_checkpoints
 from caption_assets.store.root import Root
 from caption_assets.store.tables import find_captions
 from tests.videos import moving_video
@@ -169,7 +169,7 @@ class Project:
 
     def kept(self) -> set[tuple[str, str]]:
         """The rows in checkpoints and in published tables."""
-        parts = {(table, row.window_id) for table, row in read_parts(self.root, SHARD)}
+        parts = {(table, row.window_id) for table, row in read_checkpoints(self.root, SHARD)}
         return parts | {(table, row.window_id) for table in CAPTIONS for row in find_captions(self.root, table, SHARD)}
 
     def is_leased(self) -> bool:

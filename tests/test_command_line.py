@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from caption_assets.captioning.stages import STAGE1, STAGE2
-from caption_assets.store.checkpoints import read_parts
+from caption_assets.store.checkpoints import read_checkpoints
 from caption_assets.store.root import Root
 from caption_assets.store.tables import read_captions
 from tests.conftest import Truth
@@ -154,7 +154,7 @@ def test_a_run_that_is_told_to_stop_keeps_what_it_has_done(command_line: Command
     run.process.send_signal(signal.SIGTERM)
     assert run.process.wait(timeout=60) != 0
     root = Root.open(str(command_line.root))
-    kept = [row.window_id for table, row in read_parts(root, "long") if table == STAGE2.name]
+    kept = [row.window_id for table, row in read_checkpoints(root, "long") if table == STAGE2.name]
     assert 0 < len(kept) < 100
     assert "interrupted" in run.output
     assert "Traceback" not in run.output.split("interrupted")[0]
@@ -162,7 +162,7 @@ def test_a_run_that_is_told_to_stop_keeps_what_it_has_done(command_line: Command
     status, output = command_line.run(JOINT, "long")  # another run, which need not wait: the lease was released
     assert status == 0, output
     assert len(read_captions(root, STAGE2.name, "long")) == 100
-    assert list(read_parts(root, "long")) == []
+    assert list(read_checkpoints(root, "long")) == []
 
 
 @pytest.mark.engine

@@ -149,7 +149,7 @@ def _make(
         if shard_content(source, find_shard(source, key)).version != content:
             raise ShardChanged("it changed while it was probed: materialize its manifest again once it is complete")
         code_version = manifest_code_version(windowing)
-        return TableVersions(tally.content, code_version, {SHARDS: content}).facts
+        return TableVersions(tally.content, code_version, {SHARDS: content}).file_metadata
 
     facts = {"caption_assets_version": __version__, "windowing": json.dumps(asdict(windowing))}
     others = OtherFiles()

@@ -17,7 +17,7 @@ import dagster as dg
 from caption_assets.dagster_lib.failures import as_dagster_failure
 from caption_assets.resources import Storage
 from caption_assets.settings import Settings
-from caption_assets.store.heartbeat import Pulse, list_heartbeats, read_heartbeat, remove_heartbeat
+from caption_assets.store.heartbeat import HeartbeatRecord, list_heartbeats, read_heartbeat, remove_heartbeat
 from caption_assets.store.root import Root
 
 ACTIVE = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
@@ -126,7 +126,7 @@ def _observe(
         if age := before.runs.get(run):
             ages[run] = age.observe(when, now - before.at)
         else:
-            pulse = read_heartbeat(root, run) or Pulse("an unknown process", settings.lease_seconds)
+            pulse = read_heartbeat(root, run) or HeartbeatRecord("an unknown process", settings.lease_seconds)
             ages[run] = HeartbeatAge(when, pulse.process, pulse.seconds)
     return ages
 

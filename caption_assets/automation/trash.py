@@ -24,7 +24,7 @@ from caption_assets.sources.shard import KEY_PATTERN
 from caption_assets.store.lease import Leases
 from caption_assets.store.root import Root
 from caption_assets.store.tables import stored_shards
-from caption_assets.store.trash import Entry, TrashError, bring_back, list_entries, remove_entry
+from caption_assets.store.trash import Entry, TrashError, list_entries, remove_entry, restore_entry
 
 
 def list_trash() -> None:
@@ -86,7 +86,7 @@ def restore(instance: dg.DagsterInstance, settings: Settings, root: Root, shard:
         raise TrashError(f"shard {shard!r} has an active run: wait for its end, or terminate it")
     with Leases(root, f"restore {uuid4().hex}") as leases:
         lease = leases.take(shard)
-        bring_back(root, entries[-1])
+        restore_entry(root, entries[-1])
         instance.add_dynamic_partitions(project.partitions_name, [shard])
         stored = {table: stored_shards(root, table) & {shard} for table in TABLE_NAMES}
         records = {table: read_records(instance, project, table, [shard]) for table in TABLE_NAMES}

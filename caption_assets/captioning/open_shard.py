@@ -16,7 +16,7 @@ from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.stages import STAGE1, STAGE2, Stage
 from caption_assets.captioning.threads import to_thread_uncancelled
 from caption_assets.captioning.window_job import DECODE, STORE, JobStatus, Origin, WindowJob
-from caption_assets.store.checkpoints import remove_parts, write_part
+from caption_assets.store.checkpoints import remove_checkpoints, write_checkpoint
 from caption_assets.store.lease import Lease
 from caption_assets.store.tables import CLIP_MANIFEST, CaptionRow, Status, publish_captions
 from caption_assets.store.versions import TableVersions, captions_version
@@ -116,7 +116,7 @@ class OpenShard:
             started = time.monotonic()
             try:
                 await to_thread_uncancelled(
-                    write_part, self._job.root, self.lease.shard, self.lease.epoch, self._parts, rows
+                    write_checkpoint, self._job.root, self.lease.shard, self.lease.epoch, self._parts, rows
                 )
             except BaseException:
                 self._unsaved = windows + self._unsaved
@@ -142,7 +142,7 @@ class OpenShard:
         """
         async with self._saving:  # not before one that is being written
             self._unsaved = []
-            await to_thread_uncancelled(remove_parts, self._job.root, self.lease.shard, self.lease.epoch)
+            await to_thread_uncancelled(remove_checkpoints, self._job.root, self.lease.shard, self.lease.epoch)
 
     def _publish(self) -> Published:
         started = time.monotonic()
@@ -153,7 +153,7 @@ class OpenShard:
             rows = [one.row(stage) for one in self.windows if stage.name in one.rows]
             versions = self._versions(stage, rows)
             hits = self.hits.facts if stage.needs else {}
-            metadata = {**file_metadata(job.recipe, stage), **versions.facts, **hits}
+            metadata = {**file_metadata(job.recipe, stage), **versions.file_metadata, **hits}
             path = publish_captions(job.root, stage.name, shard, rows, keys, metadata)
             reused = sum(one.rows[stage.name].origin is Origin.REUSED for one in self.windows)
             fresh = _fresh_rows(self.windows, stage)

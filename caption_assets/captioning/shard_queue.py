@@ -19,7 +19,7 @@ from caption_assets.captioning.threads import in_thread, to_thread_uncancelled
 from caption_assets.captioning.window_job import Origin, StageRow, WindowJob
 from caption_assets.errors import CaptionAssetsError, as_project_error
 from caption_assets.sources.manifest import clip_pieces
-from caption_assets.store.checkpoints import read_parts
+from caption_assets.store.checkpoints import read_checkpoints
 from caption_assets.store.lease import Lease, LeaseHeld, Leases
 from caption_assets.store.previews import write_preview
 from caption_assets.store.root import Root
@@ -314,7 +314,7 @@ def _earlier_rows(job: Job, shard: str, warn: Callable[[str], None]) -> Iterator
             warn(f"{shard}: its earlier captions are not reused: {error}")
         else:
             yield from ((stage.name, row) for row in rows)
-    yield from read_parts(job.root, shard, warn)
+    yield from read_checkpoints(job.root, shard, warn)
 
 
 def _stored_rows(job: Job, table: str, shard: str, manifest: Sequence[ManifestRow]) -> list[CaptionRow]:

@@ -31,7 +31,7 @@ def card(tables: ShardTables, form: Form, licence: str | None) -> str:
     return _TEMPLATES.get_template("card.md").render(
         front_matter=_front_matter(form, licence),
         form=form,
-        stages=[_stage(file.facts) for file in (tables.stage1, tables.stage2)],
+        stages=[_stage(file.file_metadata) for file in (tables.stage1, tables.stage2)],
     )
 
 

@@ -1,4 +1,4 @@
-"""How storage is reached: the one place where file systems are opened."""
+"""Access to storage: the one module that opens file systems."""
 
 from __future__ import annotations
 
@@ -16,53 +16,53 @@ from fsspec import AbstractFileSystem
 from caption_assets.store.failure import StoreError, explain, holds_secret
 
 CONNECT_SECONDS = 5.0
-"""Longest time until a connection stands; s3fs's own choice."""
+"""Connect timeout; s3fs's default."""
 ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
-"""Variables by which botocore learns of another store than Amazon's."""
+"""Variables with the endpoint of a store other than Amazon's."""
 CHECKSUMS = ("request_checksum_calculation", "response_checksum_validation")
-"""botocore's settings of the checksums that it sends and validates since 1.36, as its configuration files name them."""
+"""botocore's settings, in its configuration files, of the checksums that it sends and validates since 1.36."""
 WHEN_REQUIRED = "when_required"
-"""Our default for them. With botocore's, ``when_supported``, several stores refuse requests: Backblaze B2 and OVH with
-InvalidArgument (boto3 #4401), Alibaba Cloud with XAmzContentSHA256Mismatch (bosh-s3cli #65), GCS with
+"""The project's default for them. With botocore's, ``when_supported``, several stores refuse requests: Backblaze B2 and
+OVH with InvalidArgument (boto3 #4401), Alibaba Cloud with XAmzContentSHA256Mismatch (bosh-s3cli #65), GCS with
 SignatureDoesNotMatch (aws-sdk-go-v2 #1816), Qumulo with AuthorizationHeaderMalformed (botocore #3352)."""
 _CONFIGURATION = ("AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "HOME")
-"""Variables that decide which configuration botocore reads."""
+"""Variables that select the configuration that botocore reads."""
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """How object storage is reached, beside what the standard AWS variables and files say.
+    """Access options of object storage, beside the standard AWS variables and files.
 
-    It holds no credentials, only the name of a profile that does. Worker processes get it with what they are to read.
+    They contain no credentials, only the name of a profile. Worker processes receive them with what they read.
     """
 
     profile: str | None = None
-    """Name of the AWS profile with credentials, region and endpoint. None for the standard AWS variables."""
+    """AWS profile with credentials, region and endpoint. None for the standard AWS variables."""
     anonymous: bool = False
-    """Whether requests are not signed, as for public buckets. A profile still gives region and endpoint."""
+    """Whether requests are unsigned, as for public buckets. A profile still provides region and endpoint."""
     requester_pays: bool = False
-    """Whether requests agree to be charged, as requester-pays buckets demand."""
+    """Whether requests accept to be charged, as requester-pays buckets require."""
     path_style: bool | None = None
-    """Whether the bucket's name goes into the path of each address (``https://host/bucket/object``) or before its host;
-    None for botocore's choice, which is the path where an endpoint is named, and else the host."""
+    """Whether the bucket's name is part of the path of each URL (``https://host/bucket/object``) or of its host; None
+    for botocore's default: the path if there is an endpoint, else the host."""
     attempts: int = 6
-    """Most times that a request is made. Between two of them lie random waits of up to 1, 2, 4, 8 and 16 s."""
+    """Maximum number of attempts of a request, with random delays of up to 1, 2, 4, 8 and 16 s between them."""
     silence_seconds: float = 15.0
-    """Longest time that the store may send nothing while an answer is awaited; s3fs's own choice."""
+    """Read timeout: maximum time without data from the store; s3fs's default."""
 
     def filesystem(self, protocol: str) -> AbstractFileSystem:
-        """The file system of a protocol, the same object for the same access.
+        """The file system of a protocol. Equal options give the same object.
 
         Raises:
-            StoreError: if there is no such profile, or the store's address there or in the environment is unusable.
-            ValueError: if there is no such protocol.
-            ImportError: if there is one, and its library is not installed.
+            StoreError: if the profile does not exist, or the endpoint there or in the environment is invalid.
+            ValueError: if the protocol is unknown.
+            ImportError: if the protocol's library is not installed.
         """
         options = self._s3_options() if protocol in ("s3", "s3a") else {}
         return fsspec.filesystem(protocol, **options)
 
     def _s3_options(self) -> dict[str, Any]:
-        from caption_assets.store.s3 import Session  # its libraries take a second, which local folders can do without
+        from caption_assets.store.s3 import Session  # importing its libraries takes a second, needless for local roots
 
         for name in ENDPOINTS:
             _check_endpoint(name, os.environ.get(name, ""))
@@ -84,7 +84,7 @@ class Access:
             "config_kwargs": config,
             "profile": self.profile,
             "requester_pays": self.requester_pays,
-            # Not even a run's own writes would end what s3fs remembers of a folder that other processes write to.
+            # A cached listing would go stale: other processes write to the same folders.
             "use_listings_cache": False,
         }
 
@@ -104,19 +104,22 @@ class StorageConfig:
 
 
 def _check_endpoint(name: str, url: str) -> None:
-    """Refuse an address of which botocore's errors would repeat credentials; nothing of it is repeated here."""
+    """Reject an invalid endpoint. The URL is not repeated: it may contain credentials, as botocore's errors would."""
     if holds_secret(url):
-        raise StoreError(f"{name} holds credentials: give the address alone, and credentials as AWS_ACCESS_KEY_ID etc.")
+        raise StoreError(
+            f"{name} contains credentials: give the URL alone, and credentials as AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY"
+        )
     if url and urlsplit(url).scheme not in ("http", "https"):
-        raise StoreError(f"{name} is no address of a store: write http:// or https://, and host and port")
+        raise StoreError(f"{name} is not the URL of a store: write http:// or https://, and host and port")
 
 
-@lru_cache(maxsize=64)  # botocore reads its files for it, and file systems are asked for with each range of a clip
+@lru_cache(maxsize=64)  # botocore parses its files on each call, and each read of a clip opens a file system
 def _profile(name: str | None, environment: tuple[str | None, ...]) -> Mapping[str, str]:
-    """Endpoint and checksums that botocore's files configure for a profile, or for the one of the environment.
+    """Endpoint and checksum settings of a profile, or of the environment's, in botocore's files.
 
     Raises:
-        StoreError: if there is no such profile, or a file cannot be parsed.
+        StoreError: if the profile does not exist, or a file cannot be parsed.
     """
     from botocore.session import Session
 
@@ -124,4 +127,4 @@ def _profile(name: str | None, environment: tuple[str | None, ...]) -> Mapping[s
         configured = Session(profile=name).get_scoped_config()
     except BotoCoreError as error:
         raise StoreError(explain(error)) from error
-    return {key: configured[key] for key in ("endpoint_url", *CHECKSUMS) if key in configured}  # and no credentials
+    return {key: configured[key] for key in ("endpoint_url", *CHECKSUMS) if key in configured}  # without credentials

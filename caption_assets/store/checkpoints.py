@@ -1,4 +1,4 @@
-"""Captions of a shard under way, kept in small parts until its tables are published."""
+"""Checkpoints: finished captions of a shard in progress, stored in small files until its tables are published."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from caption_assets.store.failure import StoreError
 from caption_assets.store.root import Root
-from caption_assets.store.table_file import TableFile, with_facts, write_table
+from caption_assets.store.table_file import TableFile, with_file_metadata, write_table
 from caption_assets.store.tables import SCHEMA_VERSION, CaptionRow, TableError, caption_rows, schema_of
 
 _log = logging.getLogger(__name__)
@@ -20,50 +20,52 @@ _NAME = re.compile(r"([0-9]{6,})-[0-9]{6,}-([a-z][a-z0-9_]*)\.parquet")
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A file of kept rows."""
+    """A checkpoint file."""
 
     name: str
     epoch: int
-    """Of the lease under which it was written."""
+    """Epoch of the lease under which it was written."""
     table: str
 
 
 def checkpoint_folder(shard: str) -> str:
-    """Where a shard's checkpoints and its lease lie, relative to the root."""
+    """The folder of a shard's checkpoints and lease, relative to the root."""
     return f"_checkpoints/shard={shard}"
 
 
-def write_part(root: Root, shard: str, epoch: int, number: int, rows: Mapping[str, Sequence[CaptionRow]]) -> None:
-    """Keep finished rows, those of each table in a file of their own.
+def write_checkpoint(root: Root, shard: str, epoch: int, number: int, rows: Mapping[str, Sequence[CaptionRow]]) -> None:
+    """Write finished rows, one file for each table.
 
     Args:
-        root: where to.
+        root: the root.
         shard: the shard's key.
-        epoch: of the lease under which they were made, so that no two writers take the same name.
-        number: of the part, from 0, unlike those of the same epoch.
-        rows: by table, in any order.
+        epoch: epoch of the lease; it makes the file names of two writers differ.
+        number: number of the checkpoint within the epoch, from 0.
+        rows: the rows by table, in any order.
 
     Raises:
-        StoreError: if the place cannot be written.
+        StoreError: if the root cannot be written.
     """
-    for table, made in sorted(rows.items()):  # stage 1 first: a writer that is killed leaves no stage 2 without it
+    for table, made in sorted(rows.items()):  # stage 1 first: a killed writer leaves no stage 2 without its stage 1
         if made:
             sink = pa.BufferOutputStream()
-            write_table(sink, with_facts(schema_of(table), {}), map(asdict, made))
+            write_table(sink, with_file_metadata(schema_of(table), {}), map(asdict, made))
             name = f"{epoch:06}-{number:06}-{table}.parquet"
             root.write(f"{checkpoint_folder(shard)}/{name}", sink.getvalue().to_pybytes())
 
 
-def read_parts(root: Root, shard: str, warn: Callable[[str], None] = _log.warning) -> Iterator[tuple[str, CaptionRow]]:
-    """Every row that was kept, the oldest first.
+def read_checkpoints(
+    root: Root, shard: str, warn: Callable[[str], None] = _log.warning
+) -> Iterator[tuple[str, CaptionRow]]:
+    """All checkpointed rows, the oldest first.
 
     Args:
-        root: where they were kept.
+        root: the root.
         shard: the shard's key.
-        warn: receives a message about each part that is damaged or of another version: its rows are made again.
+        warn: called with a message for each file that is damaged or has another version; its rows are lost.
 
     Raises:
-        StoreError: if a part is there and the store does not give it. Its rows may be whole.
+        StoreError: if a file exists but cannot be read. Its rows may be intact.
     """
     for part in _parts(root.files(checkpoint_folder(shard))):
         path = f"{checkpoint_folder(shard)}/{part.name}"
@@ -80,18 +82,18 @@ def read_parts(root: Root, shard: str, warn: Callable[[str], None] = _log.warnin
 
 
 def _read(data: bytes, table: str, place: str) -> list[CaptionRow]:
-    remedy = "its captions are made again"
+    remedy = "its captions are generated again"
     with TableFile.open(data, schema_of(table), name=place, remedy=remedy) as file:
         if file.version != SCHEMA_VERSION:
             raise TableError(f"{place} has schema version {file.version}, not {SCHEMA_VERSION}: {remedy}")
-        return list(caption_rows(file))  # all of them or none: a broken page makes the others doubtful
+        return list(caption_rows(file))  # all or none: a damaged page makes the others doubtful
 
 
-def remove_parts(root: Root, shard: str, epoch: int) -> None:
-    """Remove the parts of an epoch and of all before it.
+def remove_checkpoints(root: Root, shard: str, epoch: int) -> None:
+    """Remove the checkpoints of an epoch and of all earlier ones.
 
     Raises:
-        StoreError: if one cannot be removed; the others are.
+        StoreError: if a file cannot be removed, after the others are removed.
     """
     failure: StoreError | None = None
     for part in _parts(root.names(checkpoint_folder(shard))):
@@ -105,6 +107,6 @@ def remove_parts(root: Root, shard: str, epoch: int) -> None:
 
 
 def _parts(names: Iterable[str]) -> list[_Part]:
-    """The parts, the oldest first. Files and folders of other names are not the project's and stay where they are."""
+    """The checkpoint files, the oldest first. Files and folders of other names are ignored."""
     parts = [_Part(name[0], int(name[1]), name[2]) for name in map(_NAME.fullmatch, names) if name]
     return sorted(parts, key=lambda part: (part.epoch, part.name))

@@ -1,7 +1,7 @@
-"""The heartbeat of a run: an object that the run's process rewrites while it lives.
+"""The heartbeat of a run: an object that the run's process rewrites while it is alive.
 
-A command-line run has no launcher that could say whether its process is alive. The heartbeat says so, whatever started
-the run, in each of its phases, on any machine.
+A run started from the command line has no launcher that monitors its process. The heartbeat shows that the process is
+alive, whatever started the run, in all its phases, on any machine.
 """
 
 from __future__ import annotations
@@ -19,39 +19,39 @@ from types import TracebackType
 from caption_assets.store.root import Root
 
 FOLDER = "_runs"
-"""Below the root; one object for each run that is in progress, named by the run's id."""
+"""Folder of the heartbeats below the root; each run in progress has one, named by the run's id."""
 RENEWALS = 3
-"""Renewals in the time of a lease: two may fail before it expires."""
+"""Number of renewals in the lifetime of a heartbeat: two may fail before it expires."""
 POLL_SECONDS = 10.0
-"""Interval at which a run checks that it was not ended from outside, like that of Dagster's own cancellation thread."""
+"""Interval of the checks whether the run was ended from outside; that of Dagster's own cancellation thread."""
 FIRST_SECONDS = 10.0
-"""Longest time that a run waits for its first heartbeat. A run that is killed before it has none."""
+"""Maximum time that a run waits for its first heartbeat. A run that is killed earlier has none."""
 STOP_SECONDS = 30.0
-"""Interval at which a run that was ended from outside is told so again, if it goes on."""
+"""Interval of the interrupts of a run that was ended from outside and continues."""
 END_SECONDS = 10.0
-"""Longest time that a run waits at its end for a store that does not answer."""
+"""Maximum time that a run waits at its end for a store that does not respond."""
 
 
 @dataclass(frozen=True, slots=True)
-class Pulse:
-    """What a heartbeat says of its run."""
+class HeartbeatRecord:
+    """The content of a heartbeat."""
 
     process: str
-    """Host and process id, for a person."""
+    """Host and process id, for messages."""
     seconds: float
-    """Time after which a heartbeat that was not rewritten has expired."""
+    """Lifetime without renewal."""
 
 
 class Heartbeat:
     """A run's heartbeat. Within the block a thread renews it; the block's end removes it.
 
     Args:
-        open_root: gives the root. Called in the thread, for a store may take long to answer.
-        run_id: the run's.
-        seconds: time after which the heartbeat expires without a renewal.
-        is_over: says whether the run was ended from outside.
-        on_over: called if it was, and again if the block does not end then.
-        on_trouble: receives the first error of a series. The thread tries again.
+        open_root: opens the root. Called in the thread, because a store may respond slowly.
+        run_id: the run's id.
+        seconds: lifetime of the heartbeat without renewal.
+        is_over: returns whether the run was ended from outside.
+        on_over: called if it was, and repeatedly while the block continues.
+        on_trouble: called with the first error of a series; the thread retries.
     """
 
     def __init__(
@@ -67,19 +67,21 @@ class Heartbeat:
         self._open_root = open_root
         self._root: Root | None = None
         self._run_id = run_id
-        self._record = json.dumps(asdict(Pulse(f"{socket.gethostname()}, process {os.getpid()}", seconds))).encode()
+        self._record = json.dumps(
+            asdict(HeartbeatRecord(f"{socket.gethostname()}, process {os.getpid()}", seconds))
+        ).encode()
         self._interval = seconds / RENEWALS
         self._is_over = is_over
         self._on_over = on_over
         self._on_trouble = on_trouble
         self._in_trouble = False
-        self._tried = threading.Event()
+        self._first_tried = threading.Event()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="run heartbeat", daemon=True)
 
     def __enter__(self) -> Heartbeat:
         self._thread.start()
-        self._tried.wait(FIRST_SECONDS)
+        self._first_tried.wait(FIRST_SECONDS)
         return self
 
     def __exit__(
@@ -90,7 +92,7 @@ class Heartbeat:
 
     def _keep(self) -> None:
         renewed = self._renew()
-        self._tried.set()
+        self._first_tried.set()
         while not self._ended.wait(min(self._interval, POLL_SECONDS)):
             if self._try(self._is_over):
                 self._stop()
@@ -101,13 +103,13 @@ class Heartbeat:
             self._try(partial(remove_heartbeat, self._root, self._run_id))
 
     def _stop(self) -> None:
-        """Tell the run to stop, until it does: an exception that a signal handler raises can be lost in a finaliser."""
+        """Interrupt the run until it ends: an exception that a signal handler raises can be lost in a finalizer."""
         self._on_over()
         while not self._ended.wait(STOP_SECONDS):
             self._on_over()
 
     def _renew(self) -> float:
-        """Write the heartbeat, and return the time at which it was tried."""
+        """Try to write the heartbeat, and return the time of the attempt."""
         begun = time.monotonic()
         self._try(self._write)
         return begun
@@ -118,7 +120,7 @@ class Heartbeat:
         self._in_trouble = False
 
     def _try(self, action: Callable[[], object]) -> object:
-        """What ``action`` returns, or None if it fails: whatever ails store or database may pass."""
+        """The result of ``action``; None if it fails, as errors of store and database may be temporary."""
         try:
             return action()
         except Exception as error:
@@ -129,13 +131,13 @@ class Heartbeat:
 
 
 def list_heartbeats(root: Root) -> dict[str, str]:
-    """The time at which each heartbeat was last written, by run id, as text that differs after each renewal.
+    """The modification time of each heartbeat, by run id, as text that differs after each renewal.
 
     Raises:
         StoreError: if the root cannot be listed.
     """
     try:
-        # The first is s3fs's name for it, the second that of the local file system.
+        # The modification time is LastModified in s3fs and mtime in local file systems.
         return {
             entry["name"].rpartition("/")[2]: str(entry.get("LastModified") or entry["mtime"])
             for entry in root.entries(FOLDER)
@@ -145,15 +147,15 @@ def list_heartbeats(root: Root) -> dict[str, str]:
         return {}
 
 
-def read_heartbeat(root: Root, run_id: str) -> Pulse | None:
-    """What a heartbeat says; None if there is none, or it is damaged.
+def read_heartbeat(root: Root, run_id: str) -> HeartbeatRecord | None:
+    """The content of a heartbeat; None if there is none, or it is damaged.
 
     Raises:
         StoreError: if it cannot be read.
     """
     try:
         found = json.loads(root.read(_path(run_id)))
-        return Pulse(str(found["process"]), float(found["seconds"]))
+        return HeartbeatRecord(str(found["process"]), float(found["seconds"]))
     except (FileNotFoundError, ValueError, TypeError, KeyError):
         return None
 

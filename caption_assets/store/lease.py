@@ -1,4 +1,4 @@
-"""The right to write a shard's captions, which one run has at a time."""
+"""Leases: the exclusive right of one run to write a shard's captions."""
 
 from __future__ import annotations
 
@@ -19,53 +19,53 @@ from caption_assets.store.checkpoints import checkpoint_folder
 from caption_assets.store.root import Root
 
 RENEWALS = 3
-"""In the time of a lease: two may fail before it expires."""
+"""Number of renewals in the lifetime of a lease: two may fail before it expires."""
 TRIES = 10
-"""To take a lease while others take it as well."""
+"""Maximum number of attempts to take a lease while other runs take it too."""
 _NAME = re.compile(r"lease-([0-9]{6,})")
 
 
 class LeaseHeld(CaptionAssetsError):
-    """Another run is writing the shard."""
+    """Another run holds the shard's lease."""
 
 
 class LeaseLost(CaptionAssetsError):
-    """Another run has taken the shard over, since this one was not heard of in time."""
+    """Another run claimed the shard, because this run did not renew its lease in time."""
 
 
 class LeaseDamaged(CaptionAssetsError):
-    """A lease that does not say who holds it: whether another run is writing the shard is unknown."""
+    """A lease without a readable holder: another run may be writing the shard."""
 
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Who holds a lease, as it stands in the store."""
+    """The holder of a lease, as stored."""
 
     owner: str
-    """Of all tries of one run the same: each may take over from the last at once."""
+    """The run. It is the same for all retries of a run, so that a retry can claim the lease at once."""
     process: str
-    """Machine and process, for a person."""
+    """Host and process id, for messages."""
     seconds: float
-    """For how long it holds without being renewed."""
+    """Lifetime of the lease without renewal."""
     token: str
-    """Unlike any other's."""
+    """A unique token of the process."""
     released: bool = False
 
     @classmethod
     def parse(cls, data: bytes) -> Holder:
-        """The holder from a lease's bytes; fields that a later version has added are left out.
+        """Parse a lease; fields of later releases are ignored.
 
         Raises:
-            ValueError: if they are no such record.
+            ValueError: if it is invalid.
         """
         record = json.loads(data)
         if not isinstance(record, dict):
-            raise ValueError("it is no JSON object")
+            raise ValueError("not a JSON object")
         types = {"owner": str, "process": str, "seconds": int | float, "token": str, "released": bool}
         if wrong := [name for name, kind in types.items() if not isinstance(record.get(name), kind)]:
-            raise ValueError(f"without a usable {', '.join(wrong)}")
+            raise ValueError(f"invalid {', '.join(wrong)}")
         if not 0 < record["seconds"] < inf:
-            raise ValueError(f"seconds are {record['seconds']}")
+            raise ValueError(f"invalid seconds {record['seconds']}")
         return cls(**{name: record[name] for name in types})
 
     def __str__(self) -> str:
@@ -74,32 +74,32 @@ class Holder:
 
 @dataclass(slots=True)
 class Lease:
-    """A shard's lease in the hands of this process."""
+    """A shard's lease that this process holds."""
 
     shard: str
     epoch: int
-    """Counts the shard's holders, from 1."""
+    """Number of the lease among the shard's leases, from 1."""
     loss: LeaseLost | None = None
-    """That another run has taken it over, once that is known."""
+    """The loss of the lease, once it is detected."""
 
     @property
     def lost(self) -> bool:
-        """Whether another run is known to have taken it over."""
+        """Whether the loss of the lease was detected."""
         return self.loss is not None
 
 
 class Leases:
-    """The leases that this process holds. Within the block a thread renews them: an engine's start holds the loop.
+    """The leases that this process holds. Within the block a thread renews them, as an engine's start blocks the loop.
 
-    A lease is an object of its epoch, made by a write that fails if there is one already, since not every store can
-    replace an object only if it is unchanged. Whoever has made the highest epoch is the holder, and alone writes it
-    again, to renew or to release it.
+    A lease is one object per epoch, created by a write that fails if the object exists: not every store has
+    compare-and-swap. The creator of the highest epoch is the holder. Only the holder rewrites the object, to renew or
+    to release the lease.
 
     Args:
-        root: where the leases lie.
-        owner: of all tries of one run the same.
-        seconds: for how long a lease holds without being renewed.
-        on_trouble: told of a renewal that failed; it is tried again.
+        root: the root.
+        owner: the run; the same for all its retries.
+        seconds: lifetime of a lease without renewal.
+        on_trouble: called with the message of a failed renewal, which is retried.
     """
 
     def __init__(
@@ -127,11 +127,11 @@ class Leases:
             self.release(lease)
 
     def take(self, shard: str) -> Lease:
-        """The shard's lease: a new one, one that was released or has expired, or that of an earlier try of this run.
+        """Take a shard's lease, if it is new, released, expired, or held by an earlier attempt of this run.
 
         Raises:
-            LeaseHeld: if another run has it.
-            LeaseDamaged: if it cannot be told whether another run has it.
+            LeaseHeld: if another run holds it.
+            LeaseDamaged: if the present lease is damaged, so that another run may hold it.
             StoreError: if the store cannot be read or written.
         """
         for _ in range(TRIES):
@@ -144,10 +144,10 @@ class Leases:
                     self._held[shard] = lease
                 self._remove_older(lease)
                 return lease
-        raise LeaseHeld(f"shard {shard!r} is taken by one run after another: try again later")
+        raise LeaseHeld(f"other runs kept taking the lease of shard {shard!r}: retry later")
 
     def check(self, lease: Lease) -> None:
-        """Make sure that the lease is still held.
+        """Check that the lease is still held.
 
         Raises:
             LeaseLost: if it is not.
@@ -157,39 +157,39 @@ class Leases:
             raise lease.loss
 
     def release(self, lease: Lease) -> None:
-        """Leave the shard to others. If the store does not take that, the lease expires by itself."""
+        """Release the lease. If that fails, it expires by itself."""
         with self._lock:
             self._held.pop(lease.shard, None)
         try:
             if self._newest(lease.shard) == lease.epoch:
                 self._root.write(_path(lease.shard, lease.epoch), self._record(released=True))
         except Exception as error:
-            self._on_trouble(f"the lease of shard {lease.shard!r} could not be released: {error}")
+            self._on_trouble(f"cannot release the lease of shard {lease.shard!r}: {error}")
 
     def _loss(self, lease: Lease, newest: int) -> str:
         if newest < lease.epoch:
             place = self._root.address(_path(lease.shard, lease.epoch))
             return (
-                f"the lease of shard {lease.shard!r} ({place}) was removed while this run captioned it: "
-                "materialize it again; what was kept in checkpoints is taken over"
+                f"the lease of shard {lease.shard!r} ({place}) was removed while this run captioned the shard: "
+                "materialize it again; its checkpoints are reused"
             )
         try:
             holder = str(self._holder(lease.shard, newest) or "another run")
-        except CaptionAssetsError:  # whoever it is
+        except CaptionAssetsError:  # a damaged lease is no reason to hide the loss
             holder = "another run"
         return (
-            f"shard {lease.shard!r} was taken over by {holder}, since this run did not renew its lease within "
-            f"{self._seconds:g} s (CAPTION_LEASE_SECONDS): what it has finished is left to that run"
+            f"shard {lease.shard!r} was claimed by {holder}, because this run did not renew its lease within "
+            f"{self._seconds:g} s (CAPTION_LEASE_SECONDS): that run reuses what this one finished"
         )
 
     def _remove_older(self, lease: Lease) -> None:
-        """Remove the leases before one. Those that stay do no harm: the newest counts."""
+        """Remove earlier leases. Remaining ones do no harm, as only the newest counts."""
         try:
             for epoch in self._epochs(lease.shard):
                 if epoch < lease.epoch:
                     self._root.remove(_path(lease.shard, epoch))
         except Exception as error:
-            self._on_trouble(f"an old lease of shard {lease.shard!r} could not be removed: {error}")
+            self._on_trouble(f"cannot remove an old lease of shard {lease.shard!r}: {error}")
 
     def _check_free(self, shard: str, epoch: int) -> None:
         holder = self._holder(shard, epoch)
@@ -197,12 +197,12 @@ class Leases:
             return
         try:
             age = self._root.age(_path(shard, epoch))
-        except FileNotFoundError:  # taken over at this moment
+        except FileNotFoundError:  # another run removed it at this moment
             return
         if age < holder.seconds:
             raise LeaseHeld(
-                f"shard {shard!r} is being captioned by {holder}, which was heard of {age:.0f} s ago: wait until it is "
-                f"done, or until {holder.seconds:g} s have passed since (CAPTION_LEASE_SECONDS)"
+                f"shard {shard!r} is being captioned by {holder}, which renewed its lease {age:.0f} s ago: wait until "
+                f"it ends, or until {holder.seconds:g} s without a renewal have passed (CAPTION_LEASE_SECONDS)"
             )
 
     def _renew_all(self) -> None:
@@ -215,15 +215,15 @@ class Leases:
     def _renew(self, lease: Lease) -> None:
         try:
             self.check(lease)
-            with self._lock:  # not after its release
+            with self._lock:  # so that a lease is not renewed after its release
                 if self._held.get(lease.shard) is lease:
                     self._root.write(_path(lease.shard, lease.epoch), self._record())
         except LeaseLost as error:
             with self._lock:
                 self._held.pop(lease.shard, None)
             self._on_trouble(str(error))
-        except Exception as error:  # whatever ails the store, the next renewal may succeed
-            self._on_trouble(f"the lease of shard {lease.shard!r} could not be renewed: {error}")
+        except Exception as error:  # the next renewal may succeed, whatever the store's error
+            self._on_trouble(f"cannot renew the lease of shard {lease.shard!r}: {error}")
 
     def _newest(self, shard: str) -> int:
         return max(self._epochs(shard), default=0)
@@ -233,10 +233,10 @@ class Leases:
         return [int(name[1]) for name in found if name]
 
     def _holder(self, shard: str, epoch: int) -> Holder | None:
-        """Who made a lease; None if it has gone.
+        """The holder of a lease; None if the lease was removed.
 
         Raises:
-            LeaseDamaged: if it does not say.
+            LeaseDamaged: if the lease is damaged.
         """
         path = _path(shard, epoch)
         try:
@@ -245,7 +245,7 @@ class Leases:
             return None
         except (ValueError, RecursionError) as error:
             raise LeaseDamaged(
-                f"the lease {self._root.address(path)} is damaged ({printable(str(error))}): another run may be "
+                f"the lease {self._root.address(path)} is damaged ({printable(str(error))}), and another run may be "
                 f"captioning shard {shard!r}: if none is, remove that file and materialize the shard again"
             ) from error
 

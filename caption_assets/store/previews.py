@@ -1,4 +1,4 @@
-"""Where the previews of a shard's windows lie: beside its gallery."""
+"""The previews of a shard's windows, stored beside its gallery."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from caption_assets.store.root import Root
 
 GALLERY = "gallery"
 READERS = 16
-"""Posters that are fetched at once: from object storage each takes tens of milliseconds, most of it waiting."""
+"""Number of concurrent reads: in object storage each takes tens of milliseconds, most of it latency."""
 
 
 def preview_folder(shard: str) -> str:
-    """Where they lie, relative to the root."""
+    """The folder of a shard's previews, relative to the root."""
     return f"{GALLERY}/{shard}/previews"
 
 
 def preview_path(shard: str, window_id: str, suffix: str) -> str:
-    """Of a window's preview below the root; ``suffix`` is ``webp`` (animated) or ``jpg`` (one frame)."""
+    """The path of a window's preview, relative to the root; ``suffix`` is ``webp`` (animation) or ``jpg`` (poster)."""
     return f"{preview_folder(shard)}/{window_id}.{suffix}"
 
 
 def write_preview(root: Root, shard: str, window_id: str, animation: bytes, poster: bytes) -> None:
-    """Keep a window's pictures.
+    """Write a window's animation and poster.
 
     Raises:
         StoreError: if they cannot be written.
@@ -33,7 +33,7 @@ def write_preview(root: Root, shard: str, window_id: str, animation: bytes, post
 
 
 def read_posters(root: Root, shard: str, window_ids: Iterable[str]) -> dict[str, bytes]:
-    """The posters of those windows that have one, by window."""
+    """The posters of the windows that have one, by window id."""
     ids = list(window_ids)
     with ThreadPoolExecutor(READERS) as pool:
         found = pool.map(lambda window_id: _find(root, preview_path(shard, window_id, "jpg")), ids)

@@ -1,4 +1,4 @@
-"""The folder that everything is read from or written to: local or in object storage, behind one fsspec interface."""
+"""A root folder, local or in object storage: atomic writes, exclusive creation and listings over fsspec."""
 
 from __future__ import annotations
 
@@ -30,59 +30,59 @@ from caption_assets.store.failure import (
 )
 
 COPY_BYTES = 16 << 20
-"""Held at a time where an object is copied to this machine's disk."""
+"""Size of the chunks in which an object is copied to the local disk."""
 ROOT_REMEDY = "free space there, or move the root to a larger disk (CAPTION_ROOT)"
 REFUSED_CREATION = frozenset({"PreconditionFailed", "412", "ConditionalRequestConflict"})
-"""Codes of stores where there is an object already, or another writer was at it in the same moment."""
+"""Error codes of an exclusive creation: the object exists, or another writer is creating it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Root:
-    """One fsspec folder. All paths given to its methods are relative to it and use forward slashes."""
+    """A folder of an fsspec file system. Its methods take paths relative to it, with forward slashes."""
 
     url: str
-    """As the user wrote it: a local path, ``file://...`` or ``s3://bucket/prefix``."""
+    """The user's URL: a local path, ``file://...`` or ``s3://bucket/prefix``."""
     fs: AbstractFileSystem
     path: str
-    """The folder as ``fs`` names it, without a protocol."""
+    """The folder's path in ``fs``, without a protocol."""
     access: Access = STANDARD
-    """How ``fs`` was opened, for what is opened elsewhere on behalf of this root."""
+    """The options that ``fs`` was opened with, for other processes that open this root."""
 
     @classmethod
     def open(cls, url: str, access: Access = STANDARD) -> Root:
-        """Resolve ``url`` without touching it.
+        """Resolve ``url`` without any access to it.
 
         Raises:
-            StoreError: if no fsspec implementation knows its protocol, or it holds credentials.
+            StoreError: if the protocol is not supported, or the URL contains credentials.
         """
         if holds_secret(url):
             raise StoreError(
-                "a folder's URL holds credentials, for which it is not repeated here: give s3://bucket/prefix alone, "
-                "and credentials as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or by AWS_PROFILE"
+                "a folder's URL contains credentials (it is not repeated here): give s3://bucket/prefix alone, and "
+                "credentials as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or by AWS_PROFILE"
             )
         try:
             fs = access.filesystem(split_protocol(url)[0] or "file")
         except (ValueError, ImportError) as error:
             raise StoreError(
-                f"{url!r} is no place this installation can open ({error}): give a local folder or s3://bucket/prefix"
+                f"this installation cannot open {url!r} ({error}): give a local folder or s3://bucket/prefix"
             ) from error
         return cls(url=url, fs=fs, path=strip_protocol(url).rstrip("/"), access=access)
 
     @property
     def is_local(self) -> bool:
-        """Whether it lies on a file system of this machine."""
+        """Whether it is on a local file system."""
         return isinstance(self.fs, LocalFileSystem)
 
     def full(self, path: str) -> str:
-        """``path`` as the file system names it."""
+        """``path`` as a path of ``fs``."""
         return posixpath.join(self.path, path) if path else self.path
 
     def address(self, path: str) -> str:
-        """``path`` as a person or another program would open it: a local path, or a URL with its protocol."""
+        """``path`` for messages and other programs: a local path, or a URL with its protocol."""
         return self.full(path) if self.is_local else str(self.fs.unstrip_protocol(self.full(path)))
 
     def holds(self, path: str) -> bool:
-        """Whether ``path`` lies below the root once links are followed. Object stores have none."""
+        """Whether ``path`` is below the root after links are resolved. Object stores have no links."""
         if not self.is_local:
             return True
         return Path(os.path.realpath(self.full(path))).is_relative_to(os.path.realpath(self.path))
@@ -91,7 +91,7 @@ class Root:
         """Whether there is an object or folder at ``path``.
 
         Raises:
-            StoreError: if the store does not say.
+            StoreError: if the lookup fails.
         """
         with translate_store_errors(f"cannot look up {self.address(path)}"):
             return bool(self.fs.exists(self.full(path)))
@@ -100,23 +100,23 @@ class Root:
         """The whole object, as one writer wrote it.
 
         Raises:
-            FileNotFoundError: if there is none.
+            FileNotFoundError: if it does not exist.
             StoreError: if it cannot be read.
         """
         self.check_file(path)
         with translate_store_errors(f"cannot read {self.address(path)}"):
-            # One request: s3fs would read a large object in parts, which another writer may come between.
+            # One request: s3fs would read a large object in parts, which could be of different versions.
             return bytes(self.fs.cat_file(self.full(path), max_concurrency=1))
 
     def download(self, path: str, file: Path) -> None:
-        """Copy an object to this machine's disk.
+        """Copy an object to the local disk.
 
         Raises:
-            FileNotFoundError: if there is none.
-            StoreError: if it cannot be read, or the file not be written.
+            FileNotFoundError: if it does not exist.
+            StoreError: if the object cannot be read, or the file cannot be written.
         """
         self.check_file(path)
-        # Not get_file, with which s3fs asks only once for each part of a large object.
+        # Not get_file: s3fs does not retry its parts of a large object.
         with (
             translate_store_errors(f"cannot copy {self.address(path)} to {file}"),
             disk_room(file.parent, TEMPORARY_REMEDY),
@@ -126,47 +126,47 @@ class Root:
             shutil.copyfileobj(remote, local, COPY_BYTES)
 
     def check_file(self, path: str) -> None:
-        """Refuse what is no file: a folder cannot be read, and a pipe would be waited for without end.
+        """Reject folders and devices: reading a pipe would block without end.
 
         Raises:
-            StoreError: if there is something else at ``path``.
+            StoreError: if ``path`` is not a file.
         """
         if self.is_local:
-            with suppress(OSError):  # which reading reports
+            with suppress(OSError):  # the following read reports it
                 if not stat.S_ISREG(os.stat(self.full(path)).st_mode):
                     raise StoreError(f"cannot read {self.address(path)}: it is a folder or a device, not a file")
 
     def write(self, path: str, data: bytes) -> None:
-        """Publish an object in one atomic step: a reader sees the old one or the new one, never a part.
+        """Write an object atomically: a reader sees the old object or the new one, never a part.
 
         Raises:
-            StoreError: if the place cannot be written.
+            StoreError: if it cannot be written.
         """
         self._publish(path, lambda target: self.fs.pipe_file(target, data))
 
     def upload(self, path: str, file: Path) -> None:
-        """Publish a local file in one atomic step.
+        """Upload a local file atomically.
 
         Raises:
-            StoreError: if the place cannot be written.
+            StoreError: if it cannot be written.
         """
         self._publish(path, lambda target: self.fs.put_file(str(file), target))
 
     def create(self, path: str, data: bytes) -> bool:
-        """Write an object unless there is one already: of many who try at the same time, one succeeds.
+        """Create an object unless it exists: of concurrent callers, one succeeds.
 
-        Only if the store honours this: see ``honours_create``.
+        This needs the store's support: see ``honours_create``.
 
         Args:
-            path: where to.
-            data: unlike any other caller's, for a store may take the write and fail to say so; what is found is then
-                compared.
+            path: the object's path.
+            data: content that is unique to this caller. A store may create the object and fail to respond; the retry
+                then finds an object, and the comparison shows that it is this caller's.
 
         Returns:
-            Whether this call made the object.
+            Whether this call created the object.
 
         Raises:
-            StoreError: if the place cannot be written.
+            StoreError: if it cannot be written.
         """
         full = self.full(path)
         try:
@@ -175,38 +175,41 @@ class Root:
             else:
                 self.fs.pipe_file(full, data, mode="create")
         except Exception as error:
-            # s3fs has a FileExistsError only for stores that name the condition.
+            # s3fs raises FileExistsError only if the store's response names the condition.
             if not isinstance(error, FileExistsError) and error_code(error) not in REFUSED_CREATION:
                 raise StoreError(f"cannot write {self.address(path)}: {explain(error)}") from error
-            with suppress(FileNotFoundError):  # removed since
+            with suppress(FileNotFoundError):  # it was removed in the meantime
                 return self.read(path) == data
             return False
         return True
 
     def honours_create(self) -> bool:
-        """Whether ``create`` refuses to write where there is an object: some stores overwrite it. Tried out once.
+        """Whether the store supports ``create``: others overwrite an existing object. One probe per process decides.
 
-        Of the stores that refuse, some let two through who come at the same moment; that is not tried.
+        Some stores pass the probe and still let two concurrent callers succeed; that is not probed.
 
         Raises:
-            StoreError: if the place cannot be written.
+            StoreError: if the root cannot be written.
         """
         return _honours_create(self)
 
     def age(self, path: str) -> float:
-        """Seconds since an object was last written, by the store's own clock; S3 has whole ones, so it may be 1 off.
+        """Seconds since an object was last written, by the store's clock. S3 has whole seconds, so it may be off by 1.
 
-        To learn the time, another object is written beside it, and removed.
+        A temporary object beside it gives the present time.
 
         Raises:
-            FileNotFoundError: if there is none.
-            StoreError: if the place cannot be read or written.
+            FileNotFoundError: if it does not exist.
+            StoreError: if the folder cannot be read or written.
         """
         probe = posixpath.join(posixpath.dirname(self.full(path)), f".age-{uuid.uuid4().hex}.tmp")
-        with translate_store_errors(f"cannot learn the age of {self.address(path)}"), disk_room(self.path, ROOT_REMEDY):
+        with (
+            translate_store_errors(f"cannot determine the age of {self.address(path)}"),
+            disk_room(self.path, ROOT_REMEDY),
+        ):
             try:
                 self.fs.pipe_file(probe, b"")
-                now = self.fs.modified(probe)  # first, so that an object written meanwhile is not taken for old
+                now = self.fs.modified(probe)  # read first, so that an object written meanwhile does not look old
                 seconds = (now - self.fs.modified(self.full(path))).total_seconds()
                 return max(float(seconds), 0.0)
             finally:
@@ -214,7 +217,7 @@ class Root:
                     self.fs.rm_file(probe)
 
     def _link(self, full: str, data: bytes) -> None:
-        """A local file appears whole or not at all, and never in the place of another."""
+        """Create a local file atomically, without replacing another."""
         folder, name = posixpath.split(full)
         unfinished = Path(folder, f".{name}.{uuid.uuid4().hex}.tmp")
         with disk_room(folder, ROOT_REMEDY):
@@ -226,7 +229,7 @@ class Root:
                 unfinished.unlink(missing_ok=True)
 
     def remove(self, path: str) -> None:
-        """Remove an object; nothing happens if there is none.
+        """Remove an object, if it exists.
 
         Raises:
             StoreError: if it cannot be removed.
@@ -235,34 +238,34 @@ class Root:
             self.fs.rm_file(self.full(path))
 
     def remove_folder(self, path: str) -> None:
-        """Remove a folder and all that lies below it; nothing happens if there is none.
+        """Remove a folder and everything below it, if it exists.
 
         Raises:
-            StoreError: if something cannot be removed.
+            StoreError: if an object cannot be removed.
         """
         with translate_store_errors(f"cannot remove {self.address(path)}"), suppress(FileNotFoundError):
             if self.is_local:
                 self.fs.rm(self.full(path), recursive=True)
             else:
-                from caption_assets.store.s3 import delete_objects  # as for ``Access``
+                from caption_assets.store.s3 import delete_objects  # slow to import, as in ``Access``
 
                 delete_objects(self.fs, self.fs.find(self.full(path)))
 
     def signed(self, path: str, seconds: float) -> str:
-        """An address under which anybody may read an object for a while: a secret. A local file's is its own.
+        """A presigned URL of an object, which grants read access for a while: a secret. A local file has a file URL.
 
         Raises:
-            StoreError: if there is no such object, or the store cannot sign.
+            StoreError: if the object does not exist, or the store cannot sign.
         """
         if not self.exists(path):
             raise StoreError(f"{self.address(path)} does not exist: materialize the shard's captions first")
         if self.is_local:
             return Path(self.full(path)).absolute().as_uri()
-        with translate_store_errors(f"cannot sign an address of {self.address(path)}"):
+        with translate_store_errors(f"cannot sign a URL of {self.address(path)}"):
             return str(self.fs.sign(self.full(path), expiration=round(seconds)))
 
     def names(self, path: str) -> list[str]:
-        """What lies directly below a folder, by name, sorted; nothing if there is no such folder.
+        """The names directly below a folder, sorted; empty if there is no such folder.
 
         Raises:
             StoreError: if it cannot be listed.
@@ -270,7 +273,7 @@ class Root:
         return [name for name, _ in self._below(path)]
 
     def files(self, path: str) -> list[str]:
-        """Objects directly below a folder, by name, sorted: like ``names`` without folders, pipes and the like.
+        """The names of the objects directly below a folder, sorted: ``names`` without folders and devices.
 
         Raises:
             StoreError: if it cannot be listed.
@@ -278,7 +281,7 @@ class Root:
         return [name for name, kind in self._below(path) if kind == "file"]
 
     def _below(self, path: str) -> Iterator[tuple[str, str]]:
-        """Name and fsspec's type of what lies directly below a folder, without files that are still being written."""
+        """Name and fsspec type of the entries directly below a folder, without unfinished files."""
         with suppress(FileNotFoundError):
             for entry in self.entries(path):
                 name = entry["name"].rstrip("/").rpartition("/")[2]
@@ -286,9 +289,9 @@ class Root:
                     yield name, entry["type"]
 
     def sizes(self, path: str) -> dict[str, int]:
-        """The objects below a folder, at any depth: their sizes in bytes by path; none if there is no such folder.
+        """The objects below a folder, at any depth: size in bytes by path; empty if there is no such folder.
 
-        Files that another writer has not finished yet are left out.
+        Files that another writer has not finished are excluded.
 
         Raises:
             StoreError: if the folder cannot be listed.
@@ -300,13 +303,13 @@ class Root:
         return {posixpath.join(path, name): size for name, size in names.items() if not _is_unfinished(name)}
 
     def move(self, path: str, target: str) -> None:
-        """Move an object, in the place of another if there is one.
+        """Move an object, replacing another.
 
-        A local file is renamed. Elsewhere the object is copied, and removed once the copy is found to be as long: a
-        process that is killed in between leaves both, and may repeat the call.
+        A local file is renamed. In object storage the object is copied, and removed when the copy has the same size. A
+        process that is killed in between leaves both; the call can be repeated.
 
         Raises:
-            FileNotFoundError: if there is no such object.
+            FileNotFoundError: if the object does not exist.
             StoreError: if it cannot be moved.
         """
         old, new = self.full(path), self.full(target)
@@ -317,11 +320,11 @@ class Root:
                 return
             self.fs.cp_file(old, new)
             if self.fs.size(new) != self.fs.size(old):
-                raise StoreError(f"{self.address(target)} is not as long as {self.address(path)} after the copy")
+                raise StoreError(f"the sizes of {self.address(target)} and {self.address(path)} differ after the copy")
             self.fs.rm_file(old)
 
     def prune(self, path: str) -> None:
-        """Remove the empty folders at and below ``path``. Object stores have none.
+        """Remove the empty folders at and below ``path``. Object stores have no folders.
 
         Raises:
             StoreError: if one cannot be removed.
@@ -336,11 +339,11 @@ class Root:
     def _publish(self, path: str, put: Callable[[str], object]) -> None:
         try:
             self._put(path, put)
-        except Exception as error:  # stores have many: OSError, botocore's, their clients'
+        except Exception as error:  # stores raise many types: OSError, botocore's, their clients'
             raise StoreError(f"cannot write {self.address(path)}: {explain(error)}") from error
 
     def _put(self, path: str, put: Callable[[str], object]) -> None:
-        """An object store's upload is atomic by itself; a local file is written beside its place and renamed."""
+        """Uploads to object stores are atomic; a local file is written beside its target and renamed."""
         full = self.full(path)
         if self.is_local:
             self._put_and_rename(full, put)
@@ -349,7 +352,7 @@ class Root:
 
     def _put_and_rename(self, full: str, put: Callable[[str], object]) -> None:
         folder, name = posixpath.split(full)
-        unfinished = posixpath.join(folder, f".{name}.{uuid.uuid4().hex}.tmp")  # readers of datasets skip dot files
+        unfinished = posixpath.join(folder, f".{name}.{uuid.uuid4().hex}.tmp")  # dataset readers skip dot files
         with disk_room(folder, ROOT_REMEDY):
             self.fs.makedirs(folder, exist_ok=True)
             try:
@@ -362,12 +365,12 @@ class Root:
         """Write and remove a probe object.
 
         Args:
-            setting: name of the variable that holds this root's URL, for the message.
+            setting: the setting with this root's URL, for the message.
 
         Raises:
-            StoreError: if that fails, or if a local root's parent folder does not exist.
+            StoreError: if that fails, or if the parent folder of a local root does not exist.
         """
-        remedy = "name a folder or a bucket's prefix that this user may write"
+        remedy = "choose a folder or a bucket's prefix that this user may write"
         if self.is_local and not Path(self.path).parent.is_dir():
             raise StoreError(f"{setting} is {self.url!r}, but {Path(self.path).parent} does not exist: {remedy}")
         probe = f"_probe-{uuid.uuid4().hex}"
@@ -376,14 +379,14 @@ class Root:
             self.fs.rm_file(self.full(probe))
         except Exception as error:
             raise StoreError(
-                f"{setting} is {self.url!r}, which cannot be written ({explain(error)}): {remedy}"
+                f"{setting} is {self.url!r}, which is not writable ({explain(error)}): {remedy}"
             ) from error
 
     def entries(self, path: str = "") -> Iterator[dict[str, Any]]:
-        """The entries directly below ``path``, by name, each with fsspec's ``name``, ``size`` and ``type``.
+        """The entries directly below ``path``, sorted by name, each with fsspec's ``name``, ``size`` and ``type``.
 
         Raises:
-            FileNotFoundError: if there is no such folder.
+            FileNotFoundError: if the folder does not exist.
             StoreError: if it cannot be listed.
         """
         with translate_store_errors(f"cannot list {self.address(path)}"):
@@ -392,12 +395,12 @@ class Root:
 
 
 def _is_unfinished(name: str) -> bool:
-    """Whether a file is one that ``_put_and_rename``, ``_link`` or ``age`` are still writing."""
+    """Whether a name is that of a temporary file of ``_put_and_rename``, ``_link`` or ``age``."""
     name = posixpath.basename(name)
     return name.startswith(".") and name.endswith(".tmp")
 
 
-@cache  # for a probe takes five requests
+@cache  # a probe takes five requests
 def _honours_create(root: Root) -> bool:
     probe = f"_probe-{uuid.uuid4().hex}"
     try:
@@ -406,7 +409,7 @@ def _honours_create(root: Root) -> bool:
     except StoreError as error:
         if not (error.__cause__ and is_refusal(error.__cause__)):
             raise
-        root.write(probe, b"")  # if this is refused too, it is not for the condition
+        root.write(probe, b"")  # raises if the store rejects all writes, not only conditional ones
         return False
     finally:
         root.remove(probe)

@@ -1,8 +1,8 @@
-"""What S3 requests need beyond botocore and s3fs, so that each is made again a few times and none is awaited for ever.
+"""Extensions of botocore and s3fs: bounded retries and timeouts of S3 requests, and deletion in any store.
 
-There are two layers that ask again. botocore repeats a request until an answer begins, on throttling, 5xx, connections
-that fail and silence, with random waits that double. What breaks off within an object's bytes is out of its sight; s3fs
-asks for these again, up to five times in all.
+Two layers retry. botocore retries a request until its response begins, after throttling, 5xx, failed connections and
+read timeouts, with random delays that double. s3fs retries a response that breaks off within an object's bytes, up to
+five attempts in all.
 """
 
 from __future__ import annotations
@@ -21,46 +21,48 @@ from fsspec import AbstractFileSystem
 from caption_assets.store.failure import is_refusal
 
 SLOWEST_UPLOAD = 64 << 10
-"""Bytes a second; a slower request is taken for stalled. Ten at a time, as s3fs sends large files, are 5 Mbit/s."""
+"""Minimum upload rate, in bytes per second; a slower request counts as stalled. s3fs sends ten requests at a time, so
+that the minimum for a large file is 5 Mbit/s."""
 
 BULK_DELETE = 1000
 """Maximum number of keys in one bulk delete, by S3's specification."""
 SINGLE_DELETES = 16
-"""Requests at a time where objects are deleted one by one."""
+"""Number of concurrent requests that delete single objects."""
 
 
-class NoAnswer(ConnectionError):  # type: ignore[misc]
-    """A request to which no answer began.
+class NoResponse(ConnectionError):  # type: ignore[misc]
+    """A request without the beginning of a response.
 
-    botocore repeats it as it repeats all of its kind. s3fs does not, as it does the errors that this one stands for:
-    its five times botocore's, and five times that for an object's bytes, would be half an hour before a silent store.
+    botocore retries it, as it retries all ConnectionErrors. s3fs does not, unlike the errors that this one replaces:
+    its five attempts times botocore's, and five times that for an object's bytes, would take half an hour with a store
+    that does not respond.
     """
 
     fmt = "{error}"
 
 
 class Session(AIOHTTPSession):  # type: ignore[misc]
-    """aiobotocore's HTTP session, with an end to uploads.
+    """aiobotocore's HTTP session, with a timeout for uploads.
 
-    aiohttp begins to count the store's silence when the body is sent, and waits without end to send it to a store that
-    takes none of it, or does not give leave to send it.
+    aiohttp's read timeout starts when the body is sent. Sending has no timeout of its own, so that a store that does
+    not accept the body, or does not answer ``Expect: 100-continue``, would block without end.
     """
 
     async def send(self, request: Any) -> Any:
-        """Make one request, up to the beginning of its answer.
+        """Make one request, up to the beginning of its response.
 
         Raises:
-            NoAnswer: if none came.
+            NoResponse: if no response begins.
             ConnectionError: if there is no connection.
         """
         try:
             async with asyncio.timeout(self._upload_seconds(request)):
                 return await super().send(request)
         except (HTTPClientError, TimeoutError) as error:
-            raise NoAnswer(endpoint_url=request.url, error=type(error).__name__) from error
+            raise NoResponse(endpoint_url=request.url, error=type(error).__name__) from error
 
     def _upload_seconds(self, request: Any) -> float | None:
-        """Only puts: completing an upload takes a store minutes at times, in which it says that it is still there."""
+        """Timeout of a PUT. Others have none: a store may take minutes to complete an upload, and sends keep-alives."""
         if request.method != "PUT":
             return None
         length = int(request.headers.get("Content-Length", 0))
@@ -68,10 +70,10 @@ class Session(AIOHTTPSession):  # type: ignore[misc]
 
 
 def delete_objects(fs: AbstractFileSystem, paths: Sequence[str]) -> None:
-    """Delete objects of one bucket: in bulk, and one by one what the store does not delete in bulk.
+    """Delete objects of one bucket: in bulk, and one by one those that the store does not delete in bulk.
 
-    Stores refuse a bulk delete without Content-MD5, which botocore no longer sends (MinIO with MissingContentMD5, s3fs
-    #931; others with InvalidRequest), or have none (GCS with InvalidArgument; NotImplemented, MethodNotAllowed). A
+    Some stores reject a bulk delete without Content-MD5, which botocore no longer sends (MinIO with MissingContentMD5,
+    s3fs #931; others with InvalidRequest); others have none (GCS: InvalidArgument; NotImplemented, MethodNotAllowed). A
     single delete needs no body. s3fs's own ``rm`` ignores the objects that a bulk delete reports as not deleted.
 
     Args:
@@ -79,7 +81,7 @@ def delete_objects(fs: AbstractFileSystem, paths: Sequence[str]) -> None:
         paths: the objects, as ``fs`` names them.
 
     Raises:
-        OSError: if an object can be deleted neither way.
+        OSError: if neither way deletes an object.
     """
     with ThreadPoolExecutor(SINGLE_DELETES) as pool:
         for begin in range(0, len(paths), BULK_DELETE):
@@ -88,12 +90,12 @@ def delete_objects(fs: AbstractFileSystem, paths: Sequence[str]) -> None:
 
 
 def _delete(fs: AbstractFileSystem, path: str) -> None:
-    with suppress(FileNotFoundError):  # GCS says so where there is nothing to delete
+    with suppress(FileNotFoundError):  # GCS raises it for an object that does not exist
         fs.rm_file(path)
 
 
 def _delete_in_bulk(fs: AbstractFileSystem, paths: Sequence[str]) -> Sequence[str]:
-    """Delete objects with one request, and return those that are left."""
+    """Delete objects with one request, and return those that remain."""
     bucket = fs.split_path(paths[0])[0]
     by_key = {fs.split_path(path)[1]: path for path in paths}
     try:

@@ -1,4 +1,4 @@
-"""A Parquet file of rows that carries a digest of them: damage is found wherever it lies in the file."""
+"""Parquet files with a digest of their rows, which detects damage anywhere in the file."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = "3"
 ROW_GROUP = 1024
-"""Rows that are written or read at a time: on their way a row takes some 3 KB of memory."""
+"""Number of rows written or read at a time: each takes about 3 KB of memory."""
 ARROW_SCHEMA = b"ARROW:schema"
 """Key of Arrow's own entry in a file's metadata."""
 DIGEST = b"rows_sha256"
-"""Key of the digest of rows and facts in the file's metadata. Files of earlier releases have none."""
+"""Key of the digest of rows and metadata in the file metadata. Files of earlier releases have none."""
 
 
 class TableError(CaptionAssetsError):
-    """A table that is not there, or whose rows are not those it must have."""
+    """A table that is missing, damaged, or inconsistent with the tables it was made from."""
 
 
-def with_facts(schema: pa.Schema, facts: Mapping[str, str]) -> pa.Schema:
-    """A schema whose files say which version it is, and ``facts``."""
-    return schema.with_metadata({"schema_version": SCHEMA_VERSION, **facts})
+def with_file_metadata(schema: pa.Schema, metadata: Mapping[str, str]) -> pa.Schema:
+    """A schema with file metadata: ``metadata`` and the schema's version."""
+    return schema.with_metadata({"schema_version": SCHEMA_VERSION, **metadata})
 
 
-def facts_of(file: pq.ParquetFile) -> dict[str, str]:
-    """What was published with the rows as facts about the whole file."""
-    facts = {**(file.schema_arrow.metadata or {}), **(file.metadata.metadata or {})}
-    return {name.decode(): value.decode() for name, value in facts.items() if name not in (ARROW_SCHEMA, DIGEST)}
+def file_metadata(file: pq.ParquetFile) -> dict[str, str]:
+    """The file metadata that was published with the rows."""
+    found = {**(file.schema_arrow.metadata or {}), **(file.metadata.metadata or {})}
+    return {name.decode(): value.decode() for name, value in found.items() if name not in (ARROW_SCHEMA, DIGEST)}
 
 
 def write_table(
@@ -49,18 +49,18 @@ def write_table(
     records: Iterable[Mapping[str, Any]],
     conclude: Callable[[], Mapping[str, str]] = dict,
 ) -> None:
-    """Write rows as they come, at most ``ROW_GROUP`` of them in memory.
+    """Write a stream of rows, with at most ``ROW_GROUP`` of them in memory.
 
     Args:
-        sink: where to.
-        schema: the columns, and facts about the whole file as their metadata.
-        records: the rows; fields that ``schema`` lacks are left out.
-        conclude: further facts, computed after the last row.
+        sink: the target.
+        schema: the columns, with the file metadata as its metadata.
+        records: the rows; fields that ``schema`` lacks are dropped.
+        conclude: further file metadata, computed after the last row.
     """
     digest = sha256()
-    waiting = iter(records)
+    remaining = iter(records)
     with pq.ParquetWriter(sink, schema, write_page_checksum=True) as writer:
-        while group := list(islice(waiting, ROW_GROUP)):
+        while group := list(islice(remaining, ROW_GROUP)):
             batch = pa.RecordBatch.from_pylist(group, schema=schema)
             writer.write_batch(batch)
             _add_to_digest(digest, batch.to_pylist())
@@ -71,18 +71,19 @@ def write_table(
 
 @dataclass(frozen=True, slots=True)
 class TableFile:
-    """A file of rows, opened and checked as far as that is possible without reading them."""
+    """An open file of rows, validated as far as possible without reading them."""
 
     file: pq.ParquetFile
     schema: pa.Schema
-    """The columns it must have."""
+    """The required columns."""
     name: str
-    """For messages, with the remedy."""
+    """The file's name, for messages."""
     remedy: str
+    """The remedy, for messages."""
     columns: pa.Schema
-    """The columns as they stand in the file, and the facts about the whole file as their metadata.
+    """The file's columns, with the file metadata as the schema's metadata.
 
-    Read once: Arrow converts all of them each time that a file's ``schema_arrow`` is read, which takes 20 µs.
+    They are read once, because each access to ``schema_arrow`` converts them again, which takes 20 µs.
     """
 
     @classmethod
@@ -90,13 +91,13 @@ class TableFile:
         """Open a file.
 
         Args:
-            source: its path on this machine, or its bytes.
-            schema: the columns it must have. A file of an older version, or one with a digest, may lack some.
-            name: of the file, for messages.
+            source: its local path, or its bytes.
+            schema: the required columns. A file of an older version, or one with a digest, may lack some.
+            name: the file's name, for messages.
             remedy: an imperative phrase, for messages.
 
         Raises:
-            TableError: if it is damaged, of a later version, or lacks columns.
+            TableError: if it is damaged, has a later version, or lacks columns.
         """
         with _damage(name, remedy):
             opened = pq.ParquetFile(
@@ -115,25 +116,25 @@ class TableFile:
         self.file.close()
 
     @property
-    def facts(self) -> dict[str, str]:
-        """What was published with the rows as facts about the whole file."""
-        return facts_of(self.file)
+    def file_metadata(self) -> dict[str, str]:
+        """The file metadata that was published with the rows."""
+        return file_metadata(self.file)
 
     @property
     def version(self) -> str:
-        """The version of the schema by which it was written."""
-        return self.facts.get("schema_version", "unknown")
+        """The schema version of the release that wrote it."""
+        return self.file_metadata.get("schema_version", "unknown")
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """The rows, a few of them in memory at a time; columns that ``schema`` lacks are left out.
+        """A stream of the rows, without columns that ``schema`` lacks.
 
         Raises:
-            TableError: if the file is damaged: at its end also where nothing but a digest tells.
+            TableError: if the file is damaged. Damage that only the digest shows is reported after the last row.
         """
         known = [name for name in self.schema.names if name in self.columns.names]
         required = [field.name for field in self.schema if not field.nullable]
         digest = sha256()
-        for group in range(self.file.num_row_groups):  # in one go, pyarrow would keep more the further it comes
+        for group in range(self.file.num_row_groups):  # over all groups at once, pyarrow's memory would grow
             batches = self.file.iter_batches(ROW_GROUP, row_groups=[group])
             while True:
                 with _damage(self.name, self.remedy):
@@ -146,23 +147,24 @@ class TableFile:
                 yield from ({name: record[name] for name in known} for record in records)
         with _damage(self.name, self.remedy):
             written = (self.file.metadata.metadata or {}).get(DIGEST)
-            if written is not None and written != _end_digest(digest, self.facts).encode():
-                raise ValueError("its rows are not those that were written")
+            if written is not None and written != _end_digest(digest, self.file_metadata).encode():
+                raise ValueError("its rows do not match their digest")
 
     def _check(self) -> None:
-        """Compare version and columns with those that are wanted."""
+        """Check version and columns."""
         if not self.version.isdecimal() or int(self.version) > int(SCHEMA_VERSION):
             raise TableError(
-                f"{self.name} has schema version {self.version!r}, and this version of caption-assets reads up to "
-                f"{SCHEMA_VERSION} (a later one may read it): {self.remedy}"
+                f"{self.name} has schema version {self.version!r}, but this release of caption-assets reads versions "
+                f"up to {SCHEMA_VERSION} (a later release may read it): {self.remedy}"
             )
-        is_written_whole = DIGEST in (self.file.metadata.metadata or {}) or self.version != SCHEMA_VERSION
+        may_lack_columns = DIGEST in (self.file.metadata.metadata or {}) or self.version != SCHEMA_VERSION
         missing = [field.name for field in self.schema if field.name not in self.columns.names]
-        if missing and not is_written_whole:
+        if missing and not may_lack_columns:
             raise ValueError(f"it lacks columns: {', '.join(missing)}")
         for field in self.schema:
             if field.name in self.columns.names and self.columns.field(field.name).type != field.type:
-                raise ValueError(f"column {field.name} is {self.columns.field(field.name).type}, not {field.type}")
+                found = self.columns.field(field.name).type
+                raise ValueError(f"the type of column {field.name} is {found} instead of {field.type}")
 
 
 def _add_to_digest(digest: _Hash, records: Iterable[Mapping[str, Any]]) -> None:
@@ -170,16 +172,16 @@ def _add_to_digest(digest: _Hash, records: Iterable[Mapping[str, Any]]) -> None:
         digest.update(repr(record).encode())
 
 
-def _end_digest(digest: _Hash, facts: Mapping[str, str]) -> str:
-    digest.update(repr(sorted(facts.items())).encode())
+def _end_digest(digest: _Hash, metadata: Mapping[str, str]) -> str:
+    digest.update(repr(sorted(metadata.items())).encode())
     return digest.hexdigest()
 
 
 @contextmanager
 def _damage(name: str, remedy: str) -> Iterator[None]:
-    """Whatever Arrow raises of bytes that are at hand means that these are damaged.
+    """Report any error of Arrow as damage: the bytes are at hand, so no other cause is left.
 
-    It has ArrowInvalid, OSError, UnicodeDecodeError, and MemoryError for a length that was hit.
+    Arrow raises ArrowInvalid, OSError, UnicodeDecodeError, and MemoryError for a damaged length.
     """
     try:
         yield

@@ -18,8 +18,7 @@ from caption_assets.store.root import Root
 from caption_assets.store.table_file import ROW_GROUP as ROW_GROUP
 from caption_assets.store.table_file import SCHEMA_VERSION as SCHEMA_VERSION
 from caption_assets.store.table_file import TableError as TableError
-from caption_assets.store.table_file import TableFile, with_facts, write_table
-from caption_assets.store.table_file import facts_of as facts_of
+from caption_assets.store.table_file import TableFile, with_file_metadata, write_table
 
 CLIP_MANIFEST = "clip_manifest"
 """Name of the table of windows. A table's name is also its folder below the root and its asset; the table of a stage's
@@ -366,7 +365,7 @@ def _publish(
     path = table_path(table, shard)
     with temporary_folder() as folder:
         file = folder / "table.parquet"
-        write_table(file, with_facts(schema_of(table), metadata), map(asdict, rows), conclude)
+        write_table(file, with_file_metadata(schema_of(table), metadata), map(asdict, rows), conclude)
         root.upload(path, file)
     return path
 
@@ -410,13 +409,13 @@ def read_schema(root: Root, table: str, shard: str) -> pa.Schema:
     return _open(root, table, shard).columns
 
 
-def read_facts(root: Root, table: str, shard: str) -> dict[str, str]:
+def read_file_metadata(root: Root, table: str, shard: str) -> dict[str, str]:
     """What was published with a shard's table as facts about the whole file.
 
     Raises:
         TableError: if it has not been materialized, or the file is damaged.
     """
-    return _open(root, table, shard).facts
+    return _open(root, table, shard).file_metadata
 
 
 @contextmanager

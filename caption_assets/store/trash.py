@@ -1,8 +1,8 @@
-"""The trash: what was made of retired shards, kept in the root until somebody empties it.
+"""The trash: the outputs of retired shards, kept in the root until the trash is emptied.
 
-An entry holds what was moved at one time: ``_trash/shard=<shard>/<time>/``, then the path that each object had. Its
-marker is written last. An entry without a marker was interrupted; moving the shard to the trash again completes it, and
-bringing it back empties it.
+An entry holds the objects that were moved at one time: ``_trash/shard=<shard>/<time>/``, then each object's former
+path. Its marker is written last. An entry without a marker is incomplete: moving the shard to the trash again completes
+it, and restoring it empties it.
 """
 
 from __future__ import annotations
@@ -22,40 +22,40 @@ TRASH = "_trash"
 MARKER = "_complete"
 """Name of the marker in an entry's folder."""
 TIME = "%Y-%m-%dT%H-%M-%S-%fZ"
-"""Of an entry's folder; without colons, which some file systems refuse."""
+"""Format of the name of an entry's folder, without colons, which some file systems do not allow."""
 _PATH = re.compile(
     rf"{TRASH}/shard=(?P<shard>[^/]+)/(?P<time>\d{{4}}-[01]\d-[0-3]\dT[0-2]\d-[0-5]\d-[0-5]\d-\d{{6}}Z)/(?P<path>.+)",
     re.DOTALL,
 )
 MOVERS = 16
-"""Objects that are moved at once: in object storage each takes a copy and a deletion."""
+"""Number of concurrent moves: in object storage each takes a copy and a deletion."""
 
 
 class TrashError(CaptionAssetsError):
-    """An entry that is not there, or that cannot be brought back."""
+    """An entry that does not exist or cannot be restored."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What was moved into the trash of one shard at one time."""
+    """The objects of a shard that were moved to the trash at one time."""
 
     shard: str
     time: str
     sizes: Mapping[str, int]
-    """Bytes of each object, by the path that it had."""
+    """Size of each object, in bytes, by its former path."""
     is_complete: bool
-    """Whether all of the shard was moved."""
+    """Whether all objects of the shard were moved."""
 
     @property
     def folder(self) -> str:
-        """Where it lies, relative to the root."""
+        """Its folder, relative to the root."""
         return f"{TRASH}/shard={self.shard}/{self.time}"
 
     @property
     def age_days(self) -> float:
-        """Days since it was begun."""
-        begun = datetime.strptime(self.time, TIME).replace(tzinfo=UTC)
-        return (datetime.now(UTC) - begun).total_seconds() / 86400
+        """Days since its creation."""
+        created = datetime.strptime(self.time, TIME).replace(tzinfo=UTC)
+        return (datetime.now(UTC) - created).total_seconds() / 86400
 
 
 def list_entries(root: Root, shard: str | None = None) -> list[Entry]:
@@ -66,7 +66,7 @@ def list_entries(root: Root, shard: str | None = None) -> list[Entry]:
     """
     found: dict[tuple[str, str], dict[str, int]] = defaultdict(dict)
     for path, size in root.sizes(TRASH if shard is None else f"{TRASH}/shard={shard}").items():
-        if match := _PATH.fullmatch(path):  # anything else is somebody else's
+        if match := _PATH.fullmatch(path):  # other objects are not this project's
             found[match["shard"], match["time"]][match["path"]] = size
     return [
         Entry(key, time, {path: size for path, size in sizes.items() if path != MARKER}, MARKER in sizes)
@@ -77,13 +77,13 @@ def list_entries(root: Root, shard: str | None = None) -> list[Entry]:
 def move_to_trash(root: Root, shard: str, paths: Sequence[str]) -> Entry | None:
     """Move objects of a shard into the trash; None if there are none.
 
-    After an interruption, calling it again with what is left completes the entry.
+    After an interruption, another call with the remaining paths completes the entry.
 
     Raises:
-        StoreError: if something cannot be moved.
+        StoreError: if an object cannot be moved.
     """
-    begun = [entry for entry in list_entries(root, shard) if not entry.is_complete]
-    entry = next((entry for entry in begun if not _conflicts(root, entry, paths)), None)
+    incomplete = [entry for entry in list_entries(root, shard) if not entry.is_complete]
+    entry = next((entry for entry in incomplete if not _conflicts(root, entry, paths)), None)
     if entry is None:
         if not paths:
             return None
@@ -93,17 +93,17 @@ def move_to_trash(root: Root, shard: str, paths: Sequence[str]) -> Entry | None:
     return next(found for found in list_entries(root, shard) if found.time == entry.time)
 
 
-def bring_back(root: Root, entry: Entry) -> None:
-    """Move an entry's objects back to where they were. After an interruption it can be called again.
+def restore_entry(root: Root, entry: Entry) -> None:
+    """Move an entry's objects back to their former paths. An interrupted call can be repeated.
 
     Raises:
-        TrashError: if there are others in their places; nothing is moved then.
-        StoreError: if something cannot be moved.
+        TrashError: if different objects exist at these paths; no object is moved then.
+        StoreError: if an object cannot be moved.
     """
     if taken := _conflicts(root, entry, entry.sizes):
         raise TrashError(
-            f"{root.address(taken[0])} exists, and is not what was retired ({len(taken)} such files): the shard was "
-            f"made again since; retire it first, then bring back the entry of {entry.time}"
+            f"{root.address(taken[0])} exists and differs from the retired file ({len(taken)} such files): the shard "
+            f"was materialized again; retire it first, then restore the entry of {entry.time}"
         )
     root.remove(f"{entry.folder}/{MARKER}")
     _each(lambda path: root.move(posixpath.join(entry.folder, path), path), entry.sizes)
@@ -111,24 +111,24 @@ def bring_back(root: Root, entry: Entry) -> None:
 
 
 def remove_entry(root: Root, entry: Entry) -> None:
-    """Remove an entry for good.
+    """Remove an entry permanently.
 
     Raises:
-        StoreError: if something cannot be removed.
+        StoreError: if an object cannot be removed.
     """
     root.remove_folder(entry.folder)
     root.prune(f"{TRASH}/shard={entry.shard}")
 
 
 def _conflicts(root: Root, entry: Entry, paths: Iterable[str]) -> list[str]:
-    """Those of ``paths`` that are both in the entry and in their old places, and differ.
+    """Those of ``paths`` that exist both in the entry and at their former places, with different content.
 
-    A move that was interrupted between copy and deletion leaves two that are the same.
+    A move that was interrupted between copy and deletion leaves two equal objects.
     """
-    wanted = [path for path in paths if path in entry.sizes]
-    present = {path for folder in set(map(posixpath.dirname, wanted)) for path in root.sizes(folder)}
-    twice = [path for path in wanted if path in present]
-    return [path for path in twice if not _are_equal(root, path, posixpath.join(entry.folder, path))]
+    moved = [path for path in paths if path in entry.sizes]
+    present = {path for folder in set(map(posixpath.dirname, moved)) for path in root.sizes(folder)}
+    doubled = [path for path in moved if path in present]
+    return [path for path in doubled if not _are_equal(root, path, posixpath.join(entry.folder, path))]
 
 
 def _are_equal(root: Root, one: str, other: str) -> bool:

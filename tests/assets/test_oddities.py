@@ -149,7 +149,7 @@ def test_a_gallery_that_finds_no_room_costs_no_captions(captioned: Project) -> N
         logged = [entry.user_message for entry in captioned.instance.all_logs(run.run_id)]
     [warning] = [line for line in logged if "cannot write the gallery" in line]
     assert warning.startswith("b: ")
-    assert f"no space is left on the disk of {folder}" in warning
+    assert f"no space left on the disk of {folder}" in warning
 
 
 @pytest.mark.faults
@@ -158,7 +158,7 @@ def test_a_manifest_that_finds_no_room_fails_its_shard_alone(filmed: Project) ->
         run = filmed.run("clip_manifest", partitions=ALL)
         assert list(folder.iterdir()) == []
     assert recorded(filmed, "clip_manifest") == {"a", "c"}
-    assert f"no space is left on the disk of {folder}" in failure_of(filmed, run)
+    assert f"no space left on the disk of {folder}" in failure_of(filmed, run)
 
 
 @pytest.mark.faults
@@ -167,7 +167,7 @@ def test_a_temporary_folder_that_is_gone_says_how_to_name_another(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "removed"))
     run = filmed.run("clip_manifest", partitions=ALL)
-    assert failure_of(filmed, run).startswith("3 of 3 shards failed: a: cannot make a temporary folder")
+    assert failure_of(filmed, run).startswith("3 of 3 shards failed: a: cannot create a temporary folder")
     assert "TMPDIR" in failure_of(filmed, run)
 
 
@@ -178,7 +178,7 @@ def test_a_cache_of_weights_that_finds_no_room_says_where_and_how_much_is_free(c
         next((captioned.root / stage / "shard=b").iterdir()).unlink()
     with small_disk(captioned.folder / "small", files=2) as folder:
         message = captioned.failure(*STAGES, partition="b", cache=str(folder))
-    assert f"no space is left on the disk of {folder} (" in message
+    assert f"no space left on the disk of {folder} (" in message
     assert "bytes are free" in message
     assert "CAPTION_CACHE" in message
 
@@ -188,7 +188,7 @@ def test_an_export_that_finds_no_room_fails_its_shard(captioned: Project) -> Non
     with small_disk(captioned.root / "captioned_dataset" / "data" / "shard=b", kilobytes=8) as folder:
         fill(folder)
         message = captioned.failure("captioned_dataset", partition="b", export="jsonl")
-        assert f"no space is left on the disk of {folder}" in message
+        assert f"no space left on the disk of {folder}" in message
     assert captioned.run("captioned_dataset", partition="a", export="jsonl").success
 
 
@@ -215,4 +215,4 @@ def test_a_real_engine_captions_all_shards_but_the_one_whose_lease_is_damaged(
     )
     assert steps_begun(project, run) == 1
     logged = [entry.user_message for entry in project.instance.all_logs(run.run_id)]
-    assert any("c: " in line and "its captions are made again" in line for line in logged)
+    assert any("c: " in line and "its captions are generated again" in line for line in logged)

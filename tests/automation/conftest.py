@@ -123,7 +123,7 @@ class AutomationHarness:
 
     def publish(self, table: str, shard: str, versions: TableVersions | None) -> None:
         """Publish a table of one window."""
-        facts = versions.facts if versions else {}
+        facts = versions.file_metadata if versions else {}
         window = ManifestRow("a.mp4", 0, "id", "t", 1, Status.OK, width=64, height=64)
         window = replace(window, start_frame=0, end_frame=8, start_seconds=0.0, end_seconds=1.0)
         if table == CLIP_MANIFEST:

@@ -209,7 +209,7 @@ def test_stored_table_that_fails_a_check_is_requested_again(six_shards: Automati
     row = CaptionRow("a.mp4", 0, "id", 0.0, 1.0, Status.FAILED, error_kind="poison", error="x", attempts=1)
     versions = read_versions(six_shards.root, STAGE2.name, "f")
     assert versions
-    publish_captions(six_shards.root, STAGE2.name, "f", [row], [row.key], versions.facts)
+    publish_captions(six_shards.root, STAGE2.name, "f", [row], [row.key], versions.file_metadata)
     assert ranges(six_shards.run_schedule(), "stage2_captions") == [("f", "f")]
 
 

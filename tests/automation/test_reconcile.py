@@ -135,7 +135,7 @@ def test_table_that_fails_a_check_is_not_recorded(
 ) -> None:
     versions = read_versions(captioned.root, STAGE2.name, "a")
     assert versions
-    publish_captions(captioned.root, STAGE2.name, "a", [], [], versions.facts)
+    publish_captions(captioned.root, STAGE2.name, "a", [], [], versions.file_metadata)
     captioned.instance.wipe_assets([captioned.project.stages[1]])
     resolve(captioned)
     assert "stage2_captions of a: not recorded: " in capsys.readouterr().out

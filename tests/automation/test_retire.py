@@ -149,7 +149,7 @@ def test_restore_over_a_recaptioned_shard_is_refused(captioned: AutomationHarnes
     retire(captioned.instance, captioned.project, captioned.root, "a")
     captioned.run_sensor()
     captioned.materialize("clip_manifest", "a", version="2")
-    with pytest.raises(TrashError, match="was made again since"):
+    with pytest.raises(TrashError, match="was materialized again"):
         restore(captioned.instance, captioned.settings, captioned.root, "a")
 
 

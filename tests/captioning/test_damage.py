@@ -265,7 +265,7 @@ def test_a_lease_that_is_removed_meanwhile_fails_its_shard_and_keeps_what_is_don
 
     log = world.run(*SHARDS, engine=StandIn(asked))
     assert log.failures.keys() >= {"b"}
-    assert "was removed while this run captioned it" in log.failures["b"]
+    assert "was removed while this run captioned the shard" in log.failures["b"]
     log = world.run(*SHARDS)
     assert_published_right(world, stored, log)
     assert world.asked.total() == 0

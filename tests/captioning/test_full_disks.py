@@ -22,7 +22,7 @@ from tests.captioning.watch import Log
 from tests.disks import enlarge, fill, small_disk
 
 SHARDS = ("a", "b", "c")
-FREE = r"no space is left on the disk of {folder} \([0-9,]+ of [0-9,]+ bytes are free"
+FREE = r"no space left on the disk of {folder} \([0-9,]+ of [0-9,]+ bytes are free"
 
 
 @pytest.fixture

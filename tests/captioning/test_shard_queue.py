@@ -26,7 +26,7 @@ from caption_assets.sources.shard import find_shard
 from caption_assets.store.checkpoints import checkpoint_folder
 from caption_assets.store.lease import Leases
 from caption_assets.store.root import Root
-from caption_assets.store.tables import Status, publish_manifest, read_captions, read_facts, read_manifest
+from caption_assets.store.tables import Status, publish_manifest, read_captions, read_file_metadata, read_manifest
 from caption_assets.store.versions import TableVersions, manifest_version, read_versions
 from caption_assets.video.frame_sampling import FrameSampling
 from caption_assets.video.window import Windowing
@@ -120,17 +120,17 @@ def test_a_run_that_takes_less_than_half_from_the_prefix_cache_warns(world: Worl
     log = world.run(engine=StandIn(cached=cached))
     assert [warning for warning in log.warnings if "prefix cache" in warning] == log.warnings
     assert len(log.warnings) == is_low
-    hits = CacheHits.from_facts(read_facts(world.root, STAGE2.name, "a"))
+    hits = CacheHits.from_facts(read_file_metadata(world.root, STAGE2.name, "a"))
     assert hits.predicted > 0
     assert hits.share == pytest.approx(cached, abs=0.05)
-    assert CacheHits.from_facts(read_facts(world.root, STAGE1.name, "a")) == NO_HITS
+    assert CacheHits.from_facts(read_file_metadata(world.root, STAGE1.name, "a")) == NO_HITS
 
 
 def test_stage_2_alone_predicts_no_hits(world: World) -> None:
     world.run(stages=(STAGE1,))
     log = world.run(engine=StandIn(cached=0.0), stages=(STAGE2,))
     assert log.warnings == []
-    assert CacheHits.from_facts(read_facts(world.root, STAGE2.name, "a")) == NO_HITS
+    assert CacheHits.from_facts(read_file_metadata(world.root, STAGE2.name, "a")) == NO_HITS
 
 
 class CrashingOnce(StandIn):
@@ -154,7 +154,7 @@ class CrashingOnce(StandIn):
 
 def test_hits_are_not_expected_of_an_engine_that_was_built_after_stage_1(world: World) -> None:
     world.run(engine=CrashingOnce())
-    hits = CacheHits.from_facts(read_facts(world.root, STAGE2.name, "a"))
+    hits = CacheHits.from_facts(read_file_metadata(world.root, STAGE2.name, "a"))
     assert hits.cached == hits.predicted > 0
 
 
@@ -182,7 +182,7 @@ def test_tables_say_which_versions_of_their_inputs_they_were_made_from(world: Wo
 
 def test_a_table_names_the_manifest_by_the_version_that_is_stored_with_it(world: World) -> None:
     rows = read_manifest(world.root, "a")
-    publish_manifest(world.root, "a", rows, TableVersions("other", "2-x", {}).facts)
+    publish_manifest(world.root, "a", rows, TableVersions("other", "2-x", {}).file_metadata)
     world.run()
     versions = read_versions(world.root, STAGE1.name, "a")
     assert versions
@@ -507,7 +507,7 @@ def test_a_run_whose_shard_was_taken_over_publishes_nothing(world: World) -> Non
         return await world.captions(engine=StandIn(asked), owner="run 7")
 
     log = asyncio.run(run())
-    assert "taken over by run 7" in log.failures["a"]
+    assert "claimed by run 7" in log.failures["a"]
     assert not world.root.exists("stage1_captions/shard=a/captions.parquet")
 
 

@@ -28,7 +28,7 @@ from caption_assets.checks.findings import (
 )
 from caption_assets.checks.stored import Caption, StoredTable, captions_of
 from caption_assets.models.weights import WeightFile, WeightsManifest
-from caption_assets.store.table_file import with_facts
+from caption_assets.store.table_file import with_file_metadata
 from caption_assets.store.tables import CaptionRow, ManifestRow, schema_of
 from tests.report.windows import broken, captioned, failed, window
 
@@ -41,7 +41,7 @@ def clips(count: int) -> list[ManifestRow]:
 
 def stored(rows: Sequence[CaptionRow], table: str = STAGE1.name) -> StoredTable:
     """A table of these rows, valid in all other respects."""
-    return StoredTable.of(table, with_facts(schema_of(table), {}), rows)
+    return StoredTable.of(table, with_file_metadata(schema_of(table), {}), rows)
 
 
 def rows_of(*texts: str, **changes: object) -> list[CaptionRow]:
@@ -96,9 +96,9 @@ def test_rows_complete_counts_missing_and_extra_rows() -> None:
     ("schema", "reason"),
     [
         (schema_of(STAGE1.name), "schema version none"),
-        (with_facts(schema_of(STAGE1.name), {"schema_version": "1"}), "schema version 1"),
-        (with_facts(schema_of(STAGE1.name).remove(0), {}), "these columns differ: clip_key"),
-        (with_facts(schema_of(STAGE2.name), {}), "these columns differ: stage1_fingerprint"),
+        (with_file_metadata(schema_of(STAGE1.name), {"schema_version": "1"}), "schema version 1"),
+        (with_file_metadata(schema_of(STAGE1.name).remove(0), {}), "these columns differ: clip_key"),
+        (with_file_metadata(schema_of(STAGE2.name), {}), "these columns differ: stage1_fingerprint"),
     ],
 )
 def test_schema_check_names_another_version_and_differing_columns(schema: object, reason: str) -> None:

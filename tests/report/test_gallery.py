@@ -19,7 +19,7 @@ from caption_assets.report.page import GROUP, Page, Row, render
 from caption_assets.report.sides import OUTDATED
 from caption_assets.store.previews import write_preview
 from caption_assets.store.root import Root
-from caption_assets.store.table_file import with_facts
+from caption_assets.store.table_file import with_file_metadata
 from caption_assets.store.tables import CaptionRow, ManifestRow, TableError, schema_of
 from tests.report.windows import PROMPTS, SHARD, broken, captioned, failed, publish, window
 
@@ -64,7 +64,9 @@ def page_of(
 ) -> Page:
     """The gallery of tables that have these rows."""
     tables = {
-        stage.name: StoredTable.of(stage.name, with_facts(schema_of(stage.name), {"prompt": PROMPTS[stage.name]}), rows)
+        stage.name: StoredTable.of(
+            stage.name, with_file_metadata(schema_of(stage.name), {"prompt": PROMPTS[stage.name]}), rows
+        )
         for stage, rows in zip(STAGES, (stage1, stage2), strict=True)
         if rows
     }

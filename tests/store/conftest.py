@@ -11,7 +11,7 @@ from tests.store.fault_proxy import Fault, FaultProxy
 from tests.store.server import S3Server
 
 Between = Callable[..., FaultProxy]
-"""Puts a proxy between this process and the server; its arguments are those of ``FaultProxy`` but the first."""
+"""Starts a proxy between this process and the server. Its arguments are those of ``FaultProxy`` without the first."""
 
 
 @pytest.fixture

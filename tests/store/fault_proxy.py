@@ -1,4 +1,4 @@
-"""A proxy on loopback, between a client and a store's server, that spoils some of the answers."""
+"""A proxy on loopback between a client and a store's server, with injected faults."""
 
 from __future__ import annotations
 
@@ -16,78 +16,78 @@ from random import Random
 from types import TracebackType
 from urllib.parse import urlsplit
 
-PATIENCE = 60
-"""Seconds that anything is waited for."""
+TIMEOUT_SECONDS = 60
+"""Maximum duration of a request or a stall."""
 OWN_HEADERS = ("connection", "content-length", "keep-alive", "transfer-encoding")
-"""Headers of an answer that are not passed on, for the proxy sends the body in its own way."""
+"""Headers of a response that are not forwarded, because the proxy frames the body itself."""
 
 
 class Breakdown(StrEnum):
-    """How a connection may fail a request."""
+    """A connection failure."""
 
     LOST = "reset"
-    """It is reset before the server has heard of the request."""
+    """The connection is reset before the request reaches the server."""
     UNANSWERED = "reset once done"
-    """It is reset when the server has done what was asked."""
+    """The connection is reset after the server has processed the request."""
     STALL = "stall"
-    """No answer comes, not even leave to send the body, and it stays open."""
+    """No response, not even ``100 Continue``; the connection stays open."""
     STALLED_BODY = "stall in the body"
-    """Half of the answer's body comes (nothing of an answer without one), and it stays open."""
+    """Half of the response's body (nothing of one without a body); the connection stays open."""
     CUT = "cut body"
-    """Half of the answer's body comes (nothing of an answer without one), and then its end."""
+    """Half of the response's body (nothing of one without a body); the connection closes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """An error that is answered without asking the server."""
+    """An error response of the proxy itself."""
 
     status: int
     code: str
-    """As S3 has it, such as ``SlowDown``."""
+    """S3's error code, such as ``SlowDown``."""
     date: str | None = None
-    """The answer's ``Date``."""
+    """The response's ``Date``."""
     region: str | None = None
-    """The bucket's region, as Amazon names it."""
+    """The bucket's region, as in Amazon's responses."""
     text: str | None = None
-    """The answer's body, where it is not an error."""
+    """The response's body in place of an error."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request, as a store sees it."""
+    """One request, as the store receives it."""
 
     method: str
     target: str
     """Path and query."""
     headers: Mapping[str, str]
-    """By name in small letters."""
+    """Values by lower-case name."""
     body: bytes
 
 
 Rule = Callable[[Request], "Refusal | None"]
-"""What a store refuses."""
+"""Returns a refusal for the requests that a store rejects."""
 
 
 Fault = Breakdown | Refusal
 FAULTS: Sequence[Fault] = (Refusal(500, "InternalError"), Refusal(503, "SlowDown"), *Breakdown)
-"""What any request may meet, and should get over."""
+"""Faults that every request must survive."""
 
 
-def drawn(fraction: float, seed: int) -> Iterator[Fault | None]:
-    """A fault for that share of requests, each as likely as the others; the same ones for the same seed."""
+def random_faults(fraction: float, seed: int) -> Iterator[Fault | None]:
+    """A random fault for a fraction of the requests, all equally likely; reproducible by the seed."""
     random = Random(seed)
     while True:
         yield random.choice(FAULTS) if random.random() < fraction else None
 
 
 class FaultProxy:
-    """Passes requests on to a server, each spoilt as planned; runs while it is entered.
+    """Forwards requests to a server, with a planned fault for each; runs within its block.
 
     Args:
-        server: its URL.
-        plan: what becomes of each request in the order of arrival, None for nothing; after its end, nothing.
-        without: a header that is taken from each request, as by a store that does not know it.
-        rule: what is refused of the requests that the plan lets through.
+        server: the server's URL.
+        plan: the fault of each request in the order of arrival; None, and its end, for no fault.
+        without: a header that is removed from each request, as if the store did not know it.
+        rule: rejects requests for which the plan has no fault.
     """
 
     def __init__(
@@ -98,11 +98,11 @@ class FaultProxy:
         self.without = without
         self.rule = rule
         self.seen: list[Request] = []
-        """Requests that arrived whole, in their order."""
+        """Complete requests, in the order of arrival."""
         self.requests: Counter[Fault | None] = Counter()
-        """How many went through (None) or met each fault."""
+        """Number of requests by fault; None for no fault."""
         self.ended = threading.Event()
-        """Stalls last until then at most."""
+        """Ends all stalls."""
         self._plan = iter(plan)
         self._lock = threading.Lock()
         self._http = _Server(("127.0.0.1", 0), _Handler)
@@ -110,7 +110,7 @@ class FaultProxy:
         self.url = f"http://127.0.0.1:{self._http.server_port}"
 
     def next_fault(self) -> Fault | None:
-        """What becomes of the request that has just arrived."""
+        """The fault of the request that has just arrived."""
         with self._lock:
             fault = next(self._plan, None)
             self.requests[fault] += 1
@@ -133,7 +133,7 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 128
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing: clients of such a proxy go away in mid-request."""
+        """Ignore errors: clients of this proxy disconnect during requests."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -141,7 +141,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def handle_one_request(self) -> None:
-        """As the base class has it, whatever the method."""
+        """Handle a request of any method."""
         self.raw_requestline = self.rfile.readline(65537)
         if not self.raw_requestline:
             self.close_connection = True
@@ -149,7 +149,7 @@ class _Handler(BaseHTTPRequestHandler):
         fault = self.server.proxy.next_fault()
         if fault is Breakdown.STALL:
             self._stall()
-        elif self.parse_request():  # which gives leave to send the body, if that is asked for
+        elif self.parse_request():  # sends 100 Continue if requested
             self._handle(fault)
 
     def _handle(self, fault: Fault | None) -> None:
@@ -169,7 +169,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _pass_on(self, body: bytes, fault: Breakdown | None) -> None:
         left_out = ("expect", self.server.proxy.without.lower())
         headers = {name: value for name, value in self.headers.items() if name.lower() not in left_out}
-        with closing(HTTPConnection(*self.server.proxy.upstream, timeout=PATIENCE)) as upstream:
+        with closing(HTTPConnection(*self.server.proxy.upstream, timeout=TIMEOUT_SECONDS)) as upstream:
             upstream.request(self.command, self.path, body, headers)
             answer = upstream.getresponse()
             data = answer.read()
@@ -205,7 +205,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _stall(self) -> None:
         self.close_connection = True
-        self.server.proxy.ended.wait(PATIENCE)
+        self.server.proxy.ended.wait(TIMEOUT_SECONDS)
 
     def _reset(self) -> None:
         self.close_connection = True

@@ -1,4 +1,4 @@
-"""What S3-compatible stores refuse: rules for the proxy before the server."""
+"""Refusals of S3-compatible stores: rules for the proxy."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ CHECKSUM_REFUSALS = {
     "Google Cloud": Refusal(403, "SignatureDoesNotMatch"),  # aws/aws-sdk-go-v2 #1816
     "Qumulo": Refusal(400, "AuthorizationHeaderMalformed"),  # boto/botocore #3352
     "django-storages' user": Refusal(411, "MissingContentLength"),  # boto/boto3 #4398
-    "Cloudflare R2": Refusal(501, "NotImplemented"),  # a header that implies functionality that is not implemented
+    "Cloudflare R2": Refusal(501, "NotImplemented"),  # "A header implies functionality that is not implemented"
 }
-"""Answers to a request with one of the checksums that boto sends since 1.36."""
+"""Responses to a request with one of the checksums that boto sends since 1.36."""
 BULK_DELETE_REFUSALS = {
     "MinIO": Refusal(400, "MissingContentMD5"),  # fsspec/s3fs #931, aws/aws-sdk-java-v2 #5805
     "PowerScale, corporate stores": Refusal(400, "InvalidRequest"),  # aio-libs/aiobotocore #1290
@@ -26,11 +26,11 @@ BULK_DELETE_REFUSALS = {
     "policies without bulk deletes": Refusal(403, "AccessDenied"),
     "Alibaba Cloud": Refusal(400, "XAmzContentSHA256Mismatch"),
 }
-"""Answers to a bulk delete without Content-MD5."""
+"""Responses to a bulk delete without Content-MD5."""
 
 
 def has_checksum(request: Request) -> bool:
-    """Whether a request sends one of the new checksums, or asks for one."""
+    """Whether a request sends or requests one of the new checksums."""
     new = ("x-amz-checksum-", "x-amz-sdk-checksum-algorithm", "x-amz-trailer")
     chunked = "aws-chunked" in request.headers.get("content-encoding", "")
     return chunked or any(name.startswith(new) for name in request.headers)
@@ -42,23 +42,23 @@ def is_bulk_delete(request: Request) -> bool:
 
 
 def without_checksums(refusal: Refusal) -> Rule:
-    """A store that does not know the new checksums."""
+    """A store without the new checksums."""
     return _refusing(refusal, lambda request: has_checksum(request) and not is_bulk_delete(request))
 
 
 def without_bulk_delete(refusal: Refusal) -> Rule:
-    """A store that wants Content-MD5, which is never sent, with a bulk delete, or has none."""
+    """A store without bulk delete, or whose bulk delete requires Content-MD5, which is never sent."""
     return _refusing(refusal, lambda request: is_bulk_delete(request) and "content-md5" not in request.headers)
 
 
 def public(bucket: str) -> Rule:
-    """A store where anybody may read a bucket, and nobody has keys."""
+    """A store with a public bucket and without valid keys."""
     denied = Refusal(403, "InvalidAccessKeyId")
     return _refusing(denied, lambda request: is_of(bucket, request) and "authorization" in request.headers)
 
 
 def requester_pays(bucket: str) -> Rule:
-    """A store that charges a bucket's readers."""
+    """A store with a requester-pays bucket."""
     return _refusing(
         Refusal(403, "AccessDenied"),
         lambda request: is_of(bucket, request) and request.headers.get("x-amz-request-payer") != "requester",
@@ -66,7 +66,7 @@ def requester_pays(bucket: str) -> Rule:
 
 
 def for_keys(**key_of_bucket: str) -> Rule:
-    """A store where each bucket belongs to one access key. Buckets' names have ``_`` for ``-`` here."""
+    """A store in which each bucket belongs to one access key; buckets are given with ``_`` in place of ``-``."""
 
     def belongs_to_another(request: Request) -> bool:
         bucket = request.target.split("/")[1].partition("?")[0].replace("-", "_")
@@ -76,7 +76,7 @@ def for_keys(**key_of_bucket: str) -> Rule:
 
 
 def is_of(bucket: str, request: Request) -> bool:
-    """Whether a request is for a bucket or something in it, by its path."""
+    """Whether a request is for a bucket or an object in it, by its path."""
     return request.target.partition("?")[0].split("/")[1] == bucket
 
 

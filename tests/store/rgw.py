@@ -1,4 +1,4 @@
-"""Ceph's object gateway (RGW) on loopback: a real object store, which checks keys and signatures."""
+"""Ceph's object gateway (RGW) on loopback: a real object store that checks keys and signatures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from tests.store.server import S3Server
 
 STARTUP_SECONDS = 90
-"""Longest time for each part; all of it takes some 13 s, on two cores."""
+"""Maximum time for each part; in total, starting takes about 13 s on two cores."""
 CONFIGURATION = """
 [global]
 fsid = {fsid}
@@ -49,13 +49,13 @@ rgw_run_sync_thread = false
 
 @contextmanager
 def rgw_server(folder: Path) -> Iterator[S3Server]:
-    """One monitor, one OSD that keeps everything in memory, one gateway; all of them end with the block.
+    """A monitor, an OSD in memory and a gateway, which end with the block.
 
     Raises:
         RuntimeError: if Ceph is not installed, or a part of it does not start.
     """
     if shutil.which("radosgw") is None:
-        raise RuntimeError("there is no radosgw on this machine: run the tests with `make test-rgw`, which installs it")
+        raise RuntimeError("radosgw is not installed: run the tests with `make test-rgw`, which installs it")
     cluster = _Cluster(folder)
     with ExitStack() as daemons:
         daemons.enter_context(cluster.daemon("ceph-mon", "--id", "a"))
@@ -88,7 +88,7 @@ class _Cluster:
         self.call("ceph-mon", "--mkfs", "--id", "a", "--monmap", monitors)
 
     def call(self, *command: str) -> str:
-        """What a command prints."""
+        """The output of a command."""
         done = subprocess.run(
             self._configured(command),
             stdin=subprocess.DEVNULL,
@@ -113,11 +113,11 @@ class _Cluster:
         try:
             yield
         finally:
-            process.kill()  # nothing of it is to be kept
+            process.kill()  # its data is temporary
             process.wait()
 
     def wait_until(self, up: Callable[[], bool]) -> None:
-        """Until that is so."""
+        """Wait for a condition."""
         until = time.monotonic() + STARTUP_SECONDS
         while not up():
             if time.monotonic() > until:

@@ -1,4 +1,4 @@
-"""The S3 server that tests talk to."""
+"""The S3 server of the tests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from s3fs import S3FileSystem
 
 @dataclass(frozen=True, slots=True)
 class S3Server:
-    """Where it is, and the keys of a user who may do everything there."""
+    """A server's endpoint, and the keys of a user with all permissions."""
 
     endpoint: str
     key: str
@@ -23,8 +23,8 @@ class S3Server:
 
 @contextmanager
 def moto_server(address: str = "127.0.0.1") -> Iterator[S3Server]:
-    """An emulator on one of this machine's addresses, which takes any keys."""
-    from moto.server import ThreadedMotoServer  # takes two seconds, which other lanes can do without
+    """An emulator on a local address; it accepts any keys."""
+    from moto.server import ThreadedMotoServer  # importing it takes two seconds
 
     server = ThreadedMotoServer(ip_address=address, port=0, verbose=False)
     server.start()
@@ -48,13 +48,13 @@ def s3_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture
 def s3_url(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A prefix in a new bucket of that server, with the standard AWS variables pointing at it."""
+    """A prefix in a new bucket of the server; the standard AWS variables are set for it."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.endpoint)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3_server.key)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3_server.secret)
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")  # without keys, a cloud's own would be asked for
-    S3FileSystem.clear_instance_cache()  # an instance of another test would keep that test's variables
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")  # without keys, boto would query a cloud's metadata service
+    S3FileSystem.clear_instance_cache()  # cached instances keep the variables of other tests
     bucket = f"captions-{uuid.uuid4().hex}"
     boto3.client("s3").create_bucket(Bucket=bucket)
     return f"s3://{bucket}/prefix"

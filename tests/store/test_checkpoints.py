@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from caption_assets.captioning.stages import STAGE1, STAGE2
-from caption_assets.store.checkpoints import checkpoint_folder, read_parts, remove_parts, write_part
+from caption_assets.store.checkpoints import checkpoint_folder, read_checkpoints, remove_checkpoints, write_checkpoint
 from caption_assets.store.failure import StoreError
 from caption_assets.store.root import Root
 from caption_assets.store.tables import CaptionRow, Status, schema_of
@@ -22,48 +22,48 @@ def root(tmp_path: Path) -> Root:
     return Root.open(str(tmp_path))
 
 
-def test_parts_are_read_in_the_order_of_their_writing(root: Root) -> None:
+def test_checkpoints_are_read_in_write_order(root: Root) -> None:
     one, two, three = row("one", frame_indices=[0, 2]), row("two"), row("three", stage1_fingerprint="f")
-    write_part(root, "a", 2, 0, {STAGE1.name: [three]})
-    write_part(root, "a", 1, 0, {STAGE1.name: [one], STAGE2.name: []})
-    write_part(root, "a", 1, 1, {STAGE1.name: [two], STAGE2.name: [three]})
-    read = [(table, found.clip_key) for table, found in read_parts(root, "a")]
+    write_checkpoint(root, "a", 2, 0, {STAGE1.name: [three]})
+    write_checkpoint(root, "a", 1, 0, {STAGE1.name: [one], STAGE2.name: []})
+    write_checkpoint(root, "a", 1, 1, {STAGE1.name: [two], STAGE2.name: [three]})
+    read = [(table, found.clip_key) for table, found in read_checkpoints(root, "a")]
     assert read == [
         (STAGE1.name, "one"),
         (STAGE1.name, "two"),
         (STAGE2.name, "three"),
         (STAGE1.name, "three"),
     ]
-    assert list(read_parts(root, "another")) == []
+    assert list(read_checkpoints(root, "another")) == []
 
 
-def test_rows_come_back_as_they_were(root: Root) -> None:
+def test_checkpointed_rows_survive_a_round_trip(root: Root) -> None:
     kept = row("one", frame_indices=[0, 2], flags=["too_short"], reductions=[], stage1_fingerprint="f", attempts=3)
-    write_part(root, "a", 1, 0, {STAGE2.name: [kept]})
-    assert list(read_parts(root, "a")) == [(STAGE2.name, kept)]
+    write_checkpoint(root, "a", 1, 0, {STAGE2.name: [kept]})
+    assert list(read_checkpoints(root, "a")) == [(STAGE2.name, kept)]
 
 
-def test_parts_of_a_later_epoch_stay(root: Root) -> None:
+def test_removal_keeps_checkpoints_of_later_epochs(root: Root) -> None:
     for epoch in (1, 2, 3):
-        write_part(root, "a", epoch, 0, {STAGE1.name: [row(f"of {epoch}")]})
-    remove_parts(root, "a", 2)
-    assert [found.clip_key for _, found in read_parts(root, "a")] == ["of 3"]
+        write_checkpoint(root, "a", epoch, 0, {STAGE1.name: [row(f"of {epoch}")]})
+    remove_checkpoints(root, "a", 2)
+    assert [found.clip_key for _, found in read_checkpoints(root, "a")] == ["of 3"]
 
 
-def test_parts_by_another_version_are_passed_over(root: Root) -> None:
-    write_part(root, "a", 1, 0, {STAGE1.name: [row("one")]})
+def test_checkpoints_of_another_version_are_ignored(root: Root) -> None:
+    write_checkpoint(root, "a", 1, 0, {STAGE1.name: [row("one")]})
     [name] = root.names(checkpoint_folder("a"))
     sink = pa.BufferOutputStream()
     other = schema_of(STAGE1.name).with_metadata({"schema_version": "0"})
     pq.write_table(pa.Table.from_pylist([], schema=other), sink)
     root.write(f"{checkpoint_folder('a')}/{name}", sink.getvalue().to_pybytes())
-    assert list(read_parts(root, "a")) == []
+    assert list(read_checkpoints(root, "a")) == []
 
 
-def test_stage_2_is_never_kept_without_the_stage_1_that_it_was_made_from(root: Root, tmp_path: Path) -> None:
+def test_stage_1_is_written_before_stage_2(root: Root, tmp_path: Path) -> None:
     taken = tmp_path / checkpoint_folder("a") / "000001-000000-stage2_captions.parquet"
     taken.mkdir(parents=True)  # where stage 2 should go: its writing breaks off
     with pytest.raises(StoreError):
-        write_part(root, "a", 1, 0, {STAGE2.name: [row("one")], STAGE1.name: [row("one")]})
+        write_checkpoint(root, "a", 1, 0, {STAGE2.name: [row("one")], STAGE1.name: [row("one")]})
     taken.rmdir()
-    assert [table for table, _ in read_parts(root, "a")] == [STAGE1.name]
+    assert [table for table, _ in read_checkpoints(root, "a")] == [STAGE1.name]

@@ -1,4 +1,4 @@
-"""S3-compatible stores as they are: what they refuse, and who may read and write what."""
+"""S3-compatible stores: unsupported requests, permissions, credentials and profiles."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ pytestmark = pytest.mark.store
 
 
 def configure(monkeypatch: pytest.MonkeyPatch, folder: Path, text: str) -> None:
-    """Give botocore a configuration file."""
+    """Write a configuration file for botocore."""
     file = folder / "aws-config"
     file.write_text(text)
     monkeypatch.setenv("AWS_CONFIG_FILE", str(file))
@@ -54,7 +54,7 @@ def configure(monkeypatch: pytest.MonkeyPatch, folder: Path, text: str) -> None:
 
 @pytest.fixture
 def two_profiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The profiles ``reader`` and ``writer``, with access keys of the same names. The environment has others."""
+    """The profiles ``reader`` and ``writer``, with access keys of these names; the environment has other keys."""
     if request.config.getoption("--s3-server") != "moto":
         pytest.skip("this server does not know the keys of the profiles")
     profiles = ("reader", "writer")
@@ -68,14 +68,14 @@ def bucket_of(url: str) -> str:
 
 @pytest.fixture
 def source_url(s3_url: str) -> str:
-    """A bucket beside that of ``s3_url``."""
+    """A second bucket beside that of ``s3_url``."""
     bucket = f"{bucket_of(s3_url)}-source"
     boto3.client("s3").create_bucket(Bucket=bucket)
     return f"s3://{bucket}/shards"
 
 
 @pytest.mark.parametrize("store", CHECKSUM_REFUSALS)
-def test_a_store_without_the_new_checksums_is_read_and_written(
+def test_store_without_the_new_checksums_is_supported(
     s3_url: str, between: Between, tmp_path: Path, store: str
 ) -> None:
     proxy = between(rule=without_checksums(CHECKSUM_REFUSALS[store]))
@@ -93,7 +93,7 @@ def test_a_store_without_the_new_checksums_is_read_and_written(
     assert [request.target for request in proxy.seen if has_checksum(request) and not is_bulk_delete(request)] == []
 
 
-def test_a_large_file_is_sent_in_parts_without_the_new_checksums(s3_url: str, between: Between, tmp_path: Path) -> None:
+def test_multipart_upload_has_no_new_checksums(s3_url: str, between: Between, tmp_path: Path) -> None:
     proxy = between(rule=without_checksums(Refusal(400, "InvalidArgument")))
     (tmp_path / "file").write_bytes(bytes(101 << 20))  # s3fs sends more than 100 MiB in parts
     root = Root.open(s3_url)
@@ -103,7 +103,7 @@ def test_a_large_file_is_sent_in_parts_without_the_new_checksums(s3_url: str, be
 
 
 @pytest.mark.parametrize("where", ["variable", "file"])
-def test_the_users_own_choice_of_checksums_is_kept(
+def test_users_checksum_settings_are_respected(
     s3_url: str, between: Between, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, where: str
 ) -> None:
     if where == "variable":
@@ -118,23 +118,19 @@ def test_the_users_own_choice_of_checksums_is_kept(
 
 
 @pytest.mark.parametrize("store", BULK_DELETE_REFUSALS)
-def test_a_store_without_bulk_deletes_has_its_objects_deleted_one_by_one(
-    s3_url: str, between: Between, store: str
-) -> None:
+def test_objects_are_deleted_singly_in_stores_without_bulk_delete(s3_url: str, between: Between, store: str) -> None:
     root = Root.open(s3_url)
     for number in range(3):
         root.write(f"folder/deep/{number} & <more>", b"data")
     root.write("folder-beside", b"data")
     bucket, prefix = root.path.split("/")
-    boto3.client("s3").put_object(Bucket=bucket, Key=f"{prefix}/folder/")  # as a console makes a folder
+    boto3.client("s3").put_object(Bucket=bucket, Key=f"{prefix}/folder/")  # the folder marker of a console
     between(rule=without_bulk_delete(BULK_DELETE_REFUSALS[store]))
     Root.open(s3_url).remove_folder("folder")
     assert root.names("") == ["folder-beside"]
 
 
-def test_many_objects_are_deleted_in_several_requests(
-    s3_url: str, between: Between, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bulk_deletes_are_split(s3_url: str, between: Between, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(s3, "BULK_DELETE", 2)
     root = Root.open(s3_url)
     for number in range(5):
@@ -145,36 +141,36 @@ def test_many_objects_are_deleted_in_several_requests(
     assert [request.method for request in proxy.seen if request.method != "GET"] == ["POST"] * 3
 
 
-def refused_by_a_bulk_delete(url: str) -> Refusal:
-    """An answer by which a bulk delete, done in part, names the object that it left."""
+def partial_bulk_delete(url: str) -> Refusal:
+    """The response of a partial bulk delete, which names the object that it did not delete."""
     key = f"{url.split('/', 3)[3]}/folder/a"
     error = f"<Error><Key>{key}</Key><Code>InternalError</Code><Message>No.</Message></Error>"
     return Refusal(200, "", text=f"<DeleteResult>{error}</DeleteResult>")
 
 
 @pytest.mark.parametrize("name", ["a", "another"])
-def test_what_a_bulk_delete_reports_as_left_is_deleted_alone(s3_url: str, between: Between, name: str) -> None:
+def test_objects_left_by_a_bulk_delete_are_deleted_singly(s3_url: str, between: Between, name: str) -> None:
     root = Root.open(s3_url)
     root.write(f"folder/{name}", b"data")
-    between(rule=lambda request: refused_by_a_bulk_delete(s3_url) if is_bulk_delete(request) else None)
+    between(rule=lambda request: partial_bulk_delete(s3_url) if is_bulk_delete(request) else None)
     Root.open(s3_url).remove_folder("folder")
     assert root.names("folder") == []
 
 
-def test_what_cannot_be_deleted_at_all_is_told(s3_url: str, between: Between) -> None:
+def test_failed_delete_is_an_error(s3_url: str, between: Between) -> None:
     Root.open(s3_url).write("folder/a", b"data")
 
     def locked(request: object) -> Refusal | None:
         if request.method == "DELETE":  # type: ignore[attr-defined]
             return Refusal(403, "AccessDenied")
-        return refused_by_a_bulk_delete(s3_url) if is_bulk_delete(request) else None  # type: ignore[arg-type]
+        return partial_bulk_delete(s3_url) if is_bulk_delete(request) else None  # type: ignore[arg-type]
 
     between(rule=locked)
-    with pytest.raises(StoreError, match=rf"cannot remove {s3_url}/folder: these credentials may not do that"):
+    with pytest.raises(StoreError, match=rf"cannot remove {s3_url}/folder: access denied"):
         Root.open(s3_url).remove_folder("folder")
 
 
-def test_a_store_that_is_unwell_is_not_sent_single_deletes(s3_url: str, between: Between) -> None:
+def test_server_error_in_a_bulk_delete_causes_no_single_deletes(s3_url: str, between: Between) -> None:
     Root.open(s3_url).write("folder/a", b"data")
     proxy = between(rule=lambda request: Refusal(500, "InternalError") if is_bulk_delete(request) else None)
     with pytest.raises(StoreError, match="cannot remove"):
@@ -185,44 +181,46 @@ def test_a_store_that_is_unwell_is_not_sent_single_deletes(s3_url: str, between:
 @pytest.mark.parametrize(
     "refusal", [Refusal(501, "NotImplemented"), Refusal(400, "InvalidArgument"), Refusal(400, "InvalidRequest")]
 )
-def test_a_store_that_refuses_conditional_writes_is_detected(s3_url: str, between: Between, refusal: Refusal) -> None:
+def test_store_that_rejects_conditional_writes_is_detected(s3_url: str, between: Between, refusal: Refusal) -> None:
     between(rule=lambda request: refusal if "if-none-match" in request.headers else None)
     assert not Root.open(s3_url).honours_create()
 
 
 @pytest.mark.parametrize(
-    ("refusal", "told"),
+    ("refusal", "message"),
     [
         (Refusal(403, "SignatureDoesNotMatch"), r"another signature .*check the keys .*the region .*a proxy"),
         (Refusal(400, "AuthorizationHeaderMalformed", region="eu-west-9"), "set AWS_DEFAULT_REGION=eu-west-9"),
         (Refusal(400, "AuthorizationHeaderMalformed"), "cannot use the request's authorization: check AWS_DEFAULT_REG"),
     ],
 )
-def test_a_cause_is_named_only_where_it_is_known(s3_url: str, between: Between, refusal: Refusal, told: str) -> None:
+def test_refusal_names_its_likely_causes(s3_url: str, between: Between, refusal: Refusal, message: str) -> None:
     between(rule=lambda request: refusal)
-    with pytest.raises(StoreError, match=told):
+    with pytest.raises(StoreError, match=message):
         Root.open(s3_url).write("file", b"data")
 
 
-@pytest.mark.parametrize(("hours", "told"), [(-2, "ahead"), (30, "behind")])
+@pytest.mark.parametrize(("hours", "direction"), [(-2, "ahead"), (30, "behind")])
 @pytest.mark.parametrize("code", ["SignatureDoesNotMatch", "RequestTimeTooSkewed"])
-def test_clocks_that_differ_are_known_by_the_answers_date(
-    s3_url: str, between: Between, hours: int, told: str, code: str
+def test_clock_skew_is_detected_by_the_responses_date(
+    s3_url: str, between: Between, hours: int, direction: str, code: str
 ) -> None:
     date = format_datetime(datetime.now(UTC) + timedelta(hours=hours), usegmt=True)
     between(rule=lambda request: Refusal(403, code, date=date))
-    expected = rf"this machine's clock and the store's differ: set this one's \(it is \d+ minutes {told}\)"
+    expected = (
+        rf"the clocks of this machine and the store differ: set this machine's clock \(it is \d+ minutes {direction}\)"
+    )
     with pytest.raises(StoreError, match=expected):
         Root.open(s3_url).write("file", b"data")
-    with pytest.raises(StoreError, match=expected):  # by a HEAD, whose answer has no code
+    with pytest.raises(StoreError, match=expected):  # a HEAD, whose response has no code
         Root.open(s3_url).exists("file")
 
 
 def put_shards(url: str, listed: str) -> None:
-    """A folder of one film, and a list of the same film and of one in another place, for everybody to read."""
-    film = counting_video(frames=8)
+    """A folder with a clip, and a list of this clip and ``listed``, both publicly readable."""
+    clip = counting_video(frames=8)
     source = Root.open(url)
-    source.write("folder/clip.mp4", film)
+    source.write("folder/clip.mp4", clip)
     rows = [{"uri": "folder/clip.mp4"}, {"uri": listed}]
     source.write("list.jsonl", "\n".join(map(json.dumps, rows)).encode())
     client, (bucket, prefix) = boto3.client("s3"), source.path.split("/")
@@ -232,7 +230,7 @@ def put_shards(url: str, listed: str) -> None:
 
 
 def unreadable(source: Root) -> list[str]:
-    """Errors of the source's clips, each probed in a worker process."""
+    """Errors of the source's clips, probed in a worker process."""
     with Sandbox(workers=1) as sandbox:
         probed = [
             clip
@@ -243,12 +241,12 @@ def unreadable(source: Root) -> list[str]:
     return [row.error for clip in probed for row in clip.rows if row.error]
 
 
-def test_a_public_source_is_read_without_credentials_and_the_root_written_with_them(
+def test_public_source_is_read_anonymously_and_the_root_written_with_credentials(
     s3_url: str, source_url: str, between: Between, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put_shards(source_url, f"{source_url}/folder/clip.mp4")
     proxy = between(rule=public(bucket_of(source_url)))
-    with pytest.raises(Exception, match="the store does not know the access key"):
+    with pytest.raises(Exception, match="unknown access key"):
         list_shards(build_storage(Settings(root=s3_url, source=source_url)).source())
     storage = build_storage(Settings(root=s3_url, source=source_url, s3_anonymous=True))
     assert unreadable(storage.source()) == []
@@ -261,7 +259,7 @@ def test_a_public_source_is_read_without_credentials_and_the_root_written_with_t
     assert [shard.key for shard in list_shards(storage.source()).shards] == ["folder", "list"]
 
 
-def test_a_local_sources_lists_may_name_clips_of_a_public_bucket(
+def test_lists_of_a_local_source_may_name_clips_in_a_public_bucket(
     s3_url: str, source_url: str, between: Between, tmp_path: Path
 ) -> None:
     put_shards(source_url, f"{source_url}/folder/clip.mp4")
@@ -272,7 +270,7 @@ def test_a_local_sources_lists_may_name_clips_of_a_public_bucket(
     assert clip.refusal is None
 
 
-def test_source_and_root_have_credentials_of_their_own(
+def test_source_and_root_have_separate_credentials(
     s3_url: str, source_url: str, between: Between, two_profiles: None
 ) -> None:
     put_shards(source_url, f"{source_url}/folder/clip.mp4")
@@ -282,13 +280,13 @@ def test_source_and_root_have_credentials_of_their_own(
     storage = build_storage(settings)
     assert unreadable(storage.source()) == []
     storage.root().write("table", b"rows")
-    with pytest.raises(Exception, match="these credentials may not do that there"):
+    with pytest.raises(Exception, match="access denied"):
         list_shards(build_storage(settings.model_copy(update={"source_profile": "writer"})).source())
-    for shown in (repr(storage), repr(storage.root()), repr(storage.source().access), storage.model_dump_json()):
-        assert "planted" not in shown
+    for text in (repr(storage), repr(storage.root()), repr(storage.source().access), storage.model_dump_json()):
+        assert "planted" not in text
 
 
-def test_a_source_within_the_root_is_read_with_the_roots_credentials(
+def test_source_below_the_root_is_read_with_the_roots_credentials(
     s3_url: str, between: Between, two_profiles: None
 ) -> None:
     Root.open(s3_url).write("shards/a.jsonl", b"{}")
@@ -297,7 +295,7 @@ def test_a_source_within_the_root_is_read_with_the_roots_credentials(
     assert [shard.key for shard in list_shards(source).shards] == ["a"]
 
 
-def test_a_model_in_object_storage_is_read_with_the_roots_credentials(
+def test_model_in_object_storage_is_read_with_the_roots_credentials(
     s3_url: str, between: Between, two_profiles: None, tmp_path: Path
 ) -> None:
     models = Root.open(s3_url)
@@ -309,37 +307,33 @@ def test_a_model_in_object_storage_is_read_with_the_roots_credentials(
     assert publish(root, variant, tmp_path / "cache").size > 0
 
 
-def test_an_unknown_profile_is_told_with_its_settings(s3_url: str) -> None:
+def test_unknown_profile_is_an_error_with_its_settings(s3_url: str) -> None:
     with pytest.raises(
         StoreError, match=r"no such profile: correct AWS_PROFILE, CAPTION_ROOT_PROFILE or CAPTION_SOURCE"
     ):
         build_storage(Settings(root=s3_url, root_profile="nobody")).root()
 
 
-def test_a_configuration_that_cannot_be_parsed_is_told(
-    s3_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_unparsable_aws_configuration_is_an_error(s3_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     configure(monkeypatch, tmp_path, "[profile\nplanted")
-    with pytest.raises(StoreError, match="AWS configuration cannot be parsed: correct AWS_CONFIG_FILE") as failed:
+    with pytest.raises(StoreError, match="cannot parse the AWS configuration: correct AWS_CONFIG_FILE") as failed:
         Root.open(s3_url)
     assert "planted" not in str(failed.value)
 
 
-def test_a_profiles_endpoint_with_credentials_is_refused_and_not_repeated(
+def test_profile_endpoint_with_credentials_is_an_error_without_them(
     s3_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     configure(monkeypatch, tmp_path, "[profile odd]\nendpoint_url = http://me:planted@127.0.0.1\n")
-    with pytest.raises(StoreError, match="endpoint_url of the AWS profile 'odd' holds credentials") as refused:
+    with pytest.raises(StoreError, match="endpoint_url of the AWS profile 'odd' contains credentials") as refused:
         Root.open(s3_url, Access(profile="odd"))
     assert "planted" not in str(refused.value)
 
 
-def test_requests_to_a_source_whose_readers_are_charged_agree_to_it(
-    s3_url: str, source_url: str, between: Between
-) -> None:
+def test_requester_pays_source_is_read_with_the_header(s3_url: str, source_url: str, between: Between) -> None:
     put_shards(source_url, f"{source_url}/folder/clip.mp4")
     between(rule=requester_pays(bucket_of(source_url)))
-    with pytest.raises(Exception, match="these credentials may not do that there"):
+    with pytest.raises(Exception, match="access denied"):
         list_shards(build_storage(Settings(root=s3_url, source=source_url)).source())
     storage = build_storage(Settings(root=s3_url, source=source_url, s3_requester_pays=True))
     assert unreadable(storage.source()) == []

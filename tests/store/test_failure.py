@@ -22,7 +22,7 @@ from caption_assets.store.tables import read_captions
 from tests.store.conftest import Between
 from tests.store.fault_proxy import Refusal
 
-HASTY = Access(attempts=2)
+TWO_ATTEMPTS = Access(attempts=2)
 PLANTED = {
     "AWS_ACCESS_KEY_ID": "AKIAPLANTEDKEY",
     "AWS_SECRET_ACCESS_KEY": "planted/secret",
@@ -63,20 +63,20 @@ USES: dict[str, Callable[[Root], object]] = {
         ("//key:secret@host", True),
     ],
 )
-def test_urls_with_credentials_are_told_apart(url: str, expected: bool) -> None:
+def test_urls_with_credentials_are_recognized(url: str, expected: bool) -> None:
     assert holds_secret(url) is expected
 
 
 @pytest.mark.fast
 @pytest.mark.parametrize("url", ["s3://AKIAPLANTED:planted@bucket/x", "s3://bucket/x?key=AKIAPLANTED&secret=planted"])
-def test_a_root_with_credentials_in_its_url_is_refused_and_not_repeated(url: str) -> None:
-    with pytest.raises(StoreError, match="holds credentials") as refused:
+def test_root_url_with_credentials_is_an_error_without_them(url: str) -> None:
+    with pytest.raises(StoreError, match="contains credentials") as refused:
         Root.open(url)
     assert "planted" not in str(refused.value).lower()
 
 
-def told(root: Root, *uses: str) -> dict[str, str]:
-    """With what each use of a root fails, all of them at the same time."""
+def failures_of(root: Root, *uses: str) -> dict[str, str]:
+    """The error message of each use of a root, run concurrently."""
 
     def failure(use: str) -> str:
         with pytest.raises(StoreError) as failed:
@@ -91,42 +91,44 @@ def told(root: Root, *uses: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("refusal", "remedy"),
     [
-        (Refusal(403, "AccessDenied"), "these credentials may not do that there: allow it in the policy"),
-        (Refusal(403, "InvalidAccessKeyId"), "the store does not know the access key: check AWS_ACCESS_KEY_ID"),
-        (Refusal(403, "ExpiredToken"), "the session token is no longer valid: get new credentials"),
+        (Refusal(403, "AccessDenied"), "access denied: allow the request in the policy"),
+        (Refusal(403, "InvalidAccessKeyId"), "unknown access key: check AWS_ACCESS_KEY_ID"),
+        (Refusal(403, "ExpiredToken"), "the session token has expired: get new credentials"),
     ],
 )
-def test_a_refusal_names_bucket_prefix_and_remedy(s3_url: str, between: Between, refusal: Refusal, remedy: str) -> None:
+def test_refusal_is_an_error_with_the_path_and_a_remedy(
+    s3_url: str, between: Between, refusal: Refusal, remedy: str
+) -> None:
     between(itertools.repeat(refusal))
-    without_code = "the store refuses these credentials, or they may not do that there: check them and their policy"
-    for use, message in told(Root.open(s3_url), *USES).items():
+    without_code = "the store rejects these credentials or denies access: check them and their policy"
+    for use, message in failures_of(Root.open(s3_url), *USES).items():
         assert re.search(rf"{s3_url}\b.*[:(] ?({remedy}|{without_code})", message), (use, message)
 
 
 @pytest.mark.store
-def test_a_missing_bucket_is_no_missing_file(s3_url: str) -> None:
-    uses = sorted(USES.keys() - {"look up", "remove"})  # which find nothing, and do nothing
-    for use, message in told(Root.open("s3://no-such-bucket/x"), *uses).items():
+def test_missing_bucket_differs_from_a_missing_file(s3_url: str) -> None:
+    uses = sorted(USES.keys() - {"look up", "remove"})  # these return False and do nothing
+    for use, message in failures_of(Root.open("s3://no-such-bucket/x"), *uses).items():
         assert re.search(r"s3://no-such-bucket/x\b.*[:(] ?there is no such bucket: create it", message), (use, message)
 
 
 @pytest.mark.store
-def test_a_store_that_is_not_there_is_told_of_with_its_address(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_store_is_an_error_with_its_address(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
-    for use, message in told(Root.open(s3_url, HASTY), *USES).items():
-        expected = rf"{s3_url}\b.*check AWS_ENDPOINT_URL, the network .*\(asked: http://127.0.0.1:1\)"
+    for use, message in failures_of(Root.open(s3_url, TWO_ATTEMPTS), *USES).items():
+        expected = rf"{s3_url}\b.*check AWS_ENDPOINT_URL, the network .*\(server: http://127.0.0.1:1\)"
         assert re.search(expected, message), (use, message)
 
 
 @pytest.mark.store
-def test_missing_credentials_are_asked_for(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_credentials_are_an_error_with_a_remedy(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in PLANTED:
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(StoreError, match=r"there are no credentials: set AWS_ACCESS_KEY_ID"):
+    with pytest.raises(StoreError, match="no credentials found: set AWS_ACCESS_KEY_ID"):
         Root.open(s3_url).read("file")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAPLANTEDKEY")
     S3FileSystem.clear_instance_cache()
-    with pytest.raises(StoreError, match="half of the credentials is missing"):
+    with pytest.raises(StoreError, match="incomplete credentials"):
         Root.open(s3_url).read("file")
     monkeypatch.setenv("AWS_PROFILE", "nobody")
     S3FileSystem.clear_instance_cache()
@@ -136,24 +138,24 @@ def test_missing_credentials_are_asked_for(s3_url: str, monkeypatch: pytest.Monk
 
 @pytest.mark.store
 @pytest.mark.parametrize("url", ["s3://no-such-bucket/shards", "s3://no/such:bucket"])
-def test_a_wrong_bucket_of_the_source_is_told_with_its_setting(s3_url: str, url: str) -> None:
+def test_missing_source_bucket_is_an_error_with_its_setting(s3_url: str, url: str) -> None:
     with pytest.raises(ShardError, match=rf"(CAPTION_SOURCE is|the source) '{url}'.*(bucket|CAPTION_SOURCE)"):
         list_shards(Root.open(url))
 
 
 @pytest.mark.store
-@pytest.mark.parametrize("server", ["refuses", "fails", "is not there", "has no such bucket"])
-def test_no_secret_is_given_away(
+@pytest.mark.parametrize("server", ["refuses", "fails", "is unreachable", "has no such bucket"])
+def test_errors_and_logs_contain_no_secrets(
     s3_url: str, between: Between, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, server: str
 ) -> None:
-    answers = {"refuses": Refusal(403, "SignatureDoesNotMatch"), "fails": Refusal(500, "InternalError")}
-    between(itertools.repeat(answers.get(server)))
-    if server == "is not there":
+    responses = {"refuses": Refusal(403, "SignatureDoesNotMatch"), "fails": Refusal(500, "InternalError")}
+    between(itertools.repeat(responses.get(server)))
+    if server == "is unreachable":
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     for name, value in PLANTED.items():
         monkeypatch.setenv(name, value)
     caplog.set_level(logging.INFO)
-    root = Root.open("s3://no-such-bucket/x" if server == "has no such bucket" else s3_url, HASTY)
+    root = Root.open("s3://no-such-bucket/x" if server == "has no such bucket" else s3_url, TWO_ATTEMPTS)
     messages = []
     for use in USES.values():
         try:

@@ -1,4 +1,4 @@
-"""What goes wrong between this machine and a store, and is got over."""
+"""Faults between this machine and a store, and the recovery from them."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ from tests.captioning.stand_in import StandIn, start_stand_in
 from tests.captioning.watch import Log
 from tests.sources.conftest import tar_bytes
 from tests.store.conftest import Between
-from tests.store.fault_proxy import FAULTS, Breakdown, Fault, Refusal, drawn
+from tests.store.fault_proxy import FAULTS, Breakdown, Fault, Refusal, random_faults
 from tests.videos import counting_video, noise_film
 
 pytestmark = pytest.mark.store
 
-IMPATIENT = Access(silence_seconds=1.0)
+SHORT_TIMEOUT = Access(silence_seconds=1.0)
 DATA = bytes(range(256)) * 1200
 
 
 @pytest.fixture(autouse=True)
 def _fast_uploads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stalled upload is noticed in a second or two."""
+    """Detect a stalled upload within two seconds."""
     monkeypatch.setattr(s3, "SLOWEST_UPLOAD", 64 << 20)
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=str)
-def test_each_kind_of_request_gets_over_each_fault(s3_url: str, between: Between, fault: Fault) -> None:
+def test_every_kind_of_request_survives_every_fault(s3_url: str, between: Between, fault: Fault) -> None:
     Root.open(s3_url).write("data", DATA)
     proxy = between([fault] * 6)
-    root = Root.open(s3_url, IMPATIENT)
-    span = Span(f"{s3_url}/data", 100, 200_000, access=IMPATIENT)
+    root = Root.open(s3_url, SHORT_TIMEOUT)
+    span = Span(f"{s3_url}/data", 100, 200_000, access=SHORT_TIMEOUT)
     requests: list[tuple[Callable[[], object], object]] = [
         (partial(root.read, "data"), DATA),
         (span.read, DATA[100:200_100]),
@@ -62,44 +62,44 @@ def test_each_kind_of_request_gets_over_each_fault(s3_url: str, between: Between
         (partial(root.create, "lock", b"mine"), True),
     ]
     with ThreadPoolExecutor(len(requests)) as pool:
-        assert list(pool.map(lambda request: request[0](), requests)) == [answer for _, answer in requests]
+        assert list(pool.map(lambda request: request[0](), requests)) == [result for _, result in requests]
     assert proxy.requests[fault] == 6
     assert (root.read("new"), root.read("lock")) == (DATA, b"mine")
 
 
-def test_an_object_is_copied_whole_though_its_bytes_break_off(s3_url: str, between: Between, tmp_path: Path) -> None:
+def test_download_survives_broken_responses(s3_url: str, between: Between, tmp_path: Path) -> None:
     Root.open(s3_url).write("data", DATA)
     between([None, Breakdown.CUT, Breakdown.STALLED_BODY, Breakdown.CUT])
-    Root.open(s3_url, IMPATIENT).download("data", tmp_path / "data")
+    Root.open(s3_url, SHORT_TIMEOUT).download("data", tmp_path / "data")
     assert (tmp_path / "data").read_bytes() == DATA
 
 
 @pytest.mark.parametrize("fault", [Refusal(500, "InternalError"), Breakdown.LOST, Breakdown.STALL], ids=str)
-def test_a_store_that_never_answers_is_given_up(s3_url: str, between: Between, fault: Fault) -> None:
+def test_retries_end_when_the_store_never_responds(s3_url: str, between: Between, fault: Fault) -> None:
     proxy = between(itertools.repeat(fault))
     root = Root.open(s3_url, Access(attempts=3, silence_seconds=0.3))
     for use in (lambda: root.read("data"), lambda: root.write("data", DATA)):
         before = proxy.requests.total()
-        with pytest.raises(StoreError, match=rf"cannot (read|write) {s3_url}/data: .* however often it was asked"):
+        with pytest.raises(StoreError, match=rf"cannot (read|write) {s3_url}/data: .* also for all retries"):
             use()
-        assert 3 <= proxy.requests.total() - before <= 6  # aiohttp, too, tries a broken connection again
+        assert 3 <= proxy.requests.total() - before <= 6  # aiohttp also retries a broken connection
 
 
-def test_the_whole_chain_goes_through_faults(s3_url: str, between: Between, tmp_path: Path) -> None:
+def test_whole_chain_survives_random_faults(s3_url: str, between: Between, tmp_path: Path) -> None:
     shards, film = Root.open(f"{s3_url}/shards"), noise_film(size=(320, 240), frames=40)
     for index in range(5):
         shards.write(f"folder/{index}.mp4", film)
     shards.write("tar.tar", tar_bytes(*((f"{index}.mp4", counting_video(30)) for index in range(5))))
     shards.write("list.jsonl", "".join(f'{{"uri": "folder/{index}.mp4"}}\n' for index in range(5)).encode())
-    expected = dict(_made(Root.open(f"{s3_url}/clean"), shards, tmp_path / "clean"))
-    proxy = between(drawn(0.1, seed=5))
-    root, source = Root.open(f"{s3_url}/spoilt", IMPATIENT), Root.open(f"{s3_url}/shards", IMPATIENT)
-    assert dict(_made(root, source, tmp_path / "spoilt")) == expected
+    expected = dict(_run_chain(Root.open(f"{s3_url}/clean"), shards, tmp_path / "clean"))
+    proxy = between(random_faults(0.1, seed=5))
+    root, source = Root.open(f"{s3_url}/faulty", SHORT_TIMEOUT), Root.open(f"{s3_url}/shards", SHORT_TIMEOUT)
+    assert dict(_run_chain(root, source, tmp_path / "faulty")) == expected
     assert 0.05 < 1 - proxy.requests[None] / proxy.requests.total() < 0.2
 
 
-def _made(root: Root, source: Root, cache: Path) -> Iterator[tuple[str, object]]:
-    """All that the chain reads and publishes, by name, with a stand-in for the engine."""
+def _run_chain(root: Root, source: Root, cache: Path) -> Iterator[tuple[str, object]]:
+    """Everything that the chain reads and publishes, by name, with a stand-in for the engine."""
     with Sandbox(workers=2) as sandbox:
         for shard in list_shards(source).shards:
             yield f"{shard.key} version", shard_content(source, shard).version
@@ -112,7 +112,7 @@ def _made(root: Root, source: Root, cache: Path) -> Iterator[tuple[str, object]]
             job = Job(root, source, Recipe(), STAGES, checkpoint_rows=4)
             engine = EngineSupervisor(lambda: start_stand_in(StandIn()))
             asyncio.run(caption_shards(engine, sandbox, job, [shard.key], [log]))
-            yield f"{shard.key} told", (log.failures, log.skips, log.warnings)
+            yield f"{shard.key} events", (log.failures, log.skips, log.warnings)
             for table in (STAGE1.name, STAGE2.name):
                 yield f"{shard.key} {table}", read_captions(root, table, shard.key)
     yield "lease", [root.create("lease", b"mine"), root.create("lease", b"other's"), root.names("")]

@@ -1,4 +1,4 @@
-"""Heartbeats of runs, on a local disk and on a real S3 API."""
+"""Heartbeats of runs, on a local disk and on an S3 API."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from caption_assets.store.root import Root
 
 @pytest.fixture(params=[pytest.param("local", marks=pytest.mark.fast), pytest.param("s3", marks=pytest.mark.store)])
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> Root:
-    """An empty root, once on this machine's disk and once on a real S3 API."""
+    """An empty root, on the local disk and on an S3 API."""
     if request.param == "local":
         return Root.open(str(tmp_path / "root"))
     return Root.open(request.getfixturevalue("s3_url"))
@@ -41,24 +41,24 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def test_a_heartbeat_names_its_process_and_goes_with_its_block(root: Root) -> None:
+def test_heartbeat_names_its_process_and_ends_with_its_block(root: Root) -> None:
     with heartbeat(root, "run-1", 90), heartbeat(root, "run-2", 90):
         assert list_heartbeats(root).keys() == {"run-1", "run-2"}
-        pulse = read_heartbeat(root, "run-1")
-        assert pulse is not None
-        assert pulse.seconds == 90
-        assert "process" in pulse.process
+        record = read_heartbeat(root, "run-1")
+        assert record is not None
+        assert record.seconds == 90
+        assert "process" in record.process
     assert list_heartbeats(root) == {}
     assert read_heartbeat(root, "run-1") is None
 
 
-def test_a_living_run_renews_its_heartbeat(root: Root) -> None:
+def test_heartbeat_is_renewed(root: Root) -> None:
     with heartbeat(root):
         first = list_heartbeats(root)
         until(lambda: list_heartbeats(root) != first)
 
 
-def test_a_heartbeat_stays_where_nobody_renews_or_removes_it(root: Root) -> None:
+def test_heartbeat_of_a_killed_run_stays_unchanged(root: Root) -> None:
     root.write(f"{FOLDER}/killed", b'{"process": "host, process 1", "seconds": 120}')
     first = list_heartbeats(root)
     with heartbeat(root, "alive"):
@@ -70,24 +70,24 @@ def test_a_heartbeat_stays_where_nobody_renews_or_removes_it(root: Root) -> None
 
 
 @pytest.mark.parametrize("damaged", [b"", b'{"process": "host", "sec', b"[]", b'{"process": "host"}', b"\xff\xfe"])
-def test_a_damaged_heartbeat_says_nothing(root: Root, damaged: bytes) -> None:
+def test_damaged_heartbeat_has_no_content(root: Root, damaged: bytes) -> None:
     root.write(f"{FOLDER}/run", damaged)
     assert read_heartbeat(root, "run") is None
     assert list_heartbeats(root).keys() == {"run"}
 
 
 @pytest.mark.fast
-def test_a_run_that_was_ended_from_outside_is_told_so_and_leaves_no_heartbeat(tmp_path: Path) -> None:
-    root, over, told = Root.open(str(tmp_path)), threading.Event(), threading.Semaphore(0)
-    with heartbeat(root, is_over=over.is_set, on_over=told.release):
-        over.set()
-        assert told.acquire(timeout=60)
-        assert not told.acquire(timeout=0.5)  # it is given time to stop
+def test_run_ended_from_outside_is_interrupted_and_leaves_no_heartbeat(tmp_path: Path) -> None:
+    root, is_over, interrupts = Root.open(str(tmp_path)), threading.Event(), threading.Semaphore(0)
+    with heartbeat(root, is_over=is_over.is_set, on_over=interrupts.release):
+        is_over.set()
+        assert interrupts.acquire(timeout=60)
+        assert not interrupts.acquire(timeout=0.5)  # the run gets time to stop
     assert list_heartbeats(root) == {}
 
 
 @pytest.mark.fast
-def test_a_root_that_cannot_be_written_is_told_of_once_and_tried_again(tmp_path: Path) -> None:
+def test_unwritable_root_is_reported_once_and_retried(tmp_path: Path) -> None:
     root, troubles = Root.open(str(tmp_path / "root")), list[str]()
     opened = threading.Semaphore(2)
 
@@ -96,22 +96,22 @@ def test_a_root_that_cannot_be_written_is_told_of_once_and_tried_again(tmp_path:
             raise StoreError("the disk is full")
         return root
 
-    beating = Heartbeat(open_root, "run", 0.3, is_over=lambda: False, on_over=lambda: None, on_trouble=troubles.append)
-    with beating:
+    heart = Heartbeat(open_root, "run", 0.3, is_over=lambda: False, on_over=lambda: None, on_trouble=troubles.append)
+    with heart:
         until(lambda: list_heartbeats(root).keys() == {"run"})
     assert troubles == ["the disk is full"]
 
 
 @pytest.mark.fast
-def test_a_database_that_does_not_answer_ends_no_run(tmp_path: Path) -> None:
-    asked = threading.Semaphore(0)
+def test_database_error_does_not_end_the_run(tmp_path: Path) -> None:
+    checks = threading.Semaphore(0)
 
     def is_over() -> bool:
-        asked.release()
+        checks.release()
         raise OSError("database is locked")
 
-    told = threading.Event()
-    with heartbeat(Root.open(str(tmp_path)), is_over=is_over, on_over=told.set):
-        assert asked.acquire(timeout=60)
-        assert asked.acquire(timeout=60)
-    assert not told.is_set()
+    interrupted = threading.Event()
+    with heartbeat(Root.open(str(tmp_path)), is_over=is_over, on_over=interrupted.set):
+        assert checks.acquire(timeout=60)
+        assert checks.acquire(timeout=60)
+    assert not interrupted.is_set()

@@ -1,4 +1,4 @@
-"""Runs on S3 that are killed outright, again and again, and what the last of them publishes."""
+"""Runs on S3 that are killed repeatedly, and the tables that the last run publishes."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.sample.clips import encode, random_clip
 from caption_assets.sources.manifest import probe_clips
 from caption_assets.sources.shard import find_shard
-from caption_assets.store.checkpoints import read_parts
+from caption_assets.store.checkpoints import read_checkpoints
 from caption_assets.store.root import Root
 from caption_assets.store.tables import publish_manifest, read_captions
 from caption_assets.video.window import Windowing
 from caption_assets.workers.sandbox import Sandbox
 from tests.videos import moving_video
 
-UNSURE = {"prompt_tokens", "cached_tokens", "output_tokens", "attempts"}
-"""Columns in which two runs may differ."""
+NONDETERMINISTIC = {"prompt_tokens", "cached_tokens", "output_tokens", "attempts"}
+"""Columns that may differ between two runs."""
 CLIPS = 24
 STAND_IN = "stand-in"
 
 
-class Lives:
-    """Runs over the one shard, each in a process of its own, over one root after the other."""
+class RepeatedRuns:
+    """Successive runs over one shard, each in its own process, on a series of roots."""
 
     def __init__(self, source: str, base: str, folder: Path, engine: str) -> None:
         self.source = Root.open(source)
@@ -42,25 +42,25 @@ class Lives:
         self.roots = 0
         self.kills = 0
         self.seconds = 0.0
-        """Of the last life: all of it, or with a real engine what came after its first request."""
+        """Duration of the last run; with a real engine, from its first request."""
         self.new_root()
 
     def new_root(self) -> None:
-        """Begin again with nothing but the manifest."""
+        """Start a new root with only the manifest."""
         self.roots += 1
         self.root = Root.open(f"{self.base}/root-{self.roots}")
-        with Sandbox(workers=1) as sandbox:  # not the session's, whose workers know another server
+        with Sandbox(workers=1) as sandbox:  # the session's workers use another server
             clips = probe_clips(sandbox, self.source, find_shard(self.source, "a"), Windowing(24, 12))
             publish_manifest(self.root, "a", (row for clip in clips for row in clip.rows), {})
 
     def run(self, killed_after: float | None = None) -> bool:
-        """One life, killed after so many of its ``seconds``; returns whether it came to its end."""
-        safe = {(int(table == STAGE2.name) + 1, row.window_id) for table, row in read_parts(self.root, "a")}
+        """One run, killed after a number of ``seconds``; returns whether it completed."""
+        safe = {(int(table == STAGE2.name) + 1, row.window_id) for table, row in read_checkpoints(self.root, "a")}
         self.asked.write_text("")
         names = (self.root.url, self.source.url, "a", str(self.asked), self.engine)
         command = [sys.executable, "-m", "tests.captioning.captioner", *names]
         process = subprocess.Popen(command)
-        if self.engine != STAND_IN:  # it takes half a minute to start, in which nothing is written
+        if self.engine != STAND_IN:  # its start takes half a minute, without any write
             self._wait_for_a_request(process)
         begun = time.monotonic()
         try:
@@ -76,7 +76,7 @@ class Lives:
         self.seconds = time.monotonic() - begun
         asked = [line.split() for line in self.asked.read_text().splitlines()]
         requests = {(int(stage), window) for stage, window in asked}
-        assert not safe & requests, "what lay in a checkpoint was made again"
+        assert not safe & requests, "a checkpointed caption was requested again"
         assert code in (None, 0)
         return code == 0
 
@@ -89,7 +89,7 @@ class Lives:
 
     def _rows(self, table: str) -> list[dict[str, Any]]:
         found = [asdict(row) for row in read_captions(self.root, table, "a")]
-        return [{name: value for name, value in row.items() if name not in UNSURE} for row in found]
+        return [{name: value for name, value in row.items() if name not in NONDETERMINISTIC} for row in found]
 
 
 def put_clips(source: str, clips: Iterable[bytes]) -> None:
@@ -103,24 +103,24 @@ def textures() -> Iterator[bytes]:
 
 
 def scenes() -> Iterator[bytes]:
-    """What the sample model knows to tell of."""
+    """Clips that the sample model can caption."""
     return (encode(random_clip(60_000_000 + number)) for number in range(CLIPS))
 
 
-def assert_kills_leave_no_trace(lives: Lives, kills: int, seed: int) -> None:
-    """Kill at random moments; whenever a run has come to its end, compare, and begin anew."""
+def assert_kills_leave_no_trace(runs: RepeatedRuns, kills: int, seed: int) -> None:
+    """Kill at random moments; whenever a run completes, compare its tables, and start a new root."""
     moments = random.Random(seed)
-    assert lives.run()
-    whole = lives.seconds
-    undisturbed = lives.tables()
+    assert runs.run()
+    duration = runs.seconds
+    undisturbed = runs.tables()
     assert {row["status"] for row in undisturbed[STAGE2.name]} == {"ok"}
-    lives.new_root()
-    while lives.kills < kills:
-        if lives.run(killed_after=moments.uniform(0.2, 1.0) * whole):
-            assert lives.tables() == undisturbed
-            lives.new_root()
-    assert lives.run()
-    assert lives.tables() == undisturbed
+    runs.new_root()
+    while runs.kills < kills:
+        if runs.run(killed_after=moments.uniform(0.2, 1.0) * duration):
+            assert runs.tables() == undisturbed
+            runs.new_root()
+    assert runs.run()
+    assert runs.tables() == undisturbed
 
 
 @pytest.mark.faults
@@ -128,13 +128,15 @@ def assert_kills_leave_no_trace(lives: Lives, kills: int, seed: int) -> None:
 @pytest.mark.parametrize(
     "kills", [pytest.param(3, marks=pytest.mark.representative), 10, pytest.param(50, marks=pytest.mark.nightly)]
 )
-def test_killed_runs_end_in_the_same_table(s3_url: str, tmp_path: Path, kills: int) -> None:
+def test_killed_runs_publish_the_same_tables(s3_url: str, tmp_path: Path, kills: int) -> None:
     put_clips(f"{s3_url}/shards", textures())
-    assert_kills_leave_no_trace(Lives(f"{s3_url}/shards", s3_url, tmp_path, STAND_IN), kills, seed=kills)
+    assert_kills_leave_no_trace(RepeatedRuns(f"{s3_url}/shards", s3_url, tmp_path, STAND_IN), kills, seed=kills)
 
 
 @pytest.mark.faults
 @pytest.mark.timeout(1800)
-def test_killed_runs_of_the_real_engine_end_in_the_same_table(s3_url: str, tmp_path: Path, model_folder: Path) -> None:
+def test_killed_runs_with_the_real_engine_publish_the_same_tables(
+    s3_url: str, tmp_path: Path, model_folder: Path
+) -> None:
     put_clips(f"{s3_url}/shards", scenes())
-    assert_kills_leave_no_trace(Lives(f"{s3_url}/shards", s3_url, tmp_path, str(model_folder)), 3, seed=5)
+    assert_kills_leave_no_trace(RepeatedRuns(f"{s3_url}/shards", s3_url, tmp_path, str(model_folder)), 3, seed=5)

@@ -1,4 +1,4 @@
-"""Leases, on a local disk and on a real S3 API."""
+"""Leases, on a local disk and on an S3 API."""
 
 from __future__ import annotations
 
@@ -23,28 +23,31 @@ from tests.captioning.stand_in import StandIn, start_stand_in
 from tests.captioning.watch import Log
 from tests.conftest import SANDBOX
 from tests.store.conftest import Between
+from tests.store.fault_proxy import Refusal, Request
 
 
 @pytest.fixture(params=[pytest.param("local", marks=pytest.mark.fast), pytest.param("s3", marks=pytest.mark.store)])
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> Root:
-    """An empty root, once on this machine's disk and once on a real S3 API."""
+    """An empty root, on the local disk and on an S3 API."""
     if request.param == "local":
         return Root.open(str(tmp_path / "root"))
     return Root.open(request.getfixturevalue("s3_url"))
 
 
 def clock_step(root: Root) -> float:
-    """The unit in which the store tells the time, in seconds."""
+    """Resolution of the store's modification times, in seconds."""
     return 0.0 if root.is_local else 1.0
 
 
 def until(condition: Callable[[], bool]) -> None:
-    """Wait for something to come true."""
+    """Wait for a condition."""
+    deadline = time.monotonic() + 60
     while not condition():
+        assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
-def test_one_of_two_runs_holds_a_shard(root: Root) -> None:
+def test_only_one_run_holds_a_lease(root: Root) -> None:
     with Leases(root, "run 1") as one, Leases(root, "run 2") as two:
         lease = one.take("a")
         with pytest.raises(LeaseHeld, match=r"'a' is being captioned by run 1 \(.*process \d+\)"):
@@ -54,7 +57,7 @@ def test_one_of_two_runs_holds_a_shard(root: Root) -> None:
         assert two.take("a").epoch == 2
 
 
-def test_a_lease_is_released_with_its_block(root: Root) -> None:
+def test_lease_is_released_at_the_end_of_the_block(root: Root) -> None:
     with Leases(root, "run 1") as one:
         one.take("a")
     with Leases(root, "run 2") as two:
@@ -62,15 +65,15 @@ def test_a_lease_is_released_with_its_block(root: Root) -> None:
     assert root.names(checkpoint_folder("a")) == ["lease-000002"]
 
 
-def test_a_lease_that_is_not_renewed_goes_to_the_next_and_is_lost(root: Root) -> None:
-    one = Leases(root, "run 1", seconds=0.5)  # its renewals never begin
+def test_unrenewed_lease_expires_and_is_lost(root: Root) -> None:
+    one = Leases(root, "run 1", seconds=0.5)  # without its block, it is never renewed
     lease = one.take("a")
     with Leases(root, "run 2") as two:
         with pytest.raises(LeaseHeld):
             two.take("a")
         time.sleep(0.6 + 1.5 * clock_step(root))
         assert two.take("a").epoch == 2
-        with pytest.raises(LeaseLost, match="taken over by run 2"):
+        with pytest.raises(LeaseLost, match="claimed by run 2"):
             one.check(lease)
         assert lease.lost
         one.release(lease)
@@ -78,7 +81,7 @@ def test_a_lease_that_is_not_renewed_goes_to_the_next_and_is_lost(root: Root) ->
             three.take("a")
 
 
-def test_a_lease_holds_as_long_as_it_is_renewed(root: Root) -> None:
+def test_renewed_lease_does_not_expire(root: Root) -> None:
     seconds = 1.5 + 1.5 * clock_step(root)
     with Leases(root, "run 1", seconds=seconds) as one, Leases(root, "run 2") as two:
         lease = one.take("a")
@@ -88,35 +91,37 @@ def test_a_lease_holds_as_long_as_it_is_renewed(root: Root) -> None:
         one.check(lease)
 
 
-def test_a_holder_learns_by_its_renewal_that_it_was_replaced(root: Root) -> None:
+def test_renewal_detects_the_loss_of_the_lease(root: Root) -> None:
     troubles: list[str] = []
     with Leases(root, "run 1", seconds=0.3, on_trouble=troubles.append) as one:
         lease = one.take("a")
-        Leases(root, "run 1").take("a")  # another try of the same run
+        Leases(root, "run 1").take("a")  # a retry of the same run
         until(lambda: lease.lost)
-    assert "taken over by run 1" in troubles[0]
+    assert "claimed by run 1" in troubles[0]
 
 
-def test_a_renewal_that_fails_is_tried_again(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
-    renewed = threading.Event()
+@pytest.mark.store
+def test_failed_renewal_is_retried(s3_url: str, between: Between) -> None:
     troubles: list[str] = []
-    whole = Root.write
+    is_read_only = threading.Event()
 
-    def failing(self: Root, path: str, data: bytes) -> None:
-        if not troubles:
-            raise OSError("the store is away")
-        whole(self, path, data)
-        renewed.set()
+    def rule(request: Request) -> Refusal | None:
+        return Refusal(403, "AccessDenied") if request.method == "PUT" and is_read_only.is_set() else None
 
-    with Leases(root, "run 1", seconds=0.3, on_trouble=troubles.append) as leases:
+    proxy = between(rule=rule)
+    with Leases(Root.open(s3_url), "run 1", seconds=0.3, on_trouble=troubles.append) as leases:
         lease = leases.take("a")
-        monkeypatch.setattr(Root, "write", failing)
-        assert renewed.wait(10)
+        is_read_only.set()
+        until(lambda: bool(troubles))
+        is_read_only.clear()
+        before = len(proxy.seen)
+        until(lambda: "PUT" in {request.method for request in proxy.seen[before:]})
         leases.check(lease)
-    assert "the store is away" in troubles[0]
+    assert "cannot renew the lease of shard 'a'" in troubles[0]
+    assert "access denied" in troubles[0]
 
 
-def test_of_many_who_take_a_shard_at_once_one_gets_it(root: Root) -> None:
+def test_concurrent_runs_get_one_lease(root: Root) -> None:
     runs = [Leases(root, f"run {number}") for number in range(12)]
 
     def take(leases: Leases) -> bool:
@@ -130,7 +135,7 @@ def test_of_many_who_take_a_shard_at_once_one_gets_it(root: Root) -> None:
         assert list(pool.map(take, runs)).count(True) == 1
 
 
-def test_many_tries_of_one_run_leave_one_holder(root: Root) -> None:
+def test_concurrent_retries_of_a_run_leave_one_holder(root: Root) -> None:
     runs = [Leases(root, "run 1") for _ in range(8)]
     with ThreadPoolExecutor(8) as pool:
         leases = list(pool.map(lambda run: run.take("a"), runs))
@@ -148,11 +153,11 @@ def test_many_tries_of_one_run_leave_one_holder(root: Root) -> None:
 
 @pytest.mark.store
 @pytest.mark.parametrize("without", ["", "If-None-Match"])
-def test_a_run_over_a_store_that_ignores_conditions_says_so(
+def test_store_without_conditional_writes_causes_a_warning(
     request: pytest.FixtureRequest, s3_url: str, between: Between, without: str
 ) -> None:
     if without and request.config.getoption("--s3-server") != "moto":
-        pytest.skip("the header is signed, and this server looks")
+        pytest.skip("the header is signed, which this server checks")
     between(without=without)
     root, log = Root.open(s3_url), Log()
     job = Job(root, root, Recipe(), STAGES)

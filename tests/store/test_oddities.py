@@ -1,4 +1,4 @@
-"""One shard's state in an object store that is odd there: its objects may not be read, or are folders."""
+"""Unreadable objects, foreign objects and unlistable folders of one shard in an object store."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from caption_assets.resources import build_storage
 from caption_assets.settings import Settings
 from caption_assets.sources.manifest import probe_clips
 from caption_assets.sources.shard import find_shard
-from caption_assets.store.checkpoints import checkpoint_folder, write_part
+from caption_assets.store.checkpoints import checkpoint_folder, write_checkpoint
 from caption_assets.store.lease import Leases
 from caption_assets.store.root import Root
 from caption_assets.store.tables import CLIP_MANIFEST, publish_manifest, read_captions, table_path
@@ -39,7 +39,7 @@ BOTH = STAGES
 
 @pytest.fixture
 def source(tmp_path: Path) -> Root:
-    """Three shards of a clip each."""
+    """Three shards with one clip each."""
     for shard in SHARDS:
         (tmp_path / shard).mkdir()
         (tmp_path / shard / "clip.mp4").write_bytes(moving_video(24, size=(64, 64)))
@@ -48,13 +48,13 @@ def source(tmp_path: Path) -> Root:
 
 @pytest.fixture
 def url(s3_url: str, source: Root) -> str:
-    """A root with the shards' manifests; b has captions, a checkpoint and a released lease as well."""
+    """A root with the shards' manifests; shard b also has captions, a checkpoint and a released lease."""
     root = Root.open(s3_url)
     for shard in SHARDS:
         clips = probe_clips(SANDBOX, source, find_shard(source, shard), Windowing(24, 12))
         publish_manifest(root, shard, (row for clip in clips for row in clip.rows), {})
     assert run(root, source, "b").failures == {}
-    write_part(root, "b", 1, 0, {STAGE1.name: read_captions(root, STAGE1.name, "b")})
+    write_checkpoint(root, "b", 1, 0, {STAGE1.name: read_captions(root, STAGE1.name, "b")})
     with Leases(root, "run 7") as leases:
         leases.take("b")
     return s3_url
@@ -77,9 +77,7 @@ def run(root: Root, source: Root, *shards: str) -> Log:
         f"{checkpoint_folder('b')}/lease-",
     ],
 )
-def test_an_object_that_may_not_be_read_fails_its_shard_alone(
-    url: str, source: Root, between: Between, forbidden: str
-) -> None:
+def test_unreadable_object_fails_only_its_shard(url: str, source: Root, between: Between, forbidden: str) -> None:
 
     def rule(request: Request) -> Refusal | None:
         reads = request.method == "GET" and f"/{forbidden}" in unquote(request.target)
@@ -91,20 +89,20 @@ def test_an_object_that_may_not_be_read_fails_its_shard_alone(
     assert set(log.tables) == {"a", "c"}
     assert log.failures.keys() == {"b"}
     assert forbidden in log.failures["b"]
-    assert "may not do that there" in log.failures["b"]
+    assert "access denied" in log.failures["b"]
     assert root.exists(f"{checkpoint_folder('b')}/000001-000000-stage1_captions.parquet")
 
 
 @pytest.mark.parametrize("name", ["lease-000009", "000001-000001-stage1_captions.parquet", "notes.parquet"])
-def test_an_object_below_a_name_of_ours_does_no_harm(url: str, source: Root, name: str) -> None:
+def test_foreign_object_below_a_checkpoints_name_is_ignored(url: str, source: Root, name: str) -> None:
     root = Root.open(url)
-    root.write(f"{checkpoint_folder('b')}/{name}/something", b"not ours")
+    root.write(f"{checkpoint_folder('b')}/{name}/something", b"foreign")
     log = run(root, source, *SHARDS)
     assert set(log.tables) == set(SHARDS)
     assert log.failures == {}
 
 
-def test_a_shard_that_may_not_be_listed_holds_up_no_other(s3_url: str, between: Between, tmp_path: Path) -> None:
+def test_unlistable_shard_does_not_block_others(s3_url: str, between: Between, tmp_path: Path) -> None:
     source = Root.open(s3_url)
     for shard in SHARDS:
         source.write(f"{shard}/clip.mp4", b"film")

@@ -1,4 +1,4 @@
-"""What only a server that checks keys can tell."""
+"""Tests that need a server that checks keys."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def url(request: pytest.FixtureRequest) -> str:
     ("variable", "remedy"),
     [
         ("AWS_SECRET_ACCESS_KEY", "the store computes another signature for the request: check the keys"),
-        ("AWS_ACCESS_KEY_ID", "the store does not know the access key: check AWS_ACCESS_KEY_ID"),
+        ("AWS_ACCESS_KEY_ID", "unknown access key: check AWS_ACCESS_KEY_ID"),
     ],
 )
-def test_wrong_keys_are_told_apart(url: str, monkeypatch: pytest.MonkeyPatch, variable: str, remedy: str) -> None:
+def test_wrong_keys_are_distinguished(url: str, monkeypatch: pytest.MonkeyPatch, variable: str, remedy: str) -> None:
     monkeypatch.setenv(variable, "planted")
     S3FileSystem.clear_instance_cache()
-    with pytest.raises(StoreError, match=rf"CAPTION_ROOT is '{url}', which cannot be written \({remedy}"):
+    with pytest.raises(StoreError, match=rf"CAPTION_ROOT is '{url}', which is not writable \({remedy}"):
         Root.open(url).check_writable("CAPTION_ROOT")
     with pytest.raises(StoreError, match=rf"cannot read {url}/file: {remedy}") as refused:
         Root.open(url).read("file")
@@ -43,7 +43,7 @@ def test_wrong_keys_are_told_apart(url: str, monkeypatch: pytest.MonkeyPatch, va
         list_shards(Root.open(url))
 
 
-def test_a_denied_prefix_is_named(url: str) -> None:
+def test_denied_prefix_is_an_error_with_its_path(url: str) -> None:
     root = Root.open(url)
     root.write("denied/file", b"")
     bucket = root.path.partition("/")[0]
@@ -55,17 +55,17 @@ def test_a_denied_prefix_is_named(url: str) -> None:
     }
     policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
     boto3.client("s3").put_bucket_policy(Bucket=bucket, Policy=policy)
-    denied = "these credentials may not do that there: allow it in the policy"
+    denied = "access denied: allow the request in the policy"
     with pytest.raises(StoreError, match=rf"cannot read {url}/denied/file: {denied}"):
         root.read("denied/file")
     with pytest.raises(StoreError, match=rf"cannot write {url}/denied/new: {denied}"):
         root.write("denied/new", b"")
-    with pytest.raises(StoreError, match=rf"CAPTION_ROOT is '{url}/denied', which cannot be written \({denied}"):
+    with pytest.raises(StoreError, match=rf"CAPTION_ROOT is '{url}/denied', which is not writable \({denied}"):
         Root.open(f"{url}/denied").check_writable("CAPTION_ROOT")
     root.write("allowed/new", b"")
 
 
-def test_of_many_who_create_an_object_one_does_time_and_again(url: str) -> None:
+def test_concurrent_creations_have_one_winner_in_every_race(url: str) -> None:
     root = Root.open(url)
     assert root.honours_create()
     with ThreadPoolExecutor(16) as pool:
@@ -74,7 +74,7 @@ def test_of_many_who_create_an_object_one_does_time_and_again(url: str) -> None:
             assert created.count(True) == 1
 
 
-def test_a_file_that_is_sent_in_parts_arrives_whole(url: str, tmp_path: Path) -> None:
+def test_multipart_upload_preserves_content(url: str, tmp_path: Path) -> None:
     data = bytes(range(256)) * (440 << 10)  # 110 MiB: s3fs sends more than 100 in parts
     (tmp_path / "file").write_bytes(data)
     root = Root.open(url)

@@ -15,37 +15,37 @@ from tests.store.fault_proxy import Refusal
 
 @pytest.fixture(params=[pytest.param("local", marks=pytest.mark.fast), pytest.param("s3", marks=pytest.mark.store)])
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> Root:
-    """An empty root, once on this machine's disk and once on a real S3 API."""
+    """An empty root, on the local disk and on an S3 API."""
     if request.param == "local":
         return Root.open(str(tmp_path / "root"))
     return Root.open(request.getfixturevalue("s3_url"))
 
 
-def test_what_is_written_can_be_read(root: Root) -> None:
+def test_written_object_can_be_read(root: Root) -> None:
     root.write("deep/er/file.bin", b"\0data")
     assert root.exists("deep/er/file.bin")
     assert root.read("deep/er/file.bin") == b"\0data"
 
 
-def test_a_second_write_replaces_the_first_and_leaves_nothing_beside_it(root: Root) -> None:
+def test_second_write_replaces_the_first_without_leftovers(root: Root) -> None:
     root.write("folder/file", b"one")
     root.write("folder/file", b"two")
     assert root.read("folder/file") == b"two"
     assert [entry["name"].rsplit("/", 1)[-1] for entry in root.entries("folder")] == ["file"]
 
 
-def test_a_file_is_uploaded_whole(root: Root, tmp_path: Path) -> None:
+def test_upload_preserves_content(root: Root, tmp_path: Path) -> None:
     (tmp_path / "weights").write_bytes(b"w" * 100_000)
     root.upload("a/b", tmp_path / "weights")
     assert root.read("a/b") == b"w" * 100_000
 
 
-def test_a_missing_object_is_a_file_not_found(root: Root) -> None:
+def test_missing_object_is_a_file_not_found_error(root: Root) -> None:
     with pytest.raises(FileNotFoundError):
         root.read("nothing")
 
 
-def test_of_many_who_create_an_object_one_does(root: Root) -> None:
+def test_concurrent_creations_have_one_winner(root: Root) -> None:
     with ThreadPoolExecutor(16) as pool:
         created = list(pool.map(lambda number: root.create("deep/er/lock", b"writer %d" % number), range(16)))
     assert created.count(True) == 1
@@ -53,20 +53,20 @@ def test_of_many_who_create_an_object_one_does(root: Root) -> None:
     assert root.names("deep/er") == ["lock"]
 
 
-def test_what_was_created_is_known_again_by_its_content(root: Root) -> None:
+def test_repeated_creation_is_recognized_by_its_content(root: Root) -> None:
     assert root.create("lock", b"mine")
     assert root.create("lock", b"mine")
     assert not root.create("lock", b"another's")
 
 
-def test_creation_is_refused_where_there_is_an_object(root: Root) -> None:
+def test_exclusive_creation_is_detected(root: Root) -> None:
     assert root.honours_create()
     assert root.names("") == []
 
 
 @pytest.mark.store
 @pytest.mark.parametrize(("without", "plan"), [("If-None-Match", []), ("", [Refusal(501, "NotImplemented")])])
-def test_a_store_that_knows_no_conditional_writes_is_found_out_once(
+def test_missing_exclusive_creation_is_probed_once(
     request: pytest.FixtureRequest, s3_url: str, between: Between, without: str, plan: list[Refusal]
 ) -> None:
     if without and request.config.getoption("--s3-server") != "moto":
@@ -74,20 +74,20 @@ def test_a_store_that_knows_no_conditional_writes_is_found_out_once(
     proxy = between(plan, without=without)
     root = Root.open(s3_url)
     assert not root.honours_create()
-    asked = proxy.requests.total()
+    probes = proxy.requests.total()
     assert not root.honours_create()
-    assert proxy.requests.total() == asked
+    assert proxy.requests.total() == probes
     assert root.names("") == []
 
 
 @pytest.mark.store
-def test_who_meets_another_writer_in_the_same_moment_has_not_created(s3_url: str, between: Between) -> None:
+def test_conflicting_creation_is_not_a_success(s3_url: str, between: Between) -> None:
     between([Refusal(409, "ConditionalRequestConflict")])
     assert not Root.open(s3_url).create("lock", b"mine")
 
 
 @pytest.mark.fast
-def test_age_is_counted_by_the_clock_of_the_store(tmp_path: Path) -> None:
+def test_age_is_measured_by_the_stores_clock(tmp_path: Path) -> None:
     root = Root.open(str(tmp_path))
     root.write("folder/lease", b"")
     past = time.time() - 100
@@ -97,7 +97,7 @@ def test_age_is_counted_by_the_clock_of_the_store(tmp_path: Path) -> None:
 
 
 @pytest.mark.store
-def test_an_object_grows_older_until_it_is_written_again(s3_url: str) -> None:
+def test_age_grows_until_the_object_is_rewritten(s3_url: str) -> None:
     root = Root.open(s3_url)
     root.write("lease", b"")
     time.sleep(2)
@@ -107,14 +107,14 @@ def test_an_object_grows_older_until_it_is_written_again(s3_url: str) -> None:
     assert root.names("") == ["lease"]
 
 
-def test_what_is_not_there_has_no_age(root: Root) -> None:
+def test_age_of_a_missing_object_is_an_error(root: Root) -> None:
     root.write("other", b"")
     with pytest.raises(FileNotFoundError):
         root.age("lease")
     assert root.names("") == ["other"]
 
 
-def test_a_reader_sees_a_whole_table_while_it_is_published_again_and_again(root: Root) -> None:
+def test_reader_sees_complete_tables_during_publication(root: Root) -> None:
     def publish(version: int) -> None:
         rows = [
             CaptionRow(f"{row}.mp4", 0, "id", 0.0, 1.0, Status.OK, caption=f"{version} " * (version % 7 + 1))
@@ -137,7 +137,7 @@ def test_a_reader_sees_a_whole_table_while_it_is_published_again_and_again(root:
     assert len(set(seen)) > 3
 
 
-def test_an_object_is_copied_to_this_machine(root: Root, tmp_path: Path) -> None:
+def test_download_preserves_content(root: Root, tmp_path: Path) -> None:
     root.write("a/b", b"w" * 100_000)
     root.download("a/b", tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == b"w" * 100_000
@@ -145,7 +145,7 @@ def test_an_object_is_copied_to_this_machine(root: Root, tmp_path: Path) -> None
         root.download("a/c", tmp_path / "none")
 
 
-def test_what_was_removed_is_gone(root: Root) -> None:
+def test_removed_object_is_gone(root: Root) -> None:
     root.write("folder/file", b"")
     root.remove("folder/file")
     root.remove("folder/file")
@@ -153,14 +153,14 @@ def test_what_was_removed_is_gone(root: Root) -> None:
     assert root.names("nowhere") == []
 
 
-def test_the_probe_write_leaves_nothing(root: Root) -> None:
+def test_probe_write_leaves_nothing(root: Root) -> None:
     root.write("kept", b"")
     root.check_writable("CAPTION_ROOT")
     assert [entry["name"].rsplit("/", 1)[-1] for entry in root.entries()] == ["kept"]
 
 
 @pytest.mark.fast
-def test_a_root_holds_what_lies_below_it_once_links_are_followed(tmp_path: Path) -> None:
+def test_root_holds_paths_below_it_after_resolving_links(tmp_path: Path) -> None:
     (tmp_path / "real" / "in").mkdir(parents=True)
     (tmp_path / "root").symlink_to("real")
     (tmp_path / "real" / "out").symlink_to("..")
@@ -171,57 +171,57 @@ def test_a_root_holds_what_lies_below_it_once_links_are_followed(tmp_path: Path)
 
 
 @pytest.mark.fast
-def test_a_place_that_cannot_be_written_is_named_with_its_setting(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(StoreError, match=r"CAPTION_ROOT is '.*/file/root'.*name a folder"):
+def test_unwritable_root_is_an_error_with_its_setting(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(StoreError, match=r"CAPTION_ROOT is '.*/file/root'.*choose a folder"):
         Root.open(str(tmp_path / "file" / "root")).check_writable("CAPTION_ROOT")
-    with pytest.raises(StoreError, match=r"CAPTION_ROOT is '/proc/captions', which cannot be written"):
+    with pytest.raises(StoreError, match=r"CAPTION_ROOT is '/proc/captions', which is not writable"):
         Root.open("/proc/captions").check_writable("CAPTION_ROOT")
 
 
 @pytest.mark.fast
-def test_a_root_is_made_but_not_its_parents(tmp_path: Path) -> None:
+def test_root_is_created_but_not_its_parents(tmp_path: Path) -> None:
     Root.open(str(tmp_path / "root")).check_writable("CAPTION_ROOT")
     with pytest.raises(StoreError, match=r"CAPTION_ROOT is .* but .*/mistyped does not exist"):
         Root.open(str(tmp_path / "mistyped" / "root")).check_writable("CAPTION_ROOT")
 
 
 @pytest.mark.store
-def test_a_missing_bucket_is_named_with_its_setting(s3_url: str) -> None:
+def test_missing_bucket_is_an_error_with_its_setting(s3_url: str) -> None:
     with pytest.raises(StoreError, match="CAPTION_ROOT is 's3://no-such-bucket/x'"):
         Root.open("s3://no-such-bucket/x").check_writable("CAPTION_ROOT")
 
 
 @pytest.mark.fast
-def test_an_unknown_protocol_is_refused() -> None:
+def test_unknown_protocol_is_an_error() -> None:
     with pytest.raises(StoreError, match="gopher"):
         Root.open("gopher://somewhere/x")
 
 
 @pytest.mark.fast
-def test_a_reader_never_sees_a_part_of_a_local_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_write_keeps_the_old_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = Root.open(str(tmp_path))
     root.write("table", b"old")
 
-    def torn(path: str, data: bytes) -> None:
+    def fail_halfway(path: str, data: bytes) -> None:
         Path(path).write_bytes(data[:1])
         raise OSError("disk full")
 
-    monkeypatch.setattr(root.fs, "pipe_file", torn)
+    monkeypatch.setattr(root.fs, "pipe_file", fail_halfway)
     with pytest.raises(StoreError, match="disk full"):
         root.write("table", b"new")
     assert root.read("table") == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["table"]
 
 
-def test_objects_are_found_at_any_depth_with_their_sizes(root: Root) -> None:
+def test_sizes_covers_all_depths(root: Root) -> None:
     for path in ("a/b/c", "a/d", "ab/e"):
         root.write(path, path.encode())
     assert root.sizes("a") == {"a/b/c": 5, "a/d": 3}
     assert root.sizes("nothing") == {}
 
 
-def test_a_moved_object_is_at_its_new_place_alone_and_replaces_what_was_there(root: Root) -> None:
+def test_move_replaces_the_target(root: Root) -> None:
     root.write("a/b", b"one")
     root.write("c/d/e", b"another")
     root.move("a/b", "c/d/e")
@@ -232,7 +232,7 @@ def test_a_moved_object_is_at_its_new_place_alone_and_replaces_what_was_there(ro
     assert root.read("c/d/e") == b"one"
 
 
-def test_empty_folders_are_pruned_and_others_stay(root: Root) -> None:
+def test_prune_removes_only_empty_folders(root: Root) -> None:
     root.write("a/b/c", b"x")
     root.write("a/d/e", b"x")
     root.remove("a/d/e")

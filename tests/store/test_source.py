@@ -11,7 +11,7 @@ from caption_assets.store.root import Root
 pytestmark = pytest.mark.store
 
 
-def test_keys_without_a_name_make_no_shard(s3_url: str) -> None:
+def test_keys_without_a_name_are_not_shards(s3_url: str) -> None:
     source = Root.open(s3_url)
     bucket, prefix = source.path.split("/")
     markers = ("", "a/", "b/")

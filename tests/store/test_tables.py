@@ -45,12 +45,12 @@ def root(tmp_path: Path) -> Root:
     return Root.open(str(tmp_path))
 
 
-def test_a_manifest_is_read_as_it_was_published(root: Root) -> None:
+def test_manifest_survives_a_round_trip(root: Root) -> None:
     publish_manifest(root, "s", MANIFEST, {})
     assert read_manifest(root, "s") == MANIFEST
 
 
-def test_captions_are_read_as_they_were_published(root: Root) -> None:
+def test_captions_survive_a_round_trip(root: Root) -> None:
     publish_captions(root, STAGE2.name, "s", CAPTIONS, KEYS, {})
     as_read = [replace(row, flags=[], reductions=[]) for row in CAPTIONS]  # a list column's values are lists
     as_read[0] = replace(as_read[0], frame_indices=[0, 4])
@@ -62,30 +62,30 @@ def test_captions_are_read_as_they_were_published(root: Root) -> None:
     [CAPTIONS[:1], [*CAPTIONS, CAPTIONS[0]], CAPTIONS[::-1], [CAPTIONS[0], CAPTIONS[0]]],
     ids=["missing", "too many", "out of order", "twice"],
 )
-def test_rows_that_are_not_the_manifests_are_not_published(root: Root, rows: Sequence[CaptionRow]) -> None:
+def test_rows_that_differ_from_the_manifests_are_not_published(root: Root, rows: Sequence[CaptionRow]) -> None:
     with pytest.raises(TableError, match="nothing was published"):
         publish_captions(root, STAGE1.name, "s", rows, KEYS, {})
     assert not root.exists("stage1_captions")
 
 
-def test_a_manifest_does_not_hold_a_window_twice(root: Root) -> None:
+def test_manifest_with_a_duplicate_window_is_an_error(root: Root) -> None:
     with pytest.raises(TableError, match="twice"):
         publish_manifest(root, "s", [MANIFEST[0], MANIFEST[0]], {})
 
 
-def test_a_manifest_is_written_as_its_rows_come(root: Root, tmp_path: Path) -> None:
+def test_manifest_is_written_as_a_stream(root: Root, tmp_path: Path) -> None:
     many = [replace(MANIFEST[0], clip_key=f"{index:05d}.mp4") for index in range(2 * ROW_GROUP + 1)]
     path = publish_manifest(root, "s", iter(many), {})
     assert pq.ParquetFile(tmp_path / path).num_row_groups == 3
     assert read_manifest(root, "s") == many
 
 
-def test_a_manifest_may_be_empty(root: Root) -> None:
+def test_manifest_may_be_empty(root: Root) -> None:
     publish_manifest(root, "s", iter([]), {})
     assert read_manifest(root, "s") == []
 
 
-def test_a_manifest_whose_rows_break_off_is_not_published(root: Root) -> None:
+def test_failure_in_the_rows_publishes_no_manifest(root: Root) -> None:
     publish_manifest(root, "s", MANIFEST, {})
 
     def rows() -> Iterator[ManifestRow]:
@@ -97,7 +97,7 @@ def test_a_manifest_whose_rows_break_off_is_not_published(root: Root) -> None:
     assert read_manifest(root, "s") == MANIFEST
 
 
-def test_a_manifest_of_another_version_says_to_materialize_it_again(root: Root, tmp_path: Path) -> None:
+def test_manifest_of_another_version_is_an_error(root: Root, tmp_path: Path) -> None:
     path = tmp_path / publish_manifest(root, "s", MANIFEST, {})
     table = pq.read_table(path)
     pq.write_table(table.replace_schema_metadata({"schema_version": "1"}), path)
@@ -106,12 +106,12 @@ def test_a_manifest_of_another_version_says_to_materialize_it_again(root: Root, 
 
 
 @pytest.mark.parametrize("table", [STAGE1.name, STAGE2.name])
-def test_a_missing_table_says_what_to_materialize(root: Root, table: str) -> None:
+def test_missing_table_is_an_error_with_a_remedy(root: Root, table: str) -> None:
     with pytest.raises(TableError, match=f"materialize {table} for shard 's' first"):
         read_captions(root, table, "s")
 
 
-def test_tables_read_as_one_hive_partitioned_dataset(root: Root, tmp_path: Path) -> None:
+def test_tables_are_one_hive_partitioned_dataset(root: Root, tmp_path: Path) -> None:
     for shard in ("one", "two"):
         publish_captions(root, STAGE1.name, shard, CAPTIONS, KEYS, {})
     dataset = ds.dataset(tmp_path / "stage1_captions", partitioning="hive").to_table().to_pylist()
@@ -123,7 +123,7 @@ def test_tables_read_as_one_hive_partitioned_dataset(root: Root, tmp_path: Path)
     ]
 
 
-def test_file_metadata_names_the_schema_version(root: Root, tmp_path: Path) -> None:
+def test_file_metadata_contains_the_schema_version(root: Root, tmp_path: Path) -> None:
     publish_captions(root, STAGE1.name, "s", CAPTIONS, KEYS, {"recipe_version": "abc"})
     metadata = pq.read_schema(tmp_path / "stage1_captions/shard=s/captions.parquet").metadata
     assert metadata[b"schema_version"] == SCHEMA_VERSION.encode()
@@ -137,11 +137,11 @@ def test_every_field_of_a_row_has_a_column() -> None:
 
 
 @given(st.lists(st.tuples(st.text(), st.none() | st.integers(0, 1000), st.text(max_size=8)), unique=True, max_size=40))
-def test_window_ids_tell_windows_apart(windows: list[tuple[str, int | None, str]]) -> None:
+def test_window_ids_are_unique(windows: list[tuple[str, int | None, str]]) -> None:
     assert len({window_id(*window) for window in windows}) == len(windows)
 
 
-def test_the_shards_that_have_a_table_are_listed(root: Root, tmp_path: Path) -> None:
+def test_shards_with_a_table_are_listed(root: Root, tmp_path: Path) -> None:
     for shard in ("a", "b.c", "=d"):
         publish_manifest(root, shard, [], {})
     root.write("clip_manifest/shard=e/notes.txt", b"x")
@@ -152,7 +152,7 @@ def test_the_shards_that_have_a_table_are_listed(root: Root, tmp_path: Path) -> 
     assert stored_shards(root, STAGE1.name) == frozenset()
 
 
-def test_captions_of_the_version_before_are_read_without_the_columns_that_are_new(root: Root, tmp_path: Path) -> None:
+def test_captions_of_the_previous_version_are_read_without_new_columns(root: Root, tmp_path: Path) -> None:
     rows = [replace(row, frames_replaced=1, engine_settings="vLLM 1") for row in CAPTIONS]
     path = tmp_path / publish_captions(root, STAGE1.name, "s", rows, KEYS, {})
     table = pq.read_table(path).drop_columns(["frames_replaced", "frames_padded", "engine_settings"])

@@ -10,14 +10,22 @@ from pathlib import Path
 import pytest
 
 from caption_assets.store.root import Root
-from caption_assets.store.trash import TRASH, Entry, TrashError, bring_back, list_entries, move_to_trash, remove_entry
+from caption_assets.store.trash import (
+    TRASH,
+    Entry,
+    TrashError,
+    list_entries,
+    move_to_trash,
+    remove_entry,
+    restore_entry,
+)
 
 PATHS = ("stage1_captions/shard=a/captions.parquet", "gallery/a/index.html", "gallery/a/previews/1.jpg")
 
 
 @pytest.fixture(params=[pytest.param("local", marks=pytest.mark.fast), pytest.param("s3", marks=pytest.mark.store)])
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> Root:
-    """A root with what was made of shard a, once on this machine's disk and once on a real S3 API."""
+    """A root with the outputs of shard a, on the local disk and on an S3 API."""
     root = Root.open(str(tmp_path / "root") if request.param == "local" else request.getfixturevalue("s3_url"))
     write(root)
     return root
@@ -29,7 +37,7 @@ def write(root: Root, paths: Sequence[str] = PATHS, note: str = "") -> None:
 
 
 def stored(root: Root) -> dict[str, bytes]:
-    """All that lies outside of the trash."""
+    """All objects outside of the trash."""
     return {path: root.read(path) for folder in ("stage1_captions", "gallery") for path in root.sizes(folder)}
 
 
@@ -39,36 +47,36 @@ def move(root: Root, *paths: str) -> Entry:
     return entry
 
 
-def test_what_is_moved_is_gone_and_can_be_brought_back(root: Root) -> None:
+def test_moved_objects_can_be_restored(root: Root) -> None:
     before = stored(root)
     entry = move(root)
     assert stored(root) == {}
     assert entry.is_complete
     assert entry.sizes == {path: len(path) for path in PATHS}
-    bring_back(root, entry)
+    restore_entry(root, entry)
     assert stored(root) == before
     assert root.sizes(TRASH) == {}
 
 
-def test_what_is_retired_twice_is_kept_twice(root: Root) -> None:
+def test_two_moves_make_two_entries(root: Root) -> None:
     first = move(root)
     write(root, note="again")
     second = move(root)
     assert [entry.time for entry in list_entries(root)] == [first.time, second.time]
-    bring_back(root, first)
+    restore_entry(root, first)
     assert stored(root) == {path: path.encode() for path in PATHS}
 
 
-def test_nothing_is_brought_back_over_what_was_made_since(root: Root) -> None:
+def test_restore_over_newer_objects_is_an_error(root: Root) -> None:
     entry = move(root)
     write(root, PATHS[:1], "again")
-    with pytest.raises(TrashError, match="the shard was made again since; retire it first"):
-        bring_back(root, entry)
+    with pytest.raises(TrashError, match="the shard was materialized again; retire it first"):
+        restore_entry(root, entry)
     assert stored(root) == {PATHS[0]: f"{PATHS[0]}again".encode()}
     assert list_entries(root) == [entry]
 
 
-def test_a_move_that_was_interrupted_is_completed_in_the_same_entry(root: Root) -> None:
+def test_interrupted_move_is_completed_in_the_same_entry(root: Root) -> None:
     entry = move(root, PATHS[0])
     root.remove(f"{entry.folder}/_complete")
     root.write(PATHS[0], PATHS[0].encode())  # copied, and not yet deleted
@@ -79,36 +87,36 @@ def test_a_move_that_was_interrupted_is_completed_in_the_same_entry(root: Root) 
     assert stored(root) == {}
 
 
-def test_an_interrupted_move_of_everything_only_lacks_its_marker(root: Root) -> None:
+def test_interrupted_move_of_all_objects_is_completed_by_its_marker(root: Root) -> None:
     entry = move(root)
     root.remove(f"{entry.folder}/_complete")
     assert move_to_trash(root, "a", ()) == entry
 
 
-def test_what_was_made_after_an_interrupted_move_replaces_nothing_in_the_trash(root: Root) -> None:
+def test_objects_made_after_an_interrupted_move_get_a_new_entry(root: Root) -> None:
     entry = move(root)
     root.remove(f"{entry.folder}/_complete")
     write(root, note="again")
     second = move(root)
     first, last = list_entries(root)
     assert (first.time, last) == (entry.time, second)
-    bring_back(root, first)
+    restore_entry(root, first)
     assert stored(root) == {path: path.encode() for path in PATHS}
 
 
-def test_bringing_back_that_was_interrupted_goes_on(root: Root) -> None:
+def test_interrupted_restore_is_completed(root: Root) -> None:
     before = stored(root)
     entry = move(root)
     root.remove(f"{entry.folder}/_complete")
     root.move(f"{entry.folder}/{PATHS[0]}", PATHS[0])
     root.write(PATHS[1], PATHS[1].encode())  # copied, and not yet deleted
     [left] = list_entries(root, "a")
-    bring_back(root, left)
+    restore_entry(root, left)
     assert stored(root) == before
     assert root.sizes(TRASH) == {}
 
 
-def test_a_removed_entry_is_gone_for_good_and_others_stay(root: Root) -> None:
+def test_removing_an_entry_keeps_the_others(root: Root) -> None:
     first = move(root)
     write(root, note="again")
     second = move(root)
@@ -117,12 +125,12 @@ def test_a_removed_entry_is_gone_for_good_and_others_stay(root: Root) -> None:
     assert 0 <= second.age_days < 1
 
 
-def test_a_shard_of_which_nothing_was_made_leaves_no_entry(root: Root) -> None:
+def test_shard_without_objects_makes_no_entry(root: Root) -> None:
     assert move_to_trash(root, "b", ()) is None
     assert list_entries(root) == []
 
 
-def test_what_others_put_into_the_trash_is_left_alone(root: Root) -> None:
+def test_foreign_objects_in_the_trash_are_ignored(root: Root) -> None:
     for path in ("notes.txt", "shard=a/notes.txt", "shard=a/yesterday/x", "b/2026-01-01T00-00-00-000000Z/x"):
         root.write(f"{TRASH}/{path}", b"x")
     assert list_entries(root) == []
@@ -132,23 +140,23 @@ def test_what_others_put_into_the_trash_is_left_alone(root: Root) -> None:
 MOVER = """
 import sys
 from caption_assets.store.root import Root
-from caption_assets.store.trash import bring_back, list_entries, move_to_trash
+from caption_assets.store.trash import restore_entry, list_entries, move_to_trash
 root = Root.open(sys.argv[1])
 print("ready", flush=True)
 if sys.argv[2] == "move":
     move_to_trash(root, "a", list(root.sizes("gallery")))
 else:
-    bring_back(root, list_entries(root, "a")[0])
+    restore_entry(root, list_entries(root, "a")[0])
 """
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("direction", ["move", "back"])
-def test_a_process_that_is_killed_at_any_moment_loses_nothing(root: Root, direction: str) -> None:
+@pytest.mark.parametrize("direction", ["move", "restore"])
+def test_killed_process_loses_no_object(root: Root, direction: str) -> None:
     paths = [f"gallery/a/previews/{number}.jpg" for number in range(100)]
     write(root, paths)
     everything = stored(root)
-    if direction == "back":
+    if direction == "restore":
         move_to_trash(root, "a", list(root.sizes("gallery")))
     for seconds in (0.002, 0.02, 0.1):
         process = subprocess.Popen(
@@ -165,5 +173,5 @@ def test_a_process_that_is_killed_at_any_moment_loses_nothing(root: Root, direct
         move_to_trash(root, "a", list(root.sizes("gallery")))
         assert len(list_entries(root)) == 1
     for entry in list_entries(root):
-        bring_back(root, entry)
+        restore_entry(root, entry)
     assert stored(root) == everything

@@ -14,7 +14,7 @@ from caption_assets.store.tables import (
     CLIP_MANIFEST,
     TableError,
     publish_manifest,
-    read_facts,
+    read_file_metadata,
     read_manifest,
     table_path,
 )
@@ -32,13 +32,13 @@ def root(tmp_path: Path) -> Root:
     return Root.open(str(tmp_path))
 
 
-def test_a_table_keeps_the_versions_that_are_known_after_its_last_row(root: Root) -> None:
-    publish_manifest(root, "s", [], {"windowing": "x"}, lambda: VERSIONS.facts)
+def test_versions_computed_after_the_last_row_are_stored(root: Root) -> None:
+    publish_manifest(root, "s", [], {"windowing": "x"}, lambda: VERSIONS.file_metadata)
     assert read_versions(root, CLIP_MANIFEST, "s") == VERSIONS
-    assert read_facts(root, CLIP_MANIFEST, "s")["windowing"] == "x"
+    assert read_file_metadata(root, CLIP_MANIFEST, "s")["windowing"] == "x"
 
 
-def test_a_table_that_cannot_be_concluded_is_not_published(root: Root) -> None:
+def test_failure_after_the_last_row_publishes_nothing(root: Root) -> None:
     def refuse() -> dict[str, str]:
         raise RuntimeError
 
@@ -47,7 +47,7 @@ def test_a_table_that_cannot_be_concluded_is_not_published(root: Root) -> None:
     assert not root.exists(table_path(CLIP_MANIFEST, "s"))
 
 
-def test_the_version_of_a_manifest_is_that_of_its_rows_when_they_are_read_again(root: Root, sample_data: Path) -> None:
+def test_manifest_version_is_stable_across_a_round_trip(root: Root, sample_data: Path) -> None:
     source = Root.open(str(sample_data / "shards"))
     clips = list(probe_clips(SANDBOX, source, find_shard(source, "sample-folder"), Windowing()))
     rows, version = [row for clip in clips for row in clip.rows], ""
@@ -59,7 +59,7 @@ def test_the_version_of_a_manifest_is_that_of_its_rows_when_they_are_read_again(
 
 
 @pytest.mark.parametrize(
-    "facts",
+    "metadata",
     [
         {},
         {"versions": ""},
@@ -69,27 +69,27 @@ def test_the_version_of_a_manifest_is_that_of_its_rows_when_they_are_read_again(
         {"versions": '{"data": "1", "code": "2", "inputs": 3}'},
     ],
 )
-def test_a_table_without_readable_versions_has_none(root: Root, facts: dict[str, str]) -> None:
-    publish_manifest(root, "s", [], facts)
+def test_invalid_versions_are_ignored(root: Root, metadata: dict[str, str]) -> None:
+    publish_manifest(root, "s", [], metadata)
     assert read_versions(root, CLIP_MANIFEST, "s") is None
 
 
-def test_a_damaged_footer_is_an_error(root: Root) -> None:
-    publish_manifest(root, "s", [], {}, lambda: VERSIONS.facts)
+def test_damaged_footer_is_an_error(root: Root) -> None:
+    publish_manifest(root, "s", [], {}, lambda: VERSIONS.file_metadata)
     path = table_path(CLIP_MANIFEST, "s")
-    whole = root.read(path)
-    footer = int.from_bytes(whole[-8:-4], "little")
-    for damaged in (b"", whole[: len(whole) // 2], whole[: -8 - footer] + b"\x19" * footer + whole[-8:]):
+    data = root.read(path)
+    footer = int.from_bytes(data[-8:-4], "little")
+    for damaged in (b"", data[: len(data) // 2], data[: -8 - footer] + b"\x19" * footer + data[-8:]):
         root.write(path, damaged)
         with pytest.raises(TableError, match="is damaged"):
             read_versions(root, CLIP_MANIFEST, "s")
 
 
-def test_a_missing_table_has_no_versions(root: Root) -> None:
+def test_missing_table_has_no_versions(root: Root) -> None:
     assert read_versions(root, STAGE1.name, "s") is None
 
 
-def test_another_programs_table_has_no_versions(root: Root, tmp_path: Path) -> None:
+def test_table_of_another_program_has_no_versions(root: Root, tmp_path: Path) -> None:
     file = tmp_path / table_path(STAGE1.name, "s")
     file.parent.mkdir(parents=True)
     pq.write_table(pa.table({"a": [1]}), file)
