@@ -1,11 +1,11 @@
-"""The cost of losing nothing: publication of large tables, checkpoints, and the reuse of what is there.
+"""Benchmark of durability: publication of large tables, checkpoints, and reuse of stored rows.
 
     python -m benchmarks.store [--clips 150]
 
-Tables of 1,000, 10,000 and 100,000 rows are published, read back and reused, each size in a process of its own whose
-peak memory is told above what its imports take, the rows themselves included. Then clips are captioned with the sample
-model, and the same rows written as checkpoints of the default size: that time is told as a share of the captioning's,
-of which it is no part, for checkpoints are written beside it. The last line is JSON.
+Tables of 1,000, 10,000 and 100,000 rows are published, read and reused, each size in its own process. Peak memory is
+measured above that of the imports, and includes the rows. Then clips are captioned with the sample model, and the same
+rows are written as checkpoints of the default size. Their time is reported as a fraction of the captioning's, although
+a run writes checkpoints concurrently. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ from caption_assets.store.tables import CaptionRow, ManifestRow, Status, publish
 
 SIZES = 1_000, 10_000, 100_000
 WORDS = 60
-"""Of a caption, about as many as Qwen2.5-VL says of a window."""
+"""Number of words of a caption, about that of Qwen2.5-VL's captions."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Of one table."""
+    """The cost of one table."""
 
     publish_seconds: float
     publish_peak_mb: float
     read_seconds: float
     reuse_seconds: float
-    """To find that nothing is left to be made of any row."""
+    """Time to resolve all rows as reused."""
     peak_mb: float
-    """Of all three."""
+    """Peak memory of publication, reading and reuse."""
 
 
 def main() -> None:
@@ -86,12 +86,12 @@ def measure(count: int) -> Cost:
     for job in jobs:
         reuse.resolve(job)
     if not all(job.status is JobStatus.FINISHED for job in jobs):
-        raise RuntimeError("rows that were just published were not found again")
+        raise RuntimeError("published rows were not reused")
     return Cost(publish_seconds, publish_peak, read_seconds, time.monotonic() - begun, peak_mb() - base)
 
 
 def manifest_row(number: int) -> ManifestRow:
-    """A window as of a real clip."""
+    """A manifest row like that of a real clip."""
     key = f"camera-{number % 7}/clip-{number:06}.mp4"
     return ManifestRow(
         key, 0, window_id(key, 0, "tag"), f"tag-{number}", 2 << 20, Status.OK, start_frame=0, end_frame=256
@@ -99,7 +99,7 @@ def manifest_row(number: int) -> ManifestRow:
 
 
 def caption_row(recipe: Recipe, window: ManifestRow) -> CaptionRow:
-    """A row as the captioner makes them, its caption unlike any other."""
+    """A caption row like the captioner's, with a unique caption."""
     return CaptionRow(
         clip_key=window.clip_key,
         window_index=window.window_index,
@@ -126,12 +126,12 @@ def caption_row(recipe: Recipe, window: ManifestRow) -> CaptionRow:
 
 
 def peak_mb() -> float:
-    """Largest resident memory of this process so far."""
+    """Peak resident memory of this process."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6  # Linux counts in KiB
 
 
 class Clock(Watcher):
-    """Remembers when the first and the last row were done: between them the engine runs."""
+    """A record of the times at which rows finish: the engine runs between the first and the last."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ class Clock(Watcher):
 
 
 def overhead(clips: int) -> float:
-    """The time that checkpoints take, as a share of the captioning's."""
+    """The time of checkpoints as a fraction of the captioning's."""
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         root = Root.open(folder)
@@ -160,7 +160,7 @@ def overhead(clips: int) -> float:
 
 
 def in_parts(tables: dict[str, Sequence[CaptionRow]], size: int) -> list[dict[str, Sequence[CaptionRow]]]:
-    """Tables cut into checkpoints of ``size`` windows."""
+    """The tables, split into checkpoints of ``size`` windows."""
     windows = len(tables[STAGE1.name])
     return [{table: rows[begin : begin + size] for table, rows in tables.items()} for begin in range(0, windows, size)]
 

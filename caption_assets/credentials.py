@@ -1,4 +1,4 @@
-"""Credentials among values that Dagster stores and shows: its UI and API give resources' configuration to everyone."""
+"""Detection of credentials in settings, because Dagster stores the configuration and shows it in its UI and API."""
 
 from __future__ import annotations
 
@@ -12,39 +12,39 @@ _WORDS = frozenset(
     {"apikey", "auth", "authorization", "bearer", "credential", "credentials", "key", "keys"}
     | {"passphrase", "passwd", "password", "passwords", "pwd", "secret", "secrets", "token"}
 )
-"""Words of a name that make its value a credential. ``tokenizer`` and ``max_num_batched_tokens`` have none of them."""
+"""Words of a name that mark its value as a credential. ``tokenizer`` and ``max_num_batched_tokens`` contain none."""
 _FORMS = re.compile(
     r"\b(hf_[A-Za-z0-9]{30,}|(AKIA|ASIA)[A-Z0-9]{16}\b|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{20,})"
     r"|\bBearer\s+\S|-----BEGIN "
 )
-"""Credentials that are recognised whatever their name: tokens of the Hub, of AWS, OpenAI and GitHub, private keys."""
+"""Credentials recognized by their form: tokens of the Hub, AWS, OpenAI and GitHub, and private keys."""
 _SPECIAL_TOKEN = re.compile(r"<.*>|\[.*\]", re.DOTALL)
-"""What a tokenizer calls a token, such as ``<|image_pad|>``: no credential."""
+"""A tokenizer's special token, such as ``<|image_pad|>``, which is not a credential."""
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 
 
 def find_credential(values: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The first credential among nested values.
+    """The first credential in nested values.
 
     Returns:
-        Its path, such as ``kv_transfer_config.password``, and its value; None if there is none.
+        Path, such as ``kv_transfer_config.password``, and value; None if there is none.
     """
     return next(_credentials("", values, named=False), None)
 
 
 def is_credential(text: str) -> bool:
-    """Whether a text has the form of a credential, or is a URL with one."""
+    """Whether a text has the form of a credential, or is a URL that contains one."""
     return bool(_FORMS.search(text)) or holds_secret(text)
 
 
 def mentions_credential(text: str) -> bool:
-    """Whether named values, in a text that could not be parsed, may be credentials."""
+    """Whether a text that could not be parsed may contain named credentials."""
     return is_credential(text) or any(map(_names_credential, _NAME.findall(text)))
 
 
 def is_hub_token(path: str, value: str) -> bool:
-    """Whether a credential is for the Hugging Face Hub, whose clients read ``HF_TOKEN``."""
+    """Whether a credential is one of the Hugging Face Hub, whose clients read ``HF_TOKEN``."""
     return value.startswith("hf_") or path.rpartition(".")[2].lower().replace("-", "_") in (
         "hf_token",
         "use_auth_token",

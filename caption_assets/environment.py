@@ -22,27 +22,27 @@ RENAMED = {
 """Variables of earlier releases, each with its present name."""
 _HEAD = "CAPTION"
 _TYPO = 0.8
-"""Minimum likeness of a name to the one that it misspells: two swapped letters of five."""
+"""Minimum similarity of a misspelled name: two swapped letters of five."""
 _HEAD_TYPO = 0.85
-"""Minimum likeness of a prefix to ours, where one letter is missing or too many."""
+"""Minimum similarity of a misspelled prefix: one missing or surplus letter."""
 _NEAR = 0.6
-"""Minimum likeness of a name to those suggested in its place; difflib's default. ``MAX_TOKENS`` has 0.74 to
+"""Minimum similarity of a suggested name; difflib's default. ``MAX_TOKENS`` has 0.91 to
 ``MAX_OUTPUT_TOKENS``, ``NUM_WORKERS`` has 0.64 to ``DECODE_WORKERS``."""
 _SUGGESTIONS = 3
 """Maximum number of names suggested."""
 _SERVICE = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?$")
-"""Variables that Kubernetes sets in each pod for each Service of its namespace."""
+"""Variables that Kubernetes sets in each pod for the Services of its namespace."""
 _SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
-"""Beginning of the value of ``<SERVICE>_PORT``, the one variable of a Service that its name alone does not identify."""
+"""Prefix of the value of ``<SERVICE>_PORT``, the one variable of a Service that its name does not identify."""
 
 
 @dataclass(frozen=True, slots=True)
 class UnknownSetting:
-    """A variable that its name makes a setting, though there is no such setting."""
+    """A variable that looks like a setting of this project but is not one."""
 
     name: str
     suggestions: tuple[str, ...]
-    """Variables of settings, the likeliest first. Empty if no name is near: the variable may be another program's."""
+    """Similar settings, the most similar first. If there are none, the variable may be another program's."""
 
     def __str__(self) -> str:
         if self.name in RENAMED:
@@ -51,28 +51,28 @@ class UnknownSetting:
 
 
 def unknown_settings(environment: Mapping[str, str], known: Collection[str]) -> Iterator[UnknownSetting]:
-    """The variables with our prefix, or almost, that are not settings, sorted by name.
+    """The variables with the settings' prefix, or a misspelled one, that are not settings; sorted by name.
 
-    Variables of Kubernetes Services, empty variables, and other programs' variables with a similar prefix are left
-    out: a prefix that is not exactly ours must be followed by the name of a setting.
+    Variables of Kubernetes Services, empty variables, and other programs' variables with a similar prefix are excluded:
+    a misspelled prefix must be followed by the name of a setting.
 
     Args:
-        environment: the variables.
-        known: names of all variables of settings, such as ``CAPTION_MODEL``.
+        environment: the environment variables.
+        known: names of all settings' variables, such as ``CAPTION_MODEL``.
     """
     for name, value in sorted(environment.items()):
-        if value and name not in known and not _is_of_a_service(name, value):
+        if value and name not in known and not _is_service_variable(name, value):
             suggestions = _suggestions(name, known)
             if suggestions or name.startswith(PREFIX):
                 yield UnknownSetting(name, suggestions)
 
 
-def _is_of_a_service(name: str, value: str) -> bool:
+def _is_service_variable(name: str, value: str) -> bool:
     return bool(_SERVICE.search(name)) or (name.endswith("_PORT") and is_service_address(value))
 
 
 def is_service_address(value: str) -> bool:
-    """Whether a value of ``<SERVICE>_PORT`` is the one that Kubernetes sets, such as ``tcp://10.0.0.1:80``."""
+    """Whether the value of ``<SERVICE>_PORT`` is set by Kubernetes, such as ``tcp://10.0.0.1:80``."""
     return bool(_SERVICE_ADDRESS.match(value))
 
 
@@ -86,7 +86,7 @@ def _suggestions(name: str, known: Collection[str]) -> tuple[str, ...]:
     if not _is_head(head):
         return ()
     ours = head == _HEAD and name.isupper()
-    required, measure = (_NEAR, _likeness) if ours else (_TYPO, _likeness_of_letters)
+    required, measure = (_NEAR, _similarity) if ours else (_TYPO, _similarity_of_letters)
     scores = {setting: measure(rest, setting.removeprefix(PREFIX)) for setting in known}
     near = sorted((setting for setting in known if scores[setting] >= required), key=lambda one: (-scores[one], one))
     return tuple(near[:_SUGGESTIONS])
@@ -97,22 +97,22 @@ def _letters(name: str) -> str:
 
 
 def _is_head(head: str) -> bool:
-    """Whether a name's first word is ours, a longer form of it, or a misspelling: ``CAPTON``, but not ``CAPTAIN``."""
+    """Whether a name's first word is the prefix, a longer form, or a misspelling: ``CAPTON``, but not ``CAPTAIN``."""
     if head.startswith(_HEAD) or sorted(head) == sorted(_HEAD):
         return True
     if len(head) == len(_HEAD):
         return sum(one != other for one, other in zip(head, _HEAD, strict=True)) == 1
-    return _likeness_of_letters(head, _HEAD) >= _HEAD_TYPO
+    return _similarity_of_letters(head, _HEAD) >= _HEAD_TYPO
 
 
-def _likeness(given: str, setting: str) -> float:
-    """Between 0 and 1: of the letters, less 0.1 without a word in common, and at least 0.7 with all words of either."""
-    letters = _likeness_of_letters(given, setting)
+def _similarity(given: str, setting: str) -> float:
+    """Similarity from 0 to 1: of the letters; minus 0.1 without a common word; at least 0.7 if one has all words."""
+    letters = _similarity_of_letters(given, setting)
     one, other = set(given.split("_")), set(setting.split("_"))
     if one <= other or other <= one:
         return max(letters, 0.7 + 0.2 * len(one & other) / len(one | other) + 0.1 * letters)
     return letters if one & other else letters - 0.1
 
 
-def _likeness_of_letters(given: str, setting: str) -> float:
+def _similarity_of_letters(given: str, setting: str) -> float:
     return SequenceMatcher(None, given, setting).ratio()

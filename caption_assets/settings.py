@@ -1,4 +1,4 @@
-"""Every setting of the project, from ``CAPTION_*`` environment variables, read and checked once."""
+"""The settings of the project: ``CAPTION_*`` environment variables, validated once."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ logger = logging.getLogger(__name__)
 
 
 class SettingsError(CaptionAssetsError):
-    """A setting that cannot be used: the message names variable, value and remedy."""
+    """An invalid setting; the message gives variable, value and remedy."""
 
 
 def _parse_json_object(example: str) -> BeforeValidator:
-    """Validation of a JSON object, by the project: pydantic-settings' own error names neither value nor remedy."""
+    """A parser of JSON objects with clear errors: pydantic-settings' own give neither value nor remedy."""
 
     def parse(value: object) -> object:
         if not isinstance(value, str):
@@ -66,7 +66,7 @@ def _check_labels(labels: object) -> object:
 
 _JSON_ARGUMENTS = ("engine_args", "chat_template_kwargs")
 _DTYPES = {"half": "float16", "float": "float32"}
-"""Names of number formats that have another, which is the one that captions are told apart by."""
+"""Aliases of number formats; the fingerprint contains the canonical name."""
 _JSON_TYPES = {list: "array", str: "string", int: "number", float: "number", bool: "boolean", type(None): "null"}
 
 
@@ -75,7 +75,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 class Settings(BaseSettings):
-    """The settings, by field; the variable of ``root`` is ``CAPTION_ROOT``, and so on."""
+    """The settings; the environment variable of ``root`` is ``CAPTION_ROOT``, and so on."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, env_ignore_empty=True)
 
@@ -387,8 +387,8 @@ class Settings(BaseSettings):
     def _without_credentials(cls, value: str | None) -> str | None:
         if value is not None and is_credential(value):
             raise ValueError(
-                "the URL holds credentials, which Dagster's UI would show: remove them; those of a store belong in "
-                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or in a profile"
+                "the URL contains credentials, which Dagster's UI would show: remove them; set those of a store as "
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or by a profile"
             )
         return value
 
@@ -402,25 +402,25 @@ class Settings(BaseSettings):
 
     @field_validator("metrics_port", mode="before")
     @classmethod
-    def _of_no_service(cls, port: object) -> object:
-        """Kubernetes sets this very variable for a Service called ``caption-metrics``."""
+    def _ignore_service_address(cls, port: object) -> object:
+        """Ignore a value set by Kubernetes: a Service named ``caption-metrics`` has a variable of the same name."""
         return None if isinstance(port, str) and is_service_address(port) else port
 
     @field_validator("prompt")
     @classmethod
-    def _known_prompt(cls, name: str) -> str:
+    def _check_prompt(cls, name: str) -> str:
         if name not in PROMPTS:
-            raise ValueError(f"there is no prompt of this name: choose one of {', '.join(PROMPTS)}")
+            raise ValueError(f"unknown prompt: choose one of {', '.join(PROMPTS)}")
         return name
 
     @field_validator("stage1_prompt")
     @classmethod
-    def _usable_stage1(cls, text: str | None) -> str | None:
+    def _check_stage1(cls, text: str | None) -> str | None:
         return text if text is None else Prompt("custom", text, GENERAL.stage2).stage1
 
     @field_validator("stage2_prompt")
     @classmethod
-    def _usable_stage2(cls, text: str | None) -> str | None:
+    def _check_stage2(cls, text: str | None) -> str | None:
         return text if text is None else Prompt("custom", GENERAL.stage1, text).stage2
 
     @model_validator(mode="after")
@@ -436,17 +436,17 @@ class Settings(BaseSettings):
         if self.remainder_threshold > self.window_size:
             raise ValueError(
                 f"CAPTION_REMAINDER_THRESHOLD={self.remainder_threshold} is above CAPTION_WINDOW_SIZE="
-                f"{self.window_size}: lower the one or raise the other"
+                f"{self.window_size}: lower the first or raise the second"
             )
         if self.s3_anonymous and self.s3_requester_pays:
             raise ValueError(
-                "CAPTION_S3_ANONYMOUS and CAPTION_S3_REQUESTER_PAYS are both true, but nobody can be charged for an "
-                "anonymous request: unset the one or the other"
+                "CAPTION_S3_ANONYMOUS and CAPTION_S3_REQUESTER_PAYS are both true, but an anonymous request cannot be "
+                "charged: unset one of them"
             )
         if self.min_frames > self.max_frames:
             raise ValueError(
                 f"CAPTION_MIN_FRAMES={self.min_frames} is above CAPTION_MAX_FRAMES={self.max_frames}: "
-                "lower the one or raise the other"
+                "lower the first or raise the second"
             )
         return self
 
@@ -492,18 +492,18 @@ class Settings(BaseSettings):
         """The LoRA adapter, if there is one."""
         if self.lora is None:
             if self.lora_revision is not None:
-                raise UnknownModel("CAPTION_LORA_REVISION is set without an adapter: set CAPTION_LORA, or leave it out")
+                raise UnknownModel("CAPTION_LORA_REVISION is set without an adapter: set CAPTION_LORA, or unset it")
             return None
         return find_lora(self.lora, self.lora_revision)
 
     @property
     def checkpoints(self) -> tuple[Checkpoint, ...]:
-        """What the asset ``model_weights`` consists of: the model, and the adapter if there is one."""
+        """The checkpoints of the asset ``model_weights``: the model, and the adapter if there is one."""
         return (self.variant, self.adapter) if self.adapter else (self.variant,)
 
     @property
     def config_overrides(self) -> dict[str, Any]:
-        """What the user replaces in the model's ``config.json``."""
+        """Overrides of the model's ``config.json``."""
         found = self.engine_args.get("hf_overrides")
         return found if isinstance(found, dict) else {}
 
@@ -514,17 +514,17 @@ class Settings(BaseSettings):
 
     @property
     def windowing(self) -> Windowing:
-        """How clips are cut."""
+        """The windowing of clips."""
         return Windowing(self.window_size, self.remainder_threshold, self.window_seconds)
 
     @property
     def gpus(self) -> int:
-        """GPUs that the engine is spread over; 0 for a model that runs on the CPU."""
+        """Number of GPUs of the engine; 0 for a model that runs on the CPU."""
         return self.variant.gpus and self.tensor_parallel_size * self.data_parallel_size
 
     @property
     def recipe(self) -> Recipe:
-        """What captions are made with."""
+        """The recipe of the captions."""
         return Recipe(
             variant=self.variant,
             fp8=self.variant.fp8 if self.fp8 is None else self.fp8,
@@ -541,7 +541,7 @@ class Settings(BaseSettings):
 
     @property
     def dataset(self) -> Export | None:
-        """How the dataset for training is written, if it is to be."""
+        """The configuration of the training dataset, if there is one."""
         if self.export is None:
             return None
         return Export(self.export, int(self.export_file_gb * 2**30), self.export_license)
@@ -567,17 +567,18 @@ class Settings(BaseSettings):
 
     @property
     def _has_own_sampling(self) -> bool:
-        """Whether sampling is left to the model's files."""
+        """Whether the sampling defaults are those of the model's files."""
         return self.model not in VARIANTS and self.model_like is None
 
 
 def load_settings() -> Settings:
     """The settings of this process's environment.
 
-    A variable with our prefix that resembles no setting is left alone, with a warning: it may be another program's.
+    A variable with the settings' prefix that resembles no setting is ignored with a warning, because it may be another
+    program's.
 
     Raises:
-        SettingsError: if a variable's value cannot be used, or a variable's name resembles that of a setting.
+        SettingsError: if a value is invalid, or an unknown variable resembles a setting.
     """
     known = {PREFIX + name.upper() for name in Settings.model_fields}
     problems = []
@@ -596,7 +597,7 @@ def load_settings() -> Settings:
 
 
 def _explain(detail: Any) -> str:
-    """One line for one of pydantic's findings: variable, value, what is wrong."""
+    """A one-line message for a validation error: variable, value, problem."""
     problem = str(detail["msg"]).removeprefix("Value error, ")
     if not detail["loc"]:
         return problem

@@ -1,7 +1,7 @@
-"""Writes the table of models that vLLM serves without remote code: `python -m scripts.served_models`.
+"""The table of models that vLLM supports without remote code: `python -m scripts.served_models` writes it.
 
-It is part of the package, as the steps that fetch weights run without vLLM. Run this again after an update of vLLM or
-transformers; a test compares the table with what is installed.
+The table is part of the package, because the step that downloads weights runs without vLLM. Run this script after an
+update of vLLM or transformers; a test compares the table with the installed versions.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ TABLE = Path(caption_assets.models.__file__).parent / "served.json"
 
 
 def served_models() -> dict[str, Any]:
-    """The model types that have a configuration class, and the architectures that take pictures or video."""
+    """The model types with a configuration class, and the architectures with pictures or video as input."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
     from vllm.model_executor.models.registry import _MULTIMODAL_MODELS, _PREVIOUSLY_SUPPORTED_MODELS
     from vllm.transformers_utils.config import _CONFIG_REGISTRY
@@ -32,7 +32,7 @@ def served_models() -> dict[str, Any]:
 
 
 def version_of(*names: str) -> str:
-    """The version of whichever distribution is installed."""
+    """The version of the installed one of several distributions."""
     from importlib.metadata import PackageNotFoundError
 
     for name in names:

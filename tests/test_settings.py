@@ -13,7 +13,7 @@ from caption_assets.settings import Settings, SettingsError, load_settings
 pytestmark = pytest.mark.fast
 
 
-def test_nothing_need_be_set() -> None:
+def test_all_settings_have_defaults() -> None:
     settings = load_settings()
     assert (settings.root, settings.source_url, settings.model) == ("data", "data/shards", "sample")
     assert settings.recipe.prompt is GENERAL
@@ -52,7 +52,7 @@ def test_nothing_need_be_set() -> None:
         ("CAPTION_SHARDS_PER_RUN", "0", "greater than or equal to 1"),
     ],
 )
-def test_a_bad_value_is_named_with_its_variable_and_remedy(
+def test_invalid_value_is_an_error_with_its_variable_and_remedy(
     monkeypatch: pytest.MonkeyPatch, variable: str, value: str, remedy: str
 ) -> None:
     monkeypatch.setenv(variable, value)
@@ -72,11 +72,11 @@ def test_a_bad_value_is_named_with_its_variable_and_remedy(
         ("CAPTION_MODEL", "hf_plantedplantedplantedplantedplanted"),
     ],
 )
-def test_a_url_with_credentials_is_refused_and_not_repeated(
+def test_url_with_credentials_is_an_error_without_them(
     monkeypatch: pytest.MonkeyPatch, variable: str, value: str
 ) -> None:
     monkeypatch.setenv(variable, value)
-    with pytest.raises(SettingsError, match=f"^{variable}=…: the URL holds credentials, .* remove them") as refused:
+    with pytest.raises(SettingsError, match=f"^{variable}=…: the URL contains credentials, .* remove them") as refused:
         load_settings()
     assert "planted" not in str(refused.value).lower()
 
@@ -95,7 +95,7 @@ def test_a_url_with_credentials_is_refused_and_not_repeated(
         ('{"url": "https://me:planted@host"}', "url", "set the environment variable"),
     ],
 )
-def test_credentials_among_the_engines_arguments_are_refused_and_not_repeated(
+def test_credentials_in_engine_arguments_are_an_error_without_them(
     monkeypatch: pytest.MonkeyPatch, arguments: str, where: str, remedy: str
 ) -> None:
     monkeypatch.setenv("CAPTION_ENGINE_ARGS", arguments)
@@ -106,7 +106,7 @@ def test_credentials_among_the_engines_arguments_are_refused_and_not_repeated(
     assert "planted" not in str(refused.value).lower()
 
 
-def test_engine_arguments_that_count_are_part_of_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_engine_arguments_that_change_captions_change_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     default = load_settings().recipe
     monkeypatch.setenv("CAPTION_MAX_BATCHED_TOKENS", "512")
     monkeypatch.setenv("CAPTION_ENGINE_ARGS", '{"max_num_seqs": 8}')
@@ -117,7 +117,7 @@ def test_engine_arguments_that_count_are_part_of_the_recipe(monkeypatch: pytest.
     assert load_settings().recipe.engine == {"max_num_batched_tokens": 64, "kv_cache_dtype": "fp8"}
 
 
-def test_broken_json_with_a_credential_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_json_with_a_credential_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CAPTION_ENGINE_ARGS", '{"hf_token": "planted"')
     with pytest.raises(SettingsError, match=r"^CAPTION_ENGINE_ARGS=…: invalid JSON at line 1, column 23") as refused:
         load_settings()
@@ -132,7 +132,7 @@ def test_broken_json_with_a_credential_is_not_repeated(monkeypatch: pytest.Monke
         '{"hf_overrides": {"image_token": "<|image_pad|>", "image_token_id": 5}}',
     ],
 )
-def test_names_that_resemble_those_of_credentials_are_accepted(monkeypatch: pytest.MonkeyPatch, arguments: str) -> None:
+def test_names_similar_to_credentials_are_accepted(monkeypatch: pytest.MonkeyPatch, arguments: str) -> None:
     monkeypatch.setenv("CAPTION_ENGINE_ARGS", arguments)
     assert load_settings().engine_args == json.loads(arguments)
 
@@ -144,7 +144,7 @@ def test_names_that_resemble_those_of_credentials_are_accepted(monkeypatch: pyte
         ("CAPTION_MIN_FRAMES", "1000", "CAPTION_MAX_FRAMES=768"),
     ],
 )
-def test_values_that_do_not_fit_together_are_both_named(
+def test_contradictory_values_are_an_error_with_both_settings(
     monkeypatch: pytest.MonkeyPatch, variable: str, value: str, other: str
 ) -> None:
     monkeypatch.setenv(variable, value)
@@ -176,7 +176,7 @@ def test_values_that_do_not_fit_together_are_both_named(
         ("CAPTION_METRIC_PORT", "CAPTION_METRICS_PORT"),
     ],
 )
-def test_a_variable_that_resembles_a_setting_is_refused_with_the_name_that_was_meant(
+def test_misspelled_setting_is_an_error_with_suggestions(
     monkeypatch: pytest.MonkeyPatch, variable: str, meant: str
 ) -> None:
     monkeypatch.setenv(variable, "9090")
@@ -192,7 +192,7 @@ def test_renamed_setting_is_an_error_with_the_new_name(monkeypatch: pytest.Monke
         load_settings()
 
 
-def test_all_mistakes_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_problems_are_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CAPTION_MODLE", "qwen")
     monkeypatch.setenv("CAPTION_TOP_P", "2")
     with pytest.raises(SettingsError, match=r"^Unknown setting CAPTION_MODLE; .*; CAPTION_TOP_P='2': "):
@@ -218,7 +218,7 @@ def test_all_mistakes_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         ("CAPTION_MODLE", ""),
     ],
 )
-def test_other_programs_variables_are_left_alone(
+def test_variables_of_other_programs_are_ignored(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, variable: str, value: str
 ) -> None:
     monkeypatch.setenv(variable, value)
@@ -228,7 +228,7 @@ def test_other_programs_variables_are_left_alone(
 
 
 @pytest.mark.parametrize("variable", ["CAPTION_HUMOUR", "CAPTION_TEXT", "CAPTION_DB_HOST"])
-def test_a_variable_of_the_prefix_that_resembles_no_setting_is_told(
+def test_unknown_variable_with_the_prefix_causes_a_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, variable: str
 ) -> None:
     monkeypatch.setenv(variable, "x")
@@ -236,14 +236,14 @@ def test_a_variable_of_the_prefix_that_resembles_no_setting_is_told(
     assert f"Ignored the unknown setting {variable};" in caplog.text
 
 
-def test_nobody_can_be_charged_for_anonymous_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_anonymous_requester_pays_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CAPTION_S3_ANONYMOUS", "true")
     monkeypatch.setenv("CAPTION_S3_REQUESTER_PAYS", "true")
     with pytest.raises(SettingsError, match=r"^CAPTION_S3_ANONYMOUS and CAPTION_S3_REQUESTER_PAYS are both true"):
         load_settings()
 
 
-def test_an_unknown_model_is_named_with_those_that_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_model_is_an_error_with_the_known_models(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CAPTION_MODEL", "gpt")
     with pytest.raises(
         SettingsError, match=r"^CAPTION_MODEL='gpt': .*choose one of .*qwen, qwen2\.5, .*qwen3, .*sample"
@@ -251,7 +251,7 @@ def test_an_unknown_model_is_named_with_those_that_there_are(monkeypatch: pytest
         load_settings()
 
 
-def test_an_adapter_is_part_of_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_adapter_is_part_of_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_settings().recipe.lora is None
     monkeypatch.setenv("CAPTION_LORA", "someone/adapter")
     with pytest.raises(SettingsError, match=r"^CAPTION_LORA='someone/adapter': .*needs CAPTION_LORA_REVISION"):
@@ -265,7 +265,7 @@ def test_an_adapter_is_part_of_the_recipe(monkeypatch: pytest.MonkeyPatch) -> No
         load_settings()
 
 
-def test_a_named_prompt_may_have_one_text_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_text_of_a_named_prompt_can_be_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CAPTION_PROMPT", "driving")
     assert load_settings().recipe.prompt is PROMPTS["driving"]
     monkeypatch.setenv("CAPTION_STAGE1_PROMPT", "Say what you see.")
@@ -273,12 +273,12 @@ def test_a_named_prompt_may_have_one_text_changed(monkeypatch: pytest.MonkeyPatc
     assert (prompt.name, prompt.stage2) == ("custom", PROMPTS["driving"].stage2)
 
 
-def test_engine_arguments_are_a_json_object(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_engine_arguments_are_parsed_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CAPTION_ENGINE_ARGS", '{"max_num_seqs": 8}')
     assert load_settings().engine_args == {"max_num_seqs": 8}
 
 
-def test_the_deterministic_mode_goes_before_the_sampling_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deterministic_overrides_sampling_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CAPTION_DETERMINISTIC", "true")
     monkeypatch.setenv("CAPTION_TEMPERATURE", "0.9")
     generation = load_settings().recipe.generation
@@ -299,12 +299,12 @@ def test_settings_reach_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("half", "float16"), ("bfloat16", "bfloat16"), ("float", "float32")])
-def test_a_dtype_is_known_by_one_name(monkeypatch: pytest.MonkeyPatch, name: str, dtype: str) -> None:
+def test_dtype_aliases_are_canonicalized(monkeypatch: pytest.MonkeyPatch, name: str, dtype: str) -> None:
     monkeypatch.setenv("CAPTION_DTYPE", name)
     assert load_settings().recipe.dtype == dtype
 
 
-def test_without_settings_of_reasoning_and_dtype_the_recipe_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reasoning_and_dtype_are_unset_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_settings().recipe == Recipe()
     monkeypatch.setenv("CAPTION_CHAT_TEMPLATE_KWARGS", '{"enable_thinking": true}')
     monkeypatch.setenv("CAPTION_REASONING_PARSER", "qwen3")
@@ -312,7 +312,7 @@ def test_without_settings_of_reasoning_and_dtype_the_recipe_has_none(monkeypatch
     assert (recipe.chat_template_kwargs, recipe.reasoning_parser) == ({"enable_thinking": True}, "qwen3")
 
 
-def test_sampling_is_left_to_a_model_by_folder_as_far_as_it_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unset_sampling_is_left_to_the_files_of_a_model_given_by_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CAPTION_MODEL", "/models/mine")
     monkeypatch.setenv("CAPTION_MODEL_REVISION", "v1")
     monkeypatch.setenv("CAPTION_TEMPERATURE", "0.3")
@@ -321,11 +321,11 @@ def test_sampling_is_left_to_a_model_by_folder_as_far_as_it_is_not_set(monkeypat
     assert load_settings().recipe.generation == SamplingParams(0.3)
 
 
-def test_windows_may_be_cut_by_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_windows_can_be_cut_by_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_settings().windowing.seconds is None
     monkeypatch.setenv("CAPTION_WINDOW_SECONDS", "10")
     assert load_settings().windowing.seconds == 10
 
 
-def test_an_s3_root_has_its_shards_below_it() -> None:
+def test_default_source_is_below_the_root() -> None:
     assert Settings(root="s3://bucket/prefix/").source_url == "s3://bucket/prefix/shards"

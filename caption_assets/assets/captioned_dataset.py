@@ -38,7 +38,7 @@ def build_captioned_dataset(settings: Settings, export: Export) -> dg.AssetsDefi
         key=project.dataset,
         partitions_def=project.partitions,
         deps=[project.key(table) for table in TABLE_NAMES],
-        description=f"Clips and captions for training, as {export.form.name}, with a dataset card.",
+        description=f"Clips and captions for training, as {export.layout.name}, with a dataset card.",
         group_name=CAPTIONS_GROUP,
         kinds={"huggingface"},
         metadata=meanings(MEANINGS),

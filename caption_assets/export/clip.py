@@ -1,4 +1,4 @@
-"""What is exported of a clip: its windows that have both captions. Tables are read a few rows at a time."""
+"""The exported clips of a shard: each clip's windows with captions of both stages, streamed from the tables."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class CaptionedWindow:
 
     @property
     def failure(self) -> str | None:
-        """The first table in which it failed, and of what; None if it has both captions."""
+        """The first table in which it failed, with the error kind; None if it has both captions."""
         rows: tuple[ManifestRow | CaptionRow, ...] = (self.row, self.stage1, self.stage2)
         for table, row in zip(TABLE_NAMES, rows, strict=True):
             if row.status is Status.FAILED:
@@ -47,16 +47,16 @@ class CaptionedClip:
 
     shard: str
     row: ManifestRow
-    """Of any of its windows: where the clip lies, and what was found in it."""
+    """The manifest row of its first window, for the clip's location and properties."""
     windows: tuple[CaptionedWindow, ...]
-    """Those with both captions."""
+    """The windows with both captions."""
     left_out: tuple[str, ...]
-    """Why, for each of the others."""
+    """The reason for each window that is left out."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShardTables:
-    """The three tables of a shard, as they were published at one time."""
+    """A snapshot of the three tables of a shard."""
 
     shard: str
     manifest: TableFile
@@ -67,7 +67,7 @@ class ShardTables:
         """The shard's clips in the manifest's order.
 
         Raises:
-            TableError: if a table was made from other rows than those of the table before it.
+            TableError: if a table was made from an earlier version of the previous table.
         """
         for _, windows in groupby(self._windows(), key=lambda window: window.row.clip_key):
             found = [(window, window.failure) for window in windows]
@@ -91,13 +91,13 @@ class ShardTables:
 
     def _outdated(self, table: str, source: str) -> TableError:
         return TableError(
-            f"{table} of shard {self.shard!r} was made before the present {source}: materialize {table} for it again"
+            f"{table} of shard {self.shard!r} is older than its {source}: materialize {table} for it again"
         )
 
 
 @contextmanager
 def open_tables(root: Root, shard: str) -> Iterator[ShardTables]:
-    """A shard's tables, copied to this machine's disk for as long as the block takes.
+    """A shard's tables, copied to the local disk until the block ends.
 
     Raises:
         TableError: if one has not been materialized, or is damaged.

@@ -1,4 +1,4 @@
-"""A shard's part of the dataset: made from its three tables, and of its clips where the format holds them."""
+"""The export of a shard: files made from its three tables and, in a format with clips, its clips."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from operator import itemgetter
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.export.card import write_card
 from caption_assets.export.clip import CaptionedClip, ShardTables, open_tables
-from caption_assets.export.format import ClipSamples, Export, Form, encoded, sample_key
+from caption_assets.export.format import ClipSamples, Export, FormatLayout, encode_record, sample_key
 from caption_assets.export.index import (
     DATASET,
     ExportedFile,
-    Index,
+    ExportIndex,
     find_index,
     is_whole,
     remove_others,
@@ -30,63 +30,63 @@ from caption_assets.store.disk import temporary_folder
 from caption_assets.store.root import Root
 
 READERS = 4
-"""Clips fetched at once: in memory there are no more, beside the one that is written."""
+"""Number of clips read concurrently; these and the clip being written are in memory."""
 
 
 class ExportError(CaptionAssetsError):
-    """A shard whose clips are not those that its tables describe."""
+    """A shard whose clips or files changed, so that it cannot be exported."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What came of an export."""
+    """The result of an export."""
 
-    index: Index
+    index: ExportIndex
     written: bool
-    """Whether files were written; they are not where they are there already."""
+    """Whether files were written; false if the present files are up to date."""
 
 
 def export_shard(root: Root, source: Root, shard: str, export: Export) -> Exported:
-    """Write a shard's part of the dataset in place of an earlier one, and the dataset's card.
+    """Write a shard's part of the dataset, replacing an earlier one, and the dataset card.
 
-    A window is exported if it has both captions. Files are named after their content, the shard's index is written when
-    all are there, and others are removed after that: who goes by the index never meets a mixture. What an export
-    leaves that fails is removed at once; if it was killed, by the next one.
+    A window is exported if it has both captions. Files are named by their content. The shard's index is written when
+    all files exist, and other files are removed afterwards, so that readers of the index never see a mixture. The files
+    of a failed export are removed at once, those of a killed one by the next export.
 
     Args:
-        root: where the tables are and the dataset goes.
-        source: where the clips are.
+        root: the root with the tables and the dataset.
+        source: the source of the clips.
         shard: the shard's key.
-        export: how.
+        export: the settings of the export.
 
     Raises:
-        TableError: if a table is missing, or was not made from the others.
-        ExportError: if a clip has gone or changed since, or the shard was exported by another run meanwhile.
-        StoreError: if the source cannot be read or the root not be written.
+        TableError: if a table is missing, or was not made from the present ones.
+        ExportError: if a clip is missing or changed, or another run exported the shard at the same time.
+        StoreError: if the source cannot be read, or the root cannot be written.
     """
     with open_tables(root, shard) as tables:
-        content = _content(tables, export)
+        content = _summarize(tables, export)
         index = find_index(root, shard)
         written = index is None or index.version != content.version or not is_whole(root, shard, index)
         try:
             if index is None or written:
                 files = tuple(_write(root, source, tables, export, content.version))
-                index = Index(content.version, content.clips, content.windows, dict(content.left_out), files)
+                index = ExportIndex(content.version, content.clips, content.windows, dict(content.left_out), files)
                 write_index(root, shard, index)
         finally:
             remove_others(root, shard, find_index(root, shard))
         if not is_whole(root, shard, index):
             raise ExportError(
-                f"files of shard {shard!r} in {root.address(shard_folder(shard))} were removed while it was exported: "
-                f"let one run at a time do so, and materialize {DATASET} again"
+                f"files of shard {shard!r} in {root.address(shard_folder(shard))} were removed during its export: "
+                f"export it in one run at a time, and materialize {DATASET} again"
             )
-        write_card(root, tables, export.form, export.licence)
+        write_card(root, tables, export.layout, export.license)
     return Exported(index, written)
 
 
 @dataclass(slots=True)
-class _Content:
-    """What the tables hold, counted."""
+class _Summary:
+    """The version and counts of a shard's samples."""
 
     version: str = ""
     clips: int = 0
@@ -94,33 +94,33 @@ class _Content:
     left_out: Counter[str] = field(default_factory=Counter)
 
 
-def _content(tables: ShardTables, export: Export) -> _Content:
-    found, said = _Content(), sha256(export.version.encode())
+def _summarize(tables: ShardTables, export: Export) -> _Summary:
+    found, digest = _Summary(), sha256(export.version.encode())
     for clip in tables.clips():
         found.clips += bool(clip.windows)
         found.windows += len(clip.windows)
         found.left_out.update(clip.left_out)
-        for line in (clip.row.content_tag, *clip.left_out, *map(json.dumps, export.form.records(clip))):
-            said.update(f"{line}\n".encode())
-    found.version = said.hexdigest()[:16]
+        for line in (clip.row.content_tag, *clip.left_out, *map(json.dumps, export.layout.records(clip))):
+            digest.update(f"{line}\n".encode())
+    found.version = digest.hexdigest()[:16]
     return found
 
 
 def _write(root: Root, source: Root, tables: ShardTables, export: Export, version: str) -> Iterator[ExportedFile]:
-    """Publish the shard's files, each made on this machine's disk first."""
-    samples = _samples(source, (clip for clip in tables.clips() if clip.windows), export.form)
+    """Write the shard's files to a temporary folder, and publish each."""
+    samples = _samples(source, (clip for clip in tables.clips() if clip.windows), export.layout)
     for number, part in groupby(_numbered(samples, export.file_bytes), itemgetter(0)):
-        name = f"{version}-{number:05}.{export.form.suffix}"
+        name = f"{version}-{number:05}.{export.layout.suffix}"
         with temporary_folder() as folder:
             path = folder / name
             with path.open("wb") as file:
-                count = export.form.write(file, (sample for _, sample in part))
+                count = export.layout.write(file, (sample for _, sample in part))
             root.upload(f"{shard_folder(tables.shard)}/{name}", path)
             yield ExportedFile(name, path.stat().st_size, count)
 
 
 def _numbered(clips: Iterable[ClipSamples], limit: int) -> Iterator[tuple[int, ClipSamples]]:
-    """Clips with the number of the file that each goes to."""
+    """The clips, each with the number of its file."""
     number = size = 0
     for clip in clips:
         if size and size + clip.size > limit:
@@ -129,21 +129,21 @@ def _numbered(clips: Iterable[ClipSamples], limit: int) -> Iterator[tuple[int, C
         yield number, clip
 
 
-def _samples(source: Root, clips: Iterable[CaptionedClip], form: Form) -> Iterator[ClipSamples]:
-    """Clips as they go into a file, some of them fetched ahead."""
+def _samples(source: Root, clips: Iterable[CaptionedClip], layout: FormatLayout) -> Iterator[ClipSamples]:
+    """The samples of the clips, with some clips prefetched."""
     with ThreadPoolExecutor(READERS) as pool:
-        waiting: deque[Future[ClipSamples]] = deque()
+        pending: deque[Future[ClipSamples]] = deque()
         for clip in clips:
-            waiting.append(pool.submit(_sample, source, clip, form))
-            if len(waiting) == READERS:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+            pending.append(pool.submit(_sample, source, clip, layout))
+            if len(pending) == READERS:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
 
 
-def _sample(source: Root, clip: CaptionedClip, form: Form) -> ClipSamples:
+def _sample(source: Root, clip: CaptionedClip, layout: FormatLayout) -> ClipSamples:
     try:
-        video = read_clip(source, clip.row) if form.holds_clips else b""
+        video = read_clip(source, clip.row) if layout.holds_clips else b""
     except ClipChanged as error:
-        raise ExportError(f"{error}. Nothing of shard {clip.shard!r} was exported") from None
-    return ClipSamples(sample_key(clip), tuple(encoded(record) for record in form.records(clip)), video)
+        raise ExportError(f"{error}. Shard {clip.shard!r} was not exported") from None
+    return ClipSamples(sample_key(clip), tuple(encode_record(record) for record in layout.records(clip)), video)

@@ -1,4 +1,4 @@
-"""The two forms of the dataset: webdataset tars, and lines of JSON."""
+"""The formats of the dataset: webdataset tars and JSON lines."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import IO, Any
 
 from caption_assets.export.clip import CaptionedClip
 from caption_assets.export.columns import (
-    OF_CLIP,
-    OF_PLACE,
-    OF_STAGES,
-    OF_WINDOW,
+    CLIP_COLUMNS,
+    CLIP_LOCATION_COLUMNS,
     SHARD,
+    STAGE_COLUMNS,
+    WINDOW_COLUMNS,
     Column,
     Feature,
     clip_record,
@@ -25,16 +25,16 @@ from caption_assets.export.columns import (
 )
 
 LAYOUT_VERSION = "2"
-"""Goes up when the same tables would give other files."""
+"""Version of the file layout: raised when the same tables would give different files."""
 VIDEO = "mp4"
-"""Ending of the clip in its sample, whatever its container: ``datasets`` makes a column of each ending, and wants the
-same ones in all samples. Decoders look at the bytes."""
+"""Suffix of the clip in its sample, whatever its container: ``datasets`` turns each suffix into a column and requires
+the same suffixes in all samples. Decoders detect the container."""
 
 Record = dict[str, Any]
 
 
 class Format(StrEnum):
-    """The forms by name."""
+    """The formats by name."""
 
     WEBDATASET = "webdataset"
     JSONL = "jsonl"
@@ -42,28 +42,30 @@ class Format(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ClipSamples:
-    """A clip as it goes into a file."""
+    """The samples of a clip, ready to be written."""
 
     key: str
-    """Unlike any other's in the dataset."""
+    """Unique key of the clip in the dataset."""
     records: tuple[bytes, ...]
-    """As JSON, one for each sample."""
+    """JSON records, one for each sample."""
     video: bytes
-    """The clip itself; none if the form does without."""
+    """The clip's bytes; empty in a format without clips."""
 
     @property
     def size(self) -> int:
-        """Bytes of all that."""
+        """Total size, in bytes."""
         return sum(map(len, self.records)) + len(self.video)
 
 
 def _write_tar(file: IO[bytes], clips: Iterable[ClipSamples]) -> int:
-    """A webdataset tar with one sample a clip: ``<key>.json`` and ``<key>.mp4``."""
+    """Write a webdataset tar with one sample per clip: ``<key>.json`` and ``<key>.mp4``."""
     samples = 0
     with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for clip in clips:
-            for ending, data in zip(("json", VIDEO), (*clip.records, clip.video), strict=True):
-                info = tarfile.TarInfo(f"{clip.key}.{ending}")  # no owner and no time: the same samples, the same tar
+            for suffix, data in zip(("json", VIDEO), (*clip.records, clip.video), strict=True):
+                info = tarfile.TarInfo(
+                    f"{clip.key}.{suffix}"
+                )  # without owner and time, so that the tar is reproducible
                 info.size = len(data)
                 tar.addfile(info, BytesIO(data))
             samples += 1
@@ -71,7 +73,7 @@ def _write_tar(file: IO[bytes], clips: Iterable[ClipSamples]) -> int:
 
 
 def _write_lines(file: IO[bytes], clips: Iterable[ClipSamples]) -> int:
-    """A line of JSON for each window."""
+    """Write one JSON line per window."""
     samples = 0
     for clip in clips:
         file.writelines(record + b"\n" for record in clip.records)
@@ -80,40 +82,40 @@ def _write_lines(file: IO[bytes], clips: Iterable[ClipSamples]) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
-    """How the dataset is written in one format."""
+class FormatLayout:
+    """The layout of one format."""
 
     name: str
-    """For a person."""
+    """Its name, for descriptions."""
     suffix: str
-    """Of its files."""
+    """Suffix of its files."""
     holds_clips: bool
-    """Whether the clips' bytes are part of it."""
+    """Whether the files contain the clips."""
     write: Callable[[IO[bytes], Iterable[ClipSamples]], int]
-    """Write a file of samples, and return how many they are."""
+    """Writes a file of samples, and returns their number."""
     records: Callable[[CaptionedClip], list[Record]]
-    """Those of a clip, one for each of its samples."""
+    """The records of a clip, one for each sample."""
     features: list[Feature]
-    """Types of the columns, as the front matter of a card has them."""
+    """Types of the columns, for the front matter of the card."""
     columns: tuple[tuple[str, tuple[Column, ...]], ...]
-    """The same for a person, in groups that each have a heading."""
+    """The columns by heading, for the card's tables."""
 
 
 def _sample(clip: CaptionedClip) -> list[Record]:
-    return [{**clip_record(clip, OF_CLIP), "windows": [window_record(window) for window in clip.windows]}]
+    return [{**clip_record(clip, CLIP_COLUMNS), "windows": [window_record(window) for window in clip.windows]}]
 
 
 def _lines(clip: CaptionedClip) -> list[Record]:
-    facts = clip_record(clip, OF_CLIP + OF_PLACE)
-    return [{**facts, **window_record(window)} for window in clip.windows]
+    shared = clip_record(clip, CLIP_COLUMNS + CLIP_LOCATION_COLUMNS)
+    return [{**shared, **window_record(window)} for window in clip.windows]
 
 
 def _features(*columns: Column) -> list[Feature]:
     return [column.feature for column in columns]
 
 
-FORMS = {
-    Format.WEBDATASET: Form(
+LAYOUTS = {
+    Format.WEBDATASET: FormatLayout(
         name="webdataset tars",
         suffix="tar",
         holds_clips=True,
@@ -123,8 +125,8 @@ FORMS = {
             {
                 "name": "json",
                 "struct": [
-                    *_features(SHARD, *OF_CLIP),
-                    {"name": "windows", "list": _features(*OF_WINDOW, *OF_STAGES)},
+                    *_features(SHARD, *CLIP_COLUMNS),
+                    {"name": "windows", "list": _features(*WINDOW_COLUMNS, *STAGE_COLUMNS)},
                 ],
             },
             {"name": VIDEO, "dtype": "video"},
@@ -132,20 +134,20 @@ FORMS = {
             {"name": "__url__", "dtype": "string"},
         ],
         columns=(
-            ("`json`: the clip", (SHARD, *OF_CLIP)),
-            ("`json.windows`: each of its windows, in order", (*OF_WINDOW, *OF_STAGES)),
+            ("`json`: the clip", (SHARD, *CLIP_COLUMNS)),
+            ("`json.windows`: each of its windows, in order", (*WINDOW_COLUMNS, *STAGE_COLUMNS)),
         ),
     ),
-    Format.JSONL: Form(
+    Format.JSONL: FormatLayout(
         name="JSON lines",
         suffix="jsonl",
         holds_clips=False,
         write=_write_lines,
         records=_lines,
-        features=_features(SHARD, *OF_CLIP, *OF_PLACE, *OF_WINDOW, *OF_STAGES),
+        features=_features(SHARD, *CLIP_COLUMNS, *CLIP_LOCATION_COLUMNS, *WINDOW_COLUMNS, *STAGE_COLUMNS),
         columns=(
-            ("The clip", (SHARD, *OF_CLIP, *OF_PLACE)),
-            ("The window", (*OF_WINDOW, *OF_STAGES)),
+            ("The clip", (SHARD, *CLIP_COLUMNS, *CLIP_LOCATION_COLUMNS)),
+            ("The window", (*WINDOW_COLUMNS, *STAGE_COLUMNS)),
         ),
     ),
 }
@@ -153,34 +155,34 @@ FORMS = {
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """How the dataset is to be written."""
+    """The settings of the export."""
 
     format: Format
     file_bytes: int
-    """Of clips and records, the most in one file; a clip that has more gets a file of its own."""
-    licence: str | None = None
-    """For the card: an SPDX identifier as the Hub writes it, such as ``cc-by-4.0``."""
+    """Maximum size of a file, in bytes; a larger clip gets its own file."""
+    license: str | None = None
+    """License for the card: an SPDX identifier in the Hub's spelling, such as ``cc-by-4.0``."""
 
     @property
-    def form(self) -> Form:
-        """What that is."""
-        return FORMS[self.format]
+    def layout(self) -> FormatLayout:
+        """The format's layout."""
+        return LAYOUTS[self.format]
 
     @property
     def version(self) -> str:
-        """Changes when the same tables would give other files."""
+        """Version of the layout and of the settings that decide the files."""
         return f"{LAYOUT_VERSION}-{self.format}-{self.file_bytes}"
 
 
 def sample_key(clip: CaptionedClip) -> str:
-    """A name for a clip's sample: 24 hex digits that change with its shard, its name there, and its content.
+    """A clip's key in the dataset: 24 hex digits, a hash of its shard, name and content.
 
-    Not the clip's own name: webdataset ends a sample's name at the first dot, and names come from strangers.
+    The clip's own name is not usable: webdataset ends a key at the first dot, and names are untrusted.
     """
-    named = json.dumps([clip.shard, clip.row.clip_key, clip.row.content_tag])
-    return sha256(named.encode()).hexdigest()[:24]
+    identity = json.dumps([clip.shard, clip.row.clip_key, clip.row.content_tag])
+    return sha256(identity.encode()).hexdigest()[:24]
 
 
-def encoded(record: Record) -> bytes:
-    """A record as one line of JSON."""
+def encode_record(record: Record) -> bytes:
+    """A record as one JSON line."""
     return json.dumps(record, ensure_ascii=False).encode()

@@ -1,4 +1,4 @@
-"""What there is of a shard in the dataset: the files that count, and how much is in them."""
+"""The index of a shard's exported files, with their sizes and counts."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 from caption_assets.store.root import Root
 
 DATASET = "captioned_dataset"
-"""Folder of the dataset below the root, and its asset."""
+"""Folder of the dataset below the root, and name of its asset."""
 DATA = "data"
-"""Folder of the samples in there."""
+"""Folder of the samples within the dataset."""
 INDEX = "index.json"
 
 
@@ -21,27 +21,27 @@ class ExportedFile:
     """A file of samples."""
 
     name: str
-    """In the shard's folder."""
+    """Its name in the shard's folder."""
     bytes: int
     samples: int
 
 
 @dataclass(frozen=True, slots=True)
-class Index:
-    """A shard's part of the dataset; written after its files, so that it names whole ones."""
+class ExportIndex:
+    """A shard's part of the dataset. It is written after the files, so that it only names complete ones."""
 
     version: str
-    """Changes with the content of any of the files."""
+    """Version of the files' content."""
     clips: int
-    """Those of which there is a window."""
+    """Number of clips with at least one exported window."""
     windows: int
     left_out: Mapping[str, int]
-    """Windows that are not in it: how many of them failed in which table, of what."""
+    """Number of windows that are left out, by table and error kind."""
     files: tuple[ExportedFile, ...]
 
     @property
     def bytes(self) -> int:
-        """Length of all files."""
+        """Total size of the files, in bytes."""
         return sum(file.bytes for file in self.files)
 
     @property
@@ -51,34 +51,34 @@ class Index:
 
 
 def shard_folder(shard: str) -> str:
-    """Where a shard's files lie, relative to the root.
+    """The folder of a shard's files, relative to the root.
 
-    The key alone would not do: ``datasets`` passes over folders that begin with two underscores.
+    The key alone is not enough: ``datasets`` ignores folders that begin with two underscores.
     """
     return f"{DATASET}/{DATA}/shard={shard}"
 
 
-def find_index(root: Root, shard: str) -> Index | None:
-    """The index of a shard, if it was exported and the index can be read."""
+def find_index(root: Root, shard: str) -> ExportIndex | None:
+    """The index of a shard, if there is a valid one."""
     try:
         found = json.loads(root.read(f"{shard_folder(shard)}/{INDEX}"))
-        return Index(**{**found, "files": tuple(ExportedFile(**file) for file in found["files"])})
-    except (FileNotFoundError, ValueError, TypeError, KeyError):  # none, or not one of this version
+        return ExportIndex(**{**found, "files": tuple(ExportedFile(**file) for file in found["files"])})
+    except (FileNotFoundError, ValueError, TypeError, KeyError):  # missing, or of another version
         return None
 
 
-def write_index(root: Root, shard: str, index: Index) -> None:
-    """Publish a shard's files."""
+def write_index(root: Root, shard: str, index: ExportIndex) -> None:
+    """Publish a shard's index, and with it the shard's files."""
     root.write(f"{shard_folder(shard)}/{INDEX}", json.dumps(asdict(index), indent=1).encode())
 
 
-def is_whole(root: Root, shard: str, index: Index) -> bool:
-    """Whether all its files are there, by their sizes."""
+def is_whole(root: Root, shard: str, index: ExportIndex) -> bool:
+    """Whether all files of the index exist with the right size."""
     sizes = dict(_files(root, shard))
     return all(sizes.get(file.name) == file.bytes for file in index.files)
 
 
-def remove_others(root: Root, shard: str, index: Index | None) -> None:
+def remove_others(root: Root, shard: str, index: ExportIndex | None) -> None:
     """Remove files of the shard that the index does not name."""
     kept = {INDEX, *(file.name for file in index.files)} if index else set[str]()
     for name, _ in _files(root, shard):
@@ -87,7 +87,7 @@ def remove_others(root: Root, shard: str, index: Index | None) -> None:
 
 
 def _files(root: Root, shard: str) -> list[tuple[str, Any]]:
-    """Name and length of what lies in the shard's folder."""
+    """Name and size of the files in the shard's folder."""
     try:
         found = list(root.entries(shard_folder(shard)))
     except FileNotFoundError:

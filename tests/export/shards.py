@@ -1,4 +1,4 @@
-"""Shards with clips and tables, to be exported."""
+"""Shards with clips and tables, for the tests of the export."""
 
 from __future__ import annotations
 
@@ -22,36 +22,36 @@ LINES = Export(Format.JSONL, file_bytes=1 << 30)
 
 
 def clip(root: Root, key: str, data: bytes, *, windows: int = 1, **changes: Any) -> list[ManifestRow]:
-    """A clip that lies in a root, and the windows of it."""
+    """Write a clip into a root, and return the manifest rows of its windows."""
     uri = f"clips/{content_tag(data)}"
     root.write(uri, data)
     etag = root.fs.info(root.full(uri)).get("ETag")
-    facts = {"content_tag": etag_tag(etag) if etag else content_tag(data), "bytes": len(data), "uri": uri, **changes}
+    columns = {"content_tag": etag_tag(etag) if etag else content_tag(data), "bytes": len(data), "uri": uri, **changes}
     rows = [window(key, index, start_seconds=4.0 * index, end_seconds=4.0 * index + 4) for index in range(windows)]
-    return [replace(row, **facts) for row in rows]
+    return [replace(row, **columns) for row in rows]
 
 
 def publish_captioned(root: Root, *clips: list[ManifestRow], shard: str = SHARD, **changes: Any) -> None:
-    """Publish the tables of a shard in which nothing failed."""
+    """Publish the tables of a shard without failures."""
     rows = [row for clip in clips for row in clip]
-    said = [f"{row.clip_key}, window {row.window_index}" for row in rows]
-    stage1 = [captioned(row, f"Stage 1 of {text}.", **changes) for row, text in zip(rows, said, strict=True)]
-    stage2 = [captioned(row, f"Stage 2 of {text}.", **changes) for row, text in zip(rows, said, strict=True)]
+    texts = [f"{row.clip_key}, window {row.window_index}" for row in rows]
+    stage1 = [captioned(row, f"Stage 1 of {text}.", **changes) for row, text in zip(rows, texts, strict=True)]
+    stage2 = [captioned(row, f"Stage 2 of {text}.", **changes) for row, text in zip(rows, texts, strict=True)]
     publish(root, rows, stage1, stage2, shard=shard)
 
 
 def export(root: Root, how: Export = TARS, shard: str = SHARD) -> Exported:
-    """Export a shard whose clips lie in its root."""
+    """Export a shard with its root as the source."""
     return export_shard(root, root, shard, how)
 
 
 def names(root: Root, shard: str = SHARD) -> list[str]:
-    """The files of a shard's part of the dataset."""
+    """The names of a shard's exported files."""
     return root.names(shard_folder(shard))
 
 
 def tars(root: Root, shard: str = SHARD) -> list[dict[str, bytes]]:
-    """The tars of a shard, each with its members by name."""
+    """The members of each tar of a shard, by name."""
     found = []
     for name in names(root, shard):
         if name.endswith(".tar"):
@@ -61,13 +61,13 @@ def tars(root: Root, shard: str = SHARD) -> list[dict[str, bytes]]:
 
 
 def samples(root: Root, shard: str = SHARD) -> list[tuple[dict[str, Any], bytes]]:
-    """Record and clip of each sample of a shard's tars."""
+    """Record and clip of each sample in a shard's tars."""
     members = [item for tar in tars(root, shard) for item in tar.items()]
     return [(json.loads(record), video) for (_, record), (_, video) in zip(members[::2], members[1::2], strict=True)]
 
 
 def lines(root: Root, shard: str = SHARD) -> list[Mapping[str, Any]]:
-    """The records of a shard's files of lines."""
+    """The records in a shard's JSON lines files."""
     files = [name for name in names(root, shard) if name.endswith(".jsonl")]
     data = b"".join(root.read(f"{shard_folder(shard)}/{name}") for name in files)
     return [json.loads(line) for line in data.splitlines()]

@@ -6,7 +6,7 @@ import pytest
 from huggingface_hub import DatasetCard
 
 from caption_assets.captioning.stages import STAGE1, STAGE2
-from caption_assets.export.columns import OF_CLIP, OF_STAGES, OF_WINDOW
+from caption_assets.export.columns import CLIP_COLUMNS, STAGE_COLUMNS, WINDOW_COLUMNS
 from caption_assets.store.root import Root
 from caption_assets.store.tables import publish_captions
 from tests.export.shards import LINES, TARS, card, clip, export, publish_captioned
@@ -23,36 +23,36 @@ def root(tmp_path: Path) -> Root:
     return root
 
 
-def test_the_card_names_the_files_and_no_licence_unless_it_is_told_one(root: Root) -> None:
+def test_card_names_the_files_and_the_license_if_set(root: Root) -> None:
     export(root)
     data = DatasetCard(card(root)).data
     assert data["configs"] == [{"config_name": "default", "data_files": [{"split": "train", "path": "data/*/*.tar"}]}]
     assert data.get("license") is None
-    export(root, replace(LINES, licence="cc-by-4.0"))
+    export(root, replace(LINES, license="cc-by-4.0"))
     data = DatasetCard(card(root)).data
     assert data["configs"][0]["data_files"][0]["path"] == "data/*/*.jsonl"
     assert data["license"] == "cc-by-4.0"
 
 
 @pytest.mark.parametrize("how", [TARS, LINES])
-def test_every_column_is_described(root: Root, how: object) -> None:
+def test_card_describes_every_column(root: Root, how: object) -> None:
     export(root, how)  # type: ignore[arg-type]
-    for column in (*OF_CLIP, *OF_WINDOW, *OF_STAGES):
+    for column in (*CLIP_COLUMNS, *WINDOW_COLUMNS, *STAGE_COLUMNS):
         assert f"| `{column.name}` | " in card(root)
 
 
-def test_the_card_tells_how_the_captions_were_made(root: Root) -> None:
+def test_card_contains_the_captions_provenance(root: Root) -> None:
     row = clip(root, "car.mp4", b"a car")[0]
     recipe = json.dumps({"model": "org/model", "revision": "c0ffee"})
     for table in (STAGE1.name, STAGE2.name):
-        facts = {"prompt": f"Say what you see.\n```\n# {table}", "recipe": recipe}
-        publish_captions(root, table, SHARD, [captioned(row, "A car.")], [row.key], facts)
+        metadata = {"prompt": f"Say what you see.\n```\n# {table}", "recipe": recipe}
+        publish_captions(root, table, SHARD, [captioned(row, "A car.")], [row.key], metadata)
     export(root)
     assert "Stage 2: model `org/model`, revision `c0ffee`" in card(root)
     assert "    Say what you see.\n    ```\n    # stage1_captions\n" in card(root)
 
 
-def test_the_card_names_the_adapter(root: Root) -> None:
+def test_card_names_the_adapter(root: Root) -> None:
     row = clip(root, "car.mp4", b"a car")[0]
     recipe = json.dumps({"model": "org/model", "revision": "c0ffee", "lora": ["org/adapter", "ace"]})
     for table in (STAGE1.name, STAGE2.name):
@@ -62,7 +62,7 @@ def test_the_card_names_the_adapter(root: Root) -> None:
     assert "`org/model`, revision `c0ffee`, with the LoRA adapter `org/adapter`, revision `ace`, by" in card(root)
 
 
-def test_the_card_is_the_same_whichever_shard_is_exported_last(root: Root) -> None:
+def test_card_is_independent_of_the_export_order(root: Root) -> None:
     export(root)
     before = card(root)
     publish_captioned(root, clip(root, "van.mp4", b"a van"), shard="other")

@@ -17,16 +17,16 @@ INDEX = "index.json"
 
 @pytest.fixture(params=[pytest.param("local", marks=pytest.mark.fast), pytest.param("s3", marks=pytest.mark.store)])
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> Root:
-    """A root that is its own source, once on this machine's disk and once on a real S3 API."""
+    """A root that is also the source, on the local disk and on an S3 API."""
     return Root.open(str(tmp_path) if request.param == "local" else request.getfixturevalue("s3_url"))
 
 
-def test_a_clip_is_stored_once_with_the_captions_of_all_its_windows(root: Root) -> None:
+def test_tar_contains_a_clip_once_with_all_its_windows(root: Root) -> None:
     publish_captioned(root, clip(root, "car.mp4", b"a car", windows=2), clip(root, "van.mp4", b"a van"))
     index = export(root).index
     assert (index.clips, index.windows, index.samples, index.left_out) == (2, 3, 2, {})
-    (car, film), (van, _) = samples(root)
-    assert film == b"a car"
+    (car, video), (van, _) = samples(root)
+    assert video == b"a car"
     assert (car["shard"], car["clip_key"], van["clip_key"]) == (SHARD, "car.mp4", "van.mp4")
     assert [(one["window_index"], one["start_seconds"], one["stage2_caption"]) for one in car["windows"]] == [
         (0, 0.0, "Stage 2 of car.mp4, window 0."),
@@ -35,7 +35,7 @@ def test_a_clip_is_stored_once_with_the_captions_of_all_its_windows(root: Root) 
     assert car["windows"][0]["stage1_caption"] == "Stage 1 of car.mp4, window 0."
 
 
-def test_a_line_names_its_window_and_where_the_clip_lies(root: Root) -> None:
+def test_line_contains_its_window_and_the_clips_location(root: Root) -> None:
     rows = clip(root, "car.mp4", b"a car", windows=2)
     publish_captioned(root, rows)
     assert export(root, LINES).index.samples == 2
@@ -62,14 +62,14 @@ def test_windows_without_both_captions_are_left_out_and_counted(root: Root, how:
     }
 
 
-def test_a_shard_of_which_nothing_is_captioned_has_no_files(root: Root) -> None:
+def test_shard_without_captions_has_no_files(root: Root) -> None:
     torn = broken("torn.mp4")
     publish(root, [torn], [failed(torn)], [failed(torn)])
     assert export(root).index.files == ()
     assert names(root) == [INDEX]
 
 
-def test_files_are_cut_at_the_limit_and_a_larger_clip_has_one_of_its_own(root: Root) -> None:
+def test_files_are_split_at_the_limit_and_a_larger_clip_gets_its_own(root: Root) -> None:
     sizes = [10_000, 10_000, 90_000, 10_000, 10_000, 10_000]
     publish_captioned(root, *(clip(root, f"{number}.mp4", bytes([number]) * size) for number, size in enumerate(sizes)))
     index = export(root, replace(TARS, file_bytes=35_000)).index
@@ -78,7 +78,7 @@ def test_files_are_cut_at_the_limit_and_a_larger_clip_has_one_of_its_own(root: R
     assert [record["clip_key"] for record, _ in samples(root)] == [f"{number}.mp4" for number in range(6)]
 
 
-def test_the_same_tables_give_the_same_files(root: Root) -> None:
+def test_export_is_reproducible(root: Root) -> None:
     publish_captioned(root, clip(root, "car.mp4", b"a car"))
     first = export(root).index
     content = tars(root), root.read(f"{shard_folder(SHARD)}/{first.files[0].name}")
@@ -90,15 +90,15 @@ def test_the_same_tables_give_the_same_files(root: Root) -> None:
     assert (tars(root), root.read(f"{shard_folder(SHARD)}/{first.files[0].name}")) == content
 
 
-def test_what_is_there_already_is_not_written_again(root: Root) -> None:
+def test_repeated_export_writes_nothing(root: Root) -> None:
     rows = clip(root, "car.mp4", b"a car")
     publish_captioned(root, rows)
     first = export(root)
-    root.remove(rows[0].uri)  # not even the clips are needed
+    root.remove(rows[0].uri)  # the clips are not read
     assert replace(first, written=False) == export(root)
 
 
-def test_a_file_that_has_gone_is_written_again(root: Root) -> None:
+def test_missing_file_is_written_again(root: Root) -> None:
     publish_captioned(root, clip(root, "car.mp4", b"a car"))
     first = export(root)
     root.remove(f"{shard_folder(SHARD)}/{first.index.files[0].name}")
@@ -106,7 +106,7 @@ def test_a_file_that_has_gone_is_written_again(root: Root) -> None:
     assert len(samples(root)) == 1
 
 
-def test_a_changed_caption_replaces_the_shards_files_and_no_others(root: Root) -> None:
+def test_changed_caption_replaces_only_the_shards_files(root: Root) -> None:
     rows = clip(root, "car.mp4", b"a car")
     for shard in ("one", "two"):
         publish_captioned(root, rows, shard=shard)
@@ -126,7 +126,7 @@ def test_another_format_replaces_the_files(root: Root) -> None:
     assert names(root) == [index.files[0].name, INDEX]
 
 
-def test_fewer_files_leave_none_of_the_earlier_ones(root: Root) -> None:
+def test_export_removes_surplus_files(root: Root) -> None:
     publish_captioned(root, *(clip(root, f"{number}.mp4", bytes(10 + number)) for number in range(3)))
     export(root, replace(TARS, file_bytes=1))
     assert len(names(root)) == 4
@@ -134,20 +134,18 @@ def test_fewer_files_leave_none_of_the_earlier_ones(root: Root) -> None:
     assert len(names(root)) == 2
 
 
-def test_what_a_killed_export_left_is_removed_by_the_next(root: Root) -> None:
+def test_files_of_a_killed_export_are_removed_by_the_next(root: Root) -> None:
     publish_captioned(root, clip(root, "car.mp4", b"a car"))
-    root.write(f"{shard_folder(SHARD)}/0123456789abcdef-00000.tar", b"whole, but of an export that was killed")
+    root.write(f"{shard_folder(SHARD)}/0123456789abcdef-00000.tar", b"complete, but of a killed export")
     export(root)
     assert len(names(root)) == 2
 
 
 @pytest.mark.parametrize("fate", ["changed", "gone"])
-def test_a_clip_that_is_not_what_the_manifest_says_fails_the_export_and_leaves_the_earlier_one(
-    root: Root, fate: str
-) -> None:
+def test_changed_clip_fails_the_export_and_keeps_the_earlier_one(root: Root, fate: str) -> None:
     car, van = clip(root, "car.mp4", b"a car"), clip(root, "van.mp4", b"a van")
     publish_captioned(root, car, van)
-    before, there = export(root, replace(TARS, file_bytes=1)).index, names(root)
+    before, files = export(root, replace(TARS, file_bytes=1)).index, names(root)
     publish_captioned(root, car, van, flags=("too_short",))
     if fate == "gone":
         root.remove(van[0].uri)
@@ -155,45 +153,43 @@ def test_a_clip_that_is_not_what_the_manifest_says_fails_the_export_and_leaves_t
         root.write(van[0].uri, b"A VAN")
     with pytest.raises(ExportError, match=r"clip 'van\.mp4' (was deleted|has changed).*materialize"):
         export(root, replace(TARS, file_bytes=1))
-    assert (find_index(root, SHARD), names(root)) == (before, there)
+    assert (find_index(root, SHARD), names(root)) == (before, files)
 
 
-def test_tables_that_do_not_belong_together_are_refused(root: Root) -> None:
+def test_tables_older_than_the_manifest_are_an_error(root: Root) -> None:
     rows = clip(root, "car.mp4", b"a car", windows=2)
     publish_captioned(root, rows)
     publish_manifest(root, SHARD, rows[:1], {})
-    with pytest.raises(TableError, match="stage1_captions of shard 'shard' was made before the present clip_manifest"):
+    with pytest.raises(TableError, match="stage1_captions of shard 'shard' is older than its clip_manifest"):
         export(root)
     publish_captioned(root, rows)
     republish(root, STAGE2.name, rows[:1])
-    with pytest.raises(TableError, match="stage2_captions of shard 'shard' was made before the present clip_manifest"):
+    with pytest.raises(TableError, match="stage2_captions of shard 'shard' is older than its clip_manifest"):
         export(root)
 
 
-def test_stage_2_of_other_stage_1_captions_is_refused(root: Root) -> None:
+def test_stage_2_older_than_stage_1_is_an_error(root: Root) -> None:
     rows = clip(root, "car.mp4", b"a car")
     publish_captioned(root, rows)
     republish(root, STAGE1.name, rows, fingerprint="new")
-    with pytest.raises(
-        TableError, match="stage2_captions of shard 'shard' was made before the present stage1_captions"
-    ):
+    with pytest.raises(TableError, match="stage2_captions of shard 'shard' is older than its stage1_captions"):
         export(root)
 
 
-def test_a_table_that_is_missing_is_named(root: Root) -> None:
+def test_missing_table_is_an_error_with_a_remedy(root: Root) -> None:
     rows = clip(root, "car.mp4", b"a car")
     publish(root, rows, [captioned(row, "A car.") for row in rows])
     with pytest.raises(TableError, match="materialize stage2_captions for shard 'shard' first"):
         export(root)
 
 
-def test_a_clip_within_a_tar_is_cut_out_of_it(root: Root) -> None:
+def test_clip_within_a_tar_is_extracted(root: Root) -> None:
     root.write("shard.tar", b"header, a car, padding")
     row = window("car.mp4", uri="shard.tar", offset=8, bytes=5, content_tag=content_tag(b"a car"))
     publish_captioned(root, [row])
     export(root)
-    [(_, film)] = samples(root)
-    assert film == b"a car"
+    [(_, video)] = samples(root)
+    assert video == b"a car"
 
 
 def republish(root: Root, table: str, rows: list[ManifestRow], **changes: object) -> None:

@@ -6,7 +6,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from caption_assets.export.clip import CaptionedClip
-from caption_assets.export.format import encoded, sample_key
+from caption_assets.export.format import encode_record, sample_key
 from tests.report.windows import window
 
 pytestmark = pytest.mark.fast
@@ -22,12 +22,12 @@ def clip(key: str, shard: str = "shard") -> CaptionedClip:
 @example("../../etc/passwd")
 @example("a.b/c.d.mp4")
 @example("-rf\n.json")
-def test_a_samples_name_is_free_of_what_strangers_write(key: str) -> None:
+def test_sample_key_contains_no_untrusted_text(key: str) -> None:
     assert re.fullmatch("[0-9a-f]{24}", sample_key(clip(key)))
 
 
 @given(NAMES, NAMES)
-def test_a_sample_has_a_name_of_its_own(one: str, other: str) -> None:
+def test_sample_keys_are_unique(one: str, other: str) -> None:
     assert (sample_key(clip(one)) == sample_key(clip(other))) == (one == other)
     assert sample_key(clip(one)) != sample_key(clip(one, "another shard"))
     changed = replace(clip(one), row=window(one, content_tag="another tag"))
@@ -35,5 +35,5 @@ def test_a_sample_has_a_name_of_its_own(one: str, other: str) -> None:
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))
-def test_a_record_is_one_line(caption: str) -> None:
-    assert re.search(rb"[\r\n]", encoded({"caption": caption})) is None
+def test_record_is_one_line(caption: str) -> None:
+    assert re.search(rb"[\r\n]", encode_record({"caption": caption})) is None

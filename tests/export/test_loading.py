@@ -1,6 +1,6 @@
-"""The dataset as those who train read it: by the ``datasets`` library, through its card.
+"""Loading of the dataset with the ``datasets`` library, by its card.
 
-In no lane, and so run by ``make test``: the library takes seconds to import.
+These tests belong to no lane, so that only ``make test`` runs them: importing the library takes seconds.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def load(root: Root, how: Export, *, streaming: bool) -> Any:
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_the_folder_loads_as_clips_with_their_windows(root: Root, streaming: bool) -> None:
+def test_folder_loads_as_clips_with_their_windows(root: Root, streaming: bool) -> None:
     found = list(load(root, TARS, streaming=streaming))
     assert [(one["json"]["shard"], one["json"]["clip_key"], len(one["json"]["windows"])) for one in found] == [
         ("__first", "a.b/car.mp4", 2),
@@ -58,12 +58,12 @@ def test_the_folder_loads_as_clips_with_their_windows(root: Root, streaming: boo
     assert [one["json"]["prompt"] for one in found] == [None, "Count.", None]
     assert found[1]["json"]["windows"][0]["stage2_flags"] == ["too_short"]
     for one in found:
-        with av.open(BytesIO(one["mp4"]["bytes"]), "r") as film:
-            assert len(list(film.decode(video=0))) == 4
+        with av.open(BytesIO(one["mp4"]["bytes"]), "r") as video:
+            assert len(list(video.decode(video=0))) == 4
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_the_folder_loads_as_windows(root: Root, streaming: bool) -> None:
+def test_folder_loads_as_windows(root: Root, streaming: bool) -> None:
     found = list(load(root, LINES, streaming=streaming))
     assert [(one["shard"], one["clip_key"], one["window_index"], one["stage1_flags"]) for one in found] == [
         ("__first", "a.b/car.mp4", 0, []),
