@@ -60,7 +60,7 @@ def _common(old: Sequence[str], new: Sequence[str]) -> list[tuple[int, int]]:
     old_end, new_end = len(old) - tail, len(new) - tail
     ends = [(place, place) for place in range(head)]
     ends += [(old_end + place, new_end + place) for place in range(tail)]
-    if max(old_end, new_end) - head > MAX_WORDS:
+    if head in (old_end, new_end) or max(old_end, new_end) - head > MAX_WORDS:
         return ends
     # difflib's heuristic for frequent words (autojunk) stays on: it bounds the time for "the the the the".
     blocks = SequenceMatcher(None, old[head:old_end], new[head:new_end]).get_matching_blocks()
