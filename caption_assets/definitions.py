@@ -1,4 +1,4 @@
-"""The entry point: ``-m caption_assets.definitions``. Loads no torch, transformers or vllm."""
+"""Dagster's entry point: ``-m caption_assets.definitions``. It loads neither torch nor transformers nor vllm."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import dagster as dg
 
-# Partitions on external assets and checks, backfill policies, skippable specs are preview or beta; said once, here.
+# Partitions of external assets and checks, backfill policies and skippable specs are preview or beta features.
 warnings.filterwarnings("ignore", category=dg.PreviewWarning)
 warnings.filterwarnings("ignore", category=dg.BetaWarning)
 
@@ -36,7 +36,7 @@ from caption_assets.settings import Settings, load_settings  # noqa: E402
 
 
 def build_definitions(settings: Settings) -> dg.Definitions:
-    """All assets, checks, automation and resources, configured by ``settings``."""
+    """Build all assets, checks, sensors, schedules and resources."""
     project = Project(settings.project)
     return dg.Definitions(
         assets=[
@@ -62,24 +62,24 @@ def build_definitions(settings: Settings) -> dg.Definitions:
 
 
 def _executor(settings: Settings) -> dg.ExecutorDefinition:
-    """One process a run, unless wanted otherwise: each further one imports Dagster anew, and nothing overlaps."""
+    """The executor. The default is one process a run: more would each import Dagster, and steps do not overlap."""
     match settings.executor:
         case "in_process":
             return dg.in_process_executor
         case "multiprocess":
             return dg.multiprocess_executor
         case "k8s":
-            from caption_assets.kubernetes.executor import build_pod_executor  # Kubernetes' client: others lack it
+            from caption_assets.kubernetes.executor import build_pod_executor
 
             return build_pod_executor(settings)
 
 
 def load_definitions() -> dg.Definitions:
-    """The definitions of this process's environment.
+    """Load the definitions that the environment configures.
 
     Raises:
-        SettingsError: if a setting cannot be used.
-        ProjectClash: if the Dagster instance has the project's name for another root.
+        SettingsError: if a setting is invalid.
+        ProjectClash: if another root has claimed the project's name on the Dagster instance.
     """
     settings = load_settings()
     if _has_instance():
@@ -89,9 +89,9 @@ def load_definitions() -> dg.Definitions:
 
 
 def _has_instance() -> bool:
-    """Whether there is an instance in DAGSTER_HOME.
+    """Whether DAGSTER_HOME holds an instance.
 
-    In the pods of runs there is none, on a read-only disk: they get the instance from their launcher.
+    In a run's pod it does not, and its disk is read-only: the launcher passes the instance.
     """
     home = os.environ.get("DAGSTER_HOME", "")
     return bool(home) and any(Path(home).expanduser().joinpath(name).exists() for name in ("dagster.yaml", "history"))

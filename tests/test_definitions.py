@@ -23,7 +23,7 @@ def graph(**settings: object) -> Any:
     return definitions.get_repository_def().asset_graph
 
 
-def test_the_chain_is_that_of_the_design() -> None:
+def test_asset_graph_is_that_of_the_design() -> None:
     keys = {
         key.to_user_string(): {p.to_user_string() for p in graph().get(key).parent_keys}
         for key in graph().get_all_asset_keys()
@@ -38,13 +38,13 @@ def test_the_chain_is_that_of_the_design() -> None:
     }
 
 
-def test_both_stages_are_one_step_of_which_each_can_be_selected_alone() -> None:
+def test_both_stages_are_one_step_that_can_be_subset() -> None:
     stages = [graph().get(dg.AssetKey(name)).assets_def for name in ("stage1_captions", "stage2_captions")]
     assert stages[0].node_def.name == stages[1].node_def.name == "captions"
     assert stages[0].can_subset
 
 
-def test_a_stage_2_prompt_changes_the_code_version_of_stage_2_alone() -> None:
+def test_stage2_prompt_changes_the_code_version_of_stage2_alone() -> None:
     before, after = graph(), graph(stage2_prompt="Again: {caption}")
     changed = {
         key.to_user_string()
@@ -54,7 +54,7 @@ def test_a_stage_2_prompt_changes_the_code_version_of_stage_2_alone() -> None:
     assert changed == {"stage2_captions"}
 
 
-def test_loading_the_definitions_imports_no_engine_plots_or_client_of_kubernetes() -> None:
+def test_definitions_load_without_engine_plots_or_kubernetes_client() -> None:
     code = (
         "import sys, caption_assets.definitions; "
         "print(*({'kubernetes', 'matplotlib', 'torch', 'torchvision', 'transformers', 'vllm'} & sys.modules.keys()))"
@@ -64,19 +64,19 @@ def test_loading_the_definitions_imports_no_engine_plots_or_client_of_kubernetes
 
 
 @pytest.mark.parametrize("executor", ["in_process", "multiprocess", "k8s"])
-def test_the_executor_is_chosen_by_a_setting(executor: str) -> None:
+def test_executor_is_chosen_by_a_setting(executor: str) -> None:
     chosen = build_definitions(Settings(executor=executor)).executor
     assert isinstance(chosen, dg.ExecutorDefinition)
     assert chosen.name == executor
 
 
-def test_the_store_is_reached_as_the_settings_say() -> None:
+def test_storage_uses_the_settings() -> None:
     storage = build_resources(Settings(source="s3://bucket/shards", s3_path_style=True))["storage"]
     assert isinstance(storage, Storage)
     assert storage.source().access == Access(path_style=True)
 
 
-def test_the_definitions_can_be_handed_to_the_ui() -> None:
+def test_definitions_are_serializable_for_the_ui() -> None:
     repository = build_definitions(Settings()).get_repository_def()
     snap: Any = deserialize_value(serialize_value(RepositorySnap.from_def(repository)), RepositorySnap)
     assert {instigator.name for instigator in (*snap.schedules, *snap.sensors)} == {
@@ -88,7 +88,7 @@ def test_the_definitions_can_be_handed_to_the_ui() -> None:
     }
 
 
-def test_each_asset_and_check_has_a_description_and_each_asset_a_group() -> None:
+def test_assets_and_checks_have_descriptions_and_assets_groups() -> None:
     every = graph(export="jsonl")
     nodes = {key.to_user_string(): every.get(key) for key in every.get_all_asset_keys()}
     assert [name for name, node in nodes.items() if not node.description] == []
@@ -97,18 +97,18 @@ def test_each_asset_and_check_has_a_description_and_each_asset_a_group() -> None
     assert [check.name for check in checks if not check.description] == []
 
 
-def test_dead_runs_are_ended_whether_or_not_captions_are_made_by_themselves() -> None:
+def test_only_the_sensor_of_dead_runs_is_on_by_default() -> None:
     sensors = {sensor.name: sensor.default_status for sensor in build_definitions(Settings()).sensors or ()}
     running = [name for name, status in sensors.items() if status is dg.DefaultSensorStatus.RUNNING]
     assert running == ["dead_runs"]
 
 
-def test_the_export_is_there_where_it_is_asked_for() -> None:
+def test_dataset_asset_exists_only_if_configured() -> None:
     assert dg.AssetKey("captioned_dataset") not in graph().get_all_asset_keys()
     assert dg.AssetKey("captioned_dataset") in graph(export="jsonl").get_all_asset_keys()
 
 
-def test_a_project_has_keys_partitions_and_runs_of_its_own() -> None:
+def test_project_prefixes_its_keys_and_partitions() -> None:
     plain, north = graph(), graph(project="north")
     assert {("north", *key.path) for key in plain.get_all_asset_keys()} == {
         tuple(key.path) for key in north.get_all_asset_keys()
@@ -120,7 +120,7 @@ def test_a_project_has_keys_partitions_and_runs_of_its_own() -> None:
     assert names == [{"shards"}, {"north/shards"}]  # an instance from before there were projects knows the first
 
 
-def test_a_root_that_is_not_the_instances_is_refused_at_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_definitions_of_another_root_are_rejected_at_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
     monkeypatch.setenv("CAPTION_ROOT", str(tmp_path / "a"))
     load_definitions()
@@ -134,7 +134,7 @@ def test_a_root_that_is_not_the_instances_is_refused_at_load(tmp_path: Path, mon
     load_definitions()
 
 
-def test_a_home_without_an_instance_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_home_without_an_instance_stays_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
     load_definitions()
     assert not list(tmp_path.iterdir())

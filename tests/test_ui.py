@@ -1,4 +1,4 @@
-"""Dagster's web UI over the project's definitions, in headless Chromium."""
+"""Tests of Dagster's web UI with the project's definitions, in headless Chromium."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ASSETS = ["shards", "shard_index", "model_weights", "clip_manifest", "stage1_cap
 
 @pytest.fixture
 def ui(tmp_path: Path) -> Iterator[str]:
-    """The address of a webserver over an empty root."""
+    """The address of a webserver with an empty root."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -43,18 +43,18 @@ def ui(tmp_path: Path) -> Iterator[str]:
 
 
 def environment_of(folder: Path) -> dict[str, str]:
-    """The variables of a project in a folder."""
+    """The environment of a project in a folder."""
     return {**os.environ, "DAGSTER_HOME": str(folder), "CAPTION_ROOT": str(folder / "root")}
 
 
 def materialize(folder: Path, *arguments: str) -> int:
-    """Exit status of a run on the command line, over the same project."""
+    """Exit status of a command-line run of the same project."""
     command = [sys.executable, "-m", "dagster", "asset", "materialize", "-m", "caption_assets.definitions", "--select"]
     return subprocess.run([*command, *arguments], cwd=folder, env=environment_of(folder), timeout=200).returncode
 
 
 def wait_for(address: str, server: subprocess.Popen[bytes], seconds: float = 120) -> None:
-    """Returns when the server answers."""
+    """Wait until the server answers."""
     deadline = time.monotonic() + seconds
     while True:
         try:
@@ -68,7 +68,7 @@ def wait_for(address: str, server: subprocess.Popen[bytes], seconds: float = 120
 
 
 @pytest.mark.representative
-def test_the_whole_chain_stands_in_the_asset_graph(ui: str, page: Page) -> None:
+def test_asset_graph_shows_all_groups_and_assets(ui: str, page: Page) -> None:
     page.goto(f"{ui}/asset-groups")
     for group in GROUPS:
         expect(page.get_by_text(re.compile(rf"^{group}$")).first).to_be_visible(timeout=60_000)
@@ -79,9 +79,7 @@ def test_the_whole_chain_stands_in_the_asset_graph(ui: str, page: Page) -> None:
         page.screenshot(path=picture)
 
 
-def test_registered_shards_count_as_there_and_a_failed_manifest_says_why_and_where(
-    ui: str, page: Page, tmp_path: Path
-) -> None:
+def test_ui_shows_registered_shards_and_the_reason_of_a_failed_manifest(ui: str, page: Page, tmp_path: Path) -> None:
     shard = tmp_path / "root" / "shards" / "broken"
     shard.mkdir(parents=True)
     (shard / "film.mp4").write_bytes(b"no film")

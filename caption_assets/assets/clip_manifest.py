@@ -1,4 +1,4 @@
-"""A shard's clips, probed and cut into windows."""
+"""The asset of a shard's manifest: its clips, probed and cut into windows."""
 
 import json
 import time
@@ -21,6 +21,7 @@ from caption_assets.dagster_lib.metadata import (
     column_metadata,
     link,
     markdown_table,
+    meanings,
     shortened,
 )
 from caption_assets.dagster_lib.private import get_input_data_version_tag
@@ -42,15 +43,33 @@ from caption_assets.video.window import WINDOWING_VERSION, Windowing
 from caption_assets.workers.sandbox import Sandbox
 
 SHOWN_CLIPS = 5
-"""Unreadable clips that the UI shows; the table and the gallery hold all."""
+"""Maximum number of unreadable clips in the UI; the table and the gallery have all of them."""
+MEANINGS = {
+    "clips": "Clips of the shard, unreadable ones included",
+    "rows_ok": "Windows",
+    "rows_failed": "Unreadable clips",
+    "errors_by_kind": "Unreadable clips by kind of error",
+    "hours": "Duration of the readable clips, in hours",
+    "predicted_visual_tokens": "Visual tokens of all windows, as the recipe shows them to the model",
+    "bytes_read_fraction": "Bytes read, as a share of all clips' bytes: a probe reads headers and indexes",
+    "clips_per_second": "Clips probed per second",
+    "other_files": "Files that are neither clips nor belong to one",
+    "other_files_by_suffix": "The same, by suffix",
+    "other_file_names": "The first of their names",
+    "path": "The Parquet file",
+    "table": "Link to the Parquet file",
+    "unreadable_clips": "The first unreadable clips, with the reason",
+    "error": "Reason of a failure, in an observation",
+}
+"""Meaning of each metadata entry."""
 
 
 class TooManyUnreadable(CaptionAssetsError):
-    """A shard of which more clips are unreadable than the settings allow.
+    """A shard with more unreadable clips than the settings allow.
 
     Args:
-        message: for a person.
-        metadata: on the manifest, which was published nevertheless.
+        message: error message.
+        metadata: metadata of the manifest, which is published.
     """
 
     def __init__(self, message: str, metadata: Metadata) -> None:
@@ -59,23 +78,23 @@ class TooManyUnreadable(CaptionAssetsError):
 
 
 class ShardChanged(CaptionAssetsError):
-    """A shard that was written to while it was read."""
+    """A shard that changed while it was probed."""
 
 
 def build_clip_manifest(settings: Settings) -> dg.AssetsDefinition:
-    """The asset that cuts clips as ``settings`` say."""
+    """Build the asset."""
     project = Project(settings.project)
     captions = project.stages[0]
 
     @dg.asset(
         key=project.manifest,
         partitions_def=project.partitions,
-        output_required=False,  # a step over several shards logs the materialization of each itself
+        output_required=False,  # of several shards, the step logs each one's materialization itself
         deps=[project.shards],
-        description="One row for each window of each clip, and one for each clip that cannot be read, with the reason.",
+        description="One row for each window of each clip, and one for each unreadable clip, with the reason.",
         group_name=CAPTIONS_GROUP,
         kinds={"parquet"},
-        metadata=column_metadata(CLIP_MANIFEST),
+        metadata={**column_metadata(CLIP_MANIFEST), **meanings(MEANINGS)},
         code_version=manifest_code_version(settings.windowing),
         op_tags=cpu_pod(MANIFEST_SIZE),
         retry_policy=step_retries(settings),
@@ -85,7 +104,8 @@ def build_clip_manifest(settings: Settings) -> dg.AssetsDefinition:
     ) -> Iterator[dg.MaterializeResult[None]]:
         if len(context.partition_keys) > 1 and is_selected(context, captions):
             raise dg.Failure(
-                "manifests of several shards are made in a run of their own: leave the captions out of it",
+                "a run over several shards cannot make manifests and captions: deselect the captions, and materialize "
+                "them afterwards",
                 allow_retries=False,
             )
         failures = ShardFailures(context)
@@ -129,25 +149,26 @@ def _make(
     source: Root,
     key: str,
 ) -> dg.MaterializeResult[None]:
-    """Publish a shard's manifest.
+    """Make and publish a shard's manifest.
 
     Raises:
-        TooManyUnreadable: if more clips are unreadable than the settings allow; the manifest is published nevertheless.
-        ShardChanged: if the shard is not the same at the end: what was read may be neither the old one nor the new.
-            Nothing is published then.
+        TooManyUnreadable: if more clips are unreadable than the settings allow. The manifest is published.
+        ShardChanged: if the shard changed meanwhile, so that the rows may mix two states. Nothing is published.
     """
     begun = time.monotonic()
     shard = find_shard(source, key)
     content = shard_content(source, shard).version
     if observed_versions(context.instance, project, [key]).get(key) != content:
         context.log_event(observation(project, key, content))
-    # Not the version of the shard's last event, which may be somebody else's and without one.
+    # The shard's last event may come from elsewhere and have no version.
     inputs = input_tags(context, project.shards, key) | {get_input_data_version_tag(project.shards): content}
     windowing, tally = settings.windowing, _Tally(settings.recipe)
 
     def conclude() -> Mapping[str, str]:
         if shard_content(source, find_shard(source, key)).version != content:
-            raise ShardChanged("it changed while it was probed: materialize its manifest again once it is complete")
+            raise ShardChanged(
+                "the shard changed while it was probed: materialize its manifest again once it is complete"
+            )
         code_version = manifest_code_version(windowing)
         return TableVersions(tally.content, code_version, {SHARDS: content}).file_metadata
 
@@ -162,14 +183,14 @@ def _make(
         **({"table": link(root, path, settings.link_url)} if settings.link_url else {}),
         "unreadable_clips": markdown_table(["clip", "kind", "reason"], map(_reason, tally.first_unreadable)),
     }
-    if complaint := tally.too_many_unreadable(settings.max_unreadable_fraction):
-        raise TooManyUnreadable(complaint, metadata)
+    if message := tally.too_many_unreadable(settings.max_unreadable_fraction):
+        raise TooManyUnreadable(message, metadata)
     return dg.MaterializeResult(data_version=dg.DataVersion(tally.content), tags=inputs, metadata=metadata)
 
 
 @contextmanager
 def _failure_shown(context: dg.AssetExecutionContext, shard: str) -> Iterator[None]:
-    """Show why a shard failed on its page in the UI, which names but the run where nothing was materialized."""
+    """Report the reason of a failure as an observation: the shard's page in the UI would name the run only."""
     try:
         yield
     except Exception as error:
@@ -180,7 +201,7 @@ def _failure_shown(context: dg.AssetExecutionContext, shard: str) -> Iterator[No
 
 
 def _other_files(others: OtherFiles) -> dict[str, Any]:
-    """What is told of a shard's files that are neither clips nor go with one."""
+    """Metadata of a shard's files that are neither clips nor belong to one."""
     if not others.count:
         return {}
     return {
@@ -193,35 +214,35 @@ def _other_files(others: OtherFiles) -> dict[str, Any]:
 def _event(
     context: dg.AssetExecutionContext, shard: str, result: dg.MaterializeResult[None]
 ) -> dg.AssetMaterialization:
-    """What Dagster makes of the result of a step over one shard."""
-    assert result.data_version is not None  # a manifest has one
+    """The event that Dagster makes from the result of a step over one shard."""
+    assert result.data_version is not None  # set by ``_make``
     tags = output_tags(context, context.asset_key, result.data_version.value) | dict(result.tags or {})
     return dg.AssetMaterialization(context.asset_key, partition=shard, metadata=result.metadata, tags=tags)
 
 
 @dataclass
 class _Tally:
-    """What is told of a manifest, counted as its rows pass: they are never all in memory."""
+    """Counts of a manifest, taken while its rows are written: they never lie all in memory."""
 
     recipe: Recipe
-    """What the windows will be captioned with."""
+    """The recipe that will caption the windows."""
     clips: int = 0
     windows: int = 0
     seconds: float = 0.0
-    """Of video, in readable clips."""
+    """Duration of the readable clips."""
     size: int = 0
-    """Bytes of all clips."""
+    """Size of all clips, in bytes."""
     bytes_read: int = 0
     tokens: int = 0
-    """Visual tokens of all windows, as predicted."""
+    """Predicted visual tokens of all windows."""
     errors: Counter[str] = field(default_factory=Counter)
-    """Unreadable clips by kind."""
+    """Number of unreadable clips by kind of error."""
     first_unreadable: list[ManifestRow] = field(default_factory=list)
     content: str = ""
     """Hash of all rows."""
 
     def rows(self, clips: Iterable[ProbedClip]) -> Iterator[ManifestRow]:
-        """The rows of ``clips``, counted."""
+        """Yield and count the rows of clips."""
         for clip in clips:
             self.clips += 1
             self.size += clip.size
@@ -242,19 +263,19 @@ class _Tally:
             self.first_unreadable.append(row)
 
     def too_many_unreadable(self, limit: float) -> str | None:
-        """What is wrong if a larger share of the clips than ``limit`` is unreadable."""
+        """Error message if a larger share of the clips than ``limit`` is unreadable, else None."""
         unreadable = self.errors.total()
         if not self.clips or unreadable / self.clips <= limit:
             return None
         first = self.first_unreadable[0]
         return (
             f"{unreadable} of {self.clips} clips are unreadable, more than CAPTION_MAX_UNREADABLE_FRACTION = "
-            f"{limit:g}; the first: {first.clip_key!r}: {first.error}. The manifest was published for you to look "
-            "at; fix the clips or raise the limit"
+            f"{limit:g}; the first: {first.clip_key!r}: {first.error}. The manifest is published and can be "
+            "inspected; fix the clips or raise the limit"
         )
 
     def metadata(self, took: float) -> Metadata:
-        """For the UI; the work took ``took`` seconds."""
+        """Metadata for the UI; the work took ``took`` seconds."""
         return {
             "clips": self.clips,
             ROW_COUNT: self.windows + self.errors.total(),

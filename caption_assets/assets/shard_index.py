@@ -1,4 +1,4 @@
-"""The source's shards, as an external asset, and the asset that registers them as partitions."""
+"""The source's shards as an external asset, and the asset that registers them as partitions."""
 
 from collections.abc import Collection, Iterable, Sequence
 from hashlib import sha256
@@ -7,7 +7,7 @@ from typing import Any
 import dagster as dg
 
 from caption_assets.dagster_lib.failures import as_dagster_failure, shards_failed
-from caption_assets.dagster_lib.metadata import markdown_table
+from caption_assets.dagster_lib.metadata import markdown_table, meanings
 from caption_assets.dagster_lib.private import DATA_VERSION_TAG
 from caption_assets.dagster_lib.project import SOURCE_GROUP, Project
 from caption_assets.dagster_lib.project_claim import claim
@@ -17,38 +17,50 @@ from caption_assets.sources.shard import Listing, list_shards, refuse_loose_vide
 from caption_assets.store.root import Root
 
 SHOWN = 100
-"""Maximum number of names in one list of metadata."""
+"""Maximum number of names in a metadata list."""
 SHOWN_IN_TEXT = 5
-"""Maximum number of names in one message or cell."""
+"""Maximum number of names in a message or a table cell."""
 FUTURE = "set the clock of the machine that wrote them, and run `touch` on the files"
 """Remedy for modification times in the future."""
 
 SHARD_INDEX = "shard_index"
 REMOVED = "removed"
-"""Observed version of a shard that is no longer in the source, as the sensor reports it."""
+"""Observed version of a shard that the sensor no longer finds in the source."""
 REMOVAL_CONFIRMED = "removed, confirmed"
-"""Observed version of such a shard once a person has confirmed that it is gone."""
+"""Observed version of such a shard once the removal is confirmed."""
+
+MEANINGS = {
+    "shards": "Registered shards found in the source",
+    "new": f"Shards registered by this run, the first {SHOWN} of them",
+    "source": "Address of the source",
+    "skipped": "Entries of the source that are not shards",
+    "skipped_entries": "The same, by reason",
+    "empty_folders": "Folders without files, which are not registered yet",
+    "modified_in_the_future": f"Shards with modification times in the future. Remedy: {FUTURE}",
+}
+"""Meaning of each metadata entry."""
 
 
 def build_shards(project: Project) -> dg.AssetSpec:
-    """The external asset for the source's shards."""
+    """Build the external asset of the source's shards."""
     return dg.AssetSpec(
         project.shards,
         partitions_def=project.partitions,
         deps=[project.key(SHARD_INDEX)],
-        description="The shards in the source, which this project only reads. A shard's observed data version is its "
-        "content, so that a changed shard makes what was made of it stale.",
+        description="The shards in the source, which the project only reads. A shard's observed data version is a hash "
+        "of its content, so that a changed shard marks its manifest and captions stale.",
         group_name=SOURCE_GROUP,
     )
 
 
 def build_shard_index(project: Project) -> dg.AssetsDefinition:
-    """The asset that registers the source's shards."""
+    """Build the asset that registers the source's shards."""
 
     @dg.asset(
         key=project.key(SHARD_INDEX),
-        description="Lists the source and registers each shard as a partition. Materialize it first; where automation "
-        "is on, the sensor new_shards does the same.",
+        description="Lists the source and registers each shard as a partition. Materialize it first; with "
+        "CAPTION_AUTOMATE, the sensor new_shards does the same.",
+        metadata=meanings(MEANINGS),
         group_name=SOURCE_GROUP,
         kinds={"dagster"},
     )
@@ -60,13 +72,13 @@ def build_shard_index(project: Project) -> dg.AssetsDefinition:
             claim(context.instance, project, storage)
             contents = {shard.key: shard_content(source, shard) for shard in listing.shards}
         known = set(project.registered(context.instance))
-        # An empty folder is not a shard yet: a store's console makes one with an object "name/" and nothing in it.
+        # An empty folder is not a shard yet: a store's console creates a folder as an empty object "name/".
         versions = {key: content.version for key, content in contents.items() if content.changed or key in known}
         future = [key for key, content in contents.items() if content.future]
         if future:
-            context.log.warning(f"modification times in the future, in shards {first_names(future)}: {FUTURE}")
+            context.log.warning(f"modification times in the future in shards {first_names(future)}: {FUTURE}")
         for reason, count, some in listing.describe_skipped(SHOWN_IN_TEXT):
-            context.log.info(f"passed over: {reason}: {count} ({some})")
+            context.log.info(f"skipped: {reason}: {count} ({some})")
         context.instance.add_dynamic_partitions(project.partitions_name, list(versions))
         observed = observed_versions(context.instance, project)
         recorded = context.instance.get_materialized_partitions(project.shards)
@@ -76,7 +88,9 @@ def build_shard_index(project: Project) -> dg.AssetsDefinition:
             if observed.get(key) != version:
                 context.log_event(observation(project, key, version))
         if listing.refused:
-            raise shards_failed(f"{len(listing.refused)} shards are not registered, the others are", listing.refused)
+            raise shards_failed(
+                f"{len(listing.refused)} shards cannot be registered; the others are registered", listing.refused
+            )
         return dg.MaterializeResult(
             data_version=dg.DataVersion(sha256(repr(sorted(versions.items())).encode()).hexdigest()[:16]),
             metadata={
@@ -89,18 +103,18 @@ def build_shard_index(project: Project) -> dg.AssetsDefinition:
 
 
 def first_names(found: Sequence[str]) -> str:
-    """The first names of several, for a message."""
+    """The first names, for a message."""
     return ", ".join(found[:SHOWN_IN_TEXT]) + (f" and {len(found) - SHOWN_IN_TEXT} more" * (len(found) > SHOWN_IN_TEXT))
 
 
 def _oddities(listing: Listing, empty: Sequence[str], future: Sequence[str]) -> dict[str, Any]:
-    """Metadata on what in the source is not registered, or looks wrong."""
+    """Metadata of entries in the source that are not registered or look wrong."""
     rows = listing.describe_skipped(SHOWN_IN_TEXT)
     found: dict[str, Any] = {}
     if rows:
-        found["passed_over"] = sum(count for _, count, _ in rows)
+        found["skipped"] = sum(count for _, count, _ in rows)
         table = [(reason, str(count), some) for reason, count, some in rows]
-        found["passed_over_entries"] = markdown_table(["reason", "entries", "names"], table)
+        found["skipped_entries"] = markdown_table(["reason", "entries", "names"], table)
     if empty:
         found["empty_folders"] = empty[:SHOWN]
     if future:
@@ -109,32 +123,32 @@ def _oddities(listing: Listing, empty: Sequence[str], future: Sequence[str]) -> 
 
 
 def index_metadata(source: Root, shards: int, new: Iterable[str]) -> dict[str, Any]:
-    """Metadata of a look at the source that found so many shards, the new ones among them."""
+    """Metadata of a listing of the source."""
     return {"shards": shards, "new": sorted(new)[:SHOWN], "source": dg.MetadataValue.path(source.address(""))}
 
 
 def registration(project: Project, shard: str, version: str) -> dg.AssetMaterialization:
-    """What is reported of a shard once: the UI counts only what was materialized as there."""
+    """The event that registers a shard: the UI counts only materialized partitions."""
     return dg.AssetMaterialization(project.shards, partition=shard, tags={DATA_VERSION_TAG: version})
 
 
 def observation(project: Project, shard: str, version: str) -> dg.AssetObservation:
-    """What is reported of a shard whose content has changed; never of one whose content has not.
+    """The event that reports a changed shard.
 
-    So the time of a shard's last observation is that of its last change.
+    It is reported for changed shards only, so that a shard's last observation is its last change.
     """
     return dg.AssetObservation(project.shards, partition=shard, tags={DATA_VERSION_TAG: version})
 
 
 def is_removed(version: str | None) -> bool:
-    """Whether an observed version is that of a shard that is no longer in the source."""
+    """Whether an observed version is that of a removed shard."""
     return version in (REMOVED, REMOVAL_CONFIRMED)
 
 
 def observed_versions(
     instance: dg.DagsterInstance, project: Project, shards: Collection[str] | None = None
 ) -> dict[str, str]:
-    """The version last observed of each shard, or of some; in one query, for there may be thousands."""
+    """The last observed version of each shard, or of those in ``shards``, in one query."""
     tags = instance.event_log_storage.get_latest_tags_by_partition(
         project.shards,
         dg.DagsterEventType.ASSET_OBSERVATION,

@@ -1,1 +1,1 @@
-"""Dagster helpers that the assets share."""
+"""Dagster parts that the assets share."""

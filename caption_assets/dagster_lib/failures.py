@@ -1,4 +1,4 @@
-"""Errors that end a step or a shard: a message for a person, and a traceback only where nobody foresaw the error."""
+"""Failures of steps and shards: a message for an expected error, and a traceback too for an unexpected one."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from caption_assets.errors import CaptionAssetsError, UnexpectedError, as_projec
 
 @contextmanager
 def as_dagster_failure() -> Iterator[None]:
-    """Turn whatever is raised into a Dagster failure that is not retried.
+    """Turn any exception into a Dagster failure that is not retried.
 
-    What failed by itself fails again: no error is a reason to retry the step. A lost pod is (see ``step_retries``), and
-    so are Dagster's own requests. An error that nobody foresaw keeps its traceback.
+    An error would recur, so that only a lost pod (see ``step_retries``) and Dagster's own retry requests are retried.
+    An unexpected error keeps its traceback.
     """
     try:
         yield
@@ -29,7 +29,7 @@ def as_dagster_failure() -> Iterator[None]:
 
 
 class ShardFailures:
-    """The shards of a step that failed: each is logged at once, and all together fail the step at its end."""
+    """The failed shards of a step: each is logged at once, and together they fail the step at its end."""
 
     def __init__(self, context: dg.AssetExecutionContext) -> None:
         self._context = context
@@ -37,14 +37,14 @@ class ShardFailures:
 
     @contextmanager
     def of(self, shard: str) -> Iterator[None]:
-        """Within the block whatever is raised fails ``shard``, and goes no further."""
+        """Let an exception in the block fail ``shard`` alone."""
         try:
             yield
-        except Exception as error:  # a cancellation is none
+        except Exception as error:  # not a cancellation
             self.add(shard, as_project_error(error))
 
     def add(self, shard: str, error: CaptionAssetsError) -> None:
-        """Keep and log the reason, with a traceback if nobody foresaw it."""
+        """Note and log the reason, with a traceback if the error is unexpected."""
         reason = self._reasons[shard] = printable(str(error))
         trace = f"\n{error.traceback}" if isinstance(error, UnexpectedError) else ""
         self._context.log.error(f"{shard}: {reason}{trace}")
@@ -61,12 +61,12 @@ class ShardFailures:
 
 
 def shards_failed(summary: str, reasons: Mapping[str, str]) -> dg.Failure:
-    """The end of a step over several shards: one event with the first reason in its text and every shard's beside it.
+    """The failure of a step over several shards: the first reason in its message, all reasons in its metadata.
 
-    What failed by itself fails again: the step is not tried again at once. The schedule does so later.
+    The step is not retried, because the errors would recur. The schedule requests the shards again later.
     """
     shard, first = next(iter(reasons.items()))
-    others = f" (and {len(reasons) - 1} more, all in this event's table)" if len(reasons) > 1 else ""
+    others = f" (and {len(reasons) - 1} more; see this event's table)" if len(reasons) > 1 else ""
     return dg.Failure(
         f"{summary}: {shard}: {first}{others}",
         metadata={"shards": markdown_table(["shard", "reason"], reasons.items())},

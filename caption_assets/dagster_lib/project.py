@@ -1,4 +1,4 @@
-"""The names that a project has on a Dagster instance, where other projects may be."""
+"""The names of a project on a Dagster instance, which may hold several projects."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from caption_assets.export.index import DATASET
 from caption_assets.store.tables import CLIP_MANIFEST
 
 SHARDS = "shards"
-"""Name of the external asset for the source's shards, and of the partitions: one key for each shard."""
+"""Name of the external asset of the source's shards, and of the partitions: one key for each shard."""
 SOURCE_GROUP = "source"
 MODEL_GROUP = "model"
 CAPTIONS_GROUP = "captions"
-"""The groups of assets in the UI."""
+"""Groups of assets in the UI."""
 
 
 @dataclass(frozen=True, slots=True)
 class Project:
     """The asset keys and partitions of one project.
 
-    Everything that an instance stores for a project is stored by these. Names of sensors and schedules need no prefix:
-    they belong to a code location.
+    An instance stores everything of a project under these names. Sensors and schedules need no prefix, because they
+    belong to a code location.
     """
 
     name: str | None = None
-    """``CAPTION_PROJECT``. None is the default project, whose names have no prefix."""
+    """``CAPTION_PROJECT``. None is the default project; its names have no prefix."""
 
     def key(self, asset: str) -> dg.AssetKey:
         """The key of an asset of this project."""
@@ -36,41 +36,41 @@ class Project:
 
     @property
     def shards(self) -> dg.AssetKey:
-        """The source's shards, an external asset."""
+        """Key of the source's shards, an external asset."""
         return self.key(SHARDS)
 
     @property
     def weights(self) -> dg.AssetKey:
-        """The model's files."""
+        """Key of the model's weights."""
         return self.key("model_weights")
 
     @property
     def manifest(self) -> dg.AssetKey:
-        """The shards' clips, cut into windows."""
+        """Key of the manifests."""
         return self.key(CLIP_MANIFEST)
 
     @property
     def stages(self) -> Sequence[dg.AssetKey]:
-        """The captions, in the order in which they are made."""
+        """Keys of the captions, in the order of the stages."""
         return [self.key(stage.name) for stage in STAGES]
 
     @property
     def dataset(self) -> dg.AssetKey:
-        """The dataset for training."""
+        """Key of the training dataset."""
         return self.key(DATASET)
 
     @property
     def partitions_name(self) -> str:
-        """Name under which the instance stores the registered shards."""
+        """Name of the partitions in the instance."""
         return f"{self.name}/{SHARDS}" if self.name else SHARDS
 
     @property
     def partitions(self) -> dg.DynamicPartitionsDefinition:
-        """The registered shards, the one dimension of the per-shard assets."""
+        """The partitions of the per-shard assets: the registered shards."""
         return dg.DynamicPartitionsDefinition(name=self.partitions_name)
 
     def registered(self, instance: dg.DagsterInstance) -> list[str]:
-        """The registered shards, in the order in which they were registered."""
+        """The registered shards, in order of registration."""
         return list(instance.get_dynamic_partitions(self.partitions_name))
 
 

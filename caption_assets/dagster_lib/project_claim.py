@@ -1,7 +1,7 @@
-"""The claim of a project on a Dagster instance: the root for which the instance has the project's name.
+"""The claim of a project on a Dagster instance: the root that the project's name belongs to.
 
-The instance stores shards, runs and materializations by name. Two roots with one project name would each take the
-other's shards for removed, and outdate the other's captions for ever.
+The instance stores shards, runs and materializations by name. With two roots under one project name, each would treat
+the other's shards as removed and mark the other's captions stale.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from caption_assets.errors import CaptionAssetsError
 from caption_assets.resources import Storage
 
 LOCAL = (None, "file", "local")
-"""Protocols of local folders."""
+"""fsspec protocols of local folders."""
 
 
 class ProjectClash(CaptionAssetsError):
-    """A project name that the instance has for another root."""
+    """A project name that belongs to another root on the instance."""
 
 
 def claim(instance: dg.DagsterInstance, project: Project, storage: Storage) -> None:
-    """Claim the project's name for a root; the first claim stands. To be called before a shard is registered.
+    """Claim the project's name for a root, before a shard is registered. The first claim wins.
 
     Raises:
-        ProjectClash: if the name stands for another root.
-        StoreError: if the name is free and the root cannot be written: a mistyped root claims nothing.
+        ProjectClash: if another root has claimed the name.
+        StoreError: if the name is free and the root is not writable; a mistyped root claims nothing.
     """
     if not instance.get_dynamic_partitions(_key(project)):
         storage.root()
@@ -37,12 +37,12 @@ def claim(instance: dg.DagsterInstance, project: Project, storage: Storage) -> N
 
 
 def check_claim(instance: dg.DagsterInstance, project: Project, storage: Storage) -> None:
-    """Compare a root with the one that has claimed the project's name, if one has.
+    """Check that no other root has claimed the project's name.
 
     Raises:
-        ProjectClash: if they differ.
+        ProjectClash: if another root has.
     """
-    claims = instance.get_dynamic_partitions(_key(project))  # in the order in which they were made
+    claims = instance.get_dynamic_partitions(_key(project))  # in order of creation
     wanted = _normalize(storage.root_url)
     if claims and claims[0] != wanted:
         name = f"CAPTION_PROJECT={project.name}" if project.name else "the default project (CAPTION_PROJECT is not set)"
@@ -54,7 +54,7 @@ def check_claim(instance: dg.DagsterInstance, project: Project, storage: Storage
 
 
 def move(instance: dg.DagsterInstance, project: Project, storage: Storage) -> None:
-    """Claim the project's name for another root than before. Nothing is copied or removed.
+    """Transfer the project's claim to another root. Copies and deletes nothing.
 
     Raises:
         StoreError: if the root cannot be written.
@@ -66,10 +66,10 @@ def move(instance: dg.DagsterInstance, project: Project, storage: Storage) -> No
 
 
 def _key(project: Project) -> str:
-    """Name of the partitions that keep the claim, which no asset has: the one list of text that an instance offers."""
+    """Name of the partitions that store the claim. No asset has them; an instance offers no other storage for text."""
     return f"{project.partitions_name}/claim"
 
 
 def _normalize(url: str) -> str:
-    """A local folder as its absolute path without detours, so that it is the same one however it is written."""
+    """Normalize a local folder to its absolute path, and a URL to one without a final slash."""
     return os.path.normpath(strip_protocol(url)) if split_protocol(url)[0] in LOCAL else url.rstrip("/")

@@ -1,6 +1,6 @@
-"""Version tags for a materialization that is logged by hand, so that the UI's staleness is as for a returned one.
+"""Version tags of logged materializations, with which the UI computes staleness as for returned ones.
 
-A step over several shards logs each shard's materialization as it is published, and Dagster adds no versions to those.
+A step over several shards logs each shard's materialization when it is published. Dagster adds no versions to those.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from caption_assets.store.versions import TableVersions
 
 
 def output_tags(context: dg.AssetExecutionContext, key: dg.AssetKey, data_version: str) -> dict[str, str]:
-    """The tags that tell which version of ``key`` was made."""
+    """The tags with the data version and code version of an asset."""
     tags = {DATA_VERSION_TAG: data_version, DATA_VERSION_IS_USER_PROVIDED_TAG: "true"}
     if code_version := context.assets_def.code_versions_by_key.get(key):
         tags[CODE_VERSION_TAG] = code_version
@@ -31,22 +31,22 @@ def output_tags(context: dg.AssetExecutionContext, key: dg.AssetKey, data_versio
 
 
 def is_input_tag(name: str) -> bool:
-    """Whether a tag tells the version of an input, or the event that reported it."""
+    """Whether a tag holds the version of an input, or the event that reported it."""
     return name.startswith((INPUT_DATA_VERSION_TAG_PREFIX, INPUT_EVENT_POINTER_TAG_PREFIX))
 
 
 def version_of(tags: Mapping[str, str]) -> str | None:
-    """The data version that ``input_tags`` tell; None if the upstream was never made."""
+    """The data version in ``input_tags``; None if the upstream asset was never materialized."""
     return next((value for name, value in tags.items() if name.startswith(INPUT_DATA_VERSION_TAG_PREFIX)), None)
 
 
 def code_version_of(tags: Mapping[str, str]) -> str | None:
-    """The code version that ``output_tags`` tell."""
+    """The code version in ``output_tags``."""
     return tags.get(CODE_VERSION_TAG)
 
 
 def versions_of(tags: Mapping[str, str]) -> TableVersions | None:
-    """The versions that a materialization's tags tell; None if it lacks its own or its code's, as somebody else's."""
+    """The versions in a materialization's tags; None if they lack the data or code version, as foreign ones do."""
     data, code = tags.get(DATA_VERSION_TAG), tags.get(CODE_VERSION_TAG)
     if data is None or code is None:
         return None
@@ -56,22 +56,22 @@ def versions_of(tags: Mapping[str, str]) -> TableVersions | None:
 
 
 def input_version_tags(project: Project, versions: TableVersions) -> dict[str, str]:
-    """The tags that tell which versions of its inputs a table was made from."""
+    """The tags with the versions of the inputs that a table was made from."""
     return {get_input_data_version_tag(project.key(name)): version for name, version in versions.inputs.items()}
 
 
 def _is_remark(record: dg.EventLogRecord) -> bool:
-    """Whether an event tells something of an asset and not which version of it there is, like why a manifest failed."""
+    """Whether an event has no version of its asset, like the reason why a manifest failed."""
     observed = record.asset_observation
     return observed is not None and DATA_VERSION_TAG not in (observed.tags or {})
 
 
 def input_tags(context: dg.AssetExecutionContext, upstream: dg.AssetKey, shard: str | None = None) -> dict[str, str]:
-    """The tags that tell which version of ``upstream`` there is now; to be asked for before it is read."""
+    """The tags with the current version of ``upstream``. Call this before reading it."""
     node = context.op_execution_context.job_def.asset_layer.get(upstream)
     partitions = [shard] if shard is not None and node.is_partitioned else None
     filters = dg.AssetRecordsFilter(asset_key=upstream, asset_partitions=partitions)
-    # What a run does not make counts as external in it, so that this does not tell which of the two there is.
+    # An asset that a run does not make counts as external in it, so that its kind does not tell the kind of its events.
     fetches = (context.instance.fetch_materializations, context.instance.fetch_observations)
     records = [record for fetch in fetches for record in fetch(filters, limit=1).records if not _is_remark(record)]
     if not records:

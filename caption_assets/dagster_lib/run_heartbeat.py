@@ -1,7 +1,7 @@
-"""The heartbeat of each run, whatever executor works off its steps.
+"""The heartbeat of a run, with any executor.
 
-The executor is the one part of the project that the process of a run enters before its first step and leaves after its
-last, in one process, in several, and in a cluster. Resources are not: Dagster makes them in the processes of the steps.
+Only the executor is entered in the run's process before the first step and left after the last one, with one process,
+several or a cluster. Resources are created in the steps' processes.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from caption_assets.settings import Settings
 from caption_assets.store.heartbeat import STOP_SECONDS, Heartbeat
 
 
-class EndedOutside:
-    """Says whether a run was ended from outside and its process does not stop by itself.
+class EndedExternally:
+    """Condition: a run was ended externally, and its process does not stop by itself.
 
     Args:
-        instance: knows the run's status.
-        run_id: the run's.
-        patience_seconds: time in which a run that its launcher told to stop may do so.
+        instance: the instance of the run.
+        run_id: the run's id.
+        grace_seconds: time that a run has to stop after its launcher has signalled it.
     """
 
-    def __init__(self, instance: dg.DagsterInstance, run_id: str, patience_seconds: float = STOP_SECONDS) -> None:
+    def __init__(self, instance: dg.DagsterInstance, run_id: str, grace_seconds: float = STOP_SECONDS) -> None:
         self._instance = instance
         self._run_id = run_id
-        self._patience_seconds = patience_seconds
+        self._grace_seconds = grace_seconds
         self._seen_at: float | None = None
 
     def __call__(self) -> bool:
-        """Ask the instance."""
+        """Query the run's status."""
         run = self._instance.get_run_by_id(self._run_id)
         if run is None:  # deleted in the UI
             return False
@@ -43,19 +43,19 @@ class EndedOutside:
             return run.is_finished or run.status is dg.DagsterRunStatus.CANCELING
         if not run.is_finished:
             return False
-        # The launcher may have sent a signal, and a second one ends a run at once, without a checkpoint.
+        # The launcher may have sent a signal; a second one would end the run at once, without a checkpoint.
         self._seen_at = time.monotonic() if self._seen_at is None else self._seen_at
-        return time.monotonic() - self._seen_at >= self._patience_seconds
+        return time.monotonic() - self._seen_at >= self._grace_seconds
 
 
 def with_heartbeat(executor: dg.ExecutorDefinition, settings: Settings) -> dg.ExecutorDefinition:
-    """The same executor, with a heartbeat in the root for each of its runs."""
+    """Wrap an executor, so that each of its runs has a heartbeat in the root."""
 
     def create(context: dg.InitExecutorContext) -> dg.Executor:
-        assert executor.executor_creation_fn is not None  # Dagster's own executors have one
+        assert executor.executor_creation_fn is not None  # set for Dagster's own executors
         return _WithHeartbeat(executor.executor_creation_fn(context), settings)
 
-    schema: Any = executor.config_schema  # its type is not among those that Dagster's own constructor names
+    schema: Any = executor.config_schema  # the constructor's annotation lacks its type
     return dg.ExecutorDefinition(
         executor.name,
         config_schema=schema,
@@ -66,7 +66,7 @@ def with_heartbeat(executor: dg.ExecutorDefinition, settings: Settings) -> dg.Ex
 
 
 class _WithHeartbeat(dg.Executor):
-    """Another executor, within a heartbeat. Dagster does not export the types that are ``Any`` here."""
+    """An executor within a heartbeat. Dagster does not export the types that are ``Any`` here."""
 
     def __init__(self, executor: dg.Executor, settings: Settings) -> None:
         self._executor = executor
@@ -86,8 +86,8 @@ class _WithHeartbeat(dg.Executor):
             build_storage(self._settings).root,
             run_id,
             self._settings.lease_seconds,
-            is_over=EndedOutside(instance, run_id),
+            is_over=EndedExternally(instance, run_id),
             on_over=lambda: os.kill(os.getpid(), signal.SIGINT),
-            on_trouble=lambda reason: log.warning(f"the run's heartbeat fails: {reason}"),
+            on_trouble=lambda reason: log.warning(f"the run's heartbeat failed: {reason}"),
         ):
             yield from self._executor.execute(plan_context, execution_plan)

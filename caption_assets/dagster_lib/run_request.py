@@ -1,6 +1,6 @@
-"""The request of a scheduled run: tags that name the shards to make, one tag for each shard.
+"""Requests of scheduled runs: tags that name the shards to make, one tag for each shard.
 
-The run's partition range may span further shards. One tag for all shards would grow with their number, and PostgreSQL
+The run's partition range may include other shards. A single tag would grow with the number of shards, and PostgreSQL
 cannot index a tag of more than 2,704 bytes (a third of a page), so that the run could not be created.
 """
 
@@ -14,33 +14,33 @@ from itertools import islice
 import dagster as dg
 
 NAMESPACE = "caption_assets.request/"
-"""Of the tags' names."""
+"""Namespace of the tags."""
 MAX_LENGTH = 63
-"""Characters of a tag's name after its namespace: Dagster's limit, beyond which it warns."""
+"""Maximum length of a tag's name after the namespace; Dagster warns beyond it."""
 CHUNK = 500
-"""Tags that one query looks up."""
+"""Maximum number of tags in a query."""
 
 
 def request_tags(asset: dg.AssetKey, inputs: Mapping[str, str], tick: str) -> dict[str, str]:
-    """The tags of a run that the schedule requests.
+    """The tags of a scheduled run.
 
     Args:
-        asset: what the run makes, its last asset if there are several.
-        inputs: the shards to make, with the version of the input of each.
-        tick: time of the schedule's tick. A retry of the run has the same, so that both count as one request.
+        asset: the asset that the run makes, the last one if there are several.
+        inputs: the shards to make, with the version of each one's input.
+        tick: time of the schedule's tick. A retry of the run has the same time, so that both count as one request.
     """
     return {_tag(shard): f"{_content(asset, version)} {tick}" for shard, version in inputs.items()}
 
 
 def requested_shards(tags: Mapping[str, str], shards: Iterable[str]) -> list[str] | None:
-    """Those of a run's shards that it was requested for; None if the run is not one of the schedule's."""
+    """The shards that a run was requested for, among its ``shards``; None if the run is not scheduled."""
     if not any(name.startswith(NAMESPACE) for name in tags):
         return None
     return [shard for shard in shards if _tag(shard) in tags]
 
 
 def count_requests(instance: dg.DagsterInstance, asset: dg.AssetKey, inputs: Mapping[str, str]) -> Counter[str]:
-    """The number of runs requested for each shard with its present input; retries do not count."""
+    """Number of requested runs by shard, for the shards' current inputs. Retries do not count."""
     found: Counter[str] = Counter()
     for chunk in _chunks(inputs):
         shards = {_tag(shard): shard for shard in chunk}

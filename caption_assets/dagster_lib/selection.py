@@ -1,4 +1,4 @@
-"""The assets and shards that a run makes, and those that the present step makes."""
+"""The selection of a run: its assets, and the shards that a step makes."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from caption_assets.dagster_lib.run_request import requested_shards
 
 
 def is_selected(context: dg.AssetExecutionContext, key: dg.AssetKey) -> bool:
-    """Whether the run makes this asset, in whichever step."""
+    """Whether the run makes an asset, in any step."""
     return key in context.job_def.asset_layer.selected_asset_keys
 
 
 def shards_to_make(context: dg.AssetExecutionContext) -> list[str]:
-    """The run's shards, without those that a scheduled run only passes over.
+    """The run's shards, without those in its range that a scheduled run was not requested for.
 
-    What was last made of these is recorded again: Dagster would take them for failed, should the run fail.
+    The latest materializations of the others are logged again. Otherwise Dagster would show them as failed if the run
+    fails.
     """
     shards = list(context.partition_keys)
     requested = requested_shards(context.run.tags, shards)

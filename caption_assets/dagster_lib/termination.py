@@ -1,7 +1,8 @@
-"""Stopping a step by SIGINT or SIGTERM: from the UI, the keyboard, ``dagster dev``, a supervisor or Kubernetes.
+"""Termination of a step by SIGINT or SIGTERM: from the UI, the keyboard, ``dagster dev``, a supervisor or Kubernetes.
 
-The first signal stops the step: what is finished is kept, the engine ends, and Dagster learns of an interruption. It
-then cancels the run if the user asked for that, and fails it if not. The second signal ends the process at once.
+The first signal stops the step: finished rows go into checkpoints, the engine ends, and an interruption is raised.
+Dagster then cancels the run if the user asked for that, and fails it otherwise. The second signal ends the process at
+once.
 """
 
 from __future__ import annotations
@@ -29,31 +30,31 @@ T = TypeVar("T")
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 STOP_SECONDS = 20.0
-"""Maximum time from the first signal to the end of the step's own work; then the process ends as with a second one."""
+"""Maximum time from the first signal to the end of the step's work; then the process ends as with a second signal."""
 EXIT_SECONDS = 5.0
-"""Maximum time that threads of libraries may delay the exit of a process that was stopped."""
+"""Maximum time that libraries' threads may delay the exit of a stopped process."""
 REPORT_SECONDS = 3.0
-"""Maximum time for telling Dagster of a run whose process ends at once. Together these stay below 30 s."""
-SAME_SECONDS = 0.5
-"""Two signals within this time count as one: Ctrl-C reaches the process of a step from the terminal and its run."""
+"""Maximum time for reporting to Dagster that a process ends at once. The three times add up to less than 30 s."""
+DEBOUNCE_SECONDS = 0.5
+"""Signals within this time count as one: Ctrl-C reaches a step's process from the terminal and from its run."""
 LAUNCHER = re.compile(r"dg|dagster([._-].*)?")
 """Names of Dagster's programs and modules."""
 
 
-class _Word(Enum):
-    """What the handler and the step tell the watching thread."""
+class _Event(Enum):
+    """Events that the signal handler and the step send to the watching thread."""
 
-    STOP = "the first signal came"
-    AGAIN = "another signal came"
-    ENDED = "the step has ended"
+    FIRST_SIGNAL = "the first signal arrived"
+    SECOND_SIGNAL = "another signal arrived"
+    STEP_ENDED = "the step has ended"
     EXITING = "the process waits for its threads"
 
 
 class Stop:
-    """Handles the signals of one step, in the main thread.
+    """The signal handler of one step, in the main thread.
 
     Args:
-        report: tells Dagster why the process ends, where nobody else will.
+        report: reports to Dagster why the process ends.
     """
 
     def __init__(self, report: Callable[[str], None]) -> None:
@@ -62,28 +63,28 @@ class Stop:
         self._signalled_at = 0.0
         self._is_on_loop = False
         self._cancel: Callable[[], object] | None = None
-        self._words: SimpleQueue[_Word] = SimpleQueue()  # can be put to by a handler, whatever it interrupts
+        self._events: SimpleQueue[_Event] = SimpleQueue()  # a signal handler may put into it
 
     @property
-    def is_under_way(self) -> bool:
-        """Whether a signal came."""
+    def is_requested(self) -> bool:
+        """Whether a signal has arrived."""
         return self._signal is not None
 
     @property
     def interruption(self) -> dg.DagsterExecutionInterruptedError:
-        """What Dagster is told."""
-        return dg.DagsterExecutionInterruptedError(f"stopped by {self._signal}; what was finished is kept")
+        """The exception for Dagster."""
+        return dg.DagsterExecutionInterruptedError(f"stopped by {self._signal}; finished rows are kept")
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run ``work`` on an event loop of its own; the first signal cancels it.
+        """Run a coroutine on its own event loop. The first signal cancels it.
 
         Raises:
-            DagsterExecutionInterruptedError: if a signal came, also where the work was finished nevertheless.
+            DagsterExecutionInterruptedError: if a signal arrived, even if the work finished.
         """
 
         async def cancellable() -> T:
             loop, task = asyncio.get_running_loop(), asyncio.current_task()
-            assert task is not None  # a coroutine runs in one
+            assert task is not None  # a coroutine runs in a task
             self._cancel = lambda: loop.call_soon_threadsafe(task.cancel)
             try:
                 if self._signal:
@@ -104,81 +105,81 @@ class Stop:
         return result
 
     def check(self, error: Exception | None = None) -> None:
-        """Raise if a signal came.
+        """Raise if a signal has arrived.
 
         Args:
-            error: what the step failed with meanwhile, if it did.
+            error: error of the step, which becomes the cause.
 
         Raises:
-            DagsterExecutionInterruptedError: as above.
+            DagsterExecutionInterruptedError: if a signal has arrived.
         """
         if self._signal:
             raise self.interruption from error
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """The handler. Outside of ``run`` it raises, as Dagster's own does."""
+        """Handle a signal. Outside of ``run`` this raises, as Dagster's own handler does."""
         if self._signal is None:
             self._signal, self._signalled_at = signal.Signals(number).name, time.monotonic()
-            self._words.put(_Word.STOP)
+            self._events.put(_Event.FIRST_SIGNAL)
             if not self._is_on_loop:
                 raise self.interruption
             if self._cancel:
                 self._cancel()
-        elif time.monotonic() - self._signalled_at > SAME_SECONDS:
-            self._words.put(_Word.AGAIN)
+        elif time.monotonic() - self._signalled_at > DEBOUNCE_SECONDS:
+            self._events.put(_Event.SECOND_SIGNAL)
 
     def watch(self) -> None:
-        """Ends the process when a stop takes too long or is asked for again; what the watching thread does."""
-        if self._words.get() is _Word.ENDED:
+        """End the process if a stop takes too long or a second signal arrives. Runs in the watching thread."""
+        if self._events.get() is _Event.STEP_ENDED:
             return
         try:
-            word = self._words.get(timeout=STOP_SECONDS)
+            event = self._events.get(timeout=STOP_SECONDS)
         except Empty:
             self._end_process(f"the step did not stop within {STOP_SECONDS:g} s of {self._signal}")
-        if word is _Word.AGAIN:
-            self._end_process(f"ended at once by a signal after {self._signal}")
-        self._words.get()
+        if event is _Event.SECOND_SIGNAL:
+            self._end_process(f"ended by a second signal after {self._signal}")
+        self._events.get()
         time.sleep(EXIT_SECONDS)
         os._exit(1)
 
     def end(self) -> None:
-        """The step's own work is over."""
-        self._words.put(_Word.ENDED)
-        if self._signal:  # as concurrent.futures does, whose threads would be waited for next
-            threading._register_atexit(self._words.put, _Word.EXITING)  # type: ignore[attr-defined]
+        """Note the end of the step's work."""
+        self._events.put(_Event.STEP_ENDED)
+        if self._signal:  # as concurrent.futures does: its threads are joined next
+            threading._register_atexit(self._events.put, _Event.EXITING)  # type: ignore[attr-defined]
 
     def _end_process(self, reason: str) -> None:
-        for child in active_children():  # they die with this process, but not all before they have come up
+        for child in active_children():  # they end with this process, unless they are still starting
             child.kill()
         reporting = threading.Thread(target=self._report, args=(reason,), daemon=True)
         reporting.start()
         reporting.join(REPORT_SECONDS)
-        print(f"{reason}; what is in checkpoints is kept", file=sys.stderr, flush=True)
+        print(f"{reason}; checkpoints are kept", file=sys.stderr, flush=True)
         os._exit(1)
 
 
 @contextmanager
 def stoppable(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext) -> Iterator[Stop]:
-    """Handle SIGINT and SIGTERM while the block runs, which must not yield to Dagster.
+    """Handle SIGINT and SIGTERM while the block runs. The block must not yield to Dagster.
 
-    In other threads than the main one signals do not arrive: nothing is handled there.
+    Signals arrive in the main thread only; in other threads nothing is handled.
 
     Raises:
-        DagsterExecutionInterruptedError: if one came.
+        DagsterExecutionInterruptedError: if a signal arrived.
     """
     stop = Stop(lambda reason: _report(context, reason))
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
     before = {number: signal.getsignal(number) for number in SIGNALS}
-    threading.Thread(target=stop.watch, name="stop watch", daemon=True).start()
+    threading.Thread(target=stop.watch, name="signal watch", daemon=True).start()
     read, write = os.pipe()
     threading.Thread(target=_follow_launchers, args=(stop, read), name="launcher watch", daemon=True).start()
     try:
         for number in SIGNALS:
             signal.signal(number, stop.handle)
         yield stop
-        stop.check()  # what the handler raised may have been lost in a finaliser
+        stop.check()  # an exception that the handler raised in a finalizer is lost
     except Exception as error:
         stop.check(error)
         raise
@@ -190,9 +191,9 @@ def stoppable(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext)
 
 
 def _report(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext, reason: str) -> None:
-    """Tell Dagster how the run ends whose process is ended here.
+    """Report the end of the run to Dagster, if this is the run's process.
 
-    A step in a process or pod of its own is its executor's to report.
+    An executor reports steps that have their own process or pod.
     """
     run = context.instance.get_run_by_id(context.run.run_id)
     if run is None or run.is_finished:
@@ -204,13 +205,13 @@ def _report(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext, r
 
 
 def _follow_launchers(stop: Stop, ended: int) -> None:
-    """Stop this process when the process of Dagster's that launched it ends, or one above that.
+    """Stop this process when a Dagster process that launched it ends.
 
-    ``dagster dev`` that is stopped leaves its code server behind until the runs of that have ended.
+    After ``dagster dev`` is stopped, its code server runs until the server's runs have ended.
 
     Args:
-        stop: the step's.
-        ended: a file that becomes readable when the step has ended.
+        stop: the step's signal handler.
+        ended: file descriptor that becomes readable when the step has ended.
     """
     with ExitStack() as files:
         files.callback(os.close, ended)
@@ -222,18 +223,18 @@ def _follow_launchers(stop: Stop, ended: int) -> None:
             has_ended = ended in wait([*launchers, ended])
         except (ProcessLookupError, FileNotFoundError):
             has_ended = False
-        if not has_ended and not stop.is_under_way:  # a second signal would cut it off
+        if not has_ended and not stop.is_requested:  # a second signal would end it at once
             os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _launchers() -> Iterator[int]:
-    """The process ids of those processes, nearest first; none for a run on the command line."""
+    """Process ids of the Dagster processes above this one, nearest first; none for a command-line run."""
     parent = parent_process()
     if parent is None or parent.pid is None or sys.platform != "linux":
         return
     pid = parent.pid
     yield pid
-    while (pid := _parent_of(pid)) > 1 and _is_dagsters(pid):
+    while (pid := _parent_of(pid)) > 1 and _is_dagster(pid):
         yield pid
 
 
@@ -241,6 +242,6 @@ def _parent_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
-def _is_dagsters(pid: int) -> bool:
+def _is_dagster(pid: int) -> bool:
     words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
     return "--multiprocessing-fork" in words or any(LAUNCHER.fullmatch(PurePath(word).name) for word in words[:6])

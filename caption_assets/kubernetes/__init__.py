@@ -1,1 +1,1 @@
-"""Pods of the steps, and the executor that starts them."""
+"""The pods of the steps, and the executor that starts them."""

@@ -1,7 +1,7 @@
-"""The executor that gives each step a Kubernetes pod of its own, and that finds out why a pod is lost.
+"""The Kubernetes executor: it gives each step a pod, and reports why a pod is lost.
 
-dagster-k8s starts the pods. It looks at nothing but whether a Job has failed: a pod that never starts, or whose node is
-gone, would keep its run going for ever, and of one that has failed the run would not say why.
+dagster-k8s starts the pods, but checks only whether a Job has failed. A pod that never starts, or whose node is lost,
+would keep its run in progress for ever, and a failed pod's run would not show the reason.
 """
 
 from __future__ import annotations
@@ -31,32 +31,32 @@ if TYPE_CHECKING:
     from dagster_k8s.executor import K8sStepHandler
 
 NEVER_STARTS = frozenset({"ErrImageNeverPull", "InvalidImageName"})
-"""Why a container waits, where waiting does not help."""
-HARDLY_STARTS = frozenset(
+"""Reasons of a waiting container that never resolve."""
+MAY_NOT_START = frozenset(
     {"ErrImagePull", "ImagePullBackOff", "CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
 )
-"""The same, where it may."""
-MEND_TIME = timedelta(minutes=3)
-"""How long it is waited for those, from when one was first seen, and for a Job that gets no pod."""
+"""Reasons of a waiting container that may resolve."""
+RESOLVE_TIME = timedelta(minutes=3)
+"""Maximum time for such a reason to resolve, from when it is first seen, and for a Job to get a pod."""
 START_TIME = timedelta(minutes=30)
-"""How long a pod may wait for a node, its volumes and its image, like a run's pod in ``k8s/values.yaml``: a node with
-GPUs may have to be started, and an image with CUDA takes minutes."""
+"""Maximum time for a pod to get a node, its volumes and its image, as for a run's pod in ``k8s/values.yaml``: a GPU
+node may have to be started, and an image with CUDA takes minutes."""
 LOST_TIME = timedelta(minutes=1)
-"""How much longer than its grace period a pod may take to go: then its node does not answer."""
+"""Maximum time that a pod may exceed its grace period; beyond it, the node does not respond."""
 
 
 @dataclass(frozen=True, slots=True)
-class Trouble:
-    """Why a step's pod will not do its work."""
+class PodFailure:
+    """The failure of a step's pod."""
 
     reason: str
-    """With what may be done about it."""
+    """The reason, with a remedy if one is known."""
     retry: bool = True
-    """Whether another pod may fare better."""
+    """Whether another pod may succeed."""
 
 
 def build_pod_executor(settings: Settings) -> dg.ExecutorDefinition:
-    """dagster-k8s's executor, which watches its pods more closely, and whose pods go when the run's pod goes."""
+    """Build dagster-k8s's executor with a pod watch. Kubernetes deletes the steps' pods together with the run's pod."""
     plain: Any = k8s_job_executor  # its parts are not typed
 
     @dg.executor(
@@ -66,7 +66,7 @@ def build_pod_executor(settings: Settings) -> dg.ExecutorDefinition:
         launcher = context.instance.run_launcher
         if not isinstance(launcher, K8sRunLauncher):
             raise SettingsError(
-                "CAPTION_EXECUTOR=k8s: this run is no pod of a cluster, for the instance's run launcher is "
+                "CAPTION_EXECUTOR=k8s: this run is not a pod of a cluster, because the instance's run launcher is "
                 f"{type(launcher).__name__}: launch it from an instance with K8sRunLauncher "
                 "(docs/how-to/kubernetes.md), or set CAPTION_EXECUTOR=in_process"
             )
@@ -81,11 +81,11 @@ def build_pod_executor(settings: Settings) -> dg.ExecutorDefinition:
 
 
 class _WatchedPods(StepHandler):
-    """Starts and ends pods as dagster-k8s does, and looks at them besides."""
+    """dagster-k8s's step handler with another health check."""
 
     def __init__(self, jobs: K8sStepHandler) -> None:
         self._jobs = jobs
-        self._hindered: dict[str, dict[str, datetime]] = {}
+        self._waiting_since: dict[str, dict[str, datetime]] = {}
 
     @property
     def name(self) -> str:
@@ -98,111 +98,119 @@ class _WatchedPods(StepHandler):
         return self._jobs.terminate_step(step_handler_context)
 
     def check_step_health(self, step_handler_context: StepHandlerContext) -> CheckStepHealthResult:
-        """Asked every 20 s while the step is under way, for all that Dagster knows."""
+        """Check a step that Dagster counts as running. Dagster calls this every 20 s."""
         if _is_over(step_handler_context):
             return CheckStepHealthResult.healthy()
         api, job, namespace = step_job(self._jobs, step_handler_context)
         status = api.get_job_status(job, namespace)
         pods = api.get_pods_in_job(job, namespace)
-        complaints = []
+        warnings = []
         if not pods:
             events = api.core_api.list_namespaced_event(namespace, field_selector=f"involvedObject.name={job}").items
-            complaints = [event.message for event in events if event.type == "Warning"]
+            warnings = [event.message for event in events if event.type == "Warning"]
         now = datetime.now(UTC)
-        self._hindered[job] = hindered_since(pods, self._hindered.get(job, {}), now)
-        trouble = find_trouble(status, pods, complaints, self._hindered[job], now)
-        if trouble is None:
+        self._waiting_since[job] = waiting_since(pods, self._waiting_since.get(job, {}), now)
+        failure = find_failure(status, pods, warnings, self._waiting_since[job], now)
+        if failure is None:
             return CheckStepHealthResult.healthy()
-        if status and not (status.failed or status.succeeded):  # what waits, or cannot be reached, must not come back
+        if status and not (status.failed or status.succeeded):  # a waiting or unreachable pod must not start later
             list(self.terminate_step(step_handler_context))
-        reason = f"Job {job}: {trouble.reason}"
-        if trouble.retry:
+        reason = f"Job {job}: {failure.reason}"
+        if failure.retry:
             return CheckStepHealthResult.unhealthy(reason)
         fail_step(step_handler_context, "cannot start", reason)
         return CheckStepHealthResult.healthy()
 
 
-def hindered_since(pods: Sequence[V1Pod], before: Mapping[str, datetime], now: datetime) -> dict[str, datetime]:
-    """Since when each pod is kept from starting by what may yet be mended, by name.
+def waiting_since(pods: Sequence[V1Pod], before: Mapping[str, datetime], now: datetime) -> dict[str, datetime]:
+    """Time since which each pod waits for a reason that may resolve, by the pod's name.
 
-    Not since it was made: it may have waited for its node, and its image may have come slowly until the first trouble.
+    A pod's creation time does not serve: it may have waited for its node, or have pulled its image slowly.
 
     Args:
-        pods: a Job's.
-        before: what was found at the last look.
-        now: the time.
+        pods: the pods of a Job.
+        before: the result of the previous check.
+        now: the current time.
     """
-    return {pod.metadata.name: before.get(pod.metadata.name, now) for pod in pods if _obstacle(pod)[0] in HARDLY_STARTS}
+    return {
+        pod.metadata.name: before.get(pod.metadata.name, now)
+        for pod in pods
+        if _waiting_reason(pod)[0] in MAY_NOT_START
+    }
 
 
-def find_trouble(
+def find_failure(
     job: V1JobStatus | None,
     pods: Sequence[V1Pod],
-    complaints: Sequence[str],
-    hindered: Mapping[str, datetime],
+    warnings: Sequence[str],
+    waiting: Mapping[str, datetime],
     now: datetime,
-) -> Trouble | None:
-    """What is wrong with a step that has not told its end; None if nothing is, or it may still come right.
+) -> PodFailure | None:
+    """The failure of a step that has not reported its end; None if it runs or may still start.
 
     Args:
-        job: the Job's status; None if there is no such Job.
-        pods: the Job's.
-        complaints: what Kubernetes has to say of the Job.
-        hindered: as ``hindered_since`` finds it.
-        now: the time.
+        job: the Job's status; None if the Job does not exist.
+        pods: the Job's pods.
+        warnings: Kubernetes' warnings about the Job.
+        waiting: the result of ``waiting_since``.
+        now: the current time.
     """
     if job is None:
-        return Trouble("it was deleted by somebody else")
+        return PodFailure("it was deleted externally")
     for pod in pods:
-        if trouble := _end(pod) if job.failed else _wait(pod, hindered.get(pod.metadata.name, now), now):
-            return trouble
+        if failure := _end(pod) if job.failed else _wait(pod, waiting.get(pod.metadata.name, now), now):
+            return failure
     if job.failed:
-        return Trouble("its pod is gone: it was deleted, or its node was")
+        return PodFailure("its pod is missing: it was deleted, or its node was")
     if job.succeeded:
-        return Trouble("its pod was taken away, and another that Kubernetes started in its place found the step begun")
-    if not pods and job.start_time and now - job.start_time > MEND_TIME:
-        return Trouble(f"Kubernetes makes no pod for it: {'; '.join(complaints) or 'no reason is given'}", retry=False)
+        return PodFailure(
+            "its pod was removed, and the replacement that Kubernetes started found the step already started"
+        )
+    if not pods and job.start_time and now - job.start_time > RESOLVE_TIME:
+        return PodFailure(f"Kubernetes creates no pod for it: {'; '.join(warnings) or 'no reason given'}", retry=False)
     return None
 
 
-def _end(pod: V1Pod) -> Trouble | None:
-    """Why a pod that is over has failed."""
+def _end(pod: V1Pod) -> PodFailure | None:
+    """The failure of a pod that has ended."""
     name, status = pod.metadata.name, pod.status
     for container in status.container_statuses or []:
         end = container.state.terminated
         if end and end.reason == "OOMKilled":
             limit = (pod.spec.containers[0].resources.limits or {}).get("memory", "its node's")
-            return Trouble(
-                f"pod {name} took more memory than its limit of {limit} (OOMKilled, exit code {end.exit_code}): lower "
-                "CAPTION_DECODE_WORKERS, CAPTION_FRAMES_GB or CAPTION_PROCESSOR_CACHE_GB, or give it more"
+            return PodFailure(
+                f"pod {name} exceeded its memory limit of {limit} (OOMKilled, exit code {end.exit_code}): lower "
+                "CAPTION_DECODE_WORKERS, CAPTION_FRAMES_GB or CAPTION_PROCESSOR_CACHE_GB, or raise the limit"
             )
         if end and end.exit_code:
-            said = " ".join(filter(None, [status.reason, status.message, end.message]))
-            return Trouble(f"pod {name} ended with exit code {end.exit_code} ({end.reason}) {said}".rstrip())
-    if status.reason:  # before its containers ran, or with them: Evicted, Preempting, NodeLost
-        return Trouble(f"pod {name} failed: {status.reason}: {status.message}")
+            details = " ".join(filter(None, [status.reason, status.message, end.message]))
+            return PodFailure(f"pod {name} ended with exit code {end.exit_code} ({end.reason}) {details}".rstrip())
+    if status.reason:  # Evicted, Preempting, NodeLost
+        return PodFailure(f"pod {name} failed: {status.reason}: {status.message}")
     return None
 
 
-def _wait(pod: V1Pod, hindered: datetime, now: datetime) -> Trouble | None:
-    """Why a pod waits for too long, to start or to go."""
+def _wait(pod: V1Pod, since: datetime, now: datetime) -> PodFailure | None:
+    """The failure of a pod that has waited too long to start or to end."""
     name, waits = pod.metadata.name, now - pod.metadata.creation_timestamp
-    going = pod.metadata.deletion_timestamp
-    if going and now - going > LOST_TIME:
-        return Trouble(f"pod {name} was to end at {going:%H:%M:%S} and is still there: its node {_node(pod)} is lost")
-    if going or pod.status.phase != "Pending":
+    ending = pod.metadata.deletion_timestamp
+    if ending and now - ending > LOST_TIME:
+        return PodFailure(
+            f"pod {name} should have ended at {ending:%H:%M:%S} and still exists: its node {_node(pod)} is lost"
+        )
+    if ending or pod.status.phase != "Pending":
         return None
-    word, sentence = _obstacle(pod)
-    if word in NEVER_STARTS or (word in HARDLY_STARTS and now - hindered > MEND_TIME):
-        return Trouble(f"pod {name} cannot start: {word}: {sentence}", retry=False)
+    reason, message = _waiting_reason(pod)
+    if reason in NEVER_STARTS or (reason in MAY_NOT_START and now - since > RESOLVE_TIME):
+        return PodFailure(f"pod {name} cannot start: {reason}: {message}", retry=False)
     if waits > START_TIME:
         causes = [condition.message for condition in pod.status.conditions or [] if condition.message]
-        return Trouble(f"pod {name} has not started in {waits}: {'; '.join(causes) or word}", retry=False)
+        return PodFailure(f"pod {name} has not started in {waits}: {'; '.join(causes) or reason}", retry=False)
     return None
 
 
-def _obstacle(pod: V1Pod) -> tuple[str, str]:
-    """Why a pod's container waits, as a word and a sentence; empty if none does."""
+def _waiting_reason(pod: V1Pod) -> tuple[str, str]:
+    """Reason and message of a pod's waiting container; empty if none waits."""
     for container in pod.status.container_statuses or []:
         if waiting := container.state.waiting:
             return waiting.reason or "", waiting.message or ""
@@ -214,7 +222,7 @@ def _node(pod: V1Pod) -> str:
 
 
 def _is_over(context: StepHandlerContext) -> bool:
-    """Whether the present attempt has told its end: Dagster is about to read of it."""
+    """Whether the current attempt has logged its end, which Dagster will read next."""
     arguments = context.execute_step_args
     [step] = arguments.step_keys_to_execute or []
     assert arguments.known_state is not None

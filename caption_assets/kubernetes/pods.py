@@ -22,51 +22,51 @@ from caption_assets.workers.sandbox import MAX_WORKERS
 CAPTION_STEP = "captions"
 """Name of the step that captions."""
 GPU_POOL = "gpu"
-"""The pool of the runs that caption. It has a limit only where an instance's configuration gives it one."""
+"""Pool of the caption step. It has a limit only if the instance's configuration sets one."""
 VERSION_VARIABLE = "CAPTION_ASSETS_VERSION"
-"""Tells a captioning pod which version of the project launched it."""
+"""Environment variable of a captioning pod: the project's version in the run's pod."""
 
 MAX_RETRIES = 3
-"""Retries of a step whose pod was lost; what is in checkpoints is not done again."""
+"""Maximum number of retries of a step whose pod was lost. Checkpoints are reused."""
 GRACE_SECONDS = 60
-"""From SIGTERM to SIGKILL of a captioning pod. A step that is stopped ends within 30 s."""
+"""Time from SIGTERM to SIGKILL of a captioning pod. A stopped step ends within 30 s."""
 
 STEP_SECONDS = 24 * 60 * 60
-"""How long a step's Job can be looked at after its end; not longer than its run's, with whose pod it goes."""
+"""Time for which a step's Job is kept after its end, at most until its run's pod is deleted."""
 
 SHARED_MEMORY = "2Gi"
-"""For /dev/shm, through which the engine's processes exchange tensors; a container has 64 MiB of its own."""
+"""Size of /dev/shm, through which the engine's processes exchange tensors. A container's default is 64 MiB."""
 WORKER_GB = 0.75
-"""Memory of one process that decodes, with an ordinary clip."""
+"""Memory of a decode worker with an ordinary clip."""
 WORKER_WINDOWS = 16
-"""Windows for which another process that decodes is worth its start."""
+"""Minimum number of windows for each decode worker; fewer do not justify its start."""
 RUN_GB = 1.0
 """Memory of the step's own process."""
 ROW_KB = 32
-"""Memory of a window's rows until its shard is published."""
+"""Memory of a window's rows, which are held until the shard is published."""
 FRAME_BYTES_PER_PIXEL = 2 * 3
-"""Of decoded frames, for each pixel of a visual token's square: two frames, three channels."""
+"""Bytes of decoded frames for each pixel of a visual token: two frames, three channels."""
 
 
 class ImageMismatch(CaptionAssetsError):
-    """A pod whose image is of another version of the project than its run's."""
+    """A pod whose image has another version of the project than its run's."""
 
 
 @dataclass(frozen=True, slots=True)
 class PodSize:
-    """What a pod asks of its node."""
+    """The resources of a pod."""
 
     cpus: float
-    """Cores."""
+    """Requested cores."""
     memory_gb: float
-    """In GiB."""
+    """Requested memory, in GiB."""
     memory_limit_gb: float
-    """More than this ends it."""
+    """Memory limit, in GiB."""
     gpus: int = 0
 
     @property
     def resources(self) -> dict[str, dict[str, str]]:
-        """As in a container's specification."""
+        """Requests and limits of a container's specification."""
         limits = {"memory": _mebibytes(self.memory_limit_gb)}
         if self.gpus:
             limits["nvidia.com/gpu"] = str(self.gpus)
@@ -81,20 +81,19 @@ EXPORT_SIZE = PodSize(cpus=1, memory_gb=2, memory_limit_gb=8)
 def step_retries(settings: Settings) -> dg.RetryPolicy | None:
     """The retry policy of all steps.
 
-    Dagster takes any interruption for a reason to retry. Only an executor that gives each step a pod makes the retry in
-    another pod, and it makes none in a run that is being cancelled. The others would make it in the process that was
-    told to stop.
+    Dagster retries a step after any interruption. Only with a pod for each step does the retry run in another pod, and
+    not in a run that is being cancelled. Other executors would retry in the process that was signalled to stop.
     """
     return dg.RetryPolicy(max_retries=MAX_RETRIES) if settings.executor == "k8s" else None
 
 
 def caption_size(settings: Settings, windows: int | None = None, tokens: int | None = None) -> PodSize:
-    """What captioning asks for.
+    """The size of a captioning pod.
 
     Args:
-        settings: decide the GPUs, and the most of all else.
-        windows: that will be captioned; as many as may come if not known.
-        tokens: visual tokens of them all, as ``predicted_visual_tokens`` of their manifests.
+        settings: set the number of GPUs, and the maximum of all other resources.
+        windows: number of windows to caption; None for the maximum.
+        tokens: visual tokens of all windows, as ``predicted_visual_tokens`` of their manifests.
     """
     variant = settings.variant
     shares = max(settings.gpus, 1)
@@ -109,40 +108,40 @@ def caption_size(settings: Settings, windows: int | None = None, tokens: int | N
         frames_gb = min(frames_gb, pixels * FRAME_BYTES_PER_PIXEL / 2**30)
         cache_gb = min(cache_gb, pixels * CACHE_BYTES_PER_PIXEL / 2**30)
     rows_gb = (windows or 0) * ROW_KB / 2**20
-    # The cache is in the step's process and in each replica's.
+    # The step's process and each replica have a cache.
     caches_gb = cache_gb * (1 + settings.data_parallel_size)
     memory = variant.host_gb * shares + caches_gb + frames_gb + workers * WORKER_GB + RUN_GB + rows_gb
-    # Two hostile clips at once are no reason to lose the engine.
+    # Two hostile clips at once must not cost the engine.
     return PodSize(cpus, memory, memory + 2 * settings.decode_memory_gb, settings.gpus)
 
 
 def clip_workers(settings: Settings, windows: int) -> int:
-    """Processes that decode, as many as so much work is worth."""
+    """Number of decode workers for a number of windows."""
     return min(settings.decode_workers or MAX_WORKERS, max(math.ceil(windows / WORKER_WINDOWS), 1))
 
 
 def caption_run_config(settings: Settings, windows: int, tokens: int) -> dict[str, Any]:
-    """Run configuration with which the captioning pod is as large as its work; for who launches runs by program.
+    """Run configuration that sizes the captioning pod for its work.
 
-    A run that is launched without it gets the largest that the settings ask for. Tags of a run do not reach its steps.
+    A run without it gets the maximum size of the settings. A run's tags do not reach its steps.
 
     Args:
-        settings: as the definitions were built with; with another executor than ``k8s`` nothing is configured.
-        windows: that the run will caption.
-        tokens: visual tokens of them all, as ``predicted_visual_tokens`` of their manifests.
+        settings: the settings of the definitions. With another executor than ``k8s`` the configuration is empty.
+        windows: number of windows that the run captions.
+        tokens: visual tokens of all windows, as ``predicted_visual_tokens`` of their manifests.
     """
     if settings.executor != "k8s":
         return {}
     container = {
         "resources": caption_size(settings, windows, tokens).resources,
-        # By itself the step starts as many as the node has cores, for which its memory would be too small.
+        # By default the step starts one worker a core of the node, for which the pod has too little memory.
         "env": [{"name": f"{PREFIX}DECODE_WORKERS", "value": str(clip_workers(settings, windows))}],
     }
     return {"execution": {"config": {"per_step_k8s_config": {CAPTION_STEP: {"container_config": container}}}}}
 
 
 def caption_pod(settings: Settings) -> dict[str, Any]:
-    """Op tags of the step that captions."""
+    """Op tags of the caption step."""
     container: dict[str, Any] = {
         "resources": caption_size(settings).resources,
         "env": [{"name": VERSION_VARIABLE, "value": __version__}],
@@ -154,7 +153,7 @@ def caption_pod(settings: Settings) -> dict[str, Any]:
     }
     if settings.gpu_image:
         container["image"] = settings.gpu_image.replace("{version}", __version__)
-    if settings.metrics_port:  # Prometheus Operator asks only ports that are declared
+    if settings.metrics_port:  # Prometheus Operator scrapes declared ports only
         container["ports"] = [{"name": "metrics", "container_port": settings.metrics_port}]
     if settings.gpus:
         pod["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
@@ -163,25 +162,25 @@ def caption_pod(settings: Settings) -> dict[str, Any]:
 
 
 def cpu_pod(size: PodSize) -> dict[str, Any]:
-    """Op tags of a step that needs no GPU."""
+    """Op tags of a step without a GPU."""
     return _tags({"container_config": {"resources": size.resources}})
 
 
 def step_pod(settings: Settings) -> dict[str, Any]:
-    """What the pods of all steps have in common, as dagster-k8s's ``step_k8s_config``."""
-    pod: dict[str, Any] = {"automount_service_account_token": False}  # steps ask nothing of the cluster
+    """Configuration of all steps' pods, as dagster-k8s's ``step_k8s_config``."""
+    pod: dict[str, Any] = {"automount_service_account_token": False}  # steps do not call the cluster's API
     if settings.step_service_account:
         pod["service_account_name"] = settings.step_service_account
     return {
         "pod_spec_config": pod,
         "pod_template_spec_metadata": {
-            # A node that is to be given back for its idleness waits for the step.
+            # An autoscaler must not remove the step's node.
             "annotations": {
                 "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
                 "karpenter.sh/do-not-disrupt": "true",
             }
         },
-        # A pod that Kubernetes starts anew would find its step begun, and end without a word: Dagster starts another.
+        # A replacement pod would find its step already started, and exit silently. Dagster retries the step instead.
         "job_spec_config": {
             "backoff_limit": 0,
             "pod_replacement_policy": "Failed",
@@ -195,16 +194,16 @@ def _tags(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_image() -> None:
-    """Compare the version of this pod's image with that of the run, if one launched it.
+    """Check that this pod's image has the project version of its run's.
 
     Raises:
-        ImageMismatch: if they differ: two versions may make different tables.
+        ImageMismatch: if the versions differ; two versions may make different tables.
     """
     here, wanted = __version__, os.environ.get(VERSION_VARIABLE)
     if wanted is not None and wanted != here:
         raise ImageMismatch(
-            f"the captioning pod's image has version {here} of caption-assets, and the run's has {wanted}: build both "
-            "from one version, and name them in CAPTION_GPU_IMAGE and as the code location's image"
+            f"the captioning pod's image has version {here} of caption-assets, the run's has {wanted}: build both "
+            "from one version, and set them as CAPTION_GPU_IMAGE and as the code location's image"
         )
 
 

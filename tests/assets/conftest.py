@@ -8,13 +8,13 @@ import dagster as dg
 import pytest
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
-from caption_assets.dagster_lib.project import Project as ProjectNames
+from caption_assets.dagster_lib.project import Project
 from caption_assets.definitions import build_definitions
 from caption_assets.settings import Settings
 
 
-class Project:
-    """A root, an instance, and the definitions over them."""
+class ProjectHarness:
+    """A root, an instance, and the definitions for them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -28,23 +28,25 @@ class Project:
         partitions: tuple[str, str] | None = None,
         tags: Mapping[str, str] | None = None,
         checks: Sequence[dg.AssetCheckKey] = (),
+        run_id: str | None = None,
         **settings: object,
     ) -> dg.ExecuteInProcessResult:
-        """Materialize assets as the UI would, failures reported and not raised.
+        """Materialize assets as the UI does. A failure is returned, not raised.
 
         Args:
-            assets: the selection.
+            assets: the selected assets.
             partition: a shard.
-            partitions: or the first and last of several.
-            tags: of the run.
-            checks: the selection, if no assets are wanted.
-            settings: other than the defaults.
+            partitions: or the first and last of several shards.
+            tags: tags of the run.
+            checks: the selected checks, if no assets are selected.
+            run_id: the run's id.
+            settings: settings that differ from the defaults.
         """
         folders = {"root": str(self.root), "cache": str(self.folder / "cache")}
         # One process: starting the default eight takes two CPU seconds, and a sample shard is probed in a tenth of one.
         chosen = {**folders, "decode_workers": 1, **settings}
         validated = Settings(**chosen)  # type: ignore[arg-type]
-        definitions, names = build_definitions(validated), ProjectNames(validated.project)
+        definitions, names = build_definitions(validated), Project(validated.project)
         ends = dict(
             zip((ASSET_PARTITION_RANGE_START_TAG, ASSET_PARTITION_RANGE_END_TAG), partitions or (), strict=False)
         )
@@ -57,6 +59,7 @@ class Project:
             tags={**ends, **(tags or {})},
             instance=self.instance,
             raise_on_error=False,
+            run_id=run_id,
         )
 
     def failure(self, *assets: str, **options: object) -> str:
@@ -69,7 +72,7 @@ class Project:
 
 
 @pytest.fixture
-def project(tmp_path: Path, sample_data: Path) -> Project:
-    """The definitions over a root of the test's own that holds the sample shards."""
+def project(tmp_path: Path, sample_data: Path) -> ProjectHarness:
+    """A project with the sample shards."""
     shutil.copytree(sample_data / "shards", tmp_path / "root" / "shards")
-    return Project(tmp_path)
+    return ProjectHarness(tmp_path)

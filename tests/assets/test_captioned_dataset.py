@@ -9,7 +9,7 @@ from caption_assets.export.index import DATASET
 from caption_assets.settings import Settings
 from caption_assets.store.root import Root
 from caption_assets.store.tables import Status, publish_captions, read_manifest
-from tests.assets.conftest import Project
+from tests.assets.conftest import ProjectHarness
 from tests.export.shards import lines, samples
 from tests.report.windows import captioned, failed
 
@@ -19,15 +19,15 @@ SHARD = "sample-tar"
 
 
 @pytest.fixture
-def captioned_project(project: Project) -> Project:
-    """A project in which a shard has its manifest, and captions that no engine made."""
+def captioned_project(project: ProjectHarness) -> ProjectHarness:
+    """A project with a manifest and stored captions of a shard."""
     assert project.run("shard_index").success
     assert project.run("clip_manifest", partition=SHARD).success
     caption(project)
     return project
 
 
-def caption(project: Project, text: str = "A circle.") -> None:
+def caption(project: ProjectHarness, text: str = "A circle.") -> None:
     root = Root.open(str(project.root))
     rows = read_manifest(root, SHARD)
     captions = [captioned(row, text) if row.status is Status.OK else failed(row, "not_a_video") for row in rows]
@@ -35,14 +35,14 @@ def caption(project: Project, text: str = "A circle.") -> None:
         publish_captions(root, table, SHARD, captions, [row.key for row in rows], {})
 
 
-def materialize(project: Project, **settings: object) -> dg.AssetMaterialization:
+def materialize(project: ProjectHarness, **settings: object) -> dg.AssetMaterialization:
     result = project.run(DATASET, partition=SHARD, **{"export": "webdataset", **settings})  # type: ignore[arg-type]
     assert result.success
     (event,) = result.get_asset_materialization_events()
     return event.materialization
 
 
-def told(materialization: dg.AssetMaterialization) -> dict[str, Any]:
+def metadata_of(materialization: dg.AssetMaterialization) -> dict[str, Any]:
     return {name: value.value for name, value in materialization.metadata.items()}
 
 
@@ -50,8 +50,8 @@ def version(materialization: dg.AssetMaterialization) -> str:
     return (materialization.tags or {})["dagster/data_version"]
 
 
-def test_a_shard_is_exported_and_what_was_left_out_told(captioned_project: Project) -> None:
-    facts = told(materialize(captioned_project))
+def test_export_counts_samples_and_left_out_windows(captioned_project: ProjectHarness) -> None:
+    facts = metadata_of(materialize(captioned_project))
     root = Root.open(str(captioned_project.root))
     assert facts["left_out"] == 1
     assert facts["left_out_by_reason"] == {"clip_manifest: text": 1}
@@ -62,27 +62,27 @@ def test_a_shard_is_exported_and_what_was_left_out_told(captioned_project: Proje
         assert len(film) == record["bytes"]
 
 
-def test_lines_may_be_had_instead(captioned_project: Project) -> None:
-    assert told(materialize(captioned_project, export="jsonl"))["samples"] == 12
+def test_export_writes_json_lines(captioned_project: ProjectHarness) -> None:
+    assert metadata_of(materialize(captioned_project, export="jsonl"))["samples"] == 12
     assert len(lines(Root.open(str(captioned_project.root)), SHARD)) == 12
 
 
-def test_the_data_version_changes_with_a_caption_and_with_nothing_else(captioned_project: Project) -> None:
+def test_data_version_changes_only_with_the_captions(captioned_project: ProjectHarness) -> None:
     first, again = materialize(captioned_project), materialize(captioned_project)
     assert version(first) == version(again)
-    assert (told(first)["written"], told(again)["written"]) == (True, False)
+    assert (metadata_of(first)["written"], metadata_of(again)["written"]) == (True, False)
     caption(captioned_project, "A square.")
     assert version(materialize(captioned_project)) != version(first)
 
 
-def test_a_shard_without_captions_says_what_to_materialize(project: Project) -> None:
+def test_shard_without_captions_fails_with_the_remedy(project: ProjectHarness) -> None:
     assert project.run("shard_index").success
     assert project.run("clip_manifest", partition=SHARD).success
     message = project.failure(DATASET, partition=SHARD, export="webdataset")
     assert "materialize stage1_captions for shard 'sample-tar' first" in message
 
 
-def test_the_asset_is_there_only_if_it_is_asked_for() -> None:
+def test_dataset_asset_exists_only_if_configured() -> None:
     key = dg.AssetKey(DATASET)
     assert key not in build_definitions(Settings()).get_repository_def().asset_graph.get_all_asset_keys()
     graph = build_definitions(Settings(export="jsonl")).get_repository_def().asset_graph

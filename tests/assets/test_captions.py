@@ -1,4 +1,4 @@
-"""The caption assets as Dagster runs them, on engines of their own."""
+"""Tests of the caption assets in Dagster runs, with real engines."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from caption_assets.store.lease import Leases
 from caption_assets.store.previews import preview_path
 from caption_assets.store.root import Root
 from caption_assets.store.tables import Status, read_captions
-from tests.assets.conftest import Project
+from tests.assets.conftest import ProjectHarness
 from tests.conftest import Truth
 from tests.models.adapters import adapter_files, write_adapter
 from tests.processes import engine_processes
@@ -36,7 +36,7 @@ SAMPLE_FOLDER = Path(str(files("caption_assets.sample") / "model"))
 
 
 @pytest.mark.fast
-def test_captions_without_weights_say_what_to_materialize(project: Project) -> None:
+def test_captions_without_weights_fail_with_the_remedy(project: ProjectHarness) -> None:
     project.run("shard_index")
     project.run("clip_manifest", partition="sample-tar")
     message = project.failure(*STAGES, partition="sample-tar")
@@ -44,7 +44,7 @@ def test_captions_without_weights_say_what_to_materialize(project: Project) -> N
 
 
 @pytest.mark.fast
-def test_captions_of_a_model_by_folder_ask_for_the_weights_that_identify_it(project: Project, tmp_path: Path) -> None:
+def test_captions_of_a_model_by_folder_need_its_weights(project: ProjectHarness, tmp_path: Path) -> None:
     project.run("shard_index")
     project.run("clip_manifest", partition="sample-tar")
     message = project.failure(*STAGES, partition="sample-tar", model=str(tmp_path / "mine"), model_revision="1")
@@ -52,7 +52,7 @@ def test_captions_of_a_model_by_folder_ask_for_the_weights_that_identify_it(proj
 
 
 @pytest.mark.fast
-def test_captions_without_their_adapter_say_what_to_materialize(project: Project, tmp_path: Path) -> None:
+def test_captions_without_their_adapter_fail_with_the_remedy(project: ProjectHarness, tmp_path: Path) -> None:
     project.run("shard_index")
     project.run("model_weights", "clip_manifest", partition="sample-tar")
     folder = write_adapter(tmp_path / "mine", adapter_files())
@@ -63,9 +63,7 @@ def test_captions_without_their_adapter_say_what_to_materialize(project: Project
 
 
 @pytest.mark.fast
-def test_a_model_in_another_folder_of_the_same_name_is_not_taken_for_the_one_that_is_mirrored(
-    project: Project, tmp_path: Path
-) -> None:
+def test_model_in_another_folder_of_the_same_name_needs_its_own_mirror(project: ProjectHarness, tmp_path: Path) -> None:
     project.run("shard_index")
     project.run("clip_manifest", partition="sample-folder")
     for place in ("one", "other"):
@@ -78,7 +76,7 @@ def test_a_model_in_another_folder_of_the_same_name_is_not_taken_for_the_one_tha
 
 @pytest.mark.engine
 @pytest.mark.nightly
-def test_folders_of_one_name_and_revision_are_two_models(project: Project, tmp_path: Path) -> None:
+def test_folders_of_one_name_and_revision_are_two_models(project: ProjectHarness, tmp_path: Path) -> None:
     project.run("shard_index")
     project.run("clip_manifest", partition="sample-folder")
     made = []
@@ -97,7 +95,7 @@ def test_folders_of_one_name_and_revision_are_two_models(project: Project, tmp_p
 
 
 @pytest.mark.fast
-def test_a_shard_that_another_run_is_captioning_is_left_to_it(project: Project) -> None:
+def test_shard_that_another_run_captions_is_skipped(project: ProjectHarness) -> None:
     project.run("shard_index")
     with Leases(Root.open(str(project.root)), "run 7") as leases:
         leases.take("sample-tar")
@@ -105,8 +103,8 @@ def test_a_shard_that_another_run_is_captioning_is_left_to_it(project: Project) 
     assert message.startswith("all shards were skipped: sample-tar: shard 'sample-tar' is being captioned by run 7")
 
 
-def stale(project: Project, **settings: object) -> set[str]:
-    """The caption assets that the UI would show as stale for the folder shard."""
+def stale(project: ProjectHarness, **settings: object) -> set[str]:
+    """The caption assets that the UI shows as stale for the folder shard."""
     definitions = build_definitions(Settings(root=str(project.root), **settings))  # type: ignore[arg-type]
     view = AssetGraphView.for_test(definitions, project.instance)
     resolver = CachingStaleStatusResolver(project.instance, view.asset_graph, view)
@@ -115,7 +113,7 @@ def stale(project: Project, **settings: object) -> set[str]:
 
 
 @pytest.mark.engine
-def test_a_run_over_several_shards_loses_none_for_one_and_the_retry_makes_that_alone(project: Project) -> None:
+def test_failed_shard_of_a_run_costs_no_other_and_is_made_alone_by_a_retry(project: ProjectHarness) -> None:
     lines = ['{"uri": "sample-folder/clip-00.webm", "camera": 7}', '{"uri": "../x.mp4"}']
     (project.root / "shards" / "sample-a-list.jsonl").write_text("\n".join(lines))
     corrupt = project.root / "shards" / "sample-b-corrupt" / "clip.webm"
@@ -181,12 +179,12 @@ def test_a_run_over_several_shards_loses_none_for_one_and_the_retry_makes_that_a
     assert stale(project, temperature=0.5) == {"stage1_captions", "stage2_captions"}
     project.run("model_weights")  # the same bytes
     assert stale(project) == set()
-    check_that_the_log_tells_what_is_stored(project)
+    check_that_the_event_log_matches_the_tables(project)
 
 
 @pytest.mark.engine
-def test_captions_with_an_adapter_name_it_and_are_made_again_for_another_of_its_name(
-    project: Project, tmp_path: Path, truth: Truth
+def test_captions_name_their_adapter_and_are_replaced_for_another_of_its_name(
+    project: ProjectHarness, tmp_path: Path, truth: Truth
 ) -> None:
     def with_adapter(seed: int) -> dict[str, object]:
         folder = write_adapter(tmp_path / "mine", adapter_files(scale=0.2, seed=seed))
@@ -210,8 +208,8 @@ def test_captions_with_an_adapter_name_it_and_are_made_again_for_another_of_its_
         assert "did not start" in project.failure(*STAGES, **changed, **no_engine)
 
 
-def check_that_the_log_tells_what_is_stored(project: Project) -> None:
-    """After runs, and after the log was wiped and mended."""
+def check_that_the_event_log_matches_the_tables(project: ProjectHarness) -> None:
+    """Check the event log after runs, and after it was wiped and reconciled."""
     settings = Settings(root=str(project.root), max_unreadable_fraction=0.5)
     root, default = Root.open(str(project.root)), names.Project()
     shards = frozenset({"sample-a-list", "sample-b-corrupt", "sample-folder", "sample-tar"})
@@ -225,8 +223,8 @@ def check_that_the_log_tells_what_is_stored(project: Project) -> None:
     assert stale(project) == set()
 
 
-def materializations(project: Project, asset: str) -> dict[str, Mapping[str, dg.MetadataValue]]:
-    """Metadata of the last one of each shard."""
+def materializations(project: ProjectHarness, asset: str) -> dict[str, Mapping[str, dg.MetadataValue]]:
+    """Metadata of each shard's latest materialization."""
     records = project.instance.fetch_materializations(dg.AssetKey(asset), limit=99, ascending=True).records
     return {
         str(record.partition_key): record.asset_materialization.metadata

@@ -1,8 +1,9 @@
-"""The asset checks on a real instance. Captions are laid down beforehand, so that no engine is needed."""
+"""Tests of the asset checks on a real instance. Captions are stored beforehand, so that no engine is needed."""
 
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -20,24 +21,31 @@ from caption_assets.definitions import build_definitions
 from caption_assets.export.index import DATASET
 from caption_assets.settings import Settings
 from caption_assets.store.root import Root
-from caption_assets.store.tables import CaptionRow, ManifestRow, Status, publish_captions, publish_manifest
-from tests.assets.conftest import Project
+from caption_assets.store.tables import (
+    CaptionRow,
+    ManifestRow,
+    Status,
+    publish_captions,
+    publish_manifest,
+    read_manifest,
+)
+from tests.assets.conftest import ProjectHarness
 from tests.report.windows import broken, window
 
 pytestmark = pytest.mark.fast
 
 STAGES = [STAGE1.name, STAGE2.name]
 SETTLED = 99
-"""Attempts after which a row that failed is not tried again."""
+"""Number of attempts after which a failed row is not retried."""
 CLIPS = [window(f"clip-{number:02}.mp4") for number in range(12)]
 
-Say = Callable[[ManifestRow], str | None]
+CaptionOf = Callable[[ManifestRow], str | None]
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Project:
+def project(tmp_path: Path) -> ProjectHarness:
     """The definitions over an empty root."""
-    return Project(tmp_path)
+    return ProjectHarness(tmp_path)
 
 
 def short(clip: ManifestRow) -> str:
@@ -48,16 +56,16 @@ def full(clip: ManifestRow) -> str:
     return f"{short(clip)} It moves slowly from left to right."
 
 
-def lay_down(
-    project: Project,
-    stage1: Say = short,
-    stage2: Say = full,
+def store_captions(
+    project: ProjectHarness,
+    stage1: CaptionOf = short,
+    stage2: CaptionOf = full,
     *,
     shard: str = "a",
     manifest: Sequence[ManifestRow] = CLIPS,
     reductions: Sequence[str] = (),
 ) -> None:
-    """Publish a shard whose captions a run takes over as they are; None is one that failed for good."""
+    """Publish a shard whose captions a run reuses. A caption of None is a failed row that is not retried."""
     root, recipe = Root.open(str(project.root)), Recipe()
     project.instance.add_dynamic_partitions("shards", [shard])
     publish_manifest(root, shard, manifest, {})
@@ -88,32 +96,34 @@ def _row(
     return replace(blank, status=Status.OK, caption=caption, finish_reason="stop", attempts=1)
 
 
-def evaluations(project: Project, result: dg.ExecuteInProcessResult) -> list[dg.AssetCheckEvaluation]:
-    """What a run found, as it was stored: a step that fails hands on no events."""
+def evaluations(project: ProjectHarness, result: dg.ExecuteInProcessResult) -> list[dg.AssetCheckEvaluation]:
+    """The evaluations of a run, from the event log: a failed step returns no events."""
     found = project.instance.all_logs(result.run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION)
     return [entry.get_dagster_event().asset_check_evaluation_data for entry in found]
 
 
-def checks(project: Project, result: dg.ExecuteInProcessResult, asset: str) -> dict[str, dg.AssetCheckEvaluation]:
-    """What a run found of an asset's one shard, by check."""
+def checks(
+    project: ProjectHarness, result: dg.ExecuteInProcessResult, asset: str
+) -> dict[str, dg.AssetCheckEvaluation]:
+    """A run's evaluations of an asset's only shard, by check."""
     found = [one for one in evaluations(project, result) if one.asset_key == dg.AssetKey(asset)]
     assert len({one.check_name for one in found}) == len(found)
     return {one.check_name: one for one in found}
 
 
-def failing(project: Project, result: dg.ExecuteInProcessResult, asset: str) -> set[str]:
+def failing(project: ProjectHarness, result: dg.ExecuteInProcessResult, asset: str) -> set[str]:
     return {name for name, one in checks(project, result, asset).items() if not one.passed}
 
 
-def materialized(project: Project, result: dg.ExecuteInProcessResult) -> dict[str, dg.AssetMaterialization]:
-    """What a run recorded of its one shard, by asset."""
+def materialized(project: ProjectHarness, result: dg.ExecuteInProcessResult) -> dict[str, dg.AssetMaterialization]:
+    """A run's materializations of its only shard, by asset."""
     found = project.instance.all_logs(result.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION)
     events = [entry.asset_materialization for entry in found if entry.asset_materialization]
     return {event.asset_key.to_user_string(): event for event in events if event.partition}
 
 
-def test_every_check_is_evaluated_for_the_shard_and_points_to_its_materialization(project: Project) -> None:
-    lay_down(project)
+def test_every_check_is_evaluated_for_the_shards_materialization(project: ProjectHarness) -> None:
+    store_captions(project)
     result = project.run(*STAGES, partition="a")
     assert result.success
     for table, expected in CHECKS.items():
@@ -125,8 +135,8 @@ def test_every_check_is_evaluated_for_the_shard_and_points_to_its_materializatio
         assert {target and target.storage_id for target in targets} == {record.storage_id}
 
 
-def test_warnings_are_shown_and_the_shard_is_materialized_all_the_same(project: Project) -> None:
-    lay_down(project, lambda _: "A car drives by.", lambda _: "A car drives by.")
+def test_warnings_do_not_block_the_materialization(project: ProjectHarness) -> None:
+    store_captions(project, lambda _: "A car drives by.", lambda _: "A car drives by.")
     result = project.run(*STAGES, partition="a")
     assert result.success
     assert list(materialized(project, result)) == STAGES
@@ -138,8 +148,8 @@ def test_warnings_are_shown_and_the_shard_is_materialized_all_the_same(project: 
     assert duplicates.metadata["most_clips_with_one_caption"].value == 12
 
 
-def test_a_shard_with_too_many_failures_is_not_materialized_and_its_check_says_why(project: Project) -> None:
-    lay_down(project, stage2=lambda clip: None if clip is CLIPS[3] else full(clip))
+def test_shard_with_too_many_failures_is_not_materialized(project: ProjectHarness) -> None:
+    store_captions(project, stage2=lambda clip: None if clip is CLIPS[3] else full(clip))
     result = project.run(*STAGES, partition="a")
     assert list(materialized(project, result)) == STAGES[:1]
     assert failing(project, result, STAGES[0]) == set()
@@ -157,9 +167,9 @@ def test_a_shard_with_too_many_failures_is_not_materialized_and_its_check_says_w
     assert "no answer" in str(materialized(project, lenient)[STAGES[1]].metadata["errors_by_kind"].value)
 
 
-def test_of_several_shards_each_has_its_own_checks(project: Project) -> None:
+def test_each_shard_of_a_run_has_its_own_checks(project: ProjectHarness) -> None:
     for shard, say in {"a": short, "b": lambda _: "A car drives by.", "c": lambda _: None}.items():
-        lay_down(project, say, shard=shard)
+        store_captions(project, say, shard=shard)
     result = project.run(STAGES[0], partitions=("a", "c"))
     assert not result.success
     wrong = {(one.partition, one.check_name) for one in evaluations(project, result) if not one.passed}
@@ -167,15 +177,15 @@ def test_of_several_shards_each_has_its_own_checks(project: Project) -> None:
     assert len(evaluations(project, result)) == 3 * len(CHECKS[STAGE1.name])
 
 
-def test_a_stage_selected_alone_is_checked_alone(project: Project) -> None:
-    lay_down(project, short, short)
+def test_stage_selected_alone_is_checked_alone(project: ProjectHarness) -> None:
+    store_captions(project, short, short)
     result = project.run(STAGES[1], partition="a")
     assert checks(project, result, STAGES[0]) == {}
     assert failing(project, result, STAGES[1]) == {"adds_to_stage1"}
 
 
-def test_a_check_selected_alone_looks_at_what_is_stored(project: Project) -> None:
-    lay_down(project, short, short)
+def test_check_selected_alone_reads_the_stored_table(project: ProjectHarness) -> None:
+    store_captions(project, short, short)
     key = dg.AssetKey(STAGES[1])
     result = project.run(checks=[dg.AssetCheckKey(key, "adds_to_stage1")], partition="a")
     assert result.success
@@ -183,32 +193,32 @@ def test_a_check_selected_alone_looks_at_what_is_stored(project: Project) -> Non
     assert materialized(project, result) == {}
 
 
-def test_a_check_of_captions_that_there_are_not_says_what_to_materialize(project: Project) -> None:
+def test_check_of_missing_captions_fails_with_the_remedy(project: ProjectHarness) -> None:
     project.instance.add_dynamic_partitions("shards", ["a"])
     publish_manifest(Root.open(str(project.root)), "a", CLIPS, {})
     message = project.failure(checks=[dg.AssetCheckKey(dg.AssetKey(STAGES[0]), "schema")], partition="a")
     assert "materialize stage1_captions for shard 'a' first" in message
 
 
-def length_check(project: Project, shard: str, **settings: object) -> dg.AssetCheckEvaluation:
+def length_check(project: ProjectHarness, shard: str, **settings: object) -> dg.AssetCheckEvaluation:
     result = project.run(STAGES[0], partition=shard, **settings)  # type: ignore[arg-type]
     assert result.success
     return checks(project, result, STAGES[0])["caption_length"]
 
 
-def test_lengths_are_compared_with_those_of_other_shards_captioned_alike(project: Project) -> None:
+def test_length_is_compared_with_earlier_shards(project: ProjectHarness) -> None:
     for place in range(6):
-        lay_down(project, shard=f"earlier-{place}")
+        store_captions(project, shard=f"earlier-{place}")
         assert length_check(project, f"earlier-{place}").metadata["earlier_shards"].value == place
-    lay_down(project, lambda clip: short(clip) * 5, shard="long")
+    store_captions(project, lambda clip: short(clip) * 5, shard="long")
     for _ in range(2):
         check = length_check(project, "long")
         assert not check.passed
         assert check.metadata["earlier_shards"].value == 6
 
 
-def test_failures_are_told_with_an_example_of_each_kind(project: Project) -> None:
-    lay_down(project, manifest=[broken("x.mp4")])
+def test_metadata_has_an_example_of_each_kind_of_failure(project: ProjectHarness) -> None:
+    store_captions(project, manifest=[broken("x.mp4")])
     result = project.run(*STAGES, partition="a")
     assert result.success
     kinds = dict(zip(STAGES, ("unreadable", "stage1_failed"), strict=True))
@@ -217,8 +227,8 @@ def test_failures_are_told_with_an_example_of_each_kind(project: Project) -> Non
         assert f"| {kinds[stage]} | 1 | x.mp4 |" in str(event.metadata["errors_by_kind"].value)
 
 
-def test_long_texts_and_pictures_lie_in_the_gallery_and_not_in_the_event_log(project: Project) -> None:
-    lay_down(project, lambda clip: f"{short(clip)} " + "It is long. " * 500)
+def test_long_texts_and_images_are_in_the_gallery_only(project: ProjectHarness) -> None:
+    store_captions(project, lambda clip: f"{short(clip)} " + "It is long. " * 500)
     for event in materialized(project, project.run(*STAGES, partition="a")).values():
         assert "errors_by_kind" not in event.metadata
         assert "data:image" not in str(event.metadata)
@@ -228,8 +238,10 @@ def test_long_texts_and_pictures_lie_in_the_gallery_and_not_in_the_event_log(pro
         assert '<img src="data:image/png;base64,' in page
 
 
-def test_gallery_and_metadata_count_words_and_flags_alike(project: Project) -> None:
-    lay_down(project, lambda clip: "\u7ea2\u8272\u7684\u8f66 - it is red, isn't it?", reductions=("fewer_frames",))
+def test_gallery_and_metadata_count_words_and_flags_alike(project: ProjectHarness) -> None:
+    store_captions(
+        project, lambda clip: "\u7ea2\u8272\u7684\u8f66 - it is red, isn't it?", reductions=("fewer_frames",)
+    )
     for number, event in enumerate(materialized(project, project.run(*STAGES, partition="a")).values(), 1):
         page = Path(str(event.metadata["gallery"].value)).read_text()
         figures = dict(re.findall("<dt>(.*?)</dt><dd>(.*?)</dd>", page))
@@ -238,7 +250,25 @@ def test_gallery_and_metadata_count_words_and_flags_alike(project: Project) -> N
         assert event.metadata["reduced"].value == len(CLIPS)
 
 
-def test_columns_are_told_with_type_and_meaning(project: Project) -> None:
+def test_assets_explain_their_metadata(tmp_path: Path, sample_data: Path) -> None:
+    project = ProjectHarness(tmp_path)
+    shutil.copytree(sample_data / "shards" / "sample-folder", project.root / "shards" / "a")
+    (project.root / "shards" / "a" / "notes.md").write_text("x")
+    (project.root / "shards" / "loose.mp4").touch()
+    assert project.run("shard_index").success
+    assert project.run("clip_manifest", "model_weights", partition="a").success
+    store_captions(project, manifest=read_manifest(Root.open(str(project.root)), "a"))
+    assert project.run(*STAGES, DATASET, partition="a", export="jsonl").success
+    graph = build_definitions(Settings(root=str(project.root), export="jsonl")).resolve_asset_graph()
+    for asset in ("shard_index", "clip_manifest", "model_weights", *STAGES, DATASET):
+        [record] = project.instance.fetch_materializations(dg.AssetKey(asset), limit=1).records
+        assert record.asset_materialization
+        entries = {name for name in record.asset_materialization.metadata if not name.startswith("dagster/")}
+        explained = str(graph.get(dg.AssetKey(asset)).metadata["metadata_entries"].value)
+        assert {entry for entry in entries if f"| {entry} |" not in explained} == set(), asset
+
+
+def test_assets_describe_their_columns(project: ProjectHarness) -> None:
     graph = build_definitions(Settings(root=str(project.root))).resolve_asset_graph()
     schema = graph.get(dg.AssetKey(STAGES[1])).metadata["dagster/column_schema"]
     assert isinstance(schema, dg.TableSchemaMetadataValue)
@@ -249,11 +279,11 @@ def test_columns_are_told_with_type_and_meaning(project: Project) -> None:
     assert list(columns)[-1] == "stage1_fingerprint"
 
 
-def test_a_damaged_mirror_is_found_and_keeps_captions_from_being_made(project: Project) -> None:
+def test_damaged_mirror_fails_its_check_and_blocks_the_captions(project: ProjectHarness) -> None:
     assert checks(project, project.run("model_weights"), "model_weights")["weights_verified"].passed
     [file] = (project.root / "weights").rglob("config.json")
     file.write_text(file.read_text().replace("1", "2"))
-    lay_down(project)
+    store_captions(project)
     result = project.run("model_weights", *STAGES, partition="a")
     check = checks(project, result, "model_weights")["weights_verified"]
     assert not check.passed
@@ -261,13 +291,13 @@ def test_a_damaged_mirror_is_found_and_keeps_captions_from_being_made(project: P
     assert "Set CAPTION_VERIFY_WEIGHTS=true" in str(check.description)
     assert materialized(project, result) == {}
 
-    mended = project.run("model_weights", *STAGES, partition="a", verify_weights=True)
-    assert checks(project, mended, "model_weights")["weights_verified"].passed
-    assert list(materialized(project, mended)) == STAGES
+    repaired = project.run("model_weights", *STAGES, partition="a", verify_weights=True)
+    assert checks(project, repaired, "model_weights")["weights_verified"].passed
+    assert list(materialized(project, repaired)) == STAGES
 
 
-def test_a_run_over_one_shard_makes_its_dataset_too(project: Project) -> None:
-    lay_down(project)
+def test_run_over_one_shard_makes_its_dataset(project: ProjectHarness) -> None:
+    store_captions(project)
     result = project.run(*STAGES, DATASET, partition="a", export="jsonl")
     assert list(materialized(project, result))[:2] == STAGES
     assert "captioned_dataset" in {event.step_key for event in result.all_events if event.is_step_start}
@@ -275,16 +305,16 @@ def test_a_run_over_one_shard_makes_its_dataset_too(project: Project) -> None:
     assert [message for message in logged if "did not yield or return expected outputs" in message] == []
 
 
-def test_a_run_over_several_shards_says_that_it_cannot_make_their_dataset(project: Project) -> None:
+def test_run_over_several_shards_cannot_make_their_dataset(project: ProjectHarness) -> None:
     for shard in ("a", "b"):
-        lay_down(project, shard=shard)
+        store_captions(project, shard=shard)
     message = project.failure(STAGES[1], DATASET, partitions=("a", "b"), export="jsonl")
     assert "deselect captioned_dataset, and materialize it afterwards" in message
 
 
-def test_captions_of_one_shard_and_of_several_are_recorded_with_the_same_versions(project: Project) -> None:
+def test_runs_over_one_shard_and_several_record_the_same_versions(project: ProjectHarness) -> None:
     for shard in ("a", "b"):
-        lay_down(project, shard=shard)
+        store_captions(project, shard=shard)
     weights = dg.AssetMaterialization("model_weights", tags={"dagster/data_version": "1"})
     project.instance.report_runless_asset_event(weights)
     assert project.run(*STAGES, partition="a").success

@@ -1,28 +1,27 @@
-from typing import Any
+import shutil
+from uuid import uuid4
 
 import dagster as dg
 import pytest
 
-from caption_assets.assets.clip_manifest import is_of_this_schema, manifest_code_version
 from caption_assets.captioning.prediction import predicted_tokens
 from caption_assets.dagster_lib.run_request import request_tags
 from caption_assets.settings import Settings
 from caption_assets.store.root import Root
-from caption_assets.store.tables import SCHEMA_VERSION, Status, publish_manifest, read_manifest
-from caption_assets.video.window import WINDOWING_VERSION, Windowing
-from tests.assets.conftest import Project
+from caption_assets.store.tables import Status, read_manifest
+from tests.assets.conftest import ProjectHarness
 
 pytestmark = pytest.mark.fast
 
 
 @pytest.fixture
-def indexed(project: Project) -> Project:
+def indexed(project: ProjectHarness) -> ProjectHarness:
     assert project.run("shard_index").success
     return project
 
 
 @pytest.mark.parametrize(("shard", "kind"), [("sample-folder", "damaged"), ("sample-tar", "text")])
-def test_a_shard_is_probed_and_the_broken_clip_told_of(indexed: Project, shard: str, kind: str) -> None:
+def test_manifest_has_the_windows_and_the_unreadable_clip(indexed: ProjectHarness, shard: str, kind: str) -> None:
     result = indexed.run("clip_manifest", partition=shard)
     assert result.success
     [event] = result.get_asset_materialization_events()
@@ -40,14 +39,14 @@ def test_a_shard_is_probed_and_the_broken_clip_told_of(indexed: Project, shard: 
     assert str(broken.error) in str(metadata["unreadable_clips"])
 
 
-def test_windows_may_be_cut_by_seconds(indexed: Project) -> None:
+def test_windows_are_cut_by_seconds_if_configured(indexed: ProjectHarness) -> None:
     assert indexed.run("clip_manifest", partition="sample-folder", window_seconds=1.0).success
     rows = read_manifest(Root.open(str(indexed.root)), "sample-folder")
     assert len(rows) > 13
     assert all((row.end_seconds or 0) - (row.start_seconds or 0) < 1.51 for row in rows)
 
 
-def test_the_same_shard_has_the_same_data_version_however_many_workers_probe_it(indexed: Project) -> None:
+def test_data_version_does_not_depend_on_the_number_of_workers(indexed: ProjectHarness) -> None:
     versions = set()
     for workers in (1, 3):
         result = indexed.run("clip_manifest", partition="sample-tar", decode_workers=workers)
@@ -56,7 +55,7 @@ def test_the_same_shard_has_the_same_data_version_however_many_workers_probe_it(
     assert len(versions) == 1
 
 
-def test_too_many_unreadable_clips_fail_the_step_and_leave_the_table_to_look_at(indexed: Project) -> None:
+def test_too_many_unreadable_clips_fail_the_step_and_leave_the_table(indexed: ProjectHarness) -> None:
     message = indexed.failure("clip_manifest", partition="sample-tar", max_unreadable_fraction=0.05)
     assert "1 of 12 clips are unreadable, more than CAPTION_MAX_UNREADABLE_FRACTION = 0.05" in message
     assert len(read_manifest(Root.open(str(indexed.root)), "sample-tar")) == 13
@@ -70,12 +69,12 @@ def test_too_many_unreadable_clips_fail_the_step_and_leave_the_table_to_look_at(
     assert indexed.instance.get_materialized_partitions(dg.AssetKey("clip_manifest")) == set()
 
 
-def test_a_shard_that_has_gone_is_named(indexed: Project) -> None:
+def test_missing_shard_is_named(indexed: ProjectHarness) -> None:
     (indexed.root / "shards" / "sample-tar.tar").unlink()
     assert "shard 'sample-tar' is not in the source" in indexed.failure("clip_manifest", partition="sample-tar")
 
 
-def test_an_unwritable_root_is_named_with_its_setting(indexed: Project) -> None:
+def test_unwritable_root_is_named_with_its_setting(indexed: ProjectHarness) -> None:
     blocked = indexed.folder / "file"
     blocked.write_text("in the way")
     message = indexed.failure(
@@ -84,7 +83,7 @@ def test_an_unwritable_root_is_named_with_its_setting(indexed: Project) -> None:
     assert message.startswith(f"CAPTION_ROOT is '{blocked}/root'")
 
 
-def test_a_scheduled_run_passes_over_shards_that_it_was_not_asked_for(indexed: Project) -> None:
+def test_scheduled_run_skips_shards_that_it_was_not_requested_for(indexed: ProjectHarness) -> None:
     assert indexed.run("clip_manifest", partition="sample-folder").success
     tags = request_tags(dg.AssetKey("clip_manifest"), {"sample-tar": "1"}, "tick")
     result = indexed.run("clip_manifest", partitions=("sample-folder", "sample-tar"), tags=tags)
@@ -96,42 +95,28 @@ def test_a_scheduled_run_passes_over_shards_that_it_was_not_asked_for(indexed: P
     assert again.asset_materialization == first.asset_materialization == made["sample-folder"]
 
 
-def test_one_bad_shard_of_several_fails_the_step_and_no_other(indexed: Project) -> None:
+def test_missing_shard_fails_the_step_and_no_other_shard(indexed: ProjectHarness) -> None:
     (indexed.root / "shards" / "sample-tar.tar").unlink()
     message = indexed.failure("clip_manifest", partitions=("sample-folder", "sample-tar"))
     assert message.startswith("1 of 2 shards failed: sample-tar: shard 'sample-tar' is not in the source")
     assert indexed.instance.get_materialized_partitions(dg.AssetKey("clip_manifest")) == {"sample-folder"}
 
 
-def test_a_shard_that_is_written_to_while_it_is_probed_has_no_manifest(
-    indexed: Project, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shard = indexed.root / "shards" / "sample-folder"
+def test_shard_that_changes_while_it_is_probed_has_no_manifest(indexed: ProjectHarness) -> None:
+    shard, run_id = indexed.root / "shards" / "sample-folder", str(uuid4())
+    shutil.copy(shard / "clip-00.webm", shard / "new.webm")  # the step logs the new content, and then probes the clips
 
-    def publish(*arguments: Any) -> str:
-        (shard / "late.webm").write_bytes((shard / "clip-00.webm").read_bytes())
-        return publish_manifest(*arguments)
+    def add_clip(event: dg.EventLogEntry) -> None:
+        if event.dagster_event_type is dg.DagsterEventType.ASSET_OBSERVATION:
+            shutil.copy(shard / "clip-00.webm", shard / "late.webm")
 
-    monkeypatch.setattr("caption_assets.assets.clip_manifest.publish_manifest", publish)
-    message = indexed.failure("clip_manifest", partition="sample-folder")
-    assert "sample-folder: it changed while it was probed" in message
-
-
-def test_the_code_version_of_the_first_windowing_algorithm_has_no_version_of_it() -> None:
-    # Manifests of releases without a windowing version must not become stale.
-    assert manifest_code_version(Windowing(), 1) == f"{SCHEMA_VERSION}-256-128"
-    assert manifest_code_version(Windowing(seconds=2.5), 1) == f"{SCHEMA_VERSION}-2.5s"
+    indexed.instance.add_event_listener(run_id, add_clip)
+    message = indexed.failure("clip_manifest", partition="sample-folder", run_id=run_id)
+    assert "sample-folder: the shard changed while it was probed" in message
+    assert not (indexed.root / "clip_manifest").exists()
 
 
-@pytest.mark.parametrize("windowing", [Windowing(), Windowing(seconds=2.5)])
-def test_the_code_version_covers_the_windowing_algorithm_and_the_schema(windowing: Windowing) -> None:
-    versions = [manifest_code_version(windowing, algorithm) for algorithm in (1, 2, 3)]
-    assert len(set(versions)) == 3
-    assert manifest_code_version(windowing) == manifest_code_version(windowing, WINDOWING_VERSION)
-    assert all(is_of_this_schema(version) for version in versions)
-
-
-def test_files_that_are_no_clips_are_counted_and_named(indexed: Project) -> None:
+def test_files_that_are_not_clips_are_counted_and_named(indexed: ProjectHarness) -> None:
     shard = indexed.root / "shards" / "sample-folder"
     for name in ("notes.md", "clips.zip"):
         (shard / name).write_text("x")
@@ -142,7 +127,7 @@ def test_files_that_are_no_clips_are_counted_and_named(indexed: Project) -> None
     assert metadata["other_file_names"] == ["clips.zip", "notes.md"]
 
 
-def test_a_shard_without_clips_fails_with_what_was_seen(indexed: Project) -> None:
+def test_shard_without_clips_fails_with_its_files(indexed: ProjectHarness) -> None:
     shard = indexed.root / "shards" / "sample-folder"
     for clip in shard.iterdir():
         clip.unlink()
@@ -150,9 +135,9 @@ def test_a_shard_without_clips_fails_with_what_was_seen(indexed: Project) -> Non
     assert "has no clips: 1 other files (.tar.gz)" in indexed.failure("clip_manifest", partition="sample-folder")
 
 
-def test_a_project_of_another_name_has_manifests_of_its_own(indexed: Project) -> None:
+def test_projects_have_separate_manifests(indexed: ProjectHarness) -> None:
     assert indexed.run("clip_manifest", partition="sample-folder").success
-    other = Project(indexed.folder)
+    other = ProjectHarness(indexed.folder)
     other.root, other.instance = indexed.folder / "other", indexed.instance
     options = {"project": "north", "source": str(indexed.root / "shards")}
     assert other.run("shard_index", **options).success  # type: ignore[arg-type]

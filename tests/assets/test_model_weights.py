@@ -8,7 +8,7 @@ import pytest
 from caption_assets.models.mirror import read_manifest
 from caption_assets.models.variants import SAMPLE
 from caption_assets.store.root import Root
-from tests.assets.conftest import Project
+from tests.assets.conftest import ProjectHarness
 from tests.models.adapters import adapter_files, write_adapter
 from tests.models.hub_server import COMMIT, HUB_ID, SIGNATURE, TOKEN, Fault, HubServer
 
@@ -16,7 +16,7 @@ SHARD = "model-00001-of-00002.safetensors"
 
 
 @pytest.mark.fast
-def test_the_weights_version_is_that_of_their_bytes(project: Project) -> None:
+def test_data_version_of_the_weights_is_stable(project: ProjectHarness) -> None:
     versions = set()
     for _ in range(2):
         [event] = project.run("model_weights").get_asset_materialization_events()
@@ -26,7 +26,7 @@ def test_the_weights_version_is_that_of_their_bytes(project: Project) -> None:
 
 
 @pytest.mark.fast
-def test_an_adapter_is_mirrored_with_the_model(project: Project, tmp_path: Path) -> None:
+def test_adapter_is_mirrored_with_the_model(project: ProjectHarness, tmp_path: Path) -> None:
     [model] = project.run("model_weights").get_asset_materialization_events()
     versions = {(model.materialization.tags or {})["dagster/data_version"]}
     files = len(read_manifest(Root.open(str(project.root)), SAMPLE).files)
@@ -45,21 +45,21 @@ def test_an_adapter_is_mirrored_with_the_model(project: Project, tmp_path: Path)
 
 
 @pytest.mark.fast
-def test_an_adapter_given_as_a_model_fails_with_the_remedy(project: Project, tmp_path: Path) -> None:
+def test_adapter_as_model_fails_with_the_remedy(project: ProjectHarness, tmp_path: Path) -> None:
     folder = write_adapter(tmp_path / "mine", adapter_files())
     message = project.failure("model_weights", model=str(folder), model_revision="v1")
     assert "holds a LoRA adapter, not a model: set CAPTION_LORA to it" in message
 
 
 @pytest.mark.store
-def test_a_model_of_the_hub_is_mirrored_and_its_progress_logged(project: Project, hub: HubServer) -> None:
+def test_hub_model_is_mirrored_and_its_progress_logged(project: ProjectHarness, hub: HubServer) -> None:
     result = project.run("model_weights", model=HUB_ID, model_revision=COMMIT)
     [event] = result.get_asset_materialization_events()
     metadata = event.materialization.metadata
     assert (metadata["files"].value, metadata["revision"].value) == (6, COMMIT)
     assert metadata["source"].value == f"{hub.endpoint}/{HUB_ID}/tree/{COMMIT}"
-    said = [record.user_message for record in project.instance.all_logs(result.run_id)]
-    assert any(re.fullmatch(r"weights: 0\.2 MB of 0\.2 MB", message) for message in said)
+    messages = [record.user_message for record in project.instance.all_logs(result.run_id)]
+    assert any(re.fullmatch(r"weights: 0\.2 MB of 0\.2 MB", message) for message in messages)
 
 
 FAULTS = {
@@ -75,8 +75,8 @@ FAULTS = {
 
 @pytest.mark.store
 @pytest.mark.parametrize("faults", FAULTS.values(), ids=list(FAULTS))
-def test_no_secret_is_told_whatever_happens(
-    project: Project,
+def test_no_secret_is_logged_after_any_fault(
+    project: ProjectHarness,
     hub: HubServer,
     faults: list[Fault],
     caplog: pytest.LogCaptureFixture,
@@ -88,12 +88,12 @@ def test_no_secret_is_told_whatever_happens(
         for name in logging.root.manager.loggerDict:  # some have levels of their own
             caplog.set_level(logging.DEBUG, name)
         result = project.run("model_weights", model=HUB_ID, model_revision=COMMIT)
-    told = [dg.serialize_value(record) for record in project.instance.all_logs(result.run_id)]
-    told += [f"{record.getMessage()} {record.__dict__}" for record in caplog.records]
-    told += capfd.readouterr()
-    told += [path.read_text() for path in project.root.rglob("*.json") if path.name != "tokenizer.json"]
-    everything = "\n".join(told)
-    assert any(SIGNATURE in reader.query for reader in hub.reads(SHARD)), "the secrets were never in reach"
-    assert f"{hub.storage}/" in everything, "the addresses are logged, but"
+    texts = [dg.serialize_value(record) for record in project.instance.all_logs(result.run_id)]
+    texts += [f"{record.getMessage()} {record.__dict__}" for record in caplog.records]
+    texts += capfd.readouterr()
+    texts += [path.read_text() for path in project.root.rglob("*.json") if path.name != "tokenizer.json"]
+    everything = "\n".join(texts)
+    assert any(SIGNATURE in reader.query for reader in hub.reads(SHARD)), "the run never saw the secrets"
+    assert f"{hub.storage}/" in everything, "the run logged no addresses"
     assert TOKEN not in everything
     assert SIGNATURE not in everything

@@ -1,4 +1,4 @@
-"""Oddities of one shard of a run, as Dagster sees them: that shard fails without a retry, and the others are made."""
+"""Tests of errors in one shard of a run: that shard fails without a retry, and the others are damage."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from dagster._core.storage.event_log import SqlEventLogStorage
 from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.checks.findings import CHECKS
 from caption_assets.store.tables import CLIP_MANIFEST
-from tests.assets.conftest import Project
-from tests.assets.test_checks import STAGES, evaluations, lay_down
-from tests.damage import files as made
+from tests.assets.conftest import ProjectHarness
+from tests.assets.test_checks import STAGES, evaluations, store_captions
+from tests.damage import files as damage
 from tests.disks import fill, small_disk
 from tests.videos import moving_video
 
@@ -24,21 +24,21 @@ ALL = ("a", "c")
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Project:
+def project(tmp_path: Path) -> ProjectHarness:
     """The definitions over an empty root."""
-    return Project(tmp_path)
+    return ProjectHarness(tmp_path)
 
 
 @pytest.fixture
-def captioned(project: Project) -> Project:
-    """Three shards with captions that a run takes over as they are."""
+def captioned(project: ProjectHarness) -> ProjectHarness:
+    """Three shards with captions that a run reuses."""
     for shard in SHARDS:
-        lay_down(project, shard=shard)
+        store_captions(project, shard=shard)
     return project
 
 
 @pytest.fixture
-def filmed(project: Project) -> Project:
+def filmed(project: ProjectHarness) -> ProjectHarness:
     """Three shards of a clip each."""
     for shard in SHARDS:
         clip = project.root / "shards" / shard / "clip.mp4"
@@ -48,13 +48,13 @@ def filmed(project: Project) -> Project:
     return project
 
 
-def recorded(project: Project, asset: str) -> set[str]:
+def recorded(project: ProjectHarness, asset: str) -> set[str]:
     records = project.instance.fetch_materializations(dg.AssetKey(asset), limit=99).records
     return {str(record.partition_key) for record in records}
 
 
-def refuse_events(project: Project, shard: str, kind: dg.DagsterEventType) -> None:
-    """Let the instance's database refuse events of a shard, as one that is damaged there."""
+def refuse_events(project: ProjectHarness, shard: str, kind: dg.DagsterEventType) -> None:
+    """Make the instance's database reject events of a shard, like a damaged database."""
     storage = project.instance.event_log_storage
     assert isinstance(storage, SqlEventLogStorage)
     with storage.index_connection() as connection:
@@ -64,12 +64,12 @@ def refuse_events(project: Project, shard: str, kind: dg.DagsterEventType) -> No
         )
 
 
-def steps_begun(project: Project, run: dg.ExecuteInProcessResult) -> int:
+def steps_begun(project: ProjectHarness, run: dg.ExecuteInProcessResult) -> int:
     kinds = (dg.DagsterEventType.STEP_START, dg.DagsterEventType.STEP_RESTARTED)
     return sum(len(project.instance.all_logs(run.run_id, of_type=kind)) for kind in kinds)
 
 
-def failure_of(project: Project, run: dg.ExecuteInProcessResult) -> str:
+def failure_of(project: ProjectHarness, run: dg.ExecuteInProcessResult) -> str:
     [event] = project.instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE)
     failed = event.get_dagster_event().step_failure_data.user_failure_data
     assert failed is not None
@@ -77,7 +77,7 @@ def failure_of(project: Project, run: dg.ExecuteInProcessResult) -> str:
 
 
 @pytest.mark.fast
-def test_what_nobody_foresaw_while_captions_are_recorded_is_that_shards(captioned: Project) -> None:
+def test_unexpected_error_while_recording_captions_fails_its_shard_alone(captioned: ProjectHarness) -> None:
     refuse_events(captioned, "b", dg.DagsterEventType.ASSET_MATERIALIZATION)
     run = captioned.run(*STAGES, partitions=ALL)
     for stage in STAGES:
@@ -90,7 +90,7 @@ def test_what_nobody_foresaw_while_captions_are_recorded_is_that_shards(captione
 
 
 @pytest.mark.fast
-def test_what_nobody_foresaw_while_manifests_are_made_is_that_shards(filmed: Project) -> None:
+def test_unexpected_error_while_making_manifests_fails_its_shard_alone(filmed: ProjectHarness) -> None:
     refuse_events(filmed, "b", dg.DagsterEventType.ASSET_MATERIALIZATION)
     run = filmed.run("clip_manifest", partitions=ALL)
     assert recorded(filmed, "clip_manifest") == {"a", "c"}
@@ -99,7 +99,7 @@ def test_what_nobody_foresaw_while_manifests_are_made_is_that_shards(filmed: Pro
 
 
 @pytest.mark.faults
-def test_what_nobody_foresaw_while_a_shard_is_made_alone_is_not_retried(filmed: Project) -> None:
+def test_unexpected_error_of_a_single_shard_is_not_retried(filmed: ProjectHarness) -> None:
     refuse_events(filmed, "b", dg.DagsterEventType.ASSET_OBSERVATION)
     (filmed.root / "shards" / "b" / "clip.mp4").write_bytes(moving_video(36, size=(64, 64)))  # to be observed
     run = filmed.run("clip_manifest", partition="b")
@@ -109,9 +109,9 @@ def test_what_nobody_foresaw_while_a_shard_is_made_alone_is_not_retried(filmed: 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("table", [CLIP_MANIFEST, STAGE1.name, STAGE2.name])
-def test_checks_of_a_damaged_table_fail_for_its_shard_alone(captioned: Project, table: str) -> None:
+def test_checks_of_a_damaged_table_fail_its_shard_alone(captioned: ProjectHarness, table: str) -> None:
     path = next((captioned.root / table / "shard=b").iterdir())
-    made.broken_pages(path)
+    damage.broken_pages(path)
     wanted = [dg.AssetCheckKey(dg.AssetKey(stage), check.name) for stage in STAGES for check in CHECKS[stage]]
     run = captioned.run(checks=wanted, partitions=ALL)
     assert {one.partition for one in evaluations(captioned, run)} == {"a", "c"}
@@ -123,8 +123,8 @@ def test_checks_of_a_damaged_table_fail_for_its_shard_alone(captioned: Project, 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("table", [STAGE1.name, STAGE2.name])
-def test_a_damaged_table_of_captions_is_not_taken_over(captioned: Project, table: str) -> None:
-    made.another_text(next((captioned.root / table / "shard=b").iterdir()))
+def test_damaged_captions_are_not_reused(captioned: ProjectHarness, table: str) -> None:
+    damage.another_text(next((captioned.root / table / "shard=b").iterdir()))
     run = captioned.run(*STAGES, partitions=ALL)  # there are no weights to make it with
     assert recorded(captioned, STAGES[1]) == {"a"}
     logged = [entry.user_message for entry in captioned.instance.all_logs(run.run_id)]
@@ -132,9 +132,9 @@ def test_a_damaged_table_of_captions_is_not_taken_over(captioned: Project, table
 
 
 @pytest.mark.fast
-def test_stage_2_alone_fails_for_a_shard_whose_stage_1_is_damaged(captioned: Project) -> None:
+def test_stage2_alone_fails_for_a_shard_with_a_damaged_stage1(captioned: ProjectHarness) -> None:
     path = next((captioned.root / STAGES[0] / "shard=b").iterdir())
-    made.without("caption")(path)
+    damage.without("caption")(path)
     run = captioned.run(STAGES[1], partitions=ALL)
     assert recorded(captioned, STAGES[1]) == {"a", "c"}
     assert f"{path} is damaged" in failure_of(captioned, run)
@@ -142,7 +142,7 @@ def test_stage_2_alone_fails_for_a_shard_whose_stage_1_is_damaged(captioned: Pro
 
 
 @pytest.mark.fast
-def test_a_gallery_that_finds_no_room_costs_no_captions(captioned: Project) -> None:
+def test_full_disk_for_a_gallery_costs_no_captions(captioned: ProjectHarness) -> None:
     with small_disk(captioned.root / "gallery" / "b", kilobytes=4) as folder:
         run = captioned.run(*STAGES, partitions=ALL)
         assert run.success
@@ -153,7 +153,7 @@ def test_a_gallery_that_finds_no_room_costs_no_captions(captioned: Project) -> N
 
 
 @pytest.mark.faults
-def test_a_manifest_that_finds_no_room_fails_its_shard_alone(filmed: Project) -> None:
+def test_full_disk_for_a_manifest_fails_its_shard_alone(filmed: ProjectHarness) -> None:
     with small_disk(filmed.root / "clip_manifest" / "shard=b", kilobytes=4) as folder:
         run = filmed.run("clip_manifest", partitions=ALL)
         assert list(folder.iterdir()) == []
@@ -162,8 +162,8 @@ def test_a_manifest_that_finds_no_room_fails_its_shard_alone(filmed: Project) ->
 
 
 @pytest.mark.faults
-def test_a_temporary_folder_that_is_gone_says_how_to_name_another(
-    filmed: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_missing_temporary_folder_names_the_remedy(
+    filmed: ProjectHarness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "removed"))
     run = filmed.run("clip_manifest", partitions=ALL)
@@ -172,7 +172,7 @@ def test_a_temporary_folder_that_is_gone_says_how_to_name_another(
 
 
 @pytest.mark.faults
-def test_a_cache_of_weights_that_finds_no_room_says_where_and_how_much_is_free(captioned: Project) -> None:
+def test_full_disk_for_the_weights_cache_names_its_place_and_setting(captioned: ProjectHarness) -> None:
     assert captioned.run("model_weights").success
     for stage in STAGES:
         next((captioned.root / stage / "shard=b").iterdir()).unlink()
@@ -184,7 +184,7 @@ def test_a_cache_of_weights_that_finds_no_room_says_where_and_how_much_is_free(c
 
 
 @pytest.mark.faults
-def test_an_export_that_finds_no_room_fails_its_shard(captioned: Project) -> None:
+def test_full_disk_for_an_export_fails_its_shard(captioned: ProjectHarness) -> None:
     with small_disk(captioned.root / "captioned_dataset" / "data" / "shard=b", kilobytes=8) as folder:
         fill(folder)
         message = captioned.failure("captioned_dataset", partition="b", export="jsonl")
@@ -194,10 +194,8 @@ def test_an_export_that_finds_no_room_fails_its_shard(captioned: Project) -> Non
 
 @pytest.mark.faults
 @pytest.mark.timeout(600)
-def test_a_real_engine_captions_all_shards_but_the_one_whose_lease_is_damaged(
-    tmp_path: Path, sample_data: Path
-) -> None:
-    project = Project(tmp_path)
+def test_engine_captions_all_shards_but_one_with_a_damaged_lease(tmp_path: Path, sample_data: Path) -> None:
+    project = ProjectHarness(tmp_path)
     for shard in SHARDS:
         shutil.copytree(sample_data / "shards" / "sample-folder", project.root / "shards" / shard)
     assert project.run("shard_index", "model_weights").success

@@ -7,7 +7,7 @@ import pytest
 from s3fs import S3FileSystem
 
 from caption_assets.store.root import Root
-from tests.assets.conftest import Project
+from tests.assets.conftest import ProjectHarness
 
 pytestmark = pytest.mark.store
 
@@ -19,7 +19,7 @@ PLANTED = {
 
 
 @pytest.mark.parametrize("bucket", ["the right one", "no-such-bucket"])
-def test_no_secret_is_in_what_dagster_keeps_of_a_run(
+def test_events_and_logs_of_a_run_hold_no_secret(
     request: pytest.FixtureRequest, s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bucket: str
 ) -> None:
     if request.config.getoption("--s3-server") != "moto":
@@ -28,7 +28,7 @@ def test_no_secret_is_in_what_dagster_keeps_of_a_run(
     for name, value in PLANTED.items():
         monkeypatch.setenv(name, value)
     S3FileSystem.clear_instance_cache()
-    project = Project(tmp_path)
+    project = ProjectHarness(tmp_path)
     source = f"{s3_url}/shards" if bucket == "the right one" else f"s3://{bucket}/shards"
     result = project.run("shard_index", root=s3_url, source=source)
     kept = "\n".join(map(str, [*result.all_events, *project.instance.all_logs(result.run_id)]))
@@ -57,7 +57,7 @@ QUERY = """{
   }) { ... on RunConfigSchema { rootDefaultYaml } }
   instance { info }
 }"""
-"""All that the UI's API tells of the configuration."""
+"""All parts of the configuration that the GraphQL API shows."""
 SECRET_VARIABLES = {
     **PLANTED,
     "HF_TOKEN": "hf_plantedtoken",
@@ -65,8 +65,8 @@ SECRET_VARIABLES = {
 }
 
 
-def told_by_the_api(folder: Path, **variables: str) -> str:
-    """The answer to the query, and all that was logged on the way, of a code location in a process of its own."""
+def query_api(folder: Path, **variables: str) -> str:
+    """The answer to the query, and the log, of a code location in its own process."""
     environment = {
         **os.environ,
         **SECRET_VARIABLES,
@@ -79,15 +79,15 @@ def told_by_the_api(folder: Path, **variables: str) -> str:
     return done.stdout + done.stderr
 
 
-def test_no_secret_can_be_read_through_the_uis_api(tmp_path: Path) -> None:
-    told = told_by_the_api(tmp_path, CAPTION_ENGINE_ARGS='{"max_num_seqs": 77}', CAPTION_ROOT_PROFILE="a-profile")
+def test_graphql_api_shows_no_secret(tmp_path: Path) -> None:
+    answer = query_api(tmp_path, CAPTION_ENGINE_ARGS='{"max_num_seqs": 77}', CAPTION_ROOT_PROFILE="a-profile")
     for shown in (str(tmp_path / "root"), "max_num_seqs", "77", "a-profile", "rootDefaultYaml"):
-        assert shown in told
+        assert shown in answer
     for secret in SECRET_VARIABLES.values():
-        assert secret not in told
+        assert secret not in answer
 
 
-def test_a_credential_among_the_engines_arguments_is_not_told_by_the_api(tmp_path: Path) -> None:
-    told = told_by_the_api(tmp_path, CAPTION_ENGINE_ARGS='{"hf_token": "planted-argument"}')
-    assert "hf_token is a credential, which Dagster's UI would show: remove it, and set HF_TOKEN" in told
-    assert "planted-argument" not in told
+def test_graphql_api_does_not_show_a_credential_among_engine_arguments(tmp_path: Path) -> None:
+    answer = query_api(tmp_path, CAPTION_ENGINE_ARGS='{"hf_token": "planted-argument"}')
+    assert "hf_token is a credential, which Dagster's UI would show: remove it, and set HF_TOKEN" in answer
+    assert "planted-argument" not in answer

@@ -25,12 +25,12 @@ def storage(root: object) -> Storage:
     return build_storage(Settings(root=str(root)))
 
 
-def test_a_project_may_be_claimed_again_for_its_root(instance: dg.DagsterInstance, tmp_path: Path) -> None:
+def test_claim_for_the_same_root_succeeds_again(instance: dg.DagsterInstance, tmp_path: Path) -> None:
     for _ in range(2):
         claim(instance, Project(), storage(tmp_path))
 
 
-def test_a_second_root_is_refused_with_both_roots_and_the_remedy(instance: dg.DagsterInstance, tmp_path: Path) -> None:
+def test_claim_for_a_second_root_names_both_roots_and_the_remedy(instance: dg.DagsterInstance, tmp_path: Path) -> None:
     claim(instance, Project(), storage(tmp_path / "a"))
     for refuse in (claim, check_claim, claim):
         with pytest.raises(ProjectClash) as clash:
@@ -41,19 +41,19 @@ def test_a_second_root_is_refused_with_both_roots_and_the_remedy(instance: dg.Da
         )
 
 
-def test_projects_of_other_names_have_other_roots(instance: dg.DagsterInstance, tmp_path: Path) -> None:
+def test_projects_claim_different_roots(instance: dg.DagsterInstance, tmp_path: Path) -> None:
     for name in (None, "north", "south"):
         claim(instance, Project(name), storage(tmp_path / str(name)))
     with pytest.raises(ProjectClash, match=f"CAPTION_PROJECT=north stands for CAPTION_ROOT={tmp_path}/north, not for"):
         check_claim(instance, Project("north"), storage(tmp_path / "south"))
 
 
-def test_a_look_at_the_definitions_claims_nothing(instance: dg.DagsterInstance, tmp_path: Path) -> None:
+def test_check_claims_nothing(instance: dg.DagsterInstance, tmp_path: Path) -> None:
     check_claim(instance, Project(), storage(tmp_path / "a"))
     claim(instance, Project(), storage(tmp_path / "b"))
 
 
-def test_a_mistyped_root_claims_nothing(instance: dg.DagsterInstance, tmp_path: Path) -> None:
+def test_unwritable_root_claims_nothing(instance: dg.DagsterInstance, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="CAPTION_ROOT is '/proc/nowhere'"):
         claim(instance, Project(), storage("/proc/nowhere"))
     claim(instance, Project(), storage(tmp_path))
@@ -62,7 +62,7 @@ def test_a_mistyped_root_claims_nothing(instance: dg.DagsterInstance, tmp_path: 
 @pytest.mark.parametrize(
     "other", ["here", "./here/", "file://{folder}/here", "{folder}/here/", "{folder}//here", "{folder}/a/../here"]
 )
-def test_one_folder_may_be_written_in_several_ways(
+def test_claim_accepts_every_spelling_of_a_folder(
     instance: dg.DagsterInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str
 ) -> None:
     claim(instance, Project(), storage(f"{tmp_path}/here"))
@@ -70,7 +70,7 @@ def test_one_folder_may_be_written_in_several_ways(
     claim(instance, Project(), storage(other.format(folder=tmp_path)))
 
 
-def test_a_project_that_moves_leaves_its_old_root_without_a_claim(instance: dg.DagsterInstance, tmp_path: Path) -> None:
+def test_move_transfers_the_claim(instance: dg.DagsterInstance, tmp_path: Path) -> None:
     claim(instance, Project(), storage(tmp_path / "a"))
     move(instance, Project(), storage(tmp_path / "b"))
     claim(instance, Project(), storage(tmp_path / "b"))

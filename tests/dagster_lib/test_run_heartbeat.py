@@ -7,7 +7,7 @@ import dagster as dg
 import pytest
 from dagster._core.remote_origin import GrpcServerCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
 
-from caption_assets.dagster_lib.run_heartbeat import EndedOutside
+from caption_assets.dagster_lib.run_heartbeat import EndedExternally
 
 pytestmark = pytest.mark.fast
 
@@ -32,21 +32,21 @@ def run(instance: dg.DagsterInstance, status: Status, origin: RemoteJobOrigin | 
     ("status", "ended"),
     [(Status.STARTED, False), (Status.CANCELING, True), (Status.CANCELED, True), (Status.FAILURE, True)],
 )
-def test_a_command_line_run_is_told_at_once(instance: dg.DagsterInstance, status: Status, ended: bool) -> None:
-    assert EndedOutside(instance, run(instance, status))() is ended
+def test_command_line_run_is_interrupted_at_once(instance: dg.DagsterInstance, status: Status, ended: bool) -> None:
+    assert EndedExternally(instance, run(instance, status))() is ended
 
 
 @pytest.mark.parametrize("status", [Status.STARTED, Status.CANCELING])
-def test_a_run_that_its_launcher_tells_to_stop_is_not_told_twice(instance: dg.DagsterInstance, status: Status) -> None:
-    assert not EndedOutside(instance, run(instance, status, LAUNCHED), patience_seconds=0)()
+def test_run_that_its_launcher_stops_is_not_interrupted(instance: dg.DagsterInstance, status: Status) -> None:
+    assert not EndedExternally(instance, run(instance, status, LAUNCHED), grace_seconds=0)()
 
 
-def test_a_launched_run_has_time_to_stop_by_itself(instance: dg.DagsterInstance) -> None:
-    ended = EndedOutside(instance, run(instance, Status.FAILURE, LAUNCHED), patience_seconds=0.2)
+def test_launched_run_is_interrupted_after_a_grace_period(instance: dg.DagsterInstance) -> None:
+    ended = EndedExternally(instance, run(instance, Status.FAILURE, LAUNCHED), grace_seconds=0.2)
     assert not ended()
     time.sleep(0.3)
     assert ended()
 
 
-def test_a_run_that_was_deleted_goes_on(instance: dg.DagsterInstance) -> None:
-    assert not EndedOutside(instance, "deleted")()
+def test_deleted_run_is_not_interrupted(instance: dg.DagsterInstance) -> None:
+    assert not EndedExternally(instance, "deleted")()

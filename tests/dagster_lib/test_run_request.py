@@ -27,26 +27,26 @@ def launch(instance: dg.DagsterInstance, tags: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 1000])
-def test_no_tag_grows_with_the_number_of_shards(count: int) -> None:
+def test_tags_do_not_grow_with_the_number_of_shards(count: int) -> None:
     inputs = {f"shard-{number:04}": f"{number:016x}" for number in range(count)}
     tags = request_tags(MANIFEST, inputs, "2031-01-01T00:00:00+00:00")
     assert max(len(name) + len(value) for name, value in tags.items()) < 128
 
 
-def test_a_long_name_or_version_makes_no_long_tag() -> None:
+def test_long_names_and_versions_make_short_tags() -> None:
     tags = request_tags(MANIFEST, {LONG: "v" * 3000, f"{LONG}2": "v" * 4000}, "2031-01-01T00:00:00+00:00")
     assert len(tags) == 2
     assert max(len(name) + len(value) for name, value in tags.items()) < MAX_INDEXED_BYTES
     assert requested_shards(tags, [LONG, f"{LONG}2", f"{LONG}3"]) == [LONG, f"{LONG}2"]
 
 
-def test_dagster_has_no_objection_to_the_tags() -> None:
+def test_dagster_accepts_the_tags_without_a_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         dg.RunRequest(tags=request_tags(CAPTIONS, {"a.b-c_d": "1", LONG: "2"}, "t"))
 
 
-def test_only_a_run_of_the_schedule_is_requested_for_some_of_its_shards() -> None:
+def test_scheduled_runs_name_the_shards_they_are_requested_for() -> None:
     assert requested_shards({"dagster/partition": "a"}, ["a"]) is None
     assert requested_shards(request_tags(MANIFEST, {"b": "1", "d": "1"}, "t"), ["a", "b", "c", "d"]) == ["b", "d"]
 
@@ -59,7 +59,7 @@ def test_requests_are_counted_by_asset_shard_and_input(instance: dg.DagsterInsta
     assert count_requests(instance, CAPTIONS, {"a": "1"}) == {"a": 1}
 
 
-def test_a_retry_is_no_further_request(instance: dg.DagsterInstance) -> None:
+def test_retries_do_not_count_as_requests(instance: dg.DagsterInstance) -> None:
     tags = request_tags(MANIFEST, {"a": "1"}, "tick-1")
     launch(instance, tags)
     launch(instance, {**tags, "dagster/retry_number": "1"})

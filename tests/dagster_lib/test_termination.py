@@ -1,4 +1,4 @@
-"""Signals to the process of a step, in real processes without an engine; with one, and by Dagster, in test_stopping."""
+"""Tests of signals to a step's process, without an engine; test_stopping has them with an engine and with Dagster."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ pytestmark = pytest.mark.fast
 FORK = multiprocessing.get_context("fork")  # with Dagster imported already
 CONTEXT = dg.build_asset_context()
 INTERRUPTED = 7
-"""Exit code of a process whose step told Dagster of an interruption."""
+"""Exit code of a process whose step was interrupted."""
 BOTH = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 
 
 class Step:
-    """A process that runs ``work`` as a step of Dagster does, and what it writes."""
+    """A process that runs ``work`` as a Dagster step, and the notes that it writes."""
 
     def __init__(self, work: Callable[[Stop, Path], None], folder: Path) -> None:
         self.notes = folder / "notes"
@@ -138,7 +138,7 @@ def finished_in_time(stop: Stop, notes: Path) -> None:
 
 
 class LosesInterruptions:
-    """What a finaliser raises is printed, and lost."""
+    """An object whose finalizer is interrupted: Python prints the exception and drops it."""
 
     def __init__(self, notes: Path) -> None:
         self._notes = notes
@@ -149,14 +149,14 @@ class LosesInterruptions:
         time.sleep(60)
 
 
-def in_a_finaliser(stop: Stop, notes: Path) -> None:
+def in_a_finalizer(stop: Stop, notes: Path) -> None:
     LosesInterruptions(notes)
 
 
 @BOTH
-@pytest.mark.parametrize("work", [on_loop, blocking, blocking_the_loop, finished_in_time, in_a_finaliser])
+@pytest.mark.parametrize("work", [on_loop, blocking, blocking_the_loop, finished_in_time, in_a_finalizer])
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_the_first_signal_stops_a_step_which_saves_and_tells_dagster_of_an_interruption(
+def test_first_signal_stops_the_step_after_it_has_saved(
     start: Start, work: Callable[[Stop, Path], None], number: signal.Signals
 ) -> None:
     step = start(work)
@@ -167,14 +167,14 @@ def test_the_first_signal_stops_a_step_which_saves_and_tells_dagster_of_an_inter
     assert "finished\n" not in step.read()
 
 
-def test_an_error_of_the_work_that_is_being_stopped_is_the_cause_of_the_interruption(start: Start) -> None:
+def test_error_of_a_stopping_step_is_the_interruptions_cause(start: Start) -> None:
     step = start(failing)
     step.signal(signal.SIGINT)
     assert step.exit_code == INTERRUPTED
     assert "cause ValueError('the engine ended')" in step.read()
 
 
-def test_two_signals_at_once_are_one(start: Start) -> None:
+def test_simultaneous_signals_count_as_one(start: Start) -> None:
     step = start(on_loop)
     step.signal(signal.SIGINT)
     step.signal(signal.SIGTERM)
@@ -201,7 +201,7 @@ def never_ending(stop: Stop, notes: Path) -> None:
 
 
 def ends(process: psutil.Process) -> bool:
-    """Whether a process that was killed is gone; the kernel may take a moment."""
+    """Whether a killed process is gone. The kernel may take a moment."""
     deadline = time.monotonic() + 10
     while not is_gone(process) and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -213,12 +213,12 @@ def child_of(step: Step) -> psutil.Process:
 
 
 @BOTH
-def test_a_second_signal_ends_the_process_and_its_children_at_once(start: Start, number: signal.Signals) -> None:
+def test_second_signal_ends_the_process_and_its_children(start: Start, number: signal.Signals) -> None:
     step = start(never_ending)
     child = child_of(step)
     step.signal(number)
     step.wait_for("cancelled")
-    time.sleep(termination.SAME_SECONDS + 0.1)
+    time.sleep(termination.DEBOUNCE_SECONDS + 0.1)
     begun = time.monotonic()
     step.signal(signal.SIGTERM)
     assert step.exit_code == 1
@@ -227,7 +227,7 @@ def test_a_second_signal_ends_the_process_and_its_children_at_once(start: Start,
     assert ends(child)
 
 
-def test_a_stop_that_takes_too_long_ends_the_process(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stop_that_takes_too_long_ends_the_process(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(termination, "STOP_SECONDS", 0.3)
     step = start(never_ending)
     child = child_of(step)
@@ -247,7 +247,7 @@ def leaving_a_pool(stop: Stop, notes: Path) -> None:
 
 
 @pytest.mark.parametrize("work", [leaving_a_thread, leaving_a_pool])
-def test_a_thread_that_hangs_does_not_keep_a_stopped_process(
+def test_hanging_thread_does_not_delay_the_exit(
     start: Start, monkeypatch: pytest.MonkeyPatch, work: Callable[[Stop, Path], None]
 ) -> None:
     monkeypatch.setattr(termination, "EXIT_SECONDS", 0.3)
@@ -257,7 +257,7 @@ def test_a_thread_that_hangs_does_not_keep_a_stopped_process(
     assert "interruption" in step.read()
 
 
-def test_the_handlers_that_were_there_are_back_after_the_step() -> None:
+def test_previous_signal_handlers_are_restored_after_the_step() -> None:
     before = [signal.getsignal(number) for number in termination.SIGNALS]
     with stoppable(CONTEXT):
         assert [signal.getsignal(number) for number in termination.SIGNALS] != before
@@ -269,7 +269,7 @@ def launch(notes: Path) -> None:
     time.sleep(600)
 
 
-def test_a_step_stops_when_the_process_that_launched_its_run_is_gone(tmp_path: Path) -> None:
+def test_step_stops_when_its_launcher_is_gone(tmp_path: Path) -> None:
     notes = tmp_path / "notes"
     launcher = FORK.Process(target=launch, args=(notes,))
     launcher.start()

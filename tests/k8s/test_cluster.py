@@ -172,7 +172,7 @@ def test_a_step_that_takes_too_much_memory_fails_its_run_and_says_so(cluster: Cl
     assert cluster.finish(run) is FAILURE
     assert len(cluster.failures(run)) == 4  # three of which were tried again
     for failure in cluster.failures(run):
-        assert "took more memory than its limit of 100Mi (OOMKilled, exit code 137)" in failure
+        assert "exceeded its memory limit of 100Mi (OOMKilled, exit code 137)" in failure
 
 
 def test_a_missing_image_fails_the_run_and_is_named(cluster: Cluster) -> None:

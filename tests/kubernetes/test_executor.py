@@ -1,4 +1,4 @@
-"""What is concluded from a step's Job and its pods, as Kubernetes describes them."""
+"""Tests of the failures that are found from a step's Job and its pods, as Kubernetes describes them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from kubernetes.client import (
     V1ResourceRequirements,
 )
 
-from caption_assets.kubernetes.executor import build_pod_executor, find_trouble, hindered_since
+from caption_assets.kubernetes.executor import build_pod_executor, find_failure, waiting_since
 from caption_assets.settings import Settings, SettingsError
 
 pytestmark = [pytest.mark.fast, pytest.mark.k8s, pytest.mark.representative]
@@ -33,9 +33,9 @@ FAILED = V1JobStatus(failed=1)
 
 
 def pod(
-    phase: str, state: dict[str, Any] | None = None, *, minutes: float = 0, going: float | None = None, **status: Any
+    phase: str, state: dict[str, Any] | None = None, *, minutes: float = 0, ending: float | None = None, **status: Any
 ) -> V1Pod:
-    """A pod that was made some minutes ago, and whose time to end was some minutes ago if it is going."""
+    """A pod that was created ``minutes`` ago, and that should have ended ``ending`` minutes ago."""
     name = "dagster-step-1"
     container = V1ContainerStatus(
         name="dagster", image="i", image_id="i", ready=False, restart_count=0, state=V1ContainerState(**(state or {}))
@@ -45,7 +45,7 @@ def pod(
         metadata=V1ObjectMeta(
             name=name,
             creation_timestamp=NOW - timedelta(minutes=minutes),
-            deletion_timestamp=None if going is None else NOW - timedelta(minutes=going),
+            deletion_timestamp=None if ending is None else NOW - timedelta(minutes=ending),
         ),
         spec=V1PodSpec(node_name="node1", containers=[V1Container(name="dagster", resources=limits)]),
         status=V1PodStatus(phase=phase, container_statuses=[container] if state else None, **status),
@@ -60,12 +60,12 @@ def ended(reason: str, code: int) -> dict[str, Any]:
     return {"terminated": V1ContainerStateTerminated(reason=reason, exit_code=code)}
 
 
-def trouble(
-    job: V1JobStatus | None, *pods: V1Pod, complaints: tuple[str, ...] = (), hindered: float = 0
+def failure_of(
+    job: V1JobStatus | None, *pods: V1Pod, warnings: tuple[str, ...] = (), waiting_minutes: float = 0
 ) -> tuple[str, bool]:
-    """What is found, of pods that have been hindered for some minutes."""
-    since = hindered_since(pods, {}, NOW - timedelta(minutes=hindered))
-    found = find_trouble(job, pods, complaints, since, NOW)
+    """Reason and retry of the failure of pods that have waited for ``waiting_minutes``; empty if there is none."""
+    since = waiting_since(pods, {}, NOW - timedelta(minutes=waiting_minutes))
+    found = find_failure(job, pods, warnings, since, NOW)
     return (found.reason, found.retry) if found else ("", False)
 
 
@@ -75,36 +75,36 @@ def trouble(
         pod("Running", minutes=600),
         pod("Pending", waiting("ContainerCreating"), minutes=29),
         pod("Pending", waiting("ErrImagePull"), minutes=29),
-        pod("Running", minutes=600, going=-1),
-        pod("Running", minutes=600, going=0.5),
+        pod("Running", minutes=600, ending=-1),
+        pod("Running", minutes=600, ending=0.5),
     ],
 )
-def test_a_pod_that_works_starts_or_goes_is_left_alone(healthy: V1Pod) -> None:
-    assert trouble(RUNNING, healthy, hindered=2) == ("", False)
+def test_pod_that_runs_starts_or_ends_is_healthy(healthy: V1Pod) -> None:
+    assert failure_of(RUNNING, healthy, waiting_minutes=2) == ("", False)
 
 
-def test_a_pod_is_hindered_since_it_was_first_seen_so_and_not_since_it_was_made() -> None:
+def test_a_pod_is_waiting_since_it_was_first_seen_so_and_not_since_it_was_made() -> None:
     stuck, fine = pod("Pending", waiting("ErrImagePull"), minutes=20), pod("Pending", waiting("ContainerCreating"))
-    first = hindered_since([stuck], {}, NOW)
+    first = waiting_since([stuck], {}, NOW)
     assert first == {"dagster-step-1": NOW}
-    assert hindered_since([stuck], first, NOW + timedelta(minutes=2)) == first
-    assert hindered_since([fine], first, NOW + timedelta(minutes=2)) == {}
+    assert waiting_since([stuck], first, NOW + timedelta(minutes=2)) == first
+    assert waiting_since([fine], first, NOW + timedelta(minutes=2)) == {}
 
 
-def test_a_pod_that_took_too_much_memory_says_so_and_is_tried_again() -> None:
-    reason, retry = trouble(FAILED, pod("Failed", ended("OOMKilled", 137)))
-    assert "more memory than its limit of 2Gi (OOMKilled, exit code 137)" in reason
+def test_pod_beyond_its_memory_limit_is_retried_with_the_limit_named() -> None:
+    reason, retry = failure_of(FAILED, pod("Failed", ended("OOMKilled", 137)))
+    assert "exceeded its memory limit of 2Gi (OOMKilled, exit code 137)" in reason
     assert retry
 
 
-def test_a_pod_that_ended_otherwise_tells_its_exit_code() -> None:
-    reason, retry = trouble(FAILED, pod("Failed", ended("Error", 139)))
+def test_failed_pod_is_retried_with_its_exit_code_named() -> None:
+    reason, retry = failure_of(FAILED, pod("Failed", ended("Error", 139)))
     assert reason == "pod dagster-step-1 ended with exit code 139 (Error)"
     assert retry
 
 
-def test_an_evicted_pod_tells_why() -> None:
-    reason, retry = trouble(FAILED, pod("Failed", reason="Evicted", message="The node was low on memory"))
+def test_evicted_pod_is_retried_with_the_reason_named() -> None:
+    reason, retry = failure_of(FAILED, pod("Failed", reason="Evicted", message="The node was low on memory"))
     assert reason == "pod dagster-step-1 failed: Evicted: The node was low on memory"
     assert retry
 
@@ -112,44 +112,44 @@ def test_an_evicted_pod_tells_why() -> None:
 @pytest.mark.parametrize(
     ("word", "minutes"), [("ErrImageNeverPull", 0), ("ImagePullBackOff", 4), ("CreateContainerConfigError", 4)]
 )
-def test_a_pod_that_cannot_start_fails_for_good(word: str, minutes: float) -> None:
-    assert trouble(RUNNING, pod("Pending", waiting(word, "no such image")), hindered=minutes) == (
+def test_pod_that_cannot_start_is_not_retried(word: str, minutes: float) -> None:
+    assert failure_of(RUNNING, pod("Pending", waiting(word, "no such image")), waiting_minutes=minutes) == (
         f"pod dagster-step-1 cannot start: {word}: no such image",
         False,
     )
 
 
-def test_a_pod_that_no_node_has_room_for_fails_for_good_after_half_an_hour() -> None:
+def test_pod_without_a_node_is_not_retried_after_half_an_hour() -> None:
     why = "0/1 nodes are available: 1 Insufficient nvidia.com/gpu."
     scheduled = V1PodCondition(type="PodScheduled", status="False", message=why)
-    reason, retry = trouble(RUNNING, pod("Pending", minutes=31, conditions=[scheduled]))
+    reason, retry = failure_of(RUNNING, pod("Pending", minutes=31, conditions=[scheduled]))
     assert reason == f"pod dagster-step-1 has not started in 0:31:00: {why}"
     assert not retry
 
 
-def test_a_pod_whose_node_is_lost_is_tried_again() -> None:
-    reason, retry = trouble(RUNNING, pod("Running", minutes=600, going=2))
-    assert reason.endswith("is still there: its node node1 is lost")
+def test_pod_on_a_lost_node_is_retried() -> None:
+    reason, retry = failure_of(RUNNING, pod("Running", minutes=600, ending=2))
+    assert reason.endswith("still exists: its node node1 is lost")
     assert retry
 
 
-def test_a_pod_that_was_deleted_without_a_word_is_tried_again() -> None:
-    assert trouble(FAILED) == ("its pod is gone: it was deleted, or its node was", True)
+def test_deleted_pod_is_retried() -> None:
+    assert failure_of(FAILED) == ("its pod is missing: it was deleted, or its node was", True)
 
 
-def test_a_step_that_kubernetes_began_anew_is_tried_again_by_dagster() -> None:
-    reason, retry = trouble(V1JobStatus(succeeded=1), pod("Succeeded", ended("Completed", 0)))
-    assert reason.startswith("its pod was taken away")
+def test_step_that_kubernetes_restarted_is_retried() -> None:
+    reason, retry = failure_of(V1JobStatus(succeeded=1), pod("Succeeded", ended("Completed", 0)))
+    assert reason.startswith("its pod was removed")
     assert retry
 
 
-def test_a_job_that_was_deleted_is_tried_again() -> None:
-    assert trouble(None) == ("it was deleted by somebody else", True)
+def test_deleted_job_is_retried() -> None:
+    assert failure_of(None) == ("it was deleted externally", True)
 
 
-def test_a_job_that_gets_no_pod_tells_why() -> None:
-    assert trouble(RUNNING, complaints=("exceeded quota: captions",)) == (
-        "Kubernetes makes no pod for it: exceeded quota: captions",
+def test_job_without_a_pod_names_the_reason() -> None:
+    assert failure_of(RUNNING, warnings=("exceeded quota: captions",)) == (
+        "Kubernetes creates no pod for it: exceeded quota: captions",
         False,
     )
 
@@ -159,6 +159,6 @@ def job_with_pods() -> None:
     pass
 
 
-def test_a_run_that_is_no_pod_itself_can_start_none_and_says_so(instance: dg.DagsterInstance) -> None:
-    with pytest.raises(SettingsError, match="CAPTION_EXECUTOR=k8s: this run is no pod of a cluster"):
+def test_run_outside_a_cluster_names_the_setting_and_the_remedy(instance: dg.DagsterInstance) -> None:
+    with pytest.raises(SettingsError, match="CAPTION_EXECUTOR=k8s: this run is not a pod of a cluster"):
         dg.execute_job(dg.reconstructable(job_with_pods), instance, raise_on_error=True)
