@@ -179,7 +179,7 @@ def _end_digest(digest: _Hash, metadata: Mapping[str, str]) -> str:
 
 @contextmanager
 def _damage(name: str, remedy: str) -> Iterator[None]:
-    """Report any error of Arrow as damage: the bytes are at hand, so no other cause is left.
+    """Report any error of Arrow as damage: the bytes are local, so that there is no other cause.
 
     Arrow raises ArrowInvalid, OSError, UnicodeDecodeError, and MemoryError for a damaged length.
     """

@@ -302,8 +302,8 @@ def publish_manifest(
         root: where to.
         shard: the shard's key.
         rows: of all its clips.
-        metadata: facts about the whole file.
-        conclude: further facts, computed after the last row. If it raises, nothing is published.
+        metadata: file metadata.
+        conclude: further file metadata, computed after the last row. If it raises, nothing is published.
 
     Raises:
         TableError: if two rows have the same key; nothing is published then.
@@ -339,7 +339,7 @@ def publish_captions(
         shard: the shard's key.
         rows: one for each of ``keys``, in that order.
         keys: the keys of the manifest's rows, in order.
-        metadata: facts about the whole file.
+        metadata: file metadata.
 
     Raises:
         TableError: if the rows are not exactly those of the manifest.
@@ -401,7 +401,7 @@ def find_captions(root: Root, table: str, shard: str) -> list[CaptionRow]:
 
 
 def read_schema(root: Root, table: str, shard: str) -> pa.Schema:
-    """The columns of a shard's table, and the facts about the whole file as their metadata.
+    """The columns of a shard's table, with the file metadata as the schema's metadata.
 
     Raises:
         TableError: if it has not been materialized, or the file is damaged.
@@ -410,7 +410,7 @@ def read_schema(root: Root, table: str, shard: str) -> pa.Schema:
 
 
 def read_file_metadata(root: Root, table: str, shard: str) -> dict[str, str]:
-    """What was published with a shard's table as facts about the whole file.
+    """The file metadata of a shard's table.
 
     Raises:
         TableError: if it has not been materialized, or the file is damaged.

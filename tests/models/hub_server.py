@@ -40,7 +40,7 @@ class Fault:
     """Number of bytes announced and sent, as if the file were shorter."""
     stall: int | None = None
     """Number of bytes after which the response stalls until the server ends."""
-    whole: bool = False
+    ignores_range: bool = False
     """Whether the request's range is ignored."""
 
 
@@ -202,7 +202,7 @@ def _send(hub: HubServer, request: BaseHTTPRequestHandler, name: str, data: byte
     if fault.flip is not None:
         data = data[: fault.flip] + bytes([data[fault.flip] ^ 1]) + data[fault.flip + 1 :]
     begin = 0
-    if (range_ := request.headers["Range"]) and not fault.whole:
+    if (range_ := request.headers["Range"]) and not fault.ignores_range:
         begin = int(range_.removeprefix("bytes=").removesuffix("-"))
         headers["Content-Range"] = f"bytes {begin}-{len(data) - 1}/{len(data)}"
     body = data[begin:][: fault.short]

@@ -168,7 +168,7 @@ def test_failure_of_one_file_ends_the_delays_of_the_others(hub: HubServer, root:
         publish(root, MODEL, cache)
 
 
-@pytest.mark.parametrize("then", [Fault(), Fault(whole=True)])
+@pytest.mark.parametrize("then", [Fault(), Fault(ignores_range=True)])
 def test_broken_connection_resumes(hub: HubServer, root: Root, cache: Path, then: Fault) -> None:
     hub.faults[SHARD] = [Fault(cut=70_000), then]
     publish(root, MODEL, cache)

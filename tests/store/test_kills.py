@@ -37,7 +37,7 @@ class RepeatedRuns:
     def __init__(self, source: str, base: str, folder: Path, engine: str) -> None:
         self.source = Root.open(source)
         self.base = base
-        self.asked = folder / "asked"
+        self.request_log = folder / "requests"
         self.engine = engine
         self.roots = 0
         self.kills = 0
@@ -56,8 +56,8 @@ class RepeatedRuns:
     def run(self, killed_after: float | None = None) -> bool:
         """One run, killed after a number of ``seconds``; returns whether it completed."""
         safe = {(int(table == STAGE2.name) + 1, row.window_id) for table, row in read_checkpoints(self.root, "a")}
-        self.asked.write_text("")
-        names = (self.root.url, self.source.url, "a", str(self.asked), self.engine)
+        self.request_log.write_text("")
+        names = (self.root.url, self.source.url, "a", str(self.request_log), self.engine)
         command = [sys.executable, "-m", "tests.captioning.captioner", *names]
         process = subprocess.Popen(command)
         if self.engine != STAND_IN:  # its start takes half a minute, without any write
@@ -74,14 +74,14 @@ class RepeatedRuns:
             assert alive == []
             code = None
         self.seconds = time.monotonic() - begun
-        asked = [line.split() for line in self.asked.read_text().splitlines()]
-        requests = {(int(stage), window) for stage, window in asked}
+        lines = [line.split() for line in self.request_log.read_text().splitlines()]
+        requests = {(int(stage), window) for stage, window in lines}
         assert not safe & requests, "a checkpointed caption was requested again"
         assert code in (None, 0)
         return code == 0
 
     def _wait_for_a_request(self, process: subprocess.Popen[bytes]) -> None:
-        while process.poll() is None and not self.asked.stat().st_size:
+        while process.poll() is None and not self.request_log.stat().st_size:
             time.sleep(0.05)
 
     def tables(self) -> dict[str, list[dict[str, Any]]]:

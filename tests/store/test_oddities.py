@@ -20,9 +20,11 @@ from caption_assets.settings import Settings
 from caption_assets.sources.manifest import probe_clips
 from caption_assets.sources.shard import find_shard
 from caption_assets.store.checkpoints import checkpoint_folder, write_checkpoint
+from caption_assets.store.failure import StoreError
 from caption_assets.store.lease import Leases
 from caption_assets.store.root import Root
 from caption_assets.store.tables import CLIP_MANIFEST, publish_manifest, read_captions, table_path
+from caption_assets.store.versions import read_versions
 from caption_assets.video.window import Windowing
 from tests.captioning.stand_in import StandIn, start_stand_in
 from tests.captioning.watch import Log
@@ -91,6 +93,12 @@ def test_unreadable_object_fails_only_its_shard(url: str, source: Root, between:
     assert forbidden in log.failures["b"]
     assert "access denied" in log.failures["b"]
     assert root.exists(f"{checkpoint_folder('b')}/000001-000000-stage1_captions.parquet")
+
+
+def test_refused_read_of_versions_is_not_reported_as_damage(url: str, between: Between) -> None:
+    between(rule=lambda request: Refusal(403, "AccessDenied") if request.method == "GET" else None)
+    with pytest.raises(StoreError, match=r"cannot read .*: access denied"):
+        read_versions(Root.open(url), CLIP_MANIFEST, "b")
 
 
 @pytest.mark.parametrize("name", ["lease-000009", "000001-000001-stage1_captions.parquet", "notes.parquet"])

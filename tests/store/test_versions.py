@@ -12,13 +12,22 @@ from caption_assets.sources.shard import find_shard
 from caption_assets.store.root import Root
 from caption_assets.store.tables import (
     CLIP_MANIFEST,
+    CaptionRow,
+    ManifestRow,
+    Status,
     TableError,
     publish_manifest,
     read_file_metadata,
     read_manifest,
     table_path,
 )
-from caption_assets.store.versions import TableVersions, manifest_version, next_manifest_version, read_versions
+from caption_assets.store.versions import (
+    TableVersions,
+    captions_version,
+    manifest_version,
+    next_manifest_version,
+    read_versions,
+)
 from caption_assets.video.window import Windowing
 from tests.conftest import SANDBOX
 
@@ -56,6 +65,16 @@ def test_manifest_version_is_stable_across_a_round_trip(root: Root, sample_data:
     publish_manifest(root, "s", rows, {})
     assert len(rows) > 2
     assert manifest_version(read_manifest(root, "s")) == version
+
+
+def test_data_versions_equal_those_of_earlier_releases() -> None:
+    window = ManifestRow("a.mp4", 0, "a0", "tag", 10, Status.OK, start_frame=0, end_frame=8)
+    captions = [
+        CaptionRow("a.mp4", 0, "a0", 0.0, 0.3, Status.OK, caption="A car.", attempts=1),
+        CaptionRow("b.mp4", None, "b", None, None, Status.FAILED, error_kind="not_a_video", error="empty"),
+    ]
+    assert manifest_version([window]) == "cf9e7a46af2c1973", "every manifest would be outdated"
+    assert captions_version(captions) == "0c69b6da98fdfc51", "every caption table would be outdated"
 
 
 @pytest.mark.parametrize(
