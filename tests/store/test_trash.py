@@ -5,12 +5,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from caption_assets.store.root import Root
 from caption_assets.store.trash import (
+    TIME,
     TRASH,
     Entry,
     TrashError,
@@ -55,7 +57,7 @@ def test_moved_objects_can_be_restored(root: Root) -> None:
     assert entry.sizes == {path: len(path) for path in PATHS}
     restore_entry(root, entry)
     assert stored(root) == before
-    assert root.sizes(TRASH) == {}
+    assert root.names(TRASH) == []
 
 
 def test_two_moves_make_two_entries(root: Root) -> None:
@@ -67,12 +69,13 @@ def test_two_moves_make_two_entries(root: Root) -> None:
     assert stored(root) == {path: path.encode() for path in PATHS}
 
 
-def test_restore_over_newer_objects_is_an_error(root: Root) -> None:
+@pytest.mark.parametrize("newer", [b"longer than before" * 9, PATHS[0].upper().encode()], ids=["longer", "same size"])
+def test_restore_over_newer_objects_is_an_error(root: Root, newer: bytes) -> None:
     entry = move(root)
-    write(root, PATHS[:1], "again")
+    root.write(PATHS[0], newer)
     with pytest.raises(TrashError, match="the shard was materialized again; retire it first"):
         restore_entry(root, entry)
-    assert stored(root) == {PATHS[0]: f"{PATHS[0]}again".encode()}
+    assert stored(root) == {PATHS[0]: newer}
     assert list_entries(root) == [entry]
 
 
@@ -122,7 +125,15 @@ def test_removing_an_entry_keeps_the_others(root: Root) -> None:
     second = move(root)
     remove_entry(root, first)
     assert list_entries(root) == [second]
-    assert 0 <= second.age_days < 1
+    assert 0 <= second.age_days < 0.1
+    remove_entry(root, second)
+    assert root.names(TRASH) == []
+
+
+@pytest.mark.fast
+def test_age_is_counted_in_days() -> None:
+    time = (datetime.now(UTC) - timedelta(days=30)).strftime(TIME)
+    assert Entry("a", time, {}, is_complete=True).age_days == pytest.approx(30, abs=0.0001)
 
 
 def test_shard_without_objects_makes_no_entry(root: Root) -> None:
@@ -140,7 +151,7 @@ def test_foreign_objects_in_the_trash_are_ignored(root: Root) -> None:
 MOVER = """
 import sys
 from caption_assets.store.root import Root
-from caption_assets.store.trash import restore_entry, list_entries, move_to_trash
+from caption_assets.store.trash import TIME, restore_entry, list_entries, move_to_trash
 root = Root.open(sys.argv[1])
 print("ready", flush=True)
 if sys.argv[2] == "move":
