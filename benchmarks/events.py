@@ -1,9 +1,9 @@
-"""Bytes of Dagster's event log for each captioned shard: manifests, captions of both stages and their checks.
+"""Benchmark of Dagster's event log: bytes for each captioned shard, with manifest, captions and checks.
 
     python -m benchmarks.events --shards 8
 
-The captions are stored beforehand and taken over by the run, so that no engine is needed: with one, a shard has some
-lines of progress and five numbers more. The last line of the output is JSON.
+The captions are stored beforehand and reused by the run, so that no engine is needed. With an engine, a shard has a few
+progress messages and five more metadata entries. The last line of the output is JSON.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from caption_assets.store.root import Root
 from caption_assets.store.tables import CaptionRow, ManifestRow, Status, publish_captions, read_manifest
 
 WORDS = 80
-"""In a caption: as many as Qwen2.5-VL-7B says of a clip in the first stage."""
+"""Number of words in a stage-1 caption, as Qwen2.5-VL-7B writes."""
 VOCABULARY = Path(__file__).read_text().split()
 
 
 def main() -> None:
-    """Run the assets and print what lies in the event log."""
+    """Run the assets and print the size of the event log."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shards", type=int, default=8)
     shards = parser.parse_args().shards
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def prepare(root: Path, shards: int) -> None:
-    """Copies of a sample shard."""
+    """Write copies of a sample shard."""
     with TemporaryDirectory() as sample:
         write_shards(Path(sample))
         for number in range(shards):
@@ -70,7 +70,7 @@ def prepare(root: Path, shards: int) -> None:
 
 
 def run(instance: dg.DagsterInstance, root: Path, *assets: str, shards: tuple[str, str] | None = None) -> None:
-    """Materialize assets, of a range of shards if one is given."""
+    """Materialize assets, for a range of shards if there is one."""
     ends = dict(zip((ASSET_PARTITION_RANGE_START_TAG, ASSET_PARTITION_RANGE_END_TAG), shards or (), strict=False))
     job = build_definitions(Settings(root=str(root))).get_implicit_global_asset_job_def()
     selection = [dg.AssetKey(asset) for asset in assets]
@@ -78,7 +78,7 @@ def run(instance: dg.DagsterInstance, root: Path, *assets: str, shards: tuple[st
 
 
 def store_captions(root: Root, shard: str) -> None:
-    """Captions of a shard's manifest, as an earlier run would have published them."""
+    """Publish captions of a shard's manifest, as an earlier run would."""
     recipe, manifest = Recipe(), read_manifest(root, shard)
     first = [_row(recipe, STAGE1, window) for window in manifest]
     second = [
@@ -100,7 +100,7 @@ def _row(
 
 
 def events(folder: Path) -> Iterator[tuple[str, int]]:
-    """Kind and length of each event; one that is in a run's file is copied to the index, and counted once."""
+    """Kind and length of each event. Events are in a run's file and in the index; they are counted once."""
     for file in (folder / "history" / "runs").glob("*.db"):
         if file.stem != "index":
             with sqlite3.connect(file) as database:

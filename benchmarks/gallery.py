@@ -1,11 +1,11 @@
-"""How soon a gallery shows something, and what it weighs.
+"""Benchmark of the gallery: time to write it, time until it shows rows, and its size.
 
     python -m benchmarks.gallery [--rows 5000]
 
-A shard of captions of 60 and 90 words, as Qwen2.5-VL writes them, each window with a poster of 320 x 180 pixels, is
-made into a gallery. Headless Chromium opens it from its file, several times anew: told is the time from the navigation
-until the first card with its poster is on the screen, until all rows can be searched, and until all posters are there.
-Then it is opened once as from a store at 50 Mbit/s. The last line is JSON.
+The gallery has captions of 60 and 90 words, like those of Qwen2.5-VL, and a poster of 320 x 180 pixels for each window.
+Headless Chromium opens it several times from its file. The times run from the navigation until the first card with its
+poster is drawn, until all rows can be searched, and until all posters are loaded. Then Chromium opens it once at 50
+Mbit/s, as from a store. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from scripts.setup_system import BROWSERS
 
 SHARD = "large"
 SIZE = 320, 180
-"""Pixels of a poster."""
+"""Width and height of a poster, in pixels."""
 POSTERS = 50
-"""Different ones."""
+"""Number of different posters."""
 OPENINGS = 7
 BYTES_PER_SECOND = 50e6 / 8
 VOCABULARY = 2000
@@ -52,30 +52,30 @@ const look = () => {
 };
 requestAnimationFrame(look);
 const count = () => {
-  const told = document.getElementById('count')?.value;
-  if (!told || told.includes('loading')) return requestAnimationFrame(count);
+  const text = document.getElementById('count')?.value;
+  if (!text || text.includes('loading')) return requestAnimationFrame(count);
   globalThis.searchableAt = performance.now();
 };
 requestAnimationFrame(count);
 addEventListener('DOMContentLoaded', () => { globalThis.wholeAt = performance.now(); });
 """
-"""Notes when the first card has been drawn, when all rows can be searched, and when all posters are there."""
+"""Script that notes when the first card is drawn, when all rows can be searched, and when all posters are loaded."""
 
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """Milliseconds from the navigation."""
+    """Times of a page, in milliseconds from the navigation."""
 
     first: float
-    """To the first card with its poster on the screen."""
+    """Until the first card with its poster is drawn."""
     searchable: float
-    """To all rows."""
+    """Until all rows can be searched."""
     whole: float
-    """To all posters."""
+    """Until all posters are loaded."""
 
 
 def main() -> None:
-    """Command line."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=5000)
     count = parser.parse_args().rows
@@ -127,7 +127,7 @@ def write_shard(root: Root, count: int) -> float:
 
 
 def poster(rng: np.random.Generator) -> bytes:
-    """A scene of the sample world, under noise that costs what the detail of a real picture does."""
+    """A scene of the sample world with noise, which compresses like a real picture."""
     scene = random_scene(rng, *SIZE)
     (frame,) = render(scene, *SIZE, [0.5], rng)
     noise = rng.normal(0, 10, frame.shape[:2])[..., None]
@@ -135,7 +135,7 @@ def poster(rng: np.random.Generator) -> bytes:
 
 
 def window(number: int) -> ManifestRow:
-    """A window as of a real clip."""
+    """The manifest row of a window."""
     key = f"camera-{number % 7}/clip-{number:06}.mp4"
     return ManifestRow(
         key,
@@ -157,7 +157,7 @@ def window(number: int) -> ManifestRow:
 
 
 def caption(row: ManifestRow, text: str) -> CaptionRow:
-    """A caption as the captioner makes them."""
+    """The caption row of a window."""
     return CaptionRow(
         clip_key=row.clip_key,
         window_index=row.window_index,
@@ -183,12 +183,12 @@ def caption(row: ManifestRow, text: str) -> CaptionRow:
 
 
 def sentence(rng: np.random.Generator, words: int) -> str:
-    """Words of six letters."""
+    """A sentence of six-letter words."""
     return " ".join(f"word{number:02}" for number in rng.integers(VOCABULARY, size=words)) + "."
 
 
 def open_page(browser: Browser, address: str) -> Opening:
-    """Open a page anew, with nothing cached."""
+    """Open a page with an empty cache."""
     context = browser.new_context(viewport={"width": 1400, "height": 900})
     context.add_init_script(WATCH)
     page = context.new_page()
@@ -202,7 +202,7 @@ def open_page(browser: Browser, address: str) -> Opening:
 
 
 class serve:
-    """A web server on loopback over a folder, as slow as a store that is far away; its address."""
+    """A web server on loopback that serves a folder as slowly as a distant store."""
 
     def __init__(self, folder: Path) -> None:
         handler = functools.partial(SlowHandler, directory=str(folder))
@@ -217,21 +217,21 @@ class serve:
 
 
 class SlowHandler(http.server.SimpleHTTPRequestHandler):
-    """Sends a file a little at a time."""
+    """Request handler that limits its rate."""
 
     def copyfile(self, source, outputfile) -> None:  # type: ignore[no-untyped-def]
-        """As many bytes as there is time for."""
+        """Copy a file at the limited rate."""
         chunk = 64 << 10
         while data := source.read(chunk):
             outputfile.write(data)
             time.sleep(len(data) / BYTES_PER_SECOND)
 
     def log_message(self, *_: object) -> None:
-        """Nothing."""
+        """Log nothing."""
 
 
 def peak_mb() -> float:
-    """Largest resident memory of this process so far."""
+    """Peak resident memory of this process, in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6  # Linux counts in KiB
 
 

@@ -1,4 +1,4 @@
-"""The project in operation, as `make dev` runs it: daemon, sensors, schedule and UI over a source that fills up."""
+"""Tests of the project in operation, as `make dev` runs it: daemon, sensors, schedule and UI, with a growing source."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ class RunningProject:
     ui: str
 
     def ask(self, query: str, **variables: object) -> Any:
-        """What the UI's GraphQL answers."""
+        """The answer of the UI's GraphQL API."""
         body = json.dumps({"query": query, "variables": variables}).encode()
         request = urllib.request.Request(f"{self.ui}/graphql", body, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=60) as answer:
             return json.load(answer)["data"]
 
     def partitions(self, asset: str) -> dict[str, list[str]]:
-        """Partitions of an asset by what the UI says of them."""
+        """Partitions of an asset by their status in the UI."""
         return dict(self.ask(PARTITIONS, path=[asset])["assetNodeOrError"]["assetPartitionStatuses"])
 
     def runs(self, asset: str, shard: str) -> list[str]:
-        """States of the runs that make an asset of a range that begins or ends with a shard."""
+        """Statuses of the runs that make an asset, for a range that begins or ends with a shard."""
         return [
             run["status"]
             for run in self.ask(RUNS)["runsOrError"]["results"]
@@ -62,7 +62,7 @@ class RunningProject:
         ]
 
     def last_tick(self) -> str:
-        """What the schedule said last."""
+        """Message of the schedule's last tick."""
         [schedule] = self.ask(TICKS)["schedulesOrError"]["results"]
         ticks = schedule["scheduleState"]["ticks"]
         return str(ticks[0]["skipReason"]) if ticks else ""
@@ -75,7 +75,7 @@ def free_port() -> int:
 
 
 def until(what: Callable[[], object], seconds: float = 420) -> None:
-    """Returns when ``what`` is true."""
+    """Wait until ``what`` returns true."""
     deadline = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < deadline, f"not within {seconds:.0f} s"
@@ -92,7 +92,7 @@ def answers(address: str) -> bool:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningProject]:
-    """A project with an empty source, whose sensors and schedule run every few seconds and every minute."""
+    """A project with an empty source. Sensors run every few seconds, the schedule every minute."""
     home = tmp_path_factory.mktemp("operation")
     root = home / "root"
     (root / "shards").mkdir(parents=True)
@@ -133,8 +133,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningProject
             process.wait(60)
 
 
-def drop(project: RunningProject, sample_data: Path, shard: str, *clips: str) -> None:
-    """Put a shard into the source."""
+def add_shard(project: RunningProject, sample_data: Path, shard: str, *clips: str) -> None:
+    """Add a shard to the source."""
     folder = project.root / "shards" / shard
     folder.mkdir()
     for clip in clips:
@@ -142,8 +142,8 @@ def drop(project: RunningProject, sample_data: Path, shard: str, *clips: str) ->
 
 
 def test_new_shard_is_captioned_and_corrupt_one_is_not_retried(project: RunningProject, sample_data: Path) -> None:
-    drop(project, sample_data, "street", "clip-00.webm", "clip-01.webm")
-    drop(project, sample_data, "broken")
+    add_shard(project, sample_data, "street", "clip-00.webm", "clip-01.webm")
+    add_shard(project, sample_data, "broken")
     (project.root / "shards" / "broken" / "film.mp4").write_bytes(b"no film")
     until(lambda: "street" in project.partitions("stage2_captions")["materializedPartitions"])
     until(lambda: "1 are not retried after 2 runs" in project.last_tick())
@@ -179,6 +179,6 @@ def test_shard_is_materialized_and_inspected_in_the_ui(project: RunningProject, 
 
 
 def picture(page: Page, name: str) -> None:
-    """Keep a picture for people, where one is asked for."""
+    """Save a screenshot, if OPERATION_PICTURES names a folder."""
     if folder := os.environ.get("OPERATION_PICTURES"):
         page.screenshot(path=f"{folder}/{name}.png")

@@ -58,7 +58,7 @@ def replace_step_handler(executor: dg.Executor, wrap: Callable[[K8sStepHandler],
 
 
 def step_job(handler: K8sStepHandler, context: StepHandlerContext) -> tuple[Any, str, str]:
-    """The Kubernetes client, Job name and namespace of a step. The handler tells none of them publicly."""
+    """The Kubernetes client, Job name and namespace of a step. The handler has no public access to them."""
     namespace = handler._get_container_context(context).namespace
     return handler._api_client, handler._get_k8s_step_job_name(context), str(namespace)
 

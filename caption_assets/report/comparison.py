@@ -130,7 +130,7 @@ def figures(statistics: Statistics) -> Facts:
         ("rows in both", f"{statistics.both:,}"),
         *((kind, f"{count:,}") for kind, count in statistics.kinds.items()),
         *(
-            (f"words in {name}", f"{mean:.1f}")
+            (f"mean words in {name}", f"{mean:.1f}")
             for name, mean in zip("AB", statistics.words, strict=True)
             if mean is not None
         ),

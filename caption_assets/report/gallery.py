@@ -160,7 +160,7 @@ def _figures(manifest: Sequence[ManifestRow], tables: Tables, rows: Sequence[Row
     for table, stored in tables.items():
         figures[f"flagged in {STAGES[table]}"] = f"{count_flagged(stored.rows):,}"
         if stored.captions:
-            figures[f"words in {STAGES[table]}"] = f"{mean_words(stored.captions):.1f}"
+            figures[f"mean words in {STAGES[table]}"] = f"{mean_words(stored.captions):.1f}"
     return list(figures.items())
 
 

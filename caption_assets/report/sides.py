@@ -82,7 +82,7 @@ def _facts(row: CaptionRow) -> Facts:
     return nonempty(
         (
             ("Frames", row.frame_indices and f"{len(row.frame_indices)}: {', '.join(indices)}"),
-            ("Frames per second", row.frame_fps and f"{row.frame_fps:.3g}"),
+            ("Frame rate", row.frame_fps and f"{row.frame_fps:.3g} fps"),
             ("Frame size", row.frame_width and f"{row.frame_width} \N{MULTIPLICATION SIGN} {row.frame_height} pixels"),
             ("Prompt tokens", row.prompt_tokens and f"{row.prompt_tokens:,} ({row.cached_tokens or 0:,} cached)"),
             ("Output tokens", row.output_tokens and f"{row.output_tokens:,}"),

@@ -245,7 +245,7 @@ def test_gallery_and_metadata_count_words_and_flags_alike(project: ProjectHarnes
     for number, event in enumerate(materialized(project, project.run(*STAGES, partition="a")).values(), 1):
         page = Path(str(event.metadata["gallery"].value)).read_text()
         figures = dict(re.findall("<dt>(.*?)</dt><dd>(.*?)</dd>", page))
-        assert figures[f"words in stage {number}"] == f"{float(str(event.metadata['mean_words'].value)):.1f}"
+        assert figures[f"mean words in stage {number}"] == f"{float(str(event.metadata['mean_words'].value)):.1f}"
         assert figures[f"flagged in stage {number}"] == str(event.metadata["flagged"].value) == "0"
         assert event.metadata["reduced"].value == len(CLIPS)
 
