@@ -46,8 +46,9 @@ def check_stored(context: dg.AssetExecutionContext, project: Project, root: Root
     for shard in context.partition_keys:
         with failures.of(shard):
             stored = StoredShard(root, shard)
-            for table in tables:
-                log_findings(context, project, shard, table, find_stored(context, project, stored, table, limit))
+            found = {table: find_stored(context, project, stored, table, limit) for table in tables}
+            for table, findings in found.items():
+                log_findings(context, project, shard, table, findings)
     failures.check()
 
 
