@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from caption_assets.captioning.shard_queue import caption_shards
 from caption_assets.captioning.stages import STAGES
 from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.store.checkpoints import checkpoint_folder
-from caption_assets.store.lease import LeaseHeld, LeaseLost, Leases
+from caption_assets.store.lease import LeaseDamaged, LeaseHeld, LeaseLost, Leases
 from caption_assets.store.root import Root
 from tests.captioning.stand_in import StandIn, start_stand_in
 from tests.captioning.watch import Log
@@ -63,6 +64,34 @@ def test_lease_is_released_at_the_end_of_the_block(root: Root) -> None:
     with Leases(root, "run 2") as two:
         assert two.take("a").epoch == 2
     assert root.names(checkpoint_folder("a")) == ["lease-000002"]
+
+
+def test_released_lease_is_not_renewed(root: Root) -> None:
+    with Leases(root, "run 1", seconds=0.3) as one, Leases(root, "run 2") as two:
+        one.release(one.take("a"))
+        time.sleep(0.5)
+        assert two.take("a").epoch == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"owner": 7}, "invalid owner"),
+        ({"released": None, "token": None}, "invalid token, released"),
+        ({"seconds": 0}, "invalid seconds 0"),
+        ({"seconds": float("inf")}, "invalid seconds inf"),
+    ],
+)
+@pytest.mark.fast
+def test_damaged_lease_is_an_error(tmp_path: Path, changes: dict[str, object], reason: str) -> None:
+    root = Root.open(str(tmp_path))
+    record = {"owner": "run 1", "process": "host, process 1", "seconds": 120, "token": "x", "released": True}
+    root.write(f"{checkpoint_folder('a')}/lease-000001", json.dumps(record | changes).encode())
+    with pytest.raises(LeaseDamaged, match=rf"lease-000001 is damaged \({reason}\).*remove that file"):
+        Leases(root, "run 2").take("a")
+    root.write(f"{checkpoint_folder('a')}/lease-000001", b"[]")
+    with pytest.raises(LeaseDamaged, match="not a JSON object"):
+        Leases(root, "run 2").take("a")
 
 
 def test_unrenewed_lease_expires_and_is_lost(root: Root) -> None:
