@@ -1,4 +1,4 @@
-"""What a shard's manifest costs: bytes of its clips that are read, time, and memory, for a small shard and a large one.
+"""The cost of a shard's manifest: bytes read of its clips, time and memory, for a small shard and a large one.
 
     python -m benchmarks.manifest [--small 1000] [--large 20000]
 

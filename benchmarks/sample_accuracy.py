@@ -1,4 +1,4 @@
-"""How often the sample model is exactly right on clips it has never seen, through the real pipeline.
+"""The accuracy of the sample model on held-out clips, through the real pipeline.
 
     python -m benchmarks.sample_accuracy [--clips 300]
 

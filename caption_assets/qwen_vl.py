@@ -40,7 +40,7 @@ DEFAULT_STAGE2 = "Please refine this caption: "
 DEFAULT_FPS = 2.0
 """The reference's sampling rate, for frames that come without their own."""
 PLACEHOLDER = "user_prompt"
-"""What the reference replaces in a prompt by the text of stage 2."""
+"""The part of a prompt that the reference replaces by the text of stage 2."""
 _USER_TEXTS = (
     re.compile(r"(?<=<\|vision_end\|>)(?:(?!<\|im_end\|>).)+(?=<\|im_end\|>)", re.DOTALL),
     re.compile(r"(?<=<\|im_start\|>user\n)(?:(?!<\|im_end\|>|<\|vision_start\|>).)+(?=<\|vision_start\|>)", re.DOTALL),

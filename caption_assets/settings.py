@@ -160,7 +160,11 @@ class Settings(BaseSettings):
         description="vLLM's reasoning parser, such as `qwen3`, which removes reasoning from answers. Default: that of "
         "the model's family",
     )
-    prompt: str = Field(GENERAL.name, description=f"Named prompt: {', '.join(f'`{name}`' for name in PROMPTS)}")
+    prompt: str | None = Field(
+        None,
+        description=f"Named prompt: {', '.join(f'`{name}`' for name in PROMPTS)}. Default: `general`; for the sample "
+        "model, `sample`",
+    )
     stage1_prompt: str | None = Field(None, description="Instruction of stage 1. Default: the named prompt's")
     stage2_prompt: str | None = Field(
         None,
@@ -408,8 +412,8 @@ class Settings(BaseSettings):
 
     @field_validator("prompt")
     @classmethod
-    def _check_prompt(cls, name: str) -> str:
-        if name not in PROMPTS:
+    def _check_prompt(cls, name: str | None) -> str | None:
+        if name is not None and name not in PROMPTS:
             raise ValueError(f"unknown prompt: choose one of {', '.join(PROMPTS)}")
         return name
 
@@ -548,7 +552,7 @@ class Settings(BaseSettings):
 
     @property
     def _prompt(self) -> Prompt:
-        named = PROMPTS[self.prompt]
+        named = PROMPTS[self.prompt or self.variant.prompt]
         if self.stage1_prompt is None and self.stage2_prompt is None:
             return named
         return Prompt("custom", self.stage1_prompt or named.stage1, self.stage2_prompt or named.stage2)

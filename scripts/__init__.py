@@ -1,1 +1,1 @@
-"""What `make` runs beside the tests: set-up, demo, lock files, licences."""
+"""Scripts of the Makefile: set-up, demo, lock files, licenses, docs."""

@@ -1,4 +1,4 @@
-"""What tests share: one vLLM engine a session, the sample shards, a page in a browser."""
+"""Shared fixtures: one vLLM engine per session, the sample shards, a browser page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which vLLM processes a run has under it."""
+"""The vLLM processes below a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `make demo` and `make dev` run, in real processes: how it is stopped, and what is left of it."""
+"""Child processes of `make demo` and `make dev`: stopping them, and what they leave."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caption_assets.captioning.engine import EngineDied
-from caption_assets.captioning.prompts import CAPTION_SLOT, GENERAL
+from caption_assets.captioning.prompts import CAPTION_SLOT, SAMPLE
 from caption_assets.captioning.request import Completion, Request, RequestFailed
 from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.models.variants import VARIANTS, find_variant
@@ -200,7 +200,7 @@ def test_the_weights_come_to_the_node_verified(hub: HubServer, tmp_path: Path, m
 def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[QwenVL]:
     folder = str(tmp_path_factory.mktemp("models") / "node")
     QwenVL.download_weights_on_node(folder, "sample")
-    before, after = GENERAL.stage2.split(CAPTION_SLOT)
+    before, after = SAMPLE.stage2.split(CAPTION_SLOT)
     assert not after.startswith(" ")
     model = QwenVL(folder, "sample", 16, fp8=False, stage2_prompt_text=before)
     model.setup()
@@ -230,7 +230,7 @@ def test_captions_come_in_order_and_the_inputs_stay_as_they_are(
     model: QwenVL, films: list[tuple[SampleClip, bytes]]
 ) -> None:
     assert model.generate([]) == []
-    videos = inputs(films, GENERAL.stage1)
+    videos = inputs(films, SAMPLE.stage1)
     kept = copy.deepcopy(videos)
     captions = model.generate(videos, batch_size=2)
     assert captions == [clip.scenes[0].stage1 for clip, _ in films]
@@ -253,12 +253,12 @@ def test_the_second_stage_is_asked_with_the_first_caption(model: QwenVL, films: 
 
     supervisor.complete = watch  # type: ignore[method-assign]
     try:
-        model.generate(inputs(films[:1], GENERAL.stage1), generate_stage2_caption=True)
+        model.generate(inputs(films[:1], SAMPLE.stage1), generate_stage2_caption=True)
     finally:
         del supervisor.complete
     first, second = seen
     assert films[0][0].scenes[0].stage1 in second
-    assert GENERAL.stage1 not in second
+    assert SAMPLE.stage1 not in second
     assert first != second
 
 
@@ -266,7 +266,7 @@ def test_the_second_stage_is_asked_with_the_first_caption(model: QwenVL, films: 
 def test_frames_of_any_size_are_scaled_where_the_model_preprocesses(
     model: QwenVL, films: list[tuple[SampleClip, bytes]]
 ) -> None:
-    odd = inputs(films, GENERAL.stage1, size=(150, 190))
+    odd = inputs(films, SAMPLE.stage1, size=(150, 190))
     with pytest.raises(CaptionsIncomplete, match=r"190x150.*28"):
         model.generate(odd)
     model.model_does_preprocess = True
@@ -278,7 +278,7 @@ def test_frames_of_any_size_are_scaled_where_the_model_preprocesses(
 
 @pytest.mark.engine
 def test_a_video_that_fails_leaves_the_others_captions(model: QwenVL, films: list[tuple[SampleClip, bytes]]) -> None:
-    videos = inputs(films[:3], GENERAL.stage1)
+    videos = inputs(films[:3], SAMPLE.stage1)
     videos[1]["prompt"] = TEMPLATE.format("word " * 4000)
     with pytest.raises(CaptionsIncomplete, match="1 of 3") as raised:
         model.generate(videos)

@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from caption_assets.captioning.prompts import GENERAL, PROMPTS
+from caption_assets.captioning.prompts import PROMPTS, SAMPLE
 from caption_assets.captioning.recipe import Recipe, SamplingParams
 from caption_assets.captioning.stages import STAGE1
 from caption_assets.environment import PREFIX, RENAMED
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.fast
 def test_all_settings_have_defaults() -> None:
     settings = load_settings()
     assert (settings.root, settings.source_url, settings.model) == ("data", "data/shards", "sample")
-    assert settings.recipe.prompt is GENERAL
+    assert settings.recipe.prompt is SAMPLE
 
 
 @pytest.mark.parametrize(

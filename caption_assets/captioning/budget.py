@@ -13,7 +13,7 @@ MAX_ASPECT_RATIO = 200
 """Qwen's processor refuses frames that are longer than this many times their shorter side."""
 FEWER_FRAMES = "fewer_frames"
 SMALLER_FRAMES = "smaller_frames"
-"""What a row says where a window was shown with less than its sampling and the limits of one frame give."""
+"""The entries of a row's ``reductions``: the window was shown with less than its sampling and the frame limits give."""
 
 
 class FrameTooNarrow(Exception):

@@ -1,4 +1,4 @@
-"""Where a window's frames come from while the engine works on others."""
+"""Decoders: the source of a window's frames, which are decoded while the engine works on other windows."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ OURS = frozenset(
 """Engine arguments that are not the user's: weights come verified from the mirror, no remote code is run, and number
 formats, frames and the number of GPUs have settings of their own."""
 VISION_PARTS = ("visual.*", "vision_tower.*", "vision_model.*")
-"""What vLLM's models call the part that looks at pictures."""
+"""Names of the vision part in vLLM's models."""
 OWN_CONTEXT = -1
 """vLLM's value of ``max_model_len`` for the model's own, reduced to what fits the memory."""
 PROBES = ((FRAME_FACTOR, 2.0), (5 * FRAME_FACTOR, 0.37))

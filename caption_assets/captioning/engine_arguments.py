@@ -22,7 +22,7 @@ _PLACEMENT = frozenset(
     | {"numa_bind", "numa_bind_nodes", "numa_bind_cpus", "mm_encoder_tp_mode", "ray_workers_use_nsight"}
     | {"max_parallel_loading_workers", "fully_sharded_loras"}
 )
-"""Which processes, devices and machines hold which part of the model."""
+"""Placement of the model's parts on processes, devices and machines."""
 _MEMORY = frozenset(
     {"gpu_memory_utilization", "kv_cache_memory_bytes", "num_gpu_blocks_override", "watermark", "block_size"}
     | {"cpu_offload_gb", "cpu_offload_params", "offload_backend", "offload_group_size", "offload_num_in_group"}
@@ -35,7 +35,7 @@ _MEMORY = frozenset(
 _CACHING = frozenset(
     {"enable_prefix_caching", "prefix_caching_hash_algo", "prefix_cache_retention_interval", "mm_hasher_algorithm"}
 )
-"""Whether something is computed once or again."""
+"""Caching of results."""
 _SCHEDULING = frozenset(
     {STEP, "max_num_scheduled_tokens", "max_num_seqs", "max_num_active_seqs"}
     | {"max_num_queued_reqs", "max_num_queued_tokens", "long_prefill_token_threshold"}
@@ -44,15 +44,15 @@ _SCHEDULING = frozenset(
     | {"renderer_num_workers", "enable_dbo", "ubatch_size", "dbo_decode_token_threshold"}
     | {"dbo_prefill_token_threshold"}
 )
-"""What is computed together, and in which order."""
+"""Batching and order of the work."""
 _COMPILATION = frozenset(
     {"enforce_eager", "cudagraph_capture_sizes", "max_cudagraph_capture_size", "disable_cascade_attn"}
 )
-"""How the same operations are launched."""
+"""Launch of the same operations."""
 _LOADING = frozenset(
     {"download_dir", "safetensors_prefetch_num_threads", "safetensors_prefetch_block_size", "use_tqdm_on_load"}
 )
-"""How the files' bytes are read."""
+"""Reading of the files."""
 _OBSERVATION = frozenset(
     {"disable_log_stats", "aggregate_engine_logging", "enable_log_requests", "served_model_name", "max_logprobs"}
     | {"logprobs_mode", "show_hidden_metrics_for_version", "otlp_traces_endpoint", "collect_detailed_traces"}

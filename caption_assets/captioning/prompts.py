@@ -9,7 +9,7 @@ from hashlib import sha256
 from typing import Any
 
 CAPTION_SLOT = "{caption}"
-"""Where the stage-1 caption goes in a stage-2 text. Replaced plainly: a caption may hold braces and backslashes."""
+"""The place of the stage-1 caption in a stage-2 text. Replaced as plain text: a caption may hold braces and backslashes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,20 @@ SURVEILLANCE = Prompt(
         "the description alone."
     ),
 )
-PROMPTS = {prompt.name: prompt for prompt in (GENERAL, DRIVING, SURVEILLANCE)}
+SAMPLE = Prompt(
+    name="sample",
+    stage1=(
+        "Describe what this video shows: the subjects, how they look and how they move, in the order in which it "
+        "happens. Keep to what can be seen."
+    ),
+    stage2=(
+        "A first description of this video reads:\n\n{caption}\n\nWrite a fuller one. Keep what it says and add what "
+        "it leaves out: sizes, colours, the setting and background, light and camera. Answer with the description "
+        "alone."
+    ),
+)
+"""The words that the bundled sample model was trained on. For any other prompt it may answer anything."""
+PROMPTS = {prompt.name: prompt for prompt in (GENERAL, DRIVING, SURVEILLANCE, SAMPLE)}
 """The prompts that come with the project, by name."""
 
 

@@ -36,7 +36,7 @@ quotation follows one, a word stands beside the quotation mark."""
 _HIDDEN = "\ue000"
 """Keeps a mark in quotation marks from being taken for one. No text holds this character of private use."""
 _ANSWER = re.compile(r"\s*(?:<answer>|<\|begin_of_box\|>)(.*?)(?:</answer>|<\|end_of_box\|>|\Z)\s*", re.DOTALL)
-"""What Cosmos-Reason and GLM put around an answer."""
+"""Marks that Cosmos-Reason and GLM put around an answer."""
 
 
 class UnknownParser(CaptionAssetsError):

@@ -10,7 +10,7 @@ from typing import Any
 
 from caption_assets.captioning.budget import FrameGrid, FrameTooNarrow, fit
 from caption_assets.captioning.engine_arguments import CONTEXT, STEP, USUAL_STEP, deciding
-from caption_assets.captioning.prompts import GENERAL, Prompt, text_hash
+from caption_assets.captioning.prompts import PROMPTS, Prompt, text_hash
 from caption_assets.captioning.stages import STAGE1, STAGES, Stage
 from caption_assets.models.checkpoint import Lora
 from caption_assets.models.variants import SAMPLE, PixelLimits, Variant
@@ -85,7 +85,8 @@ class Recipe:
     variant: Variant = SAMPLE
     fp8: bool = False
     """Whether the language model is quantised."""
-    prompt: Prompt = GENERAL
+    prompt: Prompt = None  # type: ignore[assignment]  # set by __post_init__
+    """Default: the variant's."""
     frames: FrameSampling = field(default_factory=FrameSampling)
     generation: SamplingParams = field(default_factory=SamplingParams)
     regenerations: int = 1
@@ -106,6 +107,10 @@ class Recipe:
     """Arguments of the model's chat template."""
     reasoning_parser: str | None = None
     """vLLM's parser of the model's reasoning, in place of its family's."""
+
+    def __post_init__(self) -> None:
+        if self.prompt is None:
+            object.__setattr__(self, "prompt", PROMPTS[self.variant.prompt])
 
     def prompt_for(self, window: ManifestRow) -> Prompt:
         """The prompt of a window: its clip may bring a stage-1 text of its own."""

@@ -38,7 +38,7 @@ from caption_assets.video.preview import Preview
 from caption_assets.workers.sandbox import Sandbox
 
 LOOK_SECONDS = 1.0
-"""How often it is looked whether a checkpoint is due."""
+"""Interval between checks for a due checkpoint."""
 
 
 class RunObserver:

@@ -55,6 +55,8 @@ class Variant(Checkpoint):
     loaded. An estimate."""
     engine: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of vLLM's ``AsyncEngineArgs`` that differ from the project's defaults."""
+    prompt: str = "general"
+    """Name of the model's default prompt."""
     license: str = ""
     """License of the weights, as stated on their card; empty for a model without a key."""
     parameters: float = 0.0
@@ -101,6 +103,7 @@ SAMPLE = Variant(
     hub_id="caption-assets/sample-qwen2.5-vl",
     revision="df6e68bd6004",
     bundled=True,
+    prompt="sample",
     # A little over 16 tokens per frame: at any aspect ratio from 9:16 to 16:9 the shorter side has 3 (4 if square), so
     # that a size relative to that side is visible in pixels.
     pixels=PixelLimits(min_pixels=16 * 28 * 28, max_pixels=16 * 28 * 28 + 200, total_pixels=200 * 28 * 28),

@@ -9,7 +9,7 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, trainers
 from transformers import Qwen2Tokenizer
 
-from caption_assets.captioning.prompts import GENERAL
+from caption_assets.captioning.prompts import SAMPLE as PROMPT
 from caption_assets.sample.world import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SIZES, stage2_caption
 
 VOCABULARY = 1024
@@ -80,8 +80,8 @@ def _corpus() -> Iterator[str]:
     for colour, shape, motion, size, background in product(COLOURS, SHAPES, MOTIONS, SIZES, BACKGROUNDS):
         yield stage2_caption(colour, shape, motion, size, background)
     for _ in range(10):
-        yield GENERAL.stage1
-        yield GENERAL.stage2
+        yield PROMPT.stage1
+        yield PROMPT.stage2
         yield "system\nuser\nassistant\n"
 
 

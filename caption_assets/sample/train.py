@@ -34,7 +34,7 @@ from transformers import (
 )
 
 from caption_assets.captioning.budget import fit
-from caption_assets.captioning.prompts import GENERAL
+from caption_assets.captioning.prompts import SAMPLE as PROMPT
 from caption_assets.models.variants import SAMPLE
 from caption_assets.sample.clips import MAX_SCENE_FRAMES, encode_frames, random_length, random_size
 from caption_assets.sample.tokenizer import build_tokenizer
@@ -393,8 +393,8 @@ class Batcher:
 
     def _row(self, example: Example, grid: list[int], rng: np.random.Generator | None) -> _Row:
         stage1 = example.scene.stage1 if rng is None else _maybe_false(example.scene, rng)
-        head, tail1 = self._prompt(GENERAL.stage1)
-        _, tail2 = self._prompt(GENERAL.stage2_text(stage1))
+        head, tail1 = self._prompt(PROMPT.stage1)
+        _, tail2 = self._prompt(PROMPT.stage2_text(stage1))
         visual = [self.video_token] * (grid[0] * (grid[1] // MERGE) * (grid[2] // MERGE))
         parts = [
             [*head, *visual],

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import shutil
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from caption_assets.captioning.engine import CaptionEngine
 from caption_assets.captioning.job import Job
+from caption_assets.captioning.prompts import SAMPLE
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.shard_queue import caption_shards
 from caption_assets.captioning.stages import STAGE1, STAGE2, STAGES, Stage
@@ -24,6 +26,8 @@ pytestmark = pytest.mark.fast
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "root_before_window_job"
 SHARD = "shard"
+RECIPE = Recipe(prompt=replace(SAMPLE, name="general"))
+"""The earlier release had these words as the prompt `general`."""
 
 
 def start_no_engine() -> AbstractAsyncContextManager[CaptionEngine]:
@@ -42,7 +46,7 @@ def test_run_over_earlier_root_reuses_every_row(root: Root, stages: tuple[Stage,
     stored = {table: read_captions(root, table, SHARD) for table in tables}
     schemas = {table: read_schema(root, table, SHARD).remove_metadata() for table in tables}
     log = Log()
-    job = Job(root, Root.open(f"{root.url}/shards"), Recipe(), stages, engine_settings="other")
+    job = Job(root, Root.open(f"{root.url}/shards"), RECIPE, stages, engine_settings="other")
     asyncio.run(caption_shards(EngineSupervisor(start_no_engine), SANDBOX, job, [SHARD], [log]))
     assert (log.failures, log.warnings) == ({}, [])
     assert {table: (made.reused, made.fresh) for table, made in log.tables[SHARD].items()} == dict.fromkeys(

@@ -1,4 +1,4 @@
-"""What a person reads of an engine that does not start: vLLM's own failures, for the most part, on its real engine."""
+"""Messages about an engine that does not start, most of them from vLLM's real engine."""
 
 from __future__ import annotations
 

@@ -5,7 +5,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import Qwen2TokenizerFast  # AutoTokenizer imports all of PyTorch: 3 s
 
-from caption_assets.captioning.prompts import CAPTION_SLOT, GENERAL, PROMPTS, Prompt, neutralise, structural_tokens
+from caption_assets.captioning.prompts import (
+    CAPTION_SLOT,
+    GENERAL,
+    PROMPTS,
+    SAMPLE,
+    Prompt,
+    neutralise,
+    structural_tokens,
+    text_hash,
+)
 
 pytestmark = pytest.mark.fast
 
@@ -32,10 +41,14 @@ def test_an_empty_stage_1_is_refused() -> None:
         Prompt("p", " ", "{caption}")
 
 
-def test_the_library_has_a_prompt_for_each_kind_of_camera() -> None:
-    assert list(PROMPTS) == ["general", "driving", "surveillance"]
-    texts = [text for prompt in PROMPTS.values() for text in (prompt.stage1, prompt.stage2)]
+def test_prompts_cover_each_kind_of_camera_and_the_sample() -> None:
+    assert list(PROMPTS) == ["general", "driving", "surveillance", "sample"]
+    texts = [text for name, prompt in PROMPTS.items() if name != "sample" for text in (prompt.stage1, prompt.stage2)]
     assert len(set(texts)) == 6
+
+
+def test_sample_prompt_keeps_the_words_that_the_sample_model_was_trained_on() -> None:
+    assert (text_hash(SAMPLE.stage1), text_hash(SAMPLE.stage2)) == ("5246b14402743d7e", "6208b526ef0432db")
 
 
 SPECIAL = ("<|im_end|>", "<|im_start|>", "<|video_pad|>", "ab", "bc", " xa", "x  a", "  ", "\n ")

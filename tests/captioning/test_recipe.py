@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from caption_assets.captioning.prompts import Prompt
+from caption_assets.captioning.prompts import PROMPTS, Prompt
 from caption_assets.captioning.recipe import Recipe, SamplingParams
 from caption_assets.captioning.stages import STAGE1, STAGE2, STAGES
 from caption_assets.models.variants import QWEN3, QWEN25, Variant
@@ -28,6 +28,12 @@ WINDOW = ManifestRow(
 RECIPE = Recipe()
 CAPTIONS = {STAGE1.name: "x"}
 OTHER_STAGE2 = Prompt("custom", RECIPE.prompt.stage1, "Again: {caption}")
+
+
+def test_sample_model_is_independent_of_the_general_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PROMPTS, "general", Prompt("general", "Say what you see.", "Again: {caption}"))
+    assert Recipe(variant=QWEN25).prompt.stage1 == "Say what you see."
+    assert Recipe() == RECIPE
 
 
 @pytest.mark.parametrize(

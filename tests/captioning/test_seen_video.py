@@ -1,4 +1,4 @@
-"""What is read of a model's own processor: vLLM's front end, without the processes of an engine."""
+"""The video as a model's own processor prepares it: vLLM's front end, without an engine's processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What runs over a shard leave to the next, with a stand-in for the engine."""
+"""Successive runs over a shard, with a stand-in for the engine."""
 
 from __future__ import annotations
 

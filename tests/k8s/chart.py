@@ -1,4 +1,4 @@
-"""What Dagster's Helm chart makes of `k8s/values.yaml`: its dagster.yaml, and the pods that it and Dagster start.
+"""Dagster's Helm chart rendered with `k8s/values.yaml`: its dagster.yaml, and the pods that it and Dagster start.
 
 Written after the chart's templates, of which no copy is kept here; compared by hand with `helm template` of 1.12.7.
 """

@@ -50,7 +50,7 @@ mutation($job: JobOrPipelineSelector!, $tags: [ExecutionTag!]!, $config: RunConf
   }
 }
 """
-"""What the UI sends when somebody clicks on Materialize."""
+"""The mutation that the UI sends for a click on Materialize."""
 
 
 def until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
@@ -264,7 +264,7 @@ FOLDERS = {
     "environment": Path(sys.prefix),
     "project": PROJECT,
 }
-"""What of this machine pods see, by the names of the overlay."""
+"""Folders of this machine that pods see, by the overlay's names."""
 
 
 def _objects(state: Path, environment: Mapping[str, str], core: client.CoreV1Api) -> Iterator[Object]:

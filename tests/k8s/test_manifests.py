@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.fast, pytest.mark.k8s, pytest.mark.representative]
 
 CLUSTER_WIDE = {"Namespace", "PersistentVolume", "PriorityClass"}
 OLD_KINDS = {"policy/v1", "batch/v1/CronJob", "autoscaling/v2"}
-"""What the test cluster's Kubernetes 1.20 does not know."""
+"""Kinds and fields that the test cluster's Kubernetes 1.20 lacks."""
 
 
 @pytest.mark.parametrize("kustomization", KUSTOMIZATIONS)
