@@ -9,7 +9,7 @@ from hashlib import sha256
 from typing import Any
 
 CAPTION_SLOT = "{caption}"
-"""The place of the stage-1 caption in a stage-2 text. Replaced as plain text: a caption may hold braces and backslashes."""
+"""The place of the stage-1 caption in a stage-2 text. Replaced as plain text: captions hold braces and backslashes."""
 
 
 @dataclass(frozen=True, slots=True)
