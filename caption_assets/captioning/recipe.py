@@ -110,7 +110,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.prompt is None:
-            object.__setattr__(self, "prompt", PROMPTS[self.variant.prompt])
+            object.__setattr__(self, "prompt", PROMPTS[self.variant.prompt])  # type: ignore[unreachable]
 
     def prompt_for(self, window: ManifestRow) -> Prompt:
         """The prompt of a window: its clip may bring a stage-1 text of its own."""
