@@ -198,7 +198,7 @@ def _page(hub_id: str) -> str:
 
 
 _retries_here: ContextVar[bool] = ContextVar("_retries_here", default=False)
-"""Whether the current request belongs to ``_retry``."""
+"""True while the current request belongs to ``_retry``."""
 
 
 def _retry(call: Callable[[], T], check: Callable[[], object] = lambda: None) -> T:

@@ -400,24 +400,6 @@ def find_captions(root: Root, table: str, shard: str) -> list[CaptionRow]:
     return read_captions(root, table, shard) if root.exists(table_path(table, shard)) else []
 
 
-def read_schema(root: Root, table: str, shard: str) -> pa.Schema:
-    """The columns of a shard's table, with the file metadata as the schema's metadata.
-
-    Raises:
-        TableError: if it has not been materialized, or the file is damaged.
-    """
-    return _open(root, table, shard).columns
-
-
-def read_file_metadata(root: Root, table: str, shard: str) -> dict[str, str]:
-    """The file metadata of a shard's table.
-
-    Raises:
-        TableError: if it has not been materialized, or the file is damaged.
-    """
-    return _open(root, table, shard).file_metadata
-
-
 @contextmanager
 def open_table(root: Root, table: str, shard: str) -> Iterator[TableFile]:
     """A shard's table, copied to this machine's disk, for as long as the block takes.

@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from caption_assets.captioning.engine import CaptionEngine
@@ -18,7 +19,7 @@ from caption_assets.captioning.shard_queue import caption_shards
 from caption_assets.captioning.stages import STAGE1, STAGE2, STAGES, Stage
 from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.store.root import Root
-from caption_assets.store.tables import read_captions, read_manifest, read_schema
+from caption_assets.store.tables import read_captions, read_manifest, table_path
 from tests.captioning.watch import Log
 from tests.conftest import SANDBOX
 
@@ -44,7 +45,7 @@ def root(tmp_path: Path) -> Root:
 def test_run_over_earlier_root_reuses_every_row(root: Root, stages: tuple[Stage, ...]) -> None:
     tables = frozenset(stage.name for stage in stages)
     stored = {table: read_captions(root, table, SHARD) for table in tables}
-    schemas = {table: read_schema(root, table, SHARD).remove_metadata() for table in tables}
+    schemas = {table: pq.read_schema(root.full(table_path(table, SHARD))).remove_metadata() for table in tables}
     log = Log()
     job = Job(root, Root.open(f"{root.url}/shards"), RECIPE, stages, engine_settings="other")
     asyncio.run(caption_shards(EngineSupervisor(start_no_engine), SANDBOX, job, [SHARD], [log]))
@@ -53,7 +54,7 @@ def test_run_over_earlier_root_reuses_every_row(root: Root, stages: tuple[Stage,
         tables, (5, [])
     )
     assert {table: read_captions(root, table, SHARD) for table in tables} == stored
-    assert {table: read_schema(root, table, SHARD).remove_metadata() for table in tables} == schemas
+    assert {table: pq.read_schema(root.full(table_path(table, SHARD))).remove_metadata() for table in tables} == schemas
 
 
 def test_rows_of_earlier_root_hold_captions_of_both_stages(root: Root) -> None:

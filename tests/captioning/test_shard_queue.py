@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from caption_assets.captioning.captioner import POISON_CRASHES
@@ -26,7 +27,8 @@ from caption_assets.sources.shard import find_shard
 from caption_assets.store.checkpoints import checkpoint_folder
 from caption_assets.store.lease import Leases
 from caption_assets.store.root import Root
-from caption_assets.store.tables import Status, publish_manifest, read_captions, read_file_metadata, read_manifest
+from caption_assets.store.table_file import file_metadata
+from caption_assets.store.tables import Status, publish_manifest, read_captions, read_manifest, table_path
 from caption_assets.store.versions import TableVersions, manifest_version, read_versions
 from caption_assets.video.frame_sampling import FrameSampling
 from caption_assets.video.window import Windowing
@@ -94,6 +96,10 @@ class World:
         found = [asdict(row) for row in read_captions(self.root, table, shard)]
         return [{name: value for name, value in row.items() if name not in UNSURE} for row in found]
 
+    def stored_hits(self, table: str) -> CacheHits:
+        """The prefix cache's hits in the file metadata of a published table."""
+        return CacheHits.from_facts(file_metadata(pq.ParquetFile(self.root.full(table_path(table, "a")))))
+
     def left_over(self, shard: str = "a") -> list[str]:
         """What lies beside the shard's lease."""
         return [name for name in self.root.names(checkpoint_folder(shard)) if not name.startswith("lease-")]
@@ -120,17 +126,17 @@ def test_a_run_that_takes_less_than_half_from_the_prefix_cache_warns(world: Worl
     log = world.run(engine=StandIn(cached=cached))
     assert [warning for warning in log.warnings if "prefix cache" in warning] == log.warnings
     assert len(log.warnings) == is_low
-    hits = CacheHits.from_facts(read_file_metadata(world.root, STAGE2.name, "a"))
+    hits = world.stored_hits(STAGE2.name)
     assert hits.predicted > 0
     assert hits.share == pytest.approx(cached, abs=0.05)
-    assert CacheHits.from_facts(read_file_metadata(world.root, STAGE1.name, "a")) == NO_HITS
+    assert world.stored_hits(STAGE1.name) == NO_HITS
 
 
 def test_stage_2_alone_predicts_no_hits(world: World) -> None:
     world.run(stages=(STAGE1,))
     log = world.run(engine=StandIn(cached=0.0), stages=(STAGE2,))
     assert log.warnings == []
-    assert CacheHits.from_facts(read_file_metadata(world.root, STAGE2.name, "a")) == NO_HITS
+    assert world.stored_hits(STAGE2.name) == NO_HITS
 
 
 class CrashingOnce(StandIn):
@@ -154,7 +160,7 @@ class CrashingOnce(StandIn):
 
 def test_hits_are_not_expected_of_an_engine_that_was_built_after_stage_1(world: World) -> None:
     world.run(engine=CrashingOnce())
-    hits = CacheHits.from_facts(read_file_metadata(world.root, STAGE2.name, "a"))
+    hits = world.stored_hits(STAGE2.name)
     assert hits.cached == hits.predicted > 0
 
 

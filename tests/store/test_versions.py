@@ -17,7 +17,6 @@ from caption_assets.store.tables import (
     Status,
     TableError,
     publish_manifest,
-    read_file_metadata,
     read_manifest,
     table_path,
 )
@@ -44,7 +43,7 @@ def root(tmp_path: Path) -> Root:
 def test_versions_computed_after_the_last_row_are_stored(root: Root) -> None:
     publish_manifest(root, "s", [], {"windowing": "x"}, lambda: VERSIONS.file_metadata)
     assert read_versions(root, CLIP_MANIFEST, "s") == VERSIONS
-    assert read_file_metadata(root, CLIP_MANIFEST, "s")["windowing"] == "x"
+    assert pq.read_schema(root.full(table_path(CLIP_MANIFEST, "s"))).metadata[b"windowing"] == b"x"
 
 
 def test_failure_after_the_last_row_publishes_nothing(root: Root) -> None:
