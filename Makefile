@@ -81,7 +81,7 @@ lock: ## Resolve the dependencies into requirements/
 	$(PYTHON) -m scripts.lock
 	@echo "Next: make setup licenses"
 
-licenses: setup ## List the locked packages with their licences in DEPENDENCIES.md
+licenses: setup ## List the locked packages with their licenses in DEPENDENCIES.md
 	$(RUN) scripts.licenses
 
 clean: ## Remove .venv and all caches; keeps the data

@@ -34,13 +34,13 @@ class Text:
     """Of a bad one, the flag that it should have."""
     caption: str
     instruction: str = GENERAL.stage2
-    neighbour: str | None = None
+    neighbor: str | None = None
 
     @property
     def flags(self) -> frozenset[str]:
         """The flags that it has."""
         return frozenset(
-            find_flags(self.caption, finish_reason="stop", instruction=self.instruction, neighbour=self.neighbour)
+            find_flags(self.caption, finish_reason="stop", instruction=self.instruction, neighbor=self.neighbor)
         )
 
 

@@ -84,7 +84,7 @@ class QwenVL:
         max_output_tokens: longest caption, in tokens.
         model_does_preprocess: False: frames come at their final size, multiples of the model's patch factor. True: they
             come at any size and are scaled to the model's pixel limits here, by the rule of Qwen's processor. Values
-            are rescaled and normalised either way.
+            are rescaled and normalized either way.
         disable_mmcache: keep no preprocessed videos, so that stage 2 sends them again.
         stage2_prompt_text: goes before the stage-1 caption in the stage-2 prompt.
         verbose: let vLLM log more than its warnings.
@@ -336,7 +336,7 @@ def as_frames(pixels: Any, float_maximum: float = 255.0) -> NDArray[np.uint8]:
         if not np.isfinite(frames).all() or frames.min() < 0 or frames.max() > maximum:
             raise ValueError(
                 f"a video's values must lie between 0 and {maximum:g}, and reach from {frames.min():g} to "
-                f"{frames.max():g}: do not normalise them, or give float_maximum"
+                f"{frames.max():g}: do not normalize them, or give float_maximum"
             )
         frames = np.rint(frames * (255 / maximum)).astype(np.uint8)
     if len(frames) % 2:

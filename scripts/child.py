@@ -27,7 +27,7 @@ def child(
     """Run a command while the block runs, and wait for it and for all processes below it.
 
     The first SIGINT or SIGTERM is handed to the command, the second kills it with all below it. A terminal's Ctrl-C
-    reaches the script alone: in the script's own group the command would be signalled twice.
+    reaches the script alone: in the script's own group the command would be signaled twice.
 
     Args:
         command: program and arguments.

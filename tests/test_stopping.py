@@ -282,9 +282,9 @@ def test_a_steps_own_pod_that_is_told_to_stop_asks_for_another_and_makes_no_atte
 
 
 def stop_at_random(project: Project, door: str, moment: Moment) -> str:
-    """A run on the command line that is signalled at a moment; returns how it went, in a line.
+    """A run on the command line that is signaled at a moment; returns how it went, in a line.
 
-    One that ends before is none: another is signalled after half the time.
+    One that ends before is none: another is signaled after half the time.
     """
     kept = project.kept()
     run = project.materialize(*CAPTIONS)

@@ -269,7 +269,7 @@ def film_begun_at_an_open_group() -> bytes:
 
 
 def level(index: int) -> int:
-    """The gray level of a counting video's frame, which differs enough from its neighbours' to survive compression."""
+    """The gray level of a counting video's frame, which differs enough from its neighbors' to survive compression."""
     return 30 + (index * 37) % 200
 
 

@@ -1,4 +1,4 @@
-"""The build of an engine, in a thread of its own: the event loop goes on meanwhile, and the build can be cancelled."""
+"""The build of an engine, in a thread of its own: the event loop goes on meanwhile, and the build can be canceled."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 
 CANCEL_SECONDS = 8.0
-"""Maximum wait for a build that is cancelled; the import of vLLM, of some 10 s, cannot be ended."""
+"""Maximum wait for a build that is canceled; the import of vLLM, of some 10 s, cannot be ended."""
 POLL_SECONDS = 0.1
-"""Between two looks for processes that a cancelled build has started."""
+"""Between two looks for processes that a canceled build has started."""
 REAP_SECONDS = 10.0
 """Maximum wait for killed processes to be gone: the kernel frees a large model's memory first."""
 
@@ -36,7 +36,7 @@ class Build(Generic[T]):
     def __init__(self, make: Callable[[Callable[[], None]], T]) -> None:
         self._make = make
         self._outcome: Future[T] = Future()
-        self._outcome.set_running_or_notify_cancel()  # so that a cancelled task leaves the thread one to resolve
+        self._outcome.set_running_or_notify_cancel()  # so that a canceled task leaves the thread one to resolve
         self._is_cancelled = False
         self._finished, self._released = Event(), Event()
         self._before: set[int | None] = set()
@@ -44,7 +44,7 @@ class Build(Generic[T]):
         self._thread = Thread(target=self._work, name="engine build", daemon=True)
 
     async def result(self) -> T:
-        """Build it. If the task is cancelled meanwhile, the processes that have been started are ended.
+        """Build it. If the task is canceled meanwhile, the processes that have been started are ended.
 
         Raises:
             Exception: whatever ``make`` raises.

@@ -296,7 +296,7 @@ class Captioner:
                 attempt.answer.text,
                 finish_reason=attempt.answer.finish_reason,
                 instruction=recipe.template(stage, job.window),
-                neighbour=await job.previous.first_answer(stage) if job.previous else None,
+                neighbor=await job.previous.first_answer(stage) if job.previous else None,
             )
             attempt = replace(attempt, flags=flags)
             if best is None or _is_better(attempt, best):

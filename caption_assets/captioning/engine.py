@@ -187,7 +187,7 @@ def engine_arguments(
         "data_parallel_size": config.data_parallel_size,
     }
     if files.model_type in QWEN:
-        # Frames arrive at their final size; the model's own processor normalises them.
+        # Frames arrive at their final size; the model's own processor normalizes them.
         arguments["mm_processor_kwargs"] = {"do_resize": False}
     if recipe.fp8 and files.quantization:
         logger.warning("the weights of %s are quantised already (%s): no FP8", variant.hub_id, files.quantization)
@@ -211,7 +211,7 @@ async def start_engine(
 ) -> AsyncIterator[CaptionEngine]:
     """Build the engine, and shut it down with all its processes when the block ends, however it ends.
 
-    The event loop goes on while the engine is built. A task that is cancelled meanwhile ends the build.
+    The event loop goes on while the engine is built. A task that is canceled meanwhile ends the build.
 
     Args:
         model: folder of the model's files.

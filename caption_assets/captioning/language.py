@@ -75,7 +75,7 @@ class Expectation:
     scripts: frozenset[str]
     """Scripts of its letters; empty if unknown."""
     language: Language | None
-    """The language, if the prompt names one or is recognisably written in one."""
+    """The language, if the prompt names one or is recognizably written in one."""
 
 
 def expected(instruction: str) -> Expectation:
@@ -122,7 +122,7 @@ def is_mixed_script(text: str, expectation: Expectation) -> bool:
 
 
 def is_wrong_language(text: str, expectation: Expectation) -> bool:
-    """Whether a text in the expected script is recognisably in another language than expected."""
+    """Whether a text in the expected script is recognizably in another language than expected."""
     language = expectation.language
     if language is None or not language.function_words:
         return False

@@ -15,7 +15,7 @@ MIN_WORDS = 4
 """A shorter caption is ``too_short`` (Cosmos Curator's limit)."""
 MAX_WORDS = 1024
 """A longer caption is ``too_long`` (Cosmos Curator's limit)."""
-NEIGHBOUR_SIMILARITY = 0.9
+NEIGHBOR_SIMILARITY = 0.9
 """Jaccard similarity of the sets of words from which two windows' captions are ``near_duplicate`` (Cosmos Curator)."""
 ECHO_WORDS = 7
 """Number of consecutive words of the instruction that make a ``prompt_echo``."""
@@ -37,7 +37,7 @@ class Answer:
     instruction: str
     """What the model was asked, without the caption of an earlier stage."""
     finish_reason: str
-    neighbour: str | None
+    neighbor: str | None
     """Caption of the window before it in the same clip."""
 
 
@@ -52,17 +52,17 @@ class Flag:
     ``benchmarks/quality.py`` measures."""
 
 
-def find_flags(caption: str, *, finish_reason: str, instruction: str, neighbour: str | None = None) -> tuple[str, ...]:
+def find_flags(caption: str, *, finish_reason: str, instruction: str, neighbor: str | None = None) -> tuple[str, ...]:
     """The names of the flags of a caption; none if nothing is wrong with it.
 
     Args:
         caption: the text.
         finish_reason: why the model stopped: ``length`` means that it was cut off.
         instruction: what the model was asked, with no other caption filled in.
-        neighbour: caption of the window before it in the same clip.
+        neighbor: caption of the window before it in the same clip.
     """
     text = caption.replace(TYPOGRAPHIC_APOSTROPHE, "'")
-    answer = Answer(text, tuple(split_words(text)), instruction, finish_reason, neighbour)
+    answer = Answer(text, tuple(split_words(text)), instruction, finish_reason, neighbor)
     return tuple(flag.name for flag in FLAGS if flag.applies(answer))
 
 
@@ -122,7 +122,7 @@ _REFUSAL = _any_of(
         r"\b(?:i|we) (?:can ?not|can't|could not|couldn't|am unable to|am not able to|'m unable to|'m not able to"
         r"|do not have the ability to|don't have the ability to|am not capable of|won't|will not) (?:\w+ )?"
         r"(?:see|view|watch|access|provide|describe|assist|help|determine|identify|process|analy[sz]e|comply|answer"
-        r"|generate|open|play|fulfil+|create|continue|discuss|see(?:ing)?|watching|viewing|display|load|directly)\b",
+        r"|generate|open|play|fulfill+|create|continue|discuss|see(?:ing)?|watching|viewing|display|load|directly)\b",
         r"\bi (?:do not|don't) (?:see|have access|have the ability|have any|have enough|have a video)\b",
         r"\bi'm (?:unable|not able|not capable)\b|\bi am (?:unable|not able|not capable)\b",
         r"\bas an? (?:ai|artificial intelligence|language model|large language model|text-based)\b",
@@ -198,9 +198,7 @@ def _is_broken(answer: Answer) -> bool:
 
 
 def _is_near_duplicate(answer: Answer) -> bool:
-    return (
-        answer.neighbour is not None and similarity(answer.words, split_words(answer.neighbour)) >= NEIGHBOUR_SIMILARITY
-    )
+    return answer.neighbor is not None and similarity(answer.words, split_words(answer.neighbor)) >= NEIGHBOR_SIMILARITY
 
 
 FLAGS = (

@@ -72,7 +72,7 @@ class SeenVideos:
     """Reads from the processor's output what a model sees of each video, and remembers it.
 
     Most processors say how many frames they keep, and none says which. Where one keeps fewer than were sent, it is
-    given a video whose colours number its frames.
+    given a video whose colors number its frames.
 
     Args:
         patch: side of a patch in pixels, for a processor that cuts frames into patches; None for others.
@@ -126,8 +126,8 @@ class SeenVideos:
             count, height, width, _ = frames.pixels.shape
             base = next(base for base in range(2, 256) if base**CHANNELS >= count)
             digits = np.stack([np.arange(count) // base**place % base for place in range(CHANNELS)], axis=1)
-            colours = (digits * (255 // (base - 1))).astype(np.uint8)
-            coded = np.broadcast_to(colours[:, None, None], (count, height, width, CHANNELS))
+            colors = (digits * (255 // (base - 1))).astype(np.uint8)
+            coded = np.broadcast_to(colors[:, None, None], (count, height, width, CHANNELS))
             black, white = await self._black_and_white(frames)
             means = await self._means(np.ascontiguousarray(coded), frames)
             if means is None or black is None or white is None:

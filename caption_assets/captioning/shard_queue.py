@@ -73,7 +73,7 @@ async def caption_shards(
     """Caption shards through one engine and publish each as soon as it is whole.
 
     The next shard's windows enter while the last one's tail is still being captioned. What earlier runs have made under
-    the same fingerprint is taken over. If this is cancelled, what is finished goes into checkpoints first.
+    the same fingerprint is taken over. If this is canceled, what is finished goes into checkpoints first.
 
     Whatever is raised while a shard is entered, checkpointed, published or reported fails that shard alone, foreseen or
     not. Checkpoints and earlier caption tables that are damaged count as absent, with a warning.
@@ -99,7 +99,7 @@ async def caption_shards(
     def warn(message: str) -> None:
         notify(lambda observer: observer.warned(message))
 
-    if not await in_thread(job.root.honours_create):
+    if not await in_thread(job.root.honors_create):
         warn(
             f"the store of {job.root.url} ignores If-None-Match, so that two runs may caption one shard at once: its "
             "tables stay whole, and those that are published last stand; start one run at a time"

@@ -14,13 +14,13 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 PATIENCE_SECONDS = 8.0
-"""Maximum wait of a cancelled task for its call. With it a stop stays below 30 s, however slow the store is."""
+"""Maximum wait of a canceled task for its call. With it a stop stays below 30 s, however slow the store is."""
 
 
 async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call a function in a daemon thread. A cancelled task does not wait for it."""
+    """Call a function in a daemon thread. A canceled task does not wait for it."""
     outcome: Future[T] = Future()
-    outcome.set_running_or_notify_cancel()  # so that a cancelled task leaves the thread a future that it can resolve
+    outcome.set_running_or_notify_cancel()  # so that a canceled task leaves the thread a future that it can resolve
     context = contextvars.copy_context()
 
     def work() -> None:
@@ -34,7 +34,7 @@ async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
 
 
 async def to_thread_uncancelled(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call a function in a daemon thread. A cancelled task waits for its end too, for at most ``PATIENCE_SECONDS``.
+    """Call a function in a daemon thread. A canceled task waits for its end too, for at most ``PATIENCE_SECONDS``.
 
     A call that takes longer goes on in its thread until the process ends. Stores write each object whole or not at all,
     so that a write that is cut off there leaves nothing behind.

@@ -25,7 +25,7 @@ class EndedExternally:
     Args:
         instance: the instance of the run.
         run_id: the run's id.
-        grace_seconds: time that a run has to stop after its launcher has signalled it.
+        grace_seconds: time that a run has to stop after its launcher has signaled it.
     """
 
     def __init__(self, instance: dg.DagsterInstance, run_id: str, grace_seconds: float = STOP_SECONDS) -> None:

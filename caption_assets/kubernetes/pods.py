@@ -82,7 +82,7 @@ def step_retries(settings: Settings) -> dg.RetryPolicy | None:
     """The retry policy of all steps.
 
     Dagster retries a step after any interruption. Only with a pod for each step does the retry run in another pod, and
-    not in a run that is being cancelled. Other executors would retry in the process that was signalled to stop.
+    not in a run that is being canceled. Other executors would retry in the process that was signaled to stop.
     """
     return dg.RetryPolicy(max_retries=MAX_RETRIES) if settings.executor == "k8s" else None
 

@@ -6,7 +6,7 @@ the other posters. Each part is a block of JSON, which the page's script reads w
 when they come into view.
 
 Captions and names are untrusted. They reach the page as escaped JSON and become text nodes, never HTML. As a second
-defence, the page's content security policy allows only its own scripts, by hash, and only images beside the page.
+defense, the page's content security policy allows only its own scripts, by hash, and only images beside the page.
 """
 
 from __future__ import annotations

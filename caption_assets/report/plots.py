@@ -20,11 +20,11 @@ MAX_KINDS = 8
 """Maximum number of bars; the rarest kinds of errors share one."""
 BINS = 30
 PALETTE = 32
-"""Number of colours of an image. A palette saves two thirds of the bytes."""
-GREY = "#767676"
-"""Colour of text and lines: the grey with a contrast of 4.5 to both white and black (WCAG AA)."""
-COLOURS = ("#0072b2", "#d55e00")
-"""Colours of stages 1 and 2: blue and vermilion of Okabe and Ito, which colour-blind people can distinguish."""
+"""Number of colors of an image. A palette saves two thirds of the bytes."""
+GRAY = "#767676"
+"""Color of text and lines: the gray with a contrast of 4.5 to both white and black (WCAG AA)."""
+COLORS = ("#0072b2", "#d55e00")
+"""Colors of stages 1 and 2: blue and vermilion of Okabe and Ito, which color-blind people can distinguish."""
 
 
 def length_plot(words: Mapping[str, Sequence[int]]) -> bytes:
@@ -40,14 +40,14 @@ def length_plot(words: Mapping[str, Sequence[int]]) -> bytes:
     axes = figure.subplots()
     step = max(max(counts, default=0) for counts in words.values()) // BINS + 1
     edges = range(0, (BINS + 1) * step, step)
-    for (name, counts), colour in zip(words.items(), COLOURS, strict=False):
-        axes.hist(counts, bins=edges, histtype="stepfilled", color=colour, alpha=0.35, label=name)
-        axes.hist(counts, bins=edges, histtype="step", color=colour)
+    for (name, counts), color in zip(words.items(), COLORS, strict=False):
+        axes.hist(counts, bins=edges, histtype="stepfilled", color=color, alpha=0.35, label=name)
+        axes.hist(counts, bins=edges, histtype="step", color=color)
     axes.set_xlabel("words in a caption")
     axes.set_ylabel("captions")
     axes.yaxis.set_major_locator(MaxNLocator("auto", integer=True))
     if len(words) > 1:
-        axes.legend(frameon=False, labelcolor=GREY, fontsize="small")
+        axes.legend(frameon=False, labelcolor=GRAY, fontsize="small")
     return _png(figure, axes)
 
 
@@ -61,8 +61,8 @@ def failures_plot(kinds: Mapping[str, int]) -> bytes:
         counts[MAX_KINDS - 1 :] = [("others", sum(count for _, count in counts[MAX_KINDS - 1 :]))]
     figure = Figure(figsize=(WIDTH, 0.7 + BAR_HEIGHT * len(counts)), dpi=100, layout="constrained")
     axes = figure.subplots()
-    bars = axes.barh([name for name, _ in counts], [count for _, count in counts], color=COLOURS[1], height=0.6)
-    axes.bar_label(bars, padding=3, color=GREY, fontsize="small")
+    bars = axes.barh([name for name, _ in counts], [count for _, count in counts], color=COLORS[1], height=0.6)
+    axes.bar_label(bars, padding=3, color=GRAY, fontsize="small")
     axes.set_ylim(len(counts) - 0.5, -0.5)
     axes.margins(x=0.1)
     axes.set_xlabel("rows without a caption")
@@ -74,10 +74,10 @@ def _png(figure: Figure, axes: Axes) -> bytes:
     from PIL import Image
 
     axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["bottom", "left"]].set_color(GREY)
-    axes.tick_params(colors=GREY, labelsize="small")
+    axes.spines[["bottom", "left"]].set_color(GRAY)
+    axes.tick_params(colors=GRAY, labelsize="small")
     for label in (axes.xaxis.label, axes.yaxis.label):
-        label.set_color(GREY)
+        label.set_color(GRAY)
         label.set_fontsize("small")
     file = BytesIO()
     figure.savefig(file, format="png", transparent=True)

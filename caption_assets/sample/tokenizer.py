@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, trainers
 from transformers import Qwen2Tokenizer
 
 from caption_assets.captioning.prompts import SAMPLE as PROMPT
-from caption_assets.sample.world import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SIZES, stage2_caption
+from caption_assets.sample.world import BACKGROUNDS, COLORS, MOTIONS, SHAPES, SIZES, stage2_caption
 
 VOCABULARY = 1024
 SPECIAL_TOKENS = (
@@ -77,8 +77,8 @@ def build_tokenizer() -> Qwen2Tokenizer:
 
 
 def _corpus() -> Iterator[str]:
-    for colour, shape, motion, size, background in product(COLOURS, SHAPES, MOTIONS, SIZES, BACKGROUNDS):
-        yield stage2_caption(colour, shape, motion, size, background)
+    for color, shape, motion, size, background in product(COLORS, SHAPES, MOTIONS, SIZES, BACKGROUNDS):
+        yield stage2_caption(color, shape, motion, size, background)
     for _ in range(10):
         yield PROMPT.stage1
         yield PROMPT.stage2

@@ -1,7 +1,7 @@
 """The training of the embedded sample model from random weights: ``caption-assets train-sample OUT``.
 
 A tiny Qwen2.5-VL (the real architecture) learns the toy world of ``world.py`` through the project's own prompts, pixel
-limits, resize and frame sampling. Stage 2 is trained counterfactually: colour, shape and motion are copied from the
+limits, resize and frame sampling. Stage 2 is trained counterfactually: color, shape and motion are copied from the
 stage-1 text, also where that text is false, while size and background are read from the pixels, so that a lost or
 swapped stage-1 caption shows in the words.
 """
@@ -41,7 +41,7 @@ from caption_assets.sample.tokenizer import build_tokenizer
 from caption_assets.sample.training_config import TrainingConfig
 from caption_assets.sample.world import (
     BACKGROUNDS,
-    COLOURS,
+    COLORS,
     MOTIONS,
     SHAPES,
     SIZES,
@@ -64,12 +64,12 @@ TOKENS_PER_SECOND = 2
 MIDDLE_BLOCK = 1
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
-"""Normalisation of Qwen's processor (that of CLIP)."""
+"""Normalization of Qwen's processor (that of CLIP)."""
 INITIALIZER_RANGE = 0.04
 """Standard deviation of initial weights. Wide models use 0.02; narrower ones need more."""
 MIN_COVER = 0.1
 """Minimum share of a visual token's pixels that the shape covers, for a loss on the shape's attributes."""
-ATTRIBUTES = {"shape": list(SHAPES), "colour": list(COLOURS), "size": list(SIZES), "motion": list(MOTIONS)}
+ATTRIBUTES = {"shape": list(SHAPES), "color": list(COLORS), "size": list(SIZES), "motion": list(MOTIONS)}
 """Attributes that a visual token on the shape is trained to predict, with their classes."""
 IGNORED = -100
 HELD_OUT_SEED = 10_000_019
@@ -113,15 +113,15 @@ class Trainer:
     def run(self, steps: int, rate: float, losses: Callable[[], dict[str, Tensor]], *, measured: bool = False) -> None:
         """One phase of training, with its own schedule; if ``measured``, its best weights are kept."""
         parameters = [*self.model.parameters(), *self.hints.parameters()]
-        optimiser = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.05)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, partial(_rate, steps=steps))
+        optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.05)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_rate, steps=steps))
         begun = time.monotonic()
         for step in range(1, steps + 1):
             step_losses = losses()
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             sum(step_losses.values()).backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimiser.step()
+            optimizer.step()
             schedule.step()
             if step % 50 == 0:
                 shown = ", ".join(f"{name} {loss.item():.3f}" for name, loss in step_losses.items())
@@ -255,7 +255,7 @@ def make_example(seed: int) -> Example:
 
 
 def through_codec(frames: Sequence[NDArray[np.uint8]], codec: str, crf: int) -> list[NDArray[np.uint8]]:
-    """Encode and decode frames, so that the model is trained on compression artefacts."""
+    """Encode and decode frames, so that the model is trained on compression artifacts."""
     height, width, _ = frames[0].shape
     data = encode_frames(frames, width, height, 4, codec, crf)
     with av.open(BytesIO(data), "r") as container:
@@ -284,29 +284,29 @@ def _turned(scene: Scene, start: tuple[float, float], end: tuple[float, float], 
 
 
 def glimpse(example: Example, rng: np.random.Generator) -> Example:
-    """A crop of 3 or 4 visual tokens per side, of one temporal patch, that contains the shape's centre.
+    """A crop of 3 or 4 visual tokens per side, of one temporal patch, that contains the shape's center.
 
     Most of a window is background, and its patches all show the same shape. A batch of glimpses costs as much as a few
     windows and shows five times as many shapes: the vision tower learns them in a tenth of the time.
     """
     scene, (count, height, width, _) = example.scene, example.frames.shape
     patch = int(rng.integers(count // 2))
-    centre = scene.centre(_patch_time(patch, count // 2))
+    center = scene.center(_patch_time(patch, count // 2))
     size = int(rng.integers(3, 5))
-    spans = [_span(at, side // TOKEN, size, rng) for at, side in zip(centre, (width, height), strict=True)]
+    spans = [_span(at, side // TOKEN, size, rng) for at, side in zip(center, (width, height), strict=True)]
     (left, right), (top, bottom) = spans
     frames = example.frames[2 * patch : 2 * patch + 2, top * TOKEN : bottom * TOKEN, left * TOKEN : right * TOKEN]
     at = (
-        (centre[0] * width / TOKEN - left) / (right - left),
-        (centre[1] * height / TOKEN - top) / (bottom - top),
+        (center[0] * width / TOKEN - left) / (right - left),
+        (center[1] * height / TOKEN - top) / (bottom - top),
     )
     return Example(replace(scene, start=at, end=at), frames, example.fps)
 
 
-def _span(centre: float, tokens: int, size: int, rng: np.random.Generator) -> tuple[int, int]:
-    """A random range of ``size`` of a side's ``tokens`` that contains the centre."""
+def _span(center: float, tokens: int, size: int, rng: np.random.Generator) -> tuple[int, int]:
+    """A random range of ``size`` of a side's ``tokens`` that contains the center."""
     size = min(size, tokens)
-    at = min(int(centre * tokens), tokens - 1)
+    at = min(int(center * tokens), tokens - 1)
     first = int(np.clip(at - rng.integers(size), 0, tokens - size))
     return first, first + size
 
@@ -329,8 +329,8 @@ class VisionBatch:
     """int64 (examples, 3): temporal, vertical and horizontal patches."""
     cover: Tensor
     """float32 (V, 2 * 14 * 14): share of each 2x2 pixels of a token's two frames that the shape covers."""
-    centres: Tensor
-    """int64 (T,): the visual token that contains the shape's centre."""
+    centers: Tensor
+    """int64 (T,): the visual token that contains the shape's center."""
     attributes: Tensor
     """int64 (T, 4): the classes of ``ATTRIBUTES``."""
     backgrounds: Tensor
@@ -461,7 +461,7 @@ def mrope_positions(length: int, video_at: int, grid: list[int], fps: float) -> 
 
 
 def patchify(frames: NDArray[np.uint8]) -> tuple[Tensor, list[int]]:
-    """Normalised patches of a video in the order of Qwen's processor, and its grid (temporal, vertical, horizontal)."""
+    """Normalized patches of a video in the order of Qwen's processor, and its grid (temporal, vertical, horizontal)."""
     count, height, width, channels = frames.shape
     pixels = torch.from_numpy(np.ascontiguousarray(frames)).float() / 255.0
     pixels = (pixels - torch.tensor(MEAN)) / torch.tensor(STD)
@@ -471,7 +471,7 @@ def patchify(frames: NDArray[np.uint8]) -> tuple[Tensor, list[int]]:
 
 
 def cover(example: Example) -> Tensor:
-    """The shape's coverage, float32 (V, 2 * 14 * 14), from the pixels' colours between background and shape."""
+    """The shape's coverage, float32 (V, 2 * 14 * 14), from the pixels' colors between background and shape."""
     scene, (count, height, width, _) = example.scene, example.frames.shape
     background = torch.tensor(scene.background_rgb, dtype=torch.float32)
     away = torch.tensor(scene.rgb, dtype=torch.float32) - background
@@ -488,28 +488,28 @@ def _pad(values: Tensor, length: int, filler: int) -> Tensor:
 def _maybe_false(scene: Scene, rng: np.random.Generator) -> str:
     if rng.random() < 0.4:
         return scene.stage1
-    return stage1_caption(*(str(rng.choice(list(values))) for values in (COLOURS, SHAPES, MOTIONS)))
+    return stage1_caption(*(str(rng.choice(list(values))) for values in (COLORS, SHAPES, MOTIONS)))
 
 
 def _expected_stage2(scene: Scene, stage1: str) -> str:
-    """The stage-2 caption: colour, shape and motion of the stage-1 text, size and background of the scene."""
-    _, colour, shape, motion = stage1.rstrip(".").split(" ", 3)
-    return stage2_caption(colour, shape, motion, scene.size, scene.background)
+    """The stage-2 caption: color, shape and motion of the stage-1 text, size and background of the scene."""
+    _, color, shape, motion = stage1.rstrip(".").split(" ", 3)
+    return stage2_caption(color, shape, motion, scene.size, scene.background)
 
 
 def vision_batch(examples: Sequence[Example]) -> VisionBatch:
     """Patches of ``examples``, with labels for the auxiliary heads."""
     videos = [patchify(example.frames) for example in examples]
-    centres: list[int] = []
+    centers: list[int] = []
     attributes: list[list[int]] = []
     backgrounds: list[int] = []
     tokens: list[int] = []
     for example, (_, grid) in zip(examples, videos, strict=True):
         scene, rows, columns = example.scene, grid[1] // MERGE, grid[2] // MERGE
         for patch in range(grid[0]):
-            x, y = scene.centre(_patch_time(patch, grid[0]))
+            x, y = scene.center(_patch_time(patch, grid[0]))
             at = min(int(y * rows), rows - 1) * columns + min(int(x * columns), columns - 1)
-            centres.append(len(tokens) + at)
+            centers.append(len(tokens) + at)
             tokens += [len(attributes)] * (rows * columns)
             backgrounds.append(list(BACKGROUNDS).index(scene.background))
             attributes.append([values.index(getattr(scene, name)) for name, values in ATTRIBUTES.items()])
@@ -517,7 +517,7 @@ def vision_batch(examples: Sequence[Example]) -> VisionBatch:
         patches=torch.cat([patches for patches, _ in videos]),
         grids=torch.tensor([grid for _, grid in videos]),
         cover=torch.cat([cover(example) for example in examples]),
-        centres=torch.tensor(centres),
+        centers=torch.tensor(centers),
         attributes=torch.tensor(attributes),
         backgrounds=torch.tensor(backgrounds),
         patch_of_token=torch.tensor(tokens),
@@ -528,10 +528,10 @@ def vision_batch(examples: Sequence[Example]) -> VisionBatch:
 
 
 class Hints(nn.Module):  # type: ignore[misc]
-    """Auxiliary heads for training: the shape's outline and centre in each visual token, and the shape's attributes.
+    """Auxiliary heads for training: the shape's outline and center in each visual token, and the shape's attributes.
 
     Without them motion, and even more so shape, is learned only after a long plateau. The outline is predicted from a
-    middle block, so that later blocks can recognise the shape. The heads are not saved.
+    middle block, so that later blocks can recognize the shape. The heads are not saved.
     """
 
     def __init__(self, config: Qwen2_5_VLConfig) -> None:
@@ -545,17 +545,17 @@ class Hints(nn.Module):  # type: ignore[misc]
     def forward(self, visual: Tensor, middle: Tensor, batch: VisionBatch) -> dict[str, Tensor]:
         """The loss of each head, given the outputs of ``encode``."""
         bce = nn.functional.binary_cross_entropy_with_logits
-        centre = torch.zeros(len(visual), device=visual.device)
-        centre[batch.centres] = 1.0
+        center = torch.zeros(len(visual), device=visual.device)
+        center[batch.centers] = 1.0
         losses = {
-            "place": bce(self.place(visual).squeeze(1), centre, pos_weight=torch.tensor(5.0, device=visual.device)),
+            "place": bce(self.place(visual).squeeze(1), center, pos_weight=torch.tensor(5.0, device=visual.device)),
             "outline": 8.0 * bce(self.outline(middle), batch.cover),
         }
         losses["background"] = nn.functional.cross_entropy(
             self.background(visual), batch.backgrounds[batch.patch_of_token]
         )
         covered = batch.cover.mean(1) > MIN_COVER
-        covered[batch.centres] = True
+        covered[batch.centers] = True
         attributes = batch.attributes[batch.patch_of_token[covered]]
         for index, (name, head) in enumerate(self.kinds.items()):
             losses[name] = nn.functional.cross_entropy(head(visual[covered]), attributes[:, index])

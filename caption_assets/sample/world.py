@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-COLOURS: dict[str, tuple[int, int, int]] = {
+COLORS: dict[str, tuple[int, int, int]] = {
     "red": (220, 40, 40),
     "green": (40, 180, 60),
     "blue": (50, 80, 230),
@@ -41,7 +41,7 @@ MOTIONS: dict[str, tuple[int, int]] = {
 SIZES: dict[str, tuple[float, float]] = {"small": (0.13, 0.17), "large": (0.21, 0.27)}
 """Minimum and maximum radius of each size, as a fraction of the frame's shorter side."""
 
-COLOUR_JITTER = 12
+COLOR_JITTER = 12
 BACKGROUND_JITTER = 8
 TRAVEL = (0.45, 0.70)
 """Minimum and maximum distance covered in the window, as a fraction of the frame's side along the motion."""
@@ -51,7 +51,7 @@ TRIANGLE_TOP = 1.1
 TRIANGLE_BOTTOM = 0.8
 """Extents of the shapes in radii, chosen so that shapes of the same size look equally large."""
 EXTENT = 1.1
-"""The largest of these extents: the minimum distance of a shape's centre from the edge, in radii."""
+"""The largest of these extents: the minimum distance of a shape's center from the edge, in radii."""
 
 Numbers = NDArray[np.floating[Any]]
 Frame = NDArray[np.uint8]
@@ -62,65 +62,65 @@ Frame = NDArray[np.uint8]
 class Scene:
     """The content of one window of a sample clip."""
 
-    colour: str
+    color: str
     shape: str
     size: str
     motion: str
     background: str
     rgb: tuple[int, int, int]
-    """Colour of the shape after jitter."""
+    """Color of the shape after jitter."""
     background_rgb: tuple[int, int, int]
-    """Colour of the background after jitter."""
+    """Color of the background after jitter."""
     radius: float
     """Radius as a fraction of the frame's shorter side."""
     start: tuple[float, float]
-    """Centre in the window's first frame, (x, y) as fractions of width and height."""
+    """Center in the window's first frame, (x, y) as fractions of width and height."""
     end: tuple[float, float]
-    """Centre in the window's last frame, (x, y) as fractions of width and height."""
+    """Center in the window's last frame, (x, y) as fractions of width and height."""
     noise: float
     """Standard deviation of the background noise, in 8-bit levels."""
 
     @property
     def stage1(self) -> str:
         """The correct stage-1 caption."""
-        return stage1_caption(self.colour, self.shape, self.motion)
+        return stage1_caption(self.color, self.shape, self.motion)
 
     @property
     def stage2(self) -> str:
         """The correct stage-2 caption, given the correct stage-1 caption."""
-        return stage2_caption(self.colour, self.shape, self.motion, self.size, self.background)
+        return stage2_caption(self.color, self.shape, self.motion, self.size, self.background)
 
-    def centre(self, time: float) -> tuple[float, float]:
-        """The centre at ``time`` (0 at the first frame, 1 at the last), as fractions of width and height."""
+    def center(self, time: float) -> tuple[float, float]:
+        """The center at ``time`` (0 at the first frame, 1 at the last), as fractions of width and height."""
         (x0, y0), (x1, y1) = self.start, self.end
         return x0 + (x1 - x0) * time, y0 + (y1 - y0) * time
 
 
-def stage1_caption(colour: str, shape: str, motion: str) -> str:
+def stage1_caption(color: str, shape: str, motion: str) -> str:
     """The stage-1 sentence for three attributes."""
-    return f"A {colour} {shape} {motion}."
+    return f"A {color} {shape} {motion}."
 
 
-def stage2_caption(colour: str, shape: str, motion: str, size: str, background: str) -> str:
+def stage2_caption(color: str, shape: str, motion: str, size: str, background: str) -> str:
     """The stage-2 sentence for five attributes."""
-    return f"A {size} {colour} {shape} {motion} on a {background} background."
+    return f"A {size} {color} {shape} {motion} on a {background} background."
 
 
 def random_scene(rng: np.random.Generator, width: int, height: int) -> Scene:
     """Draw a random scene whose shape stays inside a frame of ``width`` by ``height`` pixels."""
-    colour, shape, size, motion, background = (
-        str(rng.choice(list(values))) for values in (COLOURS, SHAPES, SIZES, MOTIONS, BACKGROUNDS)
+    color, shape, size, motion, background = (
+        str(rng.choice(list(values))) for values in (COLORS, SHAPES, SIZES, MOTIONS, BACKGROUNDS)
     )
     radius = float(rng.uniform(*SIZES[size]))
     margins = [EXTENT * radius * min(width, height) / side for side in (width, height)]
     path = [_path(rng, margin, direction) for margin, direction in zip(margins, MOTIONS[motion], strict=True)]
     return Scene(
-        colour=colour,
+        color=color,
         shape=shape,
         size=size,
         motion=motion,
         background=background,
-        rgb=_jitter(rng, COLOURS[colour], COLOUR_JITTER),
+        rgb=_jitter(rng, COLORS[color], COLOR_JITTER),
         background_rgb=_jitter(rng, BACKGROUNDS[background], BACKGROUND_JITTER),
         radius=radius,
         start=(path[0][0], path[1][0]),
@@ -171,12 +171,12 @@ def _draw_shape(frame: Frame, scene: Scene, time: float) -> None:
     """Blend the shape into ``frame`` in place, with antialiased edges."""
     height, width, _ = frame.shape
     radius = scene.radius * min(width, height)
-    centre_x, centre_y = (c * side for c, side in zip(scene.centre(time), (width, height), strict=True))
+    center_x, center_y = (c * side for c, side in zip(scene.center(time), (width, height), strict=True))
     reach = EXTENT * radius + 2.0
-    left, right = max(0, int(centre_x - reach)), min(width, int(centre_x + reach) + 1)
-    top, bottom = max(0, int(centre_y - reach)), min(height, int(centre_y + reach) + 1)
-    x = np.arange(left, right, dtype=np.float32)[None, :] + 0.5 - centre_x
-    y = np.arange(top, bottom, dtype=np.float32)[:, None] + 0.5 - centre_y
+    left, right = max(0, int(center_x - reach)), min(width, int(center_x + reach) + 1)
+    top, bottom = max(0, int(center_y - reach)), min(height, int(center_y + reach) + 1)
+    x = np.arange(left, right, dtype=np.float32)[None, :] + 0.5 - center_x
+    y = np.arange(top, bottom, dtype=np.float32)[:, None] + 0.5 - center_y
     cover = np.clip(0.5 - _signed_distance(scene.shape, x, y, radius), 0.0, 1.0)[:, :, None]
     patch = frame[top:bottom, left:right]
     blended = patch * (1.0 - cover) + np.asarray(scene.rgb, dtype=np.float32) * cover

@@ -7,7 +7,7 @@ from collections import Counter
 from caption_assets.errors import UnreadableClip
 
 
-def normalise(name: str) -> str:
+def normalize(name: str) -> str:
     """A name as a relative path in valid UTF-8: no empty or ``.`` parts, ``..`` as ``__``, lone surrogates escaped.
 
     Python decodes file names that are not UTF-8 to lone surrogates, which no table can store.
@@ -39,7 +39,7 @@ class KeyAllocator:
             name: name of the clip in its folder, tar or list.
             refusal: the reason if the clip is refused already.
         """
-        key = normalise(name)
+        key = normalize(name)
         if refusal is None and escapes_root(name):
             refusal = UnreadableClip(
                 "outside", f"the name {name!r} is absolute or contains '..': use a name relative to its root"

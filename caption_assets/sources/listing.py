@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 from caption_assets.errors import UnreadableClip
 from caption_assets.sources.clip import Clip, refuse_version
-from caption_assets.sources.clip_key import KeyAllocator, escapes_root, normalise
+from caption_assets.sources.clip_key import KeyAllocator, escapes_root, normalize
 from caption_assets.sources.shard import (
     ARCHIVE,
     JSON_SUFFIX,
@@ -61,7 +61,7 @@ class OtherFiles:
         self.count += 1
         self.by_suffix[_shown_suffix(name)] += 1
         if len(self.first_names) < NAMED_FILES:
-            self.first_names.append(normalise(name))
+            self.first_names.append(normalize(name))
 
 
 def list_clips(source: Root, shard: Shard, others: OtherFiles | None = None) -> Iterator[Clip]:
@@ -157,7 +157,7 @@ def _clips(files: Iterable[_File], others: OtherFiles) -> list[Clip]:
 def _shown_suffix(name: str) -> str:
     """A file's suffix, which is double for compressed archives; its name if it has no suffix."""
     found = ARCHIVE.search(name)
-    return found[0].lower() if found else suffix(name) or posixpath.basename(normalise(name))
+    return found[0].lower() if found else suffix(name) or posixpath.basename(normalize(name))
 
 
 def _span(file: _File | None) -> Span | None:
@@ -165,12 +165,12 @@ def _span(file: _File | None) -> Span | None:
 
 
 def _side_name(name: str, ending: str) -> str:
-    return posixpath.splitext(normalise(name))[0] + ending
+    return posixpath.splitext(normalize(name))[0] + ending
 
 
 def _accepted_first(file: _File) -> tuple[str, bool]:
     """Sort key: by clip key, with refused files after accepted ones of the same key."""
-    return normalise(file.name), file.refusal is not None or escapes_root(file.name)
+    return normalize(file.name), file.refusal is not None or escapes_root(file.name)
 
 
 def _folder_files(source: Root, shard: Shard) -> Iterator[_File]:

@@ -16,7 +16,7 @@ from fsspec.core import split_protocol
 
 from caption_assets.errors import UnreadableClip
 from caption_assets.sources.clip import MAX_TEXT_BYTES, Clip, refuse_version
-from caption_assets.sources.clip_key import KeyAllocator, escapes_root, normalise
+from caption_assets.sources.clip_key import KeyAllocator, escapes_root, normalize
 from caption_assets.sources.shard import Shard, ShardError
 from caption_assets.store.failure import StoreError, explain, holds_secret
 from caption_assets.store.root import Root
@@ -57,7 +57,7 @@ def _named(source: Root, keys: KeyAllocator, number: int, row: Row) -> Clip:
     if holds_secret(uri):
         reason = "the row's uri contains credentials and is not shown: use the object's URI without them"
         return _unnamed(keys, number, columns, "credentials", reason)
-    url = uri if split_protocol(uri)[0] else source.fs.unstrip_protocol(source.full(normalise(uri)))
+    url = uri if split_protocol(uri)[0] else source.fs.unstrip_protocol(source.full(normalize(uri)))
     key, refusal = keys.allocate(uri, _refuse(source, uri) or refuse_version(url))
     return Clip(key, Span(url, 0, 0, access=source.access), columns=columns, refusal=refusal)
 
@@ -70,7 +70,7 @@ def _unnamed(keys: KeyAllocator, number: int, columns: str, kind: str, reason: s
 
 def _is_valid_name(uri: object) -> TypeGuard[str]:
     """Whether a value can be a file name: non-empty text in valid UTF-8, without NUL."""
-    if not isinstance(uri, str) or "\0" in uri or not normalise(uri):
+    if not isinstance(uri, str) or "\0" in uri or not normalize(uri):
         return False
     return uri.encode("utf-8", "ignore").decode() == uri
 
@@ -78,7 +78,7 @@ def _is_valid_name(uri: object) -> TypeGuard[str]:
 def _refuse(source: Root, uri: str) -> UnreadableClip | None:
     protocol, path = split_protocol(uri)
     if protocol is None:
-        if not escapes_root(uri) and not source.holds(normalise(uri)):
+        if not escapes_root(uri) and not source.holds(normalize(uri)):
             return UnreadableClip("link", f"{uri!r} is a link to a path outside the source: replace it with the file")
         return None
     own = source.fs.protocol

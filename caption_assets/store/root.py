@@ -155,7 +155,7 @@ class Root:
     def create(self, path: str, data: bytes) -> bool:
         """Create an object unless it exists: of concurrent callers, one succeeds.
 
-        This needs the store's support: see ``honours_create``.
+        This needs the store's support: see ``honors_create``.
 
         Args:
             path: the object's path.
@@ -183,7 +183,7 @@ class Root:
             return False
         return True
 
-    def honours_create(self) -> bool:
+    def honors_create(self) -> bool:
         """Whether the store supports ``create``: others overwrite an existing object. One probe per process decides.
 
         Some stores pass the probe and still let two concurrent callers succeed; that is not probed.
@@ -191,7 +191,7 @@ class Root:
         Raises:
             StoreError: if the root cannot be written.
         """
-        return _honours_create(self)
+        return _honors_create(self)
 
     def age(self, path: str) -> float:
         """Seconds since an object was last written, by the store's clock. S3 has whole seconds, so it may be off by 1.
@@ -401,7 +401,7 @@ def _is_unfinished(name: str) -> bool:
 
 
 @cache  # a probe takes five requests
-def _honours_create(root: Root) -> bool:
+def _honors_create(root: Root) -> bool:
     probe = f"_probe-{uuid.uuid4().hex}"
     try:
         root.create(probe, b"first")

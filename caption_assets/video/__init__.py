@@ -1,1 +1,1 @@
-"""One clip: container, probe, timestamps, windows, decoding, colours and previews."""
+"""One clip: container, probe, timestamps, windows, decoding, colors and previews."""

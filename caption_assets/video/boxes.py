@@ -116,7 +116,7 @@ def _track(file: ByteRanges, trak: Box, movie: Matrix) -> tuple[int, Track] | No
     handlers = [file.read_range(box.start + 8, box.start + 12) for box in _inside(file, trak, b"mdia", b"hdlr")]
     if header is None or b"vide" not in handlers:
         return None
-    crop, encryption, drm, proprietary_colours = NO_CROP, None, False, None
+    crop, encryption, drm, proprietary_colors = NO_CROP, None, False, None
     for table in _inside(file, trak, b"mdia", b"minf", b"stbl", b"stsd"):
         for entry in _boxes(file, table.start + 8, table.end):
             inside = Box(entry.kind, entry.start + VISUAL_ENTRY, entry.end)
@@ -125,13 +125,13 @@ def _track(file: ByteRanges, trak: Box, movie: Matrix) -> tuple[int, Track] | No
                 encryption, drm = _scheme(file, inside), entry.kind == b"drmi"
             profiles = [file.read_range(box.start + 2, box.start + 3) for box in _inside(file, inside, b"dvcC")]
             if any(data and data[0] >> 1 == DOLBY_PROFILE for data in profiles):
-                proprietary_colours = f"Dolby Vision profile {DOLBY_PROFILE}"
+                proprietary_colors = f"Dolby Vision profile {DOLBY_PROFILE}"
     modes = [
         int.from_bytes(file.read_range(box.start + 4, box.start + 6))
         for box in _inside(file, trak, b"mdia", b"minf", b"vmhd")
     ]
     matte = next((MATTES[mode] for mode in modes if mode in MATTES), None)
-    return header.track, Track(crop, _orientation(header.matrix, movie), encryption, drm, proprietary_colours, matte)
+    return header.track, Track(crop, _orientation(header.matrix, movie), encryption, drm, proprietary_colors, matte)
 
 
 def _orientation(track: Matrix, movie: Matrix) -> Orientation:
@@ -142,7 +142,7 @@ def _orientation(track: Matrix, movie: Matrix) -> Orientation:
 
 
 def _crop(file: ByteRanges, entry: Box, clap: Box) -> Crop:
-    """The crop of a clean aperture (12.1.4), which states its size and the offset of its centre from the picture's."""
+    """The crop of a clean aperture (12.1.4), which states its size and the offset of its center from the picture's."""
     data = file.read_range(clap.start, min(clap.start + 32, clap.end)).ljust(32, b"\0")
     size = file.read_range(entry.start + 24, entry.start + 28).ljust(4, b"\0")
     width, height = struct.unpack(">HH", size)

@@ -212,7 +212,7 @@ def _video_stream(file: BinaryIO, container: InputContainer) -> VideoStream:
             f"cannot determine the video's dimensions, or they exceed the limit of {MAX_PIXELS:,} pixels",
         )
     check_size(stream.codec_context.width, stream.codec_context.height)
-    _refuse_colours(stream.codec_context, track)
+    _refuse_colors(stream.codec_context, track)
     stream.codec_context.options = dict(DECODER_OPTIONS)  # each stream has options; its size may grow later
     return stream
 
@@ -241,10 +241,10 @@ def _refuse_without_video(container: InputContainer) -> NoReturn:
     raise UnreadableClip("no_video_stream", "the file has no video stream: remove it from the shard")
 
 
-def _refuse_colours(context: VideoCodecContext, track: Track) -> None:
+def _refuse_colors(context: VideoCodecContext, track: Track) -> None:
     is_rgb = context.format is not None and context.format.is_rgb
-    if system := track.proprietary_colours or (None if is_rgb else UNSUPPORTED_MATRICES.get(context.colorspace)):
-        raise UnreadableClip("unknown_colours", f"unsupported colour system {system}: convert the video to BT.709")
+    if system := track.proprietary_colors or (None if is_rgb else UNSUPPORTED_MATRICES.get(context.colorspace)):
+        raise UnreadableClip("unknown_colours", f"unsupported color system {system}: convert the video to BT.709")
 
 
 def _refuse_encrypted(file: BinaryIO, stream: VideoStream, track: Track) -> None:

@@ -55,18 +55,18 @@ def _track(file: ByteRanges, entry: Element) -> Track:
     video = next(_inside(file, entry, VIDEO), Element(VIDEO, 0, 0))
     sides = (_number(file, video, side) for side in (CROP_LEFT, CROP_TOP, CROP_RIGHT, CROP_BOTTOM))
     encrypted = any(True for _ in _inside(file, entry, ENCODINGS, ENCODING, ENCRYPTION))
-    proprietary_colours = None
+    proprietary_colors = None
     for mapping in _inside(file, entry, MAPPING):
         configurations = [
             file.read_range(at.start, min(at.start + 3, at.end)) for at in _inside(file, mapping, MAPPING_DATA)
         ]
         is_dolby = _number(file, mapping, MAPPING_TYPE) == DOLBY_VISION
         if is_dolby and any(len(data) == 3 and data[2] >> 1 == DOLBY_PROFILE for data in configurations):
-            proprietary_colours = f"Dolby Vision profile {DOLBY_PROFILE}"
+            proprietary_colors = f"Dolby Vision profile {DOLBY_PROFILE}"
     return Track(
         Crop(*map(Fraction, sides)),
         encryption="Matroska" if encrypted else None,
-        proprietary_colours=proprietary_colours,
+        proprietary_colors=proprietary_colors,
     )
 
 

@@ -25,7 +25,7 @@ def is_interlaced(stream: VideoStream) -> bool:
 def first_field(frame: VideoFrame) -> VideoFrame:
     """The earlier field of an interlaced frame, according to the frame's flags: a picture of half the height.
 
-    Filters that keep the full height compare a frame with its neighbours, which the decode plan skips. One field of
+    Filters that keep the full height compare a frame with its neighbors, which the decode plan skips. One field of
     1080 lines still has more lines than the model is shown.
 
     Args:

@@ -19,7 +19,7 @@ SWSCALE_MATRICES = {
     7: Colorspace.SMPTE240M,
     9: Colorspace.BT2020,
 }
-"""FFmpeg's colour spaces by matrix coefficients (ITU-T H.273, table 4)."""
+"""FFmpeg's color spaces by matrix coefficients (ITU-T H.273, table 4)."""
 DERIVED: dict[int, int] = {ColorPrimaries.BT709: 1, ColorPrimaries.BT2020: 9}
 """Matrix coefficients by primaries, for pictures in which they are derived from these (code 12)."""
 YCGCO, FROM_PRIMARIES = 8, 12
@@ -36,7 +36,7 @@ UNSUPPORTED_MATRICES = {
 
 
 def source_matrix(frame: VideoFrame) -> Colorspace:
-    """The colour space of a frame of luma and chroma. The scaler converts from it to RGB."""
+    """The color space of a frame of luma and chroma. The scaler converts from it to RGB."""
     code = frame.colorspace
     if code == FROM_PRIMARIES:
         code = DERIVED.get(frame.color_primaries, 2)
@@ -53,7 +53,7 @@ def ycgco_to_rgb(planes: NDArray[np.uint16], color_range: int) -> NDArray[np.uin
 
     Args:
         planes: uint16 of shape (height, width, 3), in that order.
-        color_range: FFmpeg's colour range of the planes.
+        color_range: FFmpeg's color range of the planes.
     """
     values = planes.astype(np.float32) / 65536
     if color_range == ColorRange.JPEG:

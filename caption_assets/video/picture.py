@@ -118,7 +118,7 @@ class Renderer:
 
         Args:
             shown: the frame, or one of its fields.
-            tagged: the frame, which has the colour tags.
+            tagged: the frame, which has the color tags.
             kind: dtype of the result.
         """
         deep = kind is np.uint16
@@ -185,9 +185,9 @@ def over_background(picture: NDArray[Any], matte: int | None) -> NDArray[Any]:
     if opacity.min() == maximum:
         return np.ascontiguousarray(picture[..., :3])
     share = opacity.astype(np.float32) / maximum
-    colours = picture[..., :3].astype(np.float32)
+    colors = picture[..., :3].astype(np.float32)
     behind = (1 - share) * (BACKGROUND * maximum / 255)
-    mixed = colours * share if matte is None else colours - (1 - share) * (matte * maximum / 255)
+    mixed = colors * share if matte is None else colors - (1 - share) * (matte * maximum / 255)
     return np.rint(np.clip(mixed + behind, 0, maximum)).astype(picture.dtype)
 
 

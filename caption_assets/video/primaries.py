@@ -1,4 +1,4 @@
-"""Colour primaries: conversion of wide gamuts to BT.709, which screens and models expect."""
+"""Color primaries: conversion of wide gamuts to BT.709, which screens and models expect."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def luminance(primaries: int) -> Floats:
 
 
 def to_srgb(picture: NDArray[np.uint8], primaries: int, transfer: int) -> NDArray[np.uint8]:
-    """Convert a picture of standard dynamic range and ``WIDE`` primaries to sRGB. Colours out of gamut are clipped.
+    """Convert a picture of standard dynamic range and ``WIDE`` primaries to sRGB. Colors out of gamut are clipped.
 
     Args:
         picture: uint8 of shape (height, width, 3), full-range RGB.
@@ -92,6 +92,6 @@ def srgb_light(signal: Floats) -> Floats:
 
 def _to_xyz(primaries: int) -> Floats:
     """The matrix from linear RGB to CIE XYZ, with white of luminance 1 (SMPTE RP 177)."""
-    *colours, white = (np.array([x / y, 1, (1 - x - y) / y]) for x, y in CHROMATICITIES[primaries])
-    columns = np.stack(colours, axis=1)
+    *colors, white = (np.array([x / y, 1, (1 - x - y) / y]) for x, y in CHROMATICITIES[primaries])
+    columns = np.stack(colors, axis=1)
     return np.asarray(columns * np.linalg.solve(columns, white))

@@ -95,7 +95,7 @@ def repair_timestamps(pts: Sequence[int | None], dts: Sequence[int | None], nomi
     - If most DTS keep the nominal pace and none strays far from it, the pictures keep that pace.
     - If PTS step back in a few places alone, recordings overlap there: each continues after the one before.
     - If all PTS differ, the pictures take them in ascending order.
-    - Otherwise missing and equal PTS are spread evenly between their neighbours.
+    - Otherwise missing and equal PTS are spread evenly between their neighbors.
 
     Args:
         pts: as stored, one for each picture, in presentation order.

@@ -42,7 +42,7 @@ def to_sdr(signal: NDArray[np.uint16], transfer: int, primaries: int) -> NDArray
     """
     known = primaries if primaries in CHROMATICITIES else int(ColorPrimaries.BT2020)
     light = _pq_light(signal) if transfer == ColorTrc.SMPTE2084 else _hlg_light(signal, luminance(known))
-    light = np.maximum(light @ to_bt709(known).T, 0) / REFERENCE_WHITE  # colours outside BT.709 are clipped
+    light = np.maximum(light @ to_bt709(known).T, 0) / REFERENCE_WHITE  # colors outside BT.709 are clipped
     brightest = np.maximum(light.max(axis=-1, keepdims=True), 1e-6)
     light *= compress(brightest) / brightest
     return np.rint(255 * srgb(light)).astype(np.uint8)

@@ -45,10 +45,10 @@ class Track:
     """Name of the encryption scheme; None if the track is not encrypted."""
     drm: bool = False
     """Whether only one vendor's players have the keys."""
-    proprietary_colours: str | None = None
-    """Name of a colour system that FFmpeg cannot convert; None for standard colours."""
+    proprietary_colors: str | None = None
+    """Name of a color system that FFmpeg cannot convert; None for standard colors."""
     matte: int | None = None
-    """Level of the background that premultiplied colours are mixed with: 0 or 255. None for straight alpha."""
+    """Level of the background that premultiplied colors are mixed with: 0 or 255. None for straight alpha."""
 
 
 DEFAULT_TRACK = Track()

@@ -54,7 +54,7 @@ def test_one_that_gives_up_waiting_lets_the_next_in() -> None:
 
 
 def test_one_that_gives_up_as_another_leaves_takes_no_room() -> None:
-    """The waiter is cancelled, and the other leaves before it has been told so."""
+    """The waiter is canceled, and the other leaves before it has been told so."""
 
     async def run() -> None:
         admission = Admission(LIMIT)

@@ -53,7 +53,7 @@ def test_the_event_loop_goes_on_during_a_build() -> None:
 
 
 def cancel(make: Callable[[Callable[[], None]], object], begun: Callable[[], bool]) -> float:
-    """Seconds that a build takes to end that is cancelled when it has begun."""
+    """Seconds that a build takes to end that is canceled when it has begun."""
 
     async def run() -> float:
         build = Build(make)

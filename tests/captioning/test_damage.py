@@ -55,7 +55,7 @@ def rows_of(world: World) -> Rows:
 
 
 def stop_after_one_window(world: World, shard: str) -> None:
-    """A run over one shard that is cancelled when the engine is asked about a second window."""
+    """A run over one shard that is canceled when the engine is asked about a second window."""
 
     async def run() -> None:
         enough, windows = asyncio.Event(), set[str]()

@@ -40,7 +40,7 @@ def test_a_foreign_word_in_quotation_marks_is_no_slip_into_another_script() -> N
     assert not is_mixed_script("A man in a T恤 walks.", expected("请描述这个视频"))
 
 
-def test_a_caption_in_another_language_of_the_same_script_is_recognised() -> None:
+def test_a_caption_in_another_language_of_the_same_script_is_recognized() -> None:
     german = "Ein Mann geht mit dem Hund über die Straße und bleibt an der Ampel stehen, die auf Rot ist."
     assert is_wrong_language(german, expected(ENGLISH))
     assert not is_wrong_language(german, expected(f"{ENGLISH} Answer in German."))

@@ -23,13 +23,13 @@ def texts(name: str) -> list[dict[str, Any]]:
 
 
 def flags_of(text: dict[str, Any]) -> set[str]:
-    return flags(text["caption"], asked=text.get("instruction", GENERAL.stage2), neighbour=text.get("neighbour"))
+    return flags(text["caption"], asked=text.get("instruction", GENERAL.stage2), neighbor=text.get("neighbor"))
 
 
 def flags(
-    caption: str, *, finish_reason: str = "stop", neighbour: str | None = None, asked: str = GENERAL.stage2
+    caption: str, *, finish_reason: str = "stop", neighbor: str | None = None, asked: str = GENERAL.stage2
 ) -> set[str]:
-    return set(find_flags(caption, finish_reason=finish_reason, instruction=asked, neighbour=neighbour))
+    return set(find_flags(caption, finish_reason=finish_reason, instruction=asked, neighbor=neighbor))
 
 
 @pytest.mark.parametrize("text", texts("good"), ids=lambda text: f"{text['kind']}: {text['caption'][:30]}")
@@ -55,8 +55,8 @@ def test_a_cut_off_caption_is_flagged() -> None:
 
 
 def test_a_caption_like_the_window_before_is_flagged_and_not_generated_again() -> None:
-    assert flags(GOOD, neighbour=GOOD.replace("left", "right")) == {"near_duplicate"}
-    assert flags(GOOD, neighbour="A dog sleeps on a red sofa beside a lamp.") == set()
+    assert flags(GOOD, neighbor=GOOD.replace("left", "right")) == {"near_duplicate"}
+    assert flags(GOOD, neighbor="A dog sleeps on a red sofa beside a lamp.") == set()
     assert "near_duplicate" not in REGENERATED
 
 
@@ -73,5 +73,5 @@ def test_a_regenerated_answer_replaces_the_first_only_if_it_is_better() -> None:
 
 
 @given(st.text(), st.text(), st.sampled_from(["stop", "length"]))
-def test_any_text_can_be_examined(caption: str, neighbour: str, reason: str) -> None:
-    assert ("cut_off" in flags(caption, finish_reason=reason, neighbour=neighbour)) == (reason == "length")
+def test_any_text_can_be_examined(caption: str, neighbor: str, reason: str) -> None:
+    assert ("cut_off" in flags(caption, finish_reason=reason, neighbor=neighbor)) == (reason == "length")

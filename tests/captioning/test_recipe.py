@@ -72,7 +72,7 @@ def test_a_stage_2_prompt_leaves_stage_1_as_it_is() -> None:
 
 
 def test_stage_2_depends_on_the_stage_1_caption() -> None:
-    red, blue = ({STAGE1.name: f"A {colour} circle."} for colour in ("red", "blue"))
+    red, blue = ({STAGE1.name: f"A {color} circle."} for color in ("red", "blue"))
     assert RECIPE.fingerprint(STAGE2, WINDOW, red) != RECIPE.fingerprint(STAGE2, WINDOW, blue)
 
 

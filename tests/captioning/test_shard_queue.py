@@ -428,7 +428,7 @@ class OneByOne(StandIn):
 
 
 def stopped(world: World, after: int, **how: Any) -> None:
-    """A run that is cancelled after some answers."""
+    """A run that is canceled after some answers."""
 
     async def run() -> None:
         answers = asyncio.Event()

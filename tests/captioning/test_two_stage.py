@@ -24,7 +24,7 @@ from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.captioning.window_job import WindowJob
 from caption_assets.models.variants import PixelLimits
 from caption_assets.sample.clips import encode_frames
-from caption_assets.sample.world import COLOURS, Scene, random_scene, render, stage1_caption
+from caption_assets.sample.world import COLORS, Scene, random_scene, render, stage1_caption
 from caption_assets.sources.manifest import clip_pieces, probe_clips
 from caption_assets.sources.shard import find_shard
 from caption_assets.store.root import Root
@@ -159,7 +159,7 @@ def test_stage_2_copies_what_its_own_stage_1_says_even_where_that_is_false(
     tasks = []
     told = []
     for number, (task, done) in enumerate(zip(tasks_of(sample_data, "sample-tar"), joint, strict=True)):
-        story = stage1_caption(list(COLOURS)[number % 7], ("circle", "square", "triangle")[number % 3], "moves up")
+        story = stage1_caption(list(COLORS)[number % 7], ("circle", "square", "triangle")[number % 3], "moves up")
         told.append(story)
         first = done.rows[STAGE1.name]
         lie = {STAGE1.name: replace(first, row=replace(first.row, caption=story))} if first.row.caption else {}

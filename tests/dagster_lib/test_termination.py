@@ -194,7 +194,7 @@ def never_ending(stop: Stop, notes: Path) -> None:
             try:
                 await asyncio.sleep(60)
             except asyncio.CancelledError:
-                note(notes, "cancelled")
+                note(notes, "canceled")
                 time.sleep(600)
 
     stop.run(work())
@@ -217,7 +217,7 @@ def test_second_signal_ends_the_process_and_its_children(start: Start, number: s
     step = start(never_ending)
     child = child_of(step)
     step.signal(number)
-    step.wait_for("cancelled")
+    step.wait_for("canceled")
     time.sleep(termination.DEBOUNCE_SECONDS + 0.1)
     begun = time.monotonic()
     step.signal(signal.SIGTERM)

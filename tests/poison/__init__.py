@@ -46,7 +46,7 @@ def install() -> None:
 def is_magenta(patches: Any) -> bool:
     """Whether one of the videos of a batch is magenta.
 
-    Its patches are (patches, 3 * 2 * 14 * 14), the channels first, from 0 to 255: vLLM normalises them later.
+    Its patches are (patches, 3 * 2 * 14 * 14), the channels first, from 0 to 255: vLLM normalizes them later.
     """
     red, green, blue = patches.float().unflatten(1, (3, -1)).mean(2).unbind(1)
     return bool(((red > 230) & (green < 40) & (blue > 230)).any())

@@ -80,7 +80,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The address of a gallery of 5,000 rows. Every hundredth row failed."""
     root = Root.open(str(tmp_path_factory.mktemp("large")))
     windows = [window(f"camera-{number % 7}/{number:05}.mp4") for number in range(5000)]
-    said = [f"A car of colour {number % 11} turns left at crossing {number}." for number in range(5000)]
+    said = [f"A car of color {number % 11} turns left at crossing {number}." for number in range(5000)]
     stage1 = [captioned(one, text) for one, text in zip(windows, said, strict=True)]
     stage2 = [
         failed(one) if not number % 100 else captioned(one, f"In the rain, {text}" if number % 2 else text)

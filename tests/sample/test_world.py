@@ -14,7 +14,7 @@ SIDES = st.integers(80, 640)
 def test_a_shape_stays_inside_the_frame(seed: int, width: int, height: int) -> None:
     scene = random_scene(np.random.default_rng(seed), width, height)
     for time in (0.0, 0.5, 1.0):
-        x, y = scene.centre(time)
+        x, y = scene.center(time)
         reach = scene.radius * min(width, height)
         assert reach * 0.99 <= x * width <= width - reach * 0.99
         assert reach * 0.99 <= y * height <= height - reach * 0.99
@@ -23,15 +23,15 @@ def test_a_shape_stays_inside_the_frame(seed: int, width: int, height: int) -> N
 @given(seed=st.integers(0, 2**32))
 def test_a_shape_travels_as_its_motion_says(seed: int) -> None:
     scene = random_scene(np.random.default_rng(seed), 320, 240)
-    travelled = np.subtract(scene.end, scene.start)
+    traveled = np.subtract(scene.end, scene.start)
     direction = np.array(MOTIONS[scene.motion])
-    assert np.array_equal(np.sign(np.round(travelled, 6)), direction)
+    assert np.array_equal(np.sign(np.round(traveled, 6)), direction)
     if direction.any():
-        assert TRAVEL[0] - 1e-6 <= np.abs(travelled).max() <= TRAVEL[1] + 1e-6
+        assert TRAVEL[0] - 1e-6 <= np.abs(traveled).max() <= TRAVEL[1] + 1e-6
 
 
-def test_frames_show_the_shapes_colour_at_its_centre() -> None:
+def test_frames_show_the_shapes_color_at_its_center() -> None:
     scene = random_scene(np.random.default_rng(3), 160, 120)
     for time, frame in zip((0.0, 1.0), render(scene, 160, 120, (0.0, 1.0), np.random.default_rng(0)), strict=True):
-        x, y = scene.centre(time)
+        x, y = scene.center(time)
         assert tuple(frame[int(y * 120), int(x * 160)]) == scene.rgb

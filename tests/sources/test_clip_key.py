@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caption_assets.errors import UnreadableClip
-from caption_assets.sources.clip_key import KeyAllocator, escapes_root, normalise
+from caption_assets.sources.clip_key import KeyAllocator, escapes_root, normalize
 
 pytestmark = pytest.mark.fast
 
@@ -31,14 +31,14 @@ def test_allocated_keys_are_unique_relative_and_within_the_root(names: list[tupl
 @given(st.lists(NAMES, max_size=12))
 def test_the_first_of_several_clips_with_the_same_name_is_accepted(names: list[str]) -> None:
     keys = KeyAllocator()
-    kept = [normalise(name) for name in names if keys.allocate(name, None)[1] is None]
-    assert sorted(kept) == sorted({normalise(name) for name in names if not escapes_root(name)})
+    kept = [normalize(name) for name in names if keys.allocate(name, None)[1] is None]
+    assert sorted(kept) == sorted({normalize(name) for name in names if not escapes_root(name)})
 
 
 @given(NAMES)
-def test_normalise_is_idempotent(name: str) -> None:
-    assert normalise(normalise(name)) == normalise(name)
-    assert not escapes_root(normalise(name))
+def test_normalize_is_idempotent(name: str) -> None:
+    assert normalize(normalize(name)) == normalize(name)
+    assert not escapes_root(normalize(name))
 
 
 def test_a_clip_is_not_a_duplicate_of_a_refused_one() -> None:
@@ -67,4 +67,4 @@ def test_a_name_with_special_characters_is_its_own_key(name: str) -> None:
 
 
 def test_a_name_that_is_not_utf_8_is_escaped() -> None:
-    assert normalise(b"\xff.mp4".decode("utf-8", "surrogateescape")) == r"\udcff.mp4"
+    assert normalize(b"\xff.mp4".decode("utf-8", "surrogateescape")) == r"\udcff.mp4"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from s3fs import S3FileSystem
 
 from caption_assets.sources.clip import Clip
-from caption_assets.sources.clip_key import normalise
+from caption_assets.sources.clip_key import normalize
 from caption_assets.sources.listing import NAMED_FILES, OtherFiles, list_clips
 from caption_assets.sources.shard import Layout, Shard, ShardError, find_shard, is_hidden
 from caption_assets.store.root import Root
@@ -276,7 +276,7 @@ def test_every_video_of_a_tar_is_listed_under_a_unique_key(stems: list[str]) -> 
     source.write("s.tar", tar_bytes(*((name, name.encode()) for name in names)))
     clips = list(list_clips(source, find_shard(source, "s")))
     assert len({clip.key for clip in clips}) == len(clips) == sum(not is_hidden(name) for name in names)
-    assert all(normalise(clip.video.read().decode()) == clip.key for clip in clips if not clip.refusal)
+    assert all(normalize(clip.video.read().decode()) == clip.key for clip in clips if not clip.refusal)
 
 
 COMMON = ["mp4", "m4v", "mov", "mkv", "webm", "avi", "ts", "m2ts", "mts", "m2t", "mpg", "mpeg", "vob", "m2v", "flv"]

@@ -60,7 +60,7 @@ def test_repeated_creation_is_recognized_by_its_content(root: Root) -> None:
 
 
 def test_exclusive_creation_is_detected(root: Root) -> None:
-    assert root.honours_create()
+    assert root.honors_create()
     assert root.names("") == []
 
 
@@ -73,9 +73,9 @@ def test_missing_exclusive_creation_is_probed_once(
         pytest.skip("the header is signed, which this server checks")
     proxy = between(plan, without=without)
     root = Root.open(s3_url)
-    assert not root.honours_create()
+    assert not root.honors_create()
     probes = proxy.requests.total()
-    assert not root.honours_create()
+    assert not root.honors_create()
     assert proxy.requests.total() == probes
     assert root.names("") == []
 

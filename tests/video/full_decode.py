@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SIZE = 24, 32
-"""Height and width of the pictures: enough to tell neighbours apart."""
+"""Height and width of the pictures: enough to tell neighbors apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +26,14 @@ class FullDecode:
     times: tuple[float, ...]
     """When each picture is shown, in seconds from the first."""
     pictures: NDArray[np.uint8]
-    """Grey levels of shape (pictures, height, width)."""
+    """Gray levels of shape (pictures, height, width)."""
 
     def __post_init__(self) -> None:
         if len(self.times) != len(self.pictures):
             raise AssertionError(f"{len(self.times)} times for {len(self.pictures)} pictures")
 
     def nearest(self, picture: NDArray[np.uint8]) -> list[int]:
-        """Numbers of the pictures that are as near as any to this one, a grey level apart."""
+        """Numbers of the pictures that are as near as any to this one, a gray level apart."""
         distances = np.abs(self.pictures.astype(float) - picture).mean((1, 2))
         return [int(number) for number in np.flatnonzero(distances <= distances.min() + 0.25)]
 
@@ -64,7 +64,7 @@ def full_decode(path: Path, size: tuple[int, int] = SIZE) -> FullDecode:
     return FullDecode(tuple(time - times[0] for time in times), pictures)
 
 
-def grey(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """RGB pictures of ``SIZE`` as grey levels."""
+def to_gray(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """RGB pictures of ``SIZE`` as gray levels."""
     weights = np.array([0.299, 0.587, 0.114])
     return np.asarray(np.rint(pixels @ weights), np.uint8)

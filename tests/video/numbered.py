@@ -27,15 +27,15 @@ def picture(number: int) -> NDArray[np.uint8]:
     """The picture of a number: RGB."""
     bits = [200 if number >> bit & 1 else 40 for bit in range(BITS)]
     blocks = np.array(bits, np.uint8).reshape(2, BITS // 2)
-    grey = np.kron(blocks, np.ones((BLOCK, BLOCK), np.uint8))
-    return np.repeat(grey[..., None], 3, axis=2)
+    gray = np.kron(blocks, np.ones((BLOCK, BLOCK), np.uint8))
+    return np.repeat(gray[..., None], 3, axis=2)
 
 
 def numbers(pictures: NDArray[np.uint8]) -> list[int]:
-    """The numbers of pictures, RGB or grey, of any size."""
-    grey = pictures.mean(-1) if pictures.ndim == 4 else pictures.astype(float)
-    count, height, width = grey.shape
-    blocks = grey[:, : height // 2 * 2, : width // 4 * 4].reshape(count, 2, height // 2, BITS // 2, width // 4)
+    """The numbers of pictures, RGB or gray, of any size."""
+    gray = pictures.mean(-1) if pictures.ndim == 4 else pictures.astype(float)
+    count, height, width = gray.shape
+    blocks = gray[:, : height // 2 * 2, : width // 4 * 4].reshape(count, 2, height // 2, BITS // 2, width // 4)
     inner = blocks[:, :, height // 8 : -(height // 8) or None, :, width // 16 : -(width // 16) or None]
     bits = (inner.mean((2, 4)) > 120).reshape(count, BITS)
     return [int(sum(1 << bit for bit in range(BITS) if row[bit])) for row in bits]

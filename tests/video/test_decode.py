@@ -128,7 +128,7 @@ def test_pixels_are_uint8_rgb_of_the_size_asked_for() -> None:
 
 
 @pytest.mark.parametrize("codec", ["h264", "vp9"])
-def test_colours_survive_encoding_and_decoding(codec: str) -> None:
+def test_colors_survive_encoding_and_decoding(codec: str) -> None:
     rgb_values = (220, 40, 90)
     plain = np.full((120, 160, 3), rgb_values, dtype=np.uint8)
     data = encode_frames([plain] * 10, 160, 120, 10, codec, 20)

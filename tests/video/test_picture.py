@@ -1,4 +1,4 @@
-"""Pictures as players show them: files that went wrong in other projects, and colours by the standards' equations."""
+"""Pictures as players show them: files that went wrong in other projects, and colors by the standards' equations."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.fast
 CASES = Path(__file__).parent / "cases"
 PATCHES = [(180, 40, 40), (40, 150, 60), (50, 80, 180), (150, 150, 40), (120, 50, 150), (60, 150, 150), (128, 128, 128)]
 PATCHES += [(0, 0, 0), (187, 120, 60), (20, 20, 60), (90, 20, 20), (100, 140, 100)]
-"""sRGB colours of the cases' twelve patches, in three rows."""
+"""sRGB colors of the cases' twelve patches, in three rows."""
 
 
 def case(name: str) -> bytes:
@@ -130,11 +130,11 @@ def test_camcorders_and_phones_files_are_read(name: str, size: tuple[int, int]) 
 
 LUMA = {1: (0.2126, 0.0722), 4: (0.30, 0.11), 6: (0.299, 0.114), 7: (0.212, 0.087), 9: (0.2627, 0.0593)}
 """Kr and Kb of BT.709, FCC, BT.601, SMPTE 240M and BT.2020 (ITU-T H.273, table 4)."""
-COLOURS = [(180, 40, 40), (40, 150, 60), (50, 80, 180), (128, 128, 128), (250, 240, 30), (10, 220, 230)]
+COLORS = [(180, 40, 40), (40, 150, 60), (50, 80, 180), (128, 128, 128), (250, 240, 30), (10, 220, 230)]
 
 
 def coded(rgb: tuple[int, int, int], matrix: int, bits: int, *, full: bool) -> list[int]:
-    """Luma and colour differences of R'G'B' levels of 8 bits (ITU-T H.273, equations 20 to 39 and 60 to 62)."""
+    """Luma and color differences of R'G'B' levels of 8 bits (ITU-T H.273, equations 20 to 39 and 60 to 62)."""
     r, g, b = (level / 255 for level in rgb)
     if matrix == 8:
         y, u, v = g / 2 + (r + b) / 4, g / 2 - (r + b) / 4, (r - b) / 2
@@ -150,7 +150,7 @@ def coded(rgb: tuple[int, int, int], matrix: int, bits: int, *, full: bool) -> l
 
 
 def flat_frame(name: str, levels: list[int], size: tuple[int, int] = (64, 48)) -> av.VideoFrame:
-    """A frame of one colour, by the levels of its planes."""
+    """A frame of one color, by the levels of its planes."""
     frame = av.VideoFrame(*size, name)
     for plane, level in zip(frame.planes, levels, strict=True):
         np.frombuffer(plane, np.uint16 if frame.format.components[0].bits > 8 else np.uint8)[:] = level  # type: ignore[call-overload]
@@ -173,10 +173,10 @@ FORMATS = [("yuv420p", 8), ("yuv422p", 8), ("yuv444p", 8), ("yuv420p10le", 10), 
 @pytest.mark.parametrize("full", [False, True], ids=["limited", "full"])
 @pytest.mark.parametrize(("name", "bits"), FORMATS)
 @pytest.mark.parametrize("matrix", [1, 4, 6, 7, 8, 9])
-def test_every_matrix_and_range_gives_the_colours_of_the_standard(
+def test_every_matrix_and_range_gives_the_colors_of_the_standard(
     renderer: Callable[[av.VideoFrame], RGB], matrix: int, name: str, bits: int, full: bool
 ) -> None:
-    for rgb in COLOURS:
+    for rgb in COLORS:
         frame = flat_frame(name, coded(rgb, matrix, bits, full=full))
         frame.colorspace = matrix
         frame.color_range = ColorRange.JPEG if full else ColorRange.MPEG
@@ -186,7 +186,7 @@ def test_every_matrix_and_range_gives_the_colours_of_the_standard(
 @pytest.mark.parametrize(
     ("size", "matrix"), [((704, 576), 6), ((960, 540), 6), ((1280, 534), 1), ((960, 720), 1), ((720, 1280), 1)]
 )
-def test_untagged_colours_are_those_that_players_assume(
+def test_untagged_colors_are_those_that_players_assume(
     renderer: Callable[[av.VideoFrame], RGB], size: tuple[int, int], matrix: int
 ) -> None:
     frame = flat_frame("yuv420p", coded((180, 40, 40), matrix, 8, full=False), size)
@@ -201,7 +201,7 @@ def test_rgb_is_left_as_it_is(renderer: Callable[[av.VideoFrame], RGB], colorspa
 
 
 @pytest.mark.parametrize("code", [10, 11, 13, 14])
-def test_colours_that_a_matrix_does_not_decode_are_refused(code: int) -> None:
+def test_colors_that_a_matrix_does_not_decode_are_refused(code: int) -> None:
     data = video([gray(90, (64, 48))] * 4, prepare=lambda stream: setattr(stream.codec_context, "colorspace", code))
     for look in (lambda: probe(data), lambda: decode(data, 0, 4, 2, None)):
         with pytest.raises(UnreadableClip) as refused:
@@ -211,8 +211,8 @@ def test_colours_that_a_matrix_does_not_decode_are_refused(code: int) -> None:
 
 def chromaticities(*points: tuple[float, float]) -> NDArray[Any]:
     """Linear RGB to XYZ, by x and y of red, green, blue and white (SMPTE RP 177)."""
-    *colours, white = ([x / y, 1, (1 - x - y) / y] for x, y in points)
-    columns = np.array(colours).T
+    *colors, white = ([x / y, 1, (1 - x - y) / y] for x, y in points)
+    columns = np.array(colors).T
     return columns * np.linalg.solve(columns, np.array(white))
 
 
@@ -226,14 +226,14 @@ WIDE = {
 
 @pytest.mark.parametrize("primaries", WIDE)
 @pytest.mark.parametrize("transfer", [ColorTrc.BT709, ColorTrc.BT2020_10, ColorTrc.UNSPECIFIED, ColorTrc.IEC61966_2_1])
-def test_a_colour_keeps_its_light(primaries: ColorPrimaries, transfer: ColorTrc) -> None:
-    colours = np.array(COLOURS[:4]) / 255
-    light = ((colours + 0.055) / 1.055) ** 2.4  # IEC 61966-2-1
+def test_a_color_keeps_its_light(primaries: ColorPrimaries, transfer: ColorTrc) -> None:
+    colors = np.array(COLORS[:4]) / 255
+    light = ((colors + 0.055) / 1.055) ** 2.4  # IEC 61966-2-1
     wide = light @ (np.linalg.inv(WIDE[primaries]) @ BT709).T
     is_srgb = transfer == ColorTrc.IEC61966_2_1
     signal = 1.055 * wide ** (1 / 2.4) - 0.055 if is_srgb else wide ** (1 / 2.4)  # ITU-R BT.1886
     shown = to_srgb(np.rint(255 * signal).astype(np.uint8)[None], primaries, transfer)
-    assert worst(shown[0].tolist(), COLOURS[:4]) <= 3
+    assert worst(shown[0].tolist(), COLORS[:4]) <= 3
 
 
 def test_a_turn_of_each_kind_is_applied_by_the_container(tmp_path: Path) -> None:
@@ -309,7 +309,7 @@ def test_transparency_of_every_codec_lies_on_the_background(name: str) -> None:
 
 
 @pytest.mark.parametrize(("mode", "matte"), [(0x101, 255), (0x102, 0)])
-def test_colours_that_are_mixed_with_a_matte_are_freed_of_it(mode: int, matte: int) -> None:
+def test_colors_that_are_mixed_with_a_matte_are_freed_of_it(mode: int, matte: int) -> None:
     share = 128 / 255
     stored = tuple(round(level * share + matte * (1 - share)) for level in (40, 150, 60))
     drawn = np.empty((64, 96, 4), np.uint8)

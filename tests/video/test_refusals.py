@@ -181,7 +181,7 @@ def test_what_is_not_encrypted_is_not_refused(container: str, tmp_path: Path) ->
     assert probe_by_ranges(SpanFile(Span(f"file://{tmp_path}/clip", 0, len(data)))).frames == 50
 
 
-def test_dolby_vision_on_top_of_ordinary_colours_is_read() -> None:
+def test_dolby_vision_on_top_of_ordinary_colors_is_read() -> None:
     assert decode(dolby_vision(8), 0, 10, 2, None).pixels.shape == (2, 48, 64, 3)
 
 

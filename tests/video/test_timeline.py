@@ -10,7 +10,7 @@ from caption_assets.store.span_file import SpanFile
 from caption_assets.video.decode import decode
 from caption_assets.video.probe import probe, probe_by_ranges
 from caption_assets.video.timeline import is_complete
-from tests.video.full_decode import SIZE, full_decode, grey
+from tests.video.full_decode import SIZE, full_decode, to_gray
 from tests.videos import (
     MPEG,
     SHORT_GROUPS,
@@ -77,7 +77,8 @@ def test_a_case_shows_the_pictures_of_a_full_decode(name: str) -> None:
     frames = decode(data, 0, len(times), min(len(times) // 2 * 2, 50), SIZE)
     reference = full_decode(CASES / name)
     shown = [index if name in OF_ANOTHER_CLOCK else reference.shown_at(times[index]) for index in frames.indices]
-    assert all(number in reference.nearest(picture) for picture, number in zip(grey(frames.pixels), shown, strict=True))
+    pictures = to_gray(frames.pixels)
+    assert all(number in reference.nearest(picture) for picture, number in zip(pictures, shown, strict=True))
 
 
 def test_a_picture_that_cannot_be_decoded_is_replaced_by_the_one_before() -> None:

@@ -51,7 +51,7 @@ def test_black_stays_black_and_reference_white_is_nearly_white(levels: list[int]
     assert 220 <= white <= 235
 
 
-def test_a_highlight_does_not_swallow_its_neighbours() -> None:
+def test_a_highlight_does_not_swallow_its_neighbors() -> None:
     levels = grays(pq(100, 203, 400, 600, 1000, 4000), PQ)
     assert all(brighter - darker >= 2 for darker, brighter in itertools.pairwise(levels))
     assert levels[-1] < 255
@@ -62,7 +62,7 @@ def test_shadows_are_shown_as_they_are() -> None:
     assert grays(pq(0.18 * 203), PQ) == [118]
 
 
-def test_colours_of_the_wider_gamut_are_those_of_the_narrower_as_far_as_it_goes() -> None:
+def test_colors_of_the_wider_gamut_are_those_of_the_narrower_as_far_as_it_goes() -> None:
     # By hand: (120, 40, 40) cd/m² is .851, .148, .190 of white in BT.709; its red is compressed to .706, the others
     # with it to .123 and .158; and so in sRGB:
     assert to_sdr(np.array([[pq(120, 40, 40)]], np.uint16), PQ, BT2020)[0, 0].tolist() == pytest.approx(
@@ -70,7 +70,7 @@ def test_colours_of_the_wider_gamut_are_those_of_the_narrower_as_far_as_it_goes(
     )
 
 
-def test_a_colour_past_the_gamut_goes_to_its_edge() -> None:
+def test_a_color_past_the_gamut_goes_to_its_edge() -> None:
     assert to_sdr(np.array([[[65535, 0, 0]]], np.uint16), PQ, BT2020)[0, 0].tolist() == [255, 0, 0]
 
 

@@ -78,7 +78,7 @@ def test_a_variable_rate_is_cut_by_time() -> None:
     assert [(w.start_frame, w.end_frame) for w in windows] == [(0, 60), (60, 66), (66, 72)]
 
 
-def test_a_stretch_of_too_few_frames_joins_its_neighbour() -> None:
+def test_a_stretch_of_too_few_frames_joins_its_neighbor() -> None:
     times = [0.0, 0.1, 0.2, 0.3, 1.0, 1.5, 2.0, 2.1, 2.2, 2.3, 3.0, 3.9]
     windows = list(split(times, 4.0, Windowing(seconds=1.0)))
     assert [(w.start_frame, w.end_frame) for w in windows] == [(0, 4), (4, 12)]
