@@ -1,13 +1,13 @@
-# The commands of a developer: `make help`. CI runs the same targets.
+# The developer's commands; `make help` lists them. CI runs the same targets.
 PYTHON ?= python3
 RUN := .venv/bin/python -m
 SLOW_LANES := faults or browser or postgres or k8s or rgw or nightly
-# Lanes that CI runs in full. It runs the representatives of the other slow lanes.
+# Slow lanes that CI runs in full. Of the other slow lanes it runs the representatives.
 CI_LANES := faults or postgres
 # Coverage of the fast lane, printed at the end; tests/conftest.py leaves the other lanes out.
 COVERAGE := $(if $(CI),--cov)
 
-# With this variable, every process compiles vLLM and torch again: an engine starts in 90 s instead of 30 s.
+# If this variable is set, every process compiles vLLM and torch again: an engine starts in 90 s instead of 30 s.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
@@ -17,7 +17,7 @@ unexport PYTHONDONTWRITEBYTECODE
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
-setup: ## Create .venv with the locked packages (minutes; seconds if it is up to date)
+setup: ## Create .venv with the locked packages (takes minutes, or seconds if it is up to date)
 	@$(PYTHON) scripts/setup_env.py
 
 system: ## Install the Debian packages of the browser, postgres and decoding tests, if possible
@@ -29,7 +29,7 @@ demo: setup ## Caption the sample shards and print the captions
 dev: setup ## Run Dagster's UI and daemon over the same data, on port 3000
 	@$(RUN) scripts.dev
 
-docs: setup ## Build the documentation into site/
+docs: setup ## Build the documentation into site/ and check its links
 	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict
 
 pictures: demo system ## Take the pictures of the docs: Dagster's UI and a gallery
@@ -38,9 +38,9 @@ pictures: demo system ## Take the pictures of the docs: Dagster's UI and a galle
 diagrams: system ## Render the diagrams of the docs from docs/diagrams/*.mmd (needs npm)
 	@$(RUN) scripts.docs_diagrams
 
-# One process, so that the vLLM engine is built once. The lanes are excluded by name: a test without a lane runs too.
+# One process, so that the vLLM engine is built once. Slow lanes are excluded by name, so that a test without a lane runs.
 test: setup ## Run the fast, engine and store lanes and one test of each slow lane
-	@$(PYTHON) scripts/setup_system.py browser postgres || true # a test reports its missing program itself
+	@$(PYTHON) scripts/setup_system.py browser postgres || true # a test reports a missing program itself
 	$(RUN) pytest $(COVERAGE) -m "not ($(SLOW_LANES)) or representative"
 
 test-rest: setup ## Run the rest of the faults and postgres lanes, which CI runs after `make test`
@@ -50,7 +50,7 @@ test-fast: setup ## Run the tests that need no engine, server or browser
 	$(RUN) pytest $(COVERAGE) -m fast
 
 test-engine: ## Run the tests that build a vLLM engine
-test-store: ## Run the tests that talk to an S3 server on this machine
+test-store: ## Run the tests against an S3 server on this machine
 test-faults: ## Run the tests with crashes, damage and full disks
 test-browser: system ## Run the tests that drive the web UI in a browser
 test-postgres: system ## Run the tests that run Dagster on a PostgreSQL server of this machine
@@ -58,10 +58,10 @@ test-nightly: ## Run the long repetitions of tests of other lanes
 test-engine test-store test-faults test-browser test-postgres test-nightly: setup
 	$(RUN) pytest -m $(@:test-%=%)
 
-test-k8s: setup ## Run the tests that render or run pods, on KUBECONFIG's cluster or one that is started
+test-k8s: setup ## Run the tests that render or run pods, on KUBECONFIG's cluster or a new one
 	@[ -n "$$KUBECONFIG" ] || variables=$$(../shared/k8s/cluster up) && eval "$$variables" && $(RUN) pytest -m k8s
 
-test-rgw: setup ## Run the store lane against Ceph's object gateway (installs it)
+test-rgw: setup ## Install Ceph's object gateway, and run the store lane against it
 	@$(PYTHON) scripts/setup_system.py rgw
 	$(RUN) pytest --s3-server rgw -m "store or rgw"
 
@@ -84,6 +84,6 @@ lock: ## Resolve the dependencies into requirements/
 licenses: setup ## List the locked packages with their licenses in DEPENDENCIES.md
 	$(RUN) scripts.licenses
 
-clean: ## Remove .venv and all caches; keeps the data
+clean: ## Remove .venv, build outputs and caches, but no data
 	rm -rf .venv build dist site .coverage *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""A command that a script runs, with a process group of its own, and that stops with it."""
+"""A command that a script runs in a process group of its own, and that ends with the script."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from typing import IO
 import psutil
 
 STOP_SECONDS = 40.0
-"""Maximum wait for what a command leaves behind. A run takes up to 30 s to stop."""
+"""Maximum wait for the processes that a command started, in seconds. A run takes up to 30 s to stop."""
 SAME_SECONDS = 0.5
-"""Two signals within this time count as one: ``make`` hands SIGTERM on to a script that has it already."""
+"""Interval, in seconds, in which two signals count as one: ``make`` repeats a SIGTERM that the script has received."""
 
 
 @contextmanager
 def child(
     command: Sequence[str], *, env: Mapping[str, str], cwd: Path | None = None, stdout: int | IO[str] | None = None
 ) -> Iterator[subprocess.Popen[str]]:
-    """Run a command while the block runs, and wait for it and for all processes below it.
+    """Run a command during the block, and wait at its end for the command and all of its descendants.
 
-    The first SIGINT or SIGTERM is handed to the command, the second kills it with all below it. A terminal's Ctrl-C
-    reaches the script alone: in the script's own group the command would be signaled twice.
+    The first SIGINT or SIGTERM is forwarded to the command; the second kills its process group. The group is its own
+    because a terminal sends Ctrl-C to the script's whole group: the command would receive it twice.
 
     Args:
         command: program and arguments.
         env: its environment.
         cwd: its working folder.
-        stdout: for its output and its errors; the script's own if there is none.
+        stdout: destination of its output and errors; by default the script's own.
     """
     process = subprocess.Popen(
         command,
         cwd=cwd,
         env=env,
-        stdin=subprocess.DEVNULL,  # to read a terminal, a group in the background would be stopped
+        stdin=subprocess.DEVNULL,  # a background group that reads the terminal is stopped
         stdout=stdout,
         stderr=subprocess.STDOUT if stdout else None,
         text=True,
@@ -48,7 +48,7 @@ def child(
     )
     first = 0.0
 
-    def hand_on(number: int, frame: FrameType | None) -> None:
+    def forward(number: int, frame: FrameType | None) -> None:
         nonlocal first
         if not first:
             first = time.monotonic()
@@ -56,7 +56,7 @@ def child(
         elif time.monotonic() - first > SAME_SECONDS:
             _kill(process.pid)
 
-    before = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield process
         process.wait()
@@ -82,7 +82,7 @@ def _members(group: int) -> Iterator[psutil.Process]:
 
 
 def _is_alive(process: psutil.Process) -> bool:
-    """Whether a process is more than an entry that a container's first process has not collected."""
+    """Whether a process still runs. In a container, a zombie may never be collected, so it does not count."""
     with suppress(psutil.NoSuchProcess):
         return bool(process.status() != psutil.STATUS_ZOMBIE)
     return False

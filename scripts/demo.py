@@ -1,7 +1,7 @@
-"""The main job from end to end on the sample shards: `make demo`.
+"""The demo: the whole chain on the sample shards, for `make demo`.
 
-It does what a user does: puts shards into the source, registers them, and materializes the chain for each with
-`dagster asset materialize`. Then it reads the published tables and prints them beside what the clips really show.
+It takes a user's steps: it writes shards into the source, registers them, and materializes the chain for each with
+`dagster asset materialize`. Then it reads the published tables and compares them with what the clips show.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CHAIN = "clip_manifest,stage1_captions,stage2_captions"
 
 
 def main() -> int:
-    """Run the demo; returns the exit status."""
+    """Run the demo and return the exit status."""
     DATA.mkdir(exist_ok=True)
     STATE.mkdir(parents=True, exist_ok=True)
     LOG.unlink(missing_ok=True)
@@ -42,7 +42,7 @@ def main() -> int:
         say(f"{shard}: manifest, stage-1 and stage-2 captions on one vLLM engine")
         materialize(CHAIN, "--partition", shard)
     wrong = report(Root.open(str(DATA)))
-    say(f"done; look at it in the UI with `make dev`. Everything that was logged: {LOG.relative_to(ROOT)}")
+    say(f"done; `make dev` shows it in the UI; the complete log is {LOG.relative_to(ROOT)}")
     return 1 if wrong else 0
 
 
@@ -52,7 +52,7 @@ def say(text: str) -> None:
 
 
 def materialize(selection: str, *options: str) -> None:
-    """`dagster asset materialize` with the demo's settings; shows its progress, and all of its output if it fails."""
+    """Run `dagster asset materialize` with the demo's settings. Print its progress, and all its output on failure."""
     command = ["-m", "dagster", "asset", "materialize", "-m", "caption_assets.definitions", "--select", selection]
     settings = {name: value for name, value in os.environ.items() if not name.startswith("CAPTION_")}
     environment = {**settings, "DAGSTER_HOME": str(ROOT), "CAPTION_ROOT": str(DATA)}
@@ -72,7 +72,7 @@ def materialize(selection: str, *options: str) -> None:
 
 
 def report(root: Root) -> int:
-    """Print every clip's captions and where the tables lie; returns how many captions are not what the clip shows."""
+    """Print the captions and the tables' paths, and return the number of rows with a wrong caption."""
     truth = json.loads((DATA / TRUTH).read_text())
     grid = Grid("shard", "clip", "window", "stage 1", "stage 2", "right", title="What the clips show", show_lines=False)
     wrong = 0
@@ -82,8 +82,8 @@ def report(root: Root) -> int:
             right = is_right(truth[shard][first.clip_key], first, second)
             wrong += not right
             window = "" if first.window_index is None else str(first.window_index)
-            said = first.caption or f"{first.status}: {first.error}"
-            grid.add_row(shard, first.clip_key, window, said, second.caption or "", "yes" if right else "NO")
+            caption = first.caption or f"{first.status}: {first.error}"
+            grid.add_row(shard, first.clip_key, window, caption, second.caption or "", "yes" if right else "NO")
     Console(width=max(Console().width, 150)).print(grid)
     print("Outputs (Parquet, partitioned by shard):")
     for table in TABLE_NAMES:
@@ -93,7 +93,7 @@ def report(root: Root) -> int:
 
 
 def is_right(expected: list[list[str]], first: CaptionRow, second: CaptionRow) -> bool:
-    """Whether both captions are what the window shows; a broken clip is right without any, and with a reason."""
+    """Whether both captions are right. A broken clip is right if it has no caption and an error."""
     if first.window_index is None:
         return not expected and first.caption is None and bool(first.error)
     return [first.caption, second.caption] == expected[first.window_index]

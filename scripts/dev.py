@@ -1,6 +1,6 @@
-"""Dagster's UI and daemon over the data of `make demo`, or over CAPTION_ROOT: `make dev`.
+"""Dagster's UI and daemon over CAPTION_ROOT, by default the demo's data, for `make dev`.
 
-Beside it the root, if it is a local folder, is served on this machine alone, so that the UI's links to galleries open.
+A web server on loopback serves a local root beside them, so that the UI's links to galleries open.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from scripts.child import child
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DATA = REPOSITORY / "data"
-"""The root of the demo."""
+"""Root of the demo."""
 STATE = REPOSITORY / ".dagster" / "demo"
-"""Folder for the demo's state of Dagster's instance; that of other data lies apart, in the repository's .dagster."""
+"""Folder of the Dagster instance's state for the demo. The state for other roots is in the repository's .dagster."""
 PORT = "3000"
 FILES_PORT = 3001
-"""Port of the root's files. The links to them are stored in Dagster's instance, so it is always the same."""
+"""Port of the root's web server. It is fixed, because Dagster's instance stores the links."""
 
 
 class Files(SimpleHTTPRequestHandler):
-    """Serves files and says nothing of each."""
+    """Request handler for files, without a log line for each."""
 
     def log_message(self, format: str, *arguments: object) -> None:
-        """Nothing."""
+        """Log nothing."""
 
 
 def main() -> int:
-    """Run until interrupted; returns the exit status."""
-    # Dagster's instance keeps its state in the working directory: that of the demo, or of the commands of the README.
+    """Run until interrupted, and return the exit status."""
+    # Dagster's instance keeps its state in the working directory. For CAPTION_ROOT it is that of the README's commands.
     chosen = os.environ.get("CAPTION_ROOT")
     folder = REPOSITORY if chosen else STATE
     folder.mkdir(parents=True, exist_ok=True)
@@ -52,8 +52,8 @@ def main() -> int:
         server = ThreadingHTTPServer(("127.0.0.1", FILES_PORT), partial(Files, directory=str(folder)))
     except OSError as error:
         sys.exit(
-            f"dev: cannot serve {folder} on port {FILES_PORT} ({error.strerror}): stop what uses the port, or set "
-            "CAPTION_LINK_URL to where the folder is served"
+            f"dev: cannot serve {folder} on port {FILES_PORT} ({error.strerror}): stop the program that uses the port, "
+            "or set CAPTION_LINK_URL to the folder's web address"
         )
     with server as files:
         threading.Thread(target=files.serve_forever, daemon=True).start()

@@ -1,6 +1,6 @@
-"""The diagrams of the docs, rendered from Mermaid to SVG: `make diagrams`, after a change of a `docs/diagrams/*.mmd`.
+"""The renderer of the docs' diagrams, from Mermaid to SVG: `make diagrams`, after a change of a `docs/diagrams/*.mmd`.
 
-Pages show the SVG, so that readers load no script. Mermaid itself comes from npm for the moment; Chromium draws.
+Pages show the SVG, so that readers load no script. npm downloads Mermaid into a temporary folder, and Chromium runs it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def fetch_mermaid(folder: Path) -> Path:
-    """Mermaid's library as one script, from the npm registry that npm is configured with."""
+    """Download Mermaid's library, which is one script, from the registry in npm's configuration."""
     subprocess.run(["npm", "pack", "--silent", MERMAID], check=True, cwd=folder, stdout=subprocess.DEVNULL)
     [package] = folder.glob("*.tgz")
     shutil.unpack_archive(package, folder, filter="data")
@@ -57,19 +57,13 @@ def fetch_mermaid(folder: Path) -> Path:
 
 
 def render(page: Page, source: Path) -> str:
-    """A diagram as SVG, of its natural width."""
-    svg = page.evaluate(
-        "([name, text]) => mermaid.render(name, text).then(drawn => drawn.svg)",
-        [
-            source.stem,
-            source.read_text(),
-        ],
-    )
-    return str(svg)
+    """Render a diagram as SVG, at its natural width."""
+    script = "([name, text]) => mermaid.render(name, text).then(drawn => drawn.svg)"
+    return str(page.evaluate(script, [source.stem, source.read_text()]))
 
 
 def digest(source: Path) -> str:
-    """The hash of a diagram's source, which its SVG holds: a test finds an SVG that was not rendered again."""
+    """Hash of a diagram's source. Its SVG holds it, so that a test detects an outdated SVG."""
     return sha256(source.read_bytes()).hexdigest()
 
 

@@ -1,6 +1,6 @@
-"""The MkDocs hook that writes reference tables into the pages, from the code: `mkdocs.yml` names it.
+"""The MkDocs hook that generates the reference tables from the code.
 
-A page marks the place of a table by a comment of its own line, such as ``<!-- generated: settings -->``.
+A page marks the place of a table by a comment on its own line, such as ``<!-- generated: settings -->``.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ MARK = re.compile(r"^<!-- generated: ([a-z0-9_-]+) -->$", re.MULTILINE)
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """Replace each mark of a page by its table; MkDocs calls this for every page.
+    """Replace each mark of a page by its table. MkDocs calls this for every page.
 
     Raises:
-        KeyError: if a page names a table that does not exist.
+        KeyError: if a mark names an unknown table.
     """
     return MARK.sub(lambda mark: GENERATED[mark[1]](), markdown)
 
@@ -42,7 +42,7 @@ def settings_table() -> str:
 
 
 def models_table() -> str:
-    """Keys, Hub id, revision, license and sizes of each model; the sizes are computed from its parameters."""
+    """Keys, Hub id, revision, license and sizes of each model. Sizes are computed from its number of parameters."""
     keys: dict[str, list[str]] = {}
     models: dict[str, Variant] = {}
     for key, variant in VARIANTS.items():
@@ -62,7 +62,7 @@ def columns_table(table: str) -> str:
 
 
 def command_line() -> str:
-    """The commands with their arguments and options, as Typer documents them."""
+    """Commands with their arguments and options, as Typer documents them."""
     program = [sys.executable, "-m", "typer", "caption_assets.cli", "utils", "docs", "--name", "caption-assets"]
     text = subprocess.run(program, check=True, capture_output=True, text=True).stdout
     text = re.sub(r"^\*\*Commands\*\*:\n\n(\* .*\n)+", "", text, flags=re.MULTILINE)  # Typer cuts their descriptions
@@ -76,7 +76,7 @@ def _default(value: object) -> str:
 
 
 def _model(model: Variant) -> tuple[str, ...]:
-    """The cells of a model; the size by default of ``CAPTION_FP8`` is in bold."""
+    """Cells of a model. The size with the default of ``CAPTION_FP8`` is in bold."""
     revision = "to be given" if model.revision == UNPINNED else f"`{model.revision[:7]}`"
     sizes = [f"{2 * model.parameters:.1f} GB", f"{2 * model.parameters - model.quantizable:.1f} GB"]
     sizes[model.fp8] = f"**{sizes[model.fp8]}**"

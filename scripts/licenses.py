@@ -1,4 +1,4 @@
-"""Writes DEPENDENCIES.md: every locked package and the license that its metadata names. `make licenses` runs it."""
+"""The writer of DEPENDENCIES.md, which lists the locked packages with their licenses: `make licenses`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from scripts.setup_env import LOCK, PROJECT, ROOT
 
 TARGET = ROOT / "DEPENDENCIES.md"
 MAX_LICENSE_LENGTH = 60
-"""Some packages put a whole license text where its name belongs."""
+"""Maximum length of a license's name, in characters. Some packages have the whole text in the field for the name."""
 
 HEADING = """# Dependencies
 
@@ -34,12 +34,12 @@ each under its own license. Made by `make licenses` from the packages' own metad
 
 
 def normalized(name: str) -> str:
-    """A package's name as PyPI compares it."""
+    """Normalize a package's name, as PyPI does to compare names."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def license(package: Distribution) -> str:
-    """The license a package names: as an SPDX expression, else by its classifiers, else in its free text."""
+    """License of a package: its SPDX expression, else its classifiers, else its field for free text, else its file."""
     metadata = package.metadata
     expression = metadata.get_all("License-Expression", [])
     classified = [
@@ -49,11 +49,11 @@ def license(package: Distribution) -> str:
     ]
     text = "".join(metadata.get_all("License", [])).strip().splitlines()
     named = text[0] if len(text) == 1 and len(text[0]) <= MAX_LICENSE_LENGTH else ""
-    return " ".join(expression) or " / ".join(classified) or named or licence_from_file(package)
+    return " ".join(expression) or " / ".join(classified) or named or license_from_file(package)
 
 
-def licence_from_file(package: Distribution) -> str:
-    """The first line of a packaged license text, for packages that name theirs nowhere else."""
+def license_from_file(package: Distribution) -> str:
+    """First line of the package's license file, if it is a name."""
     for file in package.files or []:
         if file.name.upper().startswith(("LICENSE", "LICENCE", "COPYING")):
             lines = [line.strip() for line in file.read_text().splitlines() if line.strip()]
@@ -63,7 +63,7 @@ def licence_from_file(package: Distribution) -> str:
 
 
 def direct_dependencies() -> dict[str, str]:
-    """The packages that this project names itself, and where: in the base or in which extras."""
+    """Packages in pyproject.toml, each with ``base`` or the extras that name it."""
     project = tomllib.loads(PROJECT.read_text())["project"]
     groups = {"base": project["dependencies"], **project["optional-dependencies"]}
     found: dict[str, list[str]] = {}
@@ -74,13 +74,13 @@ def direct_dependencies() -> dict[str, str]:
 
 
 def locked() -> list[str]:
-    """The names in the lock file, in its order."""
+    """Names in the lock file, in its order."""
     names = re.findall(r"^([A-Za-z0-9][\w.-]*)==", LOCK.read_text(), re.MULTILINE)
-    return list(dict.fromkeys(names))  # one may have a version for each Python
+    return list(dict.fromkeys(names))  # a package may have one line for each version of Python
 
 
 def row(name: str, *more: str) -> str | None:
-    """A line of a table; None for a package that is not installed on this platform."""
+    """Line of a table, or None for a package that is not installed on this platform."""
     try:
         package = distribution(name)
     except PackageNotFoundError:
@@ -89,7 +89,7 @@ def row(name: str, *more: str) -> str | None:
 
 
 def page() -> str:
-    """The whole page."""
+    """Text of the page."""
     direct = direct_dependencies()
     tables = [
         "## Named by this project\n\n| package | version | license | where |\n|---|---|---|---|",
@@ -102,7 +102,7 @@ def page() -> str:
 
 
 def main() -> None:
-    """Writes the page."""
+    """Write the page."""
     TARGET.write_text(page())
     print(f"{TARGET.name}: {len(locked())} locked packages")
 

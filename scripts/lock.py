@@ -1,7 +1,7 @@
-"""Makes the lock files in `requirements/` anew: `make lock`.
+"""The resolver of the lock files in `requirements/`: `make lock`.
 
-Each pins everything that its extras need, for Python 3.11 and later, and is installed with `--no-deps`. They hold no
-address: where packages come from is the installing machine's business.
+Each lock file pins all that its extras need, for Python 3.11 and later, and is installed with `--no-deps`. Lock files
+name no registry: pip's configuration on the installing machine does.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from scripts.setup_env import PROJECT, ROOT, UV_VERSION
 
 OLDEST_PYTHON = "3.11"
 
-# vllm asks for protobuf 7 on s390x, dagster for less than 7 everywhere.
+# vllm requires protobuf 7 on s390x, and dagster requires less than 7 everywhere.
 GPU_SETTINGS = """
 [tool.uv]
 override-dependencies = ["protobuf>=6.33.5,<7"]
 """
 
-# torchaudio and torchcodec: nothing here handles sound, PyAV decodes, and the registry's builds need CUDA.
-# triton: xgrammar asks for it, and it is a GPU compiler of 1 GB.
-# torch: the registry's build asks for several GB of CUDA libraries. So uv resolves that version, but with what the CPU
-# build asks for, and the file names the CPU build.
+# torchaudio and torchcodec: the project handles no sound and decodes with PyAV, and the registry's builds need CUDA.
+# triton: xgrammar requires it; it is a GPU compiler of 1 GB.
+# torch: the registry's build requires several GB of CUDA libraries. So uv resolves its version with the requirements of
+# the CPU build, and the file names the CPU build.
 CPU_SETTINGS = """
 [tool.uv]
 override-dependencies = ["protobuf>=6.33.5,<7", "torch==2.13.0"]
@@ -44,17 +44,17 @@ requires-dist = [
 
 @dataclass(frozen=True)
 class Lock:
-    """One lock file: what it is for, and what goes into it."""
+    """A lock file: its purpose and its contents."""
 
     name: str
     purpose: str
     extras: tuple[str, ...] = ()
     settings: str = ""
-    """uv's settings for it, as TOML."""
+    """Settings of uv, as TOML."""
     torch: str = "torch==2.13.0"
-    """How the file names torch."""
+    """Line of the file that pins torch."""
     within: str = ""
-    """An earlier lock file of which it takes the versions."""
+    """Name of an earlier lock file whose versions it uses."""
 
 
 LOCKS = (
@@ -72,7 +72,7 @@ LOCKS = (
 
 
 def resolve(lock: Lock, uv: Path, folder: Path) -> str:
-    """What uv pins for a lock file."""
+    """Resolve a lock file with uv, and return its pins."""
     project = folder / "pyproject.toml"
     project.write_text(PROJECT.read_text() + lock.settings)
     options = ["--universal", "--python-version", OLDEST_PYTHON, "--fork-strategy", "fewest", "--upgrade"]
@@ -80,12 +80,12 @@ def resolve(lock: Lock, uv: Path, folder: Path) -> str:
     extras = [word for extra in lock.extras for word in ("--extra", extra)]
     versions = ["--constraint", str(ROOT / "requirements" / f"{lock.within}.lock")] if lock.within else []
     command = [str(uv), "pip", "compile", *options, *bare, *extras, *versions, str(project)]
-    # uv reads its settings from the folder that it runs in.
+    # uv reads its settings from its working folder.
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=folder).stdout
 
 
 def write(lock: Lock, pins: str) -> None:
-    """Writes a lock file under a heading that says what it is."""
+    """Write a lock file, with a heading that states its purpose."""
     path = ROOT / "requirements" / f"{lock.name}.lock"
     heading = f"# {lock.purpose}\n# Complete: install with --no-deps. Made by `make lock`.\n"
     path.write_text(heading + pins.replace("torch==2.13.0\n", f"{lock.torch}\n"))
@@ -93,7 +93,7 @@ def write(lock: Lock, pins: str) -> None:
 
 
 def main() -> None:
-    """Makes every lock file."""
+    """Resolve and write every lock file."""
     with tempfile.TemporaryDirectory(prefix="caption-assets-lock-") as name:
         folder = Path(name)
         uv = folder / "uv"

@@ -1,4 +1,4 @@
-"""The pictures of the docs, taken of Dagster's UI and a gallery with the data of `make demo`: `make pictures`.
+"""The docs' screenshots of Dagster's UI and of a gallery, taken with the demo's data: `make pictures`.
 
 Chromium must be installed: `make system`.
 """
@@ -65,14 +65,14 @@ def _answers() -> bool:
 
 
 def _take(page: Page, address: str, name: str, *, height: int = 1000, expanded: Sequence[str] = ()) -> None:
-    """Write the picture of a page to ``name``.png, with groups of the asset graph ``expanded``."""
+    """Write a screenshot of a page to ``name``.png, after it expanded groups of the asset graph."""
     page.set_viewport_size({"width": 1500, "height": height})
     page.goto(address)
     page.wait_for_timeout(SETTLE_MILLISECONDS)
     for group in expanded:
-        page.get_by_text(group, exact=True).last.dispatch_event("click")  # the canvas covers it
+        page.get_by_text(group, exact=True).last.dispatch_event("click")  # the canvas covers it, so click() fails
         page.wait_for_timeout(SETTLE_MILLISECONDS)
-    if expanded:  # they stay expanded, and a new page fits the whole graph into the view
+    if expanded:  # groups stay expanded, and a reloaded page fits the whole graph into the view
         page.reload()
         page.wait_for_timeout(SETTLE_MILLISECONDS)
     page.screenshot(path=FOLDER / f"{name}.png")

@@ -1,4 +1,4 @@
-"""The table of models that vLLM supports without remote code: `python -m scripts.served_models` writes it.
+"""The writer of `served.json`, the models that vLLM supports without remote code: `python -m scripts.served_models`.
 
 The table is part of the package, because the step that downloads weights runs without vLLM. Run this script after an
 update of vLLM or transformers; a test compares the table with the installed versions.
@@ -17,7 +17,7 @@ TABLE = Path(caption_assets.models.__file__).parent / "served.json"
 
 
 def served_models() -> dict[str, Any]:
-    """The model types with a configuration class, and the architectures with pictures or video as input."""
+    """Model types with a configuration class, and architectures with pictures or video as input."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
     from vllm.model_executor.models.registry import _MULTIMODAL_MODELS, _PREVIOUSLY_SUPPORTED_MODELS
     from vllm.transformers_utils.config import _CONFIG_REGISTRY
@@ -32,7 +32,7 @@ def served_models() -> dict[str, Any]:
 
 
 def version_of(*names: str) -> str:
-    """The version of the installed one of several distributions."""
+    """Version of the distribution that is installed, of several."""
     from importlib.metadata import PackageNotFoundError
 
     for name in names:

@@ -1,7 +1,7 @@
-"""Installs the Debian packages that lanes of tests need: `make system`, `make test-rgw`. Takes root and apt-get.
+"""The installer of the Debian packages that test lanes need: `make system`, `make test-rgw`. It needs root and apt-get.
 
-The browser lane needs Chromium, the postgres lane PostgreSQL, the rgw lane Ceph. Tests that compare decoded pictures
-need FFmpeg's command line, which `make system` installs with Chromium. Everything else runs without.
+The browser lane needs Chromium, the postgres lane PostgreSQL, and the rgw lane Ceph. Tests that compare decoded
+pictures need FFmpeg's command line, which `make system` installs with Chromium. Other tests need no Debian package.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What a lane needs of the system."""
+    """Programs that a lane needs, and their packages."""
 
     packages: Sequence[str]
-    """Debian's names."""
+    """Names of the Debian packages."""
     programs: Sequence[Sequence[str]]
-    """Of each group, one must be installed."""
+    """Groups of alternatives; one program of each group must be installed."""
 
     def met(self) -> bool:
-        """True if all programs are there."""
+        """Whether one program of each group is installed."""
         return all(any(map(find_program, group)) for group in self.programs)
 
 
 def find_program(name: str) -> str | None:
-    """The path of an installed program. Debian's PostgreSQL servers are not on PATH; the newest one counts."""
+    """Path of an installed program. Debian's PostgreSQL servers are not on PATH; the newest one is taken."""
     servers = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda folder: float(folder.parent.name))
     return shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", os.defpath), *map(str, reversed(servers))]))
 
@@ -45,7 +45,7 @@ NEEDS = {
 
 
 def install(need: Need) -> bool:
-    """Installs the packages with apt-get; True if that worked."""
+    """Install the packages with apt-get, and return whether the programs are there."""
     print(f"system: installing {', '.join(need.packages)} with apt-get", flush=True)
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     options = ["-qq", "--yes", "--no-install-recommends"]
@@ -58,7 +58,7 @@ def install(need: Need) -> bool:
 
 
 def main() -> int:
-    """Returns 0 if the programs of all lanes are there, or are now."""
+    """Install what the given lanes need; the exit status is 0 if they have it all."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("lanes", choices=NEEDS, nargs="+")
     ready = [provide(lane) for lane in parser.parse_args().lanes]
@@ -66,7 +66,7 @@ def main() -> int:
 
 
 def provide(lane: str) -> bool:
-    """Installs what a lane lacks, if it lacks anything; True if its programs are there."""
+    """Install the missing programs of a lane, and return whether it has all of them."""
     need = NEEDS[lane]
     if need.met():
         return True
@@ -74,8 +74,8 @@ def provide(lane: str) -> bool:
         return install(need)
     packages = " ".join(need.packages)
     print(
-        f"system: the {lane} tests need {packages}, and installing that takes root and apt-get.\n"
-        f"They cannot run here. Install it (on Debian: sudo apt-get install {packages}).",
+        f"system: the {lane} tests need {packages}, and the installation needs root and apt-get. "
+        f"Install them (on Debian: sudo apt-get install {packages}).",
         file=sys.stderr,
     )
     return False
