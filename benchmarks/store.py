@@ -30,7 +30,15 @@ from caption_assets.captioning.stages import STAGE1
 from caption_assets.captioning.window_job import JobStatus, WindowJob
 from caption_assets.store.checkpoints import write_checkpoint
 from caption_assets.store.root import Root
-from caption_assets.store.tables import CaptionRow, ManifestRow, Status, publish_captions, read_captions, window_id
+from caption_assets.store.tables import (
+    CaptionFile,
+    CaptionRow,
+    ManifestRow,
+    Status,
+    publish_captions,
+    read_captions,
+    window_id,
+)
 
 SIZES = 1_000, 10_000, 100_000
 WORDS = 60
@@ -80,7 +88,7 @@ def measure(count: int) -> Cost:
         found = read_captions(root, STAGE1.name, SHARD)
         read_seconds = time.monotonic() - begun
     begun = time.monotonic()
-    earlier = EarlierRows((STAGE1.name, row) for row in found)
+    earlier = EarlierRows([CaptionFile(STAGE1.name, found, {})])
     reuse = Reuse(recipe, MAX_ATTEMPTS, earlier, engine_settings="")
     jobs = [WindowJob(window, list, (STAGE1,)) for window in windows]
     for job in jobs:
@@ -153,7 +161,7 @@ def overhead(clips: int) -> float:
         begun = time.monotonic()
         tables = {table: published.rows for table, published in clock.tables.items()}
         for number, rows in enumerate(in_parts(tables, CHECKPOINT_ROWS)):
-            write_checkpoint(root, SHARD, 1, number, rows)
+            write_checkpoint(root, SHARD, 1, number, rows, {})
         writing = time.monotonic() - begun
     print(f"{clips} clips: captioning {captioning:.1f} s, checkpoints {writing:.3f} s")
     return writing / captioning

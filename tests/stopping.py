@@ -169,8 +169,9 @@ class Project:
 
     def kept(self) -> set[tuple[str, str]]:
         """The rows in checkpoints and in published tables."""
-        parts = {(table, row.window_id) for table, row in read_checkpoints(self.root, SHARD)}
-        return parts | {(table, row.window_id) for table in CAPTIONS for row in find_captions(self.root, table, SHARD)}
+        published = [find_captions(self.root, table, SHARD) for table in CAPTIONS]
+        files = [*read_checkpoints(self.root, SHARD), *filter(None, published)]
+        return {(file.table, row.window_id) for file in files for row in file.rows}
 
     def is_leased(self) -> bool:
         """Whether a run that starts now would be refused the shard."""

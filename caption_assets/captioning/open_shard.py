@@ -12,6 +12,7 @@ from importlib.metadata import version
 
 from caption_assets.captioning.job import Job
 from caption_assets.captioning.prefix_cache import NO_HITS
+from caption_assets.captioning.quality import QUALITY_RULES
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.stages import STAGE1, STAGE2, Stage
 from caption_assets.captioning.threads import to_thread_uncancelled
@@ -116,7 +117,13 @@ class OpenShard:
             started = time.monotonic()
             try:
                 await to_thread_uncancelled(
-                    write_checkpoint, self._job.root, self.lease.shard, self.lease.epoch, self._parts, rows
+                    write_checkpoint,
+                    self._job.root,
+                    self.lease.shard,
+                    self.lease.epoch,
+                    self._parts,
+                    rows,
+                    {QUALITY_RULES: str(self._job.recipe.quality_rules)},
                 )
             except BaseException:
                 self._unsaved = windows + self._unsaved
@@ -174,6 +181,7 @@ def file_metadata(recipe: Recipe, stage: Stage) -> dict[str, str]:
         "recipe": json.dumps(recipe.identity(stage), sort_keys=True),
         "recipe_version": recipe.version(stage),
         "prompt": recipe.template(stage),
+        QUALITY_RULES: str(recipe.quality_rules),
         **({"weights": recipe.weights} if recipe.weights else {}),
     }
 

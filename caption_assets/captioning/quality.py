@@ -11,6 +11,11 @@ from caption_assets.captioning.language import expected, is_mixed_script, is_wro
 from caption_assets.captioning.repetition import is_repetitive
 from caption_assets.captioning.text import TYPOGRAPHIC_APOSTROPHE, similarity, split_words
 
+RULES_VERSION = 1
+"""Version of the rules. Increase it when a flag is added, when a rule changes, or when a constant of regeneration does:
+stored captions are then flagged again, and those whose flags call for it are regenerated."""
+QUALITY_RULES = "quality_rules"
+"""Key of the rules' version in the file metadata of captions. Files without it are of version 1."""
 MIN_WORDS = 4
 """A shorter caption is ``too_short`` (Cosmos Curator's limit)."""
 MAX_WORDS = 1024

@@ -11,6 +11,7 @@ from typing import Any
 from caption_assets.captioning.budget import FrameGrid, FrameTooNarrow, fit
 from caption_assets.captioning.engine_arguments import CONTEXT, STEP, USUAL_STEP, deciding
 from caption_assets.captioning.prompts import PROMPTS, Prompt, text_hash
+from caption_assets.captioning.quality import QUALITY_RULES, RULES_VERSION
 from caption_assets.captioning.stages import STAGE1, STAGES, Stage
 from caption_assets.models.checkpoint import Lora
 from caption_assets.models.variants import SAMPLE, PixelLimits, Variant
@@ -91,6 +92,8 @@ class Recipe:
     generation: SamplingParams = field(default_factory=SamplingParams)
     regenerations: int = 1
     """How often a flagged caption is generated again."""
+    quality_rules: int = RULES_VERSION
+    """Version of the rules by which captions are flagged. It is no part of fingerprints: see ``Reuse``."""
     engine: Mapping[str, Any] = field(default_factory=dict)
     """The user's further arguments of vLLM's ``AsyncEngineArgs``. Those that cannot change a caption do not count."""
     weights: str | None = None
@@ -139,7 +142,9 @@ class Recipe:
 
     def identity(self, stage: Stage) -> Mapping[str, object]:
         """What a caption of this stage depends on, clip and weights aside, as plain values."""
-        return self._hashed(stage, deciding({**self.variant.engine, **self.engine}))
+        values = self._hashed(stage, deciding({**self.variant.engine, **self.engine}))
+        # Releases without versions of the rules had version 1: their tables stay valid.
+        return values if self.quality_rules == 1 else {**values, QUALITY_RULES: self.quality_rules}
 
     def version(self, stage: Stage) -> str:
         """A short hash of ``identity``: the code version of the stage's asset."""

@@ -6,31 +6,47 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 
+from caption_assets.captioning.quality import QUALITY_RULES, REGENERATED, find_flags
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.request import CUT, POISON
 from caption_assets.captioning.stages import STAGE1, Stage
 from caption_assets.captioning.window_job import WindowJob, needed_failed
-from caption_assets.store.tables import CaptionRow, ManifestRow, Status
+from caption_assets.store.tables import CaptionFile, CaptionRow, ManifestRow, Status
+
+
+@dataclass(frozen=True, slots=True)
+class EarlierRow:
+    """A row that an earlier run made."""
+
+    row: CaptionRow
+    quality_rules: str
+    """Version of the rules that its flags are from."""
 
 
 class EarlierRows:
     """Rows from published tables and checkpoints, to be found by window and fingerprint.
 
     Args:
-        rows: the oldest first. Of two of the same window and fingerprint one with a caption is kept, else the later.
+        files: the oldest first. Of two rows of the same window and fingerprint one with a caption is kept, else the
+            later.
     """
 
-    def __init__(self, rows: Iterable[tuple[str, CaptionRow]]) -> None:
-        self._rows: dict[tuple[str, str], dict[str, CaptionRow]] = {}
-        for table, row in rows:
-            if row.fingerprint is None:
-                continue
-            made = self._rows.setdefault((table, row.window_id), {})
-            before = made.get(row.fingerprint)
-            if before is None or before.status is not Status.OK or row.status is Status.OK:
-                made[row.fingerprint] = row
+    def __init__(self, files: Iterable[CaptionFile]) -> None:
+        self._rows: dict[tuple[str, str], dict[str, EarlierRow]] = {}
+        for file in files:
+            rules = file.metadata.get(QUALITY_RULES, "1")
+            for row in file.rows:
+                self._add(file.table, EarlierRow(row, rules))
 
-    def of(self, table: str, window_id: str) -> Mapping[str, CaptionRow]:
+    def _add(self, table: str, earlier: EarlierRow) -> None:
+        if (fingerprint := earlier.row.fingerprint) is None:
+            return
+        made = self._rows.setdefault((table, earlier.row.window_id), {})
+        before = made.get(fingerprint)
+        if before is None or before.row.status is not Status.OK or earlier.row.status is Status.OK:
+            made[fingerprint] = earlier
+
+    def of(self, table: str, window_id: str) -> Mapping[str, EarlierRow]:
         """The rows that were made of this window, by fingerprint."""
         return self._rows.get((table, window_id), {})
 
@@ -44,6 +60,9 @@ class Reuse:
     done stays while there is room for its prompt and answer; else it stays while those limits are the same. One that
     failed is made again, until ``max_attempts`` requests have been made for it. A window that crashes the engine is not
     asked again under the same engine settings: each run would lose three engines to it.
+
+    Rows of other quality rules are flagged again. Those whose flags call for it are captioned again, once: a caption
+    that is not better leaves the earlier one in place.
     """
 
     recipe: Recipe
@@ -63,35 +82,51 @@ class Reuse:
             if (captions := job.captions(stage)) is None:
                 job.add(stage, needed_failed(self.recipe, stage, window))
                 continue
-            row, job.earlier_attempts[stage.name] = self._found(stage, window, captions)
-            if row is not None:
-                # The same captions in its prompt may come from rows that were made again since.
-                source = job.row(STAGE1).fingerprint if stage.needs else None
-                job.add(stage, replace(row, stage1_fingerprint=source), reused=True)
+            earlier, job.earlier_attempts[stage.name] = self._found(stage, window, captions)
+            if earlier is not None:
+                self._take(job, stage, earlier)
 
-    def _found(self, stage: Stage, window: ManifestRow, captions: Mapping[str, str]) -> tuple[CaptionRow | None, int]:
-        """A row that stays as it is, and the requests that were made for one that does not."""
+    def _take(self, job: WindowJob, stage: Stage, earlier: EarlierRow) -> None:
+        """Give a job a row that stays, or one that stays unless a better caption is generated."""
+        # The same captions in its prompt may come from rows that were made again since.
+        row = replace(earlier.row, stage1_fingerprint=job.row(STAGE1).fingerprint if stage.needs else None)
+        if row.caption is not None and earlier.quality_rules != str(self.recipe.quality_rules):
+            row = replace(row, flags=self._flags(job, stage, row.caption, row.finish_reason or ""))
+            if self.recipe.regenerations and not REGENERATED.isdisjoint(row.flags):
+                job.outdated[stage.name], job.earlier_attempts[stage.name] = row, row.attempts
+                return
+        job.add(stage, row, reused=True)
+
+    def _flags(self, job: WindowJob, stage: Stage, caption: str, finish_reason: str) -> tuple[str, ...]:
+        """The flags of a stored caption. It is compared with a stored caption of the window before it."""
+        previous = job.previous.earlier_caption(stage) if job.previous else None
+        instruction = self.recipe.template(stage, job.window)
+        return find_flags(caption, finish_reason=finish_reason, instruction=instruction, neighbor=previous)
+
+    def _found(self, stage: Stage, window: ManifestRow, captions: Mapping[str, str]) -> tuple[EarlierRow | None, int]:
+        """A row that stays, and the requests that were made for one that does not."""
         tried = 0
-        for row in self._candidates(stage, window, captions):
+        for earlier in self._candidates(stage, window, captions):
+            row = earlier.row
             if self._stays(row):
-                return row, 0
+                return earlier, 0
             tried = max(tried, 0 if row.error_kind == POISON else row.attempts)
         return None, tried
 
-    def _candidates(self, stage: Stage, window: ManifestRow, captions: Mapping[str, str]) -> Iterator[CaptionRow]:
+    def _candidates(self, stage: Stage, window: ManifestRow, captions: Mapping[str, str]) -> Iterator[EarlierRow]:
         """Rows that were made of this window in the way in which it would be made now."""
         recipe, made = self.recipe, self.earlier.of(stage.name, window.window_id)
         if not made:
             return
         for reduced, cut_off in product((False, True), repeat=2):
-            row = made.get(recipe.fingerprint(stage, window, captions, reduced=reduced, cut_off=cut_off))
-            if row and (reduced or self._fits(row)) and (cut_off or self._ends(row)):
-                yield row
+            found = made.get(recipe.fingerprint(stage, window, captions, reduced=reduced, cut_off=cut_off))
+            if found and (reduced or self._fits(found.row)) and (cut_off or self._ends(found.row)):
+                yield found
         former = recipe.former_fingerprint(stage, window, captions)
-        row = made.get(former) if former else None
+        found = made.get(former) if former else None
         # The output limit was part of it, whether an answer was cut off or not.
-        if row and self._fits(row) and (row.finish_reason == CUT or self._ends(row)):
-            yield row
+        if found and self._fits(found.row) and (found.row.finish_reason == CUT or self._ends(found.row)):
+            yield found
 
     def _fits(self, row: CaptionRow) -> bool:
         """Whether the context has room for what the row's window was shown with, so that it would not be reduced."""

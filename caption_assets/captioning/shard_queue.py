@@ -25,6 +25,7 @@ from caption_assets.store.previews import write_preview
 from caption_assets.store.root import Root
 from caption_assets.store.tables import (
     CLIP_MANIFEST,
+    CaptionFile,
     CaptionRow,
     ManifestRow,
     TableError,
@@ -288,7 +289,7 @@ def _open(job: Job, lease: Lease, warn: Callable[[str], None]) -> OpenShard:
     for name in sorted({name for stage in job.stages for name in stage.needs} - wanted):
         needed[name] = _stored_rows(job, name, shard, manifest)
         inputs[name] = captions_version(needed[name])
-    reuse = Reuse(job.recipe, job.max_attempts, EarlierRows(_earlier_rows(job, shard, warn)), job.engine_settings)
+    reuse = Reuse(job.recipe, job.max_attempts, EarlierRows(_earlier_files(job, shard, warn)), job.engine_settings)
     return OpenShard(job, lease, _plan_rows(job, shard, manifest, needed, reuse), inputs)
 
 
@@ -306,14 +307,14 @@ def _plan_rows(
     return windows
 
 
-def _earlier_rows(job: Job, shard: str, warn: Callable[[str], None]) -> Iterator[tuple[str, CaptionRow]]:
+def _earlier_files(job: Job, shard: str, warn: Callable[[str], None]) -> Iterator[CaptionFile]:
+    """The published tables and the checkpoints of a shard, the oldest first."""
     for stage in job.stages:
         try:
-            rows = find_captions(job.root, stage.name, shard)
+            if published := find_captions(job.root, stage.name, shard):
+                yield published
         except TableError as error:  # it will be replaced
             warn(f"{shard}: its earlier captions are not reused: {error}")
-        else:
-            yield from ((stage.name, row) for row in rows)
     yield from read_checkpoints(job.root, shard, warn)
 
 

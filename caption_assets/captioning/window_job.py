@@ -12,6 +12,7 @@ from caption_assets.captioning.admission import NOTHING, Load
 from caption_assets.captioning.budget import FrameGrid, NoRoom
 from caption_assets.captioning.prefix_cache import NO_HITS, CacheHits
 from caption_assets.captioning.prompts import text_hash
+from caption_assets.captioning.quality import replaces
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.request import RequestFailed
 from caption_assets.captioning.stages import STAGE1, STAGES, Stage
@@ -70,6 +71,9 @@ class WindowJob:
     """Rows of these stages and of stages that they need."""
     earlier_attempts: dict[str, int] = field(default_factory=dict)
     """Requests that earlier runs made for a row that is missing."""
+    outdated: dict[str, CaptionRow] = field(default_factory=dict)
+    """Rows of earlier runs that are missing because newer quality rules call for another caption. One whose new caption
+    is not better stays."""
     previous: WindowJob | None = None
     """The window before this one in the same clip."""
 
@@ -120,6 +124,11 @@ class WindowJob:
         """The row of a stage that has one."""
         return self.rows[stage.name].row
 
+    def earlier_caption(self, stage: Stage) -> str | None:
+        """The caption that an earlier run made, whether or not it stays."""
+        row = self.rows[stage.name].row if stage.name in self.rows else self.outdated.get(stage.name)
+        return row.caption if row else None
+
     def captions(self, stage: Stage) -> dict[str, str] | None:
         """The captions that a stage needs; None if one of those rows has none."""
         texts = {name: self.rows[name].row.caption for name in stage.needs}
@@ -128,6 +137,9 @@ class WindowJob:
 
     def add(self, stage: Stage, row: CaptionRow, *, reused: bool = False) -> None:
         """Set the row of a stage."""
+        earlier = self.outdated.pop(stage.name, None)
+        if earlier and not _is_better(row, earlier):
+            row, reused = earlier, True
         made = Origin.REUSED if reused else Origin.FRESH
         self.rows[stage.name] = StageRow(row, made if row.fingerprint else Origin.UNCAPTIONABLE)
         self.answer(stage, row.caption)
@@ -175,6 +187,13 @@ class WindowJob:
         if stage.name not in self._answers:
             await self._answered[stage.name].wait()
         return self._answers[stage.name]
+
+
+def _is_better(row: CaptionRow, earlier: CaptionRow) -> bool:
+    """Whether a row has a caption that replaces the one of an earlier run."""
+    if row.caption is None or earlier.caption is None:
+        return row.caption is not None
+    return replaces(row.caption, row.flags, earlier.caption, earlier.flags)
 
 
 def blank_row(

@@ -12,7 +12,7 @@ import pyarrow as pa
 from caption_assets.store.failure import StoreError
 from caption_assets.store.root import Root
 from caption_assets.store.table_file import TableFile, with_file_metadata, write_table
-from caption_assets.store.tables import SCHEMA_VERSION, CaptionRow, TableError, caption_rows, schema_of
+from caption_assets.store.tables import SCHEMA_VERSION, CaptionFile, CaptionRow, TableError, schema_of
 
 _log = logging.getLogger(__name__)
 _NAME = re.compile(r"([0-9]{6,})-[0-9]{6,}-([a-z][a-z0-9_]*)\.parquet")
@@ -33,7 +33,14 @@ def checkpoint_folder(shard: str) -> str:
     return f"_checkpoints/shard={shard}"
 
 
-def write_checkpoint(root: Root, shard: str, epoch: int, number: int, rows: Mapping[str, Sequence[CaptionRow]]) -> None:
+def write_checkpoint(
+    root: Root,
+    shard: str,
+    epoch: int,
+    number: int,
+    rows: Mapping[str, Sequence[CaptionRow]],
+    metadata: Mapping[str, str],
+) -> None:
     """Write finished rows, one file for each table.
 
     Args:
@@ -42,6 +49,7 @@ def write_checkpoint(root: Root, shard: str, epoch: int, number: int, rows: Mapp
         epoch: epoch of the lease; it makes the file names of two writers differ.
         number: number of the checkpoint within the epoch, from 0.
         rows: the rows by table, in any order.
+        metadata: file metadata.
 
     Raises:
         StoreError: if the root cannot be written.
@@ -49,15 +57,13 @@ def write_checkpoint(root: Root, shard: str, epoch: int, number: int, rows: Mapp
     for table, made in sorted(rows.items()):  # stage 1 first: a killed writer leaves no stage 2 without its stage 1
         if made:
             sink = pa.BufferOutputStream()
-            write_table(sink, with_file_metadata(schema_of(table), {}), map(asdict, made))
+            write_table(sink, with_file_metadata(schema_of(table), metadata), map(asdict, made))
             name = f"{epoch:06}-{number:06}-{table}.parquet"
             root.write(f"{checkpoint_folder(shard)}/{name}", sink.getvalue().to_pybytes())
 
 
-def read_checkpoints(
-    root: Root, shard: str, warn: Callable[[str], None] = _log.warning
-) -> Iterator[tuple[str, CaptionRow]]:
-    """All checkpointed rows, the oldest first.
+def read_checkpoints(root: Root, shard: str, warn: Callable[[str], None] = _log.warning) -> Iterator[CaptionFile]:
+    """All checkpoints of a shard, the oldest first.
 
     Args:
         root: the root.
@@ -74,19 +80,17 @@ def read_checkpoints(
         except FileNotFoundError:  # another run has published the shard meanwhile
             continue
         try:
-            rows = _read(data, part.table, root.address(path))
+            yield _read(data, part.table, root.address(path))
         except TableError as error:
             warn(f"{shard}: {error}")
-        else:
-            yield from ((part.table, row) for row in rows)
 
 
-def _read(data: bytes, table: str, place: str) -> list[CaptionRow]:
+def _read(data: bytes, table: str, place: str) -> CaptionFile:
     remedy = "its captions are generated again"
     with TableFile.open(data, schema_of(table), name=place, remedy=remedy) as file:
         if file.version != SCHEMA_VERSION:
             raise TableError(f"{place} has schema version {file.version}, not {SCHEMA_VERSION}: {remedy}")
-        return list(caption_rows(file))  # all or none: a damaged page makes the others doubtful
+        return CaptionFile.read(table, file)
 
 
 def remove_checkpoints(root: Root, shard: str, epoch: int) -> None:

@@ -9,12 +9,13 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from functools import cache
 from hashlib import sha256
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import pyarrow as pa
 
 from caption_assets.store.disk import temporary_folder
 from caption_assets.store.root import Root
+from caption_assets.store.row_schema import row_schema
 from caption_assets.store.table_file import ROW_GROUP as ROW_GROUP
 from caption_assets.store.table_file import SCHEMA_VERSION as SCHEMA_VERSION
 from caption_assets.store.table_file import TableError as TableError
@@ -23,6 +24,19 @@ from caption_assets.store.table_file import TableFile, with_file_metadata, write
 CLIP_MANIFEST = "clip_manifest"
 """Name of the table of windows. A table's name is also its folder below the root and its asset; the table of a stage's
 captions has the name of the stage."""
+
+
+Int64 = Annotated[int, pa.int64()]
+"""A number that 32 bits may not hold; columns of plain ``int`` have 32."""
+SAMPLING = pa.struct(
+    [
+        ("temperature", pa.float64()),
+        ("top_p", pa.float64()),
+        ("repetition_penalty", pa.float64()),
+        ("max_output_tokens", pa.int32()),
+        ("seed", pa.int64()),
+    ]
+)
 
 
 class Status(StrEnum):
@@ -44,12 +58,12 @@ class ManifestRow:
     """Hash of clip key, window index and content tag."""
     content_tag: str
     """Hash of all of the clip's bytes, or of the store's own tag; empty if they could not be read."""
-    bytes: int
+    bytes: Int64
     """Length of the clip's file."""
     status: Status
     uri: str = ""
     """File that holds the clip's bytes: relative to the source where it lies in there, else a URL."""
-    offset: int = 0
+    offset: Int64 = 0
     """Where they begin in that file."""
     error_kind: str | None = None
     error: str | None = None
@@ -131,7 +145,7 @@ class CaptionRow:
     prompt_name: str | None = None
     prompt_hash: str | None = None
     """Hash of this stage's instruction, before a stage-1 caption is put in."""
-    sampling: Mapping[str, float | None] | None = None
+    sampling: Annotated[Mapping[str, float | None], SAMPLING] | None = None
     """Temperature, top_p, repetition penalty, output limit and seed."""
     frame_indices: Sequence[int] | None = None
     """Frames that the model saw, by their number within the clip, without those that its own processor drops. Null, as
@@ -168,95 +182,36 @@ class CaptionRow:
         return self.clip_key, self.window_index
 
 
-R = TypeVar("R", ManifestRow, CaptionRow)
+@dataclass(frozen=True, slots=True)
+class CaptionFile:
+    """The content of one file of captions: a published table or a checkpoint."""
 
-_SAMPLING = pa.struct(
-    [
-        ("temperature", pa.float64()),
-        ("top_p", pa.float64()),
-        ("repetition_penalty", pa.float64()),
-        ("max_output_tokens", pa.int32()),
-        ("seed", pa.int64()),
-    ]
-)
-_MANIFEST_SCHEMA = pa.schema(
-    [
-        pa.field("clip_key", pa.string(), nullable=False),
-        ("window_index", pa.int32()),
-        pa.field("window_id", pa.string(), nullable=False),
-        pa.field("content_tag", pa.string(), nullable=False),
-        pa.field("bytes", pa.int64(), nullable=False),
-        pa.field("status", pa.string(), nullable=False),
-        pa.field("uri", pa.string(), nullable=False),
-        pa.field("offset", pa.int64(), nullable=False),
-        ("error_kind", pa.string()),
-        ("error", pa.string()),
-        ("codec", pa.string()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("rotation", pa.int32()),
-        ("mirrored", pa.bool_()),
-        ("pixel_format", pa.string()),
-        ("bit_depth", pa.int32()),
-        ("interlaced", pa.bool_()),
-        ("has_audio", pa.bool_()),
-        ("clip_frames", pa.int32()),
-        ("clip_fps", pa.float64()),
-        ("variable_fps", pa.bool_()),
-        ("clip_seconds", pa.float64()),
-        ("start_frame", pa.int32()),
-        ("end_frame", pa.int32()),
-        ("start_seconds", pa.float64()),
-        ("end_seconds", pa.float64()),
-        ("prompt", pa.string()),
-        ("extra", pa.string()),
-    ]
-)
-_CAPTION_SCHEMA = pa.schema(
-    [
-        pa.field("clip_key", pa.string(), nullable=False),
-        ("window_index", pa.int32()),
-        pa.field("window_id", pa.string(), nullable=False),
-        ("start_seconds", pa.float64()),
-        ("end_seconds", pa.float64()),
-        pa.field("status", pa.string(), nullable=False),
-        ("error_kind", pa.string()),
-        ("error", pa.string()),
-        ("caption", pa.string()),
-        ("finish_reason", pa.string()),
-        ("flags", pa.list_(pa.string())),
-        ("reductions", pa.list_(pa.string())),
-        ("model", pa.string()),
-        ("revision", pa.string()),
-        ("lora", pa.string()),
-        ("lora_revision", pa.string()),
-        ("prompt_name", pa.string()),
-        ("prompt_hash", pa.string()),
-        ("sampling", _SAMPLING),
-        ("frame_indices", pa.list_(pa.int32())),
-        ("frame_fps", pa.float64()),
-        ("frames_replaced", pa.int32()),
-        ("frames_padded", pa.int32()),
-        ("frame_width", pa.int32()),
-        ("frame_height", pa.int32()),
-        ("prompt_tokens", pa.int32()),
-        ("cached_tokens", pa.int32()),
-        ("output_tokens", pa.int32()),
-        pa.field("attempts", pa.int32(), nullable=False),
-        ("engine_settings", pa.string()),
-        ("fingerprint", pa.string()),
-    ]
-)
-_SOURCE_COLUMNS = {"stage2_captions": pa.field("stage1_fingerprint", pa.string())}
-"""The column of a stage's table for the row whose caption was in the prompt."""
+    table: str
+    """Name of the stage's table."""
+    rows: Sequence[CaptionRow]
+    metadata: Mapping[str, str]
+    """File metadata."""
+
+    @classmethod
+    def read(cls, table: str, file: TableFile) -> CaptionFile:
+        """All of a file's rows, or none: a damaged page makes the others doubtful.
+
+        Raises:
+            TableError: if the file is damaged.
+        """
+        return cls(table, list(caption_rows(file)), file.file_metadata)
+
+
+R = TypeVar("R", ManifestRow, CaptionRow)
 
 
 @cache
 def schema_of(table: str) -> pa.Schema:
     """The columns of a table, given its name."""
     if table == CLIP_MANIFEST:
-        return _MANIFEST_SCHEMA
-    return _CAPTION_SCHEMA.append(_SOURCE_COLUMNS[table]) if table in _SOURCE_COLUMNS else _CAPTION_SCHEMA
+        return row_schema(ManifestRow)
+    columns = row_schema(CaptionRow)
+    return columns if table == "stage2_captions" else columns.remove(columns.get_field_index("stage1_fingerprint"))
 
 
 def extent(row: ManifestRow | CaptionRow) -> tuple[str, float | None, float | None]:
@@ -390,14 +345,14 @@ def read_captions(root: Root, table: str, shard: str) -> list[CaptionRow]:
     return list(caption_rows(_open(root, table, shard)))
 
 
-def find_captions(root: Root, table: str, shard: str) -> list[CaptionRow]:
-    """The captions of a shard that were published before; none if there are none.
+def find_captions(root: Root, table: str, shard: str) -> CaptionFile | None:
+    """The published captions of a shard; None if there are none.
 
     Raises:
         TableError: if the file is damaged or of a later version.
         StoreError: if it cannot be read.
     """
-    return read_captions(root, table, shard) if root.exists(table_path(table, shard)) else []
+    return CaptionFile.read(table, _open(root, table, shard)) if root.exists(table_path(table, shard)) else None
 
 
 @contextmanager

@@ -24,10 +24,10 @@ def root(tmp_path: Path) -> Root:
 
 def test_checkpoints_are_read_in_write_order(root: Root) -> None:
     one, two, three = row("one", frame_indices=[0, 2]), row("two"), row("three", stage1_fingerprint="f")
-    write_checkpoint(root, "a", 2, 0, {STAGE1.name: [three]})
-    write_checkpoint(root, "a", 1, 0, {STAGE1.name: [one], STAGE2.name: []})
-    write_checkpoint(root, "a", 1, 1, {STAGE1.name: [two], STAGE2.name: [three]})
-    read = [(table, found.clip_key) for table, found in read_checkpoints(root, "a")]
+    write_checkpoint(root, "a", 2, 0, {STAGE1.name: [three]}, {})
+    write_checkpoint(root, "a", 1, 0, {STAGE1.name: [one], STAGE2.name: []}, {})
+    write_checkpoint(root, "a", 1, 1, {STAGE1.name: [two], STAGE2.name: [three]}, {})
+    read = [(part.table, found.clip_key) for part in read_checkpoints(root, "a") for found in part.rows]
     assert read == [
         (STAGE1.name, "one"),
         (STAGE1.name, "two"),
@@ -39,19 +39,20 @@ def test_checkpoints_are_read_in_write_order(root: Root) -> None:
 
 def test_checkpointed_rows_survive_a_round_trip(root: Root) -> None:
     kept = row("one", frame_indices=[0, 2], flags=["too_short"], reductions=[], stage1_fingerprint="f", attempts=3)
-    write_checkpoint(root, "a", 1, 0, {STAGE2.name: [kept]})
-    assert list(read_checkpoints(root, "a")) == [(STAGE2.name, kept)]
+    write_checkpoint(root, "a", 1, 0, {STAGE2.name: [kept]}, {"quality_rules": "2"})
+    [read] = read_checkpoints(root, "a")
+    assert (read.table, read.rows, read.metadata["quality_rules"]) == (STAGE2.name, [kept], "2")
 
 
 def test_removal_keeps_checkpoints_of_later_epochs(root: Root) -> None:
     for epoch in (1, 2, 3):
-        write_checkpoint(root, "a", epoch, 0, {STAGE1.name: [row(f"of {epoch}")]})
+        write_checkpoint(root, "a", epoch, 0, {STAGE1.name: [row(f"of {epoch}")]}, {})
     remove_checkpoints(root, "a", 2)
-    assert [found.clip_key for _, found in read_checkpoints(root, "a")] == ["of 3"]
+    assert [found.clip_key for part in read_checkpoints(root, "a") for found in part.rows] == ["of 3"]
 
 
 def test_checkpoints_of_another_version_are_ignored(root: Root) -> None:
-    write_checkpoint(root, "a", 1, 0, {STAGE1.name: [row("one")]})
+    write_checkpoint(root, "a", 1, 0, {STAGE1.name: [row("one")]}, {})
     [name] = root.names(checkpoint_folder("a"))
     sink = pa.BufferOutputStream()
     other = schema_of(STAGE1.name).with_metadata({"schema_version": "0"})
@@ -64,6 +65,6 @@ def test_stage_1_is_written_before_stage_2(root: Root, tmp_path: Path) -> None:
     taken = tmp_path / checkpoint_folder("a") / "000001-000000-stage2_captions.parquet"
     taken.mkdir(parents=True)  # where stage 2 should go: its writing breaks off
     with pytest.raises(StoreError):
-        write_checkpoint(root, "a", 1, 0, {STAGE2.name: [row("one")], STAGE1.name: [row("one")]})
+        write_checkpoint(root, "a", 1, 0, {STAGE2.name: [row("one")], STAGE1.name: [row("one")]}, {})
     taken.rmdir()
-    assert [table for table, _ in read_checkpoints(root, "a")] == [STAGE1.name]
+    assert [part.table for part in read_checkpoints(root, "a")] == [STAGE1.name]

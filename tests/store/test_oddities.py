@@ -56,7 +56,7 @@ def url(s3_url: str, source: Root) -> str:
         clips = probe_clips(SANDBOX, source, find_shard(source, shard), Windowing(24, 12))
         publish_manifest(root, shard, (row for clip in clips for row in clip.rows), {})
     assert run(root, source, "b").failures == {}
-    write_checkpoint(root, "b", 1, 0, {STAGE1.name: read_captions(root, STAGE1.name, "b")})
+    write_checkpoint(root, "b", 1, 0, {STAGE1.name: read_captions(root, STAGE1.name, "b")}, {})
     with Leases(root, "run 7") as leases:
         leases.take("b")
     return s3_url

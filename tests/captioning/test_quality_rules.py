@@ -1,0 +1,193 @@
+"""Versions of the quality rules: newer rules flag stored captions again, and some of those are regenerated."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from caption_assets.captioning.captioner import REGENERATION_TEMPERATURE, REGENERATION_TOP_P, STRONGER_PENALTY
+from caption_assets.captioning.engine import CaptionEngine
+from caption_assets.captioning.job import Job
+from caption_assets.captioning.open_shard import PublishedTable, file_metadata
+from caption_assets.captioning.prompts import GENERAL
+from caption_assets.captioning.quality import REGENERATED, RULES_VERSION, find_flags
+from caption_assets.captioning.recipe import Recipe
+from caption_assets.captioning.shard_queue import caption_shards
+from caption_assets.captioning.stages import STAGE1, STAGE2, Stage
+from caption_assets.captioning.supervisor import EngineSupervisor
+from caption_assets.store.checkpoints import write_checkpoint
+from caption_assets.store.root import Root
+from caption_assets.store.tables import publish_captions, read_captions, read_manifest, table_path
+from tests.captioning.test_earlier_root import FIXTURE, RECIPE, SHARD
+from tests.captioning.watch import Log
+from tests.conftest import SANDBOX, Ask
+
+TEXTS = Path(__file__).parents[2] / "benchmarks" / "texts"
+RULES = Path(__file__).parents[1] / "fixtures" / "quality_rules.json"
+"""Version of the rules, flags and constants of regeneration, and the flags of each text by a hash of its line."""
+NEWER = replace(RECIPE, quality_rules=2)
+META = "The video shows a small red circle that moves to the left."
+REFUSAL = "I'm sorry, but I cannot watch videos."
+LONG_WITH_BOILERPLATE = (
+    "Certainly! A small red circle moves to the left across a plain dark background, while light falls from above; it "
+    "keeps its size and its speed, leaves no trail, touches no edge, and after some seconds it rests near the border."
+)
+
+
+def start_no_engine() -> AbstractAsyncContextManager[CaptionEngine]:
+    raise AssertionError("an engine was started, though no flag calls for another caption")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Root:
+    """A root whose captions are flagged by version 1 of the rules; its files do not name the version."""
+    return Root.open(str(shutil.copytree(FIXTURE, tmp_path / "root")))
+
+
+def store_caption(root: Root, stage: Stage, number: int, caption: str) -> None:
+    """Replace a stored caption by one that version 1 did not flag."""
+    rows = read_captions(root, stage.name, SHARD)
+    rows[number] = replace(rows[number], caption=caption, flags=())
+    publish_captions(root, stage.name, SHARD, rows, [row.key for row in rows], {})
+
+
+def job(root: Root, recipe: Recipe = NEWER) -> Job:
+    return Job(root, Root.open(f"{root.url}/shards"), recipe, (STAGE2,), engine_settings="other")
+
+
+def run_without_engine(root: Root, recipe: Recipe = NEWER) -> PublishedTable:
+    log = Log()
+    asyncio.run(caption_shards(EngineSupervisor(start_no_engine), SANDBOX, job(root, recipe), [SHARD], [log]))
+    assert (log.failures, log.warnings) == ({}, [])
+    return log.tables[SHARD][STAGE2.name]
+
+
+@pytest.mark.fast
+def test_newer_rules_flag_stored_captions_again(root: Root) -> None:
+    stored = read_captions(root, STAGE2.name, SHARD)
+    store_caption(root, STAGE2, 1, META)
+    published = run_without_engine(root)
+    assert (published.reused, published.fresh) == (5, [])
+    assert [row.flags for row in published.rows if row.caption == META] == [("meta",)]
+    others = [(row, before) for row, before in zip(published.rows, stored, strict=True) if row.caption != META]
+    assert all(row.flags == tuple(before.flags) for row, before in others)
+
+
+@pytest.mark.fast
+def test_stored_captions_keep_their_flags_under_the_same_rules(root: Root) -> None:
+    store_caption(root, STAGE2, 1, REFUSAL)
+    published = run_without_engine(root, RECIPE)
+    assert [list(row.flags) for row in published.rows if row.caption == REFUSAL] == [[]]
+
+
+@pytest.mark.fast
+def test_flagged_captions_stay_where_regeneration_is_off(root: Root) -> None:
+    store_caption(root, STAGE2, 1, REFUSAL)
+    recipe = replace(NEWER, regenerations=0)
+    captions = {row.window_id: {STAGE1.name: row.caption or ""} for row in read_captions(root, STAGE1.name, SHARD)}
+    rows = read_captions(root, STAGE2.name, SHARD)
+    windows = {window.window_id: window for window in read_manifest(root, SHARD)}
+    rows = [
+        replace(row, fingerprint=recipe.fingerprint(STAGE2, windows[row.window_id], captions[row.window_id]))
+        if row.fingerprint
+        else row
+        for row in rows
+    ]
+    publish_captions(root, STAGE2.name, SHARD, rows, [row.key for row in rows], {})
+    published = run_without_engine(root, recipe)
+    assert [row.flags for row in published.rows if row.caption == REFUSAL] == [("refusal",)]
+
+
+@pytest.mark.fast
+def test_published_tables_name_their_rules(root: Root) -> None:
+    run_without_engine(root)
+    metadata = pq.read_schema(root.full(table_path(STAGE2.name, SHARD))).metadata
+    assert metadata[b"quality_rules"] == b"2"
+    assert file_metadata(Recipe(), STAGE2)["quality_rules"] == str(RULES_VERSION)
+
+
+@pytest.mark.fast
+def test_rules_of_a_checkpoint_decide_on_its_rows(root: Root) -> None:
+    rows = read_captions(root, STAGE2.name, SHARD)
+    root.remove(table_path(STAGE2.name, SHARD))
+    checked = [replace(row, caption=META, flags=()) for row in rows[:1]]
+    write_checkpoint(root, SHARD, 1, 0, {STAGE2.name: checked}, {"quality_rules": "2"})
+    write_checkpoint(root, SHARD, 1, 1, {STAGE2.name: [row for row in rows[1:] if row.fingerprint]}, {})
+    published = run_without_engine(root)
+    assert list(published.rows[0].flags) == []
+
+
+@pytest.mark.fast
+def test_version_of_the_rules_changes_the_code_version_and_no_fingerprint(root: Root) -> None:
+    [window, *_] = read_manifest(root, SHARD)
+    captions = {STAGE1.name: "A red circle moves left."}
+    assert NEWER.version(STAGE1) != RECIPE.version(STAGE1)
+    assert NEWER.fingerprint(STAGE1, window) == RECIPE.fingerprint(STAGE1, window)
+    assert NEWER.fingerprint(STAGE2, window, captions) == RECIPE.fingerprint(STAGE2, window, captions)
+
+
+@pytest.mark.engine
+def test_only_captions_whose_flags_call_for_it_are_regenerated(
+    root: Root, supervisor: EngineSupervisor, ask: Ask[None]
+) -> None:
+    stored = read_captions(root, STAGE2.name, SHARD)
+    store_caption(root, STAGE2, 1, REFUSAL)
+    log = Log()
+    ask(caption_shards(supervisor, SANDBOX, job(root), [SHARD], [log]))
+    published = log.tables[SHARD][STAGE2.name]
+    assert [row.key for row in published.fresh] == [stored[1].key]
+    assert [row.caption for row in published.rows] == [row.caption for row in stored]
+    assert published.rows[1].attempts > stored[1].attempts
+
+
+@pytest.mark.engine
+def test_earlier_caption_stays_where_the_new_one_is_no_better(
+    root: Root, supervisor: EngineSupervisor, ask: Ask[None]
+) -> None:
+    store_caption(root, STAGE2, 1, LONG_WITH_BOILERPLATE)
+    log = Log()
+    ask(caption_shards(supervisor, SANDBOX, job(root), [SHARD], [log]))
+    published = log.tables[SHARD][STAGE2.name]
+    assert (published.reused, published.fresh) == (5, [])
+    assert (published.rows[1].caption, published.rows[1].flags) == (LONG_WITH_BOILERPLATE, ("boilerplate",))
+    assert run_without_engine(root).reused == 5
+
+
+@pytest.mark.fast
+def test_changed_rules_have_another_version() -> None:
+    """If this fails, the rules changed: increase ``RULES_VERSION`` and run this module, which stores their flags."""
+    stored, present = json.loads(RULES.read_text()), present_rules()
+    common = stored["flags"].keys() & present["flags"].keys()
+    assert len(common) > 100
+    assert {text: present["flags"][text] for text in common} == {text: stored["flags"][text] for text in common}
+    assert {**present, "flags": None} == {**stored, "flags": None}
+
+
+def present_rules() -> dict[str, Any]:
+    """The content of ``RULES`` for the present code."""
+    flags = {}
+    for line in [line for name in ("good", "bad") for line in (TEXTS / f"{name}.jsonl").read_text().splitlines()]:
+        text = json.loads(line)
+        flags[sha256(line.encode()).hexdigest()[:12]] = list(
+            find_flags(
+                text["caption"],
+                finish_reason="stop",
+                instruction=text.get("instruction", GENERAL.stage2),
+                neighbor=text.get("neighbor"),
+            )
+        )
+    constants = [REGENERATION_TEMPERATURE, REGENERATION_TOP_P, STRONGER_PENALTY]
+    return {"version": RULES_VERSION, "regenerated": sorted(REGENERATED), "constants": constants, "flags": flags}
+
+
+if __name__ == "__main__":
+    RULES.write_text(json.dumps(present_rules(), indent=1) + "\n")

@@ -1,0 +1,56 @@
+"""Arrow schemas of row dataclasses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from caption_assets.store.row_schema import row_schema
+from caption_assets.store.tables import CLIP_MANIFEST, Status, schema_of, table_path
+
+pytestmark = pytest.mark.fast
+
+FIXTURE = Path(__file__).parents[1] / "fixtures" / "root_before_window_job"
+
+
+def test_annotations_give_types_and_nullability() -> None:
+    @dataclass
+    class Row:
+        name: str
+        status: Status
+        count: int | None
+        size: Annotated[int, pa.int64()]
+        shares: Sequence[float] = ()
+        is_new: bool = False
+        pair: Annotated[Mapping[str, int], pa.struct([("a", pa.int32())])] | None = None
+
+    assert row_schema(Row) == pa.schema(
+        [
+            pa.field("name", pa.string(), nullable=False),
+            pa.field("status", pa.string(), nullable=False),
+            pa.field("count", pa.int32()),
+            pa.field("size", pa.int64(), nullable=False),
+            pa.field("shares", pa.list_(pa.float64())),
+            pa.field("is_new", pa.bool_(), nullable=False),
+            pa.field("pair", pa.struct([("a", pa.int32())])),
+        ]
+    )
+
+
+@pytest.mark.parametrize("hint", [Mapping[str, int], Sequence[bytes], "Annotated[bytes, 'image']", complex])
+def test_annotation_without_a_column_type_is_refused(hint: object) -> None:
+    row = dataclass(type("Row", (), {"__annotations__": {"odd": hint}, "__module__": __name__}))
+    with pytest.raises(TypeError, match=r"column odd: .* has no Arrow type"):
+        row_schema(row)
+
+
+@pytest.mark.parametrize("table", [CLIP_MANIFEST, "stage1_captions", "stage2_captions"])
+def test_schemas_are_those_of_tables_of_earlier_releases(table: str) -> None:
+    stored = pq.read_schema(FIXTURE / table_path(table, "shard")).remove_metadata()
+    assert schema_of(table) == stored.remove_metadata()
