@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -45,7 +45,7 @@ def test_annotations_give_types_and_nullability() -> None:
 
 @pytest.mark.parametrize("hint", [Mapping[str, int], Sequence[bytes], "Annotated[bytes, 'image']", complex])
 def test_annotation_without_a_column_type_is_refused(hint: object) -> None:
-    row = dataclass(type("Row", (), {"__annotations__": {"odd": hint}, "__module__": __name__}))
+    row: type[Any] = dataclass(type("Row", (), {"__annotations__": {"odd": hint}, "__module__": __name__}))
     with pytest.raises(TypeError, match=r"column odd: .* has no Arrow type"):
         row_schema(row)
 
