@@ -21,7 +21,7 @@ from caption_assets.captioning.admission import Admission
 from caption_assets.captioning.budget import FrameGrid, FrameTooNarrow, NoRoom, fit, fit_context
 from caption_assets.captioning.captioner import SPARE_TOKENS
 from caption_assets.captioning.engine import CaptionEngine, EngineConfig, EngineError, start_engine
-from caption_assets.captioning.prompts import neutralise
+from caption_assets.captioning.prompts import escape_special_tokens
 from caption_assets.captioning.recipe import Recipe, SamplingParams
 from caption_assets.captioning.request import Request, RequestFailed
 from caption_assets.captioning.supervisor import EngineSupervisor
@@ -228,7 +228,7 @@ class QwenVL:
         """Frames of the size, and as many of them, as the model's pixel limits and the context allow."""
         limits = engine.limits(self._variant.pixels)
         last, height, width = len(given.pixels) - 1, *given.pixels.shape[1:3]
-        room = min(engine.context - text_tokens, engine.video_room)
+        room = min(engine.context - text_tokens, engine.max_video_tokens)
 
         def fps(frames: int) -> float:
             return given.fps * (frames - 1) / last
@@ -251,7 +251,7 @@ class QwenVL:
         stage1 = engine.text_tokens(prompt) + most
         if not with_stage2:
             return stage1
-        second = second_prompt(prompt, neutralise(self.stage2_prompt_text, engine.special_tokens))
+        second = second_prompt(prompt, escape_special_tokens(self.stage2_prompt_text, engine.special_tokens))
         return max(stage1, engine.text_tokens(second) + most + SPARE_TOKENS + most)  # it holds the first answer
 
     async def _generate(
@@ -274,10 +274,10 @@ class QwenVL:
             try:
                 stage1[number] = caption = (await supervisor.complete(request)).text
                 if with_stage2:
-                    told = neutralise(self.stage2_prompt_text + caption, special)
+                    told = escape_special_tokens(self.stage2_prompt_text + caption, special)
                     prompt = second_prompt(video.prompt, told)
                     again = Request(
-                        request.video_id, video.frames, prompt, generation, stage=2, seen=True, replica=number
+                        request.video_id, video.frames, prompt, generation, stage=2, is_cached=True, replica=number
                     )
                     caption = (await supervisor.complete(again)).text
                 if caption:

@@ -126,7 +126,7 @@ class Engine(dg.ConfigurableResource):  # type: ignore[type-arg]
         self,
         model: Path,
         recipe: Recipe,
-        on_death: Callable[[str], None],
+        on_crash: Callable[[str], None],
         watch: Watch = lambda engine: engine,
         adapter: Adapter | None = None,
     ) -> EngineSupervisor:
@@ -135,7 +135,7 @@ class Engine(dg.ConfigurableResource):  # type: ignore[type-arg]
         Args:
             model: folder of the model's files.
             recipe: the recipe of the captions.
-            on_death: called with the reason after each crash.
+            on_crash: called with the reason after each crash.
             watch: wraps each engine.
             adapter: the recipe's LoRA adapter, if it has one.
         """
@@ -143,7 +143,7 @@ class Engine(dg.ConfigurableResource):  # type: ignore[type-arg]
         return EngineSupervisor(
             lambda: watch(start_engine(model, recipe, config, adapter)),
             max_restarts=config.max_engine_restarts,
-            on_death=on_death,
+            on_crash=on_crash,
             settings=config.identity,
         )
 

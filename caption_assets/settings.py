@@ -13,10 +13,10 @@ from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from caption_assets.captioning.engine import EngineConfig
-from caption_assets.captioning.engine_arguments import STEP
+from caption_assets.captioning.engine_arguments import STEP_TOKENS
 from caption_assets.captioning.job import CHECKPOINT_ROWS, CHECKPOINT_SECONDS, LEASE_SECONDS, MAX_ATTEMPTS
 from caption_assets.captioning.prompts import GENERAL, PROMPTS, Prompt
-from caption_assets.captioning.recipe import DEFAULTS, DETERMINISTIC, MOST_TEMPERATURE, Recipe, SamplingParams
+from caption_assets.captioning.recipe import DEFAULTS, DETERMINISTIC, MAX_TEMPERATURE, Recipe, SamplingParams
 from caption_assets.credentials import find_credential, is_credential, is_hub_token, mentions_credential
 from caption_assets.environment import PREFIX, is_service_address, unknown_settings
 from caption_assets.errors import CaptionAssetsError
@@ -193,7 +193,7 @@ class Settings(BaseSettings):
     temperature: float | None = Field(
         None,
         ge=0,
-        le=MOST_TEMPERATURE,
+        le=MAX_TEMPERATURE,
         description="Sampling temperature. Default: 0.1; for a model given by Hub id or folder, that of its generation "
         "config, if it has one",
     )
@@ -536,7 +536,9 @@ class Settings(BaseSettings):
             frames=FrameSampling(self.sample_fps, self.min_frames, self.max_frames),
             generation=self._generation,
             regenerations=self.regenerations,
-            engine={STEP: self.max_batched_tokens, **self.engine_args} if self.max_batched_tokens else self.engine_args,
+            engine={STEP_TOKENS: self.max_batched_tokens, **self.engine_args}
+            if self.max_batched_tokens
+            else self.engine_args,
             lora=self.adapter,
             dtype=None if self.dtype == "auto" else _DTYPES.get(self.dtype, self.dtype),
             chat_template_kwargs=self.chat_template_kwargs,
@@ -560,7 +562,7 @@ class Settings(BaseSettings):
     @property
     def _generation(self) -> SamplingParams:
         given = SamplingParams(self.temperature, self.top_p, self.repetition_penalty, self.max_output_tokens)
-        generation = given if self._has_own_sampling else given.filled({}, DEFAULTS)
+        generation = given if self._has_own_sampling else given.with_defaults({}, DEFAULTS)
         if self.deterministic:
             return replace(
                 DETERMINISTIC,

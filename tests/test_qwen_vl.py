@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caption_assets.captioning.engine import EngineDied
+from caption_assets.captioning.engine import EngineCrashed
 from caption_assets.captioning.prompts import CAPTION_SLOT, SAMPLE
 from caption_assets.captioning.request import Completion, Request, RequestFailed
 from caption_assets.captioning.supervisor import EngineSupervisor
@@ -102,7 +102,7 @@ def test_what_is_no_video_is_refused(bad: Any) -> None:
 
 
 class Mortal(StandIn):
-    """Dies of one prompt, and fails the second stage of another."""
+    """Crashes on one prompt, and fails the second stage of another."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,8 +110,8 @@ class Mortal(StandIn):
 
     async def complete(self, request: Request) -> Completion:
         self.seen.append(request)
-        if "deadly" in request.prompt:
-            raise EngineDied("scripted")
+        if "poison" in request.prompt:
+            raise EngineCrashed("scripted")
         if request.stage == 2 and "shy" in request.prompt:
             raise RequestFailed("refused", "no second stage")
         return Completion(f"caption of {request.prompt}", "stop", 1, 0, 1)
@@ -119,7 +119,7 @@ class Mortal(StandIn):
 
 @pytest.fixture
 def on_a_stand_in() -> Iterator[QwenVL]:
-    """A model whose engine is a stand-in that may die, and is not built again."""
+    """A model whose engine is a stand-in that may crash, and is not built again."""
     model = QwenVL("/models", "sample", 16, fp8=False, stage2_prompt_text="user_prompt shy ")
     loop = _LoopThread()
     supervisor = EngineSupervisor(lambda: start_stand_in(Mortal()), max_restarts=0)
@@ -136,7 +136,7 @@ def blank(prompt: str, frames: int = 4, size: tuple[int, int] = (28, 56)) -> dic
 @pytest.mark.fast
 def test_an_engine_that_dies_for_good_leaves_what_was_captioned(on_a_stand_in: QwenVL) -> None:
     with pytest.raises(CaptionsIncomplete, match=r"1 of 2 videos.*CAPTION_MAX_ENGINE_RESTARTS") as raised:
-        on_a_stand_in.generate([blank("one"), blank("deadly")])
+        on_a_stand_in.generate([blank("one"), blank("poison")])
     assert raised.value.captions == ["caption of one", None]
 
 

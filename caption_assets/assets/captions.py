@@ -128,7 +128,7 @@ async def _engine(
     async with engine.start(model, job.recipe, on_crash, metrics.watch, adapter) as supervisor:
         log.engine_ready()
         yield supervisor
-        context.log.info(f"engine restarts: {supervisor.deaths}; videos resent for stage 2: {supervisor.resent}")
+        context.log.info(f"engine restarts: {supervisor.crashes}; videos resent for stage 2: {supervisor.resent}")
 
 
 def _specs(project: Project, recipe: Recipe) -> list[dg.AssetSpec]:

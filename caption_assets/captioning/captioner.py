@@ -151,9 +151,9 @@ class Captioner:
         seconds = require(window.end_seconds) - require(window.start_seconds)
         frames = frame_count(seconds, require(window.end_frame) - require(window.start_frame), self._recipe.frames)
         whole = fit(frames, height, width, limits)
-        planned = await self._fit_stage(job, job.missing[0], whole)
+        planned = await self._fit_grid(job, job.missing[0], whole)
         video = await self._video_tokens(window, planned)
-        reserved = {stage: self._reserved(window, stage) for stage in self._recipe.stages}
+        reserved = {stage: self._reserved_tokens(window, stage) for stage in self._recipe.stages}
         text = max(reserved[stage] for stage in job.missing)
         job.wanted = FrameGrid(frames, *fit_size(height, width, limits, limits.max_pixels))
         job.whole, job.planned, job.grid = whole, planned, planned
@@ -163,7 +163,7 @@ class Captioner:
             engine.context - video - max((reserved[stage] for stage in reserved if stage.needs), default=0)
         )
 
-    def _reserved(self, window: ManifestRow, stage: Stage) -> int:
+    def _reserved_tokens(self, window: ManifestRow, stage: Stage) -> int:
         """Maximum tokens of a stage's prompt beside the video, with captions that reach the output limit."""
         text = self._text_tokens(window, stage, dict.fromkeys(stage.needs, ""))
         return text + len(stage.needs) * (self._recipe.generation.max_output_tokens + SPARE_TOKENS)
@@ -177,7 +177,7 @@ class Captioner:
         seconds = require(window.end_seconds) - require(window.start_seconds)
         return await self._supervisor.engine.video_tokens(grid, (grid.frames - 1) / seconds)
 
-    async def _fit_stage(self, job: WindowJob, stage: Stage, grid: FrameGrid) -> FrameGrid:
+    async def _fit_grid(self, job: WindowJob, stage: Stage, grid: FrameGrid) -> FrameGrid:
         """The largest video, at most ``grid``, that fits the context beside a stage's prompt and answer.
 
         It depends on this stage alone, so that it is the same in a joint run and in one of the stage's own.
@@ -187,7 +187,7 @@ class Captioner:
         """
         engine, answer = self._supervisor.engine, self._recipe.generation.max_output_tokens
         text = self._text_tokens(job.window, stage, job.captions(stage) or {})
-        room = min(engine.context - text - answer, engine.video_room)
+        room = min(engine.context - text - answer, engine.max_video_tokens)
         limits = engine.limits(self._recipe.variant.pixels)
         try:
             return await fit_context(grid, limits, lambda grid: self._video_tokens(job.window, grid), room)
@@ -224,12 +224,12 @@ class Captioner:
         """The row of a stage, with a caption or the reason why there is none."""
         recipe, tried = self._recipe, job.earlier_attempts.get(stage.name, 0)
         try:
-            reduced = await self._show(job, stage)
+            reduced = await self._fit_job(job, stage)
         except RequestFailed as error:
             row = job.blank_row(recipe, stage, reduced=True)
             return replace(row, error_kind=error.kind, error=str(error), attempts=tried + 1)
         try:
-            best = await self._best(job, stage)
+            best = await self._best_attempt(job, stage)
             if not best.answer.text:
                 raise RequestFailed("empty_answer", "the model ended its answer without a word, each time it was asked")
         except RequestFailed as error:
@@ -252,14 +252,14 @@ class Captioner:
             sampling=asdict(best.generation),
             frames_replaced=best.frames.replaced,
             frames_padded=best.frames.padded,
-            **_shown(best),
+            **_frame_columns(best),
             prompt_tokens=best.answer.prompt_tokens,
             cached_tokens=best.answer.cached_tokens,
             output_tokens=best.answer.output_tokens,
             attempts=tried + job.attempts[stage.name],
         )
 
-    async def _show(self, job: WindowJob, stage: Stage) -> bool:
+    async def _fit_job(self, job: WindowJob, stage: Stage) -> bool:
         """Show a window as a stage has room for it; returns whether the context has none for the whole window.
 
         Frames that were reduced after a failure of an earlier stage are kept: more of them would fail again.
@@ -267,26 +267,26 @@ class Captioner:
         Raises:
             RequestFailed: if not even two small frames fit.
         """
-        grid = await self._fit_stage(job, stage, job.whole)
+        grid = await self._fit_grid(job, stage, job.whole)
         reduced = grid != job.whole
         if job.grid != job.planned:
-            grid = await self._fit_stage(job, stage, job.grid)
+            grid = await self._fit_grid(job, stage, job.grid)
         if grid != job.grid:
             job.show(grid)
         return reduced
 
-    async def _best(self, job: WindowJob, stage: Stage) -> _Attempt:
+    async def _best_attempt(self, job: WindowJob, stage: Stage) -> _Attempt:
         """The best answer, generated again while its flags call for it and as often as the recipe allows.
 
-        Only the first attempt goes down the ladder: a regeneration is worth no smaller picture, which the next stage
-        would have too.
+        Only the first attempt reduces the video: a regeneration is not worth it, since the next stage would get the
+        reduced video too.
         """
         recipe, engine = self._recipe, self._supervisor.engine
         generation = engine.resolve(recipe.generation)
         best: _Attempt | None = None
         for again in range(recipe.regenerations + 1):
             try:
-                ask = self._ask_longer if again else self._ask_down
+                ask = self._attempt_raising_limit if again else self._attempt_reducing_video
                 attempt = await ask(job, stage, generation)
             except RequestFailed:
                 if best is None:
@@ -303,13 +303,13 @@ class Captioner:
                 best = attempt
             is_needed = any(stage.name in later.needs for later in recipe.stages)
             room = job.caption_room if is_needed else engine.context - attempt.answer.prompt_tokens
-            if REGENERATED.isdisjoint(flags) or (changed := self._changed(attempt, again, room)) is None:
+            if REGENERATED.isdisjoint(flags) or (changed := self._regeneration_params(attempt, again, room)) is None:
                 return best
             generation = changed
         assert best is not None  # there is at least one attempt
         return best
 
-    def _changed(self, attempt: _Attempt, again: int, room: int) -> SamplingParams | None:
+    def _regeneration_params(self, attempt: _Attempt, again: int, room: int) -> SamplingParams | None:
         """The sampling after a flagged answer, with a higher limit after a cut-off one; None if it would not help."""
         first = self._supervisor.engine.resolve(self._recipe.generation)
         assert first.temperature is not None
@@ -330,15 +330,15 @@ class Captioner:
             max_output_tokens=limit,
         )
 
-    async def _ask_down(self, job: WindowJob, stage: Stage, generation: SamplingParams) -> _Attempt:
-        """An answer, from as far down the ladder as it takes."""
+    async def _attempt_reducing_video(self, job: WindowJob, stage: Stage, generation: SamplingParams) -> _Attempt:
+        """An answer, from as far down the retry_grids as it takes."""
         limits = self._supervisor.engine.limits(self._recipe.variant.pixels)
         failure: RequestFailed | None = None
-        for rung, grid in enumerate(ladder(job.grid, lambda grid: smaller_frames(grid, limits))):
+        for rung, grid in enumerate(retry_grids(job.grid, lambda grid: smaller_frames(grid, limits))):
             if rung:
                 job.show(grid)
             try:
-                attempt = await self._ask_longer(job, stage, generation)
+                attempt = await self._attempt_raising_limit(job, stage, generation)
             except PoisonWindow:
                 raise
             except RequestFailed as error:
@@ -350,10 +350,10 @@ class Captioner:
                 continue
             job.answer(stage, attempt.answer.text)
             return attempt
-        assert failure is not None  # the ladder has rungs
+        assert failure is not None  # the retry_grids has rungs
         raise failure
 
-    async def _ask_longer(self, job: WindowJob, stage: Stage, generation: SamplingParams) -> _Attempt:
+    async def _attempt_raising_limit(self, job: WindowJob, stage: Stage, generation: SamplingParams) -> _Attempt:
         """An answer; one that is cut off while reasoning is retried with twice the room.
 
         Raises:
@@ -362,7 +362,7 @@ class Captioner:
         most = MAX_REASONING_ROOM * generation.max_output_tokens
         while True:
             try:
-                return await self._ask_once(job, stage, generation)
+                return await self._attempt(job, stage, generation)
             except ReasoningCutOff as cut_off:
                 job.answer(stage, None)
                 room = min(most, self._supervisor.engine.context - cut_off.prompt_tokens)
@@ -371,7 +371,7 @@ class Captioner:
                     raise
                 generation = replace(generation, max_output_tokens=limit)
 
-    async def _ask_once(self, job: WindowJob, stage: Stage, generation: SamplingParams) -> _Attempt:
+    async def _attempt(self, job: WindowJob, stage: Stage, generation: SamplingParams) -> _Attempt:
         """An answer to the window as it is shown at present."""
         instruction = self._recipe.instruction(stage, job.window, job.captions(stage) or {})
         frames = await self._decode(job)
@@ -381,7 +381,7 @@ class Captioner:
             prompt=self._supervisor.engine.render(instruction),
             generation=generation,
             stage=stage.number,
-            seen=job.is_cached,
+            is_cached=job.is_cached,
             replica=job.replica,
         )
         job.attempts[stage.name] += 1
@@ -394,10 +394,10 @@ class Captioner:
         finally:
             job.seconds[stage.name] += time.monotonic() - started
         # The first request of a stage with frames that an earlier stage has brought into the cache.
-        if request.seen and job.attempts[stage.name] == 1 and job.crashes == self._supervisor.deaths:
+        if request.is_cached and job.attempts[stage.name] == 1 and job.crashes == self._supervisor.crashes:
             hits = CacheHits(answer.cached_tokens, answer.cacheable_tokens, self._supervisor.engine.is_hybrid)
             job.hits += hits
-        job.is_cached, job.crashes = True, self._supervisor.deaths
+        job.is_cached, job.crashes = True, self._supervisor.crashes
         return _Attempt(answer, generation, job.grid, frames)
 
     def _video_id(self, job: WindowJob) -> str:
@@ -418,7 +418,7 @@ class Captioner:
         return job.frames
 
 
-def ladder(grid: FrameGrid, smaller: Callable[[FrameGrid], FrameGrid]) -> Iterator[FrameGrid]:
+def retry_grids(grid: FrameGrid, smaller: Callable[[FrameGrid], FrameGrid]) -> Iterator[FrameGrid]:
     """The video of each try: as planned, again, with half the frames, then with smaller ones too."""
     yield grid
     yield grid
@@ -426,9 +426,9 @@ def ladder(grid: FrameGrid, smaller: Callable[[FrameGrid], FrameGrid]) -> Iterat
     yield smaller(fewer_frames(grid))
 
 
-def _shown(attempt: _Attempt) -> dict[str, Any]:
+def _frame_columns(attempt: _Attempt) -> dict[str, Any]:
     """The columns of a row that say which frames the model saw; what its processor does not show is null."""
-    frames, seen = attempt.frames, attempt.answer.seen
+    frames, seen = attempt.frames, attempt.answer.seen_video
     if seen is None:
         seen = SeenVideo(tuple(range(attempt.grid.frames)), attempt.grid.height, attempt.grid.width)
     size = {"frame_height": seen.height, "frame_width": seen.width}

@@ -44,7 +44,7 @@ class Chat:
         self.arguments = {**self._known(NO_THINKING), **self._checked(arguments)}
         form = resolve_chat_template_content_format(template, None, "auto", tokenizer, model_config=model_config)
         self._placeholder = _placeholder(model_config) if form == "string" else None
-        _, found, self.turn = self.render(_MARK).partition(_MARK)
+        _, found, self.generation_prompt = self.render(_MARK).partition(_MARK)
         """What follows the instruction in a prompt: the head of the model's own turn."""
         if not found:
             raise TemplateError("the model's chat template drops the instruction: choose another model")

@@ -24,9 +24,9 @@ from caption_assets.workers.sandbox import Sandbox
 from caption_assets.workers.shared_memory import Buffer, BufferHandle, ClipFile
 
 T = TypeVar("T")
-PATIENCE = 0.5
+PAUSE_SHARE = 0.5
 """Share of a job's time limit after which it stops on the way to its window, to go on in another job."""
-AHEAD = 2
+PREFETCH = 2
 """Windows read or decoded at once, for each worker: one being decoded, one being fetched."""
 
 
@@ -43,17 +43,17 @@ class _OpenClip:
 
     reading: asyncio.Future[ClipFile] | None = None
     """Its bytes, once they are fetched."""
-    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while a window is decoded that others must wait for."""
     is_sequential: bool = True
     """Whether windows wait for the one before. All do until the first is decoded, which tells."""
 
     @asynccontextmanager
-    async def in_turn(self) -> AsyncIterator[None]:
+    async def after_previous(self) -> AsyncIterator[None]:
         """Waits for the windows before, as long as the clip is sequential."""
         async with AsyncExitStack() as stack:
             if self.is_sequential:
-                await stack.enter_async_context(self.turn)
+                await stack.enter_async_context(self.lock)
                 if not self._is_sequential_still():
                     await stack.aclose()
             yield
@@ -76,9 +76,9 @@ class SandboxDecoder:
     def __init__(self, sandbox: Sandbox, keep_preview: Callable[[WindowJob, Preview], None] | None = None) -> None:
         self._sandbox = sandbox
         self._keep_preview = keep_preview
-        self._most = AHEAD * sandbox.workers
-        self._room = asyncio.Semaphore(self._most)
-        self._threads = ThreadPoolExecutor(self._most, "read")
+        self._max_clips = PREFETCH * sandbox.workers
+        self._slots = asyncio.Semaphore(self._max_clips)
+        self._threads = ThreadPoolExecutor(self._max_clips, "read")
         self._clips: OrderedDict[tuple[str, str, str], _OpenClip] = OrderedDict()
 
     def __enter__(self) -> SandboxDecoder:
@@ -93,7 +93,7 @@ class SandboxDecoder:
     async def frames(self, window: WindowJob, grid: FrameGrid) -> Frames:
         """The window's frames."""
         clip = self._clip(window)
-        async with clip.in_turn(), self._room:
+        async with clip.after_previous(), self._slots:
             return await self._decoded(window, clip, grid)
 
     async def _decoded(self, window: WindowJob, clip: _OpenClip, grid: FrameGrid) -> Frames:
@@ -108,17 +108,17 @@ class SandboxDecoder:
             end,
             grid.frames,
             (grid.height, grid.width),
-            pause_after=PATIENCE * self._sandbox.limits.seconds,
+            pause_after=PAUSE_SHARE * self._sandbox.limits.seconds,
             with_preview=self._keep_preview is not None,
         )
-        shown = await self._at_last(decode, file.handle if clip.is_sequential else None)
+        shown = await self._decode_resuming(decode, file.handle if clip.is_sequential else None)
         clip.is_sequential = shown.is_sequential
         if self._keep_preview and shown.preview:
             await asyncio.get_running_loop().run_in_executor(self._threads, self._keep_preview, window, shown.preview)
         array = np.frombuffer(pixels.memory, np.uint8).reshape(grid.frames, grid.height, grid.width, 3)
         return Frames(array, shown.indices, shown.fps, replaced=shown.replaced, padded=shown.padded)
 
-    async def _at_last(
+    async def _decode_resuming(
         self, decode: Callable[[], DecodedWindow | DecodePaused], affinity: BufferHandle | None
     ) -> DecodedWindow:
         """The window, by as many jobs as the way to it takes: it may be half an hour behind the last keyframe."""
@@ -137,7 +137,7 @@ class SandboxDecoder:
         """The clip, kept for its other windows, which come next, and not for long."""
         key = (window.shard, window.window.clip_key, window.window.content_tag)
         clip = self._clips.setdefault(key, _OpenClip())
-        if len(self._clips) > self._most:
+        if len(self._clips) > self._max_clips:
             self._clips.popitem(last=False)
         return clip
 

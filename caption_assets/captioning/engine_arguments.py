@@ -7,9 +7,9 @@ from typing import Any
 
 CONTEXT = "max_model_len"
 """Limits what a window may take. It decides the captions of the windows that it reduces, and no others."""
-STEP = "max_num_batched_tokens"
+STEP_TOKENS = "max_num_batched_tokens"
 """Tokens in one step of the engine. Neutral, save for windows whose video is too large to be encoded in one step."""
-USUAL_STEP = 32768
+REFERENCE_STEP_TOKENS = 32768
 """The reference's (NeMo Curator). Not to be changed: fingerprints take it for granted."""
 
 _PLACEMENT = frozenset(
@@ -37,7 +37,7 @@ _CACHING = frozenset(
 )
 """Caching of results."""
 _SCHEDULING = frozenset(
-    {STEP, "max_num_scheduled_tokens", "max_num_seqs", "max_num_active_seqs"}
+    {STEP_TOKENS, "max_num_scheduled_tokens", "max_num_seqs", "max_num_active_seqs"}
     | {"max_num_queued_reqs", "max_num_queued_tokens", "long_prefill_token_threshold"}
     | {"long_prefill_token_threshold_adaptive", "enable_chunked_prefill", "disable_chunked_mm_input"}
     | {"scheduler_reserve_full_isl", "prefill_schedule_interval", "async_scheduling", "stream_interval"}
@@ -71,6 +71,6 @@ format or another loader are not in the list, and neither is any that a later vL
 """
 
 
-def deciding(arguments: Mapping[str, Any]) -> dict[str, Any]:
+def non_neutral(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments that may change a caption: all but the neutral ones."""
     return {name: value for name, value in arguments.items() if name not in NEUTRAL}

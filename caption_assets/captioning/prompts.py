@@ -108,7 +108,7 @@ def structural_tokens(tokenizer: Any) -> frozenset[str]:
     return frozenset(token.content for token in added if token.special or token.content.startswith("<"))
 
 
-def neutralise(text: str, special: Collection[str]) -> str:
+def escape_special_tokens(text: str, special: Collection[str]) -> str:
     """``text`` with every special token of the tokenizer broken up by a space, so that it is read as mere text.
 
     A caption or a custom text may hold ``<|im_end|>`` and the like, which would end the turn or open another.

@@ -51,21 +51,27 @@ class Reasoning:
         model_type: by which the parser is chosen where none is named.
         parser: name of vLLM's reasoning parser.
         arguments: those of the chat template, which parsers heed.
-        turn: what the prompt ends with; an answer may begin inside a thought that is opened there.
+        generation_prompt: what the prompt ends with; an answer may begin inside a thought that is opened there.
 
     Raises:
         UnknownParser: if the named parser cannot be used.
     """
 
     def __init__(
-        self, tokenizer: Any, *, model_type: str, parser: str | None, arguments: Mapping[str, Any], turn: str
+        self,
+        tokenizer: Any,
+        *,
+        model_type: str,
+        parser: str | None,
+        arguments: Mapping[str, Any],
+        generation_prompt: str,
     ) -> None:
         self._is_named = parser is not None
         self._special = frozenset(tokenizer.all_special_tokens)
         self._parser = _build_parser(parser or PARSERS.get(model_type), tokenizer, arguments, strict=self._is_named)
         self._starts = _with_mark(_START, getattr(self._parser, "reasoning_start_str", None))
         self._ends = _with_mark(_END, getattr(self._parser, "reasoning_end_str", None))
-        opened, closed = _last(self._starts, turn), _last(self._ends, turn)
+        opened, closed = _last(self._starts, generation_prompt), _last(self._ends, generation_prompt)
         self._begins_inside = opened > closed
         self._is_closed = closed > opened
 

@@ -9,7 +9,7 @@ from hashlib import sha256
 from typing import Any
 
 from caption_assets.captioning.budget import FrameGrid, FrameTooNarrow, fit
-from caption_assets.captioning.engine_arguments import CONTEXT, STEP, USUAL_STEP, deciding
+from caption_assets.captioning.engine_arguments import CONTEXT, REFERENCE_STEP_TOKENS, STEP_TOKENS, non_neutral
 from caption_assets.captioning.prompts import PROMPTS, Prompt, text_hash
 from caption_assets.captioning.quality import QUALITY_RULES, RULES_VERSION
 from caption_assets.captioning.stages import STAGE1, STAGES, Stage
@@ -20,11 +20,11 @@ from caption_assets.video.frame_sampling import FrameSampling, frame_count
 
 DECODE_PLAN = "2"
 """Version of the way frames are chosen, decoded and resized; raised when that changes pixels."""
-USUAL_SAMPLING = FrameSampling(fps=2.0, min_frames=4, max_frames=768)
+REFERENCE_SAMPLING = FrameSampling(fps=2.0, min_frames=4, max_frames=768)
 """The reference's (NeMo Curator). Not to be changed: fingerprints hold it."""
-USUAL_OUTPUT_TOKENS = 512
+REFERENCE_OUTPUT_TOKENS = 512
 """The reference's. Not to be changed: fingerprints hold it."""
-MOST_TEMPERATURE = 2.0
+MAX_TEMPERATURE = 2.0
 """vLLM's limit."""
 
 
@@ -45,8 +45,8 @@ class SamplingParams:
     """Of the deterministic mode, which draws nothing; None draws anew each time."""
 
     def __post_init__(self) -> None:
-        if self.temperature is not None and not 0 <= self.temperature <= MOST_TEMPERATURE:
-            raise ValueError(f"the temperature is {self.temperature}: give 0 to {MOST_TEMPERATURE}")
+        if self.temperature is not None and not 0 <= self.temperature <= MAX_TEMPERATURE:
+            raise ValueError(f"the temperature is {self.temperature}: give 0 to {MAX_TEMPERATURE}")
         if self.seed is not None and self.temperature != 0:
             raise ValueError(
                 f"a seed needs temperature 0 (it is {self.temperature}): vLLM's CPU engine dies of a seeded draw whose "
@@ -60,13 +60,13 @@ class SamplingParams:
             raise ValueError(f"the output limit is {self.max_output_tokens} tokens: give at least 1")
 
     @property
-    def is_the_models(self) -> bool:
+    def uses_model_defaults(self) -> bool:
         """Whether a value is left to the model."""
         return None in (self.temperature, self.top_p, self.repetition_penalty)
 
-    def filled(self, own: Mapping[str, float], others: SamplingParams) -> SamplingParams:
+    def with_defaults(self, own: Mapping[str, float], others: SamplingParams) -> SamplingParams:
         """This with a value for each that is left to the model: the model's own, or else that of ``others``."""
-        if not self.is_the_models:
+        if not self.uses_model_defaults:
             return self
         names = ("temperature", "top_p", "repetition_penalty")
         missing = [name for name in names if getattr(self, name) is None]
@@ -142,7 +142,7 @@ class Recipe:
 
     def identity(self, stage: Stage) -> Mapping[str, object]:
         """What a caption of this stage depends on, clip and weights aside, as plain values."""
-        values = self._hashed(stage, deciding({**self.variant.engine, **self.engine}))
+        values = self._shared_values(stage, non_neutral({**self.variant.engine, **self.engine}))
         # Releases without versions of the rules had version 1: their tables stay valid.
         return values if self.quality_rules == 1 else {**values, QUALITY_RULES: self.quality_rules}
 
@@ -174,18 +174,20 @@ class Recipe:
                 one step count.
             cut_off: whether an answer reached the output limit. Only then, or with ``reduced``, does that limit count.
         """
-        arguments = deciding({**self.variant.engine, **self.engine})
+        arguments = non_neutral({**self.variant.engine, **self.engine})
         context = arguments.pop(CONTEXT, self.variant.max_model_len)
-        values = self._hashed(stage, arguments)
+        values = self._shared_values(stage, arguments)
         if (grid := _grid(window, self.frames, self.variant.pixels)) is not None:
             usual = _usual_pixels(self.variant.pixels.factor)
-            values |= {"frames": asdict(USUAL_SAMPLING), "pixels": asdict(usual)}
-            if grid != _grid(window, USUAL_SAMPLING, usual):
+            values |= {"frames": asdict(REFERENCE_SAMPLING), "pixels": asdict(usual)}
+            if grid != _grid(window, REFERENCE_SAMPLING, usual):
                 values["grid"] = asdict(grid)
-        values["generation"] = {**asdict(self.generation), "max_output_tokens": USUAL_OUTPUT_TOKENS}
+        values["generation"] = {**asdict(self.generation), "max_output_tokens": REFERENCE_OUTPUT_TOKENS}
         if reduced:
             values |= {"context": context, "min_pixels": self.variant.pixels.min_pixels}
-            if (step := {**self.variant.engine, **self.engine}.get(STEP, USUAL_STEP)) != USUAL_STEP:
+            if (
+                step := {**self.variant.engine, **self.engine}.get(STEP_TOKENS, REFERENCE_STEP_TOKENS)
+            ) != REFERENCE_STEP_TOKENS:
                 values["step"] = step
         if reduced or cut_off:
             values["max_output_tokens"] = self.generation.max_output_tokens
@@ -197,7 +199,7 @@ class Recipe:
             values["lora_weights"] = self.lora_weights
         if not stage.needs:
             values |= {"prompt": text_hash(self.prompt_for(window).stage1), "clip_prompt": window.prompt}
-        return _of_window(values, window, captions)
+        return _hash_window(values, window, captions)
 
     def former_fingerprint(
         self, stage: Stage, window: ManifestRow, captions: Mapping[str, str] | None = None
@@ -206,11 +208,11 @@ class Recipe:
 
         They hashed all limits and the run's and the clip's prompt, but no engine arguments, weights or adapters.
         """
-        if self.weights is not None or self.lora is not None or deciding(self.engine).keys() - {CONTEXT}:
+        if self.weights is not None or self.lora is not None or non_neutral(self.engine).keys() - {CONTEXT}:
             return None
-        return _of_window({**self._hashed(stage, {}), "clip_prompt": window.prompt}, window, captions)
+        return _hash_window({**self._shared_values(stage, {}), "clip_prompt": window.prompt}, window, captions)
 
-    def _hashed(self, stage: Stage, arguments: Mapping[str, object]) -> dict[str, object]:
+    def _shared_values(self, stage: Stage, arguments: Mapping[str, object]) -> dict[str, object]:
         """What all hashes have in common. What is optional is absent where it is not used, so that they stay stable."""
         variant = self.variant
         # What not everybody sets is left out where it is not set: older captions stay what they are.
@@ -252,7 +254,7 @@ def _grid(window: ManifestRow, sampling: FrameSampling, limits: PixelLimits) -> 
         return None
 
 
-def _of_window(values: Mapping[str, object], window: ManifestRow, captions: Mapping[str, str] | None) -> str:
+def _hash_window(values: Mapping[str, object], window: ManifestRow, captions: Mapping[str, str] | None) -> str:
     return _hash(
         {
             "clip_prompt": None,

@@ -21,7 +21,7 @@ class Request:
     generation: SamplingParams
     stage: int
     """1 or 2. Stage 2 goes first: its video is in the caches."""
-    seen: bool = False
+    is_cached: bool = False
     """Whether the engine has been given this video before, so that its id may do."""
     replica: int = 0
     """Number of the window, by which the engine's replica is chosen: both stages of a window go to the same one."""
@@ -43,7 +43,7 @@ class Completion:
     cached_tokens: int
     """Those of them that came from the prefix cache."""
     output_tokens: int
-    seen: SeenVideo | None = None
+    seen_video: SeenVideo | None = None
     """The video as the model's own processor passed it on; None if it does so unchanged."""
     cacheable_tokens: int = 0
     """Tokens of the prompt up to the video's end, in whole blocks of the prefix cache; 0 if there is no such cache."""

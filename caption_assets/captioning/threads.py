@@ -13,7 +13,7 @@ from typing import ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 
-PATIENCE_SECONDS = 8.0
+CANCEL_SECONDS = 8.0
 """Maximum wait of a canceled task for its call. With it a stop stays below 30 s, however slow the store is."""
 
 
@@ -34,7 +34,7 @@ async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
 
 
 async def to_thread_uncancelled(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call a function in a daemon thread. A canceled task waits for its end too, for at most ``PATIENCE_SECONDS``.
+    """Call a function in a daemon thread. A canceled task waits for its end too, for at most ``CANCEL_SECONDS``.
 
     A call that takes longer goes on in its thread until the process ends. Stores write each object whole or not at all,
     so that a write that is cut off there leaves nothing behind.
@@ -43,5 +43,5 @@ async def to_thread_uncancelled(call: Callable[P, T], *args: P.args, **kwargs: P
     try:
         return await asyncio.shield(calling)
     except asyncio.CancelledError:
-        await asyncio.wait([calling], timeout=PATIENCE_SECONDS)
+        await asyncio.wait([calling], timeout=CANCEL_SECONDS)
         raise

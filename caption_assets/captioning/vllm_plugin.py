@@ -1,4 +1,4 @@
-"""Preparation of vLLM's processes: they end with the run, return free memory, and report their first error."""
+"""The vLLM plug-in: engine processes end with the run, return free memory, and report their first error."""
 
 from __future__ import annotations
 
@@ -14,22 +14,24 @@ from caption_assets.errors import causes
 from caption_assets.workers.parent_death import set_parent_death_signal
 
 OWNER = "_CAPTION_ASSETS_ENGINE_OWNER"
-"""Variable that holds the process id of the run. Where it is not set, vLLM is somebody else's and is left alone."""
+"""Environment variable: process id of the run. Without it nothing is done: vLLM runs for another program."""
 CAUSE = "_CAPTION_ASSETS_ENGINE_CAUSE"
-"""Variable that holds the path of the file for the first error of the engine's processes."""
+"""Environment variable: path of the file for the first error of the engine's processes."""
 PLUGIN = "caption_assets_vllm_plugin"
 """Name of the entry point, for vLLM's list of allowed plug-ins."""
 TRIM_SECONDS = 5.0
-"""Between two returns of free memory to the system, each of which takes 20 to 120 ms."""
+"""Interval between calls of ``malloc_trim``, each of which takes 20 to 120 ms."""
 
 
-def prepare() -> None:
-    """What vLLM calls in each process it starts, as a plug-in (see the entry points in ``pyproject.toml``).
+def register() -> None:
+    """Set up an engine process. vLLM calls this entry point in each process that it starts (see ``pyproject.toml``).
 
-    Without the first half a SIGKILL of the run leaves the engine's processes, and the GPU memory they hold, behind.
-    Without the second the CPU engine grows for hours: what it uses stays at 0.8 GB, but videos that the cache holds for
-    a while and the steps' intermediate values lie mixed in the heap, and glibc keeps the holes (1.0 GB of them after
-    800 windows, and growing; a fixed threshold for separate mappings helped less and cost a third of the speed).
+    Without the parent-death signal a SIGKILL of the run leaves the engine's processes running, with the GPU memory that
+    they use.
+
+    Without ``malloc_trim`` the CPU engine grows for hours. Its data stay at 0.8 GB, but cached videos and intermediate
+    values lie mixed in the heap, and glibc keeps the gaps between them: 1.0 GB after 800 windows, and growing. A fixed
+    threshold for separate mappings helped less and cost a third of the speed.
     """
     owner = os.environ.get(OWNER)
     parent = multiprocessing.parent_process()
@@ -44,7 +46,7 @@ def prepare() -> None:
 class _FirstError(logging.Handler):
     """Writes the first exception that vLLM logs to a file, unless another process has written one.
 
-    vLLM tells its parent process no more than that the engine failed. What went wrong is in the process's log alone.
+    vLLM reports to its parent process only that the engine failed. The cause is in the child process's log alone.
     """
 
     def __init__(self, path: str) -> None:
@@ -56,7 +58,7 @@ class _FirstError(logging.Handler):
             try:
                 with open(self._path, "x", encoding="utf-8") as file:
                     file.write(causes(record.exc_info[1]))
-            except OSError:  # there is one already, or the folder is gone with the run
+            except OSError:  # the file exists already, or the run has removed its folder
                 pass
 
 

@@ -31,7 +31,7 @@ class StandIn:
     resent = 0
     is_hybrid = False
     special_tokens: frozenset[str] = frozenset()
-    video_room = 10**9
+    max_video_tokens = 10**9
     factor = SAMPLE.pixels.factor
     capacity = Load(16, 10**9, 10**12, 10**12)
 
@@ -60,7 +60,7 @@ class StandIn:
         limit = request.generation.max_output_tokens
         frames, height, width, _ = request.frames.pixels.shape
         video = visual_tokens(FrameGrid(frames, height, width), SAMPLE.pixels.factor)
-        cached = int(self._cached * video) if request.seen else 0
+        cached = int(self._cached * video) if request.is_cached else 0
         return Completion(
             " ".join(words[:limit]),
             "stop" if len(words) <= limit else "length",

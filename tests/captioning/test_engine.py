@@ -16,7 +16,7 @@ from caption_assets.captioning.budget import FrameGrid
 from caption_assets.captioning.engine import (
     CaptionEngine,
     EngineConfig,
-    EngineDied,
+    EngineCrashed,
     EngineError,
     engine_arguments,
     start_engine,
@@ -203,7 +203,7 @@ def test_an_error_that_nobody_foresaw_fails_its_own_request_and_the_engine_lives
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize(("others_get_answers", "expected"), [(True, RequestFailed), (False, EngineDied)])
+@pytest.mark.parametrize(("others_get_answers", "expected"), [(True, RequestFailed), (False, EngineCrashed)])
 def test_a_late_answer_fails_alone_where_the_engine_is_at_work_and_else_the_engine_is_dead(
     others_get_answers: bool, expected: type[Exception]
 ) -> None:
@@ -217,11 +217,11 @@ def test_a_late_answer_fails_alone_where_the_engine_is_at_work_and_else_the_engi
 
         async def others() -> None:
             while others_get_answers:
-                engine._last_sign = asyncio.get_running_loop().time()
+                engine._last_output_at = asyncio.get_running_loop().time()
                 await asyncio.sleep(0.01)
 
         working = asyncio.create_task(others())
-        late, *_ = await asyncio.gather(engine._in_time(asyncio.sleep(60)), return_exceptions=True)
+        late, *_ = await asyncio.gather(engine._with_timeout(asyncio.sleep(60)), return_exceptions=True)
         working.cancel()
         assert isinstance(late, Exception)
         return late

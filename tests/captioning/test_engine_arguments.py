@@ -2,8 +2,8 @@ from dataclasses import fields
 
 import pytest
 
-from caption_assets.captioning.engine import OURS
-from caption_assets.captioning.engine_arguments import NEUTRAL, deciding
+from caption_assets.captioning.engine import RESERVED
+from caption_assets.captioning.engine_arguments import NEUTRAL, non_neutral
 from caption_assets.models.variants import VARIANTS
 
 pytestmark = pytest.mark.engine
@@ -23,8 +23,8 @@ def test_neutral_arguments_are_arguments_of_the_installed_vllm() -> None:
     known = {field.name for field in fields(AsyncEngineArgs)}
     assert known >= NEUTRAL
     assert known - NEUTRAL >= CHANGE_CAPTIONS
-    assert len(known - NEUTRAL - OURS) > 100  # whatever is not known to be neutral counts
+    assert len(known - NEUTRAL - RESERVED) > 100  # whatever is not known to be neutral counts
 
 
 def test_the_models_own_arguments_decide_nothing() -> None:
-    assert [deciding(variant.engine) for variant in VARIANTS.values()] == [{}] * len(VARIANTS)
+    assert [non_neutral(variant.engine) for variant in VARIANTS.values()] == [{}] * len(VARIANTS)

@@ -130,8 +130,8 @@ def test_an_unknown_cause_has_no_remedy(cause: str) -> None:
 
 @pytest.mark.fast
 def test_a_crash_has_a_remedy_where_its_cause_is_known() -> None:
-    assert explain_crash("the engine died: see the log above") == "the engine died: see the log above"
-    crashed = explain_crash("the engine died: OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.")
+    assert explain_crash("the engine crashed: see the log above") == "the engine crashed: see the log above"
+    crashed = explain_crash("the engine crashed: OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.")
     assert crashed.endswith(": lower gpu_memory_utilization (CAPTION_GPU_MEMORY_UTILIZATION), to leave more for steps")
 
 

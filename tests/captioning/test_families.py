@@ -223,7 +223,7 @@ def test_a_video_is_made_to_fit_what_the_engine_encodes_in_one_step(
 ) -> None:
     recipe = write_model(family, tmp_path, LONG)
     front = ask(start_front(tmp_path, recipe, **ENGINE))
-    assert front.video_room < LONG
+    assert front.max_video_tokens < LONG
     planned = ask(plan_and_prepare(front, recipe, tasks))
     text = front.text_tokens(front.render("What is it?"))
-    assert all(counted - text <= front.video_room for *_, counted in planned)
+    assert all(counted - text <= front.max_video_tokens for *_, counted in planned)

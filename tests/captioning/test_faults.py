@@ -1,4 +1,4 @@
-"""Real engines that die and hang in the middle of a run, in real processes."""
+"""Real engines that crash and hang in the middle of a run, in real processes."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def poisoned(tasks: list[WindowJob]) -> list[WindowJob]:
 def run(
     model: Path, tasks: list[WindowJob], config: EngineConfig, *, kill_after: float | None = None
 ) -> tuple[list[WindowJob], list[str]]:
-    """Every result, and the reasons of the engine's deaths."""
-    deaths: list[str] = []
+    """Every result, and the reasons of the engine's crashes."""
+    crashes: list[str] = []
     before = engine_processes(os.getpid()).keys()
 
     async def kill_engine() -> None:
@@ -73,7 +73,7 @@ def run(
                 process.send_signal(signal.SIGKILL)
 
     async def all_of_it() -> list[WindowJob]:
-        supervisor = EngineSupervisor(lambda: start_engine(model, Recipe(), config), on_death=deaths.append)
+        supervisor = EngineSupervisor(lambda: start_engine(model, Recipe(), config), on_crash=crashes.append)
         async with supervisor:
             killing = asyncio.create_task(kill_engine()) if kill_after is not None else None
             results = await caption_all(supervisor, Recipe(), tasks)
@@ -83,7 +83,7 @@ def run(
     results = asyncio.run(all_of_it())
     _, alive = psutil.wait_procs(engine_processes(os.getpid()).keys() - before, timeout=5)
     assert not alive
-    return results, deaths
+    return results, crashes
 
 
 def assert_right(results: list[WindowJob], films: list[SampleFile], *, but: int | None = None) -> None:
@@ -94,12 +94,12 @@ def assert_right(results: list[WindowJob], films: list[SampleFile], *, but: int 
 
 
 def test_a_killed_engine_costs_no_caption(model_folder: Path, tasks: list[WindowJob], films: list[SampleFile]) -> None:
-    results, deaths = run(model_folder, tasks, EngineConfig(), kill_after=1.0)
-    assert len(deaths) == 1
+    results, crashes = run(model_folder, tasks, EngineConfig(), kill_after=1.0)
+    assert len(crashes) == 1
     assert_right(results, films)
 
 
-@pytest.mark.parametrize("deed", ["die", "hang"])
+@pytest.mark.parametrize("deed", ["crash", "hang"])
 def test_the_one_window_that_kills_or_hangs_the_engine_is_found_and_all_others_are_captioned(
     poison_plugin: pytest.MonkeyPatch,
     model_folder: Path,
@@ -109,10 +109,10 @@ def test_the_one_window_that_kills_or_hangs_the_engine_is_found_and_all_others_a
 ) -> None:
     poison_plugin.setenv(poison.DEED, deed)
     begun = time.monotonic()
-    results, deaths = run(model_folder, poisoned, EngineConfig(request_timeout_seconds=25.0))
-    assert len(deaths) == 3, f"after {time.monotonic() - begun:.0f} s: {deaths}"
+    results, crashes = run(model_folder, poisoned, EngineConfig(request_timeout_seconds=25.0))
+    assert len(crashes) == 3, f"after {time.monotonic() - begun:.0f} s: {crashes}"
     assert_right(results, films, but=POISONED)
     bad = results[POISONED]
     assert (bad.row(STAGE1).status, bad.row(STAGE1).error_kind) == (Status.FAILED, "poison")
     assert bad.row(STAGE2).error_kind == "stage1_failed"
-    assert all(("said nothing" in death) == (deed == "hang") for death in deaths)
+    assert all(("no output for" in reason) == (deed == "hang") for reason in crashes)

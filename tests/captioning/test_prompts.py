@@ -11,7 +11,7 @@ from caption_assets.captioning.prompts import (
     PROMPTS,
     SAMPLE,
     Prompt,
-    neutralise,
+    escape_special_tokens,
     structural_tokens,
     text_hash,
 )
@@ -58,14 +58,14 @@ UNBREAKABLE = {"  ", "\n "}
 
 @given(st.lists(st.sampled_from([*SPECIAL, "<|", "|>", "a", "x", " ", "\n", "\\d"])).map("".join))
 def test_no_special_token_is_left_in_a_neutralised_text_and_nothing_is_lost(text: str) -> None:
-    harmless = neutralise(text, SPECIAL)
+    harmless = escape_special_tokens(text, SPECIAL)
     assert not any(token in harmless for token in SPECIAL if token not in UNBREAKABLE)
     assert harmless.replace(" ", "") == text.replace(" ", "")
 
 
 def test_a_text_without_special_tokens_stays_as_it_is() -> None:
-    assert neutralise("a < b |> {x} <|im|>", SPECIAL) == "a < b |> {x} <|im|>"
-    assert neutralise("x", ()) == "x"
+    assert escape_special_tokens("a < b |> {x} <|im|>", SPECIAL) == "a < b |> {x} <|im|>"
+    assert escape_special_tokens("x", ()) == "x"
 
 
 def test_words_that_a_fine_tune_has_added_to_its_tokenizer_are_left_alone(model_folder: Path) -> None:
@@ -73,4 +73,4 @@ def test_words_that_a_fine_tune_has_added_to_its_tokenizer_are_left_alone(model_
     tokenizer.add_tokens(["pedestrian", "<think>"])
     found = structural_tokens(tokenizer)
     assert {"<|im_end|>", "<think>"} <= found
-    assert neutralise("each pedestrian", found) == "each pedestrian"
+    assert escape_special_tokens("each pedestrian", found) == "each pedestrian"

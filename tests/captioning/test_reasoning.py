@@ -17,7 +17,7 @@ def reasoning(
     turn: str = PLAIN, *, model_type: str = "", parser: str | None = None, special: tuple[str, ...] = ()
 ) -> Reasoning:
     tokenizer = SimpleNamespace(all_special_tokens=["<|im_end|>", *special])
-    return Reasoning(tokenizer, model_type="", parser=None, arguments={}, turn=turn)
+    return Reasoning(tokenizer, model_type="", parser=None, arguments={}, generation_prompt=turn)
 
 
 @pytest.mark.fast
@@ -104,7 +104,7 @@ def tokenizer() -> Any:
 @pytest.mark.parametrize("model_type", ["qwen3_5", "qwen3_vl", "glm4v", "glm4v_moe"])
 @pytest.mark.parametrize("turn", [PLAIN, CLOSED, OPEN])
 def test_the_parser_of_a_family_takes_reasoning_out(tokenizer: Any, model_type: str, turn: str) -> None:
-    found = Reasoning(tokenizer, model_type=model_type, parser=None, arguments={}, turn=turn)
+    found = Reasoning(tokenizer, model_type=model_type, parser=None, arguments={}, generation_prompt=turn)
     assert found.answer(f"The user wants a caption.</think>\n\n{CAPTION}") == CAPTION
     assert found.answer(f"<think>The user wants a caption.</think>\n\n{CAPTION}") == CAPTION
     assert found.answer(CAPTION) == (None if turn == OPEN else CAPTION)
@@ -114,6 +114,6 @@ def test_the_parser_of_a_family_takes_reasoning_out(tokenizer: Any, model_type: 
 @pytest.mark.engine
 @pytest.mark.parametrize("parser", ["qwen3", "deepseek_r1", "glm45"])
 def test_with_a_parser_that_is_named_an_answer_without_marks_is_reasoning(tokenizer: Any, parser: str) -> None:
-    found = Reasoning(tokenizer, model_type="", parser=parser, arguments={}, turn=PLAIN)
+    found = Reasoning(tokenizer, model_type="", parser=parser, arguments={}, generation_prompt=PLAIN)
     assert found.answer("The user wants a cap") is None
     assert found.answer(f"The user wants a caption.</think>{CAPTION}") == CAPTION

@@ -58,8 +58,10 @@ def test_what_changes_a_stage_1_caption_changes_its_fingerprint_and_version(chan
 
 def test_a_value_that_is_left_to_the_model_is_its_own_or_else_the_references() -> None:
     left = SamplingParams(None, None, None, 64)
-    assert left.filled({"temperature": 0.7, "top_k": 20}, SamplingParams()) == SamplingParams(0.7, 0.001, 1.05, 64)
-    assert SamplingParams(temperature=0.3).filled({"temperature": 0.7}, SamplingParams()) == SamplingParams(
+    assert left.with_defaults({"temperature": 0.7, "top_k": 20}, SamplingParams()) == SamplingParams(
+        0.7, 0.001, 1.05, 64
+    )
+    assert SamplingParams(temperature=0.3).with_defaults({"temperature": 0.7}, SamplingParams()) == SamplingParams(
         temperature=0.3
     )
 

@@ -77,7 +77,7 @@ def test_a_worker_that_is_killed_between_windows_costs_none(film: bytes, tasks: 
 def test_a_late_window_is_reached_in_several_jobs(
     film: bytes, tasks: list[WindowJob], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decoding, "PATIENCE", 1e-6)
+    monkeypatch.setattr(decoding, "PAUSE_SHARE", 1e-6)
     with Sandbox(workers=1) as sandbox:
         [frames] = all_frames([tasks[4]], sandbox)
     assert np.array_equal(frames.pixels, expected(film, tasks[4]).pixels)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from caption_assets.captioning.captioner import POISON_CRASHES
-from caption_assets.captioning.engine import EngineDied
+from caption_assets.captioning.engine import EngineCrashed
 from caption_assets.captioning.job import Job
 from caption_assets.captioning.prefix_cache import NO_HITS, CacheHits
 from caption_assets.captioning.recipe import Recipe, SamplingParams
@@ -151,7 +151,7 @@ class CrashingOnce(StandIn):
         self.stage2 += request.stage == 2
         if request.stage == 2 and self.stage2 == 2:
             self.shown.clear()
-            raise EngineDied("the engine died")
+            raise EngineCrashed("the engine crashed")
         is_cached = request.video_id in self.shown
         self.shown.add(request.video_id)
         answer = await super().complete(request)

@@ -153,7 +153,7 @@ def test_a_regeneration_that_fails_leaves_stage_2_the_same_frames(windows: list[
     assert done.row(STAGE2) is not None
     assert (done.row(STAGE1).caption, done.row(STAGE1).attempts, done.row(STAGE2).status) == ("short", 2, Status.OK)
     assert done.row(STAGE2).frame_indices == done.row(STAGE1).frame_indices
-    assert engine.asked[-1].seen
+    assert engine.asked[-1].is_cached
     assert engine.asked[-1].video_id == engine.asked[0].video_id
 
 

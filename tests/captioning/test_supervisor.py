@@ -13,7 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from caption_assets.captioning import supervisor as supervisor_module
-from caption_assets.captioning.engine import EngineDied, EngineError
+from caption_assets.captioning.engine import EngineCrashed, EngineError
 from caption_assets.captioning.recipe import SamplingParams
 from caption_assets.captioning.request import Completion, PoisonWindow, Request
 from caption_assets.captioning.supervisor import EngineSupervisor
@@ -25,23 +25,23 @@ NO_FRAMES = Frames(np.zeros((2, 28, 28, 3), np.uint8), (0, 1), 2.0)
 
 
 class ScriptedEngine:
-    """Dies of the windows in ``poison``, with all that is under way."""
+    """Crashes on the windows in ``poison``, with all requests in progress."""
 
     resent = 0
 
     def __init__(self, poison: set[str]) -> None:
         self._poison = poison
-        self._death: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._crash: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def complete(self, request: Request) -> Completion:
         if request.video_id in self._poison:
             await asyncio.sleep(0)
-            if not self._death.done():
-                self._death.set_result(None)
+            if not self._crash.done():
+                self._crash.set_result(None)
         answered = asyncio.create_task(asyncio.sleep(0.001 * (1 + int(request.video_id) % 3)))
-        await asyncio.wait({answered, self._death}, return_when=asyncio.FIRST_COMPLETED)
-        if self._death.done():
-            raise EngineDied("scripted")
+        await asyncio.wait({answered, self._crash}, return_when=asyncio.FIRST_COMPLETED)
+        if self._crash.done():
+            raise EngineCrashed("scripted")
         return Completion(request.video_id, "stop", 1, 0, 1)
 
 
@@ -75,7 +75,7 @@ async def ask_all(supervisor: EngineSupervisor, windows: int) -> list[Any]:
 
 @settings(max_examples=40)
 @given(windows=st.integers(1, 40), poison=st.sets(st.integers(0, 39), max_size=3))
-def test_every_poison_window_is_found_within_three_deaths_and_all_others_are_answered(
+def test_supervisor_finds_each_poison_window_within_three_crashes_and_answers_all_others(
     windows: int, poison: set[int]
 ) -> None:
     poison = {number for number in poison if number < windows}
@@ -84,20 +84,20 @@ def test_every_poison_window_is_found_within_three_deaths_and_all_others_are_ans
 
     async def run() -> tuple[list[Any], int]:
         async with EngineSupervisor(engines.start, max_restarts=99) as supervisor:
-            return await ask_all(supervisor, windows), supervisor.deaths
+            return await ask_all(supervisor, windows), supervisor.crashes
 
-    outcomes, deaths = asyncio.run(run())
+    outcomes, crashes = asyncio.run(run())
     for number, outcome in enumerate(outcomes):
         if number in poison:
             assert isinstance(outcome, PoisonWindow)
         else:
             assert outcome.text == str(number)
-    assert deaths <= 3 * len(poison)
-    assert engines.built == deaths + 1
+    assert crashes <= 3 * len(poison)
+    assert engines.built == crashes + 1
     assert engines.running == 0
 
 
-def test_deaths_beyond_the_limit_end_in_an_error_for_all_who_wait_and_come() -> None:
+def test_crashes_beyond_the_limit_fail_pending_and_later_requests() -> None:
     engines = Engines({"3"})
 
     async def run() -> tuple[list[Any], list[Any]]:
@@ -133,7 +133,7 @@ def test_an_engine_that_crashes_on_everything_blames_no_window(windows: int) -> 
 
     for outcome in asyncio.run(run()):
         assert isinstance(outcome, EngineError)
-        assert "answered nothing in this run" in str(outcome)
+        assert "none was answered in this run" in str(outcome)
 
 
 def test_an_engine_that_crashes_on_everything_from_some_moment_on_blames_no_window() -> None:
@@ -156,7 +156,7 @@ def test_a_callback_that_fails_ends_no_run() -> None:
         raise OSError(reason)
 
     async def run() -> list[Any]:
-        async with EngineSupervisor(Engines({"0"}).start, on_death=failing) as supervisor:
+        async with EngineSupervisor(Engines({"0"}).start, on_crash=failing) as supervisor:
             return await ask_all(supervisor, 2)
 
     poison, other = asyncio.run(run())
@@ -164,19 +164,19 @@ def test_a_callback_that_fails_ends_no_run() -> None:
     assert isinstance(other, Completion)
 
 
-def test_deaths_are_told() -> None:
+def test_crashes_are_reported() -> None:
     told: list[str] = []
 
     async def run() -> None:
-        async with EngineSupervisor(Engines({"0"}).start, on_death=told.append) as supervisor:
+        async with EngineSupervisor(Engines({"0"}).start, on_crash=told.append) as supervisor:
             await ask_all(supervisor, 2)
 
     asyncio.run(run())
     assert told == ["scripted"] * 3  # under way, and then twice alone: it may have been killed from outside
 
 
-def test_as_many_deaths_again_are_put_up_with_after_so_many_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor_module, "ANSWERS", 10)
+def test_crash_limit_grows_with_the_number_of_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor_module, "ANSWERS_PER_LIMIT", 10)
     engines = Engines({str(number) for number in range(5, 60, 10)})
 
     async def run() -> list[Any]:

@@ -39,7 +39,7 @@ def test_a_cancelled_task_waits_for_the_end_of_its_call() -> None:
 def test_a_call_that_hangs_holds_up_neither_a_cancelled_task_nor_the_end_of_the_loop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(threads, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(threads, "CANCEL_SECONDS", 0.2)
     hung = Event()
 
     async def run() -> None:

@@ -196,7 +196,7 @@ class Refusing(EngineSupervisor):
         self._supervisor = supervisor
         self._frames, self._pixels, self._requests = frames, pixels, requests
         self.asked: list[Request] = []
-        self.deaths = 0
+        self.crashes = 0
 
     @property
     def engine(self) -> CaptionEngine:
@@ -434,7 +434,7 @@ def test_a_video_that_the_cache_has_let_go_is_sent_again_and_counted(
 ) -> None:
     prompt = engine.render(RECIPE.prompt.stage1)
     before = engine.resent
-    request = Request(uuid4().hex, frames, prompt, RECIPE.generation, stage=2, seen=True)
+    request = Request(uuid4().hex, frames, prompt, RECIPE.generation, stage=2, is_cached=True)
     assert ask(engine.complete(request)).text == "A red circle moves left."
     assert engine.resent == before + 1
     assert ask(engine.complete(request)).text == "A red circle moves left."

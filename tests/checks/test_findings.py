@@ -115,7 +115,7 @@ def test_failed_fraction_ignores_unreadable_clips() -> None:
     finding = few_failed(stored(rows), 0.09)
     assert finding.is_error
     assert finding.facts["failed"] == 1
-    assert "'z.mp4', window 0: the engine died" in finding.message
+    assert "'z.mp4', window 0: the engine crashed" in finding.message
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A vLLM plug-in for tests: the engine's worker dies, or hangs, when it is shown a magenta video.
+"""A vLLM plug-in for tests: the engine's worker crashes, or hangs, when it is shown a magenta video.
 
 So an engine can be killed by one window as a kernel's bug or a lack of memory would kill it: in its own process.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 DEED = "_CAPTION_ASSETS_TEST_POISON"
-"""Variable: ``die`` or ``hang``."""
+"""Variable: ``crash`` or ``hang``."""
 MAGENTA = (255, 0, 255)
 NAME = "caption_assets_test_poison"
 
@@ -35,7 +35,7 @@ def install() -> None:
 
     def poisoned(self: Any, video: Any) -> Any:
         if is_magenta(video["pixel_values_videos"]):
-            if deed == "die":
+            if deed == "crash":
                 os._exit(1)
             time.sleep(3600)
         return process(self, video)

@@ -80,7 +80,7 @@ def test_page_shows_changed_windows_with_marks_on_both_sides() -> None:
     page = comparison_page(comparison_of(ROWS_A, ROWS_B))
     assert [row.name for row in page.rows] == ["1.mp4", "2.mp4", "3.mp4", "4.mp4"]
     assert [side.text for side in page.rows[0].sides] == [("A ", "red", " car turns."), ("A ", "blue", " car turns.")]
-    assert [side.missing for side in page.rows[1].sides] == [None, "engine: the engine died"]
+    assert [side.missing for side in page.rows[1].sides] == [None, "engine: the engine crashed"]
     assert page.rows[3].sides[1].missing == "no such window"
 
 

@@ -33,4 +33,4 @@ def test_comparison_shows_changed_windows_side_by_side(page: Page, tmp_path: Pat
     expect(first.locator("img")).to_have_attribute("src", "data:image/jpeg;base64,cG9zdGVy")
     page.get_by_role("combobox", name="Change", exact=True).select_option("ok \N{RIGHTWARDS ARROW} failed")
     expect(page.locator("article")).to_have_count(1)
-    expect(page.locator("article")).to_contain_text("engine: the engine died")
+    expect(page.locator("article")).to_contain_text("engine: the engine crashed")

@@ -100,7 +100,7 @@ def test_row_without_captions_shows_its_window() -> None:
 
 def test_failed_row_shows_the_reason() -> None:
     row = row_of(CAR, captioned(CAR, "A car."), failed(CAR))
-    assert row.sides[1].missing == "engine: the engine died"
+    assert row.sides[1].missing == "engine: the engine crashed"
     assert row.facets[:2] == (["failed"], ["engine"])
 
 

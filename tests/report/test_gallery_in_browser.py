@@ -138,7 +138,7 @@ def test_gallery_searches_and_filters_rows(page: Page, large: str) -> None:
     page.get_by_label("Search").fill("")
     page.get_by_label("Error").select_option("engine")
     expect(page.locator("#count")).to_have_text("50 of 5,000 rows")
-    expect(page.locator("article").first).to_contain_text("engine: the engine died")
+    expect(page.locator("article").first).to_contain_text("engine: the engine crashed")
     page.get_by_label("Status").select_option("captioned")
     expect(page.get_by_text("No rows match these filters")).to_be_visible()
     page.get_by_role("button", name="Show all rows").click()

@@ -68,7 +68,7 @@ def captioned(of: ManifestRow, caption: str, **changes: Any) -> CaptionRow:
     )
 
 
-def failed(of: ManifestRow, kind: str = "engine", error: str = "the engine died", **changes: Any) -> CaptionRow:
+def failed(of: ManifestRow, kind: str = "engine", error: str = "the engine crashed", **changes: Any) -> CaptionRow:
     return CaptionRow(**_of(of), status=Status.FAILED, error_kind=kind, error=error, **changes)
 
 
