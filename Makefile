@@ -47,7 +47,7 @@ test-rest: setup ## Run the rest of the faults and postgres lanes, which CI runs
 	$(RUN) pytest -m "($(CI_LANES)) and not representative and not nightly"
 
 test-fast: setup ## Run the tests that need no engine, server or browser
-	$(RUN) pytest $(COVERAGE) -m fast
+	$(RUN) pytest $(COVERAGE) -n auto --maxprocesses 4 --dist loadfile -m fast
 
 test-engine: ## Run the tests that build a vLLM engine
 test-store: ## Run the tests against an S3 server on this machine

@@ -1,4 +1,4 @@
-"""Shared fixtures: one vLLM engine per session, the sample shards, a browser page."""
+"""Fixtures for all tests: one vLLM engine a session, the sample shards, Dagster instances, a browser page."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import dagster as dg
 import pytest
+from filelock import FileLock
 from huggingface_hub import constants
 from hypothesis import settings as hypothesis_settings
-from playwright.sync_api import Page, sync_playwright
 
 from caption_assets.captioning.captioner import caption
 from caption_assets.captioning.decoding import SandboxDecoder
@@ -37,30 +37,33 @@ from tests.models.hub_server import TOKEN, HubServer, small_model
 from tests.sqlite import quick_sqlite
 from tests.store.server import s3_server, s3_url
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
 __all__ = ["s3_server", "s3_url"]  # fixtures, for all folders
 
 for name in [name for name in os.environ if name.startswith("CAPTION_")]:
-    del os.environ[name]  # tests start from the defaults, whatever the shell has set
+    del os.environ[name]  # tests start from the defaults, not from the shell's settings
 
-# A shell that starts the tests in the background has them ignore these, and whatever they start.
+# Processes that a shell starts in the background ignore these signals, and so do their children.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 T = TypeVar("T")
 Ask = Callable[[Coroutine[Any, Any, T]], T]
 Truth = dict[str, dict[str, list[list[str]]]]
-"""Right captions by shard and clip: a pair for each window."""
+"""Correct captions by shard and clip: one pair for each window."""
 
 SANDBOX = Sandbox()
-"""One for the session, as there is one engine: its workers start when they are first needed."""
+"""One for the session. Its workers start when they are first needed."""
 
-# Machines are noisy; a slow example is no failure.
+# A slow example is not a failure: the machine may be busy.
 hypothesis_settings.register_profile("project", deadline=None, max_examples=100)
 hypothesis_settings.load_profile("project")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--s3-server", choices=("moto", "rgw"), default="moto", help="what the store lane talks to")
+    parser.addoption("--s3-server", choices=("moto", "rgw"), default="moto", help="S3 server of the store lane")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -72,21 +75,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def sample_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the two sample shards below ``shards/``. Not to be written to."""
-    folder = tmp_path_factory.mktemp("sample")
-    write_shards(folder / "shards")
+    """A folder with the two sample shards below ``shards/``. Read-only: all workers of pytest-xdist share it."""
+    session = tmp_path_factory.getbasetemp()
+    folder = (session.parent if "PYTEST_XDIST_WORKER" in os.environ else session) / "sample"
+    with FileLock(f"{folder}.lock"):
+        write_shards(folder / "shards")
     return folder
 
 
 @pytest.fixture(scope="session")
 def truth(sample_data: Path) -> Truth:
-    """What the clips of the sample shards show."""
+    """The correct captions of the sample shards."""
     return json.loads((sample_data / TRUTH).read_text())  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sample model as a run gets it: through the mirror and the cache."""
+    """The sample model, downloaded through mirror and cache as in a run."""
     folder = tmp_path_factory.mktemp("model")
     root = Root.open(str(folder / "root"))
     publish(root, Recipe().variant, folder / "cache")
@@ -95,7 +100,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    """A hub on loopback that holds a small model, and that this process's client talks to."""
+    """A model hub on loopback with a small model; this process's client is configured to use it."""
     with HubServer(small_model()).running() as server:
         monkeypatch.setattr(
             constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{server.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
@@ -109,14 +114,14 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
 
 @pytest.fixture(scope="session")
 def event_loop_runner() -> Iterator[asyncio.Runner]:
-    """The loop on which the session's engine lives."""
+    """The event loop of the session's engine."""
     with asyncio.Runner() as runner:
         yield runner
 
 
 @pytest.fixture(scope="session")
 def engine(event_loop_runner: asyncio.Runner, model_folder: Path) -> Iterator[CaptionEngine]:
-    """The session's one vLLM engine, loaded with the sample model. It counts what its vision encoder does."""
+    """The session's one vLLM engine, loaded with the sample model. It counts the work of its vision encoder."""
     counting = EngineConfig(engine_args={"enable_mm_processor_stats": True})
     starting = start_engine(model_folder, Recipe(), counting)
     yield event_loop_runner.run(starting.__aenter__())
@@ -125,7 +130,7 @@ def engine(event_loop_runner: asyncio.Runner, model_folder: Path) -> Iterator[Ca
 
 @pytest.fixture(scope="session")
 def supervisor(engine: CaptionEngine, event_loop_runner: asyncio.Runner) -> EngineSupervisor:
-    """A supervisor of the session's engine, which it neither starts nor ends."""
+    """A supervisor of the session's engine, which it neither starts nor stops."""
 
     @asynccontextmanager
     async def running() -> AsyncIterator[CaptionEngine]:
@@ -169,12 +174,12 @@ def ask(event_loop_runner: asyncio.Runner) -> Ask[Any]:
 
 
 MEMORY = Path("/dev/shm")
-"""A file system without a disk, where there is one: SQLite stores an event there in a fifth of the time."""
+"""A file system in memory, if there is one: SQLite stores an event there in a fifth of the time."""
 
 
 @pytest.fixture(scope="session", autouse=True)
 def engine_sockets() -> Iterator[None]:
-    """A folder for the sockets of vLLM's processes, which stay where a process is killed. Their paths must be short."""
+    """A folder for the sockets of vLLM's processes, which killed processes leave behind. Their paths must be short."""
     with TemporaryDirectory(prefix="engines-") as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_RPC_BASE_PATH", folder)
         yield
@@ -182,14 +187,14 @@ def engine_sockets() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def sqlite() -> Iterator[None]:
-    """Dagster's storages of this process, without the work that they repeat."""
+    """Makes Dagster's SQLite storages in this process faster."""
     with quick_sqlite():
         yield
 
 
 @pytest.fixture(scope="session")
 def empty_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a Dagster instance on SQLite with empty databases. Not to be written to."""
+    """The folder of a Dagster instance on SQLite with empty databases. Read-only."""
     folder = tmp_path_factory.mktemp("dagster")
     with dg.instance_for_test(temp_dir=str(folder)):
         return folder
@@ -197,7 +202,7 @@ def empty_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def instance(empty_home: Path) -> Iterator[dg.DagsterInstance]:
-    """A Dagster instance with databases in files: schedules are evaluated over no other kind."""
+    """A Dagster instance with databases in files: schedules need a persistent instance."""
     with TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder:
         shutil.copytree(empty_home, folder, dirs_exist_ok=True)
         with dg.instance_for_test(temp_dir=folder) as instance:
@@ -206,9 +211,11 @@ def instance(empty_home: Path) -> Iterator[dg.DagsterInstance]:
 
 @pytest.fixture
 def page() -> Iterator[Page]:
-    """A page in Debian's Chromium; Playwright's own build is not fetched."""
+    """A page in Debian's Chromium; Playwright's own build is not downloaded."""
+    from playwright.sync_api import sync_playwright  # here, so that only browser tests load it
+
     chromium = next(filter(None, map(shutil.which, BROWSERS)), None)
-    assert chromium, "no Chromium is installed: run `make system`, or install it by hand"
+    assert chromium, "Chromium is not installed: run `make system`, or install it yourself"
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=chromium, args=["--no-sandbox", "--disable-background-networking", "--disable-gpu"]
