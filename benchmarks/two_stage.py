@@ -51,7 +51,7 @@ from caption_assets.models.cache import ensure_local
 from caption_assets.models.mirror import publish
 from caption_assets.models.variants import SAMPLE, PixelLimits
 from caption_assets.sample.clips import SampleClip, encode, random_clip
-from caption_assets.store.content_tag import content_tag
+from caption_assets.store.content_tag import ContentTag
 from caption_assets.store.root import Root
 from caption_assets.store.tables import ManifestRow, Status
 from caption_assets.video.decode import Frames
@@ -133,7 +133,7 @@ def fresh_tasks(films: Sequence[tuple[SampleClip, bytes]], count: int | None = N
             clip_key=f"{number}{clip.suffix}",
             window_index=0,
             window_id=uuid4().hex,
-            content_tag=content_tag(data),
+            content_tag=ContentTag(data).hexdigest(),
             bytes=len(data),
             status=Status.OK,
             width=clip.width,

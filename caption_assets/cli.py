@@ -85,7 +85,7 @@ def link(
     from caption_assets.store.access import Access
     from caption_assets.store.root import Root
 
-    print(Root.open(root, Access(profile=profile)).signed(gallery_path(shard), hours * 3600))
+    print(Root.open(root, Access(profile=profile)).signed_url(gallery_path(shard), hours * 3600))
 
 
 @app.command(rich_help_panel=PROJECT)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from caption_assets.store.failure import holds_secret
+from caption_assets.store.failure import url_has_credentials
 
 _WORDS = frozenset(
     {"apikey", "auth", "authorization", "bearer", "credential", "credentials", "key", "keys"}
@@ -35,7 +35,7 @@ def find_credential(values: Mapping[str, Any]) -> tuple[str, str] | None:
 
 def is_credential(text: str) -> bool:
     """Whether a text has the form of a credential, or is a URL that contains one."""
-    return bool(_FORMS.search(text)) or holds_secret(text)
+    return bool(_FORMS.search(text)) or url_has_credentials(text)
 
 
 def mentions_credential(text: str) -> bool:

@@ -6,7 +6,7 @@ from traceback import TracebackException
 
 from pydantic import ValidationError
 
-SHOWN_CHARACTERS = 500
+MAX_MESSAGE_CHARACTERS = 500
 """Maximum length of the message of an unexpected error: some libraries include the data that they failed on."""
 
 
@@ -29,7 +29,7 @@ def as_project_error(error: Exception) -> CaptionAssetsError:
     if isinstance(error, CaptionAssetsError):
         return error
     text = printable(str(error))
-    shown = text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}\N{HORIZONTAL ELLIPSIS}"
+    shown = text if len(text) <= MAX_MESSAGE_CHARACTERS else f"{text[:MAX_MESSAGE_CHARACTERS]}\N{HORIZONTAL ELLIPSIS}"
     message = f"{type(error).__name__}: {shown}" if shown else type(error).__name__
     wrapper = UnexpectedError(f"unexpected {message}; see the log for the traceback")
     wrapper.__cause__ = error
@@ -60,7 +60,7 @@ def _one_line(error: BaseException) -> str:
             ": ".join([*map(str, detail["loc"]), detail["msg"].removeprefix("Value error, ")]) for detail in found
         )
     text = " ".join(printable(text).split())
-    shown = text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}\N{HORIZONTAL ELLIPSIS}"
+    shown = text if len(text) <= MAX_MESSAGE_CHARACTERS else f"{text[:MAX_MESSAGE_CHARACTERS]}\N{HORIZONTAL ELLIPSIS}"
     return f"{type(error).__name__}: {shown}" if shown else type(error).__name__
 
 

@@ -23,7 +23,7 @@ from caption_assets.store.root import Root
 from caption_assets.store.tables import CLIP_MANIFEST, Status, TableError, read_manifest, table_path
 from caption_assets.store.versions import TableVersions, read_versions
 
-READERS = 16
+PARALLEL_READS = 16
 """Maximum number of footers read at once. From object storage each takes tens of milliseconds, mostly waiting."""
 
 
@@ -75,7 +75,7 @@ def find_differences(
         table, shard = pair
         return _compare(root, table, shard, shard in stored[table], records[table].get(shard))
 
-    with ThreadPoolExecutor(READERS) as pool:
+    with ThreadPoolExecutor(PARALLEL_READS) as pool:
         return [found for found in pool.map(compare, pairs) if found]
 
 

@@ -34,7 +34,6 @@ from caption_assets.errors import CaptionAssetsError, as_project_error
 from caption_assets.resources import Storage
 from caption_assets.settings import Settings
 from caption_assets.sources.shard import (
-    CLOCK_TOLERANCE,
     Layout,
     Listing,
     Shard,
@@ -42,6 +41,7 @@ from caption_assets.sources.shard import (
     list_shards,
     shard_content,
 )
+from caption_assets.store.failure import CLOCK_TOLERANCE
 from caption_assets.store.root import Root
 
 AssetEvent = dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation
@@ -49,7 +49,7 @@ TICK_SECONDS = 15.0
 """Time limit of one tick's scan; the next tick continues. Dagster ends a tick after 60 s."""
 MAX_EVENTS = 500
 """Maximum number of shards that one tick registers or reports. Each is an event; SQLite takes up to 17 ms for one."""
-READERS = 16
+PARALLEL_READS = 16
 """Maximum number of shards listed at once. From object storage each takes tens of milliseconds, mostly waiting."""
 MAX_NAMES = 5
 """Maximum number of shards of each kind that a tick's message names."""
@@ -233,11 +233,11 @@ def _describe_skipped(listing: Listing) -> str:
 def _contents(source: Root, shards: Sequence[Shard]) -> Iterator[tuple[Shard, ShardContent | CaptionAssetsError]]:
     """The contents of shards, or the errors, until the time limit."""
     deadline = time.monotonic() + TICK_SECONDS
-    with ThreadPoolExecutor(READERS) as pool:
-        for begin in range(0, len(shards), READERS):
+    with ThreadPoolExecutor(PARALLEL_READS) as pool:
+        for begin in range(0, len(shards), PARALLEL_READS):
             if time.monotonic() > deadline:
                 return
-            group = shards[begin : begin + READERS]
+            group = shards[begin : begin + PARALLEL_READS]
             yield from zip(group, pool.map(partial(_content, source), group), strict=True)
 
 

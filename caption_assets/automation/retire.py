@@ -176,7 +176,7 @@ def retire(instance: dg.DagsterInstance, project: Project, root: Root, shard: st
         StoreError: if an object cannot be moved.
     """
     with Leases(root, f"retire {uuid4().hex}") as leases:
-        lease = leases.take(shard)
+        lease = leases.acquire(shard)
         move_to_trash(root, shard, find_outputs(root, shard).paths)
         for folder in _folders(shard):
             root.prune(folder)

@@ -85,7 +85,7 @@ def restore(instance: dg.DagsterInstance, settings: Settings, root: Root, shard:
     if shard in active_shards(instance, project):
         raise TrashError(f"shard {shard!r} has an active run: wait for its end, or terminate it")
     with Leases(root, f"restore {uuid4().hex}") as leases:
-        lease = leases.take(shard)
+        lease = leases.acquire(shard)
         restore_entry(root, entries[-1])
         instance.add_dynamic_partitions(project.partitions_name, [shard])
         stored = {table: stored_shards(root, table) & {shard} for table in TABLE_NAMES}

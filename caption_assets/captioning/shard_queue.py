@@ -100,7 +100,7 @@ async def caption_shards(
     def warn(message: str) -> None:
         notify(lambda observer: observer.warned(message))
 
-    if not await in_thread(job.root.honors_create):
+    if not await in_thread(job.root.supports_create):
         warn(
             f"the store of {job.root.url} ignores If-None-Match, so that two runs may caption one shard at once: its "
             "tables stay whole, and those that are published last stand; start one run at a time"
@@ -179,7 +179,7 @@ class _ShardQueue:
     async def _enter(self, key: str) -> OpenShard | None:
         """A shard with all that is known of it, or None if it is not to be captioned by this run."""
         try:
-            lease = await to_thread_uncancelled(self._leases.take, key)
+            lease = await to_thread_uncancelled(self._leases.acquire, key)
         except LeaseHeld as error:
             reason = str(error)
             self._notify(lambda observer: observer.skipped(key, reason))

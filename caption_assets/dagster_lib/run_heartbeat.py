@@ -16,7 +16,7 @@ import dagster as dg
 
 from caption_assets.resources import build_storage
 from caption_assets.settings import Settings
-from caption_assets.store.heartbeat import STOP_SECONDS, Heartbeat
+from caption_assets.store.heartbeat import INTERRUPT_SECONDS, Heartbeat
 
 
 class EndedExternally:
@@ -28,7 +28,7 @@ class EndedExternally:
         grace_seconds: time that a run has to stop after its launcher has signaled it.
     """
 
-    def __init__(self, instance: dg.DagsterInstance, run_id: str, grace_seconds: float = STOP_SECONDS) -> None:
+    def __init__(self, instance: dg.DagsterInstance, run_id: str, grace_seconds: float = INTERRUPT_SECONDS) -> None:
         self._instance = instance
         self._run_id = run_id
         self._grace_seconds = grace_seconds
@@ -86,8 +86,8 @@ class _WithHeartbeat(dg.Executor):
             build_storage(self._settings).root,
             run_id,
             self._settings.lease_seconds,
-            is_over=EndedExternally(instance, run_id),
-            on_over=lambda: os.kill(os.getpid(), signal.SIGINT),
-            on_trouble=lambda reason: log.warning(f"the run's heartbeat failed: {reason}"),
+            has_ended=EndedExternally(instance, run_id),
+            interrupt=lambda: os.kill(os.getpid(), signal.SIGINT),
+            on_error=lambda reason: log.warning(f"the run's heartbeat failed: {reason}"),
         ):
             yield from self._executor.execute(plan_context, execution_plan)

@@ -29,7 +29,7 @@ from caption_assets.sources.manifest import ClipChanged, read_clip
 from caption_assets.store.disk import temporary_folder
 from caption_assets.store.root import Root
 
-READERS = 4
+PARALLEL_READS = 4
 """Number of clips read concurrently; these and the clip being written are in memory."""
 
 
@@ -131,11 +131,11 @@ def _numbered(clips: Iterable[ClipSamples], limit: int) -> Iterator[tuple[int, C
 
 def _samples(source: Root, clips: Iterable[CaptionedClip], layout: FormatLayout) -> Iterator[ClipSamples]:
     """The samples of the clips, with some clips prefetched."""
-    with ThreadPoolExecutor(READERS) as pool:
+    with ThreadPoolExecutor(PARALLEL_READS) as pool:
         pending: deque[Future[ClipSamples]] = deque()
         for clip in clips:
             pending.append(pool.submit(_sample, source, clip, layout))
-            if len(pending) == READERS:
+            if len(pending) == PARALLEL_READS:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()

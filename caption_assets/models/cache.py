@@ -22,7 +22,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from caption_assets.models.checkpoint import Checkpoint
-from caption_assets.models.download import STREAMS, check_space, download, remaining_sizes
+from caption_assets.models.download import PARALLEL_DOWNLOADS, check_space, download, remaining_sizes
 from caption_assets.models.mirror import mirror_of, read_manifest
 from caption_assets.models.weights import (
     ListedFile,
@@ -146,7 +146,7 @@ class _Entry:
             self._signatures = json.loads(self._verified.read_bytes())
         if verify:
             self._signatures = {}
-        with ThreadPoolExecutor(STREAMS) as pool:
+        with ThreadPoolExecutor(PARALLEL_DOWNLOADS) as pool:
             intact = list(pool.map(self._is_intact, files))
         self._write_signatures()
         return [file for file, is_intact in zip(files, intact, strict=True) if not is_intact]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -12,9 +11,9 @@ from pathlib import Path
 
 from caption_assets.models.source import Source
 from caption_assets.models.weights import ListedFile, Mismatch, OnProgress, WeightFile, WeightsError, format_size
-from caption_assets.store.disk import reason_of
+from caption_assets.store.disk import disk_space, reason_of
 
-STREAMS = 4
+PARALLEL_DOWNLOADS = 4
 """Number of concurrent downloads."""
 ATTEMPTS = 2
 """Maximum number of downloads of a file whose content does not match its hash."""
@@ -75,7 +74,7 @@ def download(
         if file.path in first:
             download_one(file)
     others = [file for file in files if file.path not in first]
-    pool = ThreadPoolExecutor(STREAMS, thread_name_prefix="weights")
+    pool = ThreadPoolExecutor(PARALLEL_DOWNLOADS, thread_name_prefix="weights")
     try:
         for finished in as_completed([pool.submit(download_one, file) for file in others]):
             finished.result()
@@ -98,8 +97,7 @@ def check_space(folder: Path, needed: int, setting: str) -> None:
     Raises:
         WeightsError: if there is too little space.
     """
-    existing = next(parent for parent in (folder, *folder.parents) if parent.is_dir())
-    free = shutil.disk_usage(existing).free
+    free, _ = disk_space(folder)
     if free < needed:
         raise WeightsError(
             f"{format_size(needed)} of weights do not fit into {folder}, which has {format_size(free)} free: free "

@@ -15,7 +15,7 @@ from caption_assets.models.parts import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from caption_assets.models.served import parse_config
 from caption_assets.models.variants import UnknownModel
 from caption_assets.models.weights import WeightsError
-from caption_assets.store.failure import holds_secret
+from caption_assets.store.failure import url_has_credentials
 
 VISION_MODULES = frozenset({"visual", "vision_tower", "vision_model", "multi_modal_projector", "mlp1", "merger"})
 """Module names of the vision tower and its connection to the language model."""
@@ -80,7 +80,7 @@ def parse_adapter_config(content: bytes, address: str) -> AdapterConfig:
         )
     if not isinstance(base, str) or not base:
         return AdapterConfig(max(ranks), None)
-    return AdapterConfig(max(ranks), HIDDEN if holds_secret(base) else base)
+    return AdapterConfig(max(ranks), HIDDEN if url_has_credentials(base) else base)
 
 
 def read_adapter_config(folder: Path) -> AdapterConfig:

@@ -17,7 +17,7 @@ from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 
 from caption_assets.models.checkpoint import Checkpoint
-from caption_assets.models.download import STREAMS, check_space, download, remaining_sizes
+from caption_assets.models.download import PARALLEL_DOWNLOADS, check_space, download, remaining_sizes
 from caption_assets.models.hub import Hub
 from caption_assets.models.lora import parse_adapter_config
 from caption_assets.models.parts import ADAPTER_CONFIG, ANNOUNCEMENT, CONFIG, AdapterFound
@@ -95,7 +95,7 @@ def publish(
             download(source, missing, folder, keep, on_progress, first=FIRST)
     elif missing:
         with _download_folder(cache / PARTIAL / checkpoint.folder, "CAPTION_CACHE") as folder:
-            check_space(folder, sum(sorted(remaining_sizes(missing, folder))[-STREAMS:]), "CAPTION_CACHE")
+            check_space(folder, sum(sorted(remaining_sizes(missing, folder))[-PARALLEL_DOWNLOADS:]), "CAPTION_CACHE")
             download(source, missing, folder, keep, on_progress, first=FIRST)
     for path in {file.path for file in published.files} - present.keys() if published else ():
         root.remove(f"{mirror.path}/{path}")
@@ -152,7 +152,7 @@ def find_damage(root: Root, checkpoint: Checkpoint, manifest: WeightsManifest) -
             return str(error)
         return None
 
-    with ThreadPoolExecutor(STREAMS) as pool:
+    with ThreadPoolExecutor(PARALLEL_DOWNLOADS) as pool:
         reasons = pool.map(reason, manifest.files)
         return {file.path: why for file, why in zip(manifest.files, reasons, strict=True) if why}
 
@@ -206,7 +206,7 @@ def _present(
             return mirror.verify(file)
         return None
 
-    with ThreadPoolExecutor(STREAMS) as pool:
+    with ThreadPoolExecutor(PARALLEL_DOWNLOADS) as pool:
         return {file.path: file for file in pool.map(find, listed) if file}
 
 

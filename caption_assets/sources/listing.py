@@ -79,7 +79,7 @@ def list_clips(source: Root, shard: Shard, others: OtherFiles | None = None) -> 
         ShardError: if a tar or list is invalid, or is a symbolic link out of the source, or if the shard has no clips.
     """
     others = OtherFiles() if others is None else others
-    if not source.holds(shard.path):
+    if not source.contains(shard.path):
         raise ShardError(
             f"shard {shard.key!r} is a link to a path outside the source {source.url!r}: replace it with the file"
         )
@@ -185,7 +185,7 @@ def _folder_files(source: Root, shard: Shard) -> Iterator[_File]:
 def _refuse_entry(source: Root, path: str, entry: Mapping[str, Any]) -> UnreadableClip | None:
     name = posixpath.basename(path)
     if entry.get("islink"):
-        if not source.holds(path):
+        if not source.contains(path):
             return UnreadableClip("link", f"{name!r} is a link to a path outside the source: replace it with the file")
         if os.path.isdir(entry["name"]):
             return UnreadableClip("link", f"{name!r} is a link to a folder, which is not followed: use a folder")

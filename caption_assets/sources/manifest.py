@@ -12,7 +12,7 @@ from caption_assets.errors import CaptionAssetsError, UnreadableClip
 from caption_assets.sources.clip import Clip
 from caption_assets.sources.listing import OtherFiles, list_clips
 from caption_assets.sources.shard import Shard, ShardError
-from caption_assets.store.content_tag import PiecewiseTag, etag_tag
+from caption_assets.store.content_tag import ContentTag, etag_tag
 from caption_assets.store.failure import explain
 from caption_assets.store.root import Root
 from caption_assets.store.span import Span
@@ -103,18 +103,18 @@ def clip_pieces(source: Root, row: ManifestRow) -> Iterator[bytes]:
         ClipChanged: at the latest after the last piece, if they differ from those that were probed.
     """
     span = span_of(source, row)
-    tag = PiecewiseTag()
+    tag = ContentTag()
     try:
         found = span.info()
         for start in range(0, max(span.size, 1), PIECE_BYTES):
             piece = span.read_range(start, min(start + PIECE_BYTES, span.size))
-            tag.add(piece)
+            tag.update(piece)
             yield piece
     except FileNotFoundError:
         raise ClipChanged(f"clip {row.clip_key!r} was deleted: materialize clip_manifest again") from None
     whole = span.offset == 0 and found["size"] == span.size
     etag = found.get("ETag") if whole else None
-    if tag.size != span.size or row.content_tag != (etag_tag(etag) if etag else tag.value()):
+    if tag.size != span.size or row.content_tag != (etag_tag(etag) if etag else tag.hexdigest()):
         raise ClipChanged(
             f"clip {row.clip_key!r} has changed since clip_manifest was materialized: materialize it again"
         )

@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from enum import StrEnum
 from hashlib import sha256
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 from av.format import ContainerFormat
 
 from caption_assets.errors import CaptionAssetsError
-from caption_assets.store.failure import StoreError, translate_store_errors
+from caption_assets.store.failure import CLOCK_TOLERANCE, StoreError, translate_store_errors
 from caption_assets.store.root import Root
 from caption_assets.video.container import FORMATS
 
@@ -62,8 +62,6 @@ class Layout(StrEnum):
 
 LAYOUTS = {".tar": Layout.TAR, ".parquet": Layout.LIST, ".jsonl": Layout.LIST}
 """Layouts of a single file, by suffix."""
-CLOCK_TOLERANCE = timedelta(minutes=15)
-"""Maximum difference between two correctly set clocks; S3 rejects requests beyond it (RequestTimeTooSkewed)."""
 
 
 class SkipReason(StrEnum):

@@ -18,7 +18,7 @@ from caption_assets.errors import UnreadableClip
 from caption_assets.sources.clip import MAX_TEXT_BYTES, Clip, refuse_version
 from caption_assets.sources.clip_key import KeyAllocator, escapes_root, normalize
 from caption_assets.sources.shard import Shard, ShardError
-from caption_assets.store.failure import StoreError, explain, holds_secret
+from caption_assets.store.failure import StoreError, explain, url_has_credentials
 from caption_assets.store.root import Root
 from caption_assets.store.span import Span
 
@@ -54,7 +54,7 @@ def _named(source: Root, keys: KeyAllocator, number: int, row: Row) -> Clip:
     columns = json.dumps(row, default=str)  # values without a JSON type, such as dates, become text
     if not _is_valid_name(uri):
         return _unnamed(keys, number, columns, "uri", f"invalid uri {uri!r:.100}: use the name of a video file")
-    if holds_secret(uri):
+    if url_has_credentials(uri):
         reason = "the row's uri contains credentials and is not shown: use the object's URI without them"
         return _unnamed(keys, number, columns, "credentials", reason)
     url = uri if split_protocol(uri)[0] else source.fs.unstrip_protocol(source.full(normalize(uri)))
@@ -78,7 +78,7 @@ def _is_valid_name(uri: object) -> TypeGuard[str]:
 def _refuse(source: Root, uri: str) -> UnreadableClip | None:
     protocol, path = split_protocol(uri)
     if protocol is None:
-        if not escapes_root(uri) and not source.holds(normalize(uri)):
+        if not escapes_root(uri) and not source.contains(normalize(uri)):
             return UnreadableClip("link", f"{uri!r} is a link to a path outside the source: replace it with the file")
         return None
     own = source.fs.protocol

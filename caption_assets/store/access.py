@@ -13,14 +13,14 @@ import fsspec
 from botocore.exceptions import BotoCoreError
 from fsspec import AbstractFileSystem
 
-from caption_assets.store.failure import StoreError, explain, holds_secret
+from caption_assets.store.failure import StoreError, explain, url_has_credentials
 
 CONNECT_SECONDS = 5.0
 """Connect timeout; s3fs's default."""
 ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
 """Variables with the endpoint of a store other than Amazon's."""
 CHECKSUMS = ("request_checksum_calculation", "response_checksum_validation")
-"""botocore's settings, in its configuration files, of the checksums that it sends and validates since 1.36."""
+"""botocore's settings of the checksums that it sends and validates since 1.36."""
 WHEN_REQUIRED = "when_required"
 """The project's default for them. With botocore's, ``when_supported``, several stores refuse requests: Backblaze B2 and
 OVH with InvalidArgument (boto3 #4401), Alibaba Cloud with XAmzContentSHA256Mismatch (bosh-s3cli #65), GCS with
@@ -31,9 +31,9 @@ _CONFIGURATION = ("AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_CONFIG_FILE", "AWS_
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Access options of object storage, beside the standard AWS variables and files.
+    """Access options of object storage, in addition to the standard AWS variables and files.
 
-    They contain no credentials, only the name of a profile. Worker processes receive them with what they read.
+    They contain no credentials, only the name of a profile. Spans pass them on to worker processes.
     """
 
     profile: str | None = None
@@ -46,8 +46,8 @@ class Access:
     """Whether the bucket's name is part of the path of each URL (``https://host/bucket/object``) or of its host; None
     for botocore's default: the path if there is an endpoint, else the host."""
     attempts: int = 6
-    """Maximum number of attempts of a request, with random delays of up to 1, 2, 4, 8 and 16 s between them."""
-    silence_seconds: float = 15.0
+    """Maximum number of attempts of a request. Random delays of up to 1, 2, 4, 8 and 16 s lie between them."""
+    read_timeout_seconds: float = 15.0
     """Read timeout: maximum time without data from the store; s3fs's default."""
 
     def filesystem(self, protocol: str) -> AbstractFileSystem:
@@ -71,7 +71,7 @@ class Access:
         config: dict[str, Any] = {
             "retries": {"mode": "standard", "total_max_attempts": self.attempts},
             "connect_timeout": CONNECT_SECONDS,
-            "read_timeout": self.silence_seconds,
+            "read_timeout": self.read_timeout_seconds,
             "http_session_cls": Session,
         }
         for name in CHECKSUMS:
@@ -104,8 +104,8 @@ class StorageConfig:
 
 
 def _check_endpoint(name: str, url: str) -> None:
-    """Reject an invalid endpoint. The URL is not repeated: it may contain credentials, as botocore's errors would."""
-    if holds_secret(url):
+    """Reject an invalid endpoint. The message omits the URL, which may contain credentials; botocore's would not."""
+    if url_has_credentials(url):
         raise StoreError(
             f"{name} contains credentials: give the URL alone, and credentials as AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY"
@@ -114,9 +114,13 @@ def _check_endpoint(name: str, url: str) -> None:
         raise StoreError(f"{name} is not the URL of a store: write http:// or https://, and host and port")
 
 
-@lru_cache(maxsize=64)  # botocore parses its files on each call, and each read of a clip opens a file system
+@lru_cache(maxsize=64)  # botocore parses its files on each call, and each read of a clip calls this
 def _profile(name: str | None, environment: tuple[str | None, ...]) -> Mapping[str, str]:
-    """Endpoint and checksum settings of a profile, or of the environment's, in botocore's files.
+    """Endpoint and checksum settings of a profile in botocore's files.
+
+    Args:
+        name: the profile; None for the one that the environment selects.
+        environment: values of the variables in ``_CONFIGURATION``: the key of the cache.
 
     Raises:
         StoreError: if the profile does not exist, or a file cannot be parsed.

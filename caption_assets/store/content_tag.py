@@ -7,34 +7,30 @@ from hashlib import sha256
 import xxhash
 
 
-class PiecewiseTag:
-    """Incremental content tag: the 128-bit XXH3 hash as 32 hex digits.
+class ContentTag:
+    """Content tag of a clip whose store has no ETags: the 128-bit XXH3 hash of its bytes, as 32 hex digits.
 
-    It covers every byte and nothing else: copies of a clip have the same tag.
+    Copies of a clip have the same tag. The methods are those of ``hashlib``.
+
+    Args:
+        data: the first bytes.
     """
 
-    def __init__(self) -> None:
-        self.size = 0
+    def __init__(self, data: bytes = b"") -> None:
+        self.size = len(data)
         """Number of bytes so far."""
-        self._hash = xxhash.xxh3_128()
+        self._hash = xxhash.xxh3_128(data)
 
-    def add(self, piece: bytes | memoryview) -> None:
-        """Update the tag with the next bytes."""
-        self.size += len(piece)
-        self._hash.update(piece)
+    def update(self, data: bytes | memoryview) -> None:
+        """Add the next bytes."""
+        self.size += len(data)
+        self._hash.update(data)
 
-    def value(self) -> str:
+    def hexdigest(self) -> str:
         """The tag of all bytes so far."""
         return self._hash.hexdigest()
 
 
-def content_tag(data: bytes) -> str:
-    """The content tag of a clip whose store has no ETags: ``PiecewiseTag`` of all of its bytes."""
-    tag = PiecewiseTag()
-    tag.add(data)
-    return tag.value()
-
-
 def etag_tag(etag: str) -> str:
-    """The content tag of an object with an ETag, as 32 hex digits."""
+    """Content tag of an object with an ETag, as 32 hex digits."""
     return sha256(f"etag:{etag}".encode()).hexdigest()[:32]

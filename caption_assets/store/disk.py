@@ -22,8 +22,8 @@ class DiskFull(StoreError):
 
 
 @contextmanager
-def disk_room(folder: str | Path, remedy: str) -> Iterator[None]:
-    """Report a full disk with its folder and free bytes. Other errors pass unchanged.
+def report_full_disk(folder: str | Path, remedy: str) -> Iterator[None]:
+    """Raise ``DiskFull`` with the folder and the number of free bytes if the disk is full. Other errors pass unchanged.
 
     Args:
         folder: the folder that the block writes to.
@@ -41,16 +41,21 @@ def disk_room(folder: str | Path, remedy: str) -> Iterator[None]:
 
 
 def reason_of(error: OSError, folder: str | Path) -> str:
-    """Why ``folder``, which need not exist, could not be written. A full disk is named with its free bytes."""
+    """The reason why ``folder``, which need not exist, could not be written; with the free bytes of a full disk."""
     if error.errno not in NO_SPACE:
         return error.strerror or str(error)
     path = Path(folder).absolute()
-    existing = next(parent for parent in (path, *path.parents) if parent.is_dir())
-    usage = shutil.disk_usage(existing)
+    free, total = disk_space(path)
     return (
-        f"no space left on the disk of {path} ({usage.free:,} of {usage.total:,} bytes are free; a quota or the number "
-        "of files may be the limit)"
+        f"no space left on the disk of {path} ({free:,} of {total:,} bytes are free; a quota or the number of files "
+        "may be the limit)"
     )
+
+
+def disk_space(folder: Path) -> tuple[int, int]:
+    """Free and total bytes of the disk of a folder, which need not exist."""
+    usage = shutil.disk_usage(next(parent for parent in (folder, *folder.parents) if parent.is_dir()))
+    return usage.free, usage.total
 
 
 @contextmanager
@@ -63,11 +68,11 @@ def temporary_folder() -> Iterator[Path]:
     """
     try:
         place = tempfile.gettempdir()
-        with disk_room(place, TEMPORARY_REMEDY):
+        with report_full_disk(place, TEMPORARY_REMEDY):
             folder = tempfile.TemporaryDirectory(dir=place)
     except (FileNotFoundError, PermissionError) as error:
         raise StoreError(
             f"cannot create a temporary folder ({error}): set TMPDIR to a folder that this user may write"
         ) from error
-    with disk_room(place, TEMPORARY_REMEDY), folder as path:
+    with report_full_disk(place, TEMPORARY_REMEDY), folder as path:
         yield Path(path)

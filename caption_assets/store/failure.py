@@ -29,7 +29,7 @@ from caption_assets.errors import CaptionAssetsError
 NO_BUCKET = "NoSuchBucket"
 _DENIED = "access denied: allow the request in the policy of the user or of the bucket, or use other credentials"
 _EXPIRED = "the session token has expired: get new credentials"
-_ELSEWHERE = "the bucket is in another region or on another endpoint: check AWS_DEFAULT_REGION and AWS_ENDPOINT_URL"
+_WRONG_REGION = "the bucket is in another region or on another endpoint: check AWS_DEFAULT_REGION and AWS_ENDPOINT_URL"
 _SKEWED = "the clocks of this machine and the store differ: set this machine's clock"
 _BUSY = "the store was too busy, also for all retries: retry later, or run fewer steps at a time"
 _CODE_MEANINGS = {
@@ -48,8 +48,8 @@ _CODE_MEANINGS = {
     "RequestTimeTooSkewed": _SKEWED,
     "RequestExpired": _SKEWED,
     NO_BUCKET: "there is no such bucket: create it, or correct the URL",
-    "301": _ELSEWHERE,
-    "PermanentRedirect": _ELSEWHERE,
+    "301": _WRONG_REGION,
+    "PermanentRedirect": _WRONG_REGION,
     "AuthorizationHeaderMalformed": "the store cannot use the request's authorization: check AWS_DEFAULT_REGION and "
     "AWS_ACCESS_KEY_ID, or the profile",
     "500": _BUSY,
@@ -58,12 +58,12 @@ _CODE_MEANINGS = {
     "ServiceUnavailable": _BUSY,
     "SlowDown": _BUSY,
 }
-"""Messages by the code of the store's response; a response to HEAD only has a status. The store's own message is
-omitted."""
-_CLOCK_TOLERANCE = timedelta(minutes=15)
-"""Maximum age of a request's signature, by S3's specification."""
+"""Messages by the error code of the store's response, or by its status: a response to HEAD has no error code. The
+store's own message is omitted."""
+CLOCK_TOLERANCE = timedelta(minutes=15)
+"""Maximum difference between two correctly set clocks: S3 rejects older signatures (RequestTimeTooSkewed)."""
 _SIGNATURE_CODES = frozenset({"403", "RequestExpired", "RequestTimeTooSkewed", "SignatureDoesNotMatch"})
-"""Codes of responses to an invalid or expired signature; a response to HEAD only has a status."""
+"""Error codes, or status, of responses to an invalid or expired signature."""
 _REGION = re.compile(r"[a-z0-9-]{1,40}")
 _ERROR_MEANINGS: tuple[tuple[tuple[type[Exception], ...], str], ...] = (
     (
@@ -97,25 +97,25 @@ class StoreError(CaptionAssetsError):
     """Storage that cannot be read or written; the message gives reason and remedy."""
 
 
-def holds_secret(url: str) -> bool:
-    """Whether a URL contains credentials, before the host or among the parameters, and must not be repeated."""
+def url_has_credentials(url: str) -> bool:
+    """Whether a URL contains credentials, before the host or among the parameters: such a URL must not be shown."""
     return _SECRET.search(url) is not None
 
 
 def error_code(error: BaseException) -> str | None:
-    """The code of the store's response behind an error, such as ``AccessDenied``."""
-    answer = _answer(error)
-    return str(answer.get("Error", {}).get("Code", "unknown")) if answer else None
+    """Error code of the store's response behind an error, such as ``AccessDenied``; None without a response."""
+    response = _response(error)
+    return str(response.get("Error", {}).get("Code", "unknown")) if response else None
 
 
 def is_refusal(error: BaseException) -> bool:
     """Whether the store rejected the request itself (HTTP 4xx, 501), so that another form of it may be accepted."""
-    answer = _answer(error)
-    status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) if answer else 0
+    response = _response(error)
+    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) if response else 0
     return 400 <= status < 500 or status == 501
 
 
-def _answer(error: BaseException) -> Mapping[str, Any] | None:
+def _response(error: BaseException) -> Mapping[str, Any] | None:
     """Botocore's response behind an error, which s3fs may have translated."""
     for one in (error, error.__cause__):
         if isinstance(one, ClientError):
@@ -130,9 +130,9 @@ def explain(error: Exception) -> str:
     """
     if isinstance(error, StoreError):
         return str(error)
-    if answer := _answer(error):
+    if response := _response(error):
         code = str(error_code(error))
-        return _skew(answer) or _region(answer) or _CODE_MEANINGS.get(code, f"the store answered {code}")
+        return _skew(response) or _region(response) or _CODE_MEANINGS.get(code, f"the store answered {code}")
     for kinds, meaning in _ERROR_MEANINGS:
         if isinstance(error, kinds):
             return meaning + _endpoint(error)
@@ -141,27 +141,27 @@ def explain(error: Exception) -> str:
     return f"the store's client failed with {type(error).__name__}: retry later"
 
 
-def _skew(answer: Mapping[str, Any]) -> str | None:
+def _skew(response: Mapping[str, Any]) -> str | None:
     """The meaning of a rejected signature, if the response's date shows that the clocks differ."""
-    headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    headers = response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
     # A response with an age comes from a cache: its date is not the present.
-    if answer.get("Error", {}).get("Code") not in _SIGNATURE_CODES or "age" in headers:
+    if response.get("Error", {}).get("Code") not in _SIGNATURE_CODES or "age" in headers:
         return None
     try:
         ahead = datetime.now(UTC) - parsedate_to_datetime(headers["date"])
     except (KeyError, ValueError, TypeError):
         return None
-    if abs(ahead) <= _CLOCK_TOLERANCE:
+    if abs(ahead) <= CLOCK_TOLERANCE:
         return None
     minutes = abs(ahead) // timedelta(minutes=1)
     return f"{_SKEWED} (it is {minutes} minutes {'ahead' if ahead > timedelta(0) else 'behind'})"
 
 
-def _region(answer: Mapping[str, Any]) -> str | None:
+def _region(response: Mapping[str, Any]) -> str | None:
     """The meaning of a rejection, if the response names the bucket's region, as Amazon's does for a wrong one."""
-    named = answer.get("Error", {}).get("Region")
-    if named is None and answer.get("ResponseMetadata", {}).get("HTTPStatusCode") == 301:
-        named = answer["ResponseMetadata"].get("HTTPHeaders", {}).get("x-amz-bucket-region")
+    named = response.get("Error", {}).get("Region")
+    if named is None and response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 301:
+        named = response["ResponseMetadata"].get("HTTPHeaders", {}).get("x-amz-bucket-region")
     if not named or not _REGION.fullmatch(named):
         return None
     return f"the bucket is in another region: set AWS_DEFAULT_REGION={named}"
@@ -170,7 +170,7 @@ def _region(answer: Mapping[str, Any]) -> str | None:
 def _endpoint(error: Exception) -> str:
     """The server of the failed request, in brackets, if the error has it."""
     url = str(error.kwargs.get("endpoint_url", "")) if isinstance(error, BotoCoreError) else ""
-    if not url or holds_secret(url):
+    if not url or url_has_credentials(url):
         return ""
     parts = urlsplit(url)
     return f" (server: {parts.scheme}://{parts.netloc})"

@@ -1,7 +1,7 @@
-"""The heartbeat of a run: an object that the run's process rewrites while it is alive.
+"""The heartbeat of a run: an object that the run's process rewrites as long as it is running.
 
 A run started from the command line has no launcher that monitors its process. The heartbeat shows that the process is
-alive, whatever started the run, in all its phases, on any machine.
+running, whatever started it, in all phases of the run, on any machine.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ FOLDER = "_runs"
 RENEWALS = 3
 """Number of renewals in the lifetime of a heartbeat: two may fail before it expires."""
 POLL_SECONDS = 10.0
-"""Interval of the checks whether the run was ended from outside; that of Dagster's own cancellation thread."""
-FIRST_SECONDS = 10.0
-"""Maximum time that a run waits for its first heartbeat. A run that is killed earlier has none."""
-STOP_SECONDS = 30.0
-"""Interval of the interrupts of a run that was ended from outside and continues."""
+"""Interval of the checks whether the run was ended from outside, in seconds; that of Dagster's cancellation thread."""
+START_SECONDS = 10.0
+"""Maximum time that a run waits for its first heartbeat, in seconds. A run that is killed earlier has none."""
+INTERRUPT_SECONDS = 30.0
+"""Interval of the interrupts of a run that was ended from outside and continues, in seconds."""
 END_SECONDS = 10.0
-"""Maximum time that a run waits at its end for a store that does not respond."""
+"""Maximum time that a run waits at its end for a store that does not respond, in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,19 +39,19 @@ class HeartbeatRecord:
     process: str
     """Host and process id, for messages."""
     seconds: float
-    """Lifetime without renewal."""
+    """Lifetime without renewal, in seconds."""
 
 
 class Heartbeat:
-    """A run's heartbeat. Within the block a thread renews it; the block's end removes it.
+    """A run's heartbeat. A thread renews it within the block; the end of the block removes it.
 
     Args:
         open_root: opens the root. Called in the thread, because a store may respond slowly.
         run_id: the run's id.
         seconds: lifetime of the heartbeat without renewal.
-        is_over: returns whether the run was ended from outside.
-        on_over: called if it was, and repeatedly while the block continues.
-        on_trouble: called with the first error of a series; the thread retries.
+        has_ended: returns whether the run was ended from outside.
+        interrupt: called if it was, and repeatedly while the block continues.
+        on_error: called with the first of consecutive errors; the thread retries.
     """
 
     def __init__(
@@ -60,9 +60,9 @@ class Heartbeat:
         run_id: str,
         seconds: float,
         *,
-        is_over: Callable[[], bool],
-        on_over: Callable[[], None],
-        on_trouble: Callable[[str], None],
+        has_ended: Callable[[], bool],
+        interrupt: Callable[[], None],
+        on_error: Callable[[str], None],
     ) -> None:
         self._open_root = open_root
         self._root: Root | None = None
@@ -71,17 +71,17 @@ class Heartbeat:
             asdict(HeartbeatRecord(f"{socket.gethostname()}, process {os.getpid()}", seconds))
         ).encode()
         self._interval = seconds / RENEWALS
-        self._is_over = is_over
-        self._on_over = on_over
-        self._on_trouble = on_trouble
-        self._in_trouble = False
+        self._has_ended = has_ended
+        self._interrupt = interrupt
+        self._on_error = on_error
+        self._has_failed = False
         self._first_tried = threading.Event()
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name="run heartbeat", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="run heartbeat", daemon=True)
 
     def __enter__(self) -> Heartbeat:
         self._thread.start()
-        self._first_tried.wait(FIRST_SECONDS)
+        self._first_tried.wait(START_SECONDS)
         return self
 
     def __exit__(
@@ -90,23 +90,23 @@ class Heartbeat:
         self._ended.set()
         self._thread.join(END_SECONDS)
 
-    def _keep(self) -> None:
+    def _run(self) -> None:
         renewed = self._renew()
         self._first_tried.set()
         while not self._ended.wait(min(self._interval, POLL_SECONDS)):
-            if self._try(self._is_over):
-                self._stop()
+            if self._try(self._has_ended):
+                self._interrupt_repeatedly()
                 break
             if time.monotonic() - renewed >= self._interval - POLL_SECONDS / 2:
                 renewed = self._renew()
         if self._root:
             self._try(partial(remove_heartbeat, self._root, self._run_id))
 
-    def _stop(self) -> None:
+    def _interrupt_repeatedly(self) -> None:
         """Interrupt the run until it ends: an exception that a signal handler raises can be lost in a finalizer."""
-        self._on_over()
-        while not self._ended.wait(STOP_SECONDS):
-            self._on_over()
+        self._interrupt()
+        while not self._ended.wait(INTERRUPT_SECONDS):
+            self._interrupt()
 
     def _renew(self) -> float:
         """Try to write the heartbeat, and return the time of the attempt."""
@@ -117,21 +117,21 @@ class Heartbeat:
     def _write(self) -> None:
         self._root = self._root or self._open_root()
         self._root.write(_path(self._run_id), self._record)
-        self._in_trouble = False
+        self._has_failed = False
 
     def _try(self, action: Callable[[], object]) -> object:
         """The result of ``action``; None if it fails, as errors of store and database may be temporary."""
         try:
             return action()
         except Exception as error:
-            if not self._in_trouble:
-                self._on_trouble(str(error))
-            self._in_trouble = True
+            if not self._has_failed:
+                self._on_error(str(error))
+            self._has_failed = True
             return None
 
 
 def list_heartbeats(root: Root) -> dict[str, str]:
-    """The modification time of each heartbeat, by run id, as text that differs after each renewal.
+    """The modification time of each heartbeat by run id, as text that differs after each renewal.
 
     Raises:
         StoreError: if the root cannot be listed.
@@ -161,7 +161,7 @@ def read_heartbeat(root: Root, run_id: str) -> HeartbeatRecord | None:
 
 
 def remove_heartbeat(root: Root, run_id: str) -> None:
-    """Remove a heartbeat; nothing happens if there is none.
+    """Remove a heartbeat, if it exists.
 
     Raises:
         StoreError: if it cannot be removed.

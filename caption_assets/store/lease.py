@@ -20,8 +20,8 @@ from caption_assets.store.root import Root
 
 RENEWALS = 3
 """Number of renewals in the lifetime of a lease: two may fail before it expires."""
-TRIES = 10
-"""Maximum number of attempts to take a lease while other runs take it too."""
+MAX_ATTEMPTS = 10
+"""Maximum number of attempts to acquire a lease while other runs acquire it."""
 _NAME = re.compile(r"lease-([0-9]{6,})")
 
 
@@ -34,7 +34,7 @@ class LeaseLost(CaptionAssetsError):
 
 
 class LeaseDamaged(CaptionAssetsError):
-    """A lease without a readable holder: another run may be writing the shard."""
+    """A lease whose holder cannot be read: another run may be writing the shard."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Holder:
     process: str
     """Host and process id, for messages."""
     seconds: float
-    """Lifetime of the lease without renewal."""
+    """Lifetime of the lease without renewal, in seconds."""
     token: str
     """A unique token of the process."""
     released: bool = False
@@ -80,18 +80,13 @@ class Lease:
     epoch: int
     """Number of the lease among the shard's leases, from 1."""
     loss: LeaseLost | None = None
-    """The loss of the lease, once it is detected."""
-
-    @property
-    def lost(self) -> bool:
-        """Whether the loss of the lease was detected."""
-        return self.loss is not None
+    """The error, once the loss of the lease is detected."""
 
 
 class Leases:
-    """The leases that this process holds. Within the block a thread renews them, as an engine's start blocks the loop.
+    """The leases that this process holds. Within the block a thread renews them: an engine's start blocks the loop.
 
-    A lease is one object per epoch, created by a write that fails if the object exists: not every store has
+    Each epoch of a lease is one object, created by a write that fails if the object exists: not every store has
     compare-and-swap. The creator of the highest epoch is the holder. Only the holder rewrites the object, to renew or
     to release the lease.
 
@@ -99,42 +94,43 @@ class Leases:
         root: the root.
         owner: the run; the same for all its retries.
         seconds: lifetime of a lease without renewal.
-        on_trouble: called with the message of a failed renewal, which is retried.
+        on_error: called with a message if a lease is lost, or if a renewal, a release or the removal of an old lease
+            fails. Renewals are retried.
     """
 
     def __init__(
-        self, root: Root, owner: str, seconds: float = 120.0, on_trouble: Callable[[str], None] = lambda _: None
+        self, root: Root, owner: str, seconds: float = 120.0, on_error: Callable[[str], None] = lambda _: None
     ) -> None:
         self._root = root
         self._seconds = seconds
-        self._on_trouble = on_trouble
-        self._me = Holder(owner, f"{socket.gethostname()}, process {os.getpid()}", seconds, uuid4().hex)
+        self._on_error = on_error
+        self._own = Holder(owner, f"{socket.gethostname()}, process {os.getpid()}", seconds, uuid4().hex)
         self._held: dict[str, Lease] = {}
         self._lock = threading.Lock()
         self._ended = threading.Event()
-        self._renewer = threading.Thread(target=self._renew_all, name="lease renewer", daemon=True)
+        self._thread = threading.Thread(target=self._renew_all, name="lease renewer", daemon=True)
 
     def __enter__(self) -> Leases:
-        self._renewer.start()
+        self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ended.set()
-        self._renewer.join()
+        self._thread.join()
         for lease in list(self._held.values()):
             self.release(lease)
 
-    def take(self, shard: str) -> Lease:
-        """Take a shard's lease, if it is new, released, expired, or held by an earlier attempt of this run.
+    def acquire(self, shard: str) -> Lease:
+        """Acquire a shard's lease, if it is new, released, expired, or held by an earlier attempt of this run.
 
         Raises:
             LeaseHeld: if another run holds it.
             LeaseDamaged: if the present lease is damaged, so that another run may hold it.
             StoreError: if the store cannot be read or written.
         """
-        for _ in range(TRIES):
+        for _ in range(MAX_ATTEMPTS):
             newest = self._newest(shard)
             if newest:
                 self._check_free(shard, newest)
@@ -144,7 +140,10 @@ class Leases:
                     self._held[shard] = lease
                 self._remove_older(lease)
                 return lease
-        raise LeaseHeld(f"other runs kept taking the lease of shard {shard!r}: retry later")
+        raise LeaseHeld(
+            f"cannot acquire the lease of shard {shard!r} in {MAX_ATTEMPTS} attempts, because other runs acquire it: "
+            "retry later"
+        )
 
     def check(self, lease: Lease) -> None:
         """Check that the lease is still held.
@@ -164,7 +163,7 @@ class Leases:
             if self._newest(lease.shard) == lease.epoch:
                 self._root.write(_path(lease.shard, lease.epoch), self._record(released=True))
         except Exception as error:
-            self._on_trouble(f"cannot release the lease of shard {lease.shard!r}: {error}")
+            self._on_error(f"cannot release the lease of shard {lease.shard!r}: {error}")
 
     def _loss(self, lease: Lease, newest: int) -> str:
         if newest < lease.epoch:
@@ -175,7 +174,7 @@ class Leases:
             )
         try:
             holder = str(self._holder(lease.shard, newest) or "another run")
-        except CaptionAssetsError:  # a damaged lease is no reason to hide the loss
+        except CaptionAssetsError:  # the loss is reported even if the new lease is damaged
             holder = "another run"
         return (
             f"shard {lease.shard!r} was claimed by {holder}, because this run did not renew its lease within "
@@ -183,17 +182,17 @@ class Leases:
         )
 
     def _remove_older(self, lease: Lease) -> None:
-        """Remove earlier leases. Remaining ones do no harm, as only the newest counts."""
+        """Remove earlier leases. One that remains has no effect, because only the newest counts."""
         try:
             for epoch in self._epochs(lease.shard):
                 if epoch < lease.epoch:
                     self._root.remove(_path(lease.shard, epoch))
         except Exception as error:
-            self._on_trouble(f"cannot remove an old lease of shard {lease.shard!r}: {error}")
+            self._on_error(f"cannot remove an old lease of shard {lease.shard!r}: {error}")
 
     def _check_free(self, shard: str, epoch: int) -> None:
         holder = self._holder(shard, epoch)
-        if holder is None or holder.released or holder.owner == self._me.owner:
+        if holder is None or holder.released or holder.owner == self._own.owner:
             return
         try:
             age = self._root.age(_path(shard, epoch))
@@ -221,9 +220,9 @@ class Leases:
         except LeaseLost as error:
             with self._lock:
                 self._held.pop(lease.shard, None)
-            self._on_trouble(str(error))
-        except Exception as error:  # the next renewal may succeed, whatever the store's error
-            self._on_trouble(f"cannot renew the lease of shard {lease.shard!r}: {error}")
+            self._on_error(str(error))
+        except Exception as error:  # any error of the store may be temporary
+            self._on_error(f"cannot renew the lease of shard {lease.shard!r}: {error}")
 
     def _newest(self, shard: str) -> int:
         return max(self._epochs(shard), default=0)
@@ -250,7 +249,7 @@ class Leases:
             ) from error
 
     def _record(self, *, released: bool = False) -> bytes:
-        return json.dumps({**asdict(self._me), "released": released}).encode()
+        return json.dumps({**asdict(self._own), "released": released}).encode()
 
 
 def is_lease(path: str) -> bool:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from caption_assets.store.root import Root
 
 GALLERY = "gallery"
-READERS = 16
+PARALLEL_READS = 16
 """Number of concurrent reads: in object storage each takes tens of milliseconds, most of it latency."""
 
 
@@ -37,14 +37,14 @@ def read_posters(root: Root, shard: str, window_ids: Iterable[str]) -> dict[str,
     ids = list(window_ids)
     paths = [preview_path(shard, window_id, "jpg") for window_id in ids]
     if root.is_local:  # threads would compete for the interpreter: 5,000 posters would take three times as long
-        found = [_find(root, path) for path in paths]
+        found = [_read_if_present(root, path) for path in paths]
     else:
-        with ThreadPoolExecutor(READERS) as pool:
-            found = list(pool.map(lambda path: _find(root, path), paths))
+        with ThreadPoolExecutor(PARALLEL_READS) as pool:
+            found = list(pool.map(lambda path: _read_if_present(root, path), paths))
     return {window_id: poster for window_id, poster in zip(ids, found, strict=True) if poster}
 
 
-def _find(root: Root, path: str) -> bytes | None:
+def _read_if_present(root: Root, path: str) -> bytes | None:
     try:
         return root.read(path)
     except FileNotFoundError:

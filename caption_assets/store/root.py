@@ -19,14 +19,14 @@ from fsspec.core import split_protocol, strip_protocol
 from fsspec.implementations.local import LocalFileSystem
 
 from caption_assets.store.access import STANDARD, Access
-from caption_assets.store.disk import TEMPORARY_REMEDY, disk_room
+from caption_assets.store.disk import TEMPORARY_REMEDY, report_full_disk
 from caption_assets.store.failure import (
     StoreError,
     error_code,
     explain,
-    holds_secret,
     is_refusal,
     translate_store_errors,
+    url_has_credentials,
 )
 
 COPY_BYTES = 16 << 20
@@ -46,18 +46,18 @@ class Root:
     path: str
     """The folder's path in ``fs``, without a protocol."""
     access: Access = STANDARD
-    """The options that ``fs`` was opened with, for other processes that open this root."""
+    """The options that ``fs`` was opened with."""
 
     @classmethod
     def open(cls, url: str, access: Access = STANDARD) -> Root:
-        """Resolve ``url`` without any access to it.
+        """Parse ``url`` without a request to the store.
 
         Raises:
             StoreError: if the protocol is not supported, or the URL contains credentials.
         """
-        if holds_secret(url):
+        if url_has_credentials(url):
             raise StoreError(
-                "a folder's URL contains credentials (it is not repeated here): give s3://bucket/prefix alone, and "
+                "a folder's URL contains credentials (it is not shown here): give s3://bucket/prefix alone, and "
                 "credentials as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or by AWS_PROFILE"
             )
         try:
@@ -78,11 +78,11 @@ class Root:
         return posixpath.join(self.path, path) if path else self.path
 
     def address(self, path: str) -> str:
-        """``path`` for messages and other programs: a local path, or a URL with its protocol."""
+        """``path`` for messages: a local path, or a URL with its protocol."""
         return self.full(path) if self.is_local else str(self.fs.unstrip_protocol(self.full(path)))
 
-    def holds(self, path: str) -> bool:
-        """Whether ``path`` is below the root after links are resolved. Object stores have no links."""
+    def contains(self, path: str) -> bool:
+        """Whether ``path`` is below the root once symbolic links are resolved. Object stores have no links."""
         if not self.is_local:
             return True
         return Path(os.path.realpath(self.full(path))).is_relative_to(os.path.realpath(self.path))
@@ -97,7 +97,7 @@ class Root:
             return bool(self.fs.exists(self.full(path)))
 
     def read(self, path: str) -> bytes:
-        """The whole object, as one writer wrote it.
+        """The content of an object.
 
         Raises:
             FileNotFoundError: if it does not exist.
@@ -105,7 +105,7 @@ class Root:
         """
         self.check_file(path)
         with translate_store_errors(f"cannot read {self.address(path)}"):
-            # One request: s3fs would read a large object in parts, which could be of different versions.
+            # One request: s3fs would read a large object in parts, which could belong to different versions.
             return bytes(self.fs.cat_file(self.full(path), max_concurrency=1))
 
     def download(self, path: str, file: Path) -> None:
@@ -116,23 +116,23 @@ class Root:
             StoreError: if the object cannot be read, or the file cannot be written.
         """
         self.check_file(path)
-        # Not get_file: s3fs does not retry its parts of a large object.
+        # s3fs's get_file does not retry the parts of a large object.
         with (
             translate_store_errors(f"cannot copy {self.address(path)} to {file}"),
-            disk_room(file.parent, TEMPORARY_REMEDY),
+            report_full_disk(file.parent, TEMPORARY_REMEDY),
             self.fs.open(self.full(path), "rb") as remote,
             file.open("wb") as local,
         ):
             shutil.copyfileobj(remote, local, COPY_BYTES)
 
     def check_file(self, path: str) -> None:
-        """Reject folders and devices: reading a pipe would block without end.
+        """Reject a local folder or device: reading a pipe would block without end.
 
         Raises:
             StoreError: if ``path`` is not a file.
         """
         if self.is_local:
-            with suppress(OSError):  # the following read reports it
+            with suppress(OSError):  # a missing file is reported by the read that follows
                 if not stat.S_ISREG(os.stat(self.full(path)).st_mode):
                     raise StoreError(f"cannot read {self.address(path)}: it is a folder or a device, not a file")
 
@@ -153,14 +153,14 @@ class Root:
         self._publish(path, lambda target: self.fs.put_file(str(file), target))
 
     def create(self, path: str, data: bytes) -> bool:
-        """Create an object unless it exists: of concurrent callers, one succeeds.
+        """Create an object unless it exists. One of several concurrent callers succeeds.
 
-        This needs the store's support: see ``honors_create``.
+        This needs the store's support: see ``supports_create``.
 
         Args:
             path: the object's path.
-            data: content that is unique to this caller. A store may create the object and fail to respond; the retry
-                then finds an object, and the comparison shows that it is this caller's.
+            data: content that is unique to this caller. If the store creates the object but fails to respond, the
+                retry finds an object, and its content shows that this caller created it.
 
         Returns:
             Whether this call created the object.
@@ -183,20 +183,20 @@ class Root:
             return False
         return True
 
-    def honors_create(self) -> bool:
-        """Whether the store supports ``create``: others overwrite an existing object. One probe per process decides.
+    def supports_create(self) -> bool:
+        """Whether the store supports ``create``; others overwrite an existing object. It is probed once per process.
 
-        Some stores pass the probe and still let two concurrent callers succeed; that is not probed.
+        The probe does not detect stores that let two concurrent callers succeed.
 
         Raises:
             StoreError: if the root cannot be written.
         """
-        return _honors_create(self)
+        return _supports_create(self)
 
     def age(self, path: str) -> float:
-        """Seconds since an object was last written, by the store's clock. S3 has whole seconds, so it may be off by 1.
+        """Seconds since an object was last written, by the store's clock. In S3, accurate to one second.
 
-        A temporary object beside it gives the present time.
+        The modification time of a new temporary object in the same folder is the present time.
 
         Raises:
             FileNotFoundError: if it does not exist.
@@ -205,11 +205,11 @@ class Root:
         probe = posixpath.join(posixpath.dirname(self.full(path)), f".age-{uuid.uuid4().hex}.tmp")
         with (
             translate_store_errors(f"cannot determine the age of {self.address(path)}"),
-            disk_room(self.path, ROOT_REMEDY),
+            report_full_disk(self.path, ROOT_REMEDY),
         ):
             try:
                 self.fs.pipe_file(probe, b"")
-                now = self.fs.modified(probe)  # read first, so that an object written meanwhile does not look old
+                now = self.fs.modified(probe)  # read first: an object that is rewritten in between must not look old
                 seconds = (now - self.fs.modified(self.full(path))).total_seconds()
                 return max(float(seconds), 0.0)
             finally:
@@ -220,7 +220,7 @@ class Root:
         """Create a local file atomically, without replacing another."""
         folder, name = posixpath.split(full)
         unfinished = Path(folder, f".{name}.{uuid.uuid4().hex}.tmp")
-        with disk_room(folder, ROOT_REMEDY):
+        with report_full_disk(folder, ROOT_REMEDY):
             self.fs.makedirs(folder, exist_ok=True)
             try:
                 unfinished.write_bytes(data)
@@ -251,8 +251,12 @@ class Root:
 
                 delete_objects(self.fs, self.fs.find(self.full(path)))
 
-    def signed(self, path: str, seconds: float) -> str:
-        """A presigned URL of an object, which grants read access for a while: a secret. A local file has a file URL.
+    def signed_url(self, path: str, seconds: float) -> str:
+        """A presigned URL of an object, or the file URL of a local one. A presigned URL grants read access: a secret.
+
+        Args:
+            path: the object's path.
+            seconds: lifetime of the URL.
 
         Raises:
             StoreError: if the object does not exist, or the store cannot sign.
@@ -281,17 +285,17 @@ class Root:
         return [name for name, kind in self._below(path) if kind == "file"]
 
     def _below(self, path: str) -> Iterator[tuple[str, str]]:
-        """Name and fsspec type of the entries directly below a folder, without unfinished files."""
+        """Name and fsspec type of the entries directly below a folder, without temporary files."""
         with suppress(FileNotFoundError):
             for entry in self.entries(path):
                 name = entry["name"].rstrip("/").rpartition("/")[2]
-                if not _is_unfinished(name):
+                if not _is_temporary(name):
                     yield name, entry["type"]
 
     def sizes(self, path: str) -> dict[str, int]:
-        """The objects below a folder, at any depth: size in bytes by path; empty if there is no such folder.
+        """Size in bytes of the objects below a folder, at any depth, by path; empty if there is no such folder.
 
-        Files that another writer has not finished are excluded.
+        Temporary files are excluded.
 
         Raises:
             StoreError: if the folder cannot be listed.
@@ -300,13 +304,13 @@ class Root:
         with translate_store_errors(f"cannot list {self.address(path)}"):
             found = self.fs.find(base, detail=True)
         names = {entry["name"].removeprefix(base): int(entry["size"] or 0) for entry in found.values()}
-        return {posixpath.join(path, name): size for name, size in names.items() if not _is_unfinished(name)}
+        return {posixpath.join(path, name): size for name, size in names.items() if not _is_temporary(name)}
 
     def move(self, path: str, target: str) -> None:
-        """Move an object, replacing another.
+        """Move an object, and replace the target if it exists.
 
-        A local file is renamed. In object storage the object is copied, and removed when the copy has the same size. A
-        process that is killed in between leaves both; the call can be repeated.
+        A local file is renamed. In object storage the object is copied, and removed if the copy has the same size. A
+        process that is killed in between leaves both objects; repeat the call.
 
         Raises:
             FileNotFoundError: if the object does not exist.
@@ -343,7 +347,7 @@ class Root:
             raise StoreError(f"cannot write {self.address(path)}: {explain(error)}") from error
 
     def _put(self, path: str, put: Callable[[str], object]) -> None:
-        """Uploads to object stores are atomic; a local file is written beside its target and renamed."""
+        """Write an object atomically, as uploads to object stores are; a local file needs a rename."""
         full = self.full(path)
         if self.is_local:
             self._put_and_rename(full, put)
@@ -353,7 +357,7 @@ class Root:
     def _put_and_rename(self, full: str, put: Callable[[str], object]) -> None:
         folder, name = posixpath.split(full)
         unfinished = posixpath.join(folder, f".{name}.{uuid.uuid4().hex}.tmp")  # dataset readers skip dot files
-        with disk_room(folder, ROOT_REMEDY):
+        with report_full_disk(folder, ROOT_REMEDY):
             self.fs.makedirs(folder, exist_ok=True)
             try:
                 put(unfinished)
@@ -394,14 +398,14 @@ class Root:
         yield from sorted(found, key=lambda entry: entry["name"])
 
 
-def _is_unfinished(name: str) -> bool:
+def _is_temporary(name: str) -> bool:
     """Whether a name is that of a temporary file of ``_put_and_rename``, ``_link`` or ``age``."""
     name = posixpath.basename(name)
     return name.startswith(".") and name.endswith(".tmp")
 
 
 @cache  # a probe takes five requests
-def _honors_create(root: Root) -> bool:
+def _supports_create(root: Root) -> bool:
     probe = f"_probe-{uuid.uuid4().hex}"
     try:
         root.create(probe, b"first")
@@ -409,7 +413,7 @@ def _honors_create(root: Root) -> bool:
     except StoreError as error:
         if not (error.__cause__ and is_refusal(error.__cause__)):
             raise
-        root.write(probe, b"")  # raises if the store rejects all writes, not only conditional ones
+        root.write(probe, b"")  # raises if the store rejects unconditional writes as well
         return False
     finally:
         root.remove(probe)

@@ -20,22 +20,22 @@ from fsspec import AbstractFileSystem
 
 from caption_assets.store.failure import is_refusal
 
-SLOWEST_UPLOAD = 64 << 10
-"""Minimum upload rate, in bytes per second; a slower request counts as stalled. s3fs sends ten requests at a time, so
+MIN_UPLOAD_RATE = 64 << 10
+"""Minimum upload rate of a request, in bytes per second: a slower one times out. s3fs sends ten requests at a time, so
 that the minimum for a large file is 5 Mbit/s."""
 
 BULK_DELETE = 1000
 """Maximum number of keys in one bulk delete, by S3's specification."""
-SINGLE_DELETES = 16
+PARALLEL_DELETES = 16
 """Number of concurrent requests that delete single objects."""
 
 
 class NoResponse(ConnectionError):  # type: ignore[misc]
-    """A request without the beginning of a response.
+    """The store did not begin to respond to a request.
 
-    botocore retries it, as it retries all ConnectionErrors. s3fs does not, unlike the errors that this one replaces:
-    its five attempts times botocore's, and five times that for an object's bytes, would take half an hour with a store
-    that does not respond.
+    botocore retries it, as it retries all ConnectionErrors. s3fs would also retry the errors that this one replaces:
+    with a store that does not respond, its five attempts times botocore's, and five times that for an object's bytes,
+    would take half an hour.
     """
 
     fmt = "{error}"
@@ -44,7 +44,7 @@ class NoResponse(ConnectionError):  # type: ignore[misc]
 class Session(AIOHTTPSession):  # type: ignore[misc]
     """aiobotocore's HTTP session, with a timeout for uploads.
 
-    aiohttp's read timeout starts when the body is sent. Sending has no timeout of its own, so that a store that does
+    aiohttp's read timeout starts when the body has been sent. Sending has no timeout: a request to a store that does
     not accept the body, or does not answer ``Expect: 100-continue``, would block without end.
     """
 
@@ -62,19 +62,20 @@ class Session(AIOHTTPSession):  # type: ignore[misc]
             raise NoResponse(endpoint_url=request.url, error=type(error).__name__) from error
 
     def _upload_seconds(self, request: Any) -> float | None:
-        """Timeout of a PUT. Others have none: a store may take minutes to complete an upload, and sends keep-alives."""
+        """Timeout of a PUT, in seconds; None for other requests: a store may take minutes to complete an upload."""
         if request.method != "PUT":
             return None
         length = int(request.headers.get("Content-Length", 0))
-        return float(self._timeout.sock_read + length / SLOWEST_UPLOAD)
+        return float(self._timeout.sock_read + length / MIN_UPLOAD_RATE)
 
 
 def delete_objects(fs: AbstractFileSystem, paths: Sequence[str]) -> None:
-    """Delete objects of one bucket: in bulk, and one by one those that the store does not delete in bulk.
+    """Delete objects of one bucket in bulk, and those that the store does not delete in bulk one by one.
 
     Some stores reject a bulk delete without Content-MD5, which botocore no longer sends (MinIO with MissingContentMD5,
-    s3fs #931; others with InvalidRequest); others have none (GCS: InvalidArgument; NotImplemented, MethodNotAllowed). A
-    single delete needs no body. s3fs's own ``rm`` ignores the objects that a bulk delete reports as not deleted.
+    s3fs #931; others with InvalidRequest). Some support no bulk delete (GCS: InvalidArgument; others: NotImplemented or
+    MethodNotAllowed). A single delete needs no body. s3fs's own ``rm`` ignores the objects that a bulk delete reports
+    as not deleted.
 
     Args:
         fs: an ``S3FileSystem``.
@@ -83,7 +84,7 @@ def delete_objects(fs: AbstractFileSystem, paths: Sequence[str]) -> None:
     Raises:
         OSError: if neither way deletes an object.
     """
-    with ThreadPoolExecutor(SINGLE_DELETES) as pool:
+    with ThreadPoolExecutor(PARALLEL_DELETES) as pool:
         for begin in range(0, len(paths), BULK_DELETE):
             left = _delete_in_bulk(fs, paths[begin : begin + BULK_DELETE])
             list(pool.map(partial(_delete, fs), left))
@@ -99,12 +100,12 @@ def _delete_in_bulk(fs: AbstractFileSystem, paths: Sequence[str]) -> Sequence[st
     bucket = fs.split_path(paths[0])[0]
     by_key = {fs.split_path(path)[1]: path for path in paths}
     try:
-        answer = fs.call_s3(
+        response = fs.call_s3(
             "delete_objects", Bucket=bucket, Delete={"Objects": [{"Key": key} for key in by_key], "Quiet": True}
         )
     except OSError as error:
         if not is_refusal(error):
             raise
         return paths
-    refused = {error.get("Key") for error in answer.get("Errors", ())}
+    refused = {error.get("Key") for error in response.get("Errors", ())}
     return [by_key[key] for key in refused] if refused <= by_key.keys() else paths

@@ -11,7 +11,7 @@ from caption_assets.store.access import STANDARD, Access
 from caption_assets.store.failure import translate_store_errors
 
 END_BYTES = 32 << 10
-"""Bytes at each end of a clip that are fetched first: they contain the container's index or its first frames."""
+"""Size of each end of a clip that is fetched first, in bytes: it contains the container's index or its first frames."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class Span:
     """A range of bytes in storage: a file of a shard, or a member of its tar."""
 
     url: str
-    """The file that contains the bytes: its protocol, ``://``, and its path as the file system names it, unescaped."""
+    """URL of the file that contains the bytes: protocol, ``://``, and its path in the file system, unescaped."""
     offset: int
     """Offset of the first byte in that file."""
     size: int
@@ -27,7 +27,7 @@ class Span:
     etag: str | None = None
     """The store's ETag, if the span is a whole object of a store with ETags."""
     access: Access = STANDARD
-    """Configuration of the storage."""
+    """Access options of the storage."""
 
     def info(self) -> dict[str, Any]:
         """Metadata of the file: fsspec's ``size`` and ``type``, and the ``ETag`` if the store has one.
@@ -37,7 +37,7 @@ class Span:
             StoreError: if the request fails.
         """
         with translate_store_errors(f"{self.url} cannot be looked up"):
-            fs, path = self._place()
+            fs, path = self._resolve()
             return dict(fs.info(path))
 
     def read(self) -> bytes:
@@ -59,10 +59,10 @@ class Span:
         if end <= start:
             return b""  # a store would treat an empty range as none and send the whole file
         with translate_store_errors(f"{self.url} cannot be read"):
-            fs, path = self._place()
+            fs, path = self._resolve()
             return bytes(fs.cat_file(path, start=self.offset + start, end=self.offset + end))
 
-    def _place(self) -> tuple[AbstractFileSystem, str]:
+    def _resolve(self) -> tuple[AbstractFileSystem, str]:
         """The file system of the file, and its path there.
 
         fsspec's ``url_to_fs`` is not used: it parses ``::`` in a file name as a chain of file systems.

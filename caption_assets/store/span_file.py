@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from caption_assets.errors import UnreadableClip
-from caption_assets.store.content_tag import PiecewiseTag, etag_tag
+from caption_assets.store.content_tag import ContentTag, etag_tag
 from caption_assets.store.failure import StoreError
 from caption_assets.store.span import END_BYTES, Span
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 READ_AHEAD = 4 << 20
-"""Size of a request in a sequential read, in bytes: large enough that its 20 ms of latency cost little."""
+"""Size of a request in a sequential read, in bytes: large enough that its latency, 20 ms, is a small part."""
 MAX_CACHED_BYTES = 32 << 20
 """Maximum size of a span that is cached whole when it is read for its tag, in bytes. Eight workers cache one each."""
 
@@ -27,7 +27,7 @@ class SpanFile(io.RawIOBase):
     replaced by the next fetch, so that memory does not grow with the span. While ``zero_fill`` is set, they are not
     fetched at all and read as zeros.
 
-    Every access to the store raises ``UnreadableClip`` if it fails.
+    Methods that fetch bytes raise ``UnreadableClip`` if a request fails.
     """
 
     def __init__(self, span: Span) -> None:
@@ -55,31 +55,31 @@ class SpanFile(io.RawIOBase):
         """
         if self.span.etag:
             return etag_tag(self.span.etag)
-        tag = PiecewiseTag()
+        tag = ContentTag()
         if self.size <= MAX_CACHED_BYTES:
             self.prefetch(0, self.size)
             for _, piece in self._cached_pieces(0, self.size):
-                tag.add(piece)
+                tag.update(piece)
         else:
             for start in range(0, self.size, READ_AHEAD):
-                tag.add(self._fetch(start, min(start + READ_AHEAD, self.size)))
-        return tag.value()
+                tag.update(self._fetch(start, min(start + READ_AHEAD, self.size)))
+        return tag.hexdigest()
 
-    def ends(self) -> bytes:
-        """The first and last ``END_BYTES`` of the span; all of it where these would overlap."""
-        size = self.span.size
-        if size <= 2 * END_BYTES:
-            return self.read_range(0, size)
-        return self.read_range(0, END_BYTES) + self.read_range(size - END_BYTES, size)
+    def prefetch_ends(self) -> None:
+        """Fetch and cache the first and the last ``END_BYTES`` of the span: in one request if they overlap."""
+        if self.size <= 2 * END_BYTES:
+            self.prefetch(0, self.size)
+        else:
+            self.prefetch(0, END_BYTES)
+            self.prefetch(self.size - END_BYTES, self.size)
 
     def read_range(self, start: int, end: int) -> bytes:
         """Read and cache the bytes from ``start`` to before ``end``."""
-        if (
-            start >= 0 and len(piece := self._cached_from(start)) >= end - start
-        ):  # mostly; an index has hundreds of fields
+        # The usual case, kept fast: an index has hundreds of fields.
+        if start >= 0 and len(piece := self._cached_from(start)) >= end - start:
             return bytes(piece[: max(end - start, 0)])
         self.prefetch(start, end)
-        return b"".join(piece[: end - place] for place, piece in self._cached_pieces(start, end))
+        return b"".join(piece[: end - at] for at, piece in self._cached_pieces(start, end))
 
     def prefetch(self, start: int, end: int) -> None:
         """Fetch and cache those bytes from ``start`` to before ``end`` that are not cached yet."""
@@ -92,11 +92,11 @@ class SpanFile(io.RawIOBase):
         return self._first_missing(start, end) >= end
 
     def readable(self) -> bool:
-        """Always."""
+        """True."""
         return True
 
     def seekable(self) -> bool:
-        """Always."""
+        """True."""
         return True
 
     def tell(self) -> int:
@@ -110,7 +110,7 @@ class SpanFile(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: WriteableBuffer) -> int:
-        """Read up to one piece into ``buffer`` and return the number of bytes: 0 at the end."""
+        """Read at most the rest of one piece into ``buffer``, and return the number of bytes: 0 at the end."""
         view = memoryview(buffer).cast("B")
         data = self._next_bytes(len(view))
         view[: len(data)] = data
@@ -127,16 +127,16 @@ class SpanFile(io.RawIOBase):
         until = self._next_cached(start)
         if self.zero_fill:
             return memoryview(bytes(min(size, until - start)))
-        place, piece = self._last_fetched
-        if not place <= start < place + len(piece):
-            place, piece = self._last_fetched = (start, self._fetch(start, min(start + READ_AHEAD, until)))
-        return piece[start - place :][:size]
+        at, piece = self._last_fetched
+        if not at <= start < at + len(piece):
+            at, piece = self._last_fetched = (start, self._fetch(start, min(start + READ_AHEAD, until)))
+        return piece[start - at :][:size]
 
     def _cached_from(self, start: int) -> memoryview:
         """The rest of the cached piece that contains ``start``; empty if there is none."""
-        for place, data in self._cached:
-            if place <= start < place + len(data):
-                return data[start - place :]
+        for at, piece in self._cached:
+            if at <= start < at + len(piece):
+                return piece[start - at :]
         return memoryview(b"")
 
     def _cached_pieces(self, start: int, end: int) -> Iterator[tuple[int, memoryview]]:
@@ -146,13 +146,13 @@ class SpanFile(io.RawIOBase):
 
     def _first_missing(self, start: int, end: int) -> int:
         """Offset of the first byte from ``start`` on that is not cached; at least ``end`` if all before ``end`` are."""
-        for place, piece in self._cached_pieces(start, end):
-            start = place + len(piece)
+        for at, piece in self._cached_pieces(start, end):
+            start = at + len(piece)
         return start
 
     def _next_cached(self, start: int) -> int:
         """Offset at which the next cached piece after ``start`` begins, or the span ends."""
-        return min((place for place, _ in self._cached if place > start), default=self.span.size)
+        return min((at for at, _ in self._cached if at > start), default=self.span.size)
 
     def _fetch(self, start: int, end: int) -> memoryview:
         self.requests += 1

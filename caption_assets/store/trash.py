@@ -1,8 +1,8 @@
 """The trash: the outputs of retired shards, kept in the root until the trash is emptied.
 
-An entry holds the objects that were moved at one time: ``_trash/shard=<shard>/<time>/``, then each object's former
-path. Its marker is written last. An entry without a marker is incomplete: moving the shard to the trash again completes
-it, and restoring it empties it.
+An entry contains the objects that were moved at one time, at ``_trash/shard=<shard>/<time>/<former path>``. Its marker
+is written last. An entry without a marker is incomplete: moving the shard to the trash again completes it, and
+restoring it empties it.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from caption_assets.store.root import COPY_BYTES, Root
 TRASH = "_trash"
 MARKER = "_complete"
 """Name of the marker in an entry's folder."""
-TIME = "%Y-%m-%dT%H-%M-%S-%fZ"
+TIME_FORMAT = "%Y-%m-%dT%H-%M-%S-%fZ"
 """Format of the name of an entry's folder, without colons, which some file systems do not allow."""
 _PATH = re.compile(
     rf"{TRASH}/shard=(?P<shard>[^/]+)/(?P<time>\d{{4}}-[01]\d-[0-3]\dT[0-2]\d-[0-5]\d-[0-5]\d-\d{{6}}Z)/(?P<path>.+)",
     re.DOTALL,
 )
-MOVERS = 16
-"""Number of concurrent moves: in object storage each takes a copy and a deletion."""
+PARALLEL_MOVES = 16
+"""Number of concurrent moves. In object storage each takes a copy and a deletion."""
 
 
 class TrashError(CaptionAssetsError):
@@ -54,7 +54,7 @@ class Entry:
     @property
     def age_days(self) -> float:
         """Days since its creation."""
-        created = datetime.strptime(self.time, TIME).replace(tzinfo=UTC)
+        created = datetime.strptime(self.time, TIME_FORMAT).replace(tzinfo=UTC)
         return (datetime.now(UTC) - created).total_seconds() / 86400
 
 
@@ -87,14 +87,14 @@ def move_to_trash(root: Root, shard: str, paths: Sequence[str]) -> Entry | None:
     if entry is None:
         if not paths:
             return None
-        entry = Entry(shard, datetime.now(UTC).strftime(TIME), {}, is_complete=False)
+        entry = Entry(shard, datetime.now(UTC).strftime(TIME_FORMAT), {}, is_complete=False)
     _each(lambda path: root.move(path, posixpath.join(entry.folder, path)), paths)
     root.write(f"{entry.folder}/{MARKER}", b"")
     return next(found for found in list_entries(root, shard) if found.time == entry.time)
 
 
 def restore_entry(root: Root, entry: Entry) -> None:
-    """Move an entry's objects back to their former paths. An interrupted call can be repeated.
+    """Move an entry's objects back to their former paths. After an interruption, repeat the call.
 
     Raises:
         TrashError: if different objects exist at these paths; no object is moved then.
@@ -121,14 +121,14 @@ def remove_entry(root: Root, entry: Entry) -> None:
 
 
 def _conflicts(root: Root, entry: Entry, paths: Iterable[str]) -> list[str]:
-    """Those of ``paths`` that exist both in the entry and at their former places, with different content.
+    """The paths with different objects in the entry and in the root.
 
-    A move that was interrupted between copy and deletion leaves two equal objects.
+    A move that was interrupted between copy and deletion leaves two equal objects, which is no conflict.
     """
     moved = [path for path in paths if path in entry.sizes]
     present = {path for folder in set(map(posixpath.dirname, moved)) for path in root.sizes(folder)}
-    doubled = [path for path in moved if path in present]
-    return [path for path in doubled if not _are_equal(root, path, posixpath.join(entry.folder, path))]
+    both = [path for path in moved if path in present]
+    return [path for path in both if not _are_equal(root, path, posixpath.join(entry.folder, path))]
 
 
 def _are_equal(root: Root, one: str, other: str) -> bool:
@@ -142,6 +142,6 @@ def _are_equal(root: Root, one: str, other: str) -> bool:
 
 
 def _each(do: Callable[[str], None], paths: Iterable[str]) -> None:
-    with ThreadPoolExecutor(MOVERS) as pool:
+    with ThreadPoolExecutor(PARALLEL_MOVES) as pool:
         for _ in pool.map(do, paths):
             pass

@@ -17,7 +17,7 @@ from caption_assets.store.tables import CaptionRow, ManifestRow, TableError, tab
 VERSIONS = "versions"
 """Key of the versions in a table's file metadata."""
 FOOTER_BYTES = 64 << 10
-"""Size of the reads of a footer; a caption table's footer takes about 10 KB."""
+"""Size of a request when a footer is read, in bytes. The footer of a caption table takes about 10 KB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class TableVersions:
     """Data version of each input, by the input's asset."""
 
     def agree_with(self, record: TableVersions) -> bool:
-        """Whether a record may describe this table: its versions are the same, and it may name further inputs."""
+        """Whether a record describes this table: it has the same versions, and the same or further inputs."""
         same_inputs = self.inputs.items() <= record.inputs.items()
         return (self.data, self.code) == (record.data, record.code) and same_inputs
 
@@ -93,6 +93,6 @@ def next_manifest_version(version: str, row: ManifestRow) -> str:
 
 
 def captions_version(rows: Iterable[CaptionRow]) -> str:
-    """The data version of captions, which changes when a caption does. It excludes token counts and attempts."""
-    said = "\n".join(f"{row.window_id} {row.status} {row.error_kind} {row.caption!r}" for row in rows)
-    return sha256(said.encode()).hexdigest()[:16]
+    """The data version of captions. It covers texts and errors, but not token counts and attempts."""
+    lines = "\n".join(f"{row.window_id} {row.status} {row.error_kind} {row.caption!r}" for row in rows)
+    return sha256(lines.encode()).hexdigest()[:16]

@@ -141,7 +141,7 @@ def probe_by_ranges(file: SpanFile, limits: Limits = LIMITS) -> Probe:
     Raises:
         UnreadableClip: if there is no video in it, or it exceeds the limits.
     """
-    file.ends()
+    file.prefetch_ends()
     index = read_movie_box(file)
     if index is None or index.fragmented:
         return probe(file, limits)

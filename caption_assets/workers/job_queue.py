@@ -38,7 +38,7 @@ class JobQueue:
             self._waiting.append(job)
             self._changed.notify_all()
 
-    def take(self, worker: int) -> Job | None:
+    def get(self, worker: int) -> Job | None:
         """Wait for a job for this worker and remove it from the queue; None after ``end``.
 
         Args:

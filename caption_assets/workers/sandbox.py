@@ -151,7 +151,7 @@ class Sandbox:
     def _serve(self, number: int) -> None:
         """Run jobs in one worker until the queue ends. Each thread of the sandbox runs this."""
         worker: Worker | None = None
-        while (job := self._jobs.take(number)) is not None:
+        while (job := self._jobs.get(number)) is not None:
             if not job.future.set_running_or_notify_cancel():
                 continue
             attempts = 0

@@ -98,7 +98,7 @@ def test_folders_of_one_name_and_revision_are_two_models(project: ProjectHarness
 def test_shard_that_another_run_captions_is_skipped(project: ProjectHarness) -> None:
     project.run("shard_index")
     with Leases(Root.open(str(project.root)), "run 7") as leases:
-        leases.take("sample-tar")
+        leases.acquire("sample-tar")
         message = project.failure(*STAGES, partition="sample-tar")
     assert message.startswith("all shards were skipped: sample-tar: shard 'sample-tar' is being captioned by run 7")
 

@@ -64,7 +64,7 @@ def test_run_that_renews_its_heartbeat_stays_active(monitor: Monitor) -> None:
 def test_real_heartbeat_keeps_its_run_active(monitor: Monitor) -> None:
     run = monitor.run(Status.STARTED)
     never, nothing = (lambda: False), (lambda: None)
-    with Heartbeat(lambda: monitor.root, run, 0.3, is_over=never, on_over=nothing, on_trouble=print):
+    with Heartbeat(lambda: monitor.root, run, 0.3, has_ended=never, interrupt=nothing, on_error=print):
         for _ in range(10):
             before = list_heartbeats(monitor.root)
             monitor.tick(1000)

@@ -156,13 +156,13 @@ def test_restore_over_a_recaptioned_shard_is_refused(captioned: AutomationHarnes
 def test_shard_leased_by_another_instance_is_neither_retired_nor_restored(captioned: AutomationHarness) -> None:
     before = contents(captioned.root)
     with Leases(captioned.root, "run of another instance") as leases:
-        lease = leases.take("a")
+        lease = leases.acquire("a")
         with pytest.raises(LeaseHeld):
             retire(captioned.instance, captioned.project, captioned.root, "a")
         assert contents(captioned.root) == before
         leases.release(lease)
         retire(captioned.instance, captioned.project, captioned.root, "a")
-        leases.take("a")
+        leases.acquire("a")
         with pytest.raises(LeaseHeld):
             restore(captioned.instance, captioned.settings, captioned.root, "a")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from uuid import uuid4
 
 from caption_assets.captioning.window_job import WindowJob
-from caption_assets.store.content_tag import content_tag
+from caption_assets.store.content_tag import ContentTag
 from caption_assets.store.tables import ManifestRow, Status
 from caption_assets.video.probe import probe
 from caption_assets.video.window import Windowing, split
@@ -21,7 +21,7 @@ def film_tasks(
             clip_key=name,
             window_index=window.index,
             window_id=uuid4().hex,
-            content_tag=content_tag(data),
+            content_tag=ContentTag(data).hexdigest(),
             bytes=len(data),
             status=Status.OK,
             width=found.width,

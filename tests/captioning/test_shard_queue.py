@@ -475,7 +475,7 @@ def test_checkpoints_of_another_recipe_are_ignored_and_removed(world: World) -> 
 def test_a_shard_that_another_run_holds_is_skipped_with_the_holder_named(world: World) -> None:
     world.add_clips("b", "one")
     with Leases(world.root, "run 7") as leases:
-        lease = leases.take("a")
+        lease = leases.acquire("a")
         log = world.run("a", "b")
         assert "run 7" in log.skips["a"]
         assert set(log.tables) == {"b"}
@@ -495,7 +495,7 @@ def test_of_two_runs_at_once_one_captions_the_shard(world: World) -> None:
 
 
 def test_the_next_try_of_a_run_need_not_wait(world: World) -> None:
-    Leases(world.root, "run 7").take("a")  # and dies without a word
+    Leases(world.root, "run 7").acquire("a")  # and dies without a word
     assert "run 7" in world.run(owner="run 8").skips["a"]
     assert set(world.run(owner="run 7").tables) == {"a"}
 
@@ -508,7 +508,7 @@ def test_a_run_whose_shard_was_taken_over_publishes_nothing(world: World) -> Non
             nonlocal taken
             if not taken:
                 taken = True
-                Leases(world.root, "run 7").take("a")
+                Leases(world.root, "run 7").acquire("a")
 
         return await world.captions(engine=StandIn(asked), owner="run 7")
 

@@ -12,7 +12,7 @@ from typing import Any
 from caption_assets.export.dataset_shard import Exported, export_shard
 from caption_assets.export.format import Export, Format
 from caption_assets.export.index import DATASET, shard_folder
-from caption_assets.store.content_tag import content_tag, etag_tag
+from caption_assets.store.content_tag import ContentTag, etag_tag
 from caption_assets.store.root import Root
 from caption_assets.store.tables import ManifestRow
 from tests.report.windows import SHARD, captioned, publish, window
@@ -23,10 +23,15 @@ LINES = Export(Format.JSONL, file_bytes=1 << 30)
 
 def clip(root: Root, key: str, data: bytes, *, windows: int = 1, **changes: Any) -> list[ManifestRow]:
     """Write a clip into a root, and return the manifest rows of its windows."""
-    uri = f"clips/{content_tag(data)}"
+    uri = f"clips/{ContentTag(data).hexdigest()}"
     root.write(uri, data)
     etag = root.fs.info(root.full(uri)).get("ETag")
-    columns = {"content_tag": etag_tag(etag) if etag else content_tag(data), "bytes": len(data), "uri": uri, **changes}
+    columns = {
+        "content_tag": etag_tag(etag) if etag else ContentTag(data).hexdigest(),
+        "bytes": len(data),
+        "uri": uri,
+        **changes,
+    }
     rows = [window(key, index, start_seconds=4.0 * index, end_seconds=4.0 * index + 4) for index in range(windows)]
     return [replace(row, **columns) for row in rows]
 

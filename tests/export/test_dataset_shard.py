@@ -6,7 +6,7 @@ import pytest
 from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.export.dataset_shard import ExportError
 from caption_assets.export.index import find_index, shard_folder
-from caption_assets.store.content_tag import content_tag
+from caption_assets.store.content_tag import ContentTag
 from caption_assets.store.root import Root
 from caption_assets.store.tables import ManifestRow, TableError, publish_captions, publish_manifest
 from tests.export.shards import LINES, TARS, clip, export, lines, names, publish_captioned, samples, tars
@@ -185,7 +185,7 @@ def test_missing_table_is_an_error_with_a_remedy(root: Root) -> None:
 
 def test_clip_within_a_tar_is_extracted(root: Root) -> None:
     root.write("shard.tar", b"header, a car, padding")
-    row = window("car.mp4", uri="shard.tar", offset=8, bytes=5, content_tag=content_tag(b"a car"))
+    row = window("car.mp4", uri="shard.tar", offset=8, bytes=5, content_tag=ContentTag(b"a car").hexdigest())
     publish_captioned(root, [row])
     export(root)
     [(_, video)] = samples(root)

@@ -6,7 +6,7 @@ import pytest
 
 from caption_assets.sources.manifest import CLIPS_AHEAD, probe_clips, span_of
 from caption_assets.sources.shard import Layout, Shard, ShardError, find_shard
-from caption_assets.store.content_tag import content_tag, etag_tag
+from caption_assets.store.content_tag import ContentTag, etag_tag
 from caption_assets.store.root import Root
 from caption_assets.store.tables import ManifestRow, Status
 from caption_assets.video.window import Windowing
@@ -84,7 +84,7 @@ def test_a_row_has_the_location_and_tag_of_its_clips_bytes(tmp_path: Path) -> No
         [row] = clip.rows
         assert row.uri == uri
         assert source.read(row.uri)[row.offset : row.offset + row.bytes] == data
-        assert row.content_tag == content_tag(data)
+        assert row.content_tag == ContentTag(data).hexdigest()
 
 
 @pytest.mark.store

@@ -183,7 +183,7 @@ def test_server_error_in_a_bulk_delete_causes_no_single_deletes(s3_url: str, bet
 )
 def test_store_that_rejects_conditional_writes_is_detected(s3_url: str, between: Between, refusal: Refusal) -> None:
     between(rule=lambda request: refusal if "if-none-match" in request.headers else None)
-    assert not Root.open(s3_url).honors_create()
+    assert not Root.open(s3_url).supports_create()
 
 
 @pytest.mark.parametrize(

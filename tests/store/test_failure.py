@@ -15,7 +15,7 @@ from caption_assets.captioning.stages import STAGE1
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.sources.shard import ShardError, list_shards
 from caption_assets.store.access import Access
-from caption_assets.store.failure import StoreError, holds_secret
+from caption_assets.store.failure import StoreError, url_has_credentials
 from caption_assets.store.root import Root
 from caption_assets.store.span import Span
 from caption_assets.store.tables import read_captions
@@ -64,7 +64,7 @@ USES: dict[str, Callable[[Root], object]] = {
     ],
 )
 def test_urls_with_credentials_are_recognized(url: str, expected: bool) -> None:
-    assert holds_secret(url) is expected
+    assert url_has_credentials(url) is expected
 
 
 @pytest.mark.fast

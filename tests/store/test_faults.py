@@ -37,14 +37,14 @@ from tests.videos import counting_video, noise_film
 
 pytestmark = pytest.mark.store
 
-SHORT_TIMEOUT = Access(silence_seconds=1.0)
+SHORT_TIMEOUT = Access(read_timeout_seconds=1.0)
 DATA = bytes(range(256)) * 1200
 
 
 @pytest.fixture(autouse=True)
 def _fast_uploads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Detect a stalled upload within two seconds."""
-    monkeypatch.setattr(s3, "SLOWEST_UPLOAD", 64 << 20)
+    monkeypatch.setattr(s3, "MIN_UPLOAD_RATE", 64 << 20)
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=str)
@@ -77,7 +77,7 @@ def test_download_survives_broken_responses(s3_url: str, between: Between, tmp_p
 @pytest.mark.parametrize("fault", [Refusal(500, "InternalError"), Breakdown.LOST, Breakdown.STALL], ids=str)
 def test_retries_end_when_the_store_never_responds(s3_url: str, between: Between, fault: Fault) -> None:
     proxy = between(itertools.repeat(fault))
-    root = Root.open(s3_url, Access(attempts=3, silence_seconds=0.3))
+    root = Root.open(s3_url, Access(attempts=3, read_timeout_seconds=0.3))
     for use in (lambda: root.read("data"), lambda: root.write("data", DATA)):
         before = proxy.requests.total()
         with pytest.raises(StoreError, match=rf"cannot (read|write) {s3_url}/data: .* also for all retries"):

@@ -27,11 +27,11 @@ def heartbeat(
     run: str = "run",
     seconds: float = 0.3,
     *,
-    is_over: Callable[[], bool] = lambda: False,
-    on_over: Callable[[], None] = lambda: None,
-    on_trouble: Callable[[str], None] = lambda _: None,
+    has_ended: Callable[[], bool] = lambda: False,
+    interrupt: Callable[[], None] = lambda: None,
+    on_error: Callable[[str], None] = lambda _: None,
 ) -> Heartbeat:
-    return Heartbeat(lambda: root, run, seconds, is_over=is_over, on_over=on_over, on_trouble=on_trouble)
+    return Heartbeat(lambda: root, run, seconds, has_ended=has_ended, interrupt=interrupt, on_error=on_error)
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -78,9 +78,9 @@ def test_damaged_heartbeat_has_no_content(root: Root, damaged: bytes) -> None:
 
 @pytest.mark.fast
 def test_run_ended_from_outside_is_interrupted_and_leaves_no_heartbeat(tmp_path: Path) -> None:
-    root, is_over, interrupts = Root.open(str(tmp_path)), threading.Event(), threading.Semaphore(0)
-    with heartbeat(root, is_over=is_over.is_set, on_over=interrupts.release):
-        is_over.set()
+    root, has_ended, interrupts = Root.open(str(tmp_path)), threading.Event(), threading.Semaphore(0)
+    with heartbeat(root, has_ended=has_ended.is_set, interrupt=interrupts.release):
+        has_ended.set()
         assert interrupts.acquire(timeout=60)
         assert not interrupts.acquire(timeout=0.5)  # the run gets time to stop
     assert list_heartbeats(root) == {}
@@ -96,7 +96,7 @@ def test_unwritable_root_is_reported_once_and_retried(tmp_path: Path) -> None:
             raise StoreError("the disk is full")
         return root
 
-    heart = Heartbeat(open_root, "run", 0.3, is_over=lambda: False, on_over=lambda: None, on_trouble=troubles.append)
+    heart = Heartbeat(open_root, "run", 0.3, has_ended=lambda: False, interrupt=lambda: None, on_error=troubles.append)
     with heart:
         until(lambda: list_heartbeats(root).keys() == {"run"})
     assert troubles == ["the disk is full"]
@@ -106,12 +106,12 @@ def test_unwritable_root_is_reported_once_and_retried(tmp_path: Path) -> None:
 def test_database_error_does_not_end_the_run(tmp_path: Path) -> None:
     checks = threading.Semaphore(0)
 
-    def is_over() -> bool:
+    def has_ended() -> bool:
         checks.release()
         raise OSError("database is locked")
 
     interrupted = threading.Event()
-    with heartbeat(Root.open(str(tmp_path)), is_over=is_over, on_over=interrupted.set):
+    with heartbeat(Root.open(str(tmp_path)), has_ended=has_ended, interrupt=interrupted.set):
         assert checks.acquire(timeout=60)
         assert checks.acquire(timeout=60)
     assert not interrupted.is_set()

@@ -50,27 +50,27 @@ def until(condition: Callable[[], bool]) -> None:
 
 def test_only_one_run_holds_a_lease(root: Root) -> None:
     with Leases(root, "run 1") as one, Leases(root, "run 2") as two:
-        lease = one.take("a")
+        lease = one.acquire("a")
         with pytest.raises(LeaseHeld, match=r"'a' is being captioned by run 1 \(.*process \d+\)"):
-            two.take("a")
-        two.take("b")
+            two.acquire("a")
+        two.acquire("b")
         one.release(lease)
-        assert two.take("a").epoch == 2
+        assert two.acquire("a").epoch == 2
 
 
 def test_lease_is_released_at_the_end_of_the_block(root: Root) -> None:
     with Leases(root, "run 1") as one:
-        one.take("a")
+        one.acquire("a")
     with Leases(root, "run 2") as two:
-        assert two.take("a").epoch == 2
+        assert two.acquire("a").epoch == 2
     assert root.names(checkpoint_folder("a")) == ["lease-000002"]
 
 
 def test_released_lease_is_not_renewed(root: Root) -> None:
     with Leases(root, "run 1", seconds=0.3) as one, Leases(root, "run 2") as two:
-        one.release(one.take("a"))
+        one.release(one.acquire("a"))
         time.sleep(0.5)
-        assert two.take("a").epoch == 2
+        assert two.acquire("a").epoch == 2
 
 
 @pytest.mark.parametrize(
@@ -88,44 +88,44 @@ def test_damaged_lease_is_an_error(tmp_path: Path, changes: dict[str, object], r
     record = {"owner": "run 1", "process": "host, process 1", "seconds": 120, "token": "x", "released": True}
     root.write(f"{checkpoint_folder('a')}/lease-000001", json.dumps(record | changes).encode())
     with pytest.raises(LeaseDamaged, match=rf"lease-000001 is damaged \({reason}\).*remove that file"):
-        Leases(root, "run 2").take("a")
+        Leases(root, "run 2").acquire("a")
     root.write(f"{checkpoint_folder('a')}/lease-000001", b"[]")
     with pytest.raises(LeaseDamaged, match="not a JSON object"):
-        Leases(root, "run 2").take("a")
+        Leases(root, "run 2").acquire("a")
 
 
 def test_unrenewed_lease_expires_and_is_lost(root: Root) -> None:
     one = Leases(root, "run 1", seconds=0.5)  # without its block, it is never renewed
-    lease = one.take("a")
+    lease = one.acquire("a")
     with Leases(root, "run 2") as two:
         with pytest.raises(LeaseHeld):
-            two.take("a")
+            two.acquire("a")
         time.sleep(0.6 + 1.5 * clock_step(root))
-        assert two.take("a").epoch == 2
+        assert two.acquire("a").epoch == 2
         with pytest.raises(LeaseLost, match="claimed by run 2"):
             one.check(lease)
-        assert lease.lost
+        assert lease.loss
         one.release(lease)
         with pytest.raises(LeaseHeld, match="run 2"), Leases(root, "run 3") as three:
-            three.take("a")
+            three.acquire("a")
 
 
 def test_renewed_lease_does_not_expire(root: Root) -> None:
     seconds = 1.5 + 1.5 * clock_step(root)
     with Leases(root, "run 1", seconds=seconds) as one, Leases(root, "run 2") as two:
-        lease = one.take("a")
+        lease = one.acquire("a")
         time.sleep(1.5 * seconds)
         with pytest.raises(LeaseHeld):
-            two.take("a")
+            two.acquire("a")
         one.check(lease)
 
 
 def test_renewal_detects_the_loss_of_the_lease(root: Root) -> None:
     troubles: list[str] = []
-    with Leases(root, "run 1", seconds=0.3, on_trouble=troubles.append) as one:
-        lease = one.take("a")
-        Leases(root, "run 1").take("a")  # a retry of the same run
-        until(lambda: lease.lost)
+    with Leases(root, "run 1", seconds=0.3, on_error=troubles.append) as one:
+        lease = one.acquire("a")
+        Leases(root, "run 1").acquire("a")  # a retry of the same run
+        until(lambda: lease.loss is not None)
     assert "claimed by run 1" in troubles[0]
 
 
@@ -138,8 +138,8 @@ def test_failed_renewal_is_retried(s3_url: str, between: Between) -> None:
         return Refusal(403, "AccessDenied") if request.method == "PUT" and is_read_only.is_set() else None
 
     proxy = between(rule=rule)
-    with Leases(Root.open(s3_url), "run 1", seconds=0.3, on_trouble=troubles.append) as leases:
-        lease = leases.take("a")
+    with Leases(Root.open(s3_url), "run 1", seconds=0.3, on_error=troubles.append) as leases:
+        lease = leases.acquire("a")
         is_read_only.set()
         until(lambda: bool(troubles))
         is_read_only.clear()
@@ -155,7 +155,7 @@ def test_concurrent_runs_get_one_lease(root: Root) -> None:
 
     def take(leases: Leases) -> bool:
         try:
-            leases.take("a")
+            leases.acquire("a")
         except LeaseHeld:
             return False
         return True
@@ -167,7 +167,7 @@ def test_concurrent_runs_get_one_lease(root: Root) -> None:
 def test_concurrent_retries_of_a_run_leave_one_holder(root: Root) -> None:
     runs = [Leases(root, "run 1") for _ in range(8)]
     with ThreadPoolExecutor(8) as pool:
-        leases = list(pool.map(lambda run: run.take("a"), runs))
+        leases = list(pool.map(lambda run: run.acquire("a"), runs))
 
     def holds(number: int) -> bool:
         try:

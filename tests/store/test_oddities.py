@@ -58,7 +58,7 @@ def url(s3_url: str, source: Root) -> str:
     assert run(root, source, "b").failures == {}
     write_checkpoint(root, "b", 1, 0, {STAGE1.name: read_captions(root, STAGE1.name, "b")}, {})
     with Leases(root, "run 7") as leases:
-        leases.take("b")
+        leases.acquire("b")
     return s3_url
 
 

@@ -67,7 +67,7 @@ def test_denied_prefix_is_an_error_with_its_path(url: str) -> None:
 
 def test_concurrent_creations_have_one_winner_in_every_race(url: str) -> None:
     root = Root.open(url)
-    assert root.honors_create()
+    assert root.supports_create()
     with ThreadPoolExecutor(16) as pool:
         for race in range(20):
             created = list(pool.map(lambda number, race=race: root.create(f"{race}", b"%d" % number), range(16)))

@@ -60,7 +60,7 @@ def test_repeated_creation_is_recognized_by_its_content(root: Root) -> None:
 
 
 def test_exclusive_creation_is_detected(root: Root) -> None:
-    assert root.honors_create()
+    assert root.supports_create()
     assert root.names("") == []
 
 
@@ -73,9 +73,9 @@ def test_missing_exclusive_creation_is_probed_once(
         pytest.skip("the header is signed, which this server checks")
     proxy = between(plan, without=without)
     root = Root.open(s3_url)
-    assert not root.honors_create()
+    assert not root.supports_create()
     probes = proxy.requests.total()
-    assert not root.honors_create()
+    assert not root.supports_create()
     assert proxy.requests.total() == probes
     assert root.names("") == []
 
@@ -166,7 +166,7 @@ def test_root_holds_paths_below_it_after_resolving_links(tmp_path: Path) -> None
     (tmp_path / "real" / "out").symlink_to("..")
     (tmp_path / "real" / "stay").symlink_to("in")
     root = Root.open(str(tmp_path / "root"))
-    held = {path: root.holds(path) for path in ("", "in/new", "stay/new", "out/new", "out", "../realm")}
+    held = {path: root.contains(path) for path in ("", "in/new", "stay/new", "out/new", "out", "../realm")}
     assert held == {"": True, "in/new": True, "stay/new": True, "out/new": False, "out": False, "../realm": False}
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caption_assets.errors import UnreadableClip
-from caption_assets.store.content_tag import PiecewiseTag, content_tag, etag_tag
+from caption_assets.store.content_tag import ContentTag, etag_tag
 from caption_assets.store.root import Root
 from caption_assets.store.span import END_BYTES, Span
 from caption_assets.store.span_file import READ_AHEAD, SpanFile
@@ -86,7 +86,7 @@ def test_sequential_reads_fetch_large_pieces_and_do_not_cache_them(tmp_path: Pat
 def test_the_tag_is_that_of_the_bytes_which_are_fetched_once(tmp_path: Path, size: int) -> None:
     file = SpanFile(span_of(tmp_path / "file", DATA[:size]))
     file.prefetch(0, 10)
-    assert file.tag() == content_tag(DATA[:size])
+    assert file.tag() == ContentTag(DATA[:size]).hexdigest()
     assert read(file, size) == DATA[:size]
     assert file.bytes_read == size
 
@@ -97,17 +97,17 @@ def test_the_tag_of_a_large_span_is_computed_without_caching_it(
     monkeypatch.setattr("caption_assets.store.span_file.MAX_CACHED_BYTES", 1000)
     monkeypatch.setattr("caption_assets.store.span_file.READ_AHEAD", 30_000)
     file = SpanFile(span_of(tmp_path / "file", DATA))
-    assert file.tag() == content_tag(DATA)
+    assert file.tag() == ContentTag(DATA).hexdigest()
     assert (file.bytes_read, file.requests) == (len(DATA), 7)
     assert not file.is_cached(0, 1)
 
 
 def test_a_content_tag_is_the_xxh3_hash_of_all_bytes() -> None:
-    assert content_tag(b"") == "99aa06d3014798d86001c324468d497f"  # XXH3's own test vector, seed 0
-    pieces = PiecewiseTag()
+    assert ContentTag(b"").hexdigest() == "99aa06d3014798d86001c324468d497f"  # XXH3's own test vector, seed 0
+    pieces = ContentTag()
     for start in range(0, len(DATA), 777):
-        pieces.add(DATA[start : start + 777])
-    assert (pieces.value(), pieces.size) == (content_tag(DATA), len(DATA))
+        pieces.update(DATA[start : start + 777])
+    assert (pieces.hexdigest(), pieces.size) == (ContentTag(DATA).hexdigest(), len(DATA))
 
 
 def test_the_tag_of_a_span_with_an_etag_is_derived_from_it_without_reading(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from caption_assets.store.root import Root
 from caption_assets.store.trash import (
-    TIME,
+    TIME_FORMAT,
     TRASH,
     Entry,
     TrashError,
@@ -132,7 +132,7 @@ def test_removing_an_entry_keeps_the_others(root: Root) -> None:
 
 @pytest.mark.fast
 def test_age_is_counted_in_days() -> None:
-    time = (datetime.now(UTC) - timedelta(days=30)).strftime(TIME)
+    time = (datetime.now(UTC) - timedelta(days=30)).strftime(TIME_FORMAT)
     assert Entry("a", time, {}, is_complete=True).age_days == pytest.approx(30, abs=0.0001)
 
 
@@ -151,7 +151,7 @@ def test_foreign_objects_in_the_trash_are_ignored(root: Root) -> None:
 MOVER = """
 import sys
 from caption_assets.store.root import Root
-from caption_assets.store.trash import TIME, restore_entry, list_entries, move_to_trash
+from caption_assets.store.trash import TIME_FORMAT, restore_entry, list_entries, move_to_trash
 root = Root.open(sys.argv[1])
 print("ready", flush=True)
 if sys.argv[2] == "move":

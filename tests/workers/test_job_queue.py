@@ -16,7 +16,7 @@ def job(name: str, affinity: str | None = None) -> Job:
 
 def names(queue: JobQueue, *workers: int) -> list[str]:
     """The jobs that workers take, in this order of workers."""
-    found = [queue.take(worker) for worker in workers]
+    found = [queue.get(worker) for worker in workers]
     return [one.call() for one in found if one]
 
 
@@ -44,11 +44,11 @@ def test_an_affinity_ends_after_a_few_others() -> None:
 def test_end_wakes_waiting_workers_and_returns_the_waiting_jobs() -> None:
     queue = JobQueue()
     taken: list[Job | None] = []
-    waiting = Thread(target=lambda: taken.append(queue.take(0)))
+    waiting = Thread(target=lambda: taken.append(queue.get(0)))
     waiting.start()
     assert queue.end() == []
     waiting.join()
     assert taken == [None]
     queue.put(left := job("left"))
-    assert queue.take(0) is None
+    assert queue.get(0) is None
     assert queue.end() == [left]
