@@ -79,7 +79,7 @@ def link(
 ) -> None:
     """Print a link to a shard's gallery that opens without access to the bucket.
 
-    The link is signed with your own key: treat it as a secret until it expires. For a local root it is the file's path.
+    The link is signed with your own key: treat it as a secret until it expires. For a local root it is the file's URL.
     """
     from caption_assets.report.gallery import gallery_path
     from caption_assets.store.access import Access

@@ -1,4 +1,4 @@
-"""Detection of credentials in settings, because Dagster stores the configuration and shows it in its UI and API."""
+"""Detection of credentials in settings: Dagster stores the configuration and shows it in its UI and API."""
 
 from __future__ import annotations
 

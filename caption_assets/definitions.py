@@ -62,7 +62,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
 
 
 def _executor(settings: Settings) -> dg.ExecutorDefinition:
-    """The executor. The default is one process a run: more would each import Dagster, and steps do not overlap."""
+    """The executor. By default all steps share the run's process: another one would import Dagster for each step."""
     match settings.executor:
         case "in_process":
             return dg.in_process_executor
@@ -89,9 +89,9 @@ def load_definitions() -> dg.Definitions:
 
 
 def _has_instance() -> bool:
-    """Whether DAGSTER_HOME holds an instance.
+    """Whether DAGSTER_HOME contains an instance.
 
-    In a run's pod it does not, and its disk is read-only: the launcher passes the instance.
+    In a run's pod it does not, and the pod's disk is read-only: the launcher passes the instance to the run.
     """
     home = os.environ.get("DAGSTER_HOME", "")
     return bool(home) and any(Path(home).expanduser().joinpath(name).exists() for name in ("dagster.yaml", "history"))

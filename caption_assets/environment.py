@@ -1,4 +1,4 @@
-"""Names of environment variables: the settings' prefix, renamed settings, and misspelt ones."""
+"""Names of environment variables: the settings' prefix, renamed settings, and misspelled ones."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ RENAMED = {
 }
 """Variables of earlier releases, each with its present name."""
 _HEAD = "CAPTION"
-_TYPO = 0.8
-"""Minimum similarity of a misspelled name: two swapped letters of five."""
-_HEAD_TYPO = 0.85
+_MIN_HEAD_SIMILARITY = 0.85
 """Minimum similarity of a misspelled prefix: one missing or surplus letter."""
-_NEAR = 0.6
-"""Minimum similarity of a suggested name; difflib's default. ``MAX_TOKENS`` has 0.91 to
+_MIN_TYPO_SIMILARITY = 0.8
+"""Minimum similarity of a name after a misspelled prefix: two swapped letters of five."""
+_MIN_SIMILARITY = 0.6
+"""Minimum similarity of a name after the right prefix; difflib's default. ``MAX_TOKENS`` has 0.91 to
 ``MAX_OUTPUT_TOKENS``, ``NUM_WORKERS`` has 0.64 to ``DECODE_WORKERS``."""
-_SUGGESTIONS = 3
-"""Maximum number of names suggested."""
+_MAX_SUGGESTIONS = 3
+"""Maximum number of suggested names."""
 _SERVICE = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?$")
 """Variables that Kubernetes sets in each pod for the Services of its namespace."""
 _SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
@@ -42,7 +42,7 @@ class UnknownSetting:
 
     name: str
     suggestions: tuple[str, ...]
-    """Similar settings, the most similar first. If there are none, the variable may be another program's."""
+    """Similar settings, the most similar first; empty if the variable may be another program's."""
 
     def __str__(self) -> str:
         if self.name in RENAMED:
@@ -85,11 +85,11 @@ def _suggestions(name: str, known: Collection[str]) -> tuple[str, ...]:
     head, _, rest = re.sub(r"[^A-Z0-9]+", "_", name.upper()).partition("_")
     if not _is_head(head):
         return ()
-    ours = head == _HEAD and name.isupper()
-    required, measure = (_NEAR, _similarity) if ours else (_TYPO, _similarity_of_letters)
+    has_prefix = head == _HEAD and name.isupper()
+    required, measure = (_MIN_SIMILARITY, _similarity) if has_prefix else (_MIN_TYPO_SIMILARITY, _similarity_of_letters)
     scores = {setting: measure(rest, setting.removeprefix(PREFIX)) for setting in known}
     near = sorted((setting for setting in known if scores[setting] >= required), key=lambda one: (-scores[one], one))
-    return tuple(near[:_SUGGESTIONS])
+    return tuple(near[:_MAX_SUGGESTIONS])
 
 
 def _letters(name: str) -> str:
@@ -97,16 +97,19 @@ def _letters(name: str) -> str:
 
 
 def _is_head(head: str) -> bool:
-    """Whether a name's first word is the prefix, a longer form, or a misspelling: ``CAPTON``, but not ``CAPTAIN``."""
+    """Whether a name's first word begins with the prefix or misspells it: ``CAPTON`` does, ``CAPTAIN`` does not."""
     if head.startswith(_HEAD) or sorted(head) == sorted(_HEAD):
         return True
     if len(head) == len(_HEAD):
         return sum(one != other for one, other in zip(head, _HEAD, strict=True)) == 1
-    return _similarity_of_letters(head, _HEAD) >= _HEAD_TYPO
+    return _similarity_of_letters(head, _HEAD) >= _MIN_HEAD_SIMILARITY
 
 
 def _similarity(given: str, setting: str) -> float:
-    """Similarity from 0 to 1: of the letters; minus 0.1 without a common word; at least 0.7 if one has all words."""
+    """Similarity from 0 to 1: that of the letters, minus 0.1 if no word is the same.
+
+    At least 0.7 if one name has all words of the other.
+    """
     letters = _similarity_of_letters(given, setting)
     one, other = set(given.split("_")), set(setting.split("_"))
     if one <= other or other <= one:

@@ -7,7 +7,7 @@ from traceback import TracebackException
 from pydantic import ValidationError
 
 MAX_MESSAGE_CHARACTERS = 500
-"""Maximum length of the message of an unexpected error: some libraries include the data that they failed on."""
+"""Maximum length of an error's message in another message: some libraries include the data that they failed on."""
 
 
 class CaptionAssetsError(Exception):
@@ -28,10 +28,7 @@ def as_project_error(error: Exception) -> CaptionAssetsError:
     """The error itself if it is a ``CaptionAssetsError``, otherwise an ``UnexpectedError`` that wraps it."""
     if isinstance(error, CaptionAssetsError):
         return error
-    text = printable(str(error))
-    shown = text if len(text) <= MAX_MESSAGE_CHARACTERS else f"{text[:MAX_MESSAGE_CHARACTERS]}\N{HORIZONTAL ELLIPSIS}"
-    message = f"{type(error).__name__}: {shown}" if shown else type(error).__name__
-    wrapper = UnexpectedError(f"unexpected {message}; see the log for the traceback")
+    wrapper = UnexpectedError(f"unexpected {_with_type(error, printable(str(error)))}; see the log for the traceback")
     wrapper.__cause__ = error
     return wrapper
 
@@ -59,7 +56,11 @@ def _one_line(error: BaseException) -> str:
         text = "; ".join(
             ": ".join([*map(str, detail["loc"]), detail["msg"].removeprefix("Value error, ")]) for detail in found
         )
-    text = " ".join(printable(text).split())
+    return _with_type(error, " ".join(printable(text).split()))
+
+
+def _with_type(error: BaseException, text: str) -> str:
+    """The type of an error and its message, shortened to ``MAX_MESSAGE_CHARACTERS``."""
     shown = text if len(text) <= MAX_MESSAGE_CHARACTERS else f"{text[:MAX_MESSAGE_CHARACTERS]}\N{HORIZONTAL ELLIPSIS}"
     return f"{type(error).__name__}: {shown}" if shown else type(error).__name__
 

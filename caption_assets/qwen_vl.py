@@ -26,7 +26,7 @@ from caption_assets.captioning.recipe import Recipe, SamplingParams
 from caption_assets.captioning.request import Request, RequestFailed
 from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.errors import CaptionAssetsError
-from caption_assets.models.mirror import publish, read_manifest
+from caption_assets.models.mirror import publish, read_weights_manifest
 from caption_assets.models.variants import find_variant
 from caption_assets.models.weights import WEIGHTS
 from caption_assets.store.root import Root
@@ -145,7 +145,7 @@ class QwenVL:
             raise ImportError(
                 "vLLM is not installed: pip install 'caption-assets[gpu]', or [cpu] on a machine without one"
             )
-        read_manifest(Root.open(self.model_dir), self._variant)
+        read_weights_manifest(Root.open(self.model_dir), self._variant)
         folder = Path(self.model_dir) / WEIGHTS / self._variant.folder
         recipe = Recipe(variant=self._variant, fp8=self.fp8)
         config = EngineConfig(

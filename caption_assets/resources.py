@@ -1,4 +1,4 @@
-"""The Dagster resources: each holds one layer's configuration and opens nothing before a step needs it."""
+"""The Dagster resources: each contains the configuration of one layer, and opens nothing before a step needs it."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from caption_assets.store.root import Root
 from caption_assets.workers.sandbox import Sandbox, SandboxLimits
 
 C = TypeVar("C")
-Watch = Callable[[AbstractAsyncContextManager[CaptionEngine]], AbstractAsyncContextManager[CaptionEngine]]
-"""A wrapper around each engine's context manager, such as the metrics'."""
+EngineWrapper = Callable[[AbstractAsyncContextManager[CaptionEngine]], AbstractAsyncContextManager[CaptionEngine]]
+"""A function that wraps an engine's context manager, for example to export its metrics."""
 
 
 def _dump(config: object) -> dict[str, Any]:
@@ -97,19 +97,19 @@ class Weights(dg.ConfigurableResource):  # type: ignore[type-arg]
         return _load(CacheConfig, self.config)
 
 
-class Clips(dg.ConfigurableResource):  # type: ignore[type-arg]
+class Workers(dg.ConfigurableResource):  # type: ignore[type-arg]
     """The worker processes that probe and decode clips."""
 
     limits: dict  # type: ignore[type-arg]
-    workers: int | None
+    count: int | None
 
-    def start(self, workers: int | None = None) -> Sandbox:
-        """The worker pool; the workers end with its block.
+    def start(self, default_count: int | None = None) -> Sandbox:
+        """The worker pool; its processes end when the block ends.
 
         Args:
-            workers: number of workers if the settings give none. Default: one per core, up to 8.
+            default_count: number of workers if the settings give none; None for one per core, up to 8.
         """
-        return Sandbox(_load(SandboxLimits, self.limits), self.workers or workers)
+        return Sandbox(_load(SandboxLimits, self.limits), self.count or default_count)
 
 
 class Engine(dg.ConfigurableResource):  # type: ignore[type-arg]
@@ -127,21 +127,21 @@ class Engine(dg.ConfigurableResource):  # type: ignore[type-arg]
         model: Path,
         recipe: Recipe,
         on_crash: Callable[[str], None],
-        watch: Watch = lambda engine: engine,
+        wrap: EngineWrapper = lambda engine: engine,
         adapter: Adapter | None = None,
     ) -> EngineSupervisor:
-        """Start an engine, and another after a crash; it is shut down when the block ends.
+        """Start an engine, and a new one after each crash; it is shut down when the block ends.
 
         Args:
             model: folder of the model's files.
             recipe: the recipe of the captions.
             on_crash: called with the reason after each crash.
-            watch: wraps each engine.
+            wrap: wraps each engine.
             adapter: the recipe's LoRA adapter, if it has one.
         """
         config = self.engine_config
         return EngineSupervisor(
-            lambda: watch(start_engine(model, recipe, config, adapter)),
+            lambda: wrap(start_engine(model, recipe, config, adapter)),
             max_restarts=config.max_engine_restarts,
             on_crash=on_crash,
             settings=config.identity,
@@ -158,6 +158,6 @@ def build_resources(settings: Settings) -> dict[str, object]:
     return {
         "storage": build_storage(settings),
         "weights": Weights(config=_dump(settings.weights)),
-        "clips": Clips(limits=_dump(settings.decode), workers=settings.decode_workers),
+        "workers": Workers(limits=_dump(settings.decode), count=settings.decode_workers),
         "engine": Engine(config=_dump(settings.engine)),
     }

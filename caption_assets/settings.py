@@ -38,7 +38,7 @@ class SettingsError(CaptionAssetsError):
 
 
 def _parse_json_object(example: str) -> BeforeValidator:
-    """A parser of JSON objects with clear errors: pydantic-settings' own give neither value nor remedy."""
+    """A parser of JSON objects, whose errors give value and remedy; those of pydantic-settings do not."""
 
     def parse(value: object) -> object:
         if not isinstance(value, str):
@@ -237,7 +237,10 @@ class Settings(BaseSettings):
         4.0, ge=1, allow_inf_nan=False, description="Maximum memory of a decode worker, in GiB"
     )
     decode_workers: int | None = Field(
-        None, ge=1, description="Number of processes that probe and decode clips. Default: one per core, up to 8"
+        None,
+        ge=1,
+        description="Number of processes that probe or decode clips. Default: 8 for probing; for decoding, one per "
+        "core, up to 8",
     )
     previews: bool = Field(
         False, description="Store a small animation and a still picture of each captioned window for the gallery"
@@ -347,7 +350,7 @@ class Settings(BaseSettings):
         description="URL of a Slack incoming webhook for alerts; a secret. Default: alerts go to the daemon's log",
     )
     shards_per_run: int = Field(
-        16, ge=1, description="Number of shards that one run of a backfill captions with one engine start"
+        16, ge=1, description="Maximum number of shards that one run of a backfill captions with one engine start"
     )
     gpu_hour_price: float | None = Field(
         None,

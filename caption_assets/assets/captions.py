@@ -26,9 +26,9 @@ from caption_assets.dagster_lib.run_log import RunLog
 from caption_assets.dagster_lib.selection import is_selected, shards_to_make
 from caption_assets.dagster_lib.termination import stoppable
 from caption_assets.kubernetes.pods import CAPTION_STEP, GPU_POOL, caption_pod, check_image, step_retries
-from caption_assets.models.mirror import content_of
+from caption_assets.models.mirror import content_digest
 from caption_assets.models.weights import WeightsError
-from caption_assets.resources import Clips, Engine, Storage, Weights
+from caption_assets.resources import Engine, Storage, Weights, Workers
 from caption_assets.settings import Settings
 from caption_assets.store.root import Root
 
@@ -49,7 +49,7 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
         retry_policy=step_retries(settings),
     )
     def captions(
-        context: dg.AssetExecutionContext, storage: Storage, weights: Weights, clips: Clips, engine: Engine
+        context: dg.AssetExecutionContext, storage: Storage, weights: Weights, workers: Workers, engine: Engine
     ) -> Iterator[dg.MaterializeResult[None]]:
         # Dagster would skip the dataset: a step that logs several shards' materializations yields no output.
         if len(context.partition_keys) > 1 and is_selected(context, project.dataset):
@@ -80,7 +80,7 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
                 max_attempts=settings.max_window_attempts,
             )
             log = RunLog(context, settings, job.root)
-            with clips.start() as sandbox, serve_metrics(settings.metrics_port) as metrics:
+            with workers.start() as sandbox, serve_metrics(settings.metrics_port) as metrics:
                 supervisor = _engine(context, engine, weights, job, log, metrics)
                 shards = shards_to_make(context)
                 stop.run(caption_shards(supervisor, sandbox, job, shards, [metrics, log]))
@@ -92,8 +92,8 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
 
 def _identified(recipe: Recipe, root: Root) -> Recipe:
     """The recipe with hashes of the mirrored model and adapter, for those whose names do not identify their content."""
-    lora_weights = content_of(root, recipe.lora) if recipe.lora else None
-    return replace(recipe, weights=content_of(root, recipe.variant), lora_weights=lora_weights)
+    lora_weights = content_digest(root, recipe.lora) if recipe.lora else None
+    return replace(recipe, weights=content_digest(root, recipe.variant), lora_weights=lora_weights)
 
 
 @asynccontextmanager

@@ -8,7 +8,7 @@ from caption_assets.dagster_lib.check_events import SEVERITIES, find_stored, log
 from caption_assets.dagster_lib.failures import ShardFailures, as_dagster_failure
 from caption_assets.dagster_lib.project import Project, table_of
 from caption_assets.dagster_lib.termination import stoppable
-from caption_assets.models.mirror import find_damage, read_manifest
+from caption_assets.models.mirror import find_damage, read_weights_manifest
 from caption_assets.resources import Storage
 from caption_assets.settings import Settings
 from caption_assets.store.root import Root
@@ -61,7 +61,7 @@ def build_weights_check(settings: Settings) -> dg.AssetChecksDefinition:
     def verify(context: dg.AssetCheckExecutionContext, storage: Storage) -> dg.AssetCheckResult:
         with stoppable(context), as_dagster_failure():
             root = storage.root()
-            manifests = [read_manifest(root, checkpoint) for checkpoint in checkpoints]
+            manifests = [read_weights_manifest(root, checkpoint) for checkpoint in checkpoints]
             damaged: dict[str, str] = {}
             for checkpoint, manifest in zip(checkpoints, manifests, strict=True):
                 damaged |= find_damage(root, checkpoint, manifest)

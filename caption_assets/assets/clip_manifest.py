@@ -31,7 +31,7 @@ from caption_assets.dagster_lib.selection import is_selected, shards_to_make
 from caption_assets.dagster_lib.termination import stoppable
 from caption_assets.errors import CaptionAssetsError, as_project_error, printable
 from caption_assets.kubernetes.pods import MANIFEST_SIZE, cpu_pod, step_retries
-from caption_assets.resources import Clips, Storage
+from caption_assets.resources import Storage, Workers
 from caption_assets.settings import Settings
 from caption_assets.sources.listing import OtherFiles
 from caption_assets.sources.manifest import PROBE_WORKERS, ProbedClip, probe_clips
@@ -100,7 +100,7 @@ def build_clip_manifest(settings: Settings) -> dg.AssetsDefinition:
         retry_policy=step_retries(settings),
     )
     def clip_manifest(
-        context: dg.AssetExecutionContext, storage: Storage, clips: Clips
+        context: dg.AssetExecutionContext, storage: Storage, workers: Workers
     ) -> Iterator[dg.MaterializeResult[None]]:
         if len(context.partition_keys) > 1 and is_selected(context, captions):
             raise dg.Failure(
@@ -112,7 +112,7 @@ def build_clip_manifest(settings: Settings) -> dg.AssetsDefinition:
         made: list[dg.MaterializeResult[None]] = []
         with stoppable(context), as_dagster_failure():
             root, source = storage.root(), storage.source()
-            with clips.start(PROBE_WORKERS) as sandbox:
+            with workers.start(PROBE_WORKERS) as sandbox:
                 for key in shards_to_make(context):
                     with failures.of(key), _failure_shown(context, key):
                         result = _make(context, project, settings, sandbox, root, source, key)

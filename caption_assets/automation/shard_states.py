@@ -27,7 +27,7 @@ from caption_assets.dagster_lib.private import (
 )
 from caption_assets.dagster_lib.project import SHARDS, Project
 from caption_assets.errors import CaptionAssetsError
-from caption_assets.models.mirror import read_manifest
+from caption_assets.models.mirror import read_weights_manifest
 from caption_assets.models.weights import WeightsError, joint_version
 from caption_assets.settings import Settings
 from caption_assets.store.root import Root
@@ -192,7 +192,7 @@ def has_weights(instance: dg.DagsterInstance, project: Project, root: Root, sett
         StoreError: if the root cannot be read.
     """
     try:
-        manifests = [read_manifest(root, checkpoint) for checkpoint in settings.checkpoints]
+        manifests = [read_weights_manifest(root, checkpoint) for checkpoint in settings.checkpoints]
     except WeightsError:
         return False
     event = instance.get_latest_materialization_event(project.weights)

@@ -39,9 +39,9 @@ from caption_assets.captioning.seen_video import SeenVideos
 from caption_assets.captioning.video_tokens import QWEN, VideoTokens, patch_factor
 from caption_assets.captioning.vllm_plugin import OWNER, PLUGIN
 from caption_assets.errors import CaptionAssetsError
-from caption_assets.models.model_files import ModelFiles
-from caption_assets.models.parts import CONFIG
-from caption_assets.models.served import check_served, parse_config
+from caption_assets.models.checkpoint_files import CONFIG
+from caption_assets.models.model_config import ModelProperties, parse_config
+from caption_assets.models.supported import check_supported
 from caption_assets.models.variants import PixelLimits
 from caption_assets.models.weights import WeightsError
 from caption_assets.video.decode import Frames
@@ -170,7 +170,7 @@ def engine_arguments(
             "(the model is chosen with CAPTION_MODEL, its number format with CAPTION_DTYPE, FP8 with CAPTION_FP8, a "
             "LoRA adapter with CAPTION_LORA, GPUs with CAPTION_TENSOR_PARALLEL_SIZE and CAPTION_DATA_PARALLEL_SIZE)"
         )
-    variant, files = recipe.variant, ModelFiles.read(model)
+    variant, files = recipe.variant, ModelProperties.read(model)
     arguments: dict[str, Any] = {
         "model": str(model),
         # A quantization method has dtypes of its own: vLLM takes the one that the files name.
@@ -226,7 +226,7 @@ async def start_engine(
     """
     if recipe.lora != (adapter.lora if adapter else None):
         raise ValueError(f"the recipe's adapter is {recipe.lora}, and the engine's {adapter}")
-    _check_served(model, config)
+    _check_supported(model, config)
     arguments = engine_arguments(model, recipe, config, adapter)
     _prepare_environment()
     cause = CauseFile()
@@ -255,16 +255,16 @@ async def start_engine(
         gc.collect()  # now: left to the interpreter's exit, the engine's finaliser would fail and say so
 
 
-def _check_served(model: Path, config: EngineConfig) -> None:
+def _check_supported(model: Path, config: EngineConfig) -> None:
     """Refuse a model that needs remote code, also where its files did not come through the mirror.
 
     Raises:
-        EngineError: if vLLM does not serve it.
+        EngineError: if vLLM does not support it.
     """
     path, overrides = model / CONFIG, config.engine_args.get("hf_overrides")
     try:
         found = parse_config(path.read_bytes(), str(path))
-        check_served({**found, **(overrides if isinstance(overrides, Mapping) else {})}, str(model))
+        check_supported({**found, **(overrides if isinstance(overrides, Mapping) else {})}, str(model))
     except OSError as error:
         raise EngineError(f"cannot read {path} ({error.strerror}): put the whole model there") from error
     except WeightsError as error:

@@ -91,7 +91,9 @@ async def caption_shards(
         ValueError: if the recipe's model is one by folder, and the recipe does not identify its weights.
     """
     if job.recipe.variant.path is not None and job.recipe.weights is None:
-        raise ValueError("a recipe of a model by folder needs the digest of its weights: see models.mirror.content_of")
+        raise ValueError(
+            "the recipe of a model given by folder needs the digest of its weights: see models.mirror.content_digest"
+        )
 
     def notify(tell: Callable[[RunObserver], None]) -> None:
         for observer in observers:

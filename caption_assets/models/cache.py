@@ -1,9 +1,12 @@
-"""The local cache of models: downloaded from the mirror, verified, evicted when others need space.
+"""The local cache of models: downloaded from the mirror, verified, evicted when other models need space.
 
-Each revision has five entries side by side: its folder, named by the hash of its manifest; ``.arriving``, its
-incomplete download; ``.verified``, the size and modification time of each file when its hash was last verified;
-``.lock``, held by the downloading process; and ``.use``, held by all processes that use the model, with the time of the
-last use as its modification time.
+Each revision has five entries:
+
+- a folder, named by the hash of its manifest;
+- ``.arriving``, the incomplete download;
+- ``.verified``, the size and modification time of each file when its hash was last verified;
+- ``.lock``, locked by the downloading process;
+- ``.use``, locked by all processes that use the model; its modification time is the time of the last use.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from filelock import FileLock, Timeout
 
 from caption_assets.models.checkpoint import Checkpoint
 from caption_assets.models.download import PARALLEL_DOWNLOADS, check_space, download, remaining_sizes
-from caption_assets.models.mirror import mirror_of, read_manifest
+from caption_assets.models.mirror import mirror_of, read_weights_manifest
 from caption_assets.models.weights import (
     ListedFile,
     Mismatch,
@@ -46,7 +49,7 @@ class CacheConfig:
     cache_gb: float | None = None
     """Maximum size of all models in it, in GiB; None for no limit."""
     verify: bool = False
-    """Whether the hashes of all files are verified on every use."""
+    """Whether to verify the hashes of all files on every use."""
 
     @property
     def folder(self) -> Path:
@@ -60,7 +63,7 @@ class CacheConfig:
 
 
 _in_use: dict[Path, int] = {}
-"""Descriptors of the ``.use`` files that this process locks: the lock ends with the process, even on SIGKILL."""
+"""Descriptors of the ``.use`` files that this process locks. The kernel frees the locks when the process ends."""
 
 
 def ensure_local(
@@ -87,9 +90,9 @@ def ensure_local(
         on_progress: called with the progress of the download.
 
     Raises:
-        WeightsError: if the mirror does not hold it, a file does not match its manifest, or there is no space.
+        WeightsError: if the checkpoint is not in the mirror, a file does not match the manifest, or there is no space.
     """
-    manifest, mirror = read_manifest(root, checkpoint), mirror_of(root, checkpoint)
+    manifest, mirror = read_weights_manifest(root, checkpoint), mirror_of(root, checkpoint)
     entry = _Entry(cache / checkpoint.folder / manifest.digest[:16])
     try:
         entry.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +103,7 @@ def ensure_local(
             if limit is not None:
                 _evict(cache, needed, limit)
             check_space(entry.partial, needed, "CAPTION_CACHE")
-            download(mirror, missing, entry.partial, entry.keep, on_progress)
+            download(mirror, missing, entry.partial, entry.add_verified, on_progress)
             entry.complete()
     except OSError as error:
         raise WeightsError(
@@ -151,8 +154,8 @@ class _Entry:
         self._write_signatures()
         return [file for file, is_intact in zip(files, intact, strict=True) if not is_intact]
 
-    def keep(self, file: WeightFile, path: Path) -> None:
-        """Record a verified file; if it replaces a damaged one of a complete model, move it there."""
+    def add_verified(self, file: WeightFile, path: Path) -> None:
+        """Record a verified file. If it replaces a damaged file of a complete model, move it there."""
         if self.folder.is_dir():
             target = self.folder / file.path
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -215,7 +218,7 @@ def _size(folder: Path) -> int:
 
 
 def _evict(cache: Path, needed: int, limit: int) -> None:
-    """Remove the least recently used models until ``needed`` more bytes are within the limit.
+    """Remove the least recently used models until the cache has space for ``needed`` bytes within the limit.
 
     Raises:
         WeightsError: if the models in use leave too little space.

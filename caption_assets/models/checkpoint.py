@@ -9,7 +9,7 @@ from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
-from caption_assets.models.parts import ADAPTER, MODEL, Layout
+from caption_assets.models.checkpoint_files import ADAPTER, MODEL, CheckpointKind
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 REVISION = re.compile(r"(?!\.+\Z)[\w.-]+")
@@ -23,16 +23,15 @@ class Checkpoint:
     hub_id: str
     """Organization and name on the Hub; for a folder or the embedded model, a name of the same form."""
     revision: str
-    """Commit of all files; for a folder, the user's word for it; for the sample model, the hash of its weights."""
+    """Commit of all files; for a folder, a word chosen by the user; for the sample model, the hash of its weights."""
     bundled: bool = False
     """Whether the weights are part of the package."""
     path: str | None = None
     """Source folder in place of the Hub: local, or a URL of object storage."""
 
-    layout: ClassVar[Layout] = MODEL
-    """The files of this kind of checkpoint."""
+    kind: ClassVar[CheckpointKind] = MODEL
     prefix: ClassVar[str] = ""
-    """Prefix of the mirror's folder, which separates the kinds of checkpoints."""
+    """Prefix of the folder's name in the mirror: models and adapters have different ones."""
 
     @property
     def folder(self) -> str:
@@ -48,7 +47,7 @@ class Checkpoint:
 class Lora(Checkpoint):
     """A LoRA adapter that is applied to the model."""
 
-    layout: ClassVar[Layout] = ADAPTER
+    kind: ClassVar[CheckpointKind] = ADAPTER
     prefix: ClassVar[str] = "lora--"
 
 

@@ -20,7 +20,7 @@ ATTEMPTS = 2
 
 
 class DownloadStopped(WeightsError):
-    """A download that ends because another file failed or the process is stopping."""
+    """The download was stopped, because another file failed or the process is stopping."""
 
 
 class _ByteCounter:
@@ -46,7 +46,7 @@ def download(
     source: Source,
     files: Sequence[ListedFile],
     folder: Path,
-    keep: Callable[[WeightFile, Path], None],
+    on_verified: Callable[[WeightFile, Path], None],
     on_progress: OnProgress,
     *,
     first: frozenset[str] = frozenset(),
@@ -57,9 +57,9 @@ def download(
         source: where the files are.
         files: the files.
         folder: the target folder; partial files of an earlier attempt are resumed.
-        keep: called with each verified file and its path; by any thread, concurrently.
+        on_verified: called with each verified file and its path; by any thread, concurrently.
         on_progress: called with the progress.
-        first: paths of files that are downloaded before all others, so that ``keep`` can reject the model early.
+        first: paths of files that are downloaded before all others, so that ``on_verified`` can reject the model early.
 
     Raises:
         WeightsError: if a file cannot be read or written, or does not match its hash.
@@ -68,7 +68,7 @@ def download(
 
     def download_one(file: ListedFile) -> None:
         path = folder / file.path
-        keep(_download_verified(source, file, path, counter), path)
+        on_verified(_download_verified(source, file, path, counter), path)
 
     for file in files:
         if file.path in first:
@@ -138,7 +138,7 @@ def _download_verified(source: Source, file: ListedFile, path: Path, counter: _B
     problem: Mismatch | None = None
     for _ in range(ATTEMPTS):
         if path.is_file() and (path.stat().st_size > file.size or not file.verifiable):
-            path.unlink()  # it is not the beginning of this file, or that cannot be verified
+            path.unlink()  # the partial file is not from this file, or cannot be verified
         with _ResumableFile(path, counter) as target:
             counter.add(target.tell())
             source.copy(file, target)

@@ -34,7 +34,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # documented,
 )
 from huggingface_hub.utils.tqdm import silent_tqdm
 
-from caption_assets.models.parts import MODEL, Layout
+from caption_assets.models.checkpoint_files import MODEL, CheckpointKind
 from caption_assets.models.weights import ListedFile, WeightsError
 
 T = TypeVar("T")
@@ -49,7 +49,7 @@ _LOGGERS = ("httpx2", "httpcore2.http11", "huggingface_hub.utils._http")
 
 
 class _WithoutQueries(logging.Filter):
-    """A filter that removes queries: the Hub redirects to signed URLs, which grant access, and the clients log them."""
+    """A filter that removes queries from URLs: the clients log the signed URLs to which the Hub redirects."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.msg, record.args = without_queries(record.getMessage()), ()
@@ -67,9 +67,9 @@ class Hub:
     hub_id: str
     revision: str
     """The commit, in full."""
-    remedy: str = "check what lies between this machine and the Hub (a proxy, HF_ENDPOINT), and retry"
+    remedy: str = "check the connection to the Hub (proxy, HF_ENDPOINT), and retry"
     pinned: bool = True
-    layout: Layout = MODEL
+    kind: CheckpointKind = MODEL
 
     @property
     def address(self) -> str:
@@ -93,11 +93,11 @@ class Hub:
         if found.sha != self.revision:
             raise WeightsError(
                 f"{self.revision!r} is a name for a commit of {self.hub_id}, which may change: set "
-                f"{self.layout.setting}_REVISION={found.sha}, its present commit"
+                f"{self.kind.setting}_REVISION={found.sha}, its present commit"
             )
         siblings = {file.rfilename: file for file in found.siblings or ()}
-        self.layout.check(list(siblings), self.address)
-        return [_listed(siblings[path]) for path in self.layout.select(siblings)]
+        self.kind.check(list(siblings), self.address)
+        return [_listed(siblings[path]) for path in self.kind.select(siblings)]
 
     def copy(self, file: ListedFile, target: io.BufferedWriter) -> None:
         """Write a file's bytes to ``target``, starting at its current position.
@@ -106,7 +106,7 @@ class Hub:
             WeightsError: if the download fails.
         """
         with self._as_weights_error(f"{self.hub_id}/{file.path}"):
-            # An empty write raises if another file has failed, so that this download ends too.
+            # An empty write raises if another file has failed: this download then stops as well.
             _retry(lambda: self._resume(file, target), check=lambda: target.write(b""))
 
     def _resume(self, file: ListedFile, target: io.BufferedWriter) -> None:
@@ -137,14 +137,14 @@ class Hub:
             )
         except RevisionNotFoundError:
             problem = (
-                f"{self.hub_id} has no revision {self.revision!r}: set {self.layout.setting}_REVISION to one of the "
+                f"{self.hub_id} has no revision {self.revision!r}: set {self.kind.setting}_REVISION to one of the "
                 f"commits at {_page(self.hub_id)}/commits/main"
             )
         except HfHubHTTPError as error:
             problem = self._explain(error, wanted)
         except httpx2.HTTPError as error:
             problem = (
-                f"cannot download {wanted} from {public(constants.ENDPOINT)} "
+                f"cannot download {wanted} from {_endpoint()} "
                 f"({type(error).__name__}: {without_queries(str(error))}): check the network, or set HF_ENDPOINT to a "
                 "reachable mirror of the Hub, and retry: the download resumes"
             )
@@ -161,11 +161,11 @@ class Hub:
             )
         if isinstance(error, RepositoryNotFoundError) or status == 404:
             return (
-                f"{public(constants.ENDPOINT)} has no {wanted} at {self.revision} (HTTP {status}): check the name, or "
+                f"{_endpoint()} has no {wanted} at {self.revision} (HTTP {status}): check the name, or "
                 "set HF_TOKEN if it is private"
             )
         return (
-            f"cannot download {wanted} from {public(constants.ENDPOINT)} (HTTP {status}): retry "
+            f"cannot download {wanted} from {_endpoint()} (HTTP {status}): retry "
             f"later{_or_with_token(status)}; the download resumes"
         )
 
@@ -174,7 +174,7 @@ def _listed(file: RepoSibling) -> ListedFile:
     """A file with its hash: SHA-256 for large files (LFS), Git's hash for small ones."""
     if file.size is None or not (file.lfs or file.blob_id):
         raise WeightsError(
-            f"cannot verify {file.rfilename}: {public(constants.ENDPOINT)} gives no size or hash of it; set "
+            f"cannot verify {file.rfilename}: {_endpoint()} gives no size or hash of it; set "
             "HF_ENDPOINT to a hub that does"
         )
     if file.lfs:
@@ -182,9 +182,9 @@ def _listed(file: RepoSibling) -> ListedFile:
     return ListedFile(file.rfilename, file.size, git_blob=file.blob_id)
 
 
-def public(url: str) -> str:
-    """A URL without user, password and query."""
-    parts = urlsplit(url)
+def _endpoint() -> str:
+    """The Hub's URL, for messages: without user, password and query."""
+    parts = urlsplit(constants.ENDPOINT)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
@@ -194,11 +194,11 @@ def without_queries(text: str) -> str:
 
 
 def _page(hub_id: str) -> str:
-    return f"{public(constants.ENDPOINT)}/{hub_id}"
+    return f"{_endpoint()}/{hub_id}"
 
 
-_retries_here: ContextVar[bool] = ContextVar("_retries_here", default=False)
-"""True while the current request belongs to ``_retry``."""
+_is_in_retry: ContextVar[bool] = ContextVar("_is_in_retry", default=False)
+"""Whether ``_retry`` makes the current request."""
 
 
 def _retry(call: Callable[[], T], check: Callable[[], object] = lambda: None) -> T:
@@ -206,7 +206,7 @@ def _retry(call: Callable[[], T], check: Callable[[], object] = lambda: None) ->
 
     Args:
         call: makes the request.
-        check: called every second of a delay; ends it by raising.
+        check: called every second of a delay; an exception ends the delay.
 
     Raises:
         WeightsError: if the Hub requests a delay of more than ``MAX_DELAY_SECONDS``.
@@ -221,9 +221,9 @@ def _retry(call: Callable[[], T], check: Callable[[], object] = lambda: None) ->
             if status not in (408, 429) and status < 500:
                 raise
             delay = max(delay, _requested_delay(error.response))
-            logger.warning("%s answers HTTP %d, retry in %.0f s", public(constants.ENDPOINT), status, delay)
+            logger.warning("%s answers HTTP %d, retry in %.0f s", _endpoint(), status, delay)
         except httpx2.TransportError as error:
-            logger.warning("%s: %s, retry in %.0f s", public(constants.ENDPOINT), type(error).__name__, delay)
+            logger.warning("%s: %s, retry in %.0f s", _endpoint(), type(error).__name__, delay)
         _wait(delay, check)
     return _raising_rate_limits(call)
 
@@ -238,15 +238,15 @@ def _raising_rate_limits(call: Callable[[], T]) -> T:
     hooks = client.event_hooks
     if _raise_rate_limit not in hooks["response"]:
         client.event_hooks = {**hooks, "response": [*hooks["response"], _raise_rate_limit]}
-    token = _retries_here.set(True)
+    token = _is_in_retry.set(True)
     try:
         return call()
     finally:
-        _retries_here.reset(token)
+        _is_in_retry.reset(token)
 
 
 def _raise_rate_limit(response: httpx2.Response) -> None:
-    if response.status_code == 429 and _retries_here.get():
+    if response.status_code == 429 and _is_in_retry.get():
         response.read()
         hf_raise_for_status(response)
 
@@ -264,7 +264,7 @@ def _requested_delay(response: httpx2.Response) -> float:
         seconds = _retry_after(response.headers)
     if seconds > MAX_DELAY_SECONDS:
         raise WeightsError(
-            f"{public(constants.ENDPOINT)} answers HTTP {response.status_code} and requests a delay of {seconds:.0f} "
+            f"{_endpoint()} answers HTTP {response.status_code} and requests a delay of {seconds:.0f} "
             f"s, more than {MAX_DELAY_SECONDS:.0f} s: retry after it{_or_with_token(response.status_code)}; the "
             "download resumes"
         )

@@ -11,8 +11,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from caption_assets.models.checkpoint import HUB_ID, REVISION, Lora, as_folder, is_folder
-from caption_assets.models.parts import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from caption_assets.models.served import parse_config
+from caption_assets.models.checkpoint_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from caption_assets.models.model_config import parse_config
 from caption_assets.models.variants import UnknownModel
 from caption_assets.models.weights import WeightsError
 from caption_assets.store.failure import url_has_credentials
@@ -134,7 +134,7 @@ def check_fit(adapter: Path, model: Path) -> tuple[str, ...]:
         raise WeightsError(
             f"the model has none of its {len(unknown)} modules, such as {unknown[0]}"
             if unknown
-            else f"its {ADAPTER_WEIGHTS} holds no LoRA weights"
+            else f"its {ADAPTER_WEIGHTS} contains no LoRA weights"
         )
     return tuple(sorted(unknown))
 
@@ -145,7 +145,7 @@ def adapts_vision(adapter: Path) -> bool:
 
 
 def _adapted(adapter: Path) -> dict[str, tuple[int | None, int | None]]:
-    """Input and output size of each module that an adapter changes, by the adapter's name; None if not stored."""
+    """Input and output size of each module that an adapter changes, by its name in the adapter; None if not stored."""
     found: dict[str, tuple[int | None, int | None]] = {}
     for name, shape, _ in _tensors([adapter / ADAPTER_WEIGHTS]):
         if factor := _FACTOR.search(name):

@@ -17,12 +17,13 @@ from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 
 from caption_assets.models.checkpoint import Checkpoint
+from caption_assets.models.checkpoint_files import ADAPTER_CONFIG, ADAPTER_CONFIG_ONLY, CONFIG, AdapterFound
 from caption_assets.models.download import PARALLEL_DOWNLOADS, check_space, download, remaining_sizes
 from caption_assets.models.hub import Hub
 from caption_assets.models.lora import parse_adapter_config
-from caption_assets.models.parts import ADAPTER_CONFIG, ANNOUNCEMENT, CONFIG, AdapterFound
-from caption_assets.models.served import check_served, parse_config
+from caption_assets.models.model_config import parse_config
 from caption_assets.models.source import Folder, Source, find_source, read_file
+from caption_assets.models.supported import check_supported
 from caption_assets.models.weights import (
     MANIFEST,
     WEIGHTS,
@@ -81,10 +82,10 @@ def publish(
     if published and published.listed != listed:
         root.remove(f"{mirror.path}/{MANIFEST}")  # without it, readers do not use the incomplete mirror
 
-    def keep(file: WeightFile, path: Path) -> None:
+    def add_to_mirror(file: WeightFile, path: Path) -> None:
         if file.path == CONFIG:
             config = parse_config(path.read_bytes(), f"{source.address}/{file.path}")
-            check_served({**config, **overrides}, source.address)
+            check_supported({**config, **overrides}, source.address)
         _check_loadable(path, file, listed, source)
         _move(root, path, f"{mirror.path}/{file.path}")
         present[file.path] = file
@@ -92,11 +93,11 @@ def publish(
     if missing and root.is_local:  # on the root's own disk, so that a file is moved by a rename
         with _download_folder(Path(root.full(WEIGHTS)) / PARTIAL / checkpoint.folder, "CAPTION_ROOT") as folder:
             check_space(folder, sum(remaining_sizes(missing, folder)), "CAPTION_ROOT")
-            download(source, missing, folder, keep, on_progress, first=FIRST)
+            download(source, missing, folder, add_to_mirror, on_progress, first=FIRST)
     elif missing:
         with _download_folder(cache / PARTIAL / checkpoint.folder, "CAPTION_CACHE") as folder:
             check_space(folder, sum(sorted(remaining_sizes(missing, folder))[-PARALLEL_DOWNLOADS:]), "CAPTION_CACHE")
-            download(source, missing, folder, keep, on_progress, first=FIRST)
+            download(source, missing, folder, add_to_mirror, on_progress, first=FIRST)
     for path in {file.path for file in published.files} - present.keys() if published else ():
         root.remove(f"{mirror.path}/{path}")
     manifest = WeightsManifest(checkpoint.hub_id, checkpoint.revision, tuple(present[file.path] for file in listed))
@@ -113,7 +114,7 @@ def mirror_of(root: Root, checkpoint: Checkpoint) -> Folder:
     )
 
 
-def read_manifest(root: Root, checkpoint: Checkpoint) -> WeightsManifest:
+def read_weights_manifest(root: Root, checkpoint: Checkpoint) -> WeightsManifest:
     """The manifest of a checkpoint in the root's mirror.
 
     Raises:
@@ -130,19 +131,19 @@ def read_manifest(root: Root, checkpoint: Checkpoint) -> WeightsManifest:
         raise WeightsError(f"cannot use {root.address(path)} ({error}): materialize model_weights again") from error
 
 
-def content_of(root: Root, checkpoint: Checkpoint) -> str | None:
-    """Digest of the mirrored files of a checkpoint given by folder: other files may have its name and revision.
+def content_digest(root: Root, checkpoint: Checkpoint) -> str | None:
+    """Digest of the mirrored files of a checkpoint given by folder, whose name and revision do not identify its files.
 
-    None for a checkpoint of the Hub: id and commit identify it.
+    None for a checkpoint of the Hub, which id and commit identify.
 
     Raises:
         WeightsError: if the mirror does not hold it.
     """
-    return None if checkpoint.path is None else read_manifest(root, checkpoint).digest[:16]
+    return None if checkpoint.path is None else read_weights_manifest(root, checkpoint).digest[:16]
 
 
 def find_damage(root: Root, checkpoint: Checkpoint, manifest: WeightsManifest) -> dict[str, str]:
-    """Read all files of the mirror, and return those that do not match its manifest: reason by path."""
+    """Read all files of the mirror, and return the reason for each that does not match the manifest, by path."""
     mirror = mirror_of(root, checkpoint)
 
     def reason(file: WeightFile) -> str | None:
@@ -160,13 +161,13 @@ def find_damage(root: Root, checkpoint: Checkpoint, manifest: WeightsManifest) -
 def _published(root: Root, checkpoint: Checkpoint) -> WeightsManifest | None:
     """The manifest, if there is a valid one."""
     try:
-        return read_manifest(root, checkpoint)
+        return read_weights_manifest(root, checkpoint)
     except WeightsError:
         return None
 
 
 def _list(source: Hub | Folder, published: WeightsManifest | None) -> tuple[ListedFile, ...]:
-    """The files that the mirror should hold. A pinned source is not listed again: it may be unreachable."""
+    """The files that the mirror should contain. A pinned source is not listed again: it may be unreachable."""
     if published and source.pinned:
         return published.listed
     known = {(file.path, file.size): file for file in (published.listed if published else ())}
@@ -178,10 +179,10 @@ def _list(source: Hub | Folder, published: WeightsManifest | None) -> tuple[List
 
 
 def _adapter_remedy(source: Hub | Folder) -> str:
-    """The settings that use the adapter in a source that should hold a model."""
+    """A remedy for a source with an adapter in place of a model: the settings that use the adapter."""
     model = "its base model"
     with suppress(WeightsError):
-        adapter = replace(source, layout=ANNOUNCEMENT)
+        adapter = replace(source, kind=ADAPTER_CONFIG_ONLY)
         for config in adapter.files():
             model = parse_adapter_config(read_file(adapter, config), source.address).base or model
     return f"set CAPTION_LORA to it, and CAPTION_MODEL to the model that it was trained on ({model})"
@@ -192,7 +193,7 @@ def _present(
 ) -> dict[str, WeightFile]:
     """The listed files that the mirror already holds, by path.
 
-    A file of its manifest counts by its size. Other files, left by an interrupted call, are read and verified.
+    A file in the mirror's manifest is compared by size. Others, left by an interrupted call, are read and verified.
     """
     sizes = mirror.sizes()
     named = {file.listed: file for file in (published.files if published else ())}

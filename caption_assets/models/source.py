@@ -13,8 +13,8 @@ from tempfile import TemporaryFile
 from typing import Protocol
 
 from caption_assets.models.checkpoint import Checkpoint
+from caption_assets.models.checkpoint_files import MODEL, CheckpointKind
 from caption_assets.models.hub import Hub
-from caption_assets.models.parts import MODEL, Layout
 from caption_assets.models.weights import CHUNK_BYTES, ListedFile, WeightFile, WeightsError
 from caption_assets.store.access import STANDARD, Access
 from caption_assets.store.failure import explain
@@ -65,7 +65,7 @@ class Folder:
     """Relative to the root."""
     remedy: str = "put the whole model there"
     pinned: bool = False
-    layout: Layout = MODEL
+    kind: CheckpointKind = MODEL
 
     @property
     def address(self) -> str:
@@ -91,8 +91,8 @@ class Folder:
     def files(self) -> list[ListedFile]:
         """The checkpoint's files. Files of a local folder are hashed, because they may have changed."""
         sizes = self.sizes()
-        self.layout.check(list(sizes), self.address)
-        listed = [ListedFile(path, sizes[path]) for path in self.layout.select(sizes)]
+        self.kind.check(list(sizes), self.address)
+        listed = [ListedFile(path, sizes[path]) for path in self.kind.select(sizes)]
         return [self.verify(file).listed for file in listed] if self.root.is_local else listed
 
     def verify(self, file: ListedFile) -> WeightFile:
@@ -140,12 +140,12 @@ def find_source(checkpoint: Checkpoint, access: Access = STANDARD) -> Hub | Fold
         checkpoint: the model or adapter.
         access: access to a folder in object storage.
     """
-    layout = checkpoint.layout
+    kind = checkpoint.kind
     if checkpoint.bundled:
         return Folder(Root.open(str(files("caption_assets.sample") / "model")), remedy="reinstall the package")
     if checkpoint.path is not None:
-        return Folder(Root.open(checkpoint.path, access), remedy=f"put the whole {layout.noun} there", layout=layout)
-    return Hub(checkpoint.hub_id, checkpoint.revision, layout=layout)
+        return Folder(Root.open(checkpoint.path, access), remedy=f"put the whole {kind.noun} there", kind=kind)
+    return Hub(checkpoint.hub_id, checkpoint.revision, kind=kind)
 
 
 def read_file(source: Source, file: ListedFile) -> bytes:

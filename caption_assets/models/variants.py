@@ -48,11 +48,11 @@ class Variant(Checkpoint):
     gpus: int = 1
     """Minimum number of GPUs per replica; 0 for a model that runs on the CPU."""
     cpus: int = 6
-    """Cores that captioning requests per GPU, or in total without one; most of them decode. A node with one GPU often
-    has 8 cores, and reserves a part of one."""
+    """Number of cores that captioning requests per GPU, or in total without one; most of them decode. A node with one
+    GPU often has 8 cores, and reserves a part of one."""
     host_gb: float = 12.0
-    """Main memory of the engine's processes per GPU, or in total without one, in GiB: CUDA, torch and weights being
-    loaded. An estimate."""
+    """Estimated main memory of the engine's processes per GPU, or in total without one, in GiB: CUDA, torch, and
+    weights while they are loaded."""
     engine: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of vLLM's ``AsyncEngineArgs`` that differ from the project's defaults."""
     prompt: str = "general"

@@ -17,7 +17,7 @@ CHUNK_BYTES = 16 << 20
 """Size of the chunks in which files are read."""
 
 OnProgress = Callable[[int, int], None]
-"""Called with the bytes downloaded so far and the bytes of all files; by any thread."""
+"""A callback with the number of bytes downloaded so far, and of all files. Any thread may call it."""
 
 
 class WeightsError(CaptionAssetsError):

@@ -5,7 +5,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from caption_assets.models.mirror import read_manifest
+from caption_assets.models.mirror import read_weights_manifest
 from caption_assets.models.variants import SAMPLE
 from caption_assets.store.root import Root
 from tests.assets.conftest import ProjectHarness
@@ -29,7 +29,7 @@ def test_data_version_of_the_weights_is_stable(project: ProjectHarness) -> None:
 def test_adapter_is_mirrored_with_the_model(project: ProjectHarness, tmp_path: Path) -> None:
     [model] = project.run("model_weights").get_asset_materialization_events()
     versions = {(model.materialization.tags or {})["dagster/data_version"]}
-    files = len(read_manifest(Root.open(str(project.root)), SAMPLE).files)
+    files = len(read_weights_manifest(Root.open(str(project.root)), SAMPLE).files)
     for seed in (1, 2):
         folder = write_adapter(tmp_path / "mine", adapter_files(seed=seed))
         result = project.run("model_weights", lora=str(folder), lora_revision="v1")
@@ -48,7 +48,7 @@ def test_adapter_is_mirrored_with_the_model(project: ProjectHarness, tmp_path: P
 def test_adapter_as_model_fails_with_the_remedy(project: ProjectHarness, tmp_path: Path) -> None:
     folder = write_adapter(tmp_path / "mine", adapter_files())
     message = project.failure("model_weights", model=str(folder), model_revision="v1")
-    assert "holds a LoRA adapter, not a model: set CAPTION_LORA to it" in message
+    assert "contains a LoRA adapter, not a model: set CAPTION_LORA to it" in message
 
 
 @pytest.mark.store

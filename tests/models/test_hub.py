@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from caption_assets.models.mirror import publish, read_manifest
+from caption_assets.models.mirror import publish, read_weights_manifest
 from caption_assets.models.variants import Variant
 from caption_assets.models.weights import MANIFEST, WeightsError
 from caption_assets.store.root import Root
@@ -37,7 +37,7 @@ def test_mirror_holds_only_the_models_files(hub: HubServer, root: Root, cache: P
     assert mirrored == {name: hub.files[name] for name in PARTS}
     assert [file.path for file in manifest.files] == PARTS
     assert all(file.sha256 == sha256(hub.files[file.path]).hexdigest() for file in manifest.files)
-    assert read_manifest(root, MODEL) == manifest
+    assert read_weights_manifest(root, MODEL) == manifest
 
 
 def test_manifest_is_written_last(hub: HubServer, root: Root, cache: Path) -> None:
@@ -74,7 +74,7 @@ def test_corrupted_download_is_detected_and_repeated(hub: HubServer, root: Root,
 
 
 FAULTS: list[tuple[Fault, str]] = [
-    (Fault(flip=50_000), rf"{SHARD} is damaged: its SHA-256 is \w+ instead of \w+; check what"),
+    (Fault(flip=50_000), rf"{SHARD} is damaged: its SHA-256 is \w+ instead of \w+; check the connection"),
     (Fault(short=700), f"{SHARD} is damaged: its size is 700 bytes instead of 100"),
     (Fault(status=503), r"\(HTTP 503\): retry later"),
     (Fault(status=404), f"has no {HUB_ID}/{SHARD} at {COMMIT}"),
@@ -192,7 +192,7 @@ def test_killed_download_is_resumed_by_the_next_process(hub: HubServer, root: Ro
     publish(root, MODEL, cache)
     assert contents(folder_of(root)) == {
         **{name: hub.files[name] for name in PARTS},
-        MANIFEST: read_manifest(root, MODEL).to_json().encode(),
+        MANIFEST: read_weights_manifest(root, MODEL).to_json().encode(),
     }
     assert [request.range for request in hub.reads(SHARD) if COMMIT not in request.path] == [None, f"bytes={10 << 20}-"]
     assert hub.sent[other.name] == len(hub.files[other.name]), "a complete file was downloaded again"
@@ -300,7 +300,7 @@ def test_invalid_manifest_is_rewritten_without_downloads(hub: HubServer, root: R
     (folder_of(root) / MANIFEST).write_text("{")
     sent = hub.sent[SHARD]
     with pytest.raises(WeightsError, match=r"cannot use .*materialize model_weights again"):
-        read_manifest(root, MODEL)
+        read_weights_manifest(root, MODEL)
     assert publish(root, MODEL, cache) == manifest
     assert hub.sent[SHARD] == sent
 

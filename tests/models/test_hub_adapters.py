@@ -82,14 +82,14 @@ def test_adapter_given_as_a_model_is_an_error_with_its_base(
     hub: HubServer, files: dict[str, bytes], root: Root, cache: Path
 ) -> None:
     with pytest.raises(
-        WeightsError, match=r"holds a LoRA adapter, not a model: .*\(caption-assets/sample-qwen2\.5-vl\)"
+        WeightsError, match=r"contains a LoRA adapter, not a model: .*\(caption-assets/sample-qwen2\.5-vl\)"
     ):
         publish(root, MODEL, cache)
     assert hub.sent[WEIGHTS] == 0
 
 
 def test_model_given_as_an_adapter_is_an_error(hub: HubServer, root: Root, cache: Path) -> None:
-    with pytest.raises(WeightsError, match="it holds a model; set CAPTION_MODEL to it"):
+    with pytest.raises(WeightsError, match="it contains a model; set CAPTION_MODEL to it"):
         publish(root, LORA, cache)
 
 

@@ -121,7 +121,7 @@ def test_modules_missing_from_the_model_are_returned(tmp_path: Path) -> None:
 
 
 def test_empty_adapter_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match="holds no LoRA weights"):
+    with pytest.raises(WeightsError, match="contains no LoRA weights"):
         check_fit(write_adapter(tmp_path, adapter_files({})), SAMPLE_FOLDER)
 
 

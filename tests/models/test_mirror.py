@@ -6,7 +6,7 @@ import pytest
 
 from caption_assets.models.cache import ensure_local
 from caption_assets.models.checkpoint import Lora
-from caption_assets.models.mirror import content_of, publish
+from caption_assets.models.mirror import content_digest, publish
 from caption_assets.models.variants import SAMPLE, Variant
 from caption_assets.models.weights import MANIFEST, WeightsError
 from caption_assets.store.root import Root
@@ -47,12 +47,12 @@ def test_folders_of_the_same_name_and_revision_differ_by_content(root: Root, cac
         write_model(tmp_path / place / "mine", {**small_model(), "chat_template.jinja": template})
         variant = Variant("local/mine", "v1", path=str(tmp_path / place / "mine"))
         publish(root, variant, cache)
-        contents_of[place] = content_of(root, variant)
+        contents_of[place] = content_digest(root, variant)
     assert contents_of["one"] == contents_of["copy"] != contents_of["other"]
 
 
 def test_hub_model_is_identified_by_its_commit(root: Root) -> None:
-    assert content_of(root, SAMPLE) is None
+    assert content_digest(root, SAMPLE) is None
 
 
 def test_folder_of_links_is_a_model(root: Root, cache: Path, tmp_path: Path) -> None:
@@ -122,8 +122,8 @@ def test_adapter_given_as_a_model_is_an_error_with_its_base(root: Root, cache: P
     folder = write_adapter(tmp_path / "mine", {**adapter_files(), "tokenizer.json": b"{}", "optimizer.pt": b""})
     with pytest.raises(
         WeightsError,
-        match=r"/mine holds a LoRA adapter, not a model: set CAPTION_LORA to it, and CAPTION_MODEL to the model that "
-        r"it was trained on \(caption-assets/sample-qwen2\.5-vl\)",
+        match=r"/mine contains a LoRA adapter, not a model: set CAPTION_LORA to it, and CAPTION_MODEL to the model "
+        r"that it was trained on \(caption-assets/sample-qwen2\.5-vl\)",
     ):
         publish(root, Variant("local/mine", "v1", path=str(folder)), cache)
 
@@ -137,7 +137,7 @@ def test_incomplete_adapter_given_as_a_model_is_recognized(
 ) -> None:
     folder = write_adapter(tmp_path / "mine", {**adapter_files(), "adapter_model.bin": b""})
     (folder / missing).unlink()
-    with pytest.raises(WeightsError, match=rf"holds a LoRA adapter, not a model: .*\({base}\)"):
+    with pytest.raises(WeightsError, match=rf"contains a LoRA adapter, not a model: .*\({base}\)"):
         publish(root, Variant("local/mine", "v1", path=str(folder)), cache)
 
 

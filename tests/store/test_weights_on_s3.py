@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from caption_assets.models.cache import ensure_local
-from caption_assets.models.mirror import publish, read_manifest
+from caption_assets.models.mirror import publish, read_weights_manifest
 from caption_assets.models.variants import find_variant
 from caption_assets.models.weights import MANIFEST, WeightsError
 from caption_assets.store.root import Root
@@ -23,7 +23,7 @@ def root(s3_url: str) -> Root:
 def test_weights_reach_the_engine_through_the_store(hub: HubServer, root: Root, tmp_path: Path) -> None:
     manifest = publish(root, MODEL, tmp_path)
     assert list(tmp_path.rglob("*.safetensors")) == [], "downloads are removed after the upload"
-    assert read_manifest(root, MODEL) == manifest
+    assert read_weights_manifest(root, MODEL) == manifest
     assert publish(root, MODEL, tmp_path) == manifest
     assert contents(ensure_local(root, MODEL, tmp_path)) == {name: hub.files[name] for name in PARTS}
 

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from caption_assets.models.served import check_served, parse_config
+from caption_assets.models.model_config import parse_config
+from caption_assets.models.supported import check_supported
 from caption_assets.models.weights import WeightsError
-from scripts.served_models import TABLE, served_models
+from scripts.supported_models import TABLE, supported_models
 
 CODE = {"auto_map": {"AutoConfig": "configuration_it.Config", "AutoModelForCausalLM": "modeling_it.Model"}}
 
@@ -46,7 +47,7 @@ SERVED = {
 @pytest.mark.fast
 @pytest.mark.parametrize("found", SERVED.values(), ids=list(SERVED))
 def test_model_with_classes_in_vllm_is_accepted(found: dict[str, Any]) -> None:
-    check_served(found, "someone/model")
+    check_supported(found, "someone/model")
 
 
 @pytest.mark.fast
@@ -56,7 +57,7 @@ def test_model_that_needs_remote_code_is_an_error(found: dict[str, Any]) -> None
         WeightsError,
         match=r"someone/model needs code from its own repository, which is never run: vLLM 0\.32\.0 has no",
     ):
-        check_served(found, "someone/model")
+        check_supported(found, "someone/model")
 
 
 @pytest.mark.fast
@@ -78,7 +79,7 @@ def test_model_that_needs_remote_code_is_an_error(found: dict[str, Any]) -> None
 )
 def test_unsupported_model_is_an_error(found: dict[str, Any], reason: str) -> None:
     with pytest.raises(WeightsError, match=reason):
-        check_served(found, "someone/model")
+        check_supported(found, "someone/model")
 
 
 @pytest.mark.fast
@@ -90,7 +91,7 @@ def test_invalid_config_is_an_error(content: bytes) -> None:
 
 @pytest.mark.engine
 def test_table_matches_the_installed_vllm() -> None:
-    assert json.loads(TABLE.read_text()) == served_models(), "run python -m scripts.served_models"
+    assert json.loads(TABLE.read_text()) == supported_models(), "run python -m scripts.supported_models"
 
 
 @pytest.mark.engine

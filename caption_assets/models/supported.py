@@ -10,11 +10,11 @@ from typing import Any
 
 from caption_assets.models.weights import WeightsError
 
-TABLE = "served.json"
-"""Written by ``scripts/served_models.py`` from the installed vLLM and transformers."""
+TABLE = "supported.json"
+"""File name of the table, which ``scripts/supported_models.py`` writes from the installed vLLM and transformers."""
 
 
-def check_served(config: Mapping[str, Any], address: str) -> None:
+def check_supported(config: Mapping[str, Any], address: str) -> None:
     """Check that vLLM supports a model with its own classes.
 
     Args:
@@ -24,12 +24,12 @@ def check_served(config: Mapping[str, Any], address: str) -> None:
     Raises:
         WeightsError: if it needs code from its repository, or vLLM does not support it.
     """
-    served = _served()
-    vllm, model_type = f"vLLM {served['vllm']}", config.get("model_type")
+    supported = _supported()
+    vllm, model_type = f"vLLM {supported['vllm']}", config.get("model_type")
     named = config.get("architectures")
     architectures = [str(name) for name in named] if isinstance(named, list) else []
-    known_type = model_type in served["model_types"]
-    known_architecture = not architectures or any(name in served["architectures"] for name in architectures)
+    known_type = model_type in supported["model_types"]
+    known_architecture = not architectures or any(name in supported["architectures"] for name in architectures)
     if known_type and known_architecture:
         return
     shown = f"model type {model_type!r}" + (f", architecture {', '.join(architectures)}" if architectures else "")
@@ -40,7 +40,7 @@ def check_served(config: Mapping[str, Any], address: str) -> None:
             f"({shown}); choose another model, or a checkpoint of this one in transformers' format (InternVL: those "
             "with -HF in their names)"
         )
-    if last := next((served["removed"][name] for name in architectures if name in served["removed"]), None):
+    if last := next((supported["removed"][name] for name in architectures if name in supported["removed"]), None):
         raise WeightsError(
             f"{vllm} no longer supports {address}, but {last} and earlier do ({shown}): choose another model"
         )
@@ -49,22 +49,7 @@ def check_served(config: Mapping[str, Any], address: str) -> None:
     )
 
 
-def parse_config(content: bytes, address: str) -> Mapping[str, Any]:
-    """Parse a ``config.json``.
-
-    Raises:
-        WeightsError: if it is not a JSON object.
-    """
-    try:
-        found = json.loads(content)
-    except ValueError as error:
-        raise WeightsError(f"{address} is not valid JSON ({error}): restore the file") from error
-    if not isinstance(found, dict):
-        raise WeightsError(f"{address} is not a JSON object: restore the file")
-    return found
-
-
 @cache
-def _served() -> dict[str, Any]:
+def _supported() -> dict[str, Any]:
     found: dict[str, Any] = json.loads((files("caption_assets.models") / TABLE).read_text())
     return found

@@ -31,8 +31,8 @@ class AdapterFound(WeightsError):
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
-    """The files of one kind of checkpoint."""
+class CheckpointKind:
+    """A kind of checkpoint, a model or an adapter: its setting and its files."""
 
     noun: str
     """Its name in messages."""
@@ -41,10 +41,10 @@ class Layout:
     select: Callable[[Iterable[str]], list[str]]
     """Selects the checkpoint's files, sorted, from all files of its folder."""
     check: Callable[[Sequence[str], str], None]
-    """Given all files of a folder and its address, raises WeightsError unless they hold such a checkpoint."""
+    """Given all files of a folder and its address, raises WeightsError unless they contain such a checkpoint."""
 
 
-def model_files(paths: Iterable[str]) -> list[str]:
+def select_model_files(paths: Iterable[str]) -> list[str]:
     """The files of a model: the weights at the top of its folder, and configuration, tokenizer and processor.
 
     vLLM loads only weights at the top. A subfolder with weights of any format or with training state is another
@@ -68,7 +68,7 @@ def _belongs(path: PurePosixPath, others: set[str]) -> bool:
     return _matches(path.name, PATTERNS) and not _matches(path.name, (*TRAINING_FILES, "adapter_*"))
 
 
-def adapter_files(paths: Iterable[str]) -> list[str]:
+def select_adapter_files(paths: Iterable[str]) -> list[str]:
     """The files of a LoRA adapter: PEFT's two, at the top of its folder."""
     return sorted({ADAPTER_CONFIG, ADAPTER_WEIGHTS} & set(paths))
 
@@ -80,16 +80,16 @@ def check_model(paths: Sequence[str], address: str) -> None:
         AdapterFound: if it holds an adapter and no model.
         WeightsError: if it holds no model.
     """
-    if any(path.endswith(".safetensors") for path in model_files(paths)):
+    if any(path.endswith(".safetensors") for path in select_model_files(paths)):
         if CONFIG in paths:
             return
         raise WeightsError(f"{address} has no {CONFIG}: put the whole model there, as save_pretrained writes it")
     _check_exists(paths, address)
     if any(path.startswith("adapter_model.") or path == ADAPTER_CONFIG for path in paths):
-        raise AdapterFound(f"{address} holds a LoRA adapter, not a model")
+        raise AdapterFound(f"{address} contains a LoRA adapter, not a model")
     if nested := _folders(path for path in paths if PurePosixPath(path).name == ADAPTER_CONFIG):
         raise WeightsError(
-            f"{address} holds LoRA adapters in {nested}, but no model: set CAPTION_LORA to one of them, and "
+            f"{address} contains LoRA adapters in {nested}, but no model: set CAPTION_LORA to one of them, and "
             "CAPTION_MODEL to the model that it was trained on"
         )
     raise WeightsError(
@@ -110,8 +110,8 @@ def check_adapter(paths: Sequence[str], address: str) -> None:
     _check_exists(paths, address)
     if ADAPTER_CONFIG in paths and any(path.startswith("adapter_model.") for path in paths):
         remedy = "save the adapter as safetensors; pickles are not loaded"
-    elif any(path.endswith(".safetensors") for path in model_files(paths)):
-        remedy = "it holds a model; set CAPTION_MODEL to it, and unset CAPTION_LORA"
+    elif any(path.endswith(".safetensors") for path in select_model_files(paths)):
+        remedy = "it contains a model; set CAPTION_MODEL to it, and unset CAPTION_LORA"
     else:
         remedy = f"set CAPTION_LORA to a folder or repository with PEFT's two files{_nested(paths)}"
     raise WeightsError(f"{address} has no {' and no '.join(missing)}: {remedy}")
@@ -124,7 +124,7 @@ def _nested(paths: Sequence[str]) -> str:
 
 
 def _folders(paths: Iterable[str]) -> str:
-    """The names of the subfolders that hold ``paths``, up to four."""
+    """The names of the subfolders with these files, up to four."""
     folders = sorted({str(PurePosixPath(path).parent) for path in paths} - {"."})
     return ", ".join([*folders[:4], *(["…"] if len(folders) > 4 else [])])
 
@@ -138,9 +138,9 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatch(name, pattern) for pattern in patterns)
 
 
-MODEL = Layout("model", "CAPTION_MODEL", model_files, check_model)
-ADAPTER = Layout("LoRA adapter", "CAPTION_LORA", adapter_files, check_adapter)
-ANNOUNCEMENT = Layout(
+MODEL = CheckpointKind("model", "CAPTION_MODEL", select_model_files, check_model)
+ADAPTER = CheckpointKind("LoRA adapter", "CAPTION_LORA", select_adapter_files, check_adapter)
+ADAPTER_CONFIG_ONLY = CheckpointKind(
     "LoRA adapter",
     "CAPTION_LORA",
     lambda paths: sorted({ADAPTER_CONFIG} & set(paths)),

@@ -1,14 +1,15 @@
-"""A model's configuration files: the architecture and the quantization method."""
+"""A model's configuration files: the parser, the architecture and the quantization method."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from caption_assets.models.parts import CONFIG
-from caption_assets.models.served import parse_config
+from caption_assets.models.checkpoint_files import CONFIG
+from caption_assets.models.weights import WeightsError
 
 _QUANTIZATION_KEYS = ("quantization_config", "compression_config")
 """The second key occurs in old compressed-tensors checkpoints."""
@@ -17,7 +18,7 @@ _OTHER_FILES = {"hf_quant_config.json": "modelopt"}
 
 
 @dataclass(frozen=True, slots=True)
-class ModelFiles:
+class ModelProperties:
     """The properties of a model that decide the engine's configuration."""
 
     model_type: str = ""
@@ -26,7 +27,7 @@ class ModelFiles:
     """Quantization method of the weights, such as ``awq``; None for unquantized weights."""
 
     @classmethod
-    def read(cls, folder: Path) -> ModelFiles:
+    def read(cls, folder: Path) -> ModelProperties:
         """Read the files of the model in ``folder``; without ``config.json`` the defaults apply.
 
         Raises:
@@ -37,6 +38,21 @@ class ModelFiles:
             return cls()
         config = parse_config(path.read_bytes(), str(path))
         return cls(str(config.get("model_type", "")), _quantization(config) or _quantization_beside(folder))
+
+
+def parse_config(content: bytes, address: str) -> Mapping[str, Any]:
+    """Parse a ``config.json``.
+
+    Raises:
+        WeightsError: if it is not a JSON object.
+    """
+    try:
+        found = json.loads(content)
+    except ValueError as error:
+        raise WeightsError(f"{address} is not valid JSON ({error}): restore the file") from error
+    if not isinstance(found, dict):
+        raise WeightsError(f"{address} is not a JSON object: restore the file")
+    return found
 
 
 def _quantization(config: Mapping[str, Any]) -> str | None:

@@ -1,6 +1,12 @@
 import pytest
 
-from caption_assets.models.parts import AdapterFound, adapter_files, check_adapter, check_model, model_files
+from caption_assets.models.checkpoint_files import (
+    AdapterFound,
+    check_adapter,
+    check_model,
+    select_adapter_files,
+    select_model_files,
+)
 from caption_assets.models.weights import WeightsError
 
 pytestmark = pytest.mark.fast
@@ -12,7 +18,7 @@ ADAPTER = ["adapter_config.json", "adapter_model.safetensors"]
 def test_code_pickles_and_hidden_files_are_excluded() -> None:
     parts = ["model.safetensors", "deep/er/config.json", "merges.txt", "chat_template.jinja", "tokenizer.model"]
     others = ["model.bin", "model.pt", "a.py", "README.md", ".cache/x.json", "weights-manifest.json", "a.json.lock"]
-    assert model_files(parts + others) == sorted(parts)
+    assert select_model_files(parts + others) == sorted(parts)
 
 
 @pytest.mark.parametrize(
@@ -32,18 +38,18 @@ def test_code_pickles_and_hidden_files_are_excluded() -> None:
     ],
 )
 def test_training_state_is_excluded(state: list[str]) -> None:
-    assert model_files([*MODEL, *state]) == MODEL
+    assert select_model_files([*MODEL, *state]) == MODEL
     check_model([*MODEL, *state], "/out")
 
 
 def test_training_checkpoint_given_as_the_model_is_accepted() -> None:
-    assert model_files([*MODEL, "optimizer.pt", "global_step500/a.pt", "rng_state_0.pth"]) == MODEL
+    assert select_model_files([*MODEL, "optimizer.pt", "global_step500/a.pt", "rng_state_0.pth"]) == MODEL
 
 
 @pytest.mark.parametrize("extra", [[], ["tokenizer.json", "README.md"], ["config.json", "checkpoint-9/optimizer.pt"]])
 @pytest.mark.parametrize("weights", ["adapter_model.safetensors", "adapter_model.bin"])
 def test_adapter_without_a_model_is_recognized(weights: str, extra: list[str]) -> None:
-    with pytest.raises(AdapterFound, match="/out holds a LoRA adapter, not a model"):
+    with pytest.raises(AdapterFound, match="/out contains a LoRA adapter, not a model"):
         check_model(["adapter_config.json", weights, *extra], "/out")
 
 
@@ -73,7 +79,7 @@ def test_folder_without_a_model_is_an_error_with_its_contents(paths: list[str], 
 
 def test_adapter_has_two_files() -> None:
     others = [*MODEL, "README.md", "optimizer.pt", "checkpoint-9/adapter_model.safetensors", "runs/a/b.json"]
-    assert adapter_files([*others, *ADAPTER]) == ADAPTER
+    assert select_adapter_files([*others, *ADAPTER]) == ADAPTER
     check_adapter([*others, *ADAPTER], "/out")
 
 
@@ -82,7 +88,7 @@ def test_adapter_has_two_files() -> None:
     [
         (
             MODEL,
-            r"/out has no adapter_config\.json and no adapter_model\.safetensors: it holds a model; set CAPTION_MODEL",
+            r"/out has no adapter_config\.json and no adapter_model\.safetensors: it contains a model; set CAPTION_",
         ),
         (["adapter_config.json", "adapter_model.bin"], r"has no adapter_model\.safetensors: .*pickles are not loaded"),
         (

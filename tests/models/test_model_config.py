@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from caption_assets.models.model_files import ModelFiles
+from caption_assets.models.model_config import ModelProperties
 from caption_assets.models.weights import WeightsError
 
 pytestmark = pytest.mark.fast
@@ -36,19 +36,19 @@ def folder_with(folder: Path, **files: Any) -> Path:
     ],
 )
 def test_quantization_is_read_from_the_configuration(tmp_path: Path, config: Any, method: str | None) -> None:
-    found = ModelFiles.read(folder_with(tmp_path, config={"model_type": "qwen2_5_vl", **config}))
-    assert found == ModelFiles("qwen2_5_vl", method)
+    found = ModelProperties.read(folder_with(tmp_path, config={"model_type": "qwen2_5_vl", **config}))
+    assert found == ModelProperties("qwen2_5_vl", method)
 
 
 def test_quantization_may_be_in_a_separate_file(tmp_path: Path) -> None:
     folder = folder_with(tmp_path, config={}, hf_quant_config={"quantization": {"quant_algo": "FP8"}})
-    assert ModelFiles.read(folder).quantization == "modelopt"
+    assert ModelProperties.read(folder).quantization == "modelopt"
 
 
 def test_missing_configuration_gives_the_defaults(tmp_path: Path) -> None:
-    assert ModelFiles.read(tmp_path) == ModelFiles("", None)
+    assert ModelProperties.read(tmp_path) == ModelProperties("", None)
 
 
 def test_configuration_that_is_not_an_object_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="is not a JSON object"):
-        ModelFiles.read(folder_with(tmp_path, config=[]))
+        ModelProperties.read(folder_with(tmp_path, config=[]))
