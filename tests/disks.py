@@ -12,10 +12,10 @@ import pytest
 
 @contextmanager
 def small_disk(folder: Path, *, kilobytes: int = 0, files: int = 0) -> Iterator[Path]:
-    """A disk mounted at ``folder``, which is created. Needs permission to mount, as root in a container with SYS_ADMIN.
+    """Mount a small disk, or skip the test without permission to mount (root in a container needs SYS_ADMIN).
 
     Args:
-        folder: the mount point.
+        folder: mount point; created if missing.
         kilobytes: size, in whole pages of 4 KiB; 0 for no limit.
         files: maximum number of files and folders, including the mount point; 0 for no limit.
     """

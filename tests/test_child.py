@@ -1,4 +1,4 @@
-"""Child processes of `make demo` and `make dev`: stopping them, and what they leave."""
+"""Tests that stop the child processes of `make demo` and `make dev`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.processes import is_gone
+from tests.processes import is_gone, wait_until
 
 pytestmark = pytest.mark.fast
 
@@ -35,7 +35,7 @@ except KeyboardInterrupt:
     print("stopped", flush=True)
     sys.exit(3)
 """
-STOPS = """
+EXITS_WITH_ITS_PARENT = """
 import os, time
 parent = os.getppid()
 print(os.getpid(), flush=True)
@@ -43,7 +43,7 @@ while os.getppid() == parent:
     time.sleep(0.05)
 time.sleep(0.3)
 """
-STAYS = """
+IGNORES_ITS_PARENT = """
 import os, time
 print(os.getpid(), flush=True)
 time.sleep(600)
@@ -69,10 +69,10 @@ def script() -> Iterator[Callable[[str], subprocess.Popen[str]]]:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 @pytest.mark.parametrize("send", [os.kill, os.killpg])
-def test_a_signal_stops_the_command_and_all_below_it(
+def test_signal_stops_the_command_and_its_descendants(
     script: Callable[[str], subprocess.Popen[str]], send: Callable[[int, int], None], number: signal.Signals
 ) -> None:
-    process = script(STOPS)
+    process = script(EXITS_WITH_ITS_PARENT)
     assert process.stdout is not None
     grandchild = psutil.Process(int(process.stdout.readline()))
     send(process.pid, number)
@@ -81,8 +81,8 @@ def test_a_signal_stops_the_command_and_all_below_it(
     assert is_gone(grandchild)
 
 
-def test_a_second_signal_kills_the_command_and_all_below_it(script: Callable[[str], subprocess.Popen[str]]) -> None:
-    process = script(STAYS)
+def test_second_signal_kills_the_command_and_its_descendants(script: Callable[[str], subprocess.Popen[str]]) -> None:
+    process = script(IGNORES_ITS_PARENT)
     assert process.stdout is not None
     grandchild = psutil.Process(int(process.stdout.readline()))
     process.send_signal(signal.SIGINT)
@@ -90,6 +90,4 @@ def test_a_second_signal_kills_the_command_and_all_below_it(script: Callable[[st
     time.sleep(0.7)
     process.send_signal(signal.SIGINT)
     assert process.wait(20) != 0
-    until_gone = time.monotonic() + 10
-    while not is_gone(grandchild):
-        assert time.monotonic() < until_gone
+    wait_until(lambda: is_gone(grandchild), 10, "the grandchild exits")

@@ -1,17 +1,15 @@
-"""The commands of the README, in processes of their own: what a user or CI types, and what is left running after it."""
+"""Tests of `dagster asset materialize` in a process: its results, its messages, and the processes that it leaves."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from uuid import uuid4
 
 import psutil
 import pytest
@@ -21,44 +19,25 @@ from caption_assets.store.checkpoints import read_checkpoints
 from caption_assets.store.root import Root
 from caption_assets.store.tables import read_captions
 from tests.conftest import Truth
-from tests.processes import ENGINE, engine_processes
+from tests.processes import ENGINE, RunningCommand, engine_processes, is_gone, wait_until
 from tests.videos import moving_video
 
 REPOSITORY = Path(__file__).parent.parent
-JOINT = "clip_manifest,stage1_captions,stage2_captions"
-
-
-class Run:
-    """A command under way. Its output goes to a file: a full pipe would stop it."""
-
-    def __init__(self, command: list[str], folder: Path, environment: dict[str, str]) -> None:
-        self._output = folder / f"{uuid4().hex}.log"
-        with self._output.open("w") as output:
-            self.process = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output)
-
-    @property
-    def output(self) -> str:
-        return self._output.read_text(errors="replace")
-
-    def watch(self) -> Iterator[dict[psutil.Process, str]]:
-        """The run's engine processes, again and again until it ends."""
-        while self.process.poll() is None:
-            yield engine_processes(self.process.pid)
-            time.sleep(0.1)
+CHAIN = "clip_manifest,stage1_captions,stage2_captions"
 
 
 @dataclass(frozen=True, slots=True)
 class CommandLine:
-    """``dagster asset materialize`` over a root and an instance of its own."""
+    """``dagster asset materialize`` with a root and a Dagster instance of its own."""
 
     folder: Path
-    runs: list[Run] = field(default_factory=list)
+    runs: list[RunningCommand] = field(default_factory=list)
 
     @property
     def root(self) -> Path:
         return self.folder / "root"
 
-    def start(self, selection: str, partition: str | None = None, **settings: str) -> Run:
+    def start(self, selection: str, partition: str | None = None, **settings: str) -> RunningCommand:
         command = [sys.executable, "-W", "ignore", "-m", "dagster", "asset", "materialize"]
         command += ["-m", "caption_assets.definitions", "--select", selection]
         command += ["--partition", partition] if partition else []
@@ -69,7 +48,7 @@ class CommandLine:
             "CAPTION_CACHE": str(self.folder / "cache"),
             **settings,
         }
-        self.runs.append(Run(command, self.folder, environment))
+        self.runs.append(RunningCommand(command, self.folder, environment))
         return self.runs[-1]
 
     def run(self, selection: str, partition: str | None = None, **settings: str) -> tuple[int, str]:
@@ -86,33 +65,35 @@ def command_line(tmp_path: Path, sample_data: Path) -> Iterator[CommandLine]:
     command_line = CommandLine(tmp_path)
     yield command_line
     for run in command_line.runs:
-        run.process.kill()  # does nothing to one that has ended
+        run.kill()
 
 
 @pytest.fixture
 def prepared(command_line: CommandLine) -> CommandLine:
+    """A command line with registered shards and mirrored weights."""
     status, output = command_line.run("shard_index,model_weights")
     assert status == 0, output
     return command_line
 
 
 @pytest.mark.engine
-def test_a_joint_run_captions_a_shard_with_one_engine_and_leaves_none(prepared: CommandLine, truth: Truth) -> None:
-    run = prepared.start(JOINT, "sample-folder")
+def test_run_of_both_stages_starts_one_engine_and_leaves_none(prepared: CommandLine, truth: Truth) -> None:
+    run = prepared.start(CHAIN, "sample-folder")
     seen: dict[psutil.Process, str] = {}
-    for engines in run.watch():
-        seen |= engines
+    while run.process.poll() is None:
+        seen |= engine_processes(run.process.pid)
+        time.sleep(0.1)
     assert run.process.returncode == 0, run.output
-    assert list(seen.values()) == ENGINE, "more than one engine"
-    assert [process for process in seen if process.is_running()] == []
+    assert list(seen.values()) == ENGINE
+    assert all(map(is_gone, seen))
     root = Root.open(str(prepared.root))
     for stage, table in enumerate((STAGE1.name, STAGE2.name)):
-        said = {
+        stored = {
             (row.clip_key, row.window_index): row.caption
             for row in read_captions(root, table, "sample-folder")
             if row.window_index is not None
         }
-        assert said == {
+        assert stored == {
             (clip, window): captions[stage]
             for clip, windows in truth["sample-folder"].items()
             for window, captions in enumerate(windows)
@@ -120,46 +101,41 @@ def test_a_joint_run_captions_a_shard_with_one_engine_and_leaves_none(prepared: 
 
 
 @pytest.mark.parametrize(
-    "blow", [pytest.param(signal.SIGKILL, marks=pytest.mark.representative), pytest.param(signal.SIGTERM)]
+    "number", [pytest.param(signal.SIGKILL, marks=pytest.mark.representative), pytest.param(signal.SIGTERM)]
 )
 @pytest.mark.faults
-def test_a_killed_run_takes_its_engine_with_it(prepared: CommandLine, blow: signal.Signals) -> None:
-    run = prepared.start(JOINT, "sample-tar")
-    engines: dict[psutil.Process, str] = {}
-    for engines in run.watch():
-        if len(engines) == len(ENGINE):
-            break
-    assert list(engines.values()) == ENGINE, run.output
-    children = psutil.Process(run.process.pid).children(recursive=True)  # the decoders among them
-    run.process.send_signal(blow)
+def test_killed_run_leaves_no_process(prepared: CommandLine, number: signal.Signals) -> None:
+    run = prepared.start(CHAIN, "sample-tar")
+    wait_until(lambda: run.process.poll() is not None or engine_processes(run.process.pid), 240, "the engine starts")
+    assert list(engine_processes(run.process.pid).values()) == ENGINE, run.output
+    descendants = psutil.Process(run.process.pid).children(recursive=True)  # decode workers included
+    run.process.send_signal(number)
     assert run.process.wait(timeout=60) != 0
-    _, left = psutil.wait_procs(children, timeout=10)
+    _, left = psutil.wait_procs(descendants, timeout=10)
     assert left == []
 
 
 @pytest.mark.faults
 @pytest.mark.representative
-def test_a_run_that_is_told_to_stop_keeps_what_it_has_done(command_line: CommandLine) -> None:
+def test_terminated_run_stores_its_finished_captions(command_line: CommandLine) -> None:
     folder = command_line.root / "shards" / "long"
     folder.mkdir()
     for number in range(100):
         (folder / f"{number}.mp4").write_bytes(moving_video(48, size=(64 + 2 * number, 64)))
     status, output = command_line.run("shard_index,model_weights")
     assert status == 0, output
-    never = {"CAPTION_CHECKPOINT_ROWS": "1000", "CAPTION_CHECKPOINT_SECONDS": "1000"}
-    run = command_line.start(JOINT, "long", **never)
-    for _ in run.watch():
-        if "of 100 windows done" in run.output:
-            break
+    no_checkpoints = {"CAPTION_CHECKPOINT_ROWS": "1000", "CAPTION_CHECKPOINT_SECONDS": "1000"}
+    run = command_line.start(CHAIN, "long", **no_checkpoints)
+    run.wait_for_output("of 100 windows done")
     run.process.send_signal(signal.SIGTERM)
     assert run.process.wait(timeout=60) != 0
     root = Root.open(str(command_line.root))
-    kept = [row.window_id for part in read_checkpoints(root, "long") if part.table == STAGE2.name for row in part.rows]
-    assert 0 < len(kept) < 100
+    parts = [part for part in read_checkpoints(root, "long") if part.table == STAGE2.name]
+    assert 0 < sum(len(part.rows) for part in parts) < 100
     assert "interrupted" in run.output
     assert "Traceback" not in run.output.split("interrupted")[0]
 
-    status, output = command_line.run(JOINT, "long")  # another run, which need not wait: the lease was released
+    status, output = command_line.run(CHAIN, "long")  # need not wait: the stopped run released its lease
     assert status == 0, output
     assert len(read_captions(root, STAGE2.name, "long")) == 100
     assert list(read_checkpoints(root, "long")) == []
@@ -176,7 +152,7 @@ def test_a_run_that_is_told_to_stop_keeps_what_it_has_done(command_line: Command
     ],
     ids=["model", "root", "source", "partition"],
 )
-def test_a_mistake_ends_with_one_clear_message(
+def test_invalid_setting_or_partition_is_named_in_the_output(
     command_line: CommandLine, selection: str, partition: str | None, settings: dict[str, str], message: str
 ) -> None:
     status, output = command_line.run(selection, partition, **settings)
@@ -185,7 +161,7 @@ def test_a_mistake_ends_with_one_clear_message(
 
 
 @pytest.mark.engine
-def test_a_shard_that_has_gone_ends_with_one_clear_message(prepared: CommandLine) -> None:
+def test_deleted_shard_is_named_in_the_output(prepared: CommandLine) -> None:
     (prepared.root / "shards" / "sample-tar.tar").unlink()
     status, output = prepared.run("clip_manifest", "sample-tar")
     assert status != 0

@@ -8,8 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import pytest
 from caption_assets.store.heartbeat import list_heartbeats
 from caption_assets.store.root import Root
 from tests.automation.monitor import Monitor
+from tests.processes import free_port, wait_until
 
 REPOSITORY = Path(__file__).parent.parent
 Status = dg.DagsterRunStatus
@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
 @dataclass
 class DagsterProcesses:
-    """Dagster's processes over a root and an instance."""
+    """Dagster commands with a root and an instance of their own."""
 
     folder: Path
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
@@ -75,13 +75,13 @@ class DagsterProcesses:
 
     def active_run(self, run: psutil.Popen | subprocess.Popen[bytes]) -> str:
         """The id of the only active run, once it has a heartbeat."""
-        until(lambda: list_heartbeats(self.root) or run.poll() is not None, 120)
+        wait_until(lambda: list_heartbeats(self.root) or run.poll() is not None, 120)
         [run_id] = list_heartbeats(self.root)
         return run_id
 
 
 def children(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """All descendants of a process, also those whose parent has exited."""
+    """All descendants of a session's first process, including those whose parent exited."""
     return [child for child in psutil.process_iter() if _session(child) == process.pid and child.pid != process.pid]
 
 
@@ -90,13 +90,6 @@ def _session(process: psutil.Process) -> int | None:
         return os.getsid(process.pid)
     except OSError:
         return None
-
-
-def until(condition: Callable[[], object], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds:.0f} s"
-        time.sleep(0.05)
 
 
 @pytest.fixture
@@ -111,7 +104,7 @@ def processes(tmp_path: Path) -> Iterator[DagsterProcesses]:
 
 @pytest.fixture
 def silent_source() -> Iterator[dict[str, str]]:
-    """Settings of a source that never answers: a run that lists it takes minutes."""
+    """Settings of a source that never responds: a run that lists it takes minutes."""
     with socket.socket() as store:
         store.bind(("127.0.0.1", 0))
         store.listen(100)
@@ -139,10 +132,10 @@ def test_killed_command_line_run_is_ended(
     process = processes.start(*MATERIALIZE, "shard_index", CAPTION_EXECUTOR=executor, **silent_source)
     run = processes.active_run(process)
     if executor == "multiprocess":
-        until(lambda: children(process), 60)
+        wait_until(lambda: children(process), 60)
     process.kill()
     process.wait()
-    until(lambda: not children(process), 60)
+    wait_until(lambda: not children(process), 60)
     monitor.tick_for(60)
     assert monitor.status(run) is Status.FAILURE
     assert f"process {process.pid}" in monitor.message(run, dg.DagsterEventType.RUN_FAILURE)
@@ -158,7 +151,7 @@ def test_suspended_run_continues_unless_its_heartbeat_expired(
     monitor.tick(4)
     process.send_signal(signal.SIGCONT)
     before = list_heartbeats(processes.root)
-    until(lambda: list_heartbeats(processes.root) != before, 30)
+    wait_until(lambda: list_heartbeats(processes.root) != before, 30)
     monitor.tick(4)
     monitor.tick(4)
     assert monitor.status(run) is Status.STARTED
@@ -213,18 +206,12 @@ def test_schedule_requests_active_shards_again_after_a_power_cut(
         dev = ("dev", "-h", "127.0.0.1", "-p", str(free_port()))
         automation = {"CAPTION_AUTOMATE": "1", "CAPTION_BACKFILL_CRON": "* * * * *"}
         processes.start(*dev, **automation)
-        until(lambda: status(manifest) is Status.FAILURE, 300)
-        until(lambda: set(runs("stage2_captions", Status.STARTED)) & list_heartbeats(processes.root).keys(), 300)
+        wait_until(lambda: status(manifest) is Status.FAILURE, 300)
+        wait_until(lambda: set(runs("stage2_captions", Status.STARTED)) & list_heartbeats(processes.root).keys(), 300)
         [captions] = runs("stage2_captions", Status.STARTED)
         processes.kill_all()
 
         assert status(captions) is Status.STARTED
         processes.start(*dev, **automation)
-        until(lambda: status(captions) is Status.FAILURE, 300)
-        until(lambda: runs("stage2_captions", Status.SUCCESS), 400)
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
+        wait_until(lambda: status(captions) is Status.FAILURE, 300)
+        wait_until(lambda: runs("stage2_captions", Status.SUCCESS), 400)

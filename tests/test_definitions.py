@@ -23,7 +23,7 @@ def graph(**settings: object) -> Any:
     return definitions.get_repository_def().asset_graph
 
 
-def test_asset_graph_is_that_of_the_design() -> None:
+def test_asset_graph_matches_the_design() -> None:
     keys = {
         key.to_user_string(): {p.to_user_string() for p in graph().get(key).parent_keys}
         for key in graph().get_all_asset_keys()
@@ -64,10 +64,10 @@ def test_definitions_load_without_engine_plots_or_kubernetes_client() -> None:
 
 
 @pytest.mark.parametrize("executor", ["in_process", "multiprocess", "k8s"])
-def test_executor_is_chosen_by_a_setting(executor: str) -> None:
-    chosen = build_definitions(Settings(executor=executor)).executor
-    assert isinstance(chosen, dg.ExecutorDefinition)
-    assert chosen.name == executor
+def test_setting_selects_the_executor(executor: str) -> None:
+    selected = build_definitions(Settings(executor=executor)).executor
+    assert isinstance(selected, dg.ExecutorDefinition)
+    assert selected.name == executor
 
 
 def test_storage_uses_the_settings() -> None:
@@ -89,15 +89,15 @@ def test_definitions_are_serializable_for_the_ui() -> None:
 
 
 def test_assets_and_checks_have_descriptions_and_assets_groups() -> None:
-    every = graph(export="jsonl")
-    nodes = {key.to_user_string(): every.get(key) for key in every.get_all_asset_keys()}
+    assets = graph(export="jsonl")
+    nodes = {key.to_user_string(): assets.get(key) for key in assets.get_all_asset_keys()}
     assert [name for name, node in nodes.items() if not node.description] == []
     assert [name for name, node in nodes.items() if node.group_name == "default"] == []
-    checks = [every.get_check_spec(key) for key in every.asset_check_keys]
+    checks = [assets.get_check_spec(key) for key in assets.asset_check_keys]
     assert [check.name for check in checks if not check.description] == []
 
 
-def test_only_the_sensor_of_dead_runs_is_on_by_default() -> None:
+def test_only_the_dead_runs_sensor_runs_by_default() -> None:
     sensors = {sensor.name: sensor.default_status for sensor in build_definitions(Settings()).sensors or ()}
     running = [name for name, status in sensors.items() if status is dg.DefaultSensorStatus.RUNNING]
     assert running == ["dead_runs"]
@@ -108,7 +108,7 @@ def test_dataset_asset_exists_only_if_configured() -> None:
     assert dg.AssetKey("captioned_dataset") in graph(export="jsonl").get_all_asset_keys()
 
 
-def test_project_prefixes_its_keys_and_partitions() -> None:
+def test_project_name_prefixes_keys_and_partitions() -> None:
     plain, north = graph(), graph(project="north")
     assert {("north", *key.path) for key in plain.get_all_asset_keys()} == {
         tuple(key.path) for key in north.get_all_asset_keys()
@@ -117,10 +117,10 @@ def test_project_prefixes_its_keys_and_partitions() -> None:
         {found.get(key).partitions_def.name for key in found.get_all_asset_keys() if found.get(key).is_partitioned}
         for found in (plain, north)
     ]
-    assert names == [{"shards"}, {"north/shards"}]  # an instance from before there were projects knows the first
+    assert names == [{"shards"}, {"north/shards"}]  # instances of releases without projects have the first
 
 
-def test_definitions_of_another_root_are_rejected_at_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_definitions_with_another_root_are_rejected_at_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
     monkeypatch.setenv("CAPTION_ROOT", str(tmp_path / "a"))
     load_definitions()
@@ -134,7 +134,7 @@ def test_definitions_of_another_root_are_rejected_at_load(tmp_path: Path, monkey
     load_definitions()
 
 
-def test_home_without_an_instance_stays_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loading_creates_no_dagster_instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
     load_definitions()
     assert not list(tmp_path.iterdir())

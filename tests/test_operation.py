@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 from playwright.sync_api import Page, expect
 
 from caption_assets.captioning.stages import STAGE2
 from caption_assets.checks.findings import CHECKS
+from tests.dagster_ui import DagsterUI
+from tests.processes import free_port, wait_until
 
 REPOSITORY = Path(__file__).parent.parent
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
+
+SECONDS = 420
+"""Timeout of each step: a run starts within a minute, its engine within another one."""
 
 PARTITIONS = """query ($path: [String!]!) { assetNodeOrError(assetKey: {path: $path}) { ... on AssetNode {
     assetPartitionStatuses { ... on DefaultPartitionStatuses { materializedPartitions failedPartitions } }
@@ -35,59 +35,29 @@ TICKS = """{ schedulesOrError(repositorySelector:
 
 
 @dataclass(frozen=True)
-class RunningProject:
-    """A running project."""
+class RunningProject(DagsterUI):
+    """A running project: its UI and its root."""
 
     root: Path
-    ui: str
-
-    def ask(self, query: str, **variables: object) -> Any:
-        """The answer of the UI's GraphQL API."""
-        body = json.dumps({"query": query, "variables": variables}).encode()
-        request = urllib.request.Request(f"{self.ui}/graphql", body, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return json.load(answer)["data"]
 
     def partitions(self, asset: str) -> dict[str, list[str]]:
         """Partitions of an asset by their status in the UI."""
-        return dict(self.ask(PARTITIONS, path=[asset])["assetNodeOrError"]["assetPartitionStatuses"])
+        return dict(self.query(PARTITIONS, path=[asset])["assetNodeOrError"]["assetPartitionStatuses"])
 
     def runs(self, asset: str, shard: str) -> list[str]:
-        """Statuses of the runs that make an asset, for a range that begins or ends with a shard."""
+        """Statuses of an asset's runs over a range that begins or ends with a shard."""
         return [
             run["status"]
-            for run in self.ask(RUNS)["runsOrError"]["results"]
+            for run in self.query(RUNS)["runsOrError"]["results"]
             if {"path": [asset]} in (run["assetSelection"] or [])
             and shard in [tag["value"] for tag in run["tags"] if "partition" in tag["key"]]
         ]
 
     def last_tick(self) -> str:
         """Message of the schedule's last tick."""
-        [schedule] = self.ask(TICKS)["schedulesOrError"]["results"]
+        [schedule] = self.query(TICKS)["schedulesOrError"]["results"]
         ticks = schedule["scheduleState"]["ticks"]
         return str(ticks[0]["skipReason"]) if ticks else ""
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
-def until(what: Callable[[], object], seconds: float = 420) -> None:
-    """Wait until ``what`` returns true."""
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline, f"not within {seconds:.0f} s"
-        time.sleep(1)
-
-
-def answers(address: str) -> bool:
-    try:
-        urllib.request.urlopen(address, timeout=5)
-    except OSError:
-        return False
-    return True
 
 
 @pytest.fixture(scope="module")
@@ -123,8 +93,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningProject
         )
     ]
     try:
-        project = RunningProject(root, f"http://127.0.0.1:{port}")
-        until(lambda: answers(f"{project.ui}/server_info"))
+        project = RunningProject(f"http://127.0.0.1:{port}", root)
+        wait_until(project.responds, SECONDS, "the UI responds")
         yield project
     finally:
         for process in processes:
@@ -145,40 +115,40 @@ def test_new_shard_is_captioned_and_corrupt_one_is_not_retried(project: RunningP
     add_shard(project, sample_data, "street", "clip-00.webm", "clip-01.webm")
     add_shard(project, sample_data, "broken")
     (project.root / "shards" / "broken" / "film.mp4").write_bytes(b"no film")
-    until(lambda: "street" in project.partitions("stage2_captions")["materializedPartitions"])
-    until(lambda: "1 are not retried after 2 runs" in project.last_tick())
+    wait_until(lambda: "street" in project.partitions("stage2_captions")["materializedPartitions"], SECONDS, interval=1)
+    wait_until(lambda: "1 are not retried after 2 runs" in project.last_tick(), SECONDS, interval=1)
     assert project.runs("clip_manifest", "broken") == ["FAILURE", "FAILURE"]
     assert project.partitions("clip_manifest") == {"materializedPartitions": ["street"], "failedPartitions": ["broken"]}
     assert project.runs("stage2_captions", "street") == ["SUCCESS"]
 
 
 def test_shard_is_materialized_and_inspected_in_the_ui(project: RunningProject, sample_data: Path, page: Page) -> None:
-    until(lambda: "street" in project.partitions("stage2_captions")["materializedPartitions"])
-    address = f"{project.ui}/assets/stage2_captions?view=partitions&partition=street"
+    wait_until(lambda: "street" in project.partitions("stage2_captions")["materializedPartitions"], SECONDS, interval=1)
+    address = f"{project.url}/assets/stage2_captions?view=partitions&partition=street"
     page.set_viewport_size({"width": 1500, "height": 1000})
     page.goto(address)
     page.get_by_role("button", name="Materialize").first.click()
     expect(page.get_by_text("Launch runs to materialize stage2_captions")).to_be_visible(timeout=60_000)
-    picture(page, "materialize")
+    screenshot(page, "materialize")
     page.get_by_role("button", name="Launch 1 run").click()
-    until(lambda: project.runs("stage2_captions", "street").count("SUCCESS") == 2)
+    wait_until(lambda: project.runs("stage2_captions", "street").count("SUCCESS") == 2, SECONDS, interval=1)
 
     page.goto(address)
     expect(page.get_by_text("rows_reused")).to_be_visible(timeout=60_000)
-    picture(page, "metadata")
+    screenshot(page, "metadata")
     with page.expect_popup() as gallery:
         page.get_by_role("link", name="gallery/street/index.html").click()
     expect(gallery.value.get_by_text("clip-00.webm")).to_be_visible(timeout=60_000)
     expect(gallery.value.get_by_role("img").first).to_be_visible()
-    picture(gallery.value, "gallery")
+    screenshot(gallery.value, "gallery")
 
-    page.goto(f"{project.ui}/assets/stage2_captions?view=checks")
+    page.goto(f"{project.url}/assets/stage2_captions?view=checks")
     for check in CHECKS[STAGE2.name]:
         expect(page.get_by_text(check.name).first).to_be_visible(timeout=60_000)
-    picture(page, "checks")
+    screenshot(page, "checks")
 
 
-def picture(page: Page, name: str) -> None:
+def screenshot(page: Page, name: str) -> None:
     """Save a screenshot, if OPERATION_PICTURES names a folder."""
     if folder := os.environ.get("OPERATION_PICTURES"):
         page.screenshot(path=f"{folder}/{name}.png")

@@ -23,21 +23,21 @@ ENGINE = {
 }
 
 
-def test_every_engine_setting_reaches_the_engine_through_dagster() -> None:
+def test_engine_settings_pass_through_dagster_unchanged() -> None:
     settings = Settings(**ENGINE)  # type: ignore[arg-type]
     assert asdict(settings.engine) == ENGINE
     with dg.build_resources(build_resources(settings)) as resources:
         assert resources.engine.engine_config == settings.engine
 
 
-def test_storage_settings_reach_the_file_systems_through_dagster() -> None:
+def test_storage_settings_pass_through_dagster_unchanged() -> None:
     settings = Settings(root="s3://a", source="s3://b", s3_anonymous=True, s3_path_style=True)
     with dg.build_resources(build_resources(settings)) as resources:
         assert resources.storage.root_to_read().access == Access(path_style=True)
         assert resources.storage.source().access == Access(anonymous=True, path_style=True)
 
 
-def test_source_below_the_root_has_the_roots_profile() -> None:
+def test_source_below_the_root_uses_the_roots_profile() -> None:
     assert Settings(root="s3://a", root_profile="me").storage.source_access == Access("me")
     assert Settings(root="s3://a", source="s3://a/b", root_profile="me").storage.source_access == Access()
 
@@ -51,7 +51,7 @@ def test_resources_show_their_configuration() -> None:
     assert storage.config["root_url"] == "/a/folder"
 
 
-def test_engine_identity_is_that_of_rows_stored_by_earlier_releases() -> None:
+def test_engine_identity_equals_that_of_earlier_releases() -> None:
     config = EngineConfig(
         gpu_memory_utilization=0.5,
         tensor_parallel_size=2,

@@ -117,7 +117,7 @@ def test_engine_arguments_that_change_captions_change_the_recipe(monkeypatch: py
     assert load_settings().recipe.engine == {"max_num_batched_tokens": 64, "kv_cache_dtype": "fp8"}
 
 
-def test_invalid_json_with_a_credential_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_for_invalid_json_does_not_contain_its_credential(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CAPTION_ENGINE_ARGS", '{"hf_token": "planted"')
     with pytest.raises(SettingsError, match=r"^CAPTION_ENGINE_ARGS=…: invalid JSON at line 1, column 23") as refused:
         load_settings()
@@ -251,7 +251,7 @@ def test_unknown_model_is_an_error_with_the_known_models(monkeypatch: pytest.Mon
         load_settings()
 
 
-def test_adapter_is_part_of_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_adapter_needs_a_revision_and_is_part_of_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_settings().recipe.lora is None
     monkeypatch.setenv("CAPTION_LORA", "someone/adapter")
     with pytest.raises(SettingsError, match=r"^CAPTION_LORA='someone/adapter': .*needs CAPTION_LORA_REVISION"):
@@ -285,7 +285,7 @@ def test_deterministic_overrides_sampling_settings(monkeypatch: pytest.MonkeyPat
     assert (generation.temperature, generation.seed) == (0.0, 0)
 
 
-def test_settings_reach_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_set_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CAPTION_MODEL", "qwen")
     monkeypatch.setenv("CAPTION_STAGE1_PROMPT", "Say what you see.")
     monkeypatch.setenv("CAPTION_SAMPLE_FPS", "1")
@@ -312,7 +312,7 @@ def test_reasoning_and_dtype_are_unset_by_default(monkeypatch: pytest.MonkeyPatc
     assert (recipe.chat_template_kwargs, recipe.reasoning_parser) == ({"enable_thinking": True}, "qwen3")
 
 
-def test_unset_sampling_is_left_to_the_files_of_a_model_given_by_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_given_by_folder_keeps_its_own_sampling_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CAPTION_MODEL", "/models/mine")
     monkeypatch.setenv("CAPTION_MODEL_REVISION", "v1")
     monkeypatch.setenv("CAPTION_TEMPERATURE", "0.3")
@@ -321,7 +321,7 @@ def test_unset_sampling_is_left_to_the_files_of_a_model_given_by_folder(monkeypa
     assert load_settings().recipe.generation == SamplingParams(0.3)
 
 
-def test_windows_can_be_cut_by_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_window_length_can_be_set_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_settings().windowing.seconds is None
     monkeypatch.setenv("CAPTION_WINDOW_SECONDS", "10")
     assert load_settings().windowing.seconds == 10

@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
+
+from tests.dagster_ui import DagsterUI
+from tests.processes import free_port, wait_until
 
 pytestmark = pytest.mark.browser
 
@@ -26,24 +26,23 @@ ASSETS = ["shards", "shard_index", "model_weights", "clip_manifest", "stage1_cap
 @pytest.fixture
 def ui(tmp_path: Path) -> Iterator[str]:
     """The address of a webserver with an empty root."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     shutil.copy(REPOSITORY / "dagster.yaml", tmp_path)
     environment = environment_of(tmp_path)
     command = [sys.executable, "-m", "dagster_webserver", "-h", "127.0.0.1", "-p", str(port)]
     server = subprocess.Popen([*command, "-m", "caption_assets.definitions"], cwd=tmp_path, env=environment)
     try:
-        address = f"http://127.0.0.1:{port}"
-        wait_for(f"{address}/server_info", server)
-        yield address
+        ui = DagsterUI(f"http://127.0.0.1:{port}")
+        wait_until(lambda: ui.responds() or server.poll() is not None, 120, "the UI responds")
+        assert server.poll() is None, "the webserver exited"
+        yield ui.url
     finally:
         server.terminate()
         server.wait()
 
 
 def environment_of(folder: Path) -> dict[str, str]:
-    """The environment of a project in a folder."""
+    """Environment of a project in a folder."""
     return {**os.environ, "DAGSTER_HOME": str(folder), "CAPTION_ROOT": str(folder / "root")}
 
 
@@ -51,20 +50,6 @@ def materialize(folder: Path, *arguments: str) -> int:
     """Exit status of a command-line run of the same project."""
     command = [sys.executable, "-m", "dagster", "asset", "materialize", "-m", "caption_assets.definitions", "--select"]
     return subprocess.run([*command, *arguments], cwd=folder, env=environment_of(folder), timeout=200).returncode
-
-
-def wait_for(address: str, server: subprocess.Popen[bytes], seconds: float = 120) -> None:
-    """Wait until the server answers."""
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            urllib.request.urlopen(address, timeout=5)
-        except OSError:
-            assert server.poll() is None, "the webserver ended"
-            assert time.monotonic() < deadline, f"the webserver did not answer within {seconds} s"
-            time.sleep(0.5)
-        else:
-            return
 
 
 @pytest.mark.representative
@@ -79,7 +64,7 @@ def test_asset_graph_shows_all_groups_and_assets(ui: str, page: Page) -> None:
         page.screenshot(path=picture)
 
 
-def test_ui_shows_registered_shards_and_the_reason_of_a_failed_manifest(ui: str, page: Page, tmp_path: Path) -> None:
+def test_ui_shows_registered_shards_and_the_cause_of_a_failed_manifest(ui: str, page: Page, tmp_path: Path) -> None:
     shard = tmp_path / "root" / "shards" / "broken"
     shard.mkdir(parents=True)
     (shard / "film.mp4").write_bytes(b"no film")
