@@ -1,6 +1,6 @@
-"""Dagster's Helm chart rendered with `k8s/values.yaml`: its dagster.yaml, and the pods that it and Dagster start.
+"""Dagster's Helm chart with `k8s/values.yaml`: its dagster.yaml, and the pods that the chart and Dagster start.
 
-Written after the chart's templates, of which no copy is kept here; compared by hand with `helm template` of 1.12.7.
+Follows the chart's templates, which are not copied here; compared by hand with the output of `helm template` 1.12.7.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ def instance_config(values: Mapping[str, Any]) -> dict[str, Any]:
     }
     return {
         "scheduler": {"module": "dagster.core.scheduler", "class": "DagsterDaemonScheduler"},
-        "schedule_storage": _part("dagster_postgres.schedule_storage", "PostgresScheduleStorage", postgres),
-        "run_storage": _part("dagster_postgres.run_storage", "PostgresRunStorage", postgres),
-        "event_log_storage": _part("dagster_postgres.event_log", "PostgresEventLogStorage", postgres),
-        "run_launcher": _part("dagster_k8s", "K8sRunLauncher", _launcher(values)),
-        "run_coordinator": _part(
+        "schedule_storage": _component("dagster_postgres.schedule_storage", "PostgresScheduleStorage", postgres),
+        "run_storage": _component("dagster_postgres.run_storage", "PostgresRunStorage", postgres),
+        "event_log_storage": _component("dagster_postgres.event_log", "PostgresEventLogStorage", postgres),
+        "run_launcher": _component("dagster_k8s", "K8sRunLauncher", _launcher(values)),
+        "run_coordinator": _component(
             "dagster.core.run_coordinator",
             "QueuedRunCoordinator",
             {"dequeue_use_threads": True, "dequeue_num_workers": 4},
         ),
-        "compute_logs": _part(
+        "compute_logs": _component(
             "dagster_aws.s3.compute_log_manager",
             logs["type"],
             {"bucket": bucket["bucket"], "prefix": bucket["prefix"], "skip_empty_files": bucket["skipEmptyFiles"]},
@@ -111,21 +111,21 @@ def _launcher(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _part(module: str, name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+def _component(module: str, name: str, config: Mapping[str, Any]) -> dict[str, Any]:
     return {"module": module, "class": name, "config": dict(config)}
 
 
-def instance_parts(values: Mapping[str, Any], folder: Path) -> Iterator[ConfigurableClassData]:
-    """The storages, launcher and so on of the instance, once Dagster has found no fault with its dagster.yaml."""
+def instance_components(values: Mapping[str, Any], folder: Path) -> Iterator[ConfigurableClassData]:
+    """The instance's components (storages, launcher and others), from a dagster.yaml that Dagster accepted."""
     (folder / "dagster.yaml").write_text(yaml.safe_dump(instance_config(values)))
     reference = InstanceRef.from_dir(str(folder))
-    for part in reference:
-        if isinstance(part, ConfigurableClassData):
-            yield part
+    for component in reference:
+        if isinstance(component, ConfigurableClassData):
+            yield component
 
 
 def server_pods(values: Mapping[str, Any]) -> dict[str, Object]:
-    """As much of the specs of the chart's three pods as the values decide."""
+    """The parts of the specs of the chart's three pods that the values set."""
     code = values["dagster-user-deployments"]
     servers = {
         "code-server": (code["deployments"][0], code["serviceAccount"]["name"]),
@@ -155,13 +155,13 @@ def _server_pod(name: str, server: Mapping[str, Any], account: str, shared: Mapp
 def job(
     launcher: K8sRunLauncher, image: str, *layers: Mapping[str, Any], code_server: Mapping[str, Any] | None = None
 ) -> Object:
-    """The Job that dagster-k8s makes of the launcher's configuration and what is laid over it, one upon the other.
+    """The Job that dagster-k8s builds from the launcher's configuration and its overrides.
 
     Args:
-        launcher: of the values.
-        image: of the Job's container.
-        layers: what steps ask for, as in their tags.
-        code_server: the container context of the run's code server, its DAGSTER_CONTAINER_CONTEXT.
+        launcher: run launcher, configured by the values.
+        image: image of the Job's container.
+        layers: overrides in order, as in steps' tags; later ones take precedence.
+        code_server: container context of the run's code server, from its DAGSTER_CONTAINER_CONTEXT.
     """
     repository = RepositoryPythonOrigin("python", ModuleCodePointer("m", "f"), container_context=code_server)
     run_id = "c0ffee00-0000-4000-8000-000000000000"
@@ -170,10 +170,10 @@ def job(
     for layer in layers:
         config = UserDefinedDagsterK8sConfig.from_dict(layer)  # type: ignore[no-untyped-call]
         context = context.merge(K8sContainerContext(run_k8s_config=config))
-    made = construct_dagster_k8s_job(
+    built = construct_dagster_k8s_job(
         job_config=context.get_k8s_job_config(image, launcher),
         args=["dagster", "api", "execute_step"],
         job_name="dagster-step",
         user_defined_k8s_config=context.run_k8s_config,
     )
-    return ApiClient().sanitize_for_serialization(made)  # type: ignore[no-any-return]
+    return ApiClient().sanitize_for_serialization(built)  # type: ignore[no-any-return]

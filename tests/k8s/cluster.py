@@ -1,7 +1,7 @@
-"""The project on a real cluster: its configuration applied, Dagster's daemon and code server on this machine, an S3
-server that pods reach, and runs and steps in pods.
+"""Deployment of the project on a real cluster, with runs and steps in pods.
 
-Pods run this machine's own Python, from host folders that they claim as volumes (`k8s/overlays/test-cluster`).
+Dagster's daemon, its code server and an S3 server run on this machine. Pods run this machine's Python from host
+folders, which they claim as volumes (`k8s/overlays/test-cluster`).
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,11 +31,12 @@ from kubernetes.client import V1Pod
 from caption_assets.store.root import Root
 from tests.k8s.chart import instance_config
 from tests.k8s.manifests import TEST_NAMESPACE, VALUES, Object, render
+from tests.processes import free_port, wait_until
 from tests.store.server import S3Server, moto_server
 
 PROJECT = Path(__file__).parents[2]
 IMAGE = "localhost/host:1"
-"""An empty system, into which the host's folders are mounted."""
+"""An empty image; the host's folders are mounted into its containers."""
 BUCKET = "captions"
 LAUNCH = """
 mutation($job: JobOrPipelineSelector!, $tags: [ExecutionTag!]!, $config: RunConfigData!) {
@@ -50,16 +50,7 @@ mutation($job: JobOrPipelineSelector!, $tags: [ExecutionTag!]!, $config: RunConf
   }
 }
 """
-"""The mutation that the UI sends for a click on Materialize."""
-
-
-def until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
-    """Wait for a true value, and return it."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"{what}: not within {seconds:.0f} s"
-        time.sleep(0.5)
-    return value
+"""The mutation that the UI's Materialize button sends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +63,7 @@ class Cluster:
     core: client.CoreV1Api
 
     def launch(self, *assets: str, partition: str | None = None, run_config: Mapping[str, Any] | None = None) -> str:
-        """Have assets materialized as by a click; returns the run's id."""
+        """Launch a run as the Materialize button does; returns its id."""
         selection = [{"path": [asset]} for asset in assets]
         job = {"repositoryName": "__repository__", "repositoryLocationName": "caption-assets"}
         variables = {
@@ -80,58 +71,59 @@ class Cluster:
             "tags": [{"key": "dagster/partition", "value": partition}] if partition else [],
             "config": dict(run_config or {}),
         }
-        answer = execute_query(self.workspace, LAUNCH, variables)
-        assert "run" in answer.get("data", {}).get("launchPipelineExecution", {}), answer
-        return str(answer["data"]["launchPipelineExecution"]["run"]["runId"])
+        response = execute_query(self.workspace, LAUNCH, variables)
+        assert "run" in response.get("data", {}).get("launchPipelineExecution", {}), response
+        return str(response["data"]["launchPipelineExecution"]["run"]["runId"])
 
     def status(self, run_id: str) -> dg.DagsterRunStatus:
         run = self.instance.get_run_by_id(run_id)
         assert run is not None
         return run.status
 
-    def finish(self, run_id: str, seconds: float = 420) -> dg.DagsterRunStatus:
-        """Wait for a run's end."""
-        until(lambda: self.status(run_id) in FINISHED, seconds, f"run {run_id} ends")
+    def wait_for_end(self, run_id: str, seconds: float = 420) -> dg.DagsterRunStatus:
+        """Wait until a run ends; returns its status."""
+        wait_until(lambda: self.status(run_id) in FINISHED, seconds, f"run {run_id} ends", interval=0.5)
         return self.status(run_id)
 
     def retries(self, run_id: str) -> list[str]:
-        """The runs that were launched in place of one that was lost."""
+        """Ids of the runs that retry a lost run."""
         found = self.instance.get_runs(dg.RunsFilter(tags={"dagster/parent_run_id": run_id}))
         return [run.run_id for run in found]
 
     def pods(self, run_id: str, step: str | None = None) -> list[V1Pod]:
-        """The run's pods, or those of one of its steps."""
+        """Pods of a run, or of one of its steps."""
         selector = f"dagster/run-id={run_id}" + (f",dagster/op={step}" if step else "")
         return list(self.core.list_namespaced_pod(TEST_NAMESPACE, label_selector=selector).items)
 
     def running_pod(self, run_id: str, step: str, seconds: float = 240) -> V1Pod:
-        """A step's pod, once it runs."""
-        return until(
-            lambda: next((pod for pod in self.pods(run_id, step) if pod.status.phase == "Running"), None),
-            seconds,
-            f"a pod of {step} runs",
-        )
+        """Wait until a step's pod runs; returns the pod."""
+
+        def running() -> list[V1Pod]:
+            return [pod for pod in self.pods(run_id, step) if pod.status.phase == "Running"]
+
+        wait_until(running, seconds, f"a pod of {step} runs", interval=0.5)
+        return running()[0]
 
     def failures(self, run_id: str) -> list[str]:
-        """What the run says of the steps that failed or are tried again."""
+        """Messages of the run's failed and retried steps."""
         kinds = {dg.DagsterEventType.STEP_FAILURE, dg.DagsterEventType.STEP_UP_FOR_RETRY}
-        told = []
+        messages = []
         for record in self.instance.get_records_for_run(run_id, of_type=kinds).records:
             event = record.event_log_entry.dagster_event
             assert event is not None
             data: Any = event.event_specific_data
-            told.append(f"{event.message} {data.error.message if data.error else ''}")
-        return told
+            messages.append(f"{event.message} {data.error.message if data.error else ''}")
+        return messages
 
-    def reason(self, run_id: str) -> str:
-        """What a run that failed says of itself."""
+    def failure(self, run_id: str) -> str:
+        """Message of a failed run."""
         [record] = self.instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.RUN_FAILURE).records
         event = record.event_log_entry.dagster_event
         assert event is not None
         return event.message or ""
 
     def metadata(self, run_id: str, asset: str) -> dict[str, Any]:
-        """What a run recorded of an asset."""
+        """Metadata that a run recorded for an asset."""
         records = self.instance.fetch_materializations(dg.AssetKey(asset), limit=10).records
         [record] = [record for record in records if record.run_id == run_id]
         assert record.asset_materialization is not None
@@ -143,35 +135,35 @@ FINISHED = {dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.Dagster
 
 @contextmanager
 def deploy(folder: Path, shards: Path, settings: Mapping[str, str]) -> Iterator[Cluster]:
-    """The deployment, with everything that it wrote to the cluster removed afterwards.
+    """Deploy the project, and afterwards delete everything that it wrote to the cluster.
 
     Args:
-        folder: for state; pods get a part of it.
-        shards: what lies in the source.
-        settings: of the project, besides those of the configuration.
+        folder: folder for state; a part of it is mounted into pods.
+        shards: folder of the source's shards.
+        settings: settings of the project in addition to those of the ConfigMap.
     """
-    assert os.environ.get("KUBECONFIG"), "no cluster is named: set KUBECONFIG, or run `make test-k8s`"
+    assert os.environ.get("KUBECONFIG"), "KUBECONFIG is unset: set it, or run `make test-k8s`"
     config.load_kube_config()
     core = client.CoreV1Api()
     _check_nodes(core)
     with ExitStack() as stack:
-        stack.enter_context(_writable_by_all())
+        stack.enter_context(_files_writable_by_all())
         store = stack.enter_context(moto_server(_own_address()))
         environment = _environment(store, settings)
         patch = stack.enter_context(_variables(environment))
-        _fill(shards)
+        _upload(shards)
         state = folder / "state"
         for part in ("home", "cache"):
             (state / part).mkdir(parents=True)
-        stack.callback(_remove)
-        _remove()
+        stack.callback(_delete)
+        _delete()
         _apply(_objects(state, environment, core))
         home = state / "home"
-        stack.enter_context(_open_to_pods(home))
+        stack.enter_context(_open_databases(home))
         (home / "dagster.yaml").write_text(yaml.safe_dump(_dagster_yaml(home, store)))
         port = stack.enter_context(_servers(home, patch))
         instance = stack.enter_context(dg.DagsterInstance.from_config(str(home)))
-        # On a new instance the daemon applies the default limit from its second look at the queue on.
+        # On a new instance the daemon applies the default limit only from its second iteration on.
         instance.event_log_storage.set_concurrency_slots("gpu", 1)
         target = GrpcServerTarget("127.0.0.1", port=port, socket=None, location_name="caption-assets")
         workspace = stack.enter_context(WorkspaceProcessContext(instance, target))
@@ -179,17 +171,17 @@ def deploy(folder: Path, shards: Path, settings: Mapping[str, str]) -> Iterator[
 
 
 def _check_nodes(core: client.CoreV1Api) -> None:
-    """Pods are to run this machine's Python in an image that holds nothing: any other cluster fails at once."""
+    """Fail if a node lacks the empty image: on any other cluster pods could not run this machine's Python."""
     for node in core.list_node().items:
         images = {name for image in node.status.images or [] for name in image.names or []}
         assert IMAGE in images, (
-            f"node {node.metadata.name} has no image {IMAGE}: KUBECONFIG names another cluster than ../shared/k8s makes"
+            f"node {node.metadata.name} has no image {IMAGE}: set KUBECONFIG to the cluster that ../shared/k8s creates"
         )
 
 
 @contextmanager
-def _writable_by_all() -> Iterator[None]:
-    """Files that this process makes can be written by the user of the pods."""
+def _files_writable_by_all() -> Iterator[None]:
+    """Let the pods' user write the files that this process creates."""
     before = os.umask(0)
     try:
         yield
@@ -198,37 +190,37 @@ def _writable_by_all() -> Iterator[None]:
 
 
 @contextmanager
-def _open_to_pods(home: Path) -> Iterator[None]:
-    """Let the pods' user write what SQLite makes, which others may only read. The daemon makes runs as well."""
-    ended = threading.Event()
+def _open_databases(home: Path) -> Iterator[None]:
+    """Let the pods' user write SQLite's files, which SQLite creates read-only for others whenever a run starts."""
+    stopped = threading.Event()
 
     def open_all() -> None:
-        while not ended.wait(0.2):
+        while not stopped.wait(0.2):
             for path in home.rglob("*"):
                 with suppress(FileNotFoundError):  # journals come and go
                     path.chmod(0o777)
 
-    thread = threading.Thread(target=open_all, name="open to pods", daemon=True)
+    thread = threading.Thread(target=open_all, name="open databases", daemon=True)
     thread.start()
     try:
         yield
     finally:
-        ended.set()
+        stopped.set()
         thread.join()
 
 
 def _own_address() -> str:
-    """This machine's address on the way to the cluster."""
+    """This machine's address in the cluster's network."""
     server = urlparse(client.Configuration.get_default_copy().host)
     with socket.create_connection((server.hostname, server.port)) as connection:
         return str(connection.getsockname()[0])
 
 
 def _environment(store: S3Server, settings: Mapping[str, str]) -> dict[str, str]:
-    """What the configuration's settings are for this deployment, and what else tells pods where they are."""
-    [given] = [item["data"] for item in render("overlays/test-cluster") if item["kind"] == "ConfigMap"]
+    """Environment variables of pods: the ConfigMap's settings, the S3 server and the deployment's settings."""
+    [config_map] = [item["data"] for item in render("overlays/test-cluster") if item["kind"] == "ConfigMap"]
     return {
-        **given,
+        **config_map,
         "CAPTION_ROOT": f"s3://{BUCKET}",
         "AWS_ENDPOINT_URL": store.endpoint,
         "AWS_ACCESS_KEY_ID": store.key,
@@ -249,7 +241,7 @@ def _variables(values: Mapping[str, str]) -> Iterator[dict[str, str]]:
         os.environ.update(before)
 
 
-def _fill(shards: Path) -> None:
+def _upload(shards: Path) -> None:
     s3 = boto3.client("s3")
     s3.create_bucket(Bucket=BUCKET)
     for path in filter(Path.is_file, shards.rglob("*")):
@@ -264,11 +256,11 @@ FOLDERS = {
     "environment": Path(sys.prefix),
     "project": PROJECT,
 }
-"""Folders of this machine that pods see, by the overlay's names."""
+"""Folders of this machine that are mounted into pods, by their names in the overlay."""
 
 
 def _objects(state: Path, environment: Mapping[str, str], core: client.CoreV1Api) -> Iterator[Object]:
-    """What is applied: the overlay, with this machine's folders and this deployment's settings, and keys."""
+    """Objects to apply: the overlay with this machine's folders and the deployment's settings, and its secrets."""
     paths = {name: str(path) for name, path in {**FOLDERS, "cache": state}.items()}
     text = Template(yaml.safe_dump_all(render("overlays/test-cluster"))).substitute(paths)
     for item in yaml.safe_load_all(text):
@@ -287,7 +279,7 @@ def _objects(state: Path, environment: Mapping[str, str], core: client.CoreV1Api
 
 
 def _kubeconfig(address: str) -> Object:
-    """For pods that launch others: dagster-k8s tells them to look for the cluster as their own launcher did."""
+    """A kubeconfig for pods that launch other pods: dagster-k8s has them find the cluster as its launcher did."""
     account = "/var/run/secrets/kubernetes.io/serviceaccount"
     return {
         "apiVersion": "v1",
@@ -302,7 +294,7 @@ def _kubeconfig(address: str) -> Object:
 
 
 def kubectl(*words: str, text: str | None = None, check: bool = True) -> str:
-    """What kubectl says."""
+    """Output of kubectl."""
     done = subprocess.run(["kubectl", *words], input=text, capture_output=True, text=True, check=False)
     assert done.returncode == 0 or not check, f"kubectl {' '.join(words)}: {done.stderr}"
     return done.stdout
@@ -312,14 +304,14 @@ def _apply(objects: Iterator[Object]) -> None:
     kubectl("apply", "--namespace", TEST_NAMESPACE, "--filename", "-", text=yaml.safe_dump_all(list(objects)))
 
 
-def _remove() -> None:
+def _delete() -> None:
     kubectl("delete", "namespace", TEST_NAMESPACE, "--ignore-not-found", "--timeout=180s")
     others = [item for item in render("overlays/test-cluster") if "namespace" not in item["metadata"]]
     kubectl("delete", "--ignore-not-found", "--filename", "-", text=yaml.safe_dump_all(others))
 
 
 def _dagster_yaml(home: Path, store: S3Server) -> Object:
-    """That of the values, with SQLite in place of PostgreSQL, and one captioning run at once."""
+    """The values' dagster.yaml, but with SQLite instead of PostgreSQL, and one captioning run at a time."""
     parts = instance_config(VALUES)
     for part in ("run_storage", "event_log_storage", "schedule_storage", "scheduler"):
         del parts[part]
@@ -376,10 +368,8 @@ def _dagster_yaml(home: Path, store: S3Server) -> Object:
 
 @contextmanager
 def _servers(home: Path, environment: Mapping[str, str]) -> Iterator[int]:
-    """A code server and Dagster's daemon on this machine; the port of the former."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    """Run a code server and Dagster's daemon on this machine; yields the code server's port."""
+    port = free_port()
     location = {"host": "127.0.0.1", "port": port, "location_name": "caption-assets"}
     workspace = home / "workspace.yaml"
     workspace.write_text(yaml.safe_dump({"load_from": [{"grpc_server": location}]}))
@@ -399,7 +389,7 @@ def _servers(home: Path, environment: Mapping[str, str]) -> Iterator[int]:
                     )
                 )
             if name == "code-server":
-                until(lambda: _listens(port), 60, "the code server listens")
+                wait_until(lambda: _listens(port), 60, "the code server listens")
         yield port
     finally:
         for process in reversed(started):

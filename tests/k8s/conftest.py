@@ -12,7 +12,7 @@ from tests.k8s.cluster import Cluster, deploy
 LONG_SHARD = "long"
 """A shard that takes long enough to be interrupted."""
 COPIES = 12
-"""Of each clip of a sample shard, in that one."""
+"""Number of copies of each sample clip in the long shard."""
 SETTINGS = {
     "CAPTION_EXECUTOR": "k8s",
     "CAPTION_STEP_SERVICE_ACCOUNT": "caption",
@@ -24,7 +24,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory, sample_data: Path) -> Iterator[Cluster]:
-    """The project on the cluster that KUBECONFIG names, with its shards registered."""
+    """The project on the cluster of KUBECONFIG, with its shards registered."""
     folder = tmp_path_factory.mktemp("cluster")
     shards = folder / "shards"
     shutil.copytree(sample_data / "shards" / FOLDER_SHARD, shards / FOLDER_SHARD)

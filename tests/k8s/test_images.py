@@ -11,7 +11,7 @@ DOCKERFILES = {path.stem: path.read_text() for path in K8S.glob("*.Dockerfile")}
 
 
 def pins(lock: str) -> dict[str, str]:
-    """Versions of a lock file, by package."""
+    """Versions in a lock file, by package."""
     return dict(re.findall(r"^([a-z0-9.-]+)==([^\s;]+)", (PROJECT / "requirements" / lock).read_text(), re.MULTILINE))
 
 
@@ -20,27 +20,27 @@ def test_both_images_have_a_dockerfile() -> None:
 
 
 @pytest.mark.parametrize("image", ["slim", "gpu"])
-def test_an_image_runs_as_the_user_of_the_values(image: str) -> None:
+def test_image_runs_as_the_user_of_the_values(image: str) -> None:
     context = VALUES["dagsterDaemon"]["securityContext"]
     assert f"USER {context['runAsUser']}:{context['runAsGroup']}\n" in DOCKERFILES[image]
 
 
 @pytest.mark.parametrize("image", ["slim", "gpu"])
-def test_the_bases_are_pinned(image: str) -> None:
+def test_base_images_are_pinned(image: str) -> None:
     for base in re.findall(r"^FROM (\S+)", DOCKERFILES[image], re.MULTILINE):
         assert re.search(r":v?\d+\.\d+\.\d+", base), base
 
 
-def test_the_engine_is_of_the_locked_version() -> None:
+def test_gpu_image_has_the_locked_vllm() -> None:
     assert f"FROM vllm/vllm-openai:v{pins('gpu.lock')['vllm']}\n" in DOCKERFILES["gpu"]
 
 
-def test_what_is_laid_over_the_engine_leaves_its_packages_alone() -> None:
-    images, engine = pins("k8s.lock"), pins("gpu.lock")
-    assert not images.keys() & {"torch", "torchvision", "transformers", "vllm"}
-    assert {name: version for name, version in images.items() if engine.get(name, version) != version} == {}
+def test_added_packages_keep_those_of_the_vllm_image() -> None:
+    added, engine = pins("k8s.lock"), pins("gpu.lock")
+    assert not added.keys() & {"torch", "torchvision", "transformers", "vllm"}
+    assert {name: version for name, version in added.items() if engine.get(name, version) != version} == {}
 
 
-def test_an_image_has_no_file_that_is_not_named() -> None:
+def test_images_contain_only_listed_files() -> None:
     lines = (PROJECT / ".dockerignore").read_text().splitlines()
     assert lines[1] == "*"
