@@ -1,1 +1,1 @@
-"""Scripts that measure. Each ends with one line of JSON."""
+"""Benchmarks. Each prints a line of JSON as its last line."""

@@ -1,13 +1,14 @@
-"""Durations of the automation's ticks over many shards.
+"""Benchmark of the automation: durations of ticks over many shards.
 
     python -m benchmarks.automation [--shards 10000] [--keep FOLDER]
 
-A source of that many shards, a Dagster instance on SQLite, ticks of the sensor until all are registered, tables and
-records of every other one, then ticks of the sensor with nothing new and of the schedule with half of the shards to
-request, and with all whole. The ratio of the schedule's tick to one over a tenth of the shards tells how it grows with
-them. Then the event log of the tables is wiped, for a tick that records stored tables, and all are compared.
+On SQLite, the sensor ticks until all shards are registered. Every other shard then gets tables and records. The sensor
+ticks with nothing new, and the schedule with half of the shards to request. All shards are completed, and the schedule
+ticks twice more. `reconcile` compares all shards. Then the tables' event log is wiped, and the schedule ticks once more
+and records stored tables. `schedule_ratio_to_a_tenth` is the duration of the schedule's first tick over the same for a
+tenth of the shards.
 
-With --keep the instance stays in the folder, to be looked at with Dagster's webserver. The last line is JSON.
+With --keep the instance stays in the folder, for Dagster's webserver. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -56,10 +57,10 @@ METADATA: dict[str, dg.MetadataValue | int] = {
 
 
 def main() -> None:
-    """Command line."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shards", type=int, default=10_000, help="how many (default 10,000)")
-    parser.add_argument("--keep", type=Path, help="folder for the instance")
+    parser.add_argument("--shards", type=int, default=10_000, help="number of shards (default 10,000)")
+    parser.add_argument("--keep", type=Path, help="folder for the instance (by default a temporary one)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         few = measure(Path(folder) / "few", options.shards // 10)
@@ -69,7 +70,7 @@ def main() -> None:
 
 
 def measure(folder: Path, count: int) -> dict[str, float]:
-    """Seconds of ticks over ``count`` shards."""
+    """Durations of the ticks over ``count`` shards, in seconds."""
     source = folder / "shards"
     source.mkdir(parents=True)
     for number in range(count):
@@ -80,27 +81,27 @@ def measure(folder: Path, count: int) -> dict[str, float]:
         registering = []
         events = 1
         while events or len(Project().registered(instance)) < count:
-            seconds, events = look(instance, settings)
+            seconds, events = sensor_tick(instance, settings)
             registering.append(seconds)
         root = Root.open(str(folder))
         weights = WeightsManifest(settings.variant.hub_id, settings.variant.revision, ())
         root.write(f"{WEIGHTS}/{settings.variant.folder}/{MANIFEST}", weights.to_json().encode())
-        make(instance, settings, root, [f"shard-{number:05}" for number in range(0, count, 2)])
-        quiet, _ = look(instance, settings)
-        half, requests = tick(instance, settings)
-        make(instance, settings, root, [f"shard-{number:05}" for number in range(1, count, 2)])
-        first, _ = tick(instance, settings)
-        whole, _ = tick(instance, settings)
+        complete(instance, settings, root, [f"shard-{number:05}" for number in range(0, count, 2)])
+        quiet, _ = sensor_tick(instance, settings)
+        half, requests = schedule_tick(instance, settings)
+        complete(instance, settings, root, [f"shard-{number:05}" for number in range(1, count, 2)])
+        first, _ = schedule_tick(instance, settings)
+        whole, _ = schedule_tick(instance, settings)
         begun = time.monotonic()
         with redirect_stdout(StringIO()):
             compare(instance, settings, root)
         comparison = time.monotonic() - begun
         instance.wipe_assets([Project().manifest, *Project().stages])
-        recording, _ = tick(instance, settings)
+        recording, _ = schedule_tick(instance, settings)
     print(
         f"{count} shards: {len(registering)} ticks to register them, the longest {max(registering):.1f} s; "
-        f"{quiet:.1f} s with nothing new; schedule {half:.1f} s with half of them whole, {requests} runs requested; "
-        f"{first:.1f} s with all whole and half of the records new, {whole:.1f} s with none new, {recording:.1f} s "
+        f"{quiet:.1f} s with nothing new; schedule {half:.1f} s with half of them complete, {requests} runs requested; "
+        f"{first:.1f} s with all complete and half of the records new, {whole:.1f} s with none new, {recording:.1f} s "
         f"without records; reconcile {comparison:.1f} s",
         flush=True,
     )
@@ -115,16 +116,16 @@ def measure(folder: Path, count: int) -> dict[str, float]:
     }
 
 
-def tick(instance: dg.DagsterInstance, settings: Settings) -> tuple[float, int]:
-    """Seconds of a tick of the schedule, and how many runs it requests."""
+def schedule_tick(instance: dg.DagsterInstance, settings: Settings) -> tuple[float, int]:
+    """Duration of a tick of the schedule, in seconds, and the number of runs that it requests."""
     begun = time.monotonic()
     with dg.build_schedule_context(instance, scheduled_execution_time=datetime.now(UTC)) as context:
         requests = build_backfill(settings).evaluate_tick(context).run_requests
     return time.monotonic() - begun, len(requests or ())
 
 
-def look(instance: dg.DagsterInstance, settings: Settings) -> tuple[float, int]:
-    """Seconds of a tick of the sensor, with what the daemon makes of it, and how many events that is."""
+def sensor_tick(instance: dg.DagsterInstance, settings: Settings) -> tuple[float, int]:
+    """Duration of a tick of the sensor and of the daemon's work for it, in seconds, and the number of asset events."""
     begun = time.monotonic()
     with dg.build_sensor_context(instance) as context:
         result = build_new_shards(settings)(context, storage=build_storage(settings))
@@ -136,8 +137,8 @@ def look(instance: dg.DagsterInstance, settings: Settings) -> tuple[float, int]:
     return time.monotonic() - begun, len(result.asset_events)
 
 
-def make(instance: dg.DagsterInstance, settings: Settings, root: Root, shards: Sequence[str]) -> None:
-    """Publish and record all tables of shards, with metadata as long as a run's."""
+def complete(instance: dg.DagsterInstance, settings: Settings, root: Root, shards: Sequence[str]) -> None:
+    """Publish and record all tables of shards, with as much metadata as a run."""
     content = observed_versions(instance, Project())
     window = ManifestRow("a.mp4", 0, "id", "t", 1, Status.OK, width=64, height=64)
     window = replace(window, start_frame=0, end_frame=8, start_seconds=0.0, end_seconds=1.0)

@@ -1,16 +1,20 @@
-"""Frames out of clips: this project's plan against decoding everything, as the reference does.
+"""Benchmark of decoding: the frames of a plan, against decoding every frame as NeMo Curator does.
 
     python -m benchmarks.decode [--rounds 3]
 
 Synthetic clips (FFmpeg's `testsrc2` and noise, 30 fps) are sampled at 2 fps and scaled to 360 lines. One arm is
-`decode`; the others decode every frame in order, convert the sampled ones to full-size RGB as one batch and resize that
-at once (NeMo Curator), once as float32 (`f32`) and once as uint8 (`u8`). All use one thread, take turns, and get the
-same frame numbers. A ratio is the median over rounds of the reference's CPU time over ours in the same round.
+`decode`. The reference decodes every frame in order, converts the sampled ones to full-size RGB as one batch, and
+resizes the batch: in one arm as float32 (`f32`), in the other as uint8 (`u8`). All arms use one thread, take turns, and
+get the same frame numbers. A ratio is the reference's CPU time over ours in the same round, as the median over the
+rounds.
 
-`peak_mb` is what `decode` adds to the memory of a fresh process at its height, for 20 s of 720p. `peak_mb_2gib` is what
-reading and decoding a clip of 2.2 GiB adds, for its last window. `sparse_keyframe_last_vs_first` is the CPU time of the
-last ten windows of a clip of 30 minutes with one keyframe, over that of its first ten.
-The last line is JSON: `h264_vs_f32` and `h264_vs_u8` are medians over the H.264 clips, `min_vs_u8` is the worst ratio.
+The last line is JSON:
+
+- `h264_vs_f32`, `h264_vs_u8`: the median ratios over the H.264 clips; `min_vs_u8`: the smallest ratio of all clips;
+- `peak_mb`: the memory that `decode` adds to a new process at its peak, for 20 s of 720p;
+- `peak_mb_2gib`: the same for reading a clip of 2.2 GiB and decoding its last window;
+- `sparse_keyframe_last_vs_first`: for a clip of 30 minutes with one keyframe, the CPU time of the last ten windows over
+  that of the first ten.
 """
 
 from __future__ import annotations
@@ -50,26 +54,26 @@ T = TypeVar("T")
 FPS = 30
 SAMPLED_FPS = 2
 SIZE = (360, 640)
-"""Height and width of the frames that come out."""
+"""Height and width of the resulting frames."""
 ENCODERS: dict[str, tuple[str, str, dict[str, str]]] = {
     "h264": ("libx264", "mp4", {"preset": "veryfast"}),
     "h265": ("libx265", "mp4", {"preset": "ultrafast", "x265-params": "bframes=4:b-pyramid=1:log-level=none"}),
     "vp9": ("libvpx-vp9", "webm", {"deadline": "realtime", "cpu-used": "8", "crf": "33", "b": "0"}),
     "av1": ("libsvtav1", "mp4", {"preset": "10", "crf": "35"}),
 }
-"""Encoder, container and options of each codec: fast ones, with the codec's usual structure of key and B-frames."""
+"""Encoder, container and options of each codec: fast presets, with the codec's usual structure of key and B-frames."""
 WINDOW, WINDOW_SAMPLED = 256, 18
-"""Frames of a window by default, and how many of them are shown."""
+"""Number of frames of a default window, and of those that are shown."""
 LARGE_BYTES = 22 * 2**30 // 10
 GROUP = 15
-"""Pictures of a group of the large clip."""
+"""Number of pictures in a group of pictures of the large clip."""
 NOISE = 6
-"""Strength of FFmpeg's noise: H.264 then has 3 Mbit a second of 720p, as on the web."""
+"""Strength of FFmpeg's noise: 720p in H.264 then has 3 Mbit/s, as on the web."""
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A clip to be made and decoded."""
+    """The description of a clip."""
 
     codec: str
     seconds: int
@@ -77,17 +81,17 @@ class Case:
 
     @property
     def name(self) -> str:
-        """For people."""
+        """Name in the output."""
         return f"{self.codec} {self.height}p {self.seconds} s"
 
     @property
     def frames(self) -> int:
-        """How many the clip has."""
+        """Number of frames of the clip."""
         return self.seconds * FPS
 
     @property
     def sampled(self) -> int:
-        """How many of them are wanted."""
+        """Number of frames that are sampled."""
         return self.seconds * SAMPLED_FPS
 
 
@@ -106,9 +110,9 @@ CASES = [
 
 
 def main() -> None:
-    """Command line."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, help="times each clip is decoded by each arm (default 3)")
+    parser.add_argument("--rounds", type=int, default=3, help="number of rounds for each clip (default 3)")
     rounds = parser.parse_args().rounds
     torch.set_num_threads(1)
     ratios = {}
@@ -140,7 +144,7 @@ def main() -> None:
 
 
 def race(case: Case, data: bytes) -> dict[str, float]:
-    """CPU seconds of each arm, one after the other."""
+    """CPU seconds of each arm, in one round."""
     planned, frames = timed(lambda: decode(data, 0, case.frames, case.sampled, SIZE))
     times = {"plan": planned}
     for arm, dtype in (("f32", torch.float32), ("u8", torch.uint8)):
@@ -151,14 +155,14 @@ def race(case: Case, data: bytes) -> dict[str, float]:
 
 
 def timed(run: Callable[[], T]) -> tuple[float, T]:
-    """CPU seconds that a call takes, of all cores together, and its result."""
+    """CPU seconds of a call, over all cores, and its result."""
     start = time.process_time()
     result = run()
     return time.process_time() - start, result
 
 
 def reference(data: bytes, indices: tuple[int, ...], dtype: torch.dtype) -> NDArray[Any]:
-    """The reference's way: every frame in order, then the wanted ones as one batch."""
+    """Decode every frame in order, then resize the sampled ones as one batch, as NeMo Curator does."""
     wanted = set(indices)
     converter = VideoReformatter()
     with av.open(BytesIO(data), "r") as container:
@@ -171,14 +175,14 @@ def reference(data: bytes, indices: tuple[int, ...], dtype: torch.dtype) -> NDAr
 
 
 def as_rgb(frame: av.VideoFrame, converter: VideoReformatter) -> NDArray[Any]:
-    """A frame in full size, (height, width, 3), by the matrix that players take for one without tags."""
+    """Convert a frame to full-size RGB, (height, width, 3), with the matrix that players use for untagged video."""
     matrix = Colorspace.ITU709 if frame.height >= HD_LINES else Colorspace.ITU601
     rgb = converter.reformat(frame, format="rgb24", src_colorspace=matrix, dst_colorspace=matrix, threads=1)
     return np.asarray(rgb.to_ndarray())
 
 
 def in_new_process(measure: Callable[..., T], *args: Any) -> T:
-    """What a function of this module returns in a process of its own."""
+    """Call a function of this module in a new process, and return its result."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(measure, *args).result()
 
@@ -188,10 +192,10 @@ def _added_peak(case: Case, data: bytes) -> int:
 
 
 def _megabytes_added(run: Callable[[], object]) -> int:
-    """Megabytes that a call adds to this process's memory, at its height."""
+    """Memory that a call adds to this process at its peak, in MB."""
     torch.set_num_threads(1)
     resize(np.zeros((64, 64, 3), np.uint8), 32, 32)  # loads torch and its kernels
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew (proc(5))
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark (proc(5))
     base = _high_water_kb()
     run()
     return round((_high_water_kb() - base) / 1024)
@@ -214,7 +218,7 @@ def _large_clip_peak() -> int:
 
 
 def write_large_clip(path: Path) -> int:
-    """Write a clip of ``LARGE_BYTES``, one group of pictures over and over, and return its number of frames."""
+    """Write a clip of ``LARGE_BYTES`` that repeats one group of pictures, and return its number of frames."""
     options = {"preset": "ultrafast", "x264-params": f"keyint={GROUP}:scenecut=0:bframes=0:qp=1:threads=1"}
     with av.open(BytesIO(encode(Case("h264", 1, 1080), options)), "r") as source:
         packets = [packet for packet in source.demux(video=0) if packet.size]
@@ -233,7 +237,7 @@ def write_large_clip(path: Path) -> int:
 
 
 def sparse_keyframe_ratio() -> float:
-    """Median time of the last ten windows of a clip with one keyframe, over that of the first ten."""
+    """Median CPU time of the last ten windows of a clip with one keyframe, over that of the first ten."""
     options = {"preset": "ultrafast", "x264-params": "keyint=infinite:scenecut=0:bframes=2:threads=1"}
     case = Case("h264", 1800, 180)
     data = encode(case, options)
@@ -245,17 +249,17 @@ def sparse_keyframe_ratio() -> float:
 
 
 def _high_water_kb() -> int:
-    """Not ``ru_maxrss``, which a process inherits from the one that started it."""
+    """Peak resident memory, in KiB. A process inherits ``ru_maxrss`` from its parent, so it is not used."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 def encode(case: Case, options: dict[str, str] | None = None) -> bytes:
-    """The case's clip.
+    """Encode a clip.
 
     Args:
-        case: what to encode.
-        options: of the encoder, in place of its codec's.
+        case: its description.
+        options: the encoder's options, instead of those in ``ENCODERS``.
     """
     encoder, container, usual = ENCODERS[case.codec]
     options = usual if options is None else options
@@ -270,7 +274,7 @@ def encode(case: Case, options: dict[str, str] | None = None) -> bytes:
 
 
 def pictures(case: Case) -> Iterator[av.VideoFrame]:
-    """FFmpeg's moving test picture, with noise that changes from frame to frame."""
+    """Frames of FFmpeg's moving test picture, with noise that differs in each frame."""
     graph = av.filter.Graph()
     source = graph.add("testsrc2", f"size={case.height * 16 // 9}x{case.height}:rate={FPS}")
     noise = graph.add("noise", f"alls={NOISE}:allf=t")

@@ -1,10 +1,10 @@
-"""The cost of a shard's manifest: bytes read of its clips, time and memory, for a small shard and a large one.
+"""Benchmark of manifests: bytes read, time and memory, for a small shard and a large one.
 
     python -m benchmarks.manifest [--small 1000] [--large 20000]
 
-The clips are links to a few real MP4s of 2 MB and more: H.264, HEVC and MPEG-4 with sound, the index at either end.
-Each manifest is made in a process of its own. The last line is JSON: `bytes_read_fraction`, and the large shard's time
-and peak memory as multiples of the small one's.
+The clips are hard links to a few MP4s of at least 2 MB: H.264, HEVC and MPEG-4 with sound, with the index at the
+beginning or the end. A new process makes each manifest. The last line is JSON: `bytes_read_fraction`, and the large
+shard's time and peak memory as multiples of the small one's.
 """
 
 from __future__ import annotations
@@ -46,26 +46,26 @@ CODECS = {
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Of one manifest."""
+    """The cost of one manifest."""
 
     rows: int
     seconds: float
     peak_bytes: int
-    """Largest resident memory of the process."""
+    """Peak resident memory of the process."""
     size: int
-    """Bytes of all clips."""
+    """Total size of the clips, in bytes."""
     bytes_read: int
 
 
 def main() -> None:
-    """Command line."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", type=int, default=1000)
     parser.add_argument("--large", type=int, default=20_000)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        films = write_films(Path(folder) / "films")
-        small, large = (measure(Path(folder), films, count) for count in (options.small, options.large))
+        clips = write_clips(Path(folder) / "clips")
+        small, large = (measure(Path(folder), clips, count) for count in (options.small, options.large))
     figures = {
         "bytes_read_fraction": large.bytes_read / large.size,
         "time_ratio_20k_1k": large.seconds / small.seconds,
@@ -74,21 +74,21 @@ def main() -> None:
     print(json.dumps({name: round(value, 4) for name, value in figures.items()}))
 
 
-def write_films(folder: Path) -> list[Path]:
-    """One film for each codec and each place of the index."""
+def write_clips(folder: Path) -> list[Path]:
+    """Write one clip for each codec and each place of the index."""
     folder.mkdir()
-    films: list[Path] = []
+    clips: list[Path] = []
     for (codec, options), movflags in product(CODECS.items(), ({}, {"movflags": "faststart"})):
-        film = folder / f"{len(films)}.mp4"
-        write_film(film, codec, options, movflags)
-        if film.stat().st_size < MIN_BYTES:
-            raise RuntimeError(f"{film} has {film.stat().st_size} bytes, fewer than {MIN_BYTES}: raise its bit rate")
-        films.append(film)
-    return films
+        clip = folder / f"{len(clips)}.mp4"
+        write_clip(clip, codec, options, movflags)
+        if clip.stat().st_size < MIN_BYTES:
+            raise RuntimeError(f"{clip} has {clip.stat().st_size} bytes, fewer than {MIN_BYTES}: raise its bit rate")
+        clips.append(clip)
+    return clips
 
 
-def write_film(path: Path, codec: str, options: dict[str, str], movflags: dict[str, str]) -> None:
-    """Five seconds of noise that drifts, and silence."""
+def write_clip(path: Path, codec: str, options: dict[str, str], movflags: dict[str, str]) -> None:
+    """Write five seconds of moving noise with a silent sound track."""
     width, height = SIZE
     noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     with av.open(str(path), "w", options=movflags) as output:
@@ -99,19 +99,19 @@ def write_film(path: Path, codec: str, options: dict[str, str], movflags: dict[s
             picture = av.VideoFrame.from_ndarray(np.roll(noise, 2 * index, axis=1) // 2 + noise // 8, format="rgb24")
             picture.pts, picture.time_base = index, Fraction(1, FPS)
             output.mux(video.encode(picture))
-            heard = av.AudioFrame.from_ndarray(np.zeros((1, 16_000 // FPS), np.float32), format="fltp", layout="mono")
-            heard.sample_rate, heard.pts, heard.time_base = 16_000, index * 16_000 // FPS, Fraction(1, 16_000)
-            output.mux(sound.encode(heard))
+            silence = av.AudioFrame.from_ndarray(np.zeros((1, 16_000 // FPS), np.float32), format="fltp", layout="mono")
+            silence.sample_rate, silence.pts, silence.time_base = 16_000, index * 16_000 // FPS, Fraction(1, 16_000)
+            output.mux(sound.encode(silence))
         output.mux(video.encode(None))
         output.mux(sound.encode(None))
 
 
-def measure(folder: Path, films: list[Path], count: int) -> Cost:
-    """Make the manifest of a shard of ``count`` clips in a new process."""
+def measure(folder: Path, clips: list[Path], count: int) -> Cost:
+    """Measure the manifest of a shard of ``count`` clips, in a new process."""
     shard = folder / "shards" / f"of-{count}"
     shard.mkdir(parents=True)
     for index in range(count):
-        os.link(films[index % len(films)], shard / f"{index:06}.mp4")
+        os.link(clips[index % len(clips)], shard / f"{index:06}.mp4")
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         cost = pool.submit(make_manifest, str(folder), shard.name).result()
     print(
@@ -124,7 +124,7 @@ def measure(folder: Path, films: list[Path], count: int) -> Cost:
 
 
 def make_manifest(folder: str, key: str) -> Cost:
-    """Publish the manifest of one shard, and tell what it cost this process."""
+    """Publish the manifest of one shard, and return its cost to this process."""
     begun = time.monotonic()
     source = Root.open(f"{folder}/shards")
     rows = size = bytes_read = 0

@@ -1,11 +1,14 @@
-"""Quality flags on good and bad captions: how many of each are flagged, in all and by flag.
+"""Benchmark of quality flags: the number of good and of bad captions with each flag.
 
     python -m benchmarks.quality [--good FILE ...]
 
-Good and bad captions of the project's own lie in ``benchmarks/texts``; more good ones are taken from text files of one
-caption a line. The last line is JSON: ``good`` and ``bad``, the number of captions; ``false_positive``, the share of
-the good ones with a flag that calls for regeneration; ``flagged``, the share of them with any flag; ``missed``, the
-share of the bad ones without the flag of their kind.
+The project's own good and bad captions are in ``benchmarks/texts``. Further good captions come from text files with one
+caption a line. The last line is JSON:
+
+- ``good`` and ``bad``: the number of captions;
+- ``false_positive``: the share of the good captions with a flag that causes regeneration;
+- ``flagged``: the share of the good captions with any flag;
+- ``missed``: the share of the bad captions without the flag of their kind.
 """
 
 from __future__ import annotations
@@ -31,26 +34,26 @@ class Text:
     """A caption, good or bad."""
 
     kind: str
-    """Of a bad one, the flag that it should have."""
+    """The flag that a bad caption should have."""
     caption: str
     instruction: str = GENERAL.stage2
     neighbor: str | None = None
 
     @property
     def flags(self) -> frozenset[str]:
-        """The flags that it has."""
+        """Flags of the caption."""
         return frozenset(
             find_flags(self.caption, finish_reason="stop", instruction=self.instruction, neighbor=self.neighbor)
         )
 
 
 def own_texts(name: str) -> list[Text]:
-    """The texts of a file in ``benchmarks/texts``."""
+    """Texts of a file in ``benchmarks/texts``."""
     return [Text(**json.loads(line)) for line in (TEXTS / f"{name}.jsonl").read_text().splitlines()]
 
 
 def line_texts(path: Path) -> Iterator[Text]:
-    """The lines of a file; Chinese ones count as asked for in Chinese."""
+    """Lines of a file. Chinese lines get a Chinese instruction."""
     for line in filter(str.strip, path.read_text().splitlines()):
         letters = Counter(script(letter) for letter in line if letter.isalpha())
         is_chinese = letters["CJK"] > letters["LATIN"] and not kana_share(letters)
@@ -58,9 +61,9 @@ def line_texts(path: Path) -> Iterator[Text]:
 
 
 def main() -> None:
-    """Print a table by flag, then the JSON line."""
+    """Print a table by flag, then the line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--good", type=Path, nargs="*", default=[], help="text files of one good caption a line")
+    parser.add_argument("--good", type=Path, nargs="*", default=[], help="text files with one good caption a line")
     good = own_texts("good")
     for path in parser.parse_args().good:
         good += line_texts(path)
@@ -68,11 +71,11 @@ def main() -> None:
     flags_of_good, flags_of_bad = [text.flags for text in good], [text.flags for text in bad]
     print(f"{'flag':16} {'on good':>10} {'on bad':>10} {'missed':>10}  regenerates")
     for flag in FLAGS:
-        meant = [flags for text, flags in zip(bad, flags_of_bad, strict=True) if text.kind == flag.name]
+        of_kind = [flags for text, flags in zip(bad, flags_of_bad, strict=True) if text.kind == flag.name]
         on_good = sum(flag.name in flags for flags in flags_of_good) / len(good)
         on_bad = sum(flag.name in flags for flags in flags_of_bad)
-        missed = sum(flag.name not in flags for flags in meant)
-        print(f"{flag.name:16} {on_good:10.2%} {on_bad:10} {f'{missed} of {len(meant)}':>10}  {flag.regenerates}")
+        missed = sum(flag.name not in flags for flags in of_kind)
+        print(f"{flag.name:16} {on_good:10.2%} {on_bad:10} {f'{missed} of {len(of_kind)}':>10}  {flag.regenerates}")
     print(
         json.dumps(
             {

@@ -1,10 +1,10 @@
-"""The accuracy of the sample model on held-out clips, through the real pipeline.
+"""Benchmark of the sample model: its accuracy on held-out clips, through the real pipeline.
 
     python -m benchmarks.sample_accuracy [--clips 300]
 
-Held-out clips of mixed sizes (160x120 to 1280x720 and upright), frame rates (10 to 60), lengths (1 s to one window) and
-codecs (H.264, VP9) are written as a shard, probed, and captioned in both stages on vLLM, as the assets do it. The last
-line is JSON: `clips`, and the shares of stage-1 and stage-2 captions that are exactly right.
+A shard of held-out clips is written, probed, and captioned in both stages on vLLM, as the assets do it. The clips have
+mixed sizes (160x120 to 1280x720, also upright), frame rates (10 to 60 fps), lengths (1 s to one window) and codecs
+(H.264, VP9). The last line is JSON: `clips`, and the shares of exactly right stage-1 and stage-2 captions.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from caption_assets.video.window import Windowing
 from caption_assets.workers.sandbox import Sandbox
 
 FIRST_SEED = 50_000_000
-"""Far from the seeds of the training and its held-out examples."""
+"""First seed of the clips. Training and its own held-out examples use other seeds."""
 SHARD = "held-out"
 
 
 def main() -> None:
-    """Command line."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=300)
     count = parser.parse_args().clips
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def write_clips(folder: Path, count: int) -> dict[str, SampleClip]:
-    """Write the held-out clips into ``folder`` and return what each shows, by file name."""
+    """Write the held-out clips into ``folder``, and return their descriptions by file name."""
     folder.mkdir(parents=True)
     clips = [random_clip(FIRST_SEED + index) for index in range(count)]
     named = {f"{index:05d}{clip.suffix}": clip for index, clip in enumerate(clips)}
@@ -69,7 +69,7 @@ def write_clips(folder: Path, count: int) -> dict[str, SampleClip]:
 
 
 async def run(root: Root, cache: Path, watcher: Watcher) -> None:
-    """The chain on the held-out shard: weights, manifest, both stages."""
+    """Run the chain on the held-out shard: weights, manifest, both stages."""
     recipe = Recipe()
     source = Root.open(f"{root.url}/shards")
     publish(root, recipe.variant, cache)
@@ -84,35 +84,35 @@ async def run(root: Root, cache: Path, watcher: Watcher) -> None:
 
 
 class Watcher(RunObserver):
-    """Prints now and then how far the captions are, and keeps the tables."""
+    """An observer that prints progress and keeps the published tables."""
 
     def __init__(self) -> None:
         self.tables: Mapping[str, PublishedTable] = {}
 
     def captioned(self, shard: str, done: int, windows: int, *, ok: bool) -> None:
-        """Another row is done."""
+        """Print the number of captioned windows, for every 50th."""
         if done % 50 == 0:
             print(f"{done} of {windows} windows captioned", flush=True)
 
     def published(self, shard: str, published: Published) -> None:
-        """The shard is whole."""
+        """Keep the tables."""
         self.tables = published.tables
 
     def failed(self, shard: str, error: CaptionAssetsError) -> None:
-        """Nothing can be compared."""
+        """Raise the error: there is nothing to compare."""
         raise error
 
     def skipped(self, shard: str, reason: str) -> None:
-        """Nobody else writes there."""
+        """Raise an error: no other run writes the shard."""
         raise AssertionError(reason)
 
     def warned(self, message: str) -> None:
-        """Say so."""
+        """Print the warning."""
         print(message, flush=True)
 
 
 def compare(table: str, published: PublishedTable, clips: dict[str, SampleClip]) -> float:
-    """The share of captions that are exactly right; prints the wrong ones and which words they get wrong."""
+    """Share of exactly right captions. The wrong ones and the words that they miss are printed."""
     wrong: Counter[str] = Counter()
     mistakes = 0
     for row in published.rows:
@@ -121,8 +121,8 @@ def compare(table: str, published: PublishedTable, clips: dict[str, SampleClip])
         if row.caption != expected:
             mistakes += 1
             clip = clips[row.clip_key]
-            film = f"{clip.width}x{clip.height}, {clip.frames} frames"
-            print(f"{table} {row.clip_key} ({film}): {row.caption!r}, not {expected!r}")
+            shape = f"{clip.width}x{clip.height}, {clip.frames} frames"
+            print(f"{table} {row.clip_key} ({shape}): {row.caption!r}, expected {expected!r}")
             wrong.update(set(expected.split()) - set((row.caption or "").split()))
     print(f"{table}: {mistakes} of {len(published.rows)} wrong; words missed: {dict(wrong.most_common())}")
     return round(1 - mistakes / len(published.rows), 4)

@@ -59,7 +59,7 @@ class Cost:
 
 
 def main() -> None:
-    """Command line."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=150)
     clips = parser.parse_args().clips
@@ -125,7 +125,7 @@ def caption_row(recipe: Recipe, window: ManifestRow) -> CaptionRow:
         frame_fps=2.0,
         frame_width=448,
         frame_height=252,
-        prompt_tokens=1500,  # within the context of the sample model: other rows are not reused
+        prompt_tokens=1500,  # must fit the context of the sample model, or the row is not reused
         cached_tokens=0,
         output_tokens=80,
         attempts=1,
@@ -134,7 +134,7 @@ def caption_row(recipe: Recipe, window: ManifestRow) -> CaptionRow:
 
 
 def peak_mb() -> float:
-    """Peak resident memory of this process."""
+    """Peak resident memory of this process, in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6  # Linux counts in KiB
 
 
@@ -146,7 +146,7 @@ class Clock(Watcher):
         self.times: list[float] = []
 
     def captioned(self, shard: str, done: int, windows: int, *, ok: bool) -> None:
-        """Another row is done."""
+        """Record the time."""
         self.times.append(time.monotonic())
 
 

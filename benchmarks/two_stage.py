@@ -1,15 +1,16 @@
-"""Two stages for the price of one: this project's streaming against the reference's chunks, with the same model.
+"""Benchmark of two-stage captioning: this project's streaming, against NeMo Curator's chunks with the same model.
 
     python -m benchmarks.two_stage [--windows 200] [--rounds 3] [--memory-windows 2000]
 
-Every arm captions the same windows in both stages with the sample model, under ids and with pixels of its own, so that
-nothing is cached between arms:
+Every arm captions the same windows in both stages with the sample model. Each has its own ids and pixels, so that no
+arm profits from another's caches:
 
-- reference: chunks of 16 with a drain after each stage, the video sent in full in both (NeMo Curator), once as float32
-  and once as uint8, on an engine that vLLM builds of the same arguments: ours differs by what it keeps for stage 2;
-- shared: the reference's way on our engine, as uint8;
-- ours, with frames decoded beforehand (as the reference's are, by another stage of its pipeline): the speed-ups;
-- ours, decoding as it goes: `throughput_vs_predecoded`.
+- `f32`, `u8` (the reference): chunks of 16 with a drain after each stage, and the whole video sent in both stages, as
+  float32 or as uint8. vLLM builds the engine from our arguments, without our larger cache of encoded videos;
+- `shared`: the reference's scheduling on our engine, as uint8;
+- `ready`: our streaming, with frames decoded beforehand, as another stage of the reference's pipeline does it. The
+  speed-ups compare with this arm;
+- `decoding`: our streaming, with decoding included, for `throughput_vs_predecoded`.
 
 Arms take turns; speed-ups are medians over the rounds. The last line is JSON.
 """
@@ -59,29 +60,29 @@ from caption_assets.video.frame_sampling import FrameSampling
 from caption_assets.workers.sandbox import Sandbox
 
 SANDBOX = Sandbox()
-"""Its workers serve every arm, and are there before the first that counts."""
+"""Sandbox of all arms, so that its workers run before the first measured round."""
 CHUNK = 16
-"""The reference's batch size."""
+"""Batch size of the reference."""
 FPS = 10
-"""Of the clips: twice what is sampled, so that half the frames are decoded for nothing."""
+"""Frame rate of the clips: twice the sampled rate, so that half of the decoded frames are not needed."""
 MEASURED = 100
-"""Windows during which memory is measured."""
+"""Number of windows during which memory is measured."""
 BLOCK = 32
-"""Tokens in a block of the prefix cache."""
+"""Number of tokens in a block of the prefix cache."""
 GENERATION = SamplingParams(temperature=2.0, top_p=1.0, max_output_tokens=128)
-"""Drawn freely, so that answers differ in length as captions do: 8 to 15 tokens, and now and then a long one."""
+"""Free sampling, so that answers differ in length as captions do: mostly 8 to 15 tokens, and sometimes far more."""
 EMPTY = "empty_answer"
-"""Error of a window whose answer was drawn without a word: few of the short, up to one in nine of the long windows. The
-reference asks stage 2 of these too."""
+"""Error of a window whose answer has no text. It affects few of the short windows, and up to one in nine of the long
+ones. The reference requests stage 2 for these too."""
 RECIPE = Recipe(
-    # 12 to 16 tokens a pair of frames, 5 frames a second of 4 to 12 seconds: 120 to 480 visual tokens a window.
+    # 12 to 16 tokens for two frames, at 5 frames a second for 4 to 12 s: 120 to 480 visual tokens for a window.
     variant=replace(SAMPLE, pixels=replace(SAMPLE.pixels, total_pixels=2 * 3000 * 28**2), max_model_len=6144),
     frames=FrameSampling(fps=5.0),
     generation=GENERATION,
     regenerations=0,
 )
 LARGE = Recipe(
-    # 64 tokens a pair of frames, 8 frames a second of 9 to 12 seconds: 2,000 visual tokens a window and more.
+    # 64 tokens for two frames, at 8 frames a second for 9 to 12 s: at least 2,000 visual tokens for a window.
     variant=replace(
         RECIPE.variant,
         pixels=PixelLimits(min_pixels=64 * 28**2, max_pixels=72 * 28**2, total_pixels=2 * 4000 * 28**2),
@@ -93,29 +94,29 @@ LARGE = Recipe(
 
 
 def main() -> None:
-    """Command line."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--windows", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--memory-windows", type=int, default=2000, help="0 leaves the measurement of memory out")
+    parser.add_argument("--memory-windows", type=int, default=2000, help="0 skips the measurement of memory")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root = Root.open(folder)
         publish(root, RECIPE.variant, Path(folder) / "cache")
         model = ensure_local(root, RECIPE.variant, Path(folder) / "cache")
-        films = make_films(options.windows)
-        figures = asyncio.run(measure_speed(model, films, options.rounds))
-        figures |= asyncio.run(measure_large(model, films))
+        clips = make_clips(options.windows)
+        figures = asyncio.run(measure_speed(model, clips, options.rounds))
+        figures |= asyncio.run(measure_large(model, clips))
         if options.memory_windows:
-            figures |= asyncio.run(measure_memory(model, films, options.memory_windows))
+            figures |= asyncio.run(measure_memory(model, clips, options.memory_windows))
     print(json.dumps({name: round(value, 3) for name, value in figures.items()}))
 
 
 # --- windows
 
 
-def make_films(count: int) -> list[tuple[SampleClip, bytes]]:
-    """Clips of one window each, 4 to 12 seconds long."""
+def make_clips(count: int) -> list[tuple[SampleClip, bytes]]:
+    """Clips of one window each, of 4 to 12 s, with their files."""
     clips = []
     for number in range(count):
         clip = random_clip(60_000_000 + number, shortest=(112, 240))
@@ -124,11 +125,11 @@ def make_films(count: int) -> list[tuple[SampleClip, bytes]]:
         return list(zip(clips, pool.map(encode, clips, chunksize=8), strict=True))
 
 
-def fresh_tasks(films: Sequence[tuple[SampleClip, bytes]], count: int | None = None) -> list[WindowJob]:
-    """A task for each film, over and over up to ``count``, under ids that no engine has seen."""
-    tasks = []
-    for number in range(count or len(films)):
-        clip, data = films[number % len(films)]
+def new_jobs(clips: Sequence[tuple[SampleClip, bytes]], count: int | None = None) -> list[WindowJob]:
+    """A job for each clip, or ``count`` jobs over repeated clips, with ids that are new to every engine."""
+    jobs = []
+    for number in range(count or len(clips)):
+        clip, data = clips[number % len(clips)]
         row = ManifestRow(
             clip_key=f"{number}{clip.suffix}",
             window_index=0,
@@ -143,34 +144,34 @@ def fresh_tasks(films: Sequence[tuple[SampleClip, bytes]], count: int | None = N
             start_seconds=0.0,
             end_seconds=clip.frames / clip.fps,
         )
-        tasks.append(WindowJob(row, lambda data=data: [data], number=number))  # type: ignore[misc]
-    return tasks
+        jobs.append(WindowJob(row, lambda data=data: [data], number=number))  # type: ignore[misc]
+    return jobs
 
 
-class Ready:
-    """Frames decoded beforehand; each arm gets pixels that no other had."""
+class PredecodedFrames:
+    """A decoder that returns frames which were decoded beforehand."""
 
     def __init__(self, frames: dict[str, Frames]) -> None:
         self._frames = frames
 
-    async def frames(self, task: WindowJob, grid: FrameGrid) -> Frames:
-        """The frames of a task's clip."""
-        found = self._frames[task.window.clip_key]
+    async def frames(self, job: WindowJob, grid: FrameGrid) -> Frames:
+        """Frames of a job's clip."""
+        found = self._frames[job.window.clip_key]
         assert found.pixels.shape[:3] == (grid.frames, grid.height, grid.width)
         return found
 
     @classmethod
-    async def of(cls, supervisor: EngineSupervisor, tasks: Sequence[WindowJob]) -> Ready:
-        """Decode every task's window."""
+    async def of(cls, supervisor: EngineSupervisor, jobs: Sequence[WindowJob]) -> PredecodedFrames:
+        """Decode the windows of jobs."""
         with SandboxDecoder(SANDBOX) as decoder:
             captioner = Captioner(supervisor, RECIPE, decoder)
-            for task in tasks:
-                await captioner.plan(task)
-            frames = await asyncio.gather(*(decoder.frames(task, task.grid) for task in tasks))
-        return cls({task.window.clip_key: found for task, found in zip(tasks, frames, strict=True)})
+            for job in jobs:
+                await captioner.plan(job)
+            frames = await asyncio.gather(*(decoder.frames(job, job.grid) for job in jobs))
+        return cls({job.window.clip_key: found for job, found in zip(jobs, frames, strict=True)})
 
-    def all_fresh(self, rng: np.random.Generator) -> list[Frames]:
-        """Copies with another first pixel, so that their hashes are new."""
+    def copies(self, rng: np.random.Generator) -> list[Frames]:
+        """Copies with another first pixel, so that no engine has cached them."""
         copies = []
         for frames in self._frames.values():
             pixels = frames.pixels.copy()
@@ -183,14 +184,14 @@ class Ready:
 
 
 async def ours(
-    supervisor: EngineSupervisor, recipe: Recipe, decoder: Decoder, tasks: Sequence[WindowJob]
+    supervisor: EngineSupervisor, recipe: Recipe, decoder: Decoder, jobs: Sequence[WindowJob]
 ) -> list[WindowJob]:
-    """This project's stream."""
+    """Caption jobs with this project's streaming, and return those with captions."""
     results: list[WindowJob] = []
 
     async def stream() -> AsyncIterator[WindowJob]:
-        for task in tasks:
-            yield task
+        for job in jobs:
+            yield job
 
     async def keep(result: WindowJob) -> None:
         assert result.row(STAGE2) is not None
@@ -200,13 +201,13 @@ async def ours(
             results.append(result)
 
     await caption(supervisor, recipe, decoder, stream(), keep)
-    assert len(results) >= 0.8 * len(tasks), f"{len(tasks) - len(results)} answers of {len(tasks)} are empty"
+    assert len(results) >= 0.8 * len(jobs), f"{len(jobs) - len(results)} answers of {len(jobs)} are empty"
     return results
 
 
 @asynccontextmanager
 async def plain_engine(model: Path, config: EngineConfig) -> AsyncIterator[Any]:
-    """What vLLM makes of our arguments by itself."""
+    """An engine that vLLM builds from our arguments, without our changes."""
     from vllm import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -218,7 +219,7 @@ async def plain_engine(model: Path, config: EngineConfig) -> AsyncIterator[Any]:
 
 
 async def reference(llm: Any, render: Callable[[str], str], videos: Sequence[Frames], dtype: type) -> None:
-    """The reference's scheduling: a chunk, a drain, its second stage, a drain."""
+    """Caption videos with NeMo Curator's scheduling: stage 1 of a chunk, a drain, stage 2 of the chunk, a drain."""
     import vllm
 
     sampling = vllm.SamplingParams(
@@ -241,15 +242,15 @@ async def reference(llm: Any, render: Callable[[str], str], videos: Sequence[Fra
         chunk = videos[first : first + CHUNK]
         captions = await asyncio.gather(*(ask(video, RECIPE.prompt.stage1) for video in chunk))
         await asyncio.gather(
-            *(ask(video, RECIPE.prompt.stage2_text(said)) for video, said in zip(chunk, captions, strict=True))
+            *(ask(video, RECIPE.prompt.stage2_text(text)) for video, text in zip(chunk, captions, strict=True))
         )
 
 
 # --- measurements
 
 
-async def measure_speed(model: Path, films: Sequence[tuple[SampleClip, bytes]], rounds: int) -> dict[str, float]:
-    """The arms in turn, after one warm-up of each."""
+async def measure_speed(model: Path, clips: Sequence[tuple[SampleClip, bytes]], rounds: int) -> dict[str, float]:
+    """Ratios of the arms' durations, which take turns after a warm-up round."""
     config = EngineConfig(engine_args={"max_model_len": RECIPE.variant.max_model_len})
     rng = np.random.default_rng(0)
     async with (
@@ -257,27 +258,27 @@ async def measure_speed(model: Path, films: Sequence[tuple[SampleClip, bytes]], 
         plain_engine(model, config) as plain,
     ):
         wide = supervisor.engine._llm
-        ready = await Ready.of(supervisor, fresh_tasks(films))
+        predecoded = await PredecodedFrames.of(supervisor, new_jobs(clips))
         seconds: dict[str, list[float]] = {"f32": [], "u8": [], "shared": [], "ready": [], "decoding": []}
         rows: list[WindowJob] = []
         for turn in range(rounds + 1):
-            few = films[:32] if turn == 0 else films
-            for arm, took in seconds.items():
-                tasks = fresh_tasks(few)
-                fresh = ready.all_fresh(rng)[: len(few)]
+            some = clips[:32] if turn == 0 else clips
+            for arm, durations in seconds.items():
+                jobs = new_jobs(some)
+                videos = predecoded.copies(rng)[: len(some)]
                 begun = time.monotonic()
                 if arm in ("f32", "u8", "shared"):
                     llm = wide if arm == "shared" else plain
-                    await reference(llm, supervisor.engine.render, fresh, np.float32 if arm == "f32" else np.uint8)
+                    await reference(llm, supervisor.engine.render, videos, np.float32 if arm == "f32" else np.uint8)
                 elif arm == "ready":
-                    rows = await ours(supervisor, RECIPE, ready, tasks)
+                    rows = await ours(supervisor, RECIPE, predecoded, jobs)
                 else:
                     with SandboxDecoder(SANDBOX) as decoder:
-                        rows = await ours(supervisor, RECIPE, decoder, tasks)
+                        rows = await ours(supervisor, RECIPE, decoder, jobs)
                 if turn:
-                    took.append(time.monotonic() - begun)
-                    empty = f", {len(few) - len(rows)} empty" if arm in ("ready", "decoding") else ""
-                    print(f"round {turn}, {arm}: {len(few) / took[-1]:.1f} windows/s{empty}", flush=True)
+                    durations.append(time.monotonic() - begun)
+                    empty = f", {len(some) - len(rows)} empty" if arm in ("ready", "decoding") else ""
+                    print(f"round {turn}, {arm}: {len(some) / durations[-1]:.1f} windows/s{empty}", flush=True)
         resent = supervisor.resent
         of_cacheable = cached_of_cacheable(supervisor.engine, rows)
     print(f"{resent} videos were sent again", flush=True)
@@ -295,7 +296,7 @@ async def measure_speed(model: Path, films: Sequence[tuple[SampleClip, bytes]], 
 
 
 def cached_of_cacheable(engine: CaptionEngine, rows: Sequence[WindowJob]) -> float:
-    """Cached tokens of stage 2 over those in whole blocks of what both stages' prompts have in common."""
+    """Cached tokens of stage 2, over the tokens in whole blocks of the prefix that both stages' prompts share."""
     head = engine.text_tokens(engine.render("").split("<|vision_end|>")[0] + "<|vision_end|>")
     cached = cacheable = 0
     for row in rows:
@@ -305,25 +306,25 @@ def cached_of_cacheable(engine: CaptionEngine, rows: Sequence[WindowJob]) -> flo
     return cached / cacheable
 
 
-async def measure_large(model: Path, films: Sequence[tuple[SampleClip, bytes]]) -> dict[str, float]:
-    """Cached share of all stage-2 prompt tokens, on windows of 2,000 tokens and more."""
-    long = [(clip, data) for clip, data in films[:48] if clip.frames / clip.fps >= 9]
-    # No step may be shorter than a window's video.
+async def measure_large(model: Path, clips: Sequence[tuple[SampleClip, bytes]]) -> dict[str, float]:
+    """Cached share of all stage-2 prompt tokens, on windows of at least 2,000 tokens."""
+    long = [(clip, data) for clip, data in clips[:48] if clip.frames / clip.fps >= 9]
+    # A step of the engine must have room for a window's video.
     config = EngineConfig(engine_args={"max_model_len": LARGE.variant.max_model_len, "max_num_batched_tokens": 6144})
     async with EngineSupervisor(lambda: start_engine(model, LARGE, config)) as supervisor:
         with SandboxDecoder(SANDBOX) as decoder:
-            rows = await ours(supervisor, LARGE, decoder, fresh_tasks(long))
+            rows = await ours(supervisor, LARGE, decoder, new_jobs(long))
     prompts = [row.row(STAGE2).prompt_tokens or 0 for row in rows]
     cached = [row.row(STAGE2).cached_tokens or 0 for row in rows]
     assert min(prompts) >= 2000, prompts
     return {"stage2_cached_fraction": sum(cached) / sum(prompts)}
 
 
-async def measure_memory(model: Path, films: Sequence[tuple[SampleClip, bytes]], windows: int) -> dict[str, float]:
-    """Proportional set size of all processes in the 100 windows up to 200 and up to ``windows``, on one engine.
+async def measure_memory(model: Path, clips: Sequence[tuple[SampleClip, bytes]], windows: int) -> dict[str, float]:
+    """Proportional set size of all processes, in the last 100 of 200 and of ``windows`` windows on one engine.
 
-    The median of samples, for it goes up and down by hundreds of MB with the engine's steps. The cache of videos is so
-    small that it is full before the first measurement: what it holds is no leak.
+    The figures are medians, because the size varies by hundreds of MB with the engine's steps. The cache of videos is
+    so small that it is full before the first measurement, so that its growth does not count.
     """
     config = EngineConfig(processor_cache_gb=0.0625, engine_args={"max_model_len": RECIPE.variant.max_model_len})
     figures = {}
@@ -331,19 +332,19 @@ async def measure_memory(model: Path, films: Sequence[tuple[SampleClip, bytes]],
         done = 0
         for target in (200, windows):
             with SandboxDecoder(SANDBOX) as decoder:
-                await ours(supervisor, RECIPE, decoder, fresh_tasks(films, target - MEASURED - done))
+                await ours(supervisor, RECIPE, decoder, new_jobs(clips, target - MEASURED - done))
                 measuring = asyncio.create_task(sample_pss_mb(stop := asyncio.Event()))
-                await ours(supervisor, RECIPE, decoder, fresh_tasks(films, MEASURED))
+                await ours(supervisor, RECIPE, decoder, new_jobs(clips, MEASURED))
                 stop.set()
             done = target
             samples = await measuring
             figures[f"pss_mb_{target}"] = median(samples)
-            print(f"up to {target} windows: {median(samples):.0f} MB, at most {max(samples):.0f} MB", flush=True)
+            print(f"after {target} windows: {median(samples):.0f} MB, maximum {max(samples):.0f} MB", flush=True)
     return figures
 
 
 async def sample_pss_mb(stop: asyncio.Event) -> list[float]:
-    """Of this process and all below it, twice a second until ``stop``."""
+    """Proportional set size in MB, twice a second until ``stop``."""
     samples = []
     while not stop.is_set():
         samples.append(await asyncio.to_thread(pss_mb))
@@ -352,7 +353,7 @@ async def sample_pss_mb(stop: asyncio.Event) -> list[float]:
 
 
 def pss_mb() -> float:
-    """Of this process and all below it."""
+    """Proportional set size of this process and its descendants, in MB."""
     me = psutil.Process()
     return float(sum(process.memory_full_info().pss for process in (me, *me.children(recursive=True)))) / 1e6
 
