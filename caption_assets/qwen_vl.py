@@ -269,7 +269,7 @@ class QwenVL:
             grid = FrameGrid(count, height, width)
             tokens = await engine.video_tokens(grid, video.frames.fps)
             load = engine.load(grid, tokens, self._text_tokens(engine, video.prompt, with_stage2))
-            await admission.enter(load)
+            await admission.acquire(load)
             request = Request(uuid4().hex, video.frames, video.prompt, generation, stage=1, replica=number)
             try:
                 stage1[number] = caption = (await supervisor.complete(request)).text
@@ -287,7 +287,7 @@ class QwenVL:
             except (RequestFailed, EngineError) as error:  # the latter all get that are left
                 errors[number] = str(error)
             finally:
-                admission.leave(load)
+                admission.release(load)
 
         async with asyncio.TaskGroup() as group:
             for number, video in enumerate(inputs):

@@ -12,7 +12,6 @@ import dagster as dg
 
 from caption_assets import __version__
 from caption_assets.assets.shard_index import observation, observed_versions
-from caption_assets.captioning.prediction import predicted_tokens
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.dagster_lib.failures import ShardFailures, as_dagster_failure
 from caption_assets.dagster_lib.metadata import (
@@ -256,7 +255,7 @@ class _Tally:
         self.content = next_manifest_version(self.content, row)
         if row.status is Status.OK:
             self.windows += 1
-            self.tokens += predicted_tokens(row, self.recipe.variant, self.recipe.frames)
+            self.tokens += self.recipe.predicted_tokens(row)
             return
         self.errors[row.error_kind or ""] += 1
         if len(self.first_unreadable) < SHOWN_CLIPS:

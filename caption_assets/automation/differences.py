@@ -10,7 +10,6 @@ from enum import StrEnum
 import dagster as dg
 
 from caption_assets.automation.records import Metadata, Record, report_removed, report_stored
-from caption_assets.captioning.prediction import predicted_tokens
 from caption_assets.captioning.stages import TABLE_NAMES
 from caption_assets.checks.findings import check_table
 from caption_assets.checks.stored import StoredShard, mean_words
@@ -151,7 +150,7 @@ def _manifest_metadata(root: Root, shard: str, settings: Settings) -> Metadata:
         "clips": clips,
         "rows_ok": len(rows) - unreadable,
         "rows_failed": unreadable,
-        "predicted_visual_tokens": sum(predicted_tokens(row, recipe.variant, recipe.frames) for row in rows),
+        "predicted_visual_tokens": sum(recipe.predicted_tokens(row) for row in rows),
     }
 
 

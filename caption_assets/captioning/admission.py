@@ -1,4 +1,4 @@
-"""Admission of windows: bounds memory, and keeps each window's video cached until its stage 2."""
+"""Admission of windows: bounds memory, and keeps each window's video cached until its last stage."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from dataclasses import astuple, dataclass
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What a window takes while it is under way, and what there is of it in all."""
+    """Resources that a window takes while it is in progress; also their total."""
 
     windows: int
     tokens: int
-    """Of the KV cache: prompt and answer."""
+    """Tokens in the KV cache: prompt and answer."""
     cache_bytes: int
-    """Of the engine's cache of preprocessed videos."""
+    """Bytes in the engine's cache of preprocessed videos."""
     frame_bytes: int
-    """Of this process's memory."""
+    """Bytes of decoded frames in this process."""
 
     def __add__(self, other: Load) -> Load:
         return Load(*(one + two for one, two in zip(astuple(self), astuple(other), strict=True)))
@@ -26,7 +26,7 @@ class Load:
         return Load(*(one - two for one, two in zip(astuple(self), astuple(other), strict=True)))
 
     def within(self, limit: Load) -> bool:
-        """Whether it exceeds ``limit`` in nothing."""
+        """Whether no resource exceeds ``limit``."""
         return all(one <= two for one, two in zip(astuple(self), astuple(limit), strict=True))
 
 
@@ -34,45 +34,45 @@ NOTHING = Load(0, 0, 0, 0)
 
 
 class Admission:
-    """Lets windows in, in order, as long as all that are under way keep within a limit.
+    """Admits windows in order while the load of all windows in progress stays within a limit.
 
-    A window is let in before it is decoded: when the engine is full, decoders are held back with it. One that exceeds
-    the limit by itself is let in alone.
+    A window is admitted before it is decoded, so that decoders wait too while the engine is full. A window that exceeds
+    the limit by itself is admitted when no other is in progress.
     """
 
     def __init__(self, limit: Load) -> None:
         self._limit = limit
-        self._inside = NOTHING
+        self._in_use = NOTHING
         self._waiting: deque[tuple[Load, asyncio.Future[None]]] = deque()
 
-    async def enter(self, load: Load) -> None:
-        """Wait until there is room for ``load``; to be followed by ``leave`` with the same."""
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((load, turn))
-        self._let_in()
+    async def acquire(self, load: Load) -> None:
+        """Wait until there is room for ``load``. Call ``release`` with the same load afterwards."""
+        admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((load, admitted))
+        self._admit()
         try:
-            await turn
+            await admitted
         except asyncio.CancelledError:
-            if turn.cancelled():
-                self._let_in()  # those that waited behind it
+            if admitted.cancelled():
+                self._admit()  # the loads behind it
             else:
-                self.leave(load)  # it was let in just before
+                self.release(load)  # it was admitted just before the cancellation
             raise
 
-    def leave(self, load: Load) -> None:
-        """Give back what ``enter`` took."""
-        self._inside -= load
-        self._let_in()
+    def release(self, load: Load) -> None:
+        """Release what ``acquire`` took."""
+        self._in_use -= load
+        self._admit()
 
-    def _let_in(self) -> None:
+    def _admit(self) -> None:
         while self._waiting:
-            load, turn = self._waiting[0]
-            if not turn.cancelled():  # its task may not have run since
+            load, admitted = self._waiting[0]
+            if not admitted.cancelled():  # a canceled task may not have run yet
                 if not self._fits(load):
                     return
-                self._inside += load
-                turn.set_result(None)
+                self._in_use += load
+                admitted.set_result(None)
             self._waiting.popleft()
 
     def _fits(self, load: Load) -> bool:
-        return self._inside == NOTHING or (self._inside + load).within(self._limit)
+        return self._in_use == NOTHING or (self._in_use + load).within(self._limit)

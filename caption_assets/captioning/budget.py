@@ -1,4 +1,4 @@
-"""The budget of a window: number and size of the frames that fit a model, known before anything is decoded."""
+"""The frame budget of a window: number and size of the frames that fit a model, computed before decoding."""
 
 from __future__ import annotations
 
@@ -10,37 +10,40 @@ from caption_assets.models.variants import PixelLimits
 from caption_assets.video.frame_sampling import FRAME_FACTOR
 
 MAX_ASPECT_RATIO = 200
-"""Qwen's processor refuses frames that are longer than this many times their shorter side."""
+"""Maximum aspect ratio that Qwen's processor accepts."""
 FEWER_FRAMES = "fewer_frames"
 SMALLER_FRAMES = "smaller_frames"
-"""The entries of a row's ``reductions``: the window was shown with less than its sampling and the frame limits give."""
+"""The values of ``reductions``: the model got fewer or smaller frames than sampling and the frame limits give."""
 
 
 class FrameTooNarrow(Exception):
-    """A clip whose frames are too long and thin for the model."""
+    """A clip whose frames have an aspect ratio that the model does not accept."""
 
     kind = "frame_size"
-    """One word for tables."""
+    """Error kind in tables."""
 
 
 class NoRoom(Exception):
-    """A prompt beside which not even two small frames fit the model's context.
+    """A prompt that leaves no room in the model's context for two frames of the minimum size.
 
     Args:
-        least: tokens that they take.
+        room: tokens left for the video.
+        tokens: tokens of these two frames.
     """
 
     kind = "too_long"
-    """One word for tables."""
+    """Error kind in tables."""
 
-    def __init__(self, room: int, least: int) -> None:
-        super().__init__(f"the context has {max(room, 0)} tokens left for the video, and two small frames take {least}")
-        self.least = least
+    def __init__(self, room: int, tokens: int) -> None:
+        super().__init__(
+            f"the context has {max(room, 0)} tokens left for the video, but two frames of minimum size take {tokens}"
+        )
+        self.tokens = tokens
 
 
 @dataclass(frozen=True, slots=True)
 class FrameGrid:
-    """The video a request will carry: so many frames of this size."""
+    """Number and size of the frames of a request's video."""
 
     frames: int
     """Even."""
@@ -56,10 +59,10 @@ class FrameGrid:
 
 
 def fit(frames: int, height: int, width: int, limits: PixelLimits) -> FrameGrid:
-    """Scale, and where that is not enough thin, a window until it keeps within ``limits``.
+    """Scale a window's frames, and drop frames where that is not enough, until they are within ``limits``.
 
     Args:
-        frames: frames wanted, even.
+        frames: wanted number of frames, even.
         height: height of the source's frames in pixels, as displayed.
         width: width of the source's frames in pixels, as displayed.
         limits: the model's patch factor and pixel limits.
@@ -69,28 +72,28 @@ def fit(frames: int, height: int, width: int, limits: PixelLimits) -> FrameGrid:
     """
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
         raise FrameTooNarrow(
-            f"frames of {width}x{height} pixels have an aspect ratio above {MAX_ASPECT_RATIO}: crop the clip"
+            f"frames of {width}x{height} pixels exceed the maximum aspect ratio of {MAX_ASPECT_RATIO}: crop the clip"
         )
-    most = limits.total_pixels // limits.min_pixels // FRAME_FACTOR * FRAME_FACTOR
-    frames = min(frames, most)
+    max_frames = limits.total_pixels // limits.min_pixels // FRAME_FACTOR * FRAME_FACTOR
+    frames = min(frames, max_frames)
     return FrameGrid(frames, *fit_size(height, width, limits, limits.total_pixels // frames))
 
 
 async def fit_context(
     wanted: FrameGrid, limits: PixelLimits, tokens: Callable[[FrameGrid], Awaitable[int]], room: int
 ) -> FrameGrid:
-    """Scale, and where that is not enough thin, a video until it takes at most ``room`` tokens.
+    """Scale a video's frames, and drop frames where that is not enough, until it takes at most ``room`` tokens.
 
-    Nothing is assumed of how tokens depend on frames, but that fewer and smaller ones take no more.
+    The only assumption about ``tokens`` is that fewer or smaller frames do not take more.
 
     Args:
-        wanted: the video as the pixel limits allow it.
+        wanted: the largest video within the pixel limits.
         limits: the model's patch factor and pixel limits.
-        tokens: tokens that a video takes in the prompt.
-        room: tokens there are for it.
+        tokens: returns the number of tokens that a video takes in the prompt.
+        room: maximum number of tokens.
 
     Raises:
-        NoRoom: if not even two frames of the smallest size fit.
+        NoRoom: if two frames of the minimum size do not fit.
     """
 
     def scaled(frames: int, squares: int) -> FrameGrid:
@@ -101,44 +104,44 @@ async def fit_context(
 
     if await fits(wanted):
         return wanted
-    fewest, most = (area // limits.factor**2 for area in (limits.min_pixels, wanted.height * wanted.width))
-    pairs = await _largest(1, wanted.frames // FRAME_FACTOR, lambda count: fits(scaled(FRAME_FACTOR * count, fewest)))
+    smallest, largest = (area // limits.factor**2 for area in (limits.min_pixels, wanted.height * wanted.width))
+    pairs = await _largest(1, wanted.frames // FRAME_FACTOR, lambda count: fits(scaled(FRAME_FACTOR * count, smallest)))
     if pairs is None:
-        raise NoRoom(room, await tokens(scaled(FRAME_FACTOR, fewest)))
+        raise NoRoom(room, await tokens(scaled(FRAME_FACTOR, smallest)))
     frames = FRAME_FACTOR * pairs
-    if await fits(as_wanted := FrameGrid(frames, wanted.height, wanted.width)):
-        return as_wanted  # a model whose frames take the same tokens at any size
-    squares = await _largest(fewest, most, lambda count: fits(scaled(frames, count)))
-    return scaled(frames, fewest if squares is None else squares)
+    if await fits(full_size := FrameGrid(frames, wanted.height, wanted.width)):
+        return full_size  # some models take the same number of tokens for frames of any size
+    squares = await _largest(smallest, largest, lambda count: fits(scaled(frames, count)))
+    return scaled(frames, smallest if squares is None else squares)
 
 
-async def _largest(low: int, high: int, is_possible: Callable[[int], Awaitable[bool]]) -> int | None:
-    """The largest number from ``low`` to ``high`` that is possible, by bisection; None if the lowest is not."""
-    if not await is_possible(low):
+async def _largest(low: int, high: int, is_valid: Callable[[int], Awaitable[bool]]) -> int | None:
+    """The largest valid number from ``low`` to ``high``, by bisection; None if ``low`` is not valid."""
+    if not await is_valid(low):
         return None
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if await is_possible(middle) else (low, middle - 1)
+        low, high = (middle, high) if await is_valid(middle) else (low, middle - 1)
     return low
 
 
-def fit_size(height: int, width: int, limits: PixelLimits, most: int) -> tuple[int, int]:
-    """The size nearest to the source's whose sides are multiples of the factor and whose area is within limits.
+def fit_size(height: int, width: int, limits: PixelLimits, max_area: int) -> tuple[int, int]:
+    """The size nearest to the source's with an area within the limits and sides that are multiples of the factor.
 
-    The rule is that of Qwen's processor ("smart resize"), so that the processor would leave these frames as they are.
+    This is the rule of Qwen's processor ("smart resize"), so that the processor does not resize these frames again.
 
     Args:
         height: height of the source's frames in pixels.
         width: width of the source's frames in pixels.
         limits: the model's patch factor and pixel limits.
-        most: largest area in pixels, beside that of ``limits``; an area below the least one counts as that.
+        max_area: maximum area in pixels, in addition to ``limits``; at least the minimum area of ``limits`` is used.
     """
     factor = limits.factor
-    most = max(limits.min_pixels, min(limits.max_pixels, most))
+    max_area = max(limits.min_pixels, min(limits.max_pixels, max_area))
     fitted = [max(round(side / factor), 1) * factor for side in (height, width)]
     area = fitted[0] * fitted[1]
-    if area > most:
-        scale = math.sqrt(most / (height * width))
+    if area > max_area:
+        scale = math.sqrt(max_area / (height * width))
         fitted = [max(math.floor(side * scale / factor), 1) * factor for side in (height, width)]
     elif area < limits.min_pixels:
         scale = math.sqrt(limits.min_pixels / (height * width))
@@ -147,24 +150,24 @@ def fit_size(height: int, width: int, limits: PixelLimits, most: int) -> tuple[i
 
 
 def fewer_frames(grid: FrameGrid) -> FrameGrid:
-    """Half the frames: the second rung of the ladder for a window that does not go through."""
+    """Half the frames; see ``captioner.retry_grids``."""
     frames = max(grid.frames // 2 // FRAME_FACTOR * FRAME_FACTOR, FRAME_FACTOR)
     return FrameGrid(frames, grid.height, grid.width)
 
 
 def smaller_frames(grid: FrameGrid, limits: PixelLimits) -> FrameGrid:
-    """Half the area of each frame, but no less than the model's least: the third rung."""
+    """Half the area of each frame, but at least the model's minimum; see ``captioner.retry_grids``."""
     return FrameGrid(grid.frames, *_shrunk(grid, limits, grid.height * grid.width // 2))
 
 
-def _shrunk(grid: FrameGrid, limits: PixelLimits, most: int) -> tuple[int, int]:
-    """The size of ``grid``'s frames brought down to an area of ``most``; rounding to patches never makes it larger."""
-    sizes = fit_size(grid.height, grid.width, limits, most), (grid.height, grid.width)
+def _shrunk(grid: FrameGrid, limits: PixelLimits, max_area: int) -> tuple[int, int]:
+    """The size of ``grid``'s frames, reduced to ``max_area``. Rounding to patches never enlarges it."""
+    sizes = fit_size(grid.height, grid.width, limits, max_area), (grid.height, grid.width)
     return min(sizes, key=math.prod)
 
 
 def reductions(wanted: FrameGrid, shown: FrameGrid) -> tuple[str, ...]:
-    """What was taken from a video to make it fit or go through."""
+    """The reductions from the wanted video to the one that was shown."""
     found = {
         FEWER_FRAMES: shown.frames < wanted.frames,
         SMALLER_FRAMES: shown.height * shown.width < wanted.height * wanted.width,
@@ -173,13 +176,13 @@ def reductions(wanted: FrameGrid, shown: FrameGrid) -> tuple[str, ...]:
 
 
 def visual_tokens(grid: FrameGrid, factor: int) -> int:
-    """Tokens of a video's pixels in the prompt: one for each ``factor`` square of each pair of frames."""
+    """Number of visual tokens of a video: one for each square of ``factor`` pixels in each pair of frames."""
     return grid.frames // FRAME_FACTOR * (grid.height // factor) * (grid.width // factor)
 
 
 def patch_times(frames: int, fps: float) -> list[float]:
-    """When each temporal patch (two frames) of a video is shown, in seconds: the mean of its frames' times.
+    """The time of each temporal patch (two frames) of a video, in seconds: the mean of its frames' times.
 
-    Qwen3-VL writes these times into the prompt, one before each patch (transformers, Qwen3VLProcessor).
+    Qwen3-VL's prompts hold these times, one before each patch (transformers, Qwen3VLProcessor).
     """
     return [(first + 0.5) / fps for first in range(0, frames, FRAME_FACTOR)]

@@ -1,11 +1,12 @@
-"""The build of an engine, in a thread of its own: the event loop goes on meanwhile, and the build can be canceled."""
+"""The build of an engine in its own thread: it does not block the event loop, and it can be canceled."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from multiprocessing import active_children, resource_tracker
 from threading import Event, Thread
 from typing import Any, Generic, TypeVar
@@ -13,30 +14,32 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 
 CANCEL_SECONDS = 8.0
-"""Maximum wait for a build that is canceled; the import of vLLM, of some 10 s, cannot be ended."""
+"""Maximum wait for a canceled build: the import of vLLM takes some 10 s and cannot be interrupted."""
 POLL_SECONDS = 0.1
-"""Between two looks for processes that a canceled build has started."""
+"""Interval between searches for processes that a canceled build has started."""
 REAP_SECONDS = 10.0
-"""Maximum wait for killed processes to be gone: the kernel frees a large model's memory first."""
+"""Maximum wait for killed processes to exit: the kernel frees a large model's memory first."""
+MAIN_MODULE_LOCATION = ("__spec__", "__file__")
+"""Attributes by which multiprocessing finds the main module."""
 
 
 class BuildCancelled(Exception):
-    """The build is not wanted any more."""
+    """The build was canceled."""
 
 
 class Build(Generic[T]):
-    """Something that consists of child processes, as long as it exists.
+    """Builds an object that runs in child processes.
 
-    The thread that builds it stays until ``end``: the kernel ends the processes with the thread that started them.
+    The thread stays alive until ``end``: the kernel terminates the processes with the thread that started them.
 
     Args:
-        make: builds it. Is given a function that it calls between its parts, and that raises after a cancellation.
+        make: builds the object. Between its steps it calls its argument, which raises after a cancellation.
     """
 
     def __init__(self, make: Callable[[Callable[[], None]], T]) -> None:
         self._make = make
         self._outcome: Future[T] = Future()
-        self._outcome.set_running_or_notify_cancel()  # so that a canceled task leaves the thread one to resolve
+        self._outcome.set_running_or_notify_cancel()  # a canceled task must not cancel the thread's future
         self._is_cancelled = False
         self._finished, self._released = Event(), Event()
         self._before: set[int | None] = set()
@@ -44,10 +47,10 @@ class Build(Generic[T]):
         self._thread = Thread(target=self._work, name="engine build", daemon=True)
 
     async def result(self) -> T:
-        """Build it. If the task is canceled meanwhile, the processes that have been started are ended.
+        """Start the build and wait for it. If the task is canceled, the processes that were started are killed.
 
         Raises:
-            Exception: whatever ``make`` raises.
+            Exception: any exception of ``make``.
         """
         self._thread.start()
         try:
@@ -61,18 +64,17 @@ class Build(Generic[T]):
                 await asyncio.sleep(POLL_SECONDS)
             raise
         finally:
-            del self._outcome  # what was built is the caller's alone
+            del self._outcome  # only the caller keeps a reference to the object
 
     def end(self) -> None:
-        """End the processes, in whatever state they are, and wait until they are gone."""
+        """Kill the processes and wait until they have exited."""
         _kill(self._processes)
         self._released.set()
 
     def _work(self) -> None:
-        """What the thread does."""
         outcome = self._outcome
         try:
-            resource_tracker.ensure_running()  # for all processes of this one: an engine must not take it along
+            resource_tracker.ensure_running()  # started here, so that it outlives the engine
             self._before = {child.pid for child in active_children()}
             outcome.set_result(self._built())
         except BaseException as error:
@@ -82,7 +84,7 @@ class Build(Generic[T]):
         self._released.wait()
 
     def _built(self) -> T:
-        built = [self._make(self._check)]  # in no variable: tracebacks that vLLM keeps hold this frame
+        built = [self._make(self._check)]  # a list that is cleared: tracebacks that vLLM keeps hold this frame
         self._processes = self._started()
         try:
             self._check()
@@ -98,11 +100,11 @@ class Build(Generic[T]):
             raise BuildCancelled
 
     def _started(self) -> set[Any]:
-        """The processes that the build has started and that are still there, with all below them."""
-        import psutil  # comes with vLLM; not above, for a slim installation has neither
+        """The running processes that the build has started, with their descendants."""
+        import psutil  # imported here: a slim installation has neither vLLM nor psutil
 
         started = set()
-        for child in active_children():  # the decoders, which come and go meanwhile, are none of multiprocessing's
+        for child in active_children():  # decoders start meanwhile too, but not through multiprocessing
             if child.pid not in self._before:
                 with suppress(psutil.NoSuchProcess):
                     process = psutil.Process(child.pid)
@@ -111,7 +113,7 @@ class Build(Generic[T]):
 
 
 def _kill(processes: set[Any]) -> None:
-    """Kill ``processes`` and wait until they are gone."""
+    """Kill processes and wait until they have exited."""
     if not processes:
         return
     import psutil
@@ -122,3 +124,20 @@ def _kill(processes: set[Any]) -> None:
         except psutil.NoSuchProcess:
             continue
     psutil.wait_procs(processes, timeout=REAP_SECONDS)
+
+
+@contextmanager
+def main_module_hidden() -> Iterator[None]:
+    """Within the block, processes that multiprocessing spawns do not import the caller's main module.
+
+    That import would run a script without a main guard again in each process, and it fails for a script from stdin.
+    These processes must not need anything that the main module defines.
+    """
+    attributes = sys.modules["__main__"].__dict__
+    hidden = {name: attributes[name] for name in MAIN_MODULE_LOCATION if name in attributes}
+    attributes.pop("__file__", None)
+    attributes["__spec__"] = None
+    try:
+        yield
+    finally:
+        attributes.update(hidden)

@@ -1,4 +1,4 @@
-"""The captioner: takes window jobs through their stages, and retries what fails with less of the window."""
+"""The captioner: runs window jobs through their stages, and retries failed requests with less video."""
 
 from __future__ import annotations
 
@@ -47,21 +47,21 @@ from caption_assets.video.frame_sampling import frame_count
 
 REGENERATION_TEMPERATURE = 0.7
 REGENERATION_TOP_P = 0.95
-"""Minimum values for a caption that is generated again: near-greedy sampling would repeat the first answer."""
+"""Minimum values when a caption is regenerated: near-greedy sampling would repeat the first answer."""
 STRONGER_PENALTY = 0.1
 """Added to the repetition penalty at each regeneration with greedy decoding."""
 POISON_CRASHES = 3
-"""Engines that a window crashes before it counts as poison; see ``EngineSupervisor``."""
+"""Number of crashes after which a window counts as poison; see ``EngineSupervisor``."""
 MAX_REASONING_ROOM = 8
-"""Maximum output limit of a model that is still reasoning, as a multiple of the recipe's: 4,000 tokens of reasoning are
-common."""
+"""Maximum output limit for an answer that is cut off while reasoning, as a multiple of the recipe's limit. Reasoning of
+4,000 tokens is common."""
 SPARE_TOKENS = 32
-"""Tokens that a caption may take more in the next prompt than it took as an answer."""
+"""Margin in tokens: a caption can take more tokens inside a prompt than it took as an answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Attempt:
-    """An answer, how it was sampled, and its flags."""
+    """An answer with its sampling parameters, video and flags."""
 
     answer: Completion
     generation: SamplingParams
@@ -77,19 +77,19 @@ async def caption(
     jobs: AsyncIterable[WindowJob],
     emit: Callable[[WindowJob], Awaitable[None]],
 ) -> None:
-    """Caption many windows through one engine: each enters when there is room and leaves when it is finished.
+    """Caption windows concurrently on one engine. A window starts when the engine has room for it.
 
-    A window that fails gets rows that say why, and stops no other.
+    A failed window gets rows with the error; the other windows continue.
 
     Args:
-        supervisor: the engine.
-        recipe: model, prompt and sampling; its model is the engine's.
+        supervisor: runs the engine.
+        recipe: model, prompt and sampling. The engine must serve this model.
         decoder: decodes the windows' frames.
-        jobs: iterated as there is room; windows of one clip one after the other.
-        emit: receives each finished job, in no order. An exception of it ends the whole.
+        jobs: read as the engine has room. The windows of a clip must be consecutive.
+        emit: called with each finished job, in any order. An exception that it raises ends the run.
 
     Raises:
-        EngineError: if there is no engine any more.
+        EngineError: if the engine cannot be restarted.
     """
     admission = Admission(supervisor.engine.capacity)
     captioner = Captioner(supervisor, recipe, decoder)
@@ -99,26 +99,26 @@ async def caption(
             await captioner.run(job)
         except EngineError:
             raise
-        except Exception as error:  # a bug that one window meets stops no other
+        except Exception as error:  # a bug must not stop the other windows
             logging.getLogger(__name__).exception("window %s of %s", job.window.window_id, job.window.clip_key)
             job.fail(recipe, "unexpected", str(as_project_error(error)))
         finally:
-            admission.leave(job.load)
+            admission.release(job.load)
         await emit(job)
 
     try:
         async with asyncio.TaskGroup() as group:
             async for job in jobs:
                 await captioner.plan(job)
-                await admission.enter(job.load)
+                await admission.acquire(job.load)
                 job.status = JobStatus.RUNNING
                 group.create_task(one(job))
     except ExceptionGroup as failed:
-        raise failed.exceptions[0] from failed  # the first one ended the others
+        raise failed.exceptions[0] from failed  # the first one canceled the other tasks
 
 
 class Captioner:
-    """Captions windows, each on its own: one that fails gets rows that say why and stops no other."""
+    """Captions windows independently: a failed window gets rows with the error, and the others continue."""
 
     def __init__(self, supervisor: EngineSupervisor, recipe: Recipe, decoder: Decoder) -> None:
         self._supervisor = supervisor
@@ -127,10 +127,10 @@ class Captioner:
         self._replicas = count()
 
     async def plan(self, job: WindowJob) -> None:
-        """Choose how a window is shown, or set the problem why it cannot be.
+        """Choose the number and size of a window's frames, or set the job's problem.
 
         Raises:
-            EngineError: if there is no engine any more.
+            EngineError: if no engine was started.
         """
         try:
             await self._plan(job)
@@ -140,8 +140,8 @@ class Captioner:
             job.problem = RequestFailed(error.kind, str(error))
         except EngineError:
             raise
-        except Exception as error:  # whatever is wrong with one row stops no other
-            message = f"the manifest's row cannot be used: {type(error).__name__}: {error}"
+        except Exception as error:  # an invalid row must not stop the other windows
+            message = f"invalid row of the manifest: {type(error).__name__}: {error}"
             job.problem = RequestFailed("manifest", message)
 
     async def _plan(self, job: WindowJob) -> None:
@@ -158,18 +158,18 @@ class Captioner:
         job.wanted = FrameGrid(frames, *fit_size(height, width, limits, limits.max_pixels))
         job.whole, job.planned, job.grid = whole, planned, planned
         job.load = engine.load(planned, video, text + self._recipe.generation.max_output_tokens)
-        # Of all stages, so that a caption is the same in a joint run and in one of its stage alone.
+        # Over all stages, so that a caption does not depend on which of them the run captions.
         job.caption_room = (
             engine.context - video - max((reserved[stage] for stage in reserved if stage.needs), default=0)
         )
 
     def _reserved_tokens(self, window: ManifestRow, stage: Stage) -> int:
-        """Maximum tokens of a stage's prompt beside the video, with captions that reach the output limit."""
+        """Maximum number of a stage's text tokens: its captions count with the output limit."""
         text = self._text_tokens(window, stage, dict.fromkeys(stage.needs, ""))
         return text + len(stage.needs) * (self._recipe.generation.max_output_tokens + SPARE_TOKENS)
 
     def _text_tokens(self, window: ManifestRow, stage: Stage, captions: Mapping[str, str]) -> int:
-        """Tokens of a stage's prompt beside the video."""
+        """Number of text tokens in a stage's prompt."""
         engine = self._supervisor.engine
         return engine.text_tokens(engine.render(self._recipe.instruction(stage, window, captions)))
 
@@ -178,12 +178,12 @@ class Captioner:
         return await self._supervisor.engine.video_tokens(grid, (grid.frames - 1) / seconds)
 
     async def _fit_grid(self, job: WindowJob, stage: Stage, grid: FrameGrid) -> FrameGrid:
-        """The largest video, at most ``grid``, that fits the context beside a stage's prompt and answer.
+        """The largest video, at most ``grid``, that fits the context with a stage's prompt and answer.
 
-        It depends on this stage alone, so that it is the same in a joint run and in one of the stage's own.
+        It depends only on this stage, so that it does not depend on which stages the run captions.
 
         Raises:
-            RequestFailed: if not even two small frames fit.
+            RequestFailed: if two frames of the minimum size do not fit.
         """
         engine, answer = self._supervisor.engine, self._recipe.generation.max_output_tokens
         text = self._text_tokens(job.window, stage, job.captions(stage) or {})
@@ -192,20 +192,20 @@ class Captioner:
         try:
             return await fit_context(grid, limits, lambda grid: self._video_tokens(job.window, grid), room)
         except NoRoom as error:
-            spare = engine.context - text - error.least
+            spare = engine.context - text - error.tokens
             remedy = "shorten the prompt" if answer <= text or spare < 1 else f"lower it to {spare} or less"
             raise RequestFailed(
                 error.kind,
                 f"stage {stage.number} has no room for the video: of the context of {engine.context} tokens its prompt "
-                f"takes {text}, CAPTION_MAX_OUTPUT_TOKENS keeps {answer} for the answer, and two small frames need "
-                f"{error.least}: {remedy}",
+                f"takes {text} and the answer {answer} (CAPTION_MAX_OUTPUT_TOKENS), but two frames of the minimum size "
+                f"take {error.tokens}: {remedy}",
             ) from error
 
     async def run(self, job: WindowJob) -> None:
         """Caption the missing stages of a planned job.
 
         Raises:
-            EngineError: if there is no engine any more.
+            EngineError: if the engine cannot be restarted.
         """
         job.replica = next(self._replicas)
         if job.problem is None:
@@ -221,7 +221,7 @@ class Captioner:
             job.add(stage, row)
 
     async def _row(self, job: WindowJob, stage: Stage) -> CaptionRow:
-        """The row of a stage, with a caption or the reason why there is none."""
+        """The row of a stage, with a caption or an error."""
         recipe, tried = self._recipe, job.earlier_attempts.get(stage.name, 0)
         try:
             reduced = await self._fit_job(job, stage)
@@ -231,7 +231,7 @@ class Captioner:
         try:
             best = await self._best_attempt(job, stage)
             if not best.answer.text:
-                raise RequestFailed("empty_answer", "the model ended its answer without a word, each time it was asked")
+                raise RequestFailed("empty_answer", "the model's answer was empty in every attempt")
         except RequestFailed as error:
             return replace(
                 job.blank_row(recipe, stage, reduced=reduced, cut_off=error.kind == REASONING_CUT_OFF),
@@ -260,12 +260,12 @@ class Captioner:
         )
 
     async def _fit_job(self, job: WindowJob, stage: Stage) -> bool:
-        """Show a window as a stage has room for it; returns whether the context has none for the whole window.
+        """Fit a job's video to a stage. Return whether the context is too small for the whole video.
 
-        Frames that were reduced after a failure of an earlier stage are kept: more of them would fail again.
+        A video that was reduced after an earlier stage failed stays reduced: the larger one would fail again.
 
         Raises:
-            RequestFailed: if not even two small frames fit.
+            RequestFailed: if two frames of the minimum size do not fit.
         """
         grid = await self._fit_grid(job, stage, job.whole)
         reduced = grid != job.whole
@@ -276,7 +276,7 @@ class Captioner:
         return reduced
 
     async def _best_attempt(self, job: WindowJob, stage: Stage) -> _Attempt:
-        """The best answer, generated again while its flags call for it and as often as the recipe allows.
+        """The best answer, regenerated while its flags require it and the recipe allows it.
 
         Only the first attempt reduces the video: a regeneration is not worth it, since the next stage would get the
         reduced video too.
@@ -286,8 +286,8 @@ class Captioner:
         best: _Attempt | None = None
         for again in range(recipe.regenerations + 1):
             try:
-                ask = self._attempt_raising_limit if again else self._attempt_reducing_video
-                attempt = await ask(job, stage, generation)
+                attempt_once = self._attempt_raising_limit if again else self._attempt_reducing_video
+                attempt = await attempt_once(job, stage, generation)
             except RequestFailed:
                 if best is None:
                     raise
@@ -310,7 +310,7 @@ class Captioner:
         return best
 
     def _regeneration_params(self, attempt: _Attempt, again: int, room: int) -> SamplingParams | None:
-        """The sampling after a flagged answer, with a higher limit after a cut-off one; None if it would not help."""
+        """Sampling parameters after a flagged answer, with a higher limit if it was cut off; None if no retry helps."""
         first = self._supervisor.engine.resolve(self._recipe.generation)
         assert first.temperature is not None
         assert first.top_p is not None
@@ -320,7 +320,7 @@ class Captioner:
         if REGENERATED.intersection(attempt.flags) == {CUT_OFF}:
             longer = limit > attempt.generation.max_output_tokens
             return replace(attempt.generation, max_output_tokens=limit) if longer else None
-        if first.temperature == 0:  # stays deterministic
+        if first.temperature == 0:  # keeps greedy decoding, which is deterministic
             penalty = first.repetition_penalty + (again + 1) * STRONGER_PENALTY
             return replace(first, repetition_penalty=penalty, max_output_tokens=limit)
         return replace(
@@ -331,11 +331,11 @@ class Captioner:
         )
 
     async def _attempt_reducing_video(self, job: WindowJob, stage: Stage, generation: SamplingParams) -> _Attempt:
-        """An answer, from as far down the retry_grids as it takes."""
+        """An answer; a failed request is retried with the videos of ``retry_grids``."""
         limits = self._supervisor.engine.limits(self._recipe.variant.pixels)
         failure: RequestFailed | None = None
-        for rung, grid in enumerate(retry_grids(job.grid, lambda grid: smaller_frames(grid, limits))):
-            if rung:
+        for number, grid in enumerate(retry_grids(job.grid, lambda grid: smaller_frames(grid, limits))):
+            if number:
                 job.show(grid)
             try:
                 attempt = await self._attempt_raising_limit(job, stage, generation)
@@ -343,36 +343,36 @@ class Captioner:
                 raise
             except RequestFailed as error:
                 job.answer(stage, None)
-                most = MAX_REASONING_ROOM * generation.max_output_tokens
-                if isinstance(error, ReasoningCutOff) and error.output_tokens >= most:
-                    raise  # smaller frames give it no more room
+                limit = MAX_REASONING_ROOM * generation.max_output_tokens
+                if isinstance(error, ReasoningCutOff) and error.output_tokens >= limit:
+                    raise  # a smaller video does not raise this limit
                 failure = error
                 continue
             job.answer(stage, attempt.answer.text)
             return attempt
-        assert failure is not None  # the retry_grids has rungs
+        assert failure is not None  # there is at least one grid
         raise failure
 
     async def _attempt_raising_limit(self, job: WindowJob, stage: Stage, generation: SamplingParams) -> _Attempt:
-        """An answer; one that is cut off while reasoning is retried with twice the room.
+        """An answer; one that is cut off while reasoning is retried with twice the output limit.
 
         Raises:
-            ReasoningCutOff: if there is no more room, or ``MAX_REASONING_ROOM`` times the limit is not enough.
+            ReasoningCutOff: if the context is full, or ``MAX_REASONING_ROOM`` times the limit is not enough.
         """
-        most = MAX_REASONING_ROOM * generation.max_output_tokens
+        highest = MAX_REASONING_ROOM * generation.max_output_tokens
         while True:
             try:
                 return await self._attempt(job, stage, generation)
             except ReasoningCutOff as cut_off:
                 job.answer(stage, None)
-                room = min(most, self._supervisor.engine.context - cut_off.prompt_tokens)
+                room = min(highest, self._supervisor.engine.context - cut_off.prompt_tokens)
                 limit = min(2 * generation.max_output_tokens, room)
                 if limit <= generation.max_output_tokens:
                     raise
                 generation = replace(generation, max_output_tokens=limit)
 
     async def _attempt(self, job: WindowJob, stage: Stage, generation: SamplingParams) -> _Attempt:
-        """An answer to the window as it is shown at present."""
+        """One request for the job's present video."""
         instruction = self._recipe.instruction(stage, job.window, job.captions(stage) or {})
         frames = await self._decode(job)
         request = Request(
@@ -393,7 +393,7 @@ class Captioner:
             raise
         finally:
             job.seconds[stage.name] += time.monotonic() - started
-        # The first request of a stage with frames that an earlier stage has brought into the cache.
+        # The first request of a stage whose frames an earlier stage has brought into the cache.
         if request.is_cached and job.attempts[stage.name] == 1 and job.crashes == self._supervisor.crashes:
             hits = CacheHits(answer.cached_tokens, answer.cacheable_tokens, self._supervisor.engine.is_hybrid)
             job.hits += hits
@@ -401,17 +401,17 @@ class Captioner:
         return _Attempt(answer, generation, job.grid, frames)
 
     def _video_id(self, job: WindowJob) -> str:
-        """Covers the frames: another size or sampling of the same window must not meet the same cache entry."""
+        """The key of the engine's caches. It differs for another size or frame sampling of the same window."""
         grid, first = job.grid, self._recipe.stages[0]
         return f"{job.window.window_id}-{self._recipe.version(first)}-{grid.frames}x{grid.height}x{grid.width}"
 
     async def _decode(self, job: WindowJob) -> Frames:
-        """The window's frames as it is shown at present."""
+        """The frames of the job's present video."""
         if job.frames is None:
             started = time.monotonic()
             try:
                 job.frames = await self._decoder.frames(job, job.grid)
-            except Exception as error:  # whatever is wrong with one clip or its storage stops no other
+            except Exception as error:  # an unreadable clip must not stop the other windows
                 raise RequestFailed(getattr(error, "kind", "unreadable"), str(error) or type(error).__name__) from error
             finally:
                 job.seconds[DECODE] += time.monotonic() - started
@@ -419,7 +419,7 @@ class Captioner:
 
 
 def retry_grids(grid: FrameGrid, smaller: Callable[[FrameGrid], FrameGrid]) -> Iterator[FrameGrid]:
-    """The video of each try: as planned, again, with half the frames, then with smaller ones too."""
+    """The video of each attempt: the planned one twice, half its frames, and half its frames at a smaller size."""
     yield grid
     yield grid
     yield fewer_frames(grid)
@@ -427,7 +427,7 @@ def retry_grids(grid: FrameGrid, smaller: Callable[[FrameGrid], FrameGrid]) -> I
 
 
 def _frame_columns(attempt: _Attempt) -> dict[str, Any]:
-    """The columns of a row that say which frames the model saw; what its processor does not show is null."""
+    """The columns of a row that describe the frames that the model saw; null where its processor does not tell."""
     frames, seen = attempt.frames, attempt.answer.seen_video
     if seen is None:
         seen = SeenVideo(tuple(range(attempt.grid.frames)), attempt.grid.height, attempt.grid.width)
@@ -439,7 +439,7 @@ def _frame_columns(attempt: _Attempt) -> dict[str, Any]:
 
 
 def _is_better(attempt: _Attempt, best: _Attempt) -> bool:
-    """Whether a later attempt replaces the best so far. Of two cut-off answers the longer one says more."""
+    """Whether a later attempt replaces the best one so far. Of two cut-off answers the longer one is better."""
     if attempt.flags == best.flags and CUT_OFF in attempt.flags:
         return attempt.generation.max_output_tokens > best.generation.max_output_tokens
     return replaces(attempt.answer.text, attempt.flags, best.answer.text, best.flags)

@@ -26,11 +26,10 @@ import numpy as np
 from caption_assets.captioning.adapter import Adapter
 from caption_assets.captioning.admission import Load
 from caption_assets.captioning.budget import FrameGrid
-from caption_assets.captioning.build import Build
+from caption_assets.captioning.build import Build, main_module_hidden
 from caption_assets.captioning.chat import Chat, TemplateError
 from caption_assets.captioning.engine_arguments import REFERENCE_STEP_TOKENS, STEP_TOKENS
 from caption_assets.captioning.engine_failure import CauseFile, explain_start
-from caption_assets.captioning.main_module import main_module_hidden
 from caption_assets.captioning.prompts import escape_special_tokens, structural_tokens
 from caption_assets.captioning.reasoning import Reasoning, UnknownParser
 from caption_assets.captioning.recipe import DEFAULTS, Recipe, SamplingParams
@@ -292,7 +291,7 @@ def _build(
             raise EngineError(str(error)) from error
     _enlarge_encoder_cache(configured)
     check()
-    with main_module_hidden():  # engine processes need nothing of it
+    with main_module_hidden():  # engine processes need nothing from it
         return AsyncLLM.from_vllm_config(configured, disable_log_stats=wanted.disable_log_stats)
 
 

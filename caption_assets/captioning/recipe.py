@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from typing import Any
 
-from caption_assets.captioning.budget import FrameGrid, FrameTooNarrow, fit
+from caption_assets.captioning.budget import FrameGrid, FrameTooNarrow, fit, visual_tokens
 from caption_assets.captioning.engine_arguments import CONTEXT, REFERENCE_STEP_TOKENS, STEP_TOKENS, non_neutral
 from caption_assets.captioning.prompts import PROMPTS, Prompt, text_hash
 from caption_assets.captioning.quality import QUALITY_RULES, RULES_VERSION
@@ -139,6 +139,15 @@ class Recipe:
         """Longest prompt and answer together, in tokens; None where the engine finds it by itself."""
         declared = self.engine.get(CONTEXT, self.variant.max_model_len)
         return declared if isinstance(declared, int) and declared > 0 else None
+
+    def predicted_tokens(self, window: ManifestRow) -> int:
+        """Visual tokens of a window, predicted without an engine; 0 if the model will not be shown the window.
+
+        For Qwen's processors this is an upper bound: a window without room in the context is reduced further. For other
+        processors it is an estimate.
+        """
+        grid = _grid(window, self.frames, self.variant.pixels)
+        return visual_tokens(grid, self.variant.pixels.factor) if grid else 0
 
     def identity(self, stage: Stage) -> Mapping[str, object]:
         """What a caption of this stage depends on, clip and weights aside, as plain values."""

@@ -4,7 +4,6 @@ from uuid import uuid4
 import dagster as dg
 import pytest
 
-from caption_assets.captioning.prediction import predicted_tokens
 from caption_assets.dagster_lib.run_request import request_tags
 from caption_assets.settings import Settings
 from caption_assets.store.root import Root
@@ -32,9 +31,7 @@ def test_manifest_has_the_windows_and_the_unreadable_clip(indexed: ProjectHarnes
     rows = read_manifest(Root.open(str(indexed.root)), shard)
     assert len(rows) == 13
     recipe = Settings().recipe
-    assert metadata["predicted_visual_tokens"] == sum(
-        predicted_tokens(row, recipe.variant, recipe.frames) for row in rows
-    )
+    assert metadata["predicted_visual_tokens"] == sum(recipe.predicted_tokens(row) for row in rows)
     [broken] = [row for row in rows if row.status is Status.FAILED]
     assert str(broken.error) in str(metadata["unreadable_clips"])
 

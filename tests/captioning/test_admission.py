@@ -22,7 +22,7 @@ def test_all_get_in_in_order_and_never_more_than_the_limit_but_one_alone(loads: 
         order: list[int] = []
 
         async def one(number: int, load: Load) -> None:
-            await admission.enter(load)
+            await admission.acquire(load)
             inside[number] = load
             order.append(number)
             total = sum(inside.values(), NOTHING)
@@ -30,7 +30,7 @@ def test_all_get_in_in_order_and_never_more_than_the_limit_but_one_alone(loads: 
             for _ in range(random.randint(0, 3)):  # type: ignore[attr-defined]
                 await asyncio.sleep(0)
             del inside[number]
-            admission.leave(load)
+            admission.release(load)
 
         await asyncio.gather(*(one(number, load) for number, load in enumerate(loads)))
         return order
@@ -42,9 +42,9 @@ def test_one_that_gives_up_waiting_lets_the_next_in() -> None:
     async def run() -> None:
         admission = Admission(LIMIT)
         full, small = Load(1, 100, 0, 0), Load(1, 1, 0, 0)
-        await admission.enter(small)
-        waiting = asyncio.create_task(admission.enter(full))
-        behind = asyncio.create_task(admission.enter(small))
+        await admission.acquire(small)
+        waiting = asyncio.create_task(admission.acquire(full))
+        behind = asyncio.create_task(admission.acquire(small))
         await asyncio.sleep(0)
         assert not behind.done()  # it is not overtaken
         waiting.cancel()
@@ -59,14 +59,14 @@ def test_one_that_gives_up_as_another_leaves_takes_no_room() -> None:
     async def run() -> None:
         admission = Admission(LIMIT)
         full = Load(1, 100, 0, 0)
-        await admission.enter(full)
-        waiting = asyncio.create_task(admission.enter(full))
+        await admission.acquire(full)
+        waiting = asyncio.create_task(admission.acquire(full))
         await asyncio.sleep(0)
         waiting.cancel()
-        admission.leave(full)
+        admission.release(full)
         with pytest.raises(asyncio.CancelledError):
             await waiting
-        await asyncio.wait_for(admission.enter(full), 1)
+        await asyncio.wait_for(admission.acquire(full), 1)
 
     asyncio.run(run())
 
@@ -77,12 +77,12 @@ def test_room_is_whole_again_after_any_cancellations(windows: list[tuple[Load, i
         admission = Admission(LIMIT)
 
         async def one(load: Load) -> None:
-            await admission.enter(load)
+            await admission.acquire(load)
             try:
                 for _ in range(random.randint(0, 3)):  # type: ignore[attr-defined]
                     await asyncio.sleep(0)
             finally:
-                admission.leave(load)
+                admission.release(load)
 
         tasks = [(asyncio.create_task(one(load)), turns) for load, turns in windows]
         for turn in range(7):
@@ -92,6 +92,6 @@ def test_room_is_whole_again_after_any_cancellations(windows: list[tuple[Load, i
             await asyncio.sleep(0)
         outcomes = await asyncio.gather(*(task for task, _ in tasks), return_exceptions=True)
         assert all(outcome is None or isinstance(outcome, asyncio.CancelledError) for outcome in outcomes)
-        await asyncio.wait_for(admission.enter(LIMIT), 1)
+        await asyncio.wait_for(admission.acquire(LIMIT), 1)
 
     asyncio.run(run())

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from caption_assets.captioning.main_module import main_module_hidden
+from caption_assets.captioning.build import main_module_hidden
 
 SPAWNED = """
 import os
 from multiprocessing import get_context
-from caption_assets.captioning.main_module import main_module_hidden
+from caption_assets.captioning.build import main_module_hidden
 
 print("main")
 with main_module_hidden():

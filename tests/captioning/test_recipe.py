@@ -207,3 +207,26 @@ def test_folders_of_one_name_and_revision_with_other_weights_are_other_models() 
     for stage in STAGES:
         assert recipe.fingerprint(stage, WINDOW, CAPTIONS) != other.fingerprint(stage, WINDOW, CAPTIONS)
         assert recipe.version(stage) == other.version(stage)  # weights are an input of their own
+
+
+TEN_SECONDS = replace(WINDOW, width=1280, height=720, end_frame=250, end_seconds=10.0)
+
+
+@pytest.mark.parametrize("variant", [QWEN25, QWEN3])
+def test_predicted_tokens_are_one_for_each_square_of_each_pair_of_frames(variant: Variant) -> None:
+    tokens = Recipe(variant=variant).predicted_tokens(TEN_SECONDS)
+    assert tokens % 10 == 0  # ten pairs of frames
+    assert 0.8 * 768 < tokens / 10 <= 768
+
+
+def test_predicted_tokens_grow_with_the_frame_rate_up_to_the_models_limit() -> None:
+    recipes = (Recipe(variant=QWEN25, frames=FrameSampling(fps=fps)) for fps in (1.0, 2.0, 25.0))
+    one, two, many = (recipe.predicted_tokens(TEN_SECONDS) for recipe in recipes)
+    assert two == 2 * one
+    assert 0.9 * 24576 // 2 < many <= 24576 // 2
+
+
+def test_predicted_tokens_of_windows_that_are_not_captioned_are_zero() -> None:
+    failed = ManifestRow("a.mp4", None, "id", "tag", 10, Status.FAILED, error_kind="damaged", error="it is")
+    assert Recipe(variant=QWEN25).predicted_tokens(failed) == 0
+    assert Recipe(variant=QWEN25).predicted_tokens(replace(WINDOW, width=4, height=4000)) == 0
