@@ -4,7 +4,7 @@ import dagster as dg
 
 from caption_assets.checks.findings import CHECKS, WEIGHTS_VERIFIED, Severity, weights_verified
 from caption_assets.checks.stored import StoredShard
-from caption_assets.dagster_lib.check_events import SEVERITIES, find_stored, log_findings
+from caption_assets.dagster_lib.check_events import SEVERITIES, check_with_history, log_findings
 from caption_assets.dagster_lib.failures import ShardFailures, as_dagster_failure
 from caption_assets.dagster_lib.project import Project, table_of
 from caption_assets.dagster_lib.termination import stoppable
@@ -46,7 +46,7 @@ def check_stored(context: dg.AssetExecutionContext, project: Project, root: Root
     for shard in context.partition_keys:
         with failures.of(shard):
             stored = StoredShard(root, shard)
-            found = {table: find_stored(context, project, stored, table, limit) for table in tables}
+            found = {table: check_with_history(context, project, stored, table, limit) for table in tables}
             for table, findings in found.items():
                 log_findings(context, project, shard, table, findings)
     failures.check()
@@ -68,7 +68,7 @@ def build_weights_check(settings: Settings) -> dg.AssetChecksDefinition:
             finding = weights_verified(manifests, damaged)
         return dg.AssetCheckResult(
             passed=finding.passed,
-            metadata=finding.facts,
+            metadata=finding.metadata,
             severity=SEVERITIES[check.severity],
             description=finding.message,
         )

@@ -11,7 +11,7 @@ import dagster as dg
 
 from caption_assets.automation.records import Metadata, Record, report_removed, report_stored
 from caption_assets.captioning.stages import TABLE_NAMES
-from caption_assets.checks.findings import check_table
+from caption_assets.checks.findings import CheckFailed, check_table, raise_errors
 from caption_assets.checks.stored import StoredShard, mean_words
 from caption_assets.dagster_lib.metadata import MEAN_WORDS, ROW_COUNT
 from caption_assets.dagster_lib.project import Project
@@ -52,10 +52,6 @@ class Difference:
     """Versions of the stored table."""
     reason: str = ""
     """The error, if it cannot be read."""
-
-
-class CheckFailed(CaptionAssetsError):
-    """A stored table that fails a check of severity error. A run does not record such a table."""
 
 
 def find_differences(
@@ -157,9 +153,7 @@ def _manifest_metadata(root: Root, shard: str, settings: Settings) -> Metadata:
 def _caption_metadata(root: Root, table: str, shard: str, settings: Settings) -> Metadata:
     """The metadata that a run reports of captions. Raises ``CheckFailed``."""
     stored = StoredShard(root, shard)
-    for finding in check_table(stored, table, max_failed_fraction=settings.max_failed_fraction, earlier_means=[]):
-        if finding.is_error:
-            raise CheckFailed(finding.message)
+    raise_errors(check_table(stored, table, max_failed_fraction=settings.max_failed_fraction, earlier_means=[]))
     rows, words = stored.table(table).rows, mean_words(stored.table(table).captions)
     return {
         ROW_COUNT: len(rows),

@@ -1,9 +1,9 @@
-"""Findings on stored tables: whether each check passes, with counts. All functions but ``check_table`` are pure."""
+"""Checks of stored tables and weights. Each returns a finding: whether the check passes, with a message and counts."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from statistics import fmean, stdev
@@ -12,22 +12,21 @@ from caption_assets.captioning.open_shard import failed_fraction
 from caption_assets.captioning.prefix_cache import MIN_SHARE, CacheHits
 from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.checks.stored import Caption, StoredShard, StoredTable, mean_words
+from caption_assets.errors import CaptionAssetsError
 from caption_assets.models.weights import WeightsManifest, format_size
 from caption_assets.store.tables import SCHEMA_VERSION, ManifestRow, Status, schema_of
 
 MAX_TRUNCATED = 0.05
-"""Maximum share of captions that reach the output limit. Any model truncates a few; more means that the limit is too
-low."""
+"""Maximum share of captions that reach the output limit. A few do with any model; if more do, the limit is too low."""
 MAX_FLAGGED = 0.1
-"""Maximum share of captions with quality flags. Beyond one in ten, the cause is the prompt or the model."""
+"""Maximum share of captions with quality flags. If more have flags, the cause is the prompt or the model."""
 MAX_DUPLICATES = 0.1
-"""Maximum share of duplicate captions. Two clips may look alike; beyond one in ten, clips are copies or the model
-repeats itself."""
+"""Maximum share of duplicate captions. A few clips look alike; if more captions are duplicates, clips are copies or the
+model repeats itself."""
 MAX_ADDING_NOTHING = 0.1
-"""Maximum share, among the windows that both stages captioned."""
+"""Maximum share of stage-2 captions that add nothing to stage 1, among the windows that both stages captioned."""
 MIN_STAGE2_LENGTH = 0.8
-"""Minimum ratio of stage-2 words to stage-1 words. A fuller description may be worded more tightly, by less than a
-fifth."""
+"""Minimum ratio of stage-2 words to stage-1 words: a fuller description may still use up to a fifth fewer words."""
 EARLIER_SHARDS = 50
 """Maximum number of earlier shards to compare with: enough for a standard deviation, and cheap to fetch."""
 MIN_EARLIER_SHARDS = 5
@@ -35,20 +34,21 @@ MIN_EARLIER_SHARDS = 5
 SIGMAS = 3.0
 """Maximum deviation of a mean, in standard deviations: the usual limit of control charts (Shewhart)."""
 MIN_DEVIATION = 0.1
-"""Share of the earlier mean up to which a deviation is always accepted, however similar the earlier shards are."""
+"""Deviation that is always accepted, as a share of the earlier mean: earlier shards may differ very little."""
 EXAMPLE_CHARACTERS = 200
-"""Maximum length of an example; captions have no limit."""
+"""Maximum length of an example, in characters. Captions have no maximum length."""
 
-Facts = Mapping[str, int | float | str]
+CheckMetadata = Mapping[str, int | float | str]
+"""Counts and examples of a finding, by name."""
 
 
 class Severity(StrEnum):
-    """Consequence of a check that does not pass."""
+    """The consequence of a check that does not pass."""
 
     ERROR = "error"
     """The shard fails and is not recorded as materialized."""
     WARN = "warn"
-    """A warning in the UI. It does not block."""
+    """The UI shows a warning. The shard is recorded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Check:
 
 
 ROWS_COMPLETE = Check("rows_complete", Severity.ERROR, "The table has the manifest's rows, in the manifest's order.")
-SCHEMA = Check("schema", Severity.ERROR, "Columns and schema version are those that this release writes.")
+SCHEMA = Check("schema", Severity.ERROR, "The columns and the schema version are those that this release writes.")
 FAILED = Check(
     "failed_fraction",
     Severity.ERROR,
@@ -97,13 +97,15 @@ ADDS = Check(
 CACHE_HITS = Check(
     "prefix_cache_hits",
     Severity.WARN,
-    f"Stage 2 took at least {MIN_SHARE:.0%} of its reusable tokens from the engine's prefix cache.",
+    f"Stage 2 took at least {MIN_SHARE:.0%} of the prompt tokens that it shares with stage 1 from the prefix cache.",
 )
 WEIGHTS_VERIFIED = Check(
-    "weights_verified", Severity.ERROR, "Every file of the mirror exists and has the manifest's SHA-256."
+    "weights_verified",
+    Severity.ERROR,
+    "Each mirrored file exists and has the SHA-256 hash in the manifest of the weights.",
 )
-_OF_BOTH = (ROWS_COMPLETE, SCHEMA, FAILED, TRUNCATED, FLAGGED, DUPLICATES, LENGTH)
-CHECKS: Mapping[str, tuple[Check, ...]] = {STAGE1.name: _OF_BOTH, STAGE2.name: (*_OF_BOTH, ADDS, CACHE_HITS)}
+_BOTH_STAGES = (ROWS_COMPLETE, SCHEMA, FAILED, TRUNCATED, FLAGGED, DUPLICATES, LENGTH)
+CHECKS: Mapping[str, tuple[Check, ...]] = {STAGE1.name: _BOTH_STAGES, STAGE2.name: (*_BOTH_STAGES, ADDS, CACHE_HITS)}
 """The checks of each caption table."""
 
 
@@ -115,7 +117,7 @@ class Finding:
     passed: bool
     message: str
     """The result in words; if the check did not pass, with the remedy."""
-    facts: Facts = field(default_factory=dict)
+    metadata: CheckMetadata = field(default_factory=dict)
     """Counts, and an example if the check did not pass."""
 
     @property
@@ -124,10 +126,25 @@ class Finding:
         return not self.passed and self.check.severity is Severity.ERROR
 
 
+class CheckFailed(CaptionAssetsError):
+    """A table that does not pass a check of severity error. It is not recorded as materialized."""
+
+
+def raise_errors(findings: Iterable[Finding]) -> None:
+    """Raise the first finding that fails the shard.
+
+    Raises:
+        CheckFailed: if there is one.
+    """
+    for finding in findings:
+        if finding.is_error:
+            raise CheckFailed(finding.message)
+
+
 def check_table(
     shard: StoredShard, table: str, *, max_failed_fraction: float, earlier_means: Sequence[float]
 ) -> list[Finding]:
-    """Read a table and what it is compared with, and run its checks.
+    """Read a table and the tables that it is compared with, and run its checks.
 
     Args:
         shard: the shard.
@@ -140,7 +157,7 @@ def check_table(
         StoreError: if the root cannot be read.
     """
     stage1 = shard.table(STAGE1.name).captions if table == STAGE2.name else ()
-    return find(
+    return run_checks(
         shard.table(table),
         shard.manifest,
         stage1,
@@ -149,7 +166,7 @@ def check_table(
     )
 
 
-def find(
+def run_checks(
     stored: StoredTable,
     manifest: Sequence[ManifestRow],
     stage1: Sequence[Caption] = (),
@@ -157,7 +174,7 @@ def find(
     max_failed_fraction: float,
     earlier_means: Sequence[float],
 ) -> list[Finding]:
-    """Run all checks of a table, in the order of ``CHECKS``; see ``check_table``."""
+    """Run all checks of a table that was read, in the order of ``CHECKS``. See ``check_table`` for the arguments."""
     findings = [
         rows_complete(stored, manifest),
         schema_known(stored),
@@ -169,42 +186,46 @@ def find(
     ]
     if stored.table != STAGE2.name:
         return findings
-    return [*findings, adds_to_stage1(stage1, stored.captions), prefix_cache_hits(stored.facts)]
+    return [*findings, adds_to_stage1(stage1, stored.captions), prefix_cache_hits(stored.file_metadata)]
 
 
 def rows_complete(stored: StoredTable, manifest: Sequence[ManifestRow]) -> Finding:
     """Check that the table has exactly the manifest's rows, in order."""
     expected, found = [row.key for row in manifest], [row.key for row in stored.rows]
     missing, extra = set(expected) - set(found), set(found) - set(expected)
-    facts = {"rows": len(found), "manifest_rows": len(expected), "missing": len(missing), "too_many": len(extra)}
+    metadata = {"rows": len(found), "manifest_rows": len(expected), "missing": len(missing), "too_many": len(extra)}
     if found == expected:
-        return Finding(ROWS_COMPLETE, True, f"all {len(expected)} rows of the manifest, in order", facts)
+        return Finding(ROWS_COMPLETE, True, f"all {len(expected)} rows of the manifest, in order", metadata)
     return Finding(
         ROWS_COMPLETE,
         False,
         f"{stored.table} has {len(found)} rows, the manifest has {len(expected)} ({len(missing)} missing, {len(extra)} "
-        "too many, or out of order): materialize it again",
-        facts,
+        "too many, or in another order): materialize it again",
+        metadata,
     )
 
 
 def schema_known(stored: StoredTable) -> Finding:
     """Check that the table's columns and schema version are those that this release writes."""
     known, found = schema_of(stored.table), stored.schema
-    version = stored.facts.get("schema_version", "none")
+    version = stored.file_metadata.get("schema_version", "none")
     names = {*known.names, *found.names}
     both = {*known.names} & {*found.names}
     other = sorted(name for name in names if name not in both or not found.field(name).equals(known.field(name)))
-    facts: Facts = {"schema_version": version, "columns": len(found.names), "other_columns": ", ".join(other)}
+    metadata: CheckMetadata = {
+        "schema_version": version,
+        "columns": len(found.names),
+        "other_columns": ", ".join(other),
+    }
     if version == SCHEMA_VERSION and not other:
-        return Finding(SCHEMA, True, f"version {version}, {len(found.names)} columns", facts)
+        return Finding(SCHEMA, True, f"version {version}, {len(found.names)} columns", metadata)
     differing = f", and these columns differ: {', '.join(other)}" if other else ""
     return Finding(
         SCHEMA,
         False,
         f"{stored.table} has schema version {version}; this release writes version {SCHEMA_VERSION}{differing}: "
         "materialize it again",
-        facts,
+        metadata,
     )
 
 
@@ -212,9 +233,9 @@ def few_failed(stored: StoredTable, limit: float) -> Finding:
     """Check the share of failed windows. Unreadable clips do not count; the manifest has a limit for them."""
     failed = [row for row in stored.rows if row.status is Status.FAILED and row.window_index is not None]
     fraction = failed_fraction(stored.rows)
-    facts: Facts = {"failed": len(failed), "fraction": round(fraction, 4), "limit": limit}
+    metadata: CheckMetadata = {"failed": len(failed), "fraction": round(fraction, 4), "limit": limit}
     if fraction <= limit:
-        return Finding(FAILED, True, f"{fraction:.1%} of the windows failed", facts)
+        return Finding(FAILED, True, f"{fraction:.1%} of the windows failed", metadata)
     first = failed[0]
     return Finding(
         FAILED,
@@ -222,7 +243,7 @@ def few_failed(stored: StoredTable, limit: float) -> Finding:
         f"{fraction:.0%} of the windows of {stored.table} failed, more than CAPTION_MAX_FAILED_FRACTION = {limit:g}; "
         f"the first: {first.clip_key!r}, window {first.window_index}: {first.error}. The table is published and can be "
         "inspected; fix the cause or raise the limit, and materialize the shard again",
-        {**facts, "example": _short(f"{first.clip_key}: {first.error}")},
+        {**metadata, "example": _short(f"{first.clip_key}: {first.error}")},
     )
 
 
@@ -235,7 +256,7 @@ def few_truncated(captions: Sequence[Caption]) -> Finding:
         captions,
         MAX_TRUNCATED,
         "were cut off at the output limit",
-        "read their ends in the gallery; raise CAPTION_MAX_OUTPUT_TOKENS",
+        "read them in the gallery, and raise CAPTION_MAX_OUTPUT_TOKENS",
     )
 
 
@@ -255,7 +276,7 @@ def few_flagged(captions: Sequence[Caption]) -> Finding:
 
 
 def few_duplicates(captions: Sequence[Caption]) -> Finding:
-    """Check the share of captions that repeat another clip's. In a group of equal captions, one does not count."""
+    """Check the share of captions that repeat another clip's. The first of several equal captions does not count."""
     groups: dict[str, dict[str, Caption]] = defaultdict(dict)
     for caption in captions:
         groups[" ".join(caption.words)].setdefault(caption.row.clip_key, caption)
@@ -275,26 +296,29 @@ def few_duplicates(captions: Sequence[Caption]) -> Finding:
 def usual_length(captions: Sequence[Caption], earlier: Sequence[float]) -> Finding:
     """Check the mean number of words against those of earlier shards."""
     words = mean_words(captions)
-    facts: dict[str, int | float | str] = {"earlier_shards": len(earlier)}
+    metadata: dict[str, int | float | str] = {"earlier_shards": len(earlier)}
     if words is None:
-        return Finding(LENGTH, True, "the table has no captions", facts)
-    facts["mean_words"] = round(words, 2)
+        return Finding(LENGTH, True, "the table has no captions", metadata)
+    metadata["mean_words"] = round(words, 2)
     if len(earlier) < MIN_EARLIER_SHARDS:
         return Finding(
             LENGTH,
             True,
             f"mean {words:.1f} words; {len(earlier)} earlier shards are too few to compare with (minimum "
             f"{MIN_EARLIER_SHARDS})",
-            facts,
+            metadata,
         )
     usual, deviation = fmean(earlier), stdev(earlier)
     allowed = max(SIGMAS * deviation, MIN_DEVIATION * usual)
-    facts |= {"earlier_mean": round(usual, 2), "earlier_deviation": round(deviation, 2), "limit": round(allowed, 2)}
+    metadata |= {"earlier_mean": round(usual, 2), "earlier_deviation": round(deviation, 2), "limit": round(allowed, 2)}
     compared = f"mean {words:.1f} words; {len(earlier)} earlier shards have {usual:.1f} ± {allowed:.1f}"
     if abs(words - usual) <= allowed:
-        return Finding(LENGTH, True, compared, facts)
+        return Finding(LENGTH, True, compared, metadata)
     return Finding(
-        LENGTH, False, f"{compared}: check whether the clips are of another kind or the model misbehaves", facts
+        LENGTH,
+        False,
+        f"{compared}: check whether the clips differ from earlier ones, or the captions are wrong",
+        metadata,
     )
 
 
@@ -315,12 +339,12 @@ def adds_to_stage1(stage1: Sequence[Caption], stage2: Sequence[Caption]) -> Find
     )
 
 
-def prefix_cache_hits(facts: Mapping[str, str]) -> Finding:
+def prefix_cache_hits(file_metadata: Mapping[str, str]) -> Finding:
     """Check the prefix-cache hits of the run that wrote a stage-2 table, given its file metadata."""
-    hits = CacheHits.from_facts(facts)
+    hits = CacheHits.from_facts(file_metadata)
     if not hits.predicted:
         return Finding(CACHE_HITS, True, "no window was captioned in both stages by one engine")
-    counts: Facts = {
+    counts: CheckMetadata = {
         "cached_tokens": hits.cached,
         "predicted_tokens": hits.predicted,
         "fraction": round(hits.share, 4),
@@ -332,16 +356,16 @@ def prefix_cache_hits(facts: Mapping[str, str]) -> Finding:
 def weights_verified(manifests: Sequence[WeightsManifest], damaged: Mapping[str, str]) -> Finding:
     """Check the mirrored files against their manifests; ``damaged`` maps a damaged file's path to the reason."""
     files, size = sum(len(manifest.files) for manifest in manifests), sum(manifest.size for manifest in manifests)
-    facts: Facts = {"files": files, "bytes": size, "damaged": len(damaged)}
+    metadata: CheckMetadata = {"files": files, "bytes": size, "damaged": len(damaged)}
     if not damaged:
-        return Finding(WEIGHTS_VERIFIED, True, f"{files} files, {format_size(size)}: all hashes match", facts)
+        return Finding(WEIGHTS_VERIFIED, True, f"{files} files, {format_size(size)}: all hashes match", metadata)
     path, reason = next(iter(damaged.items()))
     return Finding(
         WEIGHTS_VERIFIED,
         False,
         f"{len(damaged)} of {files} files do not match the manifest; the first: {path}: {reason}. "
         "Set CAPTION_VERIFY_WEIGHTS=true and materialize model_weights, which repairs the mirror",
-        {**facts, "example": path},
+        {**metadata, "example": path},
     )
 
 
@@ -352,16 +376,16 @@ def _few(
     limit: float,
     what: str,
     remedy: str,
-    more: Facts | None = None,
+    more: CheckMetadata | None = None,
 ) -> Finding:
     """Check that a share of the captions is within its limit; if not, the first one found is the example."""
     fraction = len(found) / len(captions) if captions else 0.0
-    facts = {"count": len(found), "fraction": round(fraction, 4), "limit": limit, **(more or {})}
+    metadata = {"count": len(found), "fraction": round(fraction, 4), "limit": limit, **(more or {})}
     message = f"{len(found)} of {len(captions)} captions {what}"
     if fraction <= limit:
-        return Finding(check, True, message, facts)
-    facts["example"] = _short(f"{found[0].row.clip_key}: {found[0].row.caption}")
-    return Finding(check, False, f"{message}, more than {limit:.0%}: {remedy}", facts)
+        return Finding(check, True, message, metadata)
+    metadata["example"] = _short(f"{found[0].row.clip_key}: {found[0].row.caption}")
+    return Finding(check, False, f"{message}, more than {limit:.0%}: {remedy}", metadata)
 
 
 def _short(text: str) -> str:

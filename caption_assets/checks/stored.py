@@ -1,4 +1,4 @@
-"""A shard's stored tables, each read once: checks, the gallery, plots and metadata share them."""
+"""The stored tables of a shard. Each is read once and shared by checks, gallery, plots and metadata."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class StoredTable:
         return cls(table, schema, rows, captions_of(rows))
 
     @property
-    def facts(self) -> Mapping[str, str]:
+    def file_metadata(self) -> Mapping[str, str]:
         """The file's metadata."""
         return {name.decode(): value.decode() for name, value in (self.schema.metadata or {}).items()}
 

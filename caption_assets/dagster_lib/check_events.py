@@ -16,7 +16,7 @@ PLOTTED = frozenset({"fraction", MEAN_WORDS, "earlier_shards", "limit"})
 SEVERITIES = {Severity.ERROR: dg.AssetCheckSeverity.ERROR, Severity.WARN: dg.AssetCheckSeverity.WARN}
 
 
-def find_stored(
+def check_with_history(
     context: dg.AssetExecutionContext, project: Project, shard: StoredShard, table: str, limit: float
 ) -> list[Finding]:
     """Run all checks of a shard's table; ``limit`` is the maximum share of failed windows."""
@@ -69,12 +69,12 @@ def _metadata(finding: Finding) -> dict[str, int | float | str]:
 
     A shard has 16 evaluations, and the message holds the other numbers.
     """
-    return {name: value for name, value in finding.facts.items() if not finding.passed or name in PLOTTED}
+    return {name: value for name, value in finding.metadata.items() if not finding.passed or name in PLOTTED}
 
 
 def _earlier_means(instance: dg.DagsterInstance, key: dg.AssetKey, stored: StoredTable, shard: str) -> list[float]:
     """Mean number of words in the other shards that were captioned last with the table's recipe version."""
-    recipe = stored.facts.get("recipe_version", "")
+    recipe = stored.file_metadata.get("recipe_version", "")
     filters = dg.AssetRecordsFilter(key)
     means: dict[str, float] = {}
     for record in instance.fetch_materializations(filters, limit=EARLIER_SHARDS).records:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from threading import Lock
 
 import dagster as dg
 
 from caption_assets.captioning.open_shard import Published, PublishedTable
 from caption_assets.captioning.shard_queue import RunObserver
-from caption_assets.checks.findings import Finding
+from caption_assets.checks.findings import Finding, raise_errors
 from caption_assets.checks.stored import StoredShard
 from caption_assets.dagster_lib.caption_metadata import Cost, caption_metadata
-from caption_assets.dagster_lib.check_events import check_results, find_stored, log_findings
+from caption_assets.dagster_lib.check_events import check_results, check_with_history, log_findings
 from caption_assets.dagster_lib.engine_time import EngineClock, EngineTime
 from caption_assets.dagster_lib.failures import ShardFailures, shards_failed
 from caption_assets.dagster_lib.metadata import Metadata, link
@@ -26,10 +26,6 @@ from caption_assets.store.root import Root
 
 Inputs = Mapping[dg.AssetKey, dict[str, str]]
 """Version tags by upstream asset."""
-
-
-class CheckFailed(CaptionAssetsError):
-    """A check of severity error that a table does not pass."""
 
 
 class InputChanged(CaptionAssetsError):
@@ -79,14 +75,16 @@ class RunLog(RunObserver):
             cost, links = self._cost(published), self._links(stored)
             inputs = self._unchanged_inputs(shard)
             for table, result in published.tables.items():
-                found = find_stored(self._context, self._project, stored, table, self._settings.max_failed_fraction)
+                found = check_with_history(
+                    self._context, self._project, stored, table, self._settings.max_failed_fraction
+                )
                 passes = not any(finding.is_error for finding in found)
                 if passes:
                     metadata = {**caption_metadata(stored.table(table), result, cost), **links}
                     self._record(shard, table, result, inputs, metadata, found)
                 if not passes or self._has_several_shards:
                     log_findings(self._context, self._project, shard, table, found)
-                _raise_errors(found)
+                raise_errors(found)
 
     def failed(self, shard: str, error: CaptionAssetsError) -> None:
         """Note the reason, with which the step fails at its end."""
@@ -175,10 +173,3 @@ class RunLog(RunObserver):
                 check_results=check_results(self._context, key, found),
             )
         )
-
-
-def _raise_errors(found: Iterable[Finding]) -> None:
-    """Raise the first finding that fails the shard."""
-    for finding in found:
-        if finding.is_error:
-            raise CheckFailed(finding.message)

@@ -1,22 +1,27 @@
-"""The comparison of a shard's caption tables in two roots, which differ by model, prompt or settings."""
+"""The comparison of a shard's captions in two roots: statistics, and a page of the windows that differ."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import numpy as np
+from rich.console import Console
+from rich.table import Table as Grid
 
 from caption_assets.checks.stored import StoredShard, captions_of, count_flagged, mean_words
-from caption_assets.report.page import Facts, Page, Row, Side
+from caption_assets.report.page import Page, Properties, Row, Side, publish_page
 from caption_assets.report.sides import SharedProvenance, build_side, position
-from caption_assets.report.text_diff import Difference, compare
+from caption_assets.report.text_diff import TextDiff, diff_texts
+from caption_assets.store.previews import read_posters
 from caption_assets.store.root import Root
 from caption_assets.store.tables import CaptionRow
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75)
-"""Quantiles of the similarity to report."""
+"""Quantiles of the similarity that are reported."""
 ARROW = "\N{RIGHTWARDS ARROW}"
 
 _Window = tuple[str, int | None, float | None, float | None]
@@ -28,7 +33,7 @@ class Pair:
 
     a: CaptionRow | None
     b: CaptionRow | None
-    difference: Difference | None
+    difference: TextDiff | None
     """The difference of the captions; None unless both rows have one."""
 
     @property
@@ -48,7 +53,7 @@ class Statistics:
     """Statistics of a comparison."""
 
     both: int
-    """Number of windows that are in both tables."""
+    """Number of rows that both tables have."""
     kinds: Mapping[str, int]
     """Number of windows by kind of change, the most frequent first; see ``Pair.kind``."""
     words: tuple[float | None, float | None]
@@ -56,12 +61,12 @@ class Statistics:
     flagged: tuple[int, int]
     """Number of rows with quality flags in A and in B."""
     similarity: Mapping[float, float]
-    """Quantiles of the share of words that two captions have in common; empty if no window has two captions."""
+    """Quantiles of ``TextDiff.similarity``, by share; empty if no window has two captions."""
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Both tables, paired by window."""
+    """The rows of two tables, paired by window."""
 
     shard: str
     table: str
@@ -86,6 +91,23 @@ class Comparison:
         )
 
 
+def compare_captions(a: Root, b: Root, shard: str, table: str, output: Path) -> None:
+    """Compare a table of a shard in two roots: print the statistics and write the page.
+
+    Raises:
+        TableError: if a table is missing or damaged.
+        StoreError: if the page cannot be written.
+    """
+    comparison = compare_roots(a, b, shard, table)
+    folder = Root.open(str(output.absolute().parent))
+    publish_page(folder, output.name, comparison_page(comparison), partial(_posters, a, b, shard))
+    console = Console()
+    for name, place in zip("AB", comparison.places, strict=True):
+        console.print(f"{name}: {table} of {shard} in {place}", markup=False, highlight=False, soft_wrap=True)
+    console.print(_grid(comparison.statistics))
+    console.print(f"page of the windows that differ: {output}", markup=False, highlight=False, soft_wrap=True)
+
+
 def compare_roots(a: Root, b: Root, shard: str, table: str) -> Comparison:
     """Compare a table of a shard in two roots.
 
@@ -94,7 +116,7 @@ def compare_roots(a: Root, b: Root, shard: str, table: str) -> Comparison:
         StoreError: if a root cannot be read.
     """
     in_a, in_b = (StoredShard(root, shard).table(table) for root in (a, b))
-    prompts = in_a.facts.get("prompt"), in_b.facts.get("prompt")
+    prompts = in_a.file_metadata.get("prompt"), in_b.file_metadata.get("prompt")
     return Comparison(shard, table, (a.address(""), b.address("")), pair_rows(in_a.rows, in_b.rows), prompts)
 
 
@@ -124,7 +146,7 @@ def comparison_page(comparison: Comparison) -> Page:
     )
 
 
-def figures(statistics: Statistics) -> Facts:
+def figures(statistics: Statistics) -> Properties:
     """Labels and values of the statistics."""
     return [
         ("rows in both", f"{statistics.both:,}"),
@@ -135,7 +157,10 @@ def figures(statistics: Statistics) -> Facts:
             if mean is not None
         ),
         *((f"flagged in {name}", f"{count:,}") for name, count in zip("AB", statistics.flagged, strict=True)),
-        *((f"similarity, {share:.0%}", f"{similarity:.2f}") for share, similarity in statistics.similarity.items()),
+        *(
+            (f"words in common, {share:.0%} quantile", f"{similarity:.0%}")
+            for share, similarity in statistics.similarity.items()
+        ),
     ]
 
 
@@ -146,14 +171,14 @@ def _window(row: CaptionRow) -> _Window:
 def _pair(a: CaptionRow | None, b: CaptionRow | None) -> Pair:
     if a is None or b is None or a.caption is None or b.caption is None:
         return Pair(a, b, None)
-    return Pair(a, b, compare(a.caption, b.caption))
+    return Pair(a, b, diff_texts(a.caption, b.caption))
 
 
 def _row(pair: Pair, provenance: SharedProvenance) -> Row:
     found = [row for row in (pair.a, pair.b) if row]
     texts = (pair.difference.old, pair.difference.new) if pair.difference else (None, None)
     sides = [
-        build_side(row, text, provenance.number(column, row)) if row else Side(missing="no such window")
+        build_side(row, text, provenance.index(column, row)) if row else Side(missing="no such window")
         for column, (row, text) in enumerate(zip((pair.a, pair.b), texts, strict=True))
     ]
     return Row(
@@ -169,3 +194,17 @@ def _row(pair: Pair, provenance: SharedProvenance) -> Row:
         sides=(sides[0], sides[1]),
         changed=pair.difference is not None,
     )
+
+
+def _grid(statistics: Statistics) -> Grid:
+    grid = Grid(show_header=False, box=None)
+    grid.add_column()
+    grid.add_column(justify="right")
+    for label, value in figures(statistics):
+        grid.add_row(label, value)
+    return grid
+
+
+def _posters(a: Root, b: Root, shard: str, window_ids: Sequence[str]) -> dict[str, bytes]:
+    found = read_posters(a, shard, window_ids)
+    return found | read_posters(b, shard, [window_id for window_id in window_ids if window_id not in found])

@@ -1,4 +1,4 @@
-"""The gallery of a shard: one HTML page in the store with the windows' pictures and captions."""
+"""The gallery of a shard: an HTML page in the root, with a preview and the captions of each window."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from functools import partial
 
 from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.checks.stored import StoredShard, StoredTable, count_flagged, mean_words
-from caption_assets.report.page import Facts, Page, Plot, Row, Side, publish_page
+from caption_assets.report.page import Page, Plot, Properties, Row, Side, publish_page
 from caption_assets.report.plots import failures_plot, length_plot
 from caption_assets.report.sides import OUTDATED, SharedProvenance, build_side, nonempty, position
-from caption_assets.report.text_diff import compare
+from caption_assets.report.text_diff import diff_texts
 from caption_assets.store.previews import GALLERY, preview_folder, read_posters
 from caption_assets.store.tables import CaptionRow, ManifestRow, Status, extent
 
@@ -19,7 +19,7 @@ NOT_YET = "not captioned yet"
 STAGES = {STAGE1.name: "stage 1", STAGE2.name: "stage 2"}
 
 Tables = Mapping[str, StoredTable]
-"""A shard's caption tables; those that were not made yet are missing."""
+"""The stored caption tables of a shard, by name."""
 
 
 def gallery_path(shard: str) -> str:
@@ -31,8 +31,8 @@ def write_gallery(stored: StoredShard) -> str:
     """Write the gallery of a shard and return its path.
 
     Windows without captions are included; captions of windows that the manifest lacks are not. Posters are embedded.
-    Animated previews lie beside the page: they play from a folder or a web server, but not through an address that is
-    signed for the page alone.
+    Animated previews are files beside the page: they play if it is opened from a folder or a web server, but not
+    through a presigned address, which is valid for the page alone.
 
     Raises:
         TableError: if the manifest is missing, or a table is damaged.
@@ -63,7 +63,7 @@ def build_gallery(
         animated: ids of the windows that have an animated preview.
         plots: plots above the rows.
     """
-    prompts = [tables[table].facts.get("prompt") if table in tables else None for table in STAGES]
+    prompts = [tables[table].file_metadata.get("prompt") if table in tables else None for table in STAGES]
     provenance = SharedProvenance(prompts)
     stage1, stage2 = ({extent(row): row for row in tables[table].rows} if table in tables else {} for table in STAGES)
     rows = [
@@ -106,14 +106,14 @@ def _row(
 ) -> Row:
     difference = None
     if stage1 and stage2 and stage1.caption is not None and stage2.caption is not None:
-        difference = compare(stage1.caption, stage2.caption)
+        difference = diff_texts(stage1.caption, stage2.caption)
     outdated = stage1 and stage2 and stage2.stage1_fingerprint not in (None, stage1.fingerprint)
     sides = (
-        build_side(stage1, None, provenance.number(0, stage1, window.prompt)) if stage1 else _blank(window),
+        build_side(stage1, None, provenance.index(0, stage1, window.prompt)) if stage1 else _blank(window),
         build_side(
             stage2,
             difference.new if difference else None,
-            provenance.number(1, stage2),
+            provenance.index(1, stage2),
             notes=(OUTDATED,) if outdated else (),
         )
         if stage2
@@ -132,7 +132,7 @@ def _row(
         ),
         sides=sides,
         changed=difference is not None and difference.similarity < 1,
-        facts=_clip_facts(window),
+        properties=_clip_properties(window),
         animated=animated,
     )
 
@@ -150,7 +150,7 @@ def _status(window: ManifestRow, made: Sequence[CaptionRow]) -> str:
     return "captioned" if made[-1].status is Status.OK else "failed"
 
 
-def _figures(manifest: Sequence[ManifestRow], tables: Tables, rows: Sequence[Row]) -> Facts:
+def _figures(manifest: Sequence[ManifestRow], tables: Tables, rows: Sequence[Row]) -> Properties:
     statuses = Counter(row.facets[0][0] for row in rows)
     figures = {
         "clips": f"{len({window.clip_key for window in manifest}):,}",
@@ -164,14 +164,14 @@ def _figures(manifest: Sequence[ManifestRow], tables: Tables, rows: Sequence[Row
     return list(figures.items())
 
 
-def _clip_facts(window: ManifestRow) -> Facts:
+def _clip_properties(window: ManifestRow) -> Properties:
     return nonempty(
         (
             ("Codec", ", ".join(filter(None, (window.codec, window.pixel_format)))),
-            ("Size", window.width and f"{window.width} \N{MULTIPLICATION SIGN} {window.height} pixels"),
-            ("Clip", window.clip_seconds and f"{window.clip_seconds:.1f} s, {window.clip_frames} frames"),
+            ("Resolution", window.width and f"{window.width} \N{MULTIPLICATION SIGN} {window.height} pixels"),
+            ("Duration", window.clip_seconds and f"{window.clip_seconds:.1f} s, {window.clip_frames} frames"),
             ("Window", window.end_frame and f"frames {window.start_frame} to {window.end_frame - 1}"),
-            ("Bytes", f"{window.bytes:,}"),
+            ("File size", f"{window.bytes:,} bytes"),
             ("Window id", window.window_id),
         )
     )

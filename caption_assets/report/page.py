@@ -1,9 +1,9 @@
 """A page of captions in two columns: one HTML file without external parts.
 
-It is a single file because a presigned address opens one object only. It shows something at once, however long it is,
-because it is written in the order in which it is read: the first rows and their posters, the text of all other rows,
-the other posters. Each part is a block of JSON, which the page's script reads when it arrives and turns into elements
-when they come into view.
+It is a single file because a presigned address opens one object only. Its parts are blocks of JSON in reading order:
+the first rows, their posters, the text of all other rows, the other posters. The page's script reads each block when it
+arrives, so that even a long page shows its first rows at once. Rows become elements shortly before they are scrolled
+into view.
 
 Captions and names are untrusted. They reach the page as escaped JSON and become text nodes, never HTML. As a second
 defense, the page's content security policy allows only its own scripts, by hash, and only images beside the page.
@@ -28,10 +28,10 @@ from caption_assets.store.disk import temporary_folder
 from caption_assets.store.root import Root
 
 GROUP = 100
-"""Number of rows in a block, and so of rows that are shown first: more than a screen holds."""
+"""Number of rows in a block. The first block fills more than a screen."""
 
-Facts = Sequence[tuple[str, str]]
-"""Labels and values."""
+Properties = Sequence[tuple[str, str]]
+"""Labels with their values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +46,10 @@ class Side:
     """Quality flags."""
     notes: Sequence[str] = ()
     """Other remarks, such as reductions."""
-    facts: Facts = ()
+    properties: Properties = ()
     """Provenance of this caption alone."""
     provenance: int | None = None
-    """Number of its shared provenance, in ``Page.provenance``."""
+    """Index of its shared provenance in ``Page.provenance``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Row:
     sides: tuple[Side, Side]
     changed: bool
     """Whether the row has two captions that differ."""
-    facts: Facts = ()
+    properties: Properties = ()
     """Properties of the clip."""
     animated: bool = False
     """Whether an animated preview lies beside the page."""
@@ -100,11 +100,11 @@ class Page:
     """Headings of the two columns."""
     marks_removed: bool
     """Whether the first column marks words that the second lacks. The second column always marks added words."""
-    figures: Facts
+    figures: Properties
     """Statistics of the whole page."""
     facets: Sequence[str]
     """Properties to filter rows by."""
-    provenance: Sequence[Facts]
+    provenance: Sequence[Properties]
     """Provenance that many captions share."""
     rows: Sequence[Row]
     plots: Sequence[Plot] = ()
@@ -115,7 +115,7 @@ ReadPosters = Callable[[Sequence[str]], Mapping[str, bytes]]
 
 
 def publish_page(root: Root, path: str, page: Page, read_posters: ReadPosters) -> None:
-    """Publish a page in one atomic step. It is rendered to disk in pieces, so that it never lies whole in memory.
+    """Publish a page atomically. It is rendered to disk in pieces, because all posters may not fit into memory.
 
     Raises:
         StoreError: if the root or this machine's disk cannot be written.

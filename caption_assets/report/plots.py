@@ -1,4 +1,4 @@
-"""Plots of a caption table as small PNG images that are readable on light and on dark pages."""
+"""Plots of caption tables: small PNG images, readable on light and on dark pages."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH = 4.8
-"""Width in inches of 100 pixels."""
+"""Width, in inches of 100 pixels."""
 HEIGHT = 1.8
-"""Height in inches."""
+"""Height, in inches."""
 BAR_HEIGHT = 0.26
 """Height of a horizontal bar, in inches."""
 MAX_KINDS = 8
-"""Maximum number of bars; the rarest kinds of errors share one."""
+"""Maximum number of bars. The rarest kinds of error share the last one."""
 BINS = 30
+"""Number of bins of a histogram."""
 PALETTE = 32
-"""Number of colors of an image. A palette saves two thirds of the bytes."""
+"""Number of colors in an image. A palette reduces its size by two thirds."""
 GRAY = "#767676"
 """Color of text and lines: the gray with a contrast of 4.5 to both white and black (WCAG AA)."""
 COLORS = ("#0072b2", "#d55e00")

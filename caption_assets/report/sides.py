@@ -1,10 +1,10 @@
-"""The sides of a row: one caption each, with its provenance."""
+"""The two sides of a page's row: a caption each, with its provenance."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from caption_assets.report.page import Facts, Side
+from caption_assets.report.page import Properties, Side
 from caption_assets.report.text_diff import DiffSegments
 from caption_assets.store.tables import CaptionRow
 
@@ -15,33 +15,33 @@ OUTDATED = "outdated"
 
 
 class SharedProvenance:
-    """The provenance that many captions of a page have in common, stored once.
+    """The provenance that captions of a page have in common. The page stores each distinct one once.
 
     Args:
         prompts: for each column of the page, its table's instruction.
     """
 
     def __init__(self, prompts: Sequence[str | None]) -> None:
-        self.found: dict[Facts, int] = {}
-        """Number of each provenance, in order."""
+        self.found: dict[Properties, int] = {}
+        """Index of each distinct provenance."""
         self._prompts = prompts
 
-    def number(self, column: int, row: CaptionRow, prompt: str | None = None) -> int:
-        """Number of a row's provenance.
+    def index(self, column: int, row: CaptionRow, prompt: str | None = None) -> int:
+        """The index of a row's provenance.
 
         Args:
             column: column of the page.
             row: the caption.
             prompt: the clip's own instruction, if it has one.
         """
-        facts = (
+        properties = (
             ("Model", row.model),
             ("Revision", row.revision),
             ("LoRA adapter", row.lora and f"{row.lora} @ {row.lora_revision}"),
             ("Sampling", _sampling(row.sampling or {})),
             ("Prompt", f"{row.prompt_name}: {prompt or self._prompts[column] or 'unknown'}"),
         )
-        return self.found.setdefault(nonempty(facts), len(self.found))
+        return self.found.setdefault(nonempty(properties), len(self.found))
 
 
 def build_side(row: CaptionRow, text: DiffSegments | None, provenance: int, notes: Sequence[str] = ()) -> Side:
@@ -50,7 +50,7 @@ def build_side(row: CaptionRow, text: DiffSegments | None, provenance: int, note
     Args:
         row: the caption.
         text: its text in segments; None if there is no other text to compare with.
-        provenance: number of its provenance.
+        provenance: index of its shared provenance.
         notes: notes besides the row's reductions.
     """
     return Side(
@@ -58,7 +58,7 @@ def build_side(row: CaptionRow, text: DiffSegments | None, provenance: int, note
         missing=None if row.caption is not None else f"{row.error_kind}: {row.error}",
         flags=tuple(row.flags),
         notes=(*notes, *row.reductions),
-        facts=_facts(row),
+        properties=_properties(row),
         provenance=provenance,
     )
 
@@ -70,12 +70,12 @@ def position(window_index: int | None, start_seconds: float | None, end_seconds:
     return f"window {window_index}, {_time(start_seconds)} to {_time(end_seconds)}"
 
 
-def nonempty(facts: Sequence[tuple[str, object]]) -> tuple[tuple[str, str], ...]:
-    """The facts whose value is neither None nor empty."""
-    return tuple((label, str(value)) for label, value in facts if value)
+def nonempty(properties: Sequence[tuple[str, object]]) -> tuple[tuple[str, str], ...]:
+    """The properties whose value is neither None nor empty."""
+    return tuple((label, str(value)) for label, value in properties if value)
 
 
-def _facts(row: CaptionRow) -> Facts:
+def _properties(row: CaptionRow) -> Properties:
     indices = [str(index) for index in row.frame_indices or ()]
     if len(indices) > SHOWN_INDICES:
         indices[SHOWN_INDICES - 2 : -1] = ["\N{HORIZONTAL ELLIPSIS}"]

@@ -9,7 +9,7 @@ from difflib import SequenceMatcher
 from itertools import groupby
 
 MAX_WORDS = 1000
-"""Maximum number of words to compare one by one. 1,000 take at most 0.1 s; 17,000 (100,000 characters) could take
+"""Maximum number of words that are aligned one by one. 1,000 take at most 0.1 s; 17,000 (100,000 characters) could take
 minutes. The default output limit of 512 tokens is about 400 words."""
 _PUNCTUATION = r"!-/:-@\[-`{-~\u00a1-\u00bf\u2010-\u2027\u2030-\u205e\u3001-\u3020\uff01-\uff0f\uff1a-\uff20"
 _UNSPACED = r"\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff"
@@ -25,7 +25,7 @@ Joined, they are the text. Common segments may be empty.
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
+class TextDiff:
     """The difference of an old and a new text."""
 
     old: DiffSegments
@@ -36,16 +36,16 @@ class Difference:
     """Share of the words of both texts that are common: 1 for the same words in the same order, 0 for none."""
 
 
-def compare(old: str, new: str) -> Difference:
+def diff_texts(old: str, new: str) -> TextDiff:
     """Compare two texts.
 
-    Common beginnings and ends are found at any length. If more than ``MAX_WORDS`` words of either text are left between
-    them, all of those differ.
+    Common beginnings and ends are found at any length. The words between them are aligned, unless either text has more
+    than ``MAX_WORDS`` of them; then all of them count as different.
     """
     old_words, new_words = list(_WORD.finditer(old)), list(_WORD.finditer(new))
     kept = _common([word[0] for word in old_words], [word[0] for word in new_words])
     words = len(old_words) + len(new_words)
-    return Difference(
+    return TextDiff(
         _segments(old, old_words, {one for one, _ in kept}),
         _segments(new, new_words, {other for _, other in kept}),
         2 * len(kept) / words if words else 1.0,
@@ -54,9 +54,9 @@ def compare(old: str, new: str) -> Difference:
 
 def _common(old: Sequence[str], new: Sequence[str]) -> list[tuple[int, int]]:
     """Positions of the common words in both texts."""
-    least = min(len(old), len(new))
-    head = next((place for place in range(least) if old[place] != new[place]), least)
-    tail = next((place for place in range(least - head) if old[-1 - place] != new[-1 - place]), least - head)
+    length = min(len(old), len(new))
+    head = next((place for place in range(length) if old[place] != new[place]), length)
+    tail = next((place for place in range(length - head) if old[-1 - place] != new[-1 - place]), length - head)
     old_end, new_end = len(old) - tail, len(new) - tail
     ends = [(place, place) for place in range(head)]
     ends += [(old_end + place, new_end + place) for place in range(tail)]

@@ -19,9 +19,9 @@ from caption_assets.checks.findings import (
     few_failed,
     few_flagged,
     few_truncated,
-    find,
     prefix_cache_hits,
     rows_complete,
+    run_checks,
     schema_known,
     usual_length,
     weights_verified,
@@ -57,10 +57,10 @@ texts = st.lists(st.text() | st.lists(st.sampled_from(["a", "red", "CAR", "\u8ec
 
 
 @given(texts, texts, st.lists(st.floats(0, 1e4)), st.sampled_from([STAGE1.name, STAGE2.name]))
-def test_find_returns_one_finding_for_each_check(
+def test_run_checks_returns_one_finding_for_each_check(
     stage1: list[str], stage2: list[str], earlier: list[float], table: str
 ) -> None:
-    found = find(
+    found = run_checks(
         stored(rows_of(*stage2), table),
         clips(len(stage2)),
         captions(*stage1),
@@ -72,8 +72,8 @@ def test_find_returns_one_finding_for_each_check(
     assert not any(finding.is_error for finding in found)
 
 
-def test_find_passes_an_empty_table_of_an_empty_manifest() -> None:
-    assert all(finding.passed for finding in find(stored([]), [], max_failed_fraction=0.0, earlier_means=[]))
+def test_run_checks_passes_an_empty_table_of_an_empty_manifest() -> None:
+    assert all(finding.passed for finding in run_checks(stored([]), [], max_failed_fraction=0.0, earlier_means=[]))
 
 
 @given(st.permutations(range(5)), st.integers(0, 5))
@@ -89,7 +89,7 @@ def test_rows_complete_counts_missing_and_extra_rows() -> None:
     rows = [captioned(manifest[0], "A car."), captioned(window("other.mp4"), "A dog.")]
     finding = rows_complete(stored(rows), manifest)
     assert finding.is_error
-    assert (finding.facts["missing"], finding.facts["too_many"]) == (2, 1)
+    assert (finding.metadata["missing"], finding.metadata["too_many"]) == (2, 1)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_failed_fraction_ignores_unreadable_clips() -> None:
     assert few_failed(stored(rows), 0.1).passed
     finding = few_failed(stored(rows), 0.09)
     assert finding.is_error
-    assert finding.facts["failed"] == 1
+    assert finding.metadata["failed"] == 1
     assert "'z.mp4', window 0: the engine crashed" in finding.message
 
 
@@ -139,27 +139,27 @@ def test_share_of_captions_may_reach_its_limit_and_not_exceed_it(count: int, exp
 
 def test_flagged_fraction_counts_each_flag() -> None:
     flagged = [*captions("A car.", flags=("refusal", "cut_off")), *captions("A dog.", flags=("cut_off",))]
-    facts = few_flagged(flagged).facts
-    assert (facts["flag_cut_off"], facts["flag_refusal"], facts["count"]) == (2, 1, 2)
+    metadata = few_flagged(flagged).metadata
+    assert (metadata["flag_cut_off"], metadata["flag_refusal"], metadata["count"]) == (2, 1, 2)
 
 
 def test_flagged_fraction_ignores_reductions() -> None:
-    assert few_flagged(captions("A car.", reductions=("fewer_frames",))).facts["count"] == 0
+    assert few_flagged(captions("A car.", reductions=("fewer_frames",))).metadata["count"] == 0
 
 
 def test_duplicates_are_found_regardless_of_case_and_punctuation() -> None:
     finding = few_duplicates(captions("A red car!", "a red  car", "A red cart."))
-    assert (finding.facts["count"], finding.facts["most_clips_with_one_caption"]) == (1, 2)
+    assert (finding.metadata["count"], finding.metadata["most_clips_with_one_caption"]) == (1, 2)
 
 
 def test_windows_of_one_clip_are_no_duplicates() -> None:
     rows = [captioned(window("a.mp4", number), "A red car.") for number in range(9)]
-    assert few_duplicates(captions_of(rows)).facts["count"] == 0
+    assert few_duplicates(captions_of(rows)).metadata["count"] == 0
 
 
 @given(st.lists(st.sampled_from(["a car", "a dog", "a tree"])))
 def test_duplicates_of_a_group_are_all_but_one(texts: list[str]) -> None:
-    assert few_duplicates(captions(*texts)).facts["count"] == len(texts) - len(set(texts))
+    assert few_duplicates(captions(*texts)).metadata["count"] == len(texts) - len(set(texts))
 
 
 def length_finding(words: int, earlier: Sequence[float]) -> Finding:
@@ -191,7 +191,7 @@ def test_stage2_adds_nothing_if_it_equals_stage1_or_is_much_shorter() -> None:
     )
     finding = adds_to_stage1(stage1, stage2)
     assert not finding.passed
-    assert (finding.facts["equal"], finding.facts["shorter"], finding.facts["count"]) == (1, 1, 2)
+    assert (finding.metadata["equal"], finding.metadata["shorter"], finding.metadata["count"]) == (1, 1, 2)
 
 
 def test_stage2_is_compared_only_with_existing_stage1_captions() -> None:
@@ -202,7 +202,7 @@ def test_stage2_is_compared_only_with_existing_stage1_captions() -> None:
 
 def test_example_of_a_finding_has_a_maximum_length() -> None:
     finding = few_truncated(captions("x" * 100_000, finish_reason="length"))
-    assert len(str(finding.facts["example"])) == EXAMPLE_CHARACTERS
+    assert len(str(finding.metadata["example"])) == EXAMPLE_CHARACTERS
 
 
 def test_weights_check_names_a_damaged_file() -> None:
@@ -226,4 +226,4 @@ def test_cache_check_gives_the_reason_for_few_hits(hits: CacheHits, passed: bool
     finding = prefix_cache_hits(hits.facts)
     assert finding.passed is passed
     assert reason in finding.message
-    assert finding.facts.get("predicted_tokens", 0) == hits.predicted
+    assert finding.metadata.get("predicted_tokens", 0) == hits.predicted

@@ -24,7 +24,7 @@ def test_stored_shard_reads_each_table_once(tmp_path: Path) -> None:
     assert shard.manifest[0] == CAR
     assert shard.table(STAGE1.name) is shard.find(STAGE1.name) is stored
     assert [caption.words for caption in stored.captions] == [["a", "car"]]
-    assert stored.facts["prompt"] == PROMPTS[STAGE1.name]
+    assert stored.file_metadata["prompt"] == PROMPTS[STAGE1.name]
 
 
 def test_stored_shard_finds_no_table_that_was_not_made(tmp_path: Path) -> None:

@@ -143,21 +143,21 @@ def test_shared_provenance_is_stored_once() -> None:
     windows = [window(f"{number}.mp4", prompt="Count the cars." if number == 2 else None) for number in range(3)]
     page = page_of(windows, [captioned(clip, "A car.") for clip in windows])
     assert [row.sides[0].provenance for row in page.rows] == [0, 0, 1]
-    assert [dict(facts)["Prompt"] for facts in page.provenance] == [
+    assert [dict(properties)["Prompt"] for properties in page.provenance] == [
         "general: Describe the video.",
         "general: Count the cars.",
     ]
 
 
 def test_details_name_frames_and_tokens() -> None:
-    facts = dict(row_of(CAR, captioned(CAR, "A car.")).sides[0].facts)
-    assert facts["Frames"] == "3: 0, 50, 99"
-    assert facts["Prompt tokens"] == "2,500 (2,048 cached)"
+    properties = dict(row_of(CAR, captioned(CAR, "A car.")).sides[0].properties)
+    assert properties["Frames"] == "3: 0, 50, 99"
+    assert properties["Prompt tokens"] == "2,500 (2,048 cached)"
 
 
 def test_details_shorten_a_long_list_of_frames() -> None:
     row = row_of(CAR, captioned(CAR, "A car.", frame_indices=tuple(range(768))))
-    frames = dict(row.sides[0].facts)["Frames"]
+    frames = dict(row.sides[0].properties)["Frames"]
     assert frames.startswith("768: 0, 1, 2, ")
     assert frames.endswith(" 37, \N{HORIZONTAL ELLIPSIS}, 767")
 

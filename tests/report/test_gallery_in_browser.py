@@ -143,14 +143,14 @@ def test_gallery_searches_and_filters_rows(page: Page, large: str) -> None:
     expect(page.get_by_text("No rows match these filters")).to_be_visible()
     page.get_by_role("button", name="Show all rows").click()
     expect(page.locator("#count")).to_have_text("5,000 rows")
-    page.get_by_label("Changed only").check()
+    page.get_by_label("Differing captions only").check()
     expect(page.locator("#count")).to_have_text("2,500 of 5,000 rows")
     expect(page.locator("ins").first).to_have_text("In the rain,")
 
 
 def test_details_open_and_close_by_keyboard(page: Page, large: str) -> None:
     page.goto(large)
-    page.get_by_label("Changed only").focus()
+    page.get_by_label("Differing captions only").focus()
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     dialog = page.get_by_role("dialog", name="camera-0/00000.mp4")

@@ -14,7 +14,7 @@ PROMPTS = {STAGE1.name: "Describe the video.", STAGE2.name: "Describe it more fu
 
 
 def window(key: str, index: int = 0, **changes: Any) -> ManifestRow:
-    facts = {"start_frame": 0, "end_frame": 100, "start_seconds": 0.0, "end_seconds": 4.0, "clip_seconds": 4.0}
+    properties = {"start_frame": 0, "end_frame": 100, "start_seconds": 0.0, "end_seconds": 4.0, "clip_seconds": 4.0}
     return ManifestRow(
         **{
             "clip_key": key,
@@ -25,7 +25,7 @@ def window(key: str, index: int = 0, **changes: Any) -> ManifestRow:
             "status": Status.OK,
             "codec": "h264",
             "clip_frames": 100,
-            **facts,
+            **properties,
             **changes,
         }
     )

@@ -11,11 +11,11 @@ const { search, changed } = filters.elements;
 const facets = [...filters.querySelectorAll("select")];
 const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
 
-const rows = []; // rows that have arrived
+const rows = []; // rows of the blocks that have arrived
 const posters = new Map(); // data URLs by window id
 let found = []; // rows that match the filters
 let opened = null; // row with open details
-let animationsReachable = true; // animations lie beside the page; a presigned address does not reach them
+let animationsReachable = true; // animations are files beside the page; a presigned address does not cover them
 
 function find(id) {
   return document.getElementById(id);
@@ -28,7 +28,7 @@ function make(tag, attributes, ...children) {
   return element;
 }
 
-// Reads a block of rows or posters that has arrived.
+// Reads a block of rows or posters when it has arrived.
 function readBlock(block) {
   const content = JSON.parse(block.textContent);
   block.remove();
@@ -69,7 +69,7 @@ function addCards() {
   const shown = list.children.length;
   list.append(...found.slice(shown, shown + BATCH).map(card));
   more.hidden = list.children.length >= found.length;
-  endObserver.unobserve(more); // observed again, it reports even if it stayed in view
+  endObserver.unobserve(more); // observing it again reports it even if it stayed in view
   endObserver.observe(more);
 }
 
@@ -108,7 +108,7 @@ function segmentNodes(segments, column, maxCharacters) {
   let left = maxCharacters;
   for (const [number, segment] of segments.entries()) {
     const isCut = segment.length > left;
-    const text = isCut ? segment.slice(0, left).replace(/[\uD800-\uDBFF]$/, "") : segment; // no half surrogate pair
+    const text = isCut ? segment.slice(0, left).replace(/[\uD800-\uDBFF]$/, "") : segment; // not half of a surrogate pair
     if (text) nodes.push(tag && number % 2 ? make(tag, {}, text) : text);
     left -= text.length;
     if (isCut) return [...nodes, "\u2026"];
@@ -150,10 +150,10 @@ function show(row) {
       {},
       make("h3", {}, page.sides[column]),
       ...captionOf(side, column, Infinity),
-      factList([...side.facts, ...(side.provenance === null ? [] : page.provenance[side.provenance])]),
+      propertyList([...side.properties, ...(side.provenance === null ? [] : page.provenance[side.provenance])]),
     ),
   );
-  const about = make("div", { class: "about" }, player(row), factList(row.facts));
+  const about = make("div", { class: "about" }, player(row), propertyList(row.properties));
   body.replaceChildren(about, make("div", { class: "sides" }, ...columns));
   body.scrollTop = 0;
   previous.disabled = row === found[0];
@@ -181,9 +181,9 @@ function player(row) {
   return frame;
 }
 
-function factList(facts) {
+function propertyList(properties) {
   const item = ([label, value]) => make("div", {}, make("dt", {}, label), make("dd", { dir: "auto" }, value));
-  return make("dl", {}, ...facts.map(item));
+  return make("dl", {}, ...properties.map(item));
 }
 
 function step(by) {
