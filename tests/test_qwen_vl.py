@@ -22,7 +22,7 @@ from caption_assets.models.variants import VARIANTS, find_variant
 from caption_assets.qwen_vl import CaptionsIncomplete, QwenVL, _LoopThread, as_frames, second_prompt
 from caption_assets.sample.clips import SampleClip, encode, random_clip
 from caption_assets.video.decode import decode
-from tests.captioning.stand_in import StandIn, start_stand_in
+from tests.captioning.fake_engine import FakeEngine, start_fake_engine
 from tests.models.files import MODEL, SHARD
 from tests.models.hub_server import Fault, HubServer
 
@@ -101,7 +101,7 @@ def test_what_is_no_video_is_refused(bad: Any) -> None:
         as_frames(bad)
 
 
-class Mortal(StandIn):
+class Mortal(FakeEngine):
     """Crashes on one prompt, and fails the second stage of another."""
 
     def __init__(self) -> None:
@@ -122,7 +122,7 @@ def on_a_stand_in() -> Iterator[QwenVL]:
     """A model whose engine is a stand-in that may crash, and is not built again."""
     model = QwenVL("/models", "sample", 16, fp8=False, stage2_prompt_text="user_prompt shy ")
     loop = _LoopThread()
-    supervisor = EngineSupervisor(lambda: start_stand_in(Mortal()), max_restarts=0)
+    supervisor = EngineSupervisor(lambda: start_fake_engine(Mortal()), max_restarts=0)
     loop.run(supervisor.__aenter__())
     model._loop, model._supervisor = loop, supervisor
     yield model

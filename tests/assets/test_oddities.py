@@ -13,9 +13,9 @@ from dagster._core.storage.event_log import SqlEventLogStorage
 from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.checks.findings import CHECKS
 from caption_assets.store.tables import CLIP_MANIFEST
+from tests import damage
 from tests.assets.conftest import ProjectHarness
 from tests.assets.test_checks import STAGES, evaluations, store_captions
-from tests.damage import files as damage
 from tests.disks import fill, small_disk
 from tests.videos import moving_video
 
@@ -111,7 +111,7 @@ def test_unexpected_error_of_a_single_shard_is_not_retried(filmed: ProjectHarnes
 @pytest.mark.parametrize("table", [CLIP_MANIFEST, STAGE1.name, STAGE2.name])
 def test_checks_of_a_damaged_table_fail_its_shard_alone(captioned: ProjectHarness, table: str) -> None:
     path = next((captioned.root / table / "shard=b").iterdir())
-    damage.broken_pages(path)
+    damage.invert_pages(path)
     wanted = [dg.AssetCheckKey(dg.AssetKey(stage), check.name) for stage in STAGES for check in CHECKS[stage]]
     run = captioned.run(checks=wanted, partitions=ALL)
     assert {one.partition for one in evaluations(captioned, run)} == {"a", "c"}
@@ -124,7 +124,7 @@ def test_checks_of_a_damaged_table_fail_its_shard_alone(captioned: ProjectHarnes
 @pytest.mark.faults
 @pytest.mark.parametrize("table", [STAGE1.name, STAGE2.name])
 def test_damaged_captions_are_not_reused(captioned: ProjectHarness, table: str) -> None:
-    damage.another_text(next((captioned.root / table / "shard=b").iterdir()))
+    damage.change_texts(next((captioned.root / table / "shard=b").iterdir()))
     run = captioned.run(*STAGES, partitions=ALL)  # there are no weights to make it with
     assert recorded(captioned, STAGES[1]) == {"a"}
     logged = [entry.user_message for entry in captioned.instance.all_logs(run.run_id)]
@@ -134,7 +134,7 @@ def test_damaged_captions_are_not_reused(captioned: ProjectHarness, table: str) 
 @pytest.mark.fast
 def test_stage2_alone_fails_for_a_shard_with_a_damaged_stage1(captioned: ProjectHarness) -> None:
     path = next((captioned.root / STAGES[0] / "shard=b").iterdir())
-    damage.without("caption")(path)
+    damage.drop_column("caption")(path)
     run = captioned.run(STAGES[1], partitions=ALL)
     assert recorded(captioned, STAGES[1]) == {"a", "c"}
     assert f"{path} is damaged" in failure_of(captioned, run)

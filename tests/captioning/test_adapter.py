@@ -20,7 +20,7 @@ from caption_assets.models.checkpoint import Lora
 from caption_assets.models.variants import SAMPLE
 from caption_assets.models.weights import WeightsError
 from caption_assets.store.tables import ManifestRow, Status
-from tests.captioning.tasks import film_tasks
+from tests.captioning.window_jobs import video_jobs
 from tests.conftest import caption_all
 from tests.models.adapters import LANGUAGE, VISION, Modules, adapter_files, write_adapter
 from tests.videos import moving_video
@@ -188,9 +188,9 @@ def test_an_engine_without_the_recipes_adapter_is_refused() -> None:
 def test_captions_are_the_adapters(
     tmp_path: Path, supervisor: EngineSupervisor, event_loop_runner: asyncio.Runner, modules: Modules, scale: float
 ) -> None:
-    tasks = film_tasks(moving_video(48))
-    base = event_loop_runner.run(caption_all(supervisor, replace(RECIPE, lora=None), tasks))
-    adapted = asyncio.run(with_adapter(read(tmp_path, modules, scale=scale), tasks))
+    jobs = video_jobs(moving_video(48))
+    base = event_loop_runner.run(caption_all(supervisor, replace(RECIPE, lora=None), jobs))
+    adapted = asyncio.run(with_adapter(read(tmp_path, modules, scale=scale), jobs))
     assert [row.row(STAGE1).caption for row in adapted] != [row.row(STAGE1).caption for row in base]
     for result in adapted:
         assert result.row(STAGE1).caption
@@ -199,9 +199,9 @@ def test_captions_are_the_adapters(
         assert result.row(STAGE2).cached_tokens, "stage 2 has the video's tokens from the cache, adapted as they were"
 
 
-async def with_adapter(adapter: Adapter, tasks: Sequence[WindowJob]) -> list[WindowJob]:
+async def with_adapter(adapter: Adapter, jobs: Sequence[WindowJob]) -> list[WindowJob]:
     async with EngineSupervisor(lambda: start_engine(MODEL, RECIPE, EngineConfig(), adapter)) as supervisor:
-        return await caption_all(supervisor, RECIPE, tasks)
+        return await caption_all(supervisor, RECIPE, jobs)
 
 
 async def started(adapter: Adapter | None) -> None:

@@ -1,4 +1,4 @@
-"""Damaged state of one shard of three: the others are published whole, and it is published right or says why not."""
+"""Tests of damaged state of one shard of three: it is published right or fails, and the others are published whole."""
 
 from __future__ import annotations
 
@@ -19,12 +19,29 @@ from caption_assets.captioning.open_shard import Published
 from caption_assets.captioning.request import Request
 from caption_assets.captioning.shard_queue import caption_shards
 from caption_assets.captioning.supervisor import EngineSupervisor
-from tests.captioning.stand_in import StandIn, start_stand_in
-from tests.captioning.test_shard_queue import BOTH, OneByOne, World
-from tests.captioning.watch import Log
+from tests.captioning.fake_engine import FakeEngine, SequentialEngine, start_fake_engine
+from tests.captioning.harness import TABLES, Harness
+from tests.captioning.run_events import RunEvents
 from tests.conftest import SANDBOX
-from tests.damage import files as made
-from tests.damage.files import Damage
+from tests.damage import (
+    Damage,
+    change_texts,
+    drop_column,
+    edit_json,
+    fill_with_invalid_utf8,
+    fill_with_nulls,
+    fill_with_text,
+    invert_pages,
+    make_empty,
+    remove_schema_version,
+    replace_with_folder,
+    replace_with_invalid_utf8,
+    replace_with_json,
+    replace_with_pandas_table,
+    replace_with_pipe,
+    set_later_schema_version,
+    truncate,
+)
 
 FAST = pytest.mark.fast
 SHARDS = ("a", "b", "c")
@@ -32,40 +49,40 @@ Rows = Mapping[tuple[str, str], list[dict[str, Any]]]
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
-    """Three shards, each with an earlier pair of tables and with checkpoints of windows that were added since."""
+class StoredState:
+    """Three shards with published tables, and with checkpoints of clips that were added later."""
 
-    world: World
+    harness: Harness
     whole: Rows
-    """What a run over undamaged state publishes."""
-    asked: int
-    """Requests that it makes."""
+    """Rows that a run over undamaged state publishes."""
+    requests: int
+    """Number of its requests."""
     copies: Iterator[int]
 
-    def copy(self) -> World:
-        """The same, to be damaged."""
-        folder = self.world.folder / f"copy-{next(self.copies)}"
-        shutil.copytree(self.world.folder / "root", folder / "root")
-        (folder / "shards").symlink_to(self.world.folder / "shards")
-        return World(folder)
+    def copy(self) -> Harness:
+        """A copy, to be damaged."""
+        folder = self.harness.folder / f"copy-{next(self.copies)}"
+        shutil.copytree(self.harness.folder / "root", folder / "root")
+        (folder / "shards").symlink_to(self.harness.folder / "shards")
+        return Harness(folder)
 
 
-def rows_of(world: World) -> Rows:
-    return {(shard, table): world.rows(table, shard) for shard in SHARDS for table in BOTH}
+def rows_of(harness: Harness) -> Rows:
+    return {(shard, table): harness.rows(table, shard) for shard in SHARDS for table in TABLES}
 
 
-def stop_after_one_window(world: World, shard: str) -> None:
-    """A run over one shard that is canceled when the engine is asked about a second window."""
+def stop_after_one_window(harness: Harness, shard: str) -> None:
+    """Start a run over one shard and cancel it at the first request for a second window."""
 
     async def run() -> None:
         enough, windows = asyncio.Event(), set[str]()
 
-        def asked(request: Request) -> None:
+        def on_request(request: Request) -> None:
             windows.add(request.video_id.split("-")[0])
             if len(windows) > 1:
                 enough.set()
 
-        running = asyncio.create_task(world.captions(shard, engine=OneByOne(asked, seconds=0.02)))
+        running = asyncio.create_task(harness.caption(shard, engine=SequentialEngine(on_request, seconds=0.02)))
         await enough.wait()
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -75,19 +92,19 @@ def stop_after_one_window(world: World, shard: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def stored(tmp_path_factory: pytest.TempPathFactory) -> Stored:
-    world = World(tmp_path_factory.mktemp("stored"))
+def stored(tmp_path_factory: pytest.TempPathFactory) -> StoredState:
+    harness = Harness(tmp_path_factory.mktemp("stored"))
     for shard in SHARDS:
-        world.add_clips(shard, f"{shard}-one")
-    world.run(*SHARDS)
+        harness.add_clips(shard, f"{shard}-one")
+    harness.run(*SHARDS)
     for shard in SHARDS:
-        world.add_clips(shard, f"{shard}-two")
-        stop_after_one_window(world, shard)
-    found = Stored(world, {}, 0, count())
+        harness.add_clips(shard, f"{shard}-two")
+        stop_after_one_window(harness, shard)
+    found = StoredState(harness, {}, 0, count())
     undamaged = found.copy()
     assert undamaged.run(*SHARDS).failures == {}
-    assert undamaged.asked.total() > 0  # a window of each shard at least
-    return replace(found, whole=rows_of(undamaged), asked=undamaged.asked.total())
+    assert undamaged.requests.total() > 0
+    return replace(found, whole=rows_of(undamaged), requests=undamaged.requests.total())
 
 
 FILES = {
@@ -100,32 +117,32 @@ FILES = {
 }
 
 
-def state_file(world: World, kind: str) -> Path:
-    [path] = Path(world.root.path).glob(FILES[kind])
+def state_file(harness: Harness, kind: str) -> Path:
+    [path] = Path(harness.root.path).glob(FILES[kind])
     return path
 
 
-def assert_others_whole(world: World, stored: Stored, log: Log) -> None:
-    assert {"a", "c"} <= set(log.tables)
+def assert_other_shards_published(harness: Harness, stored: StoredState, events: RunEvents) -> None:
+    assert {"a", "c"} <= set(events.tables)
     for shard in ("a", "c"):
-        for table in BOTH:
-            assert world.rows(table, shard) == stored.whole[shard, table]
+        for table in TABLES:
+            assert harness.rows(table, shard) == stored.whole[shard, table]
 
 
-def assert_published_right(world: World, stored: Stored, log: Log) -> None:
-    assert log.failures == log.skips == {}
-    assert set(log.tables) == set(SHARDS)
-    assert rows_of(world) == stored.whole
+def assert_all_published(harness: Harness, stored: StoredState, events: RunEvents) -> None:
+    assert events.failures == events.skips == {}
+    assert set(events.tables) == set(SHARDS)
+    assert rows_of(harness) == stored.whole
 
 
 CONTENT: list[Damage] = [
-    made.emptied, made.cut, made.foreign, made.not_utf8, made.broken_pages, made.another_text, made.a_later_schema,
-    made.no_schema_version, made.by_pandas, made.without("window_id"), made.without("status"),
-    made.with_text_in("window_index"), made.with_bytes_in("clip_key"), made.with_nothing_in("window_id"),
-    made.with_nothing_in("status"),
+    make_empty, truncate, replace_with_json, replace_with_invalid_utf8, invert_pages, change_texts,
+    set_later_schema_version, remove_schema_version, replace_with_pandas_table,
+    drop_column("window_id"), drop_column("status"), fill_with_text("window_index"),
+    fill_with_invalid_utf8("clip_key"), fill_with_nulls("window_id"), fill_with_nulls("status"),
 ]  # fmt: skip
-CAPTION_CONTENT = [*CONTENT, made.without("caption"), made.with_bytes_in("caption"), made.with_text_in("attempts")]
-NOT_A_FILE: list[Damage] = [made.a_folder, made.a_pipe]
+CAPTION_CONTENT = [*CONTENT, drop_column("caption"), fill_with_invalid_utf8("caption"), fill_with_text("attempts")]
+NOT_A_FILE: list[Damage] = [replace_with_folder, replace_with_pipe]
 
 
 @pytest.mark.parametrize("damage", CAPTION_CONTENT, ids=lambda damage: damage.__name__)
@@ -138,89 +155,89 @@ NOT_A_FILE: list[Damage] = [made.a_folder, made.a_pipe]
         pytest.param("stage-2 checkpoint", marks=pytest.mark.faults),
     ],
 )
-def test_damaged_captions_count_as_absent_and_are_made_again(stored: Stored, kind: str, damage: Damage) -> None:
-    world = stored.copy()
-    path = state_file(world, kind)
+def test_damaged_captions_are_reported_and_made_again(stored: StoredState, kind: str, damage: Damage) -> None:
+    harness = stored.copy()
+    path = state_file(harness, kind)
     damage(path)
-    log = world.run(*SHARDS)
-    assert_published_right(world, stored, log)
-    assert world.asked.total() > stored.asked
-    assert any(str(path) in warning and warning.startswith("b: ") for warning in log.warnings)
+    events = harness.run(*SHARDS)
+    assert_all_published(harness, stored, events)
+    assert harness.requests.total() > stored.requests
+    assert any(str(path) in warning and warning.startswith("b: ") for warning in events.warnings)
 
 
 @FAST
 @pytest.mark.parametrize("damage", NOT_A_FILE, ids=lambda damage: damage.__name__)
 @pytest.mark.parametrize("kind", ["stage-1 checkpoint", "stage-2 checkpoint"])
-def test_what_is_no_file_in_a_checkpoints_place_counts_as_absent(stored: Stored, kind: str, damage: Damage) -> None:
-    world = stored.copy()
-    damage(state_file(world, kind))
-    assert_published_right(world, stored, world.run(*SHARDS))
+def test_folder_or_pipe_in_place_of_a_checkpoint_is_ignored(stored: StoredState, kind: str, damage: Damage) -> None:
+    harness = stored.copy()
+    damage(state_file(harness, kind))
+    assert_all_published(harness, stored, harness.run(*SHARDS))
 
 
 @FAST
 @pytest.mark.parametrize("damage", [*CONTENT, *NOT_A_FILE, Path.unlink], ids=lambda damage: damage.__name__)
-def test_a_damaged_manifest_fails_its_shard_alone(stored: Stored, damage: Damage) -> None:
-    world = stored.copy()
-    path = state_file(world, "manifest")
-    kept = world.left_over("b")
+def test_damaged_manifest_fails_its_shard_only(stored: StoredState, damage: Damage) -> None:
+    harness = stored.copy()
+    path = state_file(harness, "manifest")
+    kept = harness.checkpoint_files("b")
     damage(path)
-    log = world.run(*SHARDS)
-    assert_others_whole(world, stored, log)
-    assert log.failures.keys() == {"b"}
-    assert str(path) in log.failures["b"]
-    assert world.left_over("b") == kept
+    events = harness.run(*SHARDS)
+    assert_other_shards_published(harness, stored, events)
+    assert events.failures.keys() == {"b"}
+    assert str(path) in events.failures["b"]
+    assert harness.checkpoint_files("b") == kept
 
 
 LEASES: list[Damage] = [
-    made.emptied, made.cut, made.not_utf8, made.foreign, *NOT_A_FILE,
-    made.record(lambda _: []),
-    made.record(lambda found: found.pop("owner") and None),
-    made.record(lambda found: found.update(seconds="soon")),
-    made.record(lambda found: found.update(seconds=float("nan"))),
-    made.record(lambda found: found.update(released="yes")),
+    make_empty, truncate, replace_with_invalid_utf8, replace_with_json, *NOT_A_FILE,
+    edit_json(lambda _: []),
+    edit_json(lambda found: found.pop("owner") and None),
+    edit_json(lambda found: found.update(seconds="soon")),
+    edit_json(lambda found: found.update(seconds=float("nan"))),
+    edit_json(lambda found: found.update(released="yes")),
 ]  # fmt: skip
 
 
 @FAST
 @pytest.mark.parametrize("damage", LEASES, ids=lambda damage: damage.__name__)
-def test_a_damaged_lease_fails_its_shard_alone(stored: Stored, damage: Damage) -> None:
-    world = stored.copy()
-    path = state_file(world, "lease")
-    kept = world.left_over("b")
+def test_damaged_lease_fails_its_shard_only(stored: StoredState, damage: Damage) -> None:
+    harness = stored.copy()
+    path = state_file(harness, "lease")
+    kept = harness.checkpoint_files("b")
     damage(path)
-    log = world.run(*SHARDS)
-    assert_others_whole(world, stored, log)
-    assert log.failures.keys() == {"b"}
-    assert str(path) in log.failures["b"]
-    assert world.left_over("b") == kept
-    shutil.rmtree(path) if path.is_dir() else path.unlink()  # as the message says
-    assert_published_right(world, stored, world.run(*SHARDS))
+    events = harness.run(*SHARDS)
+    assert_other_shards_published(harness, stored, events)
+    assert events.failures.keys() == {"b"}
+    assert str(path) in events.failures["b"]
+    assert harness.checkpoint_files("b") == kept
+    shutil.rmtree(path) if path.is_dir() else path.unlink()  # the remedy in the message
+    assert_all_published(harness, stored, harness.run(*SHARDS))
 
 
 @FAST
-def test_a_released_lease_of_a_later_version_is_taken(stored: Stored) -> None:
-    world = stored.copy()
-    made.record(lambda found: found.update(zone="eu", priority=[1]))(state_file(world, "lease"))
-    assert_published_right(world, stored, world.run(*SHARDS))
+def test_released_lease_of_a_later_version_is_acquired(stored: StoredState) -> None:
+    harness = stored.copy()
+    edit_json(lambda found: found.update(zone="eu", priority=[1]))(state_file(harness, "lease"))
+    assert_all_published(harness, stored, harness.run(*SHARDS))
 
 
 @FAST
-def test_a_held_lease_of_a_later_version_is_respected(stored: Stored) -> None:
-    world = stored.copy()
-    later = made.record(lambda found: found.update(zone="eu", owner="run of tomorrow", released=False))
-    later(state_file(world, "lease"))
-    log = world.run(*SHARDS)
-    assert_others_whole(world, stored, log)
-    assert "run of tomorrow" in log.skips["b"]
+def test_active_lease_of_a_later_version_is_respected(stored: StoredState) -> None:
+    harness = stored.copy()
+    later = edit_json(lambda found: found.update(zone="eu", owner="run of tomorrow", released=False))
+    later(state_file(harness, "lease"))
+    events = harness.run(*SHARDS)
+    assert_other_shards_published(harness, stored, events)
+    assert "run of tomorrow" in events.skips["b"]
 
 
 @FAST
-def test_an_old_lease_that_cannot_be_removed_does_no_harm(stored: Stored) -> None:
-    world = stored.copy()
-    (state_file(world, "lease").parent / "lease-000000" / "something").mkdir(parents=True)
-    log = world.run(*SHARDS)
-    assert_published_right(world, stored, log)
-    assert any("lease-000000" in warning for warning in log.warnings)
+def test_old_lease_that_cannot_be_removed_is_a_warning(stored: StoredState) -> None:
+    harness = stored.copy()
+    (state_file(harness, "lease").parent / "lease-000000" / "something").mkdir(parents=True)
+    events = harness.run(*SHARDS)
+    assert_all_published(harness, stored, events)
+    assert any("lease-000000" in warning for warning in events.warnings)
 
 
 FOREIGN: list[str | bytes] = [
@@ -231,97 +248,99 @@ FOREIGN: list[str | bytes] = [
 
 @FAST
 @pytest.mark.parametrize("lay", [lambda path: path.write_bytes(b"not ours"), Path.mkdir], ids=["files", "folders"])
-def test_what_is_foreign_among_the_checkpoints_stays_and_does_no_harm(
-    stored: Stored, lay: Callable[[Path], object]
+def test_unknown_names_in_the_checkpoint_folder_are_ignored_and_kept(
+    stored: StoredState, lay: Callable[[Path], object]
 ) -> None:
-    world = stored.copy()
-    folder = state_file(world, "lease").parent
+    harness = stored.copy()
+    folder = state_file(harness, "lease").parent
     paths = [folder / os.fsdecode(name) for name in FOREIGN]
     for path in paths:
         lay(path)
-    assert_published_right(world, stored, world.run(*SHARDS))
+    assert_all_published(harness, stored, harness.run(*SHARDS))
     assert all(path.exists() for path in paths)
 
 
 @FAST
-def test_checkpoints_that_are_no_folder_fail_their_shard_alone(stored: Stored) -> None:
-    world = stored.copy()
-    folder = state_file(world, "lease").parent
+def test_file_in_place_of_the_checkpoint_folder_fails_its_shard_only(stored: StoredState) -> None:
+    harness = stored.copy()
+    folder = state_file(harness, "lease").parent
     shutil.rmtree(folder)
     folder.write_bytes(b"not ours")
-    log = world.run(*SHARDS)
-    assert_others_whole(world, stored, log)
-    assert str(folder) in log.failures["b"]
+    events = harness.run(*SHARDS)
+    assert_other_shards_published(harness, stored, events)
+    assert str(folder) in events.failures["b"]
 
 
 @FAST
-def test_a_lease_that_is_removed_meanwhile_fails_its_shard_and_keeps_what_is_done(stored: Stored) -> None:
-    world = stored.copy()
+def test_lease_removed_during_the_run_fails_its_shard_and_keeps_finished_rows(stored: StoredState) -> None:
+    harness = stored.copy()
 
-    def asked(request: Request) -> None:
-        world.count(request)
-        for lease in (Path(world.root.path) / "_checkpoints" / "shard=b").glob("lease-*"):
+    def on_request(request: Request) -> None:
+        harness.count(request)
+        for lease in (Path(harness.root.path) / "_checkpoints" / "shard=b").glob("lease-*"):
             lease.unlink()
 
-    log = world.run(*SHARDS, engine=StandIn(asked))
-    assert log.failures.keys() >= {"b"}
-    assert "was removed while this run captioned the shard" in log.failures["b"]
-    log = world.run(*SHARDS)
-    assert_published_right(world, stored, log)
-    assert world.asked.total() == 0
+    events = harness.run(*SHARDS, engine=FakeEngine(on_request))
+    assert events.failures.keys() >= {"b"}
+    assert "was removed while this run captioned the shard" in events.failures["b"]
+    events = harness.run(*SHARDS)
+    assert_all_published(harness, stored, events)
+    assert harness.requests.total() == 0
 
 
-class Breaks(Log):
-    """Raises what nobody foresaw when it is told of one shard."""
+class FailingObserver(RunEvents):
+    """An observer that raises an error at one event of shard b."""
 
-    def __init__(self, when: str, error: Exception) -> None:
+    def __init__(self, event: str, error: Exception) -> None:
         super().__init__()
-        self._when = when
+        self._event = event
         self._error = error
 
-    def _told(self, what: str, shard: str) -> None:
-        if (what, shard) == (self._when, "b"):
+    def _raise_at(self, event: str, shard: str) -> None:
+        if (event, shard) == (self._event, "b"):
             raise self._error
 
     def begun(self, shard: str, windows: int, left: int) -> None:
-        self._told("begun", shard)
+        self._raise_at("begun", shard)
 
     def captioned(self, shard: str, done: int, windows: int, *, ok: bool) -> None:
-        self._told("captioned", shard)
+        self._raise_at("captioned", shard)
 
     def published(self, shard: str, published: Published) -> None:
         super().published(shard, published)
-        self._told("published", shard)
+        self._raise_at("published", shard)
 
 
 @FAST
 @pytest.mark.parametrize("error", [KeyError("tags"), OSError(5, "broken"), MemoryError()])
-@pytest.mark.parametrize("when", ["begun", "captioned", "published"])
-def test_an_unforeseen_error_is_its_shards_and_no_row_is_lost(stored: Stored, when: str, error: Exception) -> None:
-    world, log = stored.copy(), Breaks(when, error)
-    supervisor = EngineSupervisor(lambda: start_stand_in(StandIn(world.count), world.count_engine))
-    asyncio.run(caption_shards(supervisor, SANDBOX, world.job(), SHARDS, [log]))
-    assert_others_whole(world, stored, log)
-    assert f"unexpected {type(error).__name__}" in log.failures["b"]
-    first = world.asked.total()
-    again = world.run(*SHARDS)
-    assert_published_right(world, stored, again)
-    if when != "captioned":  # of which windows that were under way are made again
-        assert first + world.asked.total() == stored.asked
+@pytest.mark.parametrize("event", ["begun", "captioned", "published"])
+def test_unexpected_error_fails_its_shard_only_and_loses_no_row(
+    stored: StoredState, event: str, error: Exception
+) -> None:
+    harness, events = stored.copy(), FailingObserver(event, error)
+    supervisor = EngineSupervisor(lambda: start_fake_engine(FakeEngine(harness.count), harness.count_engine))
+    asyncio.run(caption_shards(supervisor, SANDBOX, harness.job(), SHARDS, [events]))
+    assert_other_shards_published(harness, stored, events)
+    assert f"unexpected {type(error).__name__}" in events.failures["b"]
+    first = harness.requests.total()
+    again = harness.run(*SHARDS)
+    assert_all_published(harness, stored, again)
+    if event != "captioned":  # there, windows in progress are captioned again
+        assert first + harness.requests.total() == stored.requests
 
 
 @FAST
 @pytest.mark.parametrize("end", [KeyboardInterrupt, SystemExit])
-def test_the_end_of_a_run_is_no_shards_failure(stored: Stored, end: type[BaseException]) -> None:
-    class Ends(Log):
+def test_interrupt_is_not_reported_as_a_shard_failure(stored: StoredState, end: type[BaseException]) -> None:
+    class InterruptingObserver(RunEvents):
         def published(self, shard: str, published: Published) -> None:
             raise end
 
-    world, log = stored.copy(), Ends()
-    supervisor = EngineSupervisor(lambda: start_stand_in(StandIn()))
+    harness, events = stored.copy(), InterruptingObserver()
+    supervisor = EngineSupervisor(lambda: start_fake_engine(FakeEngine()))
     with pytest.raises(end):
-        asyncio.run(caption_shards(supervisor, SANDBOX, world.job(), SHARDS, [log]))
-    assert log.failures == {}
+        asyncio.run(caption_shards(supervisor, SANDBOX, harness.job(), SHARDS, [events]))
+    assert events.failures == {}
 
 
 Places = list[tuple[float, int]]
@@ -335,35 +354,35 @@ RANDOM = {
 @FAST
 @given(**RANDOM)
 @settings(max_examples=10)
-def test_random_damage_to_one_file_costs_no_other_shard_and_makes_no_wrong_table(
-    stored: Stored, kind: str, places: Places, keep: float
+def test_random_damage_to_one_file_affects_its_shard_only(
+    stored: StoredState, kind: str, places: Places, keep: float
 ) -> None:
-    assert_damage_stays_with_its_shard(stored, kind, places, keep)
+    assert_damage_affects_its_shard_only(stored, kind, places, keep)
 
 
 @pytest.mark.faults
 @given(**RANDOM)
 @settings(max_examples=100)
-def test_much_random_damage_to_one_file_costs_no_other_shard_and_makes_no_wrong_table(
-    stored: Stored, kind: str, places: Places, keep: float
+def test_much_random_damage_to_one_file_affects_its_shard_only(
+    stored: StoredState, kind: str, places: Places, keep: float
 ) -> None:
-    assert_damage_stays_with_its_shard(stored, kind, places, keep)
+    assert_damage_affects_its_shard_only(stored, kind, places, keep)
 
 
-def assert_damage_stays_with_its_shard(stored: Stored, kind: str, places: Places, keep: float) -> None:
-    """Turn over some bits at some places, which are shares of the length; then cut the file."""
-    world = stored.copy()
-    path = state_file(world, kind)
-    kept = {name: Path(world.root.full(f"_checkpoints/shard=b/{name}")).read_bytes() for name in world.left_over("b")}
+def assert_damage_affects_its_shard_only(stored: StoredState, kind: str, places: Places, keep: float) -> None:
+    """Invert bits at some places, which are shares of the length, then truncate the file, and run."""
+    harness = stored.copy()
+    path = state_file(harness, kind)
+    kept = harness.checkpoint_files("b")
     data = bytearray(path.read_bytes())
     for place, change in places:
         data[int(place * len(data))] ^= change
     path.write_bytes(data[: round(keep * len(data))])
-    log = world.run(*SHARDS)
-    assert_others_whole(world, stored, log)
-    if "b" in log.tables:
-        assert_published_right(world, stored, log)
+    events = harness.run(*SHARDS)
+    assert_other_shards_published(harness, stored, events)
+    if "b" in events.tables:
+        assert_all_published(harness, stored, events)
     else:
-        assert log.failures.get("b") or log.skips.get("b")
-        assert kept.keys() == set(world.left_over("b"))
-    shutil.rmtree(world.folder)
+        assert events.failures.get("b") or events.skips.get("b")
+        assert harness.checkpoint_files("b") == kept
+    shutil.rmtree(harness.folder)

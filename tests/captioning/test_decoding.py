@@ -15,7 +15,7 @@ from caption_assets.store.span import Span
 from caption_assets.video.decode import decode
 from caption_assets.video.preview import Preview
 from caption_assets.video.window import Windowing
-from tests.captioning.tasks import film_tasks
+from tests.captioning.window_jobs import video_jobs
 from tests.conftest import SANDBOX, Truth
 
 CASES = Path(__file__).parent.parent / "video" / "cases"
@@ -31,37 +31,37 @@ def film(sample_data: Path, truth: Truth) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def tasks(film: bytes) -> list[WindowJob]:
-    return film_tasks(film, Windowing(24, 12))
+def jobs(film: bytes) -> list[WindowJob]:
+    return video_jobs(film, Windowing(24, 12))
 
 
-def test_frames_out_of_a_worker_are_those_of_a_decode_in_this_process(film: bytes, tasks: list[WindowJob]) -> None:
+def test_frames_out_of_a_worker_are_those_of_a_decode_in_this_process(film: bytes, jobs: list[WindowJob]) -> None:
     async def all_frames() -> None:
         with SandboxDecoder(SANDBOX) as decoder:
-            for task in tasks:
-                window = task.window
-                frames = await decoder.frames(task, GRID)
+            for job in jobs:
+                window = job.window
+                frames = await decoder.frames(job, GRID)
                 assert window.start_frame is not None
                 assert window.end_frame is not None
                 here = decode(film, window.start_frame, window.end_frame, 6, (56, 84))
                 assert np.array_equal(frames.pixels, here.pixels)
                 assert (frames.indices, frames.fps) == (here.indices, here.fps)
 
-    assert len(tasks) > 2
+    assert len(jobs) > 2
     asyncio.run(all_frames())
 
 
 def test_frames_of_another_shape_than_the_clips_are_counted() -> None:
-    task = film_tasks((CASES / "turn.webm").read_bytes(), Windowing(256, 128))[0]
+    job = video_jobs((CASES / "turn.webm").read_bytes(), Windowing(256, 128))[0]
 
     async def padded() -> int:
         with SandboxDecoder(SANDBOX) as decoder:
-            return (await decoder.frames(task, GRID)).padded
+            return (await decoder.frames(job, GRID)).padded
 
     assert asyncio.run(padded()) == 3
 
 
-def test_a_clip_is_read_once_for_all_its_windows(film: bytes, tasks: list[WindowJob]) -> None:
+def test_a_clip_is_read_once_for_all_its_windows(film: bytes, jobs: list[WindowJob]) -> None:
     reads: list[int] = []
 
     def read() -> list[bytes]:
@@ -70,13 +70,13 @@ def test_a_clip_is_read_once_for_all_its_windows(film: bytes, tasks: list[Window
 
     async def all_frames() -> None:
         with SandboxDecoder(SANDBOX) as decoder:
-            await asyncio.gather(*(decoder.frames(replace(task, read=read), GRID) for task in tasks))
+            await asyncio.gather(*(decoder.frames(replace(job, read=read), GRID) for job in jobs))
 
     asyncio.run(all_frames())
     assert len(reads) == 1
 
 
-def test_a_clip_that_could_not_be_read_is_read_again_at_the_next_try(film: bytes, tasks: list[WindowJob]) -> None:
+def test_a_clip_that_could_not_be_read_is_read_again_at_the_next_try(film: bytes, jobs: list[WindowJob]) -> None:
     answers: list[bytes | OSError] = [OSError("the store is away"), film]
 
     def read() -> list[bytes]:
@@ -86,36 +86,36 @@ def test_a_clip_that_could_not_be_read_is_read_again_at_the_next_try(film: bytes
         return [answer]
 
     async def two_tries() -> None:
-        task = replace(tasks[0], read=read)
+        job = replace(jobs[0], read=read)
         with SandboxDecoder(SANDBOX) as decoder:
             with pytest.raises(OSError, match="away"):
-                await decoder.frames(task, GRID)
-            assert (await decoder.frames(task, GRID)).pixels.shape == (6, 56, 84, 3)
+                await decoder.frames(job, GRID)
+            assert (await decoder.frames(job, GRID)).pixels.shape == (6, 56, 84, 3)
 
     asyncio.run(two_tries())
 
 
-def test_an_empty_or_broken_clip_is_an_error_of_its_own(film: bytes, tasks: list[WindowJob]) -> None:
+def test_an_empty_or_broken_clip_is_an_error_of_its_own(film: bytes, jobs: list[WindowJob]) -> None:
     async def kinds() -> list[str]:
         found = []
         for data in (b"", b"<html>no such clip</html>", film[: len(film) // 3]):
             with SandboxDecoder(SANDBOX) as decoder:
                 with pytest.raises(UnreadableClip) as error:
-                    await decoder.frames(replace(tasks[-1], read=lambda data=data: [data]), GRID)  # type: ignore[misc]
+                    await decoder.frames(replace(jobs[-1], read=lambda data=data: [data]), GRID)  # type: ignore[misc]
                 found.append(error.value.kind)
         return found
 
     assert asyncio.run(kinds()) == ["empty", "text", "damaged"]
 
 
-def test_each_window_gets_a_preview_where_one_is_wanted(tasks: list[WindowJob]) -> None:
+def test_each_window_gets_a_preview_where_one_is_wanted(jobs: list[WindowJob]) -> None:
     kept: dict[str, Preview] = {}
 
     async def all_frames() -> None:
-        with SandboxDecoder(SANDBOX, lambda task, preview: kept.update({task.window.window_id: preview})) as decoder:
-            await asyncio.gather(*(decoder.frames(task, GRID) for task in tasks))
+        with SandboxDecoder(SANDBOX, lambda job, preview: kept.update({job.window.window_id: preview})) as decoder:
+            await asyncio.gather(*(decoder.frames(job, GRID) for job in jobs))
 
     asyncio.run(all_frames())
-    assert kept.keys() == {task.window.window_id for task in tasks}
+    assert kept.keys() == {job.window.window_id for job in jobs}
     assert all(preview.animation.startswith(b"RIFF") for preview in kept.values())
     assert all(preview.poster.startswith(b"\xff\xd8") for preview in kept.values())

@@ -20,7 +20,7 @@ from caption_assets.captioning.stages import STAGE1, STAGE2, STAGES, Stage
 from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.store.root import Root
 from caption_assets.store.tables import read_captions, read_manifest, table_path
-from tests.captioning.watch import Log
+from tests.captioning.run_events import RunEvents
 from tests.conftest import SANDBOX
 
 pytestmark = pytest.mark.fast
@@ -46,11 +46,11 @@ def test_run_over_earlier_root_reuses_every_row(root: Root, stages: tuple[Stage,
     tables = frozenset(stage.name for stage in stages)
     stored = {table: read_captions(root, table, SHARD) for table in tables}
     schemas = {table: pq.read_schema(root.full(table_path(table, SHARD))).remove_metadata() for table in tables}
-    log = Log()
+    events = RunEvents()
     job = Job(root, Root.open(f"{root.url}/shards"), RECIPE, stages, engine_settings="other")
-    asyncio.run(caption_shards(EngineSupervisor(start_no_engine), SANDBOX, job, [SHARD], [log]))
-    assert (log.failures, log.warnings) == ({}, [])
-    assert {table: (made.reused, made.fresh) for table, made in log.tables[SHARD].items()} == dict.fromkeys(
+    asyncio.run(caption_shards(EngineSupervisor(start_no_engine), SANDBOX, job, [SHARD], [events]))
+    assert (events.failures, events.warnings) == ({}, [])
+    assert {table: (made.reused, made.fresh) for table, made in events.tables[SHARD].items()} == dict.fromkeys(
         tables, (5, [])
     )
     assert {table: read_captions(root, table, SHARD) for table in tables} == stored

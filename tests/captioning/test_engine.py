@@ -27,7 +27,7 @@ from caption_assets.captioning.request import Request, RequestFailed
 from caption_assets.models.variants import QWEN3, QWEN25, find_variant
 from caption_assets.video.decode import Frames
 from tests.captioning.families import FAMILIES
-from tests.captioning.front import start_front
+from tests.captioning.front_end import start_front_end
 from tests.conftest import Ask
 from tests.processes import engine_processes
 
@@ -161,7 +161,8 @@ def test_the_prompt_is_as_long_as_predicted(
 def qwen3(tmp_path_factory: pytest.TempPathFactory, ask: Ask[Any]) -> CaptionEngine:
     folder = tmp_path_factory.mktemp("qwen3")
     FAMILIES["qwen3-vl"](folder, 8192)
-    return ask(start_front(folder, Recipe(QWEN3, generation=SamplingParams(max_output_tokens=64)), max_model_len=8192))  # type: ignore[no-any-return]
+    recipe = Recipe(QWEN3, generation=SamplingParams(max_output_tokens=64))
+    return ask(start_front_end(folder, recipe, max_model_len=8192))  # type: ignore[no-any-return]
 
 
 @pytest.mark.engine

@@ -25,8 +25,8 @@ from caption_assets.models.variants import SAMPLE, find_variant
 from caption_assets.store.tables import CaptionRow, Status
 from caption_assets.video.window import Windowing
 from tests.captioning.families import FAMILIES
-from tests.captioning.front import start_front
-from tests.captioning.tasks import film_tasks
+from tests.captioning.front_end import start_front_end
+from tests.captioning.window_jobs import video_jobs
 from tests.conftest import SANDBOX, Ask, caption_all
 from tests.videos import moving_video
 
@@ -42,10 +42,10 @@ ENGINE = {**SAMPLE.engine, "max_num_batched_tokens": 2048}
 
 
 @pytest.fixture(scope="module")
-def tasks() -> list[WindowJob]:
+def jobs() -> list[WindowJob]:
     """One window of each clip."""
     return [
-        film_tasks(moving_video(frames, size, fps=fps), Windowing(frames, frames), name=f"{fps}.mp4")[0]
+        video_jobs(moving_video(frames, size, fps=fps), Windowing(frames, frames), name=f"{fps}.mp4")[0]
         for fps, (frames, size) in CLIPS.items()
     ]
 
@@ -95,34 +95,34 @@ class Result:
 
 
 async def caption_on_an_engine(
-    family: str, folder: Path, context: int, tasks: list[WindowJob], arguments: Mapping[str, Any] = ENGINE
+    family: str, folder: Path, context: int, jobs: list[WindowJob], arguments: Mapping[str, Any] = ENGINE
 ) -> Result:
     recipe = write_model(family, folder, context)
     async with start_engine(folder, recipe, EngineConfig(engine_args=arguments)) as engine:
         supervisor = Counting(engine)
         async with supervisor:
-            captioned = await caption_all(supervisor, recipe, tasks)
-        thoughts = await reason(engine, recipe, tasks) if family in REASONING else []
+            captioned = await caption_all(supervisor, recipe, jobs)
+        thoughts = await reason(engine, recipe, jobs) if family in REASONING else []
         return Result(family, engine.context, captioned, supervisor.counts, thoughts)
 
 
-async def reason(engine: CaptionEngine, recipe: Recipe, tasks: list[WindowJob]) -> list[WindowJob]:
+async def reason(engine: CaptionEngine, recipe: Recipe, jobs: list[WindowJob]) -> list[WindowJob]:
     """The first stage of the clips, on the same engine with reasoning switched on."""
     thinking = replace(recipe, chat_template_kwargs={"enable_thinking": True})
     other = CaptionEngine(engine._llm, thinking, EngineConfig())
     await other.check()
     supervisor = Counting(other)
     async with supervisor:
-        return await caption_all(supervisor, thinking, tasks, stages=(STAGE1,))
+        return await caption_all(supervisor, thinking, jobs, stages=(STAGE1,))
 
 
 @pytest.fixture(scope="module", params=list(FAMILIES))
 def on_an_engine(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, ask: Ask[Any], tasks: list[WindowJob]
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, ask: Ask[Any], jobs: list[WindowJob]
 ) -> Result:
     """The clips, captioned by a model of short context."""
     folder = tmp_path_factory.mktemp(request.param)
-    return ask(caption_on_an_engine(request.param, folder, SHORT, tasks))  # type: ignore[no-any-return]
+    return ask(caption_on_an_engine(request.param, folder, SHORT, jobs))  # type: ignore[no-any-return]
 
 
 @pytest.mark.engine
@@ -157,9 +157,9 @@ def test_an_answer_that_stays_inside_its_thought_gives_no_caption(on_an_engine: 
 
 
 @pytest.mark.nightly
-def test_a_context_that_exceeds_the_memory_is_reduced(tmp_path: Path, ask: Ask[Any], tasks: list[WindowJob]) -> None:
+def test_a_context_that_exceeds_the_memory_is_reduced(tmp_path: Path, ask: Ask[Any], jobs: list[WindowJob]) -> None:
     engine = {**ENGINE, "kv_cache_memory_bytes": 1 << 20}
-    result = ask(caption_on_an_engine("qwen2.5-vl", tmp_path, LONG, tasks, engine))
+    result = ask(caption_on_an_engine("qwen2.5-vl", tmp_path, LONG, jobs, engine))
     assert 1024 < result.context < LONG
     assert all(predicted == counted < result.context for predicted, counted in result.counts)
     assert {row.error_kind for row in result.rows} <= {None, "empty_answer", "stage1_failed"}
@@ -175,30 +175,30 @@ def test_stage_2_takes_from_the_prefix_cache_what_is_predicted(on_an_engine: Res
 @pytest.mark.nightly
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_each_family_captions_in_a_long_context(
-    tmp_path: Path, ask: Ask[Any], tasks: list[WindowJob], family: str
+    tmp_path: Path, ask: Ask[Any], jobs: list[WindowJob], family: str
 ) -> None:
-    result = ask(caption_on_an_engine(family, tmp_path, LONG, tasks))
+    result = ask(caption_on_an_engine(family, tmp_path, LONG, jobs))
     assert result.context == LONG
     assert all(predicted == counted for predicted, counted in result.counts)
     assert {row.error_kind for row in result.rows} <= {None, "empty_answer", "stage1_failed"}
 
 
 async def plan_and_prepare(
-    front: CaptionEngine, recipe: Recipe, tasks: list[WindowJob]
+    front_end: CaptionEngine, recipe: Recipe, jobs: list[WindowJob]
 ) -> list[tuple[FrameGrid, int, int]]:
     """For each window its video, the predicted length of its prompt, and what vLLM makes of the decoded frames."""
-    supervisor, results = Counting(front), []
+    supervisor, results = Counting(front_end), []
     async with supervisor:
         with SandboxDecoder(SANDBOX) as decoder:
             captioner = Captioner(supervisor, recipe, decoder)
-            for task in tasks:
-                await captioner.plan(task)
-                assert task.problem is None
-                frames = await decoder.frames(task, task.grid)
-                request = Request(uuid4().hex, frames, front.render("What is it?"), recipe.generation, 1)
-                prepared = await front._prepare(request, with_pixels=True)
-                predicted = await front.prompt_tokens(request.prompt, task.grid, frames.fps)
-                results.append((task.grid, predicted, len(prepared["prompt_token_ids"])))
+            for job in jobs:
+                await captioner.plan(job)
+                assert job.problem is None
+                frames = await decoder.frames(job, job.grid)
+                request = Request(uuid4().hex, frames, front_end.render("What is it?"), recipe.generation, 1)
+                prepared = await front_end._prepare(request, with_pixels=True)
+                predicted = await front_end.prompt_tokens(request.prompt, job.grid, frames.fps)
+                results.append((job.grid, predicted, len(prepared["prompt_token_ids"])))
     return results
 
 
@@ -206,11 +206,11 @@ async def plan_and_prepare(
 @pytest.mark.parametrize("context", [SHORT, LONG])
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_the_prompt_of_each_family_is_as_long_as_predicted_and_fits(
-    tmp_path: Path, ask: Ask[Any], tasks: list[WindowJob], family: str, context: int
+    tmp_path: Path, ask: Ask[Any], jobs: list[WindowJob], family: str, context: int
 ) -> None:
     recipe = write_model(family, tmp_path, context)
-    front = ask(start_front(tmp_path, recipe, **{**ENGINE, "max_num_batched_tokens": 8192}))
-    planned = ask(plan_and_prepare(front, recipe, tasks))
+    front_end = ask(start_front_end(tmp_path, recipe, **{**ENGINE, "max_num_batched_tokens": 8192}))
+    planned = ask(plan_and_prepare(front_end, recipe, jobs))
     assert all(predicted == counted < context for _, predicted, counted in planned)
     if context == LONG:
         assert [grid.frames for grid, *_ in planned] == [16, 8, 60]
@@ -219,11 +219,11 @@ def test_the_prompt_of_each_family_is_as_long_as_predicted_and_fits(
 @pytest.mark.engine
 @pytest.mark.parametrize("family", ["qwen3-vl", "llava-onevision"])
 def test_a_video_is_made_to_fit_what_the_engine_encodes_in_one_step(
-    tmp_path: Path, ask: Ask[Any], tasks: list[WindowJob], family: str
+    tmp_path: Path, ask: Ask[Any], jobs: list[WindowJob], family: str
 ) -> None:
     recipe = write_model(family, tmp_path, LONG)
-    front = ask(start_front(tmp_path, recipe, **ENGINE))
-    assert front.max_video_tokens < LONG
-    planned = ask(plan_and_prepare(front, recipe, tasks))
-    text = front.text_tokens(front.render("What is it?"))
-    assert all(counted - text <= front.max_video_tokens for *_, counted in planned)
+    front_end = ask(start_front_end(tmp_path, recipe, **ENGINE))
+    assert front_end.max_video_tokens < LONG
+    planned = ask(plan_and_prepare(front_end, recipe, jobs))
+    text = front_end.text_tokens(front_end.render("What is it?"))
+    assert all(counted - text <= front_end.max_video_tokens for *_, counted in planned)

@@ -20,8 +20,8 @@ from caption_assets.captioning.window_job import WindowJob
 from caption_assets.sample.clips import encode_frames
 from caption_assets.sample.shards import SEEDS, SampleFile, sample_files
 from caption_assets.store.tables import Status
-from tests import poison
-from tests.captioning.tasks import film_tasks
+from tests import poison_plugin
+from tests.captioning.window_jobs import video_jobs
 from tests.conftest import caption_all
 from tests.processes import engine_processes
 
@@ -32,9 +32,9 @@ POISONED = 17
 
 
 @pytest.fixture
-def poison_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+def plugin_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Lets the engine's processes find the plug-in; what it does is still to be set."""
-    poison.write_distribution(tmp_path)
+    poison_plugin.write_distribution(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))  # which the engine's processes inherit
     return monkeypatch
 
@@ -47,20 +47,20 @@ def films() -> list[SampleFile]:
 
 
 @pytest.fixture(scope="module")
-def tasks(films: list[SampleFile]) -> list[WindowJob]:
-    return [task for number, film in enumerate(films) for task in film_tasks(film.data, name=f"{number}.mp4")]
+def jobs(films: list[SampleFile]) -> list[WindowJob]:
+    return [job for number, film in enumerate(films) for job in video_jobs(film.data, name=f"{number}.mp4")]
 
 
 @pytest.fixture(scope="module")
-def poisoned(tasks: list[WindowJob]) -> list[WindowJob]:
+def poisoned(jobs: list[WindowJob]) -> list[WindowJob]:
     """The same windows, one of them all magenta."""
-    frame = np.full((112, 140, 3), poison.MAGENTA, dtype=np.uint8)
-    return [*tasks[:POISONED], *film_tasks(encode_frames([frame] * 24, 140, 112, 12, "h264", 18)),
-            *tasks[POISONED + 1 :]]  # fmt: skip
+    frame = np.full((112, 140, 3), poison_plugin.MAGENTA, dtype=np.uint8)
+    return [*jobs[:POISONED], *video_jobs(encode_frames([frame] * 24, 140, 112, 12, "h264", 18)),
+            *jobs[POISONED + 1 :]]  # fmt: skip
 
 
 def run(
-    model: Path, tasks: list[WindowJob], config: EngineConfig, *, kill_after: float | None = None
+    model: Path, jobs: list[WindowJob], config: EngineConfig, *, kill_after: float | None = None
 ) -> tuple[list[WindowJob], list[str]]:
     """Every result, and the reasons of the engine's crashes."""
     crashes: list[str] = []
@@ -76,7 +76,7 @@ def run(
         supervisor = EngineSupervisor(lambda: start_engine(model, Recipe(), config), on_crash=crashes.append)
         async with supervisor:
             killing = asyncio.create_task(kill_engine()) if kill_after is not None else None
-            results = await caption_all(supervisor, Recipe(), tasks)
+            results = await caption_all(supervisor, Recipe(), jobs)
             assert killing is None or killing.done()
             return results
 
@@ -93,21 +93,21 @@ def assert_right(results: list[WindowJob], films: list[SampleFile], *, but: int 
             assert (done.row(STAGE1).caption, done.row(STAGE2).caption) == film.captions[0], done.row(STAGE1).error
 
 
-def test_a_killed_engine_costs_no_caption(model_folder: Path, tasks: list[WindowJob], films: list[SampleFile]) -> None:
-    results, crashes = run(model_folder, tasks, EngineConfig(), kill_after=1.0)
+def test_a_killed_engine_costs_no_caption(model_folder: Path, jobs: list[WindowJob], films: list[SampleFile]) -> None:
+    results, crashes = run(model_folder, jobs, EngineConfig(), kill_after=1.0)
     assert len(crashes) == 1
     assert_right(results, films)
 
 
-@pytest.mark.parametrize("deed", ["crash", "hang"])
+@pytest.mark.parametrize("fault", ["crash", "hang"])
 def test_the_one_window_that_kills_or_hangs_the_engine_is_found_and_all_others_are_captioned(
-    poison_plugin: pytest.MonkeyPatch,
+    plugin_path: pytest.MonkeyPatch,
     model_folder: Path,
     poisoned: list[WindowJob],
     films: list[SampleFile],
-    deed: str,
+    fault: str,
 ) -> None:
-    poison_plugin.setenv(poison.DEED, deed)
+    plugin_path.setenv(poison_plugin.FAULT, fault)
     begun = time.monotonic()
     results, crashes = run(model_folder, poisoned, EngineConfig(request_timeout_seconds=25.0))
     assert len(crashes) == 3, f"after {time.monotonic() - begun:.0f} s: {crashes}"
@@ -115,4 +115,4 @@ def test_the_one_window_that_kills_or_hangs_the_engine_is_found_and_all_others_a
     bad = results[POISONED]
     assert (bad.row(STAGE1).status, bad.row(STAGE1).error_kind) == (Status.FAILED, "poison")
     assert bad.row(STAGE2).error_kind == "stage1_failed"
-    assert all(("no output for" in reason) == (deed == "hang") for reason in crashes)
+    assert all(("no output for" in reason) == (fault == "hang") for reason in crashes)

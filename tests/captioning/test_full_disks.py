@@ -1,4 +1,4 @@
-"""Disks that run full under one of three shards: its failure names folder, free bytes and remedy."""
+"""Tests of disks that run full under one of three shards: its failure names folder, free bytes and remedy."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.store.checkpoints import checkpoint_folder
 from caption_assets.store.root import Root
 from caption_assets.store.tables import read_captions, read_manifest, table_path
-from tests.captioning.stand_in import StandIn
-from tests.captioning.test_shard_queue import World
-from tests.captioning.watch import Log
+from tests.captioning.fake_engine import FakeEngine
+from tests.captioning.harness import Harness
+from tests.captioning.run_events import RunEvents
 from tests.disks import enlarge, fill, small_disk
 
 SHARDS = ("a", "b", "c")
@@ -26,16 +26,16 @@ FREE = r"no space left on the disk of {folder} \([0-9,]+ of [0-9,]+ bytes are fr
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
-    """Three shards of a clip each."""
-    made = World(tmp_path)
+def harness(tmp_path: Path) -> Harness:
+    """Three shards of one clip each."""
+    harness = Harness(tmp_path)
     for shard in SHARDS:
-        made.add_clips(shard, f"{shard}-one")
-    return made
+        harness.add_clips(shard, f"{shard}-one")
+    return harness
 
 
 @pytest.fixture
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder that TMPDIR names."""
     folder = tmp_path / "temporary"
     folder.mkdir()
@@ -44,48 +44,48 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-class Talkative(StandIn):
-    """Says much about the windows of one shard, and nothing that could be compressed.
+class LongAnswers(FakeEngine):
+    """An engine with long, incompressible answers for the windows of one shard.
 
-    It waits for the tables of the others, which would find the disk full as well.
+    They wait until the tables of the other shards are published, which need the disk as well.
     """
 
-    def __init__(self, world: World, shard: str) -> None:
-        super().__init__(world.count)
-        self._root = world.root
-        self._windows = {row.window_id for row in read_manifest(world.root, shard)}
+    def __init__(self, harness: Harness, shard: str) -> None:
+        super().__init__(harness.count)
+        self._root = harness.root
+        self._windows = {row.window_id for row in read_manifest(harness.root, shard)}
         self._others = set(SHARDS) - {shard}
 
     async def complete(self, request: Request) -> Completion:
-        said = await super().complete(request)
+        answer = await super().complete(request)
         if request.video_id.split("-")[0] not in self._windows:
-            return said
+            return answer
         while not all(self._root.exists(table_path(STAGE2.name, shard)) for shard in self._others):
             await asyncio.sleep(0.01)
-        return replace(said, text=" ".join(f"{Random(said.text + str(n)).getrandbits(64):x}" for n in range(3000)))
+        return replace(answer, text=" ".join(f"{Random(answer.text + str(n)).getrandbits(64):x}" for n in range(3000)))
 
 
-def assert_only_b_failed(log: Log) -> str:
-    assert set(log.tables) == {"a", "c"}
-    assert log.failures.keys() == {"b"}
-    return log.failures["b"]
+def assert_only_b_failed(events: RunEvents) -> str:
+    assert set(events.tables) == {"a", "c"}
+    assert events.failures.keys() == {"b"}
+    return events.failures["b"]
 
 
 @pytest.mark.fast
 @pytest.mark.parametrize("table", [STAGE1.name, STAGE2.name])
-def test_a_root_that_is_full_for_one_table_fails_its_shard_and_keeps_the_rows(world: World, table: str) -> None:
-    with small_disk(Path(world.root.full(f"{table}/shard=b")), kilobytes=4) as folder:
-        said = assert_only_b_failed(world.run(*SHARDS))
-        assert_tells(said, folder)
-        assert "CAPTION_ROOT" in said
+def test_full_disk_of_one_table_fails_its_shard_and_keeps_finished_rows(harness: Harness, table: str) -> None:
+    with small_disk(Path(harness.root.full(f"{table}/shard=b")), kilobytes=4) as folder:
+        failure = assert_only_b_failed(harness.run(*SHARDS))
+        assert_names_disk(failure, folder)
+        assert "CAPTION_ROOT" in failure
         assert list(folder.iterdir()) == []
         enlarge(folder)
-        assert world.run(*SHARDS).failures == {}
-        assert world.asked.total() == 0
-        assert len(read_captions(world.root, table, "b")) == 2
+        assert harness.run(*SHARDS).failures == {}
+        assert harness.requests.total() == 0
+        assert len(read_captions(harness.root, table, "b")) == 2
 
 
-def assert_tells(message: str, folder: Path) -> None:
+def assert_names_disk(message: str, folder: Path) -> None:
     assert re.search(FREE.format(folder=re.escape(str(folder))), message), message
     assert "free space there" in message
 
@@ -93,60 +93,60 @@ def assert_tells(message: str, folder: Path) -> None:
 @pytest.mark.parametrize(
     "store", [pytest.param("", marks=pytest.mark.fast), pytest.param("s3", marks=pytest.mark.store)]
 )
-def test_a_full_folder_for_temporary_files_fails_the_shard_whose_table_does_not_fit(
-    world: World, temporary: Path, store: str, request: pytest.FixtureRequest
+def test_full_temporary_folder_fails_the_shard_with_the_large_table(
+    harness: Harness, temporary_folder: Path, store: str, request: pytest.FixtureRequest
 ) -> None:
     if store:
-        move(world, Root.open(request.getfixturevalue("s3_url")))
-    with small_disk(temporary, kilobytes=64) as folder:
-        said = assert_only_b_failed(world.run(*SHARDS, engine=Talkative(world, "b")))
-        assert_tells(said, folder)
-        assert "TMPDIR" in said
+        use_root(harness, Root.open(request.getfixturevalue("s3_url")))
+    with small_disk(temporary_folder, kilobytes=64) as folder:
+        failure = assert_only_b_failed(harness.run(*SHARDS, engine=LongAnswers(harness, "b")))
+        assert_names_disk(failure, folder)
+        assert "TMPDIR" in failure
         assert list(folder.iterdir()) == []
         enlarge(folder)
-        assert world.run(*SHARDS).failures == {}
-        assert world.asked.total() == 0
-        assert len(read_captions(world.root, STAGE2.name, "b")) == 2
+        assert harness.run(*SHARDS).failures == {}
+        assert harness.requests.total() == 0
+        assert len(read_captions(harness.root, STAGE2.name, "b")) == 2
 
 
-def move(world: World, root: Root) -> None:
-    """Give the world another root, with the same manifests."""
+def use_root(harness: Harness, root: Root) -> None:
+    """Give the harness another root with the same manifests."""
     for shard in SHARDS:
         path = f"clip_manifest/shard={shard}/manifest.parquet"
-        root.write(path, world.root.read(path))
-    world.root = root
+        root.write(path, harness.root.read(path))
+    harness.root = root
 
 
 @pytest.mark.fast
-def test_checkpoints_that_find_no_room_are_warned_of_and_cost_nothing(world: World) -> None:
-    with small_disk(Path(world.root.full(checkpoint_folder("b"))), kilobytes=4) as folder:
-        log = world.run(*SHARDS, checkpoint_rows=1)
-        assert log.failures == {}
-        assert set(log.tables) == set(SHARDS)
-        [warning] = [one for one in log.warnings if "a checkpoint could not be written" in one]
+def test_full_disk_of_checkpoints_is_a_warning(harness: Harness) -> None:
+    with small_disk(Path(harness.root.full(checkpoint_folder("b"))), kilobytes=4) as folder:
+        events = harness.run(*SHARDS, checkpoint_rows=1)
+        assert events.failures == {}
+        assert set(events.tables) == set(SHARDS)
+        [warning] = [text for text in events.warnings if "a checkpoint could not be written" in text]
         assert warning.startswith("b: ")
-        assert_tells(warning, folder)
+        assert_names_disk(warning, folder)
 
 
 @pytest.mark.fast
-def test_a_lease_that_finds_no_room_fails_its_shard(world: World) -> None:
-    with small_disk(Path(world.root.full(checkpoint_folder("b"))), kilobytes=8) as folder:
+def test_full_disk_of_leases_fails_the_shard(harness: Harness) -> None:
+    with small_disk(Path(harness.root.full(checkpoint_folder("b"))), kilobytes=8) as folder:
         fill(folder)
-        assert_tells(assert_only_b_failed(world.run(*SHARDS)), folder)
+        assert_names_disk(assert_only_b_failed(harness.run(*SHARDS)), folder)
 
 
 @pytest.mark.fast
-def test_previews_that_find_no_room_cost_no_caption(world: World) -> None:
-    with small_disk(Path(world.root.full("gallery/b/previews")), kilobytes=4) as folder:
-        log = world.run(*SHARDS, previews=True)
-        assert set(log.tables) == set(SHARDS)
-        [warning] = log.warnings
+def test_full_disk_of_previews_is_a_warning(harness: Harness) -> None:
+    with small_disk(Path(harness.root.full("gallery/b/previews")), kilobytes=4) as folder:
+        events = harness.run(*SHARDS, previews=True)
+        assert set(events.tables) == set(SHARDS)
+        [warning] = events.warnings
         assert warning.startswith("b: ")
-        assert_tells(warning, folder)
-        assert len(world.root.names("gallery/a/previews")) == 4
+        assert_names_disk(warning, folder)
+        assert len(harness.root.names("gallery/a/previews")) == 4
 
 
 @pytest.mark.fast
-def test_a_disk_without_room_for_another_file_is_told_as_well(world: World) -> None:
-    with small_disk(Path(world.root.full("stage1_captions/shard=b")), files=1) as folder:
-        assert_tells(assert_only_b_failed(world.run(*SHARDS)), folder)
+def test_disk_without_free_inodes_fails_the_shard(harness: Harness) -> None:
+    with small_disk(Path(harness.root.full("stage1_captions/shard=b")), files=1) as folder:
+        assert_names_disk(assert_only_b_failed(harness.run(*SHARDS)), folder)

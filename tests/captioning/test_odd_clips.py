@@ -18,7 +18,7 @@ from caption_assets.sample.clips import encode_frames
 from caption_assets.sample.world import Scene, random_scene, render
 from caption_assets.video.window import Windowing
 from caption_assets.workers.sandbox import Sandbox, SandboxLimits
-from tests.captioning.tasks import film_tasks
+from tests.captioning.window_jobs import video_jobs
 from tests.conftest import Ask, caption_all
 from tests.videos import film_that_takes_long
 
@@ -68,9 +68,9 @@ def film(shown: Scene, width: int, height: int, *, timestamps: list[int], turned
 def test_a_rotated_clip_is_seen_upright(supervisor: EngineSupervisor, ask: Ask[Any], turned: int) -> None:
     shown = [scene(motion, 240, 320) for motion in MOTIONS]
     films = [film(one, 240, 320, timestamps=[*range(0, 240, 4)], turned=turned) for one in shown]
-    tasks = [task for data in films for task in film_tasks(data)]
-    assert {(task.window.width, task.window.height) for task in tasks} == {(240, 320)}
-    results = ask(caption_all(supervisor, Recipe(), tasks, stages=(STAGE1,)))
+    jobs = [job for data in films for job in video_jobs(data)]
+    assert {(job.window.width, job.window.height) for job in jobs} == {(240, 320)}
+    results = ask(caption_all(supervisor, Recipe(), jobs, stages=(STAGE1,)))
     assert [done.row(STAGE1).caption for done in results] == [one.stage1 for one in shown]
 
 
@@ -78,8 +78,8 @@ def test_a_clip_of_variable_frame_rate_is_seen_by_time(supervisor: EngineSupervi
     """Two thirds of the frames fall into the first tenth of the time."""
     timestamps = [*range(40), *range(40, 400, 18)]
     shown = [scene(motion, 320, 240, but=1) for motion in MOTIONS]
-    tasks = [task for one in shown for task in film_tasks(film(one, 320, 240, timestamps=timestamps))]
-    results = ask(caption_all(supervisor, Recipe(), tasks))
+    jobs = [job for one in shown for job in video_jobs(film(one, 320, 240, timestamps=timestamps))]
+    results = ask(caption_all(supervisor, Recipe(), jobs))
     assert [done.row(STAGE1).caption for done in results] == [one.stage1 for one in shown]
     for done in results:
         indices = done.row(STAGE1).frame_indices
@@ -94,7 +94,7 @@ def test_each_window_of_a_clip_that_changes_gets_its_own_words(supervisor: Engin
     rng = np.random.default_rng(0)
     pictures = [picture for one in scenes for picture in render(one, 320, 240, times, rng)]
     data = encode_frames(pictures, 320, 240, 24, "h264", 20)
-    results = ask(caption_all(supervisor, Recipe(), film_tasks(data, Windowing(FRAMES, FRAMES))))
+    results = ask(caption_all(supervisor, Recipe(), video_jobs(data, Windowing(FRAMES, FRAMES))))
     assert [done.row(STAGE1).caption for done in results] == [one.stage1 for one in scenes]
     assert [done.row(STAGE2).caption for done in results] == [one.stage2 for one in scenes]
 
@@ -103,8 +103,8 @@ def test_a_clip_that_keeps_the_decoder_busy_costs_its_own_rows_alone(
     supervisor: EngineSupervisor, ask: Ask[Any]
 ) -> None:
     shown = scene("moves left", 320, 240)
-    good = film_tasks(film(shown, 320, 240, timestamps=[*range(0, 240, 4)]))
-    slow = film_tasks(film_that_takes_long())
+    good = video_jobs(film(shown, 320, 240, timestamps=[*range(0, 240, 4)]))
+    slow = video_jobs(film_that_takes_long())
     with Sandbox(SandboxLimits(seconds=3)) as sandbox:
         results = ask(caption_all(supervisor, Recipe(), [*slow, *good], sandbox=sandbox))
     assert [done.row(STAGE1).error_kind for done in results] == ["too_slow", "too_slow", None]

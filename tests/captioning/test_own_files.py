@@ -15,7 +15,7 @@ from caption_assets.captioning.engine import CaptionEngine, EngineConfig, Engine
 from caption_assets.captioning.recipe import Recipe, SamplingParams
 from caption_assets.models.variants import SAMPLE, find_variant
 from tests.captioning.families import FAMILIES, THINKING_TEMPLATE, change_json, write_llava, write_qwen2
-from tests.captioning.front import start_front
+from tests.captioning.front_end import start_front_end
 from tests.conftest import Ask
 
 pytestmark = pytest.mark.engine
@@ -43,14 +43,14 @@ def recipe_of(folder: Path, **changes: Any) -> Recipe:
 
 
 def start(ask: Ask[Any], folder: Path, **changes: Any) -> CaptionEngine:
-    return ask(start_front(folder, recipe_of(folder, **changes), **SAMPLE.engine))  # type: ignore[no-any-return]
+    return ask(start_front_end(folder, recipe_of(folder, **changes), **SAMPLE.engine))  # type: ignore[no-any-return]
 
 
 def test_sampling_that_no_setting_gives_is_that_of_the_models_files(ask: Ask[Any], folder: Path) -> None:
     change_json(folder / "generation_config.json", temperature=0.7, top_p=0.8, top_k=20, do_sample=True)
-    front = start(ask, folder)
-    assert front.resolve(OWN) == SamplingParams(0.7, 0.8, 1.05, 32)
-    sampling = front._sampling(OWN)
+    front_end = start(ask, folder)
+    assert front_end.resolve(OWN) == SamplingParams(0.7, 0.8, 1.05, 32)
+    sampling = front_end._sampling(OWN)
     assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.7, 0.8, 20)
 
 
@@ -64,9 +64,9 @@ def test_a_recipe_that_gives_all_of_it_takes_nothing_from_the_files(ask: Ask[Any
 def test_the_end_of_a_turn_stops_a_model_whose_files_do_not_name_it(ask: Ask[Any], folder: Path) -> None:
     change_json(folder / "tokenizer_config.json", eos_token="<|endoftext|>")
     change_json(folder / "generation_config.json", eos_token_id=None)
-    front = start(ask, folder)
-    [stop] = front._sampling(OWN).stop_token_ids
-    assert front._tokenizer.decode([stop]) == "<|im_end|>"
+    front_end = start(ask, folder)
+    [stop] = front_end._sampling(OWN).stop_token_ids
+    assert front_end._tokenizer.decode([stop]) == "<|im_end|>"
 
 
 def test_stop_tokens_that_the_files_name_are_not_named_again(ask: Ask[Any], folder: Path) -> None:
@@ -152,8 +152,8 @@ def test_a_context_without_room_for_the_smallest_video_is_refused_at_the_start(a
 
 def test_pruned_videos_are_measured(ask: Ask[Any], folder: Path) -> None:
     pruned = recipe_of(folder)
-    front = ask(start_front(folder, pruned, **SAMPLE.engine, video_pruning_rate=0.5))
-    assert not front._videos.is_exact
+    front_end = ask(start_front_end(folder, pruned, **SAMPLE.engine, video_pruning_rate=0.5))
+    assert not front_end._videos.is_exact
 
 
 def test_no_token_is_added_to_what_the_template_has_written(ask: Ask[Any], folder: Path) -> None:

@@ -27,8 +27,8 @@ from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.store.checkpoints import write_checkpoint
 from caption_assets.store.root import Root
 from caption_assets.store.tables import publish_captions, read_captions, read_manifest, table_path
+from tests.captioning.run_events import RunEvents
 from tests.captioning.test_earlier_root import FIXTURE, RECIPE, SHARD
-from tests.captioning.watch import Log
 from tests.conftest import SANDBOX, Ask
 
 TEXTS = Path(__file__).parents[2] / "benchmarks" / "texts"
@@ -65,10 +65,10 @@ def job(root: Root, recipe: Recipe = NEWER) -> Job:
 
 
 def run_without_engine(root: Root, recipe: Recipe = NEWER) -> PublishedTable:
-    log = Log()
-    asyncio.run(caption_shards(EngineSupervisor(start_no_engine), SANDBOX, job(root, recipe), [SHARD], [log]))
-    assert (log.failures, log.warnings) == ({}, [])
-    return log.tables[SHARD][STAGE2.name]
+    events = RunEvents()
+    asyncio.run(caption_shards(EngineSupervisor(start_no_engine), SANDBOX, job(root, recipe), [SHARD], [events]))
+    assert (events.failures, events.warnings) == ({}, [])
+    return events.tables[SHARD][STAGE2.name]
 
 
 @pytest.mark.fast
@@ -141,9 +141,9 @@ def test_only_captions_whose_flags_call_for_it_are_regenerated(
 ) -> None:
     stored = read_captions(root, STAGE2.name, SHARD)
     store_caption(root, STAGE2, 1, REFUSAL)
-    log = Log()
-    ask(caption_shards(supervisor, SANDBOX, job(root), [SHARD], [log]))
-    published = log.tables[SHARD][STAGE2.name]
+    events = RunEvents()
+    ask(caption_shards(supervisor, SANDBOX, job(root), [SHARD], [events]))
+    published = events.tables[SHARD][STAGE2.name]
     assert [row.key for row in published.fresh] == [stored[1].key]
     assert [row.caption for row in published.rows] == [row.caption for row in stored]
     assert published.rows[1].attempts > stored[1].attempts
@@ -154,9 +154,9 @@ def test_earlier_caption_stays_where_the_new_one_is_no_better(
     root: Root, supervisor: EngineSupervisor, ask: Ask[None]
 ) -> None:
     store_caption(root, STAGE2, 1, LONG_WITH_BOILERPLATE)
-    log = Log()
-    ask(caption_shards(supervisor, SANDBOX, job(root), [SHARD], [log]))
-    published = log.tables[SHARD][STAGE2.name]
+    events = RunEvents()
+    ask(caption_shards(supervisor, SANDBOX, job(root), [SHARD], [events]))
+    published = events.tables[SHARD][STAGE2.name]
     assert (published.reused, published.fresh) == (5, [])
     assert (published.rows[1].caption, published.rows[1].flags) == (LONG_WITH_BOILERPLATE, ("boilerplate",))
     assert run_without_engine(root).reused == 5

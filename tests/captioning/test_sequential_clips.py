@@ -18,7 +18,7 @@ from caption_assets.errors import UnreadableClip
 from caption_assets.video.decode import Frames, decode
 from caption_assets.video.window import Windowing
 from caption_assets.workers.sandbox import Sandbox
-from tests.captioning.tasks import film_tasks
+from tests.captioning.window_jobs import video_jobs
 from tests.videos import moving_video
 
 GRID = FrameGrid(4, 56, 84)
@@ -32,72 +32,71 @@ def film() -> bytes:
 
 
 @pytest.fixture(scope="module")
-def tasks(film: bytes) -> list[WindowJob]:
-    return film_tasks(film, Windowing(100, 50))
+def jobs(film: bytes) -> list[WindowJob]:
+    return video_jobs(film, Windowing(100, 50))
 
 
-def expected(film: bytes, task: WindowJob) -> Frames:
-    assert task.window.start_frame is not None
-    assert task.window.end_frame is not None
-    return decode(film, task.window.start_frame, task.window.end_frame, GRID.frames, (GRID.height, GRID.width))
+def expected(film: bytes, job: WindowJob) -> Frames:
+    assert job.window.start_frame is not None
+    assert job.window.end_frame is not None
+    return decode(film, job.window.start_frame, job.window.end_frame, GRID.frames, (GRID.height, GRID.width))
 
 
-def all_frames(tasks: list[WindowJob], sandbox: Sandbox) -> list[Frames]:
+def all_frames(jobs: list[WindowJob], sandbox: Sandbox) -> list[Frames]:
     async def gather() -> list[Frames]:
         with SandboxDecoder(sandbox) as decoder:
-            return await asyncio.gather(*(decoder.frames(task, GRID) for task in tasks))
+            return await asyncio.gather(*(decoder.frames(job, GRID) for job in jobs))
 
     return asyncio.run(gather())
 
 
-def test_windows_that_are_asked_for_at_once_are_those_of_single_decodes(film: bytes, tasks: list[WindowJob]) -> None:
+def test_windows_that_are_asked_for_at_once_are_those_of_single_decodes(film: bytes, jobs: list[WindowJob]) -> None:
     with Sandbox(workers=2) as sandbox:
-        found = all_frames(tasks, sandbox)
-    for task, frames in zip(tasks, found, strict=True):
-        single = expected(film, task)
+        found = all_frames(jobs, sandbox)
+    for job, frames in zip(jobs, found, strict=True):
+        single = expected(film, job)
         assert frames.indices == single.indices
         assert np.array_equal(frames.pixels, single.pixels)
 
 
-def test_a_worker_that_is_killed_between_windows_costs_none(film: bytes, tasks: list[WindowJob]) -> None:
+def test_a_worker_that_is_killed_between_windows_costs_none(film: bytes, jobs: list[WindowJob]) -> None:
     async def with_a_kill(sandbox: Sandbox) -> list[Frames]:
         with SandboxDecoder(sandbox) as decoder:
-            found = [await decoder.frames(task, GRID) for task in tasks[:3]]
+            found = [await decoder.frames(job, GRID) for job in jobs[:3]]
             os.kill(await sandbox.run(os.getpid), signal.SIGKILL)
-            return found + [await decoder.frames(task, GRID) for task in tasks[3:5]]
+            return found + [await decoder.frames(job, GRID) for job in jobs[3:5]]
 
     with Sandbox(workers=1) as sandbox:
         found = asyncio.run(with_a_kill(sandbox))
     assert all(
-        np.array_equal(frames.pixels, expected(film, task).pixels)
-        for frames, task in zip(found, tasks[:5], strict=True)
+        np.array_equal(frames.pixels, expected(film, job).pixels) for frames, job in zip(found, jobs[:5], strict=True)
     )
 
 
 def test_a_late_window_is_reached_in_several_jobs(
-    film: bytes, tasks: list[WindowJob], monkeypatch: pytest.MonkeyPatch
+    film: bytes, jobs: list[WindowJob], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(decoding, "PAUSE_SHARE", 1e-6)
     with Sandbox(workers=1) as sandbox:
-        [frames] = all_frames([tasks[4]], sandbox)
-    assert np.array_equal(frames.pixels, expected(film, tasks[4]).pixels)
+        [frames] = all_frames([jobs[4]], sandbox)
+    assert np.array_equal(frames.pixels, expected(film, jobs[4]).pixels)
 
 
-def test_a_window_that_is_asked_for_again_is_decoded_anew(film: bytes, tasks: list[WindowJob]) -> None:
+def test_a_window_that_is_asked_for_again_is_decoded_anew(film: bytes, jobs: list[WindowJob]) -> None:
     with Sandbox(workers=1) as sandbox:
-        found = all_frames([tasks[5], tasks[2], tasks[5]], sandbox)
-    for task, frames in zip([tasks[5], tasks[2], tasks[5]], found, strict=True):
-        assert np.array_equal(frames.pixels, expected(film, task).pixels)
+        found = all_frames([jobs[5], jobs[2], jobs[5]], sandbox)
+    for job, frames in zip([jobs[5], jobs[2], jobs[5]], found, strict=True):
+        assert np.array_equal(frames.pixels, expected(film, job).pixels)
 
 
-def test_a_clip_that_cannot_be_decoded_fails_each_window_and_holds_up_no_other(tasks: list[WindowJob]) -> None:
-    broken = [replace(task, read=lambda: [b"<html>"]) for task in tasks[:3]]
+def test_a_clip_that_cannot_be_decoded_fails_each_window_and_holds_up_no_other(jobs: list[WindowJob]) -> None:
+    broken = [replace(job, read=lambda: [b"<html>"]) for job in jobs[:3]]
 
     async def mixed(sandbox: Sandbox) -> list[Frames | BaseException]:
         with SandboxDecoder(sandbox) as decoder:
-            asked = [replace(task, shard="other") for task in tasks[:2]]
+            asked = [replace(job, shard="other") for job in jobs[:2]]
             return await asyncio.gather(
-                *(decoder.frames(task, GRID) for task in [*broken, *asked]), return_exceptions=True
+                *(decoder.frames(job, GRID) for job in [*broken, *asked]), return_exceptions=True
             )
 
     with Sandbox(workers=2) as sandbox:

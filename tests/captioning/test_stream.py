@@ -17,8 +17,8 @@ from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.captioning.window_job import WindowJob
 from caption_assets.store.tables import Status
 from caption_assets.video.window import Windowing
-from tests.captioning.stand_in import StandIn, start_stand_in
-from tests.captioning.tasks import film_tasks
+from tests.captioning.fake_engine import FakeEngine, start_fake_engine
+from tests.captioning.window_jobs import video_jobs
 from tests.conftest import caption_all
 from tests.videos import moving_video
 
@@ -28,26 +28,26 @@ ALIKE = "nothing at all happens in this quiet street"
 RECIPE = Recipe()
 
 
-class Scripted(StandIn):
+class Scripted(FakeEngine):
     """Answers as it is told, and remembers what it was asked."""
 
     def __init__(self, answer: Callable[[Request], str | None]) -> None:
         super().__init__()
         self._answer = answer
-        self.asked: list[Request] = []
+        self.requests: list[Request] = []
         self.finish_reason = "stop"
 
     async def complete(self, request: Request) -> Completion:
-        self.asked.append(request)
+        self.requests.append(request)
         if (text := self._answer(request)) is None:
             raise RequestFailed("timeout", "it was told to fail")
         return Completion(text, self.finish_reason, 100, 0, len(text.split()))
 
 
-def run(engine: StandIn, tasks: list[WindowJob], recipe: Recipe = RECIPE) -> list[WindowJob]:
+def run(engine: FakeEngine, jobs: list[WindowJob], recipe: Recipe = RECIPE) -> list[WindowJob]:
     async def all_of_it() -> list[WindowJob]:
-        async with EngineSupervisor(lambda: start_stand_in(engine)) as supervisor:
-            return await caption_all(supervisor, recipe, tasks)
+        async with EngineSupervisor(lambda: start_fake_engine(engine)) as supervisor:
+            return await caption_all(supervisor, recipe, jobs)
 
     return asyncio.run(all_of_it())
 
@@ -55,7 +55,7 @@ def run(engine: StandIn, tasks: list[WindowJob], recipe: Recipe = RECIPE) -> lis
 @pytest.fixture(scope="module")
 def windows() -> list[WindowJob]:
     """Twelve windows of one clip."""
-    return film_tasks(moving_video(288), Windowing(24, 12))
+    return video_jobs(moving_video(288), Windowing(24, 12))
 
 
 def is_first(request: Request) -> bool:
@@ -63,7 +63,7 @@ def is_first(request: Request) -> bool:
     return request.generation == RECIPE.generation
 
 
-class Together(StandIn):
+class Together(FakeEngine):
     """Says the same of all windows, and answers none that is asked again before ``count`` of them are."""
 
     def __init__(self, count: int) -> None:
@@ -86,7 +86,7 @@ def test_windows_that_look_alike_are_generated_again_side_by_side(windows: list[
     assert all(row.ok for row in done)
 
 
-class Thinking(StandIn):
+class Thinking(FakeEngine):
     """Reasons for a number of tokens before it answers."""
 
     def __init__(self, tokens: int, context: int = 2048) -> None:
@@ -121,7 +121,7 @@ def test_a_model_that_reasons_without_end_fails_with_its_kind(windows: list[Wind
     assert engine.limits_asked == [100, 200, 400, 800]
 
 
-class Hanging(StandIn):
+class Hanging(FakeEngine):
     """Lets one window fail, the second time not before another is at its stage 2."""
 
     def __init__(self, window_id: str) -> None:
@@ -153,16 +153,16 @@ def test_a_regeneration_that_fails_leaves_stage_2_the_same_frames(windows: list[
     assert done.row(STAGE2) is not None
     assert (done.row(STAGE1).caption, done.row(STAGE1).attempts, done.row(STAGE2).status) == ("short", 2, Status.OK)
     assert done.row(STAGE2).frame_indices == done.row(STAGE1).frame_indices
-    assert engine.asked[-1].is_cached
-    assert engine.asked[-1].video_id == engine.asked[0].video_id
+    assert engine.requests[-1].is_cached
+    assert engine.requests[-1].video_id == engine.requests[0].video_id
 
 
 def test_windows_take_turns_on_the_replicas_and_keep_to_theirs(windows: list[WindowJob]) -> None:
     engine = Scripted(lambda request: f"{ALIKE} {request.video_id}")
-    run(engine, [replace(task, shard=f"shard-{number}") for number, task in enumerate(windows)])
-    replicas = [{request.replica for request in engine.asked if request.stage == stage} for stage in (1, 2)]
+    run(engine, [replace(job, shard=f"shard-{number}") for number, job in enumerate(windows)])
+    replicas = [{request.replica for request in engine.requests if request.stage == stage} for stage in (1, 2)]
     assert replicas == [set(range(12))] * 2
-    assert len({(request.video_id, request.replica) for request in engine.asked}) == 12
+    assert len({(request.video_id, request.replica) for request in engine.requests}) == 12
 
 
 def test_a_longer_stage_1_leaves_stage_2_its_room(windows: list[WindowJob]) -> None:
@@ -172,7 +172,7 @@ def test_a_longer_stage_1_leaves_stage_2_its_room(windows: list[WindowJob]) -> N
     engine.finish_reason = "length"
     engine.context = len(RECIPE.prompt.stage2) + 2 * most + SPARE_TOKENS + 60
     run(engine, windows[:1], recipe)
-    first, longer = (request for request in engine.asked if request.stage == 1)
+    first, longer = (request for request in engine.requests if request.stage == 1)
     assert most == first.generation.max_output_tokens < longer.generation.max_output_tokens < 2 * most
     frames, height, width, _ = first.frames.pixels.shape
     video = asyncio.run(engine.video_tokens(FrameGrid(frames, height, width), first.frames.fps))

@@ -31,7 +31,7 @@ from caption_assets.store.root import Root
 from caption_assets.store.tables import CaptionRow, Status
 from caption_assets.video.decode import Frames, decode
 from caption_assets.video.window import Windowing
-from tests.captioning.tasks import film_tasks
+from tests.captioning.window_jobs import video_jobs
 from tests.conftest import SANDBOX, Ask, Truth, caption_all
 
 pytestmark = pytest.mark.engine
@@ -40,8 +40,8 @@ RECIPE = Recipe()
 SHARDS = ["sample-folder", "sample-tar"]
 
 
-def tasks_of(data: Path, shard: str) -> list[WindowJob]:
-    """A task for each window of a sample shard."""
+def shard_jobs(data: Path, shard: str) -> list[WindowJob]:
+    """A job for each window of a sample shard."""
     source = Root.open(str(data / "shards"))
     clips = probe_clips(SANDBOX, source, find_shard(source, shard), Windowing())
     return [WindowJob(row, partial(clip_pieces, source, row)) for clip in clips for row in clip.rows]
@@ -50,7 +50,7 @@ def tasks_of(data: Path, shard: str) -> list[WindowJob]:
 @pytest.fixture(scope="module")
 def captioned(supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path) -> dict[str, list[WindowJob]]:
     """Both sample shards, captioned in both stages."""
-    return {shard: ask(caption_all(supervisor, RECIPE, tasks_of(sample_data, shard))) for shard in SHARDS}
+    return {shard: ask(caption_all(supervisor, RECIPE, shard_jobs(sample_data, shard))) for shard in SHARDS}
 
 
 @pytest.mark.parametrize("shard", SHARDS)
@@ -122,8 +122,8 @@ def test_a_video_is_encoded_once_for_both_stages(
     """Videos are so large that one comes to its stage 2 when more of others has been encoded than a step has tokens."""
     pixels = PixelLimits(min_pixels=64 * 28**2, max_pixels=72 * 28**2, total_pixels=800 * 28**2)
     recipe = Recipe(replace(RECIPE.variant, pixels=pixels))
-    tasks = [*tasks_of(sample_data, "sample-folder"), *tasks_of(sample_data, "sample-tar")] * 2
-    fresh = [replace(task, window=replace(task.window, window_id=uuid4().hex)) for task in tasks]
+    jobs = [*shard_jobs(sample_data, "sample-folder"), *shard_jobs(sample_data, "sample-tar")] * 2
+    fresh = [replace(job, window=replace(job.window, window_id=uuid4().hex)) for job in jobs]
     ask(encodings(engine))
 
     done = ask(caption_all(supervisor, recipe, fresh))
@@ -142,11 +142,11 @@ def test_stage_2_alone_gives_what_the_joint_run_gave(
     supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path, captioned: dict[str, list[WindowJob]]
 ) -> None:
     joint = captioned["sample-folder"]
-    tasks = [
-        replace(task, rows={STAGE1.name: done.rows[STAGE1.name]})
-        for task, done in zip(tasks_of(sample_data, "sample-folder"), joint, strict=True)
+    jobs = [
+        replace(job, rows={STAGE1.name: done.rows[STAGE1.name]})
+        for job, done in zip(shard_jobs(sample_data, "sample-folder"), joint, strict=True)
     ]
-    alone = ask(caption_all(supervisor, RECIPE, tasks))
+    alone = ask(caption_all(supervisor, RECIPE, jobs))
     assert [text(done.row(STAGE2)) for done in alone] == [text(done.row(STAGE2)) for done in joint]
     assert [done.row(STAGE1) for done in alone] == [done.row(STAGE1) for done in joint]
 
@@ -156,15 +156,15 @@ def test_stage_2_copies_what_its_own_stage_1_says_even_where_that_is_false(
 ) -> None:
     """Each clip is told another story; told another clip's, or none, it would give itself away."""
     joint = captioned["sample-tar"]
-    tasks = []
+    jobs = []
     told = []
-    for number, (task, done) in enumerate(zip(tasks_of(sample_data, "sample-tar"), joint, strict=True)):
+    for number, (job, done) in enumerate(zip(shard_jobs(sample_data, "sample-tar"), joint, strict=True)):
         story = stage1_caption(list(COLORS)[number % 7], ("circle", "square", "triangle")[number % 3], "moves up")
         told.append(story)
         first = done.rows[STAGE1.name]
         lie = {STAGE1.name: replace(first, row=replace(first.row, caption=story))} if first.row.caption else {}
-        tasks.append(replace(task, rows=lie))
-    lied_to = ask(caption_all(supervisor, RECIPE, tasks))
+        jobs.append(replace(job, rows=lie))
+    lied_to = ask(caption_all(supervisor, RECIPE, jobs))
     for done, story in zip(lied_to, told, strict=True):
         if done.row(STAGE1).status is Status.FAILED:
             continue
@@ -180,11 +180,11 @@ def text(row: CaptionRow | None) -> str | None:
 # --- one window at a time
 
 
-def first_task(data: Path) -> WindowJob:
-    return tasks_of(data, "sample-folder")[0]
+def first_job(data: Path) -> WindowJob:
+    return shard_jobs(data, "sample-folder")[0]
 
 
-class Refusing(EngineSupervisor):
+class RefusingSupervisor(EngineSupervisor):
     """The session's engine, asked for the impossible while a video has too many frames or too large ones.
 
     The request is made too long for the context, so that it is vLLM that refuses it.
@@ -195,7 +195,7 @@ class Refusing(EngineSupervisor):
     ) -> None:
         self._supervisor = supervisor
         self._frames, self._pixels, self._requests = frames, pixels, requests
-        self.asked: list[Request] = []
+        self.requests: list[Request] = []
         self.crashes = 0
 
     @property
@@ -203,9 +203,9 @@ class Refusing(EngineSupervisor):
         return self._supervisor.engine
 
     async def complete(self, request: Request) -> Completion:
-        self.asked.append(request)
+        self.requests.append(request)
         count, height, width, _ = request.frames.pixels.shape
-        if count > self._frames or height * width > self._pixels or len(self.asked) <= self._requests:
+        if count > self._frames or height * width > self._pixels or len(self.requests) <= self._requests:
             request = replace(request, prompt=request.prompt + " word" * 4000)
         return await self._supervisor.complete(request)
 
@@ -213,20 +213,20 @@ class Refusing(EngineSupervisor):
 def test_a_request_that_fails_is_made_again_as_it_was(
     supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path
 ) -> None:
-    refusing = Refusing(supervisor, requests=1)
-    [done] = ask(caption_all(refusing, RECIPE, [first_task(sample_data)]))
+    refusing = RefusingSupervisor(supervisor, requests=1)
+    [done] = ask(caption_all(refusing, RECIPE, [first_job(sample_data)]))
     assert done.row(STAGE1).status is Status.OK
     assert (done.row(STAGE1).attempts, done.row(STAGE1).reductions) == (2, ())
-    assert refusing.asked[0].frames is refusing.asked[1].frames
+    assert refusing.requests[0].frames is refusing.requests[1].frames
 
 
 def test_a_window_that_fails_twice_is_shown_with_half_the_frames_in_both_stages(
     supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path
 ) -> None:
-    task = max(tasks_of(sample_data, "sample-folder"), key=lambda task: task.window.end_seconds or 0)
-    [whole] = ask(caption_all(supervisor, RECIPE, [task]))
+    job = max(shard_jobs(sample_data, "sample-folder"), key=lambda job: job.window.end_seconds or 0)
+    [whole] = ask(caption_all(supervisor, RECIPE, [job]))
     count = len(whole.row(STAGE1).frame_indices)
-    [done] = ask(caption_all(Refusing(supervisor, frames=count - 1), RECIPE, [task]))
+    [done] = ask(caption_all(RefusingSupervisor(supervisor, frames=count - 1), RECIPE, [job]))
     assert done.row(STAGE1).status is Status.OK
     assert (done.row(STAGE1).attempts, "fewer_frames" in done.row(STAGE1).reductions) == (3, True)
     assert len(done.row(STAGE1).frame_indices) == count // 2 // 2 * 2
@@ -238,12 +238,12 @@ def test_a_window_that_fails_twice_is_shown_with_half_the_frames_in_both_stages(
 
 
 def test_the_last_rung_is_smaller_frames(supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path) -> None:
-    task = first_task(sample_data)
+    job = first_job(sample_data)
     limits = replace(RECIPE.variant.pixels, min_pixels=4 * 28 * 28)
     recipe = replace(RECIPE, variant=replace(RECIPE.variant, pixels=limits))
-    [whole] = ask(caption_all(supervisor, recipe, [task]))
+    [whole] = ask(caption_all(supervisor, recipe, [job]))
     area = whole.row(STAGE1).frame_height * whole.row(STAGE1).frame_width
-    [done] = ask(caption_all(Refusing(supervisor, pixels=area - 1), recipe, [task]))
+    [done] = ask(caption_all(RefusingSupervisor(supervisor, pixels=area - 1), recipe, [job]))
     assert done.row(STAGE1).frame_height * done.row(STAGE1).frame_width < area
     assert (done.row(STAGE1).attempts, done.row(STAGE1).status) == (4, Status.OK)
     assert set(done.row(STAGE1).reductions) >= {"fewer_frames", "smaller_frames"}
@@ -252,7 +252,7 @@ def test_the_last_rung_is_smaller_frames(supervisor: EngineSupervisor, ask: Ask[
 def test_a_window_that_fails_on_every_rung_is_a_row_with_the_engines_reason(
     supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path
 ) -> None:
-    [done] = ask(caption_all(Refusing(supervisor, frames=0), RECIPE, [first_task(sample_data)]))
+    [done] = ask(caption_all(RefusingSupervisor(supervisor, frames=0), RECIPE, [first_job(sample_data)]))
     assert (done.row(STAGE1).status, done.row(STAGE1).error_kind, done.row(STAGE1).attempts) == (
         Status.FAILED,
         "refused",
@@ -265,13 +265,13 @@ def test_a_window_that_fails_on_every_rung_is_a_row_with_the_engines_reason(
 def test_a_stage_2_that_fails_leaves_the_stage_1_caption(
     supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path
 ) -> None:
-    class RefusingStage2(Refusing):
+    class SupervisorRefusingStage2(RefusingSupervisor):
         async def complete(self, request: Request) -> Completion:
             if request.stage == 2:
                 raise RequestFailed("refused", "no second stage")
             return await super().complete(request)
 
-    [done] = ask(caption_all(RefusingStage2(supervisor), RECIPE, [first_task(sample_data)]))
+    [done] = ask(caption_all(SupervisorRefusingStage2(supervisor), RECIPE, [first_job(sample_data)]))
     assert done.row(STAGE1).status is Status.OK
     assert (done.row(STAGE2).status, done.row(STAGE2).error) == (Status.FAILED, "no second stage")
 
@@ -280,21 +280,21 @@ def test_an_empty_answer_is_asked_again_freely_and_then_a_failure_that_stage_2_i
     supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path
 ) -> None:
     """The prompt holds the whole answer already, so that the model has nothing left but to end it."""
-    [right] = ask(caption_all(supervisor, RECIPE, [first_task(sample_data)], stages=(STAGE1,)))
+    [right] = ask(caption_all(supervisor, RECIPE, [first_job(sample_data)], stages=(STAGE1,)))
 
-    class Answered(Refusing):
+    class AnsweringSupervisor(RefusingSupervisor):
         async def complete(self, request: Request) -> Completion:
             return await super().complete(replace(request, prompt=request.prompt + right.row(STAGE1).caption))
 
-    answered = Answered(supervisor)
+    answered = AnsweringSupervisor(supervisor)
     deterministic = replace(RECIPE, generation=DETERMINISTIC, regenerations=1)
-    [done] = ask(caption_all(answered, deterministic, [first_task(sample_data)]))
+    [done] = ask(caption_all(answered, deterministic, [first_job(sample_data)]))
     assert (done.row(STAGE1).status, done.row(STAGE1).error_kind, done.row(STAGE1).caption) == (
         Status.FAILED,
         "empty_answer",
         None,
     )
-    assert done.row(STAGE1).attempts == len(answered.asked) == 2
+    assert done.row(STAGE1).attempts == len(answered.requests) == 2
     assert (done.row(STAGE2).status, done.row(STAGE2).caption) == (Status.FAILED, None)
 
 
@@ -302,7 +302,7 @@ def test_a_prompt_that_leaves_no_room_for_the_video_is_a_row_that_says_so(
     supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path
 ) -> None:
     recipe = replace(RECIPE, prompt=replace(RECIPE.prompt, stage1="word " * 3000))
-    [done] = ask(caption_all(supervisor, recipe, [first_task(sample_data)]))
+    [done] = ask(caption_all(supervisor, recipe, [first_job(sample_data)]))
     assert (done.row(STAGE1).error_kind, done.row(STAGE1).attempts) == ("too_long", 1)
     assert "shorten the prompt" in done.row(STAGE1).error
 
@@ -312,11 +312,11 @@ def test_an_output_limit_that_leaves_no_room_for_the_video_is_named_with_one_tha
 ) -> None:
     context = supervisor.engine.context
     recipe = replace(RECIPE, generation=SamplingParams(max_output_tokens=context - 50))
-    [done] = ask(caption_all(supervisor, recipe, [first_task(sample_data)]))
+    [done] = ask(caption_all(supervisor, recipe, [first_job(sample_data)]))
     assert done.row(STAGE1).error_kind == "too_long"
     [limit] = re.findall(r"CAPTION_MAX_OUTPUT_TOKENS keeps .* lower it to (\d+) or less", done.row(STAGE1).error)
     recipe = replace(RECIPE, generation=SamplingParams(max_output_tokens=int(limit)))
-    [done] = ask(caption_all(supervisor, recipe, [first_task(sample_data)], stages=(STAGE1,)))
+    [done] = ask(caption_all(supervisor, recipe, [first_job(sample_data)], stages=(STAGE1,)))
     assert (done.row(STAGE1).status, done.row(STAGE1).frame_indices[1:]) == (
         Status.OK,
         done.row(STAGE1).frame_indices[-1:],
@@ -327,15 +327,15 @@ def test_a_stage_has_the_room_that_its_own_prompt_and_answer_leave(
     supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path
 ) -> None:
     """Twice the output limit beside the prompt would leave less than the whole video takes."""
-    task = max(tasks_of(sample_data, "sample-folder"), key=lambda task: task.window.end_seconds or 0)
-    [whole] = ask(caption_all(supervisor, RECIPE, [task]))
+    job = max(shard_jobs(sample_data, "sample-folder"), key=lambda job: job.window.end_seconds or 0)
+    [whole] = ask(caption_all(supervisor, RECIPE, [job]))
     limit = supervisor.engine.context - whole.row(STAGE2).prompt_tokens
     recipe = replace(RECIPE, generation=replace(RECIPE.generation, max_output_tokens=limit))
-    [done] = ask(caption_all(supervisor, recipe, [task]))
+    [done] = ask(caption_all(supervisor, recipe, [job]))
     assert done.row(STAGE1).frame_indices == done.row(STAGE2).frame_indices == whole.row(STAGE1).frame_indices
     assert done.row(STAGE2).cached_tokens > 0
     recipe = replace(RECIPE, generation=replace(RECIPE.generation, max_output_tokens=limit + 8))
-    [done] = ask(caption_all(supervisor, recipe, [task]))
+    [done] = ask(caption_all(supervisor, recipe, [job]))
     assert done.row(STAGE1).frame_indices == whole.row(STAGE1).frame_indices
     assert done.row(STAGE2).reductions != whole.row(STAGE2).reductions
     assert done.row(STAGE2).prompt_tokens + limit + 8 <= supervisor.engine.context
@@ -344,8 +344,8 @@ def test_a_stage_has_the_room_that_its_own_prompt_and_answer_leave(
 def test_a_long_prompt_makes_the_video_smaller_and_the_row_says_so(
     supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path
 ) -> None:
-    task = max(tasks_of(sample_data, "sample-folder"), key=lambda task: task.window.end_seconds or 0)
-    [whole] = ask(caption_all(supervisor, RECIPE, [task], stages=(STAGE1,)))
+    job = max(shard_jobs(sample_data, "sample-folder"), key=lambda job: job.window.end_seconds or 0)
+    [whole] = ask(caption_all(supervisor, RECIPE, [job], stages=(STAGE1,)))
     room = 50
     target = supervisor.engine.context - 64 - room
     words = next(
@@ -356,7 +356,7 @@ def test_a_long_prompt_makes_the_video_smaller_and_the_row_says_so(
     recipe = replace(
         RECIPE, prompt=replace(RECIPE.prompt, stage1="word " * words), generation=SamplingParams(max_output_tokens=64)
     )
-    [done] = ask(caption_all(supervisor, recipe, [task], stages=(STAGE1,)))
+    [done] = ask(caption_all(supervisor, recipe, [job], stages=(STAGE1,)))
     assert done.row(STAGE1).status is Status.OK
     assert done.row(STAGE1).attempts <= 2  # a second one only for what it says
     assert done.row(STAGE1).reductions
@@ -369,15 +369,17 @@ def test_a_flagged_caption_is_generated_again_and_the_best_attempt_is_kept(
 ) -> None:
     """Three tokens are no whole sentence: the answer is cut off, and gets twice the room the second time."""
     short = replace(RECIPE, generation=replace(RECIPE.generation, max_output_tokens=3), regenerations=3)
-    asking = Refusing(supervisor)
-    [done] = ask(caption_all(asking, short, [first_task(sample_data)], stages=(STAGE1,)))
-    assert [request.generation.max_output_tokens for request in asking.asked][:2] == [3, 6]
-    assert (asking.asked[1].generation.temperature or 0) >= 0.7  # it was too short as well
+    asking = RefusingSupervisor(supervisor)
+    [done] = ask(caption_all(asking, short, [first_job(sample_data)], stages=(STAGE1,)))
+    assert [request.generation.max_output_tokens for request in asking.requests][:2] == [3, 6]
+    assert (asking.requests[1].generation.temperature or 0) >= 0.7  # it was too short as well
     assert done.row(STAGE1).flags == ("cut_off",)
     assert done.row(STAGE1).sampling["max_output_tokens"] == 6
-    assert done.row(STAGE1).attempts == len(asking.asked) <= 4  # twice the room is given once, and then it is given up
+    assert (
+        done.row(STAGE1).attempts == len(asking.requests) <= 4
+    )  # twice the room is given once, and then it is given up
     once = replace(short, regenerations=0)
-    [done] = ask(caption_all(supervisor, once, [first_task(sample_data)], stages=(STAGE1,)))
+    [done] = ask(caption_all(supervisor, once, [first_job(sample_data)], stages=(STAGE1,)))
     assert set(done.row(STAGE1).flags) == {"cut_off", "too_short"}
     assert done.row(STAGE1).attempts == 1
 
@@ -392,10 +394,10 @@ def test_in_deterministic_mode_a_flagged_caption_is_generated_again_without_draw
         generation=replace(DETERMINISTIC, max_output_tokens=1),
         regenerations=2,
     )
-    asking = Refusing(supervisor)
-    results = ask(caption_all(asking, short, [first_task(sample_data)] * 12, stages=(STAGE1,)))
-    assert {request.generation.temperature for request in asking.asked} == {0.0}
-    penalties = sorted({request.generation.repetition_penalty or 0 for request in asking.asked})
+    asking = RefusingSupervisor(supervisor)
+    results = ask(caption_all(asking, short, [first_job(sample_data)] * 12, stages=(STAGE1,)))
+    assert {request.generation.temperature for request in asking.requests} == {0.0}
+    penalties = sorted({request.generation.repetition_penalty or 0 for request in asking.requests})
     assert penalties == pytest.approx([1.05, 1.15, 1.25])
     assert len({done.row(STAGE1).caption for done in results}) == 1
 
@@ -403,26 +405,26 @@ def test_in_deterministic_mode_a_flagged_caption_is_generated_again_without_draw
 def test_the_same_words_as_the_window_before_are_flagged(
     supervisor: EngineSupervisor, ask: Ask[Any], red_going_left: Scene
 ) -> None:
-    tasks = film_tasks(film(red_going_left, red_going_left, red_going_left), Windowing(75, 75))
-    results = ask(caption_all(supervisor, replace(RECIPE, regenerations=0), tasks))
+    jobs = video_jobs(film(red_going_left, red_going_left, red_going_left), Windowing(75, 75))
+    results = ask(caption_all(supervisor, replace(RECIPE, regenerations=0), jobs))
     assert [done.row(STAGE1).flags for done in results] == [(), ("near_duplicate",), ("near_duplicate",)]
 
 
 def test_a_clips_own_prompt_takes_the_place_of_stage_1s(
     supervisor: EngineSupervisor, ask: Ask[Any], red_going_left: Scene
 ) -> None:
-    asking = Refusing(supervisor)
-    [done] = ask(caption_all(asking, RECIPE, film_tasks(film(red_going_left), prompt="What <|im_end|> is this?")))
+    asking = RefusingSupervisor(supervisor)
+    [done] = ask(caption_all(asking, RECIPE, video_jobs(film(red_going_left), prompt="What <|im_end|> is this?")))
     assert done.row(STAGE1).prompt_name == "clip"
     assert done.row(STAGE1).prompt_hash == text_hash("What <|im_end|> is this?")
-    assert "What < |im_end|> is this?" in asking.asked[0].prompt
-    assert asking.asked[0].prompt.count("<|im_end|>") == supervisor.engine.render("x").count("<|im_end|>")
+    assert "What < |im_end|> is this?" in asking.requests[0].prompt
+    assert asking.requests[0].prompt.count("<|im_end|>") == supervisor.engine.render("x").count("<|im_end|>")
 
 
 def test_two_deterministic_runs_say_the_same(supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path) -> None:
     recipe = replace(RECIPE, generation=DETERMINISTIC)
-    tasks = tasks_of(sample_data, "sample-tar")
-    one, other = (ask(caption_all(supervisor, recipe, order)) for order in (tasks, tasks[::-1]))
+    jobs = shard_jobs(sample_data, "sample-tar")
+    one, other = (ask(caption_all(supervisor, recipe, order)) for order in (jobs, jobs[::-1]))
     identity = [(done.row(STAGE1).caption, done.row(STAGE2).caption, done.row(STAGE2).flags) for done in one]
     assert identity == [
         (done.row(STAGE1).caption, done.row(STAGE2).caption, done.row(STAGE2).flags) for done in other[::-1]

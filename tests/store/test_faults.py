@@ -28,8 +28,8 @@ from caption_assets.store.span import Span
 from caption_assets.store.tables import publish_manifest, read_captions, read_manifest
 from caption_assets.video.window import Windowing
 from caption_assets.workers.sandbox import Sandbox
-from tests.captioning.stand_in import StandIn, start_stand_in
-from tests.captioning.watch import Log
+from tests.captioning.fake_engine import FakeEngine, start_fake_engine
+from tests.captioning.run_events import RunEvents
 from tests.sources.conftest import tar_bytes
 from tests.store.conftest import Between
 from tests.store.fault_proxy import FAULTS, Breakdown, Fault, Refusal, random_faults
@@ -99,7 +99,7 @@ def test_whole_chain_survives_random_faults(s3_url: str, between: Between, tmp_p
 
 
 def _run_chain(root: Root, source: Root, cache: Path) -> Iterator[tuple[str, object]]:
-    """Everything that the chain reads and publishes, by name, with a stand-in for the engine."""
+    """Everything that the chain reads and publishes, by name, with a fake engine."""
     with Sandbox(workers=2) as sandbox:
         for shard in list_shards(source).shards:
             yield f"{shard.key} version", shard_content(source, shard).version
@@ -108,11 +108,11 @@ def _run_chain(root: Root, source: Root, cache: Path) -> Iterator[tuple[str, obj
             rows = read_manifest(root, shard.key)
             yield f"{shard.key} manifest", rows
             yield f"{shard.key} clips", [span_of(source, row).read() for row in rows]
-            log = Log()
+            events = RunEvents()
             job = Job(root, source, Recipe(), STAGES, checkpoint_rows=4)
-            engine = EngineSupervisor(lambda: start_stand_in(StandIn()))
-            asyncio.run(caption_shards(engine, sandbox, job, [shard.key], [log]))
-            yield f"{shard.key} events", (log.failures, log.skips, log.warnings)
+            engine = EngineSupervisor(lambda: start_fake_engine(FakeEngine()))
+            asyncio.run(caption_shards(engine, sandbox, job, [shard.key], [events]))
+            yield f"{shard.key} events", (events.failures, events.skips, events.warnings)
             for table in (STAGE1.name, STAGE2.name):
                 yield f"{shard.key} {table}", read_captions(root, table, shard.key)
     yield "lease", [root.create("lease", b"mine"), root.create("lease", b"other's"), root.names("")]

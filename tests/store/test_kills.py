@@ -28,7 +28,7 @@ from tests.videos import moving_video
 NONDETERMINISTIC = {"prompt_tokens", "cached_tokens", "output_tokens", "attempts"}
 """Columns that may differ between two runs."""
 CLIPS = 24
-STAND_IN = "stand-in"
+FAKE = "fake"
 
 
 class RepeatedRuns:
@@ -59,9 +59,9 @@ class RepeatedRuns:
         safe = {(int(part.table == STAGE2.name) + 1, row.window_id) for part in parts for row in part.rows}
         self.request_log.write_text("")
         names = (self.root.url, self.source.url, "a", str(self.request_log), self.engine)
-        command = [sys.executable, "-m", "tests.captioning.captioner", *names]
+        command = [sys.executable, "-m", "tests.captioning.caption_process", *names]
         process = subprocess.Popen(command)
-        if self.engine != STAND_IN:  # its start takes half a minute, without any write
+        if self.engine != FAKE:  # its start takes half a minute, without any write
             self._wait_for_a_request(process)
         begun = time.monotonic()
         try:
@@ -131,7 +131,7 @@ def assert_kills_leave_no_trace(runs: RepeatedRuns, kills: int, seed: int) -> No
 )
 def test_killed_runs_publish_the_same_tables(s3_url: str, tmp_path: Path, kills: int) -> None:
     put_clips(f"{s3_url}/shards", textures())
-    assert_kills_leave_no_trace(RepeatedRuns(f"{s3_url}/shards", s3_url, tmp_path, STAND_IN), kills, seed=kills)
+    assert_kills_leave_no_trace(RepeatedRuns(f"{s3_url}/shards", s3_url, tmp_path, FAKE), kills, seed=kills)
 
 
 @pytest.mark.faults

@@ -20,8 +20,8 @@ from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.store.checkpoints import checkpoint_folder
 from caption_assets.store.lease import LeaseDamaged, LeaseHeld, LeaseLost, Leases
 from caption_assets.store.root import Root
-from tests.captioning.stand_in import StandIn, start_stand_in
-from tests.captioning.watch import Log
+from tests.captioning.fake_engine import FakeEngine, start_fake_engine
+from tests.captioning.run_events import RunEvents
 from tests.conftest import SANDBOX
 from tests.store.conftest import Between
 from tests.store.fault_proxy import Refusal, Request
@@ -188,7 +188,7 @@ def test_store_without_conditional_writes_causes_a_warning(
     if without and request.config.getoption("--s3-server") != "moto":
         pytest.skip("the header is signed, which this server checks")
     between(without=without)
-    root, log = Root.open(s3_url), Log()
+    root, events = Root.open(s3_url), RunEvents()
     job = Job(root, root, Recipe(), STAGES)
-    asyncio.run(caption_shards(EngineSupervisor(lambda: start_stand_in(StandIn())), SANDBOX, job, [], [log]))
-    assert ["ignores If-None-Match" in warning for warning in log.warnings] == ([True] if without else [])
+    asyncio.run(caption_shards(EngineSupervisor(lambda: start_fake_engine(FakeEngine())), SANDBOX, job, [], [events]))
+    assert ["ignores If-None-Match" in warning for warning in events.warnings] == ([True] if without else [])

@@ -26,8 +26,8 @@ from caption_assets.store.root import Root
 from caption_assets.store.tables import CLIP_MANIFEST, publish_manifest, read_captions, table_path
 from caption_assets.store.versions import read_versions
 from caption_assets.video.window import Windowing
-from tests.captioning.stand_in import StandIn, start_stand_in
-from tests.captioning.watch import Log
+from tests.captioning.fake_engine import FakeEngine, start_fake_engine
+from tests.captioning.run_events import RunEvents
 from tests.conftest import SANDBOX
 from tests.store.conftest import Between
 from tests.store.fault_proxy import Refusal, Request
@@ -62,11 +62,11 @@ def url(s3_url: str, source: Root) -> str:
     return s3_url
 
 
-def run(root: Root, source: Root, *shards: str) -> Log:
-    log = Log()
-    supervisor = EngineSupervisor(lambda: start_stand_in(StandIn()))
-    asyncio.run(caption_shards(supervisor, SANDBOX, Job(root, source, Recipe(), BOTH), shards, [log]))
-    return log
+def run(root: Root, source: Root, *shards: str) -> RunEvents:
+    events = RunEvents()
+    supervisor = EngineSupervisor(lambda: start_fake_engine(FakeEngine()))
+    asyncio.run(caption_shards(supervisor, SANDBOX, Job(root, source, Recipe(), BOTH), shards, [events]))
+    return events
 
 
 @pytest.mark.parametrize(
@@ -87,11 +87,11 @@ def test_unreadable_object_fails_only_its_shard(url: str, source: Root, between:
 
     between(rule=rule)
     root = Root.open(url)
-    log = run(root, source, *SHARDS)
-    assert set(log.tables) == {"a", "c"}
-    assert log.failures.keys() == {"b"}
-    assert forbidden in log.failures["b"]
-    assert "access denied" in log.failures["b"]
+    events = run(root, source, *SHARDS)
+    assert set(events.tables) == {"a", "c"}
+    assert events.failures.keys() == {"b"}
+    assert forbidden in events.failures["b"]
+    assert "access denied" in events.failures["b"]
     assert root.exists(f"{checkpoint_folder('b')}/000001-000000-stage1_captions.parquet")
 
 
@@ -105,9 +105,9 @@ def test_refused_read_of_versions_is_not_reported_as_damage(url: str, between: B
 def test_foreign_object_below_a_checkpoints_name_is_ignored(url: str, source: Root, name: str) -> None:
     root = Root.open(url)
     root.write(f"{checkpoint_folder('b')}/{name}/something", b"foreign")
-    log = run(root, source, *SHARDS)
-    assert set(log.tables) == set(SHARDS)
-    assert log.failures == {}
+    events = run(root, source, *SHARDS)
+    assert set(events.tables) == set(SHARDS)
+    assert events.failures == {}
 
 
 def test_unlistable_shard_does_not_block_others(s3_url: str, between: Between, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from caption_assets.captioning.shard_queue import RunObserver
 from caption_assets.errors import CaptionAssetsError
 
 
-class Log(RunObserver):
+class RunEvents(RunObserver):
     """Keeps the events of a run."""
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Damage to one file: each function leaves something else in its place."""
+"""Damage to one stored file, made without the project's own code: with bytes, pyarrow, pandas and the file system."""
 
 from __future__ import annotations
 
@@ -13,42 +13,38 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 Damage = Callable[[Path], None]
+"""Changes or replaces the file at a path."""
 
 
-def emptied(path: Path) -> None:
+def make_empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
-def cut(path: Path) -> None:
+def truncate(path: Path) -> None:
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
 
 
-def foreign(path: Path) -> None:
+def replace_with_json(path: Path) -> None:
     path.write_bytes(b'{"this": "is something else"}\n')
 
 
-def not_utf8(path: Path) -> None:
+def replace_with_invalid_utf8(path: Path) -> None:
     path.write_bytes(b"\xff\xfe\x00\x80" * 8)
 
 
-def a_folder(path: Path) -> None:
+def replace_with_folder(path: Path) -> None:
     path.unlink()
     (path / "something").mkdir(parents=True)
 
 
-def a_pipe(path: Path) -> None:
+def replace_with_pipe(path: Path) -> None:
     path.unlink()
     os.mkfifo(path)
 
 
-def a_dangling_link(path: Path) -> None:
-    path.unlink()
-    path.symlink_to("nowhere")
-
-
-def broken_pages(path: Path) -> None:
-    """Turn over the bytes of every page; the footer stays."""
+def invert_pages(path: Path) -> None:
+    """Invert the bytes of every page of a Parquet file; the footer stays valid."""
     data = bytearray(path.read_bytes())
     footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
     for place in range(4, footer):
@@ -56,8 +52,8 @@ def broken_pages(path: Path) -> None:
     path.write_bytes(data)
 
 
-def another_text(path: Path) -> None:
-    """One text changed, in a file that Parquet takes for whole, with all the metadata of the one before."""
+def change_texts(path: Path) -> None:
+    """Change the texts of one column; Parquet takes the file for valid, and its metadata stays."""
     table, metadata = pq.read_table(path), pq.read_metadata(path).metadata
     column = "caption" if "caption" in table.column_names else "uri"
     texts = [text and f"{text[:-1]}#" for text in table[column].to_pylist()]
@@ -68,32 +64,31 @@ def another_text(path: Path) -> None:
         writer.add_key_value_metadata({key: metadata[key] for key in metadata if key != b"ARROW:schema"})
 
 
-def a_later_schema(path: Path) -> None:
+def set_later_schema_version(path: Path) -> None:
     table = pq.read_table(path)
     later = {**(table.schema.metadata or {}), b"schema_version": b"99"}
     pq.write_table(table.replace_schema_metadata(later), path)
 
 
-def no_schema_version(path: Path) -> None:
+def remove_schema_version(path: Path) -> None:
     pq.write_table(pq.read_table(path).replace_schema_metadata({}), path)
 
 
-def by_pandas(path: Path) -> None:
-    """Written anew by pandas, which leaves out what it does not know."""
+def replace_with_pandas_table(path: Path) -> None:
     pd.DataFrame({"clip_key": ["a.mp4"], "caption": ["not of this shard"]}).to_parquet(path)
 
 
-def without(column: str) -> Damage:
+def drop_column(column: str) -> Damage:
     def damage(path: Path) -> None:
         table = pq.read_table(path)
         pq.write_table(table.drop_columns([column]), path)
 
-    damage.__name__ = f"without_{column}"
+    damage.__name__ = f"drop_column_{column}"
     return damage
 
 
-def with_text_in(column: str) -> Damage:
-    """A column of numbers as texts."""
+def fill_with_text(column: str) -> Damage:
+    """Replace a column's values, such as numbers, by a text."""
 
     def damage(path: Path) -> None:
         table = pq.read_table(path)
@@ -101,12 +96,12 @@ def with_text_in(column: str) -> Damage:
         texts = pa.array(["some text"] * table.num_rows)
         pq.write_table(table.set_column(place, column, texts), path)
 
-    damage.__name__ = f"with_text_in_{column}"
+    damage.__name__ = f"fill_with_text_{column}"
     return damage
 
 
-def with_bytes_in(column: str) -> Damage:
-    """A column of texts with bytes that are no UTF-8."""
+def fill_with_invalid_utf8(column: str) -> Damage:
+    """Replace a column's texts by bytes that are not UTF-8."""
 
     def damage(path: Path) -> None:
         table = pq.read_table(path)
@@ -115,25 +110,25 @@ def with_bytes_in(column: str) -> Damage:
         texts = pa.Array.from_buffers(pa.string(), len(data), data.buffers())
         pq.write_table(table.set_column(place, table.schema.field(column), texts), path)
 
-    damage.__name__ = f"with_bytes_in_{column}"
+    damage.__name__ = f"fill_with_invalid_utf8_{column}"
     return damage
 
 
-def with_nothing_in(column: str) -> Damage:
-    """A column that always has a value, without one."""
+def fill_with_nulls(column: str) -> Damage:
+    """Remove the values of a column that is never null."""
 
     def damage(path: Path) -> None:
         table = pq.read_table(path)
         place = table.schema.get_field_index(column)
-        nothing = pa.nulls(table.num_rows, table.schema.field(column).type)
-        pq.write_table(table.set_column(place, column, nothing), path)
+        nulls = pa.nulls(table.num_rows, table.schema.field(column).type)
+        pq.write_table(table.set_column(place, column, nulls), path)
 
-    damage.__name__ = f"with_nothing_in_{column}"
+    damage.__name__ = f"fill_with_nulls_{column}"
     return damage
 
 
-def record(change: Callable[[dict[str, Any]], object]) -> Damage:
-    """Another JSON record in place of the one that is there."""
+def edit_json(change: Callable[[dict[str, Any]], object]) -> Damage:
+    """Change a JSON record in place, or replace it by what ``change`` returns."""
 
     def damage(path: Path) -> None:
         found = json.loads(path.read_bytes())

@@ -1,4 +1,4 @@
-"""Tasks for the captioner, from a film in memory."""
+"""Window jobs for the captioner, from a video in memory."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from caption_assets.video.probe import probe
 from caption_assets.video.window import Windowing, split
 
 
-def film_tasks(
-    data: bytes, windowing: Windowing | None = None, *, name: str = "film.mp4", prompt: str | None = None
+def video_jobs(
+    data: bytes, windowing: Windowing | None = None, *, name: str = "video.mp4", prompt: str | None = None
 ) -> list[WindowJob]:
-    """A task for each window of a film, under ids of their own."""
+    """A job for each window of a video, with unique window ids."""
     found = probe(data)
     rows = [
         ManifestRow(

@@ -1,10 +1,11 @@
-"""A stand-in for the engine, of the same interface: its answers follow from pixels and prompt, at no cost."""
+"""A fake engine with the interface of ``CaptionEngine``: its answers are hashes of pixels and prompt, as words."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
@@ -17,14 +18,14 @@ from caption_assets.models.variants import SAMPLE, PixelLimits
 WORDS = ("amber", "birch", "cloud", "delta", "ember", "fjord", "grove", "hazel", "inlet", "jetty", "knoll", "lotus")
 
 
-class StandIn:
-    """Answers every request after a moment.
+class FakeEngine:
+    """An engine that answers each request after a delay.
 
     Args:
-        asked: told of each request.
-        seconds: until it answers.
-        fails: whether a request gets no answer.
-        context: longest prompt and answer together; a token of text is a character.
+        on_request: called with each request; its exceptions are the engine's.
+        seconds: delay before an answer.
+        fails: whether a request is refused.
+        context: maximum length of prompt and answer together; each character of text is one token.
         cached: share of the cacheable tokens that come from the prefix cache.
     """
 
@@ -37,7 +38,7 @@ class StandIn:
 
     def __init__(
         self,
-        asked: Callable[[Request], None] = lambda _: None,
+        on_request: Callable[[Request], None] = lambda _: None,
         *,
         seconds: float = 0.0,
         fails: Callable[[Request], bool] = lambda _: False,
@@ -46,17 +47,17 @@ class StandIn:
     ) -> None:
         self._cached = cached
         self.context = context
-        self._asked = asked
+        self._on_request = on_request
         self._seconds = seconds
         self._fails = fails
 
     async def complete(self, request: Request) -> Completion:
-        self._asked(request)
+        self._on_request(request)
         await asyncio.sleep(self._seconds)
         if self._fails(request):
-            raise RequestFailed("refused", "the stand-in was told to fail")
-        said = sha256(request.frames.pixels.tobytes() + request.prompt.encode()).digest()
-        words = [word for _, word in sorted(zip(said, WORDS, strict=False))][: 9 + said[0] % 3]  # none twice: no flag
+            raise RequestFailed("refused", "refused by the fake engine")
+        digest = sha256(request.frames.pixels.tobytes() + request.prompt.encode()).digest()
+        words = [word for _, word in sorted(zip(digest, WORDS, strict=False))][: 9 + digest[0] % 3]  # distinct: no flag
         limit = request.generation.max_output_tokens
         frames, height, width, _ = request.frames.pixels.shape
         video = visual_tokens(FrameGrid(frames, height, width), SAMPLE.pixels.factor)
@@ -89,8 +90,14 @@ class StandIn:
         return visual_tokens(grid, SAMPLE.pixels.factor)
 
 
+class SequentialEngine(FakeEngine):
+    """An engine with room for one window at a time."""
+
+    capacity = replace(FakeEngine.capacity, windows=1)
+
+
 @asynccontextmanager
-async def start_stand_in(engine: StandIn, started: Callable[[], None] = lambda: None) -> AsyncIterator[Any]:
-    """What ``start_engine`` is to the engine; ``started`` is told."""
-    started()
+async def start_fake_engine(engine: FakeEngine, on_start: Callable[[], None] = lambda: None) -> AsyncIterator[Any]:
+    """The counterpart of ``start_engine``; ``on_start`` is called first."""
+    on_start()
     yield engine

@@ -1,1 +1,0 @@
-"""Damage to stored state, made without the project's own code: bytes, pyarrow, pandas and the file system."""
