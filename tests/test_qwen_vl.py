@@ -21,10 +21,10 @@ from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.models.variants import VARIANTS, find_variant
 from caption_assets.qwen_vl import CaptionsIncomplete, QwenVL, _LoopThread, as_frames, second_prompt
 from caption_assets.sample.clips import SampleClip, encode, random_clip
-from caption_assets.video.decode import decode
 from tests.captioning.fake_engine import FakeEngine, start_fake_engine
 from tests.models.files import MODEL, SHARD
 from tests.models.hub_server import Fault, HubServer
+from tests.videos import decode
 
 TEMPLATE = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|><|video_pad|>"

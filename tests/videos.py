@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from fractions import Fraction
-from functools import cache
+from functools import cache, partial
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,8 +19,15 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from caption_assets.video.container import open_video
+from caption_assets.video.decode import ClipDecoder, Frames
 
 RGB = NDArray[np.uint8]
+
+
+def decode(data: bytes, start: int, end: int, count: int, size: tuple[int, int] | None) -> Frames:
+    """Decode one window of a clip, as ``ClipDecoder.frames`` does."""
+    with closing(ClipDecoder(partial(BytesIO, data))) as decoder:
+        return decoder.frames(start, end, count, size)
 
 
 def video(

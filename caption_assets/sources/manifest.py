@@ -19,7 +19,7 @@ from caption_assets.store.span import Span
 from caption_assets.store.span_file import SpanFile
 from caption_assets.store.tables import ManifestRow, Status, window_id
 from caption_assets.video.probe import Probe, probe_by_ranges
-from caption_assets.video.window import MIN_WINDOW_FRAMES, Windowing, split
+from caption_assets.video.window import MIN_WINDOW_FRAMES, Windowing, split_into_windows
 from caption_assets.workers.sandbox import Sandbox
 
 PROBE_WORKERS = 8
@@ -182,7 +182,7 @@ def _window_rows(row: ManifestRow, found: Probe, windowing: Windowing) -> Iterat
             "too_short", f"the clip has {found.frames} frames, below the minimum of {MIN_WINDOW_FRAMES} for a window"
         )
     variable_fps = found.variable_fps
-    for window in split(found.times, found.seconds, windowing):
+    for window in split_into_windows(found.times, found.seconds, windowing):
         yield replace(
             row,
             window_index=window.index,

@@ -45,12 +45,12 @@ MAX_SIDE = 16384
 """Maximum number of pixels along one side: the limit of H.264 levels and of most decoders."""
 
 DECODER_OPTIONS = {"max_pixels": str(MAX_PIXELS), "threads": "1"}
-"""Options of every decoder. One thread each: clips in parallel decode faster than threads within one (2.30 against
-1.53 clips a second)."""
+"""Options of every decoder. Each has one thread: decoding clips in parallel is faster than threads within a clip (2.30
+against 1.53 clips a second)."""
 
 MAX_PACKETS_TO_PICTURE = 600
-"""Maximum number of packets to decode until the first picture: 20 s, the longest groups of pictures in broadcasts and
-surveillance."""
+"""Maximum number of packets to decode to get the first picture: 20 s, as long as the longest groups of pictures in
+broadcasts and surveillance."""
 
 FFMPEG_ERRORS = (av.FFmpegError, OSError, ValueError, IndexError)
 """Errors that PyAV raises for damaged files: its own, and built-in ones while opening and demuxing."""
@@ -122,7 +122,7 @@ def with_stream_orientation(track: Track, stream: VideoStream, sample: bytes) ->
 def first_orientation(
     stream: VideoStream, packets: Iterator[Packet[VideoStream]]
 ) -> tuple[list[Packet[VideoStream]], Orientation]:
-    """The orientation of a stream's first decodable picture, and the packets that were consumed to decode it.
+    """The packets consumed to decode a stream's first decodable picture, and the orientation of that picture.
 
     Args:
         stream: a stream with an unused decoder, which is reset afterwards.

@@ -6,10 +6,8 @@ import time
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
-from io import BytesIO
 from typing import BinaryIO, cast
 
 import numpy as np
@@ -24,7 +22,7 @@ from caption_assets.video.picture_stream import PictureStream
 from caption_assets.video.plan import SKIPPABLE_CODECS, StreamStructure, decode_ranges, with_second_fields
 
 MAX_REPLACED = 0.25
-"""Maximum share of a window's frames that may be replaced by an earlier picture because they cannot be decoded."""
+"""Maximum share of a window's frames that may be replaced by another picture because they cannot be decoded."""
 SEQUENTIAL_PICTURES = 512
 """Average pictures per keyframe above which a clip is sequential: twice the default window."""
 
@@ -38,34 +36,15 @@ class Frames:
     indices: tuple[int, ...]
     """Numbers of the frames within the clip, in presentation order. A still frame is repeated."""
     fps: float
-    """Frames per second of the chosen frames, not of the source: it sets the model's temporal positions."""
-    interlaced: bool = False
-    """Whether any frame is interlaced, so that one of its two fields is shown."""
+    """Frames per second of these frames, not of the source: it sets the model's temporal positions."""
     padded: int = 0
-    """Number of frames with another aspect ratio than the clip, which are shown with black bars."""
+    """Number of frames with another aspect ratio than the clip's, which are padded with black bars."""
     replaced: int = 0
-    """Number of frames that cannot be decoded, so that an earlier picture is shown."""
+    """Number of frames that cannot be decoded and are replaced by an earlier picture, or else by a later one."""
 
 
 class PauseReached(Exception):
-    """The time limit passed before the decoder reached the window. The next call continues from there."""
-
-
-def decode(data: bytes, start: int, end: int, count: int, size: tuple[int, int] | None) -> Frames:
-    """Decode one window of a clip, as ``ClipDecoder.frames`` does.
-
-    Args:
-        data: the whole clip.
-        start: see ``ClipDecoder.frames``.
-        end: see ``ClipDecoder.frames``.
-        count: see ``ClipDecoder.frames``.
-        size: see ``ClipDecoder.frames``.
-
-    Raises:
-        UnreadableClip: see ``ClipDecoder.frames``.
-    """
-    with closing(ClipDecoder(partial(BytesIO, data))) as decoder:
-        return decoder.frames(start, end, count, size)
+    """The time limit passed before the decoder reached the window. The next call continues the pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +54,12 @@ class _DecodedFrame:
     index: int
     """Number of its frame within the clip."""
     picture: Picture
-    interlaced: bool
 
 
 class ClipDecoder:
-    """Decodes windows of one clip. Windows that are requested in order take one pass over the clip together.
+    """Decodes windows of one clip. Windows that are requested in order take a single pass over the clip.
 
-    The decoder first skips all pictures that are neither wanted nor needed to decode a wanted one. If that does not
+    The decoder first skips all pictures that are neither wanted nor needed to decode a wanted picture. If that does not
     yield every wanted picture, it decodes all pictures.
 
     Args:
@@ -167,7 +145,6 @@ class ClipDecoder:
                 for index, source in zip(indices, coded, strict=True)
             ),
             fps=(count - 1) / seconds if seconds > 0 else 1.0,
-            interlaced=any(frame.interlaced for frame in decoded.values()),
             padded=sum(decoded[index].picture.padded for index in coded),
             replaced=undecodable,
         )
@@ -196,7 +173,7 @@ class ClipDecoder:
                 return decoded
             elif is_new_pass:
                 break
-            else:  # earlier windows may have skipped what this one wants
+            else:  # this window may need pictures that earlier windows skipped
                 self._selective = self._reopen(self._selective, decodes_all=False)
         # The file has no keyframes (gradual refresh) or is damaged: only decoding all of it shows which.
         if self._full is None or self._full.last_index >= wanted[0]:
@@ -221,7 +198,7 @@ class ClipDecoder:
                 break
             stream.last_index = index
             if index in missing and not frame.is_corrupt:
-                decoded[index] = _DecodedFrame(index, renderer.render(frame), frame.interlaced_frame)
+                decoded[index] = _DecodedFrame(index, renderer.render(frame))
                 missing.remove(index)
             if index == wanted[-1]:
                 break
@@ -236,13 +213,13 @@ class ClipDecoder:
         size: tuple[int, int] | None,
         pause_at: float | None,
     ) -> dict[int, _DecodedFrame]:
-        """The wanted frames. An undecodable one is replaced by the latest before it, or else by the first after it."""
+        """The wanted frames. An undecodable frame is replaced by the last one before it, or else the first after it."""
         renderer = stream.renderer(size)
         decoded: dict[int, _DecodedFrame] = {}
         missing = deque(wanted)
 
         def show(index: int, frame: VideoFrame) -> None:
-            decoded[missing.popleft()] = _DecodedFrame(index, renderer.render(frame), frame.interlaced_frame)
+            decoded[missing.popleft()] = _DecodedFrame(index, renderer.render(frame))
 
         for index, frame in self._execute_plan(stream, [range(max(packets) + 1)], packets):
             if frame.is_corrupt:

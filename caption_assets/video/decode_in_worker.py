@@ -19,7 +19,7 @@ _open_clips: OrderedDict[BufferHandle, ClipDecoder] = OrderedDict()
 
 @dataclass(frozen=True, slots=True)
 class DecodedWindow:
-    """The metadata of decoded frames; see ``Frames``. Pixels are in shared memory."""
+    """The metadata of decoded frames; see ``Frames``. The pixels are in shared memory."""
 
     indices: tuple[int, ...]
     fps: float
@@ -28,12 +28,12 @@ class DecodedWindow:
     preview: Preview | None
     """None unless requested."""
     is_sequential: bool
-    """See ``ClipDecoder.is_sequential``: the clip's next window is then much cheaper in this worker."""
+    """See ``ClipDecoder.is_sequential``: if true, the clip's next window is much cheaper in this worker."""
 
 
 @dataclass(frozen=True, slots=True)
 class DecodePaused:
-    """The result of a call whose time limit passed before the window was reached. Repeat the call to continue."""
+    """The result if the time limit passed before the window was reached. Repeat the call to continue."""
 
     position: int
     """Number of packets read so far."""

@@ -61,7 +61,7 @@ def orientation(a: float, b: float, c: float, d: float) -> Orientation:
 
 
 def frame_orientation(frame: VideoFrame) -> Orientation | None:
-    """The orientation in a frame's side data, from the container or else from the picture; None without either."""
+    """The orientation in a frame's side data, where FFmpeg copies it from container or picture; None without any."""
     # frame.side_data would form a reference cycle: frames would stay in memory until the next garbage collection.
     matrix = SideDataContainer(frame).get("DISPLAYMATRIX")  # type: ignore[call-arg]  # PyAV's stub has no __init__
     if not isinstance(matrix, SideData):

@@ -1,4 +1,4 @@
-"""Parser of the video tracks of a Matroska or WebM file, with properties that PyAV does not expose.
+"""Parser of a Matroska or WebM file: properties of its video tracks that PyAV does not expose, and its length.
 
 Elements and sections are those of RFC 9559 (Matroska), and their encoding is that of RFC 8794 (EBML).
 """
@@ -12,6 +12,10 @@ from fractions import Fraction
 from caption_assets.video.boxes import DOLBY_PROFILE
 from caption_assets.video.track import ByteRanges, Crop, Track
 
+EBML = b"\x1a\x45\xdf\xa3"
+"""First bytes of a Matroska file (RFC 8794, 11.2.1)."""
+SEGMENT_BYTES = 4096
+"""Number of bytes at the front of a file that contain the header of its segment (5.1)."""
 SEGMENT, CLUSTER, TRACKS, TRACK_ENTRY = 0x18538067, 0x1F43B675, 0x1654AE6B, 0xAE
 TRACK_TYPE, VIDEO = 0x83, 0xE0
 CROP_LEFT, CROP_TOP, CROP_RIGHT, CROP_BOTTOM = 0x54CC, 0x54BB, 0x54DD, 0x54AA
@@ -49,6 +53,22 @@ def read_tracks(file: ByteRanges) -> list[Track]:
                 entries = _inside(file, element, TRACK_ENTRY)
                 return [_track(file, entry) for entry in entries if _number(file, entry, TRACK_TYPE) == VIDEO_TRACK]
     return []
+
+
+def is_complete(head: bytes, size: int) -> bool:
+    """False if a Matroska file is cut off, so that its content is shorter than the length in its header.
+
+    Args:
+        head: the first ``SEGMENT_BYTES`` of the file.
+        size: size of the file, in bytes.
+    """
+    at = head.find(SEGMENT.to_bytes(4)) + 4
+    if not head.startswith(EBML) or at < 4 or at + 8 > len(head):
+        return True
+    length = _length(head[at : at + 1])
+    limit = (1 << 7 * length) - 1
+    value = int.from_bytes(head[at : at + length]) & limit
+    return value == limit or at + length + value <= size
 
 
 def _track(file: ByteRanges, entry: Element) -> Track:

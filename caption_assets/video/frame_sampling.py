@@ -1,4 +1,4 @@
-"""The choice of the frames of a window that the model is shown: pure functions of time, without pixels."""
+"""The sampling of a window's frames for the model: pure functions of time, without pixels."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 LONG_LAST_FRAME = 2.0
 """Average intervals from which a window's last frame counts as a still that is sampled for its full duration."""
 FRAME_FACTOR = 2
-"""Divisor of frame counts: the model's vision tower merges two frames into one temporal patch."""
+"""Divisor of all frame counts: the model's vision tower merges two frames into one temporal patch."""
 
 
 @dataclass(frozen=True, slots=True)
 class FrameSampling:
-    """Sampling rate and limits. Defaults are the reference's (NeMo Curator and Qwen: 2 fps, 4 to 768 frames).
+    """Sampling rate and limits. The defaults are those of NeMo Curator and Qwen: 2 fps, 4 to 768 frames.
 
     Raises:
         ValueError: if a value is out of its range.
@@ -23,7 +23,7 @@ class FrameSampling:
     fps: float = 2.0
     """Frames per second of clip time."""
     min_frames: int = 4
-    """Minimum number of frames of a window, where it has as many."""
+    """Minimum number of frames of a window, if it has that many."""
     max_frames: int = 768
     """Maximum number of frames of a window."""
 
@@ -37,10 +37,10 @@ class FrameSampling:
 
 
 def frame_count(seconds: float, available: int, sampling: FrameSampling) -> int:
-    """Number of frames to show of a window of ``available`` frames that lasts ``seconds``.
+    """Number of frames to sample from a window of ``available`` frames that lasts ``seconds``.
 
-    The count is even, within the sampling's limits, and at most ``available`` (rounded down to even). It is rounded
-    to the nearest even number as in the reference; halfway, to the nearest multiple of four.
+    The number is even, within the sampling's limits, and at most ``available``, rounded down to even. As in NeMo
+    Curator, it is rounded to the nearest even number; halfway between two, to the multiple of four.
     """
     highest = min(sampling.max_frames, available) // FRAME_FACTOR * FRAME_FACTOR
     wanted = min(max(seconds * sampling.fps, sampling.min_frames), highest)
@@ -53,8 +53,8 @@ def sample_times(times: Sequence[float], end: float, count: int) -> tuple[float,
     The last time is that of the last frame. If the last frame is shown for more than ``LONG_LAST_FRAME`` average
     intervals, it is one average interval before the window's end, so that the still is sampled too.
 
-    Sampling is by time, not by frame number: in a clip of variable frame rate equal steps of the index are not equal
-    steps of time, and the model's temporal positions would be wrong.
+    Frames are sampled by time, because the model's temporal positions assume equal intervals: in a clip of variable
+    frame rate, frames at equal steps of the index are not equally spaced in time.
 
     Args:
         times: presentation time of each frame, in seconds, ascending.
@@ -76,5 +76,5 @@ def frames_shown_at(times: Sequence[float], at: Sequence[float]) -> tuple[int, .
         times: presentation time of each frame, in seconds, ascending.
         at: times in seconds, none before the first frame.
     """
-    tolerance = 1e-6  # seconds; samples fall on frame times, and rounding must not select the frame before
+    tolerance = 1e-6  # seconds: samples fall on frame times, and rounding must not select the frame before
     return tuple(bisect_right(times, time + tolerance) - 1 for time in at)

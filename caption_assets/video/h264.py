@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from caption_assets.video.bits import Bits
+from caption_assets.video.nal_units import unescaped
 
 SEQUENCE_PARAMETERS = 7
 """Type of NAL units with a sequence parameter set (table 7-1)."""
@@ -37,9 +38,8 @@ class SequenceParameters:
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """The beginning of a slice's header."""
+    """The fields of a slice's header that distinguish the fields of pictures."""
 
-    is_intra: bool
     frame_num: int
     parity: int | None
     """0 in a top field, 1 in a bottom field, None in a frame."""
@@ -51,7 +51,7 @@ def read_sequence_parameters(unit: memoryview) -> SequenceParameters:
     Raises:
         ValueError: if it is truncated.
     """
-    bits = Bits(_unescaped(unit[1:SET_BYTES]))
+    bits = Bits(unescaped(unit[1:SET_BYTES]))
     profile = bits.read(8)
     bits.read(16)  # constraint flags and level
     bits.read_ue()
@@ -82,15 +82,13 @@ def read_slice(unit: memoryview, parameters: SequenceParameters) -> Slice:
     Raises:
         ValueError: if it is truncated.
     """
-    bits = Bits(_unescaped(unit[1:HEADER_BYTES]))
-    bits.read_ue()  # first_mb_in_slice
-    kind = bits.read_ue()
-    bits.read_ue()  # pic_parameter_set_id
+    bits = Bits(unescaped(unit[1:HEADER_BYTES]))
+    bits.read_ue(), bits.read_ue(), bits.read_ue()  # first_mb_in_slice, slice_type, pic_parameter_set_id
     if parameters.has_separate_planes:
         bits.read(2)
     frame_num = bits.read(parameters.frame_num_bits)
     is_field = not parameters.frames_only and bits.read(1)
-    return Slice(kind in INTRA_SLICES, frame_num, bits.read(1) if is_field else None)
+    return Slice(frame_num, bits.read(1) if is_field else None)
 
 
 def is_intra(unit: memoryview) -> bool:
@@ -99,14 +97,9 @@ def is_intra(unit: memoryview) -> bool:
     Raises:
         ValueError: if its header is truncated.
     """
-    bits = Bits(_unescaped(unit[1:HEADER_BYTES]))
-    bits.read_ue()
+    bits = Bits(unescaped(unit[1:HEADER_BYTES]))
+    bits.read_ue()  # first_mb_in_slice
     return bits.read_ue() in INTRA_SLICES
-
-
-def _unescaped(data: memoryview) -> bytes:
-    """The data without emulation prevention bytes (section 7.4.1)."""
-    return bytes(data).replace(b"\0\0\3", b"\0\0")
 
 
 def _skip_scaling_list(bits: Bits, size: int) -> None:

@@ -33,6 +33,21 @@ def units(data: memoryview, size: int | None) -> Iterator[memoryview]:
     return _with_start_codes(data) if size is None else _with_lengths(data, size)
 
 
+def unit_type(codec: str, unit: memoryview) -> int:
+    """The type of a unit (table 7-1 of both standards).
+
+    Args:
+        codec: ``h264`` or ``hevc``.
+        unit: the unit.
+    """
+    return unit[0] & 31 if codec == "h264" else unit[0] >> 1 & 63
+
+
+def unescaped(data: memoryview) -> bytes:
+    """The data without emulation prevention bytes (section 7.4.1 of H.264)."""
+    return bytes(data).replace(b"\0\0\3", b"\0\0")
+
+
 def _with_start_codes(data: memoryview) -> Iterator[memoryview]:
     begun: int | None = None
     for found in _START.finditer(data):

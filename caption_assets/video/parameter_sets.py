@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from av import Packet
 from av.video.stream import VideoStream
 
-from caption_assets.video.nal_units import length_size, units
+from caption_assets.video.nal_units import length_size, unit_type, units
 
 _KINDS = {"h264": (range(1, 6), range(7, 9)), "hevc": (range(32), range(32, 35))}
 """Types of NAL units that are slices, and of those that are parameter sets (table 7-1 of both)."""
@@ -16,9 +16,9 @@ _KINDS = {"h264": (range(1, 6), range(7, 9)), "hevc": (range(32), range(32, 35))
 class ParameterSetReader:
     """Detects parameter sets that change within a stream.
 
-    Containers store a stream's parameters in their header, or with the packet at which they change. H.264 and H.265 may
-    store them in the stream as well (transport streams, avc3 and hev1 in MP4): usually before each keyframe, but a
-    stream may contain them only where they change.
+    Containers store a stream's parameters in their header, or with the packet at which they change. H.264 and H.265
+    streams may contain them as well (transport streams, avc3 and hev1 in MP4): usually before each keyframe, but
+    sometimes only where they change.
     """
 
     def __init__(self, stream: VideoStream) -> None:
@@ -55,7 +55,7 @@ class ParameterSetReader:
         slices, parameters = _KINDS[self._codec]
         sets = []
         for unit in units(memoryview(packet), self._lengths):
-            kind = unit[0] & 31 if self._codec == "h264" else unit[0] >> 1 & 63
+            kind = unit_type(self._codec, unit)
             if kind in slices:
                 break
             if kind in parameters:

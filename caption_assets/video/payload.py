@@ -14,16 +14,16 @@ from enum import IntEnum
 from av.video.stream import VideoStream
 
 from caption_assets.video import h264
-from caption_assets.video.nal_units import length_size, units
+from caption_assets.video.nal_units import length_size, unit_type, units
 
 PARSED_CODECS = frozenset({"h264", "hevc", "vp8", "vp9", "mpeg4", "mpeg1video", "mpeg2video"})
-"""Codecs, by FFmpeg's names, in which not every packet holds a picture. Each packet of AV1 does: a temporal unit."""
+"""Codecs, by FFmpeg's names, with packets without a picture. Each packet of AV1, a temporal unit, contains one."""
 SKIPPING_CODECS = frozenset(
     {"wmv1", "wmv2", "wmv3", "vc1", "msmpeg4v1", "msmpeg4v2", "msmpeg4v3", "h263", "flv1", "rv30", "rv40", "theora"}
 )
-"""Codecs that leave out pictures without changes. Only decoding such a packet shows its content."""
+"""Codecs that do not code a picture without changes. Only decoding a packet shows whether it contains one."""
 NOT_CODED_BYTES = 16
-"""Maximum size of a packet without a coded picture, in these codecs and MPEG-4: its flag takes a few bits."""
+"""Maximum size of a packet without a coded picture in these codecs and MPEG-4, in bytes: its flag takes a few bits."""
 VOP_START_CODE = b"\0\0\1\xb6"
 """The start code of an MPEG-4 picture (ISO/IEC 14496-2, 6.2.1)."""
 PICTURE_START_CODE, EXTENSION_START_CODE = b"\0\0\1\0", b"\0\0\1\xb5"
@@ -58,7 +58,7 @@ class Payload:
 
     content: PacketContent
     can_be_keyframe: bool = True
-    """False if the picture is predicted from others, even if the container flags a keyframe."""
+    """False if the picture is predicted from others, even if the container flags it as a keyframe."""
 
 
 PICTURE_PAYLOAD = Payload(PacketContent.PICTURE)
@@ -117,7 +117,7 @@ class PayloadParser:
 
     def _find_sequence(self, data: memoryview, lengths: int | None) -> None:
         for unit in units(data, lengths):
-            if unit[0] & 31 == h264.SEQUENCE_PARAMETERS:
+            if unit_type("h264", unit) == h264.SEQUENCE_PARAMETERS:
                 self._sequence = h264.read_sequence_parameters(unit)
                 return
 
@@ -126,7 +126,7 @@ class PayloadParser:
         first: h264.Slice | None = None
         can_be_keyframe = False
         for unit in units(data, self._lengths):
-            kind = unit[0] & 31
+            kind = unit_type("h264", unit)
             if kind == h264.SEQUENCE_PARAMETERS:
                 self._sequence = h264.read_sequence_parameters(unit)
             if kind not in h264.SLICES:
@@ -179,7 +179,7 @@ class PayloadParser:
 
     def _hevc(self, data: memoryview) -> Payload:
         for unit in units(data, self._lengths):
-            kind, layer = unit[0] >> 1 & 63, (unit[0] & 1) << 5 | unit[1] >> 3
+            kind, layer = unit_type("hevc", unit), (unit[0] & 1) << 5 | unit[1] >> 3
             if kind in HEVC_SLICES and layer == 0:
                 return Payload(PacketContent.PICTURE, kind in HEVC_IRAP_SLICES)
         return NO_PICTURE_PAYLOAD

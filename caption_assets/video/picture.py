@@ -17,17 +17,17 @@ from caption_assets.video.container import check_size
 from caption_assets.video.display import UPRIGHT, Orientation, frame_orientation
 from caption_assets.video.fields import first_field, is_interlaced
 from caption_assets.video.matrix import YCGCO, source_matrix, ycgco_to_rgb
-from caption_assets.video.primaries import WIDE, to_srgb
+from caption_assets.video.primaries import WIDE_PRIMARIES, to_srgb
 from caption_assets.video.tone import is_hdr, to_sdr
 from caption_assets.video.track import Track
 
 RGB = NDArray[np.uint8]
 """One picture, uint8 of shape (height, width, 3)."""
-BACKGROUND = 128
-"""Level, of 255, of the gray background of transparent pictures: both white and black shapes contrast with it."""
-SAME_SHAPE = 0.01
-"""Maximum relative difference of a picture's aspect ratio from its clip's that needs no padding: sizes and pixel aspect
-ratios are rounded."""
+BACKGROUND_LEVEL = 128
+"""Gray level, of 255, of the background of transparent pictures: both white and black shapes contrast with it."""
+MAX_ASPECT_DIFFERENCE = 0.01
+"""Maximum relative difference between the aspect ratios of a picture and its clip without padding: sizes and pixel
+aspect ratios are rounded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Renderer:
     """Renders decoded frames of one stream, all to the same size.
 
     Args:
-        stream: the frames' stream, before any frame is decoded: it has the size of the clip's pictures.
+        stream: the frames' stream, before any frame is decoded: afterwards it has the size of the last frame.
         track: the stream's properties from the container.
         size: height and width of the upright pictures, in pixels; None for the display size of the clip.
     """
@@ -72,19 +72,19 @@ class Renderer:
         Raises:
             UnreadableClip: if its display size exceeds the limits.
         """
-        turn = frame_orientation(frame) or self._track.orientation or UPRIGHT
-        clip = self._clip = self._clip or displayed_size(*self._coded, self._track, self._container_aspect, turn)
-        shown = displayed_size(frame.width, frame.height, self._track, self._aspect, turn)
+        orientation = frame_orientation(frame) or self._track.orientation or UPRIGHT
+        clip = self._clip = self._clip or displayed_size(*self._coded, self._track, self._container_aspect, orientation)
+        shown = displayed_size(frame.width, frame.height, self._track, self._aspect, orientation)
         width, height = self._size[::-1] if self._size else clip
         check_size(width, height)
-        padded = abs(shown[0] * clip[1] / (shown[1] * clip[0]) - 1) > SAME_SHAPE
+        padded = abs(shown[0] * clip[1] / (shown[1] * clip[0]) - 1) > MAX_ASPECT_DIFFERENCE
         if not padded:
-            return Picture(self._upright(frame, turn, width, height), padded)
+            return Picture(self._upright(frame, orientation, width, height), padded)
         scale = min(clip[0] / shown[0], clip[1] / shown[1])
         inner = max(round(width * shown[0] * scale / clip[0]), 1), max(round(height * shown[1] * scale / clip[1]), 1)
         pixels = np.zeros((height, width, 3), np.uint8)
         left, top = (width - inner[0]) // 2, (height - inner[1]) // 2
-        pixels[top : top + inner[1], left : left + inner[0]] = self._upright(frame, turn, *inner)
+        pixels[top : top + inner[1], left : left + inner[0]] = self._upright(frame, orientation, *inner)
         return Picture(pixels, padded)
 
     @property
@@ -94,9 +94,9 @@ class Renderer:
             return self._context.sample_aspect_ratio
         return self._container_aspect
 
-    def _upright(self, frame: VideoFrame, turn: Orientation, width: int, height: int) -> RGB:
+    def _upright(self, frame: VideoFrame, orientation: Orientation, width: int, height: int) -> RGB:
         """A frame as RGB in standard dynamic range, resized and turned upright."""
-        if turn.is_sideways:
+        if orientation.is_sideways:
             width, height = height, width
         lines = 1
         shown = frame
@@ -109,9 +109,9 @@ class Renderer:
             flat = to_sdr(resize(signal, height, width), frame.color_trc, frame.color_primaries)
         else:
             flat = resize(self._full_range(shown, frame, np.uint8)[rows, columns], height, width)
-            if frame.color_primaries in WIDE:
+            if frame.color_primaries in WIDE_PRIMARIES:
                 flat = to_srgb(flat, frame.color_primaries, frame.color_trc)
-        return turn.apply(flat)
+        return orientation.apply(flat)
 
     def _full_range(self, shown: VideoFrame, tagged: VideoFrame, kind: type[np.uint8 | np.uint16]) -> NDArray[Any]:
         """Full-range RGB, uint8 or uint16, over the background.
@@ -149,23 +149,24 @@ class Renderer:
 def _interpolation(frame: VideoFrame, pixel_format: str) -> Interpolation:
     """The scaler's flags.
 
-    Without accurate rounding results are up to 3 levels too dark. It takes up to 20 times as long for 8-bit pictures,
-    and 1.6 times for deeper ones. With 16 bits per channel, full chroma interpolation is wrong (FFmpeg 8.1).
+    Without accurate rounding, results are up to 3 levels too dark. Accurate rounding takes up to 20 times as long for
+    8-bit pictures, and 1.6 times for deeper ones. With 16 bits per channel, full chroma interpolation is wrong
+    (FFmpeg 8.1).
     """
     if pixel_format not in ("rgb24", "rgba"):
         return Interpolation.BILINEAR | Interpolation.ACCURATE_RND
-    if frame.format.components[0].bits > 8 or frame.color_primaries in WIDE:
+    if frame.format.components[0].bits > 8 or frame.color_primaries in WIDE_PRIMARIES:
         return Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
     return Interpolation.BILINEAR
 
 
 def displayed_size(
-    width: int, height: int, track: Track, pixel_aspect: Fraction | None, turn: Orientation
+    width: int, height: int, track: Track, pixel_aspect: Fraction | None, orientation: Orientation
 ) -> tuple[int, int]:
     """Display width and height of a decoded picture: cropped, with square pixels, upright."""
     width, height = track.crop.size(width, height)
     width = max(round(width * (pixel_aspect or 1)), 1)
-    return (height, width) if turn.is_sideways else (width, height)
+    return (height, width) if orientation.is_sideways else (width, height)
 
 
 def has_alpha(frame: VideoFrame) -> bool:
@@ -186,7 +187,7 @@ def over_background(picture: NDArray[Any], matte: int | None) -> NDArray[Any]:
         return np.ascontiguousarray(picture[..., :3])
     share = opacity.astype(np.float32) / maximum
     colors = picture[..., :3].astype(np.float32)
-    behind = (1 - share) * (BACKGROUND * maximum / 255)
+    behind = (1 - share) * (BACKGROUND_LEVEL * maximum / 255)
     mixed = colors * share if matte is None else colors - (1 - share) * (matte * maximum / 255)
     return np.rint(np.clip(mixed + behind, 0, maximum)).astype(picture.dtype)
 
@@ -207,8 +208,8 @@ def resize(frame: NDArray[Any], height: int, width: int) -> NDArray[Any]:
     if frame.shape[:2] == (height, width):
         return frame
     pixels = torch.from_numpy(frame if frame.dtype == np.uint8 else frame.astype(np.float32))
-    # unsqueeze comes before permute: the strides then show torch that the channels are last. Otherwise its result is
-    # planar, which takes 1.5 times as long.
+    # unsqueeze precedes permute: torch then detects from the strides that the channels are last. Otherwise its result
+    # is planar, which takes 1.5 times as long.
     batch = pixels.unsqueeze(0).permute(0, 3, 1, 2)
     scaled = torch.nn.functional.interpolate(batch, size=(height, width), mode="bicubic", antialias=True)
     result = np.asarray(scaled.permute(0, 2, 3, 1).squeeze(0).contiguous())

@@ -21,14 +21,13 @@ from caption_assets.video.container import (
     read_track,
     with_stream_orientation,
 )
+from caption_assets.video.ebml import SEGMENT_BYTES, is_complete
 from caption_assets.video.picture import Renderer
 from caption_assets.video.timeline import (
-    SEGMENT_BYTES,
     Packets,
     Timeline,
     build_timeline,
     decoded_presentation_order,
-    is_complete,
     numbered,
     read_packets,
     samples_to_parse,
@@ -39,8 +38,8 @@ FIRST_BYTES = 4096
 MAX_CACHED_BYTES = 64 << 20
 """Maximum size of a clip whose packets are cached when its timeline is built, in bytes."""
 MAX_DECODER_DELAY = 64
-"""Maximum number of packets to decode after the last wanted one until its picture appears. Decoders delay at most 16
-pictures, each in two fields."""
+"""Maximum number of packets to decode after the last wanted one to get its picture. Decoders delay at most 16 pictures,
+each of two fields."""
 
 
 class PictureStream:
@@ -48,7 +47,7 @@ class PictureStream:
 
     Args:
         open_file: opens the clip's file for this stream alone.
-        decodes_all: whether to decode every picture. Otherwise unwanted non-reference pictures are skipped.
+        decodes_all: whether to decode every picture; if not, unwanted non-reference pictures are skipped.
     """
 
     def __init__(self, open_file: Callable[[], BinaryIO], *, decodes_all: bool) -> None:
@@ -122,7 +121,7 @@ class PictureStream:
         self._stack.close()
 
     def pictures(self, ranges: Sequence[range], wanted: Collection[int]) -> Iterator[VideoFrame]:
-        """Decode ranges of packets. ``pts`` of each picture is the number of the packet that it came from.
+        """Decode ranges of packets. The ``pts`` of each picture is the number of its packet.
 
         After the last range, decoding continues until the caller stops, or for ``MAX_DECODER_DELAY`` packets. Pictures
         that the caller does not consume are kept for the next call. A range that continues the last one is not decoded
@@ -198,7 +197,7 @@ class PictureStream:
         return packet
 
     def _decode_packet(self, packet: Packet[VideoStream], *, is_wanted: bool) -> None:
-        if not packet.size:  # a repeated picture; the decoder would take it for the end of the stream
+        if not packet.size:  # a repeated picture: the decoder would interpret the empty packet as the end of the stream
             return
         self._context.skip_frame = "DEFAULT" if is_wanted or self.decodes_all else "NONREF"
         self._decode(packet)

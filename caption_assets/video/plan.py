@@ -20,7 +20,7 @@ GIF is not one: all its frames count as keyframes, yet each is painted over the 
 
 @dataclass(frozen=True, slots=True)
 class StreamStructure:
-    """The properties of a stream's packets that a plan depends on."""
+    """The properties of a stream's packets that decide a decode plan."""
 
     packets: int
     """Number of packets."""
@@ -39,7 +39,7 @@ def with_second_fields(stream: StreamStructure, wanted: Collection[int]) -> set[
 
     Args:
         stream: structure of the stream.
-        wanted: numbers of the packets that hold the pictures.
+        wanted: numbers of the packets with the pictures.
     """
     found = set(wanted)
     for number in wanted:
@@ -52,8 +52,8 @@ def decode_ranges(stream: StreamStructure, wanted: Collection[int]) -> list[rang
     """The packets to decode to get the wanted ones, as ascending ranges that each begin at a keyframe.
 
     A group of pictures extends from one keyframe to the next. It is decoded from its keyframe to its last wanted
-    packet. It is decoded to its end if wanted pictures lead the next group (open GOP): these are shown before that
-    group's keyframe although decoded after it, and may be predicted from this group.
+    packet. A wanted picture may lead the next group (open GOP): it is shown before that group's keyframe although
+    decoded after it, and may be predicted from the previous group. The previous group is then decoded to its end.
 
     Args:
         stream: structure of the stream.

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 MAX_SIDE_PIXELS = 320
 """Maximum length of the longer side, in pixels."""
 MIN_FPS = 4
-"""Minimum frames per second: an animation at the sampling rate would be too slow."""
+"""Minimum frames per second of an animation: the sampling rate would be too slow."""
 WEBP_OPTIONS = {"quality": "60"}
 """Quality of WebP, up to 100: about 5 kB a frame at this size."""
 JPEG_OPTIONS = {"qmin": "6", "qmax": "6"}
-"""Quantiser of JPEG, from 1 (best) to 31. Posters are embedded in galleries: at 3 they are 1.5 to 2 times as large."""
+"""Quantizer of JPEG, from 1 (best) to 31. Posters are embedded in galleries: at 3 they are 1.5 to 2 times as large."""
 
 
 @dataclass(frozen=True, slots=True)

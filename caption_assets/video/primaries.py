@@ -9,22 +9,22 @@ from av.video.reformatter import ColorPrimaries, ColorTrc
 from numpy.typing import NDArray
 
 D65 = (0.3127, 0.3290)
-C = (0.310, 0.316)
+ILLUMINANT_C = (0.310, 0.316)
 DCI = (0.314, 0.351)
 CHROMATICITIES: dict[int, tuple[tuple[float, float], ...]] = {
     ColorPrimaries.BT709: ((0.640, 0.330), (0.300, 0.600), (0.150, 0.060), D65),
-    ColorPrimaries.BT470M: ((0.67, 0.33), (0.21, 0.71), (0.14, 0.08), C),
+    ColorPrimaries.BT470M: ((0.67, 0.33), (0.21, 0.71), (0.14, 0.08), ILLUMINANT_C),
     ColorPrimaries.BT470BG: ((0.64, 0.33), (0.29, 0.60), (0.15, 0.06), D65),
     ColorPrimaries.SMPTE170M: ((0.630, 0.340), (0.310, 0.595), (0.155, 0.070), D65),
     ColorPrimaries.SMPTE240M: ((0.630, 0.340), (0.310, 0.595), (0.155, 0.070), D65),
-    ColorPrimaries.FILM: ((0.681, 0.319), (0.243, 0.692), (0.145, 0.049), C),
+    ColorPrimaries.FILM: ((0.681, 0.319), (0.243, 0.692), (0.145, 0.049), ILLUMINANT_C),
     ColorPrimaries.BT2020: ((0.708, 0.292), (0.170, 0.797), (0.131, 0.046), D65),
     ColorPrimaries.SMPTE431: ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060), DCI),
     ColorPrimaries.SMPTE432: ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060), D65),
     ColorPrimaries.EBU3213: ((0.630, 0.340), (0.295, 0.605), (0.155, 0.077), D65),
 }
 """x and y of red, green, blue and white (ITU-T H.273, table 2)."""
-WIDE = frozenset(CHROMATICITIES) - {
+WIDE_PRIMARIES = frozenset(CHROMATICITIES) - {
     ColorPrimaries.BT709,
     ColorPrimaries.BT470BG,
     ColorPrimaries.SMPTE170M,
@@ -63,11 +63,11 @@ def luminance(primaries: int) -> Floats:
 
 
 def to_srgb(picture: NDArray[np.uint8], primaries: int, transfer: int) -> NDArray[np.uint8]:
-    """Convert a picture of standard dynamic range and ``WIDE`` primaries to sRGB. Colors out of gamut are clipped.
+    """Convert a picture of standard dynamic range with wide primaries to sRGB. Colors out of gamut are clipped.
 
     Args:
         picture: uint8 of shape (height, width, 3), full-range RGB.
-        primaries: code in ITU-T H.273, table 2.
+        primaries: one of ``WIDE_PRIMARIES``: code in ITU-T H.273, table 2.
         transfer: code of its transfer characteristics, table 3.
 
     Returns:

@@ -23,15 +23,14 @@ from caption_assets.video.container import (
     with_stream_orientation,
 )
 from caption_assets.video.display import UPRIGHT, Orientation
+from caption_assets.video.ebml import SEGMENT_BYTES, is_complete
 from caption_assets.video.fields import INTERLACED
 from caption_assets.video.picture import displayed_size
 from caption_assets.video.timeline import (
-    SEGMENT_BYTES,
     NeedsPayload,
     Packets,
     build_timeline,
     decoded_presentation_order,
-    is_complete,
     read_packets,
     samples_to_parse,
 )
@@ -46,7 +45,7 @@ FIRST_BYTES = 4096
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Maximum length of a clip. A longer file is damaged or hostile, or has to be cut first."""
+    """Maximum length of a clip. A longer file is damaged or malicious, or must be cut first."""
 
     seconds: float = 24 * 3600.0
     frames: int = 24 * 3600 * 120
@@ -66,10 +65,7 @@ class Probe:
     """Width as displayed, in square pixels, after rotation."""
     height: int
     """Height as displayed, in square pixels, after rotation."""
-    coded_width: int
-    """Width as decoded, in pixels."""
-    coded_height: int
-    """Height as decoded, in pixels."""
+
     rotation: int
     """Rotation to apply to decoded frames, in degrees counter-clockwise: 0, 90, 180 or 270."""
     mirrored: bool
@@ -78,8 +74,7 @@ class Probe:
     """FFmpeg's name; None if it cannot decode the clip."""
     bit_depth: int | None
     """Bits per sample of the first plane."""
-    transfer: int
-    """Transfer characteristics by ITU-T H.273: 16 is PQ, 18 HLG, 2 unknown."""
+
     interlaced: bool
     has_audio: bool
     times: tuple[float, ...]
@@ -107,7 +102,7 @@ class Probe:
 def probe(file: bytes | SpanFile, limits: Limits = LIMITS) -> Probe:
     """Probe a clip by reading all of its file.
 
-    Only the first frame is decoded, unless the frames' order and timestamps are uncertain without decoding.
+    Only the first frame is decoded, unless the packets do not prove order and timestamps of the frames.
 
     Raises:
         UnreadableClip: if there is no video in it, or it exceeds the limits.
@@ -123,20 +118,22 @@ def probe(file: bytes | SpanFile, limits: Limits = LIMITS) -> Probe:
         check_size(*_displayed_size(stream, track, UPRIGHT))
         demuxed = container.demux(stream)
         head: list[Packet[VideoStream]] = []
-        turn = track.orientation or UPRIGHT
-        if turn == UPRIGHT:  # otherwise the container's orientation takes precedence over the stream's
-            head, turn = first_orientation(stream, demuxed)
+        orientation = track.orientation or UPRIGHT
+        if orientation == UPRIGHT:  # otherwise the container's orientation takes precedence over the stream's
+            head, orientation = first_orientation(stream, demuxed)
         parsed = samples_to_parse(container, stream, size)
         packets = read_packets(stream, itertools.chain(head, demuxed), parsed, max_packets=_max_packets(limits))
         complete = is_complete(start, size)
-        return _build_probe(container, stream, track, turn, packets, presentation_order, limits, is_complete=complete)
+        return _build_probe(
+            container, stream, track, orientation, packets, presentation_order, limits, is_complete=complete
+        )
 
 
 def probe_by_ranges(file: SpanFile, limits: Limits = LIMITS) -> Probe:
     """Probe a clip like ``probe``, but read as few of its bytes as its container allows.
 
-    The index of an MP4 or QuickTime file that is not fragmented states every frame's timestamps. FFmpeg still reads the
-    frames' payloads when it demuxes, and gets zeros for them.
+    The index of an MP4 or QuickTime file that is not fragmented contains the timestamps of all frames. FFmpeg still
+    reads the payloads when it demuxes; ``SpanFile`` returns zeros for them.
 
     Raises:
         UnreadableClip: if there is no video in it, or it exceeds the limits.
@@ -163,10 +160,10 @@ def probe_by_ranges(file: SpanFile, limits: Limits = LIMITS) -> Probe:
                 first = min(size, FIRST_BYTES)
                 if file.is_cached(start, start + first) and stream.codec_context.pix_fmt:
                     track = with_stream_orientation(track, stream, file.read_range(start, start + first))
-                    turn = track.orientation or UPRIGHT
+                    orientation = track.orientation or UPRIGHT
                     demuxed = container.demux(stream)
                     packets = read_packets(stream, demuxed, parsed, has_payload=False, max_packets=_max_packets(limits))
-                    return _build_probe(container, stream, track, turn, packets, _needs_payload, limits)
+                    return _build_probe(container, stream, track, orientation, packets, _needs_payload, limits)
             file.prefetch(start, start + size)  # FFmpeg needs the whole first frame
     except NeedsPayload:
         pass
@@ -180,7 +177,7 @@ def _needs_payload() -> Sequence[int]:
 
 
 def _max_packets(limits: Limits) -> int:
-    """Maximum number of packets to read: enough to detect a clip that is too long, with packets without pictures."""
+    """Maximum number of packets to read: enough to detect a clip that is too long, even if some have no picture."""
     return 4 * limits.frames + 4
 
 
@@ -199,17 +196,17 @@ def _open(file: bytes | SpanFile) -> Iterator[tuple[InputContainer, VideoStream]
         yield container, stream
 
 
-def _displayed_size(stream: VideoStream, track: Track, turn: Orientation) -> tuple[int, int]:
+def _displayed_size(stream: VideoStream, track: Track, orientation: Orientation) -> tuple[int, int]:
     """Width and height of the stream's pictures as displayed."""
     context = stream.codec_context
-    return displayed_size(context.width, context.height, track, stream.sample_aspect_ratio, turn)
+    return displayed_size(context.width, context.height, track, stream.sample_aspect_ratio, orientation)
 
 
 def _build_probe(
     container: InputContainer,
     stream: VideoStream,
     track: Track,
-    turn: Orientation,
+    orientation: Orientation,
     packets: Packets,
     presentation_order: Callable[[], Sequence[int]],
     limits: Limits,
@@ -218,18 +215,15 @@ def _build_probe(
 ) -> Probe:
     context = stream.codec_context
     timeline = build_timeline(container, stream, packets, presentation_order, is_complete=is_complete)
-    width, height = _displayed_size(stream, track, turn)
+    width, height = _displayed_size(stream, track, orientation)
     found = Probe(
         codec=context.codec.canonical_name,
         width=width,
         height=height,
-        coded_width=context.width,
-        coded_height=context.height,
-        rotation=turn.rotation,
-        mirrored=turn.mirrored,
+        rotation=orientation.rotation,
+        mirrored=orientation.mirrored,
         pixel_format=context.pix_fmt,
         bit_depth=context.format.components[0].bits if context.format else None,
-        transfer=context.color_trc,
         interlaced=context.field_order in INTERLACED,
         has_audio=any(other.type == "audio" for other in container.streams),
         times=timeline.times,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from caption_assets.video.bits import Bits
 from caption_assets.video.display import Orientation
-from caption_assets.video.nal_units import length_size, units
+from caption_assets.video.nal_units import length_size, unescaped, unit_type, units
 
 CODECS = ("h264", "hevc")
 SEI_UNITS = {"h264": 6, "hevc": 39}
@@ -26,20 +26,19 @@ def read_orientation(codec: str, extradata: bytes, sample: bytes) -> Orientation
         sample: the picture's first bytes.
     """
     for unit in units(memoryview(sample), length_size(codec, extradata)):
-        kind = unit[0] >> 1 & 63 if codec == "hevc" else unit[0] & 31
+        kind = unit_type(codec, unit)
         if kind in SLICE_UNITS[codec]:
             return None
         if kind != SEI_UNITS[codec]:
             continue
-        for message, payload in _messages(bytes(unit[HEADER_BYTES[codec] :])):
+        for message, payload in _messages(unescaped(unit[HEADER_BYTES[codec] :])):
             if message == DISPLAY_ORIENTATION and len(payload) >= 3:
                 return _orientation(payload)
     return None
 
 
-def _messages(unit: bytes) -> Iterator[tuple[int, bytes]]:
-    """Types and payloads of the messages of a unit (7.3.2.3 of H.264)."""
-    data = unit.replace(b"\0\0\3", b"\0\0")  # emulation prevention bytes
+def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Types and payloads of the messages in a unit's data (7.3.2.3 of H.264)."""
     at = 0
     while at + 2 < len(data):
         numbers = []

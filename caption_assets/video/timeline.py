@@ -1,8 +1,8 @@
 """The timeline of a clip: its pictures in presentation order, each with its time and the packet that holds it.
 
-It is built in one pass over the packets. If these do not prove it (pictures out of order without timestamps that say
-so, missing or equal timestamps, several pictures in a packet), all of the clip is decoded: the decoder's output is in
-presentation order, and each of its pictures names the packet that it came from.
+It is built in one pass over the packets. The packets do not prove it if timestamps are missing or equal, if timestamps
+do not show the order of reordered pictures, or if a packet contains several pictures. Then the whole clip is decoded:
+the decoder returns the pictures in presentation order, each with the number of its packet.
 """
 
 from __future__ import annotations
@@ -44,38 +44,34 @@ from caption_assets.video.timestamps import (
 )
 
 MISSING = -(2**63)
-"""A timestamp that the file does not state."""
-STATES_PTS = frozenset({"mov", "matroska", "mpegts", "flv", "ogg"})
+"""A timestamp that the file does not contain."""
+CONTAINERS_WITH_PTS = frozenset({"mov", "matroska", "mpegts", "flv", "ogg"})
 """Containers that store PTS. For others FFmpeg estimates them from the decoding order."""
-STATES_DTS = frozenset({"mov", "mpegts", "mpeg", "flv", "avi", "mxf"})
+CONTAINERS_WITH_DTS = frozenset({"mov", "mpegts", "mpeg", "flv", "avi", "mxf"})
 """Containers that store DTS. For others FFmpeg estimates them, wrongly after a jump."""
 LIVE_CONTAINERS = frozenset({"mov", "mpegts", "mpeg", "flv"})
-"""Containers of live streams. A gap in them that no packet's duration covers is a jump of the clock. In others it is a
-still picture, as in a screen recording."""
+"""Containers of live streams. A gap in their timestamps that no packet's duration covers is a jump of the clock. In
+other containers it is a still picture, as in a screen recording."""
 MAX_LIVE_GAP_SECONDS = 10.0
 """Maximum gap in a live stream: FFmpeg's own limit (``-dts_delta_threshold``)."""
 MAX_GAP_SECONDS = 1800.0
 """Maximum duration of a picture, in any container."""
 MAX_RATE = 1000
-"""Maximum pictures per second. Files of high-speed cameras are played more slowly than they were recorded."""
+"""Maximum number of pictures per second. Files of high-speed cameras are played more slowly than they were recorded."""
 MAX_BACKWARD_SECONDS = 0.5
-"""Maximum step back within a recording: faulty muxers step back by a few packets, and recordings are longer."""
+"""Maximum step back within a recording. Faulty muxers step back by a few packets; recordings are longer."""
 PARSED_COMPLETELY = frozenset({"vp8", "vp9", "mpeg1video", "mpeg2video"})
-"""Codecs, by FFmpeg's names, in which samples without a picture may be of any size."""
+"""Codecs, by FFmpeg's names, whose samples without a picture may have any size."""
 MAX_METADATA_BYTES = 512
 """Maximum size of a sample without a picture, in H.264 and H.265: metadata is short."""
 SMALLEST_SAMPLES = 2
 """Number of the smallest samples to parse. Each may take one more request to the store."""
-STATES_DURATIONS = frozenset({"mov", "gif", "apng"})
+CONTAINERS_WITH_DURATIONS = frozenset({"mov", "gif", "apng"})
 """Containers that store the duration of each picture."""
 AV_TIME_BASE = 1_000_000
 """Units of a container's duration in a second (FFmpeg's AV_TIME_BASE)."""
 DURATION = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)")
 """The tag in which Matroska muxers store the length of one track."""
-EBML = b"\x1a\x45\xdf\xa3"
-"""First bytes of a Matroska file (RFC 8794, 11.2.1)."""
-SEGMENT, SEGMENT_BYTES = b"\x18\x53\x80\x67", 4096
-"""ID of Matroska's Segment element (RFC 9559, 5.1), and the number of bytes at the front that contain its header."""
 
 
 class NeedsPayload(Exception):
@@ -84,9 +80,9 @@ class NeedsPayload(Exception):
 
 @dataclass(slots=True)
 class Packets:
-    """Metadata of a stream's packets, in file order: a few bytes each.
+    """Metadata of a stream's packets, in file order, in a few bytes per packet.
 
-    Packets that only end the stream, without timestamp or payload, are left out.
+    Packets without timestamp and payload, which only end the stream, are omitted.
     """
 
     pts: array[int] = field(default_factory=lambda: array("q"))
@@ -100,7 +96,7 @@ class Packets:
     keyframe_flags: bytearray = field(default_factory=bytearray)
     """1 where the container flags the packet as a keyframe."""
     keyframes: array[int] = field(default_factory=lambda: array("q"))
-    """Numbers of the packets that the container flags as keyframes, without those whose payload disproves it."""
+    """Numbers of the packets that the container flags as keyframes, unless their payload contradicts."""
     discarded: bytearray = field(default_factory=bytearray)
     """1 where an edit list hides the picture."""
     has_b_pictures: bool = True
@@ -113,7 +109,7 @@ class Packets:
 
 
 def numbered(packets: Iterable[Packet[VideoStream]]) -> Iterable[tuple[int, Packet[VideoStream]]]:
-    """Number and enumerate the packets of a stream, without those that only end the stream."""
+    """The packets of a stream with their numbers, without packets that only end the stream."""
     return enumerate(packet for packet in packets if packet.size or packet.pts is not None or packet.dts is not None)
 
 
@@ -131,8 +127,8 @@ def read_packets(
         stream: the packets' stream.
         packets: in file order.
         parsed: file positions of the packets to parse first, as ``samples_to_parse`` returns them. If all of these
-            hold a picture, so do the others.
-        has_payload: False if no other packet's payload can be read.
+            contain a picture, so do the others.
+        has_payload: False if only the payloads of these packets can be read.
         max_packets: number of packets after which to stop; None for all.
 
     Raises:
@@ -141,14 +137,14 @@ def read_packets(
     found = Packets()
     reader, sets = PayloadParser(stream), ParameterSetReader(stream)
     is_examined = stream.codec_context.codec.canonical_name in PARSED_CODECS | SKIPPING_CODECS
-    holds_pictures = parsed is not None
+    has_only_pictures = parsed is not None
     for number, packet in itertools.islice(numbered(packets), max_packets):
         payload = PICTURE_PAYLOAD if packet.size else REPEAT_PAYLOAD
         is_sample = parsed is not None and packet.pos in parsed
         if is_examined and packet.size and (has_payload or is_sample):
             payload = reader.read(memoryview(packet))
         if is_sample and payload.content != PacketContent.PICTURE:
-            holds_pictures = False
+            has_only_pictures = False
         found.pts.append(MISSING if packet.pts is None else packet.pts)
         found.dts.append(MISSING if packet.dts is None else packet.dts)
         found.durations.append(packet.duration or 0)
@@ -160,7 +156,7 @@ def read_packets(
             found.keyframes.append(number)
         if has_payload and packet.size:
             sets.add(packet, is_keyframe=is_keyframe)
-    if holds_pictures:
+    if has_only_pictures:
         found.contents = bytearray([PacketContent.PICTURE]) * len(found)
     elif not has_payload:
         raise NeedsPayload
@@ -175,8 +171,9 @@ def read_packets(
 def samples_to_parse(container: InputContainer, stream: VideoStream, size: int) -> frozenset[int] | None:
     """File positions of the samples to parse; None for all packets.
 
-    An MP4 index lists every sample, so a clip can be probed by its index. Samples without a picture are small and come
-    at regular intervals. If the smallest samples hold pictures, and all at either end of the file, so do the others.
+    An MP4 index lists every sample, so that it suffices to probe a clip. Samples without a picture are small and occur
+    at regular intervals. If the smallest samples and all samples at the ends of the file contain pictures, so do the
+    others.
 
     Args:
         container: the clip's container.
@@ -226,7 +223,7 @@ def build_timeline(
         stream: the clip's video stream.
         packets: all packets of the stream.
         presentation_order: decodes the clip and returns the number of each picture's packet, in presentation order.
-        is_complete: False if the file is known to be cut off, so that its stated length is ignored.
+        is_complete: False if the file is known to be cut off: the length in its header is then ignored.
 
     Raises:
         UnreadableClip: if there is no picture, or the timestamps are uncertain.
@@ -235,7 +232,7 @@ def build_timeline(
     if not base:
         raise _no_frames()
     demuxer, nominal = _demuxer(container), _nominal_interval(stream, packets)
-    has_clock = demuxer in STATES_DTS
+    has_clock = demuxer in CONTAINERS_WITH_DTS
     limits = ClockLimits(
         step=nominal or 1,
         backward=round(MAX_BACKWARD_SECONDS / base),
@@ -269,7 +266,7 @@ def build_timeline(
         timestamps[number] = timestamp
     shown = _with_repeats(packets, timestamps, list(zip(placed, order, strict=True)))
     first, last = shown[0][0], shown[-1][0]
-    has_durations = is_proven and demuxer in STATES_DURATIONS
+    has_durations = is_proven and demuxer in CONTAINERS_WITH_DURATIONS
     end = last + _last_interval(packets, shown, limits.step, has_durations=has_durations)
     if is_complete and not any(offsets):
         end = max(end, _stated_end(container, stream, packets, first, base))
@@ -288,7 +285,7 @@ def decoded_presentation_order(stream: VideoStream, packets: Iterable[Packet[Vid
     order: list[int] = []
 
     def decode(packet: Packet[VideoStream] | None) -> None:
-        with suppress(*FFMPEG_ERRORS):  # a damaged packet costs its own picture
+        with suppress(*FFMPEG_ERRORS):  # only the damaged packet's picture is lost
             order.extend(frame.pts for frame in context.decode(packet) if frame.pts is not None)
 
     for number, packet in numbered(packets):
@@ -297,22 +294,6 @@ def decoded_presentation_order(stream: VideoStream, packets: Iterable[Packet[Vid
             decode(packet)
     decode(None)
     return order
-
-
-def is_complete(head: bytes, size: int) -> bool:
-    """False if a Matroska file is cut off, so that its stated length is not that of its content.
-
-    Args:
-        head: the first ``SEGMENT_BYTES`` of the file.
-        size: size of the file, in bytes.
-    """
-    at = head.find(SEGMENT)
-    if not head.startswith(EBML) or at < 0 or at + 12 > len(head):
-        return True
-    length = 9 - head[at + 4].bit_length()
-    value = int.from_bytes(head[at + 4 : at + 4 + length]) & (1 << 7 * length) - 1
-    is_unknown = value == (1 << 7 * length) - 1
-    return is_unknown or at + 4 + length + value <= size
 
 
 def _optional(timestamps: Iterable[int]) -> list[int | None]:
@@ -344,11 +325,11 @@ def _nominal_interval(stream: VideoStream, packets: Packets) -> int | None:
 def _proven_order(
     demuxer: str, packets: Packets, timestamps: Sequence[int | None], decoding: Sequence[int | None]
 ) -> list[int] | None:
-    """Numbers of the pictures' packets in presentation order, if the packets prove it.
+    """Numbers of the pictures' packets in presentation order; None if the packets do not prove it.
 
-    Pictures to be shown before the first keyframe are left out: they are predicted from pictures that the clip lacks,
-    as in a transport stream that was cut within a group of pictures. If no packet is flagged as a keyframe, as with
-    gradual refresh, all pictures are kept.
+    Pictures to be shown before the first keyframe are omitted: they are predicted from pictures that the clip lacks, as
+    in a transport stream that was cut within a group of pictures. If no packet is flagged as a keyframe, as with
+    gradual refresh, no picture is omitted.
     """
     if PacketContent.UNKNOWN in packets.contents:
         return None
@@ -361,10 +342,10 @@ def _proven_order(
     if len(placed) < len(numbers) or len({timestamp for timestamp, _ in placed}) < len(placed):
         return None
     is_ascending = all(before < after for before, after in itertools.pairwise(placed))
-    if demuxer in STATES_DTS and _steps_back(decoding):
+    if demuxer in CONTAINERS_WITH_DTS and _steps_back(decoding):
         return None  # recordings overlap
-    # Reordered pictures need PTS that the file stores: neither FFmpeg's estimates nor DTS are enough.
-    if packets.has_b_pictures if is_ascending else demuxer not in STATES_PTS:
+    # The order of reordered pictures is proven by PTS in the file, but not by FFmpeg's estimates or by DTS.
+    if packets.has_b_pictures if is_ascending else demuxer not in CONTAINERS_WITH_PTS:
         return None
     first_key = packets.keyframe_flags.find(1)
     start = timestamps[first_key] if first_key >= 0 else None
@@ -398,7 +379,7 @@ def _with_repeats(
 
 
 def _last_interval(packets: Packets, shown: Sequence[tuple[int, int]], step: int, *, has_durations: bool) -> int:
-    """Duration of the last picture in ticks: as its packet states, or the average interval."""
+    """Duration of the last picture in ticks: that of its packet, or else the average interval."""
     timestamp, number = shown[-1]
     if has_durations and number == len(packets) - 1 and packets.durations[number] > 0:
         return packets.durations[number]
@@ -416,7 +397,7 @@ def _stated_end(container: InputContainer, stream: VideoStream, packets: Packets
         if found := DURATION.fullmatch(stream.metadata.get("DURATION", "")):
             hours, minutes, seconds = found.groups()
             own = (int(hours) * 3600 + int(minutes) * 60 + Fraction(seconds)) / base
-            ends.append(min(int(own), complete))  # the tag may be a leftover of another file
+            ends.append(min(int(own), complete))  # the tag may come from the file that this one was cut from
         elif len(container.streams) == 1:
             ends.append(complete)
     return max(ends)

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 MAX_REORDERED = 16
 """Maximum number of pictures by which decoding and presentation order differ (H.264 and H.265, max_num_reorder)."""
 MIN_RECORDING_PICTURES = 50
-"""Minimum average length of overlapping recordings. More frequent steps back are pictures out of order."""
+"""Minimum average number of pictures in overlapping recordings. More frequent steps back are pictures out of order."""
 INTERVAL_RANGE = 0.4, 2.5
-"""Accepted range of a rebuilt interval, in nominal intervals. Outside it, pictures are missing or the rate is wrong."""
+"""Accepted range of a repaired interval, in nominal intervals. Outside it pictures are missing or the rate is wrong."""
 
 
 class UncertainTimestamps(ValueError):
-    """Timestamps that cannot be rebuilt with certainty."""
+    """Timestamps that cannot be repaired with certainty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +92,10 @@ def repair_timestamps(pts: Sequence[int | None], dts: Sequence[int | None], nomi
     - Ascending PTS are kept.
     - If all DTS differ, the pictures take them in ascending order. The first picture is then shown when it is decoded,
       so all others keep their distance from it.
-    - If most DTS keep the nominal pace and none strays far from it, the pictures keep that pace.
-    - If PTS step back in a few places alone, recordings overlap there: each continues after the one before.
+    - If most DTS keep the nominal rate and none differs much from it, the pictures keep that rate.
+    - If PTS step back in a few places only, recordings overlap there: each continues after the one before.
     - If all PTS differ, the pictures take them in ascending order.
-    - Otherwise missing and equal PTS are spread evenly between their neighbors.
+    - Otherwise missing and equal PTS are interpolated between their neighbors.
 
     Args:
         pts: as stored, one for each picture, in presentation order.
@@ -119,23 +119,23 @@ def repair_timestamps(pts: Sequence[int | None], dts: Sequence[int | None], nomi
     anchors = _longest_ascending(pts)
     if nominal is None or not anchors:
         raise UncertainTimestamps("timestamps are missing or equal, and the file states no frame rate")
-    rebuilt: list[int] = [0] * len(pts)
+    repaired: list[int] = [0] * len(pts)
     for index in anchors:
-        rebuilt[index] = pts[index] or 0
+        repaired[index] = pts[index] or 0
     for before, after in itertools.pairwise(anchors):
-        step = (rebuilt[after] - rebuilt[before]) / (after - before)
+        step = (repaired[after] - repaired[before]) / (after - before)
         if after - before > 1 and not INTERVAL_RANGE[0] * nominal <= step <= INTERVAL_RANGE[1] * nominal:
             raise UncertainTimestamps(
                 f"{after - before - 1} pictures have no timestamp of their own in {after - before} intervals of "
                 f"{step / nominal:.2f} times the nominal length"
             )
         for index in range(before + 1, after):
-            rebuilt[index] = round(rebuilt[before] + step * (index - before))
+            repaired[index] = round(repaired[before] + step * (index - before))
     for index in range(anchors[0]):
-        rebuilt[index] = rebuilt[anchors[0]] - nominal * (anchors[0] - index)
+        repaired[index] = repaired[anchors[0]] - nominal * (anchors[0] - index)
     for index in range(anchors[-1] + 1, len(pts)):
-        rebuilt[index] = rebuilt[anchors[-1]] + nominal * (index - anchors[-1])
-    return rebuilt
+        repaired[index] = repaired[anchors[-1]] + nominal * (index - anchors[-1])
+    return repaired
 
 
 def enforce_max_rate(pts: Sequence[int], nominal: int | None, limits: ClockLimits) -> list[int]:
@@ -159,7 +159,7 @@ def _are_distinct(times: Sequence[int | None]) -> bool:
 
 
 def _without_steps_back(pts: Sequence[int], nominal: int) -> list[int]:
-    """Timestamps that continue one interval later wherever these step back; none if they step back too often."""
+    """Timestamps that continue one interval later wherever ``pts`` steps back; empty if it steps back too often."""
     backward = sum(after <= before for before, after in itertools.pairwise(pts))
     if backward > len(pts) // MIN_RECORDING_PICTURES:
         return []
@@ -181,8 +181,8 @@ def _constant_rate_start(dts: Sequence[int | None], nominal: int) -> int | None:
         return None
     start, count = Counter(starts).most_common(1)[0]
     keeps_ends = abs(starts[0] - start) <= nominal and abs(starts[-1] - start) <= nominal
-    strays = max(abs(each - start) for each in starts)
-    return start if keeps_ends and count * 2 >= len(starts) and strays <= MAX_REORDERED * nominal else None
+    deviation = max(abs(each - start) for each in starts)
+    return start if keeps_ends and count * 2 >= len(starts) and deviation <= MAX_REORDERED * nominal else None
 
 
 def _longest_ascending(pts: Sequence[int | None]) -> list[int]:

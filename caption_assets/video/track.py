@@ -48,7 +48,7 @@ class Track:
     proprietary_colors: str | None = None
     """Name of a color system that FFmpeg cannot convert; None for standard colors."""
     matte: int | None = None
-    """Level of the background that premultiplied colors are mixed with: 0 or 255. None for straight alpha."""
+    """Level of the background in premultiplied colors: 0 or 255. None for straight alpha."""
 
 
 DEFAULT_TRACK = Track()

@@ -7,16 +7,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 WINDOWING_VERSION = 1
-"""Version of the algorithm below. Raise it with every change that cuts any clip differently: manifests become stale."""
+"""Version of the algorithm below. Increase it with every change that cuts any clip differently: this marks manifests
+stale."""
 MIN_WINDOW_FRAMES = 4
-"""A clip of fewer frames has no window (as in the reference)."""
+"""Minimum number of frames of a window, as in NeMo Curator. A shorter clip has no window."""
 MIN_WINDOW_SECONDS = 0.1
 """Minimum of ``Windowing.seconds``: four frames of ordinary video take longer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Windowing:
-    """Sizes of windows. Defaults are the reference's (NeMo Curator): 256 frames, and a tail of at least 128.
+    """Sizes of windows. The defaults are those of NeMo Curator: 256 frames, and at least 128 in the last window.
 
     Raises:
         ValueError: if a value is out of its range.
@@ -25,9 +26,10 @@ class Windowing:
     size: int = 256
     """Frames in a window."""
     remainder_threshold: int = 128
-    """Minimum number of frames in the last window. A shorter tail is merged into the window before it."""
+    """Minimum number of frames in the last window. A shorter one is merged into the window before it."""
     seconds: float | None = None
-    """Length of a window, in seconds, in place of ``size``. A tail below half of it joins the window before it."""
+    """Length of a window, in seconds, in place of ``size``. A last window shorter than half of it is merged into the
+    window before it."""
 
     def __post_init__(self) -> None:
         if self.size < MIN_WINDOW_FRAMES:
@@ -57,7 +59,7 @@ class Window:
     """End of the last frame's presentation, from the beginning of the clip."""
 
 
-def split(times: Sequence[float], end_seconds: float, windowing: Windowing) -> Iterator[Window]:
+def split_into_windows(times: Sequence[float], end_seconds: float, windowing: Windowing) -> Iterator[Window]:
     """Cut a clip into windows so that every frame belongs to exactly one.
 
     Args:
@@ -88,7 +90,7 @@ def _starts_by_frames(total: int, windowing: Windowing) -> list[int]:
 
 def _starts_by_seconds(times: Sequence[float], end_seconds: float, seconds: float) -> list[int]:
     """The first frame of each interval of ``seconds``, where the window before it has enough frames."""
-    tolerance = 1e-6  # seconds; a frame on the border begins a window, and rounding must not put it into the one before
+    tolerance = 1e-6  # seconds: despite rounding, a frame on the border between two intervals begins a window
     starts = [0]
     interval = 0
     for index, time in enumerate(times):

@@ -12,11 +12,11 @@ from caption_assets.captioning.decoding import SandboxDecoder
 from caption_assets.captioning.window_job import WindowJob
 from caption_assets.errors import UnreadableClip
 from caption_assets.store.span import Span
-from caption_assets.video.decode import decode
 from caption_assets.video.preview import Preview
 from caption_assets.video.window import Windowing
 from tests.captioning.window_jobs import video_jobs
 from tests.conftest import SANDBOX, Truth
+from tests.videos import decode
 
 CASES = Path(__file__).parent.parent / "video" / "cases"
 GRID = FrameGrid(6, 56, 84)

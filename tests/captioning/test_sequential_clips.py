@@ -15,11 +15,11 @@ from caption_assets.captioning.budget import FrameGrid
 from caption_assets.captioning.decoding import SandboxDecoder
 from caption_assets.captioning.window_job import WindowJob
 from caption_assets.errors import UnreadableClip
-from caption_assets.video.decode import Frames, decode
+from caption_assets.video.decode import Frames
 from caption_assets.video.window import Windowing
 from caption_assets.workers.sandbox import Sandbox
 from tests.captioning.window_jobs import video_jobs
-from tests.videos import moving_video
+from tests.videos import decode, moving_video
 
 GRID = FrameGrid(4, 56, 84)
 FRAMES = 1200

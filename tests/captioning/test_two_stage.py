@@ -29,10 +29,11 @@ from caption_assets.sources.manifest import clip_pieces, probe_clips
 from caption_assets.sources.shard import find_shard
 from caption_assets.store.root import Root
 from caption_assets.store.tables import CaptionRow, Status
-from caption_assets.video.decode import Frames, decode
+from caption_assets.video.decode import Frames
 from caption_assets.video.window import Windowing
 from tests.captioning.window_jobs import video_jobs
 from tests.conftest import SANDBOX, Ask, Truth, caption_all
+from tests.videos import decode
 
 pytestmark = pytest.mark.engine
 

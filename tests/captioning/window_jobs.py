@@ -8,7 +8,7 @@ from caption_assets.captioning.window_job import WindowJob
 from caption_assets.store.content_tag import ContentTag
 from caption_assets.store.tables import ManifestRow, Status
 from caption_assets.video.probe import probe
-from caption_assets.video.window import Windowing, split
+from caption_assets.video.window import Windowing, split_into_windows
 
 
 def video_jobs(
@@ -32,6 +32,6 @@ def video_jobs(
             end_seconds=window.end_seconds,
             prompt=prompt,
         )
-        for window in split(found.times, found.seconds, windowing or Windowing())
+        for window in split_into_windows(found.times, found.seconds, windowing or Windowing())
     ]
     return [WindowJob(row, lambda: [data]) for row in rows]

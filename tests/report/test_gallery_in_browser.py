@@ -18,11 +18,11 @@ from caption_assets.sources.shard import find_shard
 from caption_assets.store.previews import write_preview
 from caption_assets.store.root import Root
 from caption_assets.store.tables import CaptionRow, Status
-from caption_assets.video.decode import decode
 from caption_assets.video.preview import make_preview
 from caption_assets.video.window import Windowing
 from tests.conftest import SANDBOX, Truth
 from tests.report.windows import SHARD, broken, captioned, failed, publish, window
+from tests.videos import decode
 
 pytestmark = pytest.mark.browser
 

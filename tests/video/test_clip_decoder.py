@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from caption_assets.video.decode import ClipDecoder, PauseReached, decode
-from tests.videos import film, moving_video
+from caption_assets.video.decode import ClipDecoder, PauseReached
+from tests.videos import decode, film, moving_video
 
 pytestmark = pytest.mark.fast
 

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from caption_assets.errors import UnreadableClip
-from caption_assets.video.decode import decode
-from tests.videos import FILMS, counting_video, film, moving_video, sound_only
+from tests.videos import FILMS, counting_video, decode, film, moving_video, sound_only
 
 FRAMES = 48
 KINDS = {"not_a_video", "no_video_stream", "unknown_codec", "damaged", "too_large"}

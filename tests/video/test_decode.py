@@ -12,13 +12,13 @@ from av.video.stream import VideoStream
 from caption_assets.errors import UnreadableClip
 from caption_assets.sample.clips import encode_frames
 from caption_assets.video.container import open_video, read_track
-from caption_assets.video.decode import decode
 from caption_assets.video.picture import RGB, Renderer, resize
 from caption_assets.video.probe import probe
 from caption_assets.video.track import DEFAULT_TRACK
 from tests.videos import (
     FILMS,
     counting_video,
+    decode,
     film,
     film_begun_at_an_open_group,
     film_begun_midway,
@@ -180,11 +180,6 @@ def test_without_a_size_pictures_are_left_as_they_are() -> None:
 
 def test_a_film_that_grows_keeps_its_first_size() -> None:
     assert decode(film_that_grows(), 0, 48, 4, None).pixels.shape == (4, 48, 64, 3)
-
-
-@pytest.mark.parametrize(("name", "interlaced"), [("h264", False), ("h264 interlaced", True)])
-def test_interlaced_frames_are_told_of(name: str, interlaced: bool) -> None:
-    assert decode(film(name), 0, 48, 4, (40, 56)).interlaced is interlaced
 
 
 @pytest.mark.parametrize(("transfer", "white"), [(ColorTrc.SMPTE2084, 0.5807), (ColorTrc.ARIB_STD_B67, 0.75)])

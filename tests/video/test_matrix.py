@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from caption_assets.video.decode import decode
 from caption_assets.video.probe import probe
 from tests.video.full_decode import full_decode
 from tests.video.numbered import SIZE, Recording, matrix, numbers
+from tests.videos import decode
 
 FAST = {
     "h264 gop 10 b 2, mp4",

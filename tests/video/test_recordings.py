@@ -15,10 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from caption_assets.errors import UnreadableClip
-from caption_assets.video.decode import Frames, decode
+from caption_assets.video.decode import Frames
 from caption_assets.video.probe import Probe, probe
 from tests.video.full_decode import full_decode
 from tests.video.numbered import SIZE, Recording, mpeg, numbers, vpx, x264, x265
+from tests.videos import decode
 
 GROUPS = st.sampled_from([1, 2, 5, 12, 250])
 BFRAMES = st.sampled_from([0, 1, 2, 4])

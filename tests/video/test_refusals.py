@@ -17,9 +17,8 @@ from av.stream import Disposition
 from caption_assets.errors import UnreadableClip
 from caption_assets.store.span import Span
 from caption_assets.store.span_file import SpanFile
-from caption_assets.video.decode import decode
 from caption_assets.video.probe import probe_by_ranges
-from tests.videos import counting_video, moving_video, noise_film, sound_only, tone
+from tests.videos import counting_video, decode, moving_video, noise_film, sound_only, tone
 
 pytestmark = pytest.mark.fast
 

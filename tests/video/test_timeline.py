@@ -7,13 +7,13 @@ import pytest
 
 from caption_assets.store.span import Span
 from caption_assets.store.span_file import SpanFile
-from caption_assets.video.decode import decode
+from caption_assets.video.ebml import is_complete
 from caption_assets.video.probe import probe, probe_by_ranges
-from caption_assets.video.timeline import is_complete
 from tests.video.full_decode import SIZE, full_decode, to_gray
 from tests.videos import (
     MPEG,
     SHORT_GROUPS,
+    decode,
     film_of_few_stamps,
     film_whose_stamps_begin_anew,
     gray,

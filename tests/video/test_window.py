@@ -10,14 +10,14 @@ from caption_assets.video.window import (
     WINDOWING_VERSION,
     Window,
     Windowing,
-    split,
+    split_into_windows,
 )
 
 pytestmark = pytest.mark.fast
 
 
 def windows_of(frames: int, windowing: Windowing, fps: float = 25.0) -> list[Window]:
-    return list(split([index / fps for index in range(frames)], frames / fps, windowing))
+    return list(split_into_windows([index / fps for index in range(frames)], frames / fps, windowing))
 
 
 @st.composite
@@ -57,7 +57,7 @@ def test_no_window_but_a_whole_clip_is_shorter_than_the_threshold(frames: int, w
 )
 def test_windows_by_seconds_hold_every_frame_once_and_enough_of_them(intervals: list[float], seconds: float) -> None:
     times = [0.0, *itertools.accumulate(intervals)]
-    windows = list(split(times, times[-1] + 0.04, Windowing(seconds=seconds)))
+    windows = list(split_into_windows(times, times[-1] + 0.04, Windowing(seconds=seconds)))
     covered = [frame for window in windows for frame in range(window.start_frame, window.end_frame)]
     assert covered == (list(range(len(times))) if len(times) >= MIN_WINDOW_FRAMES else [])
     assert all(window.end_frame - window.start_frame >= MIN_WINDOW_FRAMES for window in windows)
@@ -74,13 +74,13 @@ def test_windows_by_seconds_begin_on_the_grid_and_no_tail_is_shorter_than_half(f
 
 def test_a_variable_rate_is_cut_by_time() -> None:
     times = [*(i / 60 for i in range(60)), *(1 + i / 6 for i in range(12))]  # 1 s at 60 fps, 2 s at 6
-    windows = list(split(times, 3.0, Windowing(seconds=1.0)))
+    windows = list(split_into_windows(times, 3.0, Windowing(seconds=1.0)))
     assert [(w.start_frame, w.end_frame) for w in windows] == [(0, 60), (60, 66), (66, 72)]
 
 
 def test_a_stretch_of_too_few_frames_joins_its_neighbor() -> None:
     times = [0.0, 0.1, 0.2, 0.3, 1.0, 1.5, 2.0, 2.1, 2.2, 2.3, 3.0, 3.9]
-    windows = list(split(times, 4.0, Windowing(seconds=1.0)))
+    windows = list(split_into_windows(times, 4.0, Windowing(seconds=1.0)))
     assert [(w.start_frame, w.end_frame) for w in windows] == [(0, 4), (4, 12)]
 
 
