@@ -13,7 +13,7 @@ from caption_assets.models.variants import Variant
 from caption_assets.models.weights import WeightsError
 
 REQUEST_ID = 1
-"""vLLM's number for the adapter, the only one of its engine."""
+"""vLLM's id of the adapter; an engine has only one."""
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values of vLLM 0.32's ``max_lora_rank``."""
 MERGE = "merge it into its model, and set CAPTION_MODEL to the result"
@@ -26,23 +26,23 @@ class Adapter:
     lora: Lora
     folder: Path
     rank: int
-    """The largest of its modules."""
+    """Maximum rank of its modules."""
     has_vision: bool
-    """Whether it changes the vision tower, or what connects it with the language model."""
+    """Whether it adapts the vision tower or the connector to the language model."""
     warnings: tuple[str, ...] = ()
-    """For the run's log: another base model, and modules that vLLM ignores."""
+    """Warnings for the run's log: another base model, modules that vLLM ignores."""
 
     @classmethod
     def read(cls, lora: Lora, folder: Path, variant: Variant, model: Path) -> Adapter:
-        """The adapter in ``folder``, compared with the model ``variant`` in the folder ``model``.
+        """Read the adapter in ``folder`` and check it against the model ``variant`` in the folder ``model``.
 
         Raises:
-            WeightsError: if it cannot be read, does not fit the model, or has a rank that vLLM does not apply.
+            WeightsError: if it cannot be read, does not fit the model, or has a rank that vLLM does not support.
         """
         config = read_adapter_config(folder)
         if config.rank > RANKS[-1]:
             raise WeightsError(
-                f"the adapter {lora.hub_id} has rank {config.rank}, and vLLM applies up to {RANKS[-1]}: {MERGE}"
+                f"the adapter {lora.hub_id} has rank {config.rank}, but vLLM supports at most {RANKS[-1]}: {MERGE}"
             )
         trained = f"it was trained on {config.base}" if config.base else "its configuration names no base model"
         warnings = []
@@ -55,7 +55,7 @@ class Adapter:
             ) from error
         if not is_same_base(config.base, variant.hub_id):
             warnings.append(
-                f"the adapter {lora.hub_id} is applied to {variant.hub_id}, but {trained}: its modules fit, yet "
+                f"the adapter {lora.hub_id} is applied to {variant.hub_id}, but {trained}: its modules fit, but "
                 "captions may be worse than with that model"
             )
         if unknown:
@@ -78,20 +78,22 @@ class Adapter:
         """Check the adapter against vLLM's configurations of model and adapters, before the model is loaded.
 
         Raises:
-            WeightsError: if vLLM does not apply it, or not all of it.
+            WeightsError: if vLLM cannot apply all of it.
         """
         from vllm.lora.peft_helper import PEFTHelper
         from vllm.model_executor.model_loader.utils import get_model_architecture
 
         architecture, name = get_model_architecture(model_config)
         if not getattr(architecture, "supports_lora", False):
-            raise WeightsError(f"vLLM applies no LoRA adapter to {name}, so not {self.lora.hub_id}: {MERGE}")
+            raise WeightsError(
+                f"vLLM cannot apply the adapter {self.lora.hub_id}: {name} does not support LoRA: {MERGE}"
+            )
         if lora_config.enable_tower_connector_lora and not getattr(
             architecture, "supports_tower_connector_lora", False
         ):
             raise WeightsError(
-                f"the adapter {self.lora.hub_id} changes the vision tower, but vLLM applies no LoRA to that of {name}: "
-                f"{MERGE}"
+                f"the adapter {self.lora.hub_id} adapts the vision tower, but vLLM does not support LoRA for that of "
+                f"{name}: {MERGE}"
             )
         try:
             PEFTHelper.from_local_dir(str(self.folder), None).validate_legal(lora_config)

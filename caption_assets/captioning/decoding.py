@@ -1,4 +1,4 @@
-"""Decoders: the source of a window's frames, which are decoded while the engine works on other windows."""
+"""Decoders of windows' frames, which run while the engine captions other windows."""
 
 from __future__ import annotations
 
@@ -25,52 +25,51 @@ from caption_assets.workers.shared_memory import Buffer, BufferHandle, ClipFile
 
 T = TypeVar("T")
 PAUSE_SHARE = 0.5
-"""Share of a job's time limit after which it stops on the way to its window, to go on in another job."""
+"""Share of the decode timeout after which a decode pauses before its window, to continue in another job."""
 PREFETCH = 2
-"""Windows read or decoded at once, for each worker: one being decoded, one being fetched."""
+"""Windows in progress for each worker: one is decoded, the next one is read."""
 
 
 class Decoder(Protocol):
-    """Gives windows' frames."""
+    """Decodes windows."""
 
     async def frames(self, window: WindowJob, grid: FrameGrid) -> Frames:
-        """The window's frames, as many and as large as ``grid`` says; raises whatever is wrong with the clip."""
+        """The window's frames, in the number and size of ``grid``. Raises any error of the clip."""
 
 
 @dataclass(slots=True)
 class _OpenClip:
-    """A clip of which windows are decoded."""
+    """A clip with windows in progress."""
 
     reading: asyncio.Future[ClipFile] | None = None
-    """Its bytes, once they are fetched."""
+    """Its bytes, once they are read."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Held while a window is decoded that others must wait for."""
+    """Held by the window that is decoded, while the clip is sequential."""
     is_sequential: bool = True
-    """Whether windows wait for the one before. All do until the first is decoded, which tells."""
+    """Whether each window waits for the previous one. It is known once the first window is decoded."""
 
     @asynccontextmanager
     async def after_previous(self) -> AsyncIterator[None]:
-        """Waits for the windows before, as long as the clip is sequential."""
+        """Wait for the previous windows while the clip is sequential."""
         async with AsyncExitStack() as stack:
             if self.is_sequential:
                 await stack.enter_async_context(self.lock)
-                if not self._is_sequential_still():
+                if not self._is_still_sequential():
                     await stack.aclose()
             yield
 
-    def _is_sequential_still(self) -> bool:
+    def _is_still_sequential(self) -> bool:
         return self.is_sequential
 
 
 class SandboxDecoder:
-    """Reads clips in threads of this process, once for all windows of one, and decodes them in a sandbox's workers.
+    """Reads each clip once, in threads of this process, and decodes its windows in a sandbox's workers.
 
-    The windows of a clip with few keyframes are decoded one after the other in the same worker, which keeps the clip
-    open: one pass over the clip serves them all.
+    A clip with few keyframes is sequential: one worker keeps it open and decodes its windows in order, in one pass.
 
     Args:
-        sandbox: its workers.
-        keep_preview: if given, a preview is made of each window and kept by this.
+        sandbox: runs the workers.
+        keep_preview: stores a window's preview; without it no previews are made.
     """
 
     def __init__(self, sandbox: Sandbox, keep_preview: Callable[[WindowJob, Preview], None] | None = None) -> None:
@@ -87,7 +86,7 @@ class SandboxDecoder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # A stop does not wait for reads from a slow store: what is finished is to be saved first.
+        # Reads from a slow store must not delay the last checkpoint.
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def frames(self, window: WindowJob, grid: FrameGrid) -> Frames:
@@ -121,20 +120,18 @@ class SandboxDecoder:
     async def _decode_resuming(
         self, decode: Callable[[], DecodedWindow | DecodePaused], affinity: BufferHandle | None
     ) -> DecodedWindow:
-        """The window, by as many jobs as the way to it takes: it may be half an hour behind the last keyframe."""
+        """The window, by as many jobs as it takes: it may be half an hour of video behind the last keyframe."""
         position = -1
         while True:
             shown = await self._sandbox.run_with(affinity, decode)
             if isinstance(shown, DecodedWindow):
                 return shown
             if shown.position <= position:
-                raise UnreadableClip(
-                    "too_slow", "the clip's decoder does not come nearer to the window: shorten the clip"
-                )
+                raise UnreadableClip("too_slow", "the decoder makes no progress towards the window: shorten the clip")
             position = shown.position
 
     def _clip(self, window: WindowJob) -> _OpenClip:
-        """The clip, kept for its other windows, which come next, and not for long."""
+        """The clip of a window. A few clips are kept: the windows of a clip are consecutive."""
         key = (window.shard, window.window.clip_key, window.window.content_tag)
         clip = self._clips.setdefault(key, _OpenClip())
         if len(self._clips) > self._max_clips:
@@ -150,7 +147,7 @@ class SandboxDecoder:
             return await asyncio.shield(reading)
         except Exception:
             if clip.reading is reading:
-                clip.reading = None  # another try reads it again
+                clip.reading = None  # the next attempt reads it again
             raise
 
 
@@ -164,7 +161,7 @@ def _read(window: WindowJob) -> ClipFile:
 
 
 def require(value: T | None) -> T:
-    """A value that every readable window's row holds."""
+    """Return a value that the row of every readable window has."""
     if value is None:
-        raise ValueError("a readable window's row lacks its bounds or size: materialize clip_manifest again")
+        raise ValueError("a readable window's row has no bounds or size: materialize clip_manifest again")
     return value

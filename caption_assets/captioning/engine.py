@@ -1,4 +1,4 @@
-"""The vLLM engine: built in its own processes, asked many times at once, gone afterwards. Imports vLLM at its start."""
+"""The vLLM engine: runs in its own processes and answers concurrent requests. vLLM is imported when it starts."""
 
 from __future__ import annotations
 
@@ -50,47 +50,48 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 ENVIRONMENT = {
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # binding threads to cores would pin every process to the same ones
-    "OMP_WAIT_POLICY": "passive",  # threads that wait by spinning take the cores from decoders: 1.3 times as slow
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # otherwise all processes are pinned to the same cores
+    "OMP_WAIT_POLICY": "passive",  # spinning threads slow decoders down: 1.3 times as long
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
 }
-"""Defaults for variables that vLLM reads; what the user has set stands."""
+"""Defaults of environment variables that vLLM reads. The user's values take precedence."""
 RESERVED = frozenset(
     {"model", "tokenizer", "revision", "tokenizer_revision", "trust_remote_code", "scheduling_policy"}
     | {"dtype", "quantization", "quantization_config", "mm_processor_kwargs", "limit_mm_per_prompt"}
     | {"tensor_parallel_size", "data_parallel_size"}
     | {"enable_lora", "max_loras", "max_lora_rank", "default_mm_loras"}
 )
-"""Engine arguments that are not the user's: weights come verified from the mirror, no remote code is run, and number
-formats, frames and the number of GPUs have settings of their own."""
+"""Engine arguments that users must not give: weights come verified from the mirror, remote code is not run, and number
+formats, frames and the number of GPUs have their own settings."""
 VISION_PARTS = ("visual.*", "vision_tower.*", "vision_model.*")
-"""Names of the vision part in vLLM's models."""
+"""Patterns of the vision modules' names in vLLM's models."""
 AUTO_CONTEXT = -1
-"""vLLM's value of ``max_model_len`` for the model's own, reduced to what fits the memory."""
+"""vLLM's value of ``max_model_len`` for the model's own context, reduced to what fits in memory."""
 PROBES = ((FRAME_FACTOR, 2.0), (5 * FRAME_FACTOR, 0.37))
-"""Numbers of frames and rates of the videos with which the start-up check measures tokens."""
+"""Number of frames and frame rate of the videos that the start-up check measures."""
 EXTRA_SAMPLING = ("top_k", "min_p", "presence_penalty", "frequency_penalty")
-"""Sampling parameters that a model's files may give and that no setting has."""
+"""Sampling parameters from a model's files that have no setting."""
 _NO_PLACEHOLDER = re.compile("prompt (replacement|placeholders|updates)")
-"""Of vLLM's message about a prompt without the placeholder of a video."""
+"""vLLM's message about a prompt that has no placeholder for its video."""
 CACHE_BYTES_PER_PIXEL = 2 * 3 * 2
-"""Of the cache of preprocessed videos, at most, for each pixel of a visual token's square: two frames, three channels,
-two bytes a value (9.4 kB a token of Qwen2.5-VL were measured; where values stay uint8 it is half of that)."""
+"""Maximum size of a preprocessed video, in bytes for each pixel of a visual token's square: two frames, three channels,
+two bytes a value. Qwen2.5-VL takes 9.4 kB a token (measured); where values stay uint8 it is half of that."""
 CACHE_SHARE = 0.5
-"""Of the cache of preprocessed videos, for windows under way. It forgets what was used longest ago, and while a window
-is under way about as many others come and go as are under way with it."""
+"""Share of the cache of preprocessed videos for windows in progress. The cache evicts the least recently used video.
+While a window is in progress, about as many others finish and start as are in progress."""
 ENCODER_SHARE = 0.5
-"""Of the GPU memory that ``gpu_memory_utilization`` leaves, for encoded videos."""
+"""Share for encoded videos of the GPU memory that ``gpu_memory_utilization`` leaves free."""
 ENCODER_SHARE_OF_KV = 1 / 8
-"""Memory for encoded videos where that for the KV cache is given, as a share of it: a token of Qwen2.5-VL-7B takes
-7 KiB encoded (3,584 values of two bytes) and 56 KiB in the KV cache."""
+"""Memory for encoded videos as a share of the KV cache's, where that is given: a token of Qwen2.5-VL-7B takes 7 KiB
+encoded (3,584 values of two bytes) and 56 KiB in the KV cache."""
 KV_SHARE = 0.9
-"""Of the KV cache, for windows under way."""
+"""Share of the KV cache for windows in progress."""
 SHUTDOWN_SECONDS = 2.0
-"""An engine on the CPU does not end within vLLM's own 5 s either, and leaves nothing behind when it is killed."""
+"""Maximum wait for the engine's processes to exit. On the CPU vLLM's own 5 s are not enough either, and killing them
+leaves nothing behind."""
 WINDOWS_PER_SEQUENCE = 2
-"""Windows under way for each sequence that the engine runs at once: one decodes while another is captioned."""
+"""Windows in progress for each sequence of a batch: one is decoded while another is captioned."""
 
 
 class EngineError(CaptionAssetsError):
@@ -106,41 +107,41 @@ class _CacheMiss(Exception):
 
 
 _UNHASHED = ("request_timeout_seconds", "frames_gb", "max_engine_restarts")
-"""Fields of ``EngineConfig`` that vLLM never sees."""
+"""Fields of ``EngineConfig`` that are not passed to vLLM."""
 _HASHED_NAMES = {
     "tensor_parallel_size": "tensor_parallel",
     "data_parallel_size": "data_parallel",
     "engine_args": "arguments",
 }
-"""Former names of fields: the hashes in stored rows are made with them."""
+"""Former names of fields, with which the hashes in stored rows were made."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """The settings of the engine, each field under the setting's name. None is the model's default."""
+    """The engine's settings; fields have the settings' names. None is the model's default."""
 
     gpu_memory_utilization: float | None = None
-    """Share of the GPU's memory."""
+    """Share of the GPU memory that the engine uses."""
     processor_cache_gb: float | None = None
     """Memory for preprocessed videos, in GiB."""
     max_batched_tokens: int | None = None
-    """Tokens in one step of the engine."""
+    """Maximum number of tokens in one step of the engine."""
     tensor_parallel_size: int = 1
     """Number of GPUs that share one replica of the model."""
     data_parallel_size: int = 1
     """Number of replicas of the model, each on its own GPUs."""
     engine_args: Mapping[str, Any] = field(default_factory=dict)
-    """Further arguments of vLLM's ``AsyncEngineArgs``; they override all others."""
+    """Further arguments of vLLM's ``AsyncEngineArgs``. They take precedence over all others."""
     request_timeout_seconds: float = 600.0
-    """Timeout of a request."""
+    """Request timeout, in seconds."""
     frames_gb: float = 2.0
     """Maximum memory for decoded frames of windows in progress, in GiB."""
     max_engine_restarts: int = 10
-    """Maximum number of engine restarts in a run, for every 1,000 requests."""
+    """Maximum number of engine restarts in a run, for every 1,000 answers."""
 
     @property
     def identity(self) -> str:
-        """Version of vLLM and a hash of what decides whether the engine runs, such as ``vllm-cpu 0.32.0 3f2a9c01``."""
+        """Version of vLLM and a hash of the settings that may make the engine crash: ``vllm-cpu 0.32.0 3f2a9c01``."""
         hashed = {_HASHED_NAMES.get(name, name): value for name, value in asdict(self).items() if name not in _UNHASHED}
         values = {**hashed, "arguments": dict(self.engine_args)}
         digest = sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:8]
@@ -148,7 +149,7 @@ class EngineConfig:
 
 
 def _vllm() -> str:
-    """Name and version of the build of vLLM that is installed."""
+    """Name and version of the installed vLLM distribution."""
     for name in ("vllm", "vllm-cpu"):
         with suppress(PackageNotFoundError):
             return f"{name} {version(name)}"
@@ -158,40 +159,42 @@ def _vllm() -> str:
 def engine_arguments(
     model: Path, recipe: Recipe, config: EngineConfig, adapter: Adapter | None = None
 ) -> dict[str, Any]:
-    """Keyword arguments of vLLM's ``AsyncEngineArgs`` for the recipe's model, which is in the folder ``model``.
+    """Keyword arguments of vLLM's ``AsyncEngineArgs`` for the recipe's model in the folder ``model``.
 
     Raises:
-        EngineError: if the user's arguments hold one that is not the user's to give.
+        EngineError: if the user's arguments contain a reserved one.
     """
     if forbidden := RESERVED & config.engine_args.keys():
         raise EngineError(
-            f"CAPTION_ENGINE_ARGS gives {', '.join(sorted(forbidden))}, which this project sets by itself: take it out "
+            f"CAPTION_ENGINE_ARGS contains {', '.join(sorted(forbidden))}, which this project sets itself: remove it "
             "(the model is chosen with CAPTION_MODEL, its number format with CAPTION_DTYPE, FP8 with CAPTION_FP8, a "
             "LoRA adapter with CAPTION_LORA, GPUs with CAPTION_TENSOR_PARALLEL_SIZE and CAPTION_DATA_PARALLEL_SIZE)"
         )
     variant, files = recipe.variant, ModelProperties.read(model)
     arguments: dict[str, Any] = {
         "model": str(model),
-        # A quantization method has dtypes of its own: vLLM takes the one that the files name.
+        # Quantization methods support only certain dtypes: vLLM uses the one that the files name.
         "dtype": recipe.dtype or ("auto" if files.quantization else variant.dtype),
         "max_model_len": variant.max_model_len or AUTO_CONTEXT,
-        # The next three and the limits of a prompt are the reference's (NeMo Curator).
+        # The next three values and the limits of a prompt are the reference's (NeMo Curator).
         STEP_TOKENS: REFERENCE_STEP_TOKENS,
         "gpu_memory_utilization": 0.85,
         "mm_processor_cache_gb": 4.0,
         "limit_mm_per_prompt": {"image": 0, "video": 1},
         "enable_prefix_caching": True,
-        "scheduling_policy": "priority",  # without it vLLM takes a request's priority and ignores it
+        "scheduling_policy": "priority",  # otherwise vLLM ignores a request's priority
         "tensor_parallel_size": config.tensor_parallel_size,
         "data_parallel_size": config.data_parallel_size,
     }
     if files.model_type in QWEN:
-        # Frames arrive at their final size; the model's own processor normalizes them.
+        # Frames already have their final size; the model's processor only normalizes them.
         arguments["mm_processor_kwargs"] = {"do_resize": False}
     if recipe.fp8 and files.quantization:
-        logger.warning("the weights of %s are quantised already (%s): no FP8", variant.hub_id, files.quantization)
+        logger.warning(
+            "FP8 is not applied: the weights of %s are already quantized (%s)", variant.hub_id, files.quantization
+        )
     elif recipe.fp8:
-        # The language model alone: FP8 of the vision tower is fragile (vllm issue 17595).
+        # Only the language model: FP8 of the vision tower is fragile (vllm issue 17595).
         arguments |= {"quantization": "fp8_per_tensor", "quantization_config": {"ignore": list(VISION_PARTS)}}
     if adapter:
         arguments |= adapter.arguments()
@@ -208,23 +211,22 @@ def engine_arguments(
 async def start_engine(
     model: Path, recipe: Recipe, config: EngineConfig, adapter: Adapter | None = None
 ) -> AsyncIterator[CaptionEngine]:
-    """Build the engine, and shut it down with all its processes when the block ends, however it ends.
+    """Start the engine, and shut it down with all its processes when the block ends, also by an exception.
 
-    The event loop goes on while the engine is built. A task that is canceled meanwhile ends the build.
+    Starting does not block the event loop, and canceling the task cancels it.
 
     Args:
         model: folder of the model's files.
-        recipe: what captions are made with.
-        config: what the user wants otherwise.
+        recipe: the recipe of the captions.
+        config: the engine's settings.
         adapter: the recipe's LoRA adapter, if it has one.
 
     Raises:
-        EngineError: if vLLM is not installed, does not know an argument or apply the adapter, or the engine does not
-            start.
+        EngineError: if vLLM is not installed, does not support an argument or the adapter, or does not start.
         ValueError: if ``adapter`` is not the recipe's.
     """
     if recipe.lora != (adapter.lora if adapter else None):
-        raise ValueError(f"the recipe's adapter is {recipe.lora}, and the engine's {adapter}")
+        raise ValueError(f"the recipe's adapter is {recipe.lora}, but the engine's is {adapter}")
     _check_supported(model, config)
     arguments = engine_arguments(model, recipe, config, adapter)
     _prepare_environment()
@@ -235,7 +237,7 @@ async def start_engine(
             llm = await build.result()
         except EngineError:
             raise
-        except Exception as error:  # configuration, loading and profiling raise whatever they like
+        except Exception as error:  # configuration, loading and profiling raise exceptions of any type
             raise EngineError(
                 f"the engine for {recipe.variant.hub_id} (fp8 {'on' if recipe.fp8 else 'off'}) did not start: "
                 f"{explain_start(error, cause.read(), arguments)}"
@@ -251,11 +253,11 @@ async def start_engine(
     finally:
         build.end()
         cause.remove()
-        gc.collect()  # now: left to the interpreter's exit, the engine's finaliser would fail and say so
+        gc.collect()  # at the interpreter's exit the engine's finalizer would fail and log that
 
 
 def _check_supported(model: Path, config: EngineConfig) -> None:
-    """Refuse a model that needs remote code, also where its files did not come through the mirror.
+    """Check that vLLM serves a model without remote code, also for files that did not come from the mirror.
 
     Raises:
         EngineError: if vLLM does not support it.
@@ -273,7 +275,7 @@ def _check_supported(model: Path, config: EngineConfig) -> None:
 def _build(
     arguments: dict[str, Any], max_output_tokens: int, adapter: Adapter | None, check: Callable[[], None]
 ) -> Any:
-    """Build vLLM's engine; ``check`` raises if it is not wanted any more."""
+    """Build vLLM's engine; ``check`` raises if the build was canceled."""
     from vllm import AsyncEngineArgs
     from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -298,28 +300,28 @@ def _build(
 def _check_output(max_output_tokens: int, context: int) -> None:
     if max_output_tokens >= context:
         raise EngineError(
-            f"CAPTION_MAX_OUTPUT_TOKENS is {max_output_tokens}, but the model's context has {context} tokens for both "
-            "prompt and answer: lower it"
+            f"CAPTION_MAX_OUTPUT_TOKENS is {max_output_tokens}, but the model's context has {context} tokens for "
+            "prompt and answer together: lower it"
         )
 
 
 def _require_video(config: Any) -> None:
-    """Refuse a model without video before its weights are loaded."""
+    """Check that a model takes videos, before its weights are loaded."""
     from vllm.multimodal import MULTIMODAL_REGISTRY
 
     if config.is_multimodal_model and "video" in MULTIMODAL_REGISTRY.get_processing_info(config).supported_mm_limits:
         return
     raise EngineError(
-        f"the model in {config.model} ({', '.join(config.architectures)}) takes no video: choose a video model with "
-        "CAPTION_MODEL"
+        f"the model in {config.model} ({', '.join(config.architectures)}) does not take videos: set CAPTION_MODEL to a "
+        "video model"
     )
 
 
 def _prepare_environment() -> None:
-    """Set what vLLM and its processes read from the environment."""
+    """Set the environment variables that vLLM and its processes read."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    # Forked processes would not be prepared: vLLM loads its plug-ins once, and the fork inherits that it has.
+    # vLLM loads plug-ins once. A forked process inherits that flag and would skip ours.
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
     if (allowed := os.environ.get("VLLM_PLUGINS")) is not None and PLUGIN not in allowed.split(","):
         os.environ["VLLM_PLUGINS"] = f"{allowed},{PLUGIN}"
@@ -327,33 +329,34 @@ def _prepare_environment() -> None:
 
 
 def _enlarge_encoder_cache(config: Any) -> None:
-    """Let the engine keep encoded videos until their stage 2.
+    """Let the engine keep encoded videos until their last stage.
 
-    The last tokens of a video, which fill no block of the prefix cache, are computed again in stage 2, and for them the
-    engine wants the whole video encoded. By itself it keeps as many tokens as one step has, so that nine of ten videos
-    were encoded again, a quarter of the CPU engine's time. No argument sets this, but the configuration holds it.
+    The last tokens of a video, which do not fill a block of the prefix cache, are computed again in the next stage, and
+    for them the engine needs the whole encoded video. By default it keeps only as many tokens as one step has. Nine of
+    ten videos were then encoded again, which took a quarter of the CPU engine's time. vLLM has no argument for this
+    size, so it is set in the configuration.
     """
     from vllm.platforms import current_platform
 
     if (kv_bytes := config.cache_config.kv_cache_memory_bytes) is not None:
         memory = ENCODER_SHARE_OF_KV * kv_bytes
     elif current_platform.is_cpu():
-        return  # main memory is not vLLM's alone
+        return  # other processes use the main memory too
     else:
         spare = 1 - config.cache_config.gpu_memory_utilization
         memory = ENCODER_SHARE * spare * current_platform.get_device_total_memory()
     model = config.model_config
     vision = getattr(model.hf_config, "vision_config", None)
-    levels = 1 + len(getattr(vision, "deepstack_visual_indexes", ()))  # Qwen3-VL adds some of its inner layers
+    levels = 1 + len(getattr(vision, "deepstack_visual_indexes", ()))  # Qwen3-VL adds some of its hidden layers
     token_bytes = levels * model.get_inputs_embeds_size() * model.dtype.itemsize
     scheduler = config.scheduler_config
     scheduler.encoder_cache_size = max(scheduler.encoder_cache_size, int(memory / token_bytes))
 
 
 def _max_video_tokens(config: Any) -> int:
-    """Maximum number of tokens of a video that is ever encoded.
+    """Maximum number of tokens of a video that the engine encodes.
 
-    A larger one passes vLLM's own check where the cache was widened, but is never scheduled: its request hangs.
+    With the enlarged cache a larger video passes vLLM's own check, but is never scheduled: its request hangs.
     """
     from vllm.multimodal import MULTIMODAL_REGISTRY
     from vllm.multimodal.encoder_budget import MultiModalBudget
@@ -375,14 +378,14 @@ def _check_names(arguments: Mapping[str, Any], known: set[str]) -> None:
 
 
 class CaptionEngine:
-    """A running engine. Requests may be made concurrently; the engine batches them.
+    """A running engine. It batches concurrent requests.
 
     Args:
-        llm: vLLM's.
-        recipe: what captions are made with.
-        config: what the user wants otherwise.
+        llm: vLLM's engine.
+        recipe: the recipe of the captions.
+        config: the engine's settings.
         adapter: the recipe's LoRA adapter, if it has one.
-        cause: the first error of the engine's processes, if there was one.
+        cause: returns the first error of the engine's processes, or None.
     """
 
     def __init__(
@@ -396,7 +399,7 @@ class CaptionEngine:
         self._llm = llm
         self._adapter = adapter
         self._cause = cause
-        # These outlive the engine: windows are planned with them also while another is built.
+        # These outlive the engine: windows are planned with them while a new engine starts.
         self._vllm_config, self._model_config, self._tokenizer = llm.vllm_config, llm.model_config, llm.get_tokenizer()
         self._recipe = recipe
         self._config = config
@@ -404,14 +407,14 @@ class CaptionEngine:
         self._last_output_at = 0.0
         self._cache_gb = self._model_config.get_multimodal_config().mm_processor_cache_gb
         self.resent = 0
-        """Videos that had to be sent again, since the engine's cache had let them go."""
+        """Number of videos that were sent again because the engine's cache had evicted them."""
         self.text_tokens = lru_cache(maxsize=1024)(self._text_tokens)
         self.max_video_tokens = sys.maxsize
-        """Maximum number of tokens of one video, beside the context: those that the engine encodes in one step."""
+        """Maximum number of tokens of one video that the engine encodes in one step."""
 
     @cached_property
     def factor(self) -> int:
-        """Sides of a frame are multiples of this, in pixels."""
+        """Patch factor, in pixels: both sides of a frame must be multiples of it."""
         return patch_factor(self._model_config.hf_config) or self._recipe.variant.pixels.factor
 
     @cached_property
@@ -424,7 +427,7 @@ class CaptionEngine:
 
     @cached_property
     def _cache_bytes_per_token(self) -> float:
-        """Of the cache of preprocessed videos; measured where the model's processor sizes the frames."""
+        """Bytes of a preprocessed video for each token; measured for models whose processor resizes frames."""
         return float(CACHE_BYTES_PER_PIXEL * self.factor**2)
 
     @cached_property
@@ -479,11 +482,11 @@ class CaptionEngine:
         return Load(1, video_tokens + text_tokens, cache_bytes, grid.bytes)
 
     def limits(self, pixels: PixelLimits) -> PixelLimits:
-        """A variant's pixel limits in squares of this model's size: as many tokens, of as many pixels as they have."""
+        """A variant's pixel limits with this model's patch factor: as many tokens, of this model's size."""
         return pixels.with_factor(self.factor)
 
     def resolve(self, generation: SamplingParams) -> SamplingParams:
-        """``generation`` with the model's own value, or else the reference's, for each one that is None."""
+        """``generation`` with each None replaced by the model's own value or, without one, the reference's."""
         return generation.with_defaults(self._model_sampling, DEFAULTS)
 
     @cached_property
@@ -493,15 +496,15 @@ class CaptionEngine:
 
     @cached_property
     def _extra_sampling(self) -> dict[str, Any]:
-        """Those without a setting, for a recipe that leaves sampling to the model."""
+        """The model's values of ``EXTRA_SAMPLING``, for a recipe that leaves sampling to the model."""
         own = self._model_sampling if self._recipe.generation.uses_model_defaults else {}
         return {name: own[name] for name in EXTRA_SAMPLING if name in own}
 
     @cached_property
     def _end_of_turn(self) -> list[int]:
-        """Special tokens after an answer in the chat template, where the model's files do not name them as stop tokens.
+        """Special tokens that follow an answer in the chat template and are not stop tokens in the model's files.
 
-        MiniCPM-V 4.6 runs on past the end of its turn without them.
+        Without them MiniCPM-V 4.6 generates past the end of its turn.
         """
         own = self._model_config.try_get_generation_config().get("eos_token_id")
         known = {self._tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
@@ -510,12 +513,12 @@ class CaptionEngine:
         return [token for token in after if token in special - known]
 
     async def check(self) -> None:
-        """Prepare whole requests: render them, have the model's processor prepare a video, and count tokens.
+        """Check the chat template, the model's video processor and the context with the smallest videos.
 
-        Where a Qwen model's tokens are not those that are computed (pruned videos), they are measured from then on.
+        Where a Qwen model's tokens differ from the computed ones (pruned videos), tokens are measured from then on.
 
         Raises:
-            EngineError: if the model does not accept a video, or the context has no room for the smallest.
+            EngineError: if the model does not accept a video, or the context has no room for the smallest one.
         """
         limits = self.limits(self._recipe.variant.pixels)
         side = math.isqrt(limits.min_pixels) // limits.factor * limits.factor
@@ -532,7 +535,7 @@ class CaptionEngine:
         self._check_context(await self.video_tokens(FrameGrid(frames, side, side), fps))
 
     def _check_context(self, video: int) -> None:
-        """Refuse a context in which not even the smallest video has room beside the prompt and the answer."""
+        """Check that the smallest video fits the context with the prompt and the answer."""
         if video > self.max_video_tokens:
             raise EngineError(
                 f"the smallest video has {video} tokens, but the engine encodes at most {self.max_video_tokens} in one "
@@ -548,15 +551,15 @@ class CaptionEngine:
             )
 
     async def _measure(self, grid: FrameGrid, fps: float) -> int:
-        """Tokens of a video, as the model's own processor prepares it; see ``VideoTokens``."""
+        """Number of tokens of a video after the model's own processor; see ``VideoTokens``."""
         frames = Frames(np.zeros((grid.frames, grid.height, grid.width, 3), np.uint8), tuple(range(grid.frames)), fps)
         prompt = self.render("")
         try:
             prepared = await self._render(prompt, frames, uuid4().hex, skip_mm_cache=True)
-        except Exception as error:  # processors raise whatever they like
+        except Exception as error:  # processors raise exceptions of any type
             reason = str(error.__cause__ or error) or type(error).__name__
             if _NO_PLACEHOLDER.search(reason):
-                reason = "its chat template has no place for one: choose a model whose template has"
+                reason = "its chat template has no placeholder for one: choose a model whose template has"
             raise RequestFailed("refused", reason) from error
         tokens = len(prepared["prompt_token_ids"]) - self.text_tokens(prompt)
         if not self._videos.is_exact:
@@ -564,38 +567,38 @@ class CaptionEngine:
         return tokens
 
     def _note_size(self, prepared: Any, tokens: int) -> None:
-        """Learn how large the model's processor makes a video."""
+        """Record the size of a video after the model's processor."""
         from vllm.multimodal.cache.base import MultiModalCache
 
         for item in prepared["mm_kwargs"]["video"]:
             self._cache_bytes_per_token = MultiModalCache.get_item_size(item) / tokens
 
     async def load_adapter(self) -> None:
-        """Have the engine load the adapter, if there is one: each request names it.
+        """Load the recipe's adapter, if there is one. Each request names it.
 
         Raises:
-            EngineError: if vLLM does not apply it.
+            EngineError: if vLLM cannot apply it.
         """
         if self._adapter is None:
             return
         try:
             await self._llm.add_lora(self._adapter.request())
-        except Exception as error:  # the engine's process raises it as text
+        except Exception as error:  # the engine's process passes it on as text
             reason = str(error).removeprefix("Call to add_lora method failed: ")
             raise EngineError(
                 f"vLLM cannot apply the adapter {self._adapter.lora.hub_id} to {self._recipe.variant.hub_id}: {reason}"
             ) from error
 
     def render(self, instruction: str) -> str:
-        """The whole prompt, by the model's own chat template: the video first, so that both stages share a prefix."""
+        """The prompt, by the model's chat template: the video comes first, so that all stages share a prefix."""
         return self._chat.render(escape_special_tokens(instruction, self.special_tokens))
 
     async def prompt_tokens(self, prompt: str, grid: FrameGrid, fps: float) -> int:
-        """Length of a rendered prompt with this video, as the engine will count it."""
+        """Number of tokens of a rendered prompt with this video."""
         return self.text_tokens(prompt) + await self.video_tokens(grid, fps)
 
     async def video_tokens(self, grid: FrameGrid, fps: float) -> int:
-        """Tokens that stand in the prompt for a video.
+        """Number of a video's tokens in the prompt.
 
         Raises:
             RequestFailed: if the model's processor refuses such a video.
@@ -603,7 +606,7 @@ class CaptionEngine:
         return await self._videos.count(grid, fps)
 
     def _text_tokens(self, prompt: str) -> int:
-        """Tokens of a rendered prompt without its video, whose place is held by one token."""
+        """Number of tokens of a rendered prompt without its video, whose placeholder is one token."""
         return self._token_count(prompt) - 1
 
     def _token_count(self, text: str) -> int:
@@ -684,7 +687,7 @@ class CaptionEngine:
             raise self._crashed(self._cause() or "see the log above") from error
         except _CacheMiss:
             raise
-        except Exception as error:  # whatever is wrong with one request stops no other
+        except Exception as error:  # an invalid request must not stop the others
             raise RequestFailed("refused", str(error.__cause__ or error) or type(error).__name__) from error
         reason = str(final.outputs[0].finish_reason) if final else "none"
         if final is None or reason not in ("stop", "length"):
@@ -713,7 +716,7 @@ class CaptionEngine:
         return int((video.offset + video.length) // cache.block_size * cache.block_size)
 
     async def _prepare(self, request: Request, with_pixels: bool) -> Any:
-        """Tokens and preprocessed frames of a request."""
+        """The tokens and preprocessed frames of a request."""
         try:
             prepared = await self._render(request.prompt, request.frames if with_pixels else None, request.video_id)
         except ValueError as error:
@@ -721,19 +724,19 @@ class CaptionEngine:
                 raise _CacheMiss from error
             raise
         for item in prepared["mm_kwargs"]["video"]:
-            if with_pixels and item is not None:  # None: the engine's cache has it, and it was noted then
+            if with_pixels and item is not None:  # None: already in the engine's cache, and noted when it got there
                 await self._seen.note(request.video_id, request.frames, item.get_data())
         return prepared
 
     async def _process(self, frames: Frames) -> Mapping[str, Any]:
-        """What the model's processor makes of a video that no cache is to hold."""
+        """The output of the model's processor for a video, without any cache."""
         prepared = await self._render(self.render(""), frames, uuid4().hex, skip_mm_cache=True)
         [item] = prepared["mm_kwargs"]["video"]
         data: Mapping[str, Any] = item.get_data()
         return data
 
     async def _render(self, prompt: str, frames: Frames | None, video_id: str, **options: bool) -> Any:
-        """Tokens and preprocessed frames, made off the event loop; without ``frames`` the cache must hold them."""
+        """Tokens and preprocessed frames, made outside the event loop; without ``frames`` they come from the cache."""
         from vllm.renderers.inputs.preprocess import parse_model_prompt
 
         video = None if frames is None else (frames.pixels, video_metadata(frames))
@@ -745,7 +748,7 @@ class CaptionEngine:
         renderer = self._llm.renderer
         [prepared] = await renderer.render_cmpl_async(
             [parse_model_prompt(self._model_config, parts)],
-            # The template has written them where the model wants them.
+            # The chat template has added the special tokens.
             renderer.default_cmpl_tok_params.with_kwargs(add_special_tokens=False),
             **options,
         )
@@ -768,13 +771,13 @@ class CaptionEngine:
 
 
 def _patch_side(model_config: Any) -> int | None:
-    """Side of a patch of the model's vision part, in pixels; None if its configuration does not name one."""
+    """Side of a patch of the model's vision encoder, in pixels; None if its configuration does not name one."""
     side = getattr(getattr(model_config.hf_config, "vision_config", None), "patch_size", None)
     return side if isinstance(side, int) else None
 
 
 def video_metadata(frames: Frames) -> dict[str, Any]:
-    """What vLLM is told of the frames: as if they were the whole video, so that their own rate reaches the model."""
+    """Metadata of frames for vLLM: they count as the whole video, so that the model gets their frame rate."""
     count = len(frames.pixels)
     return {
         "fps": frames.fps,

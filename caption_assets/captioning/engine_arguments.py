@@ -1,4 +1,4 @@
-"""Engine arguments: those that cannot change a caption, and with them those that can."""
+"""Engine arguments of vLLM, split into those that can change a caption and neutral ones."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 CONTEXT = "max_model_len"
-"""Limits what a window may take. It decides the captions of the windows that it reduces, and no others."""
+"""Maximum tokens of a request. It changes only the captions of the windows that it reduces."""
 STEP_TOKENS = "max_num_batched_tokens"
-"""Tokens in one step of the engine. Neutral, save for windows whose video is too large to be encoded in one step."""
+"""Maximum tokens in one step of the engine. Neutral except for windows whose video does not fit in one step."""
 REFERENCE_STEP_TOKENS = 32768
-"""The reference's (NeMo Curator). Not to be changed: fingerprints take it for granted."""
+"""The reference's value (NeMo Curator). Do not change it: fingerprints assume it."""
 
 _PLACEMENT = frozenset(
     {"tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "data_parallel_size_local"}
@@ -48,11 +48,11 @@ _SCHEDULING = frozenset(
 _COMPILATION = frozenset(
     {"enforce_eager", "cudagraph_capture_sizes", "max_cudagraph_capture_size", "disable_cascade_attn"}
 )
-"""Launch of the same operations."""
+"""Ways to launch the same operations."""
 _LOADING = frozenset(
     {"download_dir", "safetensors_prefetch_num_threads", "safetensors_prefetch_block_size", "use_tqdm_on_load"}
 )
-"""Reading of the files."""
+"""Reading the model's files."""
 _OBSERVATION = frozenset(
     {"disable_log_stats", "aggregate_engine_logging", "enable_log_requests", "served_model_name", "max_logprobs"}
     | {"logprobs_mode", "show_hidden_metrics_for_version", "otlp_traces_endpoint", "collect_detailed_traces"}
@@ -61,16 +61,16 @@ _OBSERVATION = frozenset(
     | {"jit_monitor_mode", "jit_monitor_verbose", "enable_mm_processor_stats", "profiler_config", "kv_events_config"}
     | {"logging_config", "log_level", "log_config_file", "shutdown_timeout"}
 )
-"""Logs, metrics and names, and the end of the engine."""
+"""Logs, metrics, names, and the engine's shutdown."""
 NEUTRAL = _PLACEMENT | _MEMORY | _CACHING | _SCHEDULING | _COMPILATION | _LOADING | _OBSERVATION
-"""Arguments of vLLM 0.32's ``AsyncEngineArgs`` that leave every caption as it is.
+"""Arguments of vLLM 0.32's ``AsyncEngineArgs`` that do not change captions.
 
-They may change the order in which numbers are added up, and so the last bits of a sum. So does the load: which requests
-share a batch is chance, and no caption is made again for that. Arguments that select another kernel, another number
-format or another loader are not in the list, and neither is any that a later vLLM adds.
+They may change the order of additions, and so the last bits of a sum. The load does that too, since batches vary from
+run to run, and no caption is regenerated for it. Arguments that select another kernel, number format or loader are not
+neutral, and neither are arguments that later versions of vLLM add.
 """
 
 
 def non_neutral(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments that may change a caption: all but the neutral ones."""
+    """The arguments that can change a caption."""
     return {name: value for name, value in arguments.items() if name not in NEUTRAL}

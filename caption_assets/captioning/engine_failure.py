@@ -1,4 +1,4 @@
-"""The failure of an engine: its first cause on one line, and a remedy where one is known to apply."""
+"""Explanations of engine failures: the first cause on one line, with a remedy if one is known."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from caption_assets.errors import causes
 
 @dataclass(frozen=True, slots=True)
 class _Remedy:
-    """What to do about a cause."""
+    """The remedy for one cause."""
 
     pattern: re.Pattern[str]
-    """Of vLLM 0.32's, PyTorch's or Python's message."""
+    """Pattern of the message of vLLM 0.32, PyTorch or Python."""
     remedy: str
-    """``{kv_cache}``, ``{dtype}`` and ``{unquantised}`` stand for what applies to the engine's arguments."""
+    """Text in which ``{kv_cache}``, ``{dtype}`` and ``{unquantized}`` depend on the engine's arguments."""
 
 
 def _known(pattern: str, remedy: str) -> _Remedy:
@@ -33,7 +33,7 @@ _MEMORY = re.compile(r"(CUDA|HIP)( driver)?( error:)? out of memory", re.IGNOREC
 _REMEDIES = (
     _known(
         r"Free memory on device .* on startup is less than",
-        "lower gpu_memory_utilization (CAPTION_GPU_MEMORY_UTILIZATION), or end what else uses the GPU",
+        "lower gpu_memory_utilization (CAPTION_GPU_MEMORY_UTILIZATION), or stop other processes on the GPU",
     ),
     _known(
         r"No available memory for the cache blocks",
@@ -49,13 +49,13 @@ _REMEDIES = (
     ),
     _Remedy(
         _MEMORY,
-        "use a smaller model or more GPUs (CAPTION_TENSOR_PARALLEL_SIZE), or end what else uses the GPU",
+        "use a smaller model or more GPUs (CAPTION_TENSOR_PARALLEL_SIZE), or stop other processes on the GPU",
     ),
     _known(
         r"DefaultCPUAllocator: (can't|not enough) (allocate )?memory|^MemoryError",
         "use a machine with more memory or a GPU, or a smaller model",
     ),
-    _known(r"Failed core proc\(s\):.*: -9\b", "give the step more memory: the system killed the engine's process"),
+    _known(r"Failed core proc\(s\):.*: -9\b", "the system killed the engine's process: give the step more memory"),
     _known(
         r"User-specified max_model_len \(\d+\) is greater than the derived",
         "set max_model_len in CAPTION_ENGINE_ARGS to no more than that",
@@ -79,7 +79,7 @@ _REMEDIES = (
     _known(
         r"quantization method \S+ is not supported for the current GPU|quantization is currently not supported in"
         r"|is not supported for quantization method",
-        "{unquantised}",
+        "{unquantized}",
     ),
     _known(
         r"libcuda\.so|Failed to infer device type",
@@ -90,9 +90,9 @@ _REMEDIES = (
 
 
 class CauseFile:
-    """A file of this machine to which the processes of one engine write what goes wrong first.
+    """A local file to which the processes of one engine write their first error.
 
-    vLLM's own processes learn its path from the environment; see ``engine_process``.
+    They get its path from the environment; see ``vllm_plugin``.
     """
 
     def __init__(self) -> None:
@@ -101,24 +101,24 @@ class CauseFile:
         os.environ[CAUSE] = str(self._path)
 
     def read(self) -> str | None:
-        """The first error, on one line; None if none was written."""
+        """The first error on one line, or None."""
         with suppress(OSError):
             return self._path.read_text("utf-8") or None
         return None
 
     def remove(self) -> None:
-        """Remove it. The processes write nothing any more."""
+        """Remove the file. The processes must have exited."""
         os.environ.pop(CAUSE, None)
         self._folder.cleanup()
 
 
 def explain_start(error: BaseException, cause: str | None, arguments: Mapping[str, Any]) -> str:
-    """Why an engine did not start, on one line, with the remedy if one is known.
+    """The reason why an engine did not start, on one line, with a remedy if one is known.
 
     Args:
-        error: what vLLM raised.
-        cause: what its processes wrote first, of which that error says nothing.
-        arguments: the engine's.
+        error: the exception that vLLM raised.
+        cause: the first error of its processes, which the exception does not contain.
+        arguments: the engine's arguments.
     """
     first = cause or causes(error)
     remedy = remedy_for(first, arguments) or remedy_for(causes(error), arguments)
@@ -126,14 +126,14 @@ def explain_start(error: BaseException, cause: str | None, arguments: Mapping[st
 
 
 def explain_crash(reason: str) -> str:
-    """Why a running engine crashed, with the remedy if one is known."""
+    """The reason why a running engine crashed, with a remedy if one is known."""
     if _MEMORY.search(reason):
         return f"{reason}: lower gpu_memory_utilization (CAPTION_GPU_MEMORY_UTILIZATION), to leave more for steps"
     return reason
 
 
 def remedy_for(cause: str, arguments: Mapping[str, Any]) -> str | None:
-    """What to do about an engine that failed for this cause under these arguments; None if that is not known."""
+    """The remedy for an engine with these arguments that failed for this cause; None if none is known."""
     for known in _REMEDIES:
         if known.pattern.search(cause):
             return known.remedy.format(
@@ -143,8 +143,8 @@ def remedy_for(cause: str, arguments: Mapping[str, Any]) -> str | None:
                 dtype="set CAPTION_FP8=false"
                 if arguments.get("quantization")
                 else "set CAPTION_DTYPE to one of the supported ones",
-                unquantised="set CAPTION_FP8=false"
+                unquantized="set CAPTION_FP8=false"
                 if arguments.get("quantization")
-                else "choose a checkpoint that is not quantised",
+                else "choose a checkpoint that is not quantized",
             )
     return None

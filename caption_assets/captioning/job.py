@@ -1,4 +1,4 @@
-"""A captioning job: the tables to make of each shard, and its checkpoints, lease and attempts."""
+"""The captioning job of a run: recipe, stages and root, with the limits of checkpoints, leases and attempts."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ MAX_ATTEMPTS = 8
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What is to be made of each shard."""
+    """The captioning of shards: inputs, outputs and limits."""
 
     root: Root
     source: Root
     recipe: Recipe
     stages: tuple[Stage, ...] = STAGES
-    """Stages to caption, in the recipe's order. A stage that is needed and not among them is read from the root."""
+    """Stages to caption, in the recipe's order. The other stages that they need are read from the root."""
     engine_settings: str = ""
     """Identity of the engine's settings; see ``EngineConfig``."""
     weights_version: str | None = None
-    """Data version of the weights, to be stored with the tables; None if it is not known."""
+    """Data version of the weights, which is stored with the tables; None if it is not known."""
     previews: bool = False
-    """Whether to keep a preview of each window."""
+    """Whether to store a preview of each window."""
     owner: str = field(default_factory=lambda: f"run {uuid4().hex}")
-    """Of all tries of one run the same: each may take over a shard from the last at once."""
+    """Owner of the leases. All attempts of a run have the same, so that a retry gets its shards immediately."""
     checkpoint_rows: int = CHECKPOINT_ROWS
-    """Finished windows of a shard that make a checkpoint due."""
+    """Number of finished windows after which a shard gets a checkpoint."""
     checkpoint_seconds: float = CHECKPOINT_SECONDS
-    """Longest time that a finished window waits for its checkpoint."""
+    """Maximum time between a finished window and its checkpoint, in seconds."""
     lease_seconds: float = LEASE_SECONDS
-    """Time after which another run may take over a shard of which nothing was heard."""
+    """Expiry time of a shard's lease, in seconds, after which another run may acquire it."""
     max_attempts: int = MAX_ATTEMPTS
-    """Requests for a caption, over all runs, after which its row stays failed; one run makes four of them."""
+    """Maximum number of requests for a caption over all runs; each run makes up to four."""

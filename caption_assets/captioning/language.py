@@ -1,4 +1,4 @@
-"""The language a caption should be in, and signs that a text is in another."""
+"""Language checks: the expected language of a caption, and whether a text is in another one."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from caption_assets.captioning.text import script, split_words
 
 MIN_LETTERS = 4
-"""Letters below which no text is said to be in the wrong script."""
+"""Minimum number of letters for a check of the script."""
 MIN_WORDS = 12
-"""Words below which function words do not tell a language."""
+"""Minimum number of words for a check of the language by function words."""
 MIN_KANA = 0.1
-"""Minimum share of kana among the letters of a Japanese text; a Chinese text has none."""
+"""Minimum share of kana among the letters of a Japanese text. A Chinese text has none."""
 FUNCTION_WORD_SHARE = 0.12
-"""Share of words that are a language's function words from which a text counts as written in it."""
+"""Minimum share of a language's function words in a text that counts as written in it."""
 FUNCTION_WORD_RATIO = 3.0
-"""Times as many function words of another language that a text must hold to count as written in that one."""
+"""Minimum ratio of another language's function words to the expected one's in a text in the wrong language."""
 _QUOTED = re.compile("[\"\u201c\u201e\u00ab\u300c\u300e(\uff08][^\"\u201d\u00bb\u300d\u300f)\uff09]*"
                      "[\"\u201d\u00bb\u300d\u300f)\uff09]")  # fmt: skip
 
@@ -32,9 +32,9 @@ class Language:
     scripts: frozenset[str]
     """Scripts of its letters, by the first word of their Unicode names."""
     own_name: str = ""
-    """Regular expression of its name in itself, as a prompt written in it gives it."""
+    """Regular expression of the language's own name for itself."""
     function_words: frozenset[str] = frozenset()
-    """Frequent words that tell it from other languages of the same script."""
+    """Frequent words that distinguish it from other languages of the same script."""
 
 
 def _language(name: str, scripts: str, own_name: str = "", function_words: str = "") -> Language:
@@ -70,16 +70,16 @@ _LATIN = frozenset({"LATIN"})
 
 @dataclass(frozen=True, slots=True)
 class Expectation:
-    """The language that a caption should be in, as far as its prompt tells."""
+    """The language of a caption, as far as its prompt determines it."""
 
     scripts: frozenset[str]
     """Scripts of its letters; empty if unknown."""
     language: Language | None
-    """The language, if the prompt names one or is recognizably written in one."""
+    """The language, if the prompt names one or is clearly written in one."""
 
 
 def expected(instruction: str) -> Expectation:
-    """The language that an instruction names ("in Japanese"), or else the one that it is written in."""
+    """The language that an instruction names ("in Japanese"), otherwise the language of the instruction."""
     if named := _ASKED.search(instruction):
         language = _BY_NAME[(named[1] or named[2]).lower()]
         return Expectation(language.scripts, language)
@@ -98,7 +98,7 @@ def expected(instruction: str) -> Expectation:
 
 
 def is_wrong_script(text: str, expectation: Expectation) -> bool:
-    """Whether most letters of a text are of another script than expected, or a Japanese text has no kana."""
+    """Whether most letters are not in the expected script, or kana are missing in Japanese or present in Chinese."""
     letters = _scripts(text)
     if not expectation.scripts or letters.total() < MIN_LETTERS:
         return False
@@ -110,9 +110,9 @@ def is_wrong_script(text: str, expectation: Expectation) -> bool:
 
 
 def is_mixed_script(text: str, expectation: Expectation) -> bool:
-    """Whether a text in Latin script slips into another, text in quotation marks or parentheses aside.
+    """Whether a text in Latin script switches to another script outside of quotation marks and parentheses.
 
-    The reverse is ordinary: Chinese and Russian texts hold Latin names.
+    The reverse is normal: Chinese and Russian texts contain Latin names.
     """
     if expectation.scripts != _LATIN:
         return False
@@ -122,7 +122,7 @@ def is_mixed_script(text: str, expectation: Expectation) -> bool:
 
 
 def is_wrong_language(text: str, expectation: Expectation) -> bool:
-    """Whether a text in the expected script is recognizably in another language than expected."""
+    """Whether a text is in the expected script but clearly in another language."""
     language = expectation.language
     if language is None or not language.function_words:
         return False
@@ -143,7 +143,7 @@ def _scripts(text: str) -> Counter[str]:
 
 
 def _written_in(words: Sequence[str]) -> Language | None:
-    """The language of Latin script that most of a text's function words belong to; None if there are too few."""
+    """The Latin-script language with the most function words in a text; None if there are too few."""
     if len(words) < MIN_WORDS:
         return None
     best = max(LANGUAGES, key=lambda language: _function_words(words, language))

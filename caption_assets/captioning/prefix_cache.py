@@ -1,4 +1,4 @@
-"""The prefix cache's hits: what stage 2 takes from it, beside what the arithmetic of its blocks predicts."""
+"""Prefix cache hits of later stages, compared with the number that the cache's block size predicts."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 MIN_SHARE = 0.5
-"""Minimum share of the predicted hits. A healthy engine has nearly all of them (98 % with the sample model)."""
+"""Minimum share of the predicted hits. A healthy engine reaches nearly all of them (98 % with the sample model)."""
 FACT = "prefix_cache"
 """Key of the hits in a table's file metadata."""
 
 
 @dataclass(frozen=True, slots=True)
 class CacheHits:
-    """Tokens of stage-2 prompts, added up over windows whose stage 1 the same engine answered with the same frames."""
+    """Prompt tokens of later stages, over windows whose first stage the same engine answered with the same frames."""
 
     cached: int = 0
     """Tokens that came from the prefix cache."""
     predicted: int = 0
     """Tokens in whole blocks of the prompts' common prefix, which ends with the video."""
     is_hybrid: bool = False
-    """Whether the model also has layers that keep a state. vLLM caches these in another way."""
+    """Whether the model has hybrid attention: vLLM caches its stateful layers in another way."""
 
     def __add__(self, other: CacheHits) -> CacheHits:
         return CacheHits(
@@ -35,30 +35,30 @@ class CacheHits:
 
     @property
     def is_low(self) -> bool:
-        """Whether stage 2 computes much of what stage 1 has computed before it."""
+        """Whether later stages compute most of the common prefix again."""
         return self.share < MIN_SHARE
 
     @property
     def summary(self) -> str:
-        """The hits in words, with the reason if they are few."""
+        """The hits in words, with the reason if there are few."""
         found = f"{self.cached} of {self.predicted} predicted tokens came from the prefix cache ({self.share:.0%})"
         if not self.is_low:
             return found
         if self.is_hybrid:
             reason = (
-                "the model has hybrid attention, whose prefixes vLLM seldom keeps (issues 43587 and 51198): stage 2 "
-                "computes the video again, which costs time and changes no caption"
+                "the model has hybrid attention, whose prefixes vLLM rarely keeps (issues 43587 and 51198): stage 2 "
+                "computes the video again, which takes time and changes no caption"
             )
         else:
             reason = (
-                "blocks are dropped before stage 2 needs them: give the KV cache more memory, or lower max_num_seqs in "
+                "blocks are evicted before stage 2 needs them: give the KV cache more memory, or lower max_num_seqs in "
                 "CAPTION_ENGINE_ARGS"
             )
         return f"{found}; {reason}"
 
     @property
     def facts(self) -> dict[str, str]:
-        """As file metadata; empty where nothing is predicted."""
+        """The hits as file metadata; empty if none are predicted."""
         if not self.predicted:
             return {}
         values = {"cached": self.cached, "predicted": self.predicted, "is_hybrid": self.is_hybrid}
@@ -66,7 +66,7 @@ class CacheHits:
 
     @classmethod
     def from_facts(cls, facts: Mapping[str, str]) -> CacheHits:
-        """Those in file metadata; none for a file without them."""
+        """The hits in file metadata; ``NO_HITS`` for a file without them."""
         return cls(**json.loads(facts[FACT])) if FACT in facts else cls()
 
 

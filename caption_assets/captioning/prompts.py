@@ -1,4 +1,4 @@
-"""The two prompts of a captioning run, and how a stage-2 prompt takes in the stage-1 caption."""
+"""Prompts: the instructions of both stages, with a slot for the stage-1 caption in the second."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hashlib import sha256
 from typing import Any
 
 CAPTION_SLOT = "{caption}"
-"""The place of the stage-1 caption in a stage-2 text. Replaced as plain text: captions hold braces and backslashes."""
+"""Slot for the stage-1 caption in a stage-2 text. The caption replaces it literally, with braces and backslashes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,8 +17,7 @@ class Prompt:
     """A named pair of instructions, one for each stage.
 
     Raises:
-        ValueError: if the stage-1 text is empty, or the stage-2 text does not hold the slot for the stage-1 caption
-            exactly once.
+        ValueError: if the stage-1 text is empty, or the stage-2 text does not contain ``CAPTION_SLOT`` once.
     """
 
     name: str
@@ -30,12 +29,12 @@ class Prompt:
             raise ValueError(f"the stage-1 text of prompt {self.name!r} is empty: give it an instruction")
         if (found := self.stage2.count(CAPTION_SLOT)) != 1:
             raise ValueError(
-                f"the stage-2 text of prompt {self.name!r} holds {CAPTION_SLOT} {found} times: write it exactly once, "
-                "where the stage-1 caption belongs"
+                f"the stage-2 text of prompt {self.name!r} contains {CAPTION_SLOT} {found} times: write it exactly "
+                "once, where the stage-1 caption belongs"
             )
 
     def stage2_text(self, caption: str) -> str:
-        """The stage-2 instruction with the stage-1 ``caption`` in its place."""
+        """The stage-2 instruction with the stage-1 caption in its slot."""
         before, after = self.stage2.split(CAPTION_SLOT)
         return before + caption + after
 
@@ -93,42 +92,42 @@ SAMPLE = Prompt(
         "alone."
     ),
 )
-"""The words that the bundled sample model was trained on. For any other prompt it may answer anything."""
+"""The prompt that the bundled sample model was trained on. With any other prompt its captions are arbitrary."""
 PROMPTS = {prompt.name: prompt for prompt in (GENERAL, DRIVING, SURVEILLANCE, SAMPLE)}
-"""The prompts that come with the project, by name."""
+"""The built-in prompts, by name."""
 
 
 def structural_tokens(tokenizer: Any) -> frozenset[str]:
-    """Tokens of a Hugging Face tokenizer that structure a prompt wherever they stand in a text.
+    """Tokens of a Hugging Face tokenizer that have a structural meaning anywhere in a prompt.
 
-    Those are its special tokens and what it has added in angle brackets, as Qwen3's ``<think>``. A plain word that a
-    fine-tune has added is none.
+    These are its special tokens and added tokens in angle brackets, such as Qwen3's ``<think>``. Plain words that a
+    fine-tune has added are not structural.
     """
     added = tokenizer.added_tokens_decoder.values()
     return frozenset(token.content for token in added if token.special or token.content.startswith("<"))
 
 
 def escape_special_tokens(text: str, special: Collection[str]) -> str:
-    """``text`` with every special token of the tokenizer broken up by a space, so that it is read as mere text.
+    """``text`` with a space inside every special token, so that the tokenizer reads it as plain text.
 
-    A caption or a custom text may hold ``<|im_end|>`` and the like, which would end the turn or open another.
+    A caption or a custom prompt may contain tokens such as ``<|im_end|>``, which would end the turn or start another.
     """
-    # One that is a single character between spaces cannot be broken up, nor need it be: it ends no turn.
+    # A single character cannot be split. It does not have to be: no such token ends a turn.
     breakable = sorted((token for token in special if len(token.strip()) > 1), key=len, reverse=True)
     if not breakable:
         return text
     pattern = re.compile("|".join(map(re.escape, breakable)))
-    while pattern.search(text):  # again, since tokens may overlap in the text
-        text = pattern.sub(lambda token: _broken(token.group()), text)
+    while pattern.search(text):  # repeated because tokens may overlap
+        text = pattern.sub(lambda token: _split(token.group()), text)
     return text
 
 
-def _broken(token: str) -> str:
-    """A token with a space after its first character that is none."""
+def _split(token: str) -> str:
+    """The token with a space after its first character that is not a space."""
     first = len(token) - len(token.lstrip()) + 1
     return f"{token[:first]} {token[first:]}"
 
 
 def text_hash(text: str) -> str:
-    """The first 16 hex digits of the text's SHA-256: tells two prompts apart in tables and code versions."""
+    """The first 16 hex digits of the text's SHA-256, which identify a prompt in tables and code versions."""
     return sha256(text.encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""The reasoning of a model that thinks before it answers, and its removal from the answer."""
+"""Reasoning of models that think before they answer, and its removal from captions."""
 
 from __future__ import annotations
 
@@ -21,37 +21,37 @@ PARSERS = {
     "qwen3_vl": "qwen3",
     "qwen3_vl_moe": "qwen3",
 }
-"""vLLM's reasoning parser by model type, for models that may reason (vLLM's recipes)."""
+"""vLLM's reasoning parser for each model type that may reason (from vLLM's recipes)."""
 _NAMES = "(?:seed:)?(?:think|thinking|thought|thoughts|reasoning|reflection|analysis|scratchpad)"
 _START = re.compile(rf"<{_NAMES}>|◁think▷|\[THINK\]|<\|START_THINKING\|>", re.IGNORECASE)
 _END = re.compile(rf"</{_NAMES}>|◁/think▷|\[/THINK\]|<\|END_THINKING\|>", re.IGNORECASE)
-"""Marks of a thought's beginning and end: those of Qwen, GLM, Seed, Kimi, Mistral, Cohere, and others."""
+"""Start and end marks of reasoning: those of Qwen, GLM, Seed, Kimi, Mistral, Cohere, and others."""
 _QUOTED = re.compile(
     rf"(?<![^\s(\[{{])(?:[\"'\u201c\u2018\u300c](?:{_START.pattern}|{_END.pattern})[\"'\u201d\u2019\u300d]"
     rf"|`(?:{_START.pattern}|{_END.pattern})`)(?![^\W_])",
     re.IGNORECASE,
 )
-"""A mark that a caption quotes, such as a tag in the code on a screen. Where a thought ends with a quotation, or a
-quotation follows one, a word stands beside the quotation mark."""
+"""A mark that a caption quotes, such as a tag in code on a screen. If a real mark touches a quotation, a word is next
+to the quotation mark."""
 _HIDDEN = "\ue000"
-"""Keeps a mark in quotation marks from being taken for one. No text holds this character of private use."""
+"""Private-use character, inserted into quoted marks so that they do not match. No text contains it."""
 _ANSWER = re.compile(r"\s*(?:<answer>|<\|begin_of_box\|>)(.*?)(?:</answer>|<\|end_of_box\|>|\Z)\s*", re.DOTALL)
-"""Marks that Cosmos-Reason and GLM put around an answer."""
+"""Marks of Cosmos-Reason and GLM around an answer."""
 
 
 class UnknownParser(CaptionAssetsError):
-    """A reasoning parser that vLLM does not have, or that does not go with the model."""
+    """A reasoning parser that vLLM does not have, or that does not support the model."""
 
 
 class Reasoning:
-    """Splits answers: what is left is never reasoning.
+    """Removes reasoning from answers.
 
     Args:
-        tokenizer: the model's.
-        model_type: by which the parser is chosen where none is named.
+        tokenizer: the model's tokenizer.
+        model_type: selects the parser if none is named.
         parser: name of vLLM's reasoning parser.
-        arguments: those of the chat template, which parsers heed.
-        generation_prompt: what the prompt ends with; an answer may begin inside a thought that is opened there.
+        arguments: arguments of the chat template, which parsers take into account.
+        generation_prompt: the end of the prompt. Reasoning that it starts continues in the answer.
 
     Raises:
         UnknownParser: if the named parser cannot be used.
@@ -77,17 +77,17 @@ class Reasoning:
 
     @property
     def marks_are_special(self) -> bool:
-        """Whether the marks of a thought are special tokens, which are left out of an answer unless asked for."""
+        """Whether the marks are special tokens, which vLLM leaves out of an answer by default."""
         return any(self._starts.fullmatch(token) or self._ends.fullmatch(token) for token in self._special)
 
     def answer(self, text: str) -> str | None:
-        """``text`` without reasoning and special tokens; None if it ends inside a thought, or there is nothing else."""
+        """``text`` without reasoning and special tokens; None if nothing is left or the reasoning is not complete."""
         found = self._parsed(_QUOTED.sub(lambda mark: f"{mark[0][:3]}{_HIDDEN}{mark[0][3:]}", text))
         if found is None:
             return None
         end = _end_of_last(self._ends, found)
         found = found[end:]
-        if thought := self._starts.search(found):  # not closed
+        if thought := self._starts.search(found):  # reasoning without an end
             found = found[: thought.start()]
             if not found.strip():
                 return None
@@ -101,7 +101,7 @@ class Reasoning:
         return found.replace(_HIDDEN, "").strip()
 
     def _parsed(self, text: str) -> str | None:
-        """What vLLM's parser takes for the answer, where it applies."""
+        """The answer according to vLLM's parser, where that applies."""
         is_marked = bool(self._starts.search(text) or self._ends.search(text))
         if self._parser is not None and not self._is_closed and (self._is_named or self._begins_inside or is_marked):
             return _parse(self._parser, text)
@@ -111,7 +111,7 @@ class Reasoning:
 
 
 def _build_parser(name: str | None, tokenizer: Any, arguments: Mapping[str, Any], *, strict: bool) -> Any:
-    """A parser of vLLM's by name; None if there is no name, or the family's does not go with this tokenizer."""
+    """The parser of vLLM; None without a name, or if the model family's parser does not support this tokenizer."""
     if name is None:
         return None
     from vllm.reasoning import ReasoningParserManager
@@ -121,11 +121,11 @@ def _build_parser(name: str | None, tokenizer: Any, arguments: Mapping[str, Any]
     except KeyError:
         known = ", ".join(ReasoningParserManager.list_registered())
         raise UnknownParser(f"CAPTION_REASONING_PARSER is {name!r}: choose one of {known}") from None
-    except Exception as error:  # a parser is built on the tokens it needs
+    except Exception as error:  # the tokenizer lacks tokens that the parser needs
         if not strict:
             return None
         raise UnknownParser(
-            f"CAPTION_REASONING_PARSER is {name!r}, which does not go with this model ({error}): choose another or "
+            f"CAPTION_REASONING_PARSER is {name!r}, which does not support this model ({error}): choose another or "
             "unset it"
         ) from error
 
@@ -142,7 +142,7 @@ def _with_mark(pattern: re.Pattern[str], mark: str | None) -> re.Pattern[str]:
 
 
 def _last(pattern: re.Pattern[str], text: str) -> int:
-    """Where the last match begins, or -1."""
+    """The start of the last match, or -1."""
     return max((found.start() for found in pattern.finditer(text)), default=-1)
 
 

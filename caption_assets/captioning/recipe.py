@@ -1,4 +1,4 @@
-"""The recipe of captions: model, prompt, frame sampling and sampling of the answer."""
+"""The recipe of captions: model, prompt, frame sampling and sampling parameters."""
 
 from __future__ import annotations
 
@@ -19,38 +19,38 @@ from caption_assets.store.tables import ManifestRow
 from caption_assets.video.frame_sampling import FrameSampling, frame_count
 
 DECODE_PLAN = "2"
-"""Version of the way frames are chosen, decoded and resized; raised when that changes pixels."""
+"""Version of frame selection, decoding and resizing. Increase it with every change of pixels."""
 REFERENCE_SAMPLING = FrameSampling(fps=2.0, min_frames=4, max_frames=768)
-"""The reference's (NeMo Curator). Not to be changed: fingerprints hold it."""
+"""The reference's sampling (NeMo Curator). Do not change it: fingerprints contain it."""
 REFERENCE_OUTPUT_TOKENS = 512
-"""The reference's. Not to be changed: fingerprints hold it."""
+"""The reference's output limit. Do not change it: fingerprints contain it."""
 MAX_TEMPERATURE = 2.0
-"""vLLM's limit."""
+"""vLLM's maximum."""
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How the model's answer is drawn. Defaults are the reference's (NeMo Curator).
+    """Sampling parameters of an answer. Defaults are the reference's (NeMo Curator).
 
     Raises:
         ValueError: if a value is out of its range.
     """
 
     temperature: float | None = 0.1
-    """None, here and in the next two, is the model's own value."""
+    """None, here and in the next two fields, is the model's own value."""
     top_p: float | None = 0.001
     repetition_penalty: float | None = 1.05
     max_output_tokens: int = 512
     seed: int | None = None
-    """Of the deterministic mode, which draws nothing; None draws anew each time."""
+    """Seed for temperature 0; None uses a new one for each request."""
 
     def __post_init__(self) -> None:
         if self.temperature is not None and not 0 <= self.temperature <= MAX_TEMPERATURE:
             raise ValueError(f"the temperature is {self.temperature}: give 0 to {MAX_TEMPERATURE}")
         if self.seed is not None and self.temperature != 0:
             raise ValueError(
-                f"a seed needs temperature 0 (it is {self.temperature}): vLLM's CPU engine dies of a seeded draw whose "
-                "prompt it reads in pieces, and on a GPU the draw depends on what else is in the batch"
+                f"a seed needs temperature 0 (it is {self.temperature}): with another one vLLM's CPU engine crashes on "
+                "prompts that it reads in chunks, and on a GPU the answer depends on the rest of the batch"
             )
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}: give a number above 0 and up to 1")
@@ -61,11 +61,11 @@ class SamplingParams:
 
     @property
     def uses_model_defaults(self) -> bool:
-        """Whether a value is left to the model."""
+        """Whether a value is the model's own."""
         return None in (self.temperature, self.top_p, self.repetition_penalty)
 
     def with_defaults(self, own: Mapping[str, float], others: SamplingParams) -> SamplingParams:
-        """This with a value for each that is left to the model: the model's own, or else that of ``others``."""
+        """These parameters with each None replaced by the model's ``own`` value, or else by that of ``others``."""
         if not self.uses_model_defaults:
             return self
         names = ("temperature", "top_p", "repetition_penalty")
@@ -74,49 +74,48 @@ class SamplingParams:
 
 
 DEFAULTS = SamplingParams()
-"""The reference's, also for what a model's own files do not say."""
+"""The reference's values, also used where a model's files give none."""
 DETERMINISTIC = SamplingParams(temperature=0.0, top_p=1.0, seed=0)
-"""Always the likeliest word, so that two runs say the same."""
+"""Greedy decoding, so that two runs give the same captions."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Everything that decides a caption's text beside the clip itself."""
+    """Everything except the clip that determines a caption."""
 
     variant: Variant = SAMPLE
     fp8: bool = False
-    """Whether the language model is quantised."""
+    """Whether the language model is quantized to FP8."""
     prompt: Prompt = None  # type: ignore[assignment]  # set by __post_init__
-    """Default: the variant's."""
+    """Default: the variant's prompt."""
     frames: FrameSampling = field(default_factory=FrameSampling)
     generation: SamplingParams = field(default_factory=SamplingParams)
     regenerations: int = 1
-    """How often a flagged caption is generated again."""
+    """Maximum number of regenerations of a flagged caption."""
     quality_rules: int = RULES_VERSION
-    """Version of the rules by which captions are flagged. It is no part of fingerprints: see ``Reuse``."""
+    """Version of the rules by which captions are flagged. Fingerprints do not contain it; see ``Reuse``."""
     engine: Mapping[str, Any] = field(default_factory=dict)
-    """The user's further arguments of vLLM's ``AsyncEngineArgs``. Those that cannot change a caption do not count."""
+    """The user's further arguments of vLLM's ``AsyncEngineArgs``. Neutral ones do not count."""
     weights: str | None = None
-    """Digest of the weights' manifest, for a model by folder: another folder may have its name and revision. None for
-    a model whose Hub id and revision identify its files."""
+    """Digest of the weights' manifest, for a model by folder, whose name and revision do not identify its files. None
+    for a model by Hub id and revision."""
     lora: Lora | None = None
-    """The adapter that is applied to the model, if there is one."""
+    """The LoRA adapter of the model, if there is one."""
     lora_weights: str | None = None
-    """Digest of the adapter's manifest, for one by folder: another folder may have its name and revision. None for an
-    adapter whose Hub id and revision identify its files."""
+    """Digest of the adapter's manifest, for an adapter by folder; see ``weights``."""
     dtype: str | None = None
-    """Number format of weights and activations in place of the variant's."""
+    """Number format of weights and activations; None is the variant's."""
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of the model's chat template."""
     reasoning_parser: str | None = None
-    """vLLM's parser of the model's reasoning, in place of its family's."""
+    """vLLM's reasoning parser; None is the one of the model's family."""
 
     def __post_init__(self) -> None:
         if self.prompt is None:
             object.__setattr__(self, "prompt", PROMPTS[self.variant.prompt])  # type: ignore[unreachable]
 
     def prompt_for(self, window: ManifestRow) -> Prompt:
-        """The prompt of a window: its clip may bring a stage-1 text of its own."""
+        """The prompt of a window, whose clip may have its own stage-1 text."""
         return self.prompt if window.prompt is None else replace(self.prompt, name="clip", stage1=window.prompt)
 
     @property
@@ -125,18 +124,18 @@ class Recipe:
         return STAGES
 
     def template(self, stage: Stage, window: ManifestRow | None = None) -> str:
-        """The instruction of a stage with its slots for captions; of a window, the one that its clip may bring."""
+        """The instruction of a stage with its slots for captions; for a window, with its clip's own text."""
         prompt = self.prompt_for(window) if window else self.prompt
         return prompt.stage2 if stage.needs else prompt.stage1
 
     def instruction(self, stage: Stage, window: ManifestRow, captions: Mapping[str, str]) -> str:
-        """The instruction of a stage for a window, with the captions of the stages that it needs in their place."""
+        """The instruction of a stage for a window, with the captions of the stages that it needs."""
         prompt = self.prompt_for(window)
         return prompt.stage2_text(captions[STAGE1.name]) if stage.needs else prompt.stage1
 
     @property
     def context(self) -> int | None:
-        """Longest prompt and answer together, in tokens; None where the engine finds it by itself."""
+        """Maximum tokens of prompt and answer together; None if the engine determines it."""
         declared = self.engine.get(CONTEXT, self.variant.max_model_len)
         return declared if isinstance(declared, int) and declared > 0 else None
 
@@ -150,9 +149,9 @@ class Recipe:
         return visual_tokens(grid, self.variant.pixels.factor) if grid else 0
 
     def identity(self, stage: Stage) -> Mapping[str, object]:
-        """What a caption of this stage depends on, clip and weights aside, as plain values."""
+        """Everything that a caption of this stage depends on except the clip and the weights, as plain values."""
         values = self._shared_values(stage, non_neutral({**self.variant.engine, **self.engine}))
-        # Releases without versions of the rules had version 1: their tables stay valid.
+        # Releases without a version of the rules had version 1, and their tables stay valid.
         return values if self.quality_rules == 1 else {**values, QUALITY_RULES: self.quality_rules}
 
     def version(self, stage: Stage) -> str:
@@ -168,28 +167,28 @@ class Recipe:
         reduced: bool = False,
         cut_off: bool = False,
     ) -> str:
-        """The hash of all that decides one window's caption, known without decoding.
+        """The hash of everything that determines one window's caption, computed without decoding.
 
-        A limit counts only where it binds: a raised limit changes the fingerprints of the windows that it reduced, and
-        no others. Sampling and pixel limits count by the frames that they give for this window. Where they bind no
-        more than the usual ones, the hash holds those, as in earlier releases. Frame indices and true fps follow from
-        the clip's content, the window's bounds, the number of frames and the version of the decode plan.
+        A limit counts only for the windows that it affects, so that raising it changes no other fingerprint. Frame
+        sampling and pixel limits count by the frames that they give for this window. Where they give the same frames as
+        the reference's, the hash contains the reference's values, as in earlier releases. Frame indices and the true
+        frame rate follow from the clip's content, the window's bounds, the number of frames and ``DECODE_PLAN``.
 
         Args:
             stage: the stage.
             window: the manifest's row.
-            captions: the texts in its prompt, by the stages that it needs.
-            reduced: whether the engine has no room for all of these frames. Only then do the context and the tokens of
-                one step count.
-            cut_off: whether an answer reached the output limit. Only then, or with ``reduced``, does that limit count.
+            captions: the captions in the prompt, by stage.
+            reduced: whether the engine has no room for all frames. Only then the context and the tokens of one step
+                count.
+            cut_off: whether an answer reached the output limit. Only then, or with ``reduced``, this limit counts.
         """
         arguments = non_neutral({**self.variant.engine, **self.engine})
         context = arguments.pop(CONTEXT, self.variant.max_model_len)
         values = self._shared_values(stage, arguments)
         if (grid := _grid(window, self.frames, self.variant.pixels)) is not None:
-            usual = _usual_pixels(self.variant.pixels.factor)
-            values |= {"frames": asdict(REFERENCE_SAMPLING), "pixels": asdict(usual)}
-            if grid != _grid(window, REFERENCE_SAMPLING, usual):
+            reference = _reference_pixels(self.variant.pixels.factor)
+            values |= {"frames": asdict(REFERENCE_SAMPLING), "pixels": asdict(reference)}
+            if grid != _grid(window, REFERENCE_SAMPLING, reference):
                 values["grid"] = asdict(grid)
         values["generation"] = {**asdict(self.generation), "max_output_tokens": REFERENCE_OUTPUT_TOKENS}
         if reduced:
@@ -213,18 +212,17 @@ class Recipe:
     def former_fingerprint(
         self, stage: Stage, window: ManifestRow, captions: Mapping[str, str] | None = None
     ) -> str | None:
-        """The fingerprint that earlier releases gave the same caption; None where theirs says too little.
+        """The fingerprint that earlier releases gave the same caption; None where it is not specific enough.
 
-        They hashed all limits and the run's and the clip's prompt, but no engine arguments, weights or adapters.
+        They hashed all limits and the prompts of run and clip, but no engine arguments, weights or adapters.
         """
         if self.weights is not None or self.lora is not None or non_neutral(self.engine).keys() - {CONTEXT}:
             return None
         return _hash_window({**self._shared_values(stage, {}), "clip_prompt": window.prompt}, window, captions)
 
     def _shared_values(self, stage: Stage, arguments: Mapping[str, object]) -> dict[str, object]:
-        """What all hashes have in common. What is optional is absent where it is not used, so that they stay stable."""
+        """The values that all hashes contain. Unused optional ones are absent, so that older hashes stay valid."""
         variant = self.variant
-        # What not everybody sets is left out where it is not set: older captions stay what they are.
         further = {"chat_template_kwargs": dict(self.chat_template_kwargs), "reasoning_parser": self.reasoning_parser}
         return {
             **{name: value for name, value in further.items() if value},
@@ -244,14 +242,14 @@ class Recipe:
         }
 
 
-def _usual_pixels(factor: int) -> PixelLimits:
-    """The reference's limits (NeMo Curator), for patches of ``factor`` pixels. Not to be changed: see fingerprints."""
+def _reference_pixels(factor: int) -> PixelLimits:
+    """The reference's limits (NeMo Curator) for patches of ``factor`` pixels. Fingerprints contain them."""
     area = factor**2
     return PixelLimits(factor, min_pixels=128 * area, max_pixels=768 * area, total_pixels=24576 * area)
 
 
 def _grid(window: ManifestRow, sampling: FrameSampling, limits: PixelLimits) -> FrameGrid | None:
-    """A window's frames under these limits; None for a row of a clip that is unreadable or too narrow."""
+    """A window's frames within these limits; None for an unreadable clip or an unsupported aspect ratio."""
     if window.start_frame is None or window.end_frame is None or window.height is None or window.width is None:
         return None
     if window.start_seconds is None or window.end_seconds is None:

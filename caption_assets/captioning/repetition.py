@@ -1,4 +1,4 @@
-"""Measures of how much a text repeats itself, none of which grows with its length alone."""
+"""Repetition measures of texts, independent of their length."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from dataclasses import dataclass
 from caption_assets.captioning.text import split_sentences, split_words
 
 NGRAM_WORDS = 5
-"""Words of an n-gram: good captions repeat noun phrases of three or four words."""
+"""Number of words in an n-gram: good captions repeat noun phrases of three or four words."""
 MAX_LOOP_PERIOD = 60
-"""Words of the longest unit that is looked for in a loop."""
+"""Maximum number of words in the repeated unit of a loop."""
 VARIETY_WORDS = 50
-"""Words of the window in which different words are counted, so that the share does not shrink with the text's length
-(moving-average type-token ratio: Covington and McFall, Journal of Quantitative Linguistics 17, 2010)."""
+"""Number of consecutive words in which different words are counted, so that the share does not shrink with the text's
+length (moving-average type-token ratio: Covington and McFall, Journal of Quantitative Linguistics 17, 2010)."""
 SENTENCE_WORDS = 4
-"""Words of the shortest sentence that counts as repeated."""
+"""Minimum number of words in a sentence that counts as repeated."""
 
 
 @dataclass(frozen=True, slots=True)
 class RepetitionLimits:
-    """Limits from which a text is repetitive; ``benchmarks/quality.py`` measures them on good and bad captions."""
+    """Limits above which a text is repetitive; ``benchmarks/quality.py`` measures them on good and bad captions."""
 
     min_words: int = 8
     """A shorter text is never repetitive."""
@@ -36,9 +36,9 @@ class RepetitionLimits:
     variety: float = 0.55
     """Minimum share of different words in ``VARIETY_WORDS`` consecutive ones, on average."""
     variety_words: int = 20
-    """In a shorter text words are repeated by chance."""
+    """Minimum number of words for the check of variety: shorter texts repeat words by chance."""
     top_word: float = 0.5
-    """Maximum share of all words that one word has."""
+    """Maximum share of one word among all words."""
 
 
 LIMITS = RepetitionLimits()
@@ -61,7 +61,7 @@ def is_repetitive(text: str, limits: RepetitionLimits = LIMITS) -> bool:
 
 
 def covered_share(words: Sequence[str], size: int = NGRAM_WORDS) -> float:
-    """Share of words that lie in an n-gram of ``size`` words which occurred before, 0 to 1."""
+    """Share of words in n-grams of ``size`` words that occurred before, 0 to 1."""
     seen: set[tuple[str, ...]] = set()
     covered = [False] * len(words)
     for start in range(len(words) - size + 1):
@@ -73,7 +73,7 @@ def covered_share(words: Sequence[str], size: int = NGRAM_WORDS) -> float:
 
 
 def loop_length(words: Sequence[str]) -> int:
-    """Number of words in the longest run of three or more equal units in a row; 0 if there is none."""
+    """Number of words in the longest run of three or more equal units; 0 if there is none."""
     longest = 0
     for period in range(1, min(MAX_LOOP_PERIOD, len(words) // 3) + 1):
         run = 0
@@ -85,13 +85,13 @@ def loop_length(words: Sequence[str]) -> int:
 
 
 def repeated_sentence_share(text: str) -> float:
-    """Share of a text's sentences that occurred before, 0 to 1. Short ones do not count."""
+    """Share of a text's sentences that occurred before, 0 to 1. Short sentences do not count."""
     sentences = [tuple(words) for part in split_sentences(text) if len(words := split_words(part)) >= SENTENCE_WORDS]
     return 1 - len(set(sentences)) / len(sentences) if sentences else 0.0
 
 
 def variety(words: Sequence[str], window: int = VARIETY_WORDS) -> float:
-    """Share of different words in ``window`` consecutive ones, on average over the text; in all, of a shorter one."""
+    """Mean share of different words in ``window`` consecutive ones, or in the whole of a shorter text."""
     if not words:
         return 1.0
     window = min(window, len(words))

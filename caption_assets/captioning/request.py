@@ -1,4 +1,4 @@
-"""One question to the model about one window, and its answer."""
+"""The request to the engine for one window and stage, and its answer."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from caption_assets.video.decode import Frames
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A video, a prompt, and how the answer is drawn."""
+    """A video, a prompt and the sampling parameters."""
 
     video_id: str
-    """Names the frames in the engine's caches: the same id must mean the same pixels, another window another id."""
+    """Key of the frames in the engine's caches: equal ids must mean equal pixels."""
     frames: Frames
     prompt: str
-    """Rendered by the model's chat template, with one placeholder for the video."""
+    """Text rendered with the model's chat template, with one placeholder for the video."""
     generation: SamplingParams
     stage: int
-    """1 or 2. Stage 2 goes first: its video is in the caches."""
+    """Number of the stage. Later stages have priority: their videos are in the caches."""
     is_cached: bool = False
-    """Whether the engine has been given this video before, so that its id may do."""
+    """Whether the engine has received this video before, so that its id may suffice."""
     replica: int = 0
-    """Number of the window, by which the engine's replica is chosen: both stages of a window go to the same one."""
+    """Number of the window. It selects the engine's replica: all stages of a window go to the same one."""
 
 
 CUT = "length"
-"""vLLM's finish reason of an answer that reached the output limit."""
+"""vLLM's finish reason for an answer that reached the output limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,55 +37,55 @@ class Completion:
 
     text: str
     finish_reason: str
-    """``stop`` if the model ended its answer, ``length`` if it was cut off."""
+    """``stop`` for a complete answer, ``length`` for one that was cut off."""
     prompt_tokens: int
-    """Tokens of the prompt, the video's included."""
+    """Tokens of the prompt, including the video."""
     cached_tokens: int
-    """Those of them that came from the prefix cache."""
+    """Tokens of the prompt that came from the prefix cache."""
     output_tokens: int
     seen_video: SeenVideo | None = None
-    """The video as the model's own processor passed it on; None if it does so unchanged."""
+    """The video after the model's processor; None if the processor does not change it."""
     cacheable_tokens: int = 0
-    """Tokens of the prompt up to the video's end, in whole blocks of the prefix cache; 0 if there is no such cache."""
+    """Tokens of the prompt up to the video's end, in whole blocks of the prefix cache; 0 without such a cache."""
 
 
 class RequestFailed(Exception):
-    """A request that got no answer, while the engine is well: another try, or a smaller one, may get one."""
+    """A request without an answer from a working engine. A retry or a smaller video may succeed."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
         self.kind = kind
-        """One word for tables."""
+        """Error kind in tables."""
 
 
 POISON = "poison"
-"""Kind of a window that kills the engine."""
+"""Error kind of a window that crashes the engine."""
 
 
 class PoisonWindow(RequestFailed):
-    """A request that crashes the engine each time, also alone, while the engine answers others.
+    """A window that repeatedly crashes the engine, also alone, while the engine answers other windows.
 
     Args:
-        settings: identity of the engine's settings under which it does. Under others it is asked again.
+        settings: identity of the engine's settings. With other settings the window is retried.
     """
 
     def __init__(self, settings: str) -> None:
         super().__init__(
             POISON,
-            "this window crashed the engine each of three times, while other windows were answered; it is asked again "
-            f"only with other engine settings or another vLLM than now ({settings})",
+            "this window crashed the engine three times, while other windows were answered; it is retried only with "
+            f"other engine settings or another version of vLLM than the present ones ({settings})",
         )
 
 
 REASONING_CUT_OFF = "reasoning_cut_off"
-"""Kind of an answer that was cut off inside a thought."""
+"""Error kind of an answer that was cut off while the model was still reasoning."""
 
 
 class ReasoningCutOff(RequestFailed):
-    """An answer that was cut off before its reasoning ended: with more room it may end.
+    """An answer that was cut off before its reasoning ended. A higher output limit may suffice.
 
     Args:
-        prompt_tokens: tokens of the prompt, the video's included.
+        prompt_tokens: tokens of the prompt, including the video.
         output_tokens: tokens of the reasoning.
     """
 

@@ -1,4 +1,4 @@
-"""The video that a model sees: what its own processor makes of the frames that were sent."""
+"""The video that a model sees: the output of its processor for the frames that were sent."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ import numpy.typing as npt
 from caption_assets.video.decode import Frames
 
 CHANNELS = 3
-REMEMBERED = 65536
-"""Number of videos that are remembered: more than any processor cache holds."""
+MAX_VIDEOS = 65536
+"""Maximum number of stored results: more than any processor cache has videos."""
 
 Pixels = npt.NDArray[np.uint8]
 Means = npt.NDArray[np.float64]
 """Mean of each channel of each frame, of shape (frames, channels)."""
 Process = Callable[[Frames], Awaitable[Mapping[str, Any]]]
-"""Has the model's processor prepare a video by itself, and returns the tensors by name."""
+"""Runs the model's processor on a video and returns its tensors by name."""
 
 
 @dataclass(frozen=True, slots=True)
 class SeenVideo:
-    """A video as the model sees it. Parts that cannot be read from its processor's output are None."""
+    """A video as the model sees it. None stands for what the processor's output does not show."""
 
     positions: tuple[int, ...] | None
-    """Frames, by their position among those that were sent."""
+    """Positions of the frames among those that were sent."""
     height: int | None
-    """Of each frame, in pixels."""
+    """Height of each frame, in pixels."""
     width: int | None
-    """Of each frame, in pixels."""
+    """Width of each frame, in pixels."""
 
 
 UNREADABLE = SeenVideo(None, None, None)
-"""Of a processor whose output has another form than those that are known."""
+"""The result for a processor whose output has an unknown form."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,18 +50,18 @@ class _Output:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Number of frames, with those that are repeated to fill the last temporal patch; their height and width."""
+        """Number of frames, including repeats that fill the last temporal patch, with their height and width."""
         return int(self.pixels.shape[0] * self.pixels.shape[3]), self.height, self.width
 
     @property
     def means(self) -> Means:
-        """Of the pixels; all of them are read."""
+        """Means over all pixels."""
         by_patch = self.pixels.float().mean(dim=(1, 4)).transpose(1, 2)
         return np.asarray(by_patch.reshape(-1, CHANNELS).double().numpy())
 
 
 _Kind = tuple[tuple[int, ...], float]
-"""Shape and rate of a video: all that a processor's choice of size and frames depends on."""
+"""Shape and frame rate of a video, which determine the processor's choice of size and frames."""
 
 
 def _kind(frames: Frames) -> _Kind:
@@ -69,14 +69,14 @@ def _kind(frames: Frames) -> _Kind:
 
 
 class SeenVideos:
-    """Reads from the processor's output what a model sees of each video, and remembers it.
+    """Reads from the processor's output what a model sees of each video, and stores the result.
 
-    Most processors say how many frames they keep, and none says which. Where one keeps fewer than were sent, it is
-    given a video whose colors number its frames.
+    Most processors return the number of frames that they keep, but none returns which ones. If one keeps fewer than
+    were sent, it is run on a test video whose colors encode the frame numbers.
 
     Args:
-        patch: side of a patch in pixels, for a processor that cuts frames into patches; None for others.
-        process: has the processor prepare a video.
+        patch: side of a patch in pixels, for processors that split frames into patches; None for others.
+        process: runs the processor on a video.
     """
 
     def __init__(self, patch: int | None, process: Process) -> None:
@@ -88,14 +88,14 @@ class SeenVideos:
         self._levels: tuple[Means, Means] | None = None
 
     def of(self, video_id: str) -> SeenVideo:
-        """What is known of a video."""
+        """The result for a video; ``UNREADABLE`` if there is none."""
         return self._videos.get(video_id, UNREADABLE)
 
     async def note(self, video_id: str, frames: Frames, output: Mapping[str, Any]) -> None:
-        """Remember what the processor made of a video."""
+        """Store the result for a video."""
         self._videos[video_id] = await self._read(frames, output)
         self._videos.move_to_end(video_id)
-        if len(self._videos) > REMEMBERED:
+        if len(self._videos) > MAX_VIDEOS:
             self._videos.popitem(last=False)
 
     async def _read(self, frames: Frames, output: Mapping[str, Any]) -> SeenVideo:
@@ -108,9 +108,9 @@ class SeenVideos:
         return SeenVideo(tuple(range(sent)) if count >= sent else await self._find_kept(frames), height, width)
 
     async def _shape_alone(self, frames: Frames) -> tuple[int, int, int] | None:
-        """Of the output for such a video without the engine's cache: one in shared memory keeps the output itself.
+        """The shape of the output for a blank video of this kind; None if it cannot be read either.
 
-        None if it cannot be read either.
+        The engine's cache is not used: one in shared memory keeps the output to itself.
         """
         if None in self._alone.values():
             return None
@@ -121,7 +121,7 @@ class SeenVideos:
         return self._alone[kind]
 
     async def _find_kept(self, frames: Frames) -> tuple[int, ...] | None:
-        """Positions of the frames that the processor keeps of a video of this shape and rate."""
+        """Positions of the frames that the processor keeps of a video of this kind."""
         if (kind := _kind(frames)) not in self._kept:
             count, height, width, _ = frames.pixels.shape
             base = next(base for base in range(2, 256) if base**CHANNELS >= count)
@@ -139,7 +139,7 @@ class SeenVideos:
         return self._kept[kind]
 
     async def _black_and_white(self, frames: Frames) -> tuple[Means | None, Means | None]:
-        """What the processor makes of the lowest and of the highest value of each channel."""
+        """The processor's output for the minimum and the maximum value of each channel."""
         if self._levels is None:
             black = await self._means(np.zeros_like(frames.pixels), frames)
             white = await self._means(np.full_like(frames.pixels, 255), frames)
@@ -156,7 +156,7 @@ class SeenVideos:
 def _read(output: Mapping[str, Any], patch: int | None) -> _Output | None:
     """The frames in a processor's output: patches with a grid (Qwen, GLM), or whole frames (LLaVA-OneVision, InternVL).
 
-    None if it has neither form.
+    None for any other form.
     """
     pixels = output.get("pixel_values_videos")
     grid = output.get("video_grid_thw")

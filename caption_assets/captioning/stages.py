@@ -1,4 +1,4 @@
-"""The stages of a recipe: the questions to the model about each window, and the tables of their answers."""
+"""The stages of a recipe: each asks the model one question about every window, and has a table for the answers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Stage:
     number: int
     """Position in the recipe, from 1."""
     needs: tuple[str, ...] = ()
-    """Names of the stages that must have captioned a window before."""
+    """Names of the stages whose captions are in the prompt."""
 
 
 STAGE1 = Stage("stage1_captions", 1)
@@ -24,4 +24,4 @@ STAGE2 = Stage("stage2_captions", 2, needs=(STAGE1.name,))
 STAGES = (STAGE1, STAGE2)
 """The default stages, in order."""
 TABLE_NAMES = (CLIP_MANIFEST, *(stage.name for stage in STAGES))
-"""Names of the tables of the default recipe, in order: each is made from those before it."""
+"""Names of the default recipe's tables, in order: each is made from the previous ones."""

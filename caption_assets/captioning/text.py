@@ -1,4 +1,4 @@
-"""The words and sentences of a text, in any script."""
+"""Words and sentences of texts in any script."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from collections.abc import Sequence
 from functools import cache
 
 SCRIPTS_WITHOUT_SPACES = frozenset({"CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR"})
-"""Scripts that set no spaces between words: every character counts as a word."""
+"""Scripts without spaces between words: every letter counts as a word."""
 SENTENCE_END = re.compile("(?<=[.!?\u2026\u203d])\\s+|(?<=[\u3002\uff01\uff1f\u0964\u104b\u17d4])\\s*|\n+")
-"""The space after a sentence's last mark, or a line's end: Latin, Han, Devanagari, Burmese and Khmer marks."""
+"""The space after a sentence's final mark (Latin, Han, Devanagari, Burmese, Khmer), or the end of a line."""
 TYPOGRAPHIC_APOSTROPHE = "\N{RIGHT SINGLE QUOTATION MARK}"
 
 
 def split_words(text: str) -> list[str]:
-    """The words of a text in lower case; in scripts without spaces, its letters.
+    """Split a text into words in lower case; in scripts without spaces, into letters.
 
-    Combining marks belong to the word of the letter that they stand on, as in Hindi and Thai.
+    A combining mark belongs to the word of its letter, as in Hindi and Thai.
     """
     text = text.replace(TYPOGRAPHIC_APOSTROPHE, "'").lower()
-    if text.isascii():  # half the time: checks count the words of whole tables
+    if text.isascii():  # takes half the time: checks count the words of whole tables
         return re.findall(r"[^\W_]+(?:['-][^\W_]+)*", text)
     words = []
     for word in _word_pattern().findall(text):
@@ -33,25 +33,25 @@ def split_words(text: str) -> list[str]:
 
 
 def split_sentences(text: str) -> list[str]:
-    """The sentences of a text, without the spaces around them."""
+    """Split a text into sentences, without the spaces around them."""
     return [sentence for part in SENTENCE_END.split(text) if (sentence := part.strip())]
 
 
 def similarity(one: Sequence[str], other: Sequence[str]) -> float:
-    """Jaccard similarity of two texts' sets of words: 1 for the same words, 0 for none in common."""
+    """Jaccard similarity of two texts' sets of words, 0 to 1."""
     either = set(one) | set(other)
     return len(set(one) & set(other)) / len(either) if either else 1.0
 
 
 @cache
 def script(letter: str) -> str:
-    """The first word of a letter's Unicode name, which is its script: ``LATIN``, ``CYRILLIC``, ``CJK``."""
+    """The script of a letter: the first word of its Unicode name, such as ``LATIN``, ``CYRILLIC`` or ``CJK``."""
     return unicodedata.name(letter, "UNKNOWN").split(" ")[0].split("-")[0]
 
 
 @cache
 def _word_pattern() -> re.Pattern[str]:
-    """Letters and digits with the marks on them. ``re`` has no class of marks: it is listed once, in 0.1 s."""
+    """Letters and digits with their marks. ``re`` has no class for marks, so they are listed once, in 0.1 s."""
     marks = "".join(char for char in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(char) in ("Mn", "Mc"))
     part = rf"[^\W_](?:[^\W_]|[{marks}])*"
     return re.compile(rf"{part}(?:['-]{part})*")

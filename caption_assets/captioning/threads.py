@@ -1,4 +1,4 @@
-"""Blocking calls made from the event loop, in daemon threads: one that hangs delays neither the loop nor the exit."""
+"""Blocking calls in daemon threads: a call that hangs delays neither the event loop nor the exit."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 CANCEL_SECONDS = 8.0
-"""Maximum wait of a canceled task for its call. With it a stop stays below 30 s, however slow the store is."""
+"""Maximum wait of a canceled task for its call. It keeps a stop below 30 s with a slow store."""
 
 
 async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Call a function in a daemon thread. A canceled task does not wait for it."""
     outcome: Future[T] = Future()
-    outcome.set_running_or_notify_cancel()  # so that a canceled task leaves the thread a future that it can resolve
+    outcome.set_running_or_notify_cancel()  # a canceled task must not cancel the thread's future
     context = contextvars.copy_context()
 
     def work() -> None:
@@ -34,10 +34,10 @@ async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
 
 
 async def to_thread_uncancelled(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call a function in a daemon thread. A canceled task waits for its end too, for at most ``CANCEL_SECONDS``.
+    """Call a function in a daemon thread. A canceled task still waits for the call, for at most ``CANCEL_SECONDS``.
 
-    A call that takes longer goes on in its thread until the process ends. Stores write each object whole or not at all,
-    so that a write that is cut off there leaves nothing behind.
+    A call that takes longer continues in its thread until the process ends. Stores write an object completely or not at
+    all, so an interrupted write leaves nothing behind.
     """
     calling = asyncio.ensure_future(in_thread(call, *args, **kwargs))
     try:

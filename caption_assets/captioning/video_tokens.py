@@ -1,4 +1,4 @@
-"""The tokens that a video takes in a prompt: computed for Qwen's processors, measured for all others."""
+"""The number of a video's tokens in a prompt: computed for Qwen's processors, measured for all others."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 from caption_assets.captioning.budget import FrameGrid, patch_times, visual_tokens
 
 QWEN = frozenset({"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"})
-"""Model types whose processors take frames as they come, and whose number of tokens follows from their size."""
+"""Model types whose processors keep the frames' size and number, which then determine the number of tokens."""
 TIMED = QWEN - {"qwen2_vl", "qwen2_5_vl"}
-"""Model types whose prompts tell the time of each temporal patch in words."""
+"""Model types whose prompts give the time of each temporal patch as text."""
 MEASURED = 4096
-"""Number of measurements kept: of each size, number and rate of frames one."""
+"""Maximum number of stored measurements, one for each size, number and rate of frames."""
 
 Count = Callable[[FrameGrid, float], Awaitable[int]]
 """Tokens of a video by its grid and its frames per second."""
 
 
 def patch_factor(config: Any) -> int | None:
-    """Pixels of a side of the square that is one token, by a model's configuration; None if that is not known."""
+    """Side in pixels of the square that is one token, from a model's configuration; None if it is not known."""
     vision = getattr(config, "vision_config", None)
     if config.model_type not in QWEN or vision is None or vision.temporal_patch_size != 2:
         return None
@@ -31,10 +31,10 @@ class VideoTokens:
     """Counts the tokens of videos.
 
     Args:
-        model_type: decides how they are computed.
-        factor: pixels of a side of the square that is one token.
-        text_tokens: number of tokens of a text.
-        measure: has the model's own processor prepare a video, and counts.
+        model_type: selects the computation.
+        factor: side in pixels of the square that is one token.
+        text_tokens: returns the number of tokens of a text.
+        measure: runs the model's processor on a video and returns the number of tokens.
     """
 
     def __init__(self, model_type: str, factor: int, text_tokens: Callable[[str], int], measure: Count) -> None:
@@ -44,10 +44,10 @@ class VideoTokens:
         self._measure = measure
         self._measured: dict[tuple[FrameGrid, float], int] = {}
         self.is_exact = model_type in QWEN
-        """Whether they are computed."""
+        """Whether tokens are computed, not measured."""
 
     async def count(self, grid: FrameGrid, fps: float) -> int:
-        """Tokens that stand in the prompt for a video of this size, number and rate of frames.
+        """Number of tokens of a video with this size, number and rate of frames.
 
         Raises:
             RequestFailed: if the model's processor refuses such a video.
@@ -55,15 +55,15 @@ class VideoTokens:
         return self.computed(grid, fps) if self.is_exact else await self.measured(grid, fps)
 
     def computed(self, grid: FrameGrid, fps: float) -> int:
-        """By the arithmetic of Qwen's processors."""
+        """The number of tokens, computed as Qwen's processors do."""
         visual = visual_tokens(grid, self._factor)
         if not self._is_timed:
             return visual
         times = (self._text_tokens(f"<{time:.1f} seconds>") for time in patch_times(grid.frames, fps))
-        return visual + sum(count + 2 for count in times)  # each patch stands between a start and an end of its own
+        return visual + sum(count + 2 for count in times)  # each patch has a start token and an end token
 
     async def measured(self, grid: FrameGrid, fps: float) -> int:
-        """By the model's own processor, once for each size, number and rate of frames."""
+        """The number of tokens after the model's processor, measured once for each size, number and rate of frames."""
         if (grid, fps) not in self._measured:
             if len(self._measured) >= MEASURED:
                 self._measured.clear()

@@ -88,7 +88,7 @@ def test_no_adapter_leaves_the_identity_as_it_was() -> None:
 @pytest.mark.fast
 @pytest.mark.parametrize("name", ["enable_lora", "max_lora_rank", "max_loras", "default_mm_loras"])
 def test_adapters_are_given_by_their_own_setting(name: str) -> None:
-    with pytest.raises(EngineError, match=f"CAPTION_ENGINE_ARGS gives {name}.*CAPTION_LORA"):
+    with pytest.raises(EngineError, match=f"CAPTION_ENGINE_ARGS contains {name}.*CAPTION_LORA"):
         engine_arguments(MODEL, Recipe(), EngineConfig(engine_args={name: 1}))
 
 
@@ -101,7 +101,7 @@ def test_the_rank_is_rounded_up_to_one_of_vllms(tmp_path: Path, rank: int, large
 
 @pytest.mark.fast
 def test_a_rank_beyond_vllms_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match="has rank 513, and vLLM applies up to 512: merge it into its model"):
+    with pytest.raises(WeightsError, match="has rank 513, but vLLM supports at most 512: merge it into its model"):
         read(tmp_path, rank=513)
 
 
@@ -155,7 +155,9 @@ def test_a_vision_tower_to_which_vllm_applies_no_lora_is_refused(
     if has_tower:
         vision.check(model, lora)
         return
-    with pytest.raises(WeightsError, match=f"but vLLM applies no LoRA to that of {architecture}: merge it into its"):
+    with pytest.raises(
+        WeightsError, match=f"but vLLM does not support LoRA for that of {architecture}: merge it into its"
+    ):
         vision.check(model, lora)
 
 

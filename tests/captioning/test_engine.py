@@ -47,7 +47,7 @@ def test_the_references_engine_is_built_for_qwen() -> None:
     ("name", "setting"), [("dtype", "CAPTION_DTYPE"), ("quantization", "CAPTION_FP8"), ("model", "CAPTION_MODEL")]
 )
 def test_an_argument_that_has_a_setting_of_its_own_is_refused_with_its_name(name: str, setting: str) -> None:
-    with pytest.raises(EngineError, match=f"CAPTION_ENGINE_ARGS gives {name}, .*{setting}"):
+    with pytest.raises(EngineError, match=f"CAPTION_ENGINE_ARGS contains {name}, .*{setting}"):
         engine_arguments(Path("/m"), Recipe(), EngineConfig(engine_args={name: "x"}))
 
 
@@ -107,7 +107,7 @@ def test_vllm_knows_every_argument() -> None:
 @pytest.mark.fast
 @pytest.mark.parametrize("name", ["model", "trust_remote_code", "quantization", "tensor_parallel_size"])
 def test_arguments_that_are_the_projects_own_are_refused(name: str) -> None:
-    with pytest.raises(EngineError, match=f"CAPTION_ENGINE_ARGS gives {name}"):
+    with pytest.raises(EngineError, match=f"CAPTION_ENGINE_ARGS contains {name}"):
         engine_arguments(Path("/m"), Recipe(), EngineConfig(engine_args={name: "x"}))
 
 

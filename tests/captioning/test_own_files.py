@@ -82,7 +82,7 @@ def test_reasoning_is_switched_off_where_the_template_can(ask: Ask[Any], folder:
 
 @pytest.mark.parametrize("name", ["enable_thinkin", "add_generation_prompt", "chat_template"])
 def test_an_argument_that_the_template_does_not_use_is_refused(ask: Ask[Any], folder: Path, name: str) -> None:
-    with pytest.raises(EngineError, match=f"CAPTION_CHAT_TEMPLATE_KWARGS gives {name}, which"):
+    with pytest.raises(EngineError, match=f"CAPTION_CHAT_TEMPLATE_KWARGS contains {name}, which"):
         start(ask, folder, chat_template_kwargs={name: True})
 
 
@@ -109,7 +109,7 @@ def test_a_template_that_takes_text_alone_gets_the_videos_placeholder(ask: Ask[A
 @pytest.mark.parametrize(
     ("template", "reason"),
     [
-        (DROPS_VIDEO, "its chat template has no place for one: choose"),
+        (DROPS_VIDEO, "its chat template has no placeholder for one: choose"),
         (DROPS_TEXT, "drops the instruction"),
         (RAISES, "no videos here"),
     ],
@@ -141,7 +141,7 @@ def test_of_several_templates_of_a_processor_the_default_is_used(ask: Ask[Any], 
 
 def test_a_model_without_a_template_is_refused_at_the_start(ask: Ask[Any], folder: Path) -> None:
     (folder / "chat_template.jinja").unlink()
-    with pytest.raises(EngineError, match="does not accept videos: the model has no chat template"):
+    with pytest.raises(EngineError, match="does not accept videos: the model has no default chat template"):
         start(ask, folder)
 
 
@@ -187,5 +187,5 @@ def test_a_model_without_video_is_refused_before_its_weights_are_loaded(
 
     steps: list[str] = []
     arguments = engine_arguments(tmp_path, recipe_of(tmp_path), EngineConfig(engine_args=SAMPLE.engine))
-    with pytest.raises(EngineError, match=r"takes no video: choose a video model with CAPTION_MODEL"):
+    with pytest.raises(EngineError, match=r"does not take videos: set CAPTION_MODEL to a video model"):
         _build(arguments, 32, None, start_nothing)
