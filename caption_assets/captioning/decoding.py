@@ -123,7 +123,7 @@ class SandboxDecoder:
         """The window, by as many jobs as it takes: it may be half an hour of video behind the last keyframe."""
         position = -1
         while True:
-            shown = await self._sandbox.run_with(affinity, decode)
+            shown = await self._sandbox.run_with_affinity(affinity, decode)
             if isinstance(shown, DecodedWindow):
                 return shown
             if shown.position <= position:

@@ -11,11 +11,11 @@ from caption_assets.store.failure import StoreError
 from caption_assets.store.span import Span
 
 MAX_TEXT_BYTES = 1 << 20
-"""Maximum size of a sidecar file or of a line of a list, in bytes: it is read into memory."""
+"""Maximum size of a sidecar file or of a line of a list, in bytes: these are read into memory."""
 
 
 def refuse_version(url: str) -> UnreadableClip | None:
-    """A refusal of a URL whose end s3fs would parse as an object version; None for other URLs."""
+    """A refusal of a URL if s3fs would parse its end as an object version; None for other URLs."""
     if url.startswith("s3") and "?versionId=" in url:
         return UnreadableClip("version", "the name contains '?versionId=': remove it; the latest version is read")
     return None
@@ -28,7 +28,7 @@ class ClipMetadata:
     prompt: str | None
     """Stage-1 instruction for this clip."""
     extra: dict[str, Any]
-    """All other values, as parsed from JSON. The text file is under ``txt``."""
+    """All other values, as parsed from JSON, and the content of the text file as ``txt``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +40,12 @@ class Clip:
     video: Span
     json_file: Span | None = None
     """The JSON file with the same stem."""
-    text: Span | None = None
+    text_file: Span | None = None
     """The text file with the same stem."""
     columns: str | None = None
     """The additional columns of a list's row, as a JSON object."""
     refusal: UnreadableClip | None = None
-    """The reason if the clip must not be opened. Its spans must not be read then."""
+    """The reason if the clip is refused: its spans must not be read."""
 
     def metadata(self) -> ClipMetadata:
         """Read the clip's metadata from its row of the list, or from its sidecar files.
@@ -57,8 +57,8 @@ class Clip:
         prompt = extra.pop("prompt", None)
         if prompt is not None and not (isinstance(prompt, str) and prompt.strip()):
             raise ValueError(f"invalid prompt {prompt!r} in {self._source}: write a non-empty string, or remove it")
-        if self.text is not None:
-            extra["txt"] = _text(self.text, "the clip's text file")
+        if self.text_file is not None:
+            extra["txt"] = _text(self.text_file, "the clip's text file")
         return ClipMetadata(prompt, extra)
 
     @property

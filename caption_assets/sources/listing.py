@@ -34,9 +34,10 @@ from caption_assets.store.root import Root
 from caption_assets.store.span import Span
 
 READ_AHEAD_BYTES = 64 << 10
-"""Bytes fetched with each header of a tar: the next headers follow small members. fsspec's default for S3 is 50 MiB."""
+"""Size of a request when a tar's headers are read, in bytes: one contains the headers of several small members.
+fsspec's default for S3 is 50 MiB."""
 MAX_HEADER_BYTES = 1 << 20
-"""Maximum size of a tar header, such as a long name, in bytes. Checked before it is read."""
+"""Maximum size of a tar header, such as a long name, in bytes. It is checked before the header is read."""
 TAR_ERRORS = (tarfile.TarError, ValueError, OverflowError, RecursionError)
 """Errors that tarfile raises for damaged headers: its own, and built-in ones for absurd numbers or chains."""
 NAMED_FILES = 20
@@ -114,7 +115,7 @@ class _File:
     """Name in the folder or tar."""
     span: Span
     refusal: UnreadableClip | None
-    """The reason if it must not be opened."""
+    """The reason if the file must not be opened."""
     is_clip: bool = True
     """Whether it is listed as a clip."""
 
@@ -123,31 +124,31 @@ def _clips(files: Iterable[_File], others: OtherFiles) -> list[Clip]:
     """The videos among a shard's files, with their sidecar files, sorted by key."""
     videos: list[_File] = []
     stills: list[_File] = []
-    beside: dict[str, _File] = {}
+    sidecars: dict[str, _File] = {}
     for file in files:
         ending = suffix(file.name)
         if ending in SIDECAR_SUFFIXES:
             if not escapes_root(file.name):
-                beside.setdefault(_side_name(file.name, ending), file)
+                sidecars.setdefault(_sidecar_name(file.name, ending), file)
         elif ending in STILL_SUFFIXES:
             stills.append(file)
         elif file.is_clip:
             videos.append(file)
         else:
             others.add(file.name)
-    stems = {_side_name(video.name, "") for video in videos}
+    stems = {_sidecar_name(video.name, "") for video in videos}
     for still in stills:
-        if _side_name(still.name, "") in stems:
+        if _sidecar_name(still.name, "") in stems:
             others.add(still.name)
         else:
             videos.append(still)
     if not videos:
-        for name in beside:
+        for name in sidecars:
             others.add(name)
     keys = KeyAllocator()
     clips = []
     for video in sorted(videos, key=_accepted_first):
-        json_file, text = (beside.get(_side_name(video.name, ending)) for ending in SIDECAR_SUFFIXES)
+        json_file, text = (sidecars.get(_sidecar_name(video.name, ending)) for ending in SIDECAR_SUFFIXES)
         refusals = [file.refusal for file in (video, json_file, text) if file and file.refusal]
         key, refusal = keys.allocate(video.name, refusals[0] if refusals else None)
         clips.append(Clip(key, video.span, _span(json_file), _span(text), refusal=refusal))
@@ -164,7 +165,7 @@ def _span(file: _File | None) -> Span | None:
     return file.span if file else None
 
 
-def _side_name(name: str, ending: str) -> str:
+def _sidecar_name(name: str, ending: str) -> str:
     return posixpath.splitext(normalize(name))[0] + ending
 
 
@@ -220,7 +221,7 @@ def _members(file: _Headers) -> Iterator[tarfile.TarInfo]:
     with tarfile.open(fileobj=file, mode="r:", encoding="utf-8") as archive:
         for member in archive:
             if member.size < 0:
-                raise tarfile.ReadError("a member of negative size")  # tarfile would seek back and loop for ever
+                raise tarfile.ReadError("a member of negative size")  # tarfile would seek back and loop forever
             if not member.isdir():
                 yield member
         file.seek(archive.offset)

@@ -25,9 +25,9 @@ from caption_assets.workers.sandbox import Sandbox
 PROBE_WORKERS = 8
 """Default number of workers that probe clips: each waits for the store most of the time."""
 PIECE_BYTES = 16 << 20
-"""Bytes of a clip in one request: a clip of 2 GiB takes 128."""
-CLIPS_AHEAD = 8
-"""Maximum number of clips in progress, for each worker: a slow clip does not delay the others."""
+"""Maximum size of a request for a clip's bytes, in bytes: a clip of 2 GiB takes 128 requests."""
+CLIPS_PER_WORKER = 8
+"""Maximum number of clips in progress per worker, so that a slow clip does not delay the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,19 +59,19 @@ def probe_clips(
     """
     base = _base(source)
     waiting: deque[tuple[Clip, Future[ProbedClip]]] = deque()
-    for clip in _listed(source, shard, others):
-        waiting.append((clip, sandbox.submit(_probed, clip, base, windowing)))
-        if len(waiting) == CLIPS_AHEAD * sandbox.workers:
-            yield _outcome(sandbox, base, *waiting.popleft())
+    for clip in _list_clips(source, shard, others):
+        waiting.append((clip, sandbox.submit(_probe_clip, clip, base, windowing)))
+        if len(waiting) == CLIPS_PER_WORKER * sandbox.workers:
+            yield _result(sandbox, base, *waiting.popleft())
     while waiting:
-        yield _outcome(sandbox, base, *waiting.popleft())
+        yield _result(sandbox, base, *waiting.popleft())
 
 
-def _outcome(sandbox: Sandbox, base: str, clip: Clip, job: Future[ProbedClip]) -> ProbedClip:
+def _result(sandbox: Sandbox, base: str, clip: Clip, job: Future[ProbedClip]) -> ProbedClip:
     try:
         return sandbox.result(job)
-    except UnreadableClip as error:  # it crashed the worker, or reached a limit
-        return _refused(clip, base, error)
+    except UnreadableClip as error:  # it crashed the worker or exceeded a limit
+        return _refused_clip(clip, base, error)
 
 
 def span_of(source: Root, row: ManifestRow) -> Span:
@@ -124,7 +124,7 @@ def _base(source: Root) -> str:
     return f"{source.fs.unstrip_protocol(source.path)}/"
 
 
-def _listed(source: Root, shard: Shard, others: OtherFiles | None) -> Iterator[Clip]:
+def _list_clips(source: Root, shard: Shard, others: OtherFiles | None) -> Iterator[Clip]:
     try:
         yield from list_clips(source, shard, others)
     except CaptionAssetsError:
@@ -134,10 +134,10 @@ def _listed(source: Root, shard: Shard, others: OtherFiles | None) -> Iterator[C
         raise ShardError(f"{what}: {explain(error)}") from error
 
 
-def _probed(clip: Clip, base: str, windowing: Windowing) -> ProbedClip:
+def _probe_clip(clip: Clip, base: str, windowing: Windowing) -> ProbedClip:
     """The rows of one clip. Runs in a worker."""
     if clip.refusal:
-        return _refused(clip, base, clip.refusal)
+        return _refused_clip(clip, base, clip.refusal)
     row, file = _clip_row(clip, base, tag=""), SpanFile(clip.video)
     try:
         row = _clip_row(clip, base, file.tag())
@@ -147,7 +147,7 @@ def _probed(clip: Clip, base: str, windowing: Windowing) -> ProbedClip:
     return ProbedClip(clip.video.size, file.bytes_read, rows)
 
 
-def _refused(clip: Clip, base: str, reason: UnreadableClip) -> ProbedClip:
+def _refused_clip(clip: Clip, base: str, reason: UnreadableClip) -> ProbedClip:
     row = replace(_clip_row(clip, base, tag=""), error_kind=reason.kind, error=str(reason))
     return ProbedClip(clip.video.size, 0, (row,))
 

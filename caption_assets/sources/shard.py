@@ -16,7 +16,7 @@ from typing import Any
 
 from av.format import ContainerFormat
 
-from caption_assets.errors import CaptionAssetsError
+from caption_assets.errors import CaptionAssetsError, printable
 from caption_assets.store.failure import CLOCK_TOLERANCE, StoreError, translate_store_errors
 from caption_assets.store.root import Root
 from caption_assets.video.container import FORMATS
@@ -40,7 +40,7 @@ VIDEO_SUFFIXES = (
 )
 """Suffixes of clips: those of the demuxers in ``FORMATS``."""
 STILL_SUFFIXES = frozenset({".webp", ".avif", ".heic", ".heif"})
-"""Suffixes of files that may be videos, but are the thumbnail of a video with the same stem if there is one."""
+"""Suffixes of files that may be videos. A file with the stem of another video is that video's thumbnail."""
 
 ARCHIVE = re.compile(
     r"\.(tar\.[a-z0-9]+|tgz|tbz2?|txz|tzst|zip|7z|rar|(parquet|jsonl)\.(gz|bz2|xz|zst))$", re.IGNORECASE
@@ -73,7 +73,7 @@ class SkipReason(StrEnum):
     SUFFIX = "shard files with an unknown spelling of the suffix (rename to .tar, .parquet or .jsonl)"
     SPECIAL = "devices, sockets and pipes"
     UNNAMED = "object keys with an empty, '.' or '..' path segment (rename the objects)"
-    HIDDEN = "hidden entries"
+    HIDDEN = "hidden files and folders"
     OTHER = "other files"
 
 
@@ -139,7 +139,7 @@ def list_shards(source: Root) -> Listing:
         elif times[shard.key] > 1:
             refused[shard.path] = f"{times[shard.key]} shards have the key {shard.key!r}: rename all but one"
     accepted = [shard for shard in shards if shard.path not in refused]
-    reasons = {shown_name(path): reason for path, reason in refused.items()}
+    reasons = {printable(path): reason for path, reason in refused.items()}
     return Listing(accepted, reasons, frozenset(times), skipped)
 
 
@@ -174,7 +174,7 @@ def find_shard(source: Root, key: str) -> Shard:
 
 
 def shard_content(source: Root, shard: Shard) -> ShardContent:
-    """List the files of a shard. The content of a list is the list file alone, without the clips that it names.
+    """The content of a shard, from a listing of its files. That of a list is the list file alone, without its clips.
 
     Raises:
         StoreError: if the shard cannot be listed.
@@ -186,13 +186,13 @@ def shard_content(source: Root, shard: Shard) -> ShardContent:
             files = files_below(source, shard)
     lines = sorted(json.dumps([name, file["size"], str(file.get("ETag") or file.get("mtime"))]) for name, file in files)
     version = sha256("\n".join(lines).encode()).hexdigest()[:16]
-    times = [_written(file) for _, file in files]
+    times = [_modification_time(file) for _, file in files]
     past = [time for time in times if time - datetime.now(UTC) <= CLOCK_TOLERANCE]
     return ShardContent(version, max(past or times, default=None), len(times) - len(past))
 
 
-def _written(file: Mapping[str, Any]) -> datetime:
-    """The modification time of an S3 object or a local file, limited to the years that Python supports."""
+def _modification_time(file: Mapping[str, Any]) -> datetime:
+    """The modification time of an S3 object or a local file, limited to the years that ``datetime`` supports."""
     if "LastModified" in file:
         return file["LastModified"]  # type: ignore[no-any-return]
     try:
@@ -242,7 +242,7 @@ def is_linked_folder(entry: Mapping[str, Any]) -> bool:
 
 
 def _read_source(source: Root) -> tuple[list[Shard], dict[SkipReason, list[str]]]:
-    """All shards, sorted by key, before validation of their names; and the other entries."""
+    """All shards, sorted by key, with unvalidated names; and the names of the other entries, by reason."""
     shards: list[Shard] = []
     skipped: dict[SkipReason, list[str]] = {}
     try:
@@ -254,7 +254,7 @@ def _read_source(source: Root) -> tuple[list[Shard], dict[SkipReason, list[str]]
             if reason is None:
                 shards.append(_as_shard(name.rstrip("/"), entry))
             else:
-                skipped.setdefault(reason, []).append(shown_name(name) or "/")
+                skipped.setdefault(reason, []).append(printable(name) or "/")
     except FileNotFoundError as error:
         raise ShardError(
             f"the source {source.url!r} does not exist: create it, or set CAPTION_SOURCE to the folder of the shards"
@@ -262,11 +262,6 @@ def _read_source(source: Root) -> tuple[list[Shard], dict[SkipReason, list[str]]
     except StoreError as error:
         raise ShardError(f"CAPTION_SOURCE is {source.url!r}: {error}") from error
     return sorted(shards, key=lambda shard: shard.key), skipped
-
-
-def shown_name(name: str) -> str:
-    """A file's name in valid UTF-8, for messages: Python decodes other names to lone surrogates."""
-    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _skip_reason(name: str, entry: Mapping[str, Any]) -> SkipReason | None:

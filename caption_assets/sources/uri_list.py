@@ -23,16 +23,16 @@ from caption_assets.store.root import Root
 from caption_assets.store.span import Span
 
 BATCH_ROWS = 1024
-"""Number of rows in memory."""
+"""Maximum number of rows in memory."""
 PARALLEL_LOOKUPS = 16
-"""Number of clips looked up in parallel: each takes a store tens of milliseconds."""
+"""Number of clips looked up in parallel. A lookup takes a store tens of milliseconds."""
 READ_AHEAD_BYTES = 1 << 20
-"""Size of a request, in bytes."""
+"""Size of a request when a list is read, in bytes."""
 EXAMPLE = '{"uri": "s3://bucket/clip.mp4"}'
 """A valid line, for messages."""
 
 Row = dict[str, Any]
-"""Values of a list's row by column."""
+"""Values of a row of a list, by column."""
 
 
 def listed_clips(source: Root, shard: Shard) -> Iterator[Clip]:
@@ -42,27 +42,27 @@ def listed_clips(source: Root, shard: Shard) -> Iterator[Clip]:
         ShardError: if the list is invalid.
     """
     keys = KeyAllocator()
-    named = (_named(source, keys, number, row) for number, row in enumerate(_rows(source, shard), 1))
+    clips = (_row_clip(source, keys, number, row) for number, row in enumerate(_rows(source, shard), 1))
     with ThreadPoolExecutor(PARALLEL_LOOKUPS) as pool:
-        while batch := list(islice(named, BATCH_ROWS)):
-            yield from pool.map(_found, batch)
+        while batch := list(islice(clips, BATCH_ROWS)):
+            yield from pool.map(_look_up, batch)
 
 
-def _named(source: Root, keys: KeyAllocator, number: int, row: Row) -> Clip:
+def _row_clip(source: Root, keys: KeyAllocator, number: int, row: Row) -> Clip:
     """The clip of a row, before it is looked up."""
     uri = row.pop("uri")
     columns = json.dumps(row, default=str)  # values without a JSON type, such as dates, become text
     if not _is_valid_name(uri):
-        return _unnamed(keys, number, columns, "uri", f"invalid uri {uri!r:.100}: use the name of a video file")
+        return _refused_row(keys, number, columns, "uri", f"invalid uri {uri!r:.100}: use the name of a video file")
     if url_has_credentials(uri):
         reason = "the row's uri contains credentials and is not shown: use the object's URI without them"
-        return _unnamed(keys, number, columns, "credentials", reason)
+        return _refused_row(keys, number, columns, "credentials", reason)
     url = uri if split_protocol(uri)[0] else source.fs.unstrip_protocol(source.full(normalize(uri)))
     key, refusal = keys.allocate(uri, _refuse(source, uri) or refuse_version(url))
     return Clip(key, Span(url, 0, 0, access=source.access), columns=columns, refusal=refusal)
 
 
-def _unnamed(keys: KeyAllocator, number: int, columns: str, kind: str, reason: str) -> Clip:
+def _refused_row(keys: KeyAllocator, number: int, columns: str, kind: str, reason: str) -> Clip:
     """The refused clip of a row without a usable URI."""
     key, refusal = keys.allocate(f"row {number}", UnreadableClip(kind, reason))
     return Clip(key, Span("", 0, 0), columns=columns, refusal=refusal)
@@ -93,7 +93,7 @@ def _refuse(source: Root, uri: str) -> UnreadableClip | None:
     return None
 
 
-def _found(clip: Clip) -> Clip:
+def _look_up(clip: Clip) -> Clip:
     """The clip with its size and ETag, or refused if it cannot be looked up."""
     if clip.refusal:
         return clip

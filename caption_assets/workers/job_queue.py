@@ -10,35 +10,35 @@ from threading import Condition
 from typing import Any
 
 MAX_OPEN_CLIPS = 2
-"""Maximum number of clips that a worker keeps open, and so the number of its affinities."""
+"""Maximum number of clips that a worker keeps open, which is the maximum number of its affinities."""
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class SandboxJob:
     """A function call, and the future for its result."""
 
     future: Future[Any]
     call: Callable[[], Any]
     affinity: Hashable | None = None
-    """Jobs with the same affinity go to the same worker, unless it has taken ``MAX_OPEN_CLIPS`` others since."""
+    """Jobs with the same affinity run in the same worker, until it has run jobs of ``MAX_OPEN_CLIPS`` others."""
 
 
 class JobQueue:
-    """A FIFO queue of jobs for threads that serve one worker each."""
+    """A FIFO queue of jobs for threads, each of which runs one worker."""
 
     def __init__(self) -> None:
-        self._waiting: deque[Job] = deque()
+        self._waiting: deque[SandboxJob] = deque()
         self._changed = Condition()
         self._kept: dict[int, deque[Hashable]] = {}
         self._has_ended = False
 
-    def put(self, job: Job) -> None:
+    def put(self, job: SandboxJob) -> None:
         """Add a job."""
         with self._changed:
             self._waiting.append(job)
             self._changed.notify_all()
 
-    def get(self, worker: int) -> Job | None:
+    def get(self, worker: int) -> SandboxJob | None:
         """Wait for a job for this worker and remove it from the queue; None after ``end``.
 
         Args:
@@ -57,7 +57,7 @@ class JobQueue:
                 self._changed.wait()
             return None
 
-    def end(self) -> list[Job]:
+    def end(self) -> list[SandboxJob]:
         """Wake all waiting threads, and remove and return the waiting jobs."""
         with self._changed:
             self._has_ended = True
@@ -66,7 +66,7 @@ class JobQueue:
             self._changed.notify_all()
             return waiting
 
-    def _is_eligible(self, worker: int, job: Job) -> bool:
+    def _is_eligible(self, worker: int, job: SandboxJob) -> bool:
         if job.affinity is None or job.affinity in self._kept[worker]:
             return True
         return not any(job.affinity in kept for kept in self._kept.values())

@@ -1,4 +1,4 @@
-"""The parent-death signal: child processes end with the run that started them, even if it is killed."""
+"""The parent-death signal, with which child processes end when the run that started them ends or is killed."""
 
 from __future__ import annotations
 

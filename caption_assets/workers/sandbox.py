@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import ParamSpec, TypeVar
 
 from caption_assets.errors import UnreadableClip
-from caption_assets.workers.job_queue import Job, JobQueue
+from caption_assets.workers.job_queue import JobQueue, SandboxJob
 from caption_assets.workers.worker import Worker, WorkerCrashed, WorkerLost
 
 P = ParamSpec("P")
@@ -23,7 +23,7 @@ T = TypeVar("T")
 MAX_WORKERS = 8
 """Maximum default number of workers: each decodes several windows a second, so more would outpace any engine."""
 MAX_ATTEMPTS = 3
-"""Maximum number of workers that a job is given to if they end before they start it."""
+"""Maximum number of attempts of a job if its worker ends before the job starts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +47,10 @@ class SandboxLimits:
 
 
 class Sandbox:
-    """A pool of worker processes. A worker that crashes or exceeds a limit fails its job alone, and is replaced.
+    """A pool of worker processes. If a worker crashes or exceeds a limit, only its job fails, and it is replaced.
 
-    A thread per worker takes jobs from a shared queue. The pools of libraries break as a whole if an idle worker
-    crashes, which happens after memory corruption by a clip, or when the machine runs out of memory.
+    One thread per worker takes jobs from a shared queue. ``concurrent.futures`` is not used: its pool breaks as a whole
+    if an idle worker crashes, as happens after a clip corrupts memory, or when the machine runs out of memory.
 
     Args:
         limits: limits of each job.
@@ -82,7 +82,7 @@ class Sandbox:
             thread.join()
 
     def submit(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Let a worker call a function defined in a module. Get its result with ``result``."""
+        """Call a function in a worker. It must be defined in a module. Get its result with ``result``."""
         return self._put(None, partial(function, *args, **kwargs))
 
     def _put(self, affinity: Hashable | None, call: Callable[[], T]) -> Future[T]:
@@ -92,7 +92,7 @@ class Sandbox:
                 self._threads.append(Thread(target=self._serve, args=(number,), name="sandbox", daemon=True))
                 self._threads[-1].start()
         future: Future[T] = Future()
-        self._jobs.put(Job(future, call, affinity))
+        self._jobs.put(SandboxJob(future, call, affinity))
         return future
 
     def result(self, job: Future[T]) -> T:
@@ -115,8 +115,10 @@ class Sandbox:
         with self._translate_errors():
             return await asyncio.wrap_future(self.submit(function, *args, **kwargs))
 
-    async def run_with(self, affinity: Hashable, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a job in the worker of the last job with the same affinity, as long as it has few other affinities.
+    async def run_with_affinity(
+        self, affinity: Hashable, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Run a job in the worker of the last job with the same affinity, see ``SandboxJob``, and wait for its result.
 
         Raises:
             UnreadableClip: if the worker crashed or exceeded a limit.

@@ -1,4 +1,4 @@
-"""Memory shared with worker processes, without a name, so that the kernel frees it when its processes end."""
+"""Memory shared with worker processes. It has no name: the kernel frees it when its processes end."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 MEMORY_BYTES = 256 << 20
-"""Maximum size of a clip that is kept in memory, in bytes. Several clips are open at a time."""
+"""Maximum size of a clip that is stored in memory, in bytes. Several clips are open at a time."""
 _SERIALS = itertools.count()
 
 
 @dataclass(frozen=True, slots=True)
 class BufferHandle:
-    """A reference with which another process of the same user can map a buffer, while its owner keeps it open."""
+    """A reference with which another process of the same user can map a buffer, as long as its owner keeps it open."""
 
     owner: int
     """Process id of the owner."""
@@ -51,8 +51,8 @@ class BufferHandle:
 class Buffer:
     """Memory of this process that workers can map. It is freed with the last reference to it.
 
-    It is a memfd: it needs no space in /dev/shm, which is limited to 64 MB in a container, and the kernel frees it when
-    the last process that maps it ends, even by a signal.
+    It is a memfd. It needs no space in /dev/shm, which is limited to 64 MB in a container. The kernel frees it when the
+    last process that maps it ends, even by a signal.
 
     Args:
         size: size in bytes, at least 1.
@@ -79,9 +79,10 @@ class Buffer:
 
 
 class ClipFile:
-    """A clip's bytes, which workers can open. They are freed when this object is deleted and no worker has them open.
+    """A clip's bytes, which workers can open as a file.
 
-    They are kept in memory up to ``MEMORY_BYTES``, and otherwise in an unnamed temporary file.
+    They are stored in memory up to ``MEMORY_BYTES``, and otherwise in an unnamed temporary file. They are freed when
+    this object is deleted and no worker has the file open.
 
     Args:
         size: size of the clip, in bytes.

@@ -22,15 +22,15 @@ NICENESS = 10
 START_SECONDS = 300.0
 """Timeout for a worker to start and to import the modules of a job, in seconds."""
 EXIT_SECONDS = 10.0
-"""Timeout for a worker to exit after it closed its pipe, in seconds. Its exit code shows the reason."""
+"""Timeout for a worker to exit after it closed its pipe, in seconds. Its exit code gives the reason."""
 _PROGRAM = """
 import sys
 descriptor, parent, seconds, memory, *sys.path = sys.argv[1:]
 from caption_assets.workers.worker import work
 work(int(descriptor), int(parent), float(seconds), int(memory))
 """
-"""Program of the process. multiprocessing is not used: it imports the caller's main module, which runs a script without
-a main guard again in each worker, and fails for a script from stdin."""
+"""Program of the process. multiprocessing is not used: it imports the caller's main module. This would run a script
+without a main guard again in each worker, and fails for a script from stdin."""
 
 
 class WorkerCrashed(Exception):
@@ -142,14 +142,14 @@ def work(descriptor: int, parent: int, seconds: float, memory: int) -> None:
             message = pipe.recv_bytes()
         except EOFError:
             return
-        call = _unpickled(message)
+        call = _unpickle(message)
         pipe.send_bytes(b"")  # the job's time starts
         _, hard = resource.getrlimit(resource.RLIMIT_CPU)
         resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time() + seconds) + 1, hard))
-        pipe.send_bytes(_result(call))
+        pipe.send_bytes(_pickled_outcome(call))
 
 
-def _unpickled(message: bytes) -> Callable[[], Any]:
+def _unpickle(message: bytes) -> Callable[[], Any]:
     """The job, or one that raises the error if it cannot be unpickled."""
     try:
         call: Callable[[], Any] = pickle.loads(message)
@@ -164,8 +164,8 @@ def _unpickled(message: bytes) -> Callable[[], Any]:
     return call
 
 
-def _result(call: Callable[[], Any]) -> bytes:
-    """The pickled outcome of a job: whether it succeeded, and its result or error."""
+def _pickled_outcome(call: Callable[[], Any]) -> bytes:
+    """Call a function, and pickle whether it succeeded, and its result or error."""
     try:
         return pickle.dumps((True, call()))
     except Exception as error:

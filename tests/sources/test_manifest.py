@@ -4,7 +4,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from caption_assets.sources.manifest import CLIPS_AHEAD, probe_clips, span_of
+from caption_assets.sources.manifest import CLIPS_PER_WORKER, probe_clips, span_of
 from caption_assets.sources.shard import Layout, Shard, ShardError, find_shard
 from caption_assets.store.content_tag import ContentTag, etag_tag
 from caption_assets.store.root import Root
@@ -108,7 +108,7 @@ def test_clips_are_yielded_in_the_order_of_the_listing(tmp_path: Path) -> None:
 
 def test_a_clip_that_is_deleted_after_the_listing_has_a_failed_row(tmp_path: Path) -> None:
     (tmp_path / "s").mkdir()
-    names = [f"{index:03}.mp4" for index in range(CLIPS_AHEAD * SANDBOX.workers + 20)]
+    names = [f"{index:03}.mp4" for index in range(CLIPS_PER_WORKER * SANDBOX.workers + 20)]
     for name in names:
         (tmp_path / "s" / name).write_bytes(counting_video(5))
     source = Root.open(str(tmp_path))

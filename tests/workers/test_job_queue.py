@@ -5,13 +5,13 @@ from threading import Thread
 
 import pytest
 
-from caption_assets.workers.job_queue import MAX_OPEN_CLIPS, Job, JobQueue
+from caption_assets.workers.job_queue import MAX_OPEN_CLIPS, JobQueue, SandboxJob
 
 pytestmark = pytest.mark.fast
 
 
-def job(name: str, affinity: str | None = None) -> Job:
-    return Job(Future(), lambda: name, affinity)
+def job(name: str, affinity: str | None = None) -> SandboxJob:
+    return SandboxJob(Future(), lambda: name, affinity)
 
 
 def names(queue: JobQueue, *workers: int) -> list[str]:
@@ -43,7 +43,7 @@ def test_an_affinity_ends_after_a_few_others() -> None:
 
 def test_end_wakes_waiting_workers_and_returns_the_waiting_jobs() -> None:
     queue = JobQueue()
-    taken: list[Job | None] = []
+    taken: list[SandboxJob | None] = []
     waiting = Thread(target=lambda: taken.append(queue.get(0)))
     waiting.start()
     assert queue.end() == []
