@@ -70,13 +70,13 @@ def video(
     return file.getvalue()
 
 
-def moving_video(frames: int, size: tuple[int, int] = (96, 64), **how: Any) -> bytes:
-    """A video file of ``moving`` pictures. Keywords are those of ``video``."""
-    return video(moving(frames, size), **how)
+def moving_video(frames: int, size: tuple[int, int] = (96, 64), **options: Any) -> bytes:
+    """A video file of ``moving`` pictures. Further keywords are those of ``video``."""
+    return video(moving(frames, size), **options)
 
 
 def moving(frames: int, size: tuple[int, int]) -> Iterator[RGB]:
-    """Pictures of shape (height, width, 3) with a moving, grainy texture, which inter prediction compresses badly."""
+    """Pictures of shape (height, width, 3) of a moving, grainy texture, which inter prediction compresses badly."""
     rng = np.random.default_rng(0)
     width, height = size
     texture = rng.integers(40, 200, (height + frames, width + frames, 3), dtype=np.uint8)
@@ -105,12 +105,12 @@ def counting_video(
 
 
 SHORT_GROUPS = "keyint=12:min-keyint=12:scenecut=0:bframes=3:threads=1"
-"""Options of x264 for groups of 12 pictures, so that a short clip has several."""
+"""x264 options for groups of 12 pictures, so that a short clip has several groups."""
 HEVC = "keyint=12:min-keyint=12:scenecut=0:bframes=4:log-level=none"
 MPEG = {"bf": "2", "g": "12", "b": "3000000"}
 VP9 = {"deadline": "realtime", "cpu-used": "8", "g": "12"}
 
-FILMS: dict[str, dict[str, Any]] = {
+VIDEO_KINDS: dict[str, dict[str, Any]] = {
     "h264": {"options": {"x264-params": SHORT_GROUPS}},
     "h264 open groups": {"options": {"x264-params": f"{SHORT_GROUPS}:open-gop=1:b-pyramid=normal"}},
     "h264 one group": {"options": {"x264-params": "bframes=3:threads=1"}},
@@ -122,7 +122,7 @@ FILMS: dict[str, dict[str, Any]] = {
     "h264 transport stream": {"options": {"x264-params": f"{SHORT_GROUPS}:open-gop=1"}, "container": "mpegts"},
     "h264 edit list": {
         "options": {"x264-params": SHORT_GROUPS},
-        "timestamps": range(-7, 41),  # a player begins at 0
+        "timestamps": range(-7, 41),  # players skip the frames before 0
         "muxer": {"avoid_negative_ts": "disabled"},
     },
     "h264 variable rate": {
@@ -158,48 +158,47 @@ FILMS: dict[str, dict[str, Any]] = {
     "prores": {"encoder": "prores_ks", "container": "mov", "pix_fmt": "yuv422p10le"},
     "gif": {"encoder": "gif", "container": "gif", "pix_fmt": "rgb8", "fps": 10},
 }
-"""Keywords of ``moving_video`` for each kind of clip. The default is 48 frames of 96x64."""
+"""Keywords of ``moving_video`` for each kind of video. The default is 48 frames of 96x64."""
 
 
 @cache
-def film(name: str) -> bytes:
-    """One of ``FILMS``, encoded once per session."""
-    return moving_video(**{"frames": 48, **FILMS[name]})
+def video_of_kind(name: str) -> bytes:
+    """A video of one of ``VIDEO_KINDS``, encoded once per session."""
+    return moving_video(**{"frames": 48, **VIDEO_KINDS[name]})
 
 
 @cache
-def film_that_grows() -> bytes:
+def video_that_grows() -> bytes:
     """A transport stream of 24 pictures of 64x48, followed by 24 of 96x64."""
-    how: dict[str, Any] = {"container": "mpegts", "options": {"x264-params": SHORT_GROUPS}}
-    small = moving_video(24, size=(64, 48), **how)
-    return small + moving_video(
-        24, size=(96, 64), timestamps=range(26, 50), **how
-    )  # the first DTS is 2 before the first PTS
+    options: dict[str, Any] = {"container": "mpegts", "options": {"x264-params": SHORT_GROUPS}}
+    small = moving_video(24, size=(64, 48), **options)
+    # The second part begins at 26, since its first DTS is 2 before its first PTS.
+    return small + moving_video(24, size=(96, 64), timestamps=range(26, 50), **options)
 
 
-def film_whose_stamps_begin_anew(container: str = "mpegts") -> bytes:
+def video_with_restarting_timestamps(container: str = "mpegts") -> bytes:
     """Two concatenated recordings with the same timestamps."""
-    how = FILMS["h264 transport stream" if container == "mpegts" else "mpeg2"]
-    return moving_video(48, **how) + video(list(moving(48, (96, 64)))[::-1], **how)
+    options = VIDEO_KINDS["h264 transport stream" if container == "mpegts" else "mpeg2"]
+    return moving_video(48, **options) + video(list(moving(48, (96, 64)))[::-1], **options)
 
 
-def film_of_few_stamps(bframes: int = 0) -> bytes:
-    """A program stream in which half of the frames have no timestamp: a packet contains several frames."""
+def video_with_missing_timestamps(bframes: int = 0) -> bytes:
+    """A program stream in which half of the frames have no timestamp, since a packet contains several frames."""
     params = f"keyint=12:min-keyint=12:scenecut=0:bframes={bframes}:threads=1"
     return moving_video(48, container="mpeg", options={"x264-params": params})
 
 
-def film_whose_parameters_change(container: str) -> bytes:
-    """Two takes of 48 frames with different parameter sets, which are stored once, at the beginning of each take."""
+def video_with_changing_parameter_sets(container: str) -> bytes:
+    """Two takes of 48 frames with different parameter sets, which are stored once at the beginning of each take."""
     takes = [_take(container, quality) for quality in (20, 40)]
     return _flash(takes) if container == "flv" else _transport_stream(takes)
 
 
-def film_whose_parameters_change_within_samples(container: str) -> bytes:
-    """The same takes in a container whose header has the parameter sets of the first take, as with avc3."""
+def video_with_parameter_sets_in_samples(container: str) -> bytes:
+    """The same takes with the first take's parameter sets in the header and the second's in a sample, as with avc3."""
     file = BytesIO()
-    stream_of_both = BytesIO(film_whose_parameters_change("mpegts"))
-    with av.open(stream_of_both, "r") as source, av.open(file, "w", format=container) as output:
+    takes = BytesIO(video_with_changing_parameter_sets("mpegts"))
+    with av.open(takes, "r") as source, av.open(file, "w", format=container) as output:
         given = source.streams.video[0]
         stream = output.add_stream_from_template(given)
         for packet in source.demux(given):
@@ -210,14 +209,14 @@ def film_whose_parameters_change_within_samples(container: str) -> bytes:
 
 
 def _flash(takes: Sequence[bytes]) -> bytes:
-    """Flash Video stores parameter sets in a tag of their own, which FFmpeg provides with the next packet."""
-    tags = [tag for tag in _tags(takes[0]) if tag[2][:2] != b"\x17\x02"]  # without the end of sequence
+    """A Flash Video file of takes. Parameter sets have tags of their own, which FFmpeg returns with the next packet."""
+    tags = [tag for tag in _tags(takes[0]) if tag[2][:2] != b"\x17\x02"]  # without the end-of-sequence tag
     tags += [(kind, time + 1920, body) for kind, time, body in _tags(takes[1]) if kind == 9]
-    return takes[0][:13] + b"".join(_tag(*tag) for tag in tags)  # header of 9 bytes and an empty tag's length
+    return takes[0][:13] + b"".join(_tag(*tag) for tag in tags)  # the header has 9 bytes, and a tag's length follows
 
 
 def _transport_stream(takes: Sequence[bytes]) -> bytes:
-    """A transport stream stores parameter sets before frames, here before the first frame of each take only."""
+    """A transport stream of takes, with parameter sets before the first frame of each take alone."""
     file = BytesIO()
     with av.open(file, "w", format="mpegts") as output:
         stream: VideoStream | None = None
@@ -226,9 +225,9 @@ def _transport_stream(takes: Sequence[bytes]) -> bytes:
                 if stream is None:
                     stream = output.add_stream_from_template(given)
                     stream.codec_context.extradata = None  # the muxer would insert it before each keyframe
-                without = av.BitStreamFilterContext("filter_units=remove_types=7-8", given)
+                remove_sets = av.BitStreamFilterContext("filter_units=remove_types=7-8", given)
                 for index, packet in enumerate(source.demux(given)):
-                    for kept in without.filter(packet) if index and packet.size else [packet]:
+                    for kept in remove_sets.filter(packet) if index and packet.size else [packet]:
                         if kept.size:
                             kept.pts = kept.dts = (number * 48 + index) * 3600
                             kept.stream = stream
@@ -242,7 +241,7 @@ def _take(container: str, quality: int) -> bytes:
 
 
 def _tags(flash: bytes) -> list[tuple[int, int, bytes]]:
-    """The tags of a Flash Video file: kind, time in milliseconds, content."""
+    """The tags of a Flash Video file: kind, time in milliseconds, and content."""
     tags, at = [], 13
     while at + 11 <= len(flash):
         size, time = int.from_bytes(flash[at + 1 : at + 4]), int.from_bytes(flash[at + 4 : at + 7])
@@ -252,32 +251,32 @@ def _tags(flash: bytes) -> list[tuple[int, int, bytes]]:
 
 
 def _tag(kind: int, time: int, body: bytes) -> bytes:
-    """A tag, followed by its length."""
+    """A Flash Video tag, followed by its length."""
     head = bytes([kind]) + len(body).to_bytes(3) + time.to_bytes(3) + bytes(4)
     return head + body + (len(head) + len(body)).to_bytes(4)
 
 
-def film_without_sync_table() -> bytes:
-    """An MP4 file without a table of keyframes, so that every frame counts as one."""
-    return film("h264").replace(b"stss", b"free")
+def video_without_sync_table() -> bytes:
+    """An MP4 file without a table of keyframes, so that every frame counts as a keyframe."""
+    return video_of_kind("h264").replace(b"stss", b"free")
 
 
-def film_begun_midway() -> bytes:
-    """A transport stream cut within a group, so that its first frames refer to missing ones."""
-    data = film("h264 transport stream")
+def video_cut_within_a_group() -> bytes:
+    """A transport stream that begins within a group: its first frames refer to missing ones."""
+    data = video_of_kind("h264 transport stream")
     return data[len(data) // 188 // 8 * 188 :]
 
 
-def film_begun_at_an_open_group() -> bytes:
-    """A transport stream that begins at an open group: leading pictures refer to missing ones."""
-    data = film("h264 transport stream")
+def video_cut_at_an_open_group() -> bytes:
+    """A transport stream that begins at an open group: its leading pictures refer to missing ones."""
+    data = video_of_kind("h264 transport stream")
     with open_video(data) as (container, stream):
         keys = [packet.pos for packet in container.demux(stream) if packet.is_keyframe and packet.pos is not None]
-    return data[keys[1] - 2 * 188 :]  # with the two packets of tables before it
+    return data[keys[1] - 2 * 188 :]  # two packets of tables precede the keyframe
 
 
 def level(index: int) -> int:
-    """The gray level of a counting video's frame, which differs enough from its neighbors' to survive compression."""
+    """The gray level of a counting video's frame. Neighbors differ enough to survive compression."""
     return 30 + (index * 37) % 200
 
 
@@ -287,7 +286,7 @@ def gray(value: int, size: tuple[int, int]) -> RGB:
 
 
 def hdr_video(signal: NDArray[np.uint16], transfer: ColorTrc, frames: int = 4) -> bytes:
-    """A still 10-bit HEVC video in BT.2020: ``signal`` is full-range uint16 RGB of shape (height, width, 3)."""
+    """A 10-bit HEVC video in BT.2020 of one picture, full-range uint16 RGB of shape (height, width, 3)."""
     file = BytesIO()
     with av.open(file, "w", format="mp4") as container:
         options = {"x265-params": "log-level=none", "crf": "4"}
@@ -307,15 +306,15 @@ def hdr_video(signal: NDArray[np.uint16], transfer: ColorTrc, frames: int = 4) -
     return file.getvalue()
 
 
-def film_that_takes_long() -> bytes:
-    """A GIF of 7 MB that takes a minute to decode: 501 pictures of 4,096x4,096 pixels, each over the one before."""
-    sides = 4096, 4096
-    two = video((gray(value, sides) for value in (0, 255)), fps=10, encoder="gif", container="gif", pix_fmt="rgb8")
+def slow_video() -> bytes:
+    """A GIF of 7 MB that takes a minute to decode: 501 pictures of 4,096x4,096 pixels, each painted over the last."""
+    size = 4096, 4096
+    two = video((gray(value, size) for value in (0, 255)), fps=10, encoder="gif", container="gif", pix_fmt="rgb8")
     second = two.rindex(b"\x21\xf9\x04")  # the extension before each picture
     return two[:second] + 500 * two[second:-1] + two[-1:]
 
 
-def sound_only() -> bytes:
+def audio_only() -> bytes:
     """An MP4 file with audio and without video."""
     file = BytesIO()
     with av.open(file, "w", format="mp4") as container:
@@ -327,7 +326,7 @@ def sound_only() -> bytes:
     return file.getvalue()
 
 
-def noise_film(
+def noise_video(
     codec: str = "libx264",
     *,
     container: str = "mp4",
@@ -345,19 +344,19 @@ def noise_film(
 
     Args:
         codec: FFmpeg's name of the encoder.
-        container: FFmpeg's name of the format.
+        container: FFmpeg's name of the muxer.
         frames: number of frames.
         size: width and height.
-        pixel_format: FFmpeg's name.
+        pixel_format: FFmpeg's name of the pixel format.
         timestamps: presentation timestamps in units of 1/25 s; by default 0, 1, 2, …
         sound: whether to interleave an AAC track.
-        rotation: display rotation, in degrees counter-clockwise.
+        rotation: display rotation, in degrees counterclockwise.
         pixel_aspect: pixel aspect ratio.
-        movflags: flags of FFmpeg's MP4 muxer: ``faststart`` stores the index first.
+        movflags: flags of FFmpeg's MP4 muxer; ``faststart`` stores the index first.
         options: options of the encoder.
     """
     with TemporaryDirectory() as folder:
-        path = Path(folder) / "film"  # a real file: with faststart the muxer opens it a second time
+        path = Path(folder) / "video"  # a real file, since with faststart the muxer opens it a second time
         flags = {"movflags": movflags} if movflags else {}
         with av.open(str(path), "w", format=container, options=flags) as output:
             stream = cast(VideoStream, output.add_stream(codec, rate=25, options=options))
@@ -384,7 +383,7 @@ def noise_film(
 
 
 def tone(index: int) -> av.AudioFrame:
-    """1/25 second of audio, which depends on ``index``."""
+    """1/25 second of audio that depends on ``index``."""
     wave = np.sin(np.arange(640, dtype=np.float32) * (index + 1) / 9)[None] / 2
     frame = av.AudioFrame.from_ndarray(wave, format="fltp", layout="mono")
     frame.sample_rate, frame.pts, frame.time_base = 16_000, 640 * index, Fraction(1, 16_000)

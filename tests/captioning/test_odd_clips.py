@@ -20,7 +20,7 @@ from caption_assets.video.window import Windowing
 from caption_assets.workers.sandbox import Sandbox, SandboxLimits
 from tests.captioning.window_jobs import video_jobs
 from tests.conftest import Ask, caption_all
-from tests.videos import film_that_takes_long
+from tests.videos import slow_video
 
 pytestmark = pytest.mark.engine
 
@@ -104,7 +104,7 @@ def test_a_clip_that_keeps_the_decoder_busy_costs_its_own_rows_alone(
 ) -> None:
     shown = scene("moves left", 320, 240)
     good = video_jobs(film(shown, 320, 240, timestamps=[*range(0, 240, 4)]))
-    slow = video_jobs(film_that_takes_long())
+    slow = video_jobs(slow_video())
     with Sandbox(SandboxLimits(seconds=3)) as sandbox:
         results = ask(caption_all(supervisor, Recipe(), [*slow, *good], sandbox=sandbox))
     assert [done.row(STAGE1).error_kind for done in results] == ["too_slow", "too_slow", None]

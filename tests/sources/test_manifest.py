@@ -12,7 +12,7 @@ from caption_assets.store.tables import ManifestRow, Status
 from caption_assets.video.window import Windowing
 from caption_assets.workers.sandbox import Sandbox
 from tests.conftest import SANDBOX
-from tests.videos import counting_video, noise_film
+from tests.videos import counting_video, noise_video
 
 DEFAULT = Windowing()
 
@@ -61,7 +61,7 @@ def test_window_ids_depend_on_key_and_window(tmp_path: Path) -> None:
 
 
 def test_a_row_describes_its_clip(tmp_path: Path) -> None:
-    [row] = manifest(tmp_path, {"a.mp4": noise_film(frames=20, size=(160, 120), rotation=90)})
+    [row] = manifest(tmp_path, {"a.mp4": noise_video(frames=20, size=(160, 120), rotation=90)})
     assert (row.codec, row.pixel_format, row.bit_depth, row.interlaced, row.has_audio) == (
         "h264",
         "yuv420p",
@@ -90,7 +90,7 @@ def test_a_row_has_the_location_and_tag_of_its_clips_bytes(tmp_path: Path) -> No
 @pytest.mark.store
 def test_clips_on_s3_are_tagged_by_their_etag(s3_url: str) -> None:
     source = Root.open(s3_url)
-    data = noise_film(size=(320, 240), frames=80)
+    data = noise_video(size=(320, 240), frames=80)
     source.write("s/a.mp4", data)
     with Sandbox(workers=1) as sandbox:  # the session's sandbox was started without this server's settings
         [clip] = probe_clips(sandbox, source, find_shard(source, "s"), DEFAULT)
@@ -101,7 +101,7 @@ def test_clips_on_s3_are_tagged_by_their_etag(s3_url: str) -> None:
 
 
 def test_clips_are_yielded_in_the_order_of_the_listing(tmp_path: Path) -> None:
-    short, long = counting_video(5), noise_film(container="matroska", frames=40)
+    short, long = counting_video(5), noise_video(container="matroska", frames=40)
     rows = manifest(tmp_path, {f"{index:03}.mp4": long if index % 7 == 0 else short for index in range(150)})
     assert [row.clip_key for row in rows] == [f"{index:03}.mp4" for index in range(150)]
 
@@ -123,7 +123,7 @@ def test_a_clip_that_is_deleted_after_the_listing_has_a_failed_row(tmp_path: Pat
 
 
 def test_a_killed_worker_fails_at_most_the_clip_that_it_reads(tmp_path: Path) -> None:
-    long = noise_film(container="matroska", frames=400)
+    long = noise_video(container="matroska", frames=400)
     (tmp_path / "s").mkdir()
     for index in range(60):
         (tmp_path / "s" / f"{index:02}.mkv").write_bytes(long)

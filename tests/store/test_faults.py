@@ -33,7 +33,7 @@ from tests.captioning.run_events import RunEvents
 from tests.sources.conftest import tar_bytes
 from tests.store.conftest import Between
 from tests.store.fault_proxy import FAULTS, Breakdown, Fault, Refusal, random_faults
-from tests.videos import counting_video, noise_film
+from tests.videos import counting_video, noise_video
 
 pytestmark = pytest.mark.store
 
@@ -86,7 +86,7 @@ def test_retries_end_when_the_store_never_responds(s3_url: str, between: Between
 
 
 def test_whole_chain_survives_random_faults(s3_url: str, between: Between, tmp_path: Path) -> None:
-    shards, film = Root.open(f"{s3_url}/shards"), noise_film(size=(320, 240), frames=40)
+    shards, film = Root.open(f"{s3_url}/shards"), noise_video(size=(320, 240), frames=40)
     for index in range(5):
         shards.write(f"folder/{index}.mp4", film)
     shards.write("tar.tar", tar_bytes(*((f"{index}.mp4", counting_video(30)) for index in range(5))))

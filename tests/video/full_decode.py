@@ -1,6 +1,6 @@
-"""The pictures of a clip as FFmpeg's command line shows them: the reference that decoded frames are compared with.
+"""The reference decoder: all pictures of a clip, decoded by FFmpeg's command line.
 
-It is Debian's FFmpeg, of another version than the library that the product decodes with, and it decodes everything.
+It is Debian's FFmpeg, a different version from the library in PyAV.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 SIZE = 24, 32
-"""Height and width of the pictures: enough to tell neighbors apart."""
+"""Height and width of the pictures, large enough to distinguish neighbors."""
 
 
 @dataclass(frozen=True, slots=True)
 class FullDecode:
-    """What a player shows of a clip."""
+    """The pictures that a player shows, with their times."""
 
     times: tuple[float, ...]
-    """When each picture is shown, in seconds from the first."""
+    """Presentation time of each picture, in seconds from the first."""
     pictures: NDArray[np.uint8]
     """Gray levels of shape (pictures, height, width)."""
 
@@ -33,20 +33,20 @@ class FullDecode:
             raise AssertionError(f"{len(self.times)} times for {len(self.pictures)} pictures")
 
     def nearest(self, picture: NDArray[np.uint8]) -> list[int]:
-        """Numbers of the pictures that are as near as any to this one, a gray level apart."""
+        """Numbers of the pictures nearest to this one; near-ties are all included."""
         distances = np.abs(self.pictures.astype(float) - picture).mean((1, 2))
         return [int(number) for number in np.flatnonzero(distances <= distances.min() + 0.25)]
 
-    def shown_at(self, moment: float) -> int:
-        """Number of the picture on show at a moment, in seconds from the first."""
-        return max(bisect_right(self.times, moment + 0.002) - 1, 0)
+    def shown_at(self, time: float) -> int:
+        """Number of the picture shown at a time, in seconds from the first."""
+        return max(bisect_right(self.times, time + 0.002) - 1, 0)
 
 
 def full_decode(path: Path, size: tuple[int, int] = SIZE) -> FullDecode:
     """Decode all of a file's video by FFmpeg's command line.
 
     Args:
-        path: of the file.
+        path: path of the file.
         size: height and width of the pictures.
     """
     height, width = size
@@ -65,6 +65,6 @@ def full_decode(path: Path, size: tuple[int, int] = SIZE) -> FullDecode:
 
 
 def to_gray(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """RGB pictures of ``SIZE`` as gray levels."""
+    """The gray levels of RGB pictures."""
     weights = np.array([0.299, 0.587, 0.114])
     return np.asarray(np.rint(pixels @ weights), np.uint8)

@@ -1,4 +1,4 @@
-"""Pictures that carry their number, and recordings of them by random encoders, containers and faults."""
+"""Pictures that show their number, and recordings of them with any encoder and container."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 BITS = 8
-"""Of a number: as many blocks in two rows, white for 1."""
+"""Bits of a number. Each is a block, white for 1; the blocks stand in two rows."""
 BLOCK = 24
-"""Pixels of a block's side, enough to survive any encoder."""
+"""Side of a block in pixels, large enough to survive any encoder."""
 SIZE = 2 * BLOCK, BITS // 2 * BLOCK
 """Height and width."""
 
 
 def picture(number: int) -> NDArray[np.uint8]:
-    """The picture of a number: RGB."""
+    """The RGB picture that shows a number."""
     bits = [200 if number >> bit & 1 else 40 for bit in range(BITS)]
     blocks = np.array(bits, np.uint8).reshape(2, BITS // 2)
     gray = np.kron(blocks, np.ones((BLOCK, BLOCK), np.uint8))
@@ -32,7 +32,7 @@ def picture(number: int) -> NDArray[np.uint8]:
 
 
 def numbers(pictures: NDArray[np.uint8]) -> list[int]:
-    """The numbers of pictures, RGB or gray, of any size."""
+    """The numbers that pictures show. They may be RGB or gray, of any size."""
     gray = pictures.mean(-1) if pictures.ndim == 4 else pictures.astype(float)
     count, height, width = gray.shape
     blocks = gray[:, : height // 2 * 2, : width // 4 * 4].reshape(count, 2, height // 2, BITS // 2, width // 4)
@@ -43,7 +43,7 @@ def numbers(pictures: NDArray[np.uint8]) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class Encoder:
-    """An encoder and what it is given."""
+    """An encoder with its options."""
 
     name: str
     options: Mapping[str, str] = field(default_factory=dict)
@@ -57,7 +57,7 @@ class Recording:
     encoder: Encoder
     container: str
     times: tuple[int, ...]
-    """When each picture is shown, in units of a frame's time."""
+    """Presentation time of each picture, in units of 1/rate seconds."""
     rate: int = 25
     first: int = 0
     """The number of the first picture."""
@@ -110,8 +110,8 @@ def vpx(codec: str, *, gop: int, hidden: bool = False) -> Encoder:
 
 
 @cache
-def matrix() -> Sequence[tuple[str, Recording]]:
-    """Recordings of every codec in the containers that it is met with, by name."""
+def recordings_by_name() -> Sequence[tuple[str, Recording]]:
+    """Recordings of every codec in its usual containers, with their names."""
     found: list[tuple[str, Recording]] = []
     even = tuple(range(40))
     uneven = tuple(np.cumsum(random.Random(1).choices((1, 1, 1, 2, 4), k=40)).tolist())
@@ -122,11 +122,16 @@ def matrix() -> Sequence[tuple[str, Recording]]:
         for container in varying:
             found.append((f"{name}, {container}, variable rate", Recording(encoder, container, uneven)))
 
-    anywhere = ("mp4", "mov", "matroska", "mpegts", "flv", "avi", "mpeg")
+    all_containers = ("mp4", "mov", "matroska", "mpegts", "flv", "avi", "mpeg")
     for gop in (1, 10, 250):
         for bframes in (0, 2, 4) if gop > 1 else (0,):
-            add(f"h264 gop {gop} b {bframes}", x264(gop=gop, bframes=bframes), anywhere, varying=("mp4", "matroska"))
-    add("h264 open gop", x264(gop=10, bframes=3, open_gop="1", b_pyramid="normal"), anywhere)
+            add(
+                f"h264 gop {gop} b {bframes}",
+                x264(gop=gop, bframes=bframes),
+                all_containers,
+                varying=("mp4", "matroska"),
+            )
+    add("h264 open gop", x264(gop=10, bframes=3, open_gop="1", b_pyramid="normal"), all_containers)
     add("h264 refresh", x264(gop=10, bframes=0, intra_refresh="1"), ("mp4", "mpegts", "matroska"))
     add("h264 interlaced", x264(gop=10, bframes=2, tff="1"), ("mp4", "mpegts", "matroska"))
     for gop in (1, 10, 250):

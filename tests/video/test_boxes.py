@@ -7,7 +7,7 @@ from caption_assets.store.span_file import SpanFile
 from caption_assets.video.boxes import MovieBox, read_movie_box
 from caption_assets.video.display import UPRIGHT
 from caption_assets.video.track import Track
-from tests.videos import counting_video, noise_film
+from tests.videos import counting_video, noise_video
 
 pytestmark = pytest.mark.fast
 
@@ -18,19 +18,19 @@ def movie_box_of(folder: Path, data: bytes) -> MovieBox | None:
 
 
 @pytest.mark.parametrize("movflags", ["", "faststart"])
-def test_the_index_is_found_at_either_end(tmp_path: Path, movflags: str) -> None:
-    assert movie_box_of(tmp_path, noise_film(frames=5, movflags=movflags)) == MovieBox(
+def test_movie_box_is_found_at_either_end_of_the_file(tmp_path: Path, movflags: str) -> None:
+    assert movie_box_of(tmp_path, noise_video(frames=5, movflags=movflags)) == MovieBox(
         fragmented=False, tracks={1: Track(orientation=UPRIGHT)}
     )
 
 
-def test_a_fragmented_file_is_told_from_a_plain_one(tmp_path: Path) -> None:
-    index = movie_box_of(tmp_path, noise_film(frames=5, movflags="frag_keyframe+empty_moov"))
-    assert index is not None
-    assert index.fragmented
+def test_movie_box_of_a_fragmented_file_is_fragmented(tmp_path: Path) -> None:
+    box = movie_box_of(tmp_path, noise_video(frames=5, movflags="frag_keyframe+empty_moov"))
+    assert box is not None
+    assert box.fragmented
 
 
-def test_a_box_may_have_a_long_size_or_reach_to_the_end(tmp_path: Path) -> None:
+def test_movie_box_is_found_behind_a_64_bit_size_and_with_a_size_up_to_the_end(tmp_path: Path) -> None:
     data = counting_video(5)
     at = data.index(b"moov") - 4
     long = data[:at] + (1).to_bytes(4) + b"free" + (16 + 40).to_bytes(8) + bytes(40)
@@ -45,12 +45,12 @@ def test_a_box_may_have_a_long_size_or_reach_to_the_end(tmp_path: Path) -> None:
     [b"", b"ftyp", b"<html>404</html>" * 100, bytes(1000), (8).to_bytes(4) + b"free" * 1000, b"\xff" * 1000],
     ids=["empty", "short", "html", "zeros", "small boxes", "ones"],
 )
-def test_what_has_no_index_has_none(tmp_path: Path, data: bytes) -> None:
+def test_data_without_a_movie_box_has_none(tmp_path: Path, data: bytes) -> None:
     assert movie_box_of(tmp_path, data) is None
 
 
-def test_an_index_that_is_cut_off_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
-    data = noise_film(frames=5, movflags="faststart")
+def test_truncated_movie_box_is_read_up_to_its_end(tmp_path: Path) -> None:
+    data = noise_video(frames=5, movflags="faststart")
     at = data.index(b"moov")
     for end in range(at + 4, at + 400, 7):
         assert movie_box_of(tmp_path, data[:end]) is not None

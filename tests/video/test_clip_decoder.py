@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from caption_assets.video.decode import ClipDecoder, PauseReached
-from tests.videos import decode, film, moving_video
+from tests.videos import decode, moving_video, video_of_kind
 
 pytestmark = pytest.mark.fast
 
@@ -19,7 +19,7 @@ ONE_GROUP = {"x264-params": "keyint=infinite:scenecut=0:bframes=3:b-pyramid=norm
 
 
 class CountingFile(BytesIO):
-    """A file that knows how many bytes were read of it."""
+    """A file that counts the bytes read from all of its instances."""
 
     read_bytes = 0
 
@@ -41,25 +41,25 @@ def opened(data: bytes) -> Iterator[ClipDecoder]:
      "vp8", "vp9 hidden frames", "av1 one group", "mjpeg", "gif", "h264 interlaced"],
 )  # fmt: skip
 @pytest.mark.parametrize("length", [5, 9, 16])
-def test_windows_in_order_are_those_of_single_decodes(name: str, length: int) -> None:
-    data = film(name)
+def test_windows_in_order_equal_single_decodes(name: str, length: int) -> None:
+    data = video_of_kind(name)
     with opened(data) as decoder:
         for start in range(0, 48 - length + 1, length):
-            there = decoder.frames(start, start + length, 4, SIZE)
-            alone = decode(data, start, start + length, 4, SIZE)
-            assert (there.indices, there.fps, there.replaced) == (alone.indices, alone.fps, alone.replaced)
-            assert np.array_equal(there.pixels, alone.pixels)
+            found = decoder.frames(start, start + length, 4, SIZE)
+            single = decode(data, start, start + length, 4, SIZE)
+            assert (found.indices, found.fps, found.replaced) == (single.indices, single.fps, single.replaced)
+            assert np.array_equal(found.pixels, single.pixels)
 
 
-def test_windows_in_any_order_are_those_of_single_decodes() -> None:
-    data = film("h264 one group")
+def test_windows_in_any_order_equal_single_decodes() -> None:
+    data = video_of_kind("h264 one group")
     with opened(data) as decoder:
         for start in (30, 0, 12, 12, 38, 6):
-            there, alone = decoder.frames(start, start + 9, 5, SIZE), decode(data, start, start + 9, 5, SIZE)
-            assert np.array_equal(there.pixels, alone.pixels)
+            found, single = decoder.frames(start, start + 9, 5, SIZE), decode(data, start, start + 9, 5, SIZE)
+            assert np.array_equal(found.pixels, single.pixels)
 
 
-def test_a_window_with_undecodable_pictures_behind_others_is_that_of_a_single_decode() -> None:
+def test_windows_around_undecodable_pictures_equal_single_decodes() -> None:
     data = (Path(__file__).parent / "cases" / "hevc_splice.mp4").read_bytes()
     with opened(data) as decoder:
         found = [decoder.frames(start, start + 20, 20, SIZE) for start in range(0, 100, 20)]
@@ -68,23 +68,23 @@ def test_a_window_with_undecodable_pictures_behind_others_is_that_of_a_single_de
         assert np.array_equal(frames.pixels, decode(data, start, start + 20, 20, SIZE).pixels)
 
 
-def test_one_pass_over_a_clip_serves_all_its_windows() -> None:
+def test_windows_in_order_read_the_clip_once() -> None:
     data = moving_video(600, size=(48, 32), options=ONE_GROUP)
     CountingFile.read_bytes = 0
     with closing(ClipDecoder(partial(CountingFile, data))) as decoder:
         assert decoder.is_sequential
         for start in range(0, 600, 20):
             decoder.frames(start, start + 20, 4, (32, 48))
-    assert CountingFile.read_bytes < 3 * len(data)  # one to build the timeline, one to decode, and the container's head
+    assert CountingFile.read_bytes < 3 * len(data)  # once for the timeline, once to decode, and the container's header
 
 
-def test_a_clip_of_many_keyframes_need_not_be_decoded_in_order() -> None:
-    with opened(film("h264")) as decoder:
+def test_clip_with_many_keyframes_is_not_sequential() -> None:
+    with opened(video_of_kind("h264")) as decoder:
         assert not decoder.is_sequential
 
 
-def test_a_decoder_that_is_paused_goes_on_where_it_was() -> None:
-    data = film("h264 one group")
+def test_paused_decoder_resumes_at_its_position() -> None:
+    data = video_of_kind("h264 one group")
     with opened(data) as decoder:
         reached = []
         for _ in range(100):

@@ -16,22 +16,22 @@ from caption_assets.video.picture import RGB, Renderer, resize
 from caption_assets.video.probe import probe
 from caption_assets.video.track import DEFAULT_TRACK
 from tests.videos import (
-    FILMS,
+    VIDEO_KINDS,
     counting_video,
     decode,
-    film,
-    film_begun_at_an_open_group,
-    film_begun_midway,
-    film_of_few_stamps,
-    film_that_grows,
-    film_whose_parameters_change,
-    film_whose_parameters_change_within_samples,
-    film_whose_stamps_begin_anew,
-    film_without_sync_table,
     hdr_video,
     level,
     moving_video,
     video,
+    video_cut_at_an_open_group,
+    video_cut_within_a_group,
+    video_of_kind,
+    video_that_grows,
+    video_with_changing_parameter_sets,
+    video_with_missing_timestamps,
+    video_with_parameter_sets_in_samples,
+    video_with_restarting_timestamps,
+    video_without_sync_table,
 )
 
 pytestmark = pytest.mark.fast
@@ -41,7 +41,7 @@ def levels(pixels: RGB) -> list[int]:
     return [round(float(frame.mean())) for frame in pixels]
 
 
-def test_frames_are_those_of_the_window_in_order() -> None:
+def test_decode_returns_the_windows_frames_in_order() -> None:
     frames = decode(counting_video(60), 20, 41, 6, (48, 64))
     assert frames.indices == (20, 24, 28, 32, 36, 40)
     assert levels(frames.pixels) == pytest.approx([level(index) for index in frames.indices], abs=2)
@@ -58,12 +58,12 @@ def test_decoded_frames_are_freed_without_garbage_collection() -> None:
         gc.enable()
 
 
-def test_the_rate_is_that_of_the_chosen_frames() -> None:
+def test_fps_is_that_of_the_chosen_frames() -> None:
     frames = decode(counting_video(51, fps=25), 0, 51, 6, (48, 64))
     assert frames.fps == pytest.approx(2.5)
 
 
-def test_a_variable_rate_is_sampled_by_time() -> None:
+def test_video_of_variable_frame_rate_is_sampled_by_time() -> None:
     data = counting_video(8, fps=10, timestamps=[0, 1, 2, 3, 4, 5, 30, 60])
     frames = decode(data, 0, 8, 4, (48, 64))
     assert frames.indices == (0, 5, 6, 7)
@@ -71,7 +71,7 @@ def test_a_variable_rate_is_sampled_by_time() -> None:
 
 
 def plain_decode(data: bytes, size: tuple[int, int]) -> list[RGB]:
-    """Every frame, one after the other, as displayed."""
+    """Every frame as displayed, decoded in one pass."""
     with open_video(data) as (container, stream):
         renderer = Renderer(stream, read_track(data, stream), size)
         return [renderer.render(frame).pixels for frame in container.decode(stream)]
@@ -91,37 +91,37 @@ def assert_equals_plain_decode(data: bytes) -> None:
             assert np.array_equal(pixels, plain[index]), f"frame {index} of {start} to {end}"
 
 
-@pytest.mark.parametrize("name", FILMS)
-def test_frames_equal_those_of_a_plain_decode(name: str) -> None:
-    assert_equals_plain_decode(film(name))
+@pytest.mark.parametrize("name", VIDEO_KINDS)
+def test_frames_equal_a_plain_decode(name: str) -> None:
+    assert_equals_plain_decode(video_of_kind(name))
 
 
-ODD = [
-    film_that_grows,
-    film_without_sync_table,
-    film_whose_stamps_begin_anew,
-    partial(film_whose_stamps_begin_anew, "mpeg"),
-    film_of_few_stamps,
-    partial(film_whose_parameters_change, "flv"),
-    partial(film_whose_parameters_change, "mpegts"),
-    partial(film_whose_parameters_change_within_samples, "mp4"),
-    partial(film_whose_parameters_change_within_samples, "matroska"),
+UNUSUAL = [
+    video_that_grows,
+    video_without_sync_table,
+    video_with_restarting_timestamps,
+    partial(video_with_restarting_timestamps, "mpeg"),
+    video_with_missing_timestamps,
+    partial(video_with_changing_parameter_sets, "flv"),
+    partial(video_with_changing_parameter_sets, "mpegts"),
+    partial(video_with_parameter_sets_in_samples, "mp4"),
+    partial(video_with_parameter_sets_in_samples, "matroska"),
 ]
 
 
-@pytest.mark.parametrize("make", ODD)
-def test_frames_of_an_odd_file_equal_those_of_a_plain_decode(make: Callable[[], bytes]) -> None:
+@pytest.mark.parametrize("make", UNUSUAL)
+def test_frames_of_an_unusual_file_equal_a_plain_decode(make: Callable[[], bytes]) -> None:
     assert_equals_plain_decode(make())
 
 
-@pytest.mark.parametrize("make", [film_begun_midway, film_begun_at_an_open_group])
-def test_a_cut_clip_begins_with_its_first_key_frame(make: Callable[[], bytes]) -> None:
-    cut, whole = make(), film("h264 transport stream")
+@pytest.mark.parametrize("make", [video_cut_within_a_group, video_cut_at_an_open_group])
+def test_clip_cut_at_its_beginning_begins_with_its_first_keyframe(make: Callable[[], bytes]) -> None:
+    cut, whole = make(), video_of_kind("h264 transport stream")
     assert probe(cut).frames == 36
     assert np.array_equal(decode(cut, 0, 36, 8, (40, 56)).pixels, decode(whole, 12, 48, 8, (40, 56)).pixels)
 
 
-def test_pixels_are_uint8_rgb_of_the_size_asked_for() -> None:
+def test_pixels_are_uint8_rgb_of_the_requested_size() -> None:
     frames = decode(counting_video(16), 0, 16, 4, (28, 84))
     assert frames.pixels.dtype == np.uint8
     assert frames.pixels.shape == (4, 28, 84, 3)
@@ -136,10 +136,10 @@ def test_colors_survive_encoding_and_decoding(codec: str) -> None:
 
 
 @pytest.mark.parametrize(("degrees", "corner"), [(0, (0, 0)), (90, (1, 0)), (180, (1, 1)), (-90, (0, 1))])
-def test_pictures_are_turned_as_the_file_asks(degrees: int, corner: tuple[int, int]) -> None:
-    lit = np.zeros((48, 96, 3), np.uint8)
-    lit[:24, :48] = 255  # top left, as coded; a counterclockwise quarter turn takes it to the bottom left
-    data = video([lit] * 4, prepare=lambda stream: stream.set_display_rotation(degrees))
+def test_pictures_are_rotated_by_the_files_display_matrix(degrees: int, corner: tuple[int, int]) -> None:
+    quarter_white = np.zeros((48, 96, 3), np.uint8)
+    quarter_white[:24, :48] = 255  # top left as coded; a counterclockwise quarter turn moves it to the bottom left
+    data = video([quarter_white] * 4, prepare=lambda stream: stream.set_display_rotation(degrees))
     upright = decode(data, 0, 4, 2, None).pixels[0]
     assert upright.shape == ((96, 48, 3) if degrees % 180 else (48, 96, 3))
     height, width = upright.shape[0] // 2, upright.shape[1] // 2
@@ -149,7 +149,7 @@ def test_pictures_are_turned_as_the_file_asks(degrees: int, corner: tuple[int, i
     assert sum(map(sum, quarters)) < 300
 
 
-def test_a_size_is_that_of_the_upright_picture() -> None:
+def test_size_is_that_of_the_rotated_picture() -> None:
     data = moving_video(4, prepare=lambda stream: stream.set_display_rotation(90))
     assert decode(data, 0, 4, 2, (80, 40)).pixels.shape == (2, 80, 40, 3)
 
@@ -162,28 +162,28 @@ def anamorphic(aspect: Fraction, size: tuple[int, int] = (96, 64)) -> bytes:
 
 
 @pytest.mark.parametrize(("aspect", "width"), [(Fraction(4, 3), 128), (Fraction(1, 2), 48), (Fraction(1), 96)])
-def test_pixels_are_made_square(aspect: Fraction, width: int) -> None:
+def test_anamorphic_pictures_are_stretched_to_square_pixels(aspect: Fraction, width: int) -> None:
     assert decode(anamorphic(aspect), 0, 4, 2, None).pixels.shape == (2, 64, width, 3)
 
 
-def test_pixels_so_wide_that_the_picture_would_be_too_large_are_refused() -> None:
+def test_picture_too_large_after_stretching_is_refused() -> None:
     with open_video(anamorphic(Fraction(60), (320, 64))) as (_, stream), pytest.raises(UnreadableClip) as refused:
         Renderer(stream, DEFAULT_TRACK, None).render(VideoFrame(320, 64))
     assert refused.value.kind == "too_large"
 
 
-def test_without_a_size_pictures_are_left_as_they_are() -> None:
-    with open_video(film("h264")) as (container, stream):
+def test_pictures_without_a_requested_size_are_unchanged() -> None:
+    with open_video(video_of_kind("h264")) as (container, stream):
         first = next(frame.to_ndarray(format="rgb24") for frame in container.decode(stream))
-    assert np.array_equal(decode(film("h264"), 0, 48, 2, None).pixels[0], first)
+    assert np.array_equal(decode(video_of_kind("h264"), 0, 48, 2, None).pixels[0], first)
 
 
-def test_a_film_that_grows_keeps_its_first_size() -> None:
-    assert decode(film_that_grows(), 0, 48, 4, None).pixels.shape == (4, 48, 64, 3)
+def test_video_whose_size_changes_keeps_its_first_size() -> None:
+    assert decode(video_that_grows(), 0, 48, 4, None).pixels.shape == (4, 48, 64, 3)
 
 
 @pytest.mark.parametrize(("transfer", "white"), [(ColorTrc.SMPTE2084, 0.5807), (ColorTrc.ARIB_STD_B67, 0.75)])
-def test_hdr_is_shown_as_it_would_look_on_an_ordinary_screen(transfer: ColorTrc, white: float) -> None:
+def test_hdr_pictures_are_mapped_to_sdr(transfer: ColorTrc, white: float) -> None:
     signal = np.zeros((64, 64, 3), np.uint16)
     signal[:, 32:] = round(white * 65535)  # reference white, 203 cd/m²
     shown = decode(hdr_video(signal, transfer), 0, 4, 2, (32, 32)).pixels[0]
@@ -191,16 +191,16 @@ def test_hdr_is_shown_as_it_would_look_on_an_ordinary_screen(transfer: ColorTrc,
     assert shown[:, 20:].reshape(-1, 3).mean(0) == pytest.approx([225] * 3, abs=3)
 
 
-def test_channels_keep_their_order_in_a_resize() -> None:
+def test_resize_keeps_the_order_of_channels() -> None:
     red = np.zeros((32, 32, 3), dtype=np.uint8)
     red[..., 0] = 200
     assert resize(red, 28, 28).reshape(-1, 3).mean(0).round().tolist() == [200, 0, 0]
 
 
-def test_frames_that_cannot_be_decoded_are_told_of() -> None:
+def test_file_with_undecodable_pictures_is_refused() -> None:
     data = bytearray(counting_video(60, size=(160, 120)))
     pictures = slice(data.index(b"mdat") + 8, data.index(b"moov") - 4)
-    data[pictures] = bytes(len(data[pictures]))  # the index is whole, the pictures are gone
+    data[pictures] = bytes(len(data[pictures]))  # the index is intact, the pictures are erased
     with pytest.raises(UnreadableClip) as refused:
         decode(bytes(data), 0, 60, 8, (56, 84))
     assert refused.value.kind == "damaged"

@@ -12,38 +12,40 @@ pytestmark = pytest.mark.fast
 @given(
     seconds=st.floats(0.01, 10_000),
     available=st.integers(4, 100_000),
-    least=st.integers(1, 20),
+    minimum=st.integers(1, 20),
     extra=st.integers(0, 400),
     fps=st.floats(0.1, 60),
 )
 def test_frame_count_is_even_within_limits_and_available(
-    seconds: float, available: int, least: int, extra: int, fps: float
+    seconds: float, available: int, minimum: int, extra: int, fps: float
 ) -> None:
-    sampling = FrameSampling(fps, 2 * least, 2 * (least + extra))
+    sampling = FrameSampling(fps, 2 * minimum, 2 * (minimum + extra))
     count = frame_count(seconds, available, sampling)
     assert count % 2 == 0
     assert 2 <= count <= min(available, sampling.max_frames)
     assert count >= min(sampling.min_frames, available - 1)
 
 
-def test_two_frames_a_second_by_default() -> None:
+def test_default_sampling_is_two_frames_per_second() -> None:
     assert frame_count(10.0, 250, FrameSampling()) == 20
 
 
-def test_odd_limits_never_give_an_odd_count() -> None:
+def test_frame_count_with_odd_limits_is_even() -> None:
     assert frame_count(1.0, 7, FrameSampling(fps=2, min_frames=5, max_frames=9)) == 4
 
 
 @pytest.mark.parametrize(
     ("seconds", "count"), [(9.4, 18), (9.5, 20), (9.9, 20), (10.4, 20), (10.5, 20), (10.6, 22), (128.5, 256)]
 )
-def test_a_count_is_rounded_to_the_nearest_even_number_as_in_the_reference(seconds: float, count: int) -> None:
-    # NeMo Curator's round_by_factor rounds halves of two to the even half: 19 to 20, 21 to 20.
+def test_frame_count_is_rounded_to_an_even_number_as_in_the_reference(seconds: float, count: int) -> None:
+    # NeMo Curator's round_by_factor rounds halves to the nearest multiple of four: 19 to 20, 21 to 20.
     assert frame_count(seconds, 10_000, FrameSampling()) == count
 
 
 @given(first=st.floats(0, 100), length=st.floats(0.1, 100), count=st.integers(2, 768))
-def test_moments_are_even_from_the_first_frame_to_the_last(first: float, length: float, count: int) -> None:
+def test_sample_times_are_evenly_spaced_from_the_first_frame_to_the_last(
+    first: float, length: float, count: int
+) -> None:
     times = [first, first + length]
     found = sample_times(times, first + 2 * length, count)
     assert len(found) == count
@@ -53,28 +55,28 @@ def test_moments_are_even_from_the_first_frame_to_the_last(first: float, length:
     assert max(steps) - min(steps) < 1e-6
 
 
-def test_a_variable_rate_is_sampled_by_time_not_by_index() -> None:
+def test_video_of_variable_frame_rate_is_sampled_by_time() -> None:
     dense_then_sparse = [i / 60 for i in range(60)] + [1 + i / 6 for i in range(12)]  # 1 s at 60 fps, 2 s at 6
     chosen = frames_shown_at(dense_then_sparse, sample_times(dense_then_sparse, 3.0, 6))
     shown = [dense_then_sparse[index] for index in chosen]
     assert shown == pytest.approx([i * dense_then_sparse[-1] / 5 for i in range(6)], abs=1 / 6)
 
 
-def test_a_frame_stays_on_show_until_the_next() -> None:
+def test_frame_is_shown_until_the_next() -> None:
     assert frames_shown_at([0.0, 0.1, 0.2, 3.0], [0.0, 1.0, 2.0, 3.0]) == (0, 2, 2, 3)
 
 
-def test_a_last_frame_that_is_held_is_seen_for_as_long() -> None:
+def test_long_last_frame_is_sampled_for_its_full_duration() -> None:
     times = [0.0, 0.1, 0.2, 0.3]
     assert sample_times(times, 10.3, 3) == pytest.approx((0.0, 5.1, 10.2))
     assert frames_shown_at(times, sample_times(times, 10.3, 3)) == (0, 3, 3)
 
 
-def test_a_last_frame_that_is_shown_like_the_others_ends_the_moments() -> None:
+def test_last_sample_time_is_that_of_an_ordinary_last_frame() -> None:
     assert sample_times([0.0, 0.1, 0.2, 0.3], 0.4, 4)[-1] == 0.3
 
 
 @pytest.mark.parametrize("bad", [{"fps": 0}, {"min_frames": 1}, {"min_frames": 8, "max_frames": 6}])
-def test_limits_out_of_range_are_refused(bad: dict[str, float]) -> None:
+def test_values_out_of_range_are_refused(bad: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="give"):
         FrameSampling(**bad)  # type: ignore[arg-type]

@@ -5,10 +5,10 @@ import pytest
 from caption_assets.video.container import open_video
 from caption_assets.video.parameter_sets import ParameterSetReader
 from tests.videos import (
-    film,
-    film_that_grows,
-    film_whose_parameters_change,
-    film_whose_parameters_change_within_samples,
+    video_of_kind,
+    video_that_grows,
+    video_with_changing_parameter_sets,
+    video_with_parameter_sets_in_samples,
 )
 
 pytestmark = pytest.mark.fast
@@ -24,19 +24,19 @@ def can_start_at_any_keyframe(data: bytes) -> bool:
 
 
 @pytest.mark.parametrize("name", ["h264", "h264 transport stream", "hevc", "vp9", "mpeg2 transport stream"])
-def test_a_stream_of_the_same_parameters_can_be_entered_anywhere(name: str) -> None:
-    assert can_start_at_any_keyframe(film(name))
+def test_stream_with_constant_parameter_sets_can_start_at_any_keyframe(name: str) -> None:
+    assert can_start_at_any_keyframe(video_of_kind(name))
 
 
-def test_so_can_one_that_tells_new_ones_at_every_key_frame() -> None:
-    assert can_start_at_any_keyframe(film_that_grows())
+def test_stream_with_parameter_sets_at_every_keyframe_can_start_at_any_keyframe() -> None:
+    assert can_start_at_any_keyframe(video_that_grows())
 
 
 @pytest.mark.parametrize("container", ["flv", "mpegts"])
-def test_one_that_tells_new_ones_once_cannot(container: str) -> None:
-    assert not can_start_at_any_keyframe(film_whose_parameters_change(container))
+def test_stream_that_changes_parameter_sets_once_cannot_start_at_any_keyframe(container: str) -> None:
+    assert not can_start_at_any_keyframe(video_with_changing_parameter_sets(container))
 
 
 @pytest.mark.parametrize("container", ["mp4", "matroska"])
-def test_nor_can_one_whose_samples_tell_new_ones_once(container: str) -> None:
-    assert not can_start_at_any_keyframe(film_whose_parameters_change_within_samples(container))
+def test_stream_that_changes_parameter_sets_in_samples_cannot_start_at_any_keyframe(container: str) -> None:
+    assert not can_start_at_any_keyframe(video_with_parameter_sets_in_samples(container))

@@ -1,4 +1,4 @@
-"""Pictures as players show them: files that went wrong in other projects, and colors by the standards' equations."""
+"""Tests of rendering: files that other projects decode wrongly, and colors by the equations of the standards."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.fast
 CASES = Path(__file__).parent / "cases"
 PATCHES = [(180, 40, 40), (40, 150, 60), (50, 80, 180), (150, 150, 40), (120, 50, 150), (60, 150, 150), (128, 128, 128)]
 PATCHES += [(0, 0, 0), (187, 120, 60), (20, 20, 60), (90, 20, 20), (100, 140, 100)]
-"""sRGB colors of the cases' twelve patches, in three rows."""
+"""sRGB colors of the twelve patches in the test files, in three rows."""
 
 
 def case(name: str) -> bytes:
@@ -41,7 +41,7 @@ def case(name: str) -> bytes:
 
 
 def probed(name: str) -> Probe:
-    """A case's description, the same by ranges and by the whole file."""
+    """The probe of a test file, the same by ranges and of the whole file."""
     data = case(name)
     found = probe_by_ranges(SpanFile(Span(f"file://{CASES / name}", 0, len(data))))
     assert found == probe(data)
@@ -53,7 +53,7 @@ def frames_of(name: str, count: int = 4) -> Frames:
 
 
 def patches(picture: RGB, rows: int = 3, columns: int = 4) -> list[list[int]]:
-    """Levels in the middles of a grid of patches."""
+    """The colors at the centers of a grid of patches."""
     height, width = picture.shape[:2]
     return [
         picture[height * (2 * row + 1) // (2 * rows), width * (2 * column + 1) // (2 * columns)].tolist()
@@ -62,25 +62,25 @@ def patches(picture: RGB, rows: int = 3, columns: int = 4) -> list[list[int]]:
     ]
 
 
-def worst(found: list[list[int]], expected: Sequence[tuple[int, ...]]) -> int:
+def max_difference(found: list[list[int]], expected: Sequence[tuple[int, ...]]) -> int:
     return int(np.abs(np.array(found) - np.array(expected)).max())
 
 
-def test_of_two_default_tracks_the_first_is_shown() -> None:
+def test_first_of_two_default_tracks_is_shown() -> None:
     found = probed("2v_abf.mp4")
     assert (found.width, found.height, found.frames, round(found.fps)) == (640, 360, 180, 30)
     assert frames_of("2v_abf.mp4").pixels.shape == (4, 360, 640, 3)
 
 
 @pytest.mark.parametrize("name", ["port_nokey.mkv", "port_nokey_frag.mp4"])
-def test_a_clip_that_begins_between_keyframes_is_upright(name: str) -> None:
+def test_clip_that_begins_between_keyframes_is_rotated(name: str) -> None:
     found = probed(name)
     assert (found.width, found.height, found.rotation) == (180, 320, 90)
     assert frames_of(name).pixels.shape == (4, 320, 180, 3)
 
 
 @pytest.mark.parametrize("name", ["crop.mkv", "clap.mp4"])
-def test_the_containers_crop_is_applied(name: str) -> None:
+def test_crop_of_the_container_is_applied(name: str) -> None:
     found = probed(name)
     assert (found.width, found.height) == (320, 160)
     pixels = frames_of(name).pixels
@@ -89,7 +89,7 @@ def test_the_containers_crop_is_applied(name: str) -> None:
     assert np.array_equal(pixels[0], whole[40:200])
 
 
-def test_a_clip_that_turns_midway_keeps_its_shapes() -> None:
+def test_pictures_that_rotate_within_a_clip_are_padded() -> None:
     frames = frames_of("turn.webm", 8)
     assert frames.pixels.shape == (8, 180, 320, 3)
     assert frames.padded == 4
@@ -102,17 +102,17 @@ def test_a_clip_that_turns_midway_keeps_its_shapes() -> None:
 
 
 @pytest.mark.parametrize("name", ["s_2020prim.mp4", "s_p3prim.mp4", "h_pq_709prim.mp4", "h_pq_p3.mp4"])
-def test_wide_primaries_become_those_of_bt709(name: str) -> None:
-    assert worst(patches(frames_of(name).pixels[0]), PATCHES) <= 3
+def test_wide_gamut_colors_are_converted_to_bt709(name: str) -> None:
+    assert max_difference(patches(frames_of(name).pixels[0]), PATCHES) <= 3
 
 
-def test_untagged_pictures_of_720_lines_are_bt709s() -> None:
+def test_untagged_pictures_of_720_lines_are_bt709() -> None:
     found = patches(frames_of("c_untag_hd709.mp4").pixels[0])
-    assert worst(found[:2], [(220, 40, 40), (40, 180, 60)]) <= 3
+    assert max_difference(found[:2], [(220, 40, 40), (40, 180, 60)]) <= 3
 
 
 @pytest.mark.parametrize("name", ["alpha_prores.mov", "alpha_qtrle.mov", "alpha_vp9.webm"])
-def test_shapes_stand_on_the_background(name: str) -> None:
+def test_transparent_pictures_are_composited_on_the_background(name: str) -> None:
     [first, *_] = frames_of(name).pixels
     assert set(map(tuple, first.reshape(-1, 3)[:10].tolist())) == {(BACKGROUND_LEVEL,) * 3}
     is_green = (first[..., 1] > 240) & (first[..., 0] < 10)
@@ -122,7 +122,7 @@ def test_shapes_stand_on_the_background(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "size"), [("x.mts", (320, 240)), ("x.3gp", (176, 144))])
-def test_camcorders_and_phones_files_are_read(name: str, size: tuple[int, int]) -> None:
+def test_files_of_camcorders_and_phones_are_decoded(name: str, size: tuple[int, int]) -> None:
     found = probed(name)
     assert (found.width, found.height) == size
     assert frames_of(name).pixels.shape == (4, size[1], size[0], 3)
@@ -134,7 +134,7 @@ COLORS = [(180, 40, 40), (40, 150, 60), (50, 80, 180), (128, 128, 128), (250, 24
 
 
 def coded(rgb: tuple[int, int, int], matrix: int, bits: int, *, full: bool) -> list[int]:
-    """Luma and color differences of R'G'B' levels of 8 bits (ITU-T H.273, equations 20 to 39 and 60 to 62)."""
+    """Luma and color differences of 8-bit R'G'B' levels (ITU-T H.273, equations 20 to 39 and 60 to 62)."""
     r, g, b = (level / 255 for level in rgb)
     if matrix == 8:
         y, u, v = g / 2 + (r + b) / 4, g / 2 - (r + b) / 4, (r - b) / 2
@@ -144,13 +144,13 @@ def coded(rgb: tuple[int, int, int], matrix: int, bits: int, *, full: bool) -> l
         u, v = (b - y) / (2 * (1 - kb)), (r - y) / (2 * (1 - kr))
     middle, scale = 1 << bits - 1, 1 << bits - 8
     if full:
-        most = (1 << bits) - 1
-        return [round(most * y), round(most * u) + middle, round(most * v) + middle]
+        maximum = (1 << bits) - 1
+        return [round(maximum * y), round(maximum * u) + middle, round(maximum * v) + middle]
     return [round(scale * (16 + 219 * y)), round(scale * 224 * u) + middle, round(scale * 224 * v) + middle]
 
 
 def flat_frame(name: str, levels: list[int], size: tuple[int, int] = (64, 48)) -> av.VideoFrame:
-    """A frame of one color, by the levels of its planes."""
+    """A frame of one color, given the levels of its planes."""
     frame = av.VideoFrame(*size, name)
     for plane, level in zip(frame.planes, levels, strict=True):
         np.frombuffer(plane, np.uint16 if frame.format.components[0].bits > 8 else np.uint8)[:] = level  # type: ignore[call-overload]
@@ -173,44 +173,44 @@ FORMATS = [("yuv420p", 8), ("yuv422p", 8), ("yuv444p", 8), ("yuv420p10le", 10), 
 @pytest.mark.parametrize("full", [False, True], ids=["limited", "full"])
 @pytest.mark.parametrize(("name", "bits"), FORMATS)
 @pytest.mark.parametrize("matrix", [1, 4, 6, 7, 8, 9])
-def test_every_matrix_and_range_gives_the_colors_of_the_standard(
+def test_colors_of_every_matrix_and_range_follow_the_standard(
     renderer: Callable[[av.VideoFrame], RGB], matrix: int, name: str, bits: int, full: bool
 ) -> None:
     for rgb in COLORS:
         frame = flat_frame(name, coded(rgb, matrix, bits, full=full))
         frame.colorspace = matrix
         frame.color_range = ColorRange.JPEG if full else ColorRange.MPEG
-        assert worst([renderer(frame)[24, 32].tolist()], [rgb]) <= 3
+        assert max_difference([renderer(frame)[24, 32].tolist()], [rgb]) <= 3
 
 
 @pytest.mark.parametrize(
     ("size", "matrix"), [((704, 576), 6), ((960, 540), 6), ((1280, 534), 1), ((960, 720), 1), ((720, 1280), 1)]
 )
-def test_untagged_colors_are_those_that_players_assume(
+def test_untagged_colors_are_decoded_as_players_do(
     renderer: Callable[[av.VideoFrame], RGB], size: tuple[int, int], matrix: int
 ) -> None:
     frame = flat_frame("yuv420p", coded((180, 40, 40), matrix, 8, full=False), size)
-    assert worst([renderer(frame)[size[1] // 2, size[0] // 2].tolist()], [(180, 40, 40)]) <= 3
+    assert max_difference([renderer(frame)[size[1] // 2, size[0] // 2].tolist()], [(180, 40, 40)]) <= 3
 
 
 @pytest.mark.parametrize("colorspace", [0, 1, 2, 3, 8])
-def test_rgb_is_left_as_it_is(renderer: Callable[[av.VideoFrame], RGB], colorspace: int) -> None:
+def test_rgb_is_unchanged(renderer: Callable[[av.VideoFrame], RGB], colorspace: int) -> None:
     frame = flat_frame("gbrp", [150, 60, 40])
     frame.colorspace = colorspace
     assert renderer(frame)[24, 32].tolist() == [40, 150, 60]
 
 
 @pytest.mark.parametrize("code", [10, 11, 13, 14])
-def test_colors_that_a_matrix_does_not_decode_are_refused(code: int) -> None:
+def test_unsupported_matrix_coefficients_are_refused(code: int) -> None:
     data = video([gray(90, (64, 48))] * 4, prepare=lambda stream: setattr(stream.codec_context, "colorspace", code))
-    for look in (lambda: probe(data), lambda: decode(data, 0, 4, 2, None)):
+    for read in (lambda: probe(data), lambda: decode(data, 0, 4, 2, None)):
         with pytest.raises(UnreadableClip) as refused:
-            look()
+            read()
         assert refused.value.kind == "unknown_colours"
 
 
 def chromaticities(*points: tuple[float, float]) -> NDArray[Any]:
-    """Linear RGB to XYZ, by x and y of red, green, blue and white (SMPTE RP 177)."""
+    """The matrix from linear RGB to XYZ, given x and y of red, green, blue and white (SMPTE RP 177)."""
     *colors, white = ([x / y, 1, (1 - x - y) / y] for x, y in points)
     columns = np.array(colors).T
     return columns * np.linalg.solve(columns, np.array(white))
@@ -226,21 +226,21 @@ WIDE = {
 
 @pytest.mark.parametrize("primaries", WIDE)
 @pytest.mark.parametrize("transfer", [ColorTrc.BT709, ColorTrc.BT2020_10, ColorTrc.UNSPECIFIED, ColorTrc.IEC61966_2_1])
-def test_a_color_keeps_its_light(primaries: ColorPrimaries, transfer: ColorTrc) -> None:
+def test_conversion_to_srgb_preserves_light(primaries: ColorPrimaries, transfer: ColorTrc) -> None:
     colors = np.array(COLORS[:4]) / 255
     light = ((colors + 0.055) / 1.055) ** 2.4  # IEC 61966-2-1
     wide = light @ (np.linalg.inv(WIDE[primaries]) @ BT709).T
     is_srgb = transfer == ColorTrc.IEC61966_2_1
     signal = 1.055 * wide ** (1 / 2.4) - 0.055 if is_srgb else wide ** (1 / 2.4)  # ITU-R BT.1886
     shown = to_srgb(np.rint(255 * signal).astype(np.uint8)[None], primaries, transfer)
-    assert worst(shown[0].tolist(), COLORS[:4]) <= 3
+    assert max_difference(shown[0].tolist(), COLORS[:4]) <= 3
 
 
-def test_a_turn_of_each_kind_is_applied_by_the_container(tmp_path: Path) -> None:
-    lit = np.zeros((48, 96, 3), np.uint8)
-    lit[:24, :48] = 255  # top left
-    plain = video([lit] * 4)
-    at = plain.index(b"tkhd") + 4 + 40  # version 0: the matrix
+def test_all_eight_orientations_of_the_container_are_applied(tmp_path: Path) -> None:
+    quarter_white = np.zeros((48, 96, 3), np.uint8)
+    quarter_white[:24, :48] = 255  # top left
+    plain = video([quarter_white] * 4)
+    at = plain.index(b"tkhd") + 4 + 40  # the matrix of a version 0 box
     corners = {
         (1, 0, 0, 1): (0, 0),
         (0, 1, -1, 0): (0, 1),
@@ -267,7 +267,7 @@ def test_a_turn_of_each_kind_is_applied_by_the_container(tmp_path: Path) -> None
 
 
 def square() -> NDArray[np.uint8]:
-    """Four pictures, uint8 RGB and opacity: a green square amid nothing, half of it half transparent."""
+    """Four uint8 RGBA pictures of a green square, half of it half transparent, on a transparent background."""
     drawn = np.zeros((4, 64, 96, 4), np.uint8)
     drawn[:, 16:48, 24:72] = (40, 150, 60, 255)
     drawn[:, 16:48, 48:72, 3] = 128
@@ -288,7 +288,7 @@ ALPHA: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", ALPHA)
-def test_transparency_of_every_codec_lies_on_the_background(name: str) -> None:
+def test_transparent_pictures_of_every_codec_are_composited_on_the_background(name: str) -> None:
     how: dict[str, Any] = {"options": {}, **ALPHA[name]}
     if name.startswith("vp"):
         how["options"] = {**how["options"], "b": "4M", "crf": "4"}
@@ -304,12 +304,12 @@ def test_transparency_of_every_codec_lies_on_the_background(name: str) -> None:
         output.mux(stream.encode(None))
     shown = decode(file.getvalue(), 0, 4, 2, None).pixels[0]
     half = tuple(round((level + BACKGROUND_LEVEL) / 2) for level in (40, 150, 60))
-    assert worst([shown[5, 5].tolist(), shown[32, 34].tolist()], [(BACKGROUND_LEVEL,) * 3, (40, 150, 60)]) <= 4
-    assert worst([shown[32, 62].tolist()], [half]) <= 4
+    assert max_difference([shown[5, 5].tolist(), shown[32, 34].tolist()], [(BACKGROUND_LEVEL,) * 3, (40, 150, 60)]) <= 4
+    assert max_difference([shown[32, 62].tolist()], [half]) <= 4
 
 
 @pytest.mark.parametrize(("mode", "matte"), [(0x101, 255), (0x102, 0)])
-def test_colors_that_are_mixed_with_a_matte_are_freed_of_it(mode: int, matte: int) -> None:
+def test_premultiplied_colors_are_separated_from_their_matte(mode: int, matte: int) -> None:
     share = 128 / 255
     stored = tuple(round(level * share + matte * (1 - share)) for level in (40, 150, 60))
     drawn = np.empty((64, 96, 4), np.uint8)
@@ -328,11 +328,11 @@ def test_colors_that_are_mixed_with_a_matte_are_freed_of_it(mode: int, matte: in
     data = data[:at] + mode.to_bytes(2) + data[at + 2 :]
     shown = decode(data, 0, 4, 2, None).pixels[0]
     half = tuple(round((level + BACKGROUND_LEVEL) / 2) for level in (40, 150, 60))
-    assert worst([shown[32, 48].tolist()], [half]) <= 2
+    assert max_difference([shown[32, 48].tolist()], [half]) <= 2
 
 
 def woven(count: int = 12) -> list[RGB]:
-    """Frames of two fields each: a bar moves on between the moment of the even lines and that of the odd ones."""
+    """Interlaced frames: a bar moves between the even lines and the odd lines, which are 1/2 frame later."""
     frames = []
     for index in range(count):
         frame = np.full((96, 160, 3), 60, np.uint8)
@@ -343,8 +343,8 @@ def woven(count: int = 12) -> list[RGB]:
     return frames
 
 
-def combs(picture: NDArray[Any]) -> float:
-    """Share of pixels that differ from both lines beside them in the same direction, by much."""
+def combed_fraction(picture: NDArray[Any]) -> float:
+    """Fraction of the pixels that are much brighter, or much darker, than those above and below."""
     lines = picture[..., 1].astype(int)
     above, below = lines[1:-1] - lines[:-2], lines[1:-1] - lines[2:]
     return float(((above * below) > 40**2).mean())
@@ -359,40 +359,40 @@ INTERLACED: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", INTERLACED)
-def test_interlaced_frames_show_no_combs(name: str) -> None:
+def test_interlaced_frames_are_deinterlaced(name: str) -> None:
     data = video(woven(), **INTERLACED[name])
     with open_video(data) as (container, stream):
-        assert combs(next(container.decode(stream)).to_ndarray(format="rgb24")) > 0.05
+        assert combed_fraction(next(container.decode(stream)).to_ndarray(format="rgb24")) > 0.05
     shown = decode(data, 0, 12, 4, None)
     assert shown.pixels.shape == (4, 96, 160, 3)
-    assert max(map(combs, shown.pixels)) < 0.002
+    assert max(map(combed_fraction, shown.pixels)) < 0.002
 
 
-def test_frames_that_only_the_container_calls_interlaced_show_no_combs() -> None:
+def test_frames_that_the_container_alone_flags_as_interlaced_are_deinterlaced() -> None:
     data = video(woven(), encoder="mjpeg", container="mov", pix_fmt="yuvj420p", options={"qmin": "1", "qmax": "2"})
     at = data.index(b"stsd") + 12
     size = int.from_bytes(data[at : at + 4])
     fiel = struct.pack(">I4sBB", 10, b"fiel", 2, 9)
-    told = data[:at] + (size + 10).to_bytes(4) + data[at + 4 : at + size] + fiel + data[at + size :]
+    flagged = data[:at] + (size + 10).to_bytes(4) + data[at + 4 : at + size] + fiel + data[at + size :]
     for box in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd"):
-        place = told.index(box, told.index(b"moov")) - 4
-        told = told[:place] + (int.from_bytes(told[place : place + 4]) + 10).to_bytes(4) + told[place + 4 :]
-    assert combs(decode(data, 0, 12, 2, None).pixels[0]) > 0.05
-    assert combs(decode(told, 0, 12, 2, None).pixels[0]) < 0.002
+        place = flagged.index(box, flagged.index(b"moov")) - 4
+        flagged = flagged[:place] + (int.from_bytes(flagged[place : place + 4]) + 10).to_bytes(4) + flagged[place + 4 :]
+    assert combed_fraction(decode(data, 0, 12, 2, None).pixels[0]) > 0.05
+    assert combed_fraction(decode(flagged, 0, 12, 2, None).pixels[0]) < 0.002
 
 
-def test_progressive_frames_are_untouched() -> None:
+def test_progressive_frames_are_not_deinterlaced() -> None:
     data = video(woven(), options={"crf": "4"})
-    assert combs(decode(data, 0, 12, 2, None).pixels[0]) > 0.05
+    assert combed_fraction(decode(data, 0, 12, 2, None).pixels[0]) > 0.05
 
 
 def with_sei(codec: str, message: bytes) -> bytes:
-    """An MP4 of a picture that is lit in its top left, with a message in the SEI of its first picture."""
-    lit = np.zeros((48, 96, 3), np.uint8)
-    lit[:24, :48] = 255
+    """An MP4 of a picture with a white top left quarter, with an SEI message before its first picture."""
+    quarter_white = np.zeros((48, 96, 3), np.uint8)
+    quarter_white[:24, :48] = 255
     options = {"x265-params": "log-level=none:bframes=0"} if codec == "libx265" else {"bf": "0"}
     unit = (b"\x4e\x01" if codec == "libx265" else b"\x06") + message + b"\x80"
-    plain = video([lit] * 6, encoder=codec, options=options)
+    plain = video([quarter_white] * 6, encoder=codec, options=options)
     file = io.BytesIO()
     with av.open(io.BytesIO(plain), "r") as source, av.open(file, "w", format="mp4") as output:
         given = source.streams.video[0]
@@ -412,10 +412,10 @@ def with_sei(codec: str, message: bytes) -> bytes:
     ("horizontal", "vertical", "quarters", "corner"),
     [(0, 0, 1, (1, 0)), (0, 0, 2, (1, 1)), (0, 0, 3, (0, 1)), (1, 0, 0, (0, 1)), (0, 1, 0, (1, 0)), (1, 0, 1, (0, 0))],
 )
-def test_a_picture_that_orients_itself_is_turned(
+def test_orientation_in_an_sei_message_is_applied(
     codec: str, horizontal: int, vertical: int, quarters: int, corner: tuple[int, int], tmp_path: Path
 ) -> None:
-    # Annex D of H.264 and H.265: cancel, two flips, 16 bits of a turn, ue(1) of repetition, no extension; then a stop.
+    # H.264 and H.265, annex D: cancel flag, two flips, 16-bit rotation, ue(1) of repetition, no extension, stop bit.
     bits = f"0{horizontal}{vertical}{quarters * 16384:016b}0100" + "1"
     payload = int(bits.ljust(24, "0"), 2).to_bytes(3)
     data = with_sei(codec, bytes([47, len(payload)]) + payload)
@@ -433,7 +433,7 @@ def test_a_picture_that_orients_itself_is_turned(
         assert picture.mean() < 80
 
 
-def test_a_track_that_is_not_enabled_comes_after_those_that_are() -> None:
+def test_enabled_track_is_preferred_to_a_disabled_one() -> None:
     data = bytearray(case("2v_abf.mp4"))
     flags = data.index(b"tkhd") + 5
     assert data[flags : flags + 3] == b"\0\0\3"
@@ -441,28 +441,28 @@ def test_a_track_that_is_not_enabled_comes_after_those_that_are() -> None:
     assert (probe(bytes(data)).width, decode(bytes(data), 0, 20, 2, None).pixels.shape[2]) == (320, 320)
 
 
-def cover_and_film(container: str, *, attached: bool) -> bytes:
-    """A film whose first track is a cover picture."""
+def video_with_cover(container: str, *, attached: bool) -> bytes:
+    """A video whose first track is a cover picture."""
     file = io.BytesIO()
     with av.open(file, "w", format=container) as output:
         cover = output.add_stream("mjpeg", rate=10)
         cover.width, cover.height, cover.pix_fmt = 32, 32, "yuvj420p"
-        film = output.add_stream("libx264", rate=10)
-        film.width, film.height, film.pix_fmt = 96, 64, "yuv420p"
+        main = output.add_stream("libx264", rate=10)
+        main.width, main.height, main.pix_fmt = 96, 64, "yuv420p"
         if attached:
             cover.disposition = Disposition.attached_pic
         for index in range(8):
-            for stream in (cover, film) if index == 0 else (film,):
+            for stream in (cover, main) if index == 0 else (main,):
                 frame = av.VideoFrame.from_ndarray(gray(90, (stream.width, stream.height)), format="rgb24")
                 frame.pts, frame.time_base = index, Fraction(1, 10)
                 output.mux(stream.encode(frame))
-        for stream in (cover, film):
+        for stream in (cover, main):
             output.mux(stream.encode(None))
     return file.getvalue()
 
 
 @pytest.mark.parametrize("container", ["mp4", "mov", "matroska"])
 @pytest.mark.parametrize("attached", [False, True])
-def test_a_cover_picture_is_not_the_film(container: str, attached: bool) -> None:
-    found = probe(cover_and_film(container, attached=attached))
+def test_cover_picture_is_not_shown(container: str, attached: bool) -> None:
+    found = probe(video_with_cover(container, attached=attached))
     assert (found.codec, found.width, found.frames) == ("h264", 96, 8)

@@ -15,21 +15,21 @@ pytestmark = pytest.mark.fast
 
 
 def structure(*groups: Sequence[int | None], contents: Sequence[PacketContent] = ()) -> StreamStructure:
-    """Timestamps in decoding order, each group's first a keyframe."""
+    """A stream of groups of pictures, given their timestamps in decoding order. Each group begins with a keyframe."""
     starts = list(itertools.accumulate(map(len, groups), initial=0))
     timestamps = [MISSING if timestamp is None else timestamp for group in groups for timestamp in group]
     return StreamStructure(starts[-1], starts[:-1], timestamps, contents or [PacketContent.PICTURE] * starts[-1])
 
 
 def planned(clip: StreamStructure, wanted: set[int]) -> list[tuple[int, int]]:
-    """Ranges of packets for pictures by their timestamps."""
+    """The ranges of packets to decode for the pictures with these timestamps."""
     numbers = {clip.timestamps.index(timestamp) for timestamp in wanted}
     return [(run.start, run.stop) for run in decode_ranges(clip, numbers)]
 
 
 CLOSED = structure([0, 3, 1, 2], [4, 7, 5, 6], [8, 11, 9, 10])
 OPEN = structure([0, 3, 1, 2], [6, 4, 5, 9, 7, 8], [12, 10, 11])
-"""Frames 4 and 5 lead the second group, 10 and 11 the third."""
+"""Pictures 4 and 5 lead the second group, 10 and 11 the third."""
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ OPEN = structure([0, 3, 1, 2], [6, 4, 5, 9, 7, 8], [12, 10, 11])
         ({2, 4}, [(0, 5)]),
     ],
 )
-def test_a_group_is_decoded_from_its_keyframe_to_its_last_wanted_picture(
+def test_group_is_decoded_from_its_keyframe_to_its_last_wanted_picture(
     wanted: set[int], expected: list[tuple[int, int]]
 ) -> None:
     assert planned(CLOSED, wanted) == expected
@@ -53,19 +53,19 @@ def test_a_group_is_decoded_from_its_keyframe_to_its_last_wanted_picture(
     ("wanted", "expected"),
     [({4}, [(0, 6)]), ({9}, [(4, 8)]), ({10}, [(4, 12)]), ({5, 11}, [(0, 13)])],
 )
-def test_a_group_is_decoded_to_its_end_where_leading_pictures_of_the_next_are_wanted(
+def test_group_is_decoded_to_its_end_if_leading_pictures_of_the_next_are_wanted(
     wanted: set[int], expected: list[tuple[int, int]]
 ) -> None:
     assert planned(OPEN, wanted) == expected
 
 
-def test_the_first_packet_begins_a_group_whatever_it_is() -> None:
-    headless = StreamStructure(4, [2], [0, 1, 2, 3], [PacketContent.PICTURE] * 4)
-    assert planned(headless, {1}) == [(0, 2)]
+def test_first_packet_begins_a_group_even_if_it_is_no_keyframe() -> None:
+    cut = StreamStructure(4, [2], [0, 1, 2, 3], [PacketContent.PICTURE] * 4)
+    assert planned(cut, {1}) == [(0, 2)]
     assert planned(StreamStructure(4, [], [0, 1, 2, 3], [PacketContent.PICTURE] * 4), {3}) == [(0, 4)]
 
 
-def test_a_second_field_goes_with_its_first() -> None:
+def test_second_field_is_decoded_with_its_first() -> None:
     fields = structure([0, None, 1, None], contents=[PacketContent.PICTURE, PacketContent.NO_PICTURE] * 2)
     assert with_second_fields(fields, {0}) == {0, 1}
     assert with_second_fields(fields, {2}) == {2, 3}
@@ -77,7 +77,7 @@ def test_a_second_field_goes_with_its_first() -> None:
     ),
     data=st.data(),
 )
-def test_each_wanted_packet_is_in_a_run_that_begins_at_its_keyframe_or_before(
+def test_wanted_packet_is_in_a_range_that_begins_at_its_keyframe_or_before(
     groups: tuple[list[int], list[int]], data: st.DataObject
 ) -> None:
     sizes, timestamps = groups

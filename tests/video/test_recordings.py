@@ -1,4 +1,4 @@
-"""Random recordings with random faults: what FFmpeg's full decode shows, or a row that says why not."""
+"""Property tests: random recordings with random faults show the pictures of FFmpeg's full decode or are refused."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ ENCODERS = {
     "mpeg": st.one_of(MPEG2, H264),
     "asf": st.one_of(MPEG2, MPEG4),
 }
-STATE_TIMES = ("mp4", "matroska", "mpegts", "webm")
-"""Containers in which pictures may come at any time, and that keep it to a thousandth of a second."""
+WITH_EXACT_TIMES = ("mp4", "matroska", "mpegts", "webm")
+"""Containers that store any presentation time, to a millisecond or better."""
 
 
 @st.composite
@@ -53,18 +53,18 @@ def recordings(draw: st.DrawFn, containers: tuple[str, ...] = tuple(ENCODERS), *
 
 
 def shown(data: bytes) -> tuple[Probe, Frames]:
-    """All frames of a clip, or one less than all."""
+    """The probe of a clip and all its frames, or all but one if their number is odd."""
     found = probe(data)
     return found, decode(data, 0, found.frames, found.frames // 2 * 2, SIZE)
 
 
 def reference(data: bytes) -> tuple[tuple[float, ...], list[int]]:
-    """Times and numbers of the pictures that FFmpeg's full decode shows."""
+    """Times and numbers of the pictures of FFmpeg's full decode."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "clip"
         path.write_bytes(data)
-        there = full_decode(path, SIZE)
-    return there.times, numbers(there.pictures)
+        decoded = full_decode(path, SIZE)
+    return decoded.times, numbers(decoded.pictures)
 
 
 PROPERTY = settings(
@@ -74,43 +74,43 @@ PROPERTY = settings(
 
 @pytest.mark.faults
 @PROPERTY
-@given(st.one_of(recordings(), recordings(STATE_TIMES, varying=True)))
-def test_a_moment_shows_the_picture_of_a_full_decode(recording: Recording) -> None:
+@given(st.one_of(recordings(), recordings(WITH_EXACT_TIMES, varying=True)))
+def test_pictures_and_times_equal_a_full_decode(recording: Recording) -> None:
     data = recording.write()
     times, pictures = reference(data)
     found, frames = shown(data)
     assert frames.replaced == 0
     for number, index in zip(numbers(frames.pixels), frames.indices, strict=True):
-        moment = found.times[index]
-        if recording.container in STATE_TIMES:
-            assert number == pictures[bisect_right(times, moment + 0.0015) - 1]
-        assert recording.times[number] == pytest.approx(moment * recording.rate, abs=0.06)
+        time = found.times[index]
+        if recording.container in WITH_EXACT_TIMES:
+            assert number == pictures[bisect_right(times, time + 0.0015) - 1]
+        assert recording.times[number] == pytest.approx(time * recording.rate, abs=0.06)
 
 
 @pytest.mark.faults
 @PROPERTY
 @given(recordings(("mpegts",)), recordings(("mpegts",)), st.sampled_from([-3600, -30, 0, 30, 3600]), st.floats(0, 0.9))
-def test_recordings_put_one_behind_the_other_go_on(first: Recording, second: Recording, jump: int, cut: float) -> None:
+def test_concatenated_recordings_are_one_clip(first: Recording, second: Recording, jump: int, cut: float) -> None:
     second = Recording(first.encoder, "mpegts", second.times, first.rate, first=len(first.times))
-    parts = first.write(), moved(second, jump)
-    whole = parts[0] + parts[1][int(len(parts[1]) / 188 * cut) * 188 :]
+    parts = first.write(), shifted(second, jump)
+    joined = parts[0] + parts[1][int(len(parts[1]) / 188 * cut) * 188 :]
     try:
-        found, frames = shown(whole)
+        found, frames = shown(joined)
     except UnreadableClip as error:
         assert error.kind in {"damaged", "no_timestamps"}  # noqa: PT017
         assert cut > 0
         return
     seen = numbers(frames.pixels)
-    sure = max(len(first.times) - 5, 0)  # at the seam a decoder mixes pictures of both, FFmpeg's command line as well
-    assert seen[:sure] == list(frames.indices[:sure])
+    certain = max(len(first.times) - 5, 0)  # where they join, decoders mix pictures of both, as FFmpeg's command line
+    assert seen[:certain] == list(frames.indices[:certain])
     assert found.seconds < (len(first.times) + len(second.times) + 20) / first.rate
     if cut == 0:
         assert found.frames == len(first.times) + len(second.times)
         assert seen == list(frames.indices)
 
 
-def moved(recording: Recording, seconds: int) -> bytes:
-    """A transport stream whose clock begins elsewhere."""
+def shifted(recording: Recording, seconds: int) -> bytes:
+    """A transport stream whose timestamps are shifted."""
     file = BytesIO()
     with av.open(BytesIO(recording.write()), "r") as source, av.open(file, "w", format="mpegts") as output:
         given = source.streams.video[0]
@@ -124,13 +124,13 @@ def moved(recording: Recording, seconds: int) -> bytes:
     return file.getvalue()
 
 
-def remuxed(data: bytes, container: str, change: list[str]) -> bytes:
-    """A file whose packets have other flags or timestamps.
+def with_keyframe_flags(data: bytes, container: str, flags: list[bool]) -> bytes:
+    """A file with more packets flagged as keyframes.
 
     Args:
         data: the file.
-        container: to write.
-        change: for each packet what to change, over and over.
+        container: FFmpeg's name of the muxer.
+        flags: whether to flag each packet, repeated for all packets.
     """
     file = BytesIO()
     with av.open(BytesIO(data), "r") as source, av.open(file, "w", format=container) as output:
@@ -138,7 +138,7 @@ def remuxed(data: bytes, container: str, change: list[str]) -> bytes:
         stream: VideoStream = output.add_stream_from_template(given)
         packets: list[Packet[VideoStream]] = [packet for packet in source.demux(given) if packet.size]
         for number, packet in enumerate(packets):
-            packet.is_keyframe = packet.is_keyframe or change[number % len(change)] == "key"
+            packet.is_keyframe = packet.is_keyframe or flags[number % len(flags)]
             packet.stream = stream
             output.mux(packet)
     return file.getvalue()
@@ -146,9 +146,9 @@ def remuxed(data: bytes, container: str, change: list[str]) -> bytes:
 
 @pytest.mark.faults
 @PROPERTY
-@given(recordings(("mp4", "matroska")), st.lists(st.sampled_from(["key", "leave"]), min_size=1, max_size=5), st.data())
-def test_wrong_keyframe_flags_change_no_picture(recording: Recording, change: list[str], chance: st.DataObject) -> None:
-    data = remuxed(recording.write(), recording.container, change)
+@given(recordings(("mp4", "matroska")), st.lists(st.booleans(), min_size=1, max_size=5), st.data())
+def test_wrong_keyframe_flags_change_no_picture(recording: Recording, flags: list[bool], chance: st.DataObject) -> None:
+    data = with_keyframe_flags(recording.write(), recording.container, flags)
     total = probe(data).frames
     assert total == len(recording.times)
     start = chance.draw(st.integers(0, total - 4))
@@ -159,10 +159,11 @@ def test_wrong_keyframe_flags_change_no_picture(recording: Recording, change: li
 @pytest.mark.faults
 @PROPERTY
 @given(recordings(("mpegts", "mpeg", "avi", "flv", "mp4")), st.data())
-def test_bytes_that_are_dropped_or_changed_leave_right_pictures_or_a_reason(
+def test_bytes_that_are_dropped_or_zeroed_change_no_earlier_picture(
     recording: Recording, chance: st.DataObject
 ) -> None:
-    data = bytearray(recording.write())
+    whole = recording.write()
+    data = bytearray(whole)
     at = chance.draw(st.integers(0, len(data) - 1))
     length = chance.draw(st.integers(1, min(600, len(data) - at)))
     data[at : at + length] = chance.draw(st.sampled_from([b"", bytes(length)]))
@@ -174,4 +175,12 @@ def test_bytes_that_are_dropped_or_changed_leave_right_pictures_or_a_reason(
     assert frames.replaced <= len(frames.indices) / 4
     assert list(frames.indices) == sorted(frames.indices)
     assert found.times == tuple(sorted(found.times))
-    assert max(numbers(frames.pixels)) < 256
+    intact = pictures_before(whole, at)
+    assert numbers(frames.pixels)[:intact] == list(frames.indices[:intact])
+
+
+def pictures_before(data: bytes, end: int) -> int:
+    """Number of the first pictures that are stored before a byte, less those that others may be shown between."""
+    with av.open(BytesIO(data), "r") as container:
+        places = [packet.pos for packet in container.demux(video=0) if packet.size]
+    return max(sum(place is not None and 0 <= place < end for place in places) - 8, 0)

@@ -1,4 +1,4 @@
-"""Files that hold no video to caption: each kind has a word of its own in the manifest."""
+"""Tests of files that cannot be captioned: each is refused with its kind."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from caption_assets.errors import UnreadableClip
 from caption_assets.store.span import Span
 from caption_assets.store.span_file import SpanFile
 from caption_assets.video.probe import probe_by_ranges
-from tests.videos import counting_video, decode, moving_video, noise_film, sound_only, tone
+from tests.videos import audio_only, counting_video, decode, moving_video, noise_video, tone
 
 pytestmark = pytest.mark.fast
 
@@ -26,7 +26,7 @@ CASES = Path(__file__).parent / "cases"
 
 
 def picture(encoder: str, muxer: str, pixel_format: str, count: int = 1) -> bytes:
-    """A file of some pictures."""
+    """A file of pictures in an image format."""
     return moving_video(count, encoder=encoder, container=muxer, pix_fmt=pixel_format)
 
 
@@ -36,6 +36,7 @@ def heic() -> bytes:
 
 
 def song_with_cover() -> bytes:
+    """An MP4 of audio with a cover picture."""
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as output:
         track = output.add_stream("aac", rate=16_000)
@@ -52,15 +53,15 @@ def song_with_cover() -> bytes:
 
 
 def sample_entry(kind: bytes) -> bytes:
-    """An MP4 whose pictures lie in another sample entry."""
+    """An MP4 whose sample entry has another type."""
     data = counting_video(10)
     at = data.index(b"stsd")
     return data[:at] + data[at:].replace(b"avc1", kind, 1)
 
 
 def scrambled(packet_bytes: int, *, share: str) -> bytes:
-    """A transport stream in whose video packets all bytes behind the header are changed."""
-    data = bytearray(noise_film("mpeg2video", container="mpegts", sound=False))
+    """A transport stream whose video packets are scrambled: all of them, or those of payload alone."""
+    data = bytearray(noise_video("mpeg2video", container="mpegts", sound=False))
     packets = [data[at : at + 188] for at in range(0, len(data), 188)]
     for packet in packets:
         is_video = int.from_bytes(packet[1:3]) & 0x1FFF == 256
@@ -72,30 +73,31 @@ def scrambled(packet_bytes: int, *, share: str) -> bytes:
 
 
 def scrambled_disc() -> bytes:
-    data = bytearray(noise_film("mpeg2video", container="vob", sound=False))
+    """A program stream whose PES headers flag the video as scrambled, as on a DVD."""
+    data = bytearray(noise_video("mpeg2video", container="vob", sound=False))
     for found in re.finditer(rb"\0\0\x01\xe0..[\x80-\x8f]", data, re.DOTALL):
         data[found.start() + 6] |= 0x10
     return bytes(data)
 
 
 def protected_asf(guid: str) -> bytes:
-    """A Windows Media file with one more object in its header."""
-    data = noise_film("msmpeg4v3", container="asf", sound=False)
+    """A Windows Media file with an additional object in its header."""
+    data = noise_video("msmpeg4v3", container="asf", sound=False)
     size, count = struct.unpack("<QI", data[16:28])
     content = struct.pack("<I4s", 4, b"key\0") * 4
-    thing = UUID(guid).bytes_le + struct.pack("<Q", 24 + len(content)) + content
-    return data[:16] + struct.pack("<QI", size + len(thing), count + 1) + data[28:30] + thing + data[30:]
+    added = UUID(guid).bytes_le + struct.pack("<Q", 24 + len(content)) + content
+    return data[:16] + struct.pack("<QI", size + len(added), count + 1) + data[28:30] + added + data[30:]
 
 
 ENCRYPTION = bytes.fromhex("6d8092 62408f 50338101 503588 47e18105 47e28101")
-"""ContentEncodings of one ContentEncryption."""
+"""A ContentEncodings element with one ContentEncryption."""
 DOLBY_MAPPING = bytes.fromhex("41e48f 41e784 64766343 41ed85 01000a0000")
-"""BlockAdditionMapping of Dolby Vision, profile 5."""
+"""A BlockAdditionMapping element of Dolby Vision, profile 5."""
 
 
 def matroska_with(element: bytes) -> bytes:
-    """A Matroska file whose first track has one more element."""
-    data = noise_film(container="matroska", sound=False)
+    """A Matroska file with an additional element in its first track."""
+    data = noise_video(container="matroska", sound=False)
     tracks = data.index(b"\x16\x54\xae\x6b", data.index(b"\x16\x54\xae\x6b") + 1)  # the first is in the seek head
     entry = data.index(b"\xae", data.index(b"\xbf\x84", tracks) + 6)  # after the checksum, which may contain any byte
     length = 9 - data[entry + 1].bit_length()
@@ -108,7 +110,7 @@ def matroska_with(element: bytes) -> bytes:
 
 
 def dolby_vision(profile: int) -> bytes:
-    """An MP4 whose sample entry says that it is Dolby Vision."""
+    """An MP4 whose sample entry declares Dolby Vision."""
     data = counting_video(10)
     at = data.index(b"avcC") - 4
     box = struct.pack(">I4sBBB", 32, b"dvcC", 1, 0, profile << 1) + bytes(21)
@@ -141,7 +143,7 @@ FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "WebP": (lambda: picture("libwebp", "webp", "yuv420p"), "image"),
     "animated WebP": (lambda: picture("libwebp_anim", "webp", "yuv420p", 4), "image"),
     "HEIC": (heic, "image"),
-    "sound in MP4": (sound_only, "audio_only"),
+    "audio in MP4": (audio_only, "audio_only"),
     "a song with a cover": (song_with_cover, "audio_only"),
     "MP3": (lambda: b"ID3\4" + bytes(200), "audio_only"),
     "WAV": (lambda: b"RIFF\0\0\0\0WAVEfmt " + bytes(200), "audio_only"),
@@ -160,32 +162,32 @@ FILES: dict[str, tuple[Callable[[], bytes], str]] = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_what_holds_no_video_is_refused_by_its_kind(name: str, tmp_path: Path) -> None:
+def test_file_that_cannot_be_captioned_is_refused_with_its_kind(name: str, tmp_path: Path) -> None:
     make, kind = FILES[name]
     data = make()
     (tmp_path / "clip").write_bytes(data)
-    with pytest.raises(UnreadableClip) as at_the_manifest:
+    with pytest.raises(UnreadableClip) as of_probe:
         probe_by_ranges(SpanFile(Span(f"file://{tmp_path}/clip", 0, len(data))))
-    with pytest.raises(UnreadableClip) as at_the_decoder:
+    with pytest.raises(UnreadableClip) as of_decode:
         decode(data, 0, 4, 2, None)
-    assert (at_the_manifest.value.kind, at_the_decoder.value.kind) == (kind, kind)
-    assert str(at_the_manifest.value)
+    assert (of_probe.value.kind, of_decode.value.kind) == (kind, kind)
+    assert str(of_probe.value) == str(of_decode.value) != ""
 
 
 @pytest.mark.parametrize("container", ["mpegts", "vob", "asf", "matroska"])
-def test_what_is_not_encrypted_is_not_refused(container: str, tmp_path: Path) -> None:
+def test_file_that_is_not_encrypted_is_accepted(container: str, tmp_path: Path) -> None:
     codec = {"asf": "msmpeg4v3", "matroska": "libx264"}.get(container, "mpeg2video")
-    data = noise_film(codec, container=container, sound=False)
+    data = noise_video(codec, container=container, sound=False)
     (tmp_path / "clip").write_bytes(data)
     assert probe_by_ranges(SpanFile(Span(f"file://{tmp_path}/clip", 0, len(data)))).frames == 50
 
 
-def test_dolby_vision_on_top_of_ordinary_colors_is_read() -> None:
+def test_dolby_vision_with_a_compatible_base_layer_is_decoded() -> None:
     assert decode(dolby_vision(8), 0, 10, 2, None).pixels.shape == (2, 48, 64, 3)
 
 
-def test_a_damaged_packet_does_not_make_a_broadcast_scrambled(tmp_path: Path) -> None:
-    data = bytearray(noise_film("mpeg2video", container="mpegts", sound=False))
+def test_broadcast_with_one_damaged_packet_is_not_scrambled(tmp_path: Path) -> None:
+    data = bytearray(noise_video("mpeg2video", container="mpegts", sound=False))
     places = [at for at in range(0, len(data), 188) if int.from_bytes(data[at + 1 : at + 3]) & 0x1FFF == 256]
     data[places[20] + 3] |= 0x80
     (tmp_path / "clip").write_bytes(data)

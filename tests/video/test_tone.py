@@ -15,14 +15,14 @@ BT2020 = int(ColorPrimaries.BT2020)
 
 
 def pq(*nits: float) -> list[int]:
-    """16-bit PQ signal of luminances in cd/m²: the inverse of the EOTF (SMPTE ST 2084:2014, section 5.2)."""
+    """The 16-bit PQ signal of luminances in cd/m²: the inverse of the EOTF (SMPTE ST 2084:2014, section 5.2)."""
     power = (np.array(nits) / 10_000) ** (2610 / 16384)
     signal = ((3424 / 4096 + 2413 / 128 * power) / (1 + 2392 / 128 * power)) ** (2523 / 32)
     return [round(65535 * value) for value in signal.tolist()]
 
 
 def grays(levels: list[int], transfer: int) -> list[int]:
-    """What a gray ramp of the given signal levels becomes; each has to stay gray."""
+    """The levels to which a gray ramp of signal levels is mapped, after a check that each stays gray."""
     signal = np.repeat(np.array(levels, np.uint16)[None, :, None], 3, axis=2)
     shown = to_sdr(signal, transfer, BT2020)
     assert shown.dtype == np.uint8
@@ -34,48 +34,48 @@ def test_only_pq_and_hlg_are_high_dynamic_range() -> None:
     assert [transfer for transfer in ColorTrc if is_hdr(transfer)] == [ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67]
 
 
-def test_pq_signals_have_the_luminance_of_the_standard() -> None:
+def test_pq_eotf_follows_the_standard() -> None:
     # ITU-R BT.2408, table 1: PQ levels of 26, 38 and 58 % are 5, 26 (nominally) and 203 cd/m².
     assert pq_eotf(np.array([0.0, 0.58, 1.0])) == pytest.approx([0, 203, 10_000], rel=0.02)
 
 
-def test_hlg_signals_have_the_light_of_the_standard() -> None:
-    # ITU-R BT.2100, table 5: half the signal is a twelfth of the light, the whole is all of it.
+def test_hlg_inverse_oetf_follows_the_standard() -> None:
+    # ITU-R BT.2100, table 5: half the signal is a twelfth of the light, the full signal is all of it.
     assert hlg_inverse_oetf(np.array([0.0, 0.5, 1.0])) == pytest.approx([0, 1 / 12, 1], abs=1e-6)
 
 
 @pytest.mark.parametrize(("levels", "transfer"), [(pq(0, 203), PQ), ([0, round(0.75 * 65535)], HLG)], ids=["PQ", "HLG"])
-def test_black_stays_black_and_reference_white_is_nearly_white(levels: list[int], transfer: int) -> None:
+def test_black_is_mapped_to_black_and_reference_white_to_near_white(levels: list[int], transfer: int) -> None:
     black, white = grays(levels, transfer)
     assert black == 0
     assert 220 <= white <= 235
 
 
-def test_a_highlight_does_not_swallow_its_neighbors() -> None:
+def test_highlights_remain_distinct() -> None:
     levels = grays(pq(100, 203, 400, 600, 1000, 4000), PQ)
     assert all(brighter - darker >= 2 for darker, brighter in itertools.pairwise(levels))
     assert levels[-1] < 255
 
 
-def test_shadows_are_shown_as_they_are() -> None:
-    # Below the knee, light in shares of 203 cd/m² is sRGB's own: 18 % gray is level 118 of 255.
+def test_shadows_are_not_compressed() -> None:
+    # Below the knee, light as a fraction of 203 cd/m² is that of sRGB: 18 % gray is level 118 of 255.
     assert grays(pq(0.18 * 203), PQ) == [118]
 
 
-def test_colors_of_the_wider_gamut_are_those_of_the_narrower_as_far_as_it_goes() -> None:
-    # By hand: (120, 40, 40) cd/m² is .851, .148, .190 of white in BT.709; its red is compressed to .706, the others
-    # with it to .123 and .158; and so in sRGB:
+def test_color_inside_bt709_keeps_its_chromaticity() -> None:
+    # (120, 40, 40) cd/m² is .851, .148, .190 of white in BT.709. Red is compressed to .706, and the others by the same
+    # factor to .123 and .158. In sRGB these are:
     assert to_sdr(np.array([[pq(120, 40, 40)]], np.uint16), PQ, BT2020)[0, 0].tolist() == pytest.approx(
         [219, 98, 111], abs=1
     )
 
 
-def test_a_color_past_the_gamut_goes_to_its_edge() -> None:
+def test_color_outside_bt709_is_clipped() -> None:
     assert to_sdr(np.array([[[65535, 0, 0]]], np.uint16), PQ, BT2020)[0, 0].tolist() == [255, 0, 0]
 
 
 @given(st.lists(st.floats(0, 50, width=32), min_size=2, max_size=20))
-def test_brighter_light_is_never_shown_darker(light: list[float]) -> None:
+def test_compression_is_monotonic(light: list[float]) -> None:
     shown = compress(np.sort(np.array(light)))
     assert np.all(np.diff(shown) >= 0)
     assert np.all((shown >= 0) & (shown < 1))

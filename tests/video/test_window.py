@@ -34,7 +34,7 @@ def test_every_frame_belongs_to_exactly_one_window(frames: int, windowing: Windo
 
 
 @given(frames=st.integers(MIN_WINDOW_FRAMES, 3000), windowing=windowings())
-def test_windows_adjoin_in_time_and_are_numbered_from_zero(frames: int, windowing: Windowing) -> None:
+def test_windows_are_contiguous_and_numbered_from_zero(frames: int, windowing: Windowing) -> None:
     windows = windows_of(frames, windowing)
     assert [window.index for window in windows] == list(range(len(windows)))
     assert windows[0].start_seconds == 0
@@ -44,7 +44,7 @@ def test_windows_adjoin_in_time_and_are_numbered_from_zero(frames: int, windowin
 
 
 @given(frames=st.integers(MIN_WINDOW_FRAMES, 3000), windowing=windowings())
-def test_no_window_but_a_whole_clip_is_shorter_than_the_threshold(frames: int, windowing: Windowing) -> None:
+def test_every_window_of_several_has_at_least_the_threshold(frames: int, windowing: Windowing) -> None:
     lengths = [window.end_frame - window.start_frame for window in windows_of(frames, windowing)]
     if len(lengths) > 1:
         assert min(lengths) >= windowing.remainder_threshold
@@ -55,7 +55,9 @@ def test_no_window_but_a_whole_clip_is_shorter_than_the_threshold(frames: int, w
     intervals=st.lists(st.floats(1e-3, 3.0), max_size=300),
     seconds=st.floats(MIN_WINDOW_SECONDS, 20.0),
 )
-def test_windows_by_seconds_hold_every_frame_once_and_enough_of_them(intervals: list[float], seconds: float) -> None:
+def test_windows_by_seconds_cover_every_frame_once_and_have_the_minimum_number(
+    intervals: list[float], seconds: float
+) -> None:
     times = [0.0, *itertools.accumulate(intervals)]
     windows = list(split_into_windows(times, times[-1] + 0.04, Windowing(seconds=seconds)))
     covered = [frame for window in windows for frame in range(window.start_frame, window.end_frame)]
@@ -64,7 +66,7 @@ def test_windows_by_seconds_hold_every_frame_once_and_enough_of_them(intervals: 
 
 
 @given(frames=st.integers(MIN_WINDOW_FRAMES, 3000), seconds=st.sampled_from([0.2, 0.5, 1.0, 3.0, 10.24]))
-def test_windows_by_seconds_begin_on_the_grid_and_no_tail_is_shorter_than_half(frames: int, seconds: float) -> None:
+def test_windows_by_seconds_begin_on_the_grid_and_the_last_has_at_least_half(frames: int, seconds: float) -> None:
     windows = windows_of(frames, Windowing(seconds=seconds))
     for window in windows:
         assert window.start_seconds == pytest.approx(window.index * seconds, abs=1 / 25)
@@ -72,13 +74,13 @@ def test_windows_by_seconds_begin_on_the_grid_and_no_tail_is_shorter_than_half(f
         assert windows[-1].end_seconds - windows[-1].start_seconds >= seconds / 2
 
 
-def test_a_variable_rate_is_cut_by_time() -> None:
+def test_video_of_variable_frame_rate_is_cut_by_time() -> None:
     times = [*(i / 60 for i in range(60)), *(1 + i / 6 for i in range(12))]  # 1 s at 60 fps, 2 s at 6
     windows = list(split_into_windows(times, 3.0, Windowing(seconds=1.0)))
     assert [(w.start_frame, w.end_frame) for w in windows] == [(0, 60), (60, 66), (66, 72)]
 
 
-def test_a_stretch_of_too_few_frames_joins_its_neighbor() -> None:
+def test_window_with_too_few_frames_is_merged_with_the_next() -> None:
     times = [0.0, 0.1, 0.2, 0.3, 1.0, 1.5, 2.0, 2.1, 2.2, 2.3, 3.0, 3.9]
     windows = list(split_into_windows(times, 4.0, Windowing(seconds=1.0)))
     assert [(w.start_frame, w.end_frame) for w in windows] == [(0, 4), (4, 12)]
@@ -97,14 +99,14 @@ PINNED = {
 """Frames of the windows of clips of 25 fps, by version of the algorithm, number of frames, and windowing."""
 
 
-def test_windows_are_cut_as_their_version_says() -> None:
+def test_windows_are_those_of_the_windowing_version() -> None:
     # If this fails, clips are cut differently: raise WINDOWING_VERSION and pin the windows of the new version.
     for (frames, windowing), expected in PINNED[WINDOWING_VERSION].items():
         windows = windows_of(frames, windowing)
         assert [(window.start_frame, window.end_frame) for window in windows] == expected
 
 
-def test_default_windows_are_the_references() -> None:
+def test_default_windows_are_those_of_the_reference() -> None:
     lengths = {
         frames: [w.end_frame - w.start_frame for w in windows_of(frames, Windowing())] for frames in (3, 383, 384)
     }

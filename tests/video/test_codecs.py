@@ -1,4 +1,4 @@
-"""Files of every codec in every container that it is met with: what FFmpeg's full decode shows, and nothing else."""
+"""Tests of every codec in its usual containers: pictures and times equal those of FFmpeg's full decode."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from caption_assets.video.probe import probe
 from tests.video.full_decode import full_decode
-from tests.video.numbered import SIZE, Recording, matrix, numbers
+from tests.video.numbered import SIZE, Recording, numbers, recordings_by_name
 from tests.videos import decode
 
 FAST = {
@@ -24,19 +24,19 @@ FAST = {
     "gif, gif",
     "apng, apng",
 }
-"""Of each kind of timeline one."""
+"""One recording for each kind of timeline."""
 
 
 def cases() -> list[object]:
-    """The matrix, a few of it in the fast lane."""
+    """All recordings, a few of them in the fast lane."""
     return [
         pytest.param(recording, id=name, marks=pytest.mark.fast if name in FAST else pytest.mark.faults)
-        for name, recording in matrix()
+        for name, recording in recordings_by_name()
     ]
 
 
 @pytest.mark.parametrize("recording", cases())
-def test_every_picture_is_shown_at_its_time(recording: Recording, tmp_path: Path) -> None:
+def test_picture_of_every_recording_is_shown_at_its_time(recording: Recording, tmp_path: Path) -> None:
     path = tmp_path / "clip"
     path.write_bytes(data := recording.write())
     found = probe(data)
@@ -44,8 +44,7 @@ def test_every_picture_is_shown_at_its_time(recording: Recording, tmp_path: Path
     assert found.times == pytest.approx([(time - first) / recording.rate for time in recording.times], abs=0.0011)
 
     reference = full_decode(path, SIZE)
-    there = numbers(reference.pictures)
-    assert sorted(there) == list(range(total))
+    assert sorted(numbers(reference.pictures)) == list(range(total))
 
     whole = decode(data, 0, total, total, SIZE)
     assert whole.replaced == 0
@@ -57,7 +56,7 @@ def test_every_picture_is_shown_at_its_time(recording: Recording, tmp_path: Path
 
 
 @pytest.mark.fast
-def test_the_matrix_has_at_least_200_files_of_all_containers() -> None:
-    assert len(matrix()) >= 200
+def test_recordings_cover_200_combinations_and_all_containers() -> None:
+    assert len(recordings_by_name()) >= 200
     containers = "mp4 mov matroska webm mpegts mpeg vob flv avi asf gif apng mxf nut"
-    assert {recording.container for _, recording in matrix()} >= set(containers.split())
+    assert {recording.container for _, recording in recordings_by_name()} >= set(containers.split())
