@@ -51,6 +51,6 @@ def test_annotation_without_a_column_type_is_refused(hint: object) -> None:
 
 
 @pytest.mark.parametrize("table", [CLIP_MANIFEST, "stage1_captions", "stage2_captions"])
-def test_schemas_are_those_of_tables_of_earlier_releases(table: str) -> None:
-    stored = pq.read_schema(FIXTURE / table_path(table, "shard")).remove_metadata()
-    assert schema_of(table) == stored.remove_metadata()
+def test_columns_of_earlier_releases_keep_their_types(table: str) -> None:
+    earlier = pq.read_schema(FIXTURE / table_path(table, "shard"))
+    assert [schema_of(table).field(name) for name in earlier.names] == list(earlier)
