@@ -18,7 +18,7 @@ import pytest
 
 from caption_assets.store.heartbeat import list_heartbeats
 from caption_assets.store.root import Root
-from tests.automation.monitor import Monitor
+from tests.automation.dead_runs_harness import DeadRunsHarness
 from tests.processes import free_port, wait_until
 
 REPOSITORY = Path(__file__).parent.parent
@@ -117,9 +117,9 @@ def silent_source() -> Iterator[dict[str, str]]:
 
 
 @pytest.fixture
-def monitor(processes: DagsterProcesses) -> Iterator[Monitor]:
+def harness(processes: DagsterProcesses) -> Iterator[DeadRunsHarness]:
     with processes.instance() as instance:
-        yield Monitor(processes.folder / "root", instance)
+        yield DeadRunsHarness(processes.folder / "root", instance)
 
 
 MATERIALIZE = ("asset", "materialize", "--select")
@@ -127,7 +127,7 @@ MATERIALIZE = ("asset", "materialize", "--select")
 
 @pytest.mark.parametrize("executor", ["in_process", "multiprocess"])
 def test_killed_command_line_run_is_ended(
-    processes: DagsterProcesses, monitor: Monitor, silent_source: dict[str, str], executor: str
+    processes: DagsterProcesses, harness: DeadRunsHarness, silent_source: dict[str, str], executor: str
 ) -> None:
     process = processes.start(*MATERIALIZE, "shard_index", CAPTION_EXECUTOR=executor, **silent_source)
     run = processes.active_run(process)
@@ -136,44 +136,44 @@ def test_killed_command_line_run_is_ended(
     process.kill()
     process.wait()
     wait_until(lambda: not children(process), 60)
-    monitor.tick_for(60)
-    assert monitor.status(run) is Status.FAILURE
-    assert f"process {process.pid}" in monitor.message(run, dg.DagsterEventType.RUN_FAILURE)
+    harness.tick_for(60)
+    assert harness.status(run) is Status.FAILURE
+    assert f"process {process.pid}" in harness.message(run, dg.DagsterEventType.RUN_FAILURE)
 
 
 def test_suspended_run_continues_unless_its_heartbeat_expired(
-    processes: DagsterProcesses, monitor: Monitor, silent_source: dict[str, str]
+    processes: DagsterProcesses, harness: DeadRunsHarness, silent_source: dict[str, str]
 ) -> None:
     process = processes.start(*MATERIALIZE, "shard_index", **silent_source)
     run = processes.active_run(process)
-    monitor.tick()
+    harness.tick()
     process.send_signal(signal.SIGSTOP)
-    monitor.tick(4)
+    harness.tick(4)
     process.send_signal(signal.SIGCONT)
     before = list_heartbeats(processes.root)
     wait_until(lambda: list_heartbeats(processes.root) != before, 30)
-    monitor.tick(4)
-    monitor.tick(4)
-    assert monitor.status(run) is Status.STARTED
+    harness.tick(4)
+    harness.tick(4)
+    assert harness.status(run) is Status.STARTED
 
     process.send_signal(signal.SIGSTOP)
-    monitor.tick_for(60)
-    assert monitor.status(run) is Status.FAILURE
+    harness.tick_for(60)
+    assert harness.status(run) is Status.FAILURE
     process.send_signal(signal.SIGCONT)
     assert process.wait(60) != 0
-    assert monitor.status(run) is Status.FAILURE
+    assert harness.status(run) is Status.FAILURE
     assert list_heartbeats(processes.root) == {}
 
 
 def test_command_line_run_canceled_in_the_ui_stops(
-    processes: DagsterProcesses, monitor: Monitor, silent_source: dict[str, str]
+    processes: DagsterProcesses, harness: DeadRunsHarness, silent_source: dict[str, str]
 ) -> None:
     process = processes.start(*MATERIALIZE, "shard_index", **silent_source)
-    run = monitor.instance.get_run_by_id(processes.active_run(process))
+    run = harness.instance.get_run_by_id(processes.active_run(process))
     assert run is not None
-    monitor.instance.report_run_canceling(run)
+    harness.instance.report_run_canceling(run)
     assert process.wait(60) != 0
-    assert monitor.status(run.run_id) is Status.CANCELED
+    assert harness.status(run.run_id) is Status.CANCELED
 
 
 @pytest.mark.nightly  # starts three engines, 5 to 9 minutes

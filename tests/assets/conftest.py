@@ -14,7 +14,7 @@ from caption_assets.settings import Settings
 
 
 class ProjectHarness:
-    """A root, an instance, and the definitions for them."""
+    """A root, a Dagster instance and their definitions."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -36,16 +36,16 @@ class ProjectHarness:
         Args:
             assets: the selected assets.
             partition: a shard.
-            partitions: or the first and last of several shards.
+            partitions: first and last of several shards.
             tags: tags of the run.
             checks: the selected checks, if no assets are selected.
             run_id: the run's id.
             settings: settings that differ from the defaults.
         """
         folders = {"root": str(self.root), "cache": str(self.folder / "cache")}
-        # One process: starting the default eight takes two CPU seconds, and a sample shard is probed in a tenth of one.
-        chosen = {**folders, "decode_workers": 1, **settings}
-        validated = Settings(**chosen)  # type: ignore[arg-type]
+        # One worker: starting the default eight takes 2 s of CPU time, and probing a sample shard 0.1 s.
+        values = {**folders, "decode_workers": 1, **settings}
+        validated = Settings(**values)  # type: ignore[arg-type]
         definitions, names = build_definitions(validated), Project(validated.project)
         ends = dict(
             zip((ASSET_PARTITION_RANGE_START_TAG, ASSET_PARTITION_RANGE_END_TAG), partitions or (), strict=False)
@@ -63,7 +63,7 @@ class ProjectHarness:
         )
 
     def failure(self, *assets: str, **options: object) -> str:
-        """The message with which a run of ``assets`` fails."""
+        """Message of a failed run of ``assets``."""
         result = self.run(*assets, **options)  # type: ignore[arg-type]
         assert not result.success
         [event] = [event for event in result.all_events if event.is_step_failure]

@@ -51,15 +51,15 @@ def version(materialization: dg.AssetMaterialization) -> str:
 
 
 def test_export_counts_samples_and_left_out_windows(captioned_project: ProjectHarness) -> None:
-    facts = metadata_of(materialize(captioned_project))
+    metadata = metadata_of(materialize(captioned_project))
     root = Root.open(str(captioned_project.root))
-    assert facts["left_out"] == 1
-    assert facts["left_out_by_reason"] == {"clip_manifest: text": 1}
-    assert facts["windows"] == 12
-    assert facts["samples"] == facts["clips"] == len(samples(root, SHARD)) == 11
-    assert facts["path"] == root.address(f"captioned_dataset/data/shard={SHARD}")
-    for record, film in samples(root, SHARD):
-        assert len(film) == record["bytes"]
+    assert metadata["left_out"] == 1
+    assert metadata["left_out_by_reason"] == {"clip_manifest: text": 1}
+    assert metadata["windows"] == 12
+    assert metadata["samples"] == metadata["clips"] == len(samples(root, SHARD)) == 11
+    assert metadata["path"] == root.address(f"captioned_dataset/data/shard={SHARD}")
+    for record, video in samples(root, SHARD):
+        assert len(video) == record["bytes"]
 
 
 def test_export_writes_json_lines(captioned_project: ProjectHarness) -> None:

@@ -68,18 +68,18 @@ def test_model_in_another_folder_of_the_same_name_needs_its_own_mirror(project: 
     project.run("clip_manifest", partition="sample-folder")
     for place in ("one", "other"):
         shutil.copytree(SAMPLE_FOLDER, tmp_path / place / "mine")
-    chosen: dict[str, Any] = {"model_revision": "1", "model_like": "sample"}
-    assert project.run("model_weights", model=str(tmp_path / "one" / "mine"), **chosen).success
-    message = project.failure(*STAGES, partition="sample-folder", model=str(tmp_path / "other" / "mine"), **chosen)
+    options: dict[str, Any] = {"model_revision": "1", "model_like": "sample"}
+    assert project.run("model_weights", model=str(tmp_path / "one" / "mine"), **options).success
+    message = project.failure(*STAGES, partition="sample-folder", model=str(tmp_path / "other" / "mine"), **options)
     assert "weights-manifest.json does not exist: materialize model_weights" in message
 
 
 @pytest.mark.engine
 @pytest.mark.nightly
-def test_folders_of_one_name_and_revision_are_two_models(project: ProjectHarness, tmp_path: Path) -> None:
+def test_folders_of_the_same_name_and_revision_are_different_models(project: ProjectHarness, tmp_path: Path) -> None:
     project.run("shard_index")
     project.run("clip_manifest", partition="sample-folder")
-    made = []
+    fingerprints = []
     for place, template in (("one", ""), ("other", "{# another model #}")):
         folder = tmp_path / place / "mine"
         shutil.copytree(SAMPLE_FOLDER, folder)
@@ -89,9 +89,9 @@ def test_folders_of_one_name_and_revision_are_two_models(project: ProjectHarness
             result = project.run(*assets, partition=shard, model=str(folder), model_revision="1", model_like="sample")
             assert result.success
         rows = read_captions(Root.open(str(project.root)), STAGE2.name, "sample-folder")
-        made.append({row.fingerprint for row in rows if row.status is Status.OK})
-        assert made[-1]
-    assert made[0].isdisjoint(made[1])
+        fingerprints.append({row.fingerprint for row in rows if row.status is Status.OK})
+        assert fingerprints[-1]
+    assert fingerprints[0].isdisjoint(fingerprints[1])
 
 
 @pytest.mark.fast
@@ -113,29 +113,29 @@ def stale(project: ProjectHarness, **settings: object) -> set[str]:
 
 
 @pytest.mark.engine
-def test_failed_shard_of_a_run_costs_no_other_and_is_made_alone_by_a_retry(project: ProjectHarness) -> None:
+def test_failed_shard_does_not_affect_others_and_is_captioned_alone_by_a_retry(project: ProjectHarness) -> None:
     lines = ['{"uri": "sample-folder/clip-00.webm", "camera": 7}', '{"uri": "../x.mp4"}']
     (project.root / "shards" / "sample-a-list.jsonl").write_text("\n".join(lines))
     corrupt = project.root / "shards" / "sample-b-corrupt" / "clip.webm"
     corrupt.parent.mkdir()
-    corrupt.write_bytes(b"no film")
+    corrupt.write_bytes(b"no video")
     project.run("shard_index", "model_weights")
-    whole = {"sample-a-list", "sample-folder", "sample-tar"}
-    over_all = {"partitions": ("sample-a-list", "sample-tar"), "max_unreadable_fraction": 0.5}
-    assert project.failure("clip_manifest", **over_all).startswith(
+    complete = {"sample-a-list", "sample-folder", "sample-tar"}
+    all_shards = {"partitions": ("sample-a-list", "sample-tar"), "max_unreadable_fraction": 0.5}
+    assert project.failure("clip_manifest", **all_shards).startswith(
         "1 of 4 shards failed: sample-b-corrupt: 1 of 1 clips"
     )
     engines_before = engine_processes(os.getpid())
 
     (project.root / "clip_manifest" / "shard=sample-b-corrupt" / "manifest.parquet").unlink()
-    message = project.failure(*STAGES, previews=True, **over_all)
+    message = project.failure(*STAGES, previews=True, **all_shards)
 
     assert message.startswith("1 of 4 shards failed: sample-b-corrupt: ")
     assert "materialize clip_manifest for shard 'sample-b-corrupt' first" in message
     assert engine_processes(os.getpid()) == engines_before
     for stage in STAGES:
         made = materializations(project, stage)
-        assert made.keys() == whole
+        assert made.keys() == complete
         root = Root.open(str(project.root))
         rows = read_captions(root, stage, "sample-folder")
         first, refused = read_captions(root, stage, "sample-a-list")
@@ -155,8 +155,8 @@ def test_failed_shard_of_a_run_costs_no_other_and_is_made_alone_by_a_retry(proje
         for check in CHECKS[stage]:
             key = dg.AssetCheckKey(dg.AssetKey(stage), check.name)
             history = project.instance.event_log_storage.get_asset_check_execution_history(key, limit=9)
-            found = {one.partition: one.status.value for one in history}
-            assert found == {**dict.fromkeys(whole, "SUCCEEDED"), "sample-b-corrupt": "PLANNED"}
+            found = {evaluation.partition: evaluation.status.value for evaluation in history}
+            assert found == {**dict.fromkeys(complete, "SUCCEEDED"), "sample-b-corrupt": "PLANNED"}
         page = Path(str(metadata["gallery"].value)).read_text()
         assert rows[0].window_id in page
         assert "posters" in page
@@ -164,11 +164,11 @@ def test_failed_shard_of_a_run_costs_no_other_and_is_made_alone_by_a_retry(proje
 
     shutil.copy(project.root / "shards" / "sample-folder" / "clip-01.webm", corrupt)
     assert project.run("clip_manifest", partition="sample-b-corrupt").success
-    assert project.run(*STAGES, **over_all).success  # type: ignore[arg-type]
+    assert project.run(*STAGES, **all_shards).success  # type: ignore[arg-type]
     for stage in STAGES:
         made = materializations(project, stage)
         assert {shard: metadata["rows_new"].value for shard, metadata in made.items()} == {
-            **dict.fromkeys(whole, 0),
+            **dict.fromkeys(complete, 0),
             "sample-b-corrupt": 1,
         }
 
@@ -183,7 +183,7 @@ def test_failed_shard_of_a_run_costs_no_other_and_is_made_alone_by_a_retry(proje
 
 
 @pytest.mark.engine
-def test_captions_name_their_adapter_and_are_replaced_for_another_of_its_name(
+def test_captions_record_their_adapter_and_are_replaced_for_another_of_the_same_name(
     project: ProjectHarness, tmp_path: Path, truth: Truth
 ) -> None:
     def with_adapter(seed: int) -> dict[str, object]:
@@ -199,8 +199,8 @@ def test_captions_name_their_adapter_and_are_replaced_for_another_of_its_name(
         captioned = [row for row in rows if row.caption and row.window_index is not None]
         assert captioned
         assert {(row.lora, row.lora_revision) for row in rows} == {("local/mine", "v1")}
-        right = {truth["sample-folder"][row.clip_key][row.window_index or 0][number] for row in captioned}
-        assert {row.caption for row in captioned} - right, "the adapter changes nothing"
+        expected = {truth["sample-folder"][row.clip_key][row.window_index or 0][number] for row in captioned}
+        assert {row.caption for row in captioned} - expected, "the adapter changes no caption"
     assert project.run(*STAGES, **mine, **no_engine).success  # type: ignore[arg-type]
     other = with_adapter(2)
     assert project.run("model_weights", **other).success  # type: ignore[arg-type]

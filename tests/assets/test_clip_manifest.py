@@ -15,6 +15,7 @@ pytestmark = pytest.mark.fast
 
 @pytest.fixture
 def indexed(project: ProjectHarness) -> ProjectHarness:
+    """A project with registered shards."""
     assert project.run("shard_index").success
     return project
 
@@ -52,14 +53,14 @@ def test_data_version_does_not_depend_on_the_number_of_workers(indexed: ProjectH
     assert len(versions) == 1
 
 
-def test_too_many_unreadable_clips_fail_the_step_and_leave_the_table(indexed: ProjectHarness) -> None:
+def test_too_many_unreadable_clips_fail_the_step_but_the_table_is_published(indexed: ProjectHarness) -> None:
     message = indexed.failure("clip_manifest", partition="sample-tar", max_unreadable_fraction=0.05)
     assert "1 of 12 clips are unreadable, more than CAPTION_MAX_UNREADABLE_FRACTION = 0.05" in message
     assert len(read_manifest(Root.open(str(indexed.root)), "sample-tar")) == 13
-    [shown] = indexed.instance.fetch_observations(dg.AssetKey("clip_manifest"), limit=10).records
-    assert shown.partition_key == "sample-tar"
-    assert shown.asset_observation is not None
-    metadata = {name: str(value.value) for name, value in shown.asset_observation.metadata.items()}
+    [record] = indexed.instance.fetch_observations(dg.AssetKey("clip_manifest"), limit=10).records
+    assert record.partition_key == "sample-tar"
+    assert record.asset_observation is not None
+    metadata = {name: str(value.value) for name, value in record.asset_observation.metadata.items()}
     assert "1 of 12 clips are unreadable" in metadata["error"]
     assert "clip-11-not-a-video.mp4" in metadata["unreadable_clips"]
     assert metadata["path"].endswith("clip_manifest/shard=sample-tar/manifest.parquet")
@@ -73,7 +74,7 @@ def test_missing_shard_is_named(indexed: ProjectHarness) -> None:
 
 def test_unwritable_root_is_named_with_its_setting(indexed: ProjectHarness) -> None:
     blocked = indexed.folder / "file"
-    blocked.write_text("in the way")
+    blocked.write_text("not a folder")
     message = indexed.failure(
         "clip_manifest", partition="sample-tar", root=str(blocked / "root"), source=str(indexed.root / "shards")
     )
@@ -92,7 +93,7 @@ def test_scheduled_run_skips_shards_that_it_was_not_requested_for(indexed: Proje
     assert again.asset_materialization == first.asset_materialization == made["sample-folder"]
 
 
-def test_missing_shard_fails_the_step_and_no_other_shard(indexed: ProjectHarness) -> None:
+def test_missing_shard_of_a_run_fails_no_other_shard(indexed: ProjectHarness) -> None:
     (indexed.root / "shards" / "sample-tar.tar").unlink()
     message = indexed.failure("clip_manifest", partitions=("sample-folder", "sample-tar"))
     assert message.startswith("1 of 2 shards failed: sample-tar: shard 'sample-tar' is not in the source")

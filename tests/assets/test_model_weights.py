@@ -85,15 +85,15 @@ def test_no_secret_is_logged_after_any_fault(
     hub.token = TOKEN
     hub.faults[SHARD] = list(faults)
     with caplog.at_level(logging.DEBUG):
-        for name in logging.root.manager.loggerDict:  # some have levels of their own
+        for name in logging.root.manager.loggerDict:  # some loggers set their own levels
             caplog.set_level(logging.DEBUG, name)
         result = project.run("model_weights", model=HUB_ID, model_revision=COMMIT)
     texts = [dg.serialize_value(record) for record in project.instance.all_logs(result.run_id)]
     texts += [f"{record.getMessage()} {record.__dict__}" for record in caplog.records]
     texts += capfd.readouterr()
     texts += [path.read_text() for path in project.root.rglob("*.json") if path.name != "tokenizer.json"]
-    everything = "\n".join(texts)
-    assert any(SIGNATURE in reader.query for reader in hub.reads(SHARD)), "the run never saw the secrets"
-    assert f"{hub.storage}/" in everything, "the run logged no addresses"
-    assert TOKEN not in everything
-    assert SIGNATURE not in everything
+    text = "\n".join(texts)
+    assert any(SIGNATURE in reader.query for reader in hub.reads(SHARD)), "the run received no secret"
+    assert f"{hub.storage}/" in text, "the run logged no addresses"
+    assert TOKEN not in text
+    assert SIGNATURE not in text

@@ -1,4 +1,4 @@
-"""Tests of errors in one shard of a run: that shard fails without a retry, and the others are damage."""
+"""Tests of unexpected errors, damaged files and full disks in one shard of a run: only that shard fails."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ from tests.videos import moving_video
 
 SHARDS = ("a", "b", "c")
 ALL = ("a", "c")
+"""First and last shard of runs over all shards."""
 
 
 @pytest.fixture
 def project(tmp_path: Path) -> ProjectHarness:
-    """The definitions over an empty root."""
+    """A project with an empty root."""
     return ProjectHarness(tmp_path)
 
 
@@ -38,8 +39,8 @@ def captioned(project: ProjectHarness) -> ProjectHarness:
 
 
 @pytest.fixture
-def filmed(project: ProjectHarness) -> ProjectHarness:
-    """Three shards of a clip each."""
+def with_clips(project: ProjectHarness) -> ProjectHarness:
+    """Three shards with one clip each."""
     for shard in SHARDS:
         clip = project.root / "shards" / shard / "clip.mp4"
         clip.parent.mkdir(parents=True)
@@ -48,23 +49,23 @@ def filmed(project: ProjectHarness) -> ProjectHarness:
     return project
 
 
-def recorded(project: ProjectHarness, asset: str) -> set[str]:
+def materialized_shards(project: ProjectHarness, asset: str) -> set[str]:
     records = project.instance.fetch_materializations(dg.AssetKey(asset), limit=99).records
     return {str(record.partition_key) for record in records}
 
 
-def refuse_events(project: ProjectHarness, shard: str, kind: dg.DagsterEventType) -> None:
-    """Make the instance's database reject events of a shard, like a damaged database."""
+def reject_events(project: ProjectHarness, shard: str, kind: dg.DagsterEventType) -> None:
+    """Make the instance's database reject a shard's events, like a damaged database."""
     storage = project.instance.event_log_storage
     assert isinstance(storage, SqlEventLogStorage)
     with storage.index_connection() as connection:
         connection.exec_driver_sql(
-            f"CREATE TRIGGER odd BEFORE INSERT ON event_logs WHEN NEW.partition = '{shard}' "
+            f"CREATE TRIGGER reject BEFORE INSERT ON event_logs WHEN NEW.partition = '{shard}' "
             f"AND NEW.dagster_event_type = '{kind.value}' BEGIN SELECT RAISE(ABORT, 'this page is malformed'); END"
         )
 
 
-def steps_begun(project: ProjectHarness, run: dg.ExecuteInProcessResult) -> int:
+def steps_started(project: ProjectHarness, run: dg.ExecuteInProcessResult) -> int:
     kinds = (dg.DagsterEventType.STEP_START, dg.DagsterEventType.STEP_RESTARTED)
     return sum(len(project.instance.all_logs(run.run_id, of_type=kind)) for kind in kinds)
 
@@ -77,72 +78,74 @@ def failure_of(project: ProjectHarness, run: dg.ExecuteInProcessResult) -> str:
 
 
 @pytest.mark.fast
-def test_unexpected_error_while_recording_captions_fails_its_shard_alone(captioned: ProjectHarness) -> None:
-    refuse_events(captioned, "b", dg.DagsterEventType.ASSET_MATERIALIZATION)
+def test_unexpected_error_while_recording_captions_fails_only_its_shard(captioned: ProjectHarness) -> None:
+    reject_events(captioned, "b", dg.DagsterEventType.ASSET_MATERIALIZATION)
     run = captioned.run(*STAGES, partitions=ALL)
     for stage in STAGES:
-        assert recorded(captioned, stage) == {"a", "c"}
+        assert materialized_shards(captioned, stage) == {"a", "c"}
     assert failure_of(captioned, run).startswith("1 of 3 shards failed: b: unexpected ")
     assert "this page is malformed" in failure_of(captioned, run)
-    assert steps_begun(captioned, run) == 1
+    assert steps_started(captioned, run) == 1
     logged = [entry.user_message for entry in captioned.instance.all_logs(run.run_id)]
     assert any(line.startswith("b: ") and "Traceback" in line for line in logged)
 
 
 @pytest.mark.fast
-def test_unexpected_error_while_making_manifests_fails_its_shard_alone(filmed: ProjectHarness) -> None:
-    refuse_events(filmed, "b", dg.DagsterEventType.ASSET_MATERIALIZATION)
-    run = filmed.run("clip_manifest", partitions=ALL)
-    assert recorded(filmed, "clip_manifest") == {"a", "c"}
-    assert failure_of(filmed, run).startswith("1 of 3 shards failed: b: unexpected ")
-    assert steps_begun(filmed, run) == 1
+def test_unexpected_error_while_recording_manifests_fails_only_its_shard(with_clips: ProjectHarness) -> None:
+    reject_events(with_clips, "b", dg.DagsterEventType.ASSET_MATERIALIZATION)
+    run = with_clips.run("clip_manifest", partitions=ALL)
+    assert materialized_shards(with_clips, "clip_manifest") == {"a", "c"}
+    assert failure_of(with_clips, run).startswith("1 of 3 shards failed: b: unexpected ")
+    assert steps_started(with_clips, run) == 1
 
 
 @pytest.mark.faults
-def test_unexpected_error_of_a_single_shard_is_not_retried(filmed: ProjectHarness) -> None:
-    refuse_events(filmed, "b", dg.DagsterEventType.ASSET_OBSERVATION)
-    (filmed.root / "shards" / "b" / "clip.mp4").write_bytes(moving_video(36, size=(64, 64)))  # to be observed
-    run = filmed.run("clip_manifest", partition="b")
-    assert failure_of(filmed, run).startswith("1 of 1 shards failed: b: unexpected ")
-    assert steps_begun(filmed, run) == 1
+def test_unexpected_error_of_a_single_shard_is_not_retried(with_clips: ProjectHarness) -> None:
+    reject_events(with_clips, "b", dg.DagsterEventType.ASSET_OBSERVATION)
+    (with_clips.root / "shards" / "b" / "clip.mp4").write_bytes(
+        moving_video(36, size=(64, 64))
+    )  # so that it is observed
+    run = with_clips.run("clip_manifest", partition="b")
+    assert failure_of(with_clips, run).startswith("1 of 1 shards failed: b: unexpected ")
+    assert steps_started(with_clips, run) == 1
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("table", [CLIP_MANIFEST, STAGE1.name, STAGE2.name])
-def test_checks_of_a_damaged_table_fail_its_shard_alone(captioned: ProjectHarness, table: str) -> None:
+def test_checks_of_a_damaged_table_fail_only_its_shard(captioned: ProjectHarness, table: str) -> None:
     path = next((captioned.root / table / "shard=b").iterdir())
     damage.invert_pages(path)
-    wanted = [dg.AssetCheckKey(dg.AssetKey(stage), check.name) for stage in STAGES for check in CHECKS[stage]]
-    run = captioned.run(checks=wanted, partitions=ALL)
-    assert {one.partition for one in evaluations(captioned, run)} == {"a", "c"}
+    selected = [dg.AssetCheckKey(dg.AssetKey(stage), check.name) for stage in STAGES for check in CHECKS[stage]]
+    run = captioned.run(checks=selected, partitions=ALL)
+    assert {evaluation.partition for evaluation in evaluations(captioned, run)} == {"a", "c"}
     message = failure_of(captioned, run)
     assert message.startswith("1 of 3 shards failed: b: ")
     assert str(path) in message
-    assert steps_begun(captioned, run) == 1
+    assert steps_started(captioned, run) == 1
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("table", [STAGE1.name, STAGE2.name])
 def test_damaged_captions_are_not_reused(captioned: ProjectHarness, table: str) -> None:
     damage.change_texts(next((captioned.root / table / "shard=b").iterdir()))
-    run = captioned.run(*STAGES, partitions=ALL)  # there are no weights to make it with
-    assert recorded(captioned, STAGES[1]) == {"a"}
+    run = captioned.run(*STAGES, partitions=ALL)  # no weights exist to caption it again
+    assert materialized_shards(captioned, STAGES[1]) == {"a"}
     logged = [entry.user_message for entry in captioned.instance.all_logs(run.run_id)]
     assert any(line.startswith("b: its earlier captions are not reused") for line in logged)
 
 
 @pytest.mark.fast
-def test_stage2_alone_fails_for_a_shard_with_a_damaged_stage1(captioned: ProjectHarness) -> None:
+def test_stage2_run_fails_for_a_shard_with_damaged_stage1_captions(captioned: ProjectHarness) -> None:
     path = next((captioned.root / STAGES[0] / "shard=b").iterdir())
     damage.drop_column("caption")(path)
     run = captioned.run(STAGES[1], partitions=ALL)
-    assert recorded(captioned, STAGES[1]) == {"a", "c"}
+    assert materialized_shards(captioned, STAGES[1]) == {"a", "c"}
     assert f"{path} is damaged" in failure_of(captioned, run)
     assert "materialize stage1_captions for shard 'b' again" in failure_of(captioned, run)
 
 
 @pytest.mark.fast
-def test_full_disk_for_a_gallery_costs_no_captions(captioned: ProjectHarness) -> None:
+def test_full_disk_for_a_gallery_loses_no_captions(captioned: ProjectHarness) -> None:
     with small_disk(captioned.root / "gallery" / "b", kilobytes=4) as folder:
         run = captioned.run(*STAGES, partitions=ALL)
         assert run.success
@@ -153,26 +156,26 @@ def test_full_disk_for_a_gallery_costs_no_captions(captioned: ProjectHarness) ->
 
 
 @pytest.mark.faults
-def test_full_disk_for_a_manifest_fails_its_shard_alone(filmed: ProjectHarness) -> None:
-    with small_disk(filmed.root / "clip_manifest" / "shard=b", kilobytes=4) as folder:
-        run = filmed.run("clip_manifest", partitions=ALL)
+def test_full_disk_for_a_manifest_fails_only_its_shard(with_clips: ProjectHarness) -> None:
+    with small_disk(with_clips.root / "clip_manifest" / "shard=b", kilobytes=4) as folder:
+        run = with_clips.run("clip_manifest", partitions=ALL)
         assert list(folder.iterdir()) == []
-    assert recorded(filmed, "clip_manifest") == {"a", "c"}
-    assert f"no space left on the disk of {folder}" in failure_of(filmed, run)
+    assert materialized_shards(with_clips, "clip_manifest") == {"a", "c"}
+    assert f"no space left on the disk of {folder}" in failure_of(with_clips, run)
 
 
 @pytest.mark.faults
-def test_missing_temporary_folder_names_the_remedy(
-    filmed: ProjectHarness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_missing_temporary_folder_is_an_error_with_a_remedy(
+    with_clips: ProjectHarness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "removed"))
-    run = filmed.run("clip_manifest", partitions=ALL)
-    assert failure_of(filmed, run).startswith("3 of 3 shards failed: a: cannot create a temporary folder")
-    assert "TMPDIR" in failure_of(filmed, run)
+    run = with_clips.run("clip_manifest", partitions=ALL)
+    assert failure_of(with_clips, run).startswith("3 of 3 shards failed: a: cannot create a temporary folder")
+    assert "TMPDIR" in failure_of(with_clips, run)
 
 
 @pytest.mark.faults
-def test_full_disk_for_the_weights_cache_names_its_place_and_setting(captioned: ProjectHarness) -> None:
+def test_full_disk_for_the_weights_cache_is_an_error_with_its_folder_and_setting(captioned: ProjectHarness) -> None:
     assert captioned.run("model_weights").success
     for stage in STAGES:
         next((captioned.root / stage / "shard=b").iterdir()).unlink()
@@ -194,7 +197,7 @@ def test_full_disk_for_an_export_fails_its_shard(captioned: ProjectHarness) -> N
 
 @pytest.mark.faults
 @pytest.mark.timeout(600)
-def test_engine_captions_all_shards_but_one_with_a_damaged_lease(tmp_path: Path, sample_data: Path) -> None:
+def test_run_captions_all_shards_except_one_with_a_damaged_lease(tmp_path: Path, sample_data: Path) -> None:
     project = ProjectHarness(tmp_path)
     for shard in SHARDS:
         shutil.copytree(sample_data / "shards" / "sample-folder", project.root / "shards" / shard)
@@ -207,10 +210,10 @@ def test_engine_captions_all_shards_but_one_with_a_damaged_lease(tmp_path: Path,
     (project.root / "_checkpoints" / "shard=c" / "000001-000000-stage1_captions.parquet").write_bytes(b"PAR1cut")
     run = project.run(*STAGES, partitions=ALL)
     for stage in STAGES:
-        assert recorded(project, stage) == {"a", "c"}
+        assert materialized_shards(project, stage) == {"a", "c"}
     assert failure_of(project, run).startswith(
         f"1 of 3 shards failed: b: the lease {state / 'lease-000001'} is damaged"
     )
-    assert steps_begun(project, run) == 1
+    assert steps_started(project, run) == 1
     logged = [entry.user_message for entry in project.instance.all_logs(run.run_id)]
     assert any("c: " in line and "its captions are generated again" in line for line in logged)

@@ -18,25 +18,25 @@ PLANTED = {
 }
 
 
-@pytest.mark.parametrize("bucket", ["the right one", "no-such-bucket"])
-def test_events_and_logs_of_a_run_hold_no_secret(
+@pytest.mark.parametrize("bucket", ["existing", "no-such-bucket"])
+def test_events_and_logs_of_a_run_contain_no_secret(
     request: pytest.FixtureRequest, s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bucket: str
 ) -> None:
     if request.config.getoption("--s3-server") != "moto":
-        pytest.skip("this server does not know the planted keys")
+        pytest.skip("this server rejects the planted keys")
     Root.open(s3_url).write("shards/shard/a.mp4", b"data")
     for name, value in PLANTED.items():
         monkeypatch.setenv(name, value)
     S3FileSystem.clear_instance_cache()
     project = ProjectHarness(tmp_path)
-    source = f"{s3_url}/shards" if bucket == "the right one" else f"s3://{bucket}/shards"
+    source = f"{s3_url}/shards" if bucket == "existing" else f"s3://{bucket}/shards"
     result = project.run("shard_index", root=s3_url, source=source)
-    kept = "\n".join(map(str, [*result.all_events, *project.instance.all_logs(result.run_id)]))
-    assert result.success is (bucket == "the right one")
-    assert result.success or f"CAPTION_SOURCE is '{source}': cannot list {source}: there is no such bucket" in kept
-    assert source in kept
+    text = "\n".join(map(str, [*result.all_events, *project.instance.all_logs(result.run_id)]))
+    assert result.success is (bucket == "existing")
+    assert result.success or f"CAPTION_SOURCE is '{source}': cannot list {source}: there is no such bucket" in text
+    assert source in text
     for secret in PLANTED.values():
-        assert secret not in kept
+        assert secret not in text
 
 
 QUERY = """{
@@ -57,7 +57,7 @@ QUERY = """{
   }) { ... on RunConfigSchema { rootDefaultYaml } }
   instance { info }
 }"""
-"""All parts of the configuration that the GraphQL API shows."""
+"""All parts of the configuration that the GraphQL API returns."""
 SECRET_VARIABLES = {
     **PLANTED,
     "HF_TOKEN": "hf_plantedtoken",
@@ -66,7 +66,7 @@ SECRET_VARIABLES = {
 
 
 def query_api(folder: Path, **variables: str) -> str:
-    """The answer to the query, and the log, of a code location in its own process."""
+    """Response to the query, and the log, of a code location in a process of its own."""
     environment = {
         **os.environ,
         **SECRET_VARIABLES,
@@ -79,15 +79,15 @@ def query_api(folder: Path, **variables: str) -> str:
     return done.stdout + done.stderr
 
 
-def test_graphql_api_shows_no_secret(tmp_path: Path) -> None:
-    answer = query_api(tmp_path, CAPTION_ENGINE_ARGS='{"max_num_seqs": 77}', CAPTION_ROOT_PROFILE="a-profile")
-    for shown in (str(tmp_path / "root"), "max_num_seqs", "77", "a-profile", "rootDefaultYaml"):
-        assert shown in answer
+def test_graphql_api_returns_no_secret(tmp_path: Path) -> None:
+    response = query_api(tmp_path, CAPTION_ENGINE_ARGS='{"max_num_seqs": 77}', CAPTION_ROOT_PROFILE="a-profile")
+    for text in (str(tmp_path / "root"), "max_num_seqs", "77", "a-profile", "rootDefaultYaml"):
+        assert text in response
     for secret in SECRET_VARIABLES.values():
-        assert secret not in answer
+        assert secret not in response
 
 
-def test_graphql_api_does_not_show_a_credential_among_engine_arguments(tmp_path: Path) -> None:
-    answer = query_api(tmp_path, CAPTION_ENGINE_ARGS='{"hf_token": "planted-argument"}')
-    assert "hf_token is a credential, which Dagster's UI would show: remove it, and set HF_TOKEN" in answer
-    assert "planted-argument" not in answer
+def test_graphql_api_returns_no_credential_of_the_engine_arguments(tmp_path: Path) -> None:
+    response = query_api(tmp_path, CAPTION_ENGINE_ARGS='{"hf_token": "planted-argument"}')
+    assert "hf_token is a credential, which Dagster's UI would show: remove it, and set HF_TOKEN" in response
+    assert "planted-argument" not in response

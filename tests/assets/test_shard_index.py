@@ -10,7 +10,7 @@ from tests.assets.conftest import ProjectHarness
 pytestmark = pytest.mark.fast
 
 
-def test_shard_index_registers_every_shard(project: ProjectHarness) -> None:
+def test_shard_index_registers_all_shards(project: ProjectHarness) -> None:
     assert project.run("shard_index").success
     assert list(project.instance.get_dynamic_partitions("shards")) == ["sample-folder", "sample-tar"]
 

@@ -33,7 +33,7 @@ from caption_assets.store.versions import TableVersions, read_versions
 
 
 class AutomationHarness:
-    """A project with a source, a root and an instance, and ticks of its sensor and its schedule."""
+    """A project with a source, a root and a Dagster instance, and ticks of its sensor and schedule."""
 
     def __init__(self, folder: Path, instance: dg.DagsterInstance, **settings: object) -> None:
         self.source = folder / "shards"
@@ -59,7 +59,7 @@ class AutomationHarness:
         os.utime(file, (then, then))
 
     def run_sensor(self) -> dg.SensorResult:
-        """One tick of the sensor ``new_shards``; its requests and events are applied as by the daemon."""
+        """Run one tick of the sensor ``new_shards``; applies its requests and events as the daemon does."""
         with dg.build_sensor_context(self.instance, cursor=self.cursor) as context:
             result = build_new_shards(self.settings)(context, storage=build_storage(self.settings))
         assert isinstance(result, dg.SensorResult)
@@ -75,7 +75,7 @@ class AutomationHarness:
         return self.project.registered(self.instance)
 
     def run_schedule(self) -> list[dg.RunRequest] | str:
-        """One tick of the schedule ``backfill``: the requested runs, or the reason for none."""
+        """Run one tick of the schedule ``backfill``; returns the run requests, or the reason for none."""
         self.ticks += 1
         now = datetime(2031, 1, 1, tzinfo=UTC) + timedelta(hours=self.ticks)
         with dg.build_schedule_context(self.instance, scheduled_execution_time=now) as context:
@@ -83,7 +83,7 @@ class AutomationHarness:
         return list(result.run_requests or ()) or str(result.skip_message)
 
     def run_requests(self) -> list[dg.RunRequest]:
-        """One tick of the schedule that requests runs."""
+        """Run one tick of the schedule, which must request runs."""
         requests = self.run_schedule()
         assert isinstance(requests, list), requests
         return requests
@@ -111,9 +111,9 @@ class AutomationHarness:
             shards: their keys.
             version: data version of the table.
             metadata: metadata of the record.
-            code: code version; None for the present one.
+            code: code version; None for the current one.
             recorded: false for a run that is killed before it records the table.
-            inputs: data versions of inputs that differ from the present ones.
+            inputs: data versions of inputs, where they differ from the current ones.
         """
         for shard in shards:
             versions = TableVersions(version, code or self.code(asset), {**self.inputs(asset, shard), **inputs})
@@ -123,14 +123,14 @@ class AutomationHarness:
 
     def publish(self, table: str, shard: str, versions: TableVersions | None) -> None:
         """Publish a table of one window."""
-        facts = versions.file_metadata if versions else {}
+        metadata = versions.file_metadata if versions else {}
         window = ManifestRow("a.mp4", 0, "id", "t", 1, Status.OK, width=64, height=64)
         window = replace(window, start_frame=0, end_frame=8, start_seconds=0.0, end_seconds=1.0)
         if table == CLIP_MANIFEST:
-            publish_manifest(self.root, shard, [window], facts)
+            publish_manifest(self.root, shard, [window], metadata)
         else:
             row = CaptionRow(*window.key, window.window_id, 0.0, 1.0, Status.OK, caption="A red square.", attempts=1)
-            publish_captions(self.root, table, shard, [row], [row.key], facts)
+            publish_captions(self.root, table, shard, [row], [row.key], metadata)
 
     def record(
         self,
@@ -140,7 +140,7 @@ class AutomationHarness:
         metadata: Mapping[str, object] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> None:
-        """Record a materialization; without tags it is one of the UI's "Report materialization"."""
+        """Record a materialization; without tags, as "Report materialization" in the UI does."""
         key = self.project.key(asset)
         event = dg.AssetMaterialization(key, partition=shard, metadata=metadata, tags=tags)  # type: ignore[arg-type]
         self.instance.report_runless_asset_event(event)
@@ -151,13 +151,13 @@ class AutomationHarness:
             self.root.remove(table_path(asset, shard))
 
     def code(self, table: str) -> str:
-        """The present code version of a table."""
+        """The current code version of a table."""
         if table == CLIP_MANIFEST:
             return manifest_code_version(self.settings.windowing)
         return next(self.settings.recipe.version(stage) for stage in STAGES if stage.name == table)
 
     def inputs(self, table: str, shard: str) -> dict[str, str]:
-        """The present data versions of a table's inputs."""
+        """The current data versions of a table's inputs."""
         if table == CLIP_MANIFEST:
             return {"shards": observed_versions(self.instance, self.project, [shard])[shard]}
         upstream = CLIP_MANIFEST if table == STAGE1.name else STAGE1.name

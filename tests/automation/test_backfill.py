@@ -47,13 +47,13 @@ def six_shards(harness: AutomationHarness) -> AutomationHarness:
     return harness
 
 
-def test_new_shards_are_requested_manifests_first(six_shards: AutomationHarness) -> None:
+def test_manifests_of_new_shards_are_requested_first(six_shards: AutomationHarness) -> None:
     requests = six_shards.run_schedule()
     assert ranges(requests, "clip_manifest") == [("a", "f")]
     assert ranges(requests, "stage2_captions") == []
 
 
-def test_shards_with_manifests_are_requested_both_stages(six_shards: AutomationHarness) -> None:
+def test_both_stages_are_requested_for_shards_with_manifests(six_shards: AutomationHarness) -> None:
     six_shards.materialize("clip_manifest", "a", "b", "d")
     requests = six_shards.run_schedule()
     assert ranges(requests, "stage1_captions") == ranges(requests, "stage2_captions") == [("a", "b"), ("d", "d")]
@@ -214,7 +214,7 @@ def test_stored_table_that_fails_a_check_is_requested_again(six_shards: Automati
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"x" * 100])
-def test_damaged_table_is_requested_again_and_stops_no_other(six_shards: AutomationHarness, content: bytes) -> None:
+def test_damaged_table_is_requested_again_alone(six_shards: AutomationHarness, content: bytes) -> None:
     caption(six_shards, *"abcdef")
     six_shards.root.write("clip_manifest/shard=c/manifest.parquet", content)
     six_shards.record("clip_manifest", "c")
@@ -440,7 +440,7 @@ def test_pod_has_its_default_size_for_implausible_metadata(tmp_path: Path, insta
 
 
 def test_pod_size_grows_with_the_predicted_work(tmp_path: Path, instance: dg.DagsterInstance) -> None:
-    def memory(windows: int) -> int:
+    def requested_memory(windows: int) -> int:
         harness.materialize(
             "clip_manifest", "a", metadata={"rows_ok": windows, "predicted_visual_tokens": 200 * windows}
         )
@@ -452,4 +452,4 @@ def test_pod_size_grows_with_the_predicted_work(tmp_path: Path, instance: dg.Dag
     harness.add("a")
     harness.run_sensor()
     harness.store_weights()
-    assert memory(10) < memory(1000)
+    assert requested_memory(10) < requested_memory(1000)

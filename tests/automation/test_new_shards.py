@@ -14,7 +14,7 @@ pytestmark = pytest.mark.fast
 
 def test_shards_are_registered_in_order_with_their_version(harness: AutomationHarness) -> None:
     harness.add("b", "a")
-    harness.write_file("c/clip.mp4", b"film")
+    harness.write_file("c/clip.mp4", b"video")
     harness.run_sensor()
     assert harness.registered == ["a", "b", "c"]
     assert observed_versions(harness.instance, harness.project).keys() == {"a", "b", "c"}

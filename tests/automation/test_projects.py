@@ -1,4 +1,4 @@
-"""Several projects on one Dagster instance, each with its own root and source."""
+"""Tests of several projects on one Dagster instance, each with its own root and source."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tests.automation.conftest import AutomationHarness
 
 pytestmark = pytest.mark.fast
 
-Pair = tuple[AutomationHarness, AutomationHarness]
+Harnesses = tuple[AutomationHarness, AutomationHarness]
 
 STAGES = ("clip_manifest", "stage1_captions", "stage2_captions")
 
 
 @pytest.fixture
-def harnesses(tmp_path: Path, instance: dg.DagsterInstance) -> Pair:
+def harnesses(tmp_path: Path, instance: dg.DagsterInstance) -> Harnesses:
     """The default project and a named one, with a shard name in common."""
     plain = AutomationHarness(tmp_path / "plain", instance)
     plain.add("a", "b")
@@ -30,9 +30,7 @@ def harnesses(tmp_path: Path, instance: dg.DagsterInstance) -> Pair:
     return plain, north
 
 
-def test_project_does_not_report_shards_of_another_as_removed(
-    harnesses: Pair,
-) -> None:
+def test_project_does_not_report_shards_of_another_as_removed(harnesses: Harnesses) -> None:
     for _ in range(3):
         for harness in harnesses:
             harness.run_sensor()
@@ -41,7 +39,7 @@ def test_project_does_not_report_shards_of_another_as_removed(
         assert REMOVED not in observed_versions(harness.instance, harness.project).values()
 
 
-def test_project_requests_only_its_own_shards(harnesses: Pair) -> None:
+def test_project_requests_only_its_own_shards(harnesses: Harnesses) -> None:
     for harness in harnesses:
         harness.run_sensor()
         harness.store_weights()
@@ -53,7 +51,7 @@ def test_project_requests_only_its_own_shards(harnesses: Pair) -> None:
     assert request.asset_selection == [dg.AssetKey(["north", "clip_manifest"])]
 
 
-def test_run_of_one_project_is_not_active_in_another(harnesses: Pair) -> None:
+def test_run_of_one_project_is_not_active_in_another(harnesses: Harnesses) -> None:
     for harness in harnesses:
         harness.run_sensor()
         harness.store_weights()
@@ -66,7 +64,7 @@ def test_run_of_one_project_is_not_active_in_another(harnesses: Pair) -> None:
     assert "2 have active runs" in str(north.run_schedule())
 
 
-def test_project_name_of_another_root_is_refused_before_registration(
+def test_project_name_of_another_root_is_rejected_before_registration(
     tmp_path: Path, instance: dg.DagsterInstance
 ) -> None:
     first, second = AutomationHarness(tmp_path / "first", instance), AutomationHarness(tmp_path / "second", instance)
@@ -80,9 +78,7 @@ def test_project_name_of_another_root_is_refused_before_registration(
     assert REMOVED not in observed_versions(instance, first.project).values()
 
 
-def test_commands_refuse_another_root_than_the_projects(
-    harnesses: Pair,
-) -> None:
+def test_commands_reject_the_root_of_another_project(harnesses: Harnesses) -> None:
     plain, north = harnesses
     for harness in harnesses:
         harness.run_sensor()
@@ -94,7 +90,7 @@ def test_commands_refuse_another_root_than_the_projects(
     assert REMOVED not in observed_versions(plain.instance, plain.project).values()
 
 
-def test_named_project_captions_nothing_again(tmp_path: Path, instance: dg.DagsterInstance) -> None:
+def test_project_with_a_new_name_requests_no_captions_again(tmp_path: Path, instance: dg.DagsterInstance) -> None:
     before = AutomationHarness(tmp_path, instance)
     before.add("a", "b")
     before.run_sensor()

@@ -35,16 +35,19 @@ def captioned(harness: AutomationHarness) -> AutomationHarness:
 
 
 def differences(harness: AutomationHarness) -> list[tuple[str, str, Kind]]:
-    return [(one.table, one.shard, one.kind) for one in compare(harness.instance, harness.settings, harness.root)]
+    return [
+        (difference.table, difference.shard, difference.kind)
+        for difference in compare(harness.instance, harness.settings, harness.root)
+    ]
 
 
-def resolve(harness: AutomationHarness, answer: int | None = None) -> None:
+def apply_corrections(harness: AutomationHarness, confirmed: int | None = None) -> None:
     correct(
         harness.instance,
         harness.settings,
         harness.root,
         compare(harness.instance, harness.settings, harness.root),
-        answer,
+        confirmed,
     )
 
 
@@ -83,10 +86,10 @@ def test_missing_tables_are_recorded_as_removed_once_confirmed(captioned: Automa
         ("stage2_captions", "b", Kind.NOT_STORED),
     ]
     with pytest.raises(NotConfirmed, match="add --yes 2"):
-        resolve(captioned)
+        apply_corrections(captioned)
     with pytest.raises(NotConfirmed, match="the answer must be 2"):
-        resolve(captioned, 1)
-    resolve(captioned, 2)
+        apply_corrections(captioned, 1)
+    apply_corrections(captioned, 2)
     assert differences(captioned) == []
     assert staleness(captioned, "stage2_captions", "b") is StaleStatus.STALE
     assert staleness(captioned, "clip_manifest", "c") is StaleStatus.STALE
@@ -96,7 +99,7 @@ def test_unrecorded_tables_are_recorded_and_fresh_in_the_ui(captioned: Automatio
     keys = [captioned.project.manifest, *captioned.project.stages]
     captioned.instance.wipe_assets(keys)
     assert [kind for *_, kind in differences(captioned)] == [Kind.NOT_RECORDED] * 9
-    resolve(captioned)
+    apply_corrections(captioned)
     assert differences(captioned) == []
     assert staleness(captioned, "clip_manifest", "a") is StaleStatus.FRESH
     assert captioned.run_schedule() == "3 of 3 shards are captioned"
@@ -112,21 +115,21 @@ def test_table_of_an_older_input_is_recorded_and_stale_in_the_ui(captioned: Auto
     captioned.add("a", content=b"other")
     captioned.run_sensor()
     captioned.instance.wipe_assets([captioned.project.manifest])
-    resolve(captioned)
+    apply_corrections(captioned)
     assert staleness(captioned, "clip_manifest", "a") is StaleStatus.STALE
     assert staleness(captioned, "clip_manifest", "b") is StaleStatus.FRESH
 
 
 def test_table_of_an_unknown_input_version_is_stale_in_the_ui(captioned: AutomationHarness) -> None:
     captioned.materialize("clip_manifest", "a", shards="of another instance", recorded=False)
-    resolve(captioned)
+    apply_corrections(captioned)
     assert staleness(captioned, "clip_manifest", "a") is StaleStatus.STALE
 
 
 def test_replaced_table_is_recorded(captioned: AutomationHarness) -> None:
     captioned.materialize("stage2_captions", "a", version="2", recorded=False)
     assert differences(captioned) == [("stage2_captions", "a", Kind.NOT_RECORDED)]
-    resolve(captioned)
+    apply_corrections(captioned)
     assert differences(captioned) == []
 
 
@@ -137,7 +140,7 @@ def test_table_that_fails_a_check_is_not_recorded(
     assert versions
     publish_captions(captioned.root, STAGE2.name, "a", [], [], versions.file_metadata)
     captioned.instance.wipe_assets([captioned.project.stages[1]])
-    resolve(captioned)
+    apply_corrections(captioned)
     assert "stage2_captions of a: not recorded: " in capsys.readouterr().out
     assert differences(captioned) == [("stage2_captions", "a", Kind.NOT_RECORDED)]
 
@@ -146,7 +149,7 @@ def test_table_that_fails_a_check_is_not_recorded(
 def test_damaged_table_is_recorded_as_removed(captioned: AutomationHarness, content: bytes) -> None:
     captioned.root.write("stage1_captions/shard=a/captions.parquet", content)
     assert differences(captioned) == [("stage1_captions", "a", Kind.DAMAGED)]
-    resolve(captioned, 1)
+    apply_corrections(captioned, 1)
     assert staleness(captioned, "stage1_captions", "a") is StaleStatus.STALE
 
 

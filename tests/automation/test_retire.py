@@ -43,8 +43,8 @@ def captioned(harness: AutomationHarness) -> AutomationHarness:
 
 def contents(root: Root, *folders: str) -> dict[str, bytes]:
     """The outputs of shards in the root, without trash and leases."""
-    below = folders or (*TABLES, "gallery", "captioned_dataset", "_checkpoints")
-    found = {path for folder in below for path in root.sizes(folder)}
+    searched = folders or (*TABLES, "gallery", "captioned_dataset", "_checkpoints")
+    found = {path for folder in searched for path in root.sizes(folder)}
     return {path: root.read(path) for path in found if "/lease-" not in path}
 
 
@@ -145,7 +145,7 @@ def test_older_entry_is_restored_by_its_time(captioned: AutomationHarness) -> No
         restore(captioned.instance, captioned.settings, captioned.root, "a", "2001")
 
 
-def test_restore_over_a_recaptioned_shard_is_refused(captioned: AutomationHarness) -> None:
+def test_restore_over_a_recaptioned_shard_is_an_error(captioned: AutomationHarness) -> None:
     retire(captioned.instance, captioned.project, captioned.root, "a")
     captioned.run_sensor()
     captioned.materialize("clip_manifest", "a", version="2")
@@ -194,19 +194,21 @@ def test_gpu_hours_sum_over_all_runs_with_valid_metadata(captioned: AutomationHa
 
 
 class Terminal(io.StringIO):
+    """Standard input of a terminal."""
+
     def isatty(self) -> bool:
         return True
 
 
 @pytest.fixture
 def commands(captioned: AutomationHarness, monkeypatch: pytest.MonkeyPatch) -> AutomationHarness:
-    """The project as the commands see it: through the environment."""
+    """A captioned project that commands find by the environment variables."""
     monkeypatch.setenv("CAPTION_ROOT", captioned.root.url)
     monkeypatch.setattr(sys, "stdin", io.StringIO())
     return captioned
 
 
-def test_retire_command_describes_the_shards_and_moves_nothing_unconfirmed(
+def test_unconfirmed_retire_command_describes_the_shards_and_moves_nothing(
     commands: AutomationHarness, capsys: pytest.CaptureFixture[str]
 ) -> None:
     commands.materialize("stage2_captions", "a", metadata={"gpu_seconds": 7200})

@@ -1,3 +1,5 @@
+import time
+
 import dagster as dg
 import pytest
 from hypothesis import given
@@ -17,10 +19,10 @@ VERSIONS = TableVersions("data", "code", {})
 
 
 @given(st.floats(0, 100), st.lists(st.floats(0.01, 1000), min_size=1, max_size=9))
-def test_engine_clock_divides_all_of_the_engines_time(start: float, shards: list[float]) -> None:
+def test_engine_clock_divides_the_engines_time_among_shards(start: float, shards: list[float]) -> None:
     now = [5.0]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("caption_assets.dagster_lib.engine_time.time.monotonic", lambda: now[0])
+        patch.setattr(time, "monotonic", lambda: now[0])
         clock = EngineClock()
         clock.start()
         now[0] += start
@@ -29,8 +31,8 @@ def test_engine_clock_divides_all_of_the_engines_time(start: float, shards: list
         for seconds in shards:
             now[0] += seconds
             times.append(clock.take())
-    assert sum(time.seconds for time in times) == pytest.approx(start + sum(shards))
-    assert {time.start_seconds for time in times} == {times[0].start_seconds}
+    assert sum(share.seconds for share in times) == pytest.approx(start + sum(shards))
+    assert {share.start_seconds for share in times} == {times[0].start_seconds}
 
 
 def test_run_without_an_engine_has_no_engine_time() -> None:

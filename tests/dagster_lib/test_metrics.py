@@ -14,20 +14,18 @@ from prometheus_client import REGISTRY
 from caption_assets.captioning.open_shard import Published
 from caption_assets.dagster_lib.metrics import PortTaken, serve_metrics
 from caption_assets.errors import CaptionAssetsError
+from tests.processes import free_port
 
 pytestmark = pytest.mark.fast
 
 
 @pytest.fixture
 def port() -> int:
-    """A free port."""
-    with socket.socket() as free:
-        free.bind(("", 0))
-        return int(free.getsockname()[1])
+    return free_port()
 
 
 def read(port: int) -> dict[str, float]:
-    """The project's metrics, as Prometheus reads them."""
+    """The project's metrics, as Prometheus scrapes them."""
     text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
     return {name: float(value) for name, value in re.findall(r"^(caption_\S+) (\S+)$", text, re.MULTILINE)}
 
@@ -51,22 +49,22 @@ def test_metrics_count_windows_and_shards(port: int) -> None:
         assert found[f'caption_shards_total{{outcome="{outcome}"}}'] == 1
 
 
-def test_metrics_show_an_engine_as_ready_until_it_ends(port: int) -> None:
+def test_engine_metric_is_1_while_an_engine_runs(port: int) -> None:
     @asynccontextmanager
     async def engine() -> AsyncIterator[Any]:
         yield None
 
     async def two_engines() -> list[dict[str, float]]:
-        seen = [read(port)]
+        samples = [read(port)]
         for _ in range(2):
             async with metrics.watch(engine()):
-                seen.append(read(port))
-            seen.append(read(port))
-        return seen
+                samples.append(read(port))
+            samples.append(read(port))
+        return samples
 
     with serve_metrics(port) as metrics:
-        seen = asyncio.run(two_engines())
-    assert [(moment["caption_engine_ready"], moment["caption_engine_starts_total"]) for moment in seen] == [
+        samples = asyncio.run(two_engines())
+    assert [(sample["caption_engine_ready"], sample["caption_engine_starts_total"]) for sample in samples] == [
         (0, 0),
         (1, 1),
         (0, 1),

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.fast
 
 
 def private_imports(path: Path) -> set[str]:
-    """The private names of Dagster and its integrations that a file imports."""
+    """Private names of Dagster and its integrations that a file imports."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):

@@ -1,3 +1,5 @@
+import time
+
 import pytest
 
 from caption_assets.dagster_lib.progress import WindowProgress
@@ -7,9 +9,9 @@ pytestmark = pytest.mark.fast
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time that the progress sees, which a test sets."""
+    """The monotonic time, which a test sets."""
     now = [100.0]
-    monkeypatch.setattr("caption_assets.dagster_lib.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     return now
 
 
@@ -17,7 +19,7 @@ def test_window_progress_reports_rate_and_remaining_time_at_intervals(clock: lis
     progress = WindowProgress()
     progress.expect(41)
     messages = []
-    clock[0] += 60  # the engine's start does not count for the rate
+    clock[0] += 60  # the rate excludes the engine's start
     for _ in range(21):
         messages.append(progress.advance(last=False))
         clock[0] += 1

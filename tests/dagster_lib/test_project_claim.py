@@ -32,9 +32,9 @@ def test_claim_for_the_same_root_succeeds_again(instance: dg.DagsterInstance, tm
 
 def test_claim_for_a_second_root_names_both_roots_and_the_remedy(instance: dg.DagsterInstance, tmp_path: Path) -> None:
     claim(instance, Project(), storage(tmp_path / "a"))
-    for refuse in (claim, check_claim, claim):
+    for function in (claim, check_claim, claim):
         with pytest.raises(ProjectClash) as clash:
-            refuse(instance, Project(), storage(tmp_path / "b"))
+            function(instance, Project(), storage(tmp_path / "b"))
         assert str(clash.value).startswith(
             "in this Dagster instance the default project (CAPTION_PROJECT is not set) stands for "
             f"CAPTION_ROOT={tmp_path}/a, not for CAPTION_ROOT={tmp_path}/b: set CAPTION_PROJECT to a name that no other"

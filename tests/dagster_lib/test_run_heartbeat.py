@@ -32,7 +32,7 @@ def run(instance: dg.DagsterInstance, status: Status, origin: RemoteJobOrigin | 
     ("status", "ended"),
     [(Status.STARTED, False), (Status.CANCELING, True), (Status.CANCELED, True), (Status.FAILURE, True)],
 )
-def test_command_line_run_is_interrupted_at_once(instance: dg.DagsterInstance, status: Status, ended: bool) -> None:
+def test_command_line_run_is_interrupted_immediately(instance: dg.DagsterInstance, status: Status, ended: bool) -> None:
     assert EndedExternally(instance, run(instance, status))() is ended
 
 

@@ -1,4 +1,4 @@
-"""Tests of signals to a step's process, without an engine; test_stopping has them with an engine and with Dagster."""
+"""Tests of signals to a step's process, without an engine; test_stopping has those with an engine and with Dagster."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
 
 from caption_assets.dagster_lib import termination
 from caption_assets.dagster_lib.termination import Stop, stoppable
-from tests.processes import is_gone
+from tests.processes import is_gone, wait_until
 
 pytestmark = pytest.mark.fast
 
@@ -30,7 +30,7 @@ BOTH = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=la
 
 
 class Step:
-    """A process that runs ``work`` as a Dagster step, and the notes that it writes."""
+    """A process that runs ``work`` as a Dagster step, and the file of notes that it writes."""
 
     def __init__(self, work: Callable[[Stop, Path], None], folder: Path) -> None:
         self.notes = folder / "notes"
@@ -42,10 +42,7 @@ class Step:
         os.kill(self.process.pid, number)
 
     def wait_for(self, word: str) -> None:
-        deadline = time.monotonic() + 20
-        while word not in self.read():
-            assert time.monotonic() < deadline, f"{word!r} is not in {self.read()!r}"
-            time.sleep(0.01)
+        wait_until(lambda: word in self.read(), 20, f"the step notes {word!r}", interval=0.01)
 
     def read(self) -> str:
         return self.notes.read_text() if self.notes.exists() else ""
@@ -76,7 +73,7 @@ def _run(work: Callable[[Stop, Path], None], notes: Path) -> None:
 def start(tmp_path: Path) -> Callable[[Callable[[Stop, Path], None]], Step]:
     def start(work: Callable[[Stop, Path], None]) -> Step:
         step = Step(work, tmp_path)
-        step.wait_for("begun")
+        step.wait_for("started")
         return step
 
     return start
@@ -85,9 +82,9 @@ def start(tmp_path: Path) -> Callable[[Callable[[Stop, Path], None]], Step]:
 Start = Callable[[Callable[[Stop, Path], None]], Step]
 
 
-async def save_at_the_end(notes: Path, seconds: float = 0.1) -> None:
+async def save_when_interrupted(notes: Path, seconds: float = 0.1) -> None:
     try:
-        note(notes, "begun")
+        note(notes, "started")
         await asyncio.sleep(60)
     finally:
         await asyncio.sleep(seconds)
@@ -95,12 +92,12 @@ async def save_at_the_end(notes: Path, seconds: float = 0.1) -> None:
 
 
 def on_loop(stop: Stop, notes: Path) -> None:
-    stop.run(save_at_the_end(notes))
+    stop.run(save_when_interrupted(notes))
 
 
 def blocking(stop: Stop, notes: Path) -> None:
     try:
-        note(notes, "begun")
+        note(notes, "started")
         time.sleep(60)
     finally:
         note(notes, "saved")
@@ -108,9 +105,9 @@ def blocking(stop: Stop, notes: Path) -> None:
 
 def blocking_the_loop(stop: Stop, notes: Path) -> None:
     async def work() -> None:
-        note(notes, "begun")
+        note(notes, "started")
         time.sleep(0.4)
-        await save_at_the_end(notes)
+        await save_when_interrupted(notes)
 
     stop.run(work())
 
@@ -118,9 +115,9 @@ def blocking_the_loop(stop: Stop, notes: Path) -> None:
 def failing(stop: Stop, notes: Path) -> None:
     async def work() -> None:
         try:
-            await save_at_the_end(notes)
+            await save_when_interrupted(notes)
         except asyncio.CancelledError:
-            raise ValueError("the engine ended") from None
+            raise ValueError("the engine exited") from None
 
     stop.run(work())
 
@@ -128,7 +125,7 @@ def failing(stop: Stop, notes: Path) -> None:
 def finished_in_time(stop: Stop, notes: Path) -> None:
     async def work() -> str:
         try:
-            note(notes, "begun")
+            note(notes, "started")
             await asyncio.sleep(60)
         except asyncio.CancelledError:
             note(notes, "saved")
@@ -145,18 +142,18 @@ class LosesInterruptions:
 
     def __del__(self) -> None:
         note(self._notes, "saved")
-        note(self._notes, "begun")
+        note(self._notes, "started")
         time.sleep(60)
 
 
-def in_a_finalizer(stop: Stop, notes: Path) -> None:
+def waiting_in_a_finalizer(stop: Stop, notes: Path) -> None:
     LosesInterruptions(notes)
 
 
 @BOTH
-@pytest.mark.parametrize("work", [on_loop, blocking, blocking_the_loop, finished_in_time, in_a_finalizer])
+@pytest.mark.parametrize("work", [on_loop, blocking, blocking_the_loop, finished_in_time, waiting_in_a_finalizer])
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_first_signal_stops_the_step_after_it_has_saved(
+def test_first_signal_stops_the_step_after_it_saves(
     start: Start, work: Callable[[Stop, Path], None], number: signal.Signals
 ) -> None:
     step = start(work)
@@ -171,7 +168,7 @@ def test_error_of_a_stopping_step_is_the_interruptions_cause(start: Start) -> No
     step = start(failing)
     step.signal(signal.SIGINT)
     assert step.exit_code == INTERRUPTED
-    assert "cause ValueError('the engine ended')" in step.read()
+    assert "cause ValueError('the engine exited')" in step.read()
 
 
 def test_simultaneous_signals_count_as_one(start: Start) -> None:
@@ -189,7 +186,7 @@ def never_ending(stop: Stop, notes: Path) -> None:
     note(notes, f"child {child.pid} .")
 
     async def work() -> None:
-        note(notes, "begun")
+        note(notes, "started")
         while True:
             try:
                 await asyncio.sleep(60)
@@ -200,40 +197,32 @@ def never_ending(stop: Stop, notes: Path) -> None:
     stop.run(work())
 
 
-def ends(process: psutil.Process) -> bool:
-    """Whether a killed process is gone. The kernel may take a moment."""
-    deadline = time.monotonic() + 10
-    while not is_gone(process) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return is_gone(process)
-
-
 def child_of(step: Step) -> psutil.Process:
     return psutil.Process(int(step.read().split("child ")[1].split()[0]))
 
 
 @BOTH
-def test_second_signal_ends_the_process_and_its_children(start: Start, number: signal.Signals) -> None:
+def test_second_signal_kills_the_process_and_its_children(start: Start, number: signal.Signals) -> None:
     step = start(never_ending)
     child = child_of(step)
     step.signal(number)
     step.wait_for("canceled")
     time.sleep(termination.DEBOUNCE_SECONDS + 0.1)
-    begun = time.monotonic()
+    signaled = time.monotonic()
     step.signal(signal.SIGTERM)
     assert step.exit_code == 1
-    assert time.monotonic() - begun < termination.REPORT_SECONDS + 2
+    assert time.monotonic() - signaled < termination.REPORT_SECONDS + 2
     assert "interruption" not in step.read()
-    assert ends(child)
+    wait_until(lambda: is_gone(child), 10, "the child exits")
 
 
-def test_stop_that_takes_too_long_ends_the_process(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stop_that_takes_too_long_kills_the_process(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(termination, "STOP_SECONDS", 0.3)
     step = start(never_ending)
     child = child_of(step)
     step.signal(signal.SIGTERM)
     assert step.exit_code == 1
-    assert ends(child)
+    wait_until(lambda: is_gone(child), 10, "the child exits")
 
 
 def leaving_a_thread(stop: Stop, notes: Path) -> None:
@@ -269,16 +258,11 @@ def launch(notes: Path) -> None:
     time.sleep(600)
 
 
-def test_step_stops_when_its_launcher_is_gone(tmp_path: Path) -> None:
+def test_step_stops_when_its_launcher_is_killed(tmp_path: Path) -> None:
     notes = tmp_path / "notes"
     launcher = FORK.Process(target=launch, args=(notes,))
     launcher.start()
-    deadline = time.monotonic() + 20
-    while not notes.exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(notes.exists, 20, "the step starts")
     launcher.kill()
-    while "interruption stopped by SIGTERM" not in notes.read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: "interruption stopped by SIGTERM" in notes.read_text(), 20, "the step stops")
     assert "saved" in notes.read_text()

@@ -1,7 +1,7 @@
 """The code snippets of README and docs.
 
-A snippet runs, unless an HTML comment on the line before it gives a reason: ``<!-- not run: needs a GPU -->``. Such a
-snippet is only checked: its syntax, and that the settings, commands and assets in it exist.
+All snippets run, except those with a reason in an HTML comment on the line before: ``<!-- not run: needs a GPU -->``.
+For these, tests only check the syntax, and that settings, commands and assets exist.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Snippet:
     language: str
     text: str
     reason: str | None
-    """Why it is not run; None if it is."""
+    """Reason for not running it; None if it runs."""
 
     def __str__(self) -> str:
         return f"{self.page}:{self.line}"

@@ -1,4 +1,4 @@
-"""The pages of the docs say what the code does: every name in them exists."""
+"""Tests that the names in README and docs exist in the code."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.docs.snippets import PAGES, REPOSITORY, SNIPPETS, Snippet
 pytestmark = pytest.mark.fast
 
 SETTINGS = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
-MISSPELT = {"CAPTION_MAX_TOKENS", "CAPTION_MODLE"}
+MISSPELLED = {"CAPTION_MAX_TOKENS", "CAPTION_MODLE"}
 """Examples of unknown settings."""
 TARGETS = set(re.findall(r"^([a-z0-9-]+)(?=.*:)", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
 ASSETS = {
@@ -38,8 +38,8 @@ def test_readme_has_at_most_150_lines() -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_settings_exist(page: str) -> None:
-    named = set(re.findall(r"\bCAPTION_[A-Z0-9_]+[A-Z0-9]\b(?!\*|…)", PAGES[page]))
-    assert named - MISSPELT <= SETTINGS
+    settings = set(re.findall(r"\bCAPTION_[A-Z0-9_]+[A-Z0-9]\b(?!\*|…)", PAGES[page]))
+    assert settings - MISSPELLED <= SETTINGS
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -78,7 +78,7 @@ def test_files_in_text_exist(page: str) -> None:
         assert (REPOSITORY / file).exists(), file
 
 
-def test_generated_tables_are_each_on_one_page() -> None:
+def test_each_generated_table_is_on_one_page() -> None:
     assert sorted(name for page in PAGES.values() for name in MARK.findall(page)) == sorted(GENERATED)
 
 
@@ -107,6 +107,6 @@ def test_snippets_select_assets_that_exist(snippet: Snippet) -> None:
         assert set(selection.split(",")) <= ASSETS
 
 
-def test_dagster_is_the_version_that_the_docs_name() -> None:
+def test_docs_name_the_installed_dagster_version() -> None:
     versions = re.findall(r"--version (1\.\d+\.\d+)", "".join(PAGES.values()))
-    assert set(versions) <= {dg.__version__}
+    assert set(versions) == {dg.__version__}

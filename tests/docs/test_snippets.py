@@ -1,4 +1,4 @@
-"""The snippets of README and docs run for a reader in the repository's folder with a shard in ``~/shards``."""
+"""Tests that run the snippets of README and docs, in the repository's folder and with a shard in ``~/shards``."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from tests.docs.snippets import REPOSITORY, SNIPPETS, Snippet
 pytestmark = pytest.mark.engine
 
 [OWN_CLIPS] = [snippet for snippet in SNIPPETS if snippet.page == "README.md" and "--partition" in snippet.text]
-"""The commands that caption a shard. What they write is what the other snippets read."""
+"""The commands that caption a shard; the other snippets read their output."""
 OTHERS = [snippet for snippet in SNIPPETS if snippet.reason is None and snippet.text != OWN_CLIPS.text]
 
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """A reader's home folder and copy of the repository."""
+    """A reader's home folder and clone of the repository."""
 
     home: Path
     folder: Path
 
     @property
     def environment(self) -> Mapping[str, str]:
-        """Variables of the shell in which the commands of ``OWN_CLIPS`` ran."""
+        """Variables that the commands of ``OWN_CLIPS`` set."""
         return {
             "DAGSTER_HOME": str(self.folder),
             "CAPTION_SOURCE": str(self.home / "shards"),
@@ -63,12 +63,12 @@ class Reader:
 
 @pytest.fixture(scope="session")
 def reader(tmp_path_factory: pytest.TempPathFactory, sample_data: Path) -> Reader:
-    """A reader who has captioned a shard by the commands of the README."""
+    """A reader who has captioned a shard with the README's commands."""
     reader = Reader(tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("repository"))
     shutil.copytree(sample_data / "shards" / "sample-folder", reader.home / "shards" / "my-shard")
     shutil.copy(REPOSITORY / "dagster.yaml", reader.folder)
     (reader.folder / ".venv").symlink_to(sys.prefix)
-    (reader.folder / "data").symlink_to(reader.home / "captions")  # as the demo leaves it
+    (reader.folder / "data").symlink_to(reader.home / "captions")  # as after the demo
     reader.run(OWN_CLIPS, {})
     return reader
 

@@ -1,4 +1,4 @@
-"""Tests of the failures that are found from a step's Job and its pods, as Kubernetes describes them."""
+"""Tests of the failures that the executor detects in a step's Job and pods."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FAILED = V1JobStatus(failed=1)
 def pod(
     phase: str, state: dict[str, Any] | None = None, *, minutes: float = 0, ending: float | None = None, **status: Any
 ) -> V1Pod:
-    """A pod that was created ``minutes`` ago, and that should have ended ``ending`` minutes ago."""
+    """A pod that was created ``minutes`` ago, with a deletion deadline ``ending`` minutes ago."""
     name = "dagster-step-1"
     container = V1ContainerStatus(
         name="dagster", image="i", image_id="i", ready=False, restart_count=0, state=V1ContainerState(**(state or {}))
@@ -63,7 +63,7 @@ def ended(reason: str, code: int) -> dict[str, Any]:
 def failure_of(
     job: V1JobStatus | None, *pods: V1Pod, warnings: tuple[str, ...] = (), waiting_minutes: float = 0
 ) -> tuple[str, bool]:
-    """Reason and retry of the failure of pods that have waited for ``waiting_minutes``; empty if there is none."""
+    """Reason and retry of the failure of pods that wait for ``waiting_minutes``; an empty reason if there is none."""
     since = waiting_since(pods, {}, NOW - timedelta(minutes=waiting_minutes))
     found = find_failure(job, pods, warnings, since, NOW)
     return (found.reason, found.retry) if found else ("", False)
@@ -79,16 +79,16 @@ def failure_of(
         pod("Running", minutes=600, ending=0.5),
     ],
 )
-def test_pod_that_runs_starts_or_ends_is_healthy(healthy: V1Pod) -> None:
+def test_running_starting_or_ending_pod_is_healthy(healthy: V1Pod) -> None:
     assert failure_of(RUNNING, healthy, waiting_minutes=2) == ("", False)
 
 
-def test_a_pod_is_waiting_since_it_was_first_seen_so_and_not_since_it_was_made() -> None:
-    stuck, fine = pod("Pending", waiting("ErrImagePull"), minutes=20), pod("Pending", waiting("ContainerCreating"))
+def test_waiting_time_starts_when_the_pod_is_first_seen_waiting() -> None:
+    stuck, healthy = pod("Pending", waiting("ErrImagePull"), minutes=20), pod("Pending", waiting("ContainerCreating"))
     first = waiting_since([stuck], {}, NOW)
     assert first == {"dagster-step-1": NOW}
     assert waiting_since([stuck], first, NOW + timedelta(minutes=2)) == first
-    assert waiting_since([fine], first, NOW + timedelta(minutes=2)) == {}
+    assert waiting_since([healthy], first, NOW + timedelta(minutes=2)) == {}
 
 
 def test_pod_beyond_its_memory_limit_is_retried_with_the_limit_named() -> None:
@@ -110,20 +110,20 @@ def test_evicted_pod_is_retried_with_the_reason_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "minutes"), [("ErrImageNeverPull", 0), ("ImagePullBackOff", 4), ("CreateContainerConfigError", 4)]
+    ("state", "minutes"), [("ErrImageNeverPull", 0), ("ImagePullBackOff", 4), ("CreateContainerConfigError", 4)]
 )
-def test_pod_that_cannot_start_is_not_retried(word: str, minutes: float) -> None:
-    assert failure_of(RUNNING, pod("Pending", waiting(word, "no such image")), waiting_minutes=minutes) == (
-        f"pod dagster-step-1 cannot start: {word}: no such image",
+def test_pod_that_cannot_start_is_not_retried(state: str, minutes: float) -> None:
+    assert failure_of(RUNNING, pod("Pending", waiting(state, "no such image")), waiting_minutes=minutes) == (
+        f"pod dagster-step-1 cannot start: {state}: no such image",
         False,
     )
 
 
 def test_pod_without_a_node_is_not_retried_after_half_an_hour() -> None:
-    why = "0/1 nodes are available: 1 Insufficient nvidia.com/gpu."
-    scheduled = V1PodCondition(type="PodScheduled", status="False", message=why)
+    message = "0/1 nodes are available: 1 Insufficient nvidia.com/gpu."
+    scheduled = V1PodCondition(type="PodScheduled", status="False", message=message)
     reason, retry = failure_of(RUNNING, pod("Pending", minutes=31, conditions=[scheduled]))
-    assert reason == f"pod dagster-step-1 has not started in 0:31:00: {why}"
+    assert reason == f"pod dagster-step-1 has not started in 0:31:00: {message}"
     assert not retry
 
 
@@ -137,7 +137,7 @@ def test_deleted_pod_is_retried() -> None:
     assert failure_of(FAILED) == ("its pod is missing: it was deleted, or its node was", True)
 
 
-def test_step_that_kubernetes_restarted_is_retried() -> None:
+def test_step_whose_pod_was_removed_is_retried() -> None:
     reason, retry = failure_of(V1JobStatus(succeeded=1), pod("Succeeded", ended("Completed", 0)))
     assert reason.startswith("its pod was removed")
     assert retry
@@ -147,7 +147,7 @@ def test_deleted_job_is_retried() -> None:
     assert failure_of(None) == ("it was deleted externally", True)
 
 
-def test_job_without_a_pod_names_the_reason() -> None:
+def test_job_that_gets_no_pod_fails_with_the_reason() -> None:
     assert failure_of(RUNNING, warnings=("exceeded quota: captions",)) == (
         "Kubernetes creates no pod for it: exceeded quota: captions",
         False,
@@ -159,6 +159,6 @@ def job_with_pods() -> None:
     pass
 
 
-def test_run_outside_a_cluster_names_the_setting_and_the_remedy(instance: dg.DagsterInstance) -> None:
+def test_run_outside_a_cluster_is_an_error_with_the_setting(instance: dg.DagsterInstance) -> None:
     with pytest.raises(SettingsError, match="CAPTION_EXECUTOR=k8s: this run is not a pod of a cluster"):
         dg.execute_job(dg.reconstructable(job_with_pods), instance, raise_on_error=True)

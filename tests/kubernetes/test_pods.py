@@ -27,7 +27,7 @@ STEPS = ["shard_index", "model_weights", "clip_manifest", "stage1_captions"]
 
 
 def pod_of(asset: str, **settings: object) -> UserDefinedDagsterK8sConfig:
-    """The configuration that dagster-k8s reads from a step's tags. It rejects wrong keys, as at a launch."""
+    """Configuration that dagster-k8s reads from a step's tags; as at a launch, it rejects unknown keys."""
     definitions = build_definitions(Settings(**settings))  # type: ignore[arg-type]
     tags = definitions.resolve_assets_def(dg.AssetKey(asset)).op.tags
     return cast(UserDefinedDagsterK8sConfig, get_user_defined_k8s_config(tags))

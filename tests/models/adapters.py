@@ -1,4 +1,4 @@
-"""Small LoRA adapters over the sample model, as PEFT writes them."""
+"""Small LoRA adapters of the sample model, as PEFT writes them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def adapter_files(
             tensors[f"base_model.model.{name}.lora_{factor}.weight"] = scale * rng.standard_normal(shape).astype(
                 np.float32
             )
-    described = {
+    fields = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": SAMPLE.hub_id,
@@ -45,13 +45,13 @@ def adapter_files(
         "bias": "none",
     }
     return {
-        "adapter_config.json": json.dumps(described | config).encode(),
+        "adapter_config.json": json.dumps(fields | config).encode(),
         "adapter_model.safetensors": save(tensors),
     }
 
 
 def write_adapter(folder: Path, files: Mapping[str, bytes]) -> Path:
-    """Write ``files`` into ``folder``, and return it."""
+    """Write ``files`` into ``folder``; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
         (folder / name).write_bytes(data)

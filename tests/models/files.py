@@ -1,4 +1,4 @@
-"""Files and helpers that the tests of the mirror and the cache share."""
+"""Files and helpers for tests of the mirror and the cache."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class Fault:
     short: int | None = None
     """Number of bytes announced and sent, as if the file were shorter."""
     stall: int | None = None
-    """Number of bytes after which the response stalls until the server ends."""
+    """Number of bytes after which the response stalls until the server stops."""
     ignores_range: bool = False
     """Whether the request's range is ignored."""
 
@@ -58,17 +58,17 @@ class Request:
 
 @dataclass
 class HubServer:
-    """One model at one commit, with a record of the requests. A second server holds the large files, as on the Hub."""
+    """A hub with one model at one commit. Records requests. As on the Hub, a second server has the large files."""
 
     files: dict[str, bytes]
     token: str | None = None
-    """Request for, if there is one."""
+    """The token that requests must send; None for no check."""
     faults: dict[str, list[Fault]] = field(default_factory=lambda: defaultdict(list))
     """Faults of successive responses, by path of a file; ``""`` is the listing."""
     requests: list[Request] = field(default_factory=list)
     sent: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     """Number of bytes sent, by path of a file."""
-    ended: threading.Event = field(default_factory=threading.Event)
+    stopped: threading.Event = field(default_factory=threading.Event)
     endpoint: str = ""
     storage: str = ""
 
@@ -79,7 +79,7 @@ class HubServer:
     @contextmanager
     def running(self) -> Iterator[HubServer]:
         """Run both servers on loopback until the block ends."""
-        servers = [ThreadingHTTPServer(("127.0.0.1", 0), self._handler(answer)) for answer in (_hub, _storage)]
+        servers = [ThreadingHTTPServer(("127.0.0.1", 0), self._handler(respond)) for respond in (_hub, _storage)]
         self.endpoint, self.storage = (f"http://127.0.0.1:{server.server_address[1]}" for server in servers)
         for server in servers:
             server.daemon_threads = True
@@ -87,12 +87,12 @@ class HubServer:
         try:
             yield self
         finally:
-            self.ended.set()
+            self.stopped.set()
             for server in servers:
                 server.shutdown()
                 server.server_close()
 
-    def _handler(self, answer: Any) -> type[BaseHTTPRequestHandler]:
+    def _handler(self, respond: Any) -> type[BaseHTTPRequestHandler]:
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -103,7 +103,7 @@ class HubServer:
                 path = unquote(url.path)
                 authorization, range_ = self.headers["Authorization"], self.headers["Range"]
                 hub.requests.append(Request(path, url.query, authorization, range_, time.time()))
-                answer(hub, self, path, url.query)
+                respond(hub, self, path, url.query)
 
             def log_message(self, format: str, *args: object) -> None:
                 pass
@@ -185,7 +185,7 @@ def _storage(hub: HubServer, request: BaseHTTPRequestHandler, path: str, query: 
 def _refuse(
     request: BaseHTTPRequestHandler, status: int, code: str, headers: Mapping[str, str] = MappingProxyType({})
 ) -> None:
-    body = f"<Error>{code}: {request.path}</Error>".encode()  # stores repeat the request's path
+    body = f"<Error>{code}: {request.path}</Error>".encode()  # stores include the request's path
     request.send_response(status)
     request.send_header("X-Error-Code", code)
     for header, value in headers.items():
@@ -215,6 +215,6 @@ def _send(hub: HubServer, request: BaseHTTPRequestHandler, name: str, data: byte
     hub.sent[name] += stop
     if fault.stall is not None:
         request.wfile.flush()
-        hub.ended.wait(60)
+        hub.stopped.wait(60)
     if stop < len(body):
         request.close_connection = True

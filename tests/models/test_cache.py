@@ -23,7 +23,7 @@ from tests.models.hub_server import small_model
 
 pytestmark = pytest.mark.fast
 
-PROCESSES = get_context("fork")  # a model is in use until the process that requested it ends
+PROCESSES = get_context("fork")  # a model is in use until the process that requested it exits
 FILES = small_model()
 SIZE = sum(len(FILES[name]) for name in PARTS)
 
@@ -149,17 +149,17 @@ def test_unwritable_cache_is_an_error_with_its_setting(root: Root, variant: Vari
         ensure_local(root, variant, Path("/proc/nowhere"))
 
 
-def in_another_process(root: Root, variant: Variant, cache: Path, ready: Event, end: Event) -> None:
+def use_model(root: Root, variant: Variant, cache: Path, ready: Event, end: Event) -> None:
     ensure_local(root, variant, cache)
     ready.set()
     end.wait(60)
 
 
 @contextmanager
-def used_elsewhere(root: Root, variant: Variant, cache: Path) -> Iterator[None]:
-    """Have another process use the model while the block runs."""
+def used_by_another_process(root: Root, variant: Variant, cache: Path) -> Iterator[None]:
+    """Let another process use the model during the block."""
     ready, end = PROCESSES.Event(), PROCESSES.Event()
-    process = PROCESSES.Process(target=in_another_process, args=(root, variant, cache, ready, end))
+    process = PROCESSES.Process(target=use_model, args=(root, variant, cache, ready, end))
     process.start()
     assert ready.wait(60)
     try:
@@ -176,7 +176,7 @@ def models_in(cache: Path) -> set[str]:
 def test_least_recently_used_models_are_evicted(root: Root, cache: Path, tmp_path: Path) -> None:
     first, second, third, fourth = (published(root, cache, tmp_path / name) for name in ("a", "b", "c", "d"))
     for variant in (first, second, third, first):
-        with used_elsewhere(root, variant, cache):
+        with used_by_another_process(root, variant, cache):
             time.sleep(0.01)
     ensure_local(root, fourth, cache, limit=3 * SIZE)
     assert models_in(cache) == {"c", "a", "d"}
@@ -186,8 +186,8 @@ def test_least_recently_used_models_are_evicted(root: Root, cache: Path, tmp_pat
 
 def test_model_in_use_by_another_process_is_never_evicted(root: Root, cache: Path, tmp_path: Path) -> None:
     first, second, third = (published(root, cache, tmp_path / name) for name in ("a", "b", "c"))
-    with used_elsewhere(root, first, cache):
-        with used_elsewhere(root, second, cache):
+    with used_by_another_process(root, first, cache):
+        with used_by_another_process(root, second, cache):
             pass
         ensure_local(root, third, cache, limit=2 * SIZE)
         assert models_in(cache) == {"a", "c"}
@@ -201,7 +201,7 @@ def test_model_in_use_by_another_process_is_never_evicted(root: Root, cache: Pat
 def test_evicted_model_is_downloaded_again(root: Root, cache: Path, tmp_path: Path) -> None:
     first, second = (published(root, cache, tmp_path / name) for name in ("a", "b"))
     for variant in (first, second, first):
-        with used_elsewhere(root, variant, cache):
+        with used_by_another_process(root, variant, cache):
             pass
     ensure_local(root, second, cache, limit=SIZE)
     assert models_in(cache) == {"b"}

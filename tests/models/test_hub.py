@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -22,6 +21,7 @@ from caption_assets.models.weights import MANIFEST, WeightsError
 from caption_assets.store.root import Root
 from tests.models.files import MODEL, PARTS, SHARD, contents, flip_a_bit, folder_of
 from tests.models.hub_server import COMMIT, HUB_ID, TOKEN, Fault, HubServer, small_model
+from tests.processes import wait_until
 
 pytestmark = pytest.mark.store
 
@@ -30,7 +30,7 @@ def assert_no_mirror(root: Root) -> None:
     assert not root.exists(f"weights/{MODEL.folder}/{MANIFEST}")
 
 
-def test_mirror_holds_only_the_models_files(hub: HubServer, root: Root, cache: Path) -> None:
+def test_mirror_contains_only_the_models_files(hub: HubServer, root: Root, cache: Path) -> None:
     manifest = publish(root, MODEL, cache)
     mirrored = contents(folder_of(root))
     assert mirrored.pop(MANIFEST) == manifest.to_json().encode()
@@ -161,7 +161,7 @@ def test_persistent_rate_limit_is_an_error_with_a_remedy(hub: HubServer, root: R
         publish(root, MODEL, cache)
 
 
-def test_failure_of_one_file_ends_the_delays_of_the_others(hub: HubServer, root: Root, cache: Path) -> None:
+def test_failure_of_a_file_ends_the_delays_of_others(hub: HubServer, root: Root, cache: Path) -> None:
     hub.faults[SHARD] = [Fault(status=429, headers=lambda: {"Retry-After": "500"})]
     hub.faults["config.json"] = [Fault(status=404)] * 9
     with pytest.raises(WeightsError, match=f"has no {HUB_ID}/config.json"):
@@ -180,11 +180,11 @@ def test_killed_download_is_resumed_by_the_next_process(hub: HubServer, root: Ro
     hub.files |= small_model(shard_bytes=24 << 20)
     hub.faults[SHARD] = [Fault(stall=15 << 20)]
     partial = Path(root.full(f"weights/.arriving/{MODEL.folder}/{SHARD}"))
-    process = publish_elsewhere(root, cache, HF_ENDPOINT=hub.endpoint)
+    process = publish_in_a_process(root, cache, HF_ENDPOINT=hub.endpoint)
     try:
-        wait_for(lambda: partial.exists() and partial.stat().st_size >= 10 << 20)
+        wait_until(lambda: partial.exists() and partial.stat().st_size >= 10 << 20, 60)
         other = folder_of(root) / SHARD.replace("1-", "2-")
-        wait_for(other.exists)
+        wait_until(other.exists, 60)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -198,25 +198,18 @@ def test_killed_download_is_resumed_by_the_next_process(hub: HubServer, root: Ro
     assert hub.sent[other.name] == len(hub.files[other.name]), "a complete file was downloaded again"
 
 
-def publish_elsewhere(
-    root: Root, cache: Path, *, largest_file: int = resource.RLIM_INFINITY, **variables: str
+def publish_in_a_process(
+    root: Root, cache: Path, *, max_file_bytes: int = resource.RLIM_INFINITY, **variables: str
 ) -> subprocess.Popen[bytes]:
-    """Publish in a process whose files cannot grow beyond ``largest_file`` bytes."""
+    """Publish in a new process that cannot write more than ``max_file_bytes`` bytes to a file."""
     program = (
-        f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({largest_file},) * 2); "
+        f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({max_file_bytes},) * 2); "
         "import sys; from pathlib import Path; from caption_assets.models.mirror import publish; "
         "from caption_assets.models.variants import Variant; from caption_assets.store.root import Root; "
         "publish(Root.open(sys.argv[1]), Variant(*sys.argv[3:5]), Path(sys.argv[2]))"
     )
     command = [sys.executable, "-c", program, root.url, str(cache), MODEL.hub_id, MODEL.revision]
     return subprocess.Popen(command, env={**os.environ, **variables}, stderr=subprocess.PIPE)
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    begun = time.monotonic()
-    while not condition():
-        assert time.monotonic() - begun < 60
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize(
@@ -269,7 +262,7 @@ def test_too_little_space_is_an_error_before_the_download(
 
 
 def test_full_disk_is_an_error_and_the_download_resumes(hub: HubServer, root: Root, cache: Path) -> None:
-    process = publish_elsewhere(root, cache, largest_file=60_000, HF_ENDPOINT=hub.endpoint)
+    process = publish_in_a_process(root, cache, max_file_bytes=60_000, HF_ENDPOINT=hub.endpoint)
     assert process.stderr
     message = process.stderr.read().decode()
     assert process.wait() != 0

@@ -23,7 +23,7 @@ CONFIG = b'{"model_type": "KeyeVL1_5", "architectures": ["KeyeVL1_5ForConditiona
 
 @pytest.fixture
 def files(hub: HubServer) -> dict[str, bytes]:
-    """The files of an adapter; the hub also holds others that a trainer pushes."""
+    """The files of an adapter; the hub also has other files of a training run."""
     found = adapter_files(rank=64)
     hub.files = {**found, "README.md": b"", "tokenizer.json": b"{}", "optimizer.pt": b"", ".gitattributes": b""}
     hub.files |= {f"checkpoint-9/{name}": data for name, data in found.items()}
@@ -34,13 +34,13 @@ def folder_of(root: Root) -> Path:
     return Path(root.full(f"weights/{LORA.folder}"))
 
 
-def test_an_adapter_is_mirrored_alone(hub: HubServer, files: dict[str, bytes], root: Root, cache: Path) -> None:
+def test_only_the_adapters_files_are_mirrored(hub: HubServer, files: dict[str, bytes], root: Root, cache: Path) -> None:
     manifest = publish(root, LORA, cache)
     assert [file.path for file in manifest.files] == sorted(files)
     assert contents(ensure_local(root, LORA, cache)) == files
 
 
-def test_a_damaged_adapter_is_fetched_again(hub: HubServer, files: dict[str, bytes], root: Root, cache: Path) -> None:
+def test_damaged_adapter_is_downloaded_again(hub: HubServer, files: dict[str, bytes], root: Root, cache: Path) -> None:
     hub.faults[WEIGHTS] = [Fault(flip=900)]
     publish(root, LORA, cache)
     assert contents(folder_of(root))[WEIGHTS] == files[WEIGHTS]

@@ -41,17 +41,17 @@ def test_changed_folder_is_mirrored_again(root: Root, cache: Path, tmp_path: Pat
 
 
 def test_folders_of_the_same_name_and_revision_differ_by_content(root: Root, cache: Path, tmp_path: Path) -> None:
-    contents_of = {}
+    digests = {}
     for place, template in (("one", b"{{ messages }}"), ("other", b"{{ messages[0] }}"), ("copy", b"{{ messages }}")):
         (tmp_path / place).mkdir()
         write_model(tmp_path / place / "mine", {**small_model(), "chat_template.jinja": template})
         variant = Variant("local/mine", "v1", path=str(tmp_path / place / "mine"))
         publish(root, variant, cache)
-        contents_of[place] = content_digest(root, variant)
-    assert contents_of["one"] == contents_of["copy"] != contents_of["other"]
+        digests[place] = content_digest(root, variant)
+    assert digests["one"] == digests["copy"] != digests["other"]
 
 
-def test_hub_model_is_identified_by_its_commit(root: Root) -> None:
+def test_model_with_a_commit_has_no_content_digest(root: Root) -> None:
     assert content_digest(root, SAMPLE) is None
 
 

@@ -17,7 +17,7 @@ from caption_assets.models.variants import (
 pytestmark = pytest.mark.fast
 
 
-def test_qwen_is_the_key_of_qwen25() -> None:
+def test_qwen_is_an_alias_of_qwen25() -> None:
     assert find_variant("qwen") is find_variant("qwen2.5") is QWEN25
     assert find_variant("qwen3") is QWEN3
 

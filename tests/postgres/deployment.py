@@ -1,4 +1,4 @@
-"""Dagster's processes of the cluster on this machine: a code server for each project, and the daemon."""
+"""The cluster's Dagster processes on this machine: a code server for each project, and the daemon."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -19,11 +18,13 @@ import dagster as dg
 import yaml
 from dagster._core.scheduler.instigation import InstigatorTick, TickStatus
 
+from tests.processes import free_port, wait_until
+
 HOST = "127.0.0.1"
 SCRIPTS = Path(sys.executable).parent
-PATIENCE_SECONDS = 900
-"""Maximum wait; on a machine with two idle cores all is over in a tenth of it."""
-END_SECONDS = 60
+TIMEOUT_SECONDS = 900
+"""Timeout of each step; two idle cores need a tenth of it."""
+STOP_SECONDS = 60
 NONE: Mapping[str, str] = {}
 AUTOMATION = {
     "CAPTION_AUTOMATE": "1",
@@ -41,7 +42,7 @@ class Deployment:
     workspace: Path
 
     def ticks(self, name: str) -> list[InstigatorTick]:
-        """The ticks of all sensors or schedules of a name that are over, newest first."""
+        """Finished ticks of all sensors or schedules with a name, newest first."""
         states = [state for state in self.instance.all_instigator_state() if state.instigator_name == name]
         ticks = [
             tick
@@ -52,13 +53,13 @@ class Deployment:
         return sorted(ticks, key=lambda tick: tick.timestamp, reverse=True)
 
     def message(self, name: str) -> str:
-        """Why the last tick requested nothing; empty if it requested something, or there was none."""
+        """Reason of the last tick for requesting nothing; empty if it requested something or there was no tick."""
         return next((tick.skip_reason or "" for tick in self.ticks(name)), "")
 
-    def ask(self, query: str, **variables: object) -> Any:
-        """The answer of the UI's GraphQL, without a webserver."""
+    def query(self, text: str, **variables: object) -> Any:
+        """Data of the response to a GraphQL query, without a webserver."""
         done = subprocess.run(
-            [SCRIPTS / "dagster-graphql", "-w", self.workspace, "-t", query, "-v", json.dumps(variables)],
+            [SCRIPTS / "dagster-graphql", "-w", self.workspace, "-t", text, "-v", json.dumps(variables)],
             capture_output=True,
             text=True,
             check=True,
@@ -71,13 +72,13 @@ def deployed(home: Path, projects: Mapping[str, Mapping[str, str]]) -> Iterator[
     """Run a code server for each project, and a daemon.
 
     Args:
-        home: DAGSTER_HOME, with its dagster.yaml; the workspace file and the logs are written there.
-        projects: settings by the code location's name.
+        home: DAGSTER_HOME with a dagster.yaml; gets the workspace file and the logs.
+        projects: settings by name of the code location.
     """
     with ExitStack() as stack:
         servers = []
         for name, settings in projects.items():
-            port = _free_port()
+            port = free_port()
             command = ["dagster", "code-server", "start", "-h", HOST, "-p", str(port)]
             command += ["-m", "caption_assets.definitions"]
             stack.enter_context(_process(command, home, name, settings))
@@ -91,17 +92,14 @@ def deployed(home: Path, projects: Mapping[str, Mapping[str, str]]) -> Iterator[
         yield Deployment(instance, workspace)
 
 
-def until(condition: Callable[[], object], seconds: float = PATIENCE_SECONDS) -> None:
-    """Return when ``condition`` is true."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds:.0f} s"
-        time.sleep(0.5)
+def until(condition: Callable[[], object]) -> None:
+    """Wait until a condition is true."""
+    wait_until(condition, TIMEOUT_SECONDS, interval=0.5)
 
 
 @contextmanager
 def _process(command: list[str], home: Path, name: str, settings: Mapping[str, str] = NONE) -> Iterator[None]:
-    """A process of Dagster in a group of its own, so that what it has started ends with it."""
+    """Run a Dagster process in a group of its own, so that its children are stopped with it."""
     script, *arguments = command
     with (home / f"{name}.log").open("w") as log:
         process = subprocess.Popen(
@@ -118,17 +116,11 @@ def _process(command: list[str], home: Path, name: str, settings: Mapping[str, s
         finally:
             os.killpg(process.pid, signal.SIGTERM)
             try:
-                process.wait(END_SECONDS)
+                process.wait(STOP_SECONDS)
             finally:
                 if process.returncode is None:
                     os.killpg(process.pid, signal.SIGKILL)
                     process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind((HOST, 0))
-        return int(free.getsockname()[1])
 
 
 def _listens(port: int) -> bool:

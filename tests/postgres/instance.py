@@ -1,4 +1,4 @@
-"""Dagster's instance of `k8s/values.yaml` on this machine."""
+"""The Dagster instance of `k8s/values.yaml`, on this machine."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from tests.store.server import S3Server
 def write_instance(
     home: Path, server: PostgresServer, store: S3Server, *, runs_queue_up: bool = False
 ) -> dict[str, str]:
-    """Write the `dagster.yaml` that the chart makes of the values into ``home``; returns the variables that it needs.
+    """Write the chart's `dagster.yaml` into ``home``; returns the environment variables that it needs.
 
-    All that differs from the cluster's: address and name of the database, which the values leave to the user, and the
-    launcher, since runs are processes of this machine. Bucket, queue, pools, monitoring and retries are the values'.
+    Bucket, queue, pools, monitoring and retries are those of the values. Only two parts differ from the cluster: the
+    address and name of the database, which the values leave to the user, and the launcher, which starts processes here.
 
     Args:
-        home: for DAGSTER_HOME.
-        server: keeps the instance's database, an empty one.
-        store: keeps the compute logs.
-        runs_queue_up: let the queue start no run, for a test of what is requested.
+        home: DAGSTER_HOME.
+        server: server of the instance's database, which is created.
+        store: server of the compute logs.
+        runs_queue_up: let no run start, for tests of run requests.
     """
     database = {
         "postgresqlHost": "127.0.0.1",

@@ -1,4 +1,4 @@
-"""A PostgreSQL server on loopback that takes encrypted connections only, as `k8s/values.yaml` asks of the cluster's."""
+"""A PostgreSQL server on loopback that accepts only encrypted connections, as the server of `k8s/values.yaml`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -19,29 +18,30 @@ from pathlib import Path
 import psycopg2
 
 from scripts.setup_system import find_program
+from tests.processes import free_port
 
 STARTUP_SECONDS = 60
-"""Maximum; on two cores initdb takes 2 s and the start half a second."""
+"""Timeout; on two cores initdb takes 2 s and the start half a second."""
 USER = "dagster"
 UNPRIVILEGED = "nobody"
-"""The account that the server runs under where the tests run as root, which PostgreSQL refuses."""
+"""Account of the server if the tests run as root, which PostgreSQL rejects."""
 CERTIFICATE = ("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1")
 ACCESS = """
 hostssl all all 127.0.0.1/32 scram-sha-256
 """
-"""pg_hba.conf: an unencrypted connection is refused."""
+"""pg_hba.conf: rejects unencrypted connections."""
 INITDB = ("--encoding=UTF8", "--no-locale", "--no-sync")
 OPTIONS = {
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",
     "ssl": "on",
-    "fsync": "off",  # nothing of it is kept
+    "fsync": "off",  # the data is temporary
 }
 
 
 @dataclass(frozen=True, slots=True)
 class PostgresServer:
-    """A server's port, and the password of its one user."""
+    """A server's port, and the password of its only user."""
 
     port: int
     password: str
@@ -50,7 +50,7 @@ class PostgresServer:
         """Create an empty database; returns its name."""
         name = f"dagster_{uuid.uuid4().hex}"
         connection = self.connect("postgres")
-        connection.autocommit = True  # a database cannot be created in a transaction
+        connection.autocommit = True  # CREATE DATABASE cannot run in a transaction
         with connection.cursor() as cursor:
             cursor.execute(f"CREATE DATABASE {name}")
         connection.close()
@@ -65,7 +65,7 @@ class PostgresServer:
 
 @contextmanager
 def postgres_server() -> Iterator[PostgresServer]:
-    """A server in a temporary folder, run by an unprivileged user; both are gone after the block.
+    """Run a server as an unprivileged user, in a temporary folder that is deleted afterwards.
 
     Raises:
         RuntimeError: if PostgreSQL is not installed, or does not start.
@@ -80,7 +80,7 @@ def postgres_server() -> Iterator[PostgresServer]:
             shutil.chown(folder, account)
         password = secrets.token_hex(16)
         _initialize(initdb, folder, account, password)
-        server = PostgresServer(_free_port(), password)
+        server = PostgresServer(free_port(), password)
         with _running(postgres, folder, account, server):
             yield server
     finally:
@@ -114,7 +114,7 @@ def _running(postgres: str, folder: Path, account: str | None, server: PostgresS
     options = [word for name, value in OPTIONS.items() for word in ("-c", f"{name}={value}")]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
-            # A killed test session stops the server too; SIGINT is its fast shutdown.
+            # The server stops if the test session is killed; SIGINT is its fast shutdown.
             ["setpriv", "--pdeathsig", "INT", postgres, "-D", "data", "-p", str(server.port), *options],
             cwd=folder,
             user=account,
@@ -142,9 +142,3 @@ def _wait_until_ready(process: subprocess.Popen[bytes], server: PostgresServer) 
         except psycopg2.OperationalError:
             time.sleep(0.1)
     raise TimeoutError("PostgreSQL did not start")
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])

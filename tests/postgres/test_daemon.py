@@ -1,4 +1,4 @@
-"""Dagster's daemon with sensors, schedule and queue, over the cluster's instance on PostgreSQL."""
+"""Tests of Dagster's daemon with sensors, schedule and queue, on the cluster's instance with PostgreSQL."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.store.server import S3Server
 pytestmark = [pytest.mark.postgres, pytest.mark.timeout(1800)]
 
 MAX_TAG_BYTES = 2704 // 4
-"""A quarter of the maximum row size in PostgreSQL's B-tree indexes, such as the one of Dagster's tags."""
+"""A quarter of the maximum row size in PostgreSQL's B-tree indexes, such as that of Dagster's tags."""
 SHARDS = 1000
 SHARDS_PER_RUN = 64
 QUEUED = dg.RunsFilter(statuses=[dg.DagsterRunStatus.QUEUED])
@@ -34,7 +34,7 @@ BACKFILL = """mutation ($assets: [AssetKeyInput!]!, $shards: [String!]!) { launc
     assetSelection: $assets, partitionNames: $shards}) { ... on LaunchBackfillSuccess { backfillId } } }"""
 
 
-def requests(instance: dg.DagsterInstance, asset: str, shards: list[str]) -> dict[str, list[str]]:
+def queued_runs(instance: dg.DagsterInstance, asset: str, shards: list[str]) -> dict[str, list[str]]:
     """Ids of the queued runs of an asset, by shard."""
     found: dict[str, list[str]] = {}
     for run in instance.get_runs(QUEUED):
@@ -47,10 +47,10 @@ def requests(instance: dg.DagsterInstance, asset: str, shards: list[str]) -> dic
 def launch_backfill(deployment: Deployment, assets: Iterable[dg.AssetKey], *shards: str) -> str:
     """Launch a backfill as the UI does; returns its id."""
     keys = [{"path": list(key.path)} for key in assets]
-    return str(deployment.ask(BACKFILL, assets=keys, shards=shards)["launchPartitionBackfill"]["backfillId"])
+    return str(deployment.query(BACKFILL, assets=keys, shards=shards)["launchPartitionBackfill"]["backfillId"])
 
 
-def test_thousand_shards_are_requested_64_a_run(tmp_path: Path, deploy: Deploy) -> None:
+def test_thousand_shards_are_requested_in_runs_of_64(tmp_path: Path, deploy: Deploy) -> None:
     root = tmp_path / "root"
     settings = {
         **AUTOMATION,
@@ -66,9 +66,9 @@ def test_thousand_shards_are_requested_64_a_run(tmp_path: Path, deploy: Deploy) 
     instance = deployment.instance
     harness = AutomationHarness(root, instance)
 
-    until(lambda: len(requests(instance, "clip_manifest", names)) == SHARDS)
+    until(lambda: len(queued_runs(instance, "clip_manifest", names)) == SHARDS)
     until(lambda: f"{SHARDS} have active runs" in deployment.message("backfill"))
-    assert {len(runs) for runs in requests(instance, "clip_manifest", names).values()} == {1}
+    assert {len(runs) for runs in queued_runs(instance, "clip_manifest", names).values()} == {1}
 
     harness.store_weights()
     with_manifest = names[: 2 * SHARDS_PER_RUN]
@@ -76,7 +76,7 @@ def test_thousand_shards_are_requested_64_a_run(tmp_path: Path, deploy: Deploy) 
     for run in instance.get_runs(QUEUED):
         if set(requested_shards(run.tags, names) or ()) & set(with_manifest):
             instance.report_run_canceled(run)  # its shards have manifests now
-    until(lambda: set(requests(instance, "stage2_captions", names)) == set(with_manifest))
+    until(lambda: set(queued_runs(instance, "stage2_captions", names)) == set(with_manifest))
 
     runs = instance.get_runs(QUEUED)
     assert max(sum(name.startswith(NAMESPACE) for name in run.tags) for run in runs) == SHARDS_PER_RUN
@@ -100,7 +100,7 @@ def test_new_shard_is_captioned_on_the_clusters_instance(
     backfill = launch_backfill(deployment, [project.manifest], "street")
     until(lambda: instance.get_backfill(backfill).status.value == "COMPLETED_SUCCESS")  # type: ignore[union-attr]
 
-    # On an overloaded machine a run may be lost; by the values it is retried once.
+    # On an overloaded machine a run may be lost; the values retry it once.
     runs = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.SUCCESS]))
     assets = [key for run in runs for key in run.asset_selection or ()]
     assert set(assets) == {project.weights, project.manifest, *project.stages}

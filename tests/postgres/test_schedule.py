@@ -1,4 +1,4 @@
-"""The schedule on PostgreSQL, evaluated in this process; runs are created and not executed."""
+"""Tests of the schedule on PostgreSQL, evaluated in this process; runs are created but not executed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_tick_requests_a_run_while_128_shards_have_active_runs(tmp_path: Path, i
     harness.run_sensor()
     harness.store_weights()
     first, _ = harness.run_requests()
-    harness.launch(first, STARTED)  # with one tag for all shards, PostgreSQL refused this run
+    harness.launch(first, STARTED)  # with one tag for all shards, PostgreSQL rejected this run
     [last] = harness.run_requests()
     harness.launch(last, STARTED)
     assert harness.run_schedule() == "0 of 136 shards are captioned; 136 have active runs"

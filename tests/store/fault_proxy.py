@@ -27,7 +27,7 @@ class Breakdown(StrEnum):
 
     LOST = "reset"
     """The connection is reset before the request reaches the server."""
-    UNANSWERED = "reset once done"
+    NO_RESPONSE = "reset after processing"
     """The connection is reset after the server has processed the request."""
     STALL = "stall"
     """No response, not even ``100 Continue``; the connection stays open."""
@@ -86,7 +86,7 @@ class FaultProxy:
     Args:
         server: the server's URL.
         plan: the fault of each request in the order of arrival; None, and its end, for no fault.
-        without: a header that is removed from each request, as if the store did not know it.
+        without: a header that is removed from each request, as if the store did not support it.
         rule: rejects requests for which the plan has no fault.
     """
 
@@ -97,11 +97,11 @@ class FaultProxy:
         self.upstream = (str(address.hostname), int(address.port or 80))
         self.without = without
         self.rule = rule
-        self.seen: list[Request] = []
+        self.received: list[Request] = []
         """Complete requests, in the order of arrival."""
         self.requests: Counter[Fault | None] = Counter()
-        """Number of requests by fault; None for no fault."""
-        self.ended = threading.Event()
+        """Number of requests by fault, with None for no fault."""
+        self.stopped = threading.Event()
         """Ends all stalls."""
         self._plan = iter(plan)
         self._lock = threading.Lock()
@@ -123,7 +123,7 @@ class FaultProxy:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.ended.set()
+        self.stopped.set()
         self._http.shutdown()
         self._http.server_close()
 
@@ -156,7 +156,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         headers = {name.lower(): value for name, value in self.headers.items()}
         request = Request(self.command, self.path, headers, body)
-        self.server.proxy.seen.append(request)
+        self.server.proxy.received.append(request)
         if isinstance(fault, Refusal):
             self._refuse(fault)
         elif fault is None and (refusal := self.server.proxy.rule(request)):
@@ -164,24 +164,24 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault is Breakdown.LOST:
             self._reset()
         else:
-            self._pass_on(body, fault)
+            self._forward(body, fault)
 
-    def _pass_on(self, body: bytes, fault: Breakdown | None) -> None:
-        left_out = ("expect", self.server.proxy.without.lower())
-        headers = {name: value for name, value in self.headers.items() if name.lower() not in left_out}
+    def _forward(self, body: bytes, fault: Breakdown | None) -> None:
+        removed = ("expect", self.server.proxy.without.lower())
+        headers = {name: value for name, value in self.headers.items() if name.lower() not in removed}
         with closing(HTTPConnection(*self.server.proxy.upstream, timeout=TIMEOUT_SECONDS)) as upstream:
             upstream.request(self.command, self.path, body, headers)
-            answer = upstream.getresponse()
-            data = answer.read()
-        if fault is Breakdown.UNANSWERED:
+            response = upstream.getresponse()
+            data = response.read()
+        if fault is Breakdown.NO_RESPONSE:
             self._reset()
             return
         if fault is None or data:
-            self.send_response_only(answer.status, answer.reason)
-            for name, value in answer.getheaders():
+            self.send_response_only(response.status, response.reason)
+            for name, value in response.getheaders():
                 if name.lower() not in OWN_HEADERS:
                     self.send_header(name, value)
-            length = answer.getheader("Content-Length") if self.command == "HEAD" else str(len(data))
+            length = response.getheader("Content-Length") if self.command == "HEAD" else str(len(data))
             self.send_header("Content-Length", length or "0")
             self.end_headers()
             self.wfile.write(data if fault is None else data[: len(data) // 2])
@@ -205,7 +205,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _stall(self) -> None:
         self.close_connection = True
-        self.server.proxy.ended.wait(TIMEOUT_SECONDS)
+        self.server.proxy.stopped.wait(TIMEOUT_SECONDS)
 
     def _reset(self) -> None:
         self.close_connection = True

@@ -1,4 +1,4 @@
-"""Refusals of S3-compatible stores: rules for the proxy."""
+"""Rules for the proxy that imitate the refusals of S3-compatible stores."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def requester_pays(bucket: str) -> Rule:
     )
 
 
-def for_keys(**key_of_bucket: str) -> Rule:
+def keys_per_bucket(**key_of_bucket: str) -> Rule:
     """A store in which each bucket belongs to one access key; buckets are given with ``_`` in place of ``-``."""
 
     def belongs_to_another(request: Request) -> bool:

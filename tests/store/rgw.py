@@ -15,7 +15,7 @@ from pathlib import Path
 from tests.store.server import S3Server
 
 STARTUP_SECONDS = 90
-"""Maximum time for each part; in total, starting takes about 13 s on two cores."""
+"""Start timeout of each daemon; in total, starting takes about 13 s on two cores."""
 CONFIGURATION = """
 [global]
 fsid = {fsid}
@@ -49,10 +49,10 @@ rgw_run_sync_thread = false
 
 @contextmanager
 def rgw_server(folder: Path) -> Iterator[S3Server]:
-    """A monitor, an OSD in memory and a gateway, which end with the block.
+    """Run a monitor, an OSD in memory and a gateway.
 
     Raises:
-        RuntimeError: if Ceph is not installed, or a part of it does not start.
+        RuntimeError: if Ceph is not installed, or a daemon does not start.
     """
     if shutil.which("radosgw") is None:
         raise RuntimeError("radosgw is not installed: run the tests with `make test-rgw`, which installs it")
@@ -88,7 +88,7 @@ class _Cluster:
         self.call("ceph-mon", "--mkfs", "--id", "a", "--monmap", monitors)
 
     def call(self, *command: str) -> str:
-        """The output of a command."""
+        """Output of a command."""
         done = subprocess.run(
             self._configured(command),
             stdin=subprocess.DEVNULL,
@@ -102,7 +102,7 @@ class _Cluster:
 
     @contextmanager
     def daemon(self, *command: str) -> Iterator[None]:
-        """A process that runs until the block ends, or the tests are killed."""
+        """Run a daemon, which also stops if the tests are killed."""
         with (self._folder / f"{command[0]}.log").open("wb") as log:
             process = subprocess.Popen(
                 ["setpriv", "--pdeathsig", "KILL", *self._configured(command), "--foreground"],
@@ -116,22 +116,22 @@ class _Cluster:
             process.kill()  # its data is temporary
             process.wait()
 
-    def wait_until(self, up: Callable[[], bool]) -> None:
+    def wait_until(self, condition: Callable[[], bool]) -> None:
         """Wait for a condition."""
-        until = time.monotonic() + STARTUP_SECONDS
-        while not up():
-            if time.monotonic() > until:
+        deadline = time.monotonic() + STARTUP_SECONDS
+        while not condition():
+            if time.monotonic() > deadline:
                 raise RuntimeError(f"Ceph is not up after {STARTUP_SECONDS} s: see the logs in {self._folder}")
             time.sleep(0.2)
 
     def has_monitor(self) -> bool:
-        """Whether the monitor answers."""
+        """Whether the monitor responds."""
         return not subprocess.run(
             self._configured(("ceph", "--connect-timeout", "5", "status")), capture_output=True
         ).returncode
 
     def has_gateway(self) -> bool:
-        """Whether the gateway takes connections."""
+        """Whether the gateway accepts connections."""
         with socket.socket() as probe:
             return not probe.connect_ex(("127.0.0.1", self.port))
 
@@ -140,8 +140,8 @@ class _Cluster:
 
 
 def _free_ports(count: int) -> list[int]:
-    with ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+    with ExitStack() as opened:
+        sockets = [opened.enter_context(socket.socket()) for _ in range(count)]
+        for free in sockets:
+            free.bind(("127.0.0.1", 0))
+        return [free.getsockname()[1] for free in sockets]

@@ -23,7 +23,7 @@ class S3Server:
 
 @contextmanager
 def moto_server(address: str = "127.0.0.1") -> Iterator[S3Server]:
-    """An emulator on a local address; it accepts any keys."""
+    """Run moto's S3 emulator on a local address; it accepts any keys."""
     from moto.server import ThreadedMotoServer  # importing it takes two seconds
 
     server = ThreadedMotoServer(ip_address=address, port=0, verbose=False)

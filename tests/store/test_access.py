@@ -33,7 +33,7 @@ def test_bucket_is_part_of_the_path_or_the_host(access: Access, address: str) ->
     assert urlsplit(root.fs.sign(root.full("b")))._replace(query="").geturl() == address
 
 
-def test_root_and_its_spans_share_a_file_system_in_every_process() -> None:
+def test_root_and_its_pickled_spans_share_a_file_system() -> None:
     access = Access(path_style=True)
     span = pickle.loads(pickle.dumps(Span("s3://bucket/a/b", 0, 1, access=access)))
     assert span.access.filesystem("s3") is Root.open("s3://bucket/a", access).fs

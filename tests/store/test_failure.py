@@ -19,7 +19,7 @@ from caption_assets.store.failure import StoreError, url_has_credentials
 from caption_assets.store.root import Root
 from caption_assets.store.span import Span
 from caption_assets.store.tables import read_captions
-from tests.store.conftest import Between
+from tests.store.conftest import StartProxy
 from tests.store.fault_proxy import Refusal
 
 TWO_ATTEMPTS = Access(attempts=2)
@@ -76,7 +76,7 @@ def test_root_url_with_credentials_is_an_error_without_them(url: str) -> None:
 
 
 def failures_of(root: Root, *uses: str) -> dict[str, str]:
-    """The error message of each use of a root, run concurrently."""
+    """Error messages of concurrent uses of a root, by use."""
 
     def failure(use: str) -> str:
         with pytest.raises(StoreError) as failed:
@@ -97,9 +97,9 @@ def failures_of(root: Root, *uses: str) -> dict[str, str]:
     ],
 )
 def test_refusal_is_an_error_with_the_path_and_a_remedy(
-    s3_url: str, between: Between, refusal: Refusal, remedy: str
+    s3_url: str, start_proxy: StartProxy, refusal: Refusal, remedy: str
 ) -> None:
-    between(itertools.repeat(refusal))
+    start_proxy(itertools.repeat(refusal))
     without_code = "the store rejects these credentials or denies access: check them and their policy"
     for use, message in failures_of(Root.open(s3_url), *USES).items():
         assert re.search(rf"{s3_url}\b.*[:(] ?({remedy}|{without_code})", message), (use, message)
@@ -146,10 +146,10 @@ def test_missing_source_bucket_is_an_error_with_its_setting(s3_url: str, url: st
 @pytest.mark.store
 @pytest.mark.parametrize("server", ["refuses", "fails", "is unreachable", "has no such bucket"])
 def test_errors_and_logs_contain_no_secrets(
-    s3_url: str, between: Between, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, server: str
+    s3_url: str, start_proxy: StartProxy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, server: str
 ) -> None:
     responses = {"refuses": Refusal(403, "SignatureDoesNotMatch"), "fails": Refusal(500, "InternalError")}
-    between(itertools.repeat(responses.get(server)))
+    start_proxy(itertools.repeat(responses.get(server)))
     if server == "is unreachable":
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     for name, value in PLANTED.items():

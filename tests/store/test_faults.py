@@ -1,4 +1,4 @@
-"""Faults between this machine and a store, and the recovery from them."""
+"""Tests of faults between this machine and a store, and of the recovery from them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from caption_assets.workers.sandbox import Sandbox
 from tests.captioning.fake_engine import FakeEngine, start_fake_engine
 from tests.captioning.run_events import RunEvents
 from tests.sources.conftest import tar_bytes
-from tests.store.conftest import Between
+from tests.store.conftest import StartProxy
 from tests.store.fault_proxy import FAULTS, Breakdown, Fault, Refusal, random_faults
 from tests.videos import counting_video, noise_video
 
@@ -48,9 +48,9 @@ def _fast_uploads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=str)
-def test_every_kind_of_request_survives_every_fault(s3_url: str, between: Between, fault: Fault) -> None:
+def test_every_kind_of_request_survives_every_fault(s3_url: str, start_proxy: StartProxy, fault: Fault) -> None:
     Root.open(s3_url).write("data", DATA)
-    proxy = between([fault] * 6)
+    proxy = start_proxy([fault] * 6)
     root = Root.open(s3_url, SHORT_TIMEOUT)
     span = Span(f"{s3_url}/data", 100, 200_000, access=SHORT_TIMEOUT)
     requests: list[tuple[Callable[[], object], object]] = [
@@ -67,16 +67,16 @@ def test_every_kind_of_request_survives_every_fault(s3_url: str, between: Betwee
     assert (root.read("new"), root.read("lock")) == (DATA, b"mine")
 
 
-def test_download_survives_broken_responses(s3_url: str, between: Between, tmp_path: Path) -> None:
+def test_download_survives_broken_responses(s3_url: str, start_proxy: StartProxy, tmp_path: Path) -> None:
     Root.open(s3_url).write("data", DATA)
-    between([None, Breakdown.CUT, Breakdown.STALLED_BODY, Breakdown.CUT])
+    start_proxy([None, Breakdown.CUT, Breakdown.STALLED_BODY, Breakdown.CUT])
     Root.open(s3_url, SHORT_TIMEOUT).download("data", tmp_path / "data")
     assert (tmp_path / "data").read_bytes() == DATA
 
 
 @pytest.mark.parametrize("fault", [Refusal(500, "InternalError"), Breakdown.LOST, Breakdown.STALL], ids=str)
-def test_retries_end_when_the_store_never_responds(s3_url: str, between: Between, fault: Fault) -> None:
-    proxy = between(itertools.repeat(fault))
+def test_retries_end_when_the_store_never_responds(s3_url: str, start_proxy: StartProxy, fault: Fault) -> None:
+    proxy = start_proxy(itertools.repeat(fault))
     root = Root.open(s3_url, Access(attempts=3, read_timeout_seconds=0.3))
     for use in (lambda: root.read("data"), lambda: root.write("data", DATA)):
         before = proxy.requests.total()
@@ -85,14 +85,14 @@ def test_retries_end_when_the_store_never_responds(s3_url: str, between: Between
         assert 3 <= proxy.requests.total() - before <= 6  # aiohttp also retries a broken connection
 
 
-def test_whole_chain_survives_random_faults(s3_url: str, between: Between, tmp_path: Path) -> None:
-    shards, film = Root.open(f"{s3_url}/shards"), noise_video(size=(320, 240), frames=40)
+def test_whole_chain_survives_random_faults(s3_url: str, start_proxy: StartProxy, tmp_path: Path) -> None:
+    shards, clip = Root.open(f"{s3_url}/shards"), noise_video(size=(320, 240), frames=40)
     for index in range(5):
-        shards.write(f"folder/{index}.mp4", film)
+        shards.write(f"folder/{index}.mp4", clip)
     shards.write("tar.tar", tar_bytes(*((f"{index}.mp4", counting_video(30)) for index in range(5))))
     shards.write("list.jsonl", "".join(f'{{"uri": "folder/{index}.mp4"}}\n' for index in range(5)).encode())
     expected = dict(_run_chain(Root.open(f"{s3_url}/clean"), shards, tmp_path / "clean"))
-    proxy = between(random_faults(0.1, seed=5))
+    proxy = start_proxy(random_faults(0.1, seed=5))
     root, source = Root.open(f"{s3_url}/faulty", SHORT_TIMEOUT), Root.open(f"{s3_url}/shards", SHORT_TIMEOUT)
     assert dict(_run_chain(root, source, tmp_path / "faulty")) == expected
     assert 0.05 < 1 - proxy.requests[None] / proxy.requests.total() < 0.2

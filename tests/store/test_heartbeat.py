@@ -1,9 +1,8 @@
-"""Heartbeats of runs, on a local disk and on an S3 API."""
+"""Tests of runs' heartbeats, on a local disk and on an S3 API."""
 
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 from caption_assets.store.failure import StoreError
 from caption_assets.store.heartbeat import FOLDER, Heartbeat, list_heartbeats, read_heartbeat, remove_heartbeat
 from caption_assets.store.root import Root
+from tests.processes import wait_until
 
 
 @pytest.fixture(params=[pytest.param("local", marks=pytest.mark.fast), pytest.param("s3", marks=pytest.mark.store)])
@@ -34,13 +34,6 @@ def heartbeat(
     return Heartbeat(lambda: root, run, seconds, has_ended=has_ended, interrupt=interrupt, on_error=on_error)
 
 
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def test_heartbeat_names_its_process_and_ends_with_its_block(root: Root) -> None:
     with heartbeat(root, "run-1", 90), heartbeat(root, "run-2", 90):
         assert list_heartbeats(root).keys() == {"run-1", "run-2"}
@@ -55,14 +48,14 @@ def test_heartbeat_names_its_process_and_ends_with_its_block(root: Root) -> None
 def test_heartbeat_is_renewed(root: Root) -> None:
     with heartbeat(root):
         first = list_heartbeats(root)
-        until(lambda: list_heartbeats(root) != first)
+        wait_until(lambda: list_heartbeats(root) != first, 60)
 
 
 def test_heartbeat_of_a_killed_run_stays_unchanged(root: Root) -> None:
     root.write(f"{FOLDER}/killed", b'{"process": "host, process 1", "seconds": 120}')
     first = list_heartbeats(root)
-    with heartbeat(root, "alive"):
-        until(lambda: len(list_heartbeats(root)) == 2)
+    with heartbeat(root, "other"):
+        wait_until(lambda: len(list_heartbeats(root)) == 2, 60)
         assert list_heartbeats(root)["killed"] == first["killed"]
     remove_heartbeat(root, "killed")
     remove_heartbeat(root, "killed")
@@ -88,7 +81,7 @@ def test_run_ended_from_outside_is_interrupted_and_leaves_no_heartbeat(tmp_path:
 
 @pytest.mark.fast
 def test_unwritable_root_is_reported_once_and_retried(tmp_path: Path) -> None:
-    root, troubles = Root.open(str(tmp_path / "root")), list[str]()
+    root, errors = Root.open(str(tmp_path / "root")), list[str]()
     opened = threading.Semaphore(2)
 
     def open_root() -> Root:
@@ -96,10 +89,10 @@ def test_unwritable_root_is_reported_once_and_retried(tmp_path: Path) -> None:
             raise StoreError("the disk is full")
         return root
 
-    heart = Heartbeat(open_root, "run", 0.3, has_ended=lambda: False, interrupt=lambda: None, on_error=troubles.append)
+    heart = Heartbeat(open_root, "run", 0.3, has_ended=lambda: False, interrupt=lambda: None, on_error=errors.append)
     with heart:
-        until(lambda: list_heartbeats(root).keys() == {"run"})
-    assert troubles == ["the disk is full"]
+        wait_until(lambda: list_heartbeats(root).keys() == {"run"}, 60)
+    assert errors == ["the disk is full"]
 
 
 @pytest.mark.fast

@@ -1,4 +1,4 @@
-"""Runs on S3 that are killed repeatedly, and the tables that the last run publishes."""
+"""Tests that kill runs on S3 repeatedly and compare the tables that the last run publishes."""
 
 from __future__ import annotations
 
@@ -54,30 +54,30 @@ class RepeatedRuns:
             publish_manifest(self.root, "a", (row for clip in clips for row in clip.rows), {})
 
     def run(self, killed_after: float | None = None) -> bool:
-        """One run, killed after a number of ``seconds``; returns whether it completed."""
+        """Run once, and kill the run after ``killed_after`` seconds; returns whether it completed."""
         parts = list(read_checkpoints(self.root, "a"))
-        safe = {(int(part.table == STAGE2.name) + 1, row.window_id) for part in parts for row in part.rows}
+        checkpointed = {(int(part.table == STAGE2.name) + 1, row.window_id) for part in parts for row in part.rows}
         self.request_log.write_text("")
         names = (self.root.url, self.source.url, "a", str(self.request_log), self.engine)
         command = [sys.executable, "-m", "tests.captioning.caption_process", *names]
         process = subprocess.Popen(command)
-        if self.engine != FAKE:  # its start takes half a minute, without any write
+        if self.engine != FAKE:  # it starts for half a minute and writes nothing
             self._wait_for_a_request(process)
-        begun = time.monotonic()
+        start = time.monotonic()
         try:
             code = process.wait(killed_after)
         except subprocess.TimeoutExpired:
-            family = psutil.Process(process.pid).children(recursive=True)
+            descendants = psutil.Process(process.pid).children(recursive=True)
             process.kill()
             process.wait()
             self.kills += 1
-            _, alive = psutil.wait_procs(family, timeout=60)
+            _, alive = psutil.wait_procs(descendants, timeout=60)
             assert alive == []
             code = None
-        self.seconds = time.monotonic() - begun
+        self.seconds = time.monotonic() - start
         lines = [line.split() for line in self.request_log.read_text().splitlines()]
         requests = {(int(stage), window) for stage, window in lines}
-        assert not safe & requests, "a checkpointed caption was requested again"
+        assert not checkpointed & requests, "a checkpointed caption was requested again"
         assert code in (None, 0)
         return code == 0
 
@@ -104,24 +104,24 @@ def textures() -> Iterator[bytes]:
 
 
 def scenes() -> Iterator[bytes]:
-    """Clips that the sample model can caption."""
+    """Clips that the sample model captions."""
     return (encode(random_clip(60_000_000 + number)) for number in range(CLIPS))
 
 
-def assert_kills_leave_no_trace(runs: RepeatedRuns, kills: int, seed: int) -> None:
+def assert_kills_do_not_change_tables(runs: RepeatedRuns, kills: int, seed: int) -> None:
     """Kill at random moments; whenever a run completes, compare its tables, and start a new root."""
     moments = random.Random(seed)
     assert runs.run()
     duration = runs.seconds
-    undisturbed = runs.tables()
-    assert {row["status"] for row in undisturbed[STAGE2.name]} == {"ok"}
+    expected = runs.tables()
+    assert {row["status"] for row in expected[STAGE2.name]} == {"ok"}
     runs.new_root()
     while runs.kills < kills:
         if runs.run(killed_after=moments.uniform(0.2, 1.0) * duration):
-            assert runs.tables() == undisturbed
+            assert runs.tables() == expected
             runs.new_root()
     assert runs.run()
-    assert runs.tables() == undisturbed
+    assert runs.tables() == expected
 
 
 @pytest.mark.faults
@@ -131,7 +131,7 @@ def assert_kills_leave_no_trace(runs: RepeatedRuns, kills: int, seed: int) -> No
 )
 def test_killed_runs_publish_the_same_tables(s3_url: str, tmp_path: Path, kills: int) -> None:
     put_clips(f"{s3_url}/shards", textures())
-    assert_kills_leave_no_trace(RepeatedRuns(f"{s3_url}/shards", s3_url, tmp_path, FAKE), kills, seed=kills)
+    assert_kills_do_not_change_tables(RepeatedRuns(f"{s3_url}/shards", s3_url, tmp_path, FAKE), kills, seed=kills)
 
 
 @pytest.mark.faults
@@ -140,4 +140,4 @@ def test_killed_runs_with_the_real_engine_publish_the_same_tables(
     s3_url: str, tmp_path: Path, model_folder: Path
 ) -> None:
     put_clips(f"{s3_url}/shards", scenes())
-    assert_kills_leave_no_trace(RepeatedRuns(f"{s3_url}/shards", s3_url, tmp_path, str(model_folder)), 3, seed=5)
+    assert_kills_do_not_change_tables(RepeatedRuns(f"{s3_url}/shards", s3_url, tmp_path, str(model_folder)), 3, seed=5)

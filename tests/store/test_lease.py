@@ -1,4 +1,4 @@
-"""Leases, on a local disk and on an S3 API."""
+"""Tests of leases, on a local disk and on an S3 API."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,7 +22,8 @@ from caption_assets.store.root import Root
 from tests.captioning.fake_engine import FakeEngine, start_fake_engine
 from tests.captioning.run_events import RunEvents
 from tests.conftest import SANDBOX
-from tests.store.conftest import Between
+from tests.processes import wait_until
+from tests.store.conftest import StartProxy
 from tests.store.fault_proxy import Refusal, Request
 
 
@@ -38,14 +38,6 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> Root:
 def clock_step(root: Root) -> float:
     """Resolution of the store's modification times, in seconds."""
     return 0.0 if root.is_local else 1.0
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for a condition."""
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_only_one_run_holds_a_lease(root: Root) -> None:
@@ -95,7 +87,7 @@ def test_damaged_lease_is_an_error(tmp_path: Path, changes: dict[str, object], r
 
 
 def test_unrenewed_lease_expires_and_is_lost(root: Root) -> None:
-    one = Leases(root, "run 1", seconds=0.5)  # without its block, it is never renewed
+    one = Leases(root, "run 1", seconds=0.5)  # never renewed, as the context is not entered
     lease = one.acquire("a")
     with Leases(root, "run 2") as two:
         with pytest.raises(LeaseHeld):
@@ -121,39 +113,39 @@ def test_renewed_lease_does_not_expire(root: Root) -> None:
 
 
 def test_renewal_detects_the_loss_of_the_lease(root: Root) -> None:
-    troubles: list[str] = []
-    with Leases(root, "run 1", seconds=0.3, on_error=troubles.append) as one:
+    errors: list[str] = []
+    with Leases(root, "run 1", seconds=0.3, on_error=errors.append) as one:
         lease = one.acquire("a")
         Leases(root, "run 1").acquire("a")  # a retry of the same run
-        until(lambda: lease.loss is not None)
-    assert "claimed by run 1" in troubles[0]
+        wait_until(lambda: lease.loss is not None, 60)
+    assert "claimed by run 1" in errors[0]
 
 
 @pytest.mark.store
-def test_failed_renewal_is_retried(s3_url: str, between: Between) -> None:
-    troubles: list[str] = []
+def test_failed_renewal_is_retried(s3_url: str, start_proxy: StartProxy) -> None:
+    errors: list[str] = []
     is_read_only = threading.Event()
 
     def rule(request: Request) -> Refusal | None:
         return Refusal(403, "AccessDenied") if request.method == "PUT" and is_read_only.is_set() else None
 
-    proxy = between(rule=rule)
-    with Leases(Root.open(s3_url), "run 1", seconds=0.3, on_error=troubles.append) as leases:
+    proxy = start_proxy(rule=rule)
+    with Leases(Root.open(s3_url), "run 1", seconds=0.3, on_error=errors.append) as leases:
         lease = leases.acquire("a")
         is_read_only.set()
-        until(lambda: bool(troubles))
+        wait_until(lambda: bool(errors), 60)
         is_read_only.clear()
-        before = len(proxy.seen)
-        until(lambda: "PUT" in {request.method for request in proxy.seen[before:]})
+        before = len(proxy.received)
+        wait_until(lambda: "PUT" in {request.method for request in proxy.received[before:]}, 60)
         leases.check(lease)
-    assert "cannot renew the lease of shard 'a'" in troubles[0]
-    assert "access denied" in troubles[0]
+    assert "cannot renew the lease of shard 'a'" in errors[0]
+    assert "access denied" in errors[0]
 
 
 def test_concurrent_runs_get_one_lease(root: Root) -> None:
     runs = [Leases(root, f"run {number}") for number in range(12)]
 
-    def take(leases: Leases) -> bool:
+    def acquires(leases: Leases) -> bool:
         try:
             leases.acquire("a")
         except LeaseHeld:
@@ -161,7 +153,7 @@ def test_concurrent_runs_get_one_lease(root: Root) -> None:
         return True
 
     with ThreadPoolExecutor(12) as pool:
-        assert list(pool.map(take, runs)).count(True) == 1
+        assert list(pool.map(acquires, runs)).count(True) == 1
 
 
 def test_concurrent_retries_of_a_run_leave_one_holder(root: Root) -> None:
@@ -183,11 +175,11 @@ def test_concurrent_retries_of_a_run_leave_one_holder(root: Root) -> None:
 @pytest.mark.store
 @pytest.mark.parametrize("without", ["", "If-None-Match"])
 def test_store_without_conditional_writes_causes_a_warning(
-    request: pytest.FixtureRequest, s3_url: str, between: Between, without: str
+    request: pytest.FixtureRequest, s3_url: str, start_proxy: StartProxy, without: str
 ) -> None:
     if without and request.config.getoption("--s3-server") != "moto":
         pytest.skip("the header is signed, which this server checks")
-    between(without=without)
+    start_proxy(without=without)
     root, events = Root.open(s3_url), RunEvents()
     job = Job(root, root, Recipe(), STAGES)
     asyncio.run(caption_shards(EngineSupervisor(lambda: start_fake_engine(FakeEngine())), SANDBOX, job, [], [events]))

@@ -1,4 +1,4 @@
-"""Unreadable objects, foreign objects and unlistable folders of one shard in an object store."""
+"""Tests of unreadable objects, foreign objects and unlistable folders of a shard in an object store."""
 
 from __future__ import annotations
 
@@ -29,14 +29,13 @@ from caption_assets.video.window import Windowing
 from tests.captioning.fake_engine import FakeEngine, start_fake_engine
 from tests.captioning.run_events import RunEvents
 from tests.conftest import SANDBOX
-from tests.store.conftest import Between
+from tests.store.conftest import StartProxy
 from tests.store.fault_proxy import Refusal, Request
 from tests.videos import moving_video
 
 pytestmark = pytest.mark.store
 
 SHARDS = ("a", "b", "c")
-BOTH = STAGES
 
 
 @pytest.fixture
@@ -65,7 +64,7 @@ def url(s3_url: str, source: Root) -> str:
 def run(root: Root, source: Root, *shards: str) -> RunEvents:
     events = RunEvents()
     supervisor = EngineSupervisor(lambda: start_fake_engine(FakeEngine()))
-    asyncio.run(caption_shards(supervisor, SANDBOX, Job(root, source, Recipe(), BOTH), shards, [events]))
+    asyncio.run(caption_shards(supervisor, SANDBOX, Job(root, source, Recipe(), STAGES), shards, [events]))
     return events
 
 
@@ -79,13 +78,14 @@ def run(root: Root, source: Root, *shards: str) -> RunEvents:
         f"{checkpoint_folder('b')}/lease-",
     ],
 )
-def test_unreadable_object_fails_only_its_shard(url: str, source: Root, between: Between, forbidden: str) -> None:
-
+def test_unreadable_object_fails_only_its_shard(
+    url: str, source: Root, start_proxy: StartProxy, forbidden: str
+) -> None:
     def rule(request: Request) -> Refusal | None:
         reads = request.method == "GET" and f"/{forbidden}" in unquote(request.target)
         return Refusal(403, "AccessDenied") if reads else None
 
-    between(rule=rule)
+    start_proxy(rule=rule)
     root = Root.open(url)
     events = run(root, source, *SHARDS)
     assert set(events.tables) == {"a", "c"}
@@ -95,8 +95,8 @@ def test_unreadable_object_fails_only_its_shard(url: str, source: Root, between:
     assert root.exists(f"{checkpoint_folder('b')}/000001-000000-stage1_captions.parquet")
 
 
-def test_refused_read_of_versions_is_not_reported_as_damage(url: str, between: Between) -> None:
-    between(rule=lambda request: Refusal(403, "AccessDenied") if request.method == "GET" else None)
+def test_refused_read_of_versions_is_not_reported_as_damage(url: str, start_proxy: StartProxy) -> None:
+    start_proxy(rule=lambda request: Refusal(403, "AccessDenied") if request.method == "GET" else None)
     with pytest.raises(StoreError, match=r"cannot read .*: access denied"):
         read_versions(Root.open(url), CLIP_MANIFEST, "b")
 
@@ -110,15 +110,15 @@ def test_foreign_object_below_a_checkpoints_name_is_ignored(url: str, source: Ro
     assert events.failures == {}
 
 
-def test_unlistable_shard_does_not_block_others(s3_url: str, between: Between, tmp_path: Path) -> None:
+def test_unlistable_shard_does_not_block_others(s3_url: str, start_proxy: StartProxy, tmp_path: Path) -> None:
     source = Root.open(s3_url)
     for shard in SHARDS:
-        source.write(f"{shard}/clip.mp4", b"film")
+        source.write(f"{shard}/clip.mp4", b"video")
 
     def rule(request: Request) -> Refusal | None:
         return Refusal(403, "AccessDenied") if "prefix=prefix/b/" in unquote(request.target) else None
 
-    between(rule=rule)
+    start_proxy(rule=rule)
     settings = Settings(root=str(tmp_path), source=s3_url, shard_quiet_minutes=0)
     with dg.DagsterInstance.ephemeral() as instance, dg.build_sensor_context(instance) as context:
         result = build_new_shards(settings)(context, storage=build_storage(settings))

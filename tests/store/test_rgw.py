@@ -1,4 +1,4 @@
-"""Tests that need a server that checks keys."""
+"""Tests that need a server which checks keys."""
 
 from __future__ import annotations
 

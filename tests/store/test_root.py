@@ -9,7 +9,8 @@ from caption_assets.captioning.stages import STAGE1
 from caption_assets.store.failure import StoreError
 from caption_assets.store.root import Root
 from caption_assets.store.tables import CaptionRow, Status, publish_captions, read_captions
-from tests.store.conftest import Between
+from tests.disks import small_disk
+from tests.store.conftest import StartProxy
 from tests.store.fault_proxy import Refusal
 
 
@@ -67,11 +68,11 @@ def test_exclusive_creation_is_detected(root: Root) -> None:
 @pytest.mark.store
 @pytest.mark.parametrize(("without", "plan"), [("If-None-Match", []), ("", [Refusal(501, "NotImplemented")])])
 def test_missing_exclusive_creation_is_probed_once(
-    request: pytest.FixtureRequest, s3_url: str, between: Between, without: str, plan: list[Refusal]
+    request: pytest.FixtureRequest, s3_url: str, start_proxy: StartProxy, without: str, plan: list[Refusal]
 ) -> None:
     if without and request.config.getoption("--s3-server") != "moto":
         pytest.skip("the header is signed, which this server checks")
-    proxy = between(plan, without=without)
+    proxy = start_proxy(plan, without=without)
     root = Root.open(s3_url)
     assert not root.supports_create()
     probes = proxy.requests.total()
@@ -81,8 +82,8 @@ def test_missing_exclusive_creation_is_probed_once(
 
 
 @pytest.mark.store
-def test_conflicting_creation_is_not_a_success(s3_url: str, between: Between) -> None:
-    between([Refusal(409, "ConditionalRequestConflict")])
+def test_conflicting_creation_is_not_a_success(s3_url: str, start_proxy: StartProxy) -> None:
+    start_proxy([Refusal(409, "ConditionalRequestConflict")])
     assert not Root.open(s3_url).create("lock", b"mine")
 
 
@@ -125,16 +126,16 @@ def test_reader_sees_complete_tables_during_publication(root: Root) -> None:
     publish(0)
     with ThreadPoolExecutor() as pool:
         writing = pool.submit(lambda: list(map(publish, range(1, 101))))
-        seen = []
+        versions = []
         while not writing.done():
             rows = read_captions(root, STAGE1.name, "s")
             [caption] = {row.caption for row in rows}
             version = int(str(caption).split()[0])
             assert len(rows) == 100 + version
-            seen.append(version)
+            versions.append(version)
         writing.result()
-    assert seen == sorted(seen)
-    assert len(set(seen)) > 3
+    assert versions == sorted(versions)
+    assert len(set(versions)) > 3
 
 
 def test_download_preserves_content(root: Root, tmp_path: Path) -> None:
@@ -153,21 +154,21 @@ def test_removed_object_is_gone(root: Root) -> None:
     assert root.names("nowhere") == []
 
 
-def test_probe_write_leaves_nothing(root: Root) -> None:
+def test_write_check_leaves_no_object(root: Root) -> None:
     root.write("kept", b"")
     root.check_writable("CAPTION_ROOT")
     assert [entry["name"].rsplit("/", 1)[-1] for entry in root.entries()] == ["kept"]
 
 
 @pytest.mark.fast
-def test_root_holds_paths_below_it_after_resolving_links(tmp_path: Path) -> None:
+def test_root_contains_paths_below_it_after_resolving_links(tmp_path: Path) -> None:
     (tmp_path / "real" / "in").mkdir(parents=True)
     (tmp_path / "root").symlink_to("real")
     (tmp_path / "real" / "out").symlink_to("..")
     (tmp_path / "real" / "stay").symlink_to("in")
     root = Root.open(str(tmp_path / "root"))
-    held = {path: root.contains(path) for path in ("", "in/new", "stay/new", "out/new", "out", "../realm")}
-    assert held == {"": True, "in/new": True, "stay/new": True, "out/new": False, "out": False, "../realm": False}
+    contained = {path: root.contains(path) for path in ("", "in/new", "stay/new", "out/new", "out", "../realm")}
+    assert contained == {"": True, "in/new": True, "stay/new": True, "out/new": False, "out": False, "../realm": False}
 
 
 @pytest.mark.fast
@@ -199,22 +200,17 @@ def test_unknown_protocol_is_an_error() -> None:
 
 
 @pytest.mark.fast
-def test_failed_write_keeps_the_old_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = Root.open(str(tmp_path))
-    root.write("table", b"old")
-
-    def fail_halfway(path: str, data: bytes) -> None:
-        Path(path).write_bytes(data[:1])
-        raise OSError("disk full")
-
-    monkeypatch.setattr(root.fs, "pipe_file", fail_halfway)
-    with pytest.raises(StoreError, match="disk full"):
-        root.write("table", b"new")
-    assert root.read("table") == b"old"
-    assert [path.name for path in tmp_path.iterdir()] == ["table"]
+def test_failed_write_keeps_the_old_object(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", kilobytes=64) as folder:
+        root = Root.open(str(folder))
+        root.write("table", b"old")
+        with pytest.raises(StoreError, match="no space left on the disk"):
+            root.write("table", bytes(1 << 20))
+        assert root.read("table") == b"old"
+        assert [path.name for path in folder.iterdir()] == ["table"]
 
 
-def test_sizes_covers_all_depths(root: Root) -> None:
+def test_sizes_include_all_depths(root: Root) -> None:
     for path in ("a/b/c", "a/d", "ab/e"):
         root.write(path, path.encode())
     assert root.sizes("a") == {"a/b/c": 5, "a/d": 3}

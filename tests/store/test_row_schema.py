@@ -1,4 +1,4 @@
-"""Arrow schemas of row dataclasses."""
+"""Tests of the Arrow schemas of row dataclasses."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_annotations_give_types_and_nullability() -> None:
 
 
 @pytest.mark.parametrize("hint", [Mapping[str, int], Sequence[bytes], "Annotated[bytes, 'image']", complex])
-def test_annotation_without_a_column_type_is_refused(hint: object) -> None:
+def test_annotation_without_a_column_type_is_an_error(hint: object) -> None:
     row: type[Any] = dataclass(type("Row", (), {"__annotations__": {"odd": hint}, "__module__": __name__}))
     with pytest.raises(TypeError, match=r"column odd: .* has no Arrow type"):
         row_schema(row)

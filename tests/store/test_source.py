@@ -1,4 +1,4 @@
-"""Sources in object storage."""
+"""Tests of sources in object storage."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ DATA = np.random.default_rng(0).integers(1, 256, 200_000, dtype=np.uint8).tobyte
 
 
 def span_of(path: Path, data: bytes, offset: int = 0) -> Span:
-    """A span of a new file that has other bytes around it."""
+    """A span of a new file, with other bytes before and after it."""
     path.write_bytes(b"\xff" * offset + data + b"\xff" * 100)
     return Span(f"file://{path}", offset, len(data))
 
@@ -45,11 +45,11 @@ def file(tmp_path: Path) -> SpanFile:
         max_size=12,
     )
 )
-def test_a_span_file_reads_like_its_bytes_whatever_is_cached(steps: list[tuple[str, int, int]]) -> None:
+def test_cached_ranges_do_not_change_the_bytes_read(steps: list[tuple[str, int, int]]) -> None:
     with NamedTemporaryFile() as stored:
         file, plain = SpanFile(span_of(Path(stored.name), DATA, offset=7)), io.BytesIO(DATA)
-        for what, start, count in steps:
-            if what == "prefetch":
+        for step, start, count in steps:
+            if step == "prefetch":
                 file.prefetch(start, start + count)
                 assert file.is_cached(start, min(start + count, len(DATA)))
             else:
@@ -83,7 +83,7 @@ def test_sequential_reads_fetch_large_pieces_and_do_not_cache_them(tmp_path: Pat
 
 
 @pytest.mark.parametrize("size", [0, 1, END_BYTES, 2 * END_BYTES + 1, len(DATA)])
-def test_the_tag_is_that_of_the_bytes_which_are_fetched_once(tmp_path: Path, size: int) -> None:
+def test_tag_is_computed_while_each_byte_is_fetched_once(tmp_path: Path, size: int) -> None:
     file = SpanFile(span_of(tmp_path / "file", DATA[:size]))
     file.prefetch(0, 10)
     assert file.tag() == ContentTag(DATA[:size]).hexdigest()
@@ -91,7 +91,7 @@ def test_the_tag_is_that_of_the_bytes_which_are_fetched_once(tmp_path: Path, siz
     assert file.bytes_read == size
 
 
-def test_the_tag_of_a_large_span_is_computed_without_caching_it(
+def test_tag_of_a_large_span_is_computed_without_caching_the_span(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("caption_assets.store.span_file.MAX_CACHED_BYTES", 1000)
@@ -102,7 +102,7 @@ def test_the_tag_of_a_large_span_is_computed_without_caching_it(
     assert not file.is_cached(0, 1)
 
 
-def test_a_content_tag_is_the_xxh3_hash_of_all_bytes() -> None:
+def test_content_tag_is_the_xxh3_hash_of_all_bytes() -> None:
     assert ContentTag(b"").hexdigest() == "99aa06d3014798d86001c324468d497f"  # XXH3's own test vector, seed 0
     pieces = ContentTag()
     for start in range(0, len(DATA), 777):
@@ -110,19 +110,19 @@ def test_a_content_tag_is_the_xxh3_hash_of_all_bytes() -> None:
     assert (pieces.hexdigest(), pieces.size) == (ContentTag(DATA).hexdigest(), len(DATA))
 
 
-def test_the_tag_of_a_span_with_an_etag_is_derived_from_it_without_reading(tmp_path: Path) -> None:
+def test_tag_of_a_span_with_an_etag_is_derived_without_reading(tmp_path: Path) -> None:
     file = SpanFile(Span(f"file://{tmp_path}/unseen", 0, 10, etag='"abc"'))
     assert file.tag() == etag_tag('"abc"') == sha256(b'etag:"abc"').hexdigest()[:32]
     assert file.bytes_read == 0
 
 
-def test_a_deleted_file_is_reported_as_unreadable(tmp_path: Path) -> None:
+def test_deleted_file_is_reported_as_unreadable(tmp_path: Path) -> None:
     with pytest.raises(UnreadableClip, match="the file was deleted after the shard was listed") as refused:
         SpanFile(Span(f"file://{tmp_path}/gone.mp4", 0, 10)).tag()
     assert refused.value.kind == "unreadable"
 
 
-def test_a_truncated_file_is_reported_as_unreadable(tmp_path: Path) -> None:
+def test_truncated_file_is_reported_as_unreadable(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"short")
     with pytest.raises(UnreadableClip, match="returned 5 of 10 requested bytes: the file changed") as refused:
         SpanFile(Span(f"file://{tmp_path}/file", 0, 10)).tag()
@@ -130,7 +130,7 @@ def test_a_truncated_file_is_reported_as_unreadable(tmp_path: Path) -> None:
 
 
 @pytest.mark.store
-def test_an_object_of_s3_is_read_by_ranges(s3_url: str) -> None:
+def test_s3_object_is_read_in_ranges(s3_url: str) -> None:
     root = Root.open(s3_url)
     root.write("clip", DATA)
     file = SpanFile(Span(f"{s3_url}/clip", 100, len(DATA) - 200))

@@ -39,7 +39,7 @@ def write(root: Root, paths: Sequence[str] = PATHS, note: str = "") -> None:
 
 
 def stored(root: Root) -> dict[str, bytes]:
-    """All objects outside of the trash."""
+    """All objects outside the trash."""
     return {path: root.read(path) for folder in ("stage1_captions", "gallery") for path in root.sizes(folder)}
 
 
@@ -82,7 +82,7 @@ def test_restore_over_newer_objects_is_an_error(root: Root, newer: bytes) -> Non
 def test_interrupted_move_is_completed_in_the_same_entry(root: Root) -> None:
     entry = move(root, PATHS[0])
     root.remove(f"{entry.folder}/_complete")
-    root.write(PATHS[0], PATHS[0].encode())  # copied, and not yet deleted
+    root.write(PATHS[0], PATHS[0].encode())  # copied but not yet deleted
     completed = move(root)
     assert list_entries(root) == [completed]
     assert completed.time == entry.time
@@ -112,14 +112,14 @@ def test_interrupted_restore_is_completed(root: Root) -> None:
     entry = move(root)
     root.remove(f"{entry.folder}/_complete")
     root.move(f"{entry.folder}/{PATHS[0]}", PATHS[0])
-    root.write(PATHS[1], PATHS[1].encode())  # copied, and not yet deleted
+    root.write(PATHS[1], PATHS[1].encode())  # copied but not yet deleted
     [left] = list_entries(root, "a")
     restore_entry(root, left)
     assert stored(root) == before
     assert root.sizes(TRASH) == {}
 
 
-def test_removing_an_entry_keeps_the_others(root: Root) -> None:
+def test_removing_an_entry_keeps_others(root: Root) -> None:
     first = move(root)
     write(root, note="again")
     second = move(root)
@@ -148,7 +148,7 @@ def test_foreign_objects_in_the_trash_are_ignored(root: Root) -> None:
     assert list_entries(root, "a") == []
 
 
-MOVER = """
+PROGRAM = """
 import sys
 from caption_assets.store.root import Root
 from caption_assets.store.trash import TIME_FORMAT, restore_entry, list_entries, move_to_trash
@@ -171,7 +171,7 @@ def test_killed_process_loses_no_object(root: Root, direction: str) -> None:
         move_to_trash(root, "a", list(root.sizes("gallery")))
     for seconds in (0.002, 0.02, 0.1):
         process = subprocess.Popen(
-            [sys.executable, "-c", MOVER, root.url, direction], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", PROGRAM, root.url, direction], stdout=subprocess.PIPE, text=True
         )
         assert process.stdout
         assert process.stdout.readline() == "ready\n"

@@ -47,11 +47,11 @@ def test_versions_computed_after_the_last_row_are_stored(root: Root) -> None:
 
 
 def test_failure_after_the_last_row_publishes_nothing(root: Root) -> None:
-    def refuse() -> dict[str, str]:
+    def fail() -> dict[str, str]:
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        publish_manifest(root, "s", [], {}, refuse)
+        publish_manifest(root, "s", [], {}, fail)
     assert not root.exists(table_path(CLIP_MANIFEST, "s"))
 
 

@@ -1,4 +1,4 @@
-"""A harness of the sensor that ends dead runs."""
+"""Harness for tests of the sensor that ends dead runs."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from caption_assets.store.heartbeat import FOLDER
 from caption_assets.store.root import Root
 
 
-class Monitor:
-    """A root, an instance, and ticks of the sensor over them."""
+class DeadRunsHarness:
+    """A root, a Dagster instance, and ticks of the sensor."""
 
     def __init__(self, folder: Path, instance: dg.DagsterInstance) -> None:
         self.settings = Settings(root=str(folder))
@@ -24,7 +24,7 @@ class Monitor:
         self.cursor: str | None = None
 
     def run(self, status: dg.DagsterRunStatus, *, heartbeat: bytes | None = None, **tags: str) -> str:
-        """Add a run with a status; ``heartbeat`` is what its process, which has exited, left in the root."""
+        """Add a run with a status; returns its id. ``heartbeat`` is the record that its killed process left."""
         run = self.instance.add_run(dg.DagsterRun(job_name="j", status=status, tags=tags))
         if heartbeat is not None:
             self.root.write(f"{FOLDER}/{run.run_id}", heartbeat)
@@ -41,7 +41,7 @@ class Monitor:
         return str(event.dagster_event.message)
 
     def tick(self, seconds: float = INTERVAL_SECONDS) -> None:
-        """One tick, ``seconds`` after the last."""
+        """Run one tick, ``seconds`` after the last."""
         if self.cursor:
             cursor = json.loads(self.cursor)
             self.cursor = json.dumps({**cursor, "at": cursor["at"] - seconds})
@@ -51,7 +51,7 @@ class Monitor:
         self.cursor = result.cursor
 
     def tick_for(self, seconds: float) -> None:
-        """Ticks at the usual interval, for ``seconds``."""
+        """Run ticks at the sensor's interval, for ``seconds``."""
         self.tick(0)
         for _ in range(round(seconds / INTERVAL_SECONDS)):
             self.tick()
