@@ -25,7 +25,7 @@ from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PART
 from caption_assets.captioning.open_shard import file_metadata
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.stages import STAGE1, STAGE2, Stage
-from caption_assets.captioning.window_job import blank_row, needed_failed
+from caption_assets.captioning.window_job import blank_row, upstream_failed_row
 from caption_assets.definitions import build_definitions
 from caption_assets.sample.shards import write_shards
 from caption_assets.settings import Settings
@@ -82,7 +82,9 @@ def store_captions(root: Root, shard: str) -> None:
     recipe, manifest = Recipe(), read_manifest(root, shard)
     first = [_row(recipe, STAGE1, window) for window in manifest]
     second = [
-        _row(recipe, STAGE2, window, {STAGE1.name: before}) if before.caption else needed_failed(recipe, STAGE2, window)
+        _row(recipe, STAGE2, window, {STAGE1.name: before})
+        if before.caption
+        else upstream_failed_row(recipe, STAGE2, window)
         for window, before in zip(manifest, first, strict=True)
     ]
     for stage, rows in ((STAGE1, first), (STAGE2, second)):

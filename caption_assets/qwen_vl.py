@@ -1,4 +1,4 @@
-"""``QwenVL`` with NeMo Curator's signature, for those who come from there: the same calls, on this project's engine."""
+"""A drop-in ``QwenVL`` with NeMo Curator's signature, on this project's engine."""
 
 from __future__ import annotations
 
@@ -36,38 +36,38 @@ from caption_assets.video.picture import resize
 
 T = TypeVar("T")
 DEFAULT_STAGE2 = "Please refine this caption: "
-"""The reference's: what it puts before the stage-1 caption where no text is given."""
+"""The reference's text before the stage-1 caption, used if none is given."""
 DEFAULT_FPS = 2.0
-"""The reference's sampling rate, for frames that come without their own."""
+"""The reference's frame rate, used for frames without their own."""
 PLACEHOLDER = "user_prompt"
-"""The part of a prompt that the reference replaces by the text of stage 2."""
+"""The part of a prompt that the reference replaces with the text of stage 2."""
 _USER_TEXTS = (
     re.compile(r"(?<=<\|vision_end\|>)(?:(?!<\|im_end\|>).)+(?=<\|im_end\|>)", re.DOTALL),
     re.compile(r"(?<=<\|im_start\|>user\n)(?:(?!<\|im_end\|>|<\|vision_start\|>).)+(?=<\|vision_start\|>)", re.DOTALL),
 )
-"""The user's text after the video, and before it."""
+"""Patterns of the user's text after the video, and before it."""
 
 
 class CaptionsIncomplete(CaptionAssetsError):
-    """Some videos got no caption."""
+    """Raised if some videos got no caption."""
 
     def __init__(self, captions: list[str | None], stage1: list[str | None], errors: dict[int, str]) -> None:
         first = min(errors)
         super().__init__(
-            f"{len(errors)} of {len(captions)} videos got no caption; the first, number {first}: {errors[first]}. The "
-            "others' captions are in this exception's `captions`"
+            f"{len(errors)} of {len(captions)} videos got no caption; the first one, number {first}: {errors[first]}. "
+            "The captions of the others are in `captions` of this exception"
         )
         self.captions = captions
-        """One for each video, None where there is none."""
+        """A caption or None for each video."""
         self.stage1 = stage1
-        """The first stage's, also of videos whose second stage failed."""
+        """Captions of the first stage, also of videos whose second stage failed."""
         self.errors = errors
-        """Why, by number of the video."""
+        """Error messages, by number of the video."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Input:
-    """One video and its prompt, checked."""
+    """A validated video with its prompt."""
 
     prompt: str
     frames: Frames
@@ -79,15 +79,15 @@ class QwenVL:
     Args:
         model_dir: folder that ``download_weights_on_node`` filled.
         model_variant: key of a model, such as ``qwen``, ``qwen2.5``, ``qwen3`` or ``sample``.
-        caption_batch_size: accepted as in the reference; this engine fills its batches by itself.
-        fp8: quantise the language model. Needs a GPU.
-        max_output_tokens: longest caption, in tokens.
-        model_does_preprocess: False: frames come at their final size, multiples of the model's patch factor. True: they
-            come at any size and are scaled to the model's pixel limits here, by the rule of Qwen's processor. Values
-            are rescaled and normalized either way.
-        disable_mmcache: keep no preprocessed videos, so that stage 2 sends them again.
-        stage2_prompt_text: goes before the stage-1 caption in the stage-2 prompt.
-        verbose: let vLLM log more than its warnings.
+        caption_batch_size: ignored, accepted for compatibility: the engine batches requests itself.
+        fp8: quantize the language model to FP8. Needs a GPU.
+        max_output_tokens: maximum length of a caption, in tokens.
+        model_does_preprocess: if False, frames must have their final size, in multiples of the model's patch factor. If
+            True, frames of any size are scaled to the model's pixel limits, by the rule of Qwen's processor. Values are
+            rescaled and normalized in both cases.
+        disable_mmcache: do not cache preprocessed videos, so that stage 2 sends them again.
+        stage2_prompt_text: text before the stage-1 caption in the stage-2 prompt.
+        verbose: log more than vLLM's warnings.
 
     Raises:
         UnknownModel: if there is no such variant.
@@ -120,25 +120,25 @@ class QwenVL:
 
     @property
     def model_id_names(self) -> list[str]:
-        """Hub ids of the models behind this class."""
+        """Hub ids of the models."""
         return [self._variant.hub_id]
 
     @classmethod
     def download_weights_on_node(cls, model_dir: str, model_variant: str = "qwen") -> None:
-        """Bring a variant's weights into ``model_dir``, each file with its hash; does nothing if they are there.
+        """Download a variant's weights into ``model_dir`` and verify their hashes, unless they are there already.
 
         Raises:
-            WeightsError: if they cannot be fetched, or there is no room for them.
+            WeightsError: if the download fails or the disk is full.
         """
         Path(model_dir).mkdir(parents=True, exist_ok=True)
         publish(Root.open(model_dir), find_variant(model_variant), Path(model_dir))
 
     def setup(self) -> None:
-        """Build the engine.
+        """Start the engine.
 
         Raises:
             ImportError: if vLLM is not installed.
-            WeightsError: if ``model_dir`` does not hold the weights.
+            WeightsError: if ``model_dir`` does not contain the weights.
             EngineError: if the engine does not start.
         """
         if importlib.util.find_spec("vllm") is None:
@@ -153,13 +153,13 @@ class QwenVL:
             engine_args={"disable_log_stats": not self.verbose},
         )
         if self.verbose:
-            os.environ.setdefault("VLLM_LOGGING_LEVEL", "INFO")  # at which vLLM tells its statistics
+            os.environ.setdefault("VLLM_LOGGING_LEVEL", "INFO")  # the level at which vLLM logs its statistics
         self._loop = _LoopThread()
         supervisor = EngineSupervisor(lambda: start_engine(folder, recipe, config))
         self._supervisor = self._loop.run(supervisor.__aenter__())
 
     def close(self) -> None:
-        """End the engine; at the end of the process it ends by itself."""
+        """Shut the engine down. Otherwise it ends with the process."""
         if self._loop and self._supervisor:
             self._loop.run(self._supervisor.__aexit__(None, None, None))
             self._loop.stop()
@@ -176,34 +176,34 @@ class QwenVL:
         """Caption videos.
 
         Args:
-            videos: one mapping each: ``prompt``, rendered by the model's chat template, and ``multi_modal_data`` with
-                ``video``: an array or tensor of (frames, channels, height, width) or (frames, height, width, channels),
-                integers from 0 to 255, or floats from 0 to ``float_maximum``; or a pair of that and a mapping with its
-                ``fps``.
-            generate_stage2_caption: whether to ask a second time, with the first caption in the prompt.
-            batch_size: accepted as in the reference; there is no barrier between batches here.
-            float_maximum: value of full brightness in videos of floats: 255, as the reference's preparation gives them,
-                or 1.
+            videos: a mapping for each video, with ``prompt``, rendered with the model's chat template, and
+                ``multi_modal_data``, whose ``video`` is an array or tensor of (frames, channels, height, width) or
+                (frames, height, width, channels) with integers from 0 to 255 or floats from 0 to ``float_maximum``, or
+                a pair of that and a mapping with its ``fps``.
+            generate_stage2_caption: run a second stage with the first caption in the prompt.
+            batch_size: ignored, accepted for compatibility: there is no barrier between batches.
+            float_maximum: maximum value of videos of floats: 255, as the reference prepares them, or 1.
 
         Returns:
-            One caption for each video, in their order. The inputs stay as they are.
+            A caption for each video, in order. The inputs are not modified.
 
         Raises:
-            CaptionsIncomplete: if some videos got no caption: a video or prompt is not as above, there is no place in
-                it for the second prompt, a request fails, or the engine crashes too often. It holds all other captions.
+            CaptionsIncomplete: if some videos got no caption: the video or prompt is invalid, the prompt has no place
+                for the second prompt, a request fails, or the engine crashes too often. The exception contains all
+                other captions.
         """
         if self._loop is None or self._supervisor is None:
             raise RuntimeError("call setup() before generate()")
         inputs: list[_Input | str] = []
         for video in videos:
             try:
-                checked = self._checked(self._supervisor.engine, video, generate_stage2_caption, float_maximum)
-                inputs.append(self._loop.run(checked))
+                validating = self._validate(self._supervisor.engine, video, generate_stage2_caption, float_maximum)
+                inputs.append(self._loop.run(validating))
             except (KeyError, TypeError, ValueError, RequestFailed) as error:
                 inputs.append(f"{type(error).__name__}: {error}")
         return self._loop.run(self._generate(self._supervisor, inputs, generate_stage2_caption))
 
-    async def _checked(
+    async def _validate(
         self, engine: CaptionEngine, video: Mapping[str, Any], with_stage2: bool, float_maximum: float
     ) -> _Input:
         given = video["multi_modal_data"]["video"]
@@ -214,18 +214,18 @@ class QwenVL:
             second_prompt(prompt, "")
         shown = Frames(frames, tuple(range(len(frames))), float(metadata.get("fps", DEFAULT_FPS)))
         if self.model_does_preprocess:
-            return _Input(prompt, await self._scaled(engine, shown, self._text_tokens(engine, prompt, with_stage2)))
+            return _Input(prompt, await self._scale(engine, shown, self._text_tokens(engine, prompt, with_stage2)))
         _, height, width, _ = frames.shape
         factor = engine.factor
         if height % factor or width % factor:
             raise ValueError(
-                f"frames of {width}x{height} pixels are no multiples of {factor}: resize them, or set "
+                f"frames of {width}x{height} pixels are not multiples of {factor}: resize them, or set "
                 "model_does_preprocess=True"
             )
         return _Input(prompt, shown)
 
-    async def _scaled(self, engine: CaptionEngine, given: Frames, text_tokens: int) -> Frames:
-        """Frames of the size, and as many of them, as the model's pixel limits and the context allow."""
+    async def _scale(self, engine: CaptionEngine, given: Frames, text_tokens: int) -> Frames:
+        """Frames in the number and size that the model's pixel limits and the context allow."""
         limits = engine.limits(self._variant.pixels)
         last, height, width = len(given.pixels) - 1, *given.pixels.shape[1:3]
         room = min(engine.context - text_tokens, engine.max_video_tokens)
@@ -246,13 +246,13 @@ class QwenVL:
         return Frames(pixels, indices, fps(grid.frames))
 
     def _text_tokens(self, engine: CaptionEngine, prompt: str, with_stage2: bool) -> int:
-        """Tokens beside the video, in the stage that needs more: of its prompt and its answer."""
-        most = self.max_output_tokens
-        stage1 = engine.text_tokens(prompt) + most
+        """Maximum number of a stage's tokens without the video: prompt and answer."""
+        answer = self.max_output_tokens
+        stage1 = engine.text_tokens(prompt) + answer
         if not with_stage2:
             return stage1
         second = second_prompt(prompt, escape_special_tokens(self.stage2_prompt_text, engine.special_tokens))
-        return max(stage1, engine.text_tokens(second) + most + SPARE_TOKENS + most)  # it holds the first answer
+        return max(stage1, engine.text_tokens(second) + answer + SPARE_TOKENS + answer)  # with the first answer
 
     async def _generate(
         self, supervisor: EngineSupervisor, inputs: Sequence[_Input | str], with_stage2: bool
@@ -274,8 +274,8 @@ class QwenVL:
             try:
                 stage1[number] = caption = (await supervisor.complete(request)).text
                 if with_stage2:
-                    told = escape_special_tokens(self.stage2_prompt_text + caption, special)
-                    prompt = second_prompt(video.prompt, told)
+                    text = escape_special_tokens(self.stage2_prompt_text + caption, special)
+                    prompt = second_prompt(video.prompt, text)
                     again = Request(
                         request.video_id, video.frames, prompt, generation, stage=2, is_cached=True, replica=number
                     )
@@ -283,8 +283,8 @@ class QwenVL:
                 if caption:
                     captions[number] = caption
                 else:
-                    errors[number] = "the model ended its answer without a word"
-            except (RequestFailed, EngineError) as error:  # the latter all get that are left
+                    errors[number] = "the model's answer was empty"
+            except (RequestFailed, EngineError) as error:  # all remaining requests get the EngineError
                 errors[number] = str(error)
             finally:
                 admission.release(load)
@@ -299,10 +299,10 @@ class QwenVL:
 
 
 def second_prompt(prompt: str, text: str) -> str:
-    """``prompt`` with ``text`` in place of ``user_prompt``, or else of the user's text after the video, or before it.
+    """``prompt`` with ``text`` in place of ``user_prompt`` or else of the user's text after or before the video.
 
     Raises:
-        ValueError: if there is neither.
+        ValueError: if there is no such text.
     """
     before, placeholder, after = prompt.rpartition(PLACEHOLDER)
     if placeholder:
@@ -311,32 +311,32 @@ def second_prompt(prompt: str, text: str) -> str:
         if found := list(pattern.finditer(prompt)):
             return prompt[: found[-1].start()] + text + prompt[found[-1].end() :]
     raise ValueError(
-        f"the prompt holds neither {PLACEHOLDER!r} nor a user's text beside the video: render it with the model's chat "
-        "template"
+        f"the prompt contains neither {PLACEHOLDER!r} nor a user's text beside the video: render it with the model's "
+        "chat template"
     )
 
 
 def as_frames(pixels: Any, float_maximum: float = 255.0) -> NDArray[np.uint8]:
-    """Frames as uint8 (frames, height, width, 3), an even number of them: an odd one out is shown twice.
+    """Convert frames to uint8 of shape (frames, height, width, 3). An odd last frame is repeated.
 
     Args:
-        pixels: array or tensor of (frames, 3, height, width) or (frames, height, width, 3).
-        float_maximum: value of full brightness if they are floats.
+        pixels: array or tensor of shape (frames, 3, height, width) or (frames, height, width, 3).
+        float_maximum: maximum value of floats.
 
     Raises:
-        ValueError: if the shape or the values are not those of a video.
+        ValueError: if the shape or a value is invalid.
     """
     frames = np.asarray(pixels)
     if frames.ndim != 4 or 3 not in (frames.shape[1], frames.shape[3]) or len(frames) == 0:
-        raise ValueError(f"a video of shape {frames.shape} is neither (frames, 3, H, W) nor (frames, H, W, 3)")
+        raise ValueError(f"a video's shape must be (frames, 3, H, W) or (frames, H, W, 3), not {frames.shape}")
     if frames.shape[3] != 3:
         frames = frames.transpose(0, 2, 3, 1)
     if frames.dtype != np.uint8:
         maximum = float_maximum if np.issubdtype(frames.dtype, np.floating) else 255
         if not np.isfinite(frames).all() or frames.min() < 0 or frames.max() > maximum:
             raise ValueError(
-                f"a video's values must lie between 0 and {maximum:g}, and reach from {frames.min():g} to "
-                f"{frames.max():g}: do not normalize them, or give float_maximum"
+                f"a video's values must be from 0 to {maximum:g}, not from {frames.min():g} to {frames.max():g}: do "
+                "not normalize them, or set float_maximum"
             )
         frames = np.rint(frames * (255 / maximum)).astype(np.uint8)
     if len(frames) % 2:
@@ -345,7 +345,7 @@ def as_frames(pixels: Any, float_maximum: float = 255.0) -> NDArray[np.uint8]:
 
 
 class _LoopThread:
-    """An event loop in a thread of its own, so that callers need none and may have one."""
+    """An event loop in its own thread, so that callers may or may not have one."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -353,12 +353,12 @@ class _LoopThread:
         self._thread.start()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Wait for a coroutine's result."""
+        """Run a coroutine and wait for its result."""
         future: Future[T] = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         return future.result()
 
     def stop(self) -> None:
-        """End the loop and its thread."""
+        """Stop the loop and its thread."""
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()

@@ -152,7 +152,7 @@ async def caption_all(
     finished: list[WindowJob] = []
     for number, job in enumerate(jobs):
         copies.append(replace(job, stages=stages, number=number, rows=dict(job.rows)))
-        copies[-1].follow(copies[-2] if number else None)
+        copies[-1].set_previous(copies[-2] if number else None)
 
     async def stream() -> AsyncIterator[WindowJob]:
         for job in copies:

@@ -30,7 +30,7 @@ class Load:
         return all(one <= two for one, two in zip(astuple(self), astuple(limit), strict=True))
 
 
-NOTHING = Load(0, 0, 0, 0)
+NO_LOAD = Load(0, 0, 0, 0)
 
 
 class Admission:
@@ -42,7 +42,7 @@ class Admission:
 
     def __init__(self, limit: Load) -> None:
         self._limit = limit
-        self._in_use = NOTHING
+        self._in_use = NO_LOAD
         self._waiting: deque[tuple[Load, asyncio.Future[None]]] = deque()
 
     async def acquire(self, load: Load) -> None:
@@ -75,4 +75,4 @@ class Admission:
             self._waiting.popleft()
 
     def _fits(self, load: Load) -> bool:
-        return self._in_use == NOTHING or (self._in_use + load).within(self._limit)
+        return self._in_use == NO_LOAD or (self._in_use + load).within(self._limit)

@@ -39,7 +39,7 @@ from caption_assets.captioning.request import (
 from caption_assets.captioning.seen_video import SeenVideo
 from caption_assets.captioning.stages import Stage
 from caption_assets.captioning.supervisor import EngineSupervisor
-from caption_assets.captioning.window_job import DECODE, JobStatus, WindowJob, needed_failed
+from caption_assets.captioning.window_job import DECODE, JobStatus, WindowJob, upstream_failed_row
 from caption_assets.errors import as_project_error
 from caption_assets.store.tables import CaptionRow, ManifestRow, Status
 from caption_assets.video.decode import Frames
@@ -217,8 +217,12 @@ class Captioner:
             job.fail(self._recipe, job.problem.kind, str(job.problem))
         for stage in job.missing:
             captions = job.captions(stage)
-            row = needed_failed(self._recipe, stage, job.window) if captions is None else await self._row(job, stage)
-            job.add(stage, row)
+            row = (
+                upstream_failed_row(self._recipe, stage, job.window)
+                if captions is None
+                else await self._row(job, stage)
+            )
+            job.add_row(stage, row)
 
     async def _row(self, job: WindowJob, stage: Stage) -> CaptionRow:
         """The row of a stage, with a caption or an error."""
@@ -272,7 +276,7 @@ class Captioner:
         if job.grid != job.planned:
             grid = await self._fit_grid(job, stage, job.grid)
         if grid != job.grid:
-            job.show(grid)
+            job.set_grid(grid)
         return reduced
 
     async def _best_attempt(self, job: WindowJob, stage: Stage) -> _Attempt:
@@ -336,19 +340,19 @@ class Captioner:
         failure: RequestFailed | None = None
         for number, grid in enumerate(retry_grids(job.grid, lambda grid: smaller_frames(grid, limits))):
             if number:
-                job.show(grid)
+                job.set_grid(grid)
             try:
                 attempt = await self._attempt_raising_limit(job, stage, generation)
             except PoisonWindow:
                 raise
             except RequestFailed as error:
-                job.answer(stage, None)
+                job.set_answer(stage, None)
                 limit = MAX_REASONING_ROOM * generation.max_output_tokens
                 if isinstance(error, ReasoningCutOff) and error.output_tokens >= limit:
                     raise  # a smaller video does not raise this limit
                 failure = error
                 continue
-            job.answer(stage, attempt.answer.text)
+            job.set_answer(stage, attempt.answer.text)
             return attempt
         assert failure is not None  # there is at least one grid
         raise failure
@@ -364,7 +368,7 @@ class Captioner:
             try:
                 return await self._attempt(job, stage, generation)
             except ReasoningCutOff as cut_off:
-                job.answer(stage, None)
+                job.set_answer(stage, None)
                 room = min(highest, self._supervisor.engine.context - cut_off.prompt_tokens)
                 limit = min(2 * generation.max_output_tokens, room)
                 if limit <= generation.max_output_tokens:

@@ -69,12 +69,12 @@ class SandboxDecoder:
 
     Args:
         sandbox: runs the workers.
-        keep_preview: stores a window's preview; without it no previews are made.
+        store_preview: stores a window's preview; without it no previews are made.
     """
 
-    def __init__(self, sandbox: Sandbox, keep_preview: Callable[[WindowJob, Preview], None] | None = None) -> None:
+    def __init__(self, sandbox: Sandbox, store_preview: Callable[[WindowJob, Preview], None] | None = None) -> None:
         self._sandbox = sandbox
-        self._keep_preview = keep_preview
+        self._store_preview = store_preview
         self._max_clips = PREFETCH * sandbox.workers
         self._slots = asyncio.Semaphore(self._max_clips)
         self._threads = ThreadPoolExecutor(self._max_clips, "read")
@@ -108,12 +108,12 @@ class SandboxDecoder:
             grid.frames,
             (grid.height, grid.width),
             pause_after=PAUSE_SHARE * self._sandbox.limits.seconds,
-            with_preview=self._keep_preview is not None,
+            with_preview=self._store_preview is not None,
         )
         shown = await self._decode_resuming(decode, file.handle if clip.is_sequential else None)
         clip.is_sequential = shown.is_sequential
-        if self._keep_preview and shown.preview:
-            await asyncio.get_running_loop().run_in_executor(self._threads, self._keep_preview, window, shown.preview)
+        if self._store_preview and shown.preview:
+            await asyncio.get_running_loop().run_in_executor(self._threads, self._store_preview, window, shown.preview)
         array = np.frombuffer(pixels.memory, np.uint8).reshape(grid.frames, grid.height, grid.width, 3)
         return Frames(array, shown.indices, shown.fps, replaced=shown.replaced, padded=shown.padded)
 

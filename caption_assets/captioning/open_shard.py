@@ -1,4 +1,4 @@
-"""An open shard: its window jobs until all are finished, their checkpoints, and the publication of its tables."""
+"""An open shard: its window jobs, their checkpoints, and the publication of its tables."""
 
 from __future__ import annotations
 
@@ -25,32 +25,32 @@ from caption_assets.store.versions import TableVersions, captions_version
 WEIGHTS_ASSET = "model_weights"
 """Name of the weights among a table's inputs."""
 INPUTS: Mapping[str, Sequence[str]] = {STAGE1.name: (CLIP_MANIFEST, WEIGHTS_ASSET), STAGE2.name: STAGE2.needs}
-"""The direct inputs of each table. Stage 2 depends on the others through stage 1: see the assets of the captions."""
+"""The direct inputs of each table. Stage 2 depends on the others through stage 1, as the assets do."""
 
 
 @dataclass(frozen=True, slots=True)
 class PublishedTable:
-    """One table that a job published."""
+    """A table that a run published."""
 
     path: str
     """Relative to the root."""
     rows: Sequence[CaptionRow]
     reused: int
-    """Number of rows that earlier runs made."""
+    """Number of rows from earlier runs."""
     fresh: Sequence[CaptionRow]
-    """The rows that this run made."""
+    """The rows of this run."""
     versions: TableVersions
     """The versions stored with the table."""
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """The tables of one shard that a job published."""
+    """The tables of one shard that a run published."""
 
     tables: Mapping[str, PublishedTable]
     """By name, in the recipe's order."""
     seconds: Mapping[str, float]
-    """Seconds by stage, ``DECODE`` and ``STORE``, summed over windows that are worked on side by side."""
+    """Seconds by stage, ``DECODE`` and ``STORE``, summed over windows that run concurrently."""
 
     @property
     def engine_seconds(self) -> float:
@@ -62,19 +62,19 @@ class OpenShard:
     """The window jobs of one shard until its tables are published.
 
     Args:
-        job: what is made.
-        lease: the shard's.
-        windows: a job for each row of the manifest, in order.
-        inputs: data versions of the tables that these were read from, by table.
+        job: the captioning job of the run.
+        lease: the shard's lease.
+        windows: a window job for each row of the manifest, in order.
+        inputs: data versions of the input tables, by name.
     """
 
     def __init__(self, job: Job, lease: Lease, windows: Sequence[WindowJob], inputs: Mapping[str, str]) -> None:
         self.lease = lease
         self.windows = windows
-        self.done = sum(one.status is JobStatus.FINISHED for one in windows)
-        """Number of finished windows that are taken into the shard."""
-        self.left = [one for one in windows if one.status is not JobStatus.FINISHED]
-        """The windows that enter the engine."""
+        self.finished = sum(one.status is JobStatus.FINISHED for one in windows)
+        """Number of finished windows."""
+        self.unfinished = [one for one in windows if one.status is not JobStatus.FINISHED]
+        """The windows to caption."""
         self._inputs = dict(inputs) | ({WEIGHTS_ASSET: job.weights_version} if job.weights_version else {})
         self._job = job
         self._unsaved: list[WindowJob] = []
@@ -88,7 +88,7 @@ class OpenShard:
 
     @property
     def is_due(self) -> bool:
-        """Whether it is time for a checkpoint. After a failed one the next is due after the usual time."""
+        """Whether a checkpoint is due. After a failed one the next is due after ``checkpoint_seconds``."""
         now, rows = time.monotonic(), len(self._unsaved)
         if now < self._not_before:
             return False
@@ -96,20 +96,20 @@ class OpenShard:
         return rows >= self._job.checkpoint_rows or (rows > 0 and waited >= self._job.checkpoint_seconds)
 
     def add(self, window: WindowJob) -> None:
-        """Take a finished window."""
+        """Add a finished window."""
         if not self._unsaved:
             self._unsaved_since = time.monotonic()
         self._unsaved.append(window)
         for name, seconds in window.seconds.items():
             self._seconds[name] += seconds
         self.hits += window.hits
-        self.done += 1
+        self.finished += 1
 
     async def save(self) -> None:
-        """Write the rows that are in no checkpoint yet to one.
+        """Write a checkpoint with the rows that are not in one yet.
 
         Raises:
-            StoreError: if it cannot be written; the rows are kept for the next one.
+            StoreError: if it cannot be written; the next checkpoint then has these rows.
         """
         async with self._saving:
             windows, self._unsaved = self._unsaved, []
@@ -133,21 +133,21 @@ class OpenShard:
             self._seconds[STORE] += time.monotonic() - started
 
     async def publish(self) -> Published:
-        """Publish its tables, in the recipe's order.
+        """Publish the tables, in the recipe's order.
 
         Raises:
-            StoreError: if the root cannot be written.
+            StoreError: if they cannot be written.
             TableError: if a row is missing or out of place.
         """
         return await to_thread_uncancelled(self._publish)
 
-    async def clear(self) -> None:
-        """Remove its checkpoints, once it is published.
+    async def remove_checkpoints(self) -> None:
+        """Remove the checkpoints after the publication.
 
         Raises:
-            StoreError: if that fails.
+            StoreError: if they cannot be removed.
         """
-        async with self._saving:  # not before one that is being written
+        async with self._saving:  # waits for a checkpoint that is being written
             self._unsaved = []
             await to_thread_uncancelled(remove_checkpoints, self._job.root, self.lease.shard, self.lease.epoch)
 
@@ -175,7 +175,7 @@ class OpenShard:
 
 
 def file_metadata(recipe: Recipe, stage: Stage) -> dict[str, str]:
-    """File metadata of a caption table: versions, and all that its captions depend on beside the clips."""
+    """File metadata of a caption table: versions, and everything but the clips that its captions depend on."""
     return {
         "caption_assets_version": version("caption-assets"),
         "recipe": json.dumps(recipe.identity(stage), sort_keys=True),
@@ -187,13 +187,13 @@ def file_metadata(recipe: Recipe, stage: Stage) -> dict[str, str]:
 
 
 def failed_fraction(rows: Sequence[CaptionRow]) -> float:
-    """Share of the captionable windows (those with a window index) whose caption failed; 0 if there are none."""
+    """Share of failed captions among captionable windows (those with a window index); 0 if there are none."""
     captionable = [row for row in rows if row.window_index is not None]
     failed = sum(row.status is Status.FAILED for row in captionable)
     return failed / len(captionable) if captionable else 0.0
 
 
 def _fresh_rows(windows: Sequence[WindowJob], stage: Stage) -> list[CaptionRow]:
-    """The rows of a stage that this run made."""
+    """The rows of a stage from this run."""
     found = (one.rows.get(stage.name) for one in windows)
     return [made.row for made in found if made and made.origin is Origin.FRESH]

@@ -1,4 +1,4 @@
-"""Quality flags: faults of a caption as a text, found without looking at the video."""
+"""Quality flags: faults in a caption's text, found without the video."""
 
 from __future__ import annotations
 
@@ -12,24 +12,23 @@ from caption_assets.captioning.repetition import is_repetitive
 from caption_assets.captioning.text import TYPOGRAPHIC_APOSTROPHE, similarity, split_words
 
 RULES_VERSION = 1
-"""Version of the rules. Increase it when a flag is added, when a rule changes, or when a constant of regeneration does:
-stored captions are then flagged again, and those whose flags call for it are regenerated."""
+"""Version of the rules. Increase it when a flag is added, or when a rule or a constant of regeneration changes: stored
+captions are then flagged again, and regenerated where their flags require it."""
 QUALITY_RULES = "quality_rules"
-"""Key of the rules' version in the file metadata of captions. Files without it are of version 1."""
+"""Key of the rules' version in the file metadata of captions. Files without it have version 1."""
 MIN_WORDS = 4
-"""A shorter caption is ``too_short`` (Cosmos Curator's limit)."""
+"""Minimum number of words; shorter captions are ``too_short`` (Cosmos Curator's limit)."""
 MAX_WORDS = 1024
-"""A longer caption is ``too_long`` (Cosmos Curator's limit)."""
+"""Maximum number of words; longer captions are ``too_long`` (Cosmos Curator's limit)."""
 NEIGHBOR_SIMILARITY = 0.9
-"""Jaccard similarity of the sets of words from which two windows' captions are ``near_duplicate`` (Cosmos Curator)."""
+"""Minimum Jaccard similarity of the sets of words of two windows' captions for ``near_duplicate`` (Cosmos Curator)."""
 ECHO_WORDS = 7
 """Number of consecutive words of the instruction that make a ``prompt_echo``."""
 LONGEST_WORD = 45
-"""Letters of the longest word of a script with spaces: longer ones are garbage. The longest English and German words
-in dictionaries have 45."""
+"""Maximum number of letters in a word of a script with spaces: longer ones are garbage. The longest English and German
+words in dictionaries have 45."""
 SHORTEST_REPLACEMENT = 0.5
-"""Words of a regenerated answer, as a share of the first one's, below which it replaces no first answer that says more
-and is not itself repetitive or too long."""
+"""Minimum number of words of a regenerated answer, as a share of the first one's; see ``replaces``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +36,13 @@ class Answer:
     """A caption with what its flags depend on."""
 
     text: str
-    """With straight apostrophes."""
+    """The caption with straight apostrophes."""
     words: tuple[str, ...]
     instruction: str
-    """What the model was asked, without the caption of an earlier stage."""
+    """The instruction to the model, without the captions of earlier stages."""
     finish_reason: str
     neighbor: str | None
-    """Caption of the window before it in the same clip."""
+    """Caption of the previous window of the same clip."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,18 +52,18 @@ class Flag:
     name: str
     applies: Callable[[Answer], bool]
     regenerates: bool
-    """Whether a caption with this flag is generated again by default: only where under 1 % of good captions have it, as
+    """Whether a caption with this flag is regenerated: only if less than 1 % of good captions have the flag, as
     ``benchmarks/quality.py`` measures."""
 
 
 def find_flags(caption: str, *, finish_reason: str, instruction: str, neighbor: str | None = None) -> tuple[str, ...]:
-    """The names of the flags of a caption; none if nothing is wrong with it.
+    """The names of a caption's flags; empty for a good caption.
 
     Args:
         caption: the text.
-        finish_reason: why the model stopped: ``length`` means that it was cut off.
-        instruction: what the model was asked, with no other caption filled in.
-        neighbor: caption of the window before it in the same clip.
+        finish_reason: vLLM's finish reason; ``length`` means that the caption was cut off.
+        instruction: the instruction to the model, without the captions of earlier stages.
+        neighbor: caption of the previous window of the same clip.
     """
     text = caption.replace(TYPOGRAPHIC_APOSTROPHE, "'")
     answer = Answer(text, tuple(split_words(text)), instruction, finish_reason, neighbor)
@@ -74,8 +73,8 @@ def find_flags(caption: str, *, finish_reason: str, instruction: str, neighbor: 
 def replaces(again: str, again_flags: Collection[str], first: str, first_flags: Collection[str]) -> bool:
     """Whether a regenerated answer is better than the first one.
 
-    It must have fewer flags that call for regeneration. Where the first answer is not too long or repetitive, a much
-    shorter one says less and is no replacement.
+    It must have fewer of the flags in ``REGENERATED``. It must not be much shorter, since it would say less, unless the
+    first answer is too long or repetitive, or contains reasoning or the prompt.
     """
     if len(REGENERATED.intersection(again_flags)) >= len(REGENERATED.intersection(first_flags)):
         return False
@@ -176,7 +175,7 @@ _MARKUP = _any_of(
     ),
     re.IGNORECASE | re.MULTILINE | re.DOTALL,
 )
-_MARKUP_ASKED = _any_of((r"\b(?:json|markdown|html|xml|yaml|heading|bold|table|bullet)",))
+_MARKUP_REQUESTED = _any_of((r"\b(?:json|markdown|html|xml|yaml|heading|bold|table|bullet)",))
 _MOJIBAKE = re.compile("\u00e2\u20ac|\u00c3[\u0080-\u00bf]|\u00c2[\u00a0-\u00bf]")
 _RUN = re.compile(r"([^\s.\-_=*])\1{7,}|([.\-_=*])\2{19,}")
 _QUOTED = re.compile('["\u201c\u300c][^"\u201d\u300d]*["\u201d\u300d]')
@@ -187,13 +186,13 @@ def _refuses(answer: Answer) -> bool:
 
 
 def _echoes(answer: Answer) -> bool:
-    asked, said = split_words(answer.instruction), answer.words
-    known = {tuple(asked[start : start + ECHO_WORDS]) for start in range(len(asked) - ECHO_WORDS + 1)}
-    return any(said[start : start + ECHO_WORDS] in known for start in range(len(said) - ECHO_WORDS + 1))
+    instruction, words = split_words(answer.instruction), answer.words
+    ngrams = {tuple(instruction[start : start + ECHO_WORDS]) for start in range(len(instruction) - ECHO_WORDS + 1)}
+    return any(words[start : start + ECHO_WORDS] in ngrams for start in range(len(words) - ECHO_WORDS + 1))
 
 
 def _is_broken(answer: Answer) -> bool:
-    """Replacement characters, control characters, text decoded wrongly, endless words and runs of one character."""
+    """Whether a text has replacement or control characters, mojibake, endless words or runs of one character."""
     text = answer.text
     if "\N{REPLACEMENT CHARACTER}" in text or _MOJIBAKE.search(text) or _RUN.search(text):
         return True
@@ -225,12 +224,12 @@ FLAGS = (
     ),
     Flag(
         "markup",
-        lambda answer: not _MARKUP_ASKED.search(answer.instruction) and bool(_MARKUP.search(answer.text)),
+        lambda answer: not _MARKUP_REQUESTED.search(answer.instruction) and bool(_MARKUP.search(answer.text)),
         regenerates=True,
     ),
     Flag("cut_off", lambda answer: answer.finish_reason == "length", regenerates=True),
 )
-"""All flags, in the order in which a row names them."""
+"""All flags, in the order of the column ``flags``."""
 REGENERATED = frozenset(flag.name for flag in FLAGS if flag.regenerates)
-"""Names of the flags with which a caption is generated again."""
+"""Names of the flags that cause a regeneration."""
 CUT_OFF = "cut_off"

@@ -1,4 +1,4 @@
-"""Shards from manifest to published caption tables: the library's entry point, which the Dagster assets call."""
+"""Captioning of shards, from manifest to published tables: the library's entry point, which the assets call."""
 
 from __future__ import annotations
 
@@ -38,30 +38,30 @@ from caption_assets.store.versions import captions_version, manifest_version, re
 from caption_assets.video.preview import Preview
 from caption_assets.workers.sandbox import Sandbox
 
-LOOK_SECONDS = 1.0
-"""Interval between checks for a due checkpoint."""
+CHECK_SECONDS = 1.0
+"""Interval between checks for due checkpoints."""
 
 
 class RunObserver:
     """Receives the events of a run. A subclass overrides those that it needs."""
 
     def begun(self, shard: str, windows: int, left: int) -> None:
-        """The first of a shard's windows enters the engine. ``left`` of them are still to be captioned."""
+        """A shard is opened. ``left`` of its windows are still to be captioned."""
 
     def captioned(self, shard: str, done: int, windows: int, *, ok: bool) -> None:
-        """Another window of a shard is finished; ``ok`` if it has all captions."""
+        """A window of a shard is finished; ``ok`` if it has all captions."""
 
     def published(self, shard: str, published: Published) -> None:
-        """The tables of a shard are published. Runs in a thread and may take long: the shard stays leased meanwhile."""
+        """The tables of a shard are published. Called in a thread and may block; the lease is renewed meanwhile."""
 
     def skipped(self, shard: str, reason: str) -> None:
         """Another run holds the lease of a shard."""
 
     def failed(self, shard: str, error: CaptionAssetsError) -> None:
-        """A shard could not be started or published. Finished rows are in checkpoints; other shards go on."""
+        """A shard could not be opened or published. Finished rows are in checkpoints; other shards continue."""
 
     def warned(self, message: str) -> None:
-        """Something failed that the run retries or can do without. May be called by another thread."""
+        """An error that the run retries or can ignore. May be called from another thread."""
 
 
 async def caption_shards(
@@ -71,51 +71,51 @@ async def caption_shards(
     shards: Iterable[str],
     observers: Sequence[RunObserver],
 ) -> None:
-    """Caption shards through one engine and publish each as soon as it is whole.
+    """Caption shards on one engine and publish each when all its windows are finished.
 
-    The next shard's windows enter while the last one's tail is still being captioned. What earlier runs have made under
-    the same fingerprint is taken over. If this is canceled, what is finished goes into checkpoints first.
+    The next shard starts while the last windows of the previous one are still in progress. Rows of earlier runs are
+    reused; see ``Reuse``. A canceled run first writes finished rows to checkpoints.
 
-    Whatever is raised while a shard is entered, checkpointed, published or reported fails that shard alone, foreseen or
-    not. Checkpoints and earlier caption tables that are damaged count as absent, with a warning.
+    Any exception while a shard is opened, checkpointed, published or reported fails only that shard. Damaged
+    checkpoints and caption tables of earlier runs are ignored with a warning.
 
     Args:
-        engine: entered when the first window needs it, if any does.
-        sandbox: for decoding.
-        job: what is made.
-        shards: their keys.
-        observers: receive the run's events, each in this order.
+        engine: entered only if a window needs it.
+        sandbox: decodes the windows.
+        job: the captioning job.
+        shards: keys of the shards.
+        observers: receive the run's events, in this order.
 
     Raises:
-        EngineError: if there is no engine any more; what was finished stays.
-        ValueError: if the recipe's model is one by folder, and the recipe does not identify its weights.
+        EngineError: if the engine cannot be restarted. Finished rows are kept.
+        ValueError: if the model is given by folder and the recipe has no digest of its weights.
     """
     if job.recipe.variant.path is not None and job.recipe.weights is None:
         raise ValueError(
             "the recipe of a model given by folder needs the digest of its weights: see models.mirror.content_digest"
         )
 
-    def notify(tell: Callable[[RunObserver], None]) -> None:
+    def notify(send: Callable[[RunObserver], None]) -> None:
         for observer in observers:
-            tell(observer)
+            send(observer)
 
     def warn(message: str) -> None:
         notify(lambda observer: observer.warned(message))
 
     if not await in_thread(job.root.supports_create):
         warn(
-            f"the store of {job.root.url} ignores If-None-Match, so that two runs may caption one shard at once: its "
-            "tables stay whole, and those that are published last stand; start one run at a time"
+            f"the store of {job.root.url} ignores If-None-Match, so that two runs may caption the same shard. "
+            "Its tables stay valid, and the last published ones remain: start one run at a time"
         )
     with Leases(job.root, job.owner, job.lease_seconds, warn) as leases:
         queue = _ShardQueue(job, leases, notify, warn)
         windows = queue.windows(shards)
         if (first := await anext(windows, None)) is None:
             return
-        preview = _Previews(job.root, warn).keep if job.previews else None
+        preview = _Previews(job.root, warn).store if job.previews else None
         async with engine as supervisor, queue.checkpoints():
             with SandboxDecoder(sandbox, preview) as decoder:
-                await caption(supervisor, job.recipe, decoder, _chain(first, windows), queue.take)
+                await caption(supervisor, job.recipe, decoder, _chain(first, windows), queue.finish)
         if queue.hits.is_low:
             warn(f"the prefix cache saves less than half of what it could: {queue.hits.summary}")
 
@@ -130,7 +130,7 @@ _Notify = Callable[[Callable[[RunObserver], None]], None]
 
 
 class _Previews:
-    """Keeps windows' previews. What cannot be written is warned of once a shard: no caption is lost over a picture."""
+    """Stores windows' previews. Failures cause one warning for each shard and do not affect captions."""
 
     def __init__(self, root: Root, warn: Callable[[str], None]) -> None:
         self._root = root
@@ -138,8 +138,8 @@ class _Previews:
         self._warned: set[str] = set()
         self._warning = Lock()
 
-    def keep(self, window: WindowJob, preview: Preview) -> None:
-        """Keep that of a window. May be called by several threads."""
+    def store(self, window: WindowJob, preview: Preview) -> None:
+        """Store a window's preview. May be called from several threads."""
         try:
             write_preview(self._root, window.shard, window.window.window_id, preview.animation, preview.poster)
         except Exception as error:
@@ -148,38 +148,38 @@ class _Previews:
                     return
                 self._warned.add(window.shard)
             self._warn(
-                f"{window.shard}: previews cannot be kept, of window {window.window.window_id} first: "
+                f"{window.shard}: previews cannot be stored; the first one, of window {window.window.window_id}: "
                 f"{as_project_error(error)}"
             )
 
 
 class _ShardQueue:
-    """The shards under way. What goes wrong with one of them ends here, with that shard."""
+    """The open shards of a run. An error in one of them fails only that shard."""
 
     def __init__(self, job: Job, leases: Leases, notify: _Notify, warn: Callable[[str], None]) -> None:
         self._job = job
         self._leases = leases
         self._notify = notify
         self._warn = warn
-        self._open: dict[str, OpenShard] = {}
+        self._shards: dict[str, OpenShard] = {}
         self.hits = NO_HITS
-        """Of stage 2 in the prefix cache, over all shards."""
+        """Prefix cache hits, over all shards."""
 
     async def windows(self, shards: Iterable[str]) -> AsyncIterator[WindowJob]:
-        """The unfinished windows of shard after shard. Each shard is leased and read when its turn comes."""
+        """The unfinished windows, shard by shard. A shard is leased and read when its first window is needed."""
         for key in shards:
-            if (shard := await self._enter(key)) is None:
+            if (shard := await self._open_shard(key)) is None:
                 continue
-            for window in shard.left:
-                if self._open.get(key) is not shard:  # it has failed meanwhile
+            for window in shard.unfinished:
+                if self._shards.get(key) is not shard:  # the shard has failed meanwhile
                     break
                 if shard.lease.loss:
                     await self._fail(shard, shard.lease.loss)
                     break
                 yield window
 
-    async def _enter(self, key: str) -> OpenShard | None:
-        """A shard with all that is known of it, or None if it is not to be captioned by this run."""
+    async def _open_shard(self, key: str) -> OpenShard | None:
+        """Lease and read a shard. Return None if another run has leased it, or if it fails."""
         try:
             lease = await to_thread_uncancelled(self._leases.acquire, key)
         except LeaseHeld as error:
@@ -190,58 +190,58 @@ class _ShardQueue:
             self._report_failure(key, error)
             return None
         try:
-            shard = self._open[key] = await to_thread_uncancelled(_open, self._job, lease, self._warn)
-            self._notify(lambda observer: observer.begun(key, len(shard.windows), len(shard.left)))
+            shard = self._shards[key] = await to_thread_uncancelled(_read_shard, self._job, lease, self._warn)
+            self._notify(lambda observer: observer.begun(key, len(shard.windows), len(shard.unfinished)))
         except Exception as error:
-            self._open.pop(key, None)
+            self._shards.pop(key, None)
             self._report_failure(key, error)
             await to_thread_uncancelled(self._leases.release, lease)
             return None
-        if not shard.left:
+        if not shard.unfinished:
             await self._publish(shard)
         return shard
 
-    async def take(self, window: WindowJob) -> None:
-        """Take a finished window; publish its shard if it was the last one."""
+    async def finish(self, window: WindowJob) -> None:
+        """Add a finished window to its shard; publish the shard after the last one."""
         self.hits += window.hits
-        shard = self._open.get(window.shard)
-        if shard is None:  # it has failed
+        shard = self._shards.get(window.shard)
+        if shard is None:  # the shard has failed
             return
         try:
             shard.add(window)
             self._notify(
-                lambda observer: observer.captioned(shard.lease.shard, shard.done, len(shard.windows), ok=window.ok)
+                lambda observer: observer.captioned(shard.lease.shard, shard.finished, len(shard.windows), ok=window.ok)
             )
         except Exception as error:
             await self._fail(shard, error)
             return
-        if shard.done == len(shard.windows):
+        if shard.finished == len(shard.windows):
             await self._publish(shard)
         elif shard.is_due:
             await self._save(shard)
 
     @asynccontextmanager
     async def checkpoints(self) -> AsyncIterator[None]:
-        """Within the block finished rows go into checkpoints in time, and at its end all that are left."""
-        watch = asyncio.create_task(self._watch())
+        """Within the block, write due checkpoints; at its end, checkpoint all remaining rows."""
+        saving = asyncio.create_task(self._save_periodically())
         try:
             yield
         finally:
-            watch.cancel()
-            for shard in list(self._open.values()):
+            saving.cancel()
+            for shard in list(self._shards.values()):
                 await self._save(shard)
 
-    async def _watch(self) -> None:
+    async def _save_periodically(self) -> None:
         while True:
-            await asyncio.sleep(LOOK_SECONDS)
-            for shard in list(self._open.values()):
+            await asyncio.sleep(CHECK_SECONDS)
+            for shard in list(self._shards.values()):
                 if shard.is_due:
                     await self._save(shard)
 
     async def _save(self, shard: OpenShard) -> None:
         try:
             await shard.save()
-        except Exception as error:  # no caption is lost yet
+        except Exception as error:  # the rows are kept for the next checkpoint
             self._warn(f"{shard.lease.shard}: a checkpoint could not be written: {as_project_error(error)}")
 
     async def _publish(self, shard: OpenShard) -> None:
@@ -252,22 +252,22 @@ class _ShardQueue:
         except Exception as error:
             await self._fail(shard, error)
             return
-        await self._clear(shard)
+        await self._remove_checkpoints(shard)
         try:
             await to_thread_uncancelled(self._notify, lambda observer: observer.published(key, published))
         except Exception as error:
             self._report_failure(key, error)
-        await self._leave(shard)
+        await self._close(shard)
 
-    async def _clear(self, shard: OpenShard) -> None:
+    async def _remove_checkpoints(self, shard: OpenShard) -> None:
         try:
-            await shard.clear()
-        except Exception as error:  # they do no harm, and the next run removes them
+            await shard.remove_checkpoints()
+        except Exception as error:  # harmless: the next run removes them
             self._warn(f"{shard.lease.shard}: checkpoints could not be removed: {as_project_error(error)}")
 
     async def _fail(self, shard: OpenShard, error: Exception) -> None:
-        """Stop work on a shard. What is finished of it goes into a checkpoint, as far as that can be written."""
-        del self._open[shard.lease.shard]  # first: results that come meanwhile must not publish it
+        """Close a shard with an error. Its finished rows go into a checkpoint, if that can be written."""
+        del self._shards[shard.lease.shard]  # first, so that windows that finish meanwhile do not publish it
         await self._save(shard)
         self._report_failure(shard.lease.shard, error)
         await to_thread_uncancelled(self._leases.release, shard.lease)
@@ -275,15 +275,17 @@ class _ShardQueue:
     def _report_failure(self, shard: str, error: Exception) -> None:
         self._notify(lambda observer: observer.failed(shard, as_project_error(error)))
 
-    async def _leave(self, shard: OpenShard) -> None:
-        del self._open[shard.lease.shard]
+    async def _close(self, shard: OpenShard) -> None:
+        del self._shards[shard.lease.shard]
         await to_thread_uncancelled(self._leases.release, shard.lease)
 
 
-def _open(job: Job, lease: Lease, warn: Callable[[str], None]) -> OpenShard:
-    """The shard of a lease, with the rows of earlier runs; ``warn`` receives messages about damaged ones."""
+def _read_shard(job: Job, lease: Lease, warn: Callable[[str], None]) -> OpenShard:
+    """Read the shard of a lease, with the rows of earlier runs; ``warn`` receives messages about damaged ones."""
     shard = lease.shard
-    stored = read_versions(job.root, CLIP_MANIFEST, shard)  # first: a manifest published since is not taken for it
+    stored = read_versions(
+        job.root, CLIP_MANIFEST, shard
+    )  # before the manifest: if it changes in between, the tables count as outdated
     manifest = read_manifest(job.root, shard)
     inputs: dict[str, str] = {CLIP_MANIFEST: stored.data if stored else manifest_version(manifest)}
     wanted = {stage.name for stage in job.stages}
@@ -298,12 +300,12 @@ def _open(job: Job, lease: Lease, warn: Callable[[str], None]) -> OpenShard:
 def _plan_rows(
     job: Job, shard: str, manifest: Sequence[ManifestRow], needed: Mapping[str, Sequence[CaptionRow]], reuse: Reuse
 ) -> list[WindowJob]:
-    """A job for each row of a shard's manifest, with the rows of earlier runs that stay."""
+    """A window job for each row of a shard's manifest, with the reused rows of earlier runs."""
     windows: list[WindowJob] = []
     for number, row in enumerate(manifest):
         rows = {name: StageRow(stored[number], Origin.REUSED) for name, stored in needed.items()}
         window = WindowJob(row, partial(clip_pieces, job.source, row), job.stages, shard, number, rows)
-        window.follow(windows[-1] if windows else None)
+        window.set_previous(windows[-1] if windows else None)
         reuse.resolve(window)
         windows.append(window)
     return windows
@@ -315,18 +317,18 @@ def _earlier_files(job: Job, shard: str, warn: Callable[[str], None]) -> Iterato
         try:
             if published := find_captions(job.root, stage.name, shard):
                 yield published
-        except TableError as error:  # it will be replaced
+        except TableError as error:  # this run replaces the table
             warn(f"{shard}: its earlier captions are not reused: {error}")
     yield from read_checkpoints(job.root, shard, warn)
 
 
 def _stored_rows(job: Job, table: str, shard: str, manifest: Sequence[ManifestRow]) -> list[CaptionRow]:
-    """The rows of a table that is needed and not made by this job.
+    """The rows of a table that stages need and this job does not caption.
 
     Raises:
-        TableError: if they are not those of the manifest.
+        TableError: if they do not match the manifest.
     """
     rows = read_captions(job.root, table, shard)
     if [extent(row) for row in rows] != [extent(row) for row in manifest]:
-        raise TableError(f"{table} of shard {shard!r} is not of its present manifest: materialize {table} again")
+        raise TableError(f"{table} of shard {shard!r} does not match its present manifest: materialize {table} again")
     return rows

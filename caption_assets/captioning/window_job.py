@@ -1,4 +1,4 @@
-"""The window job: one window on its way through the stages, from its row of the manifest to a row of each stage."""
+"""The window job: one window on its way through the stages, from its row in the manifest to a row for each stage."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 
-from caption_assets.captioning.admission import NOTHING, Load
+from caption_assets.captioning.admission import NO_LOAD, Load
 from caption_assets.captioning.budget import FrameGrid, NoRoom
 from caption_assets.captioning.prefix_cache import NO_HITS, CacheHits
 from caption_assets.captioning.prompts import text_hash
@@ -20,9 +20,9 @@ from caption_assets.store.tables import CaptionRow, ManifestRow, Status
 from caption_assets.video.decode import Frames
 
 DECODE = "decode"
-"""Key of the seconds in which clips were fetched and decoded."""
+"""Key of the seconds for reading and decoding clips."""
 STORE = "store"
-"""Key of the seconds in which checkpoints and tables were written."""
+"""Key of the seconds for writing checkpoints and tables."""
 _NO_VIDEO = FrameGrid(0, 0, 0)
 
 
@@ -31,20 +31,20 @@ class JobStatus(StrEnum):
 
     WAITING = "waiting"
     RUNNING = "running"
-    """The engine has room for the window: it is decoded and captioned."""
+    """The window is admitted: it is decoded and captioned."""
     FINISHED = "finished"
-    """Each wanted stage has its row."""
+    """Every stage has a row."""
 
 
 class Origin(StrEnum):
-    """Source of a row."""
+    """Origin of a row."""
 
     REUSED = "reused"
     """An earlier run made it."""
     FRESH = "fresh"
     """This run made it, with a caption or an error."""
     UNCAPTIONABLE = "uncaptionable"
-    """There is nothing to ask: the clip is unreadable, or a needed stage has no caption. Not kept in checkpoints."""
+    """No request was possible: the clip is unreadable, or a needed stage has no caption. Not stored in checkpoints."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class StageRow:
 
 @dataclass(slots=True, eq=False)
 class WindowJob:
-    """One window with all that is known of it. Mappings are by the name of the stage."""
+    """One window with its state and results. Keys of mappings are names of stages."""
 
     window: ManifestRow
     read: Callable[[], Iterable[bytes]]
@@ -70,39 +70,39 @@ class WindowJob:
     rows: dict[str, StageRow] = field(default_factory=dict)
     """Rows of these stages and of stages that they need."""
     earlier_attempts: dict[str, int] = field(default_factory=dict)
-    """Requests that earlier runs made for a row that is missing."""
+    """Requests of earlier runs for the missing rows."""
     outdated: dict[str, CaptionRow] = field(default_factory=dict)
-    """Rows of earlier runs that are missing because newer quality rules call for another caption. One whose new caption
-    is not better stays."""
+    """Rows of earlier runs that newer quality rules require to regenerate. A row stays if its new caption is not
+    better."""
     previous: WindowJob | None = None
-    """The window before this one in the same clip."""
+    """The previous window of the same clip."""
 
     status: JobStatus = field(default=JobStatus.WAITING, init=False)
     problem: RequestFailed | None = field(default=None, init=False)
-    """Why the window cannot be shown to the model."""
+    """The error that prevents any request."""
     wanted: FrameGrid = field(default=_NO_VIDEO, init=False)
-    """The video that sampling and the pixel limits of one frame give."""
+    """The video by frame sampling and the pixel limits of one frame."""
     whole: FrameGrid = field(default=_NO_VIDEO, init=False)
-    """The same within the pixel limits of a window."""
+    """``wanted``, reduced to the pixel limits of a window."""
     planned: FrameGrid = field(default=_NO_VIDEO, init=False)
-    """The same within the context, for the first missing stage."""
+    """``whole``, reduced to the context for the first missing stage."""
     grid: FrameGrid = field(default=_NO_VIDEO, init=False)
     """The video of the next request."""
-    load: Load = field(default=NOTHING, init=False)
+    load: Load = field(default=NO_LOAD, init=False)
     caption_room: int = field(default=0, init=False)
-    """Maximum tokens of a caption that later stages can take into their prompts."""
+    """Maximum tokens of a caption that fits into the prompts of later stages."""
     frames: Frames | None = field(default=None, init=False)
     """The decoded frames of ``grid``."""
     replica: int = field(default=0, init=False)
-    """Number by which one of the engine's replicas is chosen."""
+    """Number that selects one of the engine's replicas."""
     is_cached: bool = field(default=False, init=False)
-    """Whether the engine has received these frames."""
+    """Whether the engine has received ``frames``."""
     crashes: int = field(default=0, init=False)
-    """Crashes of the engine before it received these frames. After another one the prefix cache is empty."""
+    """Number of engine crashes when it received ``frames``. After another crash the prefix cache is empty."""
     attempts: Counter[str] = field(default_factory=Counter, init=False)
-    """Requests of this run."""
+    """Number of requests of this run."""
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float), init=False)
-    """Seconds of waiting for the engine, by stage, and of ``DECODE``."""
+    """Seconds of waiting for the engine, by stage, and for ``DECODE``."""
     hits: CacheHits = field(default=NO_HITS, init=False)
     """Prefix cache hits of stages after the first."""
     _answers: dict[str, str | None] = field(default_factory=dict, init=False, repr=False)
@@ -121,68 +121,68 @@ class WindowJob:
         return all(self.row(stage).status is Status.OK for stage in self.stages)
 
     def row(self, stage: Stage) -> CaptionRow:
-        """The row of a stage that has one."""
+        """The row of a stage that is not missing."""
         return self.rows[stage.name].row
 
     def earlier_caption(self, stage: Stage) -> str | None:
-        """The caption that an earlier run made, whether or not it stays."""
+        """The caption of an earlier run, also if it is regenerated."""
         row = self.rows[stage.name].row if stage.name in self.rows else self.outdated.get(stage.name)
         return row.caption if row else None
 
     def captions(self, stage: Stage) -> dict[str, str] | None:
-        """The captions that a stage needs; None if one of those rows has none."""
+        """The captions that a stage needs, by stage; None if one of them is missing."""
         texts = {name: self.rows[name].row.caption for name in stage.needs}
         found = {name: text for name, text in texts.items() if text is not None}
         return found if len(found) == len(texts) else None
 
-    def add(self, stage: Stage, row: CaptionRow, *, reused: bool = False) -> None:
-        """Set the row of a stage."""
+    def add_row(self, stage: Stage, row: CaptionRow, *, reused: bool = False) -> None:
+        """Add the row of a stage. An outdated row stays if the new one is not better."""
         earlier = self.outdated.pop(stage.name, None)
         if earlier and not _is_better(row, earlier):
             row, reused = earlier, True
-        made = Origin.REUSED if reused else Origin.FRESH
-        self.rows[stage.name] = StageRow(row, made if row.fingerprint else Origin.UNCAPTIONABLE)
-        self.answer(stage, row.caption)
+        origin = Origin.REUSED if reused else Origin.FRESH
+        self.rows[stage.name] = StageRow(row, origin if row.fingerprint else Origin.UNCAPTIONABLE)
+        self.set_answer(stage, row.caption)
         if not self.missing:
             self.status, self.frames = JobStatus.FINISHED, None
 
     def fail(self, recipe: Recipe, kind: str, message: str) -> None:
-        """Set the missing rows: the first missing stage fails with this error, and so do stages that do not need it."""
+        """Add all missing rows with this error. Stages that need one of them get the error ``stage1_failed``."""
         for stage in self.missing:
             if self.captions(stage) is None:
-                self.add(stage, needed_failed(recipe, stage, self.window))
+                self.add_row(stage, upstream_failed_row(recipe, stage, self.window))
                 continue
             row = self.blank_row(recipe, stage, reduced=kind == NoRoom.kind)
             tried = self.earlier_attempts.get(stage.name, 0) + 1 if row.fingerprint else 0
-            self.add(stage, replace(row, error_kind=kind, error=message, attempts=tried))
+            self.add_row(stage, replace(row, error_kind=kind, error=message, attempts=tried))
 
     def blank_row(self, recipe: Recipe, stage: Stage, *, reduced: bool = False, cut_off: bool = False) -> CaptionRow:
-        """A failed row of a stage, to be filled in; see ``blank_row``."""
+        """A failed row of a stage, without results; see the function ``blank_row``."""
         needed = {name: self.rows[name].row for name in stage.needs}
         return blank_row(recipe, stage, self.window, needed, reduced=reduced, cut_off=cut_off)
 
-    def show(self, grid: FrameGrid) -> None:
-        """Change the video of the next request."""
+    def set_grid(self, grid: FrameGrid) -> None:
+        """Set the video of the next request."""
         if grid != self.grid:
             self.grid, self.frames = grid, None
         self.is_cached = False
 
-    def follow(self, previous: WindowJob | None) -> None:
-        """Compare this window's captions with those of ``previous``, if that is of the same clip."""
+    def set_previous(self, previous: WindowJob | None) -> None:
+        """Set the previous window, with which captions are compared, if it is of the same clip."""
         if previous and (previous.shard, previous.window.clip_key) == (self.shard, self.window.clip_key):
             self.previous = previous
 
-    def answer(self, stage: Stage, text: str | None) -> None:
-        """Give the first answer to a stage; later ones change nothing."""
+    def set_answer(self, stage: Stage, text: str | None) -> None:
+        """Set the first answer of a stage; later answers are ignored."""
         self._answers.setdefault(stage.name, text)
         if stage.name in self._answered:
             self._answered[stage.name].set()
 
     async def first_answer(self, stage: Stage) -> str | None:
-        """The first answer to a stage, awaited; None if the first request got no answer.
+        """Wait for the first answer of a stage; None if the first request failed.
 
-        The next window is compared with it. Waiting for retries and regenerations instead would caption a clip with
-        similar windows one by one, and a window that hangs would delay all that follow.
+        The next window is compared with this answer, not with the final one: waiting for retries and regenerations
+        would caption a clip with similar windows one by one, and one slow window would delay all later ones.
         """
         if stage.name not in self._answers:
             await self._answered[stage.name].wait()
@@ -190,7 +190,7 @@ class WindowJob:
 
 
 def _is_better(row: CaptionRow, earlier: CaptionRow) -> bool:
-    """Whether a row has a caption that replaces the one of an earlier run."""
+    """Whether a row has a caption that replaces the earlier one."""
     if row.caption is None or earlier.caption is None:
         return row.caption is not None
     return replaces(row.caption, row.flags, earlier.caption, earlier.flags)
@@ -205,14 +205,14 @@ def blank_row(
     reduced: bool = False,
     cut_off: bool = False,
 ) -> CaptionRow:
-    """A failed row, to be filled in.
+    """A failed row without results, which the caller replaces.
 
     Args:
         recipe: model, prompt and sampling.
         stage: the stage of the row.
         window: the row of the manifest.
-        needed: the rows with the captions in the prompt, by stage. Without them the row has no fingerprint.
-        reduced: whether the context has no room for the whole window; see ``Recipe.fingerprint``.
+        needed: rows with the captions in the prompt, by stage. Without them the row has no fingerprint.
+        reduced: whether the context is too small for the whole window; see ``Recipe.fingerprint``.
         cut_off: whether an answer reached the output limit.
     """
     needed = needed or {}
@@ -238,8 +238,8 @@ def blank_row(
     )
 
 
-def needed_failed(recipe: Recipe, stage: Stage, window: ManifestRow) -> CaptionRow:
-    """The row of a stage for a window of which a stage that it needs has no caption."""
+def upstream_failed_row(recipe: Recipe, stage: Stage, window: ManifestRow) -> CaptionRow:
+    """The row of a stage without a caption of a stage that it needs."""
     return replace(
         blank_row(recipe, stage, window),
         error_kind="stage1_failed",

@@ -15,7 +15,7 @@ import pytest
 from caption_assets.captioning.open_shard import file_metadata
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.stages import STAGE1, STAGE2, Stage
-from caption_assets.captioning.window_job import blank_row, needed_failed
+from caption_assets.captioning.window_job import blank_row, upstream_failed_row
 from caption_assets.checks.findings import CHECKS
 from caption_assets.definitions import build_definitions
 from caption_assets.export.index import DATASET
@@ -73,7 +73,7 @@ def store_captions(
     second = [
         _row(recipe, STAGE2, clip, stage2(clip), {STAGE1.name: before})
         if before.caption
-        else needed_failed(recipe, STAGE2, clip)
+        else upstream_failed_row(recipe, STAGE2, clip)
         for clip, before in zip(manifest, first, strict=True)
     ]
     for stage, made in ((STAGE1, first), (STAGE2, second)):

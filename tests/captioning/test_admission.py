@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caption_assets.captioning.admission import NOTHING, Admission, Load
+from caption_assets.captioning.admission import NO_LOAD, Admission, Load
 
 pytestmark = pytest.mark.fast
 
@@ -25,7 +25,7 @@ def test_all_get_in_in_order_and_never_more_than_the_limit_but_one_alone(loads: 
             await admission.acquire(load)
             inside[number] = load
             order.append(number)
-            total = sum(inside.values(), NOTHING)
+            total = sum(inside.values(), NO_LOAD)
             assert total.within(LIMIT) or len(inside) == 1
             for _ in range(random.randint(0, 3)):  # type: ignore[attr-defined]
                 await asyncio.sleep(0)
