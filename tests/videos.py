@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from fractions import Fraction
@@ -273,6 +274,13 @@ def video_cut_at_an_open_group() -> bytes:
     with open_video(data) as (container, stream):
         keys = [packet.pos for packet in container.demux(stream) if packet.is_keyframe and packet.pos is not None]
     return data[keys[1] - 2 * 188 :]  # two packets of tables precede the keyframe
+
+
+def with_display_matrix(data: bytes, a: int, b: int, c: int, d: int) -> bytes:
+    """An MP4 file with another display matrix (ISO/IEC 14496-12, 8.3.2) in its first track header, of version 0."""
+    at = data.index(b"tkhd") + 4 + 40
+    matrix = struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+    return data[:at] + matrix + data[at + 36 :]
 
 
 def level(index: int) -> int:

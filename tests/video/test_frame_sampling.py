@@ -30,6 +30,11 @@ def test_default_sampling_is_two_frames_per_second() -> None:
     assert frame_count(10.0, 250, FrameSampling()) == 20
 
 
+def test_default_limits_are_4_and_768_frames() -> None:
+    assert frame_count(0.1, 10_000, FrameSampling()) == 4
+    assert frame_count(1000.0, 10_000, FrameSampling()) == 768
+
+
 def test_frame_count_with_odd_limits_is_even() -> None:
     assert frame_count(1.0, 7, FrameSampling(fps=2, min_frames=5, max_frames=9)) == 4
 
@@ -70,6 +75,20 @@ def test_long_last_frame_is_sampled_for_its_full_duration() -> None:
     times = [0.0, 0.1, 0.2, 0.3]
     assert sample_times(times, 10.3, 3) == pytest.approx((0.0, 5.1, 10.2))
     assert frames_shown_at(times, sample_times(times, 10.3, 3)) == (0, 3, 3)
+
+
+@pytest.mark.parametrize(("end", "last"), [(5.49, 5.3), (5.51, 5.41)])
+def test_last_frame_is_long_from_two_average_intervals(end: float, last: float) -> None:
+    assert sample_times([5.0, 5.1, 5.2, 5.3], end, 3) == pytest.approx((5.0, (5.0 + last) / 2, last))
+
+
+def test_long_last_of_two_frames_is_sampled_for_its_full_duration() -> None:
+    assert sample_times([0.0, 0.1], 10.1, 3) == pytest.approx((0.0, 5.0, 10.0))
+
+
+def test_single_frame_is_sampled_at_its_own_time() -> None:
+    assert sample_times([5.0], 9.0, 4) == (5.0,) * 4
+    assert frames_shown_at([5.0], sample_times([5.0], 9.0, 4)) == (0,) * 4
 
 
 def test_last_sample_time_is_that_of_an_ordinary_last_frame() -> None:

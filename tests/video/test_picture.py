@@ -26,7 +26,7 @@ from caption_assets.video.picture import BACKGROUND_LEVEL, RGB, Renderer
 from caption_assets.video.primaries import to_srgb
 from caption_assets.video.probe import Probe, probe, probe_by_ranges
 from caption_assets.video.track import DEFAULT_TRACK
-from tests.videos import decode, gray, moving_video, video
+from tests.videos import decode, gray, moving_video, video, with_display_matrix
 
 pytestmark = pytest.mark.fast
 
@@ -240,7 +240,6 @@ def test_all_eight_orientations_of_the_container_are_applied(tmp_path: Path) -> 
     quarter_white = np.zeros((48, 96, 3), np.uint8)
     quarter_white[:24, :48] = 255  # top left
     plain = video([quarter_white] * 4)
-    at = plain.index(b"tkhd") + 4 + 40  # the matrix of a version 0 box
     corners = {
         (1, 0, 0, 1): (0, 0),
         (0, 1, -1, 0): (0, 1),
@@ -251,9 +250,8 @@ def test_all_eight_orientations_of_the_container_are_applied(tmp_path: Path) -> 
         (0, 1, 1, 0): (0, 0),
         (0, -1, -1, 0): (1, 1),
     }
-    for (a, b, c, d), corner in corners.items():
-        matrix = struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
-        data = plain[:at] + matrix + plain[at + 36 :]
+    for matrix, corner in corners.items():
+        data = with_display_matrix(plain, *matrix)
         (tmp_path / "clip").write_bytes(data)
         found = probe_by_ranges(SpanFile(Span(f"file://{tmp_path}/clip", 0, len(data))))
         picture = decode(data, 0, 4, 2, None).pixels[0]

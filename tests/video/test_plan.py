@@ -65,6 +65,16 @@ def test_first_packet_begins_a_group_even_if_it_is_no_keyframe() -> None:
     assert planned(StreamStructure(4, [], [0, 1, 2, 3], [PacketContent.PICTURE] * 4), {3}) == [(0, 4)]
 
 
+def test_group_behind_packets_without_a_keyframe_is_decoded_from_its_keyframe() -> None:
+    cut = StreamStructure(8, [2, 5], [0, 1, 2, 3, 4, 7, 5, 6], [PacketContent.PICTURE] * 8)
+    assert planned(cut, {3}) == [(2, 4)]
+    assert planned(cut, {5}) == [(2, 7)]  # it leads the group of packet 5
+
+
+def test_picture_without_a_timestamp_leads_no_group() -> None:
+    assert [(run.start, run.stop) for run in decode_ranges(structure([0, 1], [2, None]), {3})] == [(2, 4)]
+
+
 def test_second_field_is_decoded_with_its_first() -> None:
     fields = structure([0, None, 1, None], contents=[PacketContent.PICTURE, PacketContent.NO_PICTURE] * 2)
     assert with_second_fields(fields, {0}) == {0, 1}

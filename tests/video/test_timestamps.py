@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -47,13 +48,79 @@ def test_step_above_the_longest_is_a_jump_whatever_the_packets_duration() -> Non
     assert recording_offsets(timestamps, timestamps, [1, 1, 19_998, 1, 1], CLOCK, 1) == [0, 0, 0, -19_997, -19_997]
 
 
-def test_timestamps_above_the_maximum_rate_are_set_to_the_nominal_rate() -> None:
-    limits = replace(CLOCK, shortest=90)
-    assert enforce_max_rate([5, 6, 7], 3600, limits) == [5, 3605, 7205]
-    assert enforce_max_rate([0, 90, 180], 3600, limits) == [0, 90, 180]
-    assert enforce_max_rate([5], 3600, limits) == [5]
+def jumps(clock: Sequence[int | None], *, durations: int = 0, limits: ClockLimits = CLOCK, window: int = 1) -> bool:
+    """Whether the last timestamp begins another recording."""
+    return recording_offsets(clock, clock, [durations] * len(clock), limits, window)[-1] != 0
+
+
+@pytest.mark.parametrize(
+    ("last", "is_jump"), [(100 - 10, False), (100 - 11, True), (100 + 200 + 1, False), (100 + 200 + 2, True)]
+)
+def test_step_beyond_the_limits_is_a_jump(last: int, is_jump: bool) -> None:
+    assert jumps([100, last]) is is_jump
+    assert jumps([100, None, last]) is is_jump
+
+
+@pytest.mark.parametrize(
+    ("durations", "last", "is_jump"),
+    [(0, 205, False), (0, 206, True), (3, 205, False), (3, 206, True), (30, 230, False), (30, 231, True)],
+)
+def test_forward_limit_counts_from_the_longer_of_duration_and_interval(
+    durations: int, last: int, is_jump: bool
+) -> None:
+    assert jumps([0, last], durations=durations, limits=replace(CLOCK, step=5)) is is_jump
+
+
+@pytest.mark.parametrize(("last", "is_jump"), [(10_000, False), (10_001, True)])
+def test_forward_limit_is_at_most_the_longest(last: int, is_jump: bool) -> None:
+    assert jumps([0, last], durations=20_000) is is_jump
+
+
+@pytest.mark.parametrize(
+    ("last", "is_jump"), [(10, False), (9, True), (60 + 201, False), (60 + 202, True)], ids=["10", "9", "261", "262"]
+)
+def test_jump_is_a_step_beyond_all_timestamps_of_the_window(last: int, is_jump: bool) -> None:
+    assert jumps([0, 20, 60, 40, last], window=3) is is_jump
+
+
+def test_jump_is_detected_within_the_recording_alone() -> None:
+    timestamps = [0, 1, 2, 1000, 1001, 990, 991]
+    assert recording_offsets(timestamps, timestamps, [1] * 7, CLOCK, window=3) == [0] * 3 + [3 - 990] * 4
+
+
+def test_recording_shorter_than_the_reordering_continues_before_the_next() -> None:
+    assert joined(list(range(100)), list(range(5000, 5005)), list(range(10))) == list(range(115))
+
+
+def test_recording_without_timestamps_has_the_offset_of_none() -> None:
+    assert recording_offsets([None, None], [None, None], [0, 0], CLOCK, 1) == [0, 0]
+
+
+LIMITS = replace(CLOCK, shortest=90)
+
+
+@pytest.mark.parametrize(
+    ("pts", "nominal", "expected"),
+    [
+        ([5, 6, 7], 3600, [5, 3605, 7205]),
+        ([0, 90, 179], 3600, [0, 3600, 7200]),
+        ([0, 90, 180], 3600, [0, 90, 180]),
+        ([0, 1, 180], 3600, [0, 1, 180]),  # the average counts
+        ([5, 94], 90, [5, 95]),
+        ([5], 3600, [5]),
+        ([], None, []),
+    ],
+)
+def test_timestamps_above_the_maximum_rate_are_set_to_the_nominal_rate(
+    pts: list[int], nominal: int | None, expected: list[int]
+) -> None:
+    assert enforce_max_rate(pts, nominal, LIMITS) == expected
+
+
+@pytest.mark.parametrize("nominal", [None, 89])
+def test_timestamps_above_the_maximum_rate_without_a_possible_rate_are_refused(nominal: int | None) -> None:
     with pytest.raises(UncertainTimestamps, match="closer together"):
-        enforce_max_rate([5, 6, 7], None, limits)
+        enforce_max_rate([5, 6, 7], nominal, LIMITS)
 
 
 def test_ascending_timestamps_are_kept() -> None:
@@ -71,6 +138,78 @@ def test_pts_out_of_order_without_dts_are_sorted() -> None:
 def test_overlapping_recording_continues_at_the_end_of_the_one_before() -> None:
     timestamps = [*range(0, 600, 10), *range(570, 1000, 10)]
     assert repair_timestamps(timestamps, [None] * len(timestamps), 10) == list(range(0, 10 * len(timestamps), 10))
+
+
+@pytest.mark.parametrize(("lengths", "continues"), [((33, 33, 34), True), ((33, 33, 33), False)])
+def test_recordings_overlap_only_if_they_have_50_pictures_on_average(lengths: tuple[int, ...], continues: bool) -> None:
+    timestamps, start = [], 0
+    for length in lengths:
+        timestamps += [start + 10 * index for index in range(length)]
+        start = timestamps[-1] - 25  # no two are equal
+    expected = list(range(0, 10 * sum(lengths), 10)) if continues else sorted(timestamps)
+    assert repair_timestamps(timestamps, [None] * len(timestamps), 10) == expected
+
+
+def test_equal_timestamps_of_overlapping_recordings_continue_one_interval_later() -> None:
+    timestamps = [*range(0, 300, 10), *range(290, 590, 10)]
+    assert repair_timestamps(timestamps, [None] * 60, 10) == list(range(0, 600, 10))
+
+
+@pytest.mark.parametrize(
+    "dts",
+    [
+        [100, None, 120, 130, None],
+        [100, 110, 125, 131, 140, 150, 165, 173, 180, None],
+        [110, 110, 120, 130, 140, None],  # the first may differ by one interval
+        [100, 110, 120, 130, 150, None],  # the last, too
+        [100, 110, 120, 130, 140 + 160, 150, None],  # the others by as many as decoding order may
+        [100, 110 - 160, 120, 130, 140, 150, None],
+        [100, 111, 120, 135, None],  # half of them keep the rate
+    ],
+)
+def test_constant_rate_of_most_dts_is_kept(dts: list[int | None]) -> None:
+    assert repair_timestamps([None] * len(dts), dts, 10) == [100 + 10 * index for index in range(len(dts))]
+
+
+@pytest.mark.parametrize(
+    "dts",
+    [
+        [111, 110, 120, 130, 140, None],
+        [89, 110, 120, 130, 140, None],
+        [100, 110, 120, 130, 151, None],
+        [100, 110, 120, 130, 129, None],
+        [100, 110, 120, 130, 140 + 161, 150, None],
+        [100, 110 - 161, 120, 130, 140, 150, None],
+        [100, 111, 122, 133, 140, None],
+        [None, None],
+    ],
+)
+def test_rate_that_dts_do_not_keep_is_refused(dts: list[int | None]) -> None:
+    with pytest.raises(UncertainTimestamps):
+        repair_timestamps([None] * len(dts), dts, 10)
+
+
+@pytest.mark.parametrize(
+    ("timestamps", "expected"),
+    [
+        ([0, None, 8], [0, 4, 8]),
+        ([0, None, 50], [0, 25, 50]),
+        ([0, None, None, 29], [0, 10, 19, 29]),
+        ([None, None, 70, 80, None, None], [50, 60, 70, 80, 90, 100]),
+        ([0, 500, None, 520], [0, 500, 510, 520]),  # a still before pictures without timestamps
+        ([0, 10, 90, 20, 30, None], [0, 10, 15, 20, 30, 40]),  # 90 is out of order
+    ],
+)
+def test_missing_timestamps_are_interpolated_within_the_range_of_intervals(
+    timestamps: list[int | None], expected: list[int]
+) -> None:
+    assert repair_timestamps(timestamps, [None] * len(timestamps), 10) == expected
+
+
+@pytest.mark.parametrize("last", [7, 51])
+def test_missing_timestamps_outside_the_range_of_intervals_are_refused(last: int) -> None:
+    with pytest.raises(UncertainTimestamps, match=f"2 intervals of {last / 20:.2f} times the nominal"):
+        repair_timestamps([0, None, last], [None] * 3, 10)
 
 
 def test_missing_and_equal_timestamps_are_interpolated() -> None:

@@ -86,6 +86,22 @@ def test_window_with_too_few_frames_is_merged_with_the_next() -> None:
     assert [(w.start_frame, w.end_frame) for w in windows] == [(0, 4), (4, 12)]
 
 
+@pytest.mark.parametrize(
+    ("frames", "fps", "seconds", "expected"),
+    [
+        (9, 5.0, 1.0, [(0, 5), (5, 9)]),  # the last window has the minimum number of frames
+        (8, 5.0, 1.0, [(0, 8)]),
+        (24, 8.0, 2.0, [(0, 16), (16, 24)]),  # the last window has exactly half of the seconds
+        (23, 8.0, 2.0, [(0, 23)]),
+    ],
+)
+def test_last_window_by_seconds_is_merged_below_its_limits(
+    frames: int, fps: float, seconds: float, expected: list[tuple[int, int]]
+) -> None:
+    windows = windows_of(frames, Windowing(seconds=seconds), fps)
+    assert [(window.start_frame, window.end_frame) for window in windows] == expected
+
+
 PINNED = {
     1: {
         (600, Windowing()): [(0, 256), (256, 600)],
@@ -117,6 +133,10 @@ def test_default_windows_are_those_of_the_reference() -> None:
 def test_sizes_out_of_range_are_refused(size: int, threshold: int) -> None:
     with pytest.raises(ValueError, match="give"):
         Windowing(size, threshold)
+
+
+def test_minimum_of_seconds_is_accepted() -> None:
+    assert Windowing(seconds=0.1).seconds == 0.1
 
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0, 0.01, float("inf"), float("nan")])
