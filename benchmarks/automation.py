@@ -27,7 +27,6 @@ from pathlib import Path
 import dagster as dg
 
 from caption_assets.assets.clip_manifest import manifest_code_version
-from caption_assets.assets.shard_index import observed_versions
 from caption_assets.automation.backfill import build_backfill
 from caption_assets.automation.new_shards import build_new_shards
 from caption_assets.automation.reconcile import compare
@@ -35,6 +34,7 @@ from caption_assets.captioning.stages import STAGES
 from caption_assets.dagster_lib.metadata import ROW_COUNT
 from caption_assets.dagster_lib.project import Project
 from caption_assets.dagster_lib.provenance import input_version_tags
+from caption_assets.dagster_lib.shard_events import observed_versions
 from caption_assets.models.weights import MANIFEST, WEIGHTS, WeightsManifest
 from caption_assets.resources import build_storage
 from caption_assets.settings import Settings

@@ -141,9 +141,9 @@ def removals(
     ] = None,
 ) -> None:
     """List registered shards that are missing from the source, or confirm that they were removed for good."""
-    from caption_assets.automation.removals import check_removals
+    from caption_assets.automation.removals import review_removals
 
-    print(check_removals(confirm))
+    print(review_removals(confirm))
 
 
 @app.command(rich_help_panel=PROJECT)

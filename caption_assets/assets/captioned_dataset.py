@@ -16,16 +16,16 @@ from caption_assets.resources import Storage
 from caption_assets.settings import Settings
 
 MEANINGS = {
-    "samples": "Samples of the dataset: one a clip in webdataset, one a window in JSON lines",
-    "clips": "Clips with at least one exported window",
-    "windows": "Exported windows",
-    "left_out": "Windows and unreadable clips that were not exported",
-    "left_out_by_reason": "The same, by table and kind of error",
-    "files": "Files of the shard",
-    "size_mb": "Size of the files, in megabytes",
-    "written": "Whether files were written; false if the stored ones are current",
+    "samples": "Number of samples: in webdataset one for each clip, in JSON lines one for each window",
+    "clips": "Number of clips with at least one exported window",
+    "windows": "Number of exported windows",
+    "left_out": "Number of windows and unreadable clips that were not exported",
+    "left_out_by_reason": "Number of these by the table in which they failed, and the kind of error",
+    "files": "Number of files of the shard",
+    "size_mb": "Total size of the files, in megabytes",
+    "written": "Whether files were written; false if the stored files are current",
     "path": "Folder of the shard's files",
-    "card": "The dataset card",
+    "card": "Path of the dataset card",
 }
 """Meaning of each metadata entry."""
 

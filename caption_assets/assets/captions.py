@@ -23,7 +23,7 @@ from caption_assets.dagster_lib.progress import DownloadProgress
 from caption_assets.dagster_lib.project import CAPTIONS_GROUP, Project
 from caption_assets.dagster_lib.provenance import input_tags, version_of
 from caption_assets.dagster_lib.run_log import RunLog
-from caption_assets.dagster_lib.selection import is_selected, shards_to_make
+from caption_assets.dagster_lib.run_request import shards_to_process
 from caption_assets.dagster_lib.termination import stoppable
 from caption_assets.kubernetes.pods import CAPTION_STEP, GPU_POOL, caption_pod, check_image, step_retries
 from caption_assets.models.mirror import content_digest
@@ -52,7 +52,7 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
         context: dg.AssetExecutionContext, storage: Storage, weights: Weights, workers: Workers, engine: Engine
     ) -> Iterator[dg.MaterializeResult[None]]:
         # Dagster would skip the dataset: a step that logs several shards' materializations yields no output.
-        if len(context.partition_keys) > 1 and is_selected(context, project.dataset):
+        if len(context.partition_keys) > 1 and project.dataset in context.job_def.asset_layer.selected_asset_keys:
             raise dg.Failure(
                 "a run over several shards cannot make captions and their dataset: deselect captioned_dataset, and "
                 "materialize it afterwards",
@@ -82,7 +82,7 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
             log = RunLog(context, settings, job.root)
             with workers.start() as sandbox, serve_metrics(settings.metrics_port) as metrics:
                 supervisor = _engine(context, engine, weights, job, log, metrics)
-                shards = shards_to_make(context)
+                shards = shards_to_process(context)
                 stop.run(caption_shards(supervisor, sandbox, job, shards, [metrics, log]))
         yield from log.results
         log.check()
@@ -91,7 +91,7 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
 
 
 def _identified(recipe: Recipe, root: Root) -> Recipe:
-    """The recipe with hashes of the mirrored model and adapter, for those whose names do not identify their content."""
+    """The recipe with content hashes of model and adapter, where id and revision do not identify the content."""
     lora_weights = content_digest(root, recipe.lora) if recipe.lora else None
     return replace(recipe, weights=content_digest(root, recipe.variant), lora_weights=lora_weights)
 
@@ -132,7 +132,7 @@ async def _engine(
 
 
 def _specs(project: Project, recipe: Recipe) -> list[dg.AssetSpec]:
-    """The specs of both assets. ``skippable``: of several shards, the step logs each one's materialization itself.
+    """The specs of both assets. They are skippable: a step over several shards logs materializations, and yields none.
 
     Stage 2 reads the manifest and the weights too, but depends on them through stage 1 alone. Otherwise a backfill with
     a missing manifest would make the two stages in two runs, with an engine each.

@@ -1,4 +1,4 @@
-"""The asset checks: Dagster's form of the findings on stored tables."""
+"""The asset checks of caption tables and weights. The checks themselves are in ``caption_assets.checks``."""
 
 import dagster as dg
 
@@ -30,7 +30,7 @@ def caption_checks(project: Project) -> list[dg.AssetCheckSpec]:
 
 
 def check_stored(context: dg.AssetExecutionContext, project: Project, root: Root, limit: float) -> None:
-    """Check stored captions, in a step for which checks and no captions are selected.
+    """Check stored captions, in a step with checks but no captions selected.
 
     Args:
         context: the step's context.
@@ -39,7 +39,7 @@ def check_stored(context: dg.AssetExecutionContext, project: Project, root: Root
         limit: maximum share of failed windows.
 
     Raises:
-        Failure: if a shard has no captions, or they cannot be read. All other shards are checked.
+        Failure: if a shard has no captions, or they cannot be read. The other shards are checked first.
     """
     failures = ShardFailures(context)
     tables = sorted({table_of(key.asset_key) for key in context.selected_asset_check_keys})
@@ -53,7 +53,7 @@ def check_stored(context: dg.AssetExecutionContext, project: Project, root: Root
 
 
 def build_weights_check(settings: Settings) -> dg.AssetChecksDefinition:
-    """Build the check of the mirrored model and adapter. It reads all files, in its own step without a GPU."""
+    """Build the check of the mirrored model and adapter. It reads all files, in a step of its own without a GPU."""
     checkpoints, check = settings.checkpoints, WEIGHTS_VERIFIED
     weights = Project(settings.project).weights
 

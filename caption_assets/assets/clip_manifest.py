@@ -11,7 +11,6 @@ from typing import Any
 import dagster as dg
 
 from caption_assets import __version__
-from caption_assets.assets.shard_index import observation, observed_versions
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.dagster_lib.failures import ShardFailures, as_dagster_failure
 from caption_assets.dagster_lib.metadata import (
@@ -26,7 +25,8 @@ from caption_assets.dagster_lib.metadata import (
 from caption_assets.dagster_lib.private import get_input_data_version_tag
 from caption_assets.dagster_lib.project import CAPTIONS_GROUP, SHARDS, Project
 from caption_assets.dagster_lib.provenance import input_tags, output_tags
-from caption_assets.dagster_lib.selection import is_selected, shards_to_make
+from caption_assets.dagster_lib.run_request import shards_to_process
+from caption_assets.dagster_lib.shard_events import observation, observed_versions
 from caption_assets.dagster_lib.termination import stoppable
 from caption_assets.errors import CaptionAssetsError, as_project_error, printable
 from caption_assets.kubernetes.pods import MANIFEST_SIZE, cpu_pod, step_retries
@@ -42,23 +42,23 @@ from caption_assets.video.window import WINDOWING_VERSION, Windowing
 from caption_assets.workers.sandbox import Sandbox
 
 SHOWN_CLIPS = 5
-"""Maximum number of unreadable clips in the UI; the table and the gallery have all of them."""
+"""Maximum number of unreadable clips in the UI. The table and the gallery have all of them."""
 MEANINGS = {
-    "clips": "Clips of the shard, unreadable ones included",
-    "rows_ok": "Windows",
-    "rows_failed": "Unreadable clips",
-    "errors_by_kind": "Unreadable clips by kind of error",
-    "hours": "Duration of the readable clips, in hours",
-    "predicted_visual_tokens": "Visual tokens of all windows, as the recipe shows them to the model",
-    "bytes_read_fraction": "Bytes read, as a share of all clips' bytes: a probe reads headers and indexes",
-    "clips_per_second": "Clips probed per second",
-    "other_files": "Files that are neither clips nor belong to one",
-    "other_files_by_suffix": "The same, by suffix",
-    "other_file_names": "The first of their names",
-    "path": "The Parquet file",
+    "clips": "Number of clips in the shard, including unreadable ones",
+    "rows_ok": "Number of windows",
+    "rows_failed": "Number of unreadable clips",
+    "errors_by_kind": "Number of unreadable clips by kind of error",
+    "hours": "Total duration of the readable clips, in hours",
+    "predicted_visual_tokens": "Predicted number of visual tokens of all windows, by the recipe's frame rate and size",
+    "bytes_read_fraction": "Share of the clips' bytes that was read: a probe reads only headers and indexes",
+    "clips_per_second": "Number of clips probed per second",
+    "other_files": "Number of files that are neither clips nor belong to one",
+    "other_files_by_suffix": "Number of these files by suffix",
+    "other_file_names": "Names of the first of these files",
+    "path": "Path of the Parquet file",
     "table": "Link to the Parquet file",
     "unreadable_clips": "The first unreadable clips, with the reason",
-    "error": "Reason of a failure, in an observation",
+    "error": "Reason why the manifest could not be made, in an observation",
 }
 """Meaning of each metadata entry."""
 
@@ -88,7 +88,7 @@ def build_clip_manifest(settings: Settings) -> dg.AssetsDefinition:
     @dg.asset(
         key=project.manifest,
         partitions_def=project.partitions,
-        output_required=False,  # of several shards, the step logs each one's materialization itself
+        output_required=False,  # a step over several shards logs materializations, and yields none
         deps=[project.shards],
         description="One row for each window of each clip, and one for each unreadable clip, with the reason.",
         group_name=CAPTIONS_GROUP,
@@ -101,7 +101,7 @@ def build_clip_manifest(settings: Settings) -> dg.AssetsDefinition:
     def clip_manifest(
         context: dg.AssetExecutionContext, storage: Storage, workers: Workers
     ) -> Iterator[dg.MaterializeResult[None]]:
-        if len(context.partition_keys) > 1 and is_selected(context, captions):
+        if len(context.partition_keys) > 1 and captions in context.job_def.asset_layer.selected_asset_keys:
             raise dg.Failure(
                 "a run over several shards cannot make manifests and captions: deselect the captions, and materialize "
                 "them afterwards",
@@ -112,8 +112,8 @@ def build_clip_manifest(settings: Settings) -> dg.AssetsDefinition:
         with stoppable(context), as_dagster_failure():
             root, source = storage.root(), storage.source()
             with workers.start(PROBE_WORKERS) as sandbox:
-                for key in shards_to_make(context):
-                    with failures.of(key), _failure_shown(context, key):
+                for key in shards_to_process(context):
+                    with failures.of(key), _failure_reported(context, key):
                         result = _make(context, project, settings, sandbox, root, source, key)
                         if len(context.partition_keys) == 1:
                             made.append(result)
@@ -126,9 +126,9 @@ def build_clip_manifest(settings: Settings) -> dg.AssetsDefinition:
 
 
 def manifest_code_version(windowing: Windowing, algorithm: int = WINDOWING_VERSION) -> str:
-    """The code version of manifests: version of the tables' schema and of the windowing algorithm, and window sizes.
+    """The code version of manifests: versions of the tables' schema and of the windowing algorithm, and window sizes.
 
-    Version 1 of the algorithm is left out: manifests of releases without versions of it stay valid.
+    Version 1 of the algorithm is left out, so that manifests of releases without such a version stay valid.
     """
     cut = f"{windowing.size}-{windowing.remainder_threshold}" if windowing.seconds is None else f"{windowing.seconds}s"
     return f"{SCHEMA_VERSION}-{cut}" if algorithm == 1 else f"{SCHEMA_VERSION}-v{algorithm}-{cut}"
@@ -152,7 +152,7 @@ def _make(
 
     Raises:
         TooManyUnreadable: if more clips are unreadable than the settings allow. The manifest is published.
-        ShardChanged: if the shard changed meanwhile, so that the rows may mix two states. Nothing is published.
+        ShardChanged: if the shard changed meanwhile: rows of two states may be mixed. Nothing is published.
     """
     begun = time.monotonic()
     shard = find_shard(source, key)
@@ -188,8 +188,8 @@ def _make(
 
 
 @contextmanager
-def _failure_shown(context: dg.AssetExecutionContext, shard: str) -> Iterator[None]:
-    """Report the reason of a failure as an observation: the shard's page in the UI would name the run only."""
+def _failure_reported(context: dg.AssetExecutionContext, shard: str) -> Iterator[None]:
+    """Report the reason of a failure as an observation, so that the shard's page in the UI shows it."""
     try:
         yield
     except Exception as error:
@@ -221,7 +221,7 @@ def _event(
 
 @dataclass
 class _Tally:
-    """Counts of a manifest, taken while its rows are written: they never lie all in memory."""
+    """Counts of a manifest's rows, collected while the rows are written: they may not all fit into memory."""
 
     recipe: Recipe
     """The recipe that will caption the windows."""
@@ -274,7 +274,7 @@ class _Tally:
         )
 
     def metadata(self, took: float) -> Metadata:
-        """Metadata for the UI; the work took ``took`` seconds."""
+        """Metadata for the UI. ``took`` is the time that the manifest took, in seconds."""
         return {
             "clips": self.clips,
             ROW_COUNT: self.windows + self.errors.total(),

@@ -1,4 +1,4 @@
-"""The asset of the model's weights: the files of the model and its LoRA adapter, verified and mirrored in the root."""
+"""The asset of the model's weights: a verified mirror of the model and its LoRA adapter in the root."""
 
 import dagster as dg
 
@@ -16,12 +16,12 @@ from caption_assets.settings import Settings
 MEANINGS = {
     "model": "Hub id of the model",
     "revision": "Commit of the model's repository",
-    "files": "Mirrored files, those of the adapter included",
-    "source": "Place that the model was copied from",
-    "size_mb": "Size of the files, in megabytes",
+    "files": "Number of mirrored files, including those of the adapter",
+    "source": "Address that the model was copied from",
+    "size_mb": "Total size of the files, in megabytes",
     "path": "Folder of the model in the mirror",
     "adapter": "Hub id and revision of the LoRA adapter",
-    "adapter_source": "Place that the adapter was copied from",
+    "adapter_source": "Address that the adapter was copied from",
 }
 """Meaning of each metadata entry."""
 

@@ -1,6 +1,6 @@
 """The source's shards as an external asset, and the asset that registers them as partitions."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from typing import Any
 
@@ -8,35 +8,27 @@ import dagster as dg
 
 from caption_assets.dagster_lib.failures import as_dagster_failure, shards_failed
 from caption_assets.dagster_lib.metadata import markdown_table, meanings
-from caption_assets.dagster_lib.private import DATA_VERSION_TAG
 from caption_assets.dagster_lib.project import SOURCE_GROUP, Project
 from caption_assets.dagster_lib.project_claim import claim
+from caption_assets.dagster_lib.shard_events import MAX_NAMES, first_names, observation, observed_versions, registration
 from caption_assets.dagster_lib.termination import stoppable
 from caption_assets.resources import Storage
 from caption_assets.sources.shard import Listing, list_shards, refuse_loose_videos, shard_content
 from caption_assets.store.root import Root
 
-SHOWN = 100
+MAX_LISTED = 100
 """Maximum number of names in a metadata list."""
-SHOWN_IN_TEXT = 5
-"""Maximum number of names in a message or a table cell."""
-FUTURE = "set the clock of the machine that wrote them, and run `touch` on the files"
+FUTURE_REMEDY = "set the clock of the machine that wrote them, and run `touch` on the files"
 """Remedy for modification times in the future."""
 
-SHARD_INDEX = "shard_index"
-REMOVED = "removed"
-"""Observed version of a shard that the sensor no longer finds in the source."""
-REMOVAL_CONFIRMED = "removed, confirmed"
-"""Observed version of such a shard once the removal is confirmed."""
-
 MEANINGS = {
-    "shards": "Registered shards found in the source",
-    "new": f"Shards registered by this run, the first {SHOWN} of them",
+    "shards": "Number of registered shards in the source",
+    "new": f"Shards registered by this run, the first {MAX_LISTED} of them",
     "source": "Address of the source",
-    "skipped": "Entries of the source that are not shards",
-    "skipped_entries": "The same, by reason",
-    "empty_folders": "Folders without files, which are not registered yet",
-    "modified_in_the_future": f"Shards with modification times in the future. Remedy: {FUTURE}",
+    "skipped": "Number of entries in the source that are not shards",
+    "skipped_entries": "These entries, by reason",
+    "empty_folders": "Folders without files, which are not registered until they have some",
+    "modified_in_the_future": f"Shards with modification times in the future. Remedy: {FUTURE_REMEDY}",
 }
 """Meaning of each metadata entry."""
 
@@ -46,7 +38,7 @@ def build_shards(project: Project) -> dg.AssetSpec:
     return dg.AssetSpec(
         project.shards,
         partitions_def=project.partitions,
-        deps=[project.key(SHARD_INDEX)],
+        deps=[project.shard_index],
         description="The shards in the source, which the project only reads. A shard's observed data version is a hash "
         "of its content, so that a changed shard marks its manifest and captions stale.",
         group_name=SOURCE_GROUP,
@@ -57,7 +49,7 @@ def build_shard_index(project: Project) -> dg.AssetsDefinition:
     """Build the asset that registers the source's shards."""
 
     @dg.asset(
-        key=project.key(SHARD_INDEX),
+        key=project.shard_index,
         description="Lists the source and registers each shard as a partition. Materialize it first; with "
         "CAPTION_AUTOMATE, the sensor new_shards does the same.",
         metadata=meanings(MEANINGS),
@@ -76,8 +68,8 @@ def build_shard_index(project: Project) -> dg.AssetsDefinition:
         versions = {key: content.version for key, content in contents.items() if content.changed or key in known}
         future = [key for key, content in contents.items() if content.future]
         if future:
-            context.log.warning(f"modification times in the future in shards {first_names(future)}: {FUTURE}")
-        for reason, count, some in listing.describe_skipped(SHOWN_IN_TEXT):
+            context.log.warning(f"modification times in the future in shards {first_names(future)}: {FUTURE_REMEDY}")
+        for reason, count, some in listing.describe_skipped(MAX_NAMES):
             context.log.info(f"skipped: {reason}: {count} ({some})")
         context.instance.add_dynamic_partitions(project.partitions_name, list(versions))
         observed = observed_versions(context.instance, project)
@@ -95,64 +87,28 @@ def build_shard_index(project: Project) -> dg.AssetsDefinition:
             data_version=dg.DataVersion(sha256(repr(sorted(versions.items())).encode()).hexdigest()[:16]),
             metadata={
                 **index_metadata(source, len(versions), set(versions) - known),
-                **_oddities(listing, [key for key in contents if key not in versions], future),
+                **_anomalies(listing, [key for key in contents if key not in versions], future),
             },
         )
 
     return shard_index
 
 
-def first_names(found: Sequence[str]) -> str:
-    """The first names, for a message."""
-    return ", ".join(found[:SHOWN_IN_TEXT]) + (f" and {len(found) - SHOWN_IN_TEXT} more" * (len(found) > SHOWN_IN_TEXT))
-
-
-def _oddities(listing: Listing, empty: Sequence[str], future: Sequence[str]) -> dict[str, Any]:
+def _anomalies(listing: Listing, empty: Sequence[str], future: Sequence[str]) -> dict[str, Any]:
     """Metadata of entries in the source that are not registered or look wrong."""
-    rows = listing.describe_skipped(SHOWN_IN_TEXT)
+    rows = listing.describe_skipped(MAX_NAMES)
     found: dict[str, Any] = {}
     if rows:
         found["skipped"] = sum(count for _, count, _ in rows)
         table = [(reason, str(count), some) for reason, count, some in rows]
         found["skipped_entries"] = markdown_table(["reason", "entries", "names"], table)
     if empty:
-        found["empty_folders"] = empty[:SHOWN]
+        found["empty_folders"] = empty[:MAX_LISTED]
     if future:
-        found["modified_in_the_future"] = future[:SHOWN]
+        found["modified_in_the_future"] = future[:MAX_LISTED]
     return found
 
 
 def index_metadata(source: Root, shards: int, new: Iterable[str]) -> dict[str, Any]:
     """Metadata of a listing of the source."""
-    return {"shards": shards, "new": sorted(new)[:SHOWN], "source": dg.MetadataValue.path(source.address(""))}
-
-
-def registration(project: Project, shard: str, version: str) -> dg.AssetMaterialization:
-    """The event that registers a shard: the UI counts only materialized partitions."""
-    return dg.AssetMaterialization(project.shards, partition=shard, tags={DATA_VERSION_TAG: version})
-
-
-def observation(project: Project, shard: str, version: str) -> dg.AssetObservation:
-    """The event that reports a changed shard.
-
-    It is reported for changed shards only, so that a shard's last observation is its last change.
-    """
-    return dg.AssetObservation(project.shards, partition=shard, tags={DATA_VERSION_TAG: version})
-
-
-def is_removed(version: str | None) -> bool:
-    """Whether an observed version is that of a removed shard."""
-    return version in (REMOVED, REMOVAL_CONFIRMED)
-
-
-def observed_versions(
-    instance: dg.DagsterInstance, project: Project, shards: Collection[str] | None = None
-) -> dict[str, str]:
-    """The last observed version of each shard, or of those in ``shards``, in one query."""
-    tags = instance.event_log_storage.get_latest_tags_by_partition(
-        project.shards,
-        dg.DagsterEventType.ASSET_OBSERVATION,
-        [DATA_VERSION_TAG],
-        asset_partitions=None if shards is None else list(shards),
-    )
-    return {shard: found[DATA_VERSION_TAG] for shard, found in tags.items()}
+    return {"shards": shards, "new": sorted(new)[:MAX_LISTED], "source": dg.MetadataValue.path(source.address(""))}

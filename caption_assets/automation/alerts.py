@@ -20,12 +20,13 @@ from caption_assets.settings import Settings
 CHECK = "captioned_in_time"
 """Name of the asset check."""
 INTERVAL_SECONDS = 600
-"""Interval between two searches for overdue shards."""
+"""Interval between two searches for overdue shards, in seconds."""
 NO_SHARD = json.dumps(None)
 """The cursor while no shard is overdue."""
 REQUEST_TIMEOUT_SECONDS = 10.0
+"""Timeout of a request to the webhook."""
 MAX_CAUSE_CHARACTERS = 1000
-"""Maximum length of a failure's cause in an alert."""
+"""Maximum length of a failure's cause in an alert, in characters."""
 
 
 class AlertError(CaptionAssetsError):
@@ -34,7 +35,7 @@ class AlertError(CaptionAssetsError):
 
 @dataclass(frozen=True, slots=True)
 class Alerts:
-    """The targets of alerts: the daemon's log, and CAPTION_ALERT_WEBHOOK if it is set."""
+    """Sends alerts to the daemon's log, and to CAPTION_ALERT_WEBHOOK if it is set."""
 
     settings: Settings
 
@@ -49,7 +50,7 @@ class Alerts:
         if webhook is None:
             return
         body = json.dumps({"text": text}).encode()
-        # Not httpx: it logs the URL, which is a secret.
+        # Not with httpx, which logs the URL. It is a secret.
         request = urllib.request.Request(webhook.get_secret_value(), body, {"Content-Type": "application/json"})
         try:
             with urllib.request.urlopen(request, timeout=REQUEST_TIMEOUT_SECONDS):
@@ -147,7 +148,7 @@ def build_overdue_check(settings: Settings) -> dg.AssetChecksDefinition:
 
 
 def build_overdue_alerts(settings: Settings) -> dg.SensorDefinition:
-    """The sensor that evaluates the check, and sends one alert for each overdue shard."""
+    """The sensor that evaluates the check for overdue shards, and sends one alert for each of them."""
     project, alerts = Project(settings.project), Alerts(settings)
 
     @dg.sensor(

@@ -27,6 +27,7 @@ from caption_assets.dagster_lib.private import (
 )
 from caption_assets.dagster_lib.project import Project
 from caption_assets.dagster_lib.run_request import count_requests, request_tags
+from caption_assets.dagster_lib.shard_events import first_names
 from caption_assets.kubernetes.pods import caption_run_config
 from caption_assets.resources import build_storage
 from caption_assets.settings import Settings, SettingsError
@@ -34,16 +35,14 @@ from caption_assets.sources.shard import list_shards
 from caption_assets.store.tables import CLIP_MANIFEST
 
 MAX_RANGE_FACTOR = 4
-"""Maximum length of a run's partition range, as a multiple of the shards that it may process. The other shards in the
-range are complete and cost a few milliseconds each; a further run costs the start of a process, a pod or an engine."""
+"""Maximum length of a run's partition range, as a multiple of CAPTION_SHARDS_PER_RUN. The other shards in the range are
+complete and take a few milliseconds each. Another run would take the start of a process, a pod or an engine."""
 WEIGHTS_REQUEST = ".model"
-"""Key of the request for the weights, which have no shards. No shard has this name."""
+"""Key of the request for the weights, in place of a shard. No shard can have this name."""
 MAX_COMPARED = 500
-"""Maximum number of shards that one tick compares with their records: three small reads each."""
+"""Maximum number of shards that one tick compares with their records. Each takes three small reads."""
 RECORDING_SECONDS = 15.0
 """Time limit for recording stored tables in one tick; the next tick continues. Dagster ends a tick after 60 s."""
-MAX_NAMES = 5
-"""Maximum number of shards of each kind that a tick's message names."""
 
 
 def build_backfill(settings: Settings) -> dg.ScheduleDefinition:
@@ -77,7 +76,7 @@ def build_backfill(settings: Settings) -> dg.ScheduleDefinition:
 
 @dataclass(frozen=True, slots=True)
 class _BackfillTick:
-    """The state of a project at one tick, and the runs that follow from it."""
+    """The state of a project at one tick, and the runs to request."""
 
     instance: dg.DagsterInstance
     settings: Settings
@@ -94,7 +93,7 @@ class _BackfillTick:
     """Scheduled time of the tick."""
 
     def run_requests(self) -> Iterator[dg.RunRequest]:
-        """The runs. Captions come first, since they complete a shard."""
+        """The runs to request. Captions come before manifests, because they complete shards."""
         capacity = self.settings.backfill_concurrency - len(self.active)
         manifest, stages, weights = self.project.manifest, self.project.stages, self.project.weights
         if self.has_weights:
@@ -154,7 +153,7 @@ class _BackfillTick:
         return self.active | self.absent | self.deferred
 
     def _requestable(self, asset: dg.AssetKey, missing: Mapping[str, str]) -> dict[str, str]:
-        """Those of ``missing`` that may be requested and have attempts left."""
+        """The shards in ``missing`` that may be requested and have attempts left, with their versions."""
         waiting = {shard: version for shard, version in missing.items() if shard not in self._excluded}
         requests = count_requests(self.instance, asset, waiting)
         return {shard: version for shard, version in waiting.items() if requests[shard] < self.settings.shard_attempts}
@@ -176,21 +175,19 @@ class _BackfillTick:
         if self.active:
             parts.append(f"{len(self.active)} have active runs")
         if self.absent:
-            parts.append(
-                f"{len(self.absent)} are missing from the source: {', '.join(sorted(self.absent)[:MAX_NAMES])}"
-            )
+            parts.append(f"{len(self.absent)} are missing from the source: {first_names(sorted(self.absent))}")
         if self.deferred:
             parts.append(f"{len(self.deferred)} are compared with their stored tables by a later tick")
         if exhausted:
             parts.append(
                 f"{len(exhausted)} are not retried after {self.settings.shard_attempts} runs (CAPTION_SHARD_ATTEMPTS) "
-                f"until they change or are materialized manually: {', '.join(sorted(exhausted)[:MAX_NAMES])}"
+                f"until they change or are materialized manually: {first_names(sorted(exhausted))}"
             )
         return "; ".join(parts)
 
 
 def _evaluate(context: dg.ScheduleEvaluationContext, settings: Settings) -> _BackfillTick:
-    """Read the state of the project. Stored tables that are not recorded are recorded first.
+    """Read the state of the project, after recording stored tables that Dagster has no record of.
 
     Raises:
         ShardError: if the source does not exist.

@@ -1,4 +1,4 @@
-"""Parts that the project commands share: the Dagster instance, and the confirmation of a change."""
+"""Helpers of the project commands: opening the Dagster instance, and confirming a change."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def open_instance() -> Iterator[dg.DagsterInstance]:
     """The Dagster instance of DAGSTER_HOME.
 
     Raises:
-        InstanceError: if DAGSTER_HOME names none.
+        InstanceError: if DAGSTER_HOME is not a folder.
     """
     home = os.environ.get("DAGSTER_HOME", "")
     if not Path(home).is_absolute() or not Path(home).is_dir():
@@ -41,7 +41,7 @@ def confirm(question: str, number: int, answer: int | None) -> None:
     """Ask on the terminal for the number of affected items, unless the command line gives it.
 
     Args:
-        question: names the number.
+        question: the question, which contains the number.
         number: the expected answer.
         answer: value of ``--yes``.
 

@@ -1,8 +1,8 @@
 """The sensor that ends runs whose process has exited without reporting it, by their heartbeats.
 
-Dagster's monitoring ends runs that never start, that never finish being canceled, or whose launcher reports a lost
-process. The local launcher reports none, and a command-line run has no launcher. Such a run would block the queue and
-its shards forever.
+Dagster's monitoring ends runs that do not start, runs that are not canceled in time, and runs with a launcher that
+reports a lost process. The local launcher does not report it, and a command-line run has no launcher. Such a run would
+block the queue and its shards forever.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from caption_assets.store.root import Root
 ACTIVE = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
 """Statuses of runs with a process."""
 INTERVAL_SECONDS = 15
-"""Interval between two observations of the heartbeats. Each takes one listing, or none while no run is active."""
+"""Interval between two observations of the heartbeats, in seconds. Each takes one listing while a run is active."""
 EXPIRY_FACTOR = 1.5
-"""A run is dead if its heartbeat was not renewed for its expiry time multiplied by this."""
+"""A run is ended if its heartbeat was not renewed for its expiry time, multiplied by this factor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class HeartbeatAge:
     """The time for which a run's heartbeat was observed unchanged."""
 
     written: str
-    """Modification time as the store gives it; only compared."""
+    """Modification time as the store gives it. It is only compared with others."""
     process: str
     """Host and process id."""
     expires: float
@@ -106,9 +106,9 @@ def build_dead_runs(settings: Settings) -> dg.SensorDefinition:
                 end_run(instance, run, ages.pop(run))
                 remove_heartbeat(root, run)
             _remove_finished(instance, root, written.keys() - runs.keys())
-        alive = f"{len(ages)} of {len(runs)} active runs have a heartbeat"
+        renewed = f"{len(ages)} of {len(runs)} active runs have a heartbeat"
         ended = f"; ended {', '.join(dead)}: heartbeat expired" if dead else ""
-        return dg.SensorResult(skip_reason=alive + ended, cursor=str(_Cursor(now, ages)))
+        return dg.SensorResult(skip_reason=renewed + ended, cursor=str(_Cursor(now, ages)))
 
     return dead_runs
 
@@ -126,15 +126,15 @@ def _observe(
         if age := before.runs.get(run):
             ages[run] = age.observe(when, now - before.at)
         else:
-            pulse = read_heartbeat(root, run) or HeartbeatRecord("an unknown process", settings.lease_seconds)
-            ages[run] = HeartbeatAge(when, pulse.process, pulse.seconds)
+            record = read_heartbeat(root, run) or HeartbeatRecord("an unknown process", settings.lease_seconds)
+            ages[run] = HeartbeatAge(when, record.process, record.seconds)
     return ages
 
 
 def end_run(instance: dg.DagsterInstance, run_id: str, age: HeartbeatAge) -> None:
     """Report a run as failed, or as canceled if it was being canceled, and free its pool slots."""
     run = instance.get_run_by_id(run_id)
-    if run is None or run.is_finished:  # meanwhile
+    if run is None or run.is_finished:  # since it was listed
         return
     message = (
         f"The process of this run ({age.process}) no longer renews its heartbeat: the interval is "

@@ -9,11 +9,11 @@ from enum import StrEnum
 
 import dagster as dg
 
-from caption_assets.automation.records import Metadata, Record, report_removed, report_stored
+from caption_assets.automation.records import Record, report_removed, report_stored
 from caption_assets.captioning.stages import TABLE_NAMES
 from caption_assets.checks.findings import CheckFailed, check_table, raise_errors
 from caption_assets.checks.stored import StoredShard, mean_words
-from caption_assets.dagster_lib.metadata import MEAN_WORDS, ROW_COUNT
+from caption_assets.dagster_lib.metadata import MEAN_WORDS, ROW_COUNT, Metadata
 from caption_assets.dagster_lib.project import Project
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.settings import Settings
@@ -23,18 +23,18 @@ from caption_assets.store.tables import CLIP_MANIFEST, Status, TableError, read_
 from caption_assets.store.versions import TableVersions, read_versions
 
 PARALLEL_READS = 16
-"""Maximum number of footers read at once. From object storage each takes tens of milliseconds, mostly waiting."""
+"""Number of file footers read concurrently. Each takes tens of milliseconds from object storage, mostly waiting."""
 
 
 class Kind(StrEnum):
     """The kind of a difference, and how it is resolved."""
 
     NOT_STORED = "recorded, not stored"
-    """The table is recorded as removed."""
+    """Resolved by recording the table as removed."""
     DAMAGED = "recorded, damaged"
-    """The table is recorded as removed: the file is not a valid table."""
+    """Resolved by recording the table as removed, because the file is not a valid table."""
     NOT_RECORDED = "stored, not recorded"
-    """The table is recorded, unless a check of severity error fails."""
+    """Resolved by recording the table, unless a check of severity error fails."""
     UNREADABLE = "stored, not readable"
     """Not resolved: the store failed to read the file."""
     OF_UNKNOWN_VERSION = "stored, without versions"
@@ -95,7 +95,7 @@ def _compare(root: Root, table: str, shard: str, is_stored: bool, record: Record
 def resolve(
     instance: dg.DagsterInstance, settings: Settings, root: Root, differences: Sequence[Difference]
 ) -> Iterator[tuple[Difference, str]]:
-    """Report events to the log so that it agrees with the root; yields each difference with the result."""
+    """Correct the event log by reporting events. Yields each difference with the result."""
     project = Project(settings.project)
     for difference in differences:
         match difference.kind:

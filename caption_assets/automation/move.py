@@ -1,4 +1,4 @@
-"""The command that assigns a project of a Dagster instance to another root."""
+"""The command that assigns a project to another root."""
 
 from __future__ import annotations
 

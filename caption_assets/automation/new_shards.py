@@ -13,23 +13,22 @@ from typing import Self
 
 import dagster as dg
 
-from caption_assets.assets.shard_index import (
-    FUTURE,
-    REMOVED,
-    SHARD_INDEX,
-    first_names,
-    index_metadata,
-    is_removed,
-    observation,
-    observed_versions,
-    registration,
-)
+from caption_assets.assets.shard_index import FUTURE_REMEDY, index_metadata
 from caption_assets.automation.alerts import AlertError, Alerts
 from caption_assets.automation.removals import Removals, find_removals, removal_evaluation
 from caption_assets.automation.status import sensor_status
 from caption_assets.dagster_lib.failures import as_dagster_failure
 from caption_assets.dagster_lib.project import Project
 from caption_assets.dagster_lib.project_claim import claim
+from caption_assets.dagster_lib.shard_events import (
+    MAX_NAMES,
+    REMOVED,
+    first_names,
+    is_removed,
+    observation,
+    observed_versions,
+    registration,
+)
 from caption_assets.errors import CaptionAssetsError, as_project_error
 from caption_assets.resources import Storage
 from caption_assets.settings import Settings
@@ -46,13 +45,11 @@ from caption_assets.store.root import Root
 
 AssetEvent = dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation
 TICK_SECONDS = 15.0
-"""Time limit of one tick's scan; the next tick continues. Dagster ends a tick after 60 s."""
+"""Time limit of one tick's scan, in seconds. The next tick continues. Dagster ends a tick after 60 s."""
 MAX_EVENTS = 500
-"""Maximum number of shards that one tick registers or reports. Each is an event; SQLite takes up to 17 ms for one."""
+"""Maximum number of shards that one tick registers or reports. Each is an event, which takes SQLite up to 17 ms."""
 PARALLEL_READS = 16
-"""Maximum number of shards listed at once. From object storage each takes tens of milliseconds, mostly waiting."""
-MAX_NAMES = 5
-"""Maximum number of shards of each kind that a tick's message names."""
+"""Number of shards listed concurrently. Each takes tens of milliseconds from object storage, mostly waiting."""
 
 
 def build_new_shards(settings: Settings) -> dg.SensorDefinition:
@@ -81,7 +78,9 @@ def build_new_shards(settings: Settings) -> dg.SensorDefinition:
         for path, reason in listing.refused.items():
             context.log.warning(f"{path} is not registered: {reason}")
         if scan.future:
-            context.log.warning(f"modification times in the future in shards {first_names(scan.future)}: {FUTURE}")
+            context.log.warning(
+                f"modification times in the future in shards {first_names(scan.future)}: {FUTURE_REMEDY}"
+            )
         return dg.SensorResult(
             skip_reason=removals.alarm or (scan.message and scan.message + _describe_skipped(listing)),
             dynamic_partitions_requests=[project.partitions.build_add_request(scan.new)] if scan.new else [],
@@ -103,7 +102,7 @@ class _Cursor:
 
     @classmethod
     def parse(cls, text: str | None) -> Self:
-        """Parse a cursor; that of an earlier release is a shard key."""
+        """Parse a cursor. In earlier releases it was a shard key."""
         with suppress(ValueError, TypeError, KeyError):
             found = json.loads(text or "{}")
             return cls(found.get("after"), bool(found.get("alarm"))) if isinstance(found, dict) else cls(text)
@@ -194,7 +193,7 @@ class _SourceScan:
             registration(project, shard, versions[shard]) for shard in missing[: MAX_EVENTS - len(self.versions)]
         ]
         events += [observation(project, shard, version) for shard, version in self.versions.items()]
-        index = project.key(SHARD_INDEX)
+        index = project.shard_index
         if self.new or (self.registered and instance.get_latest_materialization_event(index) is None):
             events.append(dg.AssetMaterialization(index, metadata=index_metadata(self.source, listed, self.new)))
         return events
@@ -204,7 +203,7 @@ class _SourceScan:
         if content.changed is None:
             return "empty"
         age = datetime.now(UTC) - content.changed
-        # A time further in the future is not when the shard was written, and would delay the shard until then.
+        # A time further in the future cannot be right, and would delay the shard until then.
         if -CLOCK_TOLERANCE <= age < timedelta(minutes=self.settings.shard_quiet_minutes):
             seconds = age.total_seconds()
             return f"written {seconds:.0f} s ago" if seconds >= 0 else f"modified {-seconds:.0f} s in the future"

@@ -6,7 +6,6 @@ from collections.abc import Collection, Mapping, Sequence
 
 import dagster as dg
 
-from caption_assets.assets.shard_index import first_names
 from caption_assets.automation.commands import confirm, open_instance
 from caption_assets.automation.differences import Difference, Kind, find_differences, resolve
 from caption_assets.automation.records import read_records
@@ -14,6 +13,7 @@ from caption_assets.automation.shard_states import active_shards
 from caption_assets.captioning.stages import TABLE_NAMES
 from caption_assets.dagster_lib.project import Project
 from caption_assets.dagster_lib.project_claim import check_claim
+from caption_assets.dagster_lib.shard_events import first_names
 from caption_assets.resources import build_storage
 from caption_assets.settings import Settings, load_settings
 from caption_assets.store.root import Root

@@ -12,7 +12,11 @@ from dataclasses import dataclass
 
 import dagster as dg
 
-from caption_assets.assets.shard_index import (
+from caption_assets.automation.commands import NotConfirmed, open_instance
+from caption_assets.dagster_lib.failures import as_dagster_failure
+from caption_assets.dagster_lib.project import Project
+from caption_assets.dagster_lib.project_claim import check_claim
+from caption_assets.dagster_lib.shard_events import (
     REMOVAL_CONFIRMED,
     REMOVED,
     first_names,
@@ -20,11 +24,6 @@ from caption_assets.assets.shard_index import (
     observation,
     observed_versions,
 )
-from caption_assets.automation.commands import open_instance
-from caption_assets.dagster_lib.failures import as_dagster_failure
-from caption_assets.dagster_lib.project import Project
-from caption_assets.dagster_lib.project_claim import check_claim
-from caption_assets.errors import CaptionAssetsError
 from caption_assets.resources import build_storage
 from caption_assets.settings import Settings, load_settings
 from caption_assets.sources.shard import list_shards
@@ -32,10 +31,6 @@ from caption_assets.store.root import Root
 
 CHECK = "shards_in_source"
 """Name of the check."""
-
-
-class RemovalError(CaptionAssetsError):
-    """A confirmation of a number that differs from the number of missing shards."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +57,7 @@ class Removals:
 
     @property
     def alarm(self) -> str | None:
-        """Reason not to report the new ones as removed; None if they may be reported."""
+        """The reason not to report the new ones as removed; None if they may be reported."""
         count = len(self.unconfirmed)
         if not self.new or not (self.is_empty or count > self.limit * self.registered):
             return None
@@ -81,7 +76,7 @@ def find_removals(
 
     Args:
         settings: settings with the limit.
-        source: named in messages.
+        source: the source, for messages.
         registered: all registered shards.
         observed: the last observed version of each.
         present: the shards that are in the source.
@@ -127,27 +122,27 @@ def build_removal_check(settings: Settings) -> dg.AssetChecksDefinition:
     return shards_in_source
 
 
-def check_removals(number: int | None) -> str:
-    """Confirm removals on the instance of DAGSTER_HOME; see ``confirm_removals``."""
+def review_removals(number: int | None) -> str:
+    """Open the instance of DAGSTER_HOME, and list or confirm its removals; see ``confirm_removals``."""
     settings = load_settings()
     with open_instance() as instance:
         return confirm_removals(instance, settings, number)
 
 
 def confirm_removals(instance: dg.DagsterInstance, settings: Settings, number: int | None) -> str:
-    """Report the missing shards as removed for good, if ``number`` is their number.
+    """List the missing shards, or report them as removed for good if ``number`` is their number.
 
     Args:
         instance: the Dagster instance.
         settings: settings of the project and the source.
-        number: number of shards; None to report nothing.
+        number: number of missing shards that the user confirms; None to list them only.
 
     Returns:
-        What was found and done, for the user.
+        A message for the user.
 
     Raises:
         ProjectClash: if the instance has the project's name for another root.
-        RemovalError: if the number differs.
+        NotConfirmed: if the number differs.
         ShardError: if the source does not exist.
     """
     removals = _present_removals(instance, settings)
@@ -158,7 +153,7 @@ def confirm_removals(instance: dg.DagsterInstance, settings: Settings, number: i
         remedy = f"; if they were removed for good, run `caption-assets removals --confirm {len(missing)}`"
         return found + (remedy if missing else "")
     if number != len(missing):
-        raise RemovalError(f"{found}; the number to confirm is {len(missing)}, not {number}")
+        raise NotConfirmed(f"{found}; the number to confirm is {len(missing)}, not {number}")
     for shard in missing:
         event = observation(Project(settings.project), shard, REMOVAL_CONFIRMED)
         instance.report_runless_asset_event(event)

@@ -1,8 +1,8 @@
 """The command that retires shards: it moves their outputs to the trash and removes their partitions.
 
 The trash is the folder ``_trash`` of the root; ``caption-assets trash`` restores from it and empties it. After an
-interruption the command can be repeated. The source is not touched: the sensor registers a shard that is still there
-again, and it is captioned again.
+interruption the command can be repeated. The source is not changed: the sensor registers a shard again that is still
+there, and it is captioned again.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from uuid import uuid4
 
 import dagster as dg
 
-from caption_assets.assets.shard_index import first_names, is_removed, observed_versions
 from caption_assets.automation.commands import confirm, open_instance
 from caption_assets.automation.records import EVENTS_PER_QUERY, is_recorded, report_removed
 from caption_assets.automation.shard_states import active_shards
 from caption_assets.captioning.stages import TABLE_NAMES
 from caption_assets.dagster_lib.project import Project
 from caption_assets.dagster_lib.project_claim import check_claim
+from caption_assets.dagster_lib.shard_events import first_names, is_removed, observed_versions
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.export.index import shard_folder
 from caption_assets.models.weights import format_size
@@ -45,7 +45,7 @@ class RetireError(CaptionAssetsError):
 
 @dataclass(frozen=True, slots=True)
 class ShardOutputs:
-    """The objects that were made of a shard."""
+    """The objects that were made from a shard."""
 
     shard: str
     paths: Sequence[str]
@@ -125,14 +125,14 @@ def check(instance: dg.DagsterInstance, project: Project, shards: Sequence[str])
     for shard in shards:
         if shard not in registered:
             raise RetireError(f"shard {shard!r} is not registered: check its name, and DAGSTER_HOME")
-        if not KEY_PATTERN.fullmatch(shard):  # a partition that was added by hand, with a path in its name, say
+        if not KEY_PATTERN.fullmatch(shard):  # a partition that was added manually, such as one with a path as its name
             raise RetireError(f"{shard!r} is not a valid shard name: delete the partition in the UI")
         if shard in active:
             raise RetireError(f"shard {shard!r} has an active run: wait for its end, or terminate it")
 
 
 def find_outputs(root: Root, shard: str) -> ShardOutputs:
-    """The objects that were made of a shard, without its lease.
+    """The objects that were made from a shard, without its lease.
 
     Raises:
         StoreError: if the root cannot be listed.
@@ -149,7 +149,7 @@ def gpu_hours(instance: dg.DagsterInstance, project: Project, shards: Collection
         for materialization in _materializations(instance, stage, list(shards)):
             value = materialization.metadata.get("gpu_seconds")
             spent = value.value if isinstance(value, dg.FloatMetadataValue | dg.IntMetadataValue) else None
-            if spent is not None and math.isfinite(spent) and spent > 0:  # anybody may report a materialization
+            if spent is not None and math.isfinite(spent) and spent > 0:  # users can report materializations
                 seconds += spent
     return seconds / 3600
 
@@ -169,7 +169,7 @@ def _materializations(
 def retire(instance: dg.DagsterInstance, project: Project, root: Root, shard: str) -> None:
     """Move a shard's outputs to the trash, then remove its partition.
 
-    The partition goes last, so that an interrupted call can be repeated.
+    The partition is removed last, so that an interrupted call can be repeated.
 
     Raises:
         LeaseHeld: if a run is captioning the shard, also one of another Dagster instance.
@@ -184,9 +184,8 @@ def retire(instance: dg.DagsterInstance, project: Project, root: Root, shard: st
             if is_recorded(instance, asset, shard):
                 report_removed(instance, asset, shard)
         instance.delete_dynamic_partition(project.partitions_name, shard)
-        root.remove_folder(
-            checkpoint_folder(shard)
-        )  # before the release: afterwards the lease may be another process's
+        # Before the release of the lease, after which another process may acquire it.
+        root.remove_folder(checkpoint_folder(shard))
         leases.release(lease)
 
 

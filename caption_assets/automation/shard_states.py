@@ -1,4 +1,4 @@
-"""The states of the shards: which have a current manifest, which have current captions, and which have active runs.
+"""The states of the shards: current manifests, current captions and active runs.
 
 A table counts if it is stored, and if Dagster's event log has a record of it with the versions of its inputs. Otherwise
 the shard is processed again; that run reuses stored rows that are unchanged.
@@ -14,9 +14,9 @@ from itertools import pairwise
 import dagster as dg
 
 from caption_assets.assets.clip_manifest import is_of_this_schema
-from caption_assets.assets.shard_index import REMOVED, is_removed, observed_versions
-from caption_assets.automation.records import Metadata, Record, read_records
+from caption_assets.automation.records import Record, read_records
 from caption_assets.captioning.stages import TABLE_NAMES
+from caption_assets.dagster_lib.metadata import Metadata
 from caption_assets.dagster_lib.private import (
     ASSET_PARTITION_RANGE_END_TAG,
     ASSET_PARTITION_RANGE_START_TAG,
@@ -26,6 +26,7 @@ from caption_assets.dagster_lib.private import (
     PARTITION_NAME_TAG,
 )
 from caption_assets.dagster_lib.project import SHARDS, Project
+from caption_assets.dagster_lib.shard_events import REMOVED, is_removed, observed_versions
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.models.mirror import read_weights_manifest
 from caption_assets.models.weights import WeightsError, joint_version
@@ -69,7 +70,7 @@ class ShardStates:
     records: Mapping[str, Mapping[str, Record]]
     """The records, by table and shard."""
     manifests: Mapping[str, str]
-    """Data version of each current manifest: made from the shard's present content."""
+    """Data version of each current manifest. A manifest is current if it was made from the shard's present content."""
     captioned: frozenset[str]
     """Shards with current captions in all stages."""
 
@@ -161,7 +162,7 @@ def _check_root(root: Root, stored: Mapping[str, Collection[str]], records: Mapp
 def predicted_work(instance: dg.DagsterInstance, project: Project, events: Sequence[int]) -> tuple[int, int] | None:
     """Number of windows and visual tokens of several shards, from the events that recorded their manifests.
 
-    None if an event lacks these numbers or has implausible ones: anybody may report a materialization.
+    None if an event lacks these numbers or has implausible ones: users can report materializations in the UI.
     """
     filters = dg.AssetRecordsFilter(asset_key=project.manifest, storage_ids=events)
     found = instance.fetch_materializations(filters, limit=len(events)).records if events else ()

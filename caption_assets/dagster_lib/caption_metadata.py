@@ -16,40 +16,40 @@ from caption_assets.dagster_lib.metadata import MEAN_WORDS, ROW_COUNT, Metadata,
 from caption_assets.store.tables import CaptionRow, Status
 
 SAMPLE_ROWS = 3
-"""Number of captions in the UI; the gallery has all of them."""
+"""Maximum number of captions in the UI. The gallery has all of them."""
 SHOWN_KINDS = 8
 """Maximum number of error kinds in the UI, the most frequent first."""
 
 MEANINGS = {
-    "rows_ok": "Rows with a caption",
-    "rows_failed": "Rows without a caption, unreadable clips included",
-    "rows_reused": "Rows that an earlier run made and this run kept",
-    "rows_new": "Rows that this run made",
-    "truncated": "Captions that reached CAPTION_MAX_OUTPUT_TOKENS and were cut off",
-    "flagged": "Rows with quality flags, such as repetition or refusal",
-    "reduced": "Rows whose window was shown with fewer or smaller frames, to fit the model's context",
-    "prompt_tokens": "Prompt tokens of all rows, video included",
-    "cached_tokens": "Prompt tokens that came from the engine's prefix cache",
-    "output_tokens": "Tokens of all answers",
-    "engine_seconds": "Engine time spent on this table, start-up included",
-    "engine_start_seconds": "Time from requesting the engine until it took requests, weights' download included",
-    "clips_per_second": "Newly captioned clips per second of engine time",
-    "tokens_per_second": "Prompt and output tokens of new rows per second of engine time",
+    "rows_ok": "Number of rows with a caption",
+    "rows_failed": "Number of rows without a caption, including unreadable clips",
+    "rows_reused": "Number of rows that this run reused from an earlier run",
+    "rows_new": "Number of rows that this run captioned",
+    "truncated": "Number of captions that reached CAPTION_MAX_OUTPUT_TOKENS and were cut off",
+    "flagged": "Number of rows with quality flags, such as repetition or refusal",
+    "reduced": "Number of rows whose windows were reduced to fewer or smaller frames, to fit the model's context",
+    "prompt_tokens": "Number of prompt tokens in all rows, including those of the video",
+    "cached_tokens": "Number of prompt tokens that came from the engine's prefix cache",
+    "output_tokens": "Number of tokens in all answers",
+    "engine_seconds": "Engine time of this table, in seconds; the first shard's includes the start-up",
+    "engine_start_seconds": "Start-up time of the engine, including the download of the weights, in seconds",
+    "clips_per_second": "Number of newly captioned clips per second of engine time",
+    "tokens_per_second": "Number of prompt and output tokens of new rows per second of engine time",
     "time_shares": "Shares of decoding, engine and storage in the shard's processing time",
-    "gpu_seconds": "Engine time, times the number of GPUs",
-    "cost": "GPU time, times CAPTION_GPU_HOUR_PRICE",
+    "gpu_seconds": "Engine time multiplied by the number of GPUs, in seconds",
+    "cost": "GPU time multiplied by CAPTION_GPU_HOUR_PRICE, in the currency of that price",
     MEAN_WORDS: "Mean number of words in a caption",
-    "errors_by_kind": "Failed rows by kind of error, with an example of each",
-    "captions": f"The first {SAMPLE_ROWS} captions, failures first",
-    "gallery": "Page with all windows, their previews and captions",
-    "path": "The Parquet file",
+    "errors_by_kind": "Number of failed rows by kind of error, with an example of each",
+    "captions": f"{SAMPLE_ROWS} rows with their captions; failed rows come first",
+    "gallery": "Page with the previews and captions of all windows",
+    "path": "Path of the Parquet file",
 }
 """Meaning of each metadata entry."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """The time that a shard took, and what the time costs."""
+    """The time that a shard took, and the price of that time."""
 
     shard: Published
     engine: EngineTime
@@ -126,7 +126,7 @@ def _failures(rows: Sequence[CaptionRow]) -> Metadata:
 
 
 def _sample(rows: Sequence[CaptionRow]) -> Iterator[list[str]]:
-    """The first captions, failures before others."""
+    """Clip, window and caption of the first rows; failed rows come first."""
     for row in sorted(rows, key=lambda row: row.status is Status.OK)[:SAMPLE_ROWS]:
         window = "" if row.window_index is None else str(row.window_index)
         text = f"{row.error_kind}: {row.error}" if row.caption is None else row.caption

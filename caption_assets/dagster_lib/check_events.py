@@ -1,4 +1,4 @@
-"""Dagster's events and results of asset checks, built from findings on stored tables."""
+"""Asset checks of stored tables: running them, and converting their findings to Dagster's events and results."""
 
 from collections.abc import Sequence
 
@@ -12,14 +12,17 @@ from caption_assets.dagster_lib.project import Project
 from caption_assets.dagster_lib.provenance import code_version_of
 
 PLOTTED = frozenset({"fraction", MEAN_WORDS, "earlier_shards", "limit"})
-"""Facts of a check that the UI plots over time."""
+"""Metadata that is kept for passed checks too, because the UI plots it over time."""
 SEVERITIES = {Severity.ERROR: dg.AssetCheckSeverity.ERROR, Severity.WARN: dg.AssetCheckSeverity.WARN}
 
 
 def check_with_history(
     context: dg.AssetExecutionContext, project: Project, shard: StoredShard, table: str, limit: float
 ) -> list[Finding]:
-    """Run all checks of a shard's table; ``limit`` is the maximum share of failed windows."""
+    """Run all checks of a shard's table, with earlier shards of the event log to compare with.
+
+    ``limit`` is the maximum share of failed windows.
+    """
     earlier = _earlier_means(context.instance, project.key(table), shard.table(table), shard.shard)
     return check_table(shard, table, max_failed_fraction=limit, earlier_means=earlier)
 
@@ -65,9 +68,9 @@ def check_results(
 
 
 def _metadata(finding: Finding) -> dict[str, int | float | str]:
-    """All facts of a check that did not pass; of one that passed, those that the UI plots.
+    """All metadata of a check that did not pass. For a check that passed, only the plotted entries.
 
-    A shard has 16 evaluations, and the message holds the other numbers.
+    A shard has 16 evaluations, each an event in the log, and their messages contain the other numbers.
     """
     return {name: value for name, value in finding.metadata.items() if not finding.passed or name in PLOTTED}
 
@@ -90,7 +93,7 @@ def _earlier_means(instance: dg.DagsterInstance, key: dg.AssetKey, stored: Store
 def _target(
     instance: dg.DagsterInstance, key: dg.AssetKey, shard: str
 ) -> AssetCheckEvaluationTargetMaterializationData | None:
-    """The latest materialization of a shard, which the check belongs to."""
+    """The latest materialization of a shard, to which the evaluation of a check refers."""
     filters = dg.AssetRecordsFilter(key, asset_partitions=[shard])
     for record in instance.fetch_materializations(filters, limit=1).records:
         return AssetCheckEvaluationTargetMaterializationData(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class EngineTime:
-    """A shard's share of the engine's time."""
+    """The share of one shard in the engine's time."""
 
     seconds: float = 0.0
     """Time from the previous shard's publication, or from the engine's request, to this shard's publication."""
@@ -34,7 +34,7 @@ class EngineClock:
         return self._start_seconds
 
     def take(self) -> EngineTime:
-        """The share of a shard that used the engine and was just published: the time since the last call."""
+        """The share of the shard that was just published and used the engine: the time since the last call."""
         if self._divided_until is None:
             return EngineTime()
         before, self._divided_until = self._divided_until, time.monotonic()

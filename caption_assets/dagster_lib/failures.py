@@ -1,4 +1,4 @@
-"""Failures of steps and shards: a message for an expected error, and a traceback too for an unexpected one."""
+"""Failures of steps and shards: an expected error is reported with its message, another one with its traceback too."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from caption_assets.errors import CaptionAssetsError, UnexpectedError, as_projec
 def as_dagster_failure() -> Iterator[None]:
     """Turn any exception into a Dagster failure that is not retried.
 
-    An error would recur, so that only a lost pod (see ``step_retries``) and Dagster's own retry requests are retried.
-    An unexpected error keeps its traceback.
+    A retry would raise the error again. Steps are retried only after the loss of their pod (see ``step_retries``) or on
+    Dagster's own retry requests. An unexpected error keeps its traceback.
     """
     try:
         yield
@@ -44,16 +44,16 @@ class ShardFailures:
             self.add(shard, as_project_error(error))
 
     def add(self, shard: str, error: CaptionAssetsError) -> None:
-        """Note and log the reason, with a traceback if the error is unexpected."""
+        """Record and log the reason, with a traceback if the error is unexpected."""
         reason = self._reasons[shard] = printable(str(error))
         trace = f"\n{error.traceback}" if isinstance(error, UnexpectedError) else ""
         self._context.log.error(f"{shard}: {reason}{trace}")
 
     def check(self) -> None:
-        """End the step.
+        """Fail the step if a shard has failed.
 
         Raises:
-            Failure: if a shard failed.
+            Failure: with the reasons of all failed shards.
         """
         if self._reasons:
             shards = len(self._context.partition_keys)
@@ -63,7 +63,7 @@ class ShardFailures:
 def shards_failed(summary: str, reasons: Mapping[str, str]) -> dg.Failure:
     """The failure of a step over several shards: the first reason in its message, all reasons in its metadata.
 
-    The step is not retried, because the errors would recur. The schedule requests the shards again later.
+    The step is not retried, because a retry would raise the errors again. The schedule requests the shards again later.
     """
     shard, first = next(iter(reasons.items()))
     others = f" (and {len(reasons) - 1} more; see this event's table)" if len(reasons) > 1 else ""

@@ -17,10 +17,10 @@ ROW_COUNT = "dagster/row_count"
 MEAN_WORDS = "mean_words"
 """Name of the mean number of words of a caption table, which later shards are compared with."""
 CELL_CHARACTERS = 200
-"""Maximum length of a text in a Markdown table: Dagster stores a copy for each materialization."""
+"""Maximum length of a text in a Markdown table, in characters. Each materialization stores the table."""
 
-# Parsed at import. In a thread the garbage collector may close another thread's SQLite connections meanwhile, which
-# fails, and Python 3.11's parser with it ("AST constructor recursion depth mismatch").
+# Parsed at import, not in a thread, where the garbage collector may close SQLite connections of another thread during
+# the parse. That raises an error, and Python 3.11's parser fails ("AST constructor recursion depth mismatch").
 _DESCRIPTIONS = {
     kind: {field.arg_name: field.description for field in parse_from_object(kind).params}
     for kind in (ManifestRow, CaptionRow)
@@ -28,9 +28,9 @@ _DESCRIPTIONS = {
 
 
 def column_metadata(table: str) -> dict[str, dg.MetadataValue]:
-    """A table's columns, as metadata of its asset: on each materialization they would be 7 KB of event log.
+    """The columns of a table, as metadata of its asset. On each materialization they would add 7 KB to the event log.
 
-    Types are Arrow's; descriptions are the docstrings of the row's fields.
+    Types are those of Arrow; descriptions are the docstrings of the row's fields.
     """
     descriptions = _DESCRIPTIONS[ManifestRow if table == CLIP_MANIFEST else CaptionRow]
     columns = [
@@ -46,7 +46,7 @@ def column_metadata(table: str) -> dict[str, dg.MetadataValue]:
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> dg.MarkdownMetadataValue:
-    """A Markdown table. Cells may hold any text: HTML and whatever would break the table is escaped."""
+    """A Markdown table. Cells may contain any text: HTML, pipes and line breaks are escaped."""
     lines = [header, ["---"] * len(header), *([_cell(text) for text in row] for row in rows)]
     return dg.MetadataValue.md("\n".join(f"| {' | '.join(line)} |" for line in lines))
 

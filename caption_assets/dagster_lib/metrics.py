@@ -20,12 +20,12 @@ class Metrics(RunObserver):
     """Metrics that are not exported: no port is configured."""
 
     def watch(self, starting: AbstractAsyncContextManager[CaptionEngine]) -> AbstractAsyncContextManager[CaptionEngine]:
-        """Wrap an engine, to count its start and its end."""
+        """Wrap a starting engine, to count its start and to report whether an engine is ready."""
         return starting
 
 
 class _Prometheus(Metrics):
-    """Metrics in this process's registry, which holds vLLM's too."""
+    """Metrics in this process's registry, which also contains those of vLLM."""
 
     def __init__(self, registry: Any) -> None:
         from prometheus_client import Counter, Gauge
@@ -41,7 +41,7 @@ class _Prometheus(Metrics):
         self.all = (self._windows, self._in_flight, self._shards, self._starts, self._ready)
         self._left: dict[str, int] = {}
         for status in ("ok", "failed"):
-            self._windows.labels(status)  # a rate needs the zero before the first increase
+            self._windows.labels(status)  # rate() misses the first increase unless a zero was exported before
         for outcome in ("published", "failed", "skipped"):
             self._shards.labels(outcome)
 

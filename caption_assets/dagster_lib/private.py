@@ -1,7 +1,7 @@
 """Dagster's private API: the one module that imports it.
 
-Each entry says why the public API does not suffice. Check them all when Dagster's version changes. dagster-k8s is
-imported by type checkers alone, because the definitions must load where it is not installed.
+A comment with each import says why the public API does not suffice. Check them all when Dagster's version changes. Only
+type checkers import dagster-k8s, because the definitions must load where it is not installed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Progress messages in a run's log: bytes of weights that were downloaded, and windows that were captioned."""
+"""Progress messages in a run's log: downloaded bytes of weights, and captioned windows."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class DownloadProgress:
 
 
 class WindowProgress:
-    """Rate and remaining time of a run's windows, measured from the first one: before that the engine starts."""
+    """Rate and remaining time of a run's windows. Measured from the first one, to exclude the engine's start."""
 
     def __init__(self) -> None:
         self._expected = 0
@@ -52,7 +52,7 @@ class WindowProgress:
         self._expected += windows
 
     def advance(self, *, last: bool) -> str | None:
-        """Count a window; return rate and remaining time if a message is due, which it is for the ``last`` window."""
+        """Count a window. Returns rate and remaining time at intervals and for the ``last`` window, else None."""
         now = time.monotonic()
         if not self._done:
             self._first_at = now

@@ -1,4 +1,4 @@
-"""The names of a project on a Dagster instance, which may hold several projects."""
+"""The names of a project on a Dagster instance. An instance may have several projects."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CAPTIONS_GROUP = "captions"
 class Project:
     """The asset keys and partitions of one project.
 
-    An instance stores everything of a project under these names. Sensors and schedules need no prefix, because they
+    An instance stores a project's events under these names. Names of sensors and schedules need no prefix, because they
     belong to a code location.
     """
 
@@ -38,6 +38,11 @@ class Project:
     def shards(self) -> dg.AssetKey:
         """Key of the source's shards, an external asset."""
         return self.key(SHARDS)
+
+    @property
+    def shard_index(self) -> dg.AssetKey:
+        """Key of the asset that registers the shards."""
+        return self.key("shard_index")
 
     @property
     def weights(self) -> dg.AssetKey:

@@ -47,7 +47,7 @@ def check_claim(instance: dg.DagsterInstance, project: Project, storage: Storage
     if claims and claims[0] != wanted:
         name = f"CAPTION_PROJECT={project.name}" if project.name else "the default project (CAPTION_PROJECT is not set)"
         raise ProjectClash(
-            f"in this Dagster instance {name} stands for CAPTION_ROOT={claims[0]}, not for CAPTION_ROOT={wanted}: set "
+            f"in this Dagster instance {name} belongs to CAPTION_ROOT={claims[0]}, not to CAPTION_ROOT={wanted}: set "
             "CAPTION_PROJECT to a name that no other project of this instance has, or DAGSTER_HOME to another "
             "instance; if the project itself has moved, run `caption-assets move`"
         )
@@ -66,7 +66,7 @@ def move(instance: dg.DagsterInstance, project: Project, storage: Storage) -> No
 
 
 def _key(project: Project) -> str:
-    """Name of the partitions that store the claim. No asset has them; an instance offers no other storage for text."""
+    """Name of the partitions that store the claim. No asset uses them; an instance has no other storage for text."""
     return f"{project.partitions_name}/claim"
 
 

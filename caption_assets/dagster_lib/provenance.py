@@ -1,6 +1,7 @@
-"""Version tags of logged materializations, with which the UI computes staleness as for returned ones.
+"""Version tags of materializations, from which the UI computes staleness.
 
-A step over several shards logs each shard's materialization when it is published. Dagster adds no versions to those.
+A step over several shards logs the materialization of each shard when it is published. Dagster adds these tags only to
+what a step returns.
 """
 
 from __future__ import annotations
@@ -36,17 +37,17 @@ def is_input_tag(name: str) -> bool:
 
 
 def version_of(tags: Mapping[str, str]) -> str | None:
-    """The data version in ``input_tags``; None if the upstream asset was never materialized."""
+    """The data version in the tags of an input; None if the input was never materialized."""
     return next((value for name, value in tags.items() if name.startswith(INPUT_DATA_VERSION_TAG_PREFIX)), None)
 
 
 def code_version_of(tags: Mapping[str, str]) -> str | None:
-    """The code version in ``output_tags``."""
+    """The code version in the tags of a materialization."""
     return tags.get(CODE_VERSION_TAG)
 
 
 def versions_of(tags: Mapping[str, str]) -> TableVersions | None:
-    """The versions in a materialization's tags; None if they lack the data or code version, as foreign ones do."""
+    """The versions in a materialization's tags; None if one is missing, as when it was reported in the UI."""
     data, code = tags.get(DATA_VERSION_TAG), tags.get(CODE_VERSION_TAG)
     if data is None or code is None:
         return None
@@ -60,8 +61,8 @@ def input_version_tags(project: Project, versions: TableVersions) -> dict[str, s
     return {get_input_data_version_tag(project.key(name)): version for name, version in versions.inputs.items()}
 
 
-def _is_remark(record: dg.EventLogRecord) -> bool:
-    """Whether an event has no version of its asset, like the reason why a manifest failed."""
+def _lacks_version(record: dg.EventLogRecord) -> bool:
+    """Whether an event is an observation without a version, such as the reason why a manifest failed."""
     observed = record.asset_observation
     return observed is not None and DATA_VERSION_TAG not in (observed.tags or {})
 
@@ -71,9 +72,9 @@ def input_tags(context: dg.AssetExecutionContext, upstream: dg.AssetKey, shard: 
     node = context.op_execution_context.job_def.asset_layer.get(upstream)
     partitions = [shard] if shard is not None and node.is_partitioned else None
     filters = dg.AssetRecordsFilter(asset_key=upstream, asset_partitions=partitions)
-    # An asset that a run does not make counts as external in it, so that its kind does not tell the kind of its events.
+    # In a run that does not make an asset, it counts as external: its kind does not imply the kind of its events.
     fetches = (context.instance.fetch_materializations, context.instance.fetch_observations)
-    records = [record for fetch in fetches for record in fetch(filters, limit=1).records if not _is_remark(record)]
+    records = [record for fetch in fetches for record in fetch(filters, limit=1).records if not _lacks_version(record)]
     if not records:
         return {}
     record = max(records, key=lambda record: record.storage_id)

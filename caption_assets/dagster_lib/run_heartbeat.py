@@ -1,7 +1,7 @@
 """The heartbeat of a run, with any executor.
 
-Only the executor is entered in the run's process before the first step and left after the last one, with one process,
-several or a cluster. Resources are created in the steps' processes.
+The heartbeat is part of the executor. With one process, several or a cluster, only the executor runs in the run's own
+process from before the first step until after the last one. Resources are created in the processes of the steps.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from caption_assets.store.heartbeat import INTERRUPT_SECONDS, Heartbeat
 
 
 class EndedExternally:
-    """Condition: a run was ended externally, and its process does not stop by itself.
+    """Condition: a run was ended externally, and its process has not stopped.
 
     Args:
         instance: the instance of the run.

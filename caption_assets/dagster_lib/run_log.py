@@ -48,10 +48,10 @@ class RunLog(RunObserver):
         self._has_several_shards = len(context.partition_keys) > 1
         self._publishing = Lock()
         self.results: list[dg.MaterializeResult[None]] = []
-        """Results that the step yields at its end, for a single shard. Several shards are logged one by one instead."""
+        """Results that a step over one shard yields. A step over several shards logs each one's events instead."""
 
     def engine_requested(self) -> None:
-        """Start the engine's clock: GPUs are in use from now on."""
+        """Start the clock of the engine's time: GPUs are in use from now on."""
         self._clock.start()
 
     def engine_ready(self) -> None:
@@ -59,7 +59,7 @@ class RunLog(RunObserver):
         self._context.log.info(f"the engine is ready after {self._clock.ready():.0f} s")
 
     def begun(self, shard: str, windows: int, left: int) -> None:
-        """Note the versions of the inputs that the shard is made from."""
+        """Record the versions of the inputs that the shard is made from."""
         self._progress.expect(left)
         self._inputs[shard] = self._current_inputs(shard)
 
@@ -87,7 +87,7 @@ class RunLog(RunObserver):
                 raise_errors(found)
 
     def failed(self, shard: str, error: CaptionAssetsError) -> None:
-        """Note the reason, with which the step fails at its end."""
+        """Log the reason. The step fails at its end."""
         self._failures.add(shard, error)
 
     def skipped(self, shard: str, reason: str) -> None:
@@ -100,10 +100,10 @@ class RunLog(RunObserver):
         self._context.log.warning(printable(message))
 
     def check(self) -> None:
-        """End the step.
+        """Fail the step if a shard has failed, or all were skipped.
 
         Raises:
-            Failure: if a shard failed, or all shards were skipped.
+            Failure: with the reasons.
         """
         self._failures.check()
         if self._skips and len(self._skips) == len(self._context.partition_keys):
@@ -121,7 +121,7 @@ class RunLog(RunObserver):
         """The inputs that the shard was made from.
 
         Raises:
-            InputChanged: if they are not the current ones. The captions would be recorded as made from those.
+            InputChanged: if one has changed since. Dagster would record the captions as made from its present version.
         """
         before, now = self._inputs.pop(shard), self._current_inputs(shard)
         for upstream, tags in before.items():
@@ -157,17 +157,17 @@ class RunLog(RunObserver):
         key = self._project.key(table)
         versions = output_tags(self._context, key, result.versions.data)
         for upstream in self._context.assets_def.asset_deps[key]:
-            if upstream in inputs or self._has_several_shards:  # Dagster adds the event of a result that is yielded
+            if upstream in inputs or self._has_several_shards:  # Dagster adds these tags to a yielded result
                 versions |= inputs.get(upstream) or input_tags(self._context, upstream, shard)
         versions |= input_version_tags(self._project, result.versions)
-        facts = {**metadata, "path": dg.MetadataValue.path(self._root.address(result.path))}
+        metadata = {**metadata, "path": dg.MetadataValue.path(self._root.address(result.path))}
         if self._has_several_shards:
-            self._context.log_event(dg.AssetMaterialization(key, partition=shard, metadata=facts, tags=versions))
+            self._context.log_event(dg.AssetMaterialization(key, partition=shard, metadata=metadata, tags=versions))
             return
         self.results.append(
             dg.MaterializeResult(
                 asset_key=key,
-                metadata=facts,
+                metadata=metadata,
                 data_version=dg.DataVersion(result.versions.data),
                 tags={name: version for name, version in versions.items() if is_input_tag(name)},
                 check_results=check_results(self._context, key, found),

@@ -1,15 +1,14 @@
-"""Requests of scheduled runs: tags that name the shards to make, one tag for each shard.
+"""The shards of a run: all in its range, or those that the schedule requested, with one tag for each.
 
-The run's partition range may include other shards. A single tag would grow with the number of shards, and PostgreSQL
-cannot index a tag of more than 2,704 bytes (a third of a page), so that the run could not be created.
+The partition range of a scheduled run may include other shards. One tag with all requested shards would be too long:
+PostgreSQL cannot index a tag of more than 2,704 bytes (a third of a page), and the run could not be created.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from hashlib import sha256
-from itertools import islice
 
 import dagster as dg
 
@@ -17,7 +16,7 @@ NAMESPACE = "caption_assets.request/"
 """Namespace of the tags."""
 MAX_LENGTH = 63
 """Maximum length of a tag's name after the namespace; Dagster warns beyond it."""
-CHUNK = 500
+TAGS_PER_QUERY = 500
 """Maximum number of tags in a query."""
 
 
@@ -25,15 +24,34 @@ def request_tags(asset: dg.AssetKey, inputs: Mapping[str, str], tick: str) -> di
     """The tags of a scheduled run.
 
     Args:
-        asset: the asset that the run makes, the last one if there are several.
-        inputs: the shards to make, with the version of each one's input.
+        asset: the asset that the run materializes; the last one if there are several.
+        inputs: the requested shards, with the version of each one's input.
         tick: time of the schedule's tick. A retry of the run has the same time, so that both count as one request.
     """
-    return {_tag(shard): f"{_content(asset, version)} {tick}" for shard, version in inputs.items()}
+    return {_tag(shard): f"{_request(asset, version)} {tick}" for shard, version in inputs.items()}
+
+
+def shards_to_process(context: dg.AssetExecutionContext) -> list[str]:
+    """The shards that a step processes: those in the run's range, without those that the schedule did not request.
+
+    The latest materializations of the shards left out are logged again. Otherwise Dagster would show these shards as
+    failed if the run fails.
+    """
+    shards = list(context.partition_keys)
+    requested = requested_shards(context.run.tags, shards)
+    if requested is None:
+        return shards
+    for shard in (shard for shard in shards if shard not in requested):
+        for key in context.selected_asset_keys:
+            filters = dg.AssetRecordsFilter(asset_key=key, asset_partitions=[shard])
+            for record in context.instance.fetch_materializations(filters, limit=1).records:
+                if record.asset_materialization:
+                    context.log_event(record.asset_materialization)
+    return requested
 
 
 def requested_shards(tags: Mapping[str, str], shards: Iterable[str]) -> list[str] | None:
-    """The shards that a run was requested for, among its ``shards``; None if the run is not scheduled."""
+    """Those of ``shards`` that the run's tags name; None if the run is not scheduled."""
     if not any(name.startswith(NAMESPACE) for name in tags):
         return None
     return [shard for shard in shards if _tag(shard) in tags]
@@ -42,12 +60,13 @@ def requested_shards(tags: Mapping[str, str], shards: Iterable[str]) -> list[str
 def count_requests(instance: dg.DagsterInstance, asset: dg.AssetKey, inputs: Mapping[str, str]) -> Counter[str]:
     """Number of requested runs by shard, for the shards' current inputs. Retries do not count."""
     found: Counter[str] = Counter()
-    for chunk in _chunks(inputs):
-        shards = {_tag(shard): shard for shard in chunk}
+    names = list(inputs)
+    for begin in range(0, len(names), TAGS_PER_QUERY):
+        shards = {_tag(shard): shard for shard in names[begin : begin + TAGS_PER_QUERY]}
         for name, values in instance.get_run_tags(tag_keys=list(shards)):
             shard = shards[name]
-            content = _content(asset, inputs[shard])
-            found[shard] = sum(value.rpartition(" ")[0] == content for value in values)
+            request = _request(asset, inputs[shard])
+            found[shard] = sum(value.rpartition(" ")[0] == request for value in values)
     return found
 
 
@@ -55,15 +74,9 @@ def _tag(shard: str) -> str:
     return NAMESPACE + _short(shard)
 
 
-def _content(asset: dg.AssetKey, version: str) -> str:
+def _request(asset: dg.AssetKey, version: str) -> str:
     return f"{asset.to_user_string()} {_short(version)}"
 
 
 def _short(text: str) -> str:
     return text if len(text) <= MAX_LENGTH else sha256(text.encode()).hexdigest()[:32]
-
-
-def _chunks(shards: Iterable[str]) -> Iterator[list[str]]:
-    remaining = iter(shards)
-    while chunk := list(islice(remaining, CHUNK)):
-        yield chunk

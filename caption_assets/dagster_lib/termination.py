@@ -42,7 +42,7 @@ LAUNCHER = re.compile(r"dg|dagster([._-].*)?")
 
 
 class _Event(Enum):
-    """Events that the signal handler and the step send to the watching thread."""
+    """Events from the signal handler and the step to the watching thread."""
 
     FIRST_SIGNAL = "the first signal arrived"
     SECOND_SIGNAL = "another signal arrived"
@@ -143,7 +143,7 @@ class Stop:
         os._exit(1)
 
     def end(self) -> None:
-        """Note the end of the step's work."""
+        """Signal the end of the step's work to the watching thread."""
         self._events.put(_Event.STEP_ENDED)
         if self._signal:  # as concurrent.futures does: its threads are joined next
             threading._register_atexit(self._events.put, _Event.EXITING)  # type: ignore[attr-defined]
@@ -162,7 +162,7 @@ class Stop:
 def stoppable(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext) -> Iterator[Stop]:
     """Handle SIGINT and SIGTERM while the block runs. The block must not yield to Dagster.
 
-    Signals arrive in the main thread only; in other threads nothing is handled.
+    Python handles signals only in the main thread. In another thread the block runs without a handler.
 
     Raises:
         DagsterExecutionInterruptedError: if a signal arrived.
@@ -179,7 +179,7 @@ def stoppable(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext)
         for number in SIGNALS:
             signal.signal(number, stop.handle)
         yield stop
-        stop.check()  # an exception that the handler raised in a finalizer is lost
+        stop.check()  # Python discards an exception that the handler raises in a finalizer
     except Exception as error:
         stop.check(error)
         raise

@@ -11,7 +11,6 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from caption_assets.assets.shard_index import observation
 from caption_assets.automation.alerts import (
     AlertError,
     Alerts,
@@ -19,6 +18,7 @@ from caption_assets.automation.alerts import (
     build_overdue_alerts,
     find_overdue,
 )
+from caption_assets.dagster_lib.shard_events import observation
 from caption_assets.settings import Settings
 from tests.automation.conftest import AutomationHarness
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from caption_assets.assets.shard_index import observed_versions
+from caption_assets.dagster_lib.shard_events import observed_versions
 from tests.automation.conftest import AutomationHarness
 
 pytestmark = pytest.mark.fast

@@ -7,10 +7,10 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from caption_assets.assets.shard_index import REMOVED, observed_versions
 from caption_assets.automation.reconcile import compare
 from caption_assets.automation.removals import confirm_removals
 from caption_assets.dagster_lib.project_claim import ProjectClash
+from caption_assets.dagster_lib.shard_events import REMOVED, observed_versions
 from tests.automation.conftest import AutomationHarness
 
 pytestmark = pytest.mark.fast

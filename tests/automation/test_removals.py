@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caption_assets.assets.shard_index import observed_versions
-from caption_assets.automation.removals import RemovalError, confirm_removals, find_removals
+from caption_assets.automation.commands import NotConfirmed
+from caption_assets.automation.removals import confirm_removals, find_removals
 from caption_assets.automation.retire import removed_shards
+from caption_assets.dagster_lib.shard_events import observed_versions
 from caption_assets.settings import Settings
 from caption_assets.store.root import Root
 from tests.automation.conftest import AutomationHarness
@@ -101,7 +102,7 @@ def test_confirmed_removal_is_reported_and_no_longer_counts(ten_shards: Automati
     assert "5 registered shards are not in the source" in confirm_removals(
         ten_shards.instance, ten_shards.settings, None
     )
-    with pytest.raises(RemovalError, match="the number to confirm is 5, not 4"):
+    with pytest.raises(NotConfirmed, match="the number to confirm is 5, not 4"):
         confirm_removals(ten_shards.instance, ten_shards.settings, 4)
     assert removed(ten_shards) == []
     confirm_removals(ten_shards.instance, ten_shards.settings, 5)

@@ -8,9 +8,9 @@ import dagster as dg
 import pyarrow.dataset as ds
 import pytest
 
-from caption_assets.assets.shard_index import observation
 from caption_assets.automation.retire import RetireError, check, find_outputs, gpu_hours, removed_shards, retire
 from caption_assets.automation.trash import restore
+from caption_assets.dagster_lib.shard_events import observation
 from caption_assets.store.lease import LeaseHeld, Leases
 from caption_assets.store.root import Root
 from caption_assets.store.trash import TrashError, list_entries

@@ -36,7 +36,7 @@ def test_claim_for_a_second_root_names_both_roots_and_the_remedy(instance: dg.Da
         with pytest.raises(ProjectClash) as clash:
             function(instance, Project(), storage(tmp_path / "b"))
         assert str(clash.value).startswith(
-            "in this Dagster instance the default project (CAPTION_PROJECT is not set) stands for "
+            "in this Dagster instance the default project (CAPTION_PROJECT is not set) belongs to "
             f"CAPTION_ROOT={tmp_path}/a, not for CAPTION_ROOT={tmp_path}/b: set CAPTION_PROJECT to a name that no other"
         )
 
@@ -44,7 +44,7 @@ def test_claim_for_a_second_root_names_both_roots_and_the_remedy(instance: dg.Da
 def test_projects_claim_different_roots(instance: dg.DagsterInstance, tmp_path: Path) -> None:
     for name in (None, "north", "south"):
         claim(instance, Project(name), storage(tmp_path / str(name)))
-    with pytest.raises(ProjectClash, match=f"CAPTION_PROJECT=north stands for CAPTION_ROOT={tmp_path}/north, not for"):
+    with pytest.raises(ProjectClash, match=f"CAPTION_PROJECT=north belongs to CAPTION_ROOT={tmp_path}/north, not to"):
         check_claim(instance, Project("north"), storage(tmp_path / "south"))
 
 

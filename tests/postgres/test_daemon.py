@@ -12,10 +12,10 @@ import pytest
 from dagster._core.events import DagsterEvent, DagsterEventType, StepMaterializationData
 from dagster._core.scheduler.instigation import TickStatus
 
-from caption_assets.assets.shard_index import REMOVED, observed_versions
 from caption_assets.captioning.stages import STAGE2
 from caption_assets.dagster_lib.project import Project
 from caption_assets.dagster_lib.run_request import NAMESPACE, requested_shards
+from caption_assets.dagster_lib.shard_events import REMOVED, observed_versions
 from caption_assets.store.root import Root
 from caption_assets.store.tables import Status, read_captions
 from tests.automation.conftest import AutomationHarness
