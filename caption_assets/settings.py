@@ -20,7 +20,7 @@ from caption_assets.captioning.recipe import DEFAULTS, DETERMINISTIC, MAX_TEMPER
 from caption_assets.credentials import find_credential, is_credential, is_hub_token, mentions_credential
 from caption_assets.environment import PREFIX, is_service_address, unknown_settings
 from caption_assets.errors import CaptionAssetsError
-from caption_assets.export.format import Export, Format
+from caption_assets.export.format import ExportConfig, Format
 from caption_assets.models.cache import CacheConfig
 from caption_assets.models.checkpoint import Checkpoint, Lora
 from caption_assets.models.lora import find_lora
@@ -549,11 +549,11 @@ class Settings(BaseSettings):
         )
 
     @property
-    def dataset(self) -> Export | None:
+    def dataset(self) -> ExportConfig | None:
         """The configuration of the training dataset, if there is one."""
         if self.export is None:
             return None
-        return Export(self.export, int(self.export_file_gb * 2**30), self.export_license)
+        return ExportConfig(self.export, int(self.export_file_gb * 2**30), self.export_license)
 
     @property
     def _prompt(self) -> Prompt:

@@ -1,1 +1,1 @@
-"""Captions made ready for training: a dataset that ``datasets`` and ``webdataset`` load, written shard by shard."""
+"""The training dataset: captions in files that ``datasets`` and ``webdataset`` load, written shard by shard."""

@@ -33,7 +33,7 @@ class CaptionedWindow:
 
     @property
     def failure(self) -> str | None:
-        """The first table in which it failed, with the error kind; None if it has both captions."""
+        """The first table in which the window failed, with the kind of error; None if it has both captions."""
         rows: tuple[ManifestRow | CaptionRow, ...] = (self.row, self.stage1, self.stage2)
         for table, row in zip(TABLE_NAMES, rows, strict=True):
             if row.status is Status.FAILED:
@@ -51,7 +51,7 @@ class CaptionedClip:
     windows: tuple[CaptionedWindow, ...]
     """The windows with both captions."""
     left_out: tuple[str, ...]
-    """The reason for each window that is left out."""
+    """The table and kind of error of each window that is left out."""
 
 
 @dataclass(frozen=True, slots=True)

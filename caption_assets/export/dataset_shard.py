@@ -14,14 +14,14 @@ from operator import itemgetter
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.export.card import write_card
 from caption_assets.export.clip import CaptionedClip, ShardTables, open_tables
-from caption_assets.export.format import ClipSamples, Export, FormatLayout, encode_record, sample_key
+from caption_assets.export.format import ClipSamples, ExportConfig, FormatLayout, encode_record, sample_key
 from caption_assets.export.index import (
     DATASET,
     ExportedFile,
     ExportIndex,
     find_index,
-    is_whole,
-    remove_others,
+    is_complete,
+    remove_unlisted,
     shard_folder,
     write_index,
 )
@@ -30,7 +30,7 @@ from caption_assets.store.disk import temporary_folder
 from caption_assets.store.root import Root
 
 PARALLEL_READS = 4
-"""Number of clips read concurrently; these and the clip being written are in memory."""
+"""Number of clips read concurrently. These and the clip being written are in memory."""
 
 
 class ExportError(CaptionAssetsError):
@@ -38,7 +38,7 @@ class ExportError(CaptionAssetsError):
 
 
 @dataclass(frozen=True, slots=True)
-class Exported:
+class ExportResult:
     """The result of an export."""
 
     index: ExportIndex
@@ -46,12 +46,12 @@ class Exported:
     """Whether files were written; false if the present files are up to date."""
 
 
-def export_shard(root: Root, source: Root, shard: str, export: Export) -> Exported:
+def export_shard(root: Root, source: Root, shard: str, export: ExportConfig) -> ExportResult:
     """Write a shard's part of the dataset, replacing an earlier one, and the dataset card.
 
     A window is exported if it has both captions. Files are named by their content. The shard's index is written when
-    all files exist, and other files are removed afterwards, so that readers of the index never see a mixture. The files
-    of a failed export are removed at once, those of a killed one by the next export.
+    all files exist, and other files are removed afterwards, so that the files in the index always belong together. The
+    files of a failed export are removed at once, those of a killed export by the next one.
 
     Args:
         root: the root with the tables and the dataset.
@@ -67,21 +67,21 @@ def export_shard(root: Root, source: Root, shard: str, export: Export) -> Export
     with open_tables(root, shard) as tables:
         content = _summarize(tables, export)
         index = find_index(root, shard)
-        written = index is None or index.version != content.version or not is_whole(root, shard, index)
+        written = index is None or index.version != content.version or not is_complete(root, shard, index)
         try:
             if index is None or written:
                 files = tuple(_write(root, source, tables, export, content.version))
                 index = ExportIndex(content.version, content.clips, content.windows, dict(content.left_out), files)
                 write_index(root, shard, index)
         finally:
-            remove_others(root, shard, find_index(root, shard))
-        if not is_whole(root, shard, index):
+            remove_unlisted(root, shard, find_index(root, shard))
+        if not is_complete(root, shard, index):
             raise ExportError(
                 f"files of shard {shard!r} in {root.address(shard_folder(shard))} were removed during its export: "
                 f"export it in one run at a time, and materialize {DATASET} again"
             )
         write_card(root, tables, export.layout, export.license)
-    return Exported(index, written)
+    return ExportResult(index, written)
 
 
 @dataclass(slots=True)
@@ -94,7 +94,7 @@ class _Summary:
     left_out: Counter[str] = field(default_factory=Counter)
 
 
-def _summarize(tables: ShardTables, export: Export) -> _Summary:
+def _summarize(tables: ShardTables, export: ExportConfig) -> _Summary:
     found, digest = _Summary(), sha256(export.version.encode())
     for clip in tables.clips():
         found.clips += bool(clip.windows)
@@ -106,7 +106,7 @@ def _summarize(tables: ShardTables, export: Export) -> _Summary:
     return found
 
 
-def _write(root: Root, source: Root, tables: ShardTables, export: Export, version: str) -> Iterator[ExportedFile]:
+def _write(root: Root, source: Root, tables: ShardTables, export: ExportConfig, version: str) -> Iterator[ExportedFile]:
     """Write the shard's files to a temporary folder, and publish each."""
     samples = _samples(source, (clip for clip in tables.clips() if clip.windows), export.layout)
     for number, part in groupby(_numbered(samples, export.file_bytes), itemgetter(0)):
@@ -143,7 +143,7 @@ def _samples(source: Root, clips: Iterable[CaptionedClip], layout: FormatLayout)
 
 def _sample(source: Root, clip: CaptionedClip, layout: FormatLayout) -> ClipSamples:
     try:
-        video = read_clip(source, clip.row) if layout.holds_clips else b""
+        video = read_clip(source, clip.row) if layout.contains_clips else b""
     except ClipChanged as error:
         raise ExportError(f"{error}. Shard {clip.shard!r} was not exported") from None
     return ClipSamples(sample_key(clip), tuple(encode_record(record) for record in layout.records(clip)), video)

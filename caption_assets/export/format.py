@@ -25,7 +25,7 @@ from caption_assets.export.columns import (
 )
 
 LAYOUT_VERSION = "2"
-"""Version of the file layout: raised when the same tables would give different files."""
+"""Version of the file layout. Raise it when the same tables would give different files."""
 VIDEO = "mp4"
 """Suffix of the clip in its sample, whatever its container: ``datasets`` turns each suffix into a column and requires
 the same suffixes in all samples. Decoders detect the container."""
@@ -63,9 +63,7 @@ def _write_tar(file: IO[bytes], clips: Iterable[ClipSamples]) -> int:
     with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for clip in clips:
             for suffix, data in zip(("json", VIDEO), (*clip.records, clip.video), strict=True):
-                info = tarfile.TarInfo(
-                    f"{clip.key}.{suffix}"
-                )  # without owner and time, so that the tar is reproducible
+                info = tarfile.TarInfo(f"{clip.key}.{suffix}")  # reproducible: it has no owner and no time
                 info.size = len(data)
                 tar.addfile(info, BytesIO(data))
             samples += 1
@@ -89,7 +87,7 @@ class FormatLayout:
     """Its name, for descriptions."""
     suffix: str
     """Suffix of its files."""
-    holds_clips: bool
+    contains_clips: bool
     """Whether the files contain the clips."""
     write: Callable[[IO[bytes], Iterable[ClipSamples]], int]
     """Writes a file of samples, and returns their number."""
@@ -118,7 +116,7 @@ LAYOUTS = {
     Format.WEBDATASET: FormatLayout(
         name="webdataset tars",
         suffix="tar",
-        holds_clips=True,
+        contains_clips=True,
         write=_write_tar,
         records=_sample,
         features=[
@@ -141,7 +139,7 @@ LAYOUTS = {
     Format.JSONL: FormatLayout(
         name="JSON lines",
         suffix="jsonl",
-        holds_clips=False,
+        contains_clips=False,
         write=_write_lines,
         records=_lines,
         features=_features(SHARD, *CLIP_COLUMNS, *CLIP_LOCATION_COLUMNS, *WINDOW_COLUMNS, *STAGE_COLUMNS),
@@ -154,7 +152,7 @@ LAYOUTS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Export:
+class ExportConfig:
     """The settings of the export."""
 
     format: Format
@@ -177,7 +175,7 @@ class Export:
 def sample_key(clip: CaptionedClip) -> str:
     """A clip's key in the dataset: 24 hex digits, a hash of its shard, name and content.
 
-    The clip's own name is not usable: webdataset ends a key at the first dot, and names are untrusted.
+    The clip's own name is not usable. webdataset ends a key at the first dot, and names are untrusted.
     """
     identity = json.dumps([clip.shard, clip.row.clip_key, clip.row.content_tag])
     return sha256(identity.encode()).hexdigest()[:24]

@@ -28,7 +28,7 @@ class ExportedFile:
 
 @dataclass(frozen=True, slots=True)
 class ExportIndex:
-    """A shard's part of the dataset. It is written after the files, so that it only names complete ones."""
+    """A shard's part of the dataset. It is written after its files, so that it names only complete files."""
 
     version: str
     """Version of the files' content."""
@@ -53,7 +53,7 @@ class ExportIndex:
 def shard_folder(shard: str) -> str:
     """The folder of a shard's files, relative to the root.
 
-    The key alone is not enough: ``datasets`` ignores folders that begin with two underscores.
+    Its name is not the key alone, because ``datasets`` ignores folders that begin with two underscores.
     """
     return f"{DATASET}/{DATA}/shard={shard}"
 
@@ -72,13 +72,13 @@ def write_index(root: Root, shard: str, index: ExportIndex) -> None:
     root.write(f"{shard_folder(shard)}/{INDEX}", json.dumps(asdict(index), indent=1).encode())
 
 
-def is_whole(root: Root, shard: str, index: ExportIndex) -> bool:
+def is_complete(root: Root, shard: str, index: ExportIndex) -> bool:
     """Whether all files of the index exist with the right size."""
     sizes = dict(_files(root, shard))
     return all(sizes.get(file.name) == file.bytes for file in index.files)
 
 
-def remove_others(root: Root, shard: str, index: ExportIndex | None) -> None:
+def remove_unlisted(root: Root, shard: str, index: ExportIndex | None) -> None:
     """Remove files of the shard that the index does not name."""
     kept = {INDEX, *(file.name for file in index.files)} if index else set[str]()
     for name, _ in _files(root, shard):

@@ -1,7 +1,7 @@
-"""The Kubernetes executor: it gives each step a pod, and reports why a pod is lost.
+"""The Kubernetes executor: it starts a pod for each step, and reports the reason when a pod is lost.
 
-dagster-k8s starts the pods, but checks only whether a Job has failed. A pod that never starts, or whose node is lost,
-would keep its run in progress for ever, and a failed pod's run would not show the reason.
+dagster-k8s starts the pods, but checks only whether a Job has failed. The run of a pod that never starts, or that has
+lost its node, would stay in progress forever. The run of a failed pod would not show the reason.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ if TYPE_CHECKING:
     from dagster_k8s.executor import K8sStepHandler
 
 NEVER_STARTS = frozenset({"ErrImageNeverPull", "InvalidImageName"})
-"""Reasons of a waiting container that never resolve."""
+"""Reasons of a waiting container that do not resolve by themselves."""
 MAY_NOT_START = frozenset(
     {"ErrImagePull", "ImagePullBackOff", "CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
 )
-"""Reasons of a waiting container that may resolve."""
+"""Reasons of a waiting container that may resolve by themselves."""
 RESOLVE_TIME = timedelta(minutes=3)
-"""Maximum time for such a reason to resolve, from when it is first seen, and for a Job to get a pod."""
+"""Maximum time for such a reason to resolve after it is first seen, and for a Job to get a pod."""
 START_TIME = timedelta(minutes=30)
 """Maximum time for a pod to get a node, its volumes and its image, as for a run's pod in ``k8s/values.yaml``: a GPU
 node may have to be started, and an image with CUDA takes minutes."""
 LOST_TIME = timedelta(minutes=1)
-"""Maximum time that a pod may exceed its grace period; beyond it, the node does not respond."""
+"""Maximum time that a pod may exceed its grace period. After it, the node counts as lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class PodFailure:
 
 def build_pod_executor(settings: Settings) -> dg.ExecutorDefinition:
     """Build dagster-k8s's executor with a pod watch. Kubernetes deletes the steps' pods together with the run's pod."""
-    plain: Any = k8s_job_executor  # its parts are not typed
+    plain: Any = k8s_job_executor  # its attributes have no types
 
     @dg.executor(
         name="k8s", config_schema=plain.config_schema, requirements=dg.multiple_process_executor_requirements()
@@ -125,7 +125,7 @@ class _WatchedPods(StepHandler):
 def waiting_since(pods: Sequence[V1Pod], before: Mapping[str, datetime], now: datetime) -> dict[str, datetime]:
     """Time since which each pod waits for a reason that may resolve, by the pod's name.
 
-    A pod's creation time does not serve: it may have waited for its node, or have pulled its image slowly.
+    A pod's creation time is not usable: the pod may have waited for its node, or have pulled its image slowly.
 
     Args:
         pods: the pods of a Job.

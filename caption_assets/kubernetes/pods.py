@@ -1,6 +1,6 @@
-"""Pod sizes and retries of the steps, where each runs in a Kubernetes pod of its own.
+"""Pod sizes and retries of steps that run in a Kubernetes pod each.
 
-Volumes, settings and the security context of all pods are the launcher's (``k8s/values.yaml``).
+The launcher sets the volumes, settings and security context of all pods (``k8s/values.yaml``).
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ CAPTION_STEP = "captions"
 GPU_POOL = "gpu"
 """Pool of the caption step. It has a limit only if the instance's configuration sets one."""
 VERSION_VARIABLE = "CAPTION_ASSETS_VERSION"
-"""Environment variable of a captioning pod: the project's version in the run's pod."""
+"""Environment variable of a captioning pod that contains the project's version in the run's pod."""
 
 MAX_RETRIES = 3
 """Maximum number of retries of a step whose pod was lost. Checkpoints are reused."""
 GRACE_SECONDS = 60
 """Time from SIGTERM to SIGKILL of a captioning pod. A stopped step ends within 30 s."""
 
-STEP_SECONDS = 24 * 60 * 60
+JOB_TTL_SECONDS = 24 * 60 * 60
 """Time for which a step's Job is kept after its end, at most until its run's pod is deleted."""
 
 SHARED_MEMORY = "2Gi"
@@ -39,17 +39,17 @@ SHARED_MEMORY = "2Gi"
 WORKER_GB = 0.75
 """Memory of a decode worker with an ordinary clip."""
 WORKER_WINDOWS = 16
-"""Minimum number of windows for each decode worker; fewer do not justify its start."""
+"""Number of windows for each decode worker; fewer do not justify its start."""
 RUN_GB = 1.0
 """Memory of the step's own process."""
 ROW_KB = 32
-"""Memory of a window's rows, which are held until the shard is published."""
+"""Memory of a window's rows, which stay in memory until the shard is published."""
 FRAME_BYTES_PER_PIXEL = 2 * 3
 """Bytes of decoded frames for each pixel of a visual token: two frames, three channels."""
 
 
 class ImageMismatch(CaptionAssetsError):
-    """A pod whose image has another version of the project than its run's."""
+    """A captioning pod with another version of the project than the run's pod."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +91,9 @@ def caption_size(settings: Settings, windows: int | None = None, tokens: int | N
     """The size of a captioning pod.
 
     Args:
-        settings: set the number of GPUs, and the maximum of all other resources.
+        settings: settings that determine the number of GPUs, and the maximum of all other resources.
         windows: number of windows to caption; None for the maximum.
-        tokens: visual tokens of all windows, as ``predicted_visual_tokens`` of their manifests.
+        tokens: number of visual tokens of all windows, from the metadata of their manifests.
     """
     variant = settings.variant
     shares = max(settings.gpus, 1)
@@ -102,7 +102,7 @@ def caption_size(settings: Settings, windows: int | None = None, tokens: int | N
     frames_gb = settings.frames_gb
     cache_gb = float(_first(settings.processor_cache_gb, variant.engine.get("mm_processor_cache_gb"), 4.0))
     if windows is not None and tokens is not None:
-        workers = clip_workers(settings, windows)
+        workers = worker_count(settings, windows)
         cpus = min(cpus, 1 + workers)
         pixels = tokens * variant.pixels.factor**2
         frames_gb = min(frames_gb, pixels * FRAME_BYTES_PER_PIXEL / 2**30)
@@ -111,11 +111,11 @@ def caption_size(settings: Settings, windows: int | None = None, tokens: int | N
     # The step's process and each replica have a cache.
     caches_gb = cache_gb * (1 + settings.data_parallel_size)
     memory = variant.host_gb * shares + caches_gb + frames_gb + workers * WORKER_GB + RUN_GB + rows_gb
-    # Two hostile clips at once must not cost the engine.
+    # Room for two hostile clips at once: a pod that exceeds its limit is killed, and the engine with it.
     return PodSize(cpus, memory, memory + 2 * settings.decode_memory_gb, settings.gpus)
 
 
-def clip_workers(settings: Settings, windows: int) -> int:
+def worker_count(settings: Settings, windows: int) -> int:
     """Number of decode workers for a number of windows."""
     return min(settings.decode_workers or MAX_WORKERS, max(math.ceil(windows / WORKER_WINDOWS), 1))
 
@@ -128,14 +128,14 @@ def caption_run_config(settings: Settings, windows: int, tokens: int) -> dict[st
     Args:
         settings: the settings of the definitions. With another executor than ``k8s`` the configuration is empty.
         windows: number of windows that the run captions.
-        tokens: visual tokens of all windows, as ``predicted_visual_tokens`` of their manifests.
+        tokens: number of visual tokens of all windows, from the metadata of their manifests.
     """
     if settings.executor != "k8s":
         return {}
     container = {
         "resources": caption_size(settings, windows, tokens).resources,
-        # By default the step starts one worker a core of the node, for which the pod has too little memory.
-        "env": [{"name": f"{PREFIX}DECODE_WORKERS", "value": str(clip_workers(settings, windows))}],
+        # By default the step starts one worker for each core of the node. The pod has too little memory for them.
+        "env": [{"name": f"{PREFIX}DECODE_WORKERS", "value": str(worker_count(settings, windows))}],
     }
     return {"execution": {"config": {"per_step_k8s_config": {CAPTION_STEP: {"container_config": container}}}}}
 
@@ -184,7 +184,7 @@ def step_pod(settings: Settings) -> dict[str, Any]:
         "job_spec_config": {
             "backoff_limit": 0,
             "pod_replacement_policy": "Failed",
-            "ttl_seconds_after_finished": STEP_SECONDS,
+            "ttl_seconds_after_finished": JOB_TTL_SECONDS,
         },
     }
 
@@ -194,7 +194,7 @@ def _tags(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_image() -> None:
-    """Check that this pod's image has the project version of its run's.
+    """Check that this pod's image has the same version of the project as the run's pod.
 
     Raises:
         ImageMismatch: if the versions differ; two versions may make different tables.
@@ -202,7 +202,7 @@ def check_image() -> None:
     here, wanted = __version__, os.environ.get(VERSION_VARIABLE)
     if wanted is not None and wanted != here:
         raise ImageMismatch(
-            f"the captioning pod's image has version {here} of caption-assets, the run's has {wanted}: build both "
+            f"the captioning pod's image has version {here} of caption-assets, the run's pod has {wanted}: build both "
             "from one version, and set them as CAPTION_GPU_IMAGE and as the code location's image"
         )
 

@@ -37,7 +37,7 @@ def test_claim_for_a_second_root_names_both_roots_and_the_remedy(instance: dg.Da
             function(instance, Project(), storage(tmp_path / "b"))
         assert str(clash.value).startswith(
             "in this Dagster instance the default project (CAPTION_PROJECT is not set) belongs to "
-            f"CAPTION_ROOT={tmp_path}/a, not for CAPTION_ROOT={tmp_path}/b: set CAPTION_PROJECT to a name that no other"
+            f"CAPTION_ROOT={tmp_path}/a, not to CAPTION_ROOT={tmp_path}/b: set CAPTION_PROJECT to a name that no other"
         )
 
 

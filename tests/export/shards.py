@@ -9,16 +9,16 @@ from dataclasses import replace
 from io import BytesIO
 from typing import Any
 
-from caption_assets.export.dataset_shard import Exported, export_shard
-from caption_assets.export.format import Export, Format
+from caption_assets.export.dataset_shard import ExportResult, export_shard
+from caption_assets.export.format import ExportConfig, Format
 from caption_assets.export.index import DATASET, shard_folder
 from caption_assets.store.content_tag import ContentTag, etag_tag
 from caption_assets.store.root import Root
 from caption_assets.store.tables import ManifestRow
 from tests.report.windows import SHARD, captioned, publish, window
 
-TARS = Export(Format.WEBDATASET, file_bytes=1 << 30)
-LINES = Export(Format.JSONL, file_bytes=1 << 30)
+TARS = ExportConfig(Format.WEBDATASET, file_bytes=1 << 30)
+LINES = ExportConfig(Format.JSONL, file_bytes=1 << 30)
 
 
 def clip(root: Root, key: str, data: bytes, *, windows: int = 1, **changes: Any) -> list[ManifestRow]:
@@ -45,7 +45,7 @@ def publish_captioned(root: Root, *clips: list[ManifestRow], shard: str = SHARD,
     publish(root, rows, stage1, stage2, shard=shard)
 
 
-def export(root: Root, how: Export = TARS, shard: str = SHARD) -> Exported:
+def export(root: Root, how: ExportConfig = TARS, shard: str = SHARD) -> ExportResult:
     """Export a shard with its root as the source."""
     return export_shard(root, root, shard, how)
 

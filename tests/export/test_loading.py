@@ -12,7 +12,7 @@ from typing import Any
 import av
 import pytest
 
-from caption_assets.export.format import Export
+from caption_assets.export.format import ExportConfig
 from caption_assets.export.index import DATASET
 from caption_assets.store.root import Root
 from tests.export.shards import LINES, TARS, clip, export, publish_captioned
@@ -35,7 +35,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Root:
     return root
 
 
-def load(root: Root, how: Export, *, streaming: bool) -> Any:
+def load(root: Root, how: ExportConfig, *, streaming: bool) -> Any:
     from datasets import Video, load_dataset
 
     for shard in ("__first", "second.part"):

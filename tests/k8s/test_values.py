@@ -22,7 +22,7 @@ from caption_assets.definitions import build_definitions
 from caption_assets.environment import PREFIX, unknown_settings
 from caption_assets.kubernetes.pods import (
     CAPTION_STEP,
-    STEP_SECONDS,
+    JOB_TTL_SECONDS,
     VERSION_VARIABLE,
     caption_run_config,
     step_pod,
@@ -222,7 +222,7 @@ def test_running_pods_are_not_evicted_and_finished_ones_are_deleted(launcher: K8
         }, name
     seconds = {name: built["spec"]["ttlSecondsAfterFinished"] for name, built in jobs(launcher)}
     assert seconds.pop("run") == 300
-    assert set(seconds.values()) == {STEP_SECONDS}  # deleted together with the run's pod
+    assert set(seconds.values()) == {JOB_TTL_SECONDS}  # deleted together with the run's pod
 
 
 def test_disruption_budget_of_runs_selects_launched_runs(
