@@ -9,6 +9,7 @@ from caption_assets.dagster_lib.project import CAPTIONS_GROUP, Project
 from caption_assets.dagster_lib.termination import stoppable
 from caption_assets.export.card import CARD
 from caption_assets.export.dataset_shard import export_shard
+from caption_assets.export.format import ExportConfig
 from caption_assets.export.index import shard_folder
 from caption_assets.kubernetes.pods import EXPORT_SIZE, cpu_pod, step_retries
 from caption_assets.resources import Storage
