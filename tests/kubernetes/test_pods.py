@@ -171,5 +171,5 @@ def test_image_with_another_version_than_the_runs_is_rejected(monkeypatch: pytes
     monkeypatch.setenv(variable["name"], variable["value"])
     check_image()
     monkeypatch.setenv(VERSION_VARIABLE, "0.0.1")
-    with pytest.raises(ImageMismatch, match=r"the run's has 0\.0\.1: build both from one version"):
+    with pytest.raises(ImageMismatch, match=r"the run's pod has 0\.0\.1: build both from one version"):
         check_image()
