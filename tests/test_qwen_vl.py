@@ -1,4 +1,4 @@
-"""The reference's calls, on an engine of their own; the inputs are what NeMo Curator's stages hand over."""
+"""Tests of the reference's class on its own engine, with inputs as NeMo Curator's stages make them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TEMPLATE = (
 
 
 @pytest.mark.fast
-def test_the_constructor_is_the_references() -> None:
+def test_constructor_has_the_defaults_of_the_reference() -> None:
     model = QwenVL("/models", "qwen", 16)
     assert (model.fp8, model.max_output_tokens, model.model_does_preprocess) == (True, 512, False)
     assert (model.disable_mmcache, model.verbose) == (False, False)
@@ -42,45 +42,45 @@ def test_the_constructor_is_the_references() -> None:
 
 
 @pytest.mark.fast
-def test_without_vllm_the_class_loads_and_setup_tells_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_setup_without_vllm_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)  # as if it were not installed
     with pytest.raises(ImportError, match=r"pip install .*caption-assets\[gpu\]"):
         QwenVL("/models", "sample", 16, fp8=False).setup()
 
 
 @pytest.mark.fast
-def test_generate_before_setup_says_so() -> None:
+def test_generate_before_setup_is_refused() -> None:
     with pytest.raises(RuntimeError, match="setup"):
         QwenVL("/models", "sample", 16).generate([])
 
 
 @pytest.mark.fast
 @given(st.text(), st.text())
-def test_the_second_prompt_takes_the_place_of_user_prompt(before: str, text: str) -> None:
+def test_second_prompt_replaces_user_prompt(before: str, text: str) -> None:
     assert second_prompt(f"{before}user_prompt.", text) == f"{before}{text}."
 
 
 @pytest.mark.fast
 @pytest.mark.parametrize("text", [r"\d \g<1>", "9 {caption}", '"', "plain"])
-def test_without_it_the_users_text_after_the_video_is_replaced(text: str) -> None:
+def test_second_prompt_without_user_prompt_replaces_the_text_after_the_video(text: str) -> None:
     assert second_prompt(TEMPLATE.format("Describe it.\nAll."), text) == TEMPLATE.format(text)
 
 
 @pytest.mark.fast
-def test_the_users_text_may_stand_before_the_video() -> None:
+def test_second_prompt_replaces_text_before_the_video() -> None:
     turned = "<|im_start|>user\n{}<|vision_start|><|video_pad|><|vision_end|><|im_end|>\n<|im_start|>assistant\n"
     assert second_prompt(turned.format("Describe it."), "text") == turned.format("text")
 
 
 @pytest.mark.fast
 @pytest.mark.parametrize("prompt", ["Describe it.", TEMPLATE.format("")])
-def test_where_there_is_no_place_for_it_the_same_prompt_is_not_asked_twice(prompt: str) -> None:
+def test_prompt_without_a_place_for_the_caption_is_refused(prompt: str) -> None:
     with pytest.raises(ValueError, match="chat template"):
         second_prompt(prompt, "text")
 
 
 @pytest.mark.fast
-def test_every_form_of_frames_gives_the_same_pictures() -> None:
+def test_frames_of_every_layout_and_dtype_are_equal() -> None:
     thwc = np.random.default_rng(0).integers(0, 256, (4, 28, 56, 3), dtype=np.uint8)
     tchw = thwc.transpose(0, 3, 1, 2)
     forms = [thwc, tchw, tchw.astype(np.float32), torch.from_numpy(tchw.copy()).float(), tchw.astype(np.int64)]
@@ -90,43 +90,50 @@ def test_every_form_of_frames_gives_the_same_pictures() -> None:
 
 
 @pytest.mark.fast
-def test_a_nearly_black_video_of_floats_stays_nearly_black() -> None:
+def test_nearly_black_float_video_stays_nearly_black() -> None:
     assert as_frames(np.full((2, 3, 28, 28), 0.6, np.float32)).max() == 1
 
 
 @pytest.mark.fast
 @pytest.mark.parametrize("bad", [np.zeros((4, 28, 28)), np.zeros((4, 28, 28, 4)), np.full((2, 3, 28, 28), -1.0)])
-def test_what_is_no_video_is_refused(bad: Any) -> None:
+def test_array_that_is_not_a_video_is_refused(bad: Any) -> None:
     with pytest.raises(ValueError, match="video"):
         as_frames(bad)
 
 
-class Mortal(FakeEngine):
-    """Crashes on one prompt, and fails the second stage of another."""
+class CrashingEngine(FakeEngine):
+    """An engine that crashes on the prompt ``poison`` and refuses every second stage."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: list[Request] = []
+        self.requests: list[Request] = []
 
     async def complete(self, request: Request) -> Completion:
-        self.seen.append(request)
+        self.requests.append(request)
         if "poison" in request.prompt:
             raise EngineCrashed("scripted")
-        if request.stage == 2 and "shy" in request.prompt:
+        if request.stage == 2:
             raise RequestFailed("refused", "no second stage")
         return Completion(f"caption of {request.prompt}", "stop", 1, 0, 1)
 
 
 @pytest.fixture
-def on_a_stand_in() -> Iterator[QwenVL]:
-    """A model whose engine is a stand-in that may crash, and is not built again."""
-    model = QwenVL("/models", "sample", 16, fp8=False, stage2_prompt_text="user_prompt shy ")
+def model_on_fake_engine() -> Iterator[QwenVL]:
+    """A model on a fake engine that may crash and is not restarted."""
+    model = QwenVL("/models", "sample", 16, fp8=False, stage2_prompt_text="Refine: ")
     loop = _LoopThread()
-    supervisor = EngineSupervisor(lambda: start_fake_engine(Mortal()), max_restarts=0)
+    supervisor = EngineSupervisor(lambda: start_fake_engine(CrashingEngine()), max_restarts=0)
     loop.run(supervisor.__aenter__())
     model._loop, model._supervisor = loop, supervisor
     yield model
     model.close()
+
+
+def fake_engine(model: QwenVL) -> CrashingEngine:
+    assert model._supervisor is not None
+    engine: object = model._supervisor.engine
+    assert isinstance(engine, CrashingEngine)
+    return engine
 
 
 def blank(prompt: str, frames: int = 4, size: tuple[int, int] = (28, 56)) -> dict[str, Any]:
@@ -134,37 +141,43 @@ def blank(prompt: str, frames: int = 4, size: tuple[int, int] = (28, 56)) -> dic
 
 
 @pytest.mark.fast
-def test_an_engine_that_dies_for_good_leaves_what_was_captioned(on_a_stand_in: QwenVL) -> None:
+def test_engine_that_stays_crashed_keeps_finished_captions(model_on_fake_engine: QwenVL) -> None:
     with pytest.raises(CaptionsIncomplete, match=r"1 of 2 videos.*CAPTION_MAX_ENGINE_RESTARTS") as raised:
-        on_a_stand_in.generate([blank("one"), blank("poison")])
+        model_on_fake_engine.generate([blank("one"), blank("poison")])
     assert raised.value.captions == ["caption of one", None]
 
 
 @pytest.mark.fast
-def test_a_video_that_is_refused_costs_no_other_its_caption(on_a_stand_in: QwenVL) -> None:
-    none: dict[str, Any] = {"prompt": "two", "multi_modal_data": {}}
+def test_refused_video_does_not_affect_others(model_on_fake_engine: QwenVL) -> None:
+    no_video: dict[str, Any] = {"prompt": "two", "multi_modal_data": {}}
     with pytest.raises(CaptionsIncomplete, match=r"2 of 4 videos.*number 1.*video") as raised:
-        on_a_stand_in.generate([blank("one"), none, blank("three", size=(30, 56)), blank("four")])
+        model_on_fake_engine.generate([blank("one"), no_video, blank("three", size=(30, 56)), blank("four")])
     assert raised.value.captions == ["caption of one", None, None, "caption of four"]
     assert "56x30" in raised.value.errors[2]
 
 
 @pytest.mark.fast
-def test_a_second_stage_that_fails_leaves_the_first_caption(on_a_stand_in: QwenVL) -> None:
+def test_failed_second_stage_keeps_the_first_caption(model_on_fake_engine: QwenVL) -> None:
     with pytest.raises(CaptionsIncomplete, match="no second stage") as raised:
-        on_a_stand_in.generate([blank("user_prompt")], generate_stage2_caption=True)
+        model_on_fake_engine.generate([blank("user_prompt")], generate_stage2_caption=True)
     assert raised.value.captions == [None]
     assert raised.value.stage1 == ["caption of user_prompt"]
 
 
 @pytest.mark.fast
-def test_a_video_too_long_for_the_model_is_thinned_and_its_true_rate_told(on_a_stand_in: QwenVL) -> None:
-    assert on_a_stand_in._supervisor is not None
-    engine: object = on_a_stand_in._supervisor.engine
-    assert isinstance(engine, Mortal)
-    on_a_stand_in.model_does_preprocess = True
-    on_a_stand_in.generate([blank("user_prompt", frames=768, size=(120, 160))])
-    [request] = engine.seen
+def test_second_stage_prompt_contains_the_first_caption(model_on_fake_engine: QwenVL) -> None:
+    with pytest.raises(CaptionsIncomplete):
+        model_on_fake_engine.generate([blank("Say user_prompt.")], generate_stage2_caption=True)
+    first, second = fake_engine(model_on_fake_engine).requests
+    assert (first.prompt, second.prompt) == ("Say user_prompt.", "Say Refine: caption of Say user_prompt..")
+
+
+@pytest.mark.fast
+def test_long_video_loses_frames_and_its_frame_rate_is_adjusted(model_on_fake_engine: QwenVL) -> None:
+    engine = fake_engine(model_on_fake_engine)
+    model_on_fake_engine.model_does_preprocess = True
+    model_on_fake_engine.generate([blank("user_prompt", frames=768, size=(120, 160))])
+    [request] = engine.requests
     frames, height, width, _ = request.frames.pixels.shape
     limits = find_variant("sample").pixels
     assert frames < 768
@@ -174,20 +187,18 @@ def test_a_video_too_long_for_the_model_is_thinned_and_its_true_rate_told(on_a_s
 
 
 @pytest.mark.fast
-def test_room_is_kept_for_the_answers_that_are_asked_for(on_a_stand_in: QwenVL) -> None:
-    assert on_a_stand_in._supervisor is not None
-    engine: object = on_a_stand_in._supervisor.engine
-    assert isinstance(engine, Mortal)
-    on_a_stand_in.model_does_preprocess = True
-    on_a_stand_in.max_output_tokens = engine.context // 2 - 20
-    on_a_stand_in.generate([blank("user_prompt", frames=12, size=(120, 160))])
+def test_room_is_kept_for_the_answers_of_the_requested_stages(model_on_fake_engine: QwenVL) -> None:
+    engine = fake_engine(model_on_fake_engine)
+    model_on_fake_engine.model_does_preprocess = True
+    model_on_fake_engine.max_output_tokens = engine.context // 2 - 20
+    model_on_fake_engine.generate([blank("user_prompt", frames=12, size=(120, 160))])
     with pytest.raises(CaptionsIncomplete, match="tokens left for the video"):
-        on_a_stand_in.generate([blank("user_prompt", frames=12, size=(120, 160))], generate_stage2_caption=True)
-    assert [len(request.frames.pixels) for request in engine.seen] == [12]
+        model_on_fake_engine.generate([blank("user_prompt", frames=12, size=(120, 160))], generate_stage2_caption=True)
+    assert [len(request.frames.pixels) for request in engine.requests] == [12]
 
 
 @pytest.mark.store
-def test_the_weights_come_to_the_node_verified(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_downloaded_weights_are_verified(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(VARIANTS, "small", MODEL)
     hub.faults[SHARD] = [Fault(flip=9)]
     for _ in range(2):
@@ -209,16 +220,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[QwenVL]:
 
 
 @pytest.fixture(scope="module")
-def films() -> list[tuple[SampleClip, bytes]]:
+def clips() -> list[tuple[SampleClip, bytes]]:
     clips = [random_clip(4000 + number, shortest=(120, 240), longest_seconds=3.0) for number in range(6)]
     return [(clip, encode(clip)) for clip in clips]
 
 
 def inputs(
-    films: list[tuple[SampleClip, bytes]], text: str, *, size: tuple[int, int] = (84, 112)
+    clips: list[tuple[SampleClip, bytes]], text: str, *, size: tuple[int, int] = (84, 112)
 ) -> list[dict[str, Any]]:
     videos = []
-    for clip, data in films:
+    for clip, data in clips:
         frames = decode(data, 0, clip.frames, 4, size)
         video = (frames.pixels.transpose(0, 3, 1, 2), {"fps": frames.fps})
         videos.append({"prompt": TEMPLATE.format(text), "multi_modal_data": {"video": video}})
@@ -226,60 +237,42 @@ def inputs(
 
 
 @pytest.mark.engine
-def test_captions_come_in_order_and_the_inputs_stay_as_they_are(
-    model: QwenVL, films: list[tuple[SampleClip, bytes]]
-) -> None:
+def test_captions_are_in_order_and_inputs_are_unchanged(model: QwenVL, clips: list[tuple[SampleClip, bytes]]) -> None:
     assert model.generate([]) == []
-    videos = inputs(films, SAMPLE.stage1)
+    videos = inputs(clips, SAMPLE.stage1)
     kept = copy.deepcopy(videos)
     captions = model.generate(videos, batch_size=2)
-    assert captions == [clip.scenes[0].stage1 for clip, _ in films]
+    assert captions == [clip.scenes[0].stage1 for clip, _ in clips]
     for video, copied in zip(videos, kept, strict=True):
         assert video["prompt"] == copied["prompt"]
         np.testing.assert_array_equal(video["multi_modal_data"]["video"][0], copied["multi_modal_data"]["video"][0])
 
 
 @pytest.mark.engine
-def test_the_second_stage_is_asked_with_the_first_caption(model: QwenVL, films: list[tuple[SampleClip, bytes]]) -> None:
-    seen: list[str] = []
-    supervisor = model._supervisor
-    assert supervisor is not None
-    complete = supervisor.complete
-
-    async def watch(request: Any) -> Any:
-        answer = await complete(request)
-        seen.append(request.prompt)
-        return answer
-
-    supervisor.complete = watch  # type: ignore[method-assign]
-    try:
-        model.generate(inputs(films[:1], SAMPLE.stage1), generate_stage2_caption=True)
-    finally:
-        del supervisor.complete
-    first, second = seen
-    assert films[0][0].scenes[0].stage1 in second
-    assert SAMPLE.stage1 not in second
-    assert first != second
+def test_second_stage_changes_the_first_caption(model: QwenVL, clips: list[tuple[SampleClip, bytes]]) -> None:
+    captions = model.generate(inputs(clips, SAMPLE.stage1), generate_stage2_caption=True)
+    assert all(captions)
+    assert all(caption != clip.scenes[0].stage1 for caption, (clip, _) in zip(captions, clips, strict=True))
 
 
 @pytest.mark.engine
-def test_frames_of_any_size_are_scaled_where_the_model_preprocesses(
-    model: QwenVL, films: list[tuple[SampleClip, bytes]]
+def test_frames_of_any_size_are_scaled_if_the_model_preprocesses(
+    model: QwenVL, clips: list[tuple[SampleClip, bytes]]
 ) -> None:
-    odd = inputs(films, SAMPLE.stage1, size=(150, 190))
+    odd = inputs(clips, SAMPLE.stage1, size=(150, 190))
     with pytest.raises(CaptionsIncomplete, match=r"190x150.*28"):
         model.generate(odd)
     model.model_does_preprocess = True
     try:
-        assert model.generate(odd) == [clip.scenes[0].stage1 for clip, _ in films]
+        assert model.generate(odd) == [clip.scenes[0].stage1 for clip, _ in clips]
     finally:
         model.model_does_preprocess = False
 
 
 @pytest.mark.engine
-def test_a_video_that_fails_leaves_the_others_captions(model: QwenVL, films: list[tuple[SampleClip, bytes]]) -> None:
-    videos = inputs(films[:3], SAMPLE.stage1)
+def test_failed_video_keeps_the_captions_of_others(model: QwenVL, clips: list[tuple[SampleClip, bytes]]) -> None:
+    videos = inputs(clips[:3], SAMPLE.stage1)
     videos[1]["prompt"] = TEMPLATE.format("word " * 4000)
     with pytest.raises(CaptionsIncomplete, match="1 of 3") as raised:
         model.generate(videos)
-    assert raised.value.captions == [films[0][0].scenes[0].stage1, None, films[2][0].scenes[0].stage1]
+    assert raised.value.captions == [clips[0][0].scenes[0].stage1, None, clips[2][0].scenes[0].stage1]

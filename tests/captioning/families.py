@@ -1,4 +1,4 @@
-"""Small models of several families, with random weights, saved to folders as their makers publish them."""
+"""Small models of several families with random weights, saved in the layout of the published models."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ THINKING_TEMPLATE = (
 {% endif -%}
 {% endif -%}"""
 )
-"""Qwen3.5's turn: the answer begins inside a thought, unless ``enable_thinking`` is false."""
+"""The template of Qwen3.5: the answer begins with reasoning, unless ``enable_thinking`` is false."""
 FRAME_TEMPLATE = """\
 {%- for message in messages -%}
 <|im_start|>{{ message.role }}
@@ -38,7 +38,7 @@ FRAME_TEMPLATE = """\
 {%- if add_generation_prompt -%}
 <|im_start|>assistant
 {% endif -%}"""
-"""That of InternVL-hf and LLaVA-OneVision."""
+"""The template of InternVL-hf and LLaVA-OneVision."""
 GLM_TEMPLATE = """\
 [gMASK]<sop>
 {%- for message in messages -%}
@@ -288,7 +288,7 @@ FAMILIES: dict[str, Callable[[Path, int], None]] = {
     "internvl": write_internvl,
     "glm-4.6v": write_glm4_6v,
 }
-"""Writers by name: each is given a folder and the context length in tokens."""
+"""Functions that write a model, by family. Their arguments are a folder and the context length in tokens."""
 
 
 def text_config(tokenizer: Any, context: int) -> dict[str, Any]:
@@ -304,7 +304,7 @@ def text_config(tokenizer: Any, context: int) -> dict[str, Any]:
 
 
 def qwen_tokens(tokenizer: Any) -> dict[str, int]:
-    """The ids by which Qwen's models know their placeholders."""
+    """Token ids of the placeholders in Qwen's configurations."""
     names = {
         "video_token_id": "<|video_pad|>",
         "image_token_id": "<|image_pad|>",
@@ -316,7 +316,7 @@ def qwen_tokens(tokenizer: Any) -> dict[str, int]:
 
 def save(folder: Path, model: Any, processor: Any) -> None:
     """Write weights, configuration, tokenizer and processor."""
-    model.bfloat16().save_pretrained(folder)  # vLLM's linear attention on the CPU needs it
+    model.bfloat16().save_pretrained(folder)  # required by vLLM's linear attention on the CPU
     processor.save_pretrained(folder)
 
 
@@ -330,13 +330,13 @@ def rename_weights(folder: Path, old: str, new: str) -> None:
 
 
 def change_json(file: Path, **values: Any) -> None:
-    """Set keys of a JSON file, which is made if it is not there."""
+    """Set keys of a JSON file, which is created if it does not exist."""
     before = json.loads(file.read_text()) if file.exists() else {}
     file.write_text(json.dumps({**before, **values}))
 
 
 def write_llava(folder: Path) -> None:
-    """LLaVA 1.5, which takes images and no video."""
+    """Write LLaVA 1.5, which supports images and no video."""
     from transformers import CLIPImageProcessor, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
     tokenizer = tokenizer_of(FRAME_TEMPLATE, "<image>")
@@ -356,7 +356,7 @@ def write_llava(folder: Path) -> None:
 
 
 def write_qwen2(folder: Path) -> None:
-    """A language model alone."""
+    """Write a language model without vision."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     tokenizer = tokenizer_of(FRAME_TEMPLATE)

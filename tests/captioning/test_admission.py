@@ -15,7 +15,7 @@ LOADS = st.builds(Load, st.just(1), st.integers(0, 120), st.integers(0, 1200), s
 
 
 @given(st.lists(LOADS, max_size=20), st.randoms(use_true_random=False))
-def test_all_get_in_in_order_and_never_more_than_the_limit_but_one_alone(loads: list[Load], random: object) -> None:
+def test_admission_keeps_order_and_limit_except_for_one_load_alone(loads: list[Load], random: object) -> None:
     async def run() -> list[int]:
         admission = Admission(LIMIT)
         inside: dict[int, Load] = {}
@@ -38,7 +38,7 @@ def test_all_get_in_in_order_and_never_more_than_the_limit_but_one_alone(loads: 
     assert asyncio.run(run()) == list(range(len(loads)))
 
 
-def test_one_that_gives_up_waiting_lets_the_next_in() -> None:
+def test_canceled_waiter_admits_the_next() -> None:
     async def run() -> None:
         admission = Admission(LIMIT)
         full, small = Load(1, 100, 0, 0), Load(1, 1, 0, 0)
@@ -46,15 +46,15 @@ def test_one_that_gives_up_waiting_lets_the_next_in() -> None:
         waiting = asyncio.create_task(admission.acquire(full))
         behind = asyncio.create_task(admission.acquire(small))
         await asyncio.sleep(0)
-        assert not behind.done()  # it is not overtaken
+        assert not behind.done()  # it does not overtake
         waiting.cancel()
         await asyncio.wait_for(behind, 1)
 
     asyncio.run(run())
 
 
-def test_one_that_gives_up_as_another_leaves_takes_no_room() -> None:
-    """The waiter is canceled, and the other leaves before it has been told so."""
+def test_waiter_canceled_while_another_leaves_takes_no_room() -> None:
+    """The other load leaves before the canceled task runs again."""
 
     async def run() -> None:
         admission = Admission(LIMIT)
@@ -72,7 +72,7 @@ def test_one_that_gives_up_as_another_leaves_takes_no_room() -> None:
 
 
 @given(st.lists(st.tuples(LOADS, st.integers(0, 6)), max_size=20), st.randoms(use_true_random=False))
-def test_room_is_whole_again_after_any_cancellations(windows: list[tuple[Load, int]], random: object) -> None:
+def test_all_room_is_released_after_cancellations(windows: list[tuple[Load, int]], random: object) -> None:
     async def run() -> None:
         admission = Admission(LIMIT)
 

@@ -1,7 +1,7 @@
 import asyncio
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from caption_assets.captioning.budget import (
@@ -26,9 +26,8 @@ SIDES = st.integers(16, 4320)
 
 
 @given(frames=st.integers(2, 384).map(lambda n: 2 * n), height=SIDES, width=SIDES, limits=LIMITS)
-def test_a_window_always_fits(frames: int, height: int, width: int, limits: PixelLimits) -> None:
-    if max(height, width) > 8 * min(height, width):
-        return  # whole multiples of the patch factor cannot follow very long frames closely
+def test_fitted_window_is_within_all_limits(frames: int, height: int, width: int, limits: PixelLimits) -> None:
+    assume(max(height, width) <= 8 * min(height, width))  # multiples of the patch factor distort narrower frames
     grid = fit(frames, height, width, limits)
     assert grid.height % limits.factor == grid.width % limits.factor == 0
     assert grid.frames % 2 == 0
@@ -39,26 +38,25 @@ def test_a_window_always_fits(frames: int, height: int, width: int, limits: Pixe
 
 
 @given(frames=st.integers(2, 384).map(lambda n: 2 * n), height=SIDES, width=SIDES)
-def test_a_window_is_scaled_before_it_is_thinned(frames: int, height: int, width: int) -> None:
-    if max(height, width) > 8 * min(height, width):
-        return
+def test_window_is_scaled_down_before_frames_are_dropped(frames: int, height: int, width: int) -> None:
+    assume(max(height, width) <= 8 * min(height, width))
     limits = SAMPLE.pixels
     grid = fit(frames, height, width, limits)
     assert grid.frames == min(frames, limits.total_pixels // limits.min_pixels // 2 * 2)
 
 
-def test_the_aspect_ratio_is_kept_within_half_a_patch() -> None:
+def test_aspect_ratio_is_kept_within_half_a_patch() -> None:
     grid = fit(8, 720, 1280, QWEN25.pixels)
     assert abs(grid.width / grid.height - 16 / 9) < 0.15
 
 
-def test_1080p_fits_the_context_where_the_reference_fails() -> None:
-    grid = fit(26, 1080, 1920, QWEN25.pixels)  # the reference: about 35,000 tokens against a limit of 32,768
+def test_1080p_window_fits_the_context() -> None:
+    grid = fit(26, 1080, 1920, QWEN25.pixels)  # 35,000 tokens in the reference, whose limit is 32,768
     assert grid.frames == 26
     assert visual_tokens(grid, 28) < 13 * 768
 
 
-def test_frames_that_are_too_narrow_are_refused_with_their_size() -> None:
+def test_narrow_frames_are_refused_with_their_size() -> None:
     with pytest.raises(FrameTooNarrow, match="4000x16"):
         fit(4, 16, 4000, QWEN25.pixels)
 
@@ -69,16 +67,15 @@ def test_frames_that_are_too_narrow_are_refused_with_their_size() -> None:
     width=SIDES,
     limits=LIMITS,
     room=st.integers(1, 40_000),
-    stamp=st.integers(0, 12),
+    timestamp_tokens=st.integers(0, 12),
 )
-def test_a_video_is_made_to_fit_the_context_or_refused(
-    frames: int, height: int, width: int, limits: PixelLimits, room: int, stamp: int
+def test_video_is_fitted_to_the_context_or_refused(
+    frames: int, height: int, width: int, limits: PixelLimits, room: int, timestamp_tokens: int
 ) -> None:
-    if max(height, width) > 8 * min(height, width):
-        return
+    assume(max(height, width) <= 8 * min(height, width))
 
     def visual(grid: FrameGrid) -> int:
-        return visual_tokens(grid, limits.factor) + stamp * grid.frames // 2
+        return visual_tokens(grid, limits.factor) + timestamp_tokens * grid.frames // 2
 
     async def tokens(grid: FrameGrid) -> int:
         return visual(grid)
@@ -94,12 +91,12 @@ def test_a_video_is_made_to_fit_the_context_or_refused(
     assert fitted.height * fitted.width <= wanted.height * wanted.width
     if visual(wanted) <= room:
         assert fitted == wanted
-    elif fitted.frames < wanted.frames:  # thinned only after it was scaled as far as that goes
+    elif fitted.frames < wanted.frames:  # frames are dropped only at the smallest size
         assert fitted.height * fitted.width <= 2 * limits.min_pixels
 
 
 @pytest.mark.parametrize("room", [393, 800, 3136])
-def test_frames_that_take_the_same_tokens_at_any_size_become_fewer_and_keep_their_size(room: int) -> None:
+def test_frames_with_constant_tokens_are_dropped_and_not_scaled(room: int) -> None:
     async def tokens(grid: FrameGrid) -> int:
         return 196 * grid.frames + 1  # LLaVA-OneVision
 
@@ -108,7 +105,7 @@ def test_frames_that_take_the_same_tokens_at_any_size_become_fewer_and_keep_thei
     assert fitted == FrameGrid((room - 1) // 196 // 2 * 2, 448, 784)
 
 
-def test_what_was_taken_from_a_video_is_told() -> None:
+def test_reductions_name_fewer_and_smaller_frames() -> None:
     wanted = FrameGrid(8, 112, 140)
     assert reductions(wanted, wanted) == ()
     assert reductions(wanted, FrameGrid(4, 112, 140)) == ("fewer_frames",)
@@ -116,9 +113,8 @@ def test_what_was_taken_from_a_video_is_told() -> None:
 
 
 @given(frames=st.integers(1, 384).map(lambda n: 2 * n), height=SIDES, width=SIDES, limits=LIMITS)
-def test_the_ladder_goes_down_and_not_out_of_limits(frames: int, height: int, width: int, limits: PixelLimits) -> None:
-    if max(height, width) > 8 * min(height, width):
-        return
+def test_fewer_and_smaller_frames_stay_within_limits(frames: int, height: int, width: int, limits: PixelLimits) -> None:
+    assume(max(height, width) <= 8 * min(height, width))
     grid = fit(frames, height, width, limits)
     fewer = fewer_frames(grid)
     assert 2 <= fewer.frames <= max(grid.frames // 2, 2)
@@ -128,5 +124,5 @@ def test_the_ladder_goes_down_and_not_out_of_limits(frames: int, height: int, wi
     assert smaller.height % limits.factor == smaller.width % limits.factor == 0
 
 
-def test_patches_are_timed_by_the_mean_of_their_frames() -> None:
+def test_patch_time_is_the_mean_of_its_frames() -> None:
     assert patch_times(4, 2.0) == [0.25, 1.25]

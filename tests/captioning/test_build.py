@@ -23,7 +23,7 @@ def start_process() -> psutil.Process:
     return psutil.Process(process.pid)
 
 
-def test_what_is_built_is_handed_over_and_its_processes_end_with_it_and_no_others() -> None:
+def test_end_of_a_build_ends_its_processes_and_no_others() -> None:
     other = start_process()
 
     async def run() -> psutil.Process:
@@ -38,7 +38,7 @@ def test_what_is_built_is_handed_over_and_its_processes_end_with_it_and_no_other
     other.kill()
 
 
-def test_the_event_loop_goes_on_during_a_build() -> None:
+def test_event_loop_runs_during_a_build() -> None:
     async def run() -> int:
         build = Build(lambda check: time.sleep(0.3))
         result = asyncio.create_task(build.result())
@@ -53,7 +53,7 @@ def test_the_event_loop_goes_on_during_a_build() -> None:
 
 
 def cancel(make: Callable[[Callable[[], None]], object], begun: Callable[[], bool]) -> float:
-    """Seconds that a build takes to end that is canceled when it has begun."""
+    """Cancel a build when it has begun, and return the seconds until it has ended."""
 
     async def run() -> float:
         build = Build(make)
@@ -70,7 +70,7 @@ def cancel(make: Callable[[Callable[[], None]], object], begun: Callable[[], boo
     return asyncio.run(run())
 
 
-def test_a_build_that_waits_for_its_processes_ends_with_them_when_it_is_cancelled() -> None:
+def test_canceled_build_kills_the_process_that_it_waits_for() -> None:
     started: list[psutil.Process] = []
 
     def wait_for_a_process(check: Callable[[], None]) -> None:
@@ -82,7 +82,7 @@ def test_a_build_that_waits_for_its_processes_ends_with_them_when_it_is_cancelle
     assert is_gone(started[0])
 
 
-def test_a_cancelled_build_starts_no_process_any_more() -> None:
+def test_canceled_build_starts_no_process() -> None:
     steps: list[str] = []
 
     def import_first(check: Callable[[], None]) -> None:
@@ -95,7 +95,7 @@ def test_a_cancelled_build_starts_no_process_any_more() -> None:
     assert steps == ["import"]
 
 
-def test_processes_that_come_up_just_when_the_build_is_cancelled_are_ended() -> None:
+def test_process_started_during_cancellation_is_ended() -> None:
     begun: list[bool] = []
     started: list[psutil.Process] = []
 
@@ -108,7 +108,7 @@ def test_processes_that_come_up_just_when_the_build_is_cancelled_are_ended() -> 
     assert is_gone(started[0])
 
 
-def test_an_import_that_takes_too_long_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_canceled_build_does_not_wait_for_a_slow_import(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build_module, "CANCEL_SECONDS", 0.2)
     begun: list[bool] = []
 

@@ -23,19 +23,19 @@ GRID = FrameGrid(6, 56, 84)
 
 
 @pytest.fixture(scope="module")
-def film(sample_data: Path, truth: Truth) -> bytes:
-    """Of more than one window."""
+def video(sample_data: Path, truth: Truth) -> bytes:
+    """A clip of more than one window."""
     name = next(name for name, windows in truth["sample-folder"].items() if len(windows) > 1)
     path = sample_data / "shards" / "sample-folder" / name
     return Span(f"file://{path}", 0, path.stat().st_size).read()
 
 
 @pytest.fixture(scope="module")
-def jobs(film: bytes) -> list[WindowJob]:
-    return video_jobs(film, Windowing(24, 12))
+def jobs(video: bytes) -> list[WindowJob]:
+    return video_jobs(video, Windowing(24, 12))
 
 
-def test_frames_out_of_a_worker_are_those_of_a_decode_in_this_process(film: bytes, jobs: list[WindowJob]) -> None:
+def test_frames_from_a_worker_equal_frames_decoded_in_process(video: bytes, jobs: list[WindowJob]) -> None:
     async def all_frames() -> None:
         with SandboxDecoder(SANDBOX) as decoder:
             for job in jobs:
@@ -43,7 +43,7 @@ def test_frames_out_of_a_worker_are_those_of_a_decode_in_this_process(film: byte
                 frames = await decoder.frames(job, GRID)
                 assert window.start_frame is not None
                 assert window.end_frame is not None
-                here = decode(film, window.start_frame, window.end_frame, 6, (56, 84))
+                here = decode(video, window.start_frame, window.end_frame, 6, (56, 84))
                 assert np.array_equal(frames.pixels, here.pixels)
                 assert (frames.indices, frames.fps) == (here.indices, here.fps)
 
@@ -51,7 +51,7 @@ def test_frames_out_of_a_worker_are_those_of_a_decode_in_this_process(film: byte
     asyncio.run(all_frames())
 
 
-def test_frames_of_another_shape_than_the_clips_are_counted() -> None:
+def test_padded_frames_are_counted() -> None:
     job = video_jobs((CASES / "turn.webm").read_bytes(), Windowing(256, 128))[0]
 
     async def padded() -> int:
@@ -61,12 +61,12 @@ def test_frames_of_another_shape_than_the_clips_are_counted() -> None:
     assert asyncio.run(padded()) == 3
 
 
-def test_a_clip_is_read_once_for_all_its_windows(film: bytes, jobs: list[WindowJob]) -> None:
+def test_clip_is_read_once_for_all_its_windows(video: bytes, jobs: list[WindowJob]) -> None:
     reads: list[int] = []
 
     def read() -> list[bytes]:
         reads.append(1)
-        return [film]
+        return [video]
 
     async def all_frames() -> None:
         with SandboxDecoder(SANDBOX) as decoder:
@@ -76,8 +76,8 @@ def test_a_clip_is_read_once_for_all_its_windows(film: bytes, jobs: list[WindowJ
     assert len(reads) == 1
 
 
-def test_a_clip_that_could_not_be_read_is_read_again_at_the_next_try(film: bytes, jobs: list[WindowJob]) -> None:
-    answers: list[bytes | OSError] = [OSError("the store is away"), film]
+def test_failed_read_of_a_clip_is_retried_by_the_next_request(video: bytes, jobs: list[WindowJob]) -> None:
+    answers: list[bytes | OSError] = [OSError("the store is away"), video]
 
     def read() -> list[bytes]:
         answer = answers.pop(0)
@@ -95,10 +95,10 @@ def test_a_clip_that_could_not_be_read_is_read_again_at_the_next_try(film: bytes
     asyncio.run(two_tries())
 
 
-def test_an_empty_or_broken_clip_is_an_error_of_its_own(film: bytes, jobs: list[WindowJob]) -> None:
+def test_invalid_clip_raises_an_error_of_its_kind(video: bytes, jobs: list[WindowJob]) -> None:
     async def kinds() -> list[str]:
         found = []
-        for data in (b"", b"<html>no such clip</html>", film[: len(film) // 3]):
+        for data in (b"", b"<html>no such clip</html>", video[: len(video) // 3]):
             with SandboxDecoder(SANDBOX) as decoder:
                 with pytest.raises(UnreadableClip) as error:
                     await decoder.frames(replace(jobs[-1], read=lambda data=data: [data]), GRID)  # type: ignore[misc]
@@ -108,7 +108,7 @@ def test_an_empty_or_broken_clip_is_an_error_of_its_own(film: bytes, jobs: list[
     assert asyncio.run(kinds()) == ["empty", "text", "damaged"]
 
 
-def test_each_window_gets_a_preview_where_one_is_wanted(jobs: list[WindowJob]) -> None:
+def test_each_window_has_a_preview(jobs: list[WindowJob]) -> None:
     kept: dict[str, Preview] = {}
 
     async def all_frames() -> None:

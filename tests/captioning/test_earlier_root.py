@@ -59,7 +59,7 @@ def test_run_over_earlier_root_reuses_every_row(root: Root, stages: tuple[Stage,
         assert [schema.field(name) for name in earlier.names] == list(earlier)
 
 
-def test_rows_of_earlier_root_hold_captions_of_both_stages(root: Root) -> None:
+def test_rows_of_earlier_root_have_captions_of_both_stages(root: Root) -> None:
     for stage in STAGES:
         rows = read_captions(root, stage.name, SHARD)
         assert [row.key for row in rows] == [row.key for row in read_manifest(root, SHARD)]

@@ -3,7 +3,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from dataclasses import replace
+from collections.abc import AsyncIterator
+from dataclasses import fields, replace
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,13 +29,13 @@ from caption_assets.captioning.request import Request, RequestFailed
 from caption_assets.models.variants import QWEN3, QWEN25, find_variant
 from caption_assets.video.decode import Frames
 from tests.captioning.families import FAMILIES
-from tests.captioning.front_end import start_front_end
+from tests.captioning.front_end import build_front_end, start_front_end
 from tests.conftest import Ask
 from tests.processes import engine_processes
 
 
 @pytest.mark.fast
-def test_the_references_engine_is_built_for_qwen() -> None:
+def test_engine_arguments_for_qwen_are_those_of_the_reference() -> None:
     arguments = engine_arguments(Path("/m"), Recipe(QWEN25, fp8=True), EngineConfig())
     assert arguments["limit_mm_per_prompt"] == {"image": 0, "video": 1}
     assert arguments["max_model_len"] == arguments["max_num_batched_tokens"] == 32768
@@ -46,41 +48,41 @@ def test_the_references_engine_is_built_for_qwen() -> None:
 @pytest.mark.parametrize(
     ("name", "setting"), [("dtype", "CAPTION_DTYPE"), ("quantization", "CAPTION_FP8"), ("model", "CAPTION_MODEL")]
 )
-def test_an_argument_that_has_a_setting_of_its_own_is_refused_with_its_name(name: str, setting: str) -> None:
+def test_argument_with_its_own_setting_is_refused_and_the_setting_is_named(name: str, setting: str) -> None:
     with pytest.raises(EngineError, match=f"CAPTION_ENGINE_ARGS contains {name}, .*{setting}"):
         engine_arguments(Path("/m"), Recipe(), EngineConfig(engine_args={name: "x"}))
 
 
 @pytest.mark.fast
-def test_without_fp8_nothing_is_quantised() -> None:
+def test_engine_arguments_without_fp8_have_no_quantization() -> None:
     assert "quantization" not in engine_arguments(Path("/m"), Recipe(), EngineConfig())
 
 
-def folder_of(folder: Path, **config: object) -> Path:
+def model_with_config(folder: Path, **config: object) -> Path:
     (folder / "config.json").write_text(json.dumps({"model_type": "qwen2_5_vl", **config}))
     return folder
 
 
 @pytest.mark.fast
 @pytest.mark.parametrize("method", ["awq", "gptq", "fp8", "compressed-tensors"])
-def test_weights_that_are_quantised_already_stay_as_they_are(tmp_path: Path, method: str) -> None:
-    folder = folder_of(tmp_path, quantization_config={"quant_method": method})
+def test_quantized_weights_are_not_quantized_again(tmp_path: Path, method: str) -> None:
+    folder = model_with_config(tmp_path, quantization_config={"quant_method": method})
     arguments = engine_arguments(folder, Recipe(QWEN25, fp8=True), EngineConfig())
     assert arguments.keys().isdisjoint({"quantization", "quantization_config"})
-    assert arguments["dtype"] == "auto"  # AWQ's kernels on a T4 take half precision alone
+    assert arguments["dtype"] == "auto"  # on a T4 AWQ's kernels support half precision only
 
 
 @pytest.mark.fast
-def test_a_dtype_that_is_set_goes_before_the_models(tmp_path: Path) -> None:
-    quantised = folder_of(tmp_path, quantization_config={"quant_method": "awq"})
-    for folder in (Path("/m"), quantised):
+def test_dtype_setting_overrides_the_model(tmp_path: Path) -> None:
+    quantized = model_with_config(tmp_path, quantization_config={"quant_method": "awq"})
+    for folder in (Path("/m"), quantized):
         assert engine_arguments(folder, Recipe(QWEN25, dtype="float16"), EngineConfig())["dtype"] == "float16"
     assert engine_arguments(Path("/m"), Recipe(QWEN25), EngineConfig())["dtype"] == "bfloat16"
 
 
 @pytest.mark.fast
-def test_a_model_by_folder_has_the_context_and_the_dtype_of_its_files(tmp_path: Path) -> None:
-    arguments = engine_arguments(folder_of(tmp_path), Recipe(find_variant(str(tmp_path), "v1")), EngineConfig())
+def test_model_from_a_folder_uses_context_and_dtype_of_its_files(tmp_path: Path) -> None:
+    arguments = engine_arguments(model_with_config(tmp_path), Recipe(find_variant(str(tmp_path), "v1")), EngineConfig())
     assert (arguments["max_model_len"], arguments["dtype"]) == (-1, "auto")
 
 
@@ -88,25 +90,24 @@ def test_a_model_by_folder_has_the_context_and_the_dtype_of_its_files(tmp_path: 
 @pytest.mark.parametrize(
     ("model_type", "is_resized"), [("qwen3_vl", False), ("qwen3_5_moe", False), ("internvl", True)]
 )
-def test_frames_are_sized_here_where_the_processor_takes_them_as_they_are(
-    tmp_path: Path, model_type: str, is_resized: bool
-) -> None:
-    folder = folder_of(tmp_path, model_type=model_type)
+def test_processor_resizes_frames_of_other_families_only(tmp_path: Path, model_type: str, is_resized: bool) -> None:
+    folder = model_with_config(tmp_path, model_type=model_type)
     arguments = engine_arguments(folder, Recipe(find_variant(str(tmp_path), "v1")), EngineConfig())
     assert ("mm_processor_kwargs" not in arguments) == is_resized
 
 
 @pytest.mark.engine
-def test_vllm_knows_every_argument() -> None:
-    import vllm
+def test_engine_arguments_are_arguments_of_the_installed_vllm() -> None:
+    from vllm import AsyncEngineArgs
 
+    known = {field.name for field in fields(AsyncEngineArgs)}
     for recipe in (Recipe(), Recipe(QWEN25, fp8=True), Recipe(QWEN3, fp8=True)):
-        vllm.AsyncEngineArgs(**engine_arguments(Path("/m"), recipe, EngineConfig()))
+        assert engine_arguments(Path("/m"), recipe, EngineConfig()).keys() <= known
 
 
 @pytest.mark.fast
 @pytest.mark.parametrize("name", ["model", "trust_remote_code", "quantization", "tensor_parallel_size"])
-def test_arguments_that_are_the_projects_own_are_refused(name: str) -> None:
+def test_reserved_engine_arguments_are_refused(name: str) -> None:
     with pytest.raises(EngineError, match=f"CAPTION_ENGINE_ARGS contains {name}"):
         engine_arguments(Path("/m"), Recipe(), EngineConfig(engine_args={name: "x"}))
 
@@ -119,12 +120,12 @@ def test_arguments_that_are_the_projects_own_are_refused(name: str) -> None:
         ({"max_num_seqs": -4}, "did not start"),
     ],
 )
-def test_wrong_arguments_are_told_before_anything_is_started(
+def test_invalid_arguments_are_refused_before_a_process_is_started(
     model_folder: Path, arguments: dict[str, int], message: str
 ) -> None:
     async def start() -> None:
         async with start_engine(model_folder, Recipe(), EngineConfig(engine_args=arguments)):
-            raise AssertionError("it started")
+            raise AssertionError("the engine started")
 
     before = engine_processes(os.getpid())
     with pytest.raises(EngineError, match=message):
@@ -138,7 +139,7 @@ def noise(frames: int, height: int, width: int, fps: float = 2.0) -> Frames:
 
 
 def request_of(engine: CaptionEngine, frames: Frames, instruction: str, **generation: int) -> Request:
-    """A request under an id of its own."""
+    """A request with a unique video id."""
     return Request(uuid4().hex, frames, engine.render(instruction), SamplingParams(**generation), stage=1)
 
 
@@ -148,7 +149,7 @@ GRIDS = [(2, 28, 28), (4, 112, 112), (8, 112, 140), (12, 84, 140), (32, 56, 224)
 @pytest.mark.engine
 @pytest.mark.parametrize(("frames", "height", "width"), GRIDS)
 @pytest.mark.parametrize("fps", [0.37, 2.0])
-def test_the_prompt_is_as_long_as_predicted(
+def test_prompt_has_the_predicted_length(
     engine: CaptionEngine, ask: Ask[Any], frames: int, height: int, width: int, fps: float
 ) -> None:
     request = request_of(engine, noise(frames, height, width, fps), "What is it?")
@@ -168,7 +169,7 @@ def qwen3(tmp_path_factory: pytest.TempPathFactory, ask: Ask[Any]) -> CaptionEng
 @pytest.mark.engine
 @pytest.mark.parametrize(("frames", "height", "width"), [(2, 64, 64), (4, 128, 160), (12, 96, 128), (40, 64, 96)])
 @pytest.mark.parametrize("fps", [0.1, 0.37, 2.0])
-def test_the_prompt_of_qwen3_with_its_time_stamps_is_as_long_as_predicted(
+def test_qwen3_prompt_with_timestamps_has_the_predicted_length(
     qwen3: CaptionEngine, ask: Ask[Any], frames: int, height: int, width: int, fps: float
 ) -> None:
     request = request_of(qwen3, noise(frames, height, width, fps), "What is it?")
@@ -178,14 +179,16 @@ def test_the_prompt_of_qwen3_with_its_time_stamps_is_as_long_as_predicted(
 
 
 @pytest.mark.engine
-def test_a_cut_off_answer_says_so(engine: CaptionEngine, ask: Ask[Any]) -> None:
+def test_answer_at_the_output_limit_finishes_by_length(engine: CaptionEngine, ask: Ask[Any]) -> None:
     request = request_of(engine, noise(4, 112, 112), Recipe().prompt.stage1, max_output_tokens=2)
     answer = ask(engine.complete(request))
     assert (answer.finish_reason, answer.output_tokens) == ("length", 2)
 
 
 @pytest.mark.engine
-def test_a_prompt_over_the_context_is_refused_and_the_engine_lives_on(engine: CaptionEngine, ask: Ask[Any]) -> None:
+def test_prompt_longer_than_the_context_is_refused_and_the_engine_keeps_running(
+    engine: CaptionEngine, ask: Ask[Any]
+) -> None:
     with pytest.raises(RequestFailed, match="2048") as refused:
         ask(engine.complete(request_of(engine, noise(4, 112, 112), "word " * 5000, max_output_tokens=2)))
     assert refused.value.kind == "refused"
@@ -193,9 +196,7 @@ def test_a_prompt_over_the_context_is_refused_and_the_engine_lives_on(engine: Ca
 
 
 @pytest.mark.engine
-def test_an_error_that_nobody_foresaw_fails_its_own_request_and_the_engine_lives_on(
-    engine: CaptionEngine, ask: Ask[Any]
-) -> None:
+def test_unexpected_error_fails_its_request_and_the_engine_keeps_running(engine: CaptionEngine, ask: Ask[Any]) -> None:
     timeless = replace(noise(4, 112, 112), fps=0.0)
     with pytest.raises(RequestFailed, match="division by zero") as refused:
         ask(engine.complete(request_of(engine, timeless, Recipe().prompt.stage1)))
@@ -203,37 +204,44 @@ def test_an_error_that_nobody_foresaw_fails_its_own_request_and_the_engine_lives
     assert ask(engine.complete(request_of(engine, noise(4, 112, 112), Recipe().prompt.stage1))).text
 
 
-@pytest.mark.fast
-@pytest.mark.parametrize(("others_get_answers", "expected"), [(True, RequestFailed), (False, EngineCrashed)])
-def test_a_late_answer_fails_alone_where_the_engine_is_at_work_and_else_the_engine_is_dead(
-    others_get_answers: bool, expected: type[Exception]
+@pytest.mark.engine
+@pytest.mark.parametrize(("is_busy", "expected"), [(True, RequestFailed), (False, EngineCrashed)])
+def test_timeout_fails_one_request_of_a_busy_engine_and_crashes_an_idle_one(
+    model_folder: Path, is_busy: bool, expected: type[Exception]
 ) -> None:
-    """The clock alone: what a real engine does when it hangs is in test_faults."""
-    multimodal = SimpleNamespace(mm_processor_cache_gb=1.0)
-    model = SimpleNamespace(get_multimodal_config=lambda: multimodal)
-    llm = SimpleNamespace(vllm_config=None, model_config=model, get_tokenizer=lambda: None)
+    """vLLM's front end prepares the requests; only the answers are scripted. test_faults has an engine that hangs."""
+    calls = count()
+
+    async def generate(prompt: object, *args: object, **options: object) -> AsyncIterator[Any]:
+        if next(calls) == 0:  # the first request
+            await asyncio.sleep(60)
+        answer = SimpleNamespace(text="a red circle", finish_reason="stop", token_ids=[1, 2, 3])
+        yield SimpleNamespace(outputs=[answer], prompt_token_ids=[0], num_cached_tokens=0)
 
     async def run() -> Exception:
-        engine = CaptionEngine(llm, Recipe(), EngineConfig(request_timeout_seconds=0.4))
+        front_end = await build_front_end(model_folder, Recipe())
+        front_end._llm.generate = generate
+        engine = CaptionEngine(front_end._llm, Recipe(), EngineConfig(request_timeout_seconds=3.0))
 
         async def others() -> None:
-            while others_get_answers:
-                engine._last_output_at = asyncio.get_running_loop().time()
-                await asyncio.sleep(0.01)
+            while is_busy:
+                await engine.complete(request_of(engine, noise(4, 112, 112), "What is it?"))
 
+        first = asyncio.create_task(engine.complete(request_of(engine, noise(4, 112, 112), "What is it?")))
+        await asyncio.sleep(0.5)
         working = asyncio.create_task(others())
-        late, *_ = await asyncio.gather(engine._with_timeout(asyncio.sleep(60)), return_exceptions=True)
+        [error] = await asyncio.gather(first, return_exceptions=True)
         working.cancel()
-        assert isinstance(late, Exception)
-        return late
+        assert isinstance(error, Exception)
+        return error
 
     error = asyncio.run(run())
     assert type(error) is expected
-    assert "0.4" in str(error)
+    assert "CAPTION_REQUEST_TIMEOUT_SECONDS" in str(error)
 
 
 @pytest.mark.engine
-def test_what_is_under_way_is_bounded_by_the_engines_own_memory(engine: CaptionEngine) -> None:
+def test_capacity_follows_from_the_memory_of_the_engine(engine: CaptionEngine) -> None:
     capacity = engine.capacity
     assert capacity.windows == 64
     assert 0 < capacity.tokens < 10**6
@@ -243,20 +251,20 @@ def test_what_is_under_way_is_bounded_by_the_engines_own_memory(engine: CaptionE
 
 
 @pytest.mark.engine
-def test_a_video_in_the_cache_takes_no_more_than_is_reckoned(engine: CaptionEngine, ask: Ask[Any]) -> None:
+def test_cached_video_takes_at_most_the_estimated_bytes(engine: CaptionEngine, ask: Ask[Any]) -> None:
     from vllm.multimodal.cache.base import MultiModalCache
 
     grid = FrameGrid(16, 112, 140)
 
     prepared = ask(engine._prepare(request_of(engine, noise(16, 112, 140), "x"), with_pixels=True))
     [item] = prepared["mm_kwargs"]["video"]
-    reckoned = engine.load(grid, ask(engine.video_tokens(grid, 2.0)), 0).cache_bytes
-    assert reckoned / 2 <= MultiModalCache.get_item_size(item) <= reckoned
+    estimated = engine.load(grid, ask(engine.video_tokens(grid, 2.0)), 0).cache_bytes
+    assert estimated / 2 <= MultiModalCache.get_item_size(item) <= estimated
 
 
 @pytest.mark.engine
-def test_the_true_rate_reaches_the_temporal_positions(model_folder: Path) -> None:
-    """What the model's own processor makes of the metadata: seconds between temporal patches, two frames each."""
+def test_frame_rate_determines_the_temporal_positions(model_folder: Path) -> None:
+    """The model's own processor computes the seconds between temporal patches of two frames from the metadata."""
     from transformers import AutoProcessor
 
     video = replace(noise(8, 112, 112), fps=1.25)

@@ -23,8 +23,8 @@ def test_neutral_arguments_are_arguments_of_the_installed_vllm() -> None:
     known = {field.name for field in fields(AsyncEngineArgs)}
     assert known >= NEUTRAL
     assert known - NEUTRAL >= CHANGE_CAPTIONS
-    assert len(known - NEUTRAL - RESERVED) > 100  # whatever is not known to be neutral counts
+    assert len(known - NEUTRAL - RESERVED) > 100  # any argument that is not known to be neutral changes the fingerprint
 
 
-def test_the_models_own_arguments_decide_nothing() -> None:
+def test_engine_arguments_of_variants_are_neutral() -> None:
     assert [non_neutral(variant.engine) for variant in VARIANTS.values()] == [{}] * len(VARIANTS)

@@ -1,4 +1,4 @@
-"""Messages about an engine that does not start, most of them from vLLM's real engine."""
+"""Tests of messages about an engine that does not start, most of them with vLLM's real engine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def failure(folder: Path, recipe: Recipe, **arguments: Any) -> str:
 
     async def start() -> None:
         async with start_engine(folder, recipe, EngineConfig(engine_args=arguments)):
-            raise AssertionError("it started")
+            raise AssertionError("the engine started")
 
     with pytest.raises(EngineError) as error:
         asyncio.run(start())
@@ -38,9 +38,7 @@ def changed_model(model_folder: Path, folder: Path, **config: Any) -> Path:
 
 
 @pytest.mark.engine
-def test_what_a_configuration_lacks_stands_in_the_first_line_without_a_remedy_that_does_not_apply(
-    model_folder: Path, tmp_path: Path
-) -> None:
+def test_configuration_error_is_one_line_without_a_wrong_remedy(model_folder: Path, tmp_path: Path) -> None:
     for message in (
         failure(model_folder, Recipe(), max_num_seqs=-4),
         failure(changed_model(model_folder, tmp_path / "other", architectures=["NoSuchModel"]), Recipe()),
@@ -53,14 +51,14 @@ def test_what_a_configuration_lacks_stands_in_the_first_line_without_a_remedy_th
 
 
 @pytest.mark.engine
-def test_fp8_where_the_model_cannot_have_it_names_the_setting(model_folder: Path) -> None:
-    message = failure(model_folder, replace(Recipe(), fp8=True))  # its format is float32
+def test_unsupported_fp8_names_the_setting(model_folder: Path) -> None:
+    message = failure(model_folder, replace(Recipe(), fp8=True))  # the model's format is float32
     assert message.endswith("[torch.bfloat16, torch.float16]: set CAPTION_FP8=false")
 
 
 @pytest.mark.engine
-def test_an_error_in_the_engines_own_process_stands_in_the_first_line(model_folder: Path, tmp_path: Path) -> None:
-    """vLLM itself says \"Engine core initialization failed. See root cause above.\""""
+def test_error_of_the_engine_process_is_in_the_first_line(model_folder: Path, tmp_path: Path) -> None:
+    """vLLM's own message is \"Engine core initialization failed. See root cause above.\""""
     sizes = json.loads((model_folder / "config.json").read_text())["text_config"]
     other = changed_model(
         model_folder, tmp_path / "other", text_config={**sizes, "intermediate_size": 2 * sizes["intermediate_size"]}
@@ -71,14 +69,15 @@ def test_an_error_in_the_engines_own_process_stands_in_the_first_line(model_fold
 
 
 @pytest.mark.engine
-def test_a_context_without_memory_for_one_request_names_the_settings(model_folder: Path) -> None:
+def test_memory_too_small_for_one_request_names_the_setting(model_folder: Path) -> None:
     message = failure(model_folder, Recipe(), kv_cache_memory_bytes=1 << 20)
     assert "To serve at least one request" in message
-    assert "raise kv_cache_memory_bytes in CAPTION_ENGINE_ARGS" in message  # with it gpu_memory_utilization is ignored
+    # With kv_cache_memory_bytes, vLLM ignores gpu_memory_utilization.
+    assert "raise kv_cache_memory_bytes in CAPTION_ENGINE_ARGS" in message
 
 
 @pytest.mark.engine
-def test_an_output_limit_above_the_context_is_named_before_the_engine_is_started(model_folder: Path) -> None:
+def test_output_limit_above_the_context_is_refused_before_the_engine_starts(model_folder: Path) -> None:
     recipe = replace(Recipe(), generation=SamplingParams(max_output_tokens=4096))
     assert failure(model_folder, recipe).startswith(
         "CAPTION_MAX_OUTPUT_TOKENS is 4096, but the model's context has 2048 tokens"
@@ -116,7 +115,7 @@ def test_an_output_limit_above_the_context_is_named_before_the_engine_is_started
         ("RuntimeError: Engine core initialization failed. Failed core proc(s): {'EngineCore_DP0': -9}", "memory"),
     ],
 )
-def test_a_known_cause_has_its_own_remedy(cause: str, remedy: str) -> None:
+def test_known_cause_has_its_remedy(cause: str, remedy: str) -> None:
     assert remedy in (remedy_for(cause, {}) or "")
 
 
@@ -124,19 +123,19 @@ def test_a_known_cause_has_its_own_remedy(cause: str, remedy: str) -> None:
 @pytest.mark.parametrize(
     "cause", ["ModuleNotFoundError: No module named 'timm'", "KeyError: 'lm_head.weight'", "AssertionError"]
 )
-def test_an_unknown_cause_has_no_remedy(cause: str) -> None:
+def test_unknown_cause_has_no_remedy(cause: str) -> None:
     assert remedy_for(cause, {}) is None
 
 
 @pytest.mark.fast
-def test_a_crash_has_a_remedy_where_its_cause_is_known() -> None:
+def test_crash_with_a_known_cause_has_a_remedy() -> None:
     assert explain_crash("the engine crashed: see the log above") == "the engine crashed: see the log above"
     crashed = explain_crash("the engine crashed: OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.")
     assert crashed.endswith(": lower gpu_memory_utilization (CAPTION_GPU_MEMORY_UTILIZATION), to leave more for steps")
 
 
 @pytest.mark.fast
-def test_the_error_that_came_first_comes_first() -> None:
+def test_causes_begin_with_the_first_error() -> None:
     error = RuntimeError("loading failed")
     error.__cause__ = OSError("disk\nis gone")
     assert causes(error) == "OSError: disk is gone; then RuntimeError: loading failed"

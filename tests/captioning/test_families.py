@@ -1,4 +1,4 @@
-"""Small models of many families, given by folder: on real engines, and by vLLM's front end, which needs no engine."""
+"""Tests of small models of many families, given by folder: on real engines, and with vLLM's front end alone."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from tests.conftest import SANDBOX, Ask, caption_all
 from tests.videos import moving_video
 
 SHORT, LONG = 1536, 16384
-"""Context lengths, in tokens: a long window does not fit the first."""
+"""Context lengths, in tokens. A long window does not fit the first."""
 CLIPS = {30: (240, (320, 180)), 10: (40, (176, 144)), 4: (120, (640, 360))}
 """Frames and size of the clips, by their frames per second."""
 OWN_SIZES = {"llava-onevision": (112, 112), "internvl": (56, 56)}
 """Height and width to which processors resize every frame."""
 REASONING = ("qwen3.5",)
-"""Families whose answers begin inside a thought, unless the template switches that off."""
+"""Families whose answers begin with reasoning, unless the template disables it."""
 ENGINE = {**SAMPLE.engine, "max_num_batched_tokens": 2048}
 
 
@@ -51,7 +51,7 @@ def jobs() -> list[WindowJob]:
 
 
 def write_model(family: str, folder: Path, context: int) -> Recipe:
-    """A model in a folder, and a recipe for it."""
+    """Write a model to a folder and return a recipe for it."""
     import torch
 
     torch.manual_seed(0)
@@ -59,8 +59,8 @@ def write_model(family: str, folder: Path, context: int) -> Recipe:
     return Recipe(find_variant(str(folder), "v1"), generation=SamplingParams(None, None, None, 32))
 
 
-class Counting(EngineSupervisor):
-    """Notes the predicted length of each request's prompt beside the engine's count."""
+class CountingSupervisor(EngineSupervisor):
+    """A supervisor that records the predicted and the counted length of each prompt."""
 
     def __init__(self, engine: CaptionEngine) -> None:
         @asynccontextmanager
@@ -85,8 +85,8 @@ class Result:
     context: int
     captioned: list[WindowJob]
     counts: list[tuple[int, int]]
-    thoughts: list[WindowJob]
-    """What a reasoning model makes of the clips where it may think."""
+    reasoned: list[WindowJob]
+    """The first stage of a reasoning model with reasoning enabled."""
 
     @property
     def rows(self) -> Iterator[CaptionRow]:
@@ -94,91 +94,91 @@ class Result:
             yield from (done.row(STAGE1), done.row(STAGE2))
 
 
-async def caption_on_an_engine(
+async def caption_on_engine(
     family: str, folder: Path, context: int, jobs: list[WindowJob], arguments: Mapping[str, Any] = ENGINE
 ) -> Result:
     recipe = write_model(family, folder, context)
     async with start_engine(folder, recipe, EngineConfig(engine_args=arguments)) as engine:
-        supervisor = Counting(engine)
+        supervisor = CountingSupervisor(engine)
         async with supervisor:
             captioned = await caption_all(supervisor, recipe, jobs)
-        thoughts = await reason(engine, recipe, jobs) if family in REASONING else []
-        return Result(family, engine.context, captioned, supervisor.counts, thoughts)
+        reasoned = await reason(engine, recipe, jobs) if family in REASONING else []
+        return Result(family, engine.context, captioned, supervisor.counts, reasoned)
 
 
 async def reason(engine: CaptionEngine, recipe: Recipe, jobs: list[WindowJob]) -> list[WindowJob]:
-    """The first stage of the clips, on the same engine with reasoning switched on."""
+    """Caption the clips in the first stage, on the same engine with reasoning enabled."""
     thinking = replace(recipe, chat_template_kwargs={"enable_thinking": True})
     other = CaptionEngine(engine._llm, thinking, EngineConfig())
     await other.check()
-    supervisor = Counting(other)
+    supervisor = CountingSupervisor(other)
     async with supervisor:
         return await caption_all(supervisor, thinking, jobs, stages=(STAGE1,))
 
 
 @pytest.fixture(scope="module", params=list(FAMILIES))
-def on_an_engine(
+def on_engine(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, ask: Ask[Any], jobs: list[WindowJob]
 ) -> Result:
-    """The clips, captioned by a model of short context."""
+    """The clips, captioned by a model of each family with a short context."""
     folder = tmp_path_factory.mktemp(request.param)
-    return ask(caption_on_an_engine(request.param, folder, SHORT, jobs))  # type: ignore[no-any-return]
+    return ask(caption_on_engine(request.param, folder, SHORT, jobs))  # type: ignore[no-any-return]
 
 
 @pytest.mark.engine
-def test_each_family_captions_with_the_context_of_its_files_and_as_many_tokens_as_predicted(
-    on_an_engine: Result,
+def test_family_captions_within_its_context_and_with_the_predicted_tokens(
+    on_engine: Result,
 ) -> None:
-    assert on_an_engine.context == SHORT
-    assert on_an_engine.counts
-    assert all(predicted == counted for predicted, counted in on_an_engine.counts)
-    # Random weights may end an answer before its first word; nothing is refused.
-    assert {row.error_kind for row in on_an_engine.rows} <= {None, "empty_answer", "stage1_failed"}
-    assert all(row.prompt_tokens and row.prompt_tokens < SHORT for row in on_an_engine.rows if row.status is Status.OK)
+    assert on_engine.context == SHORT
+    assert on_engine.counts
+    assert all(predicted == counted for predicted, counted in on_engine.counts)
+    # Random weights may end an answer before its first word. No request is refused.
+    assert {row.error_kind for row in on_engine.rows} <= {None, "empty_answer", "stage1_failed"}
+    assert all(row.prompt_tokens and row.prompt_tokens < SHORT for row in on_engine.rows if row.status is Status.OK)
 
 
 @pytest.mark.engine
-def test_rows_hold_the_size_that_the_model_sees(on_an_engine: Result) -> None:
-    made = [row for row in on_an_engine.rows if row.status is Status.OK]
-    sizes = {(row.frame_height, row.frame_width) for row in made}
-    if own := OWN_SIZES.get(on_an_engine.family):
+def test_rows_store_the_frame_size_that_the_model_sees(on_engine: Result) -> None:
+    captioned = [row for row in on_engine.rows if row.status is Status.OK]
+    sizes = {(row.frame_height, row.frame_width) for row in captioned}
+    if own := OWN_SIZES.get(on_engine.family):
         assert sizes <= {own}
     else:
         assert all(height and width and height % 28 * (height % 32) == 0 for height, width in sizes)
 
 
 @pytest.mark.engine
-def test_an_answer_that_stays_inside_its_thought_gives_no_caption(on_an_engine: Result) -> None:
-    """Random weights never end a thought."""
-    kinds = {done.row(STAGE1).error_kind for done in on_an_engine.thoughts}
+def test_answer_cut_off_inside_its_reasoning_is_no_caption(on_engine: Result) -> None:
+    """Random weights never end their reasoning."""
+    kinds = {done.row(STAGE1).error_kind for done in on_engine.reasoned}
     assert kinds <= {"reasoning_cut_off", "empty_answer"}
-    assert bool(on_an_engine.thoughts) == (on_an_engine.family in REASONING)
-    assert all(done.row(STAGE1).caption is None for done in on_an_engine.thoughts)
+    assert bool(on_engine.reasoned) == (on_engine.family in REASONING)
+    assert all(done.row(STAGE1).caption is None for done in on_engine.reasoned)
 
 
 @pytest.mark.nightly
-def test_a_context_that_exceeds_the_memory_is_reduced(tmp_path: Path, ask: Ask[Any], jobs: list[WindowJob]) -> None:
+def test_context_that_exceeds_the_memory_is_reduced(tmp_path: Path, ask: Ask[Any], jobs: list[WindowJob]) -> None:
     engine = {**ENGINE, "kv_cache_memory_bytes": 1 << 20}
-    result = ask(caption_on_an_engine("qwen2.5-vl", tmp_path, LONG, jobs, engine))
+    result = ask(caption_on_engine("qwen2.5-vl", tmp_path, LONG, jobs, engine))
     assert 1024 < result.context < LONG
+    assert result.counts
     assert all(predicted == counted < result.context for predicted, counted in result.counts)
     assert {row.error_kind for row in result.rows} <= {None, "empty_answer", "stage1_failed"}
 
 
 @pytest.mark.engine
-def test_stage_2_takes_from_the_prefix_cache_what_is_predicted(on_an_engine: Result) -> None:
-    hits = sum((done.hits for done in on_an_engine.captioned), NO_HITS)
+def test_stage_2_has_the_predicted_prefix_cache_hits(on_engine: Result) -> None:
+    hits = sum((done.hits for done in on_engine.captioned), NO_HITS)
     assert hits.cached == hits.predicted
-    assert hits == NO_HITS or hits.is_hybrid == (on_an_engine.family == "qwen3.5")
+    assert hits == NO_HITS or hits.is_hybrid == (on_engine.family == "qwen3.5")
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("family", list(FAMILIES))
-def test_each_family_captions_in_a_long_context(
-    tmp_path: Path, ask: Ask[Any], jobs: list[WindowJob], family: str
-) -> None:
-    result = ask(caption_on_an_engine(family, tmp_path, LONG, jobs))
+def test_family_captions_in_a_long_context(tmp_path: Path, ask: Ask[Any], jobs: list[WindowJob], family: str) -> None:
+    result = ask(caption_on_engine(family, tmp_path, LONG, jobs))
     assert result.context == LONG
+    assert result.counts
     assert all(predicted == counted for predicted, counted in result.counts)
     assert {row.error_kind for row in result.rows} <= {None, "empty_answer", "stage1_failed"}
 
@@ -186,8 +186,8 @@ def test_each_family_captions_in_a_long_context(
 async def plan_and_prepare(
     front_end: CaptionEngine, recipe: Recipe, jobs: list[WindowJob]
 ) -> list[tuple[FrameGrid, int, int]]:
-    """For each window its video, the predicted length of its prompt, and what vLLM makes of the decoded frames."""
-    supervisor, results = Counting(front_end), []
+    """For each window its video, and the predicted and the actual length of its prompt."""
+    supervisor, results = CountingSupervisor(front_end), []
     async with supervisor:
         with SandboxDecoder(SANDBOX) as decoder:
             captioner = Captioner(supervisor, recipe, decoder)
@@ -205,7 +205,7 @@ async def plan_and_prepare(
 @pytest.mark.engine
 @pytest.mark.parametrize("context", [SHORT, LONG])
 @pytest.mark.parametrize("family", list(FAMILIES))
-def test_the_prompt_of_each_family_is_as_long_as_predicted_and_fits(
+def test_prompt_of_each_family_has_the_predicted_length_and_fits(
     tmp_path: Path, ask: Ask[Any], jobs: list[WindowJob], family: str, context: int
 ) -> None:
     recipe = write_model(family, tmp_path, context)
@@ -218,7 +218,7 @@ def test_the_prompt_of_each_family_is_as_long_as_predicted_and_fits(
 
 @pytest.mark.engine
 @pytest.mark.parametrize("family", ["qwen3-vl", "llava-onevision"])
-def test_a_video_is_made_to_fit_what_the_engine_encodes_in_one_step(
+def test_video_is_fitted_to_what_the_engine_encodes_in_one_step(
     tmp_path: Path, ask: Ask[Any], jobs: list[WindowJob], family: str
 ) -> None:
     recipe = write_model(family, tmp_path, LONG)

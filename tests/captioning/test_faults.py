@@ -1,4 +1,4 @@
-"""Real engines that crash and hang in the middle of a run, in real processes."""
+"""Tests of real engines that crash or hang in the middle of a run."""
 
 from __future__ import annotations
 
@@ -32,28 +32,28 @@ POISONED = 17
 
 
 @pytest.fixture
-def plugin_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """Lets the engine's processes find the plug-in; what it does is still to be set."""
+def poison_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Install the plug-in for the engine's processes. It has no effect until ``FAULT`` is set."""
     poison_plugin.write_distribution(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))  # which the engine's processes inherit
+    monkeypatch.syspath_prepend(str(tmp_path))  # inherited by the engine's processes
     return monkeypatch
 
 
 @pytest.fixture(scope="module")
-def films() -> list[SampleFile]:
-    """The sample shards' clips of one window, over and over: the model is known to get them right."""
+def clips() -> list[SampleFile]:
+    """The sample shards' clips of one window, repeated. The model captions them correctly."""
     files = [file for shard in SEEDS for file in sample_files(shard) if len(file.captions) == 1]
     return [files[number % len(files)] for number in range(WINDOWS)]
 
 
 @pytest.fixture(scope="module")
-def jobs(films: list[SampleFile]) -> list[WindowJob]:
-    return [job for number, film in enumerate(films) for job in video_jobs(film.data, name=f"{number}.mp4")]
+def jobs(clips: list[SampleFile]) -> list[WindowJob]:
+    return [job for number, clip in enumerate(clips) for job in video_jobs(clip.data, name=f"{number}.mp4")]
 
 
 @pytest.fixture(scope="module")
 def poisoned(jobs: list[WindowJob]) -> list[WindowJob]:
-    """The same windows, one of them all magenta."""
+    """The same windows, one of them magenta."""
     frame = np.full((112, 140, 3), poison_plugin.MAGENTA, dtype=np.uint8)
     return [*jobs[:POISONED], *video_jobs(encode_frames([frame] * 24, 140, 112, 12, "h264", 18)),
             *jobs[POISONED + 1 :]]  # fmt: skip
@@ -62,7 +62,7 @@ def poisoned(jobs: list[WindowJob]) -> list[WindowJob]:
 def run(
     model: Path, jobs: list[WindowJob], config: EngineConfig, *, kill_after: float | None = None
 ) -> tuple[list[WindowJob], list[str]]:
-    """Every result, and the reasons of the engine's crashes."""
+    """The finished jobs, and the reasons of the engine's crashes."""
     crashes: list[str] = []
     before = engine_processes(os.getpid()).keys()
 
@@ -72,7 +72,7 @@ def run(
             if "EngineCore" in title and process not in before:
                 process.send_signal(signal.SIGKILL)
 
-    async def all_of_it() -> list[WindowJob]:
+    async def caption() -> list[WindowJob]:
         supervisor = EngineSupervisor(lambda: start_engine(model, Recipe(), config), on_crash=crashes.append)
         async with supervisor:
             killing = asyncio.create_task(kill_engine()) if kill_after is not None else None
@@ -80,38 +80,37 @@ def run(
             assert killing is None or killing.done()
             return results
 
-    results = asyncio.run(all_of_it())
+    results = asyncio.run(caption())
     _, alive = psutil.wait_procs(engine_processes(os.getpid()).keys() - before, timeout=5)
     assert not alive
     return results, crashes
 
 
-def assert_right(results: list[WindowJob], films: list[SampleFile], *, but: int | None = None) -> None:
-    for number, (done, film) in enumerate(zip(results, films, strict=True)):
-        if number != but:
-            assert done.row(STAGE2) is not None
-            assert (done.row(STAGE1).caption, done.row(STAGE2).caption) == film.captions[0], done.row(STAGE1).error
+def assert_correct(results: list[WindowJob], clips: list[SampleFile], *, except_for: int | None = None) -> None:
+    for number, (done, clip) in enumerate(zip(results, clips, strict=True)):
+        if number != except_for:
+            assert (done.row(STAGE1).caption, done.row(STAGE2).caption) == clip.captions[0], done.row(STAGE1).error
 
 
-def test_a_killed_engine_costs_no_caption(model_folder: Path, jobs: list[WindowJob], films: list[SampleFile]) -> None:
+def test_killed_engine_loses_no_caption(model_folder: Path, jobs: list[WindowJob], clips: list[SampleFile]) -> None:
     results, crashes = run(model_folder, jobs, EngineConfig(), kill_after=1.0)
     assert len(crashes) == 1
-    assert_right(results, films)
+    assert_correct(results, clips)
 
 
 @pytest.mark.parametrize("fault", ["crash", "hang"])
-def test_the_one_window_that_kills_or_hangs_the_engine_is_found_and_all_others_are_captioned(
-    plugin_path: pytest.MonkeyPatch,
+def test_window_that_crashes_or_hangs_the_engine_is_found_and_all_others_are_captioned(
+    poison_environment: pytest.MonkeyPatch,
     model_folder: Path,
     poisoned: list[WindowJob],
-    films: list[SampleFile],
+    clips: list[SampleFile],
     fault: str,
 ) -> None:
-    plugin_path.setenv(poison_plugin.FAULT, fault)
+    poison_environment.setenv(poison_plugin.FAULT, fault)
     begun = time.monotonic()
     results, crashes = run(model_folder, poisoned, EngineConfig(request_timeout_seconds=25.0))
     assert len(crashes) == 3, f"after {time.monotonic() - begun:.0f} s: {crashes}"
-    assert_right(results, films, but=POISONED)
+    assert_correct(results, clips, except_for=POISONED)
     bad = results[POISONED]
     assert (bad.row(STAGE1).status, bad.row(STAGE1).error_kind) == (Status.FAILED, "poison")
     assert bad.row(STAGE2).error_kind == "stage1_failed"

@@ -20,27 +20,27 @@ HAN = "一个红色的圆向左移动"
         ("Опишите видео по-русски", "russian"),
     ],
 )
-def test_a_prompt_names_its_language_or_is_written_in_it(instruction: str, language: str) -> None:
+def test_expected_language_is_named_by_the_prompt_or_the_prompts_own(instruction: str, language: str) -> None:
     found = expected(instruction).language
     assert found is not None
     assert found.name == language
 
 
-def test_han_is_chinese_or_japanese_and_never_korean() -> None:
+def test_han_is_expected_of_chinese_and_japanese_only() -> None:
     assert not is_wrong_script(HAN, expected("请描述这个视频"))
     assert is_wrong_script(HAN, expected("映像を説明してください"))
     assert is_wrong_script(HAN, expected("영상을 설명해 주세요"))
     assert is_wrong_script(HAN, expected(ENGLISH))
 
 
-def test_a_foreign_word_in_quotation_marks_is_no_slip_into_another_script() -> None:
+def test_quoted_foreign_word_is_not_mixed_script() -> None:
     english = expected(ENGLISH)
     assert is_mixed_script("A sign reads 出口 above the door.", english)
     assert not is_mixed_script('A sign reads "出口" above the door.', english)
     assert not is_mixed_script("A man in a T恤 walks.", expected("请描述这个视频"))
 
 
-def test_a_caption_in_another_language_of_the_same_script_is_recognized() -> None:
+def test_caption_in_another_language_of_the_same_script_is_detected() -> None:
     german = "Ein Mann geht mit dem Hund über die Straße und bleibt an der Ampel stehen, die auf Rot ist."
     assert is_wrong_language(german, expected(ENGLISH))
     assert not is_wrong_language(german, expected(f"{ENGLISH} Answer in German."))

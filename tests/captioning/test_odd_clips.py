@@ -1,4 +1,4 @@
-"""From unusual files to the right words, on the session's engine: probe, windows, decoding and captions together."""
+"""Tests of unusual clips on the session's engine, from probe and windows to decoding and captions."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ FRAMES = 60
 MOTIONS = ("moves left", "moves right", "moves up", "moves down")
 
 
-def scene(motion: str, width: int, height: int, *, but: int = 0) -> Scene:
-    """The first scene with this motion, or a later one."""
+def scene(motion: str, width: int, height: int, *, skip: int = 0) -> Scene:
+    """The first scene with this motion after ``skip`` others."""
     rng = np.random.default_rng(11)
     found = (made for _ in range(9999) if (made := random_scene(rng, width, height)).motion == motion)
-    return [next(found) for _ in range(but + 1)][-1]
+    return [next(found) for _ in range(skip + 1)][-1]
 
 
-def film(shown: Scene, width: int, height: int, *, timestamps: list[int], turned: int = 0) -> bytes:
-    """A film of one scene.
+def encode_scene(shown: Scene, width: int, height: int, *, timestamps: list[int], turned: int = 0) -> bytes:
+    """A video of one scene.
 
     Args:
-        shown: the scene; each frame shows it as it is at its own time.
-        width: of the picture as it is to be seen.
-        height: of the picture as it is to be seen.
-        stamps: when each frame is shown, in units of 1/100 s.
-        turned: degrees, by which the coded picture lies on its side and is to be turned counter-clockwise when shown.
+        shown: the scene; each frame shows it at the frame's own time.
+        width: width of the displayed picture.
+        height: height of the displayed picture.
+        timestamps: presentation times of the frames, in units of 1/100 s.
+        turned: rotation in the metadata, in degrees counter-clockwise; the coded picture is turned the other way.
     """
     times = [(timestamp - timestamps[0]) / (timestamps[-1] - timestamps[0]) for timestamp in timestamps]
     file = BytesIO()
@@ -56,8 +56,8 @@ def film(shown: Scene, width: int, height: int, *, timestamps: list[int], turned
         for timestamp, picture in zip(
             timestamps, render(shown, width, height, times, np.random.default_rng(0)), strict=True
         ):
-            lying = np.ascontiguousarray(np.rot90(picture, -turned // 90))
-            frame = av.VideoFrame.from_ndarray(lying, format="rgb24")
+            coded = np.ascontiguousarray(np.rot90(picture, -turned // 90))
+            frame = av.VideoFrame.from_ndarray(coded, format="rgb24")
             frame.pts, frame.time_base = timestamp, Fraction(1, 100)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
@@ -65,20 +65,20 @@ def film(shown: Scene, width: int, height: int, *, timestamps: list[int], turned
 
 
 @pytest.mark.parametrize("turned", [0, 90, 180, 270])
-def test_a_rotated_clip_is_seen_upright(supervisor: EngineSupervisor, ask: Ask[Any], turned: int) -> None:
+def test_rotated_clip_is_shown_upright(supervisor: EngineSupervisor, ask: Ask[Any], turned: int) -> None:
     shown = [scene(motion, 240, 320) for motion in MOTIONS]
-    films = [film(one, 240, 320, timestamps=[*range(0, 240, 4)], turned=turned) for one in shown]
-    jobs = [job for data in films for job in video_jobs(data)]
+    videos = [encode_scene(one, 240, 320, timestamps=[*range(0, 240, 4)], turned=turned) for one in shown]
+    jobs = [job for data in videos for job in video_jobs(data)]
     assert {(job.window.width, job.window.height) for job in jobs} == {(240, 320)}
     results = ask(caption_all(supervisor, Recipe(), jobs, stages=(STAGE1,)))
     assert [done.row(STAGE1).caption for done in results] == [one.stage1 for one in shown]
 
 
-def test_a_clip_of_variable_frame_rate_is_seen_by_time(supervisor: EngineSupervisor, ask: Ask[Any]) -> None:
+def test_clip_of_variable_frame_rate_is_sampled_by_time(supervisor: EngineSupervisor, ask: Ask[Any]) -> None:
     """Two thirds of the frames fall into the first tenth of the time."""
     timestamps = [*range(40), *range(40, 400, 18)]
-    shown = [scene(motion, 320, 240, but=1) for motion in MOTIONS]
-    jobs = [job for one in shown for job in video_jobs(film(one, 320, 240, timestamps=timestamps))]
+    shown = [scene(motion, 320, 240, skip=1) for motion in MOTIONS]
+    jobs = [job for one in shown for job in video_jobs(encode_scene(one, 320, 240, timestamps=timestamps))]
     results = ask(caption_all(supervisor, Recipe(), jobs))
     assert [done.row(STAGE1).caption for done in results] == [one.stage1 for one in shown]
     for done in results:
@@ -88,8 +88,8 @@ def test_a_clip_of_variable_frame_rate_is_seen_by_time(supervisor: EngineSupervi
         assert max(steps) - min(steps) <= 2 * 18
 
 
-def test_each_window_of_a_clip_that_changes_gets_its_own_words(supervisor: EngineSupervisor, ask: Ask[Any]) -> None:
-    scenes = [scene(motion, 320, 240, but=2) for motion in MOTIONS]
+def test_each_window_of_a_changing_clip_has_its_own_caption(supervisor: EngineSupervisor, ask: Ask[Any]) -> None:
+    scenes = [scene(motion, 320, 240, skip=2) for motion in MOTIONS]
     times = [number / (FRAMES - 1) for number in range(FRAMES)]
     rng = np.random.default_rng(0)
     pictures = [picture for one in scenes for picture in render(one, 320, 240, times, rng)]
@@ -99,11 +99,9 @@ def test_each_window_of_a_clip_that_changes_gets_its_own_words(supervisor: Engin
     assert [done.row(STAGE2).caption for done in results] == [one.stage2 for one in scenes]
 
 
-def test_a_clip_that_keeps_the_decoder_busy_costs_its_own_rows_alone(
-    supervisor: EngineSupervisor, ask: Ask[Any]
-) -> None:
+def test_clip_that_exceeds_the_decode_timeout_fails_alone(supervisor: EngineSupervisor, ask: Ask[Any]) -> None:
     shown = scene("moves left", 320, 240)
-    good = video_jobs(film(shown, 320, 240, timestamps=[*range(0, 240, 4)]))
+    good = video_jobs(encode_scene(shown, 320, 240, timestamps=[*range(0, 240, 4)]))
     slow = video_jobs(slow_video())
     with Sandbox(SandboxLimits(seconds=3)) as sandbox:
         results = ask(caption_all(supervisor, Recipe(), [*slow, *good], sandbox=sandbox))

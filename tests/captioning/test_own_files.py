@@ -1,4 +1,4 @@
-"""Models whose own files decide something, in vLLM's front end: no engine is needed."""
+"""Tests of settings in a model's own files, with vLLM's front end: they need no engine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OWN = SamplingParams(None, None, None, 32)
 
 @pytest.fixture(scope="module")
 def families(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for each of two models: one whose frames are sized here, one that sizes them itself."""
+    """A folder with two models: the processor of the second resizes frames."""
     folder = tmp_path_factory.mktemp("families")
     for family in ("qwen2.5-vl", "llava-onevision"):
         FAMILIES[family](folder / family, 2048)
@@ -34,7 +34,7 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(families: Path, tmp_path: Path) -> Path:
-    """A copy of the first, to be changed."""
+    """A copy of the first model, to be changed."""
     return shutil.copytree(families / "qwen2.5-vl", tmp_path / "model")
 
 
@@ -46,7 +46,7 @@ def start(ask: Ask[Any], folder: Path, **changes: Any) -> CaptionEngine:
     return ask(start_front_end(folder, recipe_of(folder, **changes), **SAMPLE.engine))  # type: ignore[no-any-return]
 
 
-def test_sampling_that_no_setting_gives_is_that_of_the_models_files(ask: Ask[Any], folder: Path) -> None:
+def test_unset_sampling_is_that_of_the_model_files(ask: Ask[Any], folder: Path) -> None:
     change_json(folder / "generation_config.json", temperature=0.7, top_p=0.8, top_k=20, do_sample=True)
     front_end = start(ask, folder)
     assert front_end.resolve(OWN) == SamplingParams(0.7, 0.8, 1.05, 32)
@@ -54,14 +54,14 @@ def test_sampling_that_no_setting_gives_is_that_of_the_models_files(ask: Ask[Any
     assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.7, 0.8, 20)
 
 
-def test_a_recipe_that_gives_all_of_it_takes_nothing_from_the_files(ask: Ask[Any], folder: Path) -> None:
+def test_set_sampling_overrides_the_model_files(ask: Ask[Any], folder: Path) -> None:
     change_json(folder / "generation_config.json", temperature=0.7, top_k=20, do_sample=True)
     given = SamplingParams(max_output_tokens=32)
     sampling = start(ask, folder, generation=given)._sampling(given)
     assert (sampling.temperature, sampling.top_k) == (0.1, 0)
 
 
-def test_the_end_of_a_turn_stops_a_model_whose_files_do_not_name_it(ask: Ask[Any], folder: Path) -> None:
+def test_end_of_turn_is_a_stop_token_where_the_model_files_do_not_name_it(ask: Ask[Any], folder: Path) -> None:
     change_json(folder / "tokenizer_config.json", eos_token="<|endoftext|>")
     change_json(folder / "generation_config.json", eos_token_id=None)
     front_end = start(ask, folder)
@@ -69,11 +69,11 @@ def test_the_end_of_a_turn_stops_a_model_whose_files_do_not_name_it(ask: Ask[Any
     assert front_end._tokenizer.decode([stop]) == "<|im_end|>"
 
 
-def test_stop_tokens_that_the_files_name_are_not_named_again(ask: Ask[Any], folder: Path) -> None:
+def test_stop_tokens_of_the_model_files_are_not_repeated(ask: Ask[Any], folder: Path) -> None:
     assert not start(ask, folder)._sampling(OWN).stop_token_ids
 
 
-def test_reasoning_is_switched_off_where_the_template_can(ask: Ask[Any], folder: Path) -> None:
+def test_reasoning_is_disabled_where_the_template_allows_it(ask: Ask[Any], folder: Path) -> None:
     (folder / "chat_template.jinja").write_text(THINKING_TEMPLATE)
     assert start(ask, folder).render("Say.").endswith("<think>\n\n</think>\n\n")
     thinking = start(ask, folder, chat_template_kwargs={"enable_thinking": True})
@@ -81,12 +81,12 @@ def test_reasoning_is_switched_off_where_the_template_can(ask: Ask[Any], folder:
 
 
 @pytest.mark.parametrize("name", ["enable_thinkin", "add_generation_prompt", "chat_template"])
-def test_an_argument_that_the_template_does_not_use_is_refused(ask: Ask[Any], folder: Path, name: str) -> None:
+def test_argument_unused_by_the_template_is_refused(ask: Ask[Any], folder: Path, name: str) -> None:
     with pytest.raises(EngineError, match=f"CAPTION_CHAT_TEMPLATE_KWARGS contains {name}, which"):
         start(ask, folder, chat_template_kwargs={name: True})
 
 
-def test_a_parser_that_there_is_not_is_refused_with_those_that_there_are(ask: Ask[Any], folder: Path) -> None:
+def test_unknown_reasoning_parser_is_refused_and_known_ones_are_named(ask: Ask[Any], folder: Path) -> None:
     with pytest.raises(EngineError, match=r"CAPTION_REASONING_PARSER is 'qwen': choose one of .*qwen3"):
         start(ask, folder, reasoning_parser="qwen")
 
@@ -101,7 +101,7 @@ DROPS_TEXT = """\
 RAISES = "{{ raise_exception('no videos here') }}"
 
 
-def test_a_template_that_takes_text_alone_gets_the_videos_placeholder(ask: Ask[Any], folder: Path) -> None:
+def test_template_for_text_receives_the_placeholder_of_the_video(ask: Ask[Any], folder: Path) -> None:
     (folder / "chat_template.jinja").write_text(STRING_TEMPLATE)
     assert "<|video_pad|><|vision_end|>\nWhat is it?" in start(ask, folder).render("What is it?")
 
@@ -114,7 +114,7 @@ def test_a_template_that_takes_text_alone_gets_the_videos_placeholder(ask: Ask[A
         (RAISES, "no videos here"),
     ],
 )
-def test_a_template_that_makes_no_request_of_a_video_is_refused_at_the_start(
+def test_template_without_video_or_instruction_is_refused_at_start(
     ask: Ask[Any], folder: Path, template: str, reason: str
 ) -> None:
     (folder / "chat_template.jinja").write_text(template)
@@ -123,8 +123,8 @@ def test_a_template_that_makes_no_request_of_a_video_is_refused_at_the_start(
 
 
 @pytest.mark.parametrize("is_listed", [False, True])
-def test_of_several_templates_of_a_processor_the_default_is_used(ask: Ask[Any], folder: Path, is_listed: bool) -> None:
-    """transformers saves the others in a folder of their own; older releases have all in a list."""
+def test_default_template_of_several_is_used(ask: Ask[Any], folder: Path, is_listed: bool) -> None:
+    """transformers saves the others in a folder; its older releases save all in a list."""
     template = folder / "chat_template.jinja"
     if is_listed:
         named = [{"name": "tool_use", "template": "-"}, {"name": "default", "template": template.read_text()}]
@@ -139,25 +139,25 @@ def test_of_several_templates_of_a_processor_the_default_is_used(ask: Ask[Any], 
     assert "<|video_pad|><|vision_end|>Say.<|im_end|>" in prompt
 
 
-def test_a_model_without_a_template_is_refused_at_the_start(ask: Ask[Any], folder: Path) -> None:
+def test_model_without_a_template_is_refused_at_start(ask: Ask[Any], folder: Path) -> None:
     (folder / "chat_template.jinja").unlink()
     with pytest.raises(EngineError, match="does not accept videos: the model has no default chat template"):
         start(ask, folder)
 
 
-def test_a_context_without_room_for_the_smallest_video_is_refused_at_the_start(ask: Ask[Any], folder: Path) -> None:
+def test_context_without_room_for_the_smallest_video_is_refused_at_start(ask: Ask[Any], folder: Path) -> None:
     with pytest.raises(EngineError, match=r"the context of 2048 tokens has no room .*lower CAPTION_MAX_OUTPUT_TOKENS"):
         start(ask, folder, generation=SamplingParams(max_output_tokens=2000))
 
 
-def test_pruned_videos_are_measured(ask: Ask[Any], folder: Path) -> None:
+def test_tokens_of_pruned_videos_are_measured(ask: Ask[Any], folder: Path) -> None:
     pruned = recipe_of(folder)
     front_end = ask(start_front_end(folder, pruned, **SAMPLE.engine, video_pruning_rate=0.5))
     assert not front_end._videos.is_exact
 
 
-def test_no_token_is_added_to_what_the_template_has_written(ask: Ask[Any], folder: Path) -> None:
-    """The tokenizer by itself puts a token before each text."""
+def test_tokenizer_adds_no_token_to_the_rendered_prompt(ask: Ask[Any], folder: Path) -> None:
+    """The tokenizer puts a special token before each text by default."""
     file = folder / "tokenizer.json"
     tokenizer = json.loads(file.read_text())
     token = "<|endoftext|>"
@@ -175,17 +175,17 @@ def test_no_token_is_added_to_what_the_template_has_written(ask: Ask[Any], folde
 
 
 @pytest.mark.parametrize("write", [write_llava, write_qwen2])
-def test_a_model_without_video_is_refused_before_its_weights_are_loaded(
+def test_model_without_video_is_refused_before_its_weights_are_loaded(
     tmp_path: Path, write: Callable[[Path], None]
 ) -> None:
     write(tmp_path)
 
-    def start_nothing() -> None:
-        """Called for the second time when the configuration is accepted."""
+    def check() -> None:
+        """Called a second time if the configuration is accepted."""
         steps.append("step")
         assert len(steps) == 1
 
     steps: list[str] = []
     arguments = engine_arguments(tmp_path, recipe_of(tmp_path), EngineConfig(engine_args=SAMPLE.engine))
     with pytest.raises(EngineError, match=r"does not take videos: set CAPTION_MODEL to a video model"):
-        _build(arguments, 32, None, start_nothing)
+        _build(arguments, 32, None, check)

@@ -20,23 +20,23 @@ pytestmark = pytest.mark.fast
 
 
 @given(st.text())
-def test_any_caption_passes_into_stage_2_unchanged(caption: str) -> None:
+def test_stage_2_prompt_contains_the_caption_unchanged(caption: str) -> None:
     before, after = GENERAL.stage2.split(CAPTION_SLOT)
     assert GENERAL.stage2_text(caption) == before + caption + after
 
 
 @pytest.mark.parametrize("caption", [r"\d \g<1> \1", "{caption} {0} {", '"quoted"', "100 % {caption}"])
-def test_captions_that_look_like_patterns_are_plain_text(caption: str) -> None:
+def test_patterns_in_captions_are_plain_text(caption: str) -> None:
     assert Prompt("p", "one", "<{caption}>").stage2_text(caption) == f"<{caption}>"
 
 
 @pytest.mark.parametrize("stage2", ["no slot", "{caption} {caption}"])
-def test_stage_2_needs_its_slot_exactly_once(stage2: str) -> None:
+def test_stage_2_prompt_without_exactly_one_slot_is_refused(stage2: str) -> None:
     with pytest.raises(ValueError, match="exactly once"):
         Prompt("p", "one", stage2)
 
 
-def test_an_empty_stage_1_is_refused() -> None:
+def test_empty_stage_1_prompt_is_refused() -> None:
     with pytest.raises(ValueError, match="empty"):
         Prompt("p", " ", "{caption}")
 
@@ -53,22 +53,22 @@ def test_sample_prompt_keeps_the_words_that_the_sample_model_was_trained_on() ->
 
 SPECIAL = ("<|im_end|>", "<|im_start|>", "<|video_pad|>", "ab", "bc", " xa", "x  a", "  ", "\n ")
 UNBREAKABLE = {"  ", "\n "}
-"""Runs of spaces, which some tokenizers have as tokens: they end no turn."""
+"""Runs of spaces, which are tokens of some tokenizers. They end no turn."""
 
 
 @given(st.lists(st.sampled_from([*SPECIAL, "<|", "|>", "a", "x", " ", "\n", "\\d"])).map("".join))
-def test_no_special_token_is_left_in_a_neutralised_text_and_nothing_is_lost(text: str) -> None:
-    harmless = escape_special_tokens(text, SPECIAL)
-    assert not any(token in harmless for token in SPECIAL if token not in UNBREAKABLE)
-    assert harmless.replace(" ", "") == text.replace(" ", "")
+def test_escaped_text_has_no_special_token_and_loses_no_character(text: str) -> None:
+    escaped = escape_special_tokens(text, SPECIAL)
+    assert not any(token in escaped for token in SPECIAL if token not in UNBREAKABLE)
+    assert escaped.replace(" ", "") == text.replace(" ", "")
 
 
-def test_a_text_without_special_tokens_stays_as_it_is() -> None:
+def test_text_without_special_tokens_is_unchanged() -> None:
     assert escape_special_tokens("a < b |> {x} <|im|>", SPECIAL) == "a < b |> {x} <|im|>"
     assert escape_special_tokens("x", ()) == "x"
 
 
-def test_words_that_a_fine_tune_has_added_to_its_tokenizer_are_left_alone(model_folder: Path) -> None:
+def test_words_added_to_the_tokenizer_are_not_escaped(model_folder: Path) -> None:
     tokenizer = Qwen2TokenizerFast.from_pretrained(model_folder)
     tokenizer.add_tokens(["pedestrian", "<think>"])
     found = structural_tokens(tokenizer)

@@ -23,48 +23,48 @@ def texts(name: str) -> list[dict[str, Any]]:
 
 
 def flags_of(text: dict[str, Any]) -> set[str]:
-    return flags(text["caption"], asked=text.get("instruction", GENERAL.stage2), neighbor=text.get("neighbor"))
+    return flags(text["caption"], instruction=text.get("instruction", GENERAL.stage2), neighbor=text.get("neighbor"))
 
 
 def flags(
-    caption: str, *, finish_reason: str = "stop", neighbor: str | None = None, asked: str = GENERAL.stage2
+    caption: str, *, finish_reason: str = "stop", neighbor: str | None = None, instruction: str = GENERAL.stage2
 ) -> set[str]:
-    return set(find_flags(caption, finish_reason=finish_reason, instruction=asked, neighbor=neighbor))
+    return set(find_flags(caption, finish_reason=finish_reason, instruction=instruction, neighbor=neighbor))
 
 
 @pytest.mark.parametrize("text", texts("good"), ids=lambda text: f"{text['kind']}: {text['caption'][:30]}")
-def test_a_good_caption_has_no_flag(text: dict[str, Any]) -> None:
+def test_good_caption_has_no_flag(text: dict[str, Any]) -> None:
     assert flags_of(text) == set()
 
 
 @pytest.mark.parametrize("text", texts("bad"), ids=lambda text: f"{text['kind']}: {text['caption'][:30]!r}")
-def test_a_bad_caption_is_flagged_by_its_kind(text: dict[str, Any]) -> None:
+def test_bad_caption_has_the_flag_of_its_kind(text: dict[str, Any]) -> None:
     assert text["kind"] in flags_of(text)
 
 
-def test_every_flag_but_cut_off_has_a_bad_caption() -> None:
+def test_every_flag_of_a_text_has_a_bad_caption() -> None:
     assert {flag.name for flag in FLAGS} - {text["kind"] for text in texts("bad")} == {"cut_off", "too_long"}
 
 
-def test_a_caption_of_too_many_words_is_too_long() -> None:
+def test_caption_of_too_many_words_is_too_long() -> None:
     assert "too_long" in flags(" ".join(f"word{number}" for number in range(1025)))
 
 
-def test_a_cut_off_caption_is_flagged() -> None:
+def test_caption_at_the_output_limit_is_cut_off() -> None:
     assert flags(GOOD, finish_reason="length") == {"cut_off"}
 
 
-def test_a_caption_like_the_window_before_is_flagged_and_not_generated_again() -> None:
+def test_caption_like_that_of_the_previous_window_is_flagged_and_not_regenerated() -> None:
     assert flags(GOOD, neighbor=GOOD.replace("left", "right")) == {"near_duplicate"}
     assert flags(GOOD, neighbor="A dog sleeps on a red sofa beside a lamp.") == set()
     assert "near_duplicate" not in REGENERATED
 
 
-def test_markup_is_right_where_the_prompt_asks_for_it() -> None:
-    assert flags('{"subject": "a white van that turns left"}', asked="Answer in JSON.") == set()
+def test_markup_that_the_prompt_requires_has_no_flag() -> None:
+    assert flags('{"subject": "a white van that turns left"}', instruction="Answer in JSON.") == set()
 
 
-def test_a_regenerated_answer_replaces_the_first_only_if_it_is_better() -> None:
+def test_regenerated_caption_replaces_the_first_only_if_it_is_better() -> None:
     assert replaces(GOOD, (), f"Sure! {GOOD}", ("boilerplate",))
     assert not replaces(GOOD, ("boilerplate",), GOOD, ("refusal",))
     assert not replaces(GOOD, ("meta",), GOOD, ("meta",))
@@ -73,5 +73,5 @@ def test_a_regenerated_answer_replaces_the_first_only_if_it_is_better() -> None:
 
 
 @given(st.text(), st.text(), st.sampled_from(["stop", "length"]))
-def test_any_text_can_be_examined(caption: str, neighbor: str, reason: str) -> None:
+def test_any_text_is_cut_off_only_by_its_finish_reason(caption: str, neighbor: str, reason: str) -> None:
     assert ("cut_off" in flags(caption, finish_reason=reason, neighbor=neighbor)) == (reason == "length")

@@ -13,9 +13,7 @@ PLAIN = "<|im_start|>assistant\n"
 CAPTION = "A dog crosses the road."
 
 
-def reasoning(
-    turn: str = PLAIN, *, model_type: str = "", parser: str | None = None, special: tuple[str, ...] = ()
-) -> Reasoning:
+def reasoning(turn: str = PLAIN, *, special: tuple[str, ...] = ()) -> Reasoning:
     tokenizer = SimpleNamespace(all_special_tokens=["<|im_end|>", *special])
     return Reasoning(tokenizer, model_type="", parser=None, arguments={}, generation_prompt=turn)
 
@@ -43,7 +41,7 @@ def reasoning(
         (PLAIN, f"{CAPTION} <think>Is there more?"),
     ],
 )
-def test_a_caption_is_what_is_said_outside_of_thoughts(turn: str, text: str) -> None:
+def test_caption_is_the_text_outside_of_reasoning(turn: str, text: str) -> None:
     assert reasoning(turn).answer(text) == CAPTION
 
 
@@ -52,7 +50,7 @@ def test_a_caption_is_what_is_said_outside_of_thoughts(turn: str, text: str) -> 
     ("turn", "text"),
     [(OPEN, "The user wants a caption. The dog"), (PLAIN, "<think>The dog"), (PLAIN, "<think>The dog.</think>\n")],
 )
-def test_an_answer_that_is_all_thought_is_none(turn: str, text: str) -> None:
+def test_answer_of_only_reasoning_is_none(turn: str, text: str) -> None:
     assert reasoning(turn).answer(text) is None
 
 
@@ -66,24 +64,24 @@ def test_an_answer_that_is_all_thought_is_none(turn: str, text: str) -> None:
         "`<think>` stands on the screen.",
     ],
 )
-def test_a_mark_in_quotation_marks_belongs_to_the_caption(caption: str) -> None:
+def test_quoted_mark_belongs_to_the_caption(caption: str) -> None:
     assert reasoning().answer(caption) == caption
     assert reasoning().answer(f"<think>The tag is </think> {caption}") == caption
 
 
 @pytest.mark.fast
-def test_a_thought_that_ends_with_a_quotation_ends_before_one() -> None:
+def test_mark_between_two_quotations_ends_the_reasoning() -> None:
     assert reasoning().answer('<think>Perhaps "a dog"</think>"A dog runs."') == '"A dog runs."'
     assert reasoning(OPEN).answer("It is 'a dog'</think>'A dog runs.'") == "'A dog runs.'"
 
 
 @pytest.mark.fast
-def test_an_empty_answer_is_empty_and_no_thought() -> None:
+def test_empty_answer_is_not_reasoning() -> None:
     assert reasoning(PLAIN).answer(" \n") == ""
 
 
 @pytest.mark.fast
-def test_marks_that_are_special_tokens_are_asked_for_and_no_other_token_stays() -> None:
+def test_marks_may_be_special_tokens_and_other_special_tokens_are_removed() -> None:
     special = reasoning(special=("<think>", "</think>"))
     assert special.marks_are_special
     assert special.answer(f"<think>Hm.</think>{CAPTION}<|im_end|>") == CAPTION
@@ -92,7 +90,7 @@ def test_marks_that_are_special_tokens_are_asked_for_and_no_other_token_stays() 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
-    """One with the marks of Qwen3 and GLM."""
+    """A tokenizer with the reasoning marks of Qwen3 and GLM."""
     from caption_assets.sample.tokenizer import build_tokenizer
 
     found = build_tokenizer()
@@ -103,7 +101,7 @@ def tokenizer() -> Any:
 @pytest.mark.engine
 @pytest.mark.parametrize("model_type", ["qwen3_5", "qwen3_vl", "glm4v", "glm4v_moe"])
 @pytest.mark.parametrize("turn", [PLAIN, CLOSED, OPEN])
-def test_the_parser_of_a_family_takes_reasoning_out(tokenizer: Any, model_type: str, turn: str) -> None:
+def test_parser_of_the_family_removes_reasoning(tokenizer: Any, model_type: str, turn: str) -> None:
     found = Reasoning(tokenizer, model_type=model_type, parser=None, arguments={}, generation_prompt=turn)
     assert found.answer(f"The user wants a caption.</think>\n\n{CAPTION}") == CAPTION
     assert found.answer(f"<think>The user wants a caption.</think>\n\n{CAPTION}") == CAPTION
@@ -113,7 +111,7 @@ def test_the_parser_of_a_family_takes_reasoning_out(tokenizer: Any, model_type: 
 
 @pytest.mark.engine
 @pytest.mark.parametrize("parser", ["qwen3", "deepseek_r1", "glm45"])
-def test_with_a_parser_that_is_named_an_answer_without_marks_is_reasoning(tokenizer: Any, parser: str) -> None:
+def test_answer_without_marks_is_reasoning_for_a_named_parser(tokenizer: Any, parser: str) -> None:
     found = Reasoning(tokenizer, model_type="", parser=parser, arguments={}, generation_prompt=PLAIN)
     assert found.answer("The user wants a cap") is None
     assert found.answer(f"The user wants a caption.</think>{CAPTION}") == CAPTION

@@ -30,10 +30,10 @@ CAPTIONS = {STAGE1.name: "x"}
 OTHER_STAGE2 = Prompt("custom", RECIPE.prompt.stage1, "Again: {caption}")
 
 
-def test_sample_model_is_independent_of_the_general_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(PROMPTS, "general", Prompt("general", "Say what you see.", "Again: {caption}"))
-    assert Recipe(variant=QWEN25).prompt.stage1 == "Say what you see."
-    assert Recipe() == RECIPE
+def test_sample_model_has_its_own_prompt() -> None:
+    assert Recipe().prompt is PROMPTS["sample"]
+    assert Recipe(variant=QWEN25).prompt is PROMPTS["general"]
+    assert PROMPTS["sample"] is not PROMPTS["general"]
 
 
 @pytest.mark.parametrize(
@@ -51,12 +51,12 @@ def test_sample_model_is_independent_of_the_general_prompt(monkeypatch: pytest.M
         replace(RECIPE, prompt=Prompt("custom", "Say what you see.", RECIPE.prompt.stage2)),
     ],
 )
-def test_what_changes_a_stage_1_caption_changes_its_fingerprint_and_version(changed: Recipe) -> None:
+def test_stage_1_settings_change_fingerprint_and_version(changed: Recipe) -> None:
     assert changed.fingerprint(STAGE1, WINDOW) != RECIPE.fingerprint(STAGE1, WINDOW)
     assert changed.version(STAGE1) != RECIPE.version(STAGE1)
 
 
-def test_a_value_that_is_left_to_the_model_is_its_own_or_else_the_references() -> None:
+def test_unset_sampling_value_is_that_of_the_model_or_the_reference() -> None:
     left = SamplingParams(None, None, None, 64)
     assert left.with_defaults({"temperature": 0.7, "top_k": 20}, SamplingParams()) == SamplingParams(
         0.7, 0.001, 1.05, 64
@@ -66,14 +66,14 @@ def test_a_value_that_is_left_to_the_model_is_its_own_or_else_the_references() -
     )
 
 
-def test_a_stage_2_prompt_leaves_stage_1_as_it_is() -> None:
+def test_stage_2_prompt_does_not_change_stage_1() -> None:
     changed = replace(RECIPE, prompt=OTHER_STAGE2)
     assert changed.version(STAGE1) == RECIPE.version(STAGE1)
     assert changed.fingerprint(STAGE1, WINDOW) == RECIPE.fingerprint(STAGE1, WINDOW)
     assert changed.version(STAGE2) != RECIPE.version(STAGE2)
 
 
-def test_stage_2_depends_on_the_stage_1_caption() -> None:
+def test_stage_2_fingerprint_depends_on_the_stage_1_caption() -> None:
     red, blue = ({STAGE1.name: f"A {color} circle."} for color in ("red", "blue"))
     assert RECIPE.fingerprint(STAGE2, WINDOW, red) != RECIPE.fingerprint(STAGE2, WINDOW, blue)
 
@@ -81,14 +81,14 @@ def test_stage_2_depends_on_the_stage_1_caption() -> None:
 @pytest.mark.parametrize(
     "changed", [{"content_tag": "new"}, {"start_frame": 1}, {"end_frame": 250}, {"prompt": "Say."}]
 )
-def test_another_window_or_content_has_another_fingerprint(changed: dict[str, int | str]) -> None:
+def test_window_and_content_change_the_fingerprint(changed: dict[str, int | str]) -> None:
     assert RECIPE.fingerprint(STAGE1, replace(WINDOW, **changed)) != RECIPE.fingerprint(STAGE1, WINDOW)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     "bad", [{"temperature": -1}, {"top_p": 0}, {"repetition_penalty": 0}, {"max_output_tokens": 0}]
 )
-def test_generation_out_of_range_is_refused(bad: dict[str, float]) -> None:
+def test_sampling_value_out_of_range_is_refused(bad: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="give"):
         SamplingParams(**bad)  # type: ignore[arg-type]
 
@@ -100,8 +100,8 @@ def test_generation_out_of_range_is_refused(bad: dict[str, float]) -> None:
         (QWEN3, "4b6b934e68882bcd0239932e1ece0a3d", "168be0c1ef4fef7350ed3f798b85dd90"),
     ],
 )
-def test_captions_of_the_default_models_stay_valid(variant: Variant, stage1: str, stage2: str) -> None:
-    """The fingerprints of earlier releases, of which many captions are stored."""
+def test_fingerprints_of_the_default_models_are_stable(variant: Variant, stage1: str, stage2: str) -> None:
+    """Many stored captions have these fingerprints of earlier releases."""
     recipe = Recipe(variant, fp8=True)
     assert recipe.fingerprint(STAGE1, WINDOW) == stage1
     assert recipe.fingerprint(STAGE2, WINDOW, {STAGE1.name: "A red circle."}) == stage2
@@ -124,7 +124,7 @@ def with_arguments(**arguments: object) -> Recipe:
         {"an_argument_of_a_later_vllm": True},
     ],
 )
-def test_engine_arguments_that_may_change_a_caption_change_fingerprints_and_versions(
+def test_engine_arguments_that_may_change_captions_change_fingerprint_and_version(
     arguments: dict[str, object],
 ) -> None:
     changed = with_arguments(**arguments)
@@ -142,22 +142,22 @@ def test_engine_arguments_that_may_change_a_caption_change_fingerprints_and_vers
         {"disable_log_stats": True, "mm_processor_cache_gb": 1},
     ],
 )
-def test_engine_arguments_that_change_no_caption_change_nothing(arguments: dict[str, object]) -> None:
+def test_neutral_engine_arguments_do_not_change_fingerprint_or_version(arguments: dict[str, object]) -> None:
     changed = with_arguments(**arguments)
     assert changed.version(STAGE1) == RECIPE.version(STAGE1)
     assert changed.fingerprint(STAGE1, WINDOW) == RECIPE.fingerprint(STAGE1, WINDOW)
 
 
-def test_the_context_counts_where_it_reduces_a_window_and_nowhere_else() -> None:
+def test_context_changes_the_fingerprint_of_reduced_windows_only() -> None:
     short, long = with_arguments(max_model_len=1024), with_arguments(max_model_len=4096)
     assert short.fingerprint(STAGE1, WINDOW) == long.fingerprint(STAGE1, WINDOW) == RECIPE.fingerprint(STAGE1, WINDOW)
     reduced = {recipe.fingerprint(STAGE1, WINDOW, reduced=True) for recipe in (short, long, RECIPE)}
     assert len(reduced) == 3
     assert RECIPE.fingerprint(STAGE1, WINDOW) not in reduced
-    assert short.version(STAGE1) != long.version(STAGE1)  # what is stored is looked at again
+    assert short.version(STAGE1) != long.version(STAGE1)  # stored rows are checked again
 
 
-def test_the_tokens_of_a_step_count_where_they_reduce_a_window_and_nowhere_else() -> None:
+def test_step_tokens_change_the_fingerprint_of_reduced_windows_only() -> None:
     small, large = with_arguments(max_num_batched_tokens=512), with_arguments(max_num_batched_tokens=8192)
     assert small.version(STAGE1) == large.version(STAGE1) == RECIPE.version(STAGE1)
     assert small.fingerprint(STAGE1, WINDOW) == large.fingerprint(STAGE1, WINDOW) == RECIPE.fingerprint(STAGE1, WINDOW)
@@ -168,7 +168,7 @@ def test_the_tokens_of_a_step_count_where_they_reduce_a_window_and_nowhere_else(
     )
 
 
-def test_the_output_limit_counts_where_it_cuts_an_answer_off() -> None:
+def test_output_limit_changes_the_fingerprint_of_cut_off_and_reduced_windows_only() -> None:
     short, long = (replace(RECIPE, generation=SamplingParams(max_output_tokens=limit)) for limit in (64, 512))
     assert short.fingerprint(STAGE1, WINDOW) == long.fingerprint(STAGE1, WINDOW)
     assert short.fingerprint(STAGE1, WINDOW, cut_off=True) != long.fingerprint(STAGE1, WINDOW, cut_off=True)
@@ -176,7 +176,7 @@ def test_the_output_limit_counts_where_it_cuts_an_answer_off() -> None:
     assert short.version(STAGE1) != long.version(STAGE1)
 
 
-def test_limits_count_by_the_frames_that_they_give() -> None:
+def test_frame_limits_change_the_fingerprint_of_limited_windows_only() -> None:
     small = replace(WINDOW, width=320, height=240)
     for changed in (
         replace(QWEN25, pixels=replace(QWEN25.pixels, max_pixels=2 * QWEN25.pixels.max_pixels)),
@@ -191,22 +191,22 @@ def test_limits_count_by_the_frames_that_they_give() -> None:
     assert fewer.fingerprint(STAGE1, short) == Recipe(QWEN25).fingerprint(STAGE1, short)
 
 
-def test_the_runs_stage_1_prompt_does_not_count_for_a_clip_with_its_own() -> None:
+def test_stage_1_prompt_does_not_change_the_fingerprint_of_clips_with_their_own() -> None:
     changed = replace(RECIPE, prompt=Prompt("custom", "Say what you see.", RECIPE.prompt.stage2))
     own = replace(WINDOW, prompt="Who is it?")
     assert changed.fingerprint(STAGE1, own) == RECIPE.fingerprint(STAGE1, own)
     assert changed.fingerprint(STAGE1, WINDOW) != RECIPE.fingerprint(STAGE1, WINDOW)
     assert RECIPE.fingerprint(STAGE1, replace(own, prompt="What is it?")) != RECIPE.fingerprint(STAGE1, own)
-    # Stage 2 sees the caption alone.
+    # The prompt of stage 2 contains only the caption.
     assert RECIPE.fingerprint(STAGE2, own, CAPTIONS) == RECIPE.fingerprint(STAGE2, WINDOW, CAPTIONS)
 
 
-def test_folders_of_one_name_and_revision_with_other_weights_are_other_models() -> None:
+def test_weights_change_the_fingerprint_and_not_the_version() -> None:
     recipe = replace(RECIPE, weights="1")
     other = replace(RECIPE, weights="2")
     for stage in STAGES:
         assert recipe.fingerprint(stage, WINDOW, CAPTIONS) != other.fingerprint(stage, WINDOW, CAPTIONS)
-        assert recipe.version(stage) == other.version(stage)  # weights are an input of their own
+        assert recipe.version(stage) == other.version(stage)  # weights are an input of the asset
 
 
 TEN_SECONDS = replace(WINDOW, width=1280, height=720, end_frame=250, end_seconds=10.0)

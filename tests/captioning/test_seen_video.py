@@ -1,4 +1,4 @@
-"""The video as a model's own processor prepares it: vLLM's front end, without an engine's processes."""
+"""Tests of videos as a model's own processor prepares them, with vLLM's front end and no engine."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
 import numpy as np
 import pytest
 
-from caption_assets.captioning.engine import CaptionEngine, EngineConfig, engine_arguments
+from caption_assets.captioning.engine import CaptionEngine
 from caption_assets.captioning.recipe import Recipe, SamplingParams
 from caption_assets.captioning.request import Request
 from caption_assets.captioning.seen_video import SeenVideo
 from caption_assets.models.variants import find_variant
 from caption_assets.video.decode import Frames
 from tests.captioning.families import FAMILIES
+from tests.captioning.front_end import build_front_end
 from tests.conftest import Ask
 
 pytestmark = pytest.mark.engine
@@ -28,24 +28,8 @@ SENT = 20
 LONG = Recipe(variant=replace(Recipe().variant, max_model_len=8192))
 
 
-async def front_of(folder: Path, recipe: Recipe, *, resizes: bool = False, **given: Any) -> CaptionEngine:
-    """vLLM's front end for a model, as it prepares prompts; with ``resizes`` its own processor sizes the frames."""
-    import vllm
-    from vllm.renderers import renderer_from_config
-
-    arguments = engine_arguments(folder, recipe, EngineConfig(engine_args=given))
-    if resizes:
-        del arguments["mm_processor_kwargs"]
-    config = vllm.AsyncEngineArgs(**arguments).create_engine_config()
-    renderer = renderer_from_config(config)
-    front = SimpleNamespace(
-        vllm_config=config, model_config=config.model_config, renderer=renderer, get_tokenizer=renderer.get_tokenizer
-    )
-    return CaptionEngine(front, recipe, EngineConfig())
-
-
 def changed(model: Path, folder: Path, **processor: Any) -> Path:
-    """A copy of a model whose video processor has other settings."""
+    """A copy of a model with other settings of its video processor."""
     shutil.copytree(model, folder)
     path = folder / "processor_config.json"
     settings = json.loads(path.read_text())
@@ -60,7 +44,7 @@ def frames(height: int, width: int, count: int = SENT) -> Frames:
 
 
 def seen(ask: Ask[Any], engine: CaptionEngine, sent: Frames) -> SeenVideo:
-    """What the engine reads of a request."""
+    """The video of a request as the engine reads it from its processor."""
     request = Request(uuid4().hex, sent, engine.render("What is it?"), SamplingParams(), stage=1)
     ask(engine._prepare(request, with_pixels=True))
     return engine._seen.of(request.video_id)
@@ -69,19 +53,19 @@ def seen(ask: Ask[Any], engine: CaptionEngine, sent: Frames) -> SeenVideo:
 EVERY = tuple(range(SENT))
 
 
-def test_a_processor_is_read_beside_a_cache_in_shared_memory(ask: Ask[Any], model_folder: Path) -> None:
-    engine = ask(front_of(model_folder, Recipe(), mm_processor_cache_type="shm"))
+def test_video_is_read_with_a_processor_cache_in_shared_memory(ask: Ask[Any], model_folder: Path) -> None:
+    engine = ask(build_front_end(model_folder, Recipe(), mm_processor_cache_type="shm"))
     for _ in range(2):
         assert seen(ask, engine, frames(84, 112)) == SeenVideo(EVERY, 84, 112)
 
 
-def test_frames_that_arrive_at_their_final_size_are_seen_so(ask: Ask[Any], model_folder: Path) -> None:
-    engine = ask(front_of(model_folder, Recipe()))
+def test_frames_of_the_final_size_are_not_resized(ask: Ask[Any], model_folder: Path) -> None:
+    engine = ask(build_front_end(model_folder, Recipe()))
     assert seen(ask, engine, frames(84, 112)) == SeenVideo(EVERY, 84, 112)
 
 
-def test_frames_that_the_processor_resizes_are_seen_at_its_size(ask: Ask[Any], model_folder: Path) -> None:
-    engine = ask(front_of(model_folder, LONG, resizes=True))
+def test_frames_resized_by_the_processor_have_its_size(ask: Ask[Any], model_folder: Path) -> None:
+    engine = ask(build_front_end(model_folder, LONG, processor_resizes=True))
     found = seen(ask, engine, frames(60, 90))
     assert found.positions == EVERY
     assert found.height
@@ -100,17 +84,17 @@ def test_frames_that_the_processor_resizes_are_seen_at_its_size(ask: Ask[Any], m
         ({"temporal_patch_size": 4}, EVERY),
     ],
 )
-def test_frames_that_the_processor_drops_are_not_seen(
+def test_frames_dropped_by_the_processor_are_not_seen(
     ask: Ask[Any], model_folder: Path, tmp_path: Path, processor: dict[str, Any], kept: tuple[int, ...]
 ) -> None:
-    engine = ask(front_of(changed(model_folder, tmp_path / "model", **processor), LONG, resizes=True))
-    for _ in range(2):  # found out once for all videos of a shape and rate
+    engine = ask(build_front_end(changed(model_folder, tmp_path / "model", **processor), LONG, processor_resizes=True))
+    for _ in range(2):  # detected once for all videos of a shape and rate
         assert seen(ask, engine, frames(56, 84)).positions == kept
 
 
-def test_every_frame_of_a_long_video_is_told_from_the_others(ask: Ask[Any], model_folder: Path, tmp_path: Path) -> None:
+def test_frames_of_a_long_video_are_distinguished(ask: Ask[Any], model_folder: Path, tmp_path: Path) -> None:
     folder = changed(model_folder, tmp_path / "model", do_sample_frames=True, num_frames=60)
-    engine = ask(front_of(folder, LONG, resizes=True))
+    engine = ask(build_front_end(folder, LONG, processor_resizes=True))
     kept = seen(ask, engine, frames(28, 28, count=600)).positions
     assert kept is not None
     assert kept == tuple(range(0, 600, 10))
@@ -125,7 +109,7 @@ AS_SENT = (EVERY, (224, 448))
     [
         ("qwen2-vl", {}, *AS_SENT),
         ("qwen3-vl", {}, *AS_SENT),
-        ("qwen3-vl", DROPPING, *AS_SENT),  # vLLM hands it the frames as sampled already
+        ("qwen3-vl", DROPPING, *AS_SENT),  # vLLM passes frames that are sampled already
         ("qwen3.5", {}, *AS_SENT),
         ("llava-onevision", {}, EVERY, (112, 112)),
         ("llava-onevision", DROPPING, (0, 2, 5, 7, 10, 12, 15, 17), (112, 112)),
@@ -134,7 +118,7 @@ AS_SENT = (EVERY, (224, 448))
         ("glm-4.6v", DROPPING, EVERY, None),
     ],
 )
-def test_each_familys_processor_is_read(
+def test_processor_of_each_family_is_read(
     ask: Ask[Any],
     tmp_path: Path,
     family: str,
@@ -144,11 +128,11 @@ def test_each_familys_processor_is_read(
 ) -> None:
     FAMILIES[family](tmp_path / "made", 8192)
     folder = changed(tmp_path / "made", tmp_path / "model", **processor)
-    engine = ask(front_of(folder, Recipe(find_variant(str(folder), "1"))))
+    engine = ask(build_front_end(folder, Recipe(find_variant(str(folder), "1"))))
     sent = frames(*(100, 200) if size is None else (224, 448))
     found = seen(ask, engine, sent)
     assert found.positions == kept
-    if size is None:  # by the processor's own rule
+    if size is None:  # the processor chooses it
         _, high, wide = ask(engine._process(sent))["video_grid_thw"].flatten().tolist()[-3:]
         size = high * 14, wide * 14
         assert size != (100, 200)

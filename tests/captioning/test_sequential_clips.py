@@ -1,4 +1,4 @@
-"""Clips with few keyframes: one pass over a clip serves all its windows, in one worker."""
+"""Tests of clips with few keyframes: one pass over a clip decodes all its windows in one worker."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ ONE_GROUP = {"x264-params": "keyint=infinite:scenecut=0:bframes=2:threads=1", "p
 
 
 @pytest.fixture(scope="module")
-def film() -> bytes:
+def video() -> bytes:
     return moving_video(FRAMES, size=(96, 64), options=ONE_GROUP)
 
 
 @pytest.fixture(scope="module")
-def jobs(film: bytes) -> list[WindowJob]:
-    return video_jobs(film, Windowing(100, 50))
+def jobs(video: bytes) -> list[WindowJob]:
+    return video_jobs(video, Windowing(100, 50))
 
 
-def expected(film: bytes, job: WindowJob) -> Frames:
+def expected(video: bytes, job: WindowJob) -> Frames:
     assert job.window.start_frame is not None
     assert job.window.end_frame is not None
-    return decode(film, job.window.start_frame, job.window.end_frame, GRID.frames, (GRID.height, GRID.width))
+    return decode(video, job.window.start_frame, job.window.end_frame, GRID.frames, (GRID.height, GRID.width))
 
 
 def all_frames(jobs: list[WindowJob], sandbox: Sandbox) -> list[Frames]:
@@ -50,16 +50,16 @@ def all_frames(jobs: list[WindowJob], sandbox: Sandbox) -> list[Frames]:
     return asyncio.run(gather())
 
 
-def test_windows_that_are_asked_for_at_once_are_those_of_single_decodes(film: bytes, jobs: list[WindowJob]) -> None:
+def test_windows_decoded_concurrently_equal_windows_decoded_alone(video: bytes, jobs: list[WindowJob]) -> None:
     with Sandbox(workers=2) as sandbox:
         found = all_frames(jobs, sandbox)
     for job, frames in zip(jobs, found, strict=True):
-        single = expected(film, job)
+        single = expected(video, job)
         assert frames.indices == single.indices
         assert np.array_equal(frames.pixels, single.pixels)
 
 
-def test_a_worker_that_is_killed_between_windows_costs_none(film: bytes, jobs: list[WindowJob]) -> None:
+def test_killed_worker_loses_no_window(video: bytes, jobs: list[WindowJob]) -> None:
     async def with_a_kill(sandbox: Sandbox) -> list[Frames]:
         with SandboxDecoder(sandbox) as decoder:
             found = [await decoder.frames(job, GRID) for job in jobs[:3]]
@@ -69,34 +69,34 @@ def test_a_worker_that_is_killed_between_windows_costs_none(film: bytes, jobs: l
     with Sandbox(workers=1) as sandbox:
         found = asyncio.run(with_a_kill(sandbox))
     assert all(
-        np.array_equal(frames.pixels, expected(film, job).pixels) for frames, job in zip(found, jobs[:5], strict=True)
+        np.array_equal(frames.pixels, expected(video, job).pixels) for frames, job in zip(found, jobs[:5], strict=True)
     )
 
 
-def test_a_late_window_is_reached_in_several_jobs(
-    film: bytes, jobs: list[WindowJob], monkeypatch: pytest.MonkeyPatch
+def test_late_window_is_decoded_in_several_jobs(
+    video: bytes, jobs: list[WindowJob], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(decoding, "PAUSE_SHARE", 1e-6)
     with Sandbox(workers=1) as sandbox:
         [frames] = all_frames([jobs[4]], sandbox)
-    assert np.array_equal(frames.pixels, expected(film, jobs[4]).pixels)
+    assert np.array_equal(frames.pixels, expected(video, jobs[4]).pixels)
 
 
-def test_a_window_that_is_asked_for_again_is_decoded_anew(film: bytes, jobs: list[WindowJob]) -> None:
+def test_window_requested_again_is_decoded_again(video: bytes, jobs: list[WindowJob]) -> None:
     with Sandbox(workers=1) as sandbox:
         found = all_frames([jobs[5], jobs[2], jobs[5]], sandbox)
     for job, frames in zip([jobs[5], jobs[2], jobs[5]], found, strict=True):
-        assert np.array_equal(frames.pixels, expected(film, job).pixels)
+        assert np.array_equal(frames.pixels, expected(video, job).pixels)
 
 
-def test_a_clip_that_cannot_be_decoded_fails_each_window_and_holds_up_no_other(jobs: list[WindowJob]) -> None:
+def test_unreadable_clip_fails_its_windows_and_delays_no_other_clip(jobs: list[WindowJob]) -> None:
     broken = [replace(job, read=lambda: [b"<html>"]) for job in jobs[:3]]
 
     async def mixed(sandbox: Sandbox) -> list[Frames | BaseException]:
         with SandboxDecoder(sandbox) as decoder:
-            asked = [replace(job, shard="other") for job in jobs[:2]]
+            others = [replace(job, shard="other") for job in jobs[:2]]
             return await asyncio.gather(
-                *(decoder.frames(job, GRID) for job in [*broken, *asked]), return_exceptions=True
+                *(decoder.frames(job, GRID) for job in [*broken, *others]), return_exceptions=True
             )
 
     with Sandbox(workers=2) as sandbox:

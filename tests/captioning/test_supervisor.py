@@ -12,11 +12,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from caption_assets.captioning import supervisor as supervisor_module
 from caption_assets.captioning.engine import EngineCrashed, EngineError
 from caption_assets.captioning.recipe import SamplingParams
 from caption_assets.captioning.request import Completion, PoisonWindow, Request
-from caption_assets.captioning.supervisor import EngineSupervisor
+from caption_assets.captioning.supervisor import ANSWERS_PER_LIMIT, EngineSupervisor
 from caption_assets.video.decode import Frames
 
 pytestmark = pytest.mark.fast
@@ -57,7 +56,7 @@ class Engines:
     async def start(self) -> AsyncIterator[Any]:
         self.built += 1
         if self.built >= self.broken_from:
-            raise EngineError("no engine any more")
+            raise EngineError("scripted start failure")
         self.running += 1
         assert self.running == 1
         try:
@@ -112,7 +111,7 @@ def test_crashes_beyond_the_limit_fail_pending_and_later_requests() -> None:
     assert engines.running == 0
 
 
-def test_an_engine_that_cannot_be_built_again_is_an_error_and_no_hang() -> None:
+def test_failed_restart_of_the_engine_fails_all_requests() -> None:
     engines = Engines({"0"}, broken_from=2)
 
     async def run() -> list[Any]:
@@ -120,11 +119,11 @@ def test_an_engine_that_cannot_be_built_again_is_an_error_and_no_hang() -> None:
             return await asyncio.wait_for(ask_all(supervisor, 3), 5)
 
     outcomes = asyncio.run(run())
-    assert {str(outcome) for outcome in outcomes} == {"no engine any more"}
+    assert {str(outcome) for outcome in outcomes} == {"scripted start failure"}
 
 
 @given(windows=st.integers(1, 3))
-def test_an_engine_that_crashes_on_everything_blames_no_window(windows: int) -> None:
+def test_engine_that_crashes_on_every_request_blames_no_window(windows: int) -> None:
     engines = Engines({"0", "1", "2"})
 
     async def run() -> list[Any]:
@@ -136,7 +135,7 @@ def test_an_engine_that_crashes_on_everything_blames_no_window(windows: int) -> 
         assert "none was answered in this run" in str(outcome)
 
 
-def test_an_engine_that_crashes_on_everything_from_some_moment_on_blames_no_window() -> None:
+def test_engine_that_starts_to_crash_on_every_request_blames_no_window() -> None:
     engines = Engines(set())
 
     async def run() -> list[Any]:
@@ -151,7 +150,7 @@ def test_an_engine_that_crashes_on_everything_from_some_moment_on_blames_no_wind
     assert "answered before" in str(one)
 
 
-def test_a_callback_that_fails_ends_no_run() -> None:
+def test_failed_callback_does_not_end_the_run() -> None:
     def failing(reason: str) -> None:
         raise OSError(reason)
 
@@ -164,28 +163,29 @@ def test_a_callback_that_fails_ends_no_run() -> None:
     assert isinstance(other, Completion)
 
 
-def test_crashes_are_reported() -> None:
-    told: list[str] = []
+def test_each_crash_is_reported() -> None:
+    reasons: list[str] = []
 
     async def run() -> None:
-        async with EngineSupervisor(Engines({"0"}).start, on_crash=told.append) as supervisor:
+        async with EngineSupervisor(Engines({"0"}).start, on_crash=reasons.append) as supervisor:
             await ask_all(supervisor, 2)
 
     asyncio.run(run())
-    assert told == ["scripted"] * 3  # under way, and then twice alone: it may have been killed from outside
+    assert reasons == ["scripted"] * 3  # once with others, twice alone: the first crash may have another cause
 
 
-def test_crash_limit_grows_with_the_number_of_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor_module, "ANSWERS_PER_LIMIT", 10)
-    engines = Engines({str(number) for number in range(5, 60, 10)})
+@pytest.mark.parametrize(("answers", "expected"), [(ANSWERS_PER_LIMIT, PoisonWindow), (10, EngineError)])
+def test_crash_limit_grows_with_the_number_of_answers(answers: int, expected: type[Exception]) -> None:
+    engines = Engines({"-1", "-2"})
 
     async def run() -> list[Any]:
-        async with EngineSupervisor(engines.start, max_restarts=6) as supervisor:
-            return [await outcome for outcome in [ask_one(supervisor, number) for number in range(60)]]
+        async with EngineSupervisor(engines.start, max_restarts=3) as supervisor:
+            answered = await ask_all(supervisor, answers)
+            return [*answered, await ask_one(supervisor, -1), await ask_one(supervisor, -2)]
 
-    outcomes = asyncio.run(run())
-    assert sum(isinstance(outcome, PoisonWindow) for outcome in outcomes) == 6
-    assert sum(isinstance(outcome, Completion) for outcome in outcomes) == 54
+    *answered, first, second = asyncio.run(run())
+    assert all(isinstance(outcome, Completion) for outcome in answered)
+    assert (type(first), type(second)) == (PoisonWindow, expected)
 
 
 async def ask_one(supervisor: EngineSupervisor, number: int) -> Any:

@@ -18,11 +18,11 @@ pytestmark = pytest.mark.fast
     ],
     ids=["latin", "apostrophe", "han", "devanagari", "thai"],
 )
-def test_words_are_those_of_the_script(text: str, words: list[str]) -> None:
+def test_words_are_split_by_script(text: str, words: list[str]) -> None:
     assert split_words(text) == words
 
 
-def test_sentences_end_at_the_marks_of_their_script() -> None:
+def test_sentences_are_split_at_the_marks_of_their_script() -> None:
     assert split_sentences("One. Two! Three?\n- four") == ["One.", "Two!", "Three?", "- four"]
     assert split_sentences("一。二！") == ["一。", "二！"]
 

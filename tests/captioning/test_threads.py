@@ -12,13 +12,13 @@ from caption_assets.captioning.threads import in_thread, to_thread_uncancelled
 pytestmark = pytest.mark.fast
 
 
-def test_a_call_returns_and_raises_through_its_thread() -> None:
+def test_call_in_a_thread_returns_and_raises() -> None:
     assert asyncio.run(in_thread(divmod, 7, 2)) == (3, 1)
     with pytest.raises(ZeroDivisionError):
         asyncio.run(to_thread_uncancelled(divmod, 7, 0))
 
 
-def test_a_cancelled_task_waits_for_the_end_of_its_call() -> None:
+def test_canceled_task_waits_for_its_call() -> None:
     done = Event()
 
     def write() -> None:
@@ -36,7 +36,7 @@ def test_a_cancelled_task_waits_for_the_end_of_its_call() -> None:
     asyncio.run(run())
 
 
-def test_a_call_that_hangs_holds_up_neither_a_cancelled_task_nor_the_end_of_the_loop(
+def test_hanging_call_delays_neither_a_canceled_task_nor_the_exit_of_the_loop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(threads, "CANCEL_SECONDS", 0.2)

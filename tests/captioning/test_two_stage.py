@@ -1,4 +1,4 @@
-"""The words of the sample model as an oracle for the whole path from file to caption, on the session's engine."""
+"""Tests of the whole path from file to caption: the sample model's captions are known, on the session's engine."""
 
 from __future__ import annotations
 
@@ -50,29 +50,27 @@ def shard_jobs(data: Path, shard: str) -> list[WindowJob]:
 
 @pytest.fixture(scope="module")
 def captioned(supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path) -> dict[str, list[WindowJob]]:
-    """Both sample shards, captioned in both stages."""
+    """The finished jobs of both sample shards."""
     return {shard: ask(caption_all(supervisor, RECIPE, shard_jobs(sample_data, shard))) for shard in SHARDS}
 
 
 @pytest.mark.parametrize("shard", SHARDS)
-def test_every_readable_clip_is_captioned_right_in_both_stages(
+def test_every_readable_clip_has_correct_captions_of_both_stages(
     captioned: dict[str, list[WindowJob]], truth: Truth, shard: str
 ) -> None:
-    said = [
+    captions = [
         (done.row(STAGE1).clip_key, done.row(STAGE1).window_index, done.row(STAGE1).caption, done.row(STAGE2).caption)
         for done in captioned[shard]
         if done.row(STAGE1).window_index is not None
     ]
     expected = [
-        (clip, window, *captions)
-        for clip, windows in sorted(truth[shard].items())
-        for window, captions in enumerate(windows)
+        (clip, window, *texts) for clip, windows in sorted(truth[shard].items()) for window, texts in enumerate(windows)
     ]
-    assert said == expected
+    assert captions == expected
 
 
 @pytest.mark.parametrize("shard", SHARDS)
-def test_a_broken_clip_fails_in_both_stages_and_stops_no_other(
+def test_unreadable_clip_fails_in_both_stages_and_no_other_fails(
     captioned: dict[str, list[WindowJob]], shard: str
 ) -> None:
     [broken] = [done for done in captioned[shard] if done.row(STAGE1).status is Status.FAILED]
@@ -81,7 +79,7 @@ def test_a_broken_clip_fails_in_both_stages_and_stops_no_other(
     assert (broken.row(STAGE2).error_kind, broken.row(STAGE2).caption) == ("stage1_failed", None)
 
 
-def test_rows_tell_how_they_were_made(captioned: dict[str, list[WindowJob]]) -> None:
+def test_rows_store_their_provenance(captioned: dict[str, list[WindowJob]]) -> None:
     done = captioned["sample-folder"][0]
     first, second = done.row(STAGE1), done.row(STAGE2)
     assert first.model == RECIPE.variant.hub_id
@@ -97,10 +95,10 @@ def test_rows_tell_how_they_were_made(captioned: dict[str, list[WindowJob]]) -> 
 
 
 BLOCK = 32
-"""Tokens in a block of the sample engine's prefix cache."""
+"""Block size of the sample engine's prefix cache, in tokens."""
 
 
-def test_stage_2_takes_every_whole_block_of_the_video_from_the_prefix_cache(
+def test_stage_2_takes_whole_blocks_of_the_video_from_the_prefix_cache(
     engine: CaptionEngine, captioned: dict[str, list[WindowJob]]
 ) -> None:
     cached = cacheable = 0
@@ -117,10 +115,10 @@ def test_stage_2_takes_every_whole_block_of_the_video_from_the_prefix_cache(
     assert hits == CacheHits(cached, cacheable)
 
 
-def test_a_video_is_encoded_once_for_both_stages(
+def test_video_is_encoded_once_for_both_stages(
     engine: CaptionEngine, supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path
 ) -> None:
-    """Videos are so large that one comes to its stage 2 when more of others has been encoded than a step has tokens."""
+    """The videos are large: between the two stages of one, more tokens of others are encoded than one step has."""
     pixels = PixelLimits(min_pixels=64 * 28**2, max_pixels=72 * 28**2, total_pixels=800 * 28**2)
     recipe = Recipe(replace(RECIPE.variant, pixels=pixels))
     jobs = [*shard_jobs(sample_data, "sample-folder"), *shard_jobs(sample_data, "sample-tar")] * 2
@@ -134,12 +132,12 @@ def test_a_video_is_encoded_once_for_both_stages(
 
 
 async def encodings(engine: CaptionEngine) -> int:
-    """How many requests had a video encoded since this was last asked."""
+    """Number of videos encoded since the last call."""
     [requests] = await engine._llm.collective_rpc("get_encoder_timing_stats")
     return sum(request["num_encoder_calls"] for request in requests.values())
 
 
-def test_stage_2_alone_gives_what_the_joint_run_gave(
+def test_stage_2_alone_equals_the_joint_run(
     supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path, captioned: dict[str, list[WindowJob]]
 ) -> None:
     joint = captioned["sample-folder"]
@@ -152,26 +150,26 @@ def test_stage_2_alone_gives_what_the_joint_run_gave(
     assert [done.row(STAGE1) for done in alone] == [done.row(STAGE1) for done in joint]
 
 
-def test_stage_2_copies_what_its_own_stage_1_says_even_where_that_is_false(
+def test_stage_2_repeats_the_stage_1_caption_of_its_own_window(
     supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path, captioned: dict[str, list[WindowJob]], truth: Truth
 ) -> None:
-    """Each clip is told another story; told another clip's, or none, it would give itself away."""
+    """Each window has another false stage-1 caption, which shows a mix-up of windows."""
     joint = captioned["sample-tar"]
     jobs = []
-    told = []
+    false_captions = []
     for number, (job, done) in enumerate(zip(shard_jobs(sample_data, "sample-tar"), joint, strict=True)):
-        story = stage1_caption(list(COLORS)[number % 7], ("circle", "square", "triangle")[number % 3], "moves up")
-        told.append(story)
+        false = stage1_caption(list(COLORS)[number % 7], ("circle", "square", "triangle")[number % 3], "moves up")
+        false_captions.append(false)
         first = done.rows[STAGE1.name]
-        lie = {STAGE1.name: replace(first, row=replace(first.row, caption=story))} if first.row.caption else {}
-        jobs.append(replace(job, rows=lie))
-    lied_to = ask(caption_all(supervisor, RECIPE, jobs))
-    for done, story in zip(lied_to, told, strict=True):
+        rows = {STAGE1.name: replace(first, row=replace(first.row, caption=false))} if first.row.caption else {}
+        jobs.append(replace(job, rows=rows))
+    finished = ask(caption_all(supervisor, RECIPE, jobs))
+    for done, false in zip(finished, false_captions, strict=True):
         if done.row(STAGE1).status is Status.FAILED:
             continue
         right = truth["sample-tar"][done.row(STAGE1).clip_key][done.row(STAGE1).window_index or 0][1]
         size, background = right.split()[1], right.split(" on a ")[1]
-        assert done.row(STAGE2).caption == f"A {size} {story[2:-1]} on a {background}"
+        assert done.row(STAGE2).caption == f"A {size} {false[2:-1]} on a {background}"
 
 
 def text(row: CaptionRow | None) -> str | None:
@@ -186,16 +184,16 @@ def first_job(data: Path) -> WindowJob:
 
 
 class RefusingSupervisor(EngineSupervisor):
-    """The session's engine, asked for the impossible while a video has too many frames or too large ones.
+    """A supervisor of the session's engine, which refuses videos of too many or too large frames.
 
-    The request is made too long for the context, so that it is vLLM that refuses it.
+    It makes those requests longer than the context, so that vLLM refuses them.
     """
 
     def __init__(
-        self, supervisor: EngineSupervisor, *, frames: int = 10**9, pixels: int = 10**9, requests: int = 0
+        self, supervisor: EngineSupervisor, *, frames: int = 10**9, pixels: int = 10**9, first_requests: int = 0
     ) -> None:
         self._supervisor = supervisor
-        self._frames, self._pixels, self._requests = frames, pixels, requests
+        self._frames, self._pixels, self._first_requests = frames, pixels, first_requests
         self.requests: list[Request] = []
         self.crashes = 0
 
@@ -206,22 +204,20 @@ class RefusingSupervisor(EngineSupervisor):
     async def complete(self, request: Request) -> Completion:
         self.requests.append(request)
         count, height, width, _ = request.frames.pixels.shape
-        if count > self._frames or height * width > self._pixels or len(self.requests) <= self._requests:
+        if count > self._frames or height * width > self._pixels or len(self.requests) <= self._first_requests:
             request = replace(request, prompt=request.prompt + " word" * 4000)
         return await self._supervisor.complete(request)
 
 
-def test_a_request_that_fails_is_made_again_as_it_was(
-    supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path
-) -> None:
-    refusing = RefusingSupervisor(supervisor, requests=1)
+def test_failed_request_is_retried_unchanged(supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path) -> None:
+    refusing = RefusingSupervisor(supervisor, first_requests=1)
     [done] = ask(caption_all(refusing, RECIPE, [first_job(sample_data)]))
     assert done.row(STAGE1).status is Status.OK
     assert (done.row(STAGE1).attempts, done.row(STAGE1).reductions) == (2, ())
     assert refusing.requests[0].frames is refusing.requests[1].frames
 
 
-def test_a_window_that_fails_twice_is_shown_with_half_the_frames_in_both_stages(
+def test_second_retry_has_half_the_frames_in_both_stages(
     supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path
 ) -> None:
     job = max(shard_jobs(sample_data, "sample-folder"), key=lambda job: job.window.end_seconds or 0)
@@ -238,7 +234,7 @@ def test_a_window_that_fails_twice_is_shown_with_half_the_frames_in_both_stages(
     assert done.row(STAGE2).attempts == 1
 
 
-def test_the_last_rung_is_smaller_frames(supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path) -> None:
+def test_last_retry_has_smaller_frames(supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path) -> None:
     job = first_job(sample_data)
     limits = replace(RECIPE.variant.pixels, min_pixels=4 * 28 * 28)
     recipe = replace(RECIPE, variant=replace(RECIPE.variant, pixels=limits))
@@ -250,7 +246,7 @@ def test_the_last_rung_is_smaller_frames(supervisor: EngineSupervisor, ask: Ask[
     assert set(done.row(STAGE1).reductions) >= {"fewer_frames", "smaller_frames"}
 
 
-def test_a_window_that_fails_on_every_rung_is_a_row_with_the_engines_reason(
+def test_window_that_fails_every_retry_has_a_row_with_the_error_of_the_engine(
     supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path
 ) -> None:
     [done] = ask(caption_all(RefusingSupervisor(supervisor, frames=0), RECIPE, [first_job(sample_data)]))
@@ -263,7 +259,7 @@ def test_a_window_that_fails_on_every_rung_is_a_row_with_the_engines_reason(
     assert done.row(STAGE2).error_kind == "stage1_failed"
 
 
-def test_a_stage_2_that_fails_leaves_the_stage_1_caption(
+def test_failed_stage_2_keeps_the_stage_1_caption(
     supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path
 ) -> None:
     class SupervisorRefusingStage2(RefusingSupervisor):
@@ -277,29 +273,29 @@ def test_a_stage_2_that_fails_leaves_the_stage_1_caption(
     assert (done.row(STAGE2).status, done.row(STAGE2).error) == (Status.FAILED, "no second stage")
 
 
-def test_an_empty_answer_is_asked_again_freely_and_then_a_failure_that_stage_2_is_not_built_upon(
+def test_empty_answer_is_retried_then_fails_both_stages(
     supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path
 ) -> None:
-    """The prompt holds the whole answer already, so that the model has nothing left but to end it."""
+    """The prompt ends with the whole answer, so that the model only ends it."""
     [right] = ask(caption_all(supervisor, RECIPE, [first_job(sample_data)], stages=(STAGE1,)))
 
     class AnsweringSupervisor(RefusingSupervisor):
         async def complete(self, request: Request) -> Completion:
             return await super().complete(replace(request, prompt=request.prompt + right.row(STAGE1).caption))
 
-    answered = AnsweringSupervisor(supervisor)
+    answering = AnsweringSupervisor(supervisor)
     deterministic = replace(RECIPE, generation=DETERMINISTIC, regenerations=1)
-    [done] = ask(caption_all(answered, deterministic, [first_job(sample_data)]))
+    [done] = ask(caption_all(answering, deterministic, [first_job(sample_data)]))
     assert (done.row(STAGE1).status, done.row(STAGE1).error_kind, done.row(STAGE1).caption) == (
         Status.FAILED,
         "empty_answer",
         None,
     )
-    assert done.row(STAGE1).attempts == len(answered.requests) == 2
+    assert done.row(STAGE1).attempts == len(answering.requests) == 2
     assert (done.row(STAGE2).status, done.row(STAGE2).caption) == (Status.FAILED, None)
 
 
-def test_a_prompt_that_leaves_no_room_for_the_video_is_a_row_that_says_so(
+def test_prompt_without_room_for_the_video_fails_the_row(
     supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path
 ) -> None:
     recipe = replace(RECIPE, prompt=replace(RECIPE.prompt, stage1="word " * 3000))
@@ -308,7 +304,7 @@ def test_a_prompt_that_leaves_no_room_for_the_video_is_a_row_that_says_so(
     assert "shorten the prompt" in done.row(STAGE1).error
 
 
-def test_an_output_limit_that_leaves_no_room_for_the_video_is_named_with_one_that_does(
+def test_output_limit_without_room_for_the_video_is_named_with_a_lower_one(
     supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path
 ) -> None:
     context = supervisor.engine.context
@@ -324,10 +320,10 @@ def test_an_output_limit_that_leaves_no_room_for_the_video_is_named_with_one_tha
     )
 
 
-def test_a_stage_has_the_room_that_its_own_prompt_and_answer_leave(
+def test_room_for_the_video_is_computed_for_each_stage(
     supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path
 ) -> None:
-    """Twice the output limit beside the prompt would leave less than the whole video takes."""
+    """Twice the output limit beside the prompt would leave too little room for the whole video."""
     job = max(shard_jobs(sample_data, "sample-folder"), key=lambda job: job.window.end_seconds or 0)
     [whole] = ask(caption_all(supervisor, RECIPE, [job]))
     limit = supervisor.engine.context - whole.row(STAGE2).prompt_tokens
@@ -342,9 +338,7 @@ def test_a_stage_has_the_room_that_its_own_prompt_and_answer_leave(
     assert done.row(STAGE2).prompt_tokens + limit + 8 <= supervisor.engine.context
 
 
-def test_a_long_prompt_makes_the_video_smaller_and_the_row_says_so(
-    supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path
-) -> None:
+def test_long_prompt_reduces_the_video(supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path) -> None:
     job = max(shard_jobs(sample_data, "sample-folder"), key=lambda job: job.window.end_seconds or 0)
     [whole] = ask(caption_all(supervisor, RECIPE, [job], stages=(STAGE1,)))
     room = 50
@@ -359,70 +353,70 @@ def test_a_long_prompt_makes_the_video_smaller_and_the_row_says_so(
     )
     [done] = ask(caption_all(supervisor, recipe, [job], stages=(STAGE1,)))
     assert done.row(STAGE1).status is Status.OK
-    assert done.row(STAGE1).attempts <= 2  # a second one only for what it says
+    assert done.row(STAGE1).attempts <= 2  # the second is a regeneration
     assert done.row(STAGE1).reductions
     assert done.row(STAGE1).prompt_tokens < supervisor.engine.context
     assert len(done.row(STAGE1).frame_indices) <= len(whole.row(STAGE1).frame_indices)
 
 
-def test_a_flagged_caption_is_generated_again_and_the_best_attempt_is_kept(
+def test_flagged_caption_is_regenerated_and_the_best_attempt_is_kept(
     supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path
 ) -> None:
-    """Three tokens are no whole sentence: the answer is cut off, and gets twice the room the second time."""
+    """The answer of three tokens is cut off, and the second attempt has twice the output limit."""
     short = replace(RECIPE, generation=replace(RECIPE.generation, max_output_tokens=3), regenerations=3)
-    asking = RefusingSupervisor(supervisor)
-    [done] = ask(caption_all(asking, short, [first_job(sample_data)], stages=(STAGE1,)))
-    assert [request.generation.max_output_tokens for request in asking.requests][:2] == [3, 6]
-    assert (asking.requests[1].generation.temperature or 0) >= 0.7  # it was too short as well
+    recording = RefusingSupervisor(supervisor)
+    [done] = ask(caption_all(recording, short, [first_job(sample_data)], stages=(STAGE1,)))
+    assert [request.generation.max_output_tokens for request in recording.requests][:2] == [3, 6]
+    assert (recording.requests[1].generation.temperature or 0) >= 0.7  # the caption was also too short
     assert done.row(STAGE1).flags == ("cut_off",)
     assert done.row(STAGE1).sampling["max_output_tokens"] == 6
-    assert (
-        done.row(STAGE1).attempts == len(asking.requests) <= 4
-    )  # twice the room is given once, and then it is given up
+    assert done.row(STAGE1).attempts == len(recording.requests) <= 4  # the limit is doubled once
     once = replace(short, regenerations=0)
     [done] = ask(caption_all(supervisor, once, [first_job(sample_data)], stages=(STAGE1,)))
     assert set(done.row(STAGE1).flags) == {"cut_off", "too_short"}
     assert done.row(STAGE1).attempts == 1
 
 
-def test_in_deterministic_mode_a_flagged_caption_is_generated_again_without_drawing(
+def test_deterministic_regeneration_changes_only_the_repetition_penalty(
     supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path
 ) -> None:
-    """Several long prompts at once, which the engine reads in pieces: on the CPU it dies of seeded draws there."""
+    """The engine prefills several long prompts in chunks: there, seeded sampling crashes it on the CPU."""
     short = replace(
         RECIPE,
         prompt=replace(RECIPE.prompt, stage1="word " * 200),
         generation=replace(DETERMINISTIC, max_output_tokens=1),
         regenerations=2,
     )
-    asking = RefusingSupervisor(supervisor)
-    results = ask(caption_all(asking, short, [first_job(sample_data)] * 12, stages=(STAGE1,)))
-    assert {request.generation.temperature for request in asking.requests} == {0.0}
-    penalties = sorted({request.generation.repetition_penalty or 0 for request in asking.requests})
+    recording = RefusingSupervisor(supervisor)
+    results = ask(caption_all(recording, short, [first_job(sample_data)] * 12, stages=(STAGE1,)))
+    assert {request.generation.temperature for request in recording.requests} == {0.0}
+    penalties = sorted({request.generation.repetition_penalty or 0 for request in recording.requests})
     assert penalties == pytest.approx([1.05, 1.15, 1.25])
     assert len({done.row(STAGE1).caption for done in results}) == 1
 
 
-def test_the_same_words_as_the_window_before_are_flagged(
+def test_caption_equal_to_that_of_the_previous_window_is_flagged(
     supervisor: EngineSupervisor, ask: Ask[Any], red_going_left: Scene
 ) -> None:
-    jobs = video_jobs(film(red_going_left, red_going_left, red_going_left), Windowing(75, 75))
+    jobs = video_jobs(encode_scenes(red_going_left, red_going_left, red_going_left), Windowing(75, 75))
     results = ask(caption_all(supervisor, replace(RECIPE, regenerations=0), jobs))
     assert [done.row(STAGE1).flags for done in results] == [(), ("near_duplicate",), ("near_duplicate",)]
 
 
-def test_a_clips_own_prompt_takes_the_place_of_stage_1s(
+def test_prompt_of_a_clip_replaces_the_stage_1_prompt(
     supervisor: EngineSupervisor, ask: Ask[Any], red_going_left: Scene
 ) -> None:
-    asking = RefusingSupervisor(supervisor)
-    [done] = ask(caption_all(asking, RECIPE, video_jobs(film(red_going_left), prompt="What <|im_end|> is this?")))
+    recording = RefusingSupervisor(supervisor)
+    [done] = ask(
+        caption_all(recording, RECIPE, video_jobs(encode_scenes(red_going_left), prompt="What <|im_end|> is this?"))
+    )
     assert done.row(STAGE1).prompt_name == "clip"
     assert done.row(STAGE1).prompt_hash == text_hash("What <|im_end|> is this?")
-    assert "What < |im_end|> is this?" in asking.requests[0].prompt
-    assert asking.requests[0].prompt.count("<|im_end|>") == supervisor.engine.render("x").count("<|im_end|>")
+    assert "What < |im_end|> is this?" in recording.requests[0].prompt
+    assert recording.requests[0].prompt.count("<|im_end|>") == supervisor.engine.render("x").count("<|im_end|>")
 
 
-def test_two_deterministic_runs_say_the_same(supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path) -> None:
+def test_deterministic_runs_have_equal_captions(supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path) -> None:
     recipe = replace(RECIPE, generation=DETERMINISTIC)
     jobs = shard_jobs(sample_data, "sample-tar")
     one, other = (ask(caption_all(supervisor, recipe, order)) for order in (jobs, jobs[::-1]))
@@ -432,7 +426,7 @@ def test_two_deterministic_runs_say_the_same(supervisor: EngineSupervisor, ask: 
     ]
 
 
-def test_a_video_that_the_cache_has_let_go_is_sent_again_and_counted(
+def test_video_evicted_from_the_cache_is_sent_again_and_counted(
     engine: CaptionEngine, ask: Ask[Any], frames: Frames
 ) -> None:
     prompt = engine.render(RECIPE.prompt.stage1)
@@ -444,7 +438,7 @@ def test_a_video_that_the_cache_has_let_go_is_sent_again_and_counted(
     assert engine.resent == before + 1
 
 
-# --- the oracle itself: what is done wrong on purpose shows in the words
+# --- the sample model as an oracle: deliberate errors change its captions
 
 
 @pytest.fixture(scope="module")
@@ -458,10 +452,10 @@ def red_going_left() -> Scene:
 
 @pytest.fixture(scope="module")
 def frames(red_going_left: Scene) -> Frames:
-    return decode(film(red_going_left), 0, 75, 6, (84, 112))
+    return decode(encode_scenes(red_going_left), 0, 75, 6, (84, 112))
 
 
-def film(*scenes: Scene, frames_each: int = 75) -> bytes:
+def encode_scenes(*scenes: Scene, frames_each: int = 75) -> bytes:
     times = [index / (frames_each - 1) for index in range(frames_each)]
     rng = np.random.default_rng(0)
     pictures = chain.from_iterable(render(scene, 320, 240, times, rng) for scene in scenes)
@@ -470,7 +464,7 @@ def film(*scenes: Scene, frames_each: int = 75) -> bytes:
 
 @pytest.fixture
 def describe(engine: CaptionEngine, ask: Ask[Any]) -> Callable[[Frames], str]:
-    """Asks for a stage-1 caption of some frames, each call under an id of its own."""
+    """Caption frames in stage 1, with a unique video id for each call."""
 
     def stage1(frames: Frames) -> str:
         request = Request(uuid4().hex, frames, engine.render(RECIPE.prompt.stage1), RECIPE.generation, stage=1)
@@ -479,24 +473,24 @@ def describe(engine: CaptionEngine, ask: Ask[Any]) -> Callable[[Frames], str]:
     return stage1
 
 
-def test_frames_as_they_are_give_the_right_words(describe: Callable[[Frames], str], frames: Frames) -> None:
+def test_unchanged_frames_give_the_correct_caption(describe: Callable[[Frames], str], frames: Frames) -> None:
     assert describe(frames) == "A red circle moves left."
 
 
-def test_swapped_channels_show_in_the_words(describe: Callable[[Frames], str], frames: Frames) -> None:
+def test_swapped_channels_change_the_caption(describe: Callable[[Frames], str], frames: Frames) -> None:
     assert "red" not in describe(replace(frames, pixels=np.ascontiguousarray(frames.pixels[..., ::-1])))
 
 
-def test_reversed_frames_show_in_the_words(describe: Callable[[Frames], str], frames: Frames) -> None:
+def test_reversed_frames_change_the_caption(describe: Callable[[Frames], str], frames: Frames) -> None:
     assert describe(replace(frames, pixels=np.ascontiguousarray(frames.pixels[::-1]))) == "A red circle moves right."
 
 
-def test_the_wrong_window_shows_in_the_words(describe: Callable[[Frames], str], red_going_left: Scene) -> None:
+def test_another_window_changes_the_caption(describe: Callable[[Frames], str], red_going_left: Scene) -> None:
     other = next(
         scene
         for seed in range(9999)
         if (scene := random_scene(np.random.default_rng(seed), 320, 240)).stage1 == "A blue square moves down."
     )
-    data = film(red_going_left, other)
+    data = encode_scenes(red_going_left, other)
     assert describe(decode(data, 0, 75, 6, (84, 112))) == "A red circle moves left."
     assert describe(decode(data, 75, 150, 6, (84, 112))) == "A blue square moves down."
