@@ -1,10 +1,10 @@
-"""Lets a CUDA build of torchvision be imported beside a CPU build of torch.
+"""A start-up hook that makes a CUDA build of torchvision importable with a CPU build of torch.
 
-The set-up copies this file into `.venv` and has it started with every interpreter there, and only where it is needed.
-The build's C++ operators cannot be loaded without CUDA, and torchvision's import dies of it: it registers shape
-functions for two operators that then have no schema. Declaring the schemas is enough; nothing here uses the operators.
+The set-up copies this file into `.venv` if it is needed, and every interpreter there runs it. Without CUDA, the build's
+C++ operators cannot be loaded, and the import of torchvision fails: it registers shape functions for two operators that
+have no schema. Declaring the schemas is enough, because this project does not use the operators.
 
-It costs an interpreter next to nothing: torch is imported when torchvision is, and not before.
+The hook adds nearly nothing to an interpreter's start: torch is imported only when torchvision is.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ SCHEMAS = (
 
 
 class TorchvisionFinder:
-    """Finds torchvision where it lies, and has the schemas declared before its first line runs."""
+    """Finder of torchvision that declares the schemas before the module runs."""
 
     @staticmethod
     def find_spec(name: str, path: object = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        """Part of the import system: answers for torchvision, and leaves everything else to the other finders."""
+        """Find torchvision. For any other module return None, so that the import system asks its other finders."""
         if name != "torchvision":
             return None
         spec = PathFinder.find_spec(name)
@@ -41,16 +41,16 @@ class TorchvisionFinder:
 
 
 def declare_schemas() -> None:
-    """Declares the two operators to torch, for as long as the process lives."""
+    """Declare the two operators to torch."""
     import torch
 
     library = torch.library.Library("torchvision", "DEF")
     for schema in SCHEMAS:
         library.define(schema)
-    # torch takes the schemas back when the library object goes.
+    # torch removes the schemas when the library object is deleted.
     declare_schemas.library = library  # type: ignore[attr-defined]
 
 
 def install() -> None:
-    """Called at the start of every interpreter of the environment."""
+    """Add the finder; every interpreter of the environment calls this at its start."""
     sys.meta_path.insert(0, TorchvisionFinder)

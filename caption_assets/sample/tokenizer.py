@@ -54,7 +54,7 @@ CHAT_TEMPLATE = """\
 
 
 def build_tokenizer() -> Qwen2Tokenizer:
-    """Train the vocabulary on the world's sentences and the default prompts; the same on every call."""
+    """Train the vocabulary on the world's sentences and the sample prompt. Every call gives the same tokenizer."""
     pretokenizer = Qwen2Tokenizer().backend_tokenizer.pre_tokenizer
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pretokenizer

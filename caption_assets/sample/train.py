@@ -1,9 +1,9 @@
 """The training of the embedded sample model from random weights: ``caption-assets train-sample OUT``.
 
-A tiny Qwen2.5-VL (the real architecture) learns the toy world of ``world.py`` through the project's own prompts, pixel
-limits, resize and frame sampling. Stage 2 is trained counterfactually: color, shape and motion are copied from the
-stage-1 text, also where that text is false, while size and background are read from the pixels, so that a lost or
-swapped stage-1 caption shows in the words.
+A tiny Qwen2.5-VL (the real architecture) learns the toy world of ``world.py``, with the sample prompt and with the
+project's pixel limits, resize and frame sampling. Stage 2 is trained counterfactually: color, shape and motion are
+copied from the stage-1 text, even if it is false, and size and background are read from the pixels. So a lost or
+swapped stage-1 caption changes the words of stage 2.
 """
 
 from __future__ import annotations
