@@ -163,7 +163,7 @@ def _make(
     inputs = input_tags(context, project.shards, key) | {get_input_data_version_tag(project.shards): content}
     windowing, tally = settings.windowing, _Tally(settings.recipe)
 
-    def conclude() -> Mapping[str, str]:
+    def final_metadata() -> Mapping[str, str]:
         if shard_content(source, find_shard(source, key)).version != content:
             raise ShardChanged(
                 "the shard changed while it was probed: materialize its manifest again once it is complete"
@@ -174,7 +174,7 @@ def _make(
     facts = {"caption_assets_version": __version__, "windowing": json.dumps(asdict(windowing))}
     others = OtherFiles()
     probed = probe_clips(sandbox, source, shard, windowing, others)
-    path = publish_manifest(root, key, tally.rows(probed), facts, conclude)
+    path = publish_manifest(root, key, tally.rows(probed), facts, final_metadata)
     metadata = {
         **tally.metadata(time.monotonic() - begun),
         **_other_files(others),

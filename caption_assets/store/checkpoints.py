@@ -46,7 +46,7 @@ def write_checkpoint(
     Args:
         root: the root.
         shard: the shard's key.
-        epoch: epoch of the lease; it makes the file names of two writers differ.
+        epoch: epoch of the lease, which is part of the file names: those of two writers differ.
         number: number of the checkpoint within the epoch, from 0.
         rows: the rows by table, in any order.
         metadata: file metadata.
@@ -68,10 +68,10 @@ def read_checkpoints(root: Root, shard: str, warn: Callable[[str], None] = _log.
     Args:
         root: the root.
         shard: the shard's key.
-        warn: called with a message for each file that is damaged or has another version; its rows are lost.
+        warn: called with a message for each file that is damaged or has another schema version; it is skipped.
 
     Raises:
-        StoreError: if a file exists but cannot be read. Its rows may be intact.
+        StoreError: if a file exists but cannot be read. It is not skipped, because its rows may be intact.
     """
     for part in _parts(root.files(checkpoint_folder(shard))):
         path = f"{checkpoint_folder(shard)}/{part.name}"

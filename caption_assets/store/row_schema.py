@@ -16,14 +16,14 @@ ARROW_TYPES: Mapping[type, pa.DataType] = {
     int: pa.int32(),
     float: pa.float64(),
 }
-"""The column type of an annotation; ``Annotated[int, pa.int64()]`` names another one."""
+"""Column type by annotation; an annotation such as ``Annotated[int, pa.int64()]`` gives another type."""
 
 
 def row_schema(kind: type[Any]) -> pa.Schema:
     """The columns of a row dataclass, in the order of its fields.
 
-    Optional fields and sequences give nullable columns, all others required ones. Types follow ``ARROW_TYPES``; enums
-    of strings are strings, and a sequence is a list of its elements.
+    The columns of optional fields and of sequences are nullable. Types are those of ``ARROW_TYPES``; the column of an
+    enum of strings is a string column, and that of a sequence is a list column.
 
     Raises:
         TypeError: if an annotation has no column type.

@@ -37,7 +37,7 @@ def with_file_metadata(schema: pa.Schema, metadata: Mapping[str, str]) -> pa.Sch
     return schema.with_metadata({"schema_version": SCHEMA_VERSION, **metadata})
 
 
-def file_metadata(file: pq.ParquetFile) -> dict[str, str]:
+def read_file_metadata(file: pq.ParquetFile) -> dict[str, str]:
     """The file metadata that was published with the rows."""
     found = {**(file.schema_arrow.metadata or {}), **(file.metadata.metadata or {})}
     return {name.decode(): value.decode() for name, value in found.items() if name not in (ARROW_SCHEMA, DIGEST)}
@@ -47,7 +47,7 @@ def write_table(
     sink: Path | pa.NativeFile,
     schema: pa.Schema,
     records: Iterable[Mapping[str, Any]],
-    conclude: Callable[[], Mapping[str, str]] = dict,
+    final_metadata: Callable[[], Mapping[str, str]] = dict,
 ) -> None:
     """Write a stream of rows, with at most ``ROW_GROUP`` of them in memory.
 
@@ -55,7 +55,7 @@ def write_table(
         sink: the target.
         schema: the columns, with the file metadata as its metadata.
         records: the rows; fields that ``schema`` lacks are dropped.
-        conclude: further file metadata, computed after the last row.
+        final_metadata: called after the last row for further file metadata.
     """
     digest = sha256()
     remaining = iter(records)
@@ -64,7 +64,7 @@ def write_table(
             batch = pa.RecordBatch.from_pylist(group, schema=schema)
             writer.write_batch(batch)
             _add_to_digest(digest, batch.to_pylist())
-        further = conclude()
+        further = final_metadata()
         written = {name.decode(): value.decode() for name, value in (schema.metadata or {}).items()}
         writer.add_key_value_metadata({**further, DIGEST.decode(): _end_digest(digest, {**written, **further})})
 
@@ -118,7 +118,7 @@ class TableFile:
     @property
     def file_metadata(self) -> dict[str, str]:
         """The file metadata that was published with the rows."""
-        return file_metadata(self.file)
+        return read_file_metadata(self.file)
 
     @property
     def version(self) -> str:

@@ -1,4 +1,4 @@
-"""The tables that the assets publish: their rows, their schemas, and reading and writing them whole."""
+"""The tables that the assets publish: rows, schemas, reading and writing."""
 
 from __future__ import annotations
 
@@ -22,12 +22,10 @@ from caption_assets.store.table_file import TableError as TableError
 from caption_assets.store.table_file import TableFile, with_file_metadata, write_table
 
 CLIP_MANIFEST = "clip_manifest"
-"""Name of the table of windows. A table's name is also its folder below the root and its asset; the table of a stage's
-captions has the name of the stage."""
-
-
+"""Name of the table of windows. Folder and asset of a table have the same name. The table of a stage's captions has the
+name of the stage."""
 Int64 = Annotated[int, pa.int64()]
-"""A number that 32 bits may not hold; columns of plain ``int`` have 32."""
+"""An integer of 64 bits; columns of plain ``int`` have 32."""
 SAMPLING = pa.struct(
     [
         ("temperature", pa.float64()),
@@ -40,7 +38,7 @@ SAMPLING = pa.struct(
 
 
 class Status(StrEnum):
-    """Whether a row holds what it is for."""
+    """Whether a row contains a window or a caption, or an error."""
 
     OK = "ok"
     FAILED = "failed"
@@ -48,7 +46,7 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ManifestRow:
-    """One window of a clip; or a whole clip that yields none, with ``window_index`` null and the reason."""
+    """One window of a clip, or a clip without windows: ``window_index`` is null, and ``error`` gives the reason."""
 
     clip_key: str
     """Name of the clip, relative to its shard."""
@@ -57,63 +55,63 @@ class ManifestRow:
     window_id: str
     """Hash of clip key, window index and content tag."""
     content_tag: str
-    """Hash of all of the clip's bytes, or of the store's own tag; empty if they could not be read."""
+    """Hash of the clip's bytes, or of the store's ETag; empty if the clip could not be read."""
     bytes: Int64
-    """Length of the clip's file."""
+    """Size of the clip's file, in bytes."""
     status: Status
     uri: str = ""
-    """File that holds the clip's bytes: relative to the source where it lies in there, else a URL."""
+    """File with the clip's bytes: a path relative to the source, or a URL if the file is outside the source."""
     offset: Int64 = 0
-    """Where they begin in that file."""
+    """Offset of the clip's first byte in that file."""
     error_kind: str | None = None
     error: str | None = None
-    """Why the clip yields no window, for a person."""
+    """The reason why the clip has no window."""
     codec: str | None = None
     width: int | None = None
-    """Pixels as displayed: square, and turned by ``rotation``."""
+    """Width as displayed, in square pixels, after the rotation."""
     height: int | None = None
-    """Pixels as displayed: square, and turned by ``rotation``."""
+    """Height as displayed, in square pixels, after the rotation."""
     rotation: int | None = None
-    """Degrees counter-clockwise by which decoded frames are to be turned: 0, 90, 180 or 270."""
+    """Rotation to apply to decoded frames, in degrees counter-clockwise: 0, 90, 180 or 270."""
     mirrored: bool | None = None
-    """Whether left and right of decoded frames change places before they are turned."""
+    """Whether to mirror decoded frames horizontally before the rotation."""
     pixel_format: str | None = None
     """FFmpeg's name."""
     bit_depth: int | None = None
-    """Bits of one sample."""
+    """Bits per sample of the first plane."""
     interlaced: bool | None = None
-    """Whether pictures are made of two fields."""
+    """Whether pictures consist of two fields."""
     has_audio: bool | None = None
     clip_frames: int | None = None
-    """Frames of the whole clip."""
+    """Number of frames of the whole clip."""
     clip_fps: float | None = None
     """Average frames per second of the whole clip."""
     variable_fps: bool | None = None
-    """Whether some frames of the clip are shown longer than others."""
+    """Whether the frame rate of the clip varies."""
     clip_seconds: float | None = None
-    """Length of the whole clip."""
+    """Length of the whole clip, in seconds."""
     start_frame: int | None = None
-    """First frame of the window, in order of presentation."""
+    """First frame of the window, in presentation order."""
     end_frame: int | None = None
-    """One past its last frame."""
+    """One past the window's last frame."""
     start_seconds: float | None = None
-    """When the window begins, from the beginning of the clip."""
+    """Start of the window, in seconds from the beginning of the clip."""
     end_seconds: float | None = None
-    """When the window ends, from the beginning of the clip."""
+    """End of the window, in seconds from the beginning of the clip."""
     prompt: str | None = None
-    """Stage-1 instruction that the clip brings with it, in place of the run's."""
+    """Stage-1 instruction for this clip, which replaces the run's."""
     extra: str | None = None
-    """What else is known of the clip where it is listed, as a JSON object."""
+    """Further values from the clip's sidecar files or its row of a list, as a JSON object."""
 
     @property
     def key(self) -> tuple[str, int | None]:
-        """What tells this row from the others of its table."""
+        """The row's key in its table."""
         return self.clip_key, self.window_index
 
 
 @dataclass(frozen=True, slots=True)
 class CaptionRow:
-    """One window's caption of one stage, and how it was made."""
+    """One window's caption of one stage, and its provenance."""
 
     clip_key: str
     """As in the manifest."""
@@ -128,57 +126,57 @@ class CaptionRow:
     status: Status
     error_kind: str | None = None
     error: str | None = None
-    """Why there is no caption, for a person."""
+    """The reason why there is no caption."""
     caption: str | None = None
     finish_reason: str | None = None
-    """``stop`` if the model ended its answer, ``length`` if it was cut off."""
+    """``stop`` if the answer is complete, ``length`` if it was cut off at the output limit."""
     flags: Sequence[str] = ()
-    """What is wrong with the caption as a text; see ``captioning.quality``."""
+    """Quality flags of the caption; see ``captioning.quality``."""
     reductions: Sequence[str] = ()
-    """What was taken from the window to make it fit or go through: ``fewer_frames``, ``smaller_frames``."""
+    """Reductions of the window's frames that a request needed: ``fewer_frames``, ``smaller_frames``."""
     model: str | None = None
     """Hub id."""
     revision: str | None = None
     lora: str | None = None
-    """Hub id of the LoRA adapter on the model; null if there is none, and in rows of older versions."""
+    """Hub id of the LoRA adapter; null if there is none, and in rows of older versions."""
     lora_revision: str | None = None
     prompt_name: str | None = None
     prompt_hash: str | None = None
-    """Hash of this stage's instruction, before a stage-1 caption is put in."""
+    """Hash of this stage's instruction, before the stage-1 caption is inserted."""
     sampling: Annotated[Mapping[str, float | None], SAMPLING] | None = None
     """Temperature, top_p, repetition penalty, output limit and seed."""
     frame_indices: Sequence[int] | None = None
-    """Frames that the model saw, by their number within the clip, without those that its own processor drops. Null, as
-    are the next column and the frame size, where that processor's output does not show it."""
+    """Numbers, within the clip, of the frames that the model received: without those that its processor drops. This
+    column, ``frame_fps`` and the frame size are null if the processor's output does not show them."""
     frame_fps: float | None = None
     """Frames per second of those frames."""
     frames_replaced: int | None = None
-    """Number of those frames whose own picture cannot be decoded, so that an earlier one was shown. Null in rows of
-    versions that refused such windows."""
+    """Number of those frames that cannot be decoded, so that another picture was shown. Null in rows of versions that
+    refused such windows."""
     frames_padded: int | None = None
-    """Number of frames with another shape than the clip: it changes size midway, and black bars fill the frame."""
+    """Number of those frames with another aspect ratio than the clip's, which are padded with black bars."""
     frame_width: int | None = None
-    """Pixels, as the model saw it: after its own processor, which may resize."""
+    """Width of these frames in pixels, after the model's processor, which may resize them."""
     frame_height: int | None = None
-    """Pixels, as the model saw it: after its own processor, which may resize."""
+    """Height of these frames in pixels, after the model's processor, which may resize them."""
     prompt_tokens: int | None = None
-    """Tokens of the prompt, the video's included."""
+    """Number of tokens of the prompt, including the video's."""
     cached_tokens: int | None = None
-    """Those of them that came from the prefix cache."""
+    """Number of prompt tokens from the prefix cache."""
     output_tokens: int | None = None
     attempts: int = 0
-    """Requests made for this caption, over all runs; one more for each time that its frames could not be had."""
+    """Number of requests for this caption, over all runs, plus the number of times that its frames could not be
+    decoded."""
     engine_settings: str | None = None
-    """Version of vLLM and hash of the engine's settings under which the row was made; null in rows of older
-    versions."""
+    """Version of vLLM and hash of the engine's settings with which the row was made; null in rows of older versions."""
     fingerprint: str | None = None
-    """Hash of all that decides the caption's text: clip, frames, prompt, model and sampling."""
+    """Hash of everything that decides the caption's text: clip, frames, prompt, model and sampling."""
     stage1_fingerprint: str | None = None
-    """Stage 2 only: the fingerprint of the stage-1 row whose caption was in the prompt."""
+    """Stage 2 only: fingerprint of the stage-1 row whose caption was in the prompt."""
 
     @property
     def key(self) -> tuple[str, int | None]:
-        """What tells this row from the others of its table."""
+        """The row's key in its table."""
         return self.clip_key, self.window_index
 
 
@@ -194,10 +192,10 @@ class CaptionFile:
 
     @classmethod
     def read(cls, table: str, file: TableFile) -> CaptionFile:
-        """All of a file's rows, or none: a damaged page makes the others doubtful.
+        """Read all rows of a file.
 
         Raises:
-            TableError: if the file is damaged.
+            TableError: if the file is damaged. No row is returned then, because the other pages are not reliable.
         """
         return cls(table, list(caption_rows(file)), file.file_metadata)
 
@@ -207,7 +205,7 @@ R = TypeVar("R", ManifestRow, CaptionRow)
 
 @cache
 def schema_of(table: str) -> pa.Schema:
-    """The columns of a table, given its name."""
+    """The columns of a table."""
     if table == CLIP_MANIFEST:
         return row_schema(ManifestRow)
     columns = row_schema(CaptionRow)
@@ -215,7 +213,7 @@ def schema_of(table: str) -> pa.Schema:
 
 
 def extent(row: ManifestRow | CaptionRow) -> tuple[str, float | None, float | None]:
-    """Which stretch of which content a row is of: clips that were cut anew keep their windows' ids."""
+    """The window of a row: its id and its time range, because a clip that is cut into other windows keeps their ids."""
     return row.window_id, row.start_seconds, row.end_seconds
 
 
@@ -225,7 +223,7 @@ def window_id(clip_key: str, window_index: int | None, content_tag: str) -> str:
 
 
 def stored_shards(root: Root, table: str) -> frozenset[str]:
-    """The shards that have a table, by one listing of the table's folder. An empty file counts as none.
+    """The shards with a table, from one listing of the table's folder. An empty file is not a table.
 
     Raises:
         StoreError: if the folder cannot be listed.
@@ -239,7 +237,7 @@ def stored_shards(root: Root, table: str) -> frozenset[str]:
 
 
 def table_path(table: str, shard: str) -> str:
-    """Where a shard's table lies, relative to the root: one file of a Hive-partitioned dataset."""
+    """The path of a shard's table, relative to the root: one file of a Hive-partitioned dataset."""
     name = "manifest" if table == CLIP_MANIFEST else "captions"
     return f"{table}/shard={shard}/{name}.parquet"
 
@@ -249,21 +247,21 @@ def publish_manifest(
     shard: str,
     rows: Iterable[ManifestRow],
     metadata: Mapping[str, str],
-    conclude: Callable[[], Mapping[str, str]] = dict,
+    final_metadata: Callable[[], Mapping[str, str]] = dict,
 ) -> str:
-    """Write a shard's manifest as its rows come, publish it in one atomic step and return its path.
+    """Write a shard's manifest as a stream, publish it atomically and return its path.
 
     Args:
-        root: where to.
+        root: the root.
         shard: the shard's key.
-        rows: of all its clips.
+        rows: the rows of all clips of the shard.
         metadata: file metadata.
-        conclude: further file metadata, computed after the last row. If it raises, nothing is published.
+        final_metadata: called after the last row for further file metadata. If it raises, nothing is published.
 
     Raises:
         TableError: if two rows have the same key; nothing is published then.
     """
-    return _publish(root, CLIP_MANIFEST, shard, _unique(shard, rows), metadata, conclude)
+    return _publish(root, CLIP_MANIFEST, shard, _unique(shard, rows), metadata, final_metadata)
 
 
 def _unique(shard: str, rows: Iterable[ManifestRow]) -> Iterator[ManifestRow]:
@@ -271,8 +269,8 @@ def _unique(shard: str, rows: Iterable[ManifestRow]) -> Iterator[ManifestRow]:
     for row in rows:
         if row.key in seen:
             raise TableError(
-                f"the manifest of shard {shard!r} holds {row.clip_key!r} twice: two clips of the shard have this name; "
-                "rename one of them"
+                f"the manifest of shard {shard!r} contains {row.clip_key!r} twice: two clips of the shard have this "
+                "name; rename one of them"
             )
         seen.add(row.key)
         yield row
@@ -286,13 +284,13 @@ def publish_captions(
     keys: Iterable[tuple[str, int | None]],
     metadata: Mapping[str, str],
 ) -> str:
-    """Write a shard's captions in one atomic step and return the path.
+    """Publish a shard's captions atomically and return their path.
 
     Args:
-        root: where to.
-        table: the stage.
+        root: the root.
+        table: name of the stage's table.
         shard: the shard's key.
-        rows: one for each of ``keys``, in that order.
+        rows: one row for each of ``keys``, in the same order.
         keys: the keys of the manifest's rows, in order.
         metadata: file metadata.
 
@@ -303,8 +301,8 @@ def publish_captions(
     if found != expected:
         missing, extra = set(expected) - set(found), set(found) - set(expected)
         raise TableError(
-            f"{table} of shard {shard!r} has {len(found)} rows for {len(expected)} of the manifest ({len(missing)} "
-            f"missing, {len(extra)} too many, or out of order): nothing was published"
+            f"{table} of shard {shard!r} has {len(found)} rows, and the manifest {len(expected)} ({len(missing)} "
+            f"missing, {len(extra)} too many, or out of order): nothing was published; report this error"
         )
     return _publish(root, table, shard, rows, metadata)
 
@@ -315,12 +313,12 @@ def _publish(
     shard: str,
     rows: Iterable[ManifestRow | CaptionRow],
     metadata: Mapping[str, str],
-    conclude: Callable[[], Mapping[str, str]] = dict,
+    final_metadata: Callable[[], Mapping[str, str]] = dict,
 ) -> str:
     path = table_path(table, shard)
     with temporary_folder() as folder:
         file = folder / "table.parquet"
-        write_table(file, with_file_metadata(schema_of(table), metadata), map(asdict, rows), conclude)
+        write_table(file, with_file_metadata(schema_of(table), metadata), map(asdict, rows), final_metadata)
         root.upload(path, file)
     return path
 
@@ -329,7 +327,7 @@ def read_manifest(root: Root, shard: str) -> list[ManifestRow]:
     """The manifest of a shard.
 
     Raises:
-        TableError: if it has not been materialized, is damaged, or of another version of this project.
+        TableError: if it has not been materialized, is damaged, or has another schema version.
         StoreError: if it cannot be read.
     """
     return list(manifest_rows(_open(root, CLIP_MANIFEST, shard)))
@@ -357,41 +355,42 @@ def find_captions(root: Root, table: str, shard: str) -> CaptionFile | None:
 
 @contextmanager
 def open_table(root: Root, table: str, shard: str) -> Iterator[TableFile]:
-    """A shard's table, copied to this machine's disk, for as long as the block takes.
+    """A local copy of a shard's table, removed at the end of the block.
 
-    Its rows can be read a few at a time and more than once, all from the same publication.
+    Its rows can be read as a stream and more than once, all from the same publication.
 
     Raises:
         TableError: if it has not been materialized, or the file is damaged.
-        DiskFull: if there is no room for the copy.
+        DiskFull: if the local disk has no space for the copy.
     """
     with temporary_folder() as folder:
         copy = folder / "table.parquet"
-        with _missing(root, table, shard):
+        with _translate_missing(root, table, shard):
             root.download(table_path(table, shard), copy)
-        with _checked(root, table, shard, str(copy)) as file:
+        with _validated(root, table, shard, str(copy)) as file:
             yield file
 
 
 def manifest_rows(file: TableFile) -> Iterator[ManifestRow]:
-    """The rows of a manifest, read a few at a time."""
+    """A stream of the rows of a manifest."""
     return _rows(file, ManifestRow)
 
 
 def caption_rows(file: TableFile) -> Iterator[CaptionRow]:
-    """The rows of a file of captions, read a few at a time."""
+    """A stream of the rows of a file of captions."""
     return _rows(file, CaptionRow)
 
 
 def _open(root: Root, table: str, shard: str) -> TableFile:
-    """A shard's table, whole in memory."""
-    with _missing(root, table, shard):
+    """A shard's table in memory."""
+    with _translate_missing(root, table, shard):
         data = root.read(table_path(table, shard))
-    return _checked(root, table, shard, data)
+    return _validated(root, table, shard, data)
 
 
 @contextmanager
-def _missing(root: Root, table: str, shard: str) -> Iterator[None]:
+def _translate_missing(root: Root, table: str, shard: str) -> Iterator[None]:
+    """Translate a missing file into a ``TableError``."""
     try:
         yield
     except FileNotFoundError as error:
@@ -400,12 +399,12 @@ def _missing(root: Root, table: str, shard: str) -> Iterator[None]:
         ) from error
 
 
-def _checked(root: Root, table: str, shard: str, source: str | bytes) -> TableFile:
-    """A shard's table from a copy of it: a path on this machine, or its bytes."""
+def _validated(root: Root, table: str, shard: str, source: str | bytes) -> TableFile:
+    """A shard's table, from the path of a local copy or from its bytes."""
     place, again = root.address(table_path(table, shard)), f"materialize {table} for shard {shard!r} again"
     file = TableFile.open(source, schema_of(table), name=place, remedy=f"remove it and {again}")
     if table == CLIP_MANIFEST and file.version != SCHEMA_VERSION:
-        raise TableError(f"{place} is of schema version {file.version}, and this is version {SCHEMA_VERSION}: {again}")
+        raise TableError(f"{place} has schema version {file.version}, not {SCHEMA_VERSION}: {again}")
     return file
 
 
@@ -414,5 +413,5 @@ def _rows(file: TableFile, kind: type[R]) -> Iterator[R]:
         try:
             row = kind(**{**record, "status": Status(record["status"])})
         except (KeyError, TypeError, ValueError) as error:
-            raise TableError(f"{file.name} is damaged (a row cannot be used: {error}): {file.remedy}") from error
+            raise TableError(f"{file.name} is damaged (invalid row: {error}): {file.remedy}") from error
         yield row

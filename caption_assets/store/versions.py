@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from caption_assets.store.failure import translate_store_errors
 from caption_assets.store.root import Root
-from caption_assets.store.table_file import file_metadata
+from caption_assets.store.table_file import read_file_metadata
 from caption_assets.store.tables import CaptionRow, ManifestRow, TableError, table_path
 
 VERSIONS = "versions"
@@ -66,7 +66,7 @@ def read_versions(root: Root, table: str, shard: str) -> TableVersions | None:
     with translate_store_errors(f"cannot read {root.address(path)}"):
         try:
             with root.fs.open(root.full(path), "rb", block_size=FOOTER_BYTES) as source:
-                return TableVersions.from_file_metadata(file_metadata(pq.ParquetFile(source)))
+                return TableVersions.from_file_metadata(read_file_metadata(pq.ParquetFile(source)))
         except FileNotFoundError:
             return None
         except (ValueError, OSError) as error:

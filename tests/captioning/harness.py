@@ -21,7 +21,7 @@ from caption_assets.sources.manifest import probe_clips
 from caption_assets.sources.shard import find_shard
 from caption_assets.store.checkpoints import checkpoint_folder
 from caption_assets.store.root import Root
-from caption_assets.store.table_file import file_metadata
+from caption_assets.store.table_file import read_file_metadata
 from caption_assets.store.tables import publish_manifest, read_captions, table_path
 from caption_assets.video.window import Windowing
 from tests.captioning.fake_engine import FakeEngine, start_fake_engine
@@ -90,7 +90,7 @@ class Harness:
 
     def stored_hits(self, table: str) -> CacheHits:
         """Prefix cache hits in the file metadata of a published table."""
-        return CacheHits.from_facts(file_metadata(pq.ParquetFile(self.root.full(table_path(table, "a")))))
+        return CacheHits.from_facts(read_file_metadata(pq.ParquetFile(self.root.full(table_path(table, "a")))))
 
     def checkpoint_files(self, shard: str = "a") -> list[str]:
         """Names in the shard's checkpoint folder, without leases."""
