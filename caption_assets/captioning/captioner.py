@@ -290,8 +290,8 @@ class Captioner:
         best: _Attempt | None = None
         for again in range(recipe.regenerations + 1):
             try:
-                attempt_once = self._attempt_raising_limit if again else self._attempt_reducing_video
-                attempt = await attempt_once(job, stage, generation)
+                make_attempt = self._attempt_raising_limit if again else self._attempt_reducing_video
+                attempt = await make_attempt(job, stage, generation)
             except RequestFailed:
                 if best is None:
                     raise
@@ -431,7 +431,7 @@ def retry_grids(grid: FrameGrid, smaller: Callable[[FrameGrid], FrameGrid]) -> I
 
 
 def _frame_columns(attempt: _Attempt) -> dict[str, Any]:
-    """The columns of a row that describe the frames that the model saw; null where its processor does not tell."""
+    """The columns of a row that describe the frames that the model saw; null where its processor hides them."""
     frames, seen = attempt.frames, attempt.answer.seen_video
     if seen is None:
         seen = SeenVideo(tuple(range(attempt.grid.frames)), attempt.grid.height, attempt.grid.width)

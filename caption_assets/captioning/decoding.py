@@ -93,9 +93,9 @@ class SandboxDecoder:
         """The window's frames."""
         clip = self._clip(window)
         async with clip.after_previous(), self._slots:
-            return await self._decoded(window, clip, grid)
+            return await self._decode(window, clip, grid)
 
-    async def _decoded(self, window: WindowJob, clip: _OpenClip, grid: FrameGrid) -> Frames:
+    async def _decode(self, window: WindowJob, clip: _OpenClip, grid: FrameGrid) -> Frames:
         start, end = require(window.window.start_frame), require(window.window.end_frame)
         file = await self._file(window, clip)
         pixels = Buffer(grid.bytes)

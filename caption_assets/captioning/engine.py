@@ -450,22 +450,22 @@ class CaptionEngine:
 
     @cached_property
     def special_tokens(self) -> frozenset[str]:
-        """Tokens that structure a prompt, to be broken up in texts."""
+        """Tokens to escape in texts; see ``structural_tokens``."""
         return structural_tokens(self._tokenizer)
 
     @property
     def context(self) -> int:
-        """Longest prompt and answer together, in tokens."""
+        """Maximum tokens of prompt and answer together."""
         return int(self._model_config.max_model_len)
 
     @property
     def is_hybrid(self) -> bool:
-        """Whether the model mixes attention with layers that keep a state."""
+        """Whether the model has hybrid attention: some of its layers keep a state."""
         return bool(self._model_config.is_hybrid)
 
     @property
     def capacity(self) -> Load:
-        """What may be under way at once."""
+        """Maximum load of all windows in progress."""
         config = self._vllm_config
         kv_tokens = (config.cache_config.num_gpu_blocks or 0) * config.cache_config.block_size
         sequences = config.scheduler_config.max_num_seqs * self._config.data_parallel_size
@@ -477,7 +477,7 @@ class CaptionEngine:
         )
 
     def load(self, grid: FrameGrid, video_tokens: int, text_tokens: int) -> Load:
-        """What a window with this video takes of the capacity."""
+        """The load of a window with this video."""
         cache_bytes = int(video_tokens * self._cache_bytes_per_token)
         return Load(1, video_tokens + text_tokens, cache_bytes, grid.bytes)
 
@@ -592,10 +592,6 @@ class CaptionEngine:
     def render(self, instruction: str) -> str:
         """The prompt, by the model's chat template: the video comes first, so that all stages share a prefix."""
         return self._chat.render(escape_special_tokens(instruction, self.special_tokens))
-
-    async def prompt_tokens(self, prompt: str, grid: FrameGrid, fps: float) -> int:
-        """Number of tokens of a rendered prompt with this video."""
-        return self.text_tokens(prompt) + await self.video_tokens(grid, fps)
 
     async def video_tokens(self, grid: FrameGrid, fps: float) -> int:
         """Number of a video's tokens in the prompt.

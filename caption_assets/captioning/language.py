@@ -25,7 +25,7 @@ _QUOTED = re.compile("[\"\u201c\u201e\u00ab\u300c\u300e(\uff08][^\"\u201d\u00bb\
 
 @dataclass(frozen=True, slots=True)
 class Language:
-    """A language that a prompt can ask for."""
+    """A language that a prompt can request."""
 
     name: str
     """In English, lower case."""

@@ -1,4 +1,4 @@
-"""The stages of a recipe: each asks the model one question about every window, and has a table for the answers."""
+"""The stages of a recipe: each is one question to the model about every window, with a table of the answers."""
 
 from __future__ import annotations
 

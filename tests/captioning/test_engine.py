@@ -154,7 +154,7 @@ def test_prompt_has_the_predicted_length(
 ) -> None:
     request = request_of(engine, noise(frames, height, width, fps), "What is it?")
     prepared = ask(engine._prepare(request, with_pixels=True))
-    predicted = ask(engine.prompt_tokens(request.prompt, FrameGrid(frames, height, width), fps))
+    predicted = engine.text_tokens(request.prompt) + ask(engine.video_tokens(FrameGrid(frames, height, width), fps))
     assert len(prepared["prompt_token_ids"]) == predicted
 
 
@@ -174,7 +174,7 @@ def test_qwen3_prompt_with_timestamps_has_the_predicted_length(
 ) -> None:
     request = request_of(qwen3, noise(frames, height, width, fps), "What is it?")
     prepared = ask(qwen3._prepare(request, with_pixels=True))
-    predicted = ask(qwen3.prompt_tokens(request.prompt, FrameGrid(frames, height, width), fps))
+    predicted = qwen3.text_tokens(request.prompt) + ask(qwen3.video_tokens(FrameGrid(frames, height, width), fps))
     assert len(prepared["prompt_token_ids"]) == predicted
 
 

@@ -73,7 +73,8 @@ class CountingSupervisor(EngineSupervisor):
     async def complete(self, request: Request) -> Completion:
         count, height, width, _ = request.frames.pixels.shape
         grid = FrameGrid(count, height, width)
-        predicted = await self.engine.prompt_tokens(request.prompt, grid, request.frames.fps)
+        text = self.engine.text_tokens(request.prompt)
+        predicted = text + await self.engine.video_tokens(grid, request.frames.fps)
         answer = await super().complete(request)
         self.counts.append((predicted, answer.prompt_tokens))
         return answer
@@ -197,7 +198,8 @@ async def plan_and_prepare(
                 frames = await decoder.frames(job, job.grid)
                 request = Request(uuid4().hex, frames, front_end.render("What is it?"), recipe.generation, 1)
                 prepared = await front_end._prepare(request, with_pixels=True)
-                predicted = await front_end.prompt_tokens(request.prompt, job.grid, frames.fps)
+                text = front_end.text_tokens(request.prompt)
+                predicted = text + await front_end.video_tokens(job.grid, frames.fps)
                 results.append((job.grid, predicted, len(prepared["prompt_token_ids"])))
     return results
 
