@@ -1,4 +1,4 @@
-"""Shards with clips and tables, for the tests of the export."""
+"""Helpers for tests of the export: captioned shards, and readers of exported files."""
 
 from __future__ import annotations
 

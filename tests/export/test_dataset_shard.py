@@ -141,13 +141,13 @@ def test_files_of_a_killed_export_are_removed_by_the_next(root: Root) -> None:
     assert len(names(root)) == 2
 
 
-@pytest.mark.parametrize("fate", ["changed", "gone"])
-def test_changed_clip_fails_the_export_and_keeps_the_earlier_one(root: Root, fate: str) -> None:
+@pytest.mark.parametrize("change", ["changed", "gone"])
+def test_changed_clip_fails_the_export_and_keeps_the_earlier_one(root: Root, change: str) -> None:
     car, van = clip(root, "car.mp4", b"a car"), clip(root, "van.mp4", b"a van")
     publish_captioned(root, car, van)
     before, files = export(root, replace(TARS, file_bytes=1)).index, names(root)
     publish_captioned(root, car, van, flags=("too_short",))
-    if fate == "gone":
+    if change == "gone":
         root.remove(van[0].uri)
     else:
         root.write(van[0].uri, b"A VAN")

@@ -21,17 +21,17 @@ from tests.videos import gray, video
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Root:
-    """Two shards of which the first has none of the columns that may be empty; and clips of two kinds."""
+    """Two shards with clips in two formats. In the first shard every optional column is empty."""
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
     root = Root.open(str(tmp_path / "root"))
     (tmp_path / "root").mkdir()
     pictures = [gray(40 * index, (64, 48)) for index in range(4)]
     publish_captioned(root, clip(root, "a.b/car.mp4", video(pictures), windows=2), shard="__first")
-    films = (
+    clips = (
         clip(root, "van.webm", video(pictures, encoder="libvpx", container="webm"), prompt="Count.", extra='{"a": 1}'),
         clip(root, "bus.mp4", video(pictures), width=64, height=48, clip_fps=25.0, has_audio=False),
     )
-    publish_captioned(root, *films, shard="second.part", flags=("too_short",))
+    publish_captioned(root, *clips, shard="second.part", flags=("too_short",))
     return root
 
 

@@ -105,10 +105,10 @@ def test_compare_command_prints_statistics_and_writes_the_page(
     publish(Root.open(str(b)), CLIPS, [*ROWS_B, captioned(CLIPS[4], "Night.")])
     page = tmp_path / "out" / "page.html"
     assert run_cli("compare", str(a), str(b), SHARD, "--stage", "1", "--output", str(page)) is None
-    said = capsys.readouterr().out
-    assert f"B: stage1_captions of {SHARD} in {b}" in said
-    assert "changed" in said
-    assert "A blue car turns" not in said
+    printed = capsys.readouterr().out
+    assert f"B: stage1_captions of {SHARD} in {b}" in printed
+    assert "changed" in printed
+    assert "A blue car turns" not in printed
     assert page.read_text().startswith("<!doctype html>")
 
 

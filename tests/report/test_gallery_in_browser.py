@@ -1,4 +1,4 @@
-"""Tests of the gallery in a browser: from a file and a presigned address, with real previews and hostile texts."""
+"""Tests of the gallery in a browser: from a file and from a presigned URL, with real previews and hostile texts."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class PageActivity:
 
     @property
     def fetched(self) -> list[str]:
-        """Requested addresses, without data URLs."""
+        """Requested URLs, without data URLs."""
         return [url for url in self.requests if not url.startswith("data:")]
 
 
@@ -77,14 +77,14 @@ def gallery_at(root: Root, shard: str = SHARD) -> str:
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The address of a gallery of 5,000 rows. Every hundredth row failed."""
+    """The URL of a gallery of 5,000 rows. Every hundredth row failed."""
     root = Root.open(str(tmp_path_factory.mktemp("large")))
     windows = [window(f"camera-{number % 7}/{number:05}.mp4") for number in range(5000)]
-    said = [f"A car of color {number % 11} turns left at crossing {number}." for number in range(5000)]
-    stage1 = [captioned(one, text) for one, text in zip(windows, said, strict=True)]
+    texts = [f"A car of color {number % 11} turns left at crossing {number}." for number in range(5000)]
+    stage1 = [captioned(one, text) for one, text in zip(windows, texts, strict=True)]
     stage2 = [
         failed(one) if not number % 100 else captioned(one, f"In the rain, {text}" if number % 2 else text)
-        for number, (one, text) in enumerate(zip(windows, said, strict=True))
+        for number, (one, text) in enumerate(zip(windows, texts, strict=True))
     ]
     publish(root, windows, stage1, stage2)
     return gallery_at(root)
@@ -92,7 +92,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def sample_root(sample_data: Path, truth: Truth, tmp_path_factory: pytest.TempPathFactory) -> Root:
-    """A root with the manifest, the right captions and the previews of a sample shard."""
+    """A root with the manifest, the correct captions and the previews of a sample shard."""
     root, source = Root.open(str(tmp_path_factory.mktemp("sample"))), Root.open(str(sample_data / "shards"))
     publish_sample(root, source, truth)
     return root
@@ -111,8 +111,8 @@ def publish_sample(root: Root, source: Root, truth: Truth) -> None:
         frames = decode(data, row.start_frame or 0, row.end_frame or 0, FRAMES, SIZE)
         preview = make_preview(frames.pixels, frames.fps)
         write_preview(root, FOLDER_SHARD, row.window_id, preview.animation, preview.poster)
-        said = truth[FOLDER_SHARD][row.clip_key][row.window_index or 0]
-        for rows, caption in zip(stages, said, strict=True):
+        captions = truth[FOLDER_SHARD][row.clip_key][row.window_index or 0]
+        for rows, caption in zip(stages, captions, strict=True):
             rows.append(captioned(row, caption))
     publish(root, manifest, *stages, shard=FOLDER_SHARD)
 
@@ -182,9 +182,9 @@ def test_hostile_texts_are_shown_as_text(page: Page, tmp_path: Path, activity: P
     stage2 = [captioned(one, f"{text} and more", prompt_name=EVIL) for one, text in zip(windows, HOSTILE, strict=False)]
     last = failed(windows[-1], EVIL, EVIL)
     publish(root, windows, [*stage1, last], [*stage2, last])
-    address = gallery_at(root)
+    url = gallery_at(root)
     page.set_viewport_size({"width": 360, "height": 740})
-    page.goto(address)
+    page.goto(url)
     cards = page.locator("article")
     expect(cards).to_have_count(len(windows))
     expect(cards.first.locator("ins").first).to_have_text(re.compile("and more"))
@@ -196,7 +196,7 @@ def test_hostile_texts_are_shown_as_text(page: Page, tmp_path: Path, activity: P
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     assert page.locator("main img[src], main script, main style").count() == 0
     assert activity.messages == []
-    assert activity.fetched == [address]
+    assert activity.fetched == [url]
 
 
 def test_policy_blocks_injected_html_and_requests(page: Page, large: str) -> None:
@@ -211,12 +211,12 @@ def test_policy_blocks_injected_html_and_requests(page: Page, large: str) -> Non
 
 
 def test_posters_are_embedded_and_previews_play_on_hover(page: Page, sample_root: Root, activity: PageActivity) -> None:
-    address = gallery_at(sample_root, FOLDER_SHARD)
-    page.goto(address)
+    url = gallery_at(sample_root, FOLDER_SHARD)
+    page.goto(url)
     picture = page.locator("article img").first
     expect(picture).to_have_attribute("src", re.compile("^data:image/jpeg"))
     assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") == SIZE[1]
-    assert activity.fetched == [address]
+    assert activity.fetched == [url]
     picture.hover()
     expect(picture).to_have_attribute("src", re.compile(r"^previews/\w+\.webp$"))
     assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") == SIZE[1]
@@ -249,8 +249,8 @@ def test_page_fits_the_width_of_the_screen(page: Page, sample_root: Root, width:
 
 
 @pytest.fixture
-def private(page: Page) -> list[str]:
-    """A store that refuses requests without a signature, as this machine's does not; the refused addresses."""
+def refused_urls(page: Page) -> list[str]:
+    """The refused URLs of a store that refuses requests without a signature. The test server itself accepts them."""
     refused: list[str] = []
 
     def answer(route: Route) -> None:
@@ -264,21 +264,21 @@ def private(page: Page) -> list[str]:
     return refused
 
 
-def test_presigned_address_opens_the_page_with_its_posters(
-    page: Page, private: list[str], s3_url: str, sample_data: Path, truth: Truth
+def test_presigned_url_opens_the_page_with_its_posters(
+    page: Page, refused_urls: list[str], s3_url: str, sample_data: Path, truth: Truth
 ) -> None:
     root = Root.open(s3_url)
     publish_sample(root, Root.open(str(sample_data / "shards")), truth)
-    address = root.fs.sign(root.full(write_gallery(StoredShard(root, FOLDER_SHARD))))
-    response = page.goto(address)
+    url = root.fs.sign(root.full(write_gallery(StoredShard(root, FOLDER_SHARD))))
+    response = page.goto(url)
     assert response
     assert response.headers["content-type"].startswith("text/html")
     expect(page.locator("#count")).to_have_text("13 rows")
     picture = page.locator("article img").first
     assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") == SIZE[1]
-    assert private == []
+    assert refused_urls == []
     for _ in range(2):  # the preview is out of reach: it is requested once, and the poster stays
         page.locator("h1").hover()
         picture.hover()
         expect(picture).to_have_attribute("src", re.compile("^data:image/jpeg"))
-    assert len(private) == 1
+    assert len(refused_urls) == 1

@@ -70,7 +70,7 @@ def test_long_texts_differ_between_their_common_ends() -> None:
 
 
 @pytest.mark.parametrize("text", ["the " * 25_000, "x" * 100_000, "a b " * 25_000, "a-" * 50_000])
-def test_a_very_long_text_takes_no_time(text: str) -> None:
-    begun = time.monotonic()
+def test_very_long_texts_are_compared_within_seconds(text: str) -> None:
+    started = time.monotonic()
     diff_texts("A red car turns. " + text[: len(text) // 2], "A blue car. " + text)
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - started < 5

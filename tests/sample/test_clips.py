@@ -9,7 +9,7 @@ SMALL = {"shortest": (96, 128), "longest_seconds": 1.5}
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_clip_is_a_real_file_of_what_was_drawn(seed: int) -> None:
+def test_encoded_clip_has_its_codec_size_frames_and_fps(seed: int) -> None:
     clip = random_clip(seed, **SMALL)  # type: ignore[arg-type]
     found = probe(encode(clip))
     assert (found.codec, found.width, found.height) == (clip.codec, clip.width, clip.height)
@@ -18,11 +18,11 @@ def test_a_clip_is_a_real_file_of_what_was_drawn(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", [1, 5])
-def test_the_same_seed_gives_the_same_bytes(seed: int) -> None:
+def test_clips_of_the_same_seed_have_the_same_bytes(seed: int) -> None:
     clip = random_clip(seed, **SMALL)  # type: ignore[arg-type]
     files = {encode(random_clip(seed, **SMALL)) for _ in range(8)}  # type: ignore[arg-type]
     assert files == {encode(clip)}
 
 
-def test_both_codecs_are_drawn() -> None:
+def test_random_clips_use_both_codecs() -> None:
     assert {random_clip(seed).codec for seed in range(20)} == {"h264", "vp9"}

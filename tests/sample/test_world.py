@@ -11,7 +11,7 @@ SIDES = st.integers(80, 640)
 
 
 @given(seed=st.integers(0, 2**32), width=SIDES, height=SIDES)
-def test_a_shape_stays_inside_the_frame(seed: int, width: int, height: int) -> None:
+def test_shape_stays_inside_the_frame(seed: int, width: int, height: int) -> None:
     scene = random_scene(np.random.default_rng(seed), width, height)
     for time in (0.0, 0.5, 1.0):
         x, y = scene.center(time)
@@ -21,7 +21,7 @@ def test_a_shape_stays_inside_the_frame(seed: int, width: int, height: int) -> N
 
 
 @given(seed=st.integers(0, 2**32))
-def test_a_shape_travels_as_its_motion_says(seed: int) -> None:
+def test_shape_moves_in_the_direction_of_its_motion(seed: int) -> None:
     scene = random_scene(np.random.default_rng(seed), 320, 240)
     traveled = np.subtract(scene.end, scene.start)
     direction = np.array(MOTIONS[scene.motion])
@@ -30,7 +30,7 @@ def test_a_shape_travels_as_its_motion_says(seed: int) -> None:
         assert TRAVEL[0] - 1e-6 <= np.abs(traveled).max() <= TRAVEL[1] + 1e-6
 
 
-def test_frames_show_the_shapes_color_at_its_center() -> None:
+def test_frame_shows_the_shapes_color_at_its_center() -> None:
     scene = random_scene(np.random.default_rng(3), 160, 120)
     for time, frame in zip((0.0, 1.0), render(scene, 160, 120, (0.0, 1.0), np.random.default_rng(0)), strict=True):
         x, y = scene.center(time)

@@ -1,4 +1,4 @@
-"""A source for shards, and tars to put there."""
+"""Fixtures and helpers for tests of sources: an empty source, and tars."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def source(request: pytest.FixtureRequest, tmp_path: Path) -> Root:
 
 
 def tar_bytes(*members: tuple[str, bytes] | tarfile.TarInfo) -> bytes:
-    """A tar of files, as pairs of name and content, and of members without content."""
+    """A tar of files, given as pairs of name and content, and of members without content."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w", encoding="utf-8") as archive:
         for member in members:
@@ -40,6 +40,6 @@ def special(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
     return member
 
 
-def fates(clips: list[Clip]) -> list[tuple[str, str | None]]:
-    """The key of each clip, and the kind of its refusal or None."""
+def outcomes(clips: list[Clip]) -> list[tuple[str, str | None]]:
+    """The key of each clip with the kind of its refusal, or None if it is accepted."""
     return [(clip.key, clip.refusal.kind if clip.refusal else None) for clip in clips]

@@ -25,7 +25,7 @@ def local(tmp_path: Path) -> Root:
 
 
 @pytest.fixture
-def beside(local: Root) -> Callable[..., Clip]:
+def make_clip(local: Root) -> Callable[..., Clip]:
     def make(json_file: bytes | None = None, text: bytes | None = None, columns: str | None = None) -> Clip:
         return Clip(
             "a.mp4",
@@ -87,22 +87,22 @@ def test_a_changed_byte_changes_the_tag(local: Root, size: int, place: float) ->
 
 
 @pytest.mark.fast
-def test_a_clip_without_sidecar_files_has_no_metadata(beside: Callable[..., Clip]) -> None:
-    assert (beside().metadata().prompt, beside().metadata().extra) == (None, {})
+def test_a_clip_without_sidecar_files_has_no_metadata(make_clip: Callable[..., Clip]) -> None:
+    assert (make_clip().metadata().prompt, make_clip().metadata().extra) == (None, {})
 
 
 @pytest.mark.fast
 @pytest.mark.parametrize("place", ["json_file", "columns"])
-def test_metadata_separates_the_prompt_from_other_values(beside: Callable[..., Clip], place: str) -> None:
+def test_metadata_separates_the_prompt_from_other_values(make_clip: Callable[..., Clip], place: str) -> None:
     values = '{"prompt": "Count.", "n": 1, "deep": {"x": [null, NaN]}}'
-    clip = beside(**{place: values.encode() if place == "json_file" else values})
+    clip = make_clip(**{place: values.encode() if place == "json_file" else values})
     assert clip.metadata().prompt == "Count."
     assert clip.metadata().extra == {"n": 1, "deep": {"x": [None, None]}}
 
 
 @pytest.mark.fast
-def test_the_text_file_is_among_the_extra_values(beside: Callable[..., Clip]) -> None:
-    clip = beside(json_file=b'{"n": 1}', text="\ufeffein Hündchen".encode())
+def test_the_text_file_is_among_the_extra_values(make_clip: Callable[..., Clip]) -> None:
+    clip = make_clip(json_file=b'{"n": 1}', text="\ufeffein Hündchen".encode())
     assert clip.metadata().extra == {"n": 1, "txt": "ein Hündchen"}
     assert clip.metadata().prompt is None
 
@@ -120,22 +120,22 @@ def test_the_text_file_is_among_the_extra_values(beside: Callable[..., Clip]) ->
         (b" " * (MAX_TEXT_BYTES + 1), "has 1048577 bytes, above the limit of 1048576: shorten it"),
     ],
 )
-def test_an_invalid_json_file_is_reported(beside: Callable[..., Clip], json_file: bytes, reason: str) -> None:
+def test_an_invalid_json_file_is_reported(make_clip: Callable[..., Clip], json_file: bytes, reason: str) -> None:
     with pytest.raises(ValueError, match=f"the clip's JSON file.* {reason}"):
-        beside(json_file=json_file).metadata()
+        make_clip(json_file=json_file).metadata()
 
 
 @pytest.mark.fast
 @pytest.mark.parametrize("prompt", ["7", '" "', "[]"])
-def test_an_invalid_prompt_is_reported_with_its_source(beside: Callable[..., Clip], prompt: str) -> None:
+def test_an_invalid_prompt_is_reported_with_its_source(make_clip: Callable[..., Clip], prompt: str) -> None:
     with pytest.raises(ValueError, match=r"invalid prompt .* in the clip's row of the list: write"):
-        beside(columns=f'{{"prompt": {prompt}}}').metadata()
+        make_clip(columns=f'{{"prompt": {prompt}}}').metadata()
 
 
 @pytest.mark.fast
-def test_a_text_file_that_is_not_utf_8_is_reported(beside: Callable[..., Clip]) -> None:
+def test_a_text_file_that_is_not_utf_8_is_reported(make_clip: Callable[..., Clip]) -> None:
     with pytest.raises(ValueError, match=r"cannot read the clip's text file: .* can't decode"):
-        beside(text=b"\xff").metadata()
+        make_clip(text=b"\xff").metadata()
 
 
 @pytest.mark.fast

@@ -16,7 +16,7 @@ from caption_assets.sources.clip_key import normalize
 from caption_assets.sources.listing import NAMED_FILES, OtherFiles, list_clips
 from caption_assets.sources.shard import Layout, Shard, ShardError, find_shard, is_hidden
 from caption_assets.store.root import Root
-from tests.sources.conftest import fates, special, tar_bytes
+from tests.sources.conftest import outcomes, special, tar_bytes
 
 FILES = {
     "x/three.mp4": b"three",
@@ -116,7 +116,7 @@ def test_tar_members_that_are_links_devices_or_outside_the_root_are_refused(tmp_
         special("h.mp4", tarfile.CHRTYPE),
         special("i.mp4", tarfile.DIRTYPE),
     )
-    assert fates(listed(tmp_path, data)) == [
+    assert outcomes(listed(tmp_path, data)) == [
         ("__/b.mp4", "outside"),
         ("a.mp4", None),
         ("d/e.mp4", None),
@@ -131,7 +131,7 @@ def test_tar_members_that_are_links_devices_or_outside_the_root_are_refused(tmp_
 def test_the_first_of_several_tar_members_with_the_same_name_is_accepted(tmp_path: Path) -> None:
     link = special("a.mp4", tarfile.SYMTYPE, "/etc/passwd")
     clips = listed(tmp_path, tar_bytes(link, ("/a.mp4", b"z"), ("a.mp4", b"first"), ("./a.mp4", b"second")))
-    assert fates(clips) == [("a.mp4", None), ("a.mp4#2", "duplicate"), ("a.mp4#3", "link"), ("a.mp4#4", "outside")]
+    assert outcomes(clips) == [("a.mp4", None), ("a.mp4#2", "duplicate"), ("a.mp4#3", "link"), ("a.mp4#4", "outside")]
     assert clips[0].video.read() == b"first"
 
 
@@ -149,7 +149,7 @@ def test_a_sparse_tar_member_is_refused(tmp_path: Path) -> None:
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
         archive.addfile(info, io.BytesIO(b"x" * 512))
-    assert fates(listed(tmp_path, file.getvalue())) == [("a.mp4", "sparse")]
+    assert outcomes(listed(tmp_path, file.getvalue())) == [("a.mp4", "sparse")]
 
 
 @pytest.mark.fast
@@ -166,7 +166,7 @@ def test_links_in_a_folder_are_followed_only_to_files_within_the_source(tmp_path
     (source / "s" / "folder").symlink_to("../other")
     os.mkfifo(source / "s" / "e.mp4")
     clips = listed(source)
-    assert fates(clips) == [
+    assert outcomes(clips) == [
         ("a.mp4", None),
         ("b.mp4", "link"),
         ("c.mp4", "link"),
@@ -193,7 +193,7 @@ def test_an_object_with_dot_segments_or_a_version_in_its_name_is_refused(s3_url:
     bucket, _, prefix = source.path.partition("/")
     boto3.client("s3").put_object(Bucket=bucket, Key=f"{prefix}/s/c.mp4?versionId=1.mp4", Body=b"c")
     clips = list(list_clips(source, shard))
-    assert fates(clips) == [("a/__/b.mp4", "outside"), ("c.mp4?versionId=1.mp4", "version"), ("d/e.mp4", None)]
+    assert outcomes(clips) == [("a/__/b.mp4", "outside"), ("c.mp4?versionId=1.mp4", "version"), ("d/e.mp4", None)]
     assert clips[2].video.read() == b"e"
 
 

@@ -15,7 +15,7 @@ from caption_assets.sources.listing import list_clips
 from caption_assets.sources.shard import ShardError, find_shard
 from caption_assets.store.root import Root
 from caption_assets.store.span_file import SpanFile
-from tests.sources.conftest import fates
+from tests.sources.conftest import outcomes
 
 Rows = Sequence[dict[str, Any]]
 
@@ -82,7 +82,7 @@ def test_an_object_has_the_same_span_in_a_list_and_in_a_folder_on_s3(s3_url: str
 def test_local_uris_in_a_list_on_s3_are_refused(s3_url: str, tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_bytes(b"secret")
     clips = listed(Root.open(s3_url), *as_jsonl([{"uri": f"file://{tmp_path}/a.mp4"}, {"uri": f"local://{tmp_path}"}]))
-    assert [kind for _, kind in fates(clips)] == ["outside", "outside"]
+    assert [kind for _, kind in outcomes(clips)] == ["outside", "outside"]
 
 
 @pytest.mark.store
@@ -91,7 +91,7 @@ def test_objects_that_cannot_be_looked_up_on_s3_are_refused(s3_url: str) -> None
     source.write("folder/a.mp4", b"data")
     uris = ["no.mp4", "folder", "s3://no-such-bucket/a.mp4", "s3://", "folder/a.mp4?versionId=1"]
     clips = listed(source, *as_jsonl([{"uri": uri} for uri in uris]))
-    assert [kind for _, kind in fates(clips)] == [
+    assert [kind for _, kind in outcomes(clips)] == [
         "missing",
         "not_a_file",
         "unreadable",
@@ -128,7 +128,7 @@ def test_objects_that_cannot_be_looked_up_on_s3_are_refused(s3_url: str) -> None
 )
 def test_invalid_unsupported_and_outside_uris_are_refused(local: Root, uri: object, key: str, kind: str) -> None:
     clips = listed(local, *as_jsonl([{"uri": uri}, {"uri": "in/a.mp4"}]))
-    assert fates(clips) == [(key, kind), ("in/a.mp4", None)]
+    assert outcomes(clips) == [(key, kind), ("in/a.mp4", None)]
 
 
 @pytest.mark.fast
@@ -142,7 +142,7 @@ def test_invalid_unsupported_and_outside_uris_are_refused(local: Root, uri: obje
 )
 def test_a_uri_with_credentials_is_refused_and_not_shown(local: Root, uri: str) -> None:
     [clip] = listed(local, *as_jsonl([{"uri": uri}]))
-    assert fates([clip]) == [("row 1", "credentials")]
+    assert outcomes([clip]) == [("row 1", "credentials")]
     assert "planted" not in f"{clip} {clip.refusal}".lower()
 
 
@@ -157,14 +157,14 @@ def test_a_relative_uri_through_a_link_out_of_the_source_is_refused(local: Root,
     (Path(local.path) / "out").symlink_to(tmp_path)
     (Path(local.path) / "stay").symlink_to("in")
     clips = listed(local, *as_jsonl([{"uri": "out/b.mp4"}, {"uri": "stay/a.mp4"}]))
-    assert fates(clips) == [("out/b.mp4", "link"), ("stay/a.mp4", None)]
+    assert outcomes(clips) == [("out/b.mp4", "link"), ("stay/a.mp4", None)]
 
 
 @pytest.mark.fast
 def test_the_first_of_several_rows_with_the_same_uri_is_accepted(local: Root) -> None:
     rows = [{"uri": "in/a.mp4", "prompt": "First."}, {"uri": "./in/a.mp4"}, {"uri": "in/a.mp4"}]
     clips = listed(local, *as_jsonl(rows))
-    assert fates(clips) == [("in/a.mp4", None), ("in/a.mp4#2", "duplicate"), ("in/a.mp4#3", "duplicate")]
+    assert outcomes(clips) == [("in/a.mp4", None), ("in/a.mp4#2", "duplicate"), ("in/a.mp4#3", "duplicate")]
     assert clips[0].metadata().prompt == "First."
 
 
@@ -220,7 +220,7 @@ def test_blank_lines_are_skipped_but_counted(local: Root) -> None:
     data = b'\xef\xbb\xbf{"uri": "in/a.mp4"}\r\n\n  \nno JSON'
     with pytest.raises(ShardError, match=r"line 4 of the list '.*/s.jsonl' is not a JSON object .*write one, such as"):
         listed(local, "s.jsonl", data)
-    assert fates(listed(local, "s.jsonl", data.removesuffix(b"no JSON"))) == [("in/a.mp4", None)]
+    assert outcomes(listed(local, "s.jsonl", data.removesuffix(b"no JSON"))) == [("in/a.mp4", None)]
 
 
 @pytest.mark.fast
