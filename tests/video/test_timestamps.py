@@ -83,6 +83,15 @@ def test_jump_is_a_step_beyond_all_timestamps_of_the_window(last: int, is_jump: 
     assert jumps([0, 20, 60, 40, last], window=3) is is_jump
 
 
+@pytest.mark.parametrize(("window", "is_jump"), [(1, True), (2, True), (3, False)])
+def test_timestamps_before_the_window_do_not_count(window: int, is_jump: bool) -> None:
+    assert jumps([0, 100, 200, 150, 95], window=window) is is_jump
+
+
+def test_window_of_two_packets_compares_with_both() -> None:
+    assert not jumps([0, 20, 40, 15], window=2)
+
+
 def test_jump_is_detected_within_the_recording_alone() -> None:
     timestamps = [0, 1, 2, 1000, 1001, 990, 991]
     assert recording_offsets(timestamps, timestamps, [1] * 7, CLOCK, window=3) == [0] * 3 + [3 - 990] * 4
@@ -196,7 +205,7 @@ def test_rate_that_dts_do_not_keep_is_refused(dts: list[int | None]) -> None:
         ([0, None, 50], [0, 25, 50]),
         ([0, None, None, 29], [0, 10, 19, 29]),
         ([None, None, 70, 80, None, None], [50, 60, 70, 80, 90, 100]),
-        ([0, 500, None, 520], [0, 500, 510, 520]),  # a still before pictures without timestamps
+        ([0, 10, 500, None, 520], [0, 10, 500, 510, 520]),  # a still before pictures without timestamps
         ([0, 10, 90, 20, 30, None], [0, 10, 15, 20, 30, 40]),  # 90 is out of order
     ],
 )
