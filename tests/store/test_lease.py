@@ -87,12 +87,13 @@ def test_damaged_lease_is_an_error(tmp_path: Path, changes: dict[str, object], r
 
 
 def test_unrenewed_lease_expires_and_is_lost(root: Root) -> None:
-    one = Leases(root, "run 1", seconds=0.5)  # never renewed, as the context is not entered
+    seconds = 0.5 + clock_step(root)
+    one = Leases(root, "run 1", seconds=seconds)  # never renewed, as the context is not entered
     lease = one.acquire("a")
     with Leases(root, "run 2") as two:
         with pytest.raises(LeaseHeld):
             two.acquire("a")
-        time.sleep(0.6 + 1.5 * clock_step(root))
+        time.sleep(seconds + 0.1 + 1.5 * clock_step(root))
         assert two.acquire("a").epoch == 2
         with pytest.raises(LeaseLost, match="claimed by run 2"):
             one.check(lease)
