@@ -81,7 +81,7 @@ class Reasoning:
         return any(self._starts.fullmatch(token) or self._ends.fullmatch(token) for token in self._special)
 
     def answer(self, text: str) -> str | None:
-        """``text`` without reasoning and special tokens; None if nothing is left or the reasoning is not complete."""
+        """``text`` without reasoning and special tokens; None if it contains only reasoning."""
         found = self._parsed(_QUOTED.sub(lambda mark: f"{mark[0][:3]}{_HIDDEN}{mark[0][3:]}", text))
         if found is None:
             return None
