@@ -22,7 +22,7 @@ SETTINGS = {
 }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def cluster(tmp_path_factory: pytest.TempPathFactory, sample_data: Path) -> Iterator[Cluster]:
     """The project on the cluster of KUBECONFIG, with its shards registered."""
     folder = tmp_path_factory.mktemp("cluster")
