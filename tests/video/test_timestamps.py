@@ -207,6 +207,9 @@ def test_rate_that_dts_do_not_keep_is_refused(dts: list[int | None]) -> None:
         ([None, None, 70, 80, None, None], [50, 60, 70, 80, 90, 100]),
         ([0, 10, 500, None, 520], [0, 10, 500, 510, 520]),  # a still before pictures without timestamps
         ([0, 10, 90, 20, 30, None], [0, 10, 15, 20, 30, 40]),  # 90 is out of order
+        ([0, 10, 20, 5, 30, None], [0, 10, 20, 25, 30, 40]),  # 5 is out of order
+        ([0, 20, 20, 30, None], [0, 20, 25, 30, 40]),
+        ([0, 10, 10, 30], [0, 10, 20, 30]),
     ],
 )
 def test_missing_timestamps_are_interpolated_within_the_range_of_intervals(
