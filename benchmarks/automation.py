@@ -27,9 +27,9 @@ from pathlib import Path
 import dagster as dg
 
 from caption_assets.assets.clip_manifest import manifest_code_version
-from caption_assets.automation.backfill import build_backfill
 from caption_assets.automation.new_shards import build_new_shards
 from caption_assets.automation.reconcile import compare
+from caption_assets.automation.schedule import build_backfill
 from caption_assets.captioning.stages import STAGES
 from caption_assets.dagster_lib.metadata import ROW_COUNT
 from caption_assets.dagster_lib.project import Project

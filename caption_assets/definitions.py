@@ -14,7 +14,7 @@ warnings.filterwarnings("ignore", category=dg.BetaWarning)
 
 from caption_assets.assets.captioned_dataset import build_captioned_dataset  # noqa: E402
 from caption_assets.assets.captions import build_captions  # noqa: E402
-from caption_assets.assets.checks import build_weights_check  # noqa: E402
+from caption_assets.assets.check_definitions import build_weights_check  # noqa: E402
 from caption_assets.assets.clip_manifest import build_clip_manifest  # noqa: E402
 from caption_assets.assets.model_weights import build_model_weights  # noqa: E402
 from caption_assets.assets.shard_index import build_shard_index, build_shards  # noqa: E402
@@ -23,11 +23,11 @@ from caption_assets.automation.alerts import (  # noqa: E402
     build_overdue_alerts,
     build_overdue_check,
 )
-from caption_assets.automation.backfill import build_backfill  # noqa: E402
 from caption_assets.automation.dead_runs import build_dead_runs  # noqa: E402
 from caption_assets.automation.export import build_export_sensor  # noqa: E402
 from caption_assets.automation.new_shards import build_new_shards  # noqa: E402
 from caption_assets.automation.removals import build_removal_check  # noqa: E402
+from caption_assets.automation.schedule import build_backfill  # noqa: E402
 from caption_assets.dagster_lib.project import Project  # noqa: E402
 from caption_assets.dagster_lib.project_claim import check_claim  # noqa: E402
 from caption_assets.dagster_lib.run_heartbeat import with_heartbeat  # noqa: E402

@@ -13,14 +13,14 @@ from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from caption_assets.captioning.engine import EngineConfig
-from caption_assets.captioning.engine_arguments import STEP_TOKENS
 from caption_assets.captioning.job import CHECKPOINT_ROWS, CHECKPOINT_SECONDS, LEASE_SECONDS, MAX_ATTEMPTS
 from caption_assets.captioning.prompts import GENERAL, PROMPTS, Prompt
 from caption_assets.captioning.recipe import DEFAULTS, DETERMINISTIC, MAX_TEMPERATURE, Recipe, SamplingParams
+from caption_assets.captioning.vllm_arguments import STEP_TOKENS
 from caption_assets.credentials import find_credential, is_credential, is_hub_token, mentions_credential
 from caption_assets.environment import PREFIX, is_service_address, unknown_settings
 from caption_assets.errors import CaptionAssetsError
-from caption_assets.export.format import ExportConfig, Format
+from caption_assets.export.formats import ExportConfig, Format
 from caption_assets.models.cache import CacheConfig
 from caption_assets.models.checkpoint import Checkpoint, Lora
 from caption_assets.models.lora import find_lora

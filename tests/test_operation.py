@@ -15,7 +15,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from caption_assets.captioning.stages import STAGE2
-from caption_assets.checks.findings import CHECKS
+from caption_assets.checks.asset_checks import CHECKS
 from tests.dagster_ui import DagsterUI
 from tests.processes import free_port, wait_until
 

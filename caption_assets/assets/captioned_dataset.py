@@ -6,12 +6,13 @@ from caption_assets.captioning.stages import TABLE_NAMES
 from caption_assets.dagster_lib.failures import as_dagster_failure
 from caption_assets.dagster_lib.metadata import meanings
 from caption_assets.dagster_lib.project import CAPTIONS_GROUP, Project
+from caption_assets.dagster_lib.retry_policy import step_retry_policy
 from caption_assets.dagster_lib.termination import stoppable
 from caption_assets.export.card import CARD
 from caption_assets.export.dataset_shard import export_shard
-from caption_assets.export.format import ExportConfig
+from caption_assets.export.formats import ExportConfig
 from caption_assets.export.index import shard_folder
-from caption_assets.kubernetes.pods import EXPORT_SIZE, cpu_pod, step_retries
+from caption_assets.kubernetes.pods import EXPORT_SIZE, cpu_pod
 from caption_assets.resources import Storage
 from caption_assets.settings import Settings
 
@@ -45,7 +46,7 @@ def build_captioned_dataset(settings: Settings, export: ExportConfig) -> dg.Asse
         code_version=export.version,
         automation_condition=dg.AutomationCondition.eager(),
         op_tags=cpu_pod(EXPORT_SIZE),
-        retry_policy=step_retries(settings),
+        retry_policy=step_retry_policy(settings),
     )
     def captioned_dataset(context: dg.AssetExecutionContext, storage: Storage) -> dg.MaterializeResult[None]:
         shard = context.partition_key

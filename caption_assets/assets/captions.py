@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import dagster as dg
 
-from caption_assets.assets.checks import caption_checks, check_stored
+from caption_assets.assets.check_definitions import caption_checks, check_stored
 from caption_assets.captioning.adapter import Adapter
 from caption_assets.captioning.job import Job
 from caption_assets.captioning.recipe import Recipe
@@ -22,10 +22,11 @@ from caption_assets.dagster_lib.metrics import Metrics, serve_metrics
 from caption_assets.dagster_lib.progress import DownloadProgress
 from caption_assets.dagster_lib.project import CAPTIONS_GROUP, Project
 from caption_assets.dagster_lib.provenance import input_tags, version_of
+from caption_assets.dagster_lib.retry_policy import step_retry_policy
 from caption_assets.dagster_lib.run_log import RunLog
 from caption_assets.dagster_lib.run_request import shards_to_process
 from caption_assets.dagster_lib.termination import stoppable
-from caption_assets.kubernetes.pods import CAPTION_STEP, GPU_POOL, caption_pod, check_image, step_retries
+from caption_assets.kubernetes.pods import CAPTION_STEP, GPU_POOL, caption_pod, check_image
 from caption_assets.models.mirror import content_digest
 from caption_assets.models.weights import WeightsError
 from caption_assets.resources import Engine, Storage, Weights, Workers
@@ -46,7 +47,7 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
         backfill_policy=dg.BackfillPolicy.multi_run(settings.shards_per_run),
         op_tags=caption_pod(settings),
         pool=GPU_POOL,
-        retry_policy=step_retries(settings),
+        retry_policy=step_retry_policy(settings),
     )
     def captions(
         context: dg.AssetExecutionContext, storage: Storage, weights: Weights, workers: Workers, engine: Engine

@@ -22,14 +22,15 @@ from caption_assets.dagster_lib.metadata import (
     meanings,
     shortened,
 )
-from caption_assets.dagster_lib.private import get_input_data_version_tag
+from caption_assets.dagster_lib.private_dagster import get_input_data_version_tag
 from caption_assets.dagster_lib.project import CAPTIONS_GROUP, SHARDS, Project
 from caption_assets.dagster_lib.provenance import input_tags, output_tags
+from caption_assets.dagster_lib.retry_policy import step_retry_policy
 from caption_assets.dagster_lib.run_request import shards_to_process
 from caption_assets.dagster_lib.shard_events import observation, observed_versions
 from caption_assets.dagster_lib.termination import stoppable
 from caption_assets.errors import CaptionAssetsError, as_project_error, printable
-from caption_assets.kubernetes.pods import MANIFEST_SIZE, cpu_pod, step_retries
+from caption_assets.kubernetes.pods import MANIFEST_SIZE, cpu_pod
 from caption_assets.resources import Storage, Workers
 from caption_assets.settings import Settings
 from caption_assets.sources.listing import OtherFiles
@@ -96,7 +97,7 @@ def build_clip_manifest(settings: Settings) -> dg.AssetsDefinition:
         metadata={**column_metadata(CLIP_MANIFEST), **meanings(MEANINGS)},
         code_version=manifest_code_version(settings.windowing),
         op_tags=cpu_pod(MANIFEST_SIZE),
-        retry_policy=step_retries(settings),
+        retry_policy=step_retry_policy(settings),
     )
     def clip_manifest(
         context: dg.AssetExecutionContext, storage: Storage, workers: Workers

@@ -6,8 +6,9 @@ from caption_assets.dagster_lib.failures import as_dagster_failure
 from caption_assets.dagster_lib.metadata import Metadata, meanings
 from caption_assets.dagster_lib.progress import DownloadProgress
 from caption_assets.dagster_lib.project import MODEL_GROUP, Project
+from caption_assets.dagster_lib.retry_policy import step_retry_policy
 from caption_assets.dagster_lib.termination import stoppable
-from caption_assets.kubernetes.pods import WEIGHTS_SIZE, cpu_pod, step_retries
+from caption_assets.kubernetes.pods import WEIGHTS_SIZE, cpu_pod
 from caption_assets.models.source import find_source
 from caption_assets.models.weights import WEIGHTS, joint_version
 from caption_assets.resources import Storage, Weights
@@ -39,7 +40,7 @@ def build_model_weights(settings: Settings) -> dg.AssetsDefinition:
         kinds={"safetensors"},
         code_version=settings.weights_code,
         op_tags=cpu_pod(WEIGHTS_SIZE),
-        retry_policy=step_retries(settings),
+        retry_policy=step_retry_policy(settings),
     )
     def model_weights(
         context: dg.AssetExecutionContext, storage: Storage, weights: Weights

@@ -11,8 +11,8 @@ import dagster as dg
 
 from caption_assets.automation.records import Record, report_removed, report_stored
 from caption_assets.captioning.stages import TABLE_NAMES
-from caption_assets.checks.findings import CheckFailed, check_table, raise_errors
-from caption_assets.checks.stored import StoredShard, mean_words
+from caption_assets.checks.asset_checks import CheckFailed, check_table, raise_errors
+from caption_assets.checks.stored_tables import StoredShard, mean_words
 from caption_assets.dagster_lib.metadata import MEAN_WORDS, ROW_COUNT, Metadata
 from caption_assets.dagster_lib.project import Project
 from caption_assets.errors import CaptionAssetsError

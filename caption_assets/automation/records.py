@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import dagster as dg
 
 from caption_assets.dagster_lib.metadata import Metadata
-from caption_assets.dagster_lib.private import (
+from caption_assets.dagster_lib.private_dagster import (
     CODE_VERSION_TAG,
     DATA_VERSION_IS_USER_PROVIDED_TAG,
     DATA_VERSION_TAG,

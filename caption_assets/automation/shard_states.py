@@ -17,7 +17,7 @@ from caption_assets.assets.clip_manifest import is_of_this_schema
 from caption_assets.automation.records import Record, read_records
 from caption_assets.captioning.stages import TABLE_NAMES
 from caption_assets.dagster_lib.metadata import Metadata
-from caption_assets.dagster_lib.private import (
+from caption_assets.dagster_lib.private_dagster import (
     ASSET_PARTITION_RANGE_END_TAG,
     ASSET_PARTITION_RANGE_START_TAG,
     CODE_VERSION_TAG,

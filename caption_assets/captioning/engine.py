@@ -28,7 +28,6 @@ from caption_assets.captioning.admission import Load
 from caption_assets.captioning.budget import FrameGrid
 from caption_assets.captioning.build import Build, main_module_hidden
 from caption_assets.captioning.chat import Chat, TemplateError
-from caption_assets.captioning.engine_arguments import REFERENCE_STEP_TOKENS, STEP_TOKENS
 from caption_assets.captioning.engine_failure import CauseFile, explain_start
 from caption_assets.captioning.prompts import escape_special_tokens, structural_tokens
 from caption_assets.captioning.reasoning import Reasoning, UnknownParser
@@ -36,12 +35,13 @@ from caption_assets.captioning.recipe import DEFAULTS, Recipe, SamplingParams
 from caption_assets.captioning.request import Completion, ReasoningCutOff, Request, RequestFailed
 from caption_assets.captioning.seen_video import SeenVideos
 from caption_assets.captioning.video_tokens import QWEN, VideoTokens, patch_factor
+from caption_assets.captioning.vllm_arguments import REFERENCE_STEP_TOKENS, STEP_TOKENS
 from caption_assets.captioning.vllm_plugin import OWNER, PLUGIN
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.models.checkpoint_files import CONFIG
 from caption_assets.models.model_config import ModelProperties, parse_config
-from caption_assets.models.supported import check_supported
 from caption_assets.models.variants import PixelLimits
+from caption_assets.models.vllm_architectures import check_supported
 from caption_assets.models.weights import WeightsError
 from caption_assets.video.decode import Frames
 from caption_assets.video.frame_sampling import FRAME_FACTOR

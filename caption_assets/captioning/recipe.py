@@ -9,10 +9,10 @@ from hashlib import sha256
 from typing import Any
 
 from caption_assets.captioning.budget import FrameGrid, FrameTooNarrow, fit, visual_tokens
-from caption_assets.captioning.engine_arguments import CONTEXT, REFERENCE_STEP_TOKENS, STEP_TOKENS, non_neutral
 from caption_assets.captioning.prompts import PROMPTS, Prompt, text_hash
 from caption_assets.captioning.quality import QUALITY_RULES, RULES_VERSION
 from caption_assets.captioning.stages import STAGE1, STAGES, Stage
+from caption_assets.captioning.vllm_arguments import CONTEXT, REFERENCE_STEP_TOKENS, STEP_TOKENS, non_neutral
 from caption_assets.models.checkpoint import Lora
 from caption_assets.models.variants import SAMPLE, PixelLimits, Variant
 from caption_assets.store.tables import ManifestRow

@@ -10,7 +10,7 @@ import dagster as dg
 
 from caption_assets.captioning.open_shard import Published, PublishedTable
 from caption_assets.captioning.window_job import DECODE, STORE
-from caption_assets.checks.stored import StoredTable, count_flagged, mean_words
+from caption_assets.checks.stored_tables import StoredTable, count_flagged, mean_words
 from caption_assets.dagster_lib.engine_time import EngineTime
 from caption_assets.dagster_lib.metadata import MEAN_WORDS, ROW_COUNT, Metadata, markdown_table, shortened
 from caption_assets.store.tables import CaptionRow, Status

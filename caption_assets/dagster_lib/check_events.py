@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import dagster as dg
 
-from caption_assets.checks.findings import EARLIER_SHARDS, Finding, Severity, check_table
-from caption_assets.checks.stored import StoredShard, StoredTable
+from caption_assets.checks.asset_checks import EARLIER_SHARDS, Finding, Severity, check_table
+from caption_assets.checks.stored_tables import StoredShard, StoredTable
 from caption_assets.dagster_lib.metadata import MEAN_WORDS
-from caption_assets.dagster_lib.private import AssetCheckEvaluationTargetMaterializationData
+from caption_assets.dagster_lib.private_dagster import AssetCheckEvaluationTargetMaterializationData
 from caption_assets.dagster_lib.project import Project
 from caption_assets.dagster_lib.provenance import code_version_of
 

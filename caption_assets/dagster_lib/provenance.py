@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import dagster as dg
 
-from caption_assets.dagster_lib.private import (
+from caption_assets.dagster_lib.private_dagster import (
     CODE_VERSION_TAG,
     DATA_VERSION_IS_USER_PROVIDED_TAG,
     DATA_VERSION_TAG,

@@ -9,8 +9,8 @@ import dagster as dg
 
 from caption_assets.captioning.open_shard import Published, PublishedTable
 from caption_assets.captioning.shard_queue import RunObserver
-from caption_assets.checks.findings import Finding, raise_errors
-from caption_assets.checks.stored import StoredShard
+from caption_assets.checks.asset_checks import Finding, raise_errors
+from caption_assets.checks.stored_tables import StoredShard
 from caption_assets.dagster_lib.caption_metadata import Cost, caption_metadata
 from caption_assets.dagster_lib.check_events import check_results, check_with_history, log_findings
 from caption_assets.dagster_lib.engine_time import EngineClock, EngineTime

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 import dagster as dg
 
-from caption_assets.dagster_lib.private import DATA_VERSION_TAG
+from caption_assets.dagster_lib.private_dagster import DATA_VERSION_TAG
 from caption_assets.dagster_lib.project import Project
 
 MAX_NAMES = 5

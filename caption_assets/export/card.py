@@ -9,7 +9,7 @@ from huggingface_hub import DatasetCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from caption_assets.export.clip import ShardTables
-from caption_assets.export.format import FormatLayout
+from caption_assets.export.formats import FormatLayout
 from caption_assets.export.index import DATA, DATASET
 from caption_assets.store.root import Root
 

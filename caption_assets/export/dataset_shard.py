@@ -14,7 +14,7 @@ from operator import itemgetter
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.export.card import write_card
 from caption_assets.export.clip import CaptionedClip, ShardTables, open_tables
-from caption_assets.export.format import ClipSamples, ExportConfig, FormatLayout, encode_record, sample_key
+from caption_assets.export.formats import ClipSamples, ExportConfig, FormatLayout, encode_record, sample_key
 from caption_assets.export.index import (
     DATASET,
     ExportedFile,

@@ -15,7 +15,7 @@ import dagster as dg
 from dagster_k8s import K8sRunLauncher, k8s_job_executor
 from kubernetes.client import V1JobStatus, V1Pod
 
-from caption_assets.dagster_lib.private import (
+from caption_assets.dagster_lib.private_dagster import (
     CheckStepHealthResult,
     StepHandler,
     StepHandlerContext,

@@ -10,8 +10,6 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-import dagster as dg
-
 from caption_assets import __version__
 from caption_assets.captioning.engine import CACHE_BYTES_PER_PIXEL
 from caption_assets.environment import PREFIX
@@ -26,8 +24,6 @@ GPU_POOL = "gpu"
 VERSION_VARIABLE = "CAPTION_ASSETS_VERSION"
 """Environment variable of a captioning pod that contains the project's version in the run's pod."""
 
-MAX_RETRIES = 3
-"""Maximum number of retries of a step whose pod was lost. Checkpoints are reused."""
 GRACE_SECONDS = 60
 """Time from SIGTERM to SIGKILL of a captioning pod. A stopped step ends within 30 s."""
 
@@ -76,15 +72,6 @@ class PodSize:
 WEIGHTS_SIZE = PodSize(cpus=1, memory_gb=1, memory_limit_gb=4)
 MANIFEST_SIZE = PodSize(cpus=1, memory_gb=2, memory_limit_gb=8)
 EXPORT_SIZE = PodSize(cpus=1, memory_gb=2, memory_limit_gb=8)
-
-
-def step_retries(settings: Settings) -> dg.RetryPolicy | None:
-    """The retry policy of all steps.
-
-    Dagster retries a step after any interruption. Only with a pod for each step does the retry run in another pod, and
-    not in a run that is being canceled. Other executors would retry in the process that was signaled to stop.
-    """
-    return dg.RetryPolicy(max_retries=MAX_RETRIES) if settings.executor == "k8s" else None
 
 
 def caption_size(settings: Settings, windows: int | None = None, tokens: int | None = None) -> PodSize:

@@ -23,7 +23,7 @@ from caption_assets.models.hub import Hub
 from caption_assets.models.lora import parse_adapter_config
 from caption_assets.models.model_config import parse_config
 from caption_assets.models.source import Folder, Source, find_source, read_file
-from caption_assets.models.supported import check_supported
+from caption_assets.models.vllm_architectures import check_supported
 from caption_assets.models.weights import (
     MANIFEST,
     WEIGHTS,

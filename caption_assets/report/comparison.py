@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table as Grid
 
-from caption_assets.checks.stored import StoredShard, captions_of, count_flagged, mean_words
+from caption_assets.checks.stored_tables import StoredShard, captions_of, count_flagged, mean_words
 from caption_assets.report.page import Page, Properties, Row, Side, publish_page
 from caption_assets.report.sides import SharedProvenance, build_side, position
 from caption_assets.report.text_diff import TextDiff, diff_texts

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from caption_assets.captioning.stages import STAGE1, STAGE2
-from caption_assets.checks.stored import StoredShard, StoredTable, count_flagged, mean_words
+from caption_assets.checks.stored_tables import StoredShard, StoredTable, count_flagged, mean_words
 from caption_assets.report.page import Page, Plot, Properties, Row, Side, publish_page
 from caption_assets.report.plots import failures_plot, length_plot
 from caption_assets.report.sides import OUTDATED, SharedProvenance, build_side, nonempty, position

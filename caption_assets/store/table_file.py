@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from enum import StrEnum
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from types import NoneType, TracebackType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,10 +27,55 @@ ARROW_SCHEMA = b"ARROW:schema"
 """Key of Arrow's own entry in a file's metadata."""
 DIGEST = b"rows_sha256"
 """Key of the digest of rows and metadata in the file metadata. Files of earlier releases have none."""
+ARROW_TYPES: Mapping[type, pa.DataType] = {
+    str: pa.string(),
+    bool: pa.bool_(),
+    int: pa.int32(),
+    float: pa.float64(),
+}
+"""Column type by annotation; an annotation such as ``Annotated[int, pa.int64()]`` gives another type."""
 
 
 class TableError(CaptionAssetsError):
     """A table that is missing, damaged, or inconsistent with the tables it was made from."""
+
+
+def row_schema(kind: type[Any]) -> pa.Schema:
+    """The columns of a row dataclass, in the order of its fields.
+
+    The columns of optional fields and of sequences are nullable. Types are those of ``ARROW_TYPES``; the column of an
+    enum of strings is a string column, and that of a sequence is a list column.
+
+    Raises:
+        TypeError: if an annotation has no column type.
+    """
+    hints = get_type_hints(kind, include_extras=True)
+    return pa.schema([_column(field.name, hints[field.name]) for field in fields(kind)])
+
+
+def _column(name: str, hint: Any) -> pa.Field:
+    inner, is_optional = _without_none(hint)
+    found = _arrow_type(inner)
+    if found is None:
+        raise TypeError(f"column {name}: {hint} has no Arrow type; annotate it: Annotated[..., pa.string()]")
+    return pa.field(name, found, nullable=is_optional or pa.types.is_list(found))
+
+
+def _without_none(hint: Any) -> tuple[Any, bool]:
+    """An annotation without None, and whether it allowed None."""
+    if get_origin(hint) not in (Union, UnionType):
+        return hint, False
+    [inner] = [part for part in get_args(hint) if part is not NoneType]
+    return inner, True
+
+
+def _arrow_type(hint: Any) -> pa.DataType | None:
+    if get_origin(hint) is Annotated:
+        return next((extra for extra in get_args(hint)[1:] if isinstance(extra, pa.DataType)), None)
+    if get_origin(hint) is Sequence:
+        element = _arrow_type(get_args(hint)[0])
+        return element and pa.list_(element)
+    return pa.string() if isinstance(hint, type) and issubclass(hint, StrEnum) else ARROW_TYPES.get(hint)
 
 
 def with_file_metadata(schema: pa.Schema, metadata: Mapping[str, str]) -> pa.Schema:

@@ -15,11 +15,10 @@ import pyarrow as pa
 
 from caption_assets.store.disk import temporary_folder
 from caption_assets.store.root import Root
-from caption_assets.store.row_schema import row_schema
 from caption_assets.store.table_file import ROW_GROUP as ROW_GROUP
 from caption_assets.store.table_file import SCHEMA_VERSION as SCHEMA_VERSION
 from caption_assets.store.table_file import TableError as TableError
-from caption_assets.store.table_file import TableFile, with_file_metadata, write_table
+from caption_assets.store.table_file import TableFile, row_schema, with_file_metadata, write_table
 
 CLIP_MANIFEST = "clip_manifest"
 """Name of the table of windows. Folder and asset of a table have the same name. The table of a stage's captions has the

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from caption_assets.errors import UnreadableClip
 from caption_assets.video.container import translate_ffmpeg_errors
+from caption_assets.video.decode_plan import SKIPPABLE_CODECS, StreamStructure, decode_ranges, with_second_fields
 from caption_assets.video.frame_sampling import frames_shown_at, sample_times
 from caption_assets.video.picture import Picture
 from caption_assets.video.picture_stream import PictureStream
-from caption_assets.video.plan import SKIPPABLE_CODECS, StreamStructure, decode_ranges, with_second_fields
 
 MAX_REPLACED = 0.25
 """Maximum share of a window's frames that may be replaced by another picture because they cannot be decoded."""

@@ -18,7 +18,7 @@ from dagster._core.definitions.data_version import CachingStaleStatusResolver, S
 from caption_assets.automation.reconcile import compare, correct
 from caption_assets.automation.shard_states import read_states
 from caption_assets.captioning.stages import STAGE1, STAGE2
-from caption_assets.checks.findings import CHECKS
+from caption_assets.checks.asset_checks import CHECKS
 from caption_assets.dagster_lib import project as names
 from caption_assets.definitions import build_definitions
 from caption_assets.settings import Settings

@@ -11,8 +11,8 @@ import dagster as dg
 import pytest
 
 from caption_assets.assets.clip_manifest import manifest_code_version
-from caption_assets.automation.backfill import build_backfill
 from caption_assets.automation.new_shards import build_new_shards
+from caption_assets.automation.schedule import build_backfill
 from caption_assets.captioning.stages import STAGE1, STAGES
 from caption_assets.dagster_lib.project import Project
 from caption_assets.dagster_lib.shard_events import observed_versions

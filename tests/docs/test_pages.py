@@ -12,7 +12,7 @@ import pytest
 from typer.main import get_command
 
 from caption_assets.captioning.quality import FLAGS
-from caption_assets.checks.findings import CHECKS
+from caption_assets.checks.asset_checks import CHECKS
 from caption_assets.cli import app
 from caption_assets.definitions import build_definitions
 from caption_assets.environment import PREFIX

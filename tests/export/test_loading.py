@@ -12,7 +12,7 @@ from typing import Any
 import av
 import pytest
 
-from caption_assets.export.format import ExportConfig
+from caption_assets.export.formats import ExportConfig
 from caption_assets.export.index import DATASET
 from caption_assets.store.root import Root
 from tests.export.shards import LINES, TARS, clip, export, publish_captioned

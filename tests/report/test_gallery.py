@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caption_assets.captioning.stages import STAGES
-from caption_assets.checks.stored import StoredShard, StoredTable
+from caption_assets.checks.stored_tables import StoredShard, StoredTable
 from caption_assets.report.gallery import NOT_YET, build_gallery, write_gallery
 from caption_assets.report.page import GROUP, Page, Row, render
 from caption_assets.report.sides import OUTDATED

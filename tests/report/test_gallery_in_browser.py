@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Dialog, Error, Page, Route, expect
 
-from caption_assets.checks.stored import StoredShard
+from caption_assets.checks.stored_tables import StoredShard
 from caption_assets.report.gallery import write_gallery
 from caption_assets.sample.shards import FOLDER_SHARD
 from caption_assets.sources.manifest import probe_clips

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from caption_assets.models.model_config import parse_config
-from caption_assets.models.supported import check_supported
+from caption_assets.models.vllm_architectures import check_supported
 from caption_assets.models.weights import WeightsError
-from scripts.supported_models import TABLE, supported_models
+from scripts.vllm_architectures import TABLE, architectures
 
 CODE = {"auto_map": {"AutoConfig": "configuration_it.Config", "AutoModelForCausalLM": "modeling_it.Model"}}
 
@@ -91,7 +91,7 @@ def test_invalid_config_is_an_error(content: bytes) -> None:
 
 @pytest.mark.engine
 def test_table_matches_the_installed_vllm() -> None:
-    assert json.loads(TABLE.read_text()) == supported_models(), "run python -m scripts.supported_models"
+    assert json.loads(TABLE.read_text()) == architectures(), "run python -m scripts.vllm_architectures"
 
 
 @pytest.mark.engine

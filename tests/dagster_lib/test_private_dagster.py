@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 import caption_assets
-from caption_assets.dagster_lib import private
+from caption_assets.dagster_lib import private_dagster
 
 pytestmark = pytest.mark.fast
 
@@ -22,4 +22,4 @@ def private_imports(path: Path) -> set[str]:
 
 def test_private_api_of_dagster_is_imported_by_one_module_only() -> None:
     files = Path(caption_assets.__file__).parent.rglob("*.py")
-    assert {str(path) for path in files if private_imports(path)} == {private.__file__}
+    assert {str(path) for path in files if private_imports(path)} == {private_dagster.__file__}

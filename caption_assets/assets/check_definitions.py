@@ -2,8 +2,8 @@
 
 import dagster as dg
 
-from caption_assets.checks.findings import CHECKS, WEIGHTS_VERIFIED, Severity, weights_verified
-from caption_assets.checks.stored import StoredShard
+from caption_assets.checks.asset_checks import CHECKS, WEIGHTS_VERIFIED, Severity, weights_verified
+from caption_assets.checks.stored_tables import StoredShard
 from caption_assets.dagster_lib.check_events import SEVERITIES, check_with_history, log_findings
 from caption_assets.dagster_lib.failures import ShardFailures, as_dagster_failure
 from caption_assets.dagster_lib.project import Project, table_of

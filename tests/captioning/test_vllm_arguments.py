@@ -3,7 +3,7 @@ from dataclasses import fields
 import pytest
 
 from caption_assets.captioning.engine import RESERVED
-from caption_assets.captioning.engine_arguments import NEUTRAL, non_neutral
+from caption_assets.captioning.vllm_arguments import NEUTRAL, non_neutral
 from caption_assets.models.variants import VARIANTS
 
 pytestmark = pytest.mark.engine

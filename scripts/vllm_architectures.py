@@ -1,7 +1,7 @@
-"""The writer of the models that vLLM supports without remote code: `python -m scripts.supported_models`.
+"""The writer of the models that vLLM supports without remote code: `python -m scripts.vllm_architectures`.
 
-The table, `supported.json`, is part of the package, because the step that downloads weights runs without vLLM. Run this
-script after an update of vLLM or transformers; a test compares the table with the installed versions.
+The table, `vllm_architectures.json`, is part of the package, because the step that downloads weights runs without vLLM.
+Run this script after an update of vLLM or transformers; a test compares the table with the installed versions.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 
 import caption_assets.models
 
-TABLE = Path(caption_assets.models.__file__).parent / "supported.json"
+TABLE = Path(caption_assets.models.__file__).parent / "vllm_architectures.json"
 
 
-def supported_models() -> dict[str, Any]:
+def architectures() -> dict[str, Any]:
     """Model types with a configuration class, and architectures with pictures or video as input."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
     from vllm.model_executor.models.registry import _MULTIMODAL_MODELS, _PREVIOUSLY_SUPPORTED_MODELS
@@ -44,4 +44,4 @@ def version_of(*names: str) -> str:
 
 
 if __name__ == "__main__":
-    TABLE.write_text(json.dumps(supported_models(), indent=0) + "\n")
+    TABLE.write_text(json.dumps(architectures(), indent=0) + "\n")

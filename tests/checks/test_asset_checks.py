@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from caption_assets.captioning.prefix_cache import CacheHits
 from caption_assets.captioning.stages import STAGE1, STAGE2
-from caption_assets.checks.findings import (
+from caption_assets.checks.asset_checks import (
     CHECKS,
     EXAMPLE_CHARACTERS,
     MIN_EARLIER_SHARDS,
@@ -26,7 +26,7 @@ from caption_assets.checks.findings import (
     usual_length,
     weights_verified,
 )
-from caption_assets.checks.stored import Caption, StoredTable, captions_of
+from caption_assets.checks.stored_tables import Caption, StoredTable, captions_of
 from caption_assets.models.weights import WeightFile, WeightsManifest
 from caption_assets.store.table_file import with_file_metadata
 from caption_assets.store.tables import CaptionRow, ManifestRow, schema_of

@@ -16,7 +16,7 @@ from caption_assets.captioning.open_shard import file_metadata
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.stages import STAGE1, STAGE2, Stage
 from caption_assets.captioning.window_job import blank_row, upstream_failed_row
-from caption_assets.checks.findings import CHECKS
+from caption_assets.checks.asset_checks import CHECKS
 from caption_assets.definitions import build_definitions
 from caption_assets.export.index import DATASET
 from caption_assets.settings import Settings

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caption_assets.automation.backfill import MAX_RANGE_FACTOR, build_backfill, partition_ranges
 from caption_assets.automation.records import read_records
+from caption_assets.automation.schedule import MAX_RANGE_FACTOR, build_backfill, partition_ranges
 from caption_assets.automation.shard_states import predicted_work
 from caption_assets.captioning.stages import STAGE2
 from caption_assets.models.weights import WeightsManifest
@@ -264,7 +264,7 @@ def test_shard_missing_from_the_source_is_not_requested(six_shards: AutomationHa
 def test_tables_beyond_the_comparison_limit_wait_for_the_next_tick(
     six_shards: AutomationHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("caption_assets.automation.backfill.MAX_COMPARED", 4)
+    monkeypatch.setattr("caption_assets.automation.schedule.MAX_COMPARED", 4)
     for asset in ("clip_manifest", "stage1_captions", "stage2_captions"):
         six_shards.materialize(asset, *"abcdef", recorded=False)
     assert (
@@ -277,7 +277,7 @@ def test_tables_beyond_the_comparison_limit_wait_for_the_next_tick(
 def test_tables_beyond_the_time_limit_wait_for_the_next_tick(
     six_shards: AutomationHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("caption_assets.automation.backfill.RECORDING_SECONDS", 0)
+    monkeypatch.setattr("caption_assets.automation.schedule.RECORDING_SECONDS", 0)
     for asset in ("clip_manifest", "stage1_captions", "stage2_captions"):
         six_shards.materialize(asset, *"abcdef", recorded=False)
     assert (

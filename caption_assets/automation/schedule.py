@@ -20,7 +20,7 @@ from caption_assets.automation.shard_states import (
 )
 from caption_assets.automation.status import schedule_status
 from caption_assets.dagster_lib.failures import as_dagster_failure
-from caption_assets.dagster_lib.private import (
+from caption_assets.dagster_lib.private_dagster import (
     ASSET_PARTITION_RANGE_END_TAG,
     ASSET_PARTITION_RANGE_START_TAG,
     is_valid_cron_string,

@@ -1,4 +1,4 @@
-"""Tests of the Arrow schemas of row dataclasses."""
+"""Arrow schemas of row dataclasses, as files of tables have them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from caption_assets.store.row_schema import row_schema
+from caption_assets.store.table_file import row_schema
 from caption_assets.store.tables import CLIP_MANIFEST, Status, schema_of, table_path
 
 pytestmark = pytest.mark.fast

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from caption_assets.video.decode_plan import StreamStructure, decode_ranges, with_second_fields
 from caption_assets.video.payload import PacketContent
-from caption_assets.video.plan import StreamStructure, decode_ranges, with_second_fields
 from caption_assets.video.timeline import MISSING
 
 pytestmark = pytest.mark.fast

@@ -10,8 +10,8 @@ from typing import Any
 
 from caption_assets.models.weights import WeightsError
 
-TABLE = "supported.json"
-"""File name of the table, which ``scripts/supported_models.py`` writes from the installed vLLM and transformers."""
+TABLE = "vllm_architectures.json"
+"""File name of the table, which ``scripts/vllm_architectures.py`` writes from the installed vLLM and transformers."""
 
 
 def check_supported(config: Mapping[str, Any], address: str) -> None:
