@@ -15,7 +15,7 @@ from caption_assets.errors import CaptionAssetsError, UnexpectedError, as_projec
 def as_dagster_failure() -> Iterator[None]:
     """Turn any exception into a Dagster failure that is not retried.
 
-    A retry would raise the error again. Steps are retried only after the loss of their pod (see ``step_retry_policy``) or
+    A retry would raise the error again. Steps are retried only after the loss of their pod (``step_retry_policy``) or
     on Dagster's own retry requests. An unexpected error keeps its traceback.
     """
     try:
