@@ -218,7 +218,7 @@ class Settings(BaseSettings):
     )
     request_timeout_seconds: float = Field(600.0, gt=0, description="Timeout of a request to the engine, in seconds")
     max_engine_restarts: int = Field(
-        10, ge=0, description="Maximum number of engine restarts in a run, for every 1,000 requests"
+        10, ge=0, description="Maximum number of engine restarts in a run, for every 1,000 answers"
     )
     tensor_parallel_size: int = Field(1, ge=1, description="Number of GPUs that share one replica of the model")
     data_parallel_size: int = Field(1, ge=1, description="Number of replicas of the model, each on its own GPUs")

@@ -45,8 +45,8 @@ CHECK_SECONDS = 1.0
 class RunObserver:
     """Receives the events of a run. A subclass overrides those that it needs."""
 
-    def begun(self, shard: str, windows: int, left: int) -> None:
-        """A shard is opened. ``left`` of its windows are still to be captioned."""
+    def started(self, shard: str, windows: int, unfinished: int) -> None:
+        """A shard is opened. ``unfinished`` of its windows have yet to be captioned."""
 
     def captioned(self, shard: str, done: int, windows: int, *, ok: bool) -> None:
         """A window of a shard is finished; ``ok`` if it has all captions."""
@@ -191,7 +191,7 @@ class _ShardQueue:
             return None
         try:
             shard = self._shards[key] = await to_thread_uncancelled(_read_shard, self._job, lease, self._warn)
-            self._notify(lambda observer: observer.begun(key, len(shard.windows), len(shard.unfinished)))
+            self._notify(lambda observer: observer.started(key, len(shard.windows), len(shard.unfinished)))
         except Exception as error:
             self._shards.pop(key, None)
             self._report_failure(key, error)

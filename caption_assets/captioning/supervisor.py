@@ -179,6 +179,7 @@ class EngineSupervisor:
                 suspect.set_exception(answer)
             else:
                 suspect.set_result(answer)
+                self._answers += 1
                 self._control = suspect.request
         if crashes:
             await self._restart(crashes[0][1])

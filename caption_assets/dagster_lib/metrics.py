@@ -39,18 +39,18 @@ class _Prometheus(Metrics):
         self._starts = create(Counter, "engine_starts", "Engine starts")
         self._ready = create(Gauge, "engine_ready", "1 while an engine takes requests, else 0")
         self.all = (self._windows, self._in_flight, self._shards, self._starts, self._ready)
-        self._left: dict[str, int] = {}
+        self._unfinished: dict[str, int] = {}
         for status in ("ok", "failed"):
             self._windows.labels(status)  # rate() misses the first increase unless a zero was exported before
         for outcome in ("published", "failed", "skipped"):
             self._shards.labels(outcome)
 
-    def begun(self, shard: str, windows: int, left: int) -> None:
-        self._left[shard] = left
-        self._in_flight.inc(left)
+    def started(self, shard: str, windows: int, unfinished: int) -> None:
+        self._unfinished[shard] = unfinished
+        self._in_flight.inc(unfinished)
 
     def captioned(self, shard: str, done: int, windows: int, *, ok: bool) -> None:
-        self._left[shard] -= 1
+        self._unfinished[shard] -= 1
         self._in_flight.dec()
         self._windows.labels("ok" if ok else "failed").inc()
 
@@ -65,7 +65,7 @@ class _Prometheus(Metrics):
         self._end(shard, "skipped")
 
     def _end(self, shard: str, outcome: str) -> None:
-        self._in_flight.dec(self._left.pop(shard, 0))
+        self._in_flight.dec(self._unfinished.pop(shard, 0))
         self._shards.labels(outcome).inc()
 
     @asynccontextmanager

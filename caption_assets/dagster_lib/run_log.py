@@ -58,9 +58,9 @@ class RunLog(RunObserver):
         """Log the engine's start-up time."""
         self._context.log.info(f"the engine is ready after {self._clock.ready():.0f} s")
 
-    def begun(self, shard: str, windows: int, left: int) -> None:
+    def started(self, shard: str, windows: int, unfinished: int) -> None:
         """Record the versions of the inputs that the shard is made from."""
-        self._progress.expect(left)
+        self._progress.expect(unfinished)
         self._inputs[shard] = self._current_inputs(shard)
 
     def captioned(self, shard: str, done: int, windows: int, *, ok: bool) -> None:

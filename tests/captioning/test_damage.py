@@ -300,7 +300,7 @@ class FailingObserver(RunEvents):
         if (event, shard) == (self._event, "b"):
             raise self._error
 
-    def begun(self, shard: str, windows: int, left: int) -> None:
+    def started(self, shard: str, windows: int, unfinished: int) -> None:
         self._raise_at("begun", shard)
 
     def captioned(self, shard: str, done: int, windows: int, *, ok: bool) -> None:

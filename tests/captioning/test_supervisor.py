@@ -188,6 +188,18 @@ def test_crash_limit_grows_with_the_number_of_answers(answers: int, expected: ty
     assert (type(first), type(second)) == (PoisonWindow, expected)
 
 
+def test_crash_limit_grows_with_answers_on_retry() -> None:
+    engines = Engines({"0", "-1"})
+
+    async def run() -> tuple[list[Any], Any]:
+        async with EngineSupervisor(engines.start, max_restarts=3) as supervisor:
+            return await ask_all(supervisor, ANSWERS_PER_LIMIT + 1), await ask_one(supervisor, -1)
+
+    [first, *retried], second = asyncio.run(run())
+    assert all(isinstance(outcome, Completion) for outcome in retried)
+    assert (type(first), type(second)) == (PoisonWindow, PoisonWindow)
+
+
 async def ask_one(supervisor: EngineSupervisor, number: int) -> Any:
     request = Request(str(number), NO_FRAMES, "", SamplingParams(), stage=1)
     [outcome] = await asyncio.gather(supervisor.complete(request), return_exceptions=True)

@@ -32,8 +32,8 @@ def read(port: int) -> dict[str, float]:
 
 def test_metrics_count_windows_and_shards(port: int) -> None:
     with serve_metrics(port) as metrics:
-        metrics.begun("a", 5, 3)
-        metrics.begun("b", 4, 4)
+        metrics.started("a", 5, 3)
+        metrics.started("b", 4, 4)
         metrics.captioned("a", 3, 5, ok=True)
         metrics.captioned("a", 4, 5, ok=False)
         assert read(port)["caption_windows_in_flight"] == 5
@@ -92,6 +92,6 @@ def test_metrics_port_in_use_is_named(port: int) -> None:
 
 def test_metrics_without_a_port_leave_the_registry_empty() -> None:
     with serve_metrics(None) as metrics:
-        metrics.begun("a", 1, 1)
+        metrics.started("a", 1, 1)
         metrics.captioned("a", 1, 1, ok=True)
         assert REGISTRY.get_sample_value("caption_windows_total", {"status": "ok"}) is None

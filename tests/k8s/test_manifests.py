@@ -88,7 +88,7 @@ def test_step_account_has_no_permissions_and_no_token() -> None:
 
 
 def test_network_policies_deny_by_default() -> None:
-    policy = named(render("base"), "NetworkPolicy")["nothing"]["spec"]
+    policy = named(render("base"), "NetworkPolicy")["deny-all"]["spec"]
     assert policy == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
 
 
