@@ -18,6 +18,7 @@ STOP_SECONDS = 40.0
 """Maximum wait for the processes that a command started, in seconds. A run takes up to 30 s to stop."""
 SAME_SECONDS = 0.5
 """Interval, in seconds, in which two signals count as one: ``make`` repeats a SIGTERM that the script has received."""
+FORWARDED = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
@@ -35,6 +36,9 @@ def child(
         cwd: its working folder.
         stdout: destination of its output and errors; by default the script's own.
     """
+    for number in FORWARDED:
+        if signal.getsignal(number) is signal.SIG_IGN:  # a shell starts background commands so, and children inherit it
+            signal.signal(number, signal.SIG_DFL)
     process = subprocess.Popen(
         command,
         cwd=cwd,
@@ -56,7 +60,7 @@ def child(
         elif time.monotonic() - first > SAME_SECONDS:
             _kill(process.pid)
 
-    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, forward) for number in FORWARDED}
     try:
         yield process
         process.wait()

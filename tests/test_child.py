@@ -91,3 +91,14 @@ def test_second_signal_kills_the_command_and_its_descendants(script: Callable[[s
     process.send_signal(signal.SIGINT)
     assert process.wait(20) != 0
     wait_until(lambda: is_gone(grandchild), 10, "the grandchild exits")
+
+
+def test_signal_stops_a_command_that_was_started_in_the_background_of_a_shell() -> None:
+    command = [sys.executable, "-c", SCRIPT, SERVER.format(grandchild=EXITS_WITH_ITS_PARENT)]
+    background = ["sh", "-c", '"$@" & echo $!; wait', "sh", *command]  # the shell makes it ignore SIGINT
+    with subprocess.Popen(background, cwd=Path(__file__).parent.parent, stdout=subprocess.PIPE, text=True) as shell:
+        assert shell.stdout is not None
+        script, grandchild = (psutil.Process(int(shell.stdout.readline())) for _ in range(2))
+        script.send_signal(signal.SIGINT)
+        assert shell.stdout.read() == "stopped\nover\n"
+    assert is_gone(grandchild)
