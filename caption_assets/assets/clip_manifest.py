@@ -172,10 +172,10 @@ def _make(
         code_version = manifest_code_version(windowing)
         return TableVersions(tally.content, code_version, {SHARDS: content}).file_metadata
 
-    facts = {"caption_assets_version": __version__, "windowing": json.dumps(asdict(windowing))}
+    file_metadata = {"caption_assets_version": __version__, "windowing": json.dumps(asdict(windowing))}
     others = OtherFiles()
     probed = probe_clips(sandbox, source, shard, windowing, others)
-    path = publish_manifest(root, key, tally.rows(probed), facts, final_metadata)
+    path = publish_manifest(root, key, tally.rows(probed), file_metadata, final_metadata)
     metadata = {
         **tally.metadata(time.monotonic() - begun),
         **_other_files(others),

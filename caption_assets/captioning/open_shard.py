@@ -159,7 +159,7 @@ class OpenShard:
         for stage in job.stages:
             rows = [one.row(stage) for one in self.windows if stage.name in one.rows]
             versions = self._versions(stage, rows)
-            hits = self.hits.facts if stage.needs else {}
+            hits = self.hits.file_metadata if stage.needs else {}
             metadata = {**file_metadata(job.recipe, stage), **versions.file_metadata, **hits}
             path = publish_captions(job.root, stage.name, shard, rows, keys, metadata)
             reused = sum(one.rows[stage.name].origin is Origin.REUSED for one in self.windows)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 MIN_SHARE = 0.5
 """Minimum share of the predicted hits. A healthy engine reaches nearly all of them (98 % with the sample model)."""
-FACT = "prefix_cache"
+KEY = "prefix_cache"
 """Key of the hits in a table's file metadata."""
 
 
@@ -57,17 +57,17 @@ class CacheHits:
         return f"{found}; {reason}"
 
     @property
-    def facts(self) -> dict[str, str]:
+    def file_metadata(self) -> dict[str, str]:
         """The hits as file metadata; empty if none are predicted."""
         if not self.predicted:
             return {}
         values = {"cached": self.cached, "predicted": self.predicted, "is_hybrid": self.is_hybrid}
-        return {FACT: json.dumps(values)}
+        return {KEY: json.dumps(values)}
 
     @classmethod
-    def from_facts(cls, facts: Mapping[str, str]) -> CacheHits:
+    def from_file_metadata(cls, metadata: Mapping[str, str]) -> CacheHits:
         """The hits in file metadata; ``NO_HITS`` for a file without them."""
-        return cls(**json.loads(facts[FACT])) if FACT in facts else cls()
+        return cls(**json.loads(metadata[KEY])) if KEY in metadata else cls()
 
 
 NO_HITS = CacheHits()

@@ -341,7 +341,7 @@ def adds_to_stage1(stage1: Sequence[Caption], stage2: Sequence[Caption]) -> Find
 
 def prefix_cache_hits(file_metadata: Mapping[str, str]) -> Finding:
     """Check the prefix-cache hits of the run that wrote a stage-2 table, given its file metadata."""
-    hits = CacheHits.from_facts(file_metadata)
+    hits = CacheHits.from_file_metadata(file_metadata)
     if not hits.predicted:
         return Finding(CACHE_HITS, True, "no window was captioned in both stages by one engine")
     counts: CheckMetadata = {

@@ -90,7 +90,7 @@ class Harness:
 
     def stored_hits(self, table: str) -> CacheHits:
         """Prefix cache hits in the file metadata of a published table."""
-        return CacheHits.from_facts(read_file_metadata(pq.ParquetFile(self.root.full(table_path(table, "a")))))
+        return CacheHits.from_file_metadata(read_file_metadata(pq.ParquetFile(self.root.full(table_path(table, "a")))))
 
     def checkpoint_files(self, shard: str = "a") -> list[str]:
         """Names in the shard's checkpoint folder, without leases."""

@@ -223,7 +223,7 @@ def test_weights_check_names_a_damaged_file() -> None:
     ],
 )
 def test_cache_check_gives_the_reason_for_few_hits(hits: CacheHits, passed: bool, reason: str) -> None:
-    finding = prefix_cache_hits(hits.facts)
+    finding = prefix_cache_hits(hits.file_metadata)
     assert finding.passed is passed
     assert reason in finding.message
     assert finding.metadata.get("predicted_tokens", 0) == hits.predicted
