@@ -215,7 +215,8 @@ class Captioner:
                 job.problem = error
         if job.problem:
             job.fail(self._recipe, job.problem.kind, str(job.problem))
-        for stage in job.missing:
+        while missing := job.missing:
+            stage = missing[0]
             captions = job.captions(stage)
             row = (
                 upstream_failed_row(self._recipe, stage, job.window)

@@ -20,6 +20,8 @@ MIN_WORDS = 4
 """Minimum number of words; shorter captions are ``too_short`` (Cosmos Curator's limit)."""
 MAX_WORDS = 1024
 """Maximum number of words; longer captions are ``too_long`` (Cosmos Curator's limit)."""
+CUT_OFF = "cut_off"
+NEAR_DUPLICATE = "near_duplicate"
 NEIGHBOR_SIMILARITY = 0.9
 """Minimum Jaccard similarity of the sets of words of two windows' captions for ``near_duplicate`` (Cosmos Curator)."""
 ECHO_WORDS = 7
@@ -126,7 +128,7 @@ _REFUSAL = _any_of(
         r"\b(?:i|we) (?:can ?not|can't|could not|couldn't|am unable to|am not able to|'m unable to|'m not able to"
         r"|do not have the ability to|don't have the ability to|am not capable of|won't|will not) (?:\w+ )?"
         r"(?:see|view|watch|access|provide|describe|assist|help|determine|identify|process|analy[sz]e|comply|answer"
-        r"|generate|open|play|fulfill+|create|continue|discuss|see(?:ing)?|watching|viewing|display|load|directly)\b",
+        r"|generate|open|play|fulfil+|create|continue|discuss|see(?:ing)?|watching|viewing|display|load|directly)\b",
         r"\bi (?:do not|don't) (?:see|have access|have the ability|have any|have enough|have a video)\b",
         r"\bi'm (?:unable|not able|not capable)\b|\bi am (?:unable|not able|not capable)\b",
         r"\bas an? (?:ai|artificial intelligence|language model|large language model|text-based)\b",
@@ -209,7 +211,7 @@ FLAGS = (
     Flag("too_short", lambda answer: len(answer.words) < MIN_WORDS, regenerates=True),
     Flag("too_long", lambda answer: len(answer.words) > MAX_WORDS, regenerates=True),
     Flag("repetition", lambda answer: is_repetitive(answer.text), regenerates=True),
-    Flag("near_duplicate", _is_near_duplicate, regenerates=False),
+    Flag(NEAR_DUPLICATE, _is_near_duplicate, regenerates=False),
     Flag("refusal", _refuses, regenerates=True),
     Flag("boilerplate", lambda answer: bool(_BOILERPLATE.search(answer.text)), regenerates=True),
     Flag("reasoning", lambda answer: bool(_REASONING.search(_QUOTED.sub(" ", answer.text))), regenerates=True),
@@ -227,9 +229,8 @@ FLAGS = (
         lambda answer: not _MARKUP_REQUESTED.search(answer.instruction) and bool(_MARKUP.search(answer.text)),
         regenerates=True,
     ),
-    Flag("cut_off", lambda answer: answer.finish_reason == "length", regenerates=True),
+    Flag(CUT_OFF, lambda answer: answer.finish_reason == "length", regenerates=True),
 )
 """All flags, in the order of the column ``flags``."""
 REGENERATED = frozenset(flag.name for flag in FLAGS if flag.regenerates)
 """Names of the flags that cause a regeneration."""
-CUT_OFF = "cut_off"

@@ -166,6 +166,7 @@ class Recipe:
         *,
         reduced: bool = False,
         cut_off: bool = False,
+        quality_rules: int | None = None,
     ) -> str:
         """The hash of everything that determines one window's caption, computed without decoding.
 
@@ -181,6 +182,7 @@ class Recipe:
             reduced: whether the engine has no room for all frames. Only then the context and the tokens of one step
                 count.
             cut_off: whether an answer reached the output limit. Only then, or with ``reduced``, this limit counts.
+            quality_rules: version of the rules for which the caption replaced an earlier one; None for other captions.
         """
         arguments = non_neutral({**self.variant.engine, **self.engine})
         context = arguments.pop(CONTEXT, self.variant.max_model_len)
@@ -201,6 +203,8 @@ class Recipe:
             values["max_output_tokens"] = self.generation.max_output_tokens
         if cut_off:
             values["cut_off"] = True
+        if quality_rules is not None:
+            values[QUALITY_RULES] = quality_rules
         if self.weights is not None:
             values["weights"] = self.weights
         if self.lora_weights is not None:

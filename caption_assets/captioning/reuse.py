@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 
-from caption_assets.captioning.quality import QUALITY_RULES, REGENERATED, find_flags
+from caption_assets.captioning.quality import NEAR_DUPLICATE, QUALITY_RULES, REGENERATED, find_flags
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.request import CUT, POISON
 from caption_assets.captioning.stages import STAGE1, Stage
@@ -19,22 +19,27 @@ class EarlierRow:
     """A row from an earlier run."""
 
     row: CaptionRow
-    quality_rules: str
+    quality_rules: int
     """Version of the rules that set its flags."""
+
+    @property
+    def rank(self) -> tuple[bool, int]:
+        """Order of preference among rows of one window: a caption first, then the newest rules."""
+        return self.row.status is Status.OK, self.quality_rules
 
 
 class EarlierRows:
     """Rows from published tables and checkpoints, by window and fingerprint.
 
     Args:
-        files: the oldest first. Of two rows with the same window and fingerprint a failed one is dropped, otherwise the
-            earlier one.
+        files: the oldest first. Of two rows with the same window and fingerprint the one of lower rank is dropped,
+            otherwise the earlier one.
     """
 
     def __init__(self, files: Iterable[CaptionFile]) -> None:
         self._rows: dict[tuple[str, str], dict[str, EarlierRow]] = {}
         for file in files:
-            rules = file.metadata.get(QUALITY_RULES, "1")
+            rules = int(file.metadata.get(QUALITY_RULES, 1))
             for row in file.rows:
                 self._add(file.table, EarlierRow(row, rules))
 
@@ -43,7 +48,7 @@ class EarlierRows:
             return
         rows = self._rows.setdefault((table, earlier.row.window_id), {})
         before = rows.get(fingerprint)
-        if before is None or before.row.status is not Status.OK or earlier.row.status is Status.OK:
+        if before is None or earlier.rank >= before.rank:
             rows[fingerprint] = earlier
 
     def of(self, table: str, window_id: str) -> Mapping[str, EarlierRow]:
@@ -74,11 +79,12 @@ class Reuse:
     def resolve(self, job: WindowJob) -> None:
         """Add the reused rows to a job, and set the attempts of the others. A job without missing rows is finished."""
         window = job.window
+        job.reuse = self.resolve
         if window.status is Status.FAILED:
             job.fail(self.recipe, window.error_kind or "unreadable", window.error or "the clip cannot be read")
         for stage in job.missing:
-            if any(name not in job.rows for name in stage.needs):
-                continue  # its rows depend on captions that are not generated yet
+            if stage.name in job.rows or any(name not in job.rows for name in stage.needs):
+                continue  # added with a row that it needs, or dependent on captions that are not generated yet
             if (captions := job.captions(stage)) is None:
                 job.add_row(stage, upstream_failed_row(self.recipe, stage, window))
                 continue
@@ -90,23 +96,31 @@ class Reuse:
         """Add an earlier row to a job, or mark it as outdated if newer quality rules require another caption."""
         # The row of stage 1 may be newer, with the same caption.
         row = replace(earlier.row, stage1_fingerprint=job.row(STAGE1).fingerprint if stage.needs else None)
-        if row.caption is not None and earlier.quality_rules != str(self.recipe.quality_rules):
-            row = replace(row, flags=self._flags(job, stage, row.caption, row.finish_reason or ""))
+        if row.caption is not None and earlier.quality_rules != self.recipe.quality_rules:
+            row = replace(row, flags=self._flags(job, stage, row, row.caption))
             if self.recipe.regenerations and not REGENERATED.isdisjoint(row.flags):
                 job.outdated[stage.name], job.earlier_attempts[stage.name] = row, row.attempts
                 return
         job.add_row(stage, row, reused=True)
 
-    def _flags(self, job: WindowJob, stage: Stage, caption: str, finish_reason: str) -> tuple[str, ...]:
+    def _flags(self, job: WindowJob, stage: Stage, row: CaptionRow, caption: str) -> tuple[str, ...]:
         """The flags of a stored caption, which is compared with the stored one of the previous window."""
-        previous = job.previous.earlier_caption(stage) if job.previous else None
-        instruction = self.recipe.template(stage, job.window)
-        return find_flags(caption, finish_reason=finish_reason, instruction=instruction, neighbor=previous)
+        previous = job.previous.earlier_row(stage) if job.previous else None
+        flags = find_flags(
+            caption,
+            finish_reason=row.finish_reason or "",
+            instruction=self.recipe.template(stage, job.window),
+            neighbor=previous.caption if previous else None,
+        )
+        if job.previous and previous is None and NEAR_DUPLICATE in row.flags:  # its caption is not generated yet
+            flags = (*flags, NEAR_DUPLICATE)
+        return flags
 
     def _find(self, stage: Stage, window: ManifestRow, captions: Mapping[str, str]) -> tuple[EarlierRow | None, int]:
         """A row to reuse; without one, the number of requests that earlier runs made."""
         tried = 0
-        for earlier in self._candidates(stage, window, captions):
+        candidates = self._candidates(stage, window, captions)
+        for earlier in sorted(candidates, key=lambda earlier: earlier.rank, reverse=True):
             row = earlier.row
             if self._is_final(row):
                 return earlier, 0
@@ -118,8 +132,12 @@ class Reuse:
         recipe, rows = self.recipe, self.earlier.of(stage.name, window.window_id)
         if not rows:
             return
-        for reduced, cut_off in product((False, True), repeat=2):
-            found = rows.get(recipe.fingerprint(stage, window, captions, reduced=reduced, cut_off=cut_off))
+        versions = (None, *range(2, recipe.quality_rules + 1))
+        for reduced, cut_off, rules in product((False, True), (False, True), versions):
+            fingerprint = recipe.fingerprint(
+                stage, window, captions, reduced=reduced, cut_off=cut_off, quality_rules=rules
+            )
+            found = rows.get(fingerprint)
             if found and (reduced or self._fits_context(found.row)) and (cut_off or self._fits_output_limit(found.row)):
                 yield found
         former = recipe.former_fingerprint(stage, window, captions)

@@ -74,6 +74,8 @@ class WindowJob:
     outdated: dict[str, CaptionRow] = field(default_factory=dict)
     """Rows of earlier runs that newer quality rules require to regenerate. A row stays if its new caption is not
     better."""
+    reuse: Callable[[WindowJob], None] = lambda job: None
+    """Adds rows of earlier runs. Called for each added row, which later stages may need."""
     previous: WindowJob | None = None
     """The previous window of the same clip."""
 
@@ -124,10 +126,9 @@ class WindowJob:
         """The row of a stage that is not missing."""
         return self.rows[stage.name].row
 
-    def earlier_caption(self, stage: Stage) -> str | None:
-        """The caption of an earlier run, also if it is regenerated."""
-        row = self.rows[stage.name].row if stage.name in self.rows else self.outdated.get(stage.name)
-        return row.caption if row else None
+    def earlier_row(self, stage: Stage) -> CaptionRow | None:
+        """The row of an earlier run, also if it is regenerated; None if there is none."""
+        return self.rows[stage.name].row if stage.name in self.rows else self.outdated.get(stage.name)
 
     def captions(self, stage: Stage) -> dict[str, str] | None:
         """The captions that a stage needs, by stage; None if one of them is missing."""
@@ -139,16 +140,18 @@ class WindowJob:
         """Add the row of a stage. An outdated row stays if the new one is not better."""
         earlier = self.outdated.pop(stage.name, None)
         if earlier and not _is_better(row, earlier):
-            row, reused = earlier, True
+            row = replace(earlier, attempts=row.attempts)  # fresh, so that a checkpoint records that it was tried
         origin = Origin.REUSED if reused else Origin.FRESH
         self.rows[stage.name] = StageRow(row, origin if row.fingerprint else Origin.UNCAPTIONABLE)
         self.set_answer(stage, row.caption)
+        self.reuse(self)
         if not self.missing:
             self.status, self.frames = JobStatus.FINISHED, None
 
     def fail(self, recipe: Recipe, kind: str, message: str) -> None:
         """Add all missing rows with this error. Stages that need one of them get the error ``stage1_failed``."""
-        for stage in self.missing:
+        while missing := self.missing:
+            stage = missing[0]
             if self.captions(stage) is None:
                 self.add_row(stage, upstream_failed_row(recipe, stage, self.window))
                 continue
@@ -159,7 +162,8 @@ class WindowJob:
     def blank_row(self, recipe: Recipe, stage: Stage, *, reduced: bool = False, cut_off: bool = False) -> CaptionRow:
         """A failed row of a stage, without results; see the function ``blank_row``."""
         needed = {name: self.rows[name].row for name in stage.needs}
-        return blank_row(recipe, stage, self.window, needed, reduced=reduced, cut_off=cut_off)
+        rules = recipe.quality_rules if stage.name in self.outdated else None
+        return blank_row(recipe, stage, self.window, needed, reduced=reduced, cut_off=cut_off, quality_rules=rules)
 
     def set_grid(self, grid: FrameGrid) -> None:
         """Set the video of the next request."""
@@ -204,6 +208,7 @@ def blank_row(
     *,
     reduced: bool = False,
     cut_off: bool = False,
+    quality_rules: int | None = None,
 ) -> CaptionRow:
     """A failed row without results, which the caller replaces.
 
@@ -214,6 +219,7 @@ def blank_row(
         needed: rows with the captions in the prompt, by stage. Without them the row has no fingerprint.
         reduced: whether the context is too small for the whole window; see ``Recipe.fingerprint``.
         cut_off: whether an answer reached the output limit.
+        quality_rules: version of the rules for which the row replaces an earlier one, if it does.
     """
     needed = needed or {}
     captions = {name: row.caption for name, row in needed.items() if row.caption is not None}
@@ -233,7 +239,11 @@ def blank_row(
         prompt_name=recipe.prompt_for(window).name,
         prompt_hash=text_hash(recipe.template(stage, window)),
         sampling=asdict(recipe.generation),
-        fingerprint=recipe.fingerprint(stage, window, captions, reduced=reduced, cut_off=cut_off) if is_known else None,
+        fingerprint=recipe.fingerprint(
+            stage, window, captions, reduced=reduced, cut_off=cut_off, quality_rules=quality_rules
+        )
+        if is_known
+        else None,
         stage1_fingerprint=source.fingerprint if source else None,
     )
 

@@ -21,12 +21,23 @@ from caption_assets.captioning.open_shard import PublishedTable, file_metadata
 from caption_assets.captioning.prompts import GENERAL
 from caption_assets.captioning.quality import REGENERATED, RULES_VERSION, find_flags
 from caption_assets.captioning.recipe import Recipe
+from caption_assets.captioning.reuse import EarlierRows, Reuse
 from caption_assets.captioning.shard_queue import caption_shards
-from caption_assets.captioning.stages import STAGE1, STAGE2, Stage
+from caption_assets.captioning.stages import STAGE1, STAGE2, STAGES, Stage
 from caption_assets.captioning.supervisor import EngineSupervisor
+from caption_assets.captioning.window_job import WindowJob
 from caption_assets.store.checkpoints import write_checkpoint
 from caption_assets.store.root import Root
-from caption_assets.store.tables import publish_captions, read_captions, read_manifest, table_path
+from caption_assets.store.tables import (
+    CaptionFile,
+    CaptionRow,
+    publish_captions,
+    read_captions,
+    read_manifest,
+    table_path,
+)
+from tests.captioning.fake_engine import FakeEngine
+from tests.captioning.harness import Harness
 from tests.captioning.run_events import RunEvents
 from tests.captioning.test_earlier_root import FIXTURE, RECIPE, SHARD
 from tests.conftest import SANDBOX, Ask
@@ -35,6 +46,7 @@ TEXTS = Path(__file__).parents[2] / "benchmarks" / "texts"
 RULES = Path(__file__).parents[1] / "fixtures" / "quality_rules.json"
 """Version of the rules, flags and constants of regeneration, and the flags of each text by a hash of its line."""
 NEWER = replace(RECIPE, quality_rules=2)
+NEWER_FAKE = Recipe(quality_rules=2)
 META = "The video shows a small red circle that moves to the left."
 REFUSAL = "I'm sorry, but I cannot watch videos."
 LONG_WITH_BOILERPLATE = (
@@ -157,9 +169,92 @@ def test_earlier_caption_stays_where_the_new_one_is_no_better(
     events = RunEvents()
     ask(caption_shards(supervisor, SANDBOX, job(root), [SHARD], [events]))
     published = events.tables[SHARD][STAGE2.name]
-    assert (published.reused, published.fresh) == (5, [])
-    assert (published.rows[1].caption, published.rows[1].flags) == (LONG_WITH_BOILERPLATE, ("boilerplate",))
+    assert (published.reused, [row.caption for row in published.fresh]) == (4, [LONG_WITH_BOILERPLATE])
+    assert published.rows[1].flags == ("boilerplate",)
     assert run_without_engine(root).reused == 5
+
+
+@pytest.fixture
+def harness(tmp_path: Path) -> Harness:
+    """A root whose first stage-1 caption has a flag of newer rules."""
+    harness = Harness(tmp_path)
+    harness.add_clips("a", "one")
+    harness.run()
+    [window, *_] = read_manifest(harness.root, "a")
+    stage1, stage2 = (read_captions(harness.root, stage.name, "a") for stage in STAGES)
+    stage1[0] = replace(stage1[0], caption=REFUSAL)
+    fingerprint = Recipe().fingerprint(STAGE2, window, {STAGE1.name: REFUSAL})
+    stage2[0] = replace(stage2[0], fingerprint=fingerprint)
+    for stage, rows in zip(STAGES, (stage1, stage2), strict=True):
+        publish_captions(harness.root, stage.name, "a", rows, [row.key for row in rows], {})
+    return harness
+
+
+def first_rows(harness: Harness) -> list[CaptionRow]:
+    return [read_captions(harness.root, stage.name, "a")[0] for stage in STAGES]
+
+
+@pytest.mark.fast
+def test_stage_2_follows_a_regenerated_stage_1(harness: Harness) -> None:
+    before, _ = first_rows(harness)
+    harness.run(recipe=NEWER_FAKE)
+    assert harness.requests == {1: 1, 2: 1}
+    stage1, stage2 = first_rows(harness)
+    assert stage1.caption != REFUSAL
+    assert stage1.fingerprint not in (None, before.fingerprint)
+    assert stage2.stage1_fingerprint == stage1.fingerprint
+    harness.run(recipe=NEWER_FAKE)
+    assert harness.engines == 0
+
+
+@pytest.mark.fast
+def test_run_of_stage_1_alone_leaves_stage_2_outdated(harness: Harness) -> None:
+    harness.run(recipe=NEWER_FAKE, stages=(STAGE1,))
+    stage1, stage2 = first_rows(harness)
+    assert stage1.caption != REFUSAL
+    assert stage2.stage1_fingerprint != stage1.fingerprint
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("cause", ["failed request", "unreadable clip"])
+def test_failed_regeneration_keeps_the_captions_of_both_stages(harness: Harness, cause: str) -> None:
+    before = first_rows(harness)
+    if cause == "unreadable clip":
+        (harness.folder / "shards" / "a" / "one.mp4").unlink()
+    engine = FakeEngine(harness.count, fails=lambda request: request.stage == 1)
+    published = harness.run(engine=engine, recipe=NEWER_FAKE).tables["a"]
+    assert [row.caption for row in first_rows(harness)] == [row.caption for row in before]
+    assert harness.requests[2] == 0
+    [tried] = published[STAGE1.name].fresh  # so that checkpoints contain it
+    assert tried.flags == ("refusal",)
+    assert tried.attempts > before[0].attempts
+    harness.run(recipe=NEWER_FAKE)
+    assert harness.engines == 0
+
+
+@pytest.mark.fast
+def test_rows_of_newer_rules_are_preferred_to_left_over_ones(root: Root) -> None:
+    rows = read_captions(root, STAGE2.name, SHARD)
+    older = replace(rows[1], caption=REFUSAL, flags=())
+    rows[1] = replace(rows[1], caption=LONG_WITH_BOILERPLATE, flags=("boilerplate",))
+    publish_captions(root, STAGE2.name, SHARD, rows, [row.key for row in rows], {"quality_rules": "2"})
+    write_checkpoint(root, SHARD, 1, 0, {STAGE2.name: [older]}, {})
+    assert run_without_engine(root).rows[1].caption == LONG_WITH_BOILERPLATE
+
+
+@pytest.mark.fast
+def test_near_duplicate_stays_while_the_previous_caption_is_not_known(root: Root) -> None:
+    first, second, *_ = read_manifest(root, SHARD)
+    row = replace(read_captions(root, STAGE1.name, SHARD)[1], flags=("near_duplicate",))
+    reuse = Reuse(NEWER, 8, EarlierRows([CaptionFile(STAGE1.name, [row], {})]), "")
+    previous = WindowJob(first, list, (STAGE1,))
+    window = WindowJob(second, list, (STAGE1,), previous=previous)
+    reuse.resolve(window)
+    assert window.row(STAGE1).flags == ("near_duplicate",)
+    previous.add_row(STAGE1, replace(row, caption="Two dogs run over wet grass in the evening."))
+    again = WindowJob(second, list, (STAGE1,), previous=previous)
+    reuse.resolve(again)
+    assert again.row(STAGE1).flags == ()
 
 
 @pytest.mark.fast
