@@ -63,7 +63,7 @@ ENCODERS: dict[str, tuple[str, str, dict[str, str]]] = {
 }
 """Encoder, container and options of each codec: fast presets, with the codec's usual structure of key and B-frames."""
 WINDOW, WINDOW_SAMPLED = 256, 18
-"""Number of frames of a default window, and of those that are shown."""
+"""Number of frames of a default window, and of those that are sampled."""
 LARGE_BYTES = 22 * 2**30 // 10
 GROUP = 15
 """Number of pictures in a group of pictures of the large clip."""

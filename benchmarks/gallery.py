@@ -59,7 +59,7 @@ const count = () => {
 requestAnimationFrame(count);
 addEventListener('DOMContentLoaded', () => { globalThis.wholeAt = performance.now(); });
 """
-"""Script that notes when the first card is drawn, when all rows can be searched, and when all posters are loaded."""
+"""Script that records when the first card is drawn, when all rows can be searched, and when all posters are loaded."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
     python -m benchmarks.sample_accuracy [--clips 300]
 
 A shard of held-out clips is written, probed, and captioned in both stages on vLLM, as the assets do it. The clips have
-mixed sizes (160x120 to 1280x720, also upright), frame rates (10 to 60 fps), lengths (1 s to one window) and codecs
+mixed sizes (160x120 to 1280x720, also in portrait), frame rates (10 to 60 fps), lengths (1 s to one window) and codecs
 (H.264, VP9). The last line is JSON: `clips`, and the shares of exactly right stage-1 and stage-2 captions.
 """
 

@@ -139,7 +139,7 @@ def peak_mb() -> float:
 
 
 class Clock(Watcher):
-    """A record of the times at which rows finish: the engine runs between the first and the last."""
+    """An observer that records when windows finish: the engine runs between the first and the last."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -2,8 +2,8 @@
 
     python -m benchmarks.two_stage [--windows 200] [--rounds 3] [--memory-windows 2000]
 
-Every arm captions the same windows in both stages with the sample model. Each has its own ids and pixels, so that no
-arm profits from another's caches:
+Every arm captions the same windows in both stages with the sample model. Each arm has ids and pixels of its own, so
+that no arm profits from another's caches:
 
 - `f32`, `u8` (the reference): chunks of 16 with a drain after each stage, and the whole video sent in both stages, as
   float32 or as uint8. vLLM builds the engine from our arguments, without our larger cache of encoded videos;
@@ -228,7 +228,7 @@ async def reference(llm: Any, render: Callable[[str], str], videos: Sequence[Fra
         max_tokens=GENERATION.max_output_tokens,
     )
 
-    async def ask(video: Frames, instruction: str) -> str:
+    async def complete(video: Frames, instruction: str) -> str:
         prompt = {
             "prompt": render(instruction),
             "multi_modal_data": {"video": [(video.pixels.astype(dtype), video_metadata(video))]},
@@ -240,9 +240,9 @@ async def reference(llm: Any, render: Callable[[str], str], videos: Sequence[Fra
 
     for first in range(0, len(videos), CHUNK):
         chunk = videos[first : first + CHUNK]
-        captions = await asyncio.gather(*(ask(video, RECIPE.prompt.stage1) for video in chunk))
+        captions = await asyncio.gather(*(complete(video, RECIPE.prompt.stage1) for video in chunk))
         await asyncio.gather(
-            *(ask(video, RECIPE.prompt.stage2_text(text)) for video, text in zip(chunk, captions, strict=True))
+            *(complete(video, RECIPE.prompt.stage2_text(text)) for video, text in zip(chunk, captions, strict=True))
         )
 
 
@@ -257,7 +257,7 @@ async def measure_speed(model: Path, clips: Sequence[tuple[SampleClip, bytes]], 
         EngineSupervisor(lambda: start_engine(model, RECIPE, config)) as supervisor,
         plain_engine(model, config) as plain,
     ):
-        wide = supervisor.engine._llm
+        shared = supervisor.engine._llm
         predecoded = await PredecodedFrames.of(supervisor, new_jobs(clips))
         seconds: dict[str, list[float]] = {"f32": [], "u8": [], "shared": [], "ready": [], "decoding": []}
         rows: list[WindowJob] = []
@@ -268,7 +268,7 @@ async def measure_speed(model: Path, clips: Sequence[tuple[SampleClip, bytes]], 
                 videos = predecoded.copies(rng)[: len(some)]
                 begun = time.monotonic()
                 if arm in ("f32", "u8", "shared"):
-                    llm = wide if arm == "shared" else plain
+                    llm = shared if arm == "shared" else plain
                     await reference(llm, supervisor.engine.render, videos, np.float32 if arm == "f32" else np.uint8)
                 elif arm == "ready":
                     rows = await ours(supervisor, RECIPE, predecoded, jobs)

@@ -184,7 +184,7 @@ def train_sample(
     vision_steps: Annotated[
         int, Option(help="Training steps of the vision tower alone.")
     ] = TrainingConfig.vision_steps,
-    glimpses: Annotated[int, Option(help="Batch size of these steps, in glimpses.")] = TrainingConfig.glimpses,
+    glimpses: Annotated[int, Option(help="Batch size of these steps, in crops of windows.")] = TrainingConfig.glimpses,
     vision_rate: Annotated[float, Option(help="Peak learning rate of these steps.")] = TrainingConfig.vision_rate,
     steps: Annotated[int, Option(help="Training steps of the whole model.")] = TrainingConfig.steps,
     batch: Annotated[int, Option(help="Batch size of these steps, in windows.")] = TrainingConfig.batch,

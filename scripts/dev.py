@@ -35,7 +35,8 @@ class Files(SimpleHTTPRequestHandler):
 
 def main() -> int:
     """Run until interrupted, and return the exit status."""
-    # Dagster's instance keeps its state in the working directory. For CAPTION_ROOT it is that of the README's commands.
+    # Dagster's instance keeps its state below the working directory. With CAPTION_ROOT, this is the repository, as for
+    # the README's commands.
     chosen = os.environ.get("CAPTION_ROOT")
     folder = REPOSITORY if chosen else STATE
     folder.mkdir(parents=True, exist_ok=True)

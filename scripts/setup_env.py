@@ -30,8 +30,8 @@ VENV = ROOT / ".venv"
 VENV_PYTHON = VENV / "bin" / "python"
 LOG = VENV / "setup.log"
 STATE = VENV / "caption-assets.json"
-"""State file. It is written empty before the first package and filled after the last: it marks this project's `.venv`,
-and a complete one."""
+"""State file: its presence marks a `.venv` of this project, and its content a complete one. It is written empty before
+the first package and filled after the last."""
 LOCK = ROOT / "requirements" / "cpu.lock"
 PROJECT = ROOT / "pyproject.toml"
 HOOK = ROOT / "scripts" / "torchvision_schemas.py"
@@ -205,7 +205,7 @@ class Runner:
         return self.run(*pip, *arguments, total=total)
 
     def uv_from_pytorch_index(self, requirement: str) -> bool:
-        """Install from PyTorch's CPU index. uv, which knows its address, is downloaded to a temporary folder."""
+        """Install from PyTorch's CPU index. uv has its address built in; it is downloaded to a temporary folder."""
         with tempfile.TemporaryDirectory(prefix="caption-assets-uv-") as folder:
             if not self.pip("--target", folder, f"uv=={UV_VERSION}"):
                 return False
@@ -373,7 +373,7 @@ def set_up() -> None:
 
 def main() -> int:
     """Run the set-up, and return the exit status."""
-    # An exception, so that a terminated set-up ends its child too.
+    # SIGTERM raises an exception, so that a terminated set-up also kills its child.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         set_up()

@@ -24,7 +24,7 @@ class TorchvisionFinder:
 
     @staticmethod
     def find_spec(name: str, path: object = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        """Find torchvision. For any other module return None, so that the import system asks its other finders."""
+        """Find torchvision. For any other module return None, so that the import system tries its other finders."""
         if name != "torchvision":
             return None
         spec = PathFinder.find_spec(name)

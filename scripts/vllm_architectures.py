@@ -1,4 +1,4 @@
-"""The writer of the models that vLLM supports without remote code: `python -m scripts.vllm_architectures`.
+"""The writer of the table of models that vLLM supports without remote code: `python -m scripts.vllm_architectures`.
 
 The table, `vllm_architectures.json`, is part of the package, because the step that downloads weights runs without vLLM.
 Run this script after an update of vLLM or transformers; a test compares the table with the installed versions.
@@ -32,7 +32,7 @@ def architectures() -> dict[str, Any]:
 
 
 def version_of(*names: str) -> str:
-    """Version of the distribution that is installed, of several."""
+    """Version of the first of several distributions that is installed."""
     from importlib.metadata import PackageNotFoundError
 
     for name in names:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 Damage = Callable[[Path], None]
-"""Changes or replaces the file at a path."""
+"""A function that changes or replaces the file at a path."""
 
 
 def make_empty(path: Path) -> None:
@@ -53,7 +53,7 @@ def invert_pages(path: Path) -> None:
 
 
 def change_texts(path: Path) -> None:
-    """Change the texts of one column; Parquet takes the file for valid, and its metadata stays."""
+    """Change the texts of one column. The file is valid Parquet and keeps its metadata."""
     table, metadata = pq.read_table(path), pq.read_metadata(path).metadata
     column = "caption" if "caption" in table.column_names else "uri"
     texts = [text and f"{text[:-1]}#" for text in table[column].to_pylist()]

@@ -71,7 +71,7 @@ def test_error_is_one_message_and_status_1(tmp_path: Path) -> None:
     assert "Traceback" not in process.stderr
 
 
-def test_link_prints_the_galleries_address(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_link_prints_the_address_of_the_gallery(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "gallery" / "my-shard" / "index.html"
     page.parent.mkdir(parents=True)
     page.touch()

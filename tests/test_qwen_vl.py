@@ -141,7 +141,7 @@ def blank(prompt: str, frames: int = 4, size: tuple[int, int] = (28, 56)) -> dic
 
 
 @pytest.mark.fast
-def test_engine_that_stays_crashed_keeps_finished_captions(model_on_fake_engine: QwenVL) -> None:
+def test_finished_captions_are_returned_if_the_engine_is_not_restarted(model_on_fake_engine: QwenVL) -> None:
     with pytest.raises(CaptionsIncomplete, match=r"1 of 2 videos.*CAPTION_MAX_ENGINE_RESTARTS") as raised:
         model_on_fake_engine.generate([blank("one"), blank("poison")])
     assert raised.value.captions == ["caption of one", None]

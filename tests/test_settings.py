@@ -227,7 +227,7 @@ def test_variables_of_other_programs_are_ignored(
     assert not caplog.text
 
 
-@pytest.mark.parametrize("variable", ["CAPTION_HUMOUR", "CAPTION_TEXT", "CAPTION_DB_HOST"])
+@pytest.mark.parametrize("variable", ["CAPTION_HUMOR", "CAPTION_TEXT", "CAPTION_DB_HOST"])
 def test_unknown_variable_with_the_prefix_causes_a_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, variable: str
 ) -> None:

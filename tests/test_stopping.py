@@ -360,5 +360,5 @@ def test_run_terminated_at_a_random_moment_is_canceled(
 
 
 def delete_captions_if_half_done(harness: StoppingHarness) -> None:
-    if len(harness.stored_rows()) > CLIPS:  # of two rows for each clip
+    if len(harness.stored_rows()) > CLIPS:  # each clip has two rows
         harness.delete_captions()

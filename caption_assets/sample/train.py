@@ -59,7 +59,7 @@ MERGE = 2
 TOKEN = PATCH * MERGE
 CELL = 2
 CELLS = TOKEN // CELL
-"""A visual token stands for 28x28 pixels of two frames; its outline is taught in cells of 2x2."""
+"""A visual token covers 28x28 pixels of two frames; its outline is predicted in cells of 2x2 pixels."""
 TOKENS_PER_SECOND = 2
 MIDDLE_BLOCK = 1
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -77,7 +77,7 @@ HELD_OUT_SEED = 10_000_019
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One window as the model is shown it."""
+    """One window, as the model's input."""
 
     scene: Scene
     frames: NDArray[np.uint8]
@@ -339,7 +339,7 @@ class VisionBatch:
     """int64 (V,): the temporal patch of each visual token."""
 
     def to(self, device: torch.device) -> VisionBatch:
-        """The same on another device."""
+        """A copy on another device."""
         return VisionBatch(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
@@ -363,7 +363,7 @@ class Batch:
     """int64 (B, L): 0 for the video and the tokens before it, otherwise the stage, 1 or 2."""
 
     def to(self, device: torch.device) -> Batch:
-        """The same on another device."""
+        """A copy on another device."""
         return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 

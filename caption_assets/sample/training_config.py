@@ -10,7 +10,7 @@ class TrainingConfig:
     vision_steps: int = 2400
     """Steps of the first phase."""
     glimpses: int = 40
-    """Batch size of the first phase, in glimpses."""
+    """Batch size of the first phase, in glimpses: crops of windows."""
     vision_rate: float = 2e-3
     """Peak learning rate of the first phase."""
     steps: int = 1200

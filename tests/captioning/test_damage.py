@@ -1,4 +1,4 @@
-"""Tests of damaged state of one shard of three: it is published right or fails, and the others are published whole."""
+"""Tests of damaged state of one of three shards: it is published correctly or fails, and the others are published."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ NOT_A_FILE: list[Damage] = [replace_with_folder, replace_with_pipe]
         pytest.param("stage-2 checkpoint", marks=pytest.mark.faults),
     ],
 )
-def test_damaged_captions_are_reported_and_made_again(stored: StoredState, kind: str, damage: Damage) -> None:
+def test_damaged_captions_are_reported_and_recaptioned(stored: StoredState, kind: str, damage: Damage) -> None:
     harness = stored.copy()
     path = state_file(harness, kind)
     damage(path)
@@ -247,15 +247,15 @@ FOREIGN: list[str | bytes] = [
 
 
 @FAST
-@pytest.mark.parametrize("lay", [lambda path: path.write_bytes(b"not ours"), Path.mkdir], ids=["files", "folders"])
+@pytest.mark.parametrize("create", [lambda path: path.write_bytes(b"not ours"), Path.mkdir], ids=["files", "folders"])
 def test_unknown_names_in_the_checkpoint_folder_are_ignored_and_kept(
-    stored: StoredState, lay: Callable[[Path], object]
+    stored: StoredState, create: Callable[[Path], object]
 ) -> None:
     harness = stored.copy()
     folder = state_file(harness, "lease").parent
     paths = [folder / os.fsdecode(name) for name in FOREIGN]
     for path in paths:
-        lay(path)
+        create(path)
     assert_all_published(harness, stored, harness.run(*SHARDS))
     assert all(path.exists() for path in paths)
 
@@ -301,7 +301,7 @@ class FailingObserver(RunEvents):
             raise self._error
 
     def started(self, shard: str, windows: int, unfinished: int) -> None:
-        self._raise_at("begun", shard)
+        self._raise_at("started", shard)
 
     def captioned(self, shard: str, done: int, windows: int, *, ok: bool) -> None:
         self._raise_at("captioned", shard)
@@ -313,7 +313,7 @@ class FailingObserver(RunEvents):
 
 @FAST
 @pytest.mark.parametrize("error", [KeyError("tags"), OSError(5, "broken"), MemoryError()])
-@pytest.mark.parametrize("event", ["begun", "captioned", "published"])
+@pytest.mark.parametrize("event", ["started", "captioned", "published"])
 def test_unexpected_error_fails_its_shard_only_and_loses_no_row(
     stored: StoredState, event: str, error: Exception
 ) -> None:

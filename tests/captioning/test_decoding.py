@@ -77,7 +77,7 @@ def test_clip_is_read_once_for_all_its_windows(video: bytes, jobs: list[WindowJo
 
 
 def test_failed_read_of_a_clip_is_retried_by_the_next_request(video: bytes, jobs: list[WindowJob]) -> None:
-    answers: list[bytes | OSError] = [OSError("the store is away"), video]
+    answers: list[bytes | OSError] = [OSError("the store is unreachable"), video]
 
     def read() -> list[bytes]:
         answer = answers.pop(0)
@@ -88,7 +88,7 @@ def test_failed_read_of_a_clip_is_retried_by_the_next_request(video: bytes, jobs
     async def two_tries() -> None:
         job = replace(jobs[0], read=read)
         with SandboxDecoder(SANDBOX) as decoder:
-            with pytest.raises(OSError, match="away"):
+            with pytest.raises(OSError, match="unreachable"):
                 await decoder.frames(job, GRID)
             assert (await decoder.frames(job, GRID)).pixels.shape == (6, 56, 84, 3)
 

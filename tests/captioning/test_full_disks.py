@@ -1,4 +1,4 @@
-"""Tests of disks that run full under one of three shards: its failure names folder, free bytes and remedy."""
+"""Tests of full disks under one of three shards: its failure names the folder, the free bytes and the remedy."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 class LongAnswers(FakeEngine):
     """An engine with long, incompressible answers for the windows of one shard.
 
-    They wait until the tables of the other shards are published, which need the disk as well.
+    They wait until the tables of the other shards, which need the same disk, are published.
     """
 
     def __init__(self, harness: Harness, shard: str) -> None:

@@ -20,7 +20,7 @@ HAN = "一个红色的圆向左移动"
         ("Опишите видео по-русски", "russian"),
     ],
 )
-def test_expected_language_is_named_by_the_prompt_or_the_prompts_own(instruction: str, language: str) -> None:
+def test_expected_language_is_the_one_that_the_prompt_names_or_is_written_in(instruction: str, language: str) -> None:
     found = expected(instruction).language
     assert found is not None
     assert found.name == language

@@ -233,7 +233,7 @@ def test_failed_regeneration_keeps_the_captions_of_both_stages(harness: Harness,
 
 
 @pytest.mark.fast
-def test_rows_of_newer_rules_are_preferred_to_left_over_ones(root: Root) -> None:
+def test_rows_of_newer_rules_are_preferred_to_rows_of_older_rules(root: Root) -> None:
     rows = read_captions(root, STAGE2.name, SHARD)
     older = replace(rows[1], caption=REFUSAL, flags=())
     rows[1] = replace(rows[1], caption=LONG_WITH_BOILERPLATE, flags=("boilerplate",))

@@ -439,7 +439,7 @@ def test_one_of_two_concurrent_runs_captions_the_shard(harness: Harness) -> None
     assert len(harness.rows(STAGE2.name)) == 6
 
 
-def test_retry_of_a_run_takes_over_its_lease(harness: Harness) -> None:
+def test_retry_of_a_run_acquires_its_lease(harness: Harness) -> None:
     Leases(harness.root, "run 7").acquire("a")  # and crashes without releasing it
     assert "run 7" in harness.run(owner="run 8").skips["a"]
     assert set(harness.run(owner="run 7").tables) == {"a"}
@@ -462,7 +462,7 @@ def test_run_that_lost_its_lease_publishes_nothing(harness: Harness) -> None:
     assert not harness.root.exists("stage1_captions/shard=a/captions.parquet")
 
 
-def test_checkpoint_is_written_after_every_checkpoint_rows(harness: Harness) -> None:
+def test_checkpoint_is_written_when_its_number_of_rows_is_finished(harness: Harness) -> None:
     begun = 0
 
     def on_request(request: Request) -> None:

@@ -24,7 +24,7 @@ NO_FRAMES = Frames(np.zeros((2, 28, 28, 3), np.uint8), (0, 1), 2.0)
 
 
 class ScriptedEngine:
-    """Crashes on the windows in ``poison``, with all requests in progress."""
+    """An engine that crashes on the windows in ``poison``, which fails all requests in progress."""
 
     resent = 0
 
@@ -123,7 +123,7 @@ def test_failed_restart_of_the_engine_fails_all_requests() -> None:
 
 
 @given(windows=st.integers(1, 3))
-def test_engine_that_crashes_on_every_request_blames_no_window(windows: int) -> None:
+def test_no_window_is_poison_if_the_engine_crashes_on_every_request(windows: int) -> None:
     engines = Engines({"0", "1", "2"})
 
     async def run() -> list[Any]:
@@ -135,7 +135,7 @@ def test_engine_that_crashes_on_every_request_blames_no_window(windows: int) -> 
         assert "none was answered in this run" in str(outcome)
 
 
-def test_engine_that_starts_to_crash_on_every_request_blames_no_window() -> None:
+def test_no_window_is_poison_if_the_engine_begins_to_crash_on_every_request() -> None:
     engines = Engines(set())
 
     async def run() -> list[Any]:

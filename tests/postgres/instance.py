@@ -25,7 +25,7 @@ def write_instance(
         home: DAGSTER_HOME.
         server: server of the instance's database, which is created.
         store: server of the compute logs.
-        runs_queue_up: let no run start, for tests of run requests.
+        runs_queue_up: whether all runs stay in the queue, for tests of run requests.
     """
     database = {
         "postgresqlHost": "127.0.0.1",

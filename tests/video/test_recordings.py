@@ -101,7 +101,7 @@ def test_concatenated_recordings_are_one_clip(first: Recording, second: Recordin
         assert cut > 0
         return
     seen = numbers(frames.pixels)
-    certain = max(len(first.times) - 5, 0)  # where they join, decoders mix pictures of both, as FFmpeg's command line
+    certain = max(len(first.times) - 5, 0)  # at the joint, decoders and FFmpeg's command line mix pictures of both
     assert seen[:certain] == list(frames.indices[:certain])
     assert found.seconds < (len(first.times) + len(second.times) + 20) / first.rate
     if cut == 0:
@@ -180,7 +180,7 @@ def test_bytes_that_are_dropped_or_zeroed_change_no_earlier_picture(
 
 
 def pictures_before(data: bytes, end: int) -> int:
-    """Number of the first pictures that are stored before a byte, less those that others may be shown between."""
+    """Number of pictures stored before a byte, less 8: later pictures may be presented among the last of them."""
     with av.open(BytesIO(data), "r") as container:
         places = [packet.pos for packet in container.demux(video=0) if packet.size]
     return max(sum(place is not None and 0 <= place < end for place in places) - 8, 0)

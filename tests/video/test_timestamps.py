@@ -101,7 +101,7 @@ def test_recording_shorter_than_the_reordering_continues_before_the_next() -> No
     assert joined(list(range(100)), list(range(5000, 5005)), list(range(10))) == list(range(115))
 
 
-def test_recording_without_timestamps_has_the_offset_of_none() -> None:
+def test_recording_without_timestamps_has_no_offset() -> None:
     assert recording_offsets([None, None], [None, None], [0, 0], CLOCK, 1) == [0, 0]
 
 
@@ -170,8 +170,8 @@ def test_equal_timestamps_of_overlapping_recordings_continue_one_interval_later(
         [100, None, 120, 130, None],
         [100, 110, 125, 131, 140, 150, 165, 173, 180, None],
         [110, 110, 120, 130, 140, None],  # the first may differ by one interval
-        [100, 110, 120, 130, 150, None],  # the last, too
-        [100, 110, 120, 130, 140 + 160, 150, None],  # the others by as many as decoding order may
+        [100, 110, 120, 130, 150, None],  # the last may differ by one interval
+        [100, 110, 120, 130, 140 + 160, 150, None],  # the others may differ by 16 intervals, as decoding order may
         [100, 110 - 160, 120, 130, 140, 150, None],
         [100, 111, 120, 135, None],  # half of them keep the rate
     ],
