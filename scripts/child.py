@@ -17,7 +17,7 @@ import psutil
 STOP_SECONDS = 40.0
 """Maximum wait for the processes that a command started, in seconds. A run takes up to 30 s to stop."""
 SAME_SECONDS = 0.5
-"""Interval within which two signals count as one, in seconds: ``make`` repeats a SIGTERM that the script has received."""
+"""Interval within which two signals count as one, in seconds: ``make`` repeats a SIGTERM that its script received."""
 FORWARDED = (signal.SIGINT, signal.SIGTERM)
 
 

@@ -50,7 +50,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 T = TypeVar("T")
-Ask = Callable[[Coroutine[Any, Any, T]], T]
+RunAsync = Callable[[Coroutine[Any, Any, T]], T]
 Truth = dict[str, dict[str, list[list[str]]]]
 """Correct captions by shard and clip: one pair for each window."""
 
@@ -168,7 +168,7 @@ async def caption_all(
 
 
 @pytest.fixture(scope="session")
-def ask(event_loop_runner: asyncio.Runner) -> Ask[Any]:
+def run_async(event_loop_runner: asyncio.Runner) -> RunAsync[Any]:
     """Runs a coroutine on the engine's loop and returns its result."""
     return event_loop_runner.run
 

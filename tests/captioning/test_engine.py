@@ -30,7 +30,7 @@ from caption_assets.models.variants import QWEN3, QWEN25, find_variant
 from caption_assets.video.decode import Frames
 from tests.captioning.families import FAMILIES
 from tests.captioning.front_end import build_front_end, start_front_end
-from tests.conftest import Ask
+from tests.conftest import RunAsync
 from tests.processes import engine_processes
 
 
@@ -150,58 +150,62 @@ GRIDS = [(2, 28, 28), (4, 112, 112), (8, 112, 140), (12, 84, 140), (32, 56, 224)
 @pytest.mark.parametrize(("frames", "height", "width"), GRIDS)
 @pytest.mark.parametrize("fps", [0.37, 2.0])
 def test_prompt_has_the_predicted_length(
-    engine: CaptionEngine, ask: Ask[Any], frames: int, height: int, width: int, fps: float
+    engine: CaptionEngine, run_async: RunAsync[Any], frames: int, height: int, width: int, fps: float
 ) -> None:
     request = request_of(engine, noise(frames, height, width, fps), "What is it?")
-    prepared = ask(engine._prepare(request, with_pixels=True))
-    predicted = engine.text_tokens(request.prompt) + ask(engine.video_tokens(FrameGrid(frames, height, width), fps))
+    prepared = run_async(engine._prepare(request, with_pixels=True))
+    predicted = engine.text_tokens(request.prompt) + run_async(
+        engine.video_tokens(FrameGrid(frames, height, width), fps)
+    )
     assert len(prepared["prompt_token_ids"]) == predicted
 
 
 @pytest.fixture(scope="module")
-def qwen3(tmp_path_factory: pytest.TempPathFactory, ask: Ask[Any]) -> CaptionEngine:
+def qwen3(tmp_path_factory: pytest.TempPathFactory, run_async: RunAsync[Any]) -> CaptionEngine:
     folder = tmp_path_factory.mktemp("qwen3")
     FAMILIES["qwen3-vl"](folder, 8192)
     recipe = Recipe(QWEN3, generation=SamplingParams(max_output_tokens=64))
-    return ask(start_front_end(folder, recipe, max_model_len=8192))  # type: ignore[no-any-return]
+    return run_async(start_front_end(folder, recipe, max_model_len=8192))  # type: ignore[no-any-return]
 
 
 @pytest.mark.engine
 @pytest.mark.parametrize(("frames", "height", "width"), [(2, 64, 64), (4, 128, 160), (12, 96, 128), (40, 64, 96)])
 @pytest.mark.parametrize("fps", [0.1, 0.37, 2.0])
 def test_qwen3_prompt_with_timestamps_has_the_predicted_length(
-    qwen3: CaptionEngine, ask: Ask[Any], frames: int, height: int, width: int, fps: float
+    qwen3: CaptionEngine, run_async: RunAsync[Any], frames: int, height: int, width: int, fps: float
 ) -> None:
     request = request_of(qwen3, noise(frames, height, width, fps), "What is it?")
-    prepared = ask(qwen3._prepare(request, with_pixels=True))
-    predicted = qwen3.text_tokens(request.prompt) + ask(qwen3.video_tokens(FrameGrid(frames, height, width), fps))
+    prepared = run_async(qwen3._prepare(request, with_pixels=True))
+    predicted = qwen3.text_tokens(request.prompt) + run_async(qwen3.video_tokens(FrameGrid(frames, height, width), fps))
     assert len(prepared["prompt_token_ids"]) == predicted
 
 
 @pytest.mark.engine
-def test_answer_at_the_output_limit_finishes_by_length(engine: CaptionEngine, ask: Ask[Any]) -> None:
+def test_answer_at_the_output_limit_finishes_by_length(engine: CaptionEngine, run_async: RunAsync[Any]) -> None:
     request = request_of(engine, noise(4, 112, 112), Recipe().prompt.stage1, max_output_tokens=2)
-    answer = ask(engine.complete(request))
+    answer = run_async(engine.complete(request))
     assert (answer.finish_reason, answer.output_tokens) == ("length", 2)
 
 
 @pytest.mark.engine
 def test_prompt_longer_than_the_context_is_refused_and_the_engine_keeps_running(
-    engine: CaptionEngine, ask: Ask[Any]
+    engine: CaptionEngine, run_async: RunAsync[Any]
 ) -> None:
     with pytest.raises(RequestFailed, match="2048") as refused:
-        ask(engine.complete(request_of(engine, noise(4, 112, 112), "word " * 5000, max_output_tokens=2)))
+        run_async(engine.complete(request_of(engine, noise(4, 112, 112), "word " * 5000, max_output_tokens=2)))
     assert refused.value.kind == "refused"
-    assert ask(engine.complete(request_of(engine, noise(4, 112, 112), Recipe().prompt.stage1))).text
+    assert run_async(engine.complete(request_of(engine, noise(4, 112, 112), Recipe().prompt.stage1))).text
 
 
 @pytest.mark.engine
-def test_unexpected_error_fails_its_request_and_the_engine_keeps_running(engine: CaptionEngine, ask: Ask[Any]) -> None:
+def test_unexpected_error_fails_its_request_and_the_engine_keeps_running(
+    engine: CaptionEngine, run_async: RunAsync[Any]
+) -> None:
     timeless = replace(noise(4, 112, 112), fps=0.0)
     with pytest.raises(RequestFailed, match="division by zero") as refused:
-        ask(engine.complete(request_of(engine, timeless, Recipe().prompt.stage1)))
+        run_async(engine.complete(request_of(engine, timeless, Recipe().prompt.stage1)))
     assert refused.value.kind == "refused"
-    assert ask(engine.complete(request_of(engine, noise(4, 112, 112), Recipe().prompt.stage1))).text
+    assert run_async(engine.complete(request_of(engine, noise(4, 112, 112), Recipe().prompt.stage1))).text
 
 
 @pytest.mark.engine
@@ -251,14 +255,14 @@ def test_capacity_follows_from_the_memory_of_the_engine(engine: CaptionEngine) -
 
 
 @pytest.mark.engine
-def test_cached_video_takes_at_most_the_estimated_bytes(engine: CaptionEngine, ask: Ask[Any]) -> None:
+def test_cached_video_takes_at_most_the_estimated_bytes(engine: CaptionEngine, run_async: RunAsync[Any]) -> None:
     from vllm.multimodal.cache.base import MultiModalCache
 
     grid = FrameGrid(16, 112, 140)
 
-    prepared = ask(engine._prepare(request_of(engine, noise(16, 112, 140), "x"), with_pixels=True))
+    prepared = run_async(engine._prepare(request_of(engine, noise(16, 112, 140), "x"), with_pixels=True))
     [item] = prepared["mm_kwargs"]["video"]
-    estimated = engine.load(grid, ask(engine.video_tokens(grid, 2.0)), 0).cache_bytes
+    estimated = engine.load(grid, run_async(engine.video_tokens(grid, 2.0)), 0).cache_bytes
     assert estimated / 2 <= MultiModalCache.get_item_size(item) <= estimated
 
 

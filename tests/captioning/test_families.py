@@ -27,7 +27,7 @@ from caption_assets.video.window import Windowing
 from tests.captioning.families import FAMILIES
 from tests.captioning.front_end import start_front_end
 from tests.captioning.window_jobs import video_jobs
-from tests.conftest import SANDBOX, Ask, caption_all
+from tests.conftest import SANDBOX, RunAsync, caption_all
 from tests.videos import moving_video
 
 SHORT, LONG = 1536, 16384
@@ -119,11 +119,14 @@ async def reason(engine: CaptionEngine, recipe: Recipe, jobs: list[WindowJob]) -
 
 @pytest.fixture(scope="module", params=list(FAMILIES))
 def on_engine(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, ask: Ask[Any], jobs: list[WindowJob]
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    run_async: RunAsync[Any],
+    jobs: list[WindowJob],
 ) -> Result:
     """The clips, captioned by a model of each family with a short context."""
     folder = tmp_path_factory.mktemp(request.param)
-    return ask(caption_on_engine(request.param, folder, SHORT, jobs))  # type: ignore[no-any-return]
+    return run_async(caption_on_engine(request.param, folder, SHORT, jobs))  # type: ignore[no-any-return]
 
 
 @pytest.mark.engine
@@ -158,9 +161,11 @@ def test_answer_cut_off_inside_its_reasoning_is_no_caption(on_engine: Result) ->
 
 
 @pytest.mark.nightly
-def test_context_that_exceeds_the_memory_is_reduced(tmp_path: Path, ask: Ask[Any], jobs: list[WindowJob]) -> None:
+def test_context_that_exceeds_the_memory_is_reduced(
+    tmp_path: Path, run_async: RunAsync[Any], jobs: list[WindowJob]
+) -> None:
     engine = {**ENGINE, "kv_cache_memory_bytes": 1 << 20}
-    result = ask(caption_on_engine("qwen2.5-vl", tmp_path, LONG, jobs, engine))
+    result = run_async(caption_on_engine("qwen2.5-vl", tmp_path, LONG, jobs, engine))
     assert 1024 < result.context < LONG
     assert result.counts
     assert all(predicted == counted < result.context for predicted, counted in result.counts)
@@ -176,8 +181,10 @@ def test_stage_2_has_the_predicted_prefix_cache_hits(on_engine: Result) -> None:
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("family", list(FAMILIES))
-def test_family_captions_in_a_long_context(tmp_path: Path, ask: Ask[Any], jobs: list[WindowJob], family: str) -> None:
-    result = ask(caption_on_engine(family, tmp_path, LONG, jobs))
+def test_family_captions_in_a_long_context(
+    tmp_path: Path, run_async: RunAsync[Any], jobs: list[WindowJob], family: str
+) -> None:
+    result = run_async(caption_on_engine(family, tmp_path, LONG, jobs))
     assert result.context == LONG
     assert result.counts
     assert all(predicted == counted for predicted, counted in result.counts)
@@ -208,11 +215,11 @@ async def plan_and_prepare(
 @pytest.mark.parametrize("context", [SHORT, LONG])
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_prompt_of_each_family_has_the_predicted_length_and_fits(
-    tmp_path: Path, ask: Ask[Any], jobs: list[WindowJob], family: str, context: int
+    tmp_path: Path, run_async: RunAsync[Any], jobs: list[WindowJob], family: str, context: int
 ) -> None:
     recipe = write_model(family, tmp_path, context)
-    front_end = ask(start_front_end(tmp_path, recipe, **{**ENGINE, "max_num_batched_tokens": 8192}))
-    planned = ask(plan_and_prepare(front_end, recipe, jobs))
+    front_end = run_async(start_front_end(tmp_path, recipe, **{**ENGINE, "max_num_batched_tokens": 8192}))
+    planned = run_async(plan_and_prepare(front_end, recipe, jobs))
     assert all(predicted == counted < context for _, predicted, counted in planned)
     if context == LONG:
         assert [grid.frames for grid, *_ in planned] == [16, 8, 60]
@@ -221,11 +228,11 @@ def test_prompt_of_each_family_has_the_predicted_length_and_fits(
 @pytest.mark.engine
 @pytest.mark.parametrize("family", ["qwen3-vl", "llava-onevision"])
 def test_video_is_fitted_to_what_the_engine_encodes_in_one_step(
-    tmp_path: Path, ask: Ask[Any], jobs: list[WindowJob], family: str
+    tmp_path: Path, run_async: RunAsync[Any], jobs: list[WindowJob], family: str
 ) -> None:
     recipe = write_model(family, tmp_path, LONG)
-    front_end = ask(start_front_end(tmp_path, recipe, **ENGINE))
+    front_end = run_async(start_front_end(tmp_path, recipe, **ENGINE))
     assert front_end.max_video_tokens < LONG
-    planned = ask(plan_and_prepare(front_end, recipe, jobs))
+    planned = run_async(plan_and_prepare(front_end, recipe, jobs))
     text = front_end.text_tokens(front_end.render("What is it?"))
     assert all(counted - text <= front_end.max_video_tokens for *_, counted in planned)

@@ -19,7 +19,7 @@ from caption_assets.sample.world import Scene, random_scene, render
 from caption_assets.video.window import Windowing
 from caption_assets.workers.sandbox import Sandbox, SandboxLimits
 from tests.captioning.window_jobs import video_jobs
-from tests.conftest import Ask, caption_all
+from tests.conftest import RunAsync, caption_all
 from tests.videos import slow_video
 
 pytestmark = pytest.mark.engine
@@ -65,21 +65,21 @@ def encode_scene(shown: Scene, width: int, height: int, *, timestamps: list[int]
 
 
 @pytest.mark.parametrize("turned", [0, 90, 180, 270])
-def test_rotated_clip_is_shown_upright(supervisor: EngineSupervisor, ask: Ask[Any], turned: int) -> None:
+def test_rotated_clip_is_shown_upright(supervisor: EngineSupervisor, run_async: RunAsync[Any], turned: int) -> None:
     shown = [scene(motion, 240, 320) for motion in MOTIONS]
     videos = [encode_scene(one, 240, 320, timestamps=[*range(0, 240, 4)], turned=turned) for one in shown]
     jobs = [job for data in videos for job in video_jobs(data)]
     assert {(job.window.width, job.window.height) for job in jobs} == {(240, 320)}
-    results = ask(caption_all(supervisor, Recipe(), jobs, stages=(STAGE1,)))
+    results = run_async(caption_all(supervisor, Recipe(), jobs, stages=(STAGE1,)))
     assert [done.row(STAGE1).caption for done in results] == [one.stage1 for one in shown]
 
 
-def test_clip_of_variable_frame_rate_is_sampled_by_time(supervisor: EngineSupervisor, ask: Ask[Any]) -> None:
+def test_clip_of_variable_frame_rate_is_sampled_by_time(supervisor: EngineSupervisor, run_async: RunAsync[Any]) -> None:
     """Two thirds of the frames fall into the first tenth of the time."""
     timestamps = [*range(40), *range(40, 400, 18)]
     shown = [scene(motion, 320, 240, skip=1) for motion in MOTIONS]
     jobs = [job for one in shown for job in video_jobs(encode_scene(one, 320, 240, timestamps=timestamps))]
-    results = ask(caption_all(supervisor, Recipe(), jobs))
+    results = run_async(caption_all(supervisor, Recipe(), jobs))
     assert [done.row(STAGE1).caption for done in results] == [one.stage1 for one in shown]
     for done in results:
         indices = done.row(STAGE1).frame_indices
@@ -88,22 +88,26 @@ def test_clip_of_variable_frame_rate_is_sampled_by_time(supervisor: EngineSuperv
         assert max(steps) - min(steps) <= 2 * 18
 
 
-def test_each_window_of_a_changing_clip_has_its_own_caption(supervisor: EngineSupervisor, ask: Ask[Any]) -> None:
+def test_each_window_of_a_changing_clip_has_its_own_caption(
+    supervisor: EngineSupervisor, run_async: RunAsync[Any]
+) -> None:
     scenes = [scene(motion, 320, 240, skip=2) for motion in MOTIONS]
     times = [number / (FRAMES - 1) for number in range(FRAMES)]
     rng = np.random.default_rng(0)
     pictures = [picture for one in scenes for picture in render(one, 320, 240, times, rng)]
     data = encode_frames(pictures, 320, 240, 24, "h264", 20)
-    results = ask(caption_all(supervisor, Recipe(), video_jobs(data, Windowing(FRAMES, FRAMES))))
+    results = run_async(caption_all(supervisor, Recipe(), video_jobs(data, Windowing(FRAMES, FRAMES))))
     assert [done.row(STAGE1).caption for done in results] == [one.stage1 for one in scenes]
     assert [done.row(STAGE2).caption for done in results] == [one.stage2 for one in scenes]
 
 
-def test_clip_that_exceeds_the_decode_timeout_fails_alone(supervisor: EngineSupervisor, ask: Ask[Any]) -> None:
+def test_clip_that_exceeds_the_decode_timeout_fails_alone(
+    supervisor: EngineSupervisor, run_async: RunAsync[Any]
+) -> None:
     shown = scene("moves left", 320, 240)
     good = video_jobs(encode_scene(shown, 320, 240, timestamps=[*range(0, 240, 4)]))
     slow = video_jobs(slow_video())
     with Sandbox(SandboxLimits(seconds=3)) as sandbox:
-        results = ask(caption_all(supervisor, Recipe(), [*slow, *good], sandbox=sandbox))
+        results = run_async(caption_all(supervisor, Recipe(), [*slow, *good], sandbox=sandbox))
     assert [done.row(STAGE1).error_kind for done in results] == ["too_slow", "too_slow", None]
     assert results[-1].row(STAGE1).caption == shown.stage1

@@ -40,7 +40,7 @@ from tests.captioning.fake_engine import FakeEngine
 from tests.captioning.harness import Harness
 from tests.captioning.run_events import RunEvents
 from tests.captioning.test_earlier_root import FIXTURE, RECIPE, SHARD
-from tests.conftest import SANDBOX, Ask
+from tests.conftest import SANDBOX, RunAsync
 
 TEXTS = Path(__file__).parents[2] / "benchmarks" / "texts"
 RULES = Path(__file__).parents[1] / "fixtures" / "quality_rules.json"
@@ -149,12 +149,12 @@ def test_version_of_the_rules_changes_the_code_version_and_no_fingerprint(root: 
 
 @pytest.mark.engine
 def test_only_captions_whose_flags_call_for_it_are_regenerated(
-    root: Root, supervisor: EngineSupervisor, ask: Ask[None]
+    root: Root, supervisor: EngineSupervisor, run_async: RunAsync[None]
 ) -> None:
     stored = read_captions(root, STAGE2.name, SHARD)
     store_caption(root, STAGE2, 1, REFUSAL)
     events = RunEvents()
-    ask(caption_shards(supervisor, SANDBOX, job(root), [SHARD], [events]))
+    run_async(caption_shards(supervisor, SANDBOX, job(root), [SHARD], [events]))
     published = events.tables[SHARD][STAGE2.name]
     assert [row.key for row in published.fresh] == [stored[1].key]
     assert [row.caption for row in published.rows] == [row.caption for row in stored]
@@ -163,11 +163,11 @@ def test_only_captions_whose_flags_call_for_it_are_regenerated(
 
 @pytest.mark.engine
 def test_earlier_caption_stays_where_the_new_one_is_no_better(
-    root: Root, supervisor: EngineSupervisor, ask: Ask[None]
+    root: Root, supervisor: EngineSupervisor, run_async: RunAsync[None]
 ) -> None:
     store_caption(root, STAGE2, 1, LONG_WITH_BOILERPLATE)
     events = RunEvents()
-    ask(caption_shards(supervisor, SANDBOX, job(root), [SHARD], [events]))
+    run_async(caption_shards(supervisor, SANDBOX, job(root), [SHARD], [events]))
     published = events.tables[SHARD][STAGE2.name]
     assert (published.reused, [row.caption for row in published.fresh]) == (4, [LONG_WITH_BOILERPLATE])
     assert published.rows[1].flags == ("boilerplate",)

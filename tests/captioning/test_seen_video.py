@@ -20,7 +20,7 @@ from caption_assets.models.variants import find_variant
 from caption_assets.video.decode import Frames
 from tests.captioning.families import FAMILIES
 from tests.captioning.front_end import build_front_end
-from tests.conftest import Ask
+from tests.conftest import RunAsync
 
 pytestmark = pytest.mark.engine
 
@@ -43,36 +43,36 @@ def frames(height: int, width: int, count: int = SENT) -> Frames:
     return Frames(pixels, tuple(range(0, 3 * count, 3)), 2.0)
 
 
-def seen(ask: Ask[Any], engine: CaptionEngine, sent: Frames) -> SeenVideo:
+def seen(run_async: RunAsync[Any], engine: CaptionEngine, sent: Frames) -> SeenVideo:
     """The video of a request as the engine reads it from its processor."""
     request = Request(uuid4().hex, sent, engine.render("What is it?"), SamplingParams(), stage=1)
-    ask(engine._prepare(request, with_pixels=True))
+    run_async(engine._prepare(request, with_pixels=True))
     return engine._seen.of(request.video_id)
 
 
 EVERY = tuple(range(SENT))
 
 
-def test_video_is_read_with_a_processor_cache_in_shared_memory(ask: Ask[Any], model_folder: Path) -> None:
-    engine = ask(build_front_end(model_folder, Recipe(), mm_processor_cache_type="shm"))
+def test_video_is_read_with_a_processor_cache_in_shared_memory(run_async: RunAsync[Any], model_folder: Path) -> None:
+    engine = run_async(build_front_end(model_folder, Recipe(), mm_processor_cache_type="shm"))
     for _ in range(2):
-        assert seen(ask, engine, frames(84, 112)) == SeenVideo(EVERY, 84, 112)
+        assert seen(run_async, engine, frames(84, 112)) == SeenVideo(EVERY, 84, 112)
 
 
-def test_frames_of_the_final_size_are_not_resized(ask: Ask[Any], model_folder: Path) -> None:
-    engine = ask(build_front_end(model_folder, Recipe()))
-    assert seen(ask, engine, frames(84, 112)) == SeenVideo(EVERY, 84, 112)
+def test_frames_of_the_final_size_are_not_resized(run_async: RunAsync[Any], model_folder: Path) -> None:
+    engine = run_async(build_front_end(model_folder, Recipe()))
+    assert seen(run_async, engine, frames(84, 112)) == SeenVideo(EVERY, 84, 112)
 
 
-def test_frames_resized_by_the_processor_have_its_size(ask: Ask[Any], model_folder: Path) -> None:
-    engine = ask(build_front_end(model_folder, LONG, processor_resizes=True))
-    found = seen(ask, engine, frames(60, 90))
+def test_frames_resized_by_the_processor_have_its_size(run_async: RunAsync[Any], model_folder: Path) -> None:
+    engine = run_async(build_front_end(model_folder, LONG, processor_resizes=True))
+    found = seen(run_async, engine, frames(60, 90))
     assert found.positions == EVERY
     assert found.height
     assert found.width
     assert found.height % 28 == found.width % 28 == 0
     assert (found.height, found.width) != (60, 90)
-    prepared = ask(engine._process(frames(60, 90)))
+    prepared = run_async(engine._process(frames(60, 90)))
     assert prepared["video_grid_thw"].tolist() == [SENT // 2, found.height // 14, found.width // 14]
 
 
@@ -85,17 +85,19 @@ def test_frames_resized_by_the_processor_have_its_size(ask: Ask[Any], model_fold
     ],
 )
 def test_frames_dropped_by_the_processor_are_not_seen(
-    ask: Ask[Any], model_folder: Path, tmp_path: Path, processor: dict[str, Any], kept: tuple[int, ...]
+    run_async: RunAsync[Any], model_folder: Path, tmp_path: Path, processor: dict[str, Any], kept: tuple[int, ...]
 ) -> None:
-    engine = ask(build_front_end(changed(model_folder, tmp_path / "model", **processor), LONG, processor_resizes=True))
+    engine = run_async(
+        build_front_end(changed(model_folder, tmp_path / "model", **processor), LONG, processor_resizes=True)
+    )
     for _ in range(2):  # detected once for all videos of a shape and rate
-        assert seen(ask, engine, frames(56, 84)).positions == kept
+        assert seen(run_async, engine, frames(56, 84)).positions == kept
 
 
-def test_frames_of_a_long_video_are_distinguished(ask: Ask[Any], model_folder: Path, tmp_path: Path) -> None:
+def test_frames_of_a_long_video_are_distinguished(run_async: RunAsync[Any], model_folder: Path, tmp_path: Path) -> None:
     folder = changed(model_folder, tmp_path / "model", do_sample_frames=True, num_frames=60)
-    engine = ask(build_front_end(folder, LONG, processor_resizes=True))
-    kept = seen(ask, engine, frames(28, 28, count=600)).positions
+    engine = run_async(build_front_end(folder, LONG, processor_resizes=True))
+    kept = seen(run_async, engine, frames(28, 28, count=600)).positions
     assert kept is not None
     assert kept == tuple(range(0, 600, 10))
 
@@ -119,7 +121,7 @@ AS_SENT = (EVERY, (224, 448))
     ],
 )
 def test_processor_of_each_family_is_read(
-    ask: Ask[Any],
+    run_async: RunAsync[Any],
     tmp_path: Path,
     family: str,
     processor: dict[str, Any],
@@ -128,12 +130,12 @@ def test_processor_of_each_family_is_read(
 ) -> None:
     FAMILIES[family](tmp_path / "made", 8192)
     folder = changed(tmp_path / "made", tmp_path / "model", **processor)
-    engine = ask(build_front_end(folder, Recipe(find_variant(str(folder), "1"))))
+    engine = run_async(build_front_end(folder, Recipe(find_variant(str(folder), "1"))))
     sent = frames(*(100, 200) if size is None else (224, 448))
-    found = seen(ask, engine, sent)
+    found = seen(run_async, engine, sent)
     assert found.positions == kept
     if size is None:  # the processor chooses it
-        _, high, wide = ask(engine._process(sent))["video_grid_thw"].flatten().tolist()[-3:]
+        _, high, wide = run_async(engine._process(sent))["video_grid_thw"].flatten().tolist()[-3:]
         size = high * 14, wide * 14
         assert size != (100, 200)
     assert (found.height, found.width) == size

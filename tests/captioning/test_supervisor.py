@@ -65,7 +65,7 @@ class Engines:
             self.running -= 1
 
 
-async def ask_all(supervisor: EngineSupervisor, windows: int) -> list[Any]:
+async def request_all(supervisor: EngineSupervisor, windows: int) -> list[Any]:
     async def one(number: int) -> Completion:
         return await supervisor.complete(Request(str(number), NO_FRAMES, "", SamplingParams(), stage=1))
 
@@ -83,7 +83,7 @@ def test_supervisor_finds_each_poison_window_within_three_crashes_and_answers_al
 
     async def run() -> tuple[list[Any], int]:
         async with EngineSupervisor(engines.start, max_restarts=99) as supervisor:
-            return await ask_all(supervisor, windows), supervisor.crashes
+            return await request_all(supervisor, windows), supervisor.crashes
 
     outcomes, crashes = asyncio.run(run())
     for number, outcome in enumerate(outcomes):
@@ -101,7 +101,7 @@ def test_crashes_beyond_the_limit_fail_pending_and_later_requests() -> None:
 
     async def run() -> tuple[list[Any], list[Any]]:
         async with EngineSupervisor(engines.start, max_restarts=1) as supervisor:
-            return await ask_all(supervisor, 9), await ask_all(supervisor, 1)
+            return await request_all(supervisor, 9), await request_all(supervisor, 1)
 
     outcomes, later = asyncio.run(run())
     assert any(isinstance(outcome, EngineError) for outcome in outcomes)
@@ -116,7 +116,7 @@ def test_failed_restart_of_the_engine_fails_all_requests() -> None:
 
     async def run() -> list[Any]:
         async with EngineSupervisor(engines.start) as supervisor:
-            return await asyncio.wait_for(ask_all(supervisor, 3), 5)
+            return await asyncio.wait_for(request_all(supervisor, 3), 5)
 
     outcomes = asyncio.run(run())
     assert {str(outcome) for outcome in outcomes} == {"scripted start failure"}
@@ -128,7 +128,7 @@ def test_no_window_is_poison_if_the_engine_crashes_on_every_request(windows: int
 
     async def run() -> list[Any]:
         async with EngineSupervisor(engines.start) as supervisor:
-            return await ask_all(supervisor, windows)
+            return await request_all(supervisor, windows)
 
     for outcome in asyncio.run(run()):
         assert isinstance(outcome, EngineError)
@@ -140,9 +140,9 @@ def test_no_window_is_poison_if_the_engine_begins_to_crash_on_every_request() ->
 
     async def run() -> list[Any]:
         async with EngineSupervisor(engines.start) as supervisor:
-            before = await ask_all(supervisor, 5)
+            before = await request_all(supervisor, 5)
             engines.poison.update(map(str, range(10)))
-            return before + await ask_all(supervisor, 2)
+            return before + await request_all(supervisor, 2)
 
     *before, one, two = asyncio.run(run())
     assert all(isinstance(outcome, Completion) for outcome in before)
@@ -156,7 +156,7 @@ def test_failed_callback_does_not_end_the_run() -> None:
 
     async def run() -> list[Any]:
         async with EngineSupervisor(Engines({"0"}).start, on_crash=failing) as supervisor:
-            return await ask_all(supervisor, 2)
+            return await request_all(supervisor, 2)
 
     poison, other = asyncio.run(run())
     assert isinstance(poison, PoisonWindow)
@@ -168,7 +168,7 @@ def test_each_crash_is_reported() -> None:
 
     async def run() -> None:
         async with EngineSupervisor(Engines({"0"}).start, on_crash=reasons.append) as supervisor:
-            await ask_all(supervisor, 2)
+            await request_all(supervisor, 2)
 
     asyncio.run(run())
     assert reasons == ["scripted"] * 3  # once with others, twice alone: the first crash may have another cause
@@ -180,8 +180,8 @@ def test_crash_limit_grows_with_the_number_of_answers(answers: int, expected: ty
 
     async def run() -> list[Any]:
         async with EngineSupervisor(engines.start, max_restarts=3) as supervisor:
-            answered = await ask_all(supervisor, answers)
-            return [*answered, await ask_one(supervisor, -1), await ask_one(supervisor, -2)]
+            answered = await request_all(supervisor, answers)
+            return [*answered, await request_one(supervisor, -1), await request_one(supervisor, -2)]
 
     *answered, first, second = asyncio.run(run())
     assert all(isinstance(outcome, Completion) for outcome in answered)
@@ -193,14 +193,14 @@ def test_crash_limit_grows_with_answers_on_retry() -> None:
 
     async def run() -> tuple[list[Any], Any]:
         async with EngineSupervisor(engines.start, max_restarts=3) as supervisor:
-            return await ask_all(supervisor, ANSWERS_PER_LIMIT + 1), await ask_one(supervisor, -1)
+            return await request_all(supervisor, ANSWERS_PER_LIMIT + 1), await request_one(supervisor, -1)
 
     [first, *retried], second = asyncio.run(run())
     assert all(isinstance(outcome, Completion) for outcome in retried)
     assert (type(first), type(second)) == (PoisonWindow, PoisonWindow)
 
 
-async def ask_one(supervisor: EngineSupervisor, number: int) -> Any:
+async def request_one(supervisor: EngineSupervisor, number: int) -> Any:
     request = Request(str(number), NO_FRAMES, "", SamplingParams(), stage=1)
     [outcome] = await asyncio.gather(supervisor.complete(request), return_exceptions=True)
     return outcome

@@ -32,7 +32,7 @@ from caption_assets.store.tables import CaptionRow, Status
 from caption_assets.video.decode import Frames
 from caption_assets.video.window import Windowing
 from tests.captioning.window_jobs import video_jobs
-from tests.conftest import SANDBOX, Ask, Truth, caption_all
+from tests.conftest import SANDBOX, RunAsync, Truth, caption_all
 from tests.videos import decode
 
 pytestmark = pytest.mark.engine
@@ -49,9 +49,9 @@ def shard_jobs(data: Path, shard: str) -> list[WindowJob]:
 
 
 @pytest.fixture(scope="module")
-def captioned(supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path) -> dict[str, list[WindowJob]]:
+def captioned(supervisor: EngineSupervisor, run_async: RunAsync[Any], sample_data: Path) -> dict[str, list[WindowJob]]:
     """The finished jobs of both sample shards."""
-    return {shard: ask(caption_all(supervisor, RECIPE, shard_jobs(sample_data, shard))) for shard in SHARDS}
+    return {shard: run_async(caption_all(supervisor, RECIPE, shard_jobs(sample_data, shard))) for shard in SHARDS}
 
 
 @pytest.mark.parametrize("shard", SHARDS)
@@ -116,19 +116,19 @@ def test_stage_2_takes_whole_blocks_of_the_video_from_the_prefix_cache(
 
 
 def test_video_is_encoded_once_for_both_stages(
-    engine: CaptionEngine, supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path
+    engine: CaptionEngine, supervisor: EngineSupervisor, run_async: RunAsync[Any], sample_data: Path
 ) -> None:
     """The videos are large: between the two stages of one, more tokens of others are encoded than one step has."""
     pixels = PixelLimits(min_pixels=64 * 28**2, max_pixels=72 * 28**2, total_pixels=800 * 28**2)
     recipe = Recipe(replace(RECIPE.variant, pixels=pixels))
     jobs = [*shard_jobs(sample_data, "sample-folder"), *shard_jobs(sample_data, "sample-tar")] * 2
     fresh = [replace(job, window=replace(job.window, window_id=uuid4().hex)) for job in jobs]
-    ask(encodings(engine))
+    run_async(encodings(engine))
 
-    done = ask(caption_all(supervisor, recipe, fresh))
+    done = run_async(caption_all(supervisor, recipe, fresh))
 
     captioned = [each for each in done if each.row(STAGE2).status is Status.OK]
-    assert ask(encodings(engine)) == len(captioned) > 40
+    assert run_async(encodings(engine)) == len(captioned) > 40
 
 
 async def encodings(engine: CaptionEngine) -> int:
@@ -138,20 +138,24 @@ async def encodings(engine: CaptionEngine) -> int:
 
 
 def test_stage_2_alone_equals_the_joint_run(
-    supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path, captioned: dict[str, list[WindowJob]]
+    supervisor: EngineSupervisor, run_async: RunAsync[Any], sample_data: Path, captioned: dict[str, list[WindowJob]]
 ) -> None:
     joint = captioned["sample-folder"]
     jobs = [
         replace(job, rows={STAGE1.name: done.rows[STAGE1.name]})
         for job, done in zip(shard_jobs(sample_data, "sample-folder"), joint, strict=True)
     ]
-    alone = ask(caption_all(supervisor, RECIPE, jobs))
+    alone = run_async(caption_all(supervisor, RECIPE, jobs))
     assert [text(done.row(STAGE2)) for done in alone] == [text(done.row(STAGE2)) for done in joint]
     assert [done.row(STAGE1) for done in alone] == [done.row(STAGE1) for done in joint]
 
 
 def test_stage_2_repeats_the_stage_1_caption_of_its_own_window(
-    supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path, captioned: dict[str, list[WindowJob]], truth: Truth
+    supervisor: EngineSupervisor,
+    run_async: RunAsync[Any],
+    sample_data: Path,
+    captioned: dict[str, list[WindowJob]],
+    truth: Truth,
 ) -> None:
     """Each window has another false stage-1 caption, which shows a mix-up of windows."""
     joint = captioned["sample-tar"]
@@ -163,7 +167,7 @@ def test_stage_2_repeats_the_stage_1_caption_of_its_own_window(
         first = done.rows[STAGE1.name]
         rows = {STAGE1.name: replace(first, row=replace(first.row, caption=false))} if first.row.caption else {}
         jobs.append(replace(job, rows=rows))
-    finished = ask(caption_all(supervisor, RECIPE, jobs))
+    finished = run_async(caption_all(supervisor, RECIPE, jobs))
     for done, false in zip(finished, false_captions, strict=True):
         if done.row(STAGE1).status is Status.FAILED:
             continue
@@ -209,21 +213,23 @@ class RefusingSupervisor(EngineSupervisor):
         return await self._supervisor.complete(request)
 
 
-def test_failed_request_is_retried_unchanged(supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path) -> None:
+def test_failed_request_is_retried_unchanged(
+    supervisor: EngineSupervisor, run_async: RunAsync[Any], sample_data: Path
+) -> None:
     refusing = RefusingSupervisor(supervisor, first_requests=1)
-    [done] = ask(caption_all(refusing, RECIPE, [first_job(sample_data)]))
+    [done] = run_async(caption_all(refusing, RECIPE, [first_job(sample_data)]))
     assert done.row(STAGE1).status is Status.OK
     assert (done.row(STAGE1).attempts, done.row(STAGE1).reductions) == (2, ())
     assert refusing.requests[0].frames is refusing.requests[1].frames
 
 
 def test_second_retry_has_half_the_frames_in_both_stages(
-    supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path
+    supervisor: EngineSupervisor, run_async: RunAsync[Any], sample_data: Path
 ) -> None:
     job = max(shard_jobs(sample_data, "sample-folder"), key=lambda job: job.window.end_seconds or 0)
-    [whole] = ask(caption_all(supervisor, RECIPE, [job]))
+    [whole] = run_async(caption_all(supervisor, RECIPE, [job]))
     count = len(whole.row(STAGE1).frame_indices)
-    [done] = ask(caption_all(RefusingSupervisor(supervisor, frames=count - 1), RECIPE, [job]))
+    [done] = run_async(caption_all(RefusingSupervisor(supervisor, frames=count - 1), RECIPE, [job]))
     assert done.row(STAGE1).status is Status.OK
     assert (done.row(STAGE1).attempts, "fewer_frames" in done.row(STAGE1).reductions) == (3, True)
     assert len(done.row(STAGE1).frame_indices) == count // 2 // 2 * 2
@@ -234,22 +240,24 @@ def test_second_retry_has_half_the_frames_in_both_stages(
     assert done.row(STAGE2).attempts == 1
 
 
-def test_last_retry_has_smaller_frames(supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path) -> None:
+def test_last_retry_has_smaller_frames(
+    supervisor: EngineSupervisor, run_async: RunAsync[Any], sample_data: Path
+) -> None:
     job = first_job(sample_data)
     limits = replace(RECIPE.variant.pixels, min_pixels=4 * 28 * 28)
     recipe = replace(RECIPE, variant=replace(RECIPE.variant, pixels=limits))
-    [whole] = ask(caption_all(supervisor, recipe, [job]))
+    [whole] = run_async(caption_all(supervisor, recipe, [job]))
     area = whole.row(STAGE1).frame_height * whole.row(STAGE1).frame_width
-    [done] = ask(caption_all(RefusingSupervisor(supervisor, pixels=area - 1), recipe, [job]))
+    [done] = run_async(caption_all(RefusingSupervisor(supervisor, pixels=area - 1), recipe, [job]))
     assert done.row(STAGE1).frame_height * done.row(STAGE1).frame_width < area
     assert (done.row(STAGE1).attempts, done.row(STAGE1).status) == (4, Status.OK)
     assert set(done.row(STAGE1).reductions) >= {"fewer_frames", "smaller_frames"}
 
 
 def test_window_that_fails_every_retry_has_a_row_with_the_error_of_the_engine(
-    supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path
+    supervisor: EngineSupervisor, run_async: RunAsync[Any], sample_data: Path
 ) -> None:
-    [done] = ask(caption_all(RefusingSupervisor(supervisor, frames=0), RECIPE, [first_job(sample_data)]))
+    [done] = run_async(caption_all(RefusingSupervisor(supervisor, frames=0), RECIPE, [first_job(sample_data)]))
     assert (done.row(STAGE1).status, done.row(STAGE1).error_kind, done.row(STAGE1).attempts) == (
         Status.FAILED,
         "refused",
@@ -260,7 +268,7 @@ def test_window_that_fails_every_retry_has_a_row_with_the_error_of_the_engine(
 
 
 def test_failed_stage_2_keeps_the_stage_1_caption(
-    supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path
+    supervisor: EngineSupervisor, run_async: RunAsync[Any], sample_data: Path
 ) -> None:
     class SupervisorRefusingStage2(RefusingSupervisor):
         async def complete(self, request: Request) -> Completion:
@@ -268,16 +276,16 @@ def test_failed_stage_2_keeps_the_stage_1_caption(
                 raise RequestFailed("refused", "no second stage")
             return await super().complete(request)
 
-    [done] = ask(caption_all(SupervisorRefusingStage2(supervisor), RECIPE, [first_job(sample_data)]))
+    [done] = run_async(caption_all(SupervisorRefusingStage2(supervisor), RECIPE, [first_job(sample_data)]))
     assert done.row(STAGE1).status is Status.OK
     assert (done.row(STAGE2).status, done.row(STAGE2).error) == (Status.FAILED, "no second stage")
 
 
 def test_empty_answer_is_retried_then_fails_both_stages(
-    supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path
+    supervisor: EngineSupervisor, run_async: RunAsync[Any], sample_data: Path
 ) -> None:
     """The prompt ends with the whole answer, so that the model only ends it."""
-    [right] = ask(caption_all(supervisor, RECIPE, [first_job(sample_data)], stages=(STAGE1,)))
+    [right] = run_async(caption_all(supervisor, RECIPE, [first_job(sample_data)], stages=(STAGE1,)))
 
     class AnsweringSupervisor(RefusingSupervisor):
         async def complete(self, request: Request) -> Completion:
@@ -285,7 +293,7 @@ def test_empty_answer_is_retried_then_fails_both_stages(
 
     answering = AnsweringSupervisor(supervisor)
     deterministic = replace(RECIPE, generation=DETERMINISTIC, regenerations=1)
-    [done] = ask(caption_all(answering, deterministic, [first_job(sample_data)]))
+    [done] = run_async(caption_all(answering, deterministic, [first_job(sample_data)]))
     assert (done.row(STAGE1).status, done.row(STAGE1).error_kind, done.row(STAGE1).caption) == (
         Status.FAILED,
         "empty_answer",
@@ -296,24 +304,24 @@ def test_empty_answer_is_retried_then_fails_both_stages(
 
 
 def test_prompt_without_room_for_the_video_fails_the_row(
-    supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path
+    supervisor: EngineSupervisor, run_async: RunAsync[Any], sample_data: Path
 ) -> None:
     recipe = replace(RECIPE, prompt=replace(RECIPE.prompt, stage1="word " * 3000))
-    [done] = ask(caption_all(supervisor, recipe, [first_job(sample_data)]))
+    [done] = run_async(caption_all(supervisor, recipe, [first_job(sample_data)]))
     assert (done.row(STAGE1).error_kind, done.row(STAGE1).attempts) == ("too_long", 1)
     assert "shorten the prompt" in done.row(STAGE1).error
 
 
 def test_output_limit_without_room_for_the_video_is_named_with_a_lower_one(
-    supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path
+    supervisor: EngineSupervisor, run_async: RunAsync[Any], sample_data: Path
 ) -> None:
     context = supervisor.engine.context
     recipe = replace(RECIPE, generation=SamplingParams(max_output_tokens=context - 50))
-    [done] = ask(caption_all(supervisor, recipe, [first_job(sample_data)]))
+    [done] = run_async(caption_all(supervisor, recipe, [first_job(sample_data)]))
     assert done.row(STAGE1).error_kind == "too_long"
     [limit] = re.findall(r"CAPTION_MAX_OUTPUT_TOKENS keeps .* lower it to (\d+) or less", done.row(STAGE1).error)
     recipe = replace(RECIPE, generation=SamplingParams(max_output_tokens=int(limit)))
-    [done] = ask(caption_all(supervisor, recipe, [first_job(sample_data)], stages=(STAGE1,)))
+    [done] = run_async(caption_all(supervisor, recipe, [first_job(sample_data)], stages=(STAGE1,)))
     assert (done.row(STAGE1).status, done.row(STAGE1).frame_indices[1:]) == (
         Status.OK,
         done.row(STAGE1).frame_indices[-1:],
@@ -321,26 +329,28 @@ def test_output_limit_without_room_for_the_video_is_named_with_a_lower_one(
 
 
 def test_room_for_the_video_is_computed_for_each_stage(
-    supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path
+    supervisor: EngineSupervisor, run_async: RunAsync[Any], sample_data: Path
 ) -> None:
     """Twice the output limit beside the prompt would leave too little room for the whole video."""
     job = max(shard_jobs(sample_data, "sample-folder"), key=lambda job: job.window.end_seconds or 0)
-    [whole] = ask(caption_all(supervisor, RECIPE, [job]))
+    [whole] = run_async(caption_all(supervisor, RECIPE, [job]))
     limit = supervisor.engine.context - whole.row(STAGE2).prompt_tokens
     recipe = replace(RECIPE, generation=replace(RECIPE.generation, max_output_tokens=limit))
-    [done] = ask(caption_all(supervisor, recipe, [job]))
+    [done] = run_async(caption_all(supervisor, recipe, [job]))
     assert done.row(STAGE1).frame_indices == done.row(STAGE2).frame_indices == whole.row(STAGE1).frame_indices
     assert done.row(STAGE2).cached_tokens > 0
     recipe = replace(RECIPE, generation=replace(RECIPE.generation, max_output_tokens=limit + 8))
-    [done] = ask(caption_all(supervisor, recipe, [job]))
+    [done] = run_async(caption_all(supervisor, recipe, [job]))
     assert done.row(STAGE1).frame_indices == whole.row(STAGE1).frame_indices
     assert done.row(STAGE2).reductions != whole.row(STAGE2).reductions
     assert done.row(STAGE2).prompt_tokens + limit + 8 <= supervisor.engine.context
 
 
-def test_long_prompt_reduces_the_video(supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path) -> None:
+def test_long_prompt_reduces_the_video(
+    supervisor: EngineSupervisor, run_async: RunAsync[Any], sample_data: Path
+) -> None:
     job = max(shard_jobs(sample_data, "sample-folder"), key=lambda job: job.window.end_seconds or 0)
-    [whole] = ask(caption_all(supervisor, RECIPE, [job], stages=(STAGE1,)))
+    [whole] = run_async(caption_all(supervisor, RECIPE, [job], stages=(STAGE1,)))
     room = 50
     target = supervisor.engine.context - 64 - room
     words = next(
@@ -351,7 +361,7 @@ def test_long_prompt_reduces_the_video(supervisor: EngineSupervisor, ask: Ask[An
     recipe = replace(
         RECIPE, prompt=replace(RECIPE.prompt, stage1="word " * words), generation=SamplingParams(max_output_tokens=64)
     )
-    [done] = ask(caption_all(supervisor, recipe, [job], stages=(STAGE1,)))
+    [done] = run_async(caption_all(supervisor, recipe, [job], stages=(STAGE1,)))
     assert done.row(STAGE1).status is Status.OK
     assert done.row(STAGE1).attempts <= 2  # the second is a regeneration
     assert done.row(STAGE1).reductions
@@ -360,25 +370,25 @@ def test_long_prompt_reduces_the_video(supervisor: EngineSupervisor, ask: Ask[An
 
 
 def test_flagged_caption_is_regenerated_and_the_best_attempt_is_kept(
-    supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path
+    supervisor: EngineSupervisor, run_async: RunAsync[Any], sample_data: Path
 ) -> None:
     """The answer of three tokens is cut off, and the second attempt has twice the output limit."""
     short = replace(RECIPE, generation=replace(RECIPE.generation, max_output_tokens=3), regenerations=3)
     recording = RefusingSupervisor(supervisor)
-    [done] = ask(caption_all(recording, short, [first_job(sample_data)], stages=(STAGE1,)))
+    [done] = run_async(caption_all(recording, short, [first_job(sample_data)], stages=(STAGE1,)))
     assert [request.generation.max_output_tokens for request in recording.requests][:2] == [3, 6]
     assert (recording.requests[1].generation.temperature or 0) >= 0.7  # the caption was also too short
     assert done.row(STAGE1).flags == ("cut_off",)
     assert done.row(STAGE1).sampling["max_output_tokens"] == 6
     assert done.row(STAGE1).attempts == len(recording.requests) <= 4  # the limit is doubled once
     once = replace(short, regenerations=0)
-    [done] = ask(caption_all(supervisor, once, [first_job(sample_data)], stages=(STAGE1,)))
+    [done] = run_async(caption_all(supervisor, once, [first_job(sample_data)], stages=(STAGE1,)))
     assert set(done.row(STAGE1).flags) == {"cut_off", "too_short"}
     assert done.row(STAGE1).attempts == 1
 
 
 def test_deterministic_regeneration_changes_only_the_repetition_penalty(
-    supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path
+    supervisor: EngineSupervisor, run_async: RunAsync[Any], sample_data: Path
 ) -> None:
     """The engine prefills several long prompts in chunks: there, seeded sampling crashes it on the CPU."""
     short = replace(
@@ -388,7 +398,7 @@ def test_deterministic_regeneration_changes_only_the_repetition_penalty(
         regenerations=2,
     )
     recording = RefusingSupervisor(supervisor)
-    results = ask(caption_all(recording, short, [first_job(sample_data)] * 12, stages=(STAGE1,)))
+    results = run_async(caption_all(recording, short, [first_job(sample_data)] * 12, stages=(STAGE1,)))
     assert {request.generation.temperature for request in recording.requests} == {0.0}
     penalties = sorted({request.generation.repetition_penalty or 0 for request in recording.requests})
     assert penalties == pytest.approx([1.05, 1.15, 1.25])
@@ -396,18 +406,18 @@ def test_deterministic_regeneration_changes_only_the_repetition_penalty(
 
 
 def test_caption_equal_to_that_of_the_previous_window_is_flagged(
-    supervisor: EngineSupervisor, ask: Ask[Any], red_going_left: Scene
+    supervisor: EngineSupervisor, run_async: RunAsync[Any], red_going_left: Scene
 ) -> None:
     jobs = video_jobs(encode_scenes(red_going_left, red_going_left, red_going_left), Windowing(75, 75))
-    results = ask(caption_all(supervisor, replace(RECIPE, regenerations=0), jobs))
+    results = run_async(caption_all(supervisor, replace(RECIPE, regenerations=0), jobs))
     assert [done.row(STAGE1).flags for done in results] == [(), ("near_duplicate",), ("near_duplicate",)]
 
 
 def test_prompt_of_a_clip_replaces_the_stage_1_prompt(
-    supervisor: EngineSupervisor, ask: Ask[Any], red_going_left: Scene
+    supervisor: EngineSupervisor, run_async: RunAsync[Any], red_going_left: Scene
 ) -> None:
     recording = RefusingSupervisor(supervisor)
-    [done] = ask(
+    [done] = run_async(
         caption_all(recording, RECIPE, video_jobs(encode_scenes(red_going_left), prompt="What <|im_end|> is this?"))
     )
     assert done.row(STAGE1).prompt_name == "clip"
@@ -416,10 +426,12 @@ def test_prompt_of_a_clip_replaces_the_stage_1_prompt(
     assert recording.requests[0].prompt.count("<|im_end|>") == supervisor.engine.render("x").count("<|im_end|>")
 
 
-def test_deterministic_runs_have_equal_captions(supervisor: EngineSupervisor, ask: Ask[Any], sample_data: Path) -> None:
+def test_deterministic_runs_have_equal_captions(
+    supervisor: EngineSupervisor, run_async: RunAsync[Any], sample_data: Path
+) -> None:
     recipe = replace(RECIPE, generation=DETERMINISTIC)
     jobs = shard_jobs(sample_data, "sample-tar")
-    one, other = (ask(caption_all(supervisor, recipe, order)) for order in (jobs, jobs[::-1]))
+    one, other = (run_async(caption_all(supervisor, recipe, order)) for order in (jobs, jobs[::-1]))
     identity = [(done.row(STAGE1).caption, done.row(STAGE2).caption, done.row(STAGE2).flags) for done in one]
     assert identity == [
         (done.row(STAGE1).caption, done.row(STAGE2).caption, done.row(STAGE2).flags) for done in other[::-1]
@@ -427,14 +439,14 @@ def test_deterministic_runs_have_equal_captions(supervisor: EngineSupervisor, as
 
 
 def test_video_evicted_from_the_cache_is_sent_again_and_counted(
-    engine: CaptionEngine, ask: Ask[Any], frames: Frames
+    engine: CaptionEngine, run_async: RunAsync[Any], frames: Frames
 ) -> None:
     prompt = engine.render(RECIPE.prompt.stage1)
     before = engine.resent
     request = Request(uuid4().hex, frames, prompt, RECIPE.generation, stage=2, is_cached=True)
-    assert ask(engine.complete(request)).text == "A red circle moves left."
+    assert run_async(engine.complete(request)).text == "A red circle moves left."
     assert engine.resent == before + 1
-    assert ask(engine.complete(request)).text == "A red circle moves left."
+    assert run_async(engine.complete(request)).text == "A red circle moves left."
     assert engine.resent == before + 1
 
 
@@ -463,12 +475,12 @@ def encode_scenes(*scenes: Scene, frames_each: int = 75) -> bytes:
 
 
 @pytest.fixture
-def describe(engine: CaptionEngine, ask: Ask[Any]) -> Callable[[Frames], str]:
+def describe(engine: CaptionEngine, run_async: RunAsync[Any]) -> Callable[[Frames], str]:
     """Caption frames in stage 1, with a unique video id for each call."""
 
     def stage1(frames: Frames) -> str:
         request = Request(uuid4().hex, frames, engine.render(RECIPE.prompt.stage1), RECIPE.generation, stage=1)
-        return str(ask(engine.complete(request)).text)
+        return str(run_async(engine.complete(request)).text)
 
     return stage1
 
