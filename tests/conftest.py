@@ -55,7 +55,7 @@ Truth = dict[str, dict[str, list[list[str]]]]
 """Correct captions by shard and clip: one pair for each window."""
 
 SANDBOX = Sandbox()
-"""One for the session. Its workers start when they are first needed."""
+"""Sandbox of the session. Its workers start when they are first needed."""
 
 # A slow example is not a failure: the machine may be busy.
 hypothesis_settings.register_profile("project", deadline=None, max_examples=100)

@@ -1,4 +1,4 @@
-"""Tests of the reference's class on its own engine, with inputs as NeMo Curator's stages make them."""
+"""Tests of ``QwenVL``, the replacement for NeMo Curator's class, with inputs as NeMo Curator's stages make them."""
 
 from __future__ import annotations
 

@@ -335,7 +335,7 @@ class Moment:
 
     @classmethod
     def at_random(cls, trial: int) -> Moment:
-        """Odd trials stop while captions are made, even ones at any time after the step's start."""
+        """Odd trials stop the run during captioning, even ones at any time after the step's start."""
         return cls(captioning, random.uniform(0, 5)) if trial % 2 else cls(step_started, random.uniform(0, RUN_SECONDS))
 
     def earlier(self) -> Moment:

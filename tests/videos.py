@@ -217,7 +217,7 @@ def _flash(takes: Sequence[bytes]) -> bytes:
 
 
 def _transport_stream(takes: Sequence[bytes]) -> bytes:
-    """A transport stream of takes, with parameter sets before the first frame of each take alone."""
+    """A transport stream of takes, with parameter sets only before the first frame of each take."""
     file = BytesIO()
     with av.open(file, "w", format="mpegts") as output:
         stream: VideoStream | None = None

@@ -1,4 +1,4 @@
-"""Tests of the whole path from file to caption: the sample model's captions are known, on the session's engine."""
+"""Tests of the complete path from file to caption, on the session's engine: sample clips have known captions."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_stage_2_takes_whole_blocks_of_the_video_from_the_prefix_cache(
 def test_video_is_encoded_once_for_both_stages(
     engine: CaptionEngine, supervisor: EngineSupervisor, run_async: RunAsync[Any], sample_data: Path
 ) -> None:
-    """The videos are large: between the two stages of one, more tokens of others are encoded than one step has."""
+    """The videos are large: between a video's stages, more tokens of other videos are encoded than one step has."""
     pixels = PixelLimits(min_pixels=64 * 28**2, max_pixels=72 * 28**2, total_pixels=800 * 28**2)
     recipe = Recipe(replace(RECIPE.variant, pixels=pixels))
     jobs = [*shard_jobs(sample_data, "sample-folder"), *shard_jobs(sample_data, "sample-tar")] * 2
@@ -157,7 +157,7 @@ def test_stage_2_repeats_the_stage_1_caption_of_its_own_window(
     captioned: dict[str, list[WindowJob]],
     truth: Truth,
 ) -> None:
-    """Each window has another false stage-1 caption, which shows a mix-up of windows."""
+    """Each window has a different false stage-1 caption, so that a mix-up of windows is detected."""
     joint = captioned["sample-tar"]
     jobs = []
     false_captions = []
@@ -284,7 +284,7 @@ def test_failed_stage_2_keeps_the_stage_1_caption(
 def test_empty_answer_is_retried_then_fails_both_stages(
     supervisor: EngineSupervisor, run_async: RunAsync[Any], sample_data: Path
 ) -> None:
-    """The prompt ends with the whole answer, so that the model only ends it."""
+    """The prompt ends with the complete answer, so that the model only ends the turn."""
     [right] = run_async(caption_all(supervisor, RECIPE, [first_job(sample_data)], stages=(STAGE1,)))
 
     class AnsweringSupervisor(RefusingSupervisor):
@@ -331,7 +331,7 @@ def test_output_limit_without_room_for_the_video_is_named_with_a_lower_one(
 def test_room_for_the_video_is_computed_for_each_stage(
     supervisor: EngineSupervisor, run_async: RunAsync[Any], sample_data: Path
 ) -> None:
-    """Twice the output limit beside the prompt would leave too little room for the whole video."""
+    """If two answers were subtracted from the context, the room would be too small for the whole video."""
     job = max(shard_jobs(sample_data, "sample-folder"), key=lambda job: job.window.end_seconds or 0)
     [whole] = run_async(caption_all(supervisor, RECIPE, [job]))
     limit = supervisor.engine.context - whole.row(STAGE2).prompt_tokens
@@ -390,7 +390,7 @@ def test_flagged_caption_is_regenerated_and_the_best_attempt_is_kept(
 def test_deterministic_regeneration_changes_only_the_repetition_penalty(
     supervisor: EngineSupervisor, run_async: RunAsync[Any], sample_data: Path
 ) -> None:
-    """The engine prefills several long prompts in chunks: there, seeded sampling crashes it on the CPU."""
+    """The engine prefills the long prompts in chunks, where seeded sampling would crash it on the CPU."""
     short = replace(
         RECIPE,
         prompt=replace(RECIPE.prompt, stage1="word " * 200),

@@ -279,7 +279,7 @@ def _objects(state: Path, environment: Mapping[str, str], core: client.CoreV1Api
 
 
 def _kubeconfig(address: str) -> Object:
-    """A kubeconfig for pods that launch other pods: dagster-k8s configures their client as that of its launcher."""
+    """A kubeconfig for pods that launch other pods: dagster-k8s configures their clients like the launcher's."""
     account = "/var/run/secrets/kubernetes.io/serviceaccount"
     return {
         "apiVersion": "v1",

@@ -41,7 +41,7 @@ def case(name: str) -> bytes:
 
 
 def probed(name: str) -> Probe:
-    """The probe of a test file, the same by ranges and of the whole file."""
+    """The probe of a test file, after a check that the probe by ranges equals that of the whole file."""
     data = case(name)
     found = probe_by_ranges(SpanFile(Span(f"file://{CASES / name}", 0, len(data))))
     assert found == probe(data)

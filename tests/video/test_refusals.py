@@ -60,7 +60,7 @@ def sample_entry(kind: bytes) -> bytes:
 
 
 def scrambled(packet_bytes: int, *, share: str) -> bytes:
-    """A transport stream whose video packets are scrambled: all of them, or those of payload alone."""
+    """A transport stream whose video packets are scrambled: all, or only those without header and adaptation field."""
     data = bytearray(noise_video("mpeg2video", container="mpegts", sound=False))
     packets = [data[at : at + 188] for at in range(0, len(data), 188)]
     for packet in packets:

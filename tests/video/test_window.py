@@ -116,7 +116,7 @@ PINNED = {
 
 
 def test_windows_are_those_of_the_windowing_version() -> None:
-    # If this fails, clips are cut differently: raise WINDOWING_VERSION and pin the windows of the new version.
+    # If this fails, clips are cut differently: increase WINDOWING_VERSION and pin the windows of the new version.
     for (frames, windowing), expected in PINNED[WINDOWING_VERSION].items():
         windows = windows_of(frames, windowing)
         assert [(window.start_frame, window.end_frame) for window in windows] == expected
