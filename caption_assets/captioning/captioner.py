@@ -193,12 +193,16 @@ class Captioner:
             return await fit_context(grid, limits, lambda grid: self._video_tokens(job.window, grid), room)
         except NoRoom as error:
             spare = engine.context - text - error.tokens
-            remedy = "shorten the prompt" if answer <= text or spare < 1 else f"lower it to {spare} or less"
+            remedy = (
+                "shorten the prompt"
+                if answer <= text or spare < 1
+                else f"lower CAPTION_MAX_OUTPUT_TOKENS to {spare} or less"
+            )
             raise RequestFailed(
                 error.kind,
                 f"stage {stage.number} has no room for the video: of the context of {engine.context} tokens its prompt "
-                f"takes {text} and the answer {answer} (CAPTION_MAX_OUTPUT_TOKENS), but two frames of the minimum size "
-                f"take {error.tokens}: {remedy}",
+                f"takes {text} and the answer {answer}, but two frames of the minimum size take {error.tokens}: "
+                f"{remedy}",
             ) from error
 
     async def run(self, job: WindowJob) -> None:

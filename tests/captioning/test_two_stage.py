@@ -319,7 +319,7 @@ def test_output_limit_without_room_for_the_video_is_named_with_a_lower_one(
     recipe = replace(RECIPE, generation=SamplingParams(max_output_tokens=context - 50))
     [done] = run_async(caption_all(supervisor, recipe, [first_job(sample_data)]))
     assert done.row(STAGE1).error_kind == "too_long"
-    [limit] = re.findall(r"CAPTION_MAX_OUTPUT_TOKENS keeps .* lower it to (\d+) or less", done.row(STAGE1).error)
+    [limit] = re.findall(r"lower CAPTION_MAX_OUTPUT_TOKENS to (\d+) or less", done.row(STAGE1).error)
     recipe = replace(RECIPE, generation=SamplingParams(max_output_tokens=int(limit)))
     [done] = run_async(caption_all(supervisor, recipe, [first_job(sample_data)], stages=(STAGE1,)))
     assert (done.row(STAGE1).status, done.row(STAGE1).frame_indices[1:]) == (
