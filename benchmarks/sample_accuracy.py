@@ -18,8 +18,8 @@ from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+from caption_assets.captioning.caption_run import CaptionRun
 from caption_assets.captioning.engine import EngineConfig, start_engine
-from caption_assets.captioning.job import Job
 from caption_assets.captioning.open_shard import Published, PublishedTable
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.shard_queue import RunObserver, caption_shards
@@ -76,11 +76,11 @@ async def run(root: Root, cache: Path, watcher: Watcher) -> None:
     with Sandbox() as sandbox:
         clips = probe_clips(sandbox, source, find_shard(source, SHARD), Windowing())
         publish_manifest(root, SHARD, (row for clip in clips for row in clip.rows), {})
-    job = Job(root, source, recipe, STAGES)
+    run = CaptionRun(root, source, recipe, STAGES)
     model = ensure_local(root, recipe.variant, cache)
     engine = EngineSupervisor(lambda: start_engine(model, recipe, EngineConfig()))
     with Sandbox() as sandbox:
-        await caption_shards(engine, sandbox, job, [SHARD], [watcher])
+        await caption_shards(engine, sandbox, run, [SHARD], [watcher])
 
 
 class Watcher(RunObserver):

@@ -23,7 +23,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from benchmarks.sample_accuracy import SHARD, Watcher, run, write_clips
-from caption_assets.captioning.job import CHECKPOINT_ROWS, MAX_ATTEMPTS
+from caption_assets.captioning.caption_run import CHECKPOINT_ROWS, MAX_ATTEMPTS
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.reuse import EarlierRows, Reuse
 from caption_assets.captioning.stages import STAGE1

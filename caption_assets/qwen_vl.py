@@ -49,12 +49,12 @@ _USER_TEXTS = (
 
 
 class CaptionsIncomplete(CaptionAssetsError):
-    """Raised if some videos got no caption."""
+    """A call of ``generate`` in which some videos got no caption."""
 
     def __init__(self, captions: list[str | None], stage1: list[str | None], errors: dict[int, str]) -> None:
         first = min(errors)
         super().__init__(
-            f"{len(errors)} of {len(captions)} videos got no caption; the first one, number {first}: {errors[first]}. "
+            f"{len(errors)} of {len(captions)} videos got no caption. Video {first}: {errors[first]}. "
             "The captions of the others are in `captions` of this exception"
         )
         self.captions = captions

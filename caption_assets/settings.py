@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal, NoReturn
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from caption_assets.captioning.caption_run import CHECKPOINT_ROWS, CHECKPOINT_SECONDS, LEASE_SECONDS, MAX_ATTEMPTS
 from caption_assets.captioning.engine import EngineConfig
-from caption_assets.captioning.job import CHECKPOINT_ROWS, CHECKPOINT_SECONDS, LEASE_SECONDS, MAX_ATTEMPTS
 from caption_assets.captioning.prompts import GENERAL, PROMPTS, Prompt
 from caption_assets.captioning.recipe import DEFAULTS, DETERMINISTIC, MAX_TEMPERATURE, Recipe, SamplingParams
 from caption_assets.captioning.vllm_arguments import STEP_TOKENS

@@ -9,7 +9,7 @@ import dagster as dg
 
 from caption_assets.assets.check_definitions import caption_checks, check_stored
 from caption_assets.captioning.adapter import Adapter
-from caption_assets.captioning.job import Job
+from caption_assets.captioning.caption_run import CaptionRun
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.shard_queue import caption_shards
 from caption_assets.captioning.stages import STAGE1, STAGE2
@@ -66,7 +66,7 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
                 check_stored(context, project, root, settings.max_failed_fraction)
                 return
             check_image()
-            job = Job(
+            run = CaptionRun(
                 root=root,
                 source=storage.source(),
                 recipe=_identified(recipe, root),
@@ -80,11 +80,11 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
                 lease_seconds=settings.lease_seconds,
                 max_attempts=settings.max_window_attempts,
             )
-            log = RunLog(context, settings, job.root)
+            log = RunLog(context, settings, run.root)
             with workers.start() as sandbox, serve_metrics(settings.metrics_port) as metrics:
-                supervisor = _engine(context, engine, weights, job, log, metrics)
+                supervisor = _engine(context, engine, weights, run, log, metrics)
                 shards = shards_to_process(context)
-                stop.run(caption_shards(supervisor, sandbox, job, shards, [metrics, log]))
+                stop.run(caption_shards(supervisor, sandbox, run, shards, [metrics, log]))
         yield from log.results
         log.check()
 
@@ -99,34 +99,34 @@ def _identified(recipe: Recipe, root: Root) -> Recipe:
 
 @asynccontextmanager
 async def _engine(
-    context: dg.AssetExecutionContext, engine: Engine, weights: Weights, job: Job, log: RunLog, metrics: Metrics
+    context: dg.AssetExecutionContext, engine: Engine, weights: Weights, run: CaptionRun, log: RunLog, metrics: Metrics
 ) -> AsyncIterator[EngineSupervisor]:
     """The run's engine. The model is downloaded to this machine first."""
     log.engine_requested()
     progress = DownloadProgress(context.log)
     try:
-        model = await in_thread(weights.ensure_local, job.root, job.recipe.variant, progress)
+        model = await in_thread(weights.ensure_local, run.root, run.recipe.variant, progress)
         adapter = None
-        if (lora := job.recipe.lora) is not None:
-            folder = await in_thread(weights.ensure_local, job.root, lora, progress)
-            adapter = await in_thread(Adapter.read, lora, folder, job.recipe.variant, model)
+        if (lora := run.recipe.lora) is not None:
+            folder = await in_thread(weights.ensure_local, run.root, lora, progress)
+            adapter = await in_thread(Adapter.read, lora, folder, run.recipe.variant, model)
             for warning in adapter.warnings:
                 context.log.warning(warning)
     except asyncio.CancelledError:
         progress.stop()
         raise
-    if job.recipe != _identified(job.recipe, job.root):
+    if run.recipe != _identified(run.recipe, run.root):
         raise WeightsError(
-            f"the weights of {job.recipe.variant.hub_id} in {job.root.url} changed while the run started: materialize "
+            f"the weights of {run.recipe.variant.hub_id} in {run.root.url} changed while the run started: materialize "
             "the captions again"
         )
     with_adapter = f" with the LoRA adapter {lora.hub_id}" if lora else ""
-    context.log.info(f"starting the engine for {job.recipe.variant.hub_id}{with_adapter}")
+    context.log.info(f"starting the engine for {run.recipe.variant.hub_id}{with_adapter}")
 
     def on_crash(reason: str) -> None:
         context.log.warning(f"{reason}; starting another engine for the windows in progress")
 
-    async with engine.start(model, job.recipe, on_crash, metrics.watch, adapter) as supervisor:
+    async with engine.start(model, run.recipe, on_crash, metrics.watch, adapter) as supervisor:
         log.engine_ready()
         yield supervisor
         context.log.info(f"engine restarts: {supervisor.crashes}; videos resent for stage 2: {supervisor.resent}")

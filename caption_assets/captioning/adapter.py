@@ -21,7 +21,7 @@ MERGE = "merge it into its model, and set CAPTION_MODEL to the result"
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """An adapter in a local folder that fits the model in another."""
+    """A LoRA adapter in a local folder, checked against the model."""
 
     lora: Lora
     folder: Path
@@ -103,7 +103,7 @@ class Adapter:
             ) from error
 
     def request(self) -> Any:
-        """The adapter as vLLM's requests name it."""
+        """The ``LoRARequest`` that each request to vLLM contains."""
         from vllm.lora.request import LoRARequest
 
         return LoRARequest(self.lora.hub_id, REQUEST_ID, str(self.folder))

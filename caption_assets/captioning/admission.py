@@ -54,7 +54,7 @@ class Admission:
             await admitted
         except asyncio.CancelledError:
             if admitted.cancelled():
-                self._admit()  # the loads behind it
+                self._admit()  # the loads behind it may fit now
             else:
                 self.release(load)  # it was admitted just before the cancellation
             raise

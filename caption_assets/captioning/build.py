@@ -84,7 +84,7 @@ class Build(Generic[T]):
         self._released.wait()
 
     def _built(self) -> T:
-        built = [self._make(self._check)]  # a list that is cleared: tracebacks that vLLM keeps hold this frame
+        built = [self._make(self._check)]  # cleared below: vLLM keeps tracebacks, and they refer to this frame
         self._processes = self._started()
         try:
             self._check()

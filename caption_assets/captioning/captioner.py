@@ -100,7 +100,9 @@ async def caption(
         except EngineError:
             raise
         except Exception as error:  # a bug must not stop the other windows
-            logging.getLogger(__name__).exception("window %s of %s", job.window.window_id, job.window.clip_key)
+            logging.getLogger(__name__).exception(
+                "captioning window %s of %s failed", job.window.window_id, job.window.clip_key
+            )
             job.fail(recipe, "unexpected", str(as_project_error(error)))
         finally:
             admission.release(job.load)
@@ -164,7 +166,7 @@ class Captioner:
         )
 
     def _reserved_tokens(self, window: ManifestRow, stage: Stage) -> int:
-        """Maximum number of a stage's text tokens: its captions count with the output limit."""
+        """Maximum number of text tokens in a stage's prompt: each caption in it may be as long as the output limit."""
         text = self._text_tokens(window, stage, dict.fromkeys(stage.needs, ""))
         return text + len(stage.needs) * (self._recipe.generation.max_output_tokens + SPARE_TOKENS)
 
@@ -180,7 +182,7 @@ class Captioner:
     async def _fit_grid(self, job: WindowJob, stage: Stage, grid: FrameGrid) -> FrameGrid:
         """The largest video, at most ``grid``, that fits the context with a stage's prompt and answer.
 
-        It depends only on this stage, so that it does not depend on which stages the run captions.
+        The result depends on no other stage, so that it is the same whichever stages the run captions.
 
         Raises:
             RequestFailed: if two frames of the minimum size do not fit.
@@ -381,7 +383,7 @@ class Captioner:
                 generation = replace(generation, max_output_tokens=limit)
 
     async def _attempt(self, job: WindowJob, stage: Stage, generation: SamplingParams) -> _Attempt:
-        """One request for the job's present video."""
+        """The answer to one request with the job's current video."""
         instruction = self._recipe.instruction(stage, job.window, job.captions(stage) or {})
         frames = await self._decode(job)
         request = Request(
@@ -402,7 +404,7 @@ class Captioner:
             raise
         finally:
             job.seconds[stage.name] += time.monotonic() - started
-        # The first request of a stage whose frames an earlier stage has brought into the cache.
+        # Only the first request of a stage, with frames that an earlier stage has put into the cache.
         if request.is_cached and job.attempts[stage.name] == 1 and job.crashes == self._supervisor.crashes:
             hits = CacheHits(answer.cached_tokens, answer.cacheable_tokens, self._supervisor.engine.is_hybrid)
             job.hits += hits
@@ -415,7 +417,7 @@ class Captioner:
         return f"{job.window.window_id}-{self._recipe.version(first)}-{grid.frames}x{grid.height}x{grid.width}"
 
     async def _decode(self, job: WindowJob) -> Frames:
-        """The frames of the job's present video."""
+        """The frames of the job's current video."""
         if job.frames is None:
             started = time.monotonic()
             try:
@@ -436,7 +438,7 @@ def retry_grids(grid: FrameGrid, smaller: Callable[[FrameGrid], FrameGrid]) -> I
 
 
 def _frame_columns(attempt: _Attempt) -> dict[str, Any]:
-    """The columns of a row that describe the frames that the model saw; null where its processor hides them."""
+    """The columns of a row about the frames that the model saw; null where its processor does not return them."""
     frames, seen = attempt.frames, attempt.answer.seen_video
     if seen is None:
         seen = SeenVideo(tuple(range(attempt.grid.frames)), attempt.grid.height, attempt.grid.width)

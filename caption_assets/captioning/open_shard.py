@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
-from caption_assets.captioning.job import Job
+from caption_assets.captioning.caption_run import CaptionRun
 from caption_assets.captioning.prefix_cache import NO_HITS
 from caption_assets.captioning.quality import QUALITY_RULES
 from caption_assets.captioning.recipe import Recipe
@@ -25,7 +25,7 @@ from caption_assets.store.versions import TableVersions, captions_version
 WEIGHTS_ASSET = "model_weights"
 """Name of the weights among a table's inputs."""
 INPUTS: Mapping[str, Sequence[str]] = {STAGE1.name: (CLIP_MANIFEST, WEIGHTS_ASSET), STAGE2.name: STAGE2.needs}
-"""The direct inputs of each table. Stage 2 depends on the others through stage 1, as the assets do."""
+"""The direct inputs of each table, as in the asset graph: stage 2 depends on the others through stage 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,21 +62,21 @@ class OpenShard:
     """The window jobs of one shard until its tables are published.
 
     Args:
-        job: the captioning job of the run.
+        run: the captioning run.
         lease: the shard's lease.
-        windows: a window job for each row of the manifest, in order.
+        jobs: a window job for each row of the manifest, in order.
         inputs: data versions of the input tables, by name.
     """
 
-    def __init__(self, job: Job, lease: Lease, windows: Sequence[WindowJob], inputs: Mapping[str, str]) -> None:
+    def __init__(self, run: CaptionRun, lease: Lease, jobs: Sequence[WindowJob], inputs: Mapping[str, str]) -> None:
         self.lease = lease
-        self.windows = windows
-        self.finished = sum(one.status is JobStatus.FINISHED for one in windows)
+        self.jobs = jobs
+        self.finished = sum(job.status is JobStatus.FINISHED for job in jobs)
         """Number of finished windows."""
-        self.unfinished = [one for one in windows if one.status is not JobStatus.FINISHED]
+        self.unfinished = [job for job in jobs if job.status is not JobStatus.FINISHED]
         """The windows to caption."""
-        self._inputs = dict(inputs) | ({WEIGHTS_ASSET: job.weights_version} if job.weights_version else {})
-        self._job = job
+        self._inputs = dict(inputs) | ({WEIGHTS_ASSET: run.weights_version} if run.weights_version else {})
+        self._run = run
         self._unsaved: list[WindowJob] = []
         self._unsaved_since = 0.0
         self._not_before = 0.0
@@ -88,21 +88,21 @@ class OpenShard:
 
     @property
     def is_due(self) -> bool:
-        """Whether a checkpoint is due. After a failed one the next is due after ``checkpoint_seconds``."""
+        """Whether a checkpoint is due. A failed checkpoint is retried after ``checkpoint_seconds``."""
         now, rows = time.monotonic(), len(self._unsaved)
         if now < self._not_before:
             return False
         waited = now - self._unsaved_since
-        return rows >= self._job.checkpoint_rows or (rows > 0 and waited >= self._job.checkpoint_seconds)
+        return rows >= self._run.checkpoint_rows or (rows > 0 and waited >= self._run.checkpoint_seconds)
 
-    def add(self, window: WindowJob) -> None:
+    def add(self, job: WindowJob) -> None:
         """Add a finished window."""
         if not self._unsaved:
             self._unsaved_since = time.monotonic()
-        self._unsaved.append(window)
-        for name, seconds in window.seconds.items():
+        self._unsaved.append(job)
+        for name, seconds in job.seconds.items():
             self._seconds[name] += seconds
-        self.hits += window.hits
+        self.hits += job.hits
         self.finished += 1
 
     async def save(self) -> None:
@@ -112,22 +112,22 @@ class OpenShard:
             StoreError: if it cannot be written; the next checkpoint then has these rows.
         """
         async with self._saving:
-            windows, self._unsaved = self._unsaved, []
-            rows = {stage.name: _fresh_rows(windows, stage) for stage in self._job.stages}
+            jobs, self._unsaved = self._unsaved, []
+            rows = {stage.name: _fresh_rows(jobs, stage) for stage in self._run.stages}
             started = time.monotonic()
             try:
                 await to_thread_uncancelled(
                     write_checkpoint,
-                    self._job.root,
+                    self._run.root,
                     self.lease.shard,
                     self.lease.epoch,
                     self._parts,
                     rows,
-                    {QUALITY_RULES: str(self._job.recipe.quality_rules)},
+                    {QUALITY_RULES: str(self._run.recipe.quality_rules)},
                 )
             except BaseException:
-                self._unsaved = windows + self._unsaved
-                self._not_before = time.monotonic() + self._job.checkpoint_seconds
+                self._unsaved = jobs + self._unsaved
+                self._not_before = time.monotonic() + self._run.checkpoint_seconds
                 raise
             self._parts += 1
             self._seconds[STORE] += time.monotonic() - started
@@ -149,21 +149,21 @@ class OpenShard:
         """
         async with self._saving:  # waits for a checkpoint that is being written
             self._unsaved = []
-            await to_thread_uncancelled(remove_checkpoints, self._job.root, self.lease.shard, self.lease.epoch)
+            await to_thread_uncancelled(remove_checkpoints, self._run.root, self.lease.shard, self.lease.epoch)
 
     def _publish(self) -> Published:
         started = time.monotonic()
-        job, shard = self._job, self.lease.shard
-        keys = [one.window.key for one in self.windows]
+        run, shard = self._run, self.lease.shard
+        keys = [job.window.key for job in self.jobs]
         published = {}
-        for stage in job.stages:
-            rows = [one.row(stage) for one in self.windows if stage.name in one.rows]
+        for stage in run.stages:
+            rows = [job.row(stage) for job in self.jobs if stage.name in job.rows]
             versions = self._versions(stage, rows)
             hits = self.hits.file_metadata if stage.needs else {}
-            metadata = {**file_metadata(job.recipe, stage), **versions.file_metadata, **hits}
-            path = publish_captions(job.root, stage.name, shard, rows, keys, metadata)
-            reused = sum(one.rows[stage.name].origin is Origin.REUSED for one in self.windows)
-            fresh = _fresh_rows(self.windows, stage)
+            metadata = {**file_metadata(run.recipe, stage), **versions.file_metadata, **hits}
+            path = publish_captions(run.root, stage.name, shard, rows, keys, metadata)
+            reused = sum(job.rows[stage.name].origin is Origin.REUSED for job in self.jobs)
+            fresh = _fresh_rows(self.jobs, stage)
             published[stage.name] = PublishedTable(path, rows, reused, fresh, versions)
             self._inputs[stage.name] = versions.data
         self._seconds[STORE] += time.monotonic() - started
@@ -171,11 +171,11 @@ class OpenShard:
 
     def _versions(self, stage: Stage, rows: Sequence[CaptionRow]) -> TableVersions:
         inputs = {name: self._inputs[name] for name in INPUTS[stage.name] if name in self._inputs}
-        return TableVersions(captions_version(rows), self._job.recipe.version(stage), inputs)
+        return TableVersions(captions_version(rows), self._run.recipe.version(stage), inputs)
 
 
 def file_metadata(recipe: Recipe, stage: Stage) -> dict[str, str]:
-    """File metadata of a caption table: versions, and everything but the clips that its captions depend on."""
+    """File metadata of a caption table: versions, and everything that its captions depend on except the clips."""
     return {
         "caption_assets_version": version("caption-assets"),
         "recipe": json.dumps(recipe.identity(stage), sort_keys=True),
@@ -193,7 +193,7 @@ def failed_fraction(rows: Sequence[CaptionRow]) -> float:
     return failed / len(captionable) if captionable else 0.0
 
 
-def _fresh_rows(windows: Sequence[WindowJob], stage: Stage) -> list[CaptionRow]:
+def _fresh_rows(jobs: Sequence[WindowJob], stage: Stage) -> list[CaptionRow]:
     """The rows of a stage from this run."""
-    found = (one.rows.get(stage.name) for one in windows)
-    return [made.row for made in found if made and made.origin is Origin.FRESH]
+    found = (job.rows.get(stage.name) for job in jobs)
+    return [row.row for row in found if row and row.origin is Origin.FRESH]

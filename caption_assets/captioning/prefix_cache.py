@@ -21,7 +21,7 @@ class CacheHits:
     predicted: int = 0
     """Tokens in whole blocks of the prompts' common prefix, which ends with the video."""
     is_hybrid: bool = False
-    """Whether the model has hybrid attention: vLLM caches its stateful layers in another way."""
+    """Whether the model has hybrid attention: vLLM caches its stateful layers differently."""
 
     def __add__(self, other: CacheHits) -> CacheHits:
         return CacheHits(

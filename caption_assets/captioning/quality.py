@@ -35,7 +35,7 @@ SHORTEST_REPLACEMENT = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A caption with what its flags depend on."""
+    """A caption with everything else that its flags depend on."""
 
     text: str
     """The caption with straight apostrophes."""

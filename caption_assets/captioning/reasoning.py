@@ -1,4 +1,4 @@
-"""Reasoning of models that think before they answer, and its removal from captions."""
+"""The removal of reasoning from the answers of models that reason first."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ _QUOTED = re.compile(
     rf"|`(?:{_START.pattern}|{_END.pattern})`)(?![^\W_])",
     re.IGNORECASE,
 )
-"""A mark that a caption quotes, such as a tag in code on a screen. If a real mark touches a quotation, a word is next
-to the quotation mark."""
+"""A mark that a caption quotes, such as a tag in code on a screen. A real mark beside a quotation does not match: there
+the quotation mark touches a word."""
 _HIDDEN = "\ue000"
 """Private-use character, inserted into quoted marks so that they do not match. No text contains it."""
 _ANSWER = re.compile(r"\s*(?:<answer>|<\|begin_of_box\|>)(.*?)(?:</answer>|<\|end_of_box\|>|\Z)\s*", re.DOTALL)

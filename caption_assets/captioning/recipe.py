@@ -49,8 +49,8 @@ class SamplingParams:
             raise ValueError(f"the temperature is {self.temperature}: give 0 to {MAX_TEMPERATURE}")
         if self.seed is not None and self.temperature != 0:
             raise ValueError(
-                f"a seed needs temperature 0 (it is {self.temperature}): with another one vLLM's CPU engine crashes on "
-                "prompts that it reads in chunks, and on a GPU the answer depends on the rest of the batch"
+                f"a seed needs temperature 0, not {self.temperature}: at other temperatures vLLM's CPU engine crashes "
+                "in chunked prefill, and on a GPU the answer depends on the rest of the batch"
             )
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}: give a number above 0 and up to 1")
@@ -95,7 +95,7 @@ class Recipe:
     quality_rules: int = RULES_VERSION
     """Version of the rules by which captions are flagged. Fingerprints do not contain it; see ``Reuse``."""
     engine: Mapping[str, Any] = field(default_factory=dict)
-    """The user's further arguments of vLLM's ``AsyncEngineArgs``. Neutral ones do not count."""
+    """The user's further arguments of vLLM's ``AsyncEngineArgs``. Hashes do not contain neutral ones."""
     weights: str | None = None
     """Digest of the weights' manifest, for a model by folder, whose name and revision do not identify its files. None
     for a model by Hub id and revision."""
@@ -140,10 +140,10 @@ class Recipe:
         return declared if isinstance(declared, int) and declared > 0 else None
 
     def predicted_tokens(self, window: ManifestRow) -> int:
-        """Visual tokens of a window, predicted without an engine; 0 if the model will not be shown the window.
+        """Visual tokens of a window, predicted without an engine.
 
-        For Qwen's processors this is an upper bound: a window without room in the context is reduced further. For other
-        processors it is an estimate.
+        It is 0 for an unreadable clip or an unsupported aspect ratio. For Qwen's processors it is an upper bound: a
+        window without room in the context is reduced further. For other processors it is an estimate.
         """
         grid = _grid(window, self.frames, self.variant.pixels)
         return visual_tokens(grid, self.variant.pixels.factor) if grid else 0
@@ -170,19 +170,21 @@ class Recipe:
     ) -> str:
         """The hash of everything that determines one window's caption, computed without decoding.
 
-        A limit counts only for the windows that it affects, so that raising it changes no other fingerprint. Frame
-        sampling and pixel limits count by the frames that they give for this window. Where they give the same frames as
-        the reference's, the hash contains the reference's values, as in earlier releases. Frame indices and the true
-        frame rate follow from the clip's content, the window's bounds, the number of frames and ``DECODE_PLAN``.
+        The hash contains a limit only for the windows that it affects, so that raising the limit changes no other
+        fingerprint. It contains the number and size of the frames that frame sampling and pixel limits give for this
+        window. Where those equal the reference's, it contains only the reference's values, as in earlier releases.
+        Frame indices and the true frame rate follow from the clip's content, the window's bounds, the number of frames
+        and ``DECODE_PLAN``.
 
         Args:
             stage: the stage.
             window: the manifest's row.
             captions: the captions in the prompt, by stage.
-            reduced: whether the engine has no room for all frames. Only then the context and the tokens of one step
-                count.
-            cut_off: whether an answer reached the output limit. Only then, or with ``reduced``, this limit counts.
-            quality_rules: version of the rules for which the caption replaced an earlier one; None for other captions.
+            reduced: whether the engine has no room for all frames. Only then the hash contains the context and the
+                tokens of one step.
+            cut_off: whether an answer reached the output limit. Only then, or with ``reduced``, the hash contains
+                this limit.
+            quality_rules: version of the quality rules, if the caption replaces an outdated one; otherwise None.
         """
         arguments = non_neutral({**self.variant.engine, **self.engine})
         context = arguments.pop(CONTEXT, self.variant.max_model_len)

@@ -21,16 +21,16 @@ SENTENCE_WORDS = 4
 
 @dataclass(frozen=True, slots=True)
 class RepetitionLimits:
-    """Limits above which a text is repetitive; ``benchmarks/quality.py`` measures them on good and bad captions."""
+    """Limits beyond which a text is repetitive; ``benchmarks/quality.py`` measures them on good and bad captions."""
 
     min_words: int = 8
     """A shorter text is never repetitive."""
     covered: float = 0.2
     """Maximum share of words in n-grams that occurred before."""
     loop_words: int = 12
-    """Number of words in three or more equal units in a row that make a loop."""
+    """Minimum number of words in a loop: three or more equal units in a row."""
     loop_share: float = 0.3
-    """Share of all words in three or more equal units in a row that make a loop, in a text too short for that many."""
+    """Minimum share of all words in a loop, for texts in which that is less than ``loop_words``."""
     repeated_sentences: float = 0.25
     """Maximum share of sentences that occurred before."""
     variety: float = 0.55

@@ -73,7 +73,7 @@ class PoisonWindow(RequestFailed):
         super().__init__(
             POISON,
             "this window crashed the engine three times, while other windows were answered; it is retried only with "
-            f"other engine settings or another version of vLLM than the present ones ({settings})",
+            f"other engine settings or another version of vLLM than the current ones ({settings})",
         )
 
 

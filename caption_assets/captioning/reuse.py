@@ -1,4 +1,4 @@
-"""Reuse of rows from earlier runs."""
+"""The reuse of rows from earlier runs."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class EarlierRows:
     """Rows from published tables and checkpoints, by window and fingerprint.
 
     Args:
-        files: the oldest first. Of two rows with the same window and fingerprint the one of lower rank is dropped,
-            otherwise the earlier one.
+        files: the oldest first. Of two rows with the same window and fingerprint the one of lower rank is
+            dropped; of two with the same rank, the earlier one.
     """
 
     def __init__(self, files: Iterable[CaptionFile]) -> None:
@@ -61,13 +61,13 @@ class Reuse:
     """Decides which rows of earlier runs are reused.
 
     - A row with a caption is reused if its fingerprint is still current. Whether the context reduces a window, or the
-      output limit cuts off its answer, is only known once the engine has run. So a row without reduction and cut-off is
-      reused while its prompt and answer fit the limits, and any other row while these limits are unchanged.
+      output limit cuts off its answer, is only known once the engine has run. A row without reduction and cut-off is
+      therefore reused while its prompt and answer fit the limits, and any other row while these limits are unchanged.
     - A failed row is retried until ``max_attempts`` requests were made for it.
     - A window that crashes the engine is not retried with the same engine settings: it would cost each run three engine
       restarts.
-    - A row of other quality rules is flagged again. If its flags require it, it is regenerated once, and stays if the
-      new caption is not better.
+    - A row of other quality rules is flagged again. If its flags require it, it is regenerated once, and kept if
+      the new caption is not better.
     """
 
     recipe: Recipe
@@ -84,7 +84,7 @@ class Reuse:
             job.fail(self.recipe, window.error_kind or "unreadable", window.error or "the clip cannot be read")
         for stage in job.missing:
             if stage.name in job.rows or any(name not in job.rows for name in stage.needs):
-                continue  # added with a row that it needs, or dependent on captions that are not generated yet
+                continue  # it was added after a row that it needs, or a row that it needs is missing
             if (captions := job.captions(stage)) is None:
                 job.add_row(stage, upstream_failed_row(self.recipe, stage, window))
                 continue
@@ -104,8 +104,8 @@ class Reuse:
         job.add_row(stage, row, reused=True)
 
     def _flags(self, job: WindowJob, stage: Stage, row: CaptionRow, caption: str) -> tuple[str, ...]:
-        """The flags of a stored caption, which is compared with the stored one of the previous window."""
-        previous = job.previous.earlier_row(stage) if job.previous else None
+        """The flags of a stored caption, by the current rules."""
+        previous = job.previous.current_row(stage) if job.previous else None
         flags = find_flags(
             caption,
             finish_reason=row.finish_reason or "",
@@ -163,7 +163,7 @@ class Reuse:
         return row.finish_reason != CUT and (row.output_tokens or 0) <= longest
 
     def _is_final(self, row: CaptionRow) -> bool:
-        """Whether a row is reused as it is, not retried."""
+        """Whether a row is reused, not retried."""
         if row.error_kind == POISON:
             return row.engine_settings == self.engine_settings
         return row.status is Status.OK or row.attempts >= self.max_attempts

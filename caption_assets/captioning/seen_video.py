@@ -84,7 +84,7 @@ class SeenVideos:
         self._process = process
         self._videos: OrderedDict[str, SeenVideo] = OrderedDict()
         self._kept: dict[_Kind, tuple[int, ...] | None] = {}
-        self._alone: dict[_Kind, tuple[int, int, int] | None] = {}
+        self._blank_shapes: dict[_Kind, tuple[int, int, int] | None] = {}
         self._levels: tuple[Means, Means] | None = None
 
     def of(self, video_id: str) -> SeenVideo:
@@ -100,25 +100,25 @@ class SeenVideos:
 
     async def _read(self, frames: Frames, output: Mapping[str, Any]) -> SeenVideo:
         found = _read(output, self._patch)
-        shape = found.shape if found else await self._shape_alone(frames)
+        shape = found.shape if found else await self._blank_shape(frames)
         if shape is None:
             return UNREADABLE
         count, height, width = shape
         sent = len(frames.pixels)
         return SeenVideo(tuple(range(sent)) if count >= sent else await self._find_kept(frames), height, width)
 
-    async def _shape_alone(self, frames: Frames) -> tuple[int, int, int] | None:
+    async def _blank_shape(self, frames: Frames) -> tuple[int, int, int] | None:
         """The shape of the output for a blank video of this kind; None if it cannot be read either.
 
-        The engine's cache is not used: one in shared memory keeps the output to itself.
+        The engine's cache is not used: a cache in shared memory does not return the output.
         """
-        if None in self._alone.values():
+        if None in self._blank_shapes.values():
             return None
-        if (kind := _kind(frames)) not in self._alone:
+        if (kind := _kind(frames)) not in self._blank_shapes:
             blank = Frames(np.zeros_like(frames.pixels), frames.indices, frames.fps)
             found = _read(await self._process(blank), self._patch)
-            self._alone[kind] = found.shape if found else None
-        return self._alone[kind]
+            self._blank_shapes[kind] = found.shape if found else None
+        return self._blank_shapes[kind]
 
     async def _find_kept(self, frames: Frames) -> tuple[int, ...] | None:
         """Positions of the frames that the processor keeps of a video of this kind."""

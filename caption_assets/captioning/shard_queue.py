@@ -8,9 +8,9 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from threading import Lock
 
+from caption_assets.captioning.caption_run import CaptionRun
 from caption_assets.captioning.captioner import caption
 from caption_assets.captioning.decoding import SandboxDecoder
-from caption_assets.captioning.job import Job
 from caption_assets.captioning.open_shard import OpenShard, Published
 from caption_assets.captioning.prefix_cache import NO_HITS
 from caption_assets.captioning.reuse import EarlierRows, Reuse
@@ -46,7 +46,7 @@ class RunObserver:
     """Receives the events of a run. A subclass overrides those that it needs."""
 
     def started(self, shard: str, windows: int, unfinished: int) -> None:
-        """A shard is opened. ``unfinished`` of its windows have yet to be captioned."""
+        """A shard is opened. ``unfinished`` is the number of its windows that are not captioned yet."""
 
     def captioned(self, shard: str, done: int, windows: int, *, ok: bool) -> None:
         """A window of a shard is finished; ``ok`` if it has all captions."""
@@ -55,19 +55,19 @@ class RunObserver:
         """The tables of a shard are published. Called in a thread and may block; the lease is renewed meanwhile."""
 
     def skipped(self, shard: str, reason: str) -> None:
-        """Another run holds the lease of a shard."""
+        """A shard is skipped, because another run has its lease."""
 
     def failed(self, shard: str, error: CaptionAssetsError) -> None:
         """A shard could not be opened or published. Finished rows are in checkpoints; other shards continue."""
 
     def warned(self, message: str) -> None:
-        """An error that the run retries or can ignore. May be called from another thread."""
+        """An error occurred that the run retries or ignores. May be called from another thread."""
 
 
 async def caption_shards(
     engine: AbstractAsyncContextManager[EngineSupervisor],
     sandbox: Sandbox,
-    job: Job,
+    run: CaptionRun,
     shards: Iterable[str],
     observers: Sequence[RunObserver],
 ) -> None:
@@ -82,7 +82,7 @@ async def caption_shards(
     Args:
         engine: entered only if a window needs it.
         sandbox: decodes the windows.
-        job: the captioning job.
+        run: inputs, outputs and limits.
         shards: keys of the shards.
         observers: receive the run's events, in this order.
 
@@ -90,7 +90,7 @@ async def caption_shards(
         EngineError: if the engine cannot be restarted. Finished rows are kept.
         ValueError: if the model is given by folder and the recipe has no digest of its weights.
     """
-    if job.recipe.variant.path is not None and job.recipe.weights is None:
+    if run.recipe.variant.path is not None and run.recipe.weights is None:
         raise ValueError(
             "the recipe of a model given by folder needs the digest of its weights: see models.mirror.content_digest"
         )
@@ -102,28 +102,28 @@ async def caption_shards(
     def warn(message: str) -> None:
         notify(lambda observer: observer.warned(message))
 
-    if not await in_thread(job.root.supports_create):
+    if not await in_thread(run.root.supports_create):
         warn(
-            f"the store of {job.root.url} ignores If-None-Match, so that two runs may caption the same shard. "
-            "Its tables stay valid, and the last published ones remain: start one run at a time"
+            f"the store of {run.root.url} ignores If-None-Match, so that two runs may caption the same shard. "
+            "Tables stay valid, and the last published ones are kept: start one run at a time"
         )
-    with Leases(job.root, job.owner, job.lease_seconds, warn) as leases:
-        queue = _ShardQueue(job, leases, notify, warn)
-        windows = queue.windows(shards)
-        if (first := await anext(windows, None)) is None:
+    with Leases(run.root, run.owner, run.lease_seconds, warn) as leases:
+        queue = _ShardQueue(run, leases, notify, warn)
+        jobs = queue.jobs(shards)
+        if (first := await anext(jobs, None)) is None:
             return
-        preview = _Previews(job.root, warn).store if job.previews else None
+        preview = _Previews(run.root, warn).store if run.previews else None
         async with engine as supervisor, queue.checkpoints():
             with SandboxDecoder(sandbox, preview) as decoder:
-                await caption(supervisor, job.recipe, decoder, _chain(first, windows), queue.finish)
+                await caption(supervisor, run.recipe, decoder, _chain(first, jobs), queue.finish)
         if queue.hits.is_low:
-            warn(f"the prefix cache saves less than half of what it could: {queue.hits.summary}")
+            warn(f"less than half of the predicted prefix cache hits: {queue.hits.summary}")
 
 
 async def _chain(first: WindowJob, others: AsyncIterator[WindowJob]) -> AsyncIterator[WindowJob]:
     yield first
-    async for window in others:
-        yield window
+    async for job in others:
+        yield job
 
 
 _Notify = Callable[[Callable[[RunObserver], None]], None]
@@ -138,26 +138,26 @@ class _Previews:
         self._warned: set[str] = set()
         self._warning = Lock()
 
-    def store(self, window: WindowJob, preview: Preview) -> None:
+    def store(self, job: WindowJob, preview: Preview) -> None:
         """Store a window's preview. May be called from several threads."""
         try:
-            write_preview(self._root, window.shard, window.window.window_id, preview.animation, preview.poster)
+            write_preview(self._root, job.shard, job.window.window_id, preview.animation, preview.poster)
         except Exception as error:
             with self._warning:
-                if window.shard in self._warned:
+                if job.shard in self._warned:
                     return
-                self._warned.add(window.shard)
+                self._warned.add(job.shard)
             self._warn(
-                f"{window.shard}: previews cannot be stored; the first one, of window {window.window.window_id}: "
-                f"{as_project_error(error)}"
+                f"{job.shard}: a preview could not be stored (window {job.window.window_id}); further failures in "
+                f"this shard are not reported: {as_project_error(error)}"
             )
 
 
 class _ShardQueue:
     """The open shards of a run. An error in one of them fails only that shard."""
 
-    def __init__(self, job: Job, leases: Leases, notify: _Notify, warn: Callable[[str], None]) -> None:
-        self._job = job
+    def __init__(self, run: CaptionRun, leases: Leases, notify: _Notify, warn: Callable[[str], None]) -> None:
+        self._run = run
         self._leases = leases
         self._notify = notify
         self._warn = warn
@@ -165,18 +165,18 @@ class _ShardQueue:
         self.hits = NO_HITS
         """Prefix cache hits, over all shards."""
 
-    async def windows(self, shards: Iterable[str]) -> AsyncIterator[WindowJob]:
+    async def jobs(self, shards: Iterable[str]) -> AsyncIterator[WindowJob]:
         """The unfinished windows, shard by shard. A shard is leased and read when its first window is needed."""
         for key in shards:
             if (shard := await self._open_shard(key)) is None:
                 continue
-            for window in shard.unfinished:
+            for job in shard.unfinished:
                 if self._shards.get(key) is not shard:  # the shard has failed meanwhile
                     break
                 if shard.lease.loss:
                     await self._fail(shard, shard.lease.loss)
                     break
-                yield window
+                yield job
 
     async def _open_shard(self, key: str) -> OpenShard | None:
         """Lease and read a shard. Return None if another run has leased it, or if it fails."""
@@ -190,8 +190,8 @@ class _ShardQueue:
             self._report_failure(key, error)
             return None
         try:
-            shard = self._shards[key] = await to_thread_uncancelled(_read_shard, self._job, lease, self._warn)
-            self._notify(lambda observer: observer.started(key, len(shard.windows), len(shard.unfinished)))
+            shard = self._shards[key] = await to_thread_uncancelled(_read_shard, self._run, lease, self._warn)
+            self._notify(lambda observer: observer.started(key, len(shard.jobs), len(shard.unfinished)))
         except Exception as error:
             self._shards.pop(key, None)
             self._report_failure(key, error)
@@ -201,21 +201,21 @@ class _ShardQueue:
             await self._publish(shard)
         return shard
 
-    async def finish(self, window: WindowJob) -> None:
+    async def finish(self, job: WindowJob) -> None:
         """Add a finished window to its shard; publish the shard after the last one."""
-        self.hits += window.hits
-        shard = self._shards.get(window.shard)
+        self.hits += job.hits
+        shard = self._shards.get(job.shard)
         if shard is None:  # the shard has failed
             return
         try:
-            shard.add(window)
+            shard.add(job)
             self._notify(
-                lambda observer: observer.captioned(shard.lease.shard, shard.finished, len(shard.windows), ok=window.ok)
+                lambda observer: observer.captioned(shard.lease.shard, shard.finished, len(shard.jobs), ok=job.ok)
             )
         except Exception as error:
             await self._fail(shard, error)
             return
-        if shard.finished == len(shard.windows):
+        if shard.finished == len(shard.jobs):
             await self._publish(shard)
         elif shard.is_due:
             await self._save(shard)
@@ -267,7 +267,7 @@ class _ShardQueue:
 
     async def _fail(self, shard: OpenShard, error: Exception) -> None:
         """Close a shard with an error. Its finished rows go into a checkpoint, if that can be written."""
-        del self._shards[shard.lease.shard]  # first, so that windows that finish meanwhile do not publish it
+        del self._shards[shard.lease.shard]  # first: a window that finishes meanwhile must not publish it
         await self._save(shard)
         self._report_failure(shard.lease.shard, error)
         await to_thread_uncancelled(self._leases.release, shard.lease)
@@ -280,55 +280,58 @@ class _ShardQueue:
         await to_thread_uncancelled(self._leases.release, shard.lease)
 
 
-def _read_shard(job: Job, lease: Lease, warn: Callable[[str], None]) -> OpenShard:
+def _read_shard(run: CaptionRun, lease: Lease, warn: Callable[[str], None]) -> OpenShard:
     """Read the shard of a lease, with the rows of earlier runs; ``warn`` receives messages about damaged ones."""
     shard = lease.shard
-    stored = read_versions(
-        job.root, CLIP_MANIFEST, shard
-    )  # before the manifest: if it changes in between, the tables count as outdated
-    manifest = read_manifest(job.root, shard)
+    # Read before the manifest: if it changes in between, the tables count as outdated.
+    stored = read_versions(run.root, CLIP_MANIFEST, shard)
+    manifest = read_manifest(run.root, shard)
     inputs: dict[str, str] = {CLIP_MANIFEST: stored.data if stored else manifest_version(manifest)}
-    wanted = {stage.name for stage in job.stages}
+    wanted = {stage.name for stage in run.stages}
     needed: dict[str, list[CaptionRow]] = {}
-    for name in sorted({name for stage in job.stages for name in stage.needs} - wanted):
-        needed[name] = _stored_rows(job, name, shard, manifest)
+    for name in sorted({name for stage in run.stages for name in stage.needs} - wanted):
+        needed[name] = _stored_rows(run, name, shard, manifest)
         inputs[name] = captions_version(needed[name])
-    reuse = Reuse(job.recipe, job.max_attempts, EarlierRows(_earlier_files(job, shard, warn)), job.engine_settings)
-    return OpenShard(job, lease, _plan_rows(job, shard, manifest, needed, reuse), inputs)
+    reuse = Reuse(run.recipe, run.max_attempts, EarlierRows(_earlier_files(run, shard, warn)), run.engine_settings)
+    return OpenShard(run, lease, _plan_rows(run, shard, manifest, needed, reuse), inputs)
 
 
 def _plan_rows(
-    job: Job, shard: str, manifest: Sequence[ManifestRow], needed: Mapping[str, Sequence[CaptionRow]], reuse: Reuse
+    run: CaptionRun,
+    shard: str,
+    manifest: Sequence[ManifestRow],
+    needed: Mapping[str, Sequence[CaptionRow]],
+    reuse: Reuse,
 ) -> list[WindowJob]:
     """A window job for each row of a shard's manifest, with the reused rows of earlier runs."""
-    windows: list[WindowJob] = []
+    jobs: list[WindowJob] = []
     for number, row in enumerate(manifest):
         rows = {name: StageRow(stored[number], Origin.REUSED) for name, stored in needed.items()}
-        window = WindowJob(row, partial(clip_pieces, job.source, row), job.stages, shard, number, rows)
-        window.set_previous(windows[-1] if windows else None)
-        reuse.resolve(window)
-        windows.append(window)
-    return windows
+        job = WindowJob(row, partial(clip_pieces, run.source, row), run.stages, shard, number, rows)
+        job.set_previous(jobs[-1] if jobs else None)
+        reuse.resolve(job)
+        jobs.append(job)
+    return jobs
 
 
-def _earlier_files(job: Job, shard: str, warn: Callable[[str], None]) -> Iterator[CaptionFile]:
-    """The published tables and the checkpoints of a shard, the oldest first."""
-    for stage in job.stages:
+def _earlier_files(run: CaptionRun, shard: str, warn: Callable[[str], None]) -> Iterator[CaptionFile]:
+    """The published tables of a shard, then its checkpoints, the oldest first."""
+    for stage in run.stages:
         try:
-            if published := find_captions(job.root, stage.name, shard):
+            if published := find_captions(run.root, stage.name, shard):
                 yield published
         except TableError as error:  # this run replaces the table
             warn(f"{shard}: its earlier captions are not reused: {error}")
-    yield from read_checkpoints(job.root, shard, warn)
+    yield from read_checkpoints(run.root, shard, warn)
 
 
-def _stored_rows(job: Job, table: str, shard: str, manifest: Sequence[ManifestRow]) -> list[CaptionRow]:
-    """The rows of a table that stages need and this job does not caption.
+def _stored_rows(run: CaptionRun, table: str, shard: str, manifest: Sequence[ManifestRow]) -> list[CaptionRow]:
+    """The rows of a table that stages need and this run does not caption.
 
     Raises:
         TableError: if they do not match the manifest.
     """
-    rows = read_captions(job.root, table, shard)
+    rows = read_captions(run.root, table, shard)
     if [extent(row) for row in rows] != [extent(row) for row in manifest]:
-        raise TableError(f"{table} of shard {shard!r} does not match its present manifest: materialize {table} again")
+        raise TableError(f"{table} of shard {shard!r} does not match its current manifest: materialize {table} again")
     return rows

@@ -1,4 +1,4 @@
-"""The stages of a recipe: each is one question to the model about every window, with a table of the answers."""
+"""The stages of a recipe: each captions every window once, and has its own prompt and table."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from caption_assets.store.tables import CLIP_MANIFEST
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One question to the model about each window."""
+    """One caption of each window."""
 
     name: str
     """The name of the stage's asset, table and folder."""

@@ -16,7 +16,7 @@ from caption_assets.captioning.request import Completion, PoisonWindow, Request,
 
 StartEngine = Callable[[], AbstractAsyncContextManager[CaptionEngine]]
 ANSWERS_PER_LIMIT = 1000
-"""Number of answers after which ``max_restarts`` more restarts are allowed: long runs meet more poison windows."""
+"""Number of answers after which ``max_restarts`` more restarts are allowed: long runs contain more poison windows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ class EngineSupervisor:
         return self._engine
 
     async def complete(self, request: Request) -> Completion:
-        """Return the model's answer, from a new engine if the present one crashes.
+        """Return the model's answer, from a new engine if the current one crashes.
 
         Raises:
             RequestFailed: if the engine cannot answer this request.

@@ -14,7 +14,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 CANCEL_SECONDS = 8.0
-"""Maximum wait of a canceled task for its call. It keeps a stop below 30 s with a slow store."""
+"""Maximum wait of a canceled task for its call. With a slow store a run still stops within 30 s."""
 
 
 async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -70,12 +70,12 @@ class WindowJob:
     rows: dict[str, StageRow] = field(default_factory=dict)
     """Rows of these stages and of stages that they need."""
     earlier_attempts: dict[str, int] = field(default_factory=dict)
-    """Requests of earlier runs for the missing rows."""
+    """Number of requests of earlier runs for the missing rows."""
     outdated: dict[str, CaptionRow] = field(default_factory=dict)
-    """Rows of earlier runs that newer quality rules require to regenerate. A row stays if its new caption is not
-    better."""
+    """Rows of earlier runs to regenerate, because newer quality rules flag them. A row is kept if its new caption is
+    not better."""
     reuse: Callable[[WindowJob], None] = lambda job: None
-    """Adds rows of earlier runs. Called for each added row, which later stages may need."""
+    """Adds reused rows. Called after each added row, since it may complete what a later stage needs."""
     previous: WindowJob | None = None
     """The previous window of the same clip."""
 
@@ -96,13 +96,13 @@ class WindowJob:
     frames: Frames | None = field(default=None, init=False)
     """The decoded frames of ``grid``."""
     replica: int = field(default=0, init=False)
-    """Number that selects one of the engine's replicas."""
+    """Number of the window in the run. It selects one of the engine's replicas."""
     is_cached: bool = field(default=False, init=False)
     """Whether the engine has received ``frames``."""
     crashes: int = field(default=0, init=False)
-    """Number of engine crashes when it received ``frames``. After another crash the prefix cache is empty."""
+    """Number of the run's engine crashes before the engine received ``frames``. Another crash empties its caches."""
     attempts: Counter[str] = field(default_factory=Counter, init=False)
-    """Number of requests of this run."""
+    """Number of requests of this run, by stage."""
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float), init=False)
     """Seconds of waiting for the engine, by stage, and for ``DECODE``."""
     hits: CacheHits = field(default=NO_HITS, init=False)
@@ -126,8 +126,8 @@ class WindowJob:
         """The row of a stage that is not missing."""
         return self.rows[stage.name].row
 
-    def earlier_row(self, stage: Stage) -> CaptionRow | None:
-        """The row of an earlier run, also if it is regenerated; None if there is none."""
+    def current_row(self, stage: Stage) -> CaptionRow | None:
+        """The row of a stage, or its outdated one while that is regenerated; None if there is neither."""
         return self.rows[stage.name].row if stage.name in self.rows else self.outdated.get(stage.name)
 
     def captions(self, stage: Stage) -> dict[str, str] | None:
@@ -137,10 +137,10 @@ class WindowJob:
         return found if len(found) == len(texts) else None
 
     def add_row(self, stage: Stage, row: CaptionRow, *, reused: bool = False) -> None:
-        """Add the row of a stage. An outdated row stays if the new one is not better."""
+        """Add the row of a stage. An outdated row is kept if the new one is not better."""
         earlier = self.outdated.pop(stage.name, None)
         if earlier and not _is_better(row, earlier):
-            row = replace(earlier, attempts=row.attempts)  # fresh, so that a checkpoint records that it was tried
+            row = replace(earlier, attempts=row.attempts)  # fresh, so that a checkpoint records the attempt
         origin = Origin.REUSED if reused else Origin.FRESH
         self.rows[stage.name] = StageRow(row, origin if row.fingerprint else Origin.UNCAPTIONABLE)
         self.set_answer(stage, row.caption)
@@ -172,7 +172,7 @@ class WindowJob:
         self.is_cached = False
 
     def set_previous(self, previous: WindowJob | None) -> None:
-        """Set the previous window, with which captions are compared, if it is of the same clip."""
+        """Set the previous window, if it is of the same clip. Captions are compared with its captions."""
         if previous and (previous.shard, previous.window.clip_key) == (self.shard, self.window.clip_key):
             self.previous = previous
 
@@ -210,7 +210,7 @@ def blank_row(
     cut_off: bool = False,
     quality_rules: int | None = None,
 ) -> CaptionRow:
-    """A failed row without results, which the caller replaces.
+    """A failed row without results, for the caller to complete.
 
     Args:
         recipe: model, prompt and sampling.
@@ -219,7 +219,7 @@ def blank_row(
         needed: rows with the captions in the prompt, by stage. Without them the row has no fingerprint.
         reduced: whether the context is too small for the whole window; see ``Recipe.fingerprint``.
         cut_off: whether an answer reached the output limit.
-        quality_rules: version of the rules for which the row replaces an earlier one, if it does.
+        quality_rules: version of the quality rules, if the row replaces an outdated one.
     """
     needed = needed or {}
     captions = {name: row.caption for name, row in needed.items() if row.caption is not None}

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 from typing import TextIO
 
+from caption_assets.captioning.caption_run import CaptionRun
 from caption_assets.captioning.engine import EngineConfig, start_engine
-from caption_assets.captioning.job import Job
 from caption_assets.captioning.recipe import DETERMINISTIC, Recipe
 from caption_assets.captioning.request import Completion, Request
 from caption_assets.captioning.shard_queue import caption_shards
@@ -42,7 +42,7 @@ class RecordingSupervisor(EngineSupervisor):
 def main(root: str, source: str, shard: str, request_log: str, engine: str) -> None:
     """Caption the shard; the exit code is 0 if it was published."""
     recipe, events = Recipe(generation=DETERMINISTIC), RunEvents()
-    job = Job(
+    run = CaptionRun(
         Root.open(root),
         Root.open(source),
         recipe,
@@ -58,7 +58,7 @@ def main(root: str, source: str, shard: str, request_log: str, engine: str) -> N
         return lambda: start_engine(Path(engine), recipe, EngineConfig())
 
     with Path(request_log).open("a") as file, Sandbox(workers=1) as sandbox:
-        asyncio.run(caption_shards(RecordingSupervisor(start(), file), sandbox, job, [shard], [events]))
+        asyncio.run(caption_shards(RecordingSupervisor(start(), file), sandbox, run, [shard], [events]))
     if set(events.tables) != {shard}:
         sys.exit(f"{events.failures} {events.skips}")
 

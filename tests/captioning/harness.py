@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from caption_assets.captioning.job import Job
+from caption_assets.captioning.caption_run import CaptionRun
 from caption_assets.captioning.prefix_cache import CacheHits
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.request import Request
@@ -60,11 +60,11 @@ class Harness:
         clips = probe_clips(SANDBOX, self.source, find_shard(self.source, shard), Windowing(24, 12))
         publish_manifest(self.root, shard, (row for clip in clips for row in clip.rows), {})
 
-    def job(self, **settings: Any) -> Job:
-        return replace(Job(self.root, self.source, Recipe()), **settings)
+    def caption_run(self, **settings: Any) -> CaptionRun:
+        return replace(CaptionRun(self.root, self.source, Recipe()), **settings)
 
     def run(self, *shards: str, engine: FakeEngine | None = None, **settings: Any) -> RunEvents:
-        """Caption shards, by default ``a``; settings are fields of ``Job``."""
+        """Caption shards, by default ``a``; settings are fields of ``CaptionRun``."""
         return asyncio.run(self.caption(*shards, engine=engine, **settings))
 
     async def caption(self, *shards: str, engine: FakeEngine | None = None, **settings: Any) -> RunEvents:
@@ -72,9 +72,9 @@ class Harness:
         events, self.engines = RunEvents(), 0
         self.requests.clear()
         fake = engine or FakeEngine(self.count)
-        job = self.job(**settings)
-        supervisor = EngineSupervisor(lambda: start_fake_engine(fake, self.count_engine), settings=job.engine_settings)
-        await caption_shards(supervisor, SANDBOX, job, shards or ["a"], [events])
+        run = self.caption_run(**settings)
+        supervisor = EngineSupervisor(lambda: start_fake_engine(fake, self.count_engine), settings=run.engine_settings)
+        await caption_shards(supervisor, SANDBOX, run, shards or ["a"], [events])
         return events
 
     def count(self, request: Request) -> None:

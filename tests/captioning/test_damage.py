@@ -319,7 +319,7 @@ def test_unexpected_error_fails_its_shard_only_and_loses_no_row(
 ) -> None:
     harness, events = stored.copy(), FailingObserver(event, error)
     supervisor = EngineSupervisor(lambda: start_fake_engine(FakeEngine(harness.count), harness.count_engine))
-    asyncio.run(caption_shards(supervisor, SANDBOX, harness.job(), SHARDS, [events]))
+    asyncio.run(caption_shards(supervisor, SANDBOX, harness.caption_run(), SHARDS, [events]))
     assert_other_shards_published(harness, stored, events)
     assert f"unexpected {type(error).__name__}" in events.failures["b"]
     first = harness.requests.total()
@@ -339,7 +339,7 @@ def test_interrupt_is_not_reported_as_a_shard_failure(stored: StoredState, end: 
     harness, events = stored.copy(), InterruptingObserver()
     supervisor = EngineSupervisor(lambda: start_fake_engine(FakeEngine()))
     with pytest.raises(end):
-        asyncio.run(caption_shards(supervisor, SANDBOX, harness.job(), SHARDS, [events]))
+        asyncio.run(caption_shards(supervisor, SANDBOX, harness.caption_run(), SHARDS, [events]))
     assert events.failures == {}
 
 

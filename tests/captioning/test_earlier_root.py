@@ -11,8 +11,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from caption_assets.captioning.caption_run import CaptionRun
 from caption_assets.captioning.engine import CaptionEngine
-from caption_assets.captioning.job import Job
 from caption_assets.captioning.prompts import SAMPLE
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.shard_queue import caption_shards
@@ -47,8 +47,8 @@ def test_run_over_earlier_root_reuses_every_row(root: Root, stages: tuple[Stage,
     stored = {table: read_captions(root, table, SHARD) for table in tables}
     schemas = {table: pq.read_schema(root.full(table_path(table, SHARD))).remove_metadata() for table in tables}
     events = RunEvents()
-    job = Job(root, Root.open(f"{root.url}/shards"), RECIPE, stages, engine_settings="other")
-    asyncio.run(caption_shards(EngineSupervisor(start_no_engine), SANDBOX, job, [SHARD], [events]))
+    run = CaptionRun(root, Root.open(f"{root.url}/shards"), RECIPE, stages, engine_settings="other")
+    asyncio.run(caption_shards(EngineSupervisor(start_no_engine), SANDBOX, run, [SHARD], [events]))
     assert (events.failures, events.warnings) == ({}, [])
     assert {table: (made.reused, made.fresh) for table, made in events.tables[SHARD].items()} == dict.fromkeys(
         tables, (5, [])

@@ -14,9 +14,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from caption_assets.captioning.caption_run import CaptionRun
 from caption_assets.captioning.captioner import REGENERATION_TEMPERATURE, REGENERATION_TOP_P, STRONGER_PENALTY
 from caption_assets.captioning.engine import CaptionEngine
-from caption_assets.captioning.job import Job
 from caption_assets.captioning.open_shard import PublishedTable, file_metadata
 from caption_assets.captioning.prompts import GENERAL
 from caption_assets.captioning.quality import REGENERATED, RULES_VERSION, find_flags
@@ -72,13 +72,15 @@ def store_caption(root: Root, stage: Stage, number: int, caption: str) -> None:
     publish_captions(root, stage.name, SHARD, rows, [row.key for row in rows], {})
 
 
-def job(root: Root, recipe: Recipe = NEWER) -> Job:
-    return Job(root, Root.open(f"{root.url}/shards"), recipe, (STAGE2,), engine_settings="other")
+def caption_run(root: Root, recipe: Recipe = NEWER) -> CaptionRun:
+    return CaptionRun(root, Root.open(f"{root.url}/shards"), recipe, (STAGE2,), engine_settings="other")
 
 
 def run_without_engine(root: Root, recipe: Recipe = NEWER) -> PublishedTable:
     events = RunEvents()
-    asyncio.run(caption_shards(EngineSupervisor(start_no_engine), SANDBOX, job(root, recipe), [SHARD], [events]))
+    asyncio.run(
+        caption_shards(EngineSupervisor(start_no_engine), SANDBOX, caption_run(root, recipe), [SHARD], [events])
+    )
     assert (events.failures, events.warnings) == ({}, [])
     return events.tables[SHARD][STAGE2.name]
 
@@ -154,7 +156,7 @@ def test_only_captions_whose_flags_call_for_it_are_regenerated(
     stored = read_captions(root, STAGE2.name, SHARD)
     store_caption(root, STAGE2, 1, REFUSAL)
     events = RunEvents()
-    run_async(caption_shards(supervisor, SANDBOX, job(root), [SHARD], [events]))
+    run_async(caption_shards(supervisor, SANDBOX, caption_run(root), [SHARD], [events]))
     published = events.tables[SHARD][STAGE2.name]
     assert [row.key for row in published.fresh] == [stored[1].key]
     assert [row.caption for row in published.rows] == [row.caption for row in stored]
@@ -167,7 +169,7 @@ def test_earlier_caption_stays_where_the_new_one_is_no_better(
 ) -> None:
     store_caption(root, STAGE2, 1, LONG_WITH_BOILERPLATE)
     events = RunEvents()
-    run_async(caption_shards(supervisor, SANDBOX, job(root), [SHARD], [events]))
+    run_async(caption_shards(supervisor, SANDBOX, caption_run(root), [SHARD], [events]))
     published = events.tables[SHARD][STAGE2.name]
     assert (published.reused, [row.caption for row in published.fresh]) == (4, [LONG_WITH_BOILERPLATE])
     assert published.rows[1].flags == ("boilerplate",)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from caption_assets.captioning.job import Job
+from caption_assets.captioning.caption_run import CaptionRun
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.shard_queue import caption_shards
 from caption_assets.captioning.stages import STAGE1, STAGE2, STAGES
@@ -109,9 +109,9 @@ def _run_chain(root: Root, source: Root, cache: Path) -> Iterator[tuple[str, obj
             yield f"{shard.key} manifest", rows
             yield f"{shard.key} clips", [span_of(source, row).read() for row in rows]
             events = RunEvents()
-            job = Job(root, source, Recipe(), STAGES, checkpoint_rows=4)
+            run = CaptionRun(root, source, Recipe(), STAGES, checkpoint_rows=4)
             engine = EngineSupervisor(lambda: start_fake_engine(FakeEngine()))
-            asyncio.run(caption_shards(engine, sandbox, job, [shard.key], [events]))
+            asyncio.run(caption_shards(engine, sandbox, run, [shard.key], [events]))
             yield f"{shard.key} events", (events.failures, events.skips, events.warnings)
             for table in (STAGE1.name, STAGE2.name):
                 yield f"{shard.key} {table}", read_captions(root, table, shard.key)

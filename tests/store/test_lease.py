@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from caption_assets.captioning.job import Job
+from caption_assets.captioning.caption_run import CaptionRun
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.shard_queue import caption_shards
 from caption_assets.captioning.stages import STAGES
@@ -182,6 +182,6 @@ def test_store_without_conditional_writes_causes_a_warning(
         pytest.skip("the header is signed, which this server checks")
     start_proxy(without=without)
     root, events = Root.open(s3_url), RunEvents()
-    job = Job(root, root, Recipe(), STAGES)
-    asyncio.run(caption_shards(EngineSupervisor(lambda: start_fake_engine(FakeEngine())), SANDBOX, job, [], [events]))
+    run = CaptionRun(root, root, Recipe(), STAGES)
+    asyncio.run(caption_shards(EngineSupervisor(lambda: start_fake_engine(FakeEngine())), SANDBOX, run, [], [events]))
     assert ["ignores If-None-Match" in warning for warning in events.warnings] == ([True] if without else [])

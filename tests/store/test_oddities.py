@@ -10,7 +10,7 @@ import dagster as dg
 import pytest
 
 from caption_assets.automation.new_shards import build_new_shards
-from caption_assets.captioning.job import Job
+from caption_assets.captioning.caption_run import CaptionRun
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.shard_queue import caption_shards
 from caption_assets.captioning.stages import STAGE1, STAGE2, STAGES
@@ -64,7 +64,7 @@ def url(s3_url: str, source: Root) -> str:
 def run(root: Root, source: Root, *shards: str) -> RunEvents:
     events = RunEvents()
     supervisor = EngineSupervisor(lambda: start_fake_engine(FakeEngine()))
-    asyncio.run(caption_shards(supervisor, SANDBOX, Job(root, source, Recipe(), STAGES), shards, [events]))
+    asyncio.run(caption_shards(supervisor, SANDBOX, CaptionRun(root, source, Recipe(), STAGES), shards, [events]))
     return events
 
 

@@ -1,4 +1,4 @@
-"""The captioning job of a run: recipe, stages and root, with the limits of checkpoints, leases and attempts."""
+"""The captioning run: its inputs, outputs and limits."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ MAX_ATTEMPTS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """The captioning of shards: inputs, outputs and limits."""
+class CaptionRun:
+    """Inputs, outputs and limits of one run of ``caption_shards``."""
 
     root: Root
+    """Root of the manifests, tables, checkpoints and leases."""
     source: Root
+    """Root of the clips."""
     recipe: Recipe
     stages: tuple[Stage, ...] = STAGES
     """Stages to caption, in the recipe's order. The other stages that they need are read from the root."""
@@ -31,12 +33,13 @@ class Job:
     previews: bool = False
     """Whether to store a preview of each window."""
     owner: str = field(default_factory=lambda: f"run {uuid4().hex}")
-    """Owner of the leases. All attempts of a run have the same, so that a retry gets its shards immediately."""
+    """Owner of the leases. All attempts of a run have the same owner, so that a retry gets its shards immediately."""
     checkpoint_rows: int = CHECKPOINT_ROWS
     """Number of finished windows after which a shard gets a checkpoint."""
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     """Maximum time between a finished window and its checkpoint, in seconds."""
     lease_seconds: float = LEASE_SECONDS
-    """Expiry time of a shard's lease, in seconds, after which another run may acquire it."""
+    """Time after which a lease that is not renewed expires, in seconds. Another run may then acquire the shard."""
     max_attempts: int = MAX_ATTEMPTS
-    """Maximum number of requests for a caption over all runs; each run makes up to four."""
+    """Number of requests, over all runs, after which a failed caption is not retried. A run makes up to four requests,
+    and more if reasoning is cut off."""
