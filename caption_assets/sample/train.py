@@ -103,7 +103,7 @@ class Trainer:
         tokenizer = build_tokenizer()
         save_processor(tokenizer, out)
         self.model = Qwen2_5_VLForConditionalGeneration(build_config(tokenizer)).to(self.device)
-        self.hints = Hints(self.model.config).to(self.device)
+        self.heads = AuxiliaryHeads(self.model.config).to(self.device)
         print(f"{sum(p.numel() for p in self.model.parameters()) / 1e6:.2f} M parameters on {self.device}", flush=True)
         self.batcher = Batcher(tokenizer, self.model.config)
         self.pool = make_examples(range(config.seed, config.seed + config.examples), config.workers)
@@ -112,7 +112,7 @@ class Trainer:
 
     def run(self, steps: int, rate: float, losses: Callable[[], dict[str, Tensor]], *, measured: bool = False) -> None:
         """One phase of training, with its own schedule; if ``measured``, its best weights are kept."""
-        parameters = [*self.model.parameters(), *self.hints.parameters()]
+        parameters = [*self.model.parameters(), *self.heads.parameters()]
         optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.05)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_rate, steps=steps))
         begun = time.monotonic()
@@ -134,14 +134,14 @@ class Trainer:
         batch = vision_batch([glimpse(example, self.rng) for example in self.draw(self.config.glimpses)]).to(
             self.device
         )
-        return self.hints(*encode(self.model, batch), batch)  # type: ignore[no-any-return]
+        return self.heads(*encode(self.model, batch), batch)  # type: ignore[no-any-return]
 
     def caption_losses(self) -> dict[str, Tensor]:
         """Losses of the auxiliary heads and of the captions on a batch of windows."""
         batch = self.batcher.batch(self.draw(self.config.batch), self.rng).to(self.device)
         visual, middle = encode(self.model, batch.vision)
         caption = nn.functional.cross_entropy(*logits(self.model, batch, visual))
-        return {**self.hints(visual, middle, batch.vision), "caption": caption}
+        return {**self.heads(visual, middle, batch.vision), "caption": caption}
 
     def draw(self, count: int) -> list[Example]:
         """Random examples, randomly mirrored and reversed."""
@@ -527,7 +527,7 @@ def vision_batch(examples: Sequence[Example]) -> VisionBatch:
 # --- losses
 
 
-class Hints(nn.Module):  # type: ignore[misc]
+class AuxiliaryHeads(nn.Module):  # type: ignore[misc]
     """Auxiliary heads for training: the shape's outline and center in each visual token, and the shape's attributes.
 
     Without them motion, and even more so shape, is learned only after a long plateau. The outline is predicted from a
