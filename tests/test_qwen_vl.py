@@ -150,7 +150,7 @@ def test_finished_captions_are_returned_if_the_engine_is_not_restarted(model_on_
 @pytest.mark.fast
 def test_refused_video_does_not_affect_others(model_on_fake_engine: QwenVL) -> None:
     no_video: dict[str, Any] = {"prompt": "two", "multi_modal_data": {}}
-    with pytest.raises(CaptionsIncomplete, match=r"2 of 4 videos.*number 1.*video") as raised:
+    with pytest.raises(CaptionsIncomplete, match=r"2 of 4 videos.*Video 1: .*video") as raised:
         model_on_fake_engine.generate([blank("one"), no_video, blank("three", size=(30, 56)), blank("four")])
     assert raised.value.captions == ["caption of one", None, None, "caption of four"]
     assert "56x30" in raised.value.errors[2]

@@ -28,7 +28,7 @@ from caption_assets.captioning.prefix_cache import CacheHits
 from caption_assets.captioning.quality import CUT_OFF, REGENERATED, find_flags, replaces
 from caption_assets.captioning.recipe import Recipe, SamplingParams
 from caption_assets.captioning.request import (
-    CUT,
+    FINISH_LENGTH,
     REASONING_CUT_OFF,
     Completion,
     PoisonWindow,
@@ -253,7 +253,9 @@ class Captioner:
             )
         is_longer = best.generation.max_output_tokens > recipe.generation.max_output_tokens
         return replace(
-            job.blank_row(recipe, stage, reduced=reduced, cut_off=best.answer.finish_reason == CUT or is_longer),
+            job.blank_row(
+                recipe, stage, reduced=reduced, cut_off=best.answer.finish_reason == FINISH_LENGTH or is_longer
+            ),
             engine_settings=self._supervisor.settings,
             status=Status.OK,
             caption=best.answer.text,

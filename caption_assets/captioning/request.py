@@ -27,7 +27,7 @@ class Request:
     """Number of the window. It selects the engine's replica: all stages of a window go to the same one."""
 
 
-CUT = "length"
+FINISH_LENGTH = "length"
 """vLLM's finish reason for an answer that reached the output limit."""
 
 

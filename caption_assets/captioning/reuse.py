@@ -8,7 +8,7 @@ from itertools import product
 
 from caption_assets.captioning.quality import NEAR_DUPLICATE, QUALITY_RULES, REGENERATED, find_flags
 from caption_assets.captioning.recipe import Recipe
-from caption_assets.captioning.request import CUT, POISON
+from caption_assets.captioning.request import FINISH_LENGTH, POISON
 from caption_assets.captioning.stages import STAGE1, Stage
 from caption_assets.captioning.window_job import WindowJob, upstream_failed_row
 from caption_assets.store.tables import CaptionFile, CaptionRow, ManifestRow, Status
@@ -146,7 +146,7 @@ class Reuse:
         if (
             found
             and self._fits_context(found.row)
-            and (found.row.finish_reason == CUT or self._fits_output_limit(found.row))
+            and (found.row.finish_reason == FINISH_LENGTH or self._fits_output_limit(found.row))
         ):
             yield found
 
@@ -160,7 +160,7 @@ class Reuse:
     def _fits_output_limit(self, row: CaptionRow) -> bool:
         """Whether the answer fits the output limit, or twice that limit if the recipe allows regenerations."""
         longest = self.recipe.generation.max_output_tokens * (2 if self.recipe.regenerations else 1)
-        return row.finish_reason != CUT and (row.output_tokens or 0) <= longest
+        return row.finish_reason != FINISH_LENGTH and (row.output_tokens or 0) <= longest
 
     def _is_final(self, row: CaptionRow) -> bool:
         """Whether a row is reused, not retried."""

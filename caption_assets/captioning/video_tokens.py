@@ -12,7 +12,7 @@ QWEN = frozenset({"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5
 """Model types whose processors keep the frames' size and number, which then determine the number of tokens."""
 TIMED = QWEN - {"qwen2_vl", "qwen2_5_vl"}
 """Model types whose prompts give the time of each temporal patch as text."""
-MEASURED = 4096
+MAX_MEASURED = 4096
 """Maximum number of stored measurements, one for each size, number and rate of frames."""
 
 Count = Callable[[FrameGrid, float], Awaitable[int]]
@@ -65,7 +65,7 @@ class VideoTokens:
     async def measured(self, grid: FrameGrid, fps: float) -> int:
         """The number of tokens after the model's processor, measured once for each size, number and rate of frames."""
         if (grid, fps) not in self._measured:
-            if len(self._measured) >= MEASURED:
+            if len(self._measured) >= MAX_MEASURED:
                 self._measured.clear()
             self._measured[grid, fps] = await self._measure(grid, fps)
         return self._measured[grid, fps]
