@@ -1,5 +1,6 @@
 import asyncio
 
+import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -95,6 +96,66 @@ def test_video_is_fitted_to_the_context_or_refused(
         assert fitted.height * fitted.width <= 2 * limits.min_pixels
 
 
+@pytest.mark.parametrize("room", [*range(12, 72, 5), *range(80, 800, 37)])
+def test_video_fitted_to_the_context_has_the_most_frames_and_then_the_largest_ones(room: int) -> None:
+    limits = PixelLimits(28, min_pixels=12 * 28**2, max_pixels=768 * 28**2)
+    wanted = FrameGrid(8, 12 * 28, 16 * 28)
+
+    async def tokens(grid: FrameGrid) -> int:
+        return visual_tokens(grid, limits.factor)
+
+    sizes = [fit_size(wanted.height, wanted.width, limits, squares * 28**2) for squares in range(12, 12 * 16 + 1)]
+    grids = [FrameGrid(frames, *size) for frames in (2, 4, 6, 8) for size in sizes]
+    fitting = [(grid.frames, grid.height * grid.width) for grid in grids if visual_tokens(grid, 28) <= room]
+    fitted = asyncio.run(fit_context(wanted, limits, tokens, room))
+    assert (fitted.frames, fitted.height * fitted.width) == max(fitting)
+
+
+def test_video_without_room_is_refused_with_the_tokens_of_the_smallest_one() -> None:
+    limits = PixelLimits(28, min_pixels=12 * 28**2)
+
+    async def tokens(grid: FrameGrid) -> int:
+        return visual_tokens(grid, limits.factor)
+
+    for room, left in ((11, 11), (-5, 0)):
+        with pytest.raises(NoRoom, match=f"has {left} tokens left for the video, but two frames .* take 12") as refused:
+            asyncio.run(fit_context(FrameGrid(8, 12 * 28, 16 * 28), limits, tokens, room))
+        assert refused.value.tokens == 12
+
+
+def test_number_of_frames_is_even_where_the_limits_allow_an_odd_one() -> None:
+    limits = PixelLimits(28, min_pixels=16 * 28**2, total_pixels=5 * 16 * 28**2 + 28**2)
+    assert fit(8, 112, 112, limits).frames == 4
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((480, 640), (476, 644)),
+        ((1080, 1920), (560, 1008)),
+        ((144, 176), (308, 364)),
+        ((455, 1350), (448, 1344)),  # rounded to the maximum area
+        ((230, 440), (224, 448)),  # rounded to the minimum area
+        ((10, 1000), (56, 3192)),
+        ((30, 5900), (28, 5908)),
+        ((55, 11000), (28, 10948)),
+    ],
+)
+def test_size_is_that_of_qwens_processor(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    """The expected sizes are those of ``smart_resize`` in transformers."""
+    assert fit_size(*size, QWEN25.pixels, QWEN25.pixels.max_pixels) == expected
+
+
+def test_aspect_ratio_of_200_is_the_maximum() -> None:
+    assert fit(2, 28, 200 * 28, QWEN25.pixels).frames == 2
+    with pytest.raises(FrameTooNarrow):
+        fit(2, 28, 200 * 28 + 1, QWEN25.pixels)
+
+
+def test_bytes_of_a_grid_are_those_of_its_frames() -> None:
+    assert FrameGrid(4, 56, 84).bytes == np.zeros((4, 56, 84, 3), np.uint8).nbytes
+
+
 @pytest.mark.parametrize("room", [393, 800, 3136])
 def test_frames_with_constant_tokens_are_dropped_and_not_scaled(room: int) -> None:
     async def tokens(grid: FrameGrid) -> int:
@@ -122,6 +183,16 @@ def test_fewer_and_smaller_frames_stay_within_limits(frames: int, height: int, w
     smaller = smaller_frames(grid, limits)
     assert smaller.height * smaller.width <= grid.height * grid.width
     assert smaller.height % limits.factor == smaller.width % limits.factor == 0
+
+
+@pytest.mark.parametrize(("frames", "expected"), [(16, 8), (10, 4), (6, 2), (2, 2)])
+def test_fewer_frames_are_half_of_them_in_pairs(frames: int, expected: int) -> None:
+    assert fewer_frames(FrameGrid(frames, 448, 448)) == FrameGrid(expected, 448, 448)
+
+
+def test_smaller_frames_have_half_the_area() -> None:
+    limits = PixelLimits(28, min_pixels=16 * 28**2)
+    assert smaller_frames(FrameGrid(4, 448, 448), limits) == FrameGrid(4, 308, 308)  # 11 x 11 of 16 x 16 squares
 
 
 def test_patch_time_is_the_mean_of_its_frames() -> None:

@@ -36,7 +36,7 @@ from caption_assets.store.tables import (
     read_manifest,
     table_path,
 )
-from tests.captioning.fake_engine import FakeEngine
+from tests.captioning.fake_engine import FakeEngine, start_fake_engine
 from tests.captioning.harness import Harness
 from tests.captioning.run_events import RunEvents
 from tests.captioning.test_earlier_root import FIXTURE, RECIPE, SHARD
@@ -119,6 +119,28 @@ def test_flagged_captions_stay_where_regeneration_is_off(root: Root) -> None:
     publish_captions(root, STAGE2.name, SHARD, rows, [row.key for row in rows], {})
     published = run_without_engine(root, recipe)
     assert [row.flags for row in published.rows if row.caption == REFUSAL] == [("refusal",)]
+
+
+@pytest.mark.fast
+def test_newer_rules_compare_stored_captions_with_those_of_the_previous_window(root: Root) -> None:
+    store_caption(root, STAGE2, 1, read_captions(root, STAGE2.name, SHARD)[0].caption or "")
+    published = run_without_engine(root)
+    assert [row.flags for row in published.rows[:3]] == [(), ("near_duplicate",), ()]
+
+
+@pytest.mark.fast
+def test_newer_rules_regenerate_stored_captions_that_were_cut_off(root: Root) -> None:
+    [window, *_] = read_manifest(root, SHARD)
+    captions = {STAGE1.name: read_captions(root, STAGE1.name, SHARD)[0].caption or ""}
+    [first, *others] = read_captions(root, STAGE2.name, SHARD)
+    fingerprint = NEWER.fingerprint(STAGE2, window, captions, cut_off=True)
+    rows = [replace(first, finish_reason="length", fingerprint=fingerprint), *others]
+    publish_captions(root, STAGE2.name, SHARD, rows, [row.key for row in rows], {})
+    events = RunEvents()
+    supervisor = EngineSupervisor(lambda: start_fake_engine(FakeEngine()))
+    asyncio.run(caption_shards(supervisor, SANDBOX, job(root), [SHARD], [events]))
+    [fresh] = events.tables[SHARD][STAGE2.name].fresh
+    assert (fresh.key, fresh.attempts) == (first.key, first.attempts + 1)
 
 
 @pytest.mark.fast
