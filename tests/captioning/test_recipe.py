@@ -3,8 +3,9 @@ from dataclasses import replace
 import pytest
 
 from caption_assets.captioning.prompts import PROMPTS, Prompt
-from caption_assets.captioning.recipe import Recipe, SamplingParams
+from caption_assets.captioning.recipe import DETERMINISTIC, Recipe, SamplingParams
 from caption_assets.captioning.stages import STAGE1, STAGE2, STAGES
+from caption_assets.models.checkpoint import Lora
 from caption_assets.models.variants import QWEN3, QWEN25, Variant
 from caption_assets.store.tables import ManifestRow, Status
 from caption_assets.video.frame_sampling import FrameSampling
@@ -86,11 +87,35 @@ def test_window_and_content_change_the_fingerprint(changed: dict[str, int | str]
 
 
 @pytest.mark.parametrize(
-    "bad", [{"temperature": -1}, {"top_p": 0}, {"repetition_penalty": 0}, {"max_output_tokens": 0}]
+    "bad",
+    [
+        {"temperature": -0.1},
+        {"temperature": 2.1},
+        {"top_p": 0},
+        {"top_p": 1.1},
+        {"repetition_penalty": 0},
+        {"max_output_tokens": 0},
+    ],
 )
 def test_sampling_value_out_of_range_is_refused(bad: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="give"):
         SamplingParams(**bad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "limit",
+    [{"temperature": 0}, {"temperature": 2}, {"top_p": 1}, {"repetition_penalty": 0.1}, {"max_output_tokens": 1}],
+)
+def test_sampling_value_at_the_end_of_its_range_is_accepted(limit: dict[str, float]) -> None:
+    [(name, value)] = limit.items()
+    assert getattr(SamplingParams(**limit), name) == value  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("temperature", [0.1, None])
+def test_seed_without_temperature_zero_is_refused(temperature: float | None) -> None:
+    with pytest.raises(ValueError, match="a seed needs temperature 0"):
+        SamplingParams(temperature=temperature, seed=0)
+    assert SamplingParams(temperature=0.0, seed=0).seed == 0
 
 
 @pytest.mark.parametrize(
@@ -105,6 +130,36 @@ def test_fingerprints_of_the_default_models_are_stable(variant: Variant, stage1:
     recipe = Recipe(variant, fp8=True)
     assert recipe.fingerprint(STAGE1, WINDOW) == stage1
     assert recipe.fingerprint(STAGE2, WINDOW, {STAGE1.name: "A red circle."}) == stage2
+
+
+def test_fingerprints_with_further_settings_are_stable() -> None:
+    """A change of one of these values would caption all windows with such settings again."""
+    recipe = Recipe(
+        QWEN25,
+        frames=FrameSampling(fps=1.0),
+        generation=SamplingParams(max_output_tokens=256),
+        engine={"max_model_len": 4096, "max_num_batched_tokens": 8192},
+        quality_rules=1,
+    )
+    assert recipe.fingerprint(STAGE1, WINDOW) == "7cabf5b595d53b36f52aac00a15701fd"
+    assert recipe.fingerprint(STAGE1, WINDOW, reduced=True) == "ce602763483b96fb70a03930b29736fd"
+    assert recipe.fingerprint(STAGE1, WINDOW, cut_off=True) == "86d5c791d46434cbeccba8622b858b6e"
+    assert recipe.former_fingerprint(STAGE1, WINDOW) == "efc4294762de74e46094140c1212ee33"
+    assert recipe.former_fingerprint(STAGE2, WINDOW, CAPTIONS) == "0fd5638044078ad97785734d09290c25"
+    assert recipe.version(STAGE1) == "e96e3645e4647896"
+    greedy = Recipe(QWEN25, generation=DETERMINISTIC)
+    assert greedy.fingerprint(STAGE1, WINDOW) == "bc1ee9b6f636f5b95c04472ee9a487bd"
+    tuned = replace(
+        recipe,
+        lora=Lora("some/adapter", "1"),
+        lora_weights="11",
+        weights="22",
+        reasoning_parser="qwen3",
+        chat_template_kwargs={"enable_thinking": True},
+        engine={"kv_cache_dtype": "fp8"},
+    )
+    assert tuned.fingerprint(STAGE1, WINDOW) == "9e4bab2c421d8f3c729bdd7346d8210a"
+    assert (tuned.version(STAGE1), tuned.version(STAGE2)) == ("7061e6baf6917a19", "2d326d5a9859bc89")
 
 
 def with_arguments(**arguments: object) -> Recipe:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from caption_assets.captioning.engine import EngineCrashed, EngineError
 from caption_assets.captioning.recipe import SamplingParams
-from caption_assets.captioning.request import Completion, PoisonWindow, Request
+from caption_assets.captioning.request import Completion, PoisonWindow, Request, RequestFailed
 from caption_assets.captioning.supervisor import ANSWERS_PER_LIMIT, EngineSupervisor
 from caption_assets.video.decode import Frames
 
@@ -24,12 +24,13 @@ NO_FRAMES = Frames(np.zeros((2, 28, 28, 3), np.uint8), (0, 1), 2.0)
 
 
 class ScriptedEngine:
-    """An engine that crashes on the windows in ``poison``, which fails all requests in progress."""
+    """An engine that crashes on the windows in ``poison``, which fails all requests in progress, and refuses others."""
 
-    resent = 0
+    resent = 2
 
-    def __init__(self, poison: set[str]) -> None:
+    def __init__(self, poison: set[str], refused: set[str]) -> None:
         self._poison = poison
+        self._refused = refused
         self._crash: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def complete(self, request: Request) -> Completion:
@@ -37,6 +38,8 @@ class ScriptedEngine:
             await asyncio.sleep(0)
             if not self._crash.done():
                 self._crash.set_result(None)
+        if request.video_id in self._refused:
+            raise RequestFailed("refused", "scripted refusal")
         answered = asyncio.create_task(asyncio.sleep(0.001 * (1 + int(request.video_id) % 3)))
         await asyncio.wait({answered, self._crash}, return_when=asyncio.FIRST_COMPLETED)
         if self._crash.done():
@@ -49,6 +52,7 @@ class Engines:
 
     def __init__(self, poison: set[str], *, broken_from: int = 10**9) -> None:
         self.poison = poison
+        self.refused: set[str] = set()
         self.built = self.running = 0
         self.broken_from = broken_from
 
@@ -60,16 +64,18 @@ class Engines:
         self.running += 1
         assert self.running == 1
         try:
-            yield ScriptedEngine(self.poison)
+            yield ScriptedEngine(self.poison, self.refused)
         finally:
             self.running -= 1
 
 
-async def request_all(supervisor: EngineSupervisor, windows: int) -> list[Any]:
-    async def one(number: int) -> Completion:
-        return await supervisor.complete(Request(str(number), NO_FRAMES, "", SamplingParams(), stage=1))
+def build_request(number: int) -> Request:
+    return Request(str(number), NO_FRAMES, "", SamplingParams(), stage=1)
 
-    return await asyncio.gather(*(one(number) for number in range(windows)), return_exceptions=True)
+
+async def request_all(supervisor: EngineSupervisor, windows: int) -> list[Any]:
+    requests = [supervisor.complete(build_request(number)) for number in range(windows)]
+    return await asyncio.gather(*requests, return_exceptions=True)
 
 
 @settings(max_examples=40)
@@ -201,6 +207,73 @@ def test_crash_limit_grows_with_answers_on_retry() -> None:
 
 
 async def request_one(supervisor: EngineSupervisor, number: int) -> Any:
-    request = Request(str(number), NO_FRAMES, "", SamplingParams(), stage=1)
-    [outcome] = await asyncio.gather(supervisor.complete(request), return_exceptions=True)
+    [outcome] = await asyncio.gather(supervisor.complete(build_request(number)), return_exceptions=True)
     return outcome
+
+
+def test_canceled_request_does_not_fail_those_that_crashed_with_it() -> None:
+    async def run() -> list[Any]:
+        async with EngineSupervisor(Engines({"0"}).start) as supervisor:
+            tasks = [asyncio.create_task(supervisor.complete(build_request(number))) for number in range(4)]
+            while not supervisor.crashes:
+                await asyncio.sleep(0)
+            tasks[0].cancel()
+            tasks[1].cancel()
+            return await asyncio.gather(*tasks, return_exceptions=True)
+
+    outcomes = asyncio.run(run())
+    assert [type(outcome) for outcome in outcomes] == [asyncio.CancelledError] * 2 + [Completion] * 2
+
+
+def test_request_that_fails_on_retry_fails_alone() -> None:
+    engines = Engines({"0"})
+
+    async def run() -> list[Any]:
+        async with EngineSupervisor(engines.start, on_crash=lambda _: engines.refused.add("1")) as supervisor:
+            return await request_all(supervisor, 3)
+
+    assert [type(outcome) for outcome in asyncio.run(run())] == [PoisonWindow, RequestFailed, Completion]
+
+
+def test_control_that_fails_without_a_crash_confirms_the_poison() -> None:
+    engines = Engines({"0"})
+
+    async def run() -> Any:
+        async with EngineSupervisor(engines.start) as supervisor:
+            await request_one(supervisor, 1)
+            engines.refused.add("1")
+            return await request_one(supervisor, 0)
+
+    assert isinstance(asyncio.run(run()), PoisonWindow)
+
+
+def test_videos_sent_again_are_counted_over_all_engines() -> None:
+    async def run() -> list[int]:
+        async with EngineSupervisor(Engines({"0"}).start) as supervisor:
+            before = supervisor.resent
+            await request_all(supervisor, 2)
+            after = supervisor.resent
+        return [before, after, supervisor.resent]
+
+    assert asyncio.run(run()) == [2, 4 * 2, 4 * 2]  # three crashes
+
+
+def test_exit_during_a_restart_cancels_it() -> None:
+    engines, restarting = Engines({"0"}), asyncio.Event()
+
+    @asynccontextmanager
+    async def start() -> AsyncIterator[Any]:
+        async with engines.start() as engine:
+            if engines.built > 1:
+                restarting.set()
+                await asyncio.sleep(3600)
+            yield engine
+
+    async def run() -> None:
+        async with EngineSupervisor(start) as supervisor:
+            task = asyncio.create_task(supervisor.complete(build_request(0)))
+            await restarting.wait()
+        task.cancel()
+
+    asyncio.run(asyncio.wait_for(run(), 20))
+    assert (engines.built, engines.running) == (2, 0)
