@@ -138,7 +138,7 @@ def test_newer_rules_regenerate_stored_captions_that_were_cut_off(root: Root) ->
     publish_captions(root, STAGE2.name, SHARD, rows, [row.key for row in rows], {})
     events = RunEvents()
     supervisor = EngineSupervisor(lambda: start_fake_engine(FakeEngine()))
-    asyncio.run(caption_shards(supervisor, SANDBOX, job(root), [SHARD], [events]))
+    asyncio.run(caption_shards(supervisor, SANDBOX, caption_run(root), [SHARD], [events]))
     [fresh] = events.tables[SHARD][STAGE2.name].fresh
     assert (fresh.key, fresh.attempts) == (first.key, first.attempts + 1)
 

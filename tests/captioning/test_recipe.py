@@ -203,6 +203,24 @@ def test_neutral_engine_arguments_do_not_change_fingerprint_or_version(arguments
     assert changed.fingerprint(STAGE1, WINDOW) == RECIPE.fingerprint(STAGE1, WINDOW)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "context"),
+    [({}, QWEN25.max_model_len), ({"max_model_len": 4096}, 4096), ({"max_model_len": "auto"}, None)]
+    + [({"max_model_len": value}, None) for value in (None, 0, -1)],
+)
+def test_context_is_that_of_the_engine_arguments_or_the_variant(
+    arguments: dict[str, object], context: int | None
+) -> None:
+    assert Recipe(QWEN25, engine=arguments).context == context
+
+
+def test_instruction_of_a_stage_has_the_text_of_the_clip_or_the_caption() -> None:
+    own = replace(WINDOW, prompt="Who is it?")
+    assert RECIPE.instruction(STAGE1, WINDOW, {}) == RECIPE.prompt.stage1
+    assert RECIPE.instruction(STAGE1, own, {}) == "Who is it?"
+    assert replace(RECIPE, prompt=OTHER_STAGE2).instruction(STAGE2, own, CAPTIONS) == "Again: x"
+
+
 def test_context_changes_the_fingerprint_of_reduced_windows_only() -> None:
     short, long = with_arguments(max_model_len=1024), with_arguments(max_model_len=4096)
     assert short.fingerprint(STAGE1, WINDOW) == long.fingerprint(STAGE1, WINDOW) == RECIPE.fingerprint(STAGE1, WINDOW)
