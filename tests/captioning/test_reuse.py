@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from caption_assets.captioning.recipe import Recipe, SamplingParams
-from caption_assets.captioning.request import CUT, POISON
+from caption_assets.captioning.request import FINISH_LENGTH, POISON
 from caption_assets.captioning.reuse import EarlierRows, Reuse
 from caption_assets.captioning.stages import STAGE1, STAGE2, STAGES
 from caption_assets.captioning.window_job import JobStatus, Origin, WindowJob
@@ -109,7 +109,7 @@ def test_caption_is_reused_while_it_fits_the_output_limit(
 def test_caption_with_a_fingerprint_of_earlier_releases_is_reused_if_it_was_cut_off_at_the_same_limit() -> None:
     recipe = replace(RECIPE, generation=SamplingParams(max_output_tokens=64))
     former = recipe.former_fingerprint(STAGE1, WINDOW)
-    assert is_reused(replace(OK, fingerprint=former, finish_reason=CUT, output_tokens=64), recipe)
+    assert is_reused(replace(OK, fingerprint=former, finish_reason=FINISH_LENGTH, output_tokens=64), recipe)
     assert is_reused(replace(OK, fingerprint=former, output_tokens=64), recipe)
     assert not is_reused(replace(OK, fingerprint=former, output_tokens=129), recipe)
     context = replace(recipe, engine={"max_model_len": 128})
