@@ -144,6 +144,7 @@ def test_fingerprints_with_further_settings_are_stable() -> None:
     assert recipe.fingerprint(STAGE1, WINDOW) == "7cabf5b595d53b36f52aac00a15701fd"
     assert recipe.fingerprint(STAGE1, WINDOW, reduced=True) == "ce602763483b96fb70a03930b29736fd"
     assert recipe.fingerprint(STAGE1, WINDOW, cut_off=True) == "86d5c791d46434cbeccba8622b858b6e"
+    assert recipe.fingerprint(STAGE1, WINDOW, quality_rules=2) == "1822f23759faaaffca176349a1e39241"
     assert recipe.former_fingerprint(STAGE1, WINDOW) == "efc4294762de74e46094140c1212ee33"
     assert recipe.former_fingerprint(STAGE2, WINDOW, CAPTIONS) == "0fd5638044078ad97785734d09290c25"
     assert recipe.version(STAGE1) == "e96e3645e4647896"
