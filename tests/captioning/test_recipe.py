@@ -283,6 +283,12 @@ def test_weights_change_the_fingerprint_and_not_the_version() -> None:
         assert recipe.version(stage) == other.version(stage)  # weights are an input of the asset
 
 
+def test_captions_of_other_weights_or_adapters_have_no_former_fingerprint() -> None:
+    assert replace(RECIPE, weights="1").former_fingerprint(STAGE1, WINDOW) is None
+    assert replace(RECIPE, lora=Lora("some/adapter", "1")).former_fingerprint(STAGE1, WINDOW) is None
+    assert with_arguments(max_model_len=1024).former_fingerprint(STAGE1, WINDOW) is not None
+
+
 TEN_SECONDS = replace(WINDOW, width=1280, height=720, end_frame=250, end_seconds=10.0)
 
 
