@@ -306,6 +306,14 @@ def test_predicted_tokens_grow_with_the_frame_rate_up_to_the_models_limit() -> N
     assert 0.9 * 24576 // 2 < many <= 24576 // 2
 
 
+def test_predicted_tokens_of_a_later_window_are_those_of_its_own_length() -> None:
+    first = replace(WINDOW, width=320, height=240, end_frame=100, end_seconds=4.0)
+    later = replace(first, start_frame=2500, end_frame=2600, start_seconds=100.0, end_seconds=104.0)
+    for sampling in (FrameSampling(), FrameSampling(fps=50.0, max_frames=400)):  # the clip has fewer than 50
+        recipe = Recipe(QWEN25, frames=sampling)
+        assert recipe.predicted_tokens(later) == recipe.predicted_tokens(first) > 0
+
+
 def test_predicted_tokens_of_windows_that_are_not_captioned_are_zero() -> None:
     failed = ManifestRow("a.mp4", None, "id", "tag", 10, Status.FAILED, error_kind="damaged", error="it is")
     assert Recipe(variant=QWEN25).predicted_tokens(failed) == 0
