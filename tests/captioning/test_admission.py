@@ -95,3 +95,9 @@ def test_all_room_is_released_after_cancellations(windows: list[tuple[Load, int]
         await asyncio.wait_for(admission.acquire(LIMIT), 1)
 
     asyncio.run(run())
+
+
+def test_loads_that_reach_the_limit_exactly_are_within_it() -> None:
+    assert LIMIT.within(LIMIT)
+    assert not (LIMIT + Load(1, 0, 0, 0)).within(LIMIT)
+    assert not (LIMIT + Load(0, 0, 0, 1)).within(LIMIT)

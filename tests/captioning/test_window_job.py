@@ -1,0 +1,128 @@
+"""Tests of a window job's state and of its failed rows."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from caption_assets.captioning.budget import FrameGrid
+from caption_assets.captioning.prompts import text_hash
+from caption_assets.captioning.recipe import Recipe
+from caption_assets.captioning.stages import STAGE1, STAGE2, STAGES
+from caption_assets.captioning.window_job import JobStatus, Origin, WindowJob
+from caption_assets.models.checkpoint import Lora
+from caption_assets.store.tables import CaptionRow, ManifestRow, Status
+from caption_assets.video.decode import Frames
+from tests.captioning.test_recipe import WINDOW
+
+pytestmark = pytest.mark.fast
+
+RECIPE = Recipe(lora=Lora("some/adapter", "3"), quality_rules=2)
+CAPTION = "A dog runs across a wet road."
+FRAMES = Frames(np.zeros((2, 28, 28, 3), np.uint8), (0, 1), 2.0)
+
+
+def window_job(window: ManifestRow = WINDOW, *, shard: str = "a") -> WindowJob:
+    return WindowJob(window, list, shard=shard)
+
+
+def ok_row(job: WindowJob, caption: str = CAPTION) -> CaptionRow:
+    """A row of stage 1 with a caption."""
+    return replace(job.blank_row(RECIPE, STAGE1), status=Status.OK, caption=caption, attempts=1)
+
+
+def test_failed_window_has_a_row_of_each_stage() -> None:
+    job = window_job()
+    job.earlier_attempts = {STAGE1.name: 4}
+    job.frames = FRAMES
+    job.fail(RECIPE, "timeout", "it took too long")
+    first, second = (job.rows[stage.name] for stage in STAGES)
+    assert (first.origin, second.origin) == (Origin.FRESH, Origin.UNCAPTIONABLE)
+    assert (first.row.status, first.row.error_kind, first.row.error) == (Status.FAILED, "timeout", "it took too long")
+    assert (first.row.attempts, first.row.fingerprint) == (5, RECIPE.fingerprint(STAGE1, WINDOW))
+    assert (second.row.error_kind, second.row.attempts, second.row.fingerprint) == ("stage1_failed", 0, None)
+    assert (job.ok, job.missing, job.status, job.frames) == (False, [], JobStatus.FINISHED, None)
+
+
+def test_stage_2_of_a_window_without_room_has_the_fingerprint_of_a_reduced_one() -> None:
+    job = window_job()
+    job.add_row(STAGE1, ok_row(job))
+    assert (job.status, job.missing) == (JobStatus.WAITING, [STAGE2])
+    job.fail(RECIPE, "too_long", "no room")
+    row = job.row(STAGE2)
+    assert row.fingerprint == RECIPE.fingerprint(STAGE2, WINDOW, {STAGE1.name: CAPTION}, reduced=True)
+    assert (row.attempts, row.stage1_fingerprint) == (1, job.row(STAGE1).fingerprint)
+
+
+def test_unreadable_window_has_no_attempts_and_no_fingerprint() -> None:
+    job = window_job(replace(WINDOW, status=Status.FAILED))
+    job.fail(RECIPE, "damaged", "it is damaged")
+    assert {made.origin for made in job.rows.values()} == {Origin.UNCAPTIONABLE}
+    assert [(row.attempts, row.fingerprint) for row in map(job.row, STAGES)] == [(0, None)] * 2
+
+
+def test_row_names_model_adapter_and_prompt() -> None:
+    row = window_job().blank_row(RECIPE, STAGE1)
+    assert (row.model, row.revision) == (RECIPE.variant.hub_id, RECIPE.variant.revision)
+    assert (row.lora, row.lora_revision) == ("some/adapter", "3")
+    assert (row.prompt_name, row.prompt_hash) == ("sample", text_hash(RECIPE.prompt.stage1))
+    own = window_job(replace(WINDOW, prompt="Who is it?")).blank_row(RECIPE, STAGE1)
+    assert (own.prompt_name, own.prompt_hash) == ("clip", text_hash("Who is it?"))
+
+
+def test_row_that_replaces_an_outdated_one_has_a_fingerprint_with_the_rules() -> None:
+    job = window_job()
+    usual = job.blank_row(RECIPE, STAGE1)
+    job.outdated[STAGE1.name] = ok_row(job)
+    assert usual.fingerprint == RECIPE.fingerprint(STAGE1, WINDOW)
+    assert job.blank_row(RECIPE, STAGE1).fingerprint == RECIPE.fingerprint(STAGE1, WINDOW, quality_rules=2)
+
+
+def test_outdated_caption_is_kept_if_its_regeneration_fails_or_is_not_better() -> None:
+    for changes in ({"caption": None, "status": Status.FAILED}, {"caption": "Sure! A dog.", "flags": ("boilerplate",)}):
+        job = window_job()
+        job.outdated[STAGE1.name] = earlier = replace(ok_row(job), flags=("boilerplate",))
+        job.add_row(STAGE1, replace(ok_row(job), attempts=3, **changes))  # type: ignore[arg-type]
+        assert job.rows[STAGE1.name].origin is Origin.FRESH
+        assert job.row(STAGE1) == replace(earlier, attempts=3)
+
+
+def test_outdated_caption_is_replaced_by_a_better_one() -> None:
+    job = window_job()
+    job.outdated[STAGE1.name] = replace(ok_row(job, f"Sure! {CAPTION}"), flags=("boilerplate",))
+    job.add_row(STAGE1, better := ok_row(job))
+    assert (job.row(STAGE1), job.outdated) == (better, {})
+
+
+def test_window_is_compared_only_with_the_previous_one_of_its_clip() -> None:
+    job = window_job()
+    for other in (None, window_job(replace(WINDOW, clip_key="b.mp4")), window_job(shard="b")):
+        job.set_previous(other)
+        assert job.previous is None
+    job.set_previous(previous := window_job())
+    assert job.previous is previous
+
+
+def test_frames_are_kept_for_the_same_grid_only() -> None:
+    job = window_job()
+    for grid, kept in ((FrameGrid(2, 28, 28), None), (FrameGrid(2, 28, 28), FRAMES), (FrameGrid(2, 28, 56), None)):
+        job.set_grid(grid)
+        assert (job.grid, job.frames, job.is_cached) == (grid, kept, False)
+        job.frames, job.is_cached = FRAMES, True
+
+
+def test_first_answer_is_not_changed_by_later_ones() -> None:
+    async def run() -> None:
+        job = window_job()
+        waiting = asyncio.create_task(job.first_answer(STAGE1))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        job.set_answer(STAGE1, None)
+        assert await asyncio.wait_for(waiting, 5) is None
+        job.add_row(STAGE1, ok_row(job))
+        assert await job.first_answer(STAGE1) is None
+
+    asyncio.run(run())
