@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from caption_assets.captioning.prompts import PROMPTS, Prompt
-from caption_assets.captioning.recipe import DETERMINISTIC, Recipe, SamplingParams
+from caption_assets.captioning.recipe import DETERMINISTIC, REFERENCE_OUTPUT_TOKENS, Recipe, SamplingParams
 from caption_assets.captioning.stages import STAGE1, STAGE2, STAGES
 from caption_assets.models.checkpoint import Lora
 from caption_assets.models.variants import QWEN3, QWEN25, Variant
@@ -55,6 +55,10 @@ def test_sample_model_has_its_own_prompt() -> None:
 def test_stage_1_settings_change_fingerprint_and_version(changed: Recipe) -> None:
     assert changed.fingerprint(STAGE1, WINDOW) != RECIPE.fingerprint(STAGE1, WINDOW)
     assert changed.version(STAGE1) != RECIPE.version(STAGE1)
+
+
+def test_default_output_limit_is_the_reference_one() -> None:
+    assert SamplingParams().max_output_tokens == REFERENCE_OUTPUT_TOKENS
 
 
 def test_unset_sampling_value_is_that_of_the_model_or_the_reference() -> None:
