@@ -34,17 +34,22 @@ def ok_row(job: WindowJob, caption: str = CAPTION) -> CaptionRow:
     return replace(job.blank_row(RECIPE, STAGE1), status=Status.OK, caption=caption, attempts=1)
 
 
-def test_failed_window_has_a_row_of_each_stage() -> None:
+@pytest.fixture
+def failed() -> WindowJob:
+    """A job that failed after four attempts of earlier runs."""
     job = window_job()
-    job.earlier_attempts = {STAGE1.name: 4}
-    job.frames = FRAMES
+    job.earlier_attempts, job.frames = {STAGE1.name: 4}, FRAMES
     job.fail(RECIPE, "timeout", "it took too long")
-    first, second = (job.rows[stage.name] for stage in STAGES)
+    return job
+
+
+def test_failed_window_has_a_row_of_each_stage(failed: WindowJob) -> None:
+    first, second = (failed.rows[stage.name] for stage in STAGES)
     assert (first.origin, second.origin) == (Origin.FRESH, Origin.UNCAPTIONABLE)
     assert (first.row.status, first.row.error_kind, first.row.error) == (Status.FAILED, "timeout", "it took too long")
     assert (first.row.attempts, first.row.fingerprint) == (5, RECIPE.fingerprint(STAGE1, WINDOW))
     assert (second.row.error_kind, second.row.attempts, second.row.fingerprint) == ("stage1_failed", 0, None)
-    assert (job.ok, job.missing, job.status, job.frames) == (False, [], JobStatus.FINISHED, None)
+    assert (failed.ok, failed.missing, failed.status, failed.frames) == (False, [], JobStatus.FINISHED, None)
 
 
 def test_stage_2_of_a_window_without_room_has_the_fingerprint_of_a_reduced_one() -> None:
@@ -85,7 +90,7 @@ def test_outdated_caption_is_kept_if_its_regeneration_fails_or_is_not_better() -
     for changes in ({"caption": None, "status": Status.FAILED}, {"caption": "Sure! A dog.", "flags": ("boilerplate",)}):
         job = window_job()
         job.outdated[STAGE1.name] = earlier = replace(ok_row(job), flags=("boilerplate",))
-        job.add_row(STAGE1, replace(ok_row(job), attempts=3, **changes))  # type: ignore[arg-type]
+        job.add_row(STAGE1, replace(ok_row(job), attempts=3, **changes))
         assert job.rows[STAGE1.name].origin is Origin.FRESH
         assert job.row(STAGE1) == replace(earlier, attempts=3)
 
@@ -126,3 +131,15 @@ def test_first_answer_is_not_changed_by_later_ones() -> None:
         assert await job.first_answer(STAGE1) is None
 
     asyncio.run(run())
+
+
+def test_row_without_a_request_is_the_first_answer() -> None:
+    async def run() -> tuple[str | None, str | None]:
+        job = window_job()
+        waiting = asyncio.create_task(job.first_answer(STAGE1))
+        await asyncio.sleep(0)
+        job.add_row(STAGE1, ok_row(job), reused=True)
+        job.fail(RECIPE, "timeout", "it took too long")
+        return await asyncio.wait_for(waiting, 5), await asyncio.wait_for(job.first_answer(STAGE2), 5)
+
+    assert asyncio.run(run()) == (CAPTION, None)
