@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import permutations
 
 import pytest
 
@@ -116,3 +117,14 @@ def test_caption_with_a_fingerprint_of_earlier_releases_is_reused_if_it_was_cut_
     former = context.former_fingerprint(STAGE1, WINDOW)
     assert is_reused(replace(OK, fingerprint=former, prompt_tokens=64), context)
     assert not is_reused(replace(OK, fingerprint=former, prompt_tokens=65), context)
+
+
+def test_regenerated_row_is_reused_instead_of_the_one_that_it_replaced() -> None:
+    recipe = replace(RECIPE, quality_rules=2)
+    replaced = CaptionFile(STAGE1.name, [OK], {})
+    fingerprint = recipe.fingerprint(STAGE1, WINDOW, quality_rules=2)
+    newer = replace(OK, caption="A cat sleeps on a red sofa.", fingerprint=fingerprint)
+    for files in permutations([replaced, CaptionFile(STAGE1.name, [newer], {"quality_rules": "2"})]):
+        job = WindowJob(WINDOW, lambda: [b""])
+        Reuse(recipe, 8, EarlierRows(files), "vLLM 1").resolve(job)
+        assert job.row(STAGE1) == newer
