@@ -273,8 +273,8 @@ class Settings(BaseSettings):
     max_window_attempts: int = Field(
         MAX_ATTEMPTS,
         ge=1,
-        description="Maximum number of requests for a window's caption, over all runs; a run makes up to four. The row "
-        "then stays failed",
+        description="Maximum number of requests for a window's caption, over all runs; a run makes about four. The "
+        "row then stays failed",
     )
     executor: Literal["in_process", "multiprocess", "k8s"] = Field(
         "in_process",
