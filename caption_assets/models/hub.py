@@ -198,7 +198,7 @@ def _page(hub_id: str) -> str:
 
 
 _is_in_retry: ContextVar[bool] = ContextVar("_is_in_retry", default=False)
-"""Whether ``_retry`` makes the current request."""
+"""True while ``_retry`` makes the current request."""
 
 
 def _retry(call: Callable[[], T], check: Callable[[], object] = lambda: None) -> T:
