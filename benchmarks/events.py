@@ -24,7 +24,8 @@ from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PART
 
 from caption_assets.captioning.open_shard import file_metadata
 from caption_assets.captioning.recipe import Recipe
-from caption_assets.captioning.stages import STAGE1, STAGE2, Stage
+from caption_assets.captioning.recipe_file import STAGE1, STAGE2
+from caption_assets.captioning.stages import Stage
 from caption_assets.captioning.window_job import blank_row, upstream_failed_row
 from caption_assets.definitions import build_definitions
 from caption_assets.sample.shards import write_shards

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 from playwright.sync_api import Browser, sync_playwright
 
-from caption_assets.captioning.stages import STAGE1, STAGE2
+from caption_assets.captioning.recipe_file import STAGE1, STAGE2
 from caption_assets.checks.stored_tables import StoredShard
 from caption_assets.report.gallery import write_gallery
 from caption_assets.sample.world import random_scene, render

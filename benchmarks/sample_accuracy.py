@@ -22,8 +22,8 @@ from caption_assets.captioning.caption_run import CaptionRun
 from caption_assets.captioning.engine import EngineConfig, start_engine
 from caption_assets.captioning.open_shard import Published, PublishedTable
 from caption_assets.captioning.recipe import Recipe
+from caption_assets.captioning.recipe_file import STAGE1, STAGE2, STAGES
 from caption_assets.captioning.shard_queue import RunObserver, caption_shards
-from caption_assets.captioning.stages import STAGE1, STAGE2, STAGES
 from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.models.cache import ensure_local

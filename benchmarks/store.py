@@ -25,8 +25,8 @@ from pathlib import Path
 from benchmarks.sample_accuracy import SHARD, Watcher, run, write_clips
 from caption_assets.captioning.caption_run import CHECKPOINT_ROWS, MAX_ATTEMPTS
 from caption_assets.captioning.recipe import Recipe
+from caption_assets.captioning.recipe_file import STAGE1
 from caption_assets.captioning.reuse import EarlierRows, Reuse
-from caption_assets.captioning.stages import STAGE1
 from caption_assets.captioning.window_job import JobStatus, WindowJob
 from caption_assets.store.checkpoints import write_checkpoint
 from caption_assets.store.root import Root

@@ -44,8 +44,9 @@ from caption_assets.captioning.engine import (
     start_engine,
     video_metadata,
 )
-from caption_assets.captioning.recipe import Recipe, SamplingParams
-from caption_assets.captioning.stages import STAGE1, STAGE2
+from caption_assets.captioning.recipe import Recipe
+from caption_assets.captioning.recipe_file import STAGE1, STAGE2
+from caption_assets.captioning.sampling import SamplingParams
 from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.captioning.window_job import WindowJob
 from caption_assets.models.cache import ensure_local

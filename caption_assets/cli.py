@@ -61,7 +61,7 @@ def compare(
 
     Prints statistics and writes a page with the rows that differ, word by word.
     """
-    from caption_assets.captioning.stages import STAGES
+    from caption_assets.captioning.recipe_file import STAGES
     from caption_assets.report.comparison import compare_captions
     from caption_assets.store.access import Access
     from caption_assets.store.root import Root

@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 
 from caption_assets.captioning.admission import Admission
 from caption_assets.captioning.budget import FrameGrid, FrameTooNarrow, NoRoom, fit, fit_context
-from caption_assets.captioning.captioner import SPARE_TOKENS
 from caption_assets.captioning.engine import CaptionEngine, EngineConfig, EngineError, start_engine
+from caption_assets.captioning.planner import SPARE_TOKENS
 from caption_assets.captioning.prompts import escape_special_tokens
-from caption_assets.captioning.recipe import Recipe, SamplingParams
+from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.request import Request, RequestFailed
+from caption_assets.captioning.sampling import SamplingParams
 from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.models.mirror import publish, read_weights_manifest

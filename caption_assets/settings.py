@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from dataclasses import fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -14,8 +15,10 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from caption_assets.captioning.caption_run import CHECKPOINT_ROWS, CHECKPOINT_SECONDS, LEASE_SECONDS, MAX_ATTEMPTS
 from caption_assets.captioning.engine import EngineConfig
-from caption_assets.captioning.prompts import GENERAL, PROMPTS, Prompt
-from caption_assets.captioning.recipe import DEFAULTS, DETERMINISTIC, MAX_TEMPERATURE, Recipe, SamplingParams
+from caption_assets.captioning.recipe import Recipe
+from caption_assets.captioning.recipe_file import BUILT_IN, RecipeError, read_recipe
+from caption_assets.captioning.sampling import DEFAULTS, DETERMINISTIC, MAX_TEMPERATURE, SamplingParams
+from caption_assets.captioning.stages import StageGraph
 from caption_assets.captioning.vllm_arguments import STEP_TOKENS
 from caption_assets.credentials import find_credential, is_credential, is_hub_token, mentions_credential
 from caption_assets.environment import PREFIX, is_service_address, unknown_settings
@@ -26,6 +29,7 @@ from caption_assets.models.checkpoint import Checkpoint, Lora
 from caption_assets.models.lora import find_lora
 from caption_assets.models.variants import VARIANTS, UnknownModel, Variant, find_variant
 from caption_assets.store.access import Access, StorageConfig
+from caption_assets.store.failure import StoreError
 from caption_assets.video.frame_sampling import FRAME_FACTOR, FrameSampling
 from caption_assets.video.window import MIN_WINDOW_FRAMES, MIN_WINDOW_SECONDS, Windowing
 from caption_assets.workers.sandbox import SandboxLimits
@@ -160,16 +164,10 @@ class Settings(BaseSettings):
         description="vLLM's reasoning parser, such as `qwen3`, which removes reasoning from answers. Default: that of "
         "the model's family",
     )
-    prompt: str | None = Field(
+    recipe: str | None = Field(
         None,
-        description=f"Named prompt: {', '.join(f'`{name}`' for name in PROMPTS)}. Default: `general`; for the sample "
-        "model, `sample`",
-    )
-    stage1_prompt: str | None = Field(None, description="Instruction of stage 1. Default: the named prompt's")
-    stage2_prompt: str | None = Field(
-        None,
-        description="Instruction of stage 2; `{caption}` is replaced by the stage-1 caption. Default: the named "
-        "prompt's",
+        description=f"Recipe: {', '.join(f'`{name}`' for name in BUILT_IN)}, or a YAML file (local or `s3://…`). "
+        "Default: `general`; for the sample model, `sample`",
     )
     window_size: int = Field(256, ge=MIN_WINDOW_FRAMES, description="Size of a window, in source frames")
     remainder_threshold: int = Field(
@@ -413,23 +411,6 @@ class Settings(BaseSettings):
         """Ignore a value set by Kubernetes: a Service named ``caption-metrics`` has a variable of the same name."""
         return None if isinstance(port, str) and is_service_address(port) else port
 
-    @field_validator("prompt")
-    @classmethod
-    def _check_prompt(cls, name: str | None) -> str | None:
-        if name is not None and name not in PROMPTS:
-            raise ValueError(f"unknown prompt: choose one of {', '.join(PROMPTS)}")
-        return name
-
-    @field_validator("stage1_prompt")
-    @classmethod
-    def _check_stage1(cls, text: str | None) -> str | None:
-        return text if text is None else Prompt("custom", text, GENERAL.stage2).stage1
-
-    @field_validator("stage2_prompt")
-    @classmethod
-    def _check_stage2(cls, text: str | None) -> str | None:
-        return text if text is None else Prompt("custom", GENERAL.stage1, text).stage2
-
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
         try:
@@ -440,6 +421,10 @@ class Settings(BaseSettings):
             _ = self.adapter
         except UnknownModel as error:
             raise ValueError(f"CAPTION_LORA={self.lora!r}: {error}") from None
+        try:
+            _ = self._graph
+        except (RecipeError, StoreError) as error:
+            raise ValueError(f"CAPTION_RECIPE={self.recipe!r}: {error}") from None
         if self.remainder_threshold > self.window_size:
             raise ValueError(
                 f"CAPTION_REMAINDER_THRESHOLD={self.remainder_threshold} is above CAPTION_WINDOW_SIZE="
@@ -530,12 +515,12 @@ class Settings(BaseSettings):
         return self.variant.gpus and self.tensor_parallel_size * self.data_parallel_size
 
     @property
-    def recipe(self) -> Recipe:
+    def caption_recipe(self) -> Recipe:
         """The recipe of the captions."""
         return Recipe(
             variant=self.variant,
             fp8=self.variant.fp8 if self.fp8 is None else self.fp8,
-            prompt=self._prompt,
+            graph=self._graph,
             frames=FrameSampling(self.sample_fps, self.min_frames, self.max_frames),
             generation=self._generation,
             regenerations=self.regenerations,
@@ -555,12 +540,10 @@ class Settings(BaseSettings):
             return None
         return ExportConfig(self.export, int(self.export_file_gb * 2**30), self.export_license)
 
-    @property
-    def _prompt(self) -> Prompt:
-        named = PROMPTS[self.prompt or self.variant.prompt]
-        if self.stage1_prompt is None and self.stage2_prompt is None:
-            return named
-        return Prompt("custom", self.stage1_prompt or named.stage1, self.stage2_prompt or named.stage2)
+    @cached_property
+    def _graph(self) -> StageGraph:
+        """The stages of the recipe. The file is read once."""
+        return read_recipe(self.recipe or self.variant.recipe, self.storage.root_access)
 
     @property
     def _generation(self) -> SamplingParams:

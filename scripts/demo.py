@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table as Grid
 
-from caption_assets.captioning.stages import STAGE1, STAGE2, TABLE_NAMES
+from caption_assets.captioning.recipe_file import STAGE1, STAGE2, TABLE_NAMES
 from caption_assets.sample.shards import SEEDS, TRUTH, write_shards
 from caption_assets.store.root import Root
 from caption_assets.store.tables import CaptionRow, read_captions, table_path

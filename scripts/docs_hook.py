@@ -14,7 +14,7 @@ from functools import partial
 
 import dagster as dg
 
-from caption_assets.captioning.stages import TABLE_NAMES
+from caption_assets.captioning.recipe_file import TABLE_NAMES
 from caption_assets.dagster_lib.metadata import column_metadata
 from caption_assets.environment import PREFIX
 from caption_assets.models.variants import UNPINNED, VARIANTS, Variant

@@ -24,7 +24,7 @@ from caption_assets.captioning.captioner import caption
 from caption_assets.captioning.decoding import SandboxDecoder
 from caption_assets.captioning.engine import CaptionEngine, EngineConfig, start_engine
 from caption_assets.captioning.recipe import Recipe
-from caption_assets.captioning.stages import STAGES, Stage
+from caption_assets.captioning.stages import Stage
 from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.captioning.window_job import WindowJob
 from caption_assets.models.cache import ensure_local
@@ -35,6 +35,7 @@ from caption_assets.workers.sandbox import Sandbox
 from scripts.setup_system import BROWSERS
 from tests.models.hub_server import TOKEN, HubServer, small_model
 from tests.sqlite import quick_sqlite
+from tests.stages import STAGES
 from tests.store.server import s3_server, s3_url
 
 if TYPE_CHECKING:

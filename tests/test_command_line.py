@@ -14,12 +14,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.store.checkpoints import read_checkpoints
 from caption_assets.store.root import Root
 from caption_assets.store.tables import read_captions
 from tests.conftest import Truth
 from tests.processes import ENGINE, RunningCommand, engine_processes, is_gone, wait_until
+from tests.stages import STAGE1, STAGE2
 from tests.videos import moving_video
 
 REPOSITORY = Path(__file__).parent.parent

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from caption_assets.captioning.stages import STAGE2
 from caption_assets.checks.asset_checks import CHECKS
 from tests.dagster_ui import DagsterUI
 from tests.processes import free_port, wait_until
+from tests.stages import STAGE2
 
 REPOSITORY = Path(__file__).parent.parent
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]

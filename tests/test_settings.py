@@ -4,11 +4,12 @@ import re
 import pytest
 
 from caption_assets.captioning.prompts import PROMPTS, SAMPLE
-from caption_assets.captioning.recipe import Recipe, SamplingParams
-from caption_assets.captioning.stages import STAGE1
+from caption_assets.captioning.recipe import Recipe
+from caption_assets.captioning.sampling import SamplingParams
 from caption_assets.environment import PREFIX, RENAMED
 from caption_assets.models.checkpoint import Lora
 from caption_assets.settings import Settings, SettingsError, load_settings
+from tests.stages import STAGE1
 
 pytestmark = pytest.mark.fast
 
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.fast
 def test_all_settings_have_defaults() -> None:
     settings = load_settings()
     assert (settings.root, settings.source_url, settings.model) == ("data", "data/shards", "sample")
-    assert settings.recipe.prompt is SAMPLE
+    assert settings.caption_recipe.prompt is SAMPLE
 
 
 @pytest.mark.parametrize(
@@ -107,14 +108,14 @@ def test_credentials_in_engine_arguments_are_an_error_without_them(
 
 
 def test_engine_arguments_that_change_captions_change_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
-    default = load_settings().recipe
+    default = load_settings().caption_recipe
     monkeypatch.setenv("CAPTION_MAX_BATCHED_TOKENS", "512")
     monkeypatch.setenv("CAPTION_ENGINE_ARGS", '{"max_num_seqs": 8}')
-    assert load_settings().recipe.version(STAGE1) == default.version(STAGE1)
-    assert load_settings().recipe.engine == {"max_num_batched_tokens": 512, "max_num_seqs": 8}
+    assert load_settings().caption_recipe.version(STAGE1) == default.version(STAGE1)
+    assert load_settings().caption_recipe.engine == {"max_num_batched_tokens": 512, "max_num_seqs": 8}
     monkeypatch.setenv("CAPTION_ENGINE_ARGS", '{"kv_cache_dtype": "fp8", "max_num_batched_tokens": 64}')
-    assert load_settings().recipe.version(STAGE1) != default.version(STAGE1)
-    assert load_settings().recipe.engine == {"max_num_batched_tokens": 64, "kv_cache_dtype": "fp8"}
+    assert load_settings().caption_recipe.version(STAGE1) != default.version(STAGE1)
+    assert load_settings().caption_recipe.engine == {"max_num_batched_tokens": 64, "kv_cache_dtype": "fp8"}
 
 
 def test_error_for_invalid_json_does_not_contain_its_credential(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,14 +253,14 @@ def test_unknown_model_is_an_error_with_the_known_models(monkeypatch: pytest.Mon
 
 
 def test_adapter_needs_a_revision_and_is_part_of_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert load_settings().recipe.lora is None
+    assert load_settings().caption_recipe.lora is None
     monkeypatch.setenv("CAPTION_LORA", "someone/adapter")
     with pytest.raises(SettingsError, match=r"^CAPTION_LORA='someone/adapter': .*needs CAPTION_LORA_REVISION"):
         load_settings()
     monkeypatch.setenv("CAPTION_LORA_REVISION", "5" * 40)
     settings = load_settings()
-    assert settings.recipe.lora == Lora("someone/adapter", "5" * 40)
-    assert settings.checkpoints == (settings.variant, settings.recipe.lora)
+    assert settings.caption_recipe.lora == Lora("someone/adapter", "5" * 40)
+    assert settings.checkpoints == (settings.variant, settings.caption_recipe.lora)
     monkeypatch.delenv("CAPTION_LORA")
     with pytest.raises(SettingsError, match="CAPTION_LORA_REVISION is set without an adapter"):
         load_settings()
@@ -267,9 +268,9 @@ def test_adapter_needs_a_revision_and_is_part_of_the_recipe(monkeypatch: pytest.
 
 def test_one_text_of_a_named_prompt_can_be_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CAPTION_PROMPT", "driving")
-    assert load_settings().recipe.prompt is PROMPTS["driving"]
+    assert load_settings().caption_recipe.prompt is PROMPTS["driving"]
     monkeypatch.setenv("CAPTION_STAGE1_PROMPT", "Say what you see.")
-    prompt = load_settings().recipe.prompt
+    prompt = load_settings().caption_recipe.prompt
     assert (prompt.name, prompt.stage2) == ("custom", PROMPTS["driving"].stage2)
 
 
@@ -281,7 +282,7 @@ def test_engine_arguments_are_parsed_as_json(monkeypatch: pytest.MonkeyPatch) ->
 def test_deterministic_overrides_sampling_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CAPTION_DETERMINISTIC", "true")
     monkeypatch.setenv("CAPTION_TEMPERATURE", "0.9")
-    generation = load_settings().recipe.generation
+    generation = load_settings().caption_recipe.generation
     assert (generation.temperature, generation.seed) == (0.0, 0)
 
 
@@ -290,7 +291,7 @@ def test_settings_set_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CAPTION_STAGE1_PROMPT", "Say what you see.")
     monkeypatch.setenv("CAPTION_SAMPLE_FPS", "1")
     monkeypatch.setenv("CAPTION_TEMPERATURE", "0")
-    recipe = load_settings().recipe
+    recipe = load_settings().caption_recipe
     assert recipe.fp8
     assert recipe.prompt.name == "custom"
     assert recipe.prompt.stage1 == "Say what you see."
@@ -301,14 +302,14 @@ def test_settings_set_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("name", "dtype"), [("half", "float16"), ("bfloat16", "bfloat16"), ("float", "float32")])
 def test_dtype_aliases_are_canonicalized(monkeypatch: pytest.MonkeyPatch, name: str, dtype: str) -> None:
     monkeypatch.setenv("CAPTION_DTYPE", name)
-    assert load_settings().recipe.dtype == dtype
+    assert load_settings().caption_recipe.dtype == dtype
 
 
 def test_reasoning_and_dtype_are_unset_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert load_settings().recipe == Recipe()
+    assert load_settings().caption_recipe == Recipe()
     monkeypatch.setenv("CAPTION_CHAT_TEMPLATE_KWARGS", '{"enable_thinking": true}')
     monkeypatch.setenv("CAPTION_REASONING_PARSER", "qwen3")
-    recipe = load_settings().recipe
+    recipe = load_settings().caption_recipe
     assert (recipe.chat_template_kwargs, recipe.reasoning_parser) == ({"enable_thinking": True}, "qwen3")
 
 
@@ -316,9 +317,9 @@ def test_model_given_by_folder_keeps_its_own_sampling_defaults(monkeypatch: pyte
     monkeypatch.setenv("CAPTION_MODEL", "/models/mine")
     monkeypatch.setenv("CAPTION_MODEL_REVISION", "v1")
     monkeypatch.setenv("CAPTION_TEMPERATURE", "0.3")
-    assert load_settings().recipe.generation == SamplingParams(0.3, None, None)
+    assert load_settings().caption_recipe.generation == SamplingParams(0.3, None, None)
     monkeypatch.setenv("CAPTION_MODEL_LIKE", "qwen2.5")
-    assert load_settings().recipe.generation == SamplingParams(0.3)
+    assert load_settings().caption_recipe.generation == SamplingParams(0.3)
 
 
 def test_window_length_can_be_set_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:

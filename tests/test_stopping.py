@@ -13,10 +13,10 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from caption_assets.captioning.stages import STAGE1
 from caption_assets.store.tables import table_path
 from tests.models.hub_server import COMMIT, HUB_ID, Fault, HubServer, small_model
 from tests.processes import RunningCommand, engine_processes, free_port, is_gone, wait_until
+from tests.stages import STAGE1
 from tests.stopping import CAPTIONS, CLIPS, FINISHED, SHARD, STOP_SECONDS, DagsterDev, StoppingHarness
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(3600)]

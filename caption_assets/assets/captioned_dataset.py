@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from caption_assets.captioning.stages import TABLE_NAMES
+from caption_assets.captioning.recipe_file import TABLE_NAMES
 from caption_assets.dagster_lib.failures import as_dagster_failure
 from caption_assets.dagster_lib.metadata import meanings
 from caption_assets.dagster_lib.project import CAPTIONS_GROUP, Project

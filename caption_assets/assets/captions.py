@@ -11,8 +11,8 @@ from caption_assets.assets.check_definitions import caption_checks, check_stored
 from caption_assets.captioning.adapter import Adapter
 from caption_assets.captioning.caption_run import CaptionRun
 from caption_assets.captioning.recipe import Recipe
+from caption_assets.captioning.recipe_file import STAGE1, STAGE2
 from caption_assets.captioning.shard_queue import caption_shards
-from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.captioning.threads import in_thread
 from caption_assets.dagster_lib.caption_metadata import MEANINGS
@@ -36,7 +36,7 @@ from caption_assets.store.root import Root
 
 def build_captions(settings: Settings) -> dg.AssetsDefinition:
     """Build both caption assets. Selected together, they share the engine and each decoded video."""
-    project, recipe = Project(settings.project), settings.recipe
+    project, recipe = Project(settings.project), settings.caption_recipe
 
     @dg.multi_asset(
         name=CAPTION_STEP,

@@ -162,7 +162,7 @@ def _make(
         context.log_event(observation(project, key, content))
     # The shard's last event may come from elsewhere and have no version.
     inputs = input_tags(context, project.shards, key) | {get_input_data_version_tag(project.shards): content}
-    windowing, tally = settings.windowing, _Tally(settings.recipe)
+    windowing, tally = settings.windowing, _Tally(settings.caption_recipe)
 
     def final_metadata() -> Mapping[str, str]:
         if shard_content(source, find_shard(source, key)).version != content:

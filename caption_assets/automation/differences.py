@@ -10,7 +10,7 @@ from enum import StrEnum
 import dagster as dg
 
 from caption_assets.automation.records import Record, report_removed, report_stored
-from caption_assets.captioning.stages import TABLE_NAMES
+from caption_assets.captioning.recipe_file import TABLE_NAMES
 from caption_assets.checks.asset_checks import CheckFailed, check_table, raise_errors
 from caption_assets.checks.stored_tables import StoredShard, mean_words
 from caption_assets.dagster_lib.metadata import MEAN_WORDS, ROW_COUNT, Metadata
@@ -134,7 +134,7 @@ def _record(instance: dg.DagsterInstance, settings: Settings, root: Root, differ
 
 def _manifest_metadata(root: Root, shard: str, settings: Settings) -> Metadata:
     """The metadata that a run reports of a manifest. Raises ``CheckFailed``."""
-    rows, recipe = read_manifest(root, shard), settings.recipe
+    rows, recipe = read_manifest(root, shard), settings.caption_recipe
     clips, unreadable = len({row.clip_key for row in rows}), sum(row.status is Status.FAILED for row in rows)
     if clips and unreadable / clips > settings.max_unreadable_fraction:
         raise CheckFailed(

@@ -10,7 +10,7 @@ from caption_assets.automation.commands import confirm, open_instance
 from caption_assets.automation.differences import Difference, Kind, find_differences, resolve
 from caption_assets.automation.records import read_records
 from caption_assets.automation.shard_states import active_shards
-from caption_assets.captioning.stages import TABLE_NAMES
+from caption_assets.captioning.recipe_file import TABLE_NAMES
 from caption_assets.dagster_lib.project import Project
 from caption_assets.dagster_lib.project_claim import check_claim
 from caption_assets.dagster_lib.shard_events import first_names

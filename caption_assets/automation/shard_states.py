@@ -15,7 +15,7 @@ import dagster as dg
 
 from caption_assets.assets.clip_manifest import is_of_this_schema
 from caption_assets.automation.records import Record, read_records
-from caption_assets.captioning.stages import TABLE_NAMES
+from caption_assets.captioning.recipe_file import TABLE_NAMES
 from caption_assets.dagster_lib.metadata import Metadata
 from caption_assets.dagster_lib.private_dagster import (
     ASSET_PARTITION_RANGE_END_TAG,

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from uuid import uuid4
 
 from caption_assets.captioning.recipe import Recipe
-from caption_assets.captioning.stages import STAGES, Stage
+from caption_assets.captioning.recipe_file import STAGES
+from caption_assets.captioning.stages import Stage
 from caption_assets.store.root import Root
 
 CHECKPOINT_ROWS = 256

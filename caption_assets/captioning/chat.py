@@ -48,13 +48,13 @@ class Chat:
         if not found:
             raise TemplateError("the model's chat template drops the instruction: choose another model")
 
-    def render(self, instruction: str) -> str:
-        """The prompt. The video comes first, so that all instructions share a prefix.
+    def render(self, instruction: str, *, video: bool = True) -> str:
+        """The prompt. The video, if there is one, comes first, so that all instructions share a prefix.
 
         Raises:
             TemplateError: if the template fails.
         """
-        return self._apply([self._message(instruction)], add_generation_prompt=True)
+        return self._apply([self._message(instruction, video=video)], add_generation_prompt=True)
 
     @property
     def end_of_turn(self) -> str:
@@ -65,10 +65,11 @@ class Chat:
             return ""
         return whole.partition(_MARK)[2]
 
-    def _message(self, instruction: str) -> dict[str, Any]:
+    def _message(self, instruction: str, *, video: bool = True) -> dict[str, Any]:
         if self._placeholder is not None:
-            return {"role": "user", "content": f"{self._placeholder}\n{instruction}"}
-        return {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": instruction}]}
+            return {"role": "user", "content": f"{self._placeholder}\n{instruction}" if video else instruction}
+        parts = [{"type": "video"}] if video else []
+        return {"role": "user", "content": [*parts, {"type": "text", "text": instruction}]}
 
     def _apply(self, messages: list[dict[str, Any]], **arguments: Any) -> str:
         try:

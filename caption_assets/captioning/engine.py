@@ -28,11 +28,14 @@ from caption_assets.captioning.admission import Load
 from caption_assets.captioning.budget import FrameGrid
 from caption_assets.captioning.build import Build, main_module_hidden
 from caption_assets.captioning.chat import Chat, TemplateError
+from caption_assets.captioning.choices import Choices
 from caption_assets.captioning.engine_failure import CauseFile, explain_start
+from caption_assets.captioning.output import ChoiceOutput, JsonOutput
 from caption_assets.captioning.prompts import escape_special_tokens, structural_tokens
 from caption_assets.captioning.reasoning import Reasoning, UnknownParser
-from caption_assets.captioning.recipe import DEFAULTS, Recipe, SamplingParams
+from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.request import Completion, ReasoningCutOff, Request, RequestFailed
+from caption_assets.captioning.sampling import DEFAULTS, SamplingParams
 from caption_assets.captioning.seen_video import SeenVideos
 from caption_assets.captioning.video_tokens import QWEN, VideoTokens, patch_factor
 from caption_assets.captioning.vllm_arguments import REFERENCE_STEP_TOKENS, STEP_TOKENS
@@ -444,6 +447,10 @@ class CaptionEngine:
             generation_prompt=self._chat.generation_prompt,
         )
 
+    @cached_property
+    def _choices(self) -> Choices:
+        return Choices(self._tokenizer)
+
     @property
     def _model_type(self) -> str:
         return str(self._model_config.hf_config.model_type)
@@ -541,8 +548,9 @@ class CaptionEngine:
                 f"the smallest video has {video} tokens, but the engine encodes at most {self.max_video_tokens} in one "
                 "step: raise CAPTION_MAX_BATCHED_TOKENS"
             )
-        answer = self._recipe.generation.max_output_tokens
-        prompt = self.text_tokens(self.render(self._recipe.prompt.stage1))
+        first = self._recipe.stages[0]
+        answer = self._recipe.params(first).max_output_tokens
+        prompt = self.text_tokens(self.render(first.prompt))
         if prompt + video + answer > self.context:
             raise EngineError(
                 f"the context of {self.context} tokens has no room for the prompt ({prompt}), the smallest video "
@@ -589,9 +597,9 @@ class CaptionEngine:
                 f"vLLM cannot apply the adapter {self._adapter.lora.hub_id} to {self._recipe.variant.hub_id}: {reason}"
             ) from error
 
-    def render(self, instruction: str) -> str:
+    def render(self, instruction: str, *, video: bool = True) -> str:
         """The prompt, by the model's chat template: the video comes first, so that all stages share a prefix."""
-        return self._chat.render(escape_special_tokens(instruction, self.special_tokens))
+        return self._chat.render(escape_special_tokens(instruction, self.special_tokens), video=video)
 
     async def video_tokens(self, grid: FrameGrid, fps: float) -> int:
         """Number of a video's tokens in the prompt.
@@ -601,9 +609,9 @@ class CaptionEngine:
         """
         return await self._videos.count(grid, fps)
 
-    def _text_tokens(self, prompt: str) -> int:
+    def _text_tokens(self, prompt: str, *, video: bool = True) -> int:
         """Number of tokens of a rendered prompt without its video, whose placeholder is one token."""
-        return self._token_count(prompt) - 1
+        return self._token_count(prompt) - (1 if video else 0)
 
     def _token_count(self, text: str) -> int:
         return len(self._tokenizer.encode(text, add_special_tokens=False))
@@ -671,7 +679,7 @@ class CaptionEngine:
             prompt = await self._prepare(request, with_pixels)
             async for output in self._llm.generate(
                 prompt,
-                self._sampling(request.generation),
+                self._sampling(request),
                 uuid4().hex,
                 lora_request=self._adapter.request() if self._adapter else None,
                 priority=-request.stage,  # vLLM schedules the lowest value first
@@ -679,6 +687,7 @@ class CaptionEngine:
             ):
                 final = output
                 self._last_output_at = asyncio.get_running_loop().time()
+                request.on_prefilled()
         except EngineDeadError as error:
             raise self._crashed(self._cause() or "see the log above") from error
         except _CacheMiss:
@@ -691,7 +700,13 @@ class CaptionEngine:
                 raise _CacheMiss  # the engine's processes disagree on what is cached
             raise RequestFailed("refused", f"the engine ended the request without an answer (reason: {reason})")
         answer = final.outputs[0]
-        text = self._reasoning.answer(answer.text)
+        probabilities = None
+        if isinstance(request.output, ChoiceOutput):
+            probabilities = self._choices.probabilities(request.output, answer)
+            text: str | None = max(probabilities, key=probabilities.__getitem__)
+            reason = "stop"  # one token is the whole answer
+        else:
+            text = self._reasoning.answer(answer.text)
         if text is None and reason == "length":
             raise ReasoningCutOff(len(final.prompt_token_ids), len(answer.token_ids))
         return Completion(
@@ -701,7 +716,8 @@ class CaptionEngine:
             cached_tokens=final.num_cached_tokens or 0,
             output_tokens=len(answer.token_ids),
             seen_video=self._seen.of(request.video_id),
-            cacheable_tokens=self._cacheable_tokens(prompt),
+            cacheable_tokens=self._cacheable_tokens(prompt) if request.frames is not None else 0,
+            probabilities=probabilities,
         )
 
     def _cacheable_tokens(self, prepared: Any) -> int:
@@ -713,6 +729,8 @@ class CaptionEngine:
 
     async def _prepare(self, request: Request, with_pixels: bool) -> Any:
         """The tokens and preprocessed frames of a request."""
+        if request.frames is None:
+            return await self._render(request.prompt)
         try:
             prepared = await self._render(request.prompt, request.frames if with_pixels else None, request.video_id)
         except ValueError as error:
@@ -731,16 +749,19 @@ class CaptionEngine:
         data: Mapping[str, Any] = item.get_data()
         return data
 
-    async def _render(self, prompt: str, frames: Frames | None, video_id: str, **options: bool) -> Any:
-        """Tokens and preprocessed frames, made outside the event loop; without ``frames`` they come from the cache."""
+    async def _render(
+        self, prompt: str, frames: Frames | None = None, video_id: str | None = None, **options: bool
+    ) -> Any:
+        """Tokens and preprocessed frames, made outside the event loop.
+
+        Without ``frames`` those of ``video_id`` come from the cache; without either the prompt has no video.
+        """
         from vllm.renderers.inputs.preprocess import parse_model_prompt
 
-        video = None if frames is None else (frames.pixels, video_metadata(frames))
-        parts = {
-            "prompt": prompt,
-            "multi_modal_data": {"video": [video]},
-            "multi_modal_uuids": {"video": [video_id]},
-        }
+        parts: dict[str, Any] = {"prompt": prompt}
+        if video_id is not None:
+            video = None if frames is None else (frames.pixels, video_metadata(frames))
+            parts |= {"multi_modal_data": {"video": [video]}, "multi_modal_uuids": {"video": [video_id]}}
         renderer = self._llm.renderer
         [prepared] = await renderer.render_cmpl_async(
             [parse_model_prompt(self._model_config, parts)],
@@ -750,10 +771,15 @@ class CaptionEngine:
         )
         return prepared
 
-    def _sampling(self, generation: SamplingParams) -> Any:
+    def _sampling(self, request: Request) -> Any:
         import vllm
 
-        resolved = self.resolve(generation)
+        if isinstance(request.output, ChoiceOutput):
+            return self._choices.sampling(request.output)
+        resolved = self.resolve(request.generation)
+        structured = None
+        if isinstance(request.output, JsonOutput):
+            structured = vllm.sampling_params.StructuredOutputsParams(json=dict(request.output.schema))
         return vllm.SamplingParams(
             temperature=resolved.temperature,
             top_p=resolved.top_p,
@@ -762,6 +788,7 @@ class CaptionEngine:
             seed=resolved.seed,
             stop_token_ids=self._end_of_turn or None,
             skip_special_tokens=not self._reasoning.marks_are_special,
+            structured_outputs=structured,
             **self._extra_sampling,
         )
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 from caption_assets.captioning.caption_run import CaptionRun
-from caption_assets.captioning.prefix_cache import NO_HITS
+from caption_assets.captioning.prefix_cache import CacheHits
 from caption_assets.captioning.quality import QUALITY_RULES
 from caption_assets.captioning.recipe import Recipe
-from caption_assets.captioning.stages import STAGE1, STAGE2, Stage
+from caption_assets.captioning.stages import Stage
 from caption_assets.captioning.threads import to_thread_uncancelled
 from caption_assets.captioning.window_job import DECODE, STORE, JobStatus, Origin, WindowJob
 from caption_assets.store.checkpoints import remove_checkpoints, write_checkpoint
@@ -24,8 +24,11 @@ from caption_assets.store.versions import TableVersions, captions_version
 
 WEIGHTS_ASSET = "model_weights"
 """Name of the weights among a table's inputs."""
-INPUTS: Mapping[str, Sequence[str]] = {STAGE1.name: (CLIP_MANIFEST, WEIGHTS_ASSET), STAGE2.name: STAGE2.needs}
-"""The direct inputs of each table, as in the asset graph: stage 2 depends on the others through stage 1."""
+
+
+def direct_inputs(stage: Stage) -> Sequence[str]:
+    """The direct inputs of a stage's table, as in the asset graph: it depends on the others through the needed ones."""
+    return stage.needs or (CLIP_MANIFEST, WEIGHTS_ASSET)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +84,7 @@ class OpenShard:
         self._unsaved_since = 0.0
         self._not_before = 0.0
         self._seconds: defaultdict[str, float] = defaultdict(float)
-        self.hits = NO_HITS
-        """Prefix cache hits of this run."""
+        self._hits: defaultdict[str, CacheHits] = defaultdict(CacheHits)
         self._parts = 0
         self._saving = asyncio.Lock()
 
@@ -102,7 +104,8 @@ class OpenShard:
         self._unsaved.append(job)
         for name, seconds in job.seconds.items():
             self._seconds[name] += seconds
-        self.hits += job.hits
+        for name, hits in job.hits.items():
+            self._hits[name] += hits
         self.finished += 1
 
     async def save(self) -> None:
@@ -124,6 +127,7 @@ class OpenShard:
                     self._parts,
                     rows,
                     {QUALITY_RULES: str(self._run.recipe.quality_rules)},
+                    {stage.name: stage.columns for stage in self._run.stages},
                 )
             except BaseException:
                 self._unsaved = jobs + self._unsaved
@@ -159,9 +163,9 @@ class OpenShard:
         for stage in run.stages:
             rows = [job.row(stage) for job in self.jobs if stage.name in job.rows]
             versions = self._versions(stage, rows)
-            hits = self.hits.file_metadata if stage.needs else {}
+            hits = self._hits[stage.name].file_metadata
             metadata = {**file_metadata(run.recipe, stage), **versions.file_metadata, **hits}
-            path = publish_captions(run.root, stage.name, shard, rows, keys, metadata)
+            path = publish_captions(run.root, stage.name, shard, rows, keys, metadata, stage.columns)
             reused = sum(job.rows[stage.name].origin is Origin.REUSED for job in self.jobs)
             fresh = _fresh_rows(self.jobs, stage)
             published[stage.name] = PublishedTable(path, rows, reused, fresh, versions)
@@ -170,7 +174,7 @@ class OpenShard:
         return Published(published, self._seconds)
 
     def _versions(self, stage: Stage, rows: Sequence[CaptionRow]) -> TableVersions:
-        inputs = {name: self._inputs[name] for name in INPUTS[stage.name] if name in self._inputs}
+        inputs = {name: self._inputs[name] for name in direct_inputs(stage) if name in self._inputs}
         return TableVersions(captions_version(rows), self._run.recipe.version(stage), inputs)
 
 
@@ -180,7 +184,7 @@ def file_metadata(recipe: Recipe, stage: Stage) -> dict[str, str]:
         "caption_assets_version": version("caption-assets"),
         "recipe": json.dumps(recipe.identity(stage), sort_keys=True),
         "recipe_version": recipe.version(stage),
-        "prompt": recipe.template(stage),
+        "prompt": stage.prompt,
         QUALITY_RULES: str(recipe.quality_rules),
         **({"weights": recipe.weights} if recipe.weights else {}),
     }

@@ -46,13 +46,13 @@ class CacheHits:
             return found
         if self.is_hybrid:
             reason = (
-                "the model has hybrid attention, whose prefixes vLLM rarely keeps (issues 43587 and 51198): stage 2 "
-                "computes the video again, which takes time and changes no caption"
+                "the model has hybrid attention, whose prefixes vLLM rarely keeps (issues 43587 and 51198): later "
+                "stages compute the video again, which takes time and changes no caption"
             )
         else:
             reason = (
-                "blocks are evicted before stage 2 needs them: give the KV cache more memory, or lower max_num_seqs in "
-                "CAPTION_ENGINE_ARGS"
+                "blocks are evicted before later stages need them: give the KV cache more memory, or lower "
+                "max_num_seqs in CAPTION_ENGINE_ARGS"
             )
         return f"{found}; {reason}"
 

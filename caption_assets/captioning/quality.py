@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from caption_assets.captioning.language import expected, is_mixed_script, is_wrong_language, is_wrong_script
+from caption_assets.captioning.output import TEXT, JsonOutput, Output, readable_text
 from caption_assets.captioning.repetition import is_repetitive
 from caption_assets.captioning.text import TYPOGRAPHIC_APOSTROPHE, similarity, split_words
 
@@ -21,6 +22,7 @@ MIN_WORDS = 4
 MAX_WORDS = 1024
 """Maximum number of words; longer captions are ``too_long`` (Cosmos Curator's limit)."""
 CUT_OFF = "cut_off"
+TOO_SHORT = "too_short"
 NEAR_DUPLICATE = "near_duplicate"
 NEIGHBOR_SIMILARITY = 0.9
 """Minimum Jaccard similarity of the sets of words of two windows' captions for ``near_duplicate`` (Cosmos Curator)."""
@@ -58,18 +60,26 @@ class Flag:
     ``benchmarks/quality.py`` measures."""
 
 
-def find_flags(caption: str, *, finish_reason: str, instruction: str, neighbor: str | None = None) -> tuple[str, ...]:
-    """The names of a caption's flags; empty for a good caption.
+def find_flags(
+    caption: str, *, finish_reason: str, instruction: str, neighbor: str | None = None, output: Output = TEXT
+) -> tuple[str, ...]:
+    """The names of a caption's flags; empty for a good caption, and for a choice.
 
     Args:
-        caption: the text.
+        caption: the answer. Of JSON its strings are judged; they may be few.
         finish_reason: vLLM's finish reason; ``length`` means that the caption was cut off.
         instruction: the instruction to the model, without the captions of earlier stages.
-        neighbor: caption of the previous window of the same clip.
+        neighbor: answer for the previous window of the same clip.
+        output: the form of both answers.
     """
-    text = caption.replace(TYPOGRAPHIC_APOSTROPHE, "'")
-    answer = Answer(text, tuple(split_words(text)), instruction, finish_reason, neighbor)
-    return tuple(flag.name for flag in FLAGS if flag.applies(answer))
+    readable = readable_text(output, caption)
+    if readable is None:
+        return ()
+    text = readable.replace(TYPOGRAPHIC_APOSTROPHE, "'")
+    other = None if neighbor is None else readable_text(output, neighbor)
+    answer = Answer(text, tuple(split_words(text)), instruction, finish_reason, other)
+    exempt = {TOO_SHORT} if isinstance(output, JsonOutput) else frozenset[str]()
+    return tuple(flag.name for flag in FLAGS if flag.name not in exempt and flag.applies(answer))
 
 
 def replaces(again: str, again_flags: Collection[str], first: str, first_flags: Collection[str]) -> bool:
@@ -208,7 +218,7 @@ def _is_near_duplicate(answer: Answer) -> bool:
 
 
 FLAGS = (
-    Flag("too_short", lambda answer: len(answer.words) < MIN_WORDS, regenerates=True),
+    Flag(TOO_SHORT, lambda answer: len(answer.words) < MIN_WORDS, regenerates=True),
     Flag("too_long", lambda answer: len(answer.words) > MAX_WORDS, regenerates=True),
     Flag("repetition", lambda answer: is_repetitive(answer.text), regenerates=True),
     Flag(NEAR_DUPLICATE, _is_near_duplicate, regenerates=False),

@@ -1,17 +1,20 @@
-"""The recipe of captions: model, prompt, frame sampling and sampling parameters."""
+"""The recipe of captions: model, stages, frame sampling and sampling parameters."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from typing import Any
 
 from caption_assets.captioning.budget import FrameGrid, FrameTooNarrow, fit, visual_tokens
-from caption_assets.captioning.prompts import PROMPTS, Prompt, text_hash
+from caption_assets.captioning.output import output_identity
+from caption_assets.captioning.prompts import text_hash
 from caption_assets.captioning.quality import QUALITY_RULES, RULES_VERSION
-from caption_assets.captioning.stages import STAGE1, STAGES, Stage
+from caption_assets.captioning.recipe_file import built_in
+from caption_assets.captioning.sampling import SamplingParams
+from caption_assets.captioning.stages import Stage, StageGraph
 from caption_assets.captioning.vllm_arguments import CONTEXT, REFERENCE_STEP_TOKENS, STEP_TOKENS, non_neutral
 from caption_assets.models.checkpoint import Lora
 from caption_assets.models.variants import SAMPLE, PixelLimits, Variant
@@ -24,59 +27,6 @@ REFERENCE_SAMPLING = FrameSampling(fps=2.0, min_frames=4, max_frames=768)
 """The reference's sampling (NeMo Curator). Do not change it: fingerprints contain it."""
 REFERENCE_OUTPUT_TOKENS = 512
 """The reference's output limit. Do not change it: fingerprints contain it."""
-MAX_TEMPERATURE = 2.0
-"""vLLM's maximum."""
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingParams:
-    """Sampling parameters of an answer. Defaults are the reference's (NeMo Curator).
-
-    Raises:
-        ValueError: if a value is out of its range.
-    """
-
-    temperature: float | None = 0.1
-    """None, here and in the next two fields, is the model's own value."""
-    top_p: float | None = 0.001
-    repetition_penalty: float | None = 1.05
-    max_output_tokens: int = 512
-    seed: int | None = None
-    """Seed for temperature 0; None uses a new one for each request."""
-
-    def __post_init__(self) -> None:
-        if self.temperature is not None and not 0 <= self.temperature <= MAX_TEMPERATURE:
-            raise ValueError(f"the temperature is {self.temperature}: give 0 to {MAX_TEMPERATURE}")
-        if self.seed is not None and self.temperature != 0:
-            raise ValueError(
-                f"a seed needs temperature 0, not {self.temperature}: at other temperatures vLLM's CPU engine crashes "
-                "in chunked prefill, and on a GPU the answer depends on the rest of the batch"
-            )
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}: give a number above 0 and up to 1")
-        if self.repetition_penalty is not None and self.repetition_penalty <= 0:
-            raise ValueError(f"the repetition penalty is {self.repetition_penalty}: give a number above 0")
-        if self.max_output_tokens < 1:
-            raise ValueError(f"the output limit is {self.max_output_tokens} tokens: give at least 1")
-
-    @property
-    def uses_model_defaults(self) -> bool:
-        """Whether a value is the model's own."""
-        return None in (self.temperature, self.top_p, self.repetition_penalty)
-
-    def with_defaults(self, own: Mapping[str, float], others: SamplingParams) -> SamplingParams:
-        """These parameters with each None replaced by the model's ``own`` value, or else by that of ``others``."""
-        if not self.uses_model_defaults:
-            return self
-        names = ("temperature", "top_p", "repetition_penalty")
-        missing = [name for name in names if getattr(self, name) is None]
-        return replace(self, **{name: own.get(name, getattr(others, name)) for name in missing})
-
-
-DEFAULTS = SamplingParams()
-"""The reference's values, also used where a model's files give none."""
-DETERMINISTIC = SamplingParams(temperature=0.0, top_p=1.0, seed=0)
-"""Greedy decoding, so that two runs give the same captions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +36,8 @@ class Recipe:
     variant: Variant = SAMPLE
     fp8: bool = False
     """Whether the language model is quantized to FP8."""
-    prompt: Prompt = None  # type: ignore[assignment]  # set by __post_init__
-    """Default: the variant's prompt."""
+    graph: StageGraph = None  # type: ignore[assignment]  # set by __post_init__
+    """The stages. Default: the built-in recipe of the variant."""
     frames: FrameSampling = field(default_factory=FrameSampling)
     generation: SamplingParams = field(default_factory=SamplingParams)
     regenerations: int = 1
@@ -111,27 +61,35 @@ class Recipe:
     """vLLM's reasoning parser; None is the one of the model's family."""
 
     def __post_init__(self) -> None:
-        if self.prompt is None:
-            object.__setattr__(self, "prompt", PROMPTS[self.variant.prompt])  # type: ignore[unreachable]
-
-    def prompt_for(self, window: ManifestRow) -> Prompt:
-        """The prompt of a window, whose clip may have its own stage-1 text."""
-        return self.prompt if window.prompt is None else replace(self.prompt, name="clip", stage1=window.prompt)
+        if self.graph is None:
+            object.__setattr__(self, "graph", built_in(self.variant.recipe))  # type: ignore[unreachable]
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """The stages, in order."""
-        return STAGES
+        """The stages, each after those that it needs."""
+        return self.graph.stages
 
-    def template(self, stage: Stage, window: ManifestRow | None = None) -> str:
-        """The instruction of a stage with its slots for captions; for a window, with its clip's own text."""
-        prompt = self.prompt_for(window) if window else self.prompt
-        return prompt.stage2 if stage.needs else prompt.stage1
+    def clip_prompt(self, stage: Stage, window: ManifestRow) -> str | None:
+        """The prompt of a window's clip, if it replaces that of the stage."""
+        return window.prompt if stage.name == self.graph.clip_prompt else None
 
-    def instruction(self, stage: Stage, window: ManifestRow, captions: Mapping[str, str]) -> str:
-        """The instruction of a stage for a window, with the captions of the stages that it needs."""
-        prompt = self.prompt_for(window)
-        return prompt.stage2_text(captions[STAGE1.name]) if stage.needs else prompt.stage1
+    def prompt_name(self, stage: Stage, window: ManifestRow) -> str:
+        """Name of a window's prompt: ``clip`` for its clip's own, otherwise the recipe's name."""
+        return self.graph.name if self.clip_prompt(stage, window) is None else "clip"
+
+    def template(self, stage: Stage, window: ManifestRow) -> str:
+        """The instruction of a stage for a window, with its slots for texts."""
+        own = self.clip_prompt(stage, window)
+        return stage.template if own is None else own
+
+    def instruction(self, stage: Stage, window: ManifestRow, texts: Mapping[str, str]) -> str:
+        """The instruction of a stage for a window, with the texts of the stages that it needs."""
+        own = self.clip_prompt(stage, window)
+        return stage.instruction(texts) if own is None else own
+
+    def params(self, stage: Stage) -> SamplingParams:
+        """The sampling parameters of a stage."""
+        return stage.params(self.generation)
 
     @property
     def context(self) -> int | None:
@@ -148,6 +106,11 @@ class Recipe:
         grid = _grid(window, self.frames, self.variant.pixels)
         return visual_tokens(grid, self.variant.pixels.factor) if grid else 0
 
+    @property
+    def video_version(self) -> str:
+        """A short hash of what decides a window's frames except their number and size."""
+        return _hash({"frames": asdict(self.frames), "decode_plan": DECODE_PLAN})[:8]
+
     def identity(self, stage: Stage) -> Mapping[str, object]:
         """Everything that a caption of this stage depends on except the clip and the weights, as plain values."""
         values = self._shared_values(stage, non_neutral({**self.variant.engine, **self.engine}))
@@ -162,7 +125,7 @@ class Recipe:
         self,
         stage: Stage,
         window: ManifestRow,
-        captions: Mapping[str, str] | None = None,
+        texts: Mapping[str, str] | None = None,
         *,
         reduced: bool = False,
         cut_off: bool = False,
@@ -179,7 +142,7 @@ class Recipe:
         Args:
             stage: the stage.
             window: the manifest's row.
-            captions: the captions in the prompt, by stage.
+            texts: the texts in the prompt, by stage.
             reduced: whether the engine has no room for all frames. Only then the hash contains the context and the
                 tokens of one step.
             cut_off: whether an answer reached the output limit. Only then, or with ``reduced``, the hash contains
@@ -188,13 +151,14 @@ class Recipe:
         """
         arguments = non_neutral({**self.variant.engine, **self.engine})
         context = arguments.pop(CONTEXT, self.variant.max_model_len)
+        params = self.params(stage)
         values = self._shared_values(stage, arguments)
-        if (grid := _grid(window, self.frames, self.variant.pixels)) is not None:
+        if stage.video and (grid := _grid(window, self.frames, self.variant.pixels)) is not None:
             reference = _reference_pixels(self.variant.pixels.factor)
             values |= {"frames": asdict(REFERENCE_SAMPLING), "pixels": asdict(reference)}
             if grid != _grid(window, REFERENCE_SAMPLING, reference):
                 values["grid"] = asdict(grid)
-        values["generation"] = {**asdict(self.generation), "max_output_tokens": REFERENCE_OUTPUT_TOKENS}
+        values["generation"] = {**asdict(params), "max_output_tokens": REFERENCE_OUTPUT_TOKENS}
         if reduced:
             values |= {"context": context, "min_pixels": self.variant.pixels.min_pixels}
             if (
@@ -202,7 +166,7 @@ class Recipe:
             ) != REFERENCE_STEP_TOKENS:
                 values["step"] = step
         if reduced or cut_off:
-            values["max_output_tokens"] = self.generation.max_output_tokens
+            values["max_output_tokens"] = params.max_output_tokens
         if cut_off:
             values["cut_off"] = True
         if quality_rules is not None:
@@ -211,12 +175,12 @@ class Recipe:
             values["weights"] = self.weights
         if self.lora_weights is not None:
             values["lora_weights"] = self.lora_weights
-        if not stage.needs:
-            values |= {"prompt": text_hash(self.prompt_for(window).stage1), "clip_prompt": window.prompt}
-        return _hash_window(values, window, captions)
+        own = self.clip_prompt(stage, window)
+        values |= {"prompt": text_hash(self.template(stage, window)), "clip_prompt": own}
+        return _hash_window(values, window, texts)
 
     def former_fingerprint(
-        self, stage: Stage, window: ManifestRow, captions: Mapping[str, str] | None = None
+        self, stage: Stage, window: ManifestRow, texts: Mapping[str, str] | None = None
     ) -> str | None:
         """The fingerprint that earlier releases gave the same caption; None where it is not specific enough.
 
@@ -224,25 +188,25 @@ class Recipe:
         """
         if self.weights is not None or self.lora is not None or non_neutral(self.engine).keys() - {CONTEXT}:
             return None
-        return _hash_window({**self._shared_values(stage, {}), "clip_prompt": window.prompt}, window, captions)
+        return _hash_window({**self._shared_values(stage, {}), "clip_prompt": window.prompt}, window, texts)
 
     def _shared_values(self, stage: Stage, arguments: Mapping[str, object]) -> dict[str, object]:
         """The values that all hashes contain. Unused optional ones are absent, so that older hashes stay valid."""
         variant = self.variant
         further = {"chat_template_kwargs": dict(self.chat_template_kwargs), "reasoning_parser": self.reasoning_parser}
+        video = {"pixels": asdict(variant.pixels), "frames": asdict(self.frames), "decode_plan": DECODE_PLAN}
         return {
             **{name: value for name, value in further.items() if value},
-            "stage": stage.number,
+            "stage": 2 if stage.needs else 1,  # earlier releases hashed the number of one of two stages
             "model": variant.hub_id,
             "revision": variant.revision,
             "fp8": self.fp8,
             "dtype": self.dtype or variant.dtype,
-            "pixels": asdict(variant.pixels),
-            "prompt": text_hash(self.template(stage)),
-            "frames": asdict(self.frames),
-            "generation": asdict(self.generation),
+            "prompt": text_hash(stage.template),
+            "generation": asdict(self.params(stage)),
             "regenerations": self.regenerations,
-            "decode_plan": DECODE_PLAN,
+            **(video if stage.video else {}),
+            **output_identity(stage.output),
             **({"engine": dict(arguments)} if arguments else {}),
             **({"lora": [self.lora.hub_id, self.lora.revision]} if self.lora else {}),
         }
@@ -267,14 +231,18 @@ def _grid(window: ManifestRow, sampling: FrameSampling, limits: PixelLimits) -> 
         return None
 
 
-def _hash_window(values: Mapping[str, object], window: ManifestRow, captions: Mapping[str, str] | None) -> str:
+def _hash_window(values: Mapping[str, object], window: ManifestRow, texts: Mapping[str, str] | None) -> str:
+    texts = texts or {}
+    # A single text has no name and the key of earlier releases, so that renaming the needed stage changes no hash.
+    single, several = (next(iter(texts.values()), None), {}) if len(texts) < 2 else (None, {"texts": dict(texts)})
     return _hash(
         {
             "clip_prompt": None,
             **values,
+            **several,
             "content": window.content_tag,
             "window": [window.start_frame, window.end_frame],
-            "stage1_caption": (captions or {}).get(STAGE1.name),
+            "stage1_caption": single,
         }
     )[:32]
 

@@ -9,8 +9,8 @@ from itertools import product
 from caption_assets.captioning.quality import NEAR_DUPLICATE, QUALITY_RULES, REGENERATED, find_flags
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.request import FINISH_LENGTH, POISON
-from caption_assets.captioning.stages import STAGE1, Stage
-from caption_assets.captioning.window_job import WindowJob, upstream_failed_row
+from caption_assets.captioning.stages import Stage
+from caption_assets.captioning.window_job import WindowJob, upstream_failed_row, upstream_fingerprints
 from caption_assets.store.tables import CaptionFile, CaptionRow, ManifestRow, Status
 
 
@@ -85,17 +85,18 @@ class Reuse:
         for stage in job.missing:
             if stage.name in job.rows or any(name not in job.rows for name in stage.needs):
                 continue  # it was added after a row that it needs, or a row that it needs is missing
-            if (captions := job.captions(stage)) is None:
-                job.add_row(stage, upstream_failed_row(self.recipe, stage, window))
+            if (texts := job.texts(stage)) is None:
+                job.add_row(stage, upstream_failed_row(self.recipe, stage, job))
                 continue
-            earlier, job.earlier_attempts[stage.name] = self._find(stage, window, captions)
+            earlier, job.earlier_attempts[stage.name] = self._find(stage, window, texts)
             if earlier is not None:
                 self._reuse(job, stage, earlier)
 
     def _reuse(self, job: WindowJob, stage: Stage, earlier: EarlierRow) -> None:
         """Add an earlier row to a job, or mark it as outdated if newer quality rules require another caption."""
-        # The row of stage 1 may be newer, with the same caption.
-        row = replace(earlier.row, stage1_fingerprint=job.row(STAGE1).fingerprint if stage.needs else None)
+        # The rows that it needs may be newer, with the same texts.
+        needed = {name: job.rows[name].row for name in stage.needs}
+        row = replace(earlier.row, upstream_fingerprints=upstream_fingerprints(stage, needed))
         if row.caption is not None and earlier.quality_rules != self.recipe.quality_rules:
             row = replace(row, flags=self._flags(job, stage, row, row.caption))
             if self.recipe.regenerations and not REGENERATED.isdisjoint(row.flags):
@@ -111,15 +112,16 @@ class Reuse:
             finish_reason=row.finish_reason or "",
             instruction=self.recipe.template(stage, job.window),
             neighbor=previous.caption if previous else None,
+            output=stage.output,
         )
         if job.previous and previous is None and NEAR_DUPLICATE in row.flags:  # its caption is not generated yet
             flags = (*flags, NEAR_DUPLICATE)
         return flags
 
-    def _find(self, stage: Stage, window: ManifestRow, captions: Mapping[str, str]) -> tuple[EarlierRow | None, int]:
+    def _find(self, stage: Stage, window: ManifestRow, texts: Mapping[str, str]) -> tuple[EarlierRow | None, int]:
         """A row to reuse; without one, the number of requests that earlier runs made."""
         tried = 0
-        candidates = self._candidates(stage, window, captions)
+        candidates = self._candidates(stage, window, texts)
         for earlier in sorted(candidates, key=lambda earlier: earlier.rank, reverse=True):
             row = earlier.row
             if self._is_final(row):
@@ -127,7 +129,7 @@ class Reuse:
             tried = max(tried, 0 if row.error_kind == POISON else row.attempts)
         return None, tried
 
-    def _candidates(self, stage: Stage, window: ManifestRow, captions: Mapping[str, str]) -> Iterator[EarlierRow]:
+    def _candidates(self, stage: Stage, window: ManifestRow, texts: Mapping[str, str]) -> Iterator[EarlierRow]:
         """The rows of a window with a current fingerprint."""
         recipe, rows = self.recipe, self.earlier.of(stage.name, window.window_id)
         if not rows:
@@ -135,31 +137,35 @@ class Reuse:
         versions = (None, *range(2, recipe.quality_rules + 1))
         for reduced, cut_off, rules in product((False, True), (False, True), versions):
             fingerprint = recipe.fingerprint(
-                stage, window, captions, reduced=reduced, cut_off=cut_off, quality_rules=rules
+                stage, window, texts, reduced=reduced, cut_off=cut_off, quality_rules=rules
             )
             found = rows.get(fingerprint)
-            if found and (reduced or self._fits_context(found.row)) and (cut_off or self._fits_output_limit(found.row)):
+            if (
+                found
+                and (reduced or self._fits_context(stage, found.row))
+                and (cut_off or self._fits_output_limit(stage, found.row))
+            ):
                 yield found
-        former = recipe.former_fingerprint(stage, window, captions)
+        former = recipe.former_fingerprint(stage, window, texts)
         found = rows.get(former) if former else None
         # Former fingerprints contain the output limit, so that cut-off answers can be reused too.
         if (
             found
-            and self._fits_context(found.row)
-            and (found.row.finish_reason == FINISH_LENGTH or self._fits_output_limit(found.row))
+            and self._fits_context(stage, found.row)
+            and (found.row.finish_reason == FINISH_LENGTH or self._fits_output_limit(stage, found.row))
         ):
             yield found
 
-    def _fits_context(self, row: CaptionRow) -> bool:
+    def _fits_context(self, stage: Stage, row: CaptionRow) -> bool:
         """Whether the row's prompt and an answer still fit the context, so that the window is not reduced."""
         context = self.recipe.context
         if context is None or row.prompt_tokens is None:
             return True
-        return row.prompt_tokens + self.recipe.generation.max_output_tokens <= context
+        return row.prompt_tokens + self.recipe.params(stage).max_output_tokens <= context
 
-    def _fits_output_limit(self, row: CaptionRow) -> bool:
+    def _fits_output_limit(self, stage: Stage, row: CaptionRow) -> bool:
         """Whether the answer fits the output limit, or twice that limit if the recipe allows regenerations."""
-        longest = self.recipe.generation.max_output_tokens * (2 if self.recipe.regenerations else 1)
+        longest = self.recipe.params(stage).max_output_tokens * (2 if self.recipe.regenerations else 1)
         return row.finish_reason != FINISH_LENGTH and (row.output_tokens or 0) <= longest
 
     def _is_final(self, row: CaptionRow) -> bool:

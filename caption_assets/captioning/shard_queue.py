@@ -203,7 +203,7 @@ class _ShardQueue:
 
     async def finish(self, job: WindowJob) -> None:
         """Add a finished window to its shard; publish the shard after the last one."""
-        self.hits += job.hits
+        self.hits = sum(job.hits.values(), self.hits)
         shard = self._shards.get(job.shard)
         if shard is None:  # the shard has failed
             return

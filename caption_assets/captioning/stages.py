@@ -1,27 +1,181 @@
-"""The stages of a recipe: each captions every window once, and has its own prompt and table."""
+"""The stages of a recipe: each asks one question about every window, and has its own prompt and table."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
-from caption_assets.store.tables import CLIP_MANIFEST
+from caption_assets.captioning.output import TEXT, ChoiceOutput, JsonOutput, Output, TextOutput
+from caption_assets.captioning.sampling import SamplingParams
+from caption_assets.store.caption_columns import CaptionColumns
+
+NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
+"""A stage's name: it is a folder, and part of an asset key and of file names."""
+RESERVED_NAMES = frozenset(
+    {
+        "captioned_dataset",
+        "captions",
+        "clip_manifest",
+        "corrections",
+        "gallery",
+        "model_weights",
+        "shard_index",
+        "shards",
+        "weights",
+    }
+)
+"""Names of other assets, steps and folders of the root."""
+_SLOT = re.compile(r"\{([a-z][a-z0-9_]*)\}")
+_SINGLE_SLOT = "{caption}"
+"""The slot of a stage that needs one other stage, as earlier releases wrote and hashed it."""
+
+
+class StageError(ValueError):
+    """An invalid stage.
+
+    Args:
+        stage: name of the stage.
+        field: the field of the recipe file that is invalid.
+        message: the problem and its remedy.
+    """
+
+    def __init__(self, stage: str, field: str, message: str) -> None:
+        super().__init__(message)
+        self.stage = stage
+        self.field = field
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One caption of each window."""
+    """One question about each window.
+
+    Raises:
+        StageError: if the name is invalid, the prompt is empty, or a stage without video needs no other stage.
+    """
 
     name: str
     """The name of the stage's asset, table and folder."""
-    number: int
-    """Position in the recipe, from 1."""
-    needs: tuple[str, ...] = ()
-    """Names of the stages whose captions are in the prompt."""
+    prompt: str
+    """The instruction. ``{name}`` is replaced by the text of the stage of that name."""
+    output: Output = TEXT
+    video: bool = True
+    """Whether the window is shown."""
+    sampling: Mapping[str, float] = field(default_factory=dict)
+    """Fields of ``SamplingParams`` that differ from the recipe's."""
+    needs: tuple[str, ...] = field(init=False)
+    """Names of the stages whose texts are in the prompt, in the order of their slots."""
+
+    def __post_init__(self) -> None:
+        if not NAME.fullmatch(self.name):
+            raise StageError(
+                self.name,
+                "name",
+                f"{self.name!r} cannot be an asset and a folder: use up to 63 lower-case letters, digits and "
+                "underscores, starting with a letter",
+            )
+        if self.name in RESERVED_NAMES:
+            raise StageError(self.name, "name", f"{self.name!r} is the name of another asset or folder: choose another")
+        if not self.prompt.strip():
+            raise StageError(self.name, "prompt", f"the prompt of {self.name} is empty: give it an instruction")
+        object.__setattr__(self, "needs", tuple(dict.fromkeys(_SLOT.findall(self.prompt))))
+        if not self.video and not self.needs:
+            raise StageError(
+                self.name,
+                "video",
+                f"{self.name} sees neither the video nor a text: set video to true, or put another stage into its "
+                "prompt, as in {caption}",
+            )
+
+    @property
+    def template(self) -> str:
+        """The prompt for hashes: a single slot has no name, so that renaming the needed stage changes no hash."""
+        return _SLOT.sub(_SINGLE_SLOT, self.prompt) if len(self.needs) == 1 else self.prompt
+
+    def instruction(self, texts: Mapping[str, str]) -> str:
+        """The prompt with the texts of the needed stages, inserted literally: slots in them are not replaced."""
+        return _SLOT.sub(lambda slot: texts[slot[1]], self.prompt)
+
+    @property
+    def slots(self) -> list[str]:
+        """Names of the stages in the prompt's slots; a stage is there as often as its text."""
+        return _SLOT.findall(self.prompt)
+
+    @property
+    def columns(self) -> CaptionColumns:
+        """The columns of the stage's table that other stages' tables do not have."""
+        match self.output:
+            case JsonOutput():
+                return CaptionColumns(self.needs, json_schema=self.output.schema)
+            case ChoiceOutput():
+                return CaptionColumns(self.needs, self.output.choices, self.output.score)
+            case TextOutput():
+                return CaptionColumns(self.needs)
+
+    def params(self, recipe: SamplingParams) -> SamplingParams:
+        """The sampling parameters, given those of the recipe. A choice takes the most probable of its tokens."""
+        if isinstance(self.output, ChoiceOutput):
+            return SamplingParams(temperature=0.0, top_p=1.0, repetition_penalty=1.0, max_output_tokens=1)
+        return replace(recipe, **self.sampling)  # type: ignore[arg-type]
 
 
-STAGE1 = Stage("stage1_captions", 1)
-STAGE2 = Stage("stage2_captions", 2, needs=(STAGE1.name,))
-STAGES = (STAGE1, STAGE2)
-"""The default stages, in order."""
-TABLE_NAMES = (CLIP_MANIFEST, *(stage.name for stage in STAGES))
-"""Names of the default recipe's tables, in order: each is made from the previous ones."""
+@dataclass(frozen=True, slots=True)
+class StageGraph:
+    """The stages of a recipe, each after those that it needs.
+
+    Raises:
+        StageError: if two stages have the same name, a slot names no stage, stages need each other, or the clips'
+            prompts would replace one with slots.
+    """
+
+    name: str
+    """The recipe's name."""
+    stages: tuple[Stage, ...]
+    clip_prompt: str = ""
+    """Name of the stage whose prompt a clip's own prompt replaces. Default: the first stage."""
+
+    def __post_init__(self) -> None:
+        names = [stage.name for stage in self.stages]
+        for number, stage in enumerate(self.stages):
+            if stage.name in names[:number]:
+                raise StageError(stage.name, "name", f"there are two stages {stage.name!r}: rename one of them")
+            if unknown := [name for name in stage.needs if name not in names]:
+                raise StageError(
+                    stage.name,
+                    "prompt",
+                    f"the slot {{{unknown[0]}}} names no stage: use one of {', '.join(names)}, or write a space after "
+                    "the brace if it is not a slot",
+                )
+        object.__setattr__(self, "stages", _sorted(self.stages))
+        if not self.clip_prompt:
+            object.__setattr__(self, "clip_prompt", self.stages[0].name)
+        if self.clip_prompt not in names:
+            raise StageError(
+                names[0], "clip_prompt", f"clip_prompt is {self.clip_prompt!r}: use one of {', '.join(names)}"
+            )
+        if self.stage(self.clip_prompt).needs:
+            raise StageError(
+                self.clip_prompt,
+                "clip_prompt",
+                f"a clip's own prompt would replace that of {self.clip_prompt}, with its slots: set clip_prompt to a "
+                "stage without slots",
+            )
+
+    def stage(self, name: str) -> Stage:
+        """The stage of a name."""
+        return next(stage for stage in self.stages if stage.name == name)
+
+
+def _sorted(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+    """The stages, each after those that it needs, otherwise in their order."""
+    waiting, ordered = list(stages), dict[str, Stage]()
+    while waiting:
+        ready = next((stage for stage in waiting if all(name in ordered for name in stage.needs)), None)
+        if ready is None:
+            names = ", ".join(stage.name for stage in waiting)
+            raise StageError(
+                waiting[0].name, "prompt", f"these stages need each other: {names}; remove a slot from one of them"
+            )
+        ordered[ready.name] = ready
+        waiting.remove(ready)
+    return tuple(ordered.values())

@@ -10,12 +10,12 @@ from enum import StrEnum
 
 from caption_assets.captioning.admission import NO_LOAD, Load
 from caption_assets.captioning.budget import FrameGrid, NoRoom
-from caption_assets.captioning.prefix_cache import NO_HITS, CacheHits
+from caption_assets.captioning.prefix_cache import CacheHits
 from caption_assets.captioning.prompts import text_hash
 from caption_assets.captioning.quality import replaces
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.request import RequestFailed
-from caption_assets.captioning.stages import STAGE1, STAGES, Stage
+from caption_assets.captioning.stages import Stage
 from caption_assets.store.tables import CaptionRow, ManifestRow, Status
 from caption_assets.video.decode import Frames
 
@@ -23,7 +23,9 @@ DECODE = "decode"
 """Key of the seconds for reading and decoding clips."""
 STORE = "store"
 """Key of the seconds for writing checkpoints and tables."""
-_NO_VIDEO = FrameGrid(0, 0, 0)
+NO_VIDEO = FrameGrid(0, 0, 0)
+UPSTREAM_FAILED = "upstream_failed"
+"""Error kind of a row whose stage needs a text that there is not."""
 
 
 class JobStatus(StrEnum):
@@ -56,13 +58,29 @@ class StageRow:
 
 
 @dataclass(slots=True, eq=False)
+class JobVideo:
+    """A window's video in one size, which its stages share."""
+
+    grid: FrameGrid
+    frames: asyncio.Future[Frames] | None = None
+    """The decoded frames, or the error; None until they are needed."""
+    is_cached: bool = False
+    """Whether the engine has received the frames."""
+    crashes: int = 0
+    """Number of the run's engine crashes before the engine received the frames. Another crash empties its caches."""
+    prefilled: asyncio.Event | None = None
+    """Set when the first request with these frames has put them into the engine's caches, or has failed. None until
+    there is such a request."""
+
+
+@dataclass(slots=True, eq=False)
 class WindowJob:
     """One window with its state and results. Keys of mappings are names of stages."""
 
     window: ManifestRow
     read: Callable[[], Iterable[bytes]]
     """Reads the clip in pieces."""
-    stages: tuple[Stage, ...] = STAGES
+    stages: tuple[Stage, ...]
     """The stages to caption, in the recipe's order."""
     shard: str = ""
     number: int = 0
@@ -82,33 +100,29 @@ class WindowJob:
     status: JobStatus = field(default=JobStatus.WAITING, init=False)
     problem: RequestFailed | None = field(default=None, init=False)
     """The error that prevents any request."""
-    wanted: FrameGrid = field(default=_NO_VIDEO, init=False)
+    wanted: FrameGrid = field(default=NO_VIDEO, init=False)
     """The video by frame sampling and the pixel limits of one frame."""
-    whole: FrameGrid = field(default=_NO_VIDEO, init=False)
+    whole: FrameGrid = field(default=NO_VIDEO, init=False)
     """``wanted``, reduced to the pixel limits of a window."""
-    planned: FrameGrid = field(default=_NO_VIDEO, init=False)
-    """``whole``, reduced to the context for the first missing stage."""
-    grid: FrameGrid = field(default=_NO_VIDEO, init=False)
-    """The video of the next request."""
+    reduced: dict[str, FrameGrid] = field(default_factory=dict, init=False)
+    """Videos that were reduced after a request failed, by stage. Stages that need it start with the reduced video."""
     load: Load = field(default=NO_LOAD, init=False)
     caption_room: int = field(default=0, init=False)
     """Maximum tokens of a caption that fits into the prompts of later stages."""
-    frames: Frames | None = field(default=None, init=False)
-    """The decoded frames of ``grid``."""
     replica: int = field(default=0, init=False)
     """Number of the window in the run. It selects one of the engine's replicas."""
-    is_cached: bool = field(default=False, init=False)
-    """Whether the engine has received ``frames``."""
-    crashes: int = field(default=0, init=False)
-    """Number of the run's engine crashes before the engine received ``frames``. Another crash empties its caches."""
     attempts: Counter[str] = field(default_factory=Counter, init=False)
     """Number of requests of this run, by stage."""
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float), init=False)
     """Seconds of waiting for the engine, by stage, and for ``DECODE``."""
-    hits: CacheHits = field(default=NO_HITS, init=False)
-    """Prefix cache hits of stages after the first."""
+    hits: dict[str, CacheHits] = field(default_factory=dict, init=False)
+    """Prefix cache hits, by stage, of stages whose video was in the engine's caches."""
+    _videos: dict[FrameGrid, JobVideo] = field(default_factory=dict, init=False, repr=False)
     _answers: dict[str, str | None] = field(default_factory=dict, init=False, repr=False)
     _answered: defaultdict[str, asyncio.Event] = field(
+        default_factory=lambda: defaultdict(asyncio.Event), init=False, repr=False
+    )
+    _added: defaultdict[str, asyncio.Event] = field(
         default_factory=lambda: defaultdict(asyncio.Event), init=False, repr=False
     )
 
@@ -130,8 +144,8 @@ class WindowJob:
         """The row of a stage, or its outdated one while that is regenerated; None if there is neither."""
         return self.rows[stage.name].row if stage.name in self.rows else self.outdated.get(stage.name)
 
-    def captions(self, stage: Stage) -> dict[str, str] | None:
-        """The captions that a stage needs, by stage; None if one of them is missing."""
+    def texts(self, stage: Stage) -> dict[str, str] | None:
+        """The texts that a stage needs, by stage; None if one of them failed."""
         texts = {name: self.rows[name].row.caption for name in stage.needs}
         found = {name: text for name, text in texts.items() if text is not None}
         return found if len(found) == len(texts) else None
@@ -144,20 +158,35 @@ class WindowJob:
         origin = Origin.REUSED if reused else Origin.FRESH
         self.rows[stage.name] = StageRow(row, origin if row.fingerprint else Origin.UNCAPTIONABLE)
         self.set_answer(stage, row.caption)
+        if stage.name in self._added:
+            self._added[stage.name].set()
         self.reuse(self)
         if not self.missing:
-            self.status, self.frames = JobStatus.FINISHED, None
+            self.status = JobStatus.FINISHED
+            self._videos.clear()
+
+    async def wait_for(self, names: Iterable[str]) -> None:
+        """Wait until the stages of these names have rows."""
+        for name in names:
+            if name not in self.rows:
+                await self._added[name].wait()
+
+    def video(self, grid: FrameGrid) -> JobVideo:
+        """The window's video in one size."""
+        return self._videos.setdefault(grid, JobVideo(grid))
 
     def fail(self, recipe: Recipe, kind: str, message: str) -> None:
-        """Add all missing rows with this error. Stages that need one of them get the error ``stage1_failed``."""
+        """Add all missing rows with this error. Stages that need one of them get the error ``upstream_failed``."""
         while missing := self.missing:
-            stage = missing[0]
-            if self.captions(stage) is None:
-                self.add_row(stage, upstream_failed_row(recipe, stage, self.window))
-                continue
-            row = self.blank_row(recipe, stage, reduced=kind == NoRoom.kind)
-            tried = self.earlier_attempts.get(stage.name, 0) + 1 if row.fingerprint else 0
-            self.add_row(stage, replace(row, error_kind=kind, error=message, attempts=tried))
+            self.add_row(missing[0], self.failed_row(recipe, missing[0], kind, message))
+
+    def failed_row(self, recipe: Recipe, stage: Stage, kind: str, message: str) -> CaptionRow:
+        """The row of a stage with an error before any request; ``upstream_failed`` if it needs a text that failed."""
+        if self.texts(stage) is None:
+            return upstream_failed_row(recipe, stage, self)
+        row = self.blank_row(recipe, stage, reduced=kind == NoRoom.kind)
+        tried = self.earlier_attempts.get(stage.name, 0) + 1 if row.fingerprint else 0
+        return replace(row, error_kind=kind, error=message, attempts=tried)
 
     def blank_row(self, recipe: Recipe, stage: Stage, *, reduced: bool = False, cut_off: bool = False) -> CaptionRow:
         """A failed row of a stage, without results; see the function ``blank_row``."""
@@ -165,11 +194,10 @@ class WindowJob:
         rules = recipe.quality_rules if stage.name in self.outdated else None
         return blank_row(recipe, stage, self.window, needed, reduced=reduced, cut_off=cut_off, quality_rules=rules)
 
-    def set_grid(self, grid: FrameGrid) -> None:
-        """Set the video of the next request."""
-        if grid != self.grid:
-            self.grid, self.frames = grid, None
-        self.is_cached = False
+    def start(self, stage: Stage) -> FrameGrid:
+        """The video of a stage's first request, before it is fitted to the context."""
+        reduced = [self.reduced[name] for name in stage.needs if name in self.reduced]
+        return min([self.whole, *reduced], key=lambda grid: grid.bytes)
 
     def set_previous(self, previous: WindowJob | None) -> None:
         """Set the previous window, if it is of the same clip. Captions are compared with its captions."""
@@ -222,9 +250,8 @@ def blank_row(
         quality_rules: version of the quality rules, if the row replaces an outdated one.
     """
     needed = needed or {}
-    captions = {name: row.caption for name, row in needed.items() if row.caption is not None}
+    texts = {name: row.caption for name, row in needed.items() if row.caption is not None}
     is_known = window.status is Status.OK and all(name in needed for name in stage.needs)
-    source = needed.get(STAGE1.name)
     return CaptionRow(
         clip_key=window.clip_key,
         window_index=window.window_index,
@@ -236,22 +263,30 @@ def blank_row(
         revision=recipe.variant.revision,
         lora=recipe.lora.hub_id if recipe.lora else None,
         lora_revision=recipe.lora.revision if recipe.lora else None,
-        prompt_name=recipe.prompt_for(window).name,
+        prompt_name=recipe.prompt_name(stage, window),
         prompt_hash=text_hash(recipe.template(stage, window)),
-        sampling=asdict(recipe.generation),
+        sampling=asdict(recipe.params(stage)),
         fingerprint=recipe.fingerprint(
-            stage, window, captions, reduced=reduced, cut_off=cut_off, quality_rules=quality_rules
+            stage, window, texts, reduced=reduced, cut_off=cut_off, quality_rules=quality_rules
         )
         if is_known
         else None,
-        stage1_fingerprint=source.fingerprint if source else None,
+        upstream_fingerprints=upstream_fingerprints(stage, needed),
     )
 
 
-def upstream_failed_row(recipe: Recipe, stage: Stage, window: ManifestRow) -> CaptionRow:
-    """The row of a stage without a caption of a stage that it needs."""
+def upstream_fingerprints(stage: Stage, needed: Mapping[str, CaptionRow]) -> dict[str, str] | None:
+    """The fingerprints of the rows that a stage needs, by stage; None if it needs none or one of them has none."""
+    found = {name: needed[name].fingerprint for name in stage.needs if name in needed}
+    known = {name: fingerprint for name, fingerprint in found.items() if fingerprint is not None}
+    return known if known and len(known) == len(stage.needs) else None
+
+
+def upstream_failed_row(recipe: Recipe, stage: Stage, job: WindowJob) -> CaptionRow:
+    """The row of a stage that needs a text which failed."""
+    failed = [name for name in stage.needs if name in job.rows and job.rows[name].row.caption is None]
     return replace(
-        blank_row(recipe, stage, window),
-        error_kind="stage1_failed",
-        error="stage 1 has no caption for this window: see its row in stage1_captions",
+        blank_row(recipe, stage, job.window),
+        error_kind=UPSTREAM_FAILED,
+        error=f"{' and '.join(failed or stage.needs)} failed for this window: see its row there",
     )

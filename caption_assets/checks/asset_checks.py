@@ -10,7 +10,7 @@ from statistics import fmean, stdev
 
 from caption_assets.captioning.open_shard import failed_fraction
 from caption_assets.captioning.prefix_cache import MIN_SHARE, CacheHits
-from caption_assets.captioning.stages import STAGE1, STAGE2
+from caption_assets.captioning.recipe_file import STAGE1, STAGE2
 from caption_assets.checks.stored_tables import Caption, StoredShard, StoredTable, mean_words
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.models.weights import WeightsManifest, format_size

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import dagster as dg
 
-from caption_assets.captioning.stages import STAGES
+from caption_assets.captioning.recipe_file import STAGES
 from caption_assets.export.index import DATASET
 from caption_assets.store.tables import CLIP_MANIFEST
 

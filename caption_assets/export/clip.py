@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import groupby, zip_longest
 
-from caption_assets.captioning.stages import STAGE1, STAGE2, TABLE_NAMES
+from caption_assets.captioning.recipe_file import STAGE1, STAGE2, TABLE_NAMES
 from caption_assets.store.root import Root
 from caption_assets.store.table_file import TableFile
 from caption_assets.store.tables import (
@@ -85,7 +85,7 @@ class ShardTables:
                 raise self._outdated(STAGE1.name, CLIP_MANIFEST)
             if stage2 is None or extent(row) != extent(stage2):
                 raise self._outdated(STAGE2.name, CLIP_MANIFEST)
-            if stage2.status is Status.OK and stage2.stage1_fingerprint != stage1.fingerprint:
+            if stage2.status is Status.OK and stage2.upstream_fingerprints != {STAGE1.name: stage1.fingerprint}:
                 raise self._outdated(STAGE2.name, STAGE1.name)
             yield CaptionedWindow(row, stage1, stage2)
 

@@ -55,8 +55,8 @@ class Variant(Checkpoint):
     weights while they are loaded."""
     engine: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of vLLM's ``AsyncEngineArgs`` that differ from the project's defaults."""
-    prompt: str = "general"
-    """Name of the model's default prompt."""
+    recipe: str = "general"
+    """Name of the model's default recipe."""
     license: str = ""
     """License of the weights, as stated on their card; empty for a model without a key."""
     parameters: float = 0.0
@@ -103,7 +103,7 @@ SAMPLE = Variant(
     hub_id="caption-assets/sample-qwen2.5-vl",
     revision="df6e68bd6004",
     bundled=True,
-    prompt="sample",
+    recipe="sample",
     # A little over 16 tokens per frame: at any aspect ratio from 9:16 to 16:9 the shorter side has 3 (4 if square), so
     # that a size relative to that side is visible in pixels.
     pixels=PixelLimits(min_pixels=16 * 28 * 28, max_pixels=16 * 28 * 28 + 200, total_pixels=200 * 28 * 28),

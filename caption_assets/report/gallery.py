@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from caption_assets.captioning.stages import STAGE1, STAGE2
+from caption_assets.captioning.recipe_file import STAGE1, STAGE2
 from caption_assets.checks.stored_tables import StoredShard, StoredTable, count_flagged, mean_words
 from caption_assets.report.page import Page, Plot, Properties, Row, Side, publish_page
 from caption_assets.report.plots import failures_plot, length_plot
@@ -107,7 +107,7 @@ def _row(
     difference = None
     if stage1 and stage2 and stage1.caption is not None and stage2.caption is not None:
         difference = diff_texts(stage1.caption, stage2.caption)
-    outdated = stage1 and stage2 and stage2.stage1_fingerprint not in (None, stage1.fingerprint)
+    outdated = stage1 and stage2 and stage2.upstream_fingerprints not in (None, {STAGE1.name: stage1.fingerprint})
     sides = (
         build_side(stage1, None, provenance.index(0, stage1, window.prompt)) if stage1 else _blank(window),
         build_side(

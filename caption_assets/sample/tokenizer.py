@@ -9,7 +9,7 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, trainers
 from transformers import Qwen2Tokenizer
 
-from caption_assets.captioning.prompts import SAMPLE as PROMPT
+from caption_assets.captioning.recipe_file import built_in
 from caption_assets.sample.world import BACKGROUNDS, COLORS, MOTIONS, SHAPES, SIZES, stage2_caption
 
 VOCABULARY = 1024
@@ -80,8 +80,8 @@ def _corpus() -> Iterator[str]:
     for color, shape, motion, size, background in product(COLORS, SHAPES, MOTIONS, SIZES, BACKGROUNDS):
         yield stage2_caption(color, shape, motion, size, background)
     for _ in range(10):
-        yield PROMPT.stage1
-        yield PROMPT.stage2
+        for stage in built_in("sample").stages:
+            yield stage.template
         yield "system\nuser\nassistant\n"
 
 

@@ -34,7 +34,7 @@ from transformers import (
 )
 
 from caption_assets.captioning.budget import fit
-from caption_assets.captioning.prompts import SAMPLE as PROMPT
+from caption_assets.captioning.recipe_file import built_in
 from caption_assets.models.variants import SAMPLE
 from caption_assets.sample.clips import MAX_SCENE_FRAMES, encode_frames, random_length, random_size
 from caption_assets.sample.tokenizer import build_tokenizer
@@ -54,6 +54,7 @@ from caption_assets.sample.world import (
 from caption_assets.video.frame_sampling import FrameSampling, frame_count
 from caption_assets.video.picture import resize, rgb
 
+STAGE1, STAGE2 = built_in("sample").stages
 PATCH = 14
 MERGE = 2
 TOKEN = PATCH * MERGE
@@ -393,8 +394,8 @@ class Batcher:
 
     def _row(self, example: Example, grid: list[int], rng: np.random.Generator | None) -> _Row:
         stage1 = example.scene.stage1 if rng is None else _maybe_false(example.scene, rng)
-        head, tail1 = self._prompt(PROMPT.stage1)
-        _, tail2 = self._prompt(PROMPT.stage2_text(stage1))
+        head, tail1 = self._prompt(STAGE1.prompt)
+        _, tail2 = self._prompt(STAGE2.instruction({STAGE1.name: stage1}))
         visual = [self.video_token] * (grid[0] * (grid[1] // MERGE) * (grid[2] // MERGE))
         parts = [
             [*head, *visual],

@@ -5,14 +5,24 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from types import MappingProxyType
 
 import pyarrow as pa
 
+from caption_assets.store.caption_columns import NO_COLUMNS, CaptionColumns
 from caption_assets.store.failure import StoreError
 from caption_assets.store.root import Root
 from caption_assets.store.table_file import TableFile, with_file_metadata, write_table
-from caption_assets.store.tables import SCHEMA_VERSION, CaptionFile, CaptionRow, TableError, schema_of
+from caption_assets.store.tables import (
+    CAPTION_SCHEMA,
+    SCHEMA_VERSION,
+    CaptionFile,
+    CaptionRow,
+    TableError,
+    caption_records,
+    caption_schema,
+)
 
 _log = logging.getLogger(__name__)
 _NAME = re.compile(r"([0-9]{6,})-[0-9]{6,}-([a-z][a-z0-9_]*)\.parquet")
@@ -40,6 +50,7 @@ def write_checkpoint(
     number: int,
     rows: Mapping[str, Sequence[CaptionRow]],
     metadata: Mapping[str, str],
+    columns: Mapping[str, CaptionColumns] = MappingProxyType({}),
 ) -> None:
     """Write finished rows, one file for each table.
 
@@ -48,16 +59,17 @@ def write_checkpoint(
         shard: the shard's key.
         epoch: epoch of the lease, which is part of the file names: those of two writers differ.
         number: number of the checkpoint within the epoch, from 0.
-        rows: the rows by table, in any order.
+        rows: the rows by table, in the recipe's order.
         metadata: file metadata.
+        columns: the columns of the stages, by table.
 
     Raises:
         StoreError: if the root cannot be written.
     """
-    for table, made in sorted(rows.items()):  # stage 1 first: a killed writer leaves no stage 2 without its stage 1
+    for table, made in rows.items():  # in this order: a killed writer leaves no row without those that it needs
         if made:
-            sink = pa.BufferOutputStream()
-            write_table(sink, with_file_metadata(schema_of(table), metadata), map(asdict, made))
+            sink, own = pa.BufferOutputStream(), columns.get(table, NO_COLUMNS)
+            write_table(sink, with_file_metadata(caption_schema(own), metadata), caption_records(made, own))
             name = f"{epoch:06}-{number:06}-{table}.parquet"
             root.write(f"{checkpoint_folder(shard)}/{name}", sink.getvalue().to_pybytes())
 
@@ -87,7 +99,7 @@ def read_checkpoints(root: Root, shard: str, warn: Callable[[str], None] = _log.
 
 def _read(data: bytes, table: str, place: str) -> CaptionFile:
     remedy = "its captions are generated again"
-    with TableFile.open(data, schema_of(table), name=place, remedy=remedy) as file:
+    with TableFile.open(data, CAPTION_SCHEMA, name=place, remedy=remedy) as file:
         if file.version != SCHEMA_VERSION:
             raise TableError(f"{place} has schema version {file.version}, not {SCHEMA_VERSION}: {remedy}")
         return CaptionFile.read(table, file)

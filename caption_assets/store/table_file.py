@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from enum import StrEnum
@@ -171,13 +171,17 @@ class TableFile:
         """The schema version of the release that wrote it."""
         return self.file_metadata.get("schema_version", "unknown")
 
-    def records(self) -> Iterator[dict[str, Any]]:
-        """A stream of the rows, without columns that ``schema`` lacks.
+    def records(self, optional: Collection[str] = ()) -> Iterator[dict[str, Any]]:
+        """A stream of the rows.
+
+        Args:
+            optional: names of further columns. The rows have those that the file has, and no others that ``schema``
+                lacks.
 
         Raises:
             TableError: if the file is damaged. Damage that only the digest shows is reported after the last row.
         """
-        known = [name for name in self.schema.names if name in self.columns.names]
+        known = [name for name in (*self.schema.names, *optional) if name in self.columns.names]
         required = [field.name for field in self.schema if not field.nullable]
         digest = sha256()
         for group in range(self.file.num_row_groups):  # over all groups at once, pyarrow's memory would grow

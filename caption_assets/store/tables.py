@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from functools import cache
 from hashlib import sha256
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import pyarrow as pa
 
+from caption_assets.store.caption_columns import BY_STAGE, NO_COLUMNS, UPSTREAM, CaptionColumns
 from caption_assets.store.disk import temporary_folder
 from caption_assets.store.root import Root
 from caption_assets.store.table_file import ROW_GROUP as ROW_GROUP
@@ -170,8 +170,10 @@ class CaptionRow:
     """Version of vLLM and hash of the engine's settings with which the row was made; null in rows of older versions."""
     fingerprint: str | None = None
     """Hash of everything that decides the caption's text: clip, frames, prompt, model and sampling."""
-    stage1_fingerprint: str | None = None
-    """Stage 2 only: fingerprint of the stage-1 row whose caption was in the prompt."""
+    upstream_fingerprints: Annotated[Mapping[str, str], pa.null()] | None = None
+    """Fingerprints of the rows whose texts were in the prompt, by stage; None for a stage that needs no text."""
+    probabilities: Annotated[Mapping[str, float], pa.null()] | None = None
+    """Probability of each choice, for a stage with choices; None otherwise. Their sum is 1."""
 
     @property
     def key(self) -> tuple[str, int | None]:
@@ -202,13 +204,29 @@ class CaptionFile:
 R = TypeVar("R", ManifestRow, CaptionRow)
 
 
-@cache
+MANIFEST_SCHEMA = row_schema(ManifestRow)
+"""The columns of a manifest."""
+CAPTION_SCHEMA = pa.schema([column for column in row_schema(CaptionRow) if column.name not in BY_STAGE])
+"""The columns of all caption tables."""
+_FORMER_UPSTREAM = "stage1_fingerprint"
+"""Column of earlier releases: the fingerprint of the stage-1 row, in tables of stage 2."""
+
+
+def caption_schema(columns: CaptionColumns) -> pa.Schema:
+    """The columns of a stage's table."""
+    return pa.schema([*CAPTION_SCHEMA, *columns.schema])
+
+
 def schema_of(table: str) -> pa.Schema:
-    """The columns of a table."""
-    if table == CLIP_MANIFEST:
-        return row_schema(ManifestRow)
-    columns = row_schema(CaptionRow)
-    return columns if table == "stage2_captions" else columns.remove(columns.get_field_index("stage1_fingerprint"))
+    """The columns that every file of a table has."""
+    return MANIFEST_SCHEMA if table == CLIP_MANIFEST else CAPTION_SCHEMA
+
+
+def caption_records(rows: Iterable[CaptionRow], columns: CaptionColumns) -> Iterator[dict[str, Any]]:
+    """The rows of a stage's table, with the columns that derive from others."""
+    for row in rows:
+        record = asdict(row)
+        yield {**record, **columns.derived(record)}
 
 
 def extent(row: ManifestRow | CaptionRow) -> tuple[str, float | None, float | None]:
@@ -260,7 +278,9 @@ def publish_manifest(
     Raises:
         TableError: if two rows have the same key; nothing is published then.
     """
-    return _publish(root, CLIP_MANIFEST, shard, _unique(shard, rows), metadata, final_metadata)
+    schema = with_file_metadata(MANIFEST_SCHEMA, metadata)
+    records = map(asdict, _unique(shard, rows))
+    return _publish(root, table_path(CLIP_MANIFEST, shard), schema, records, final_metadata)
 
 
 def _unique(shard: str, rows: Iterable[ManifestRow]) -> Iterator[ManifestRow]:
@@ -282,6 +302,7 @@ def publish_captions(
     rows: Sequence[CaptionRow],
     keys: Iterable[tuple[str, int | None]],
     metadata: Mapping[str, str],
+    columns: CaptionColumns = NO_COLUMNS,
 ) -> str:
     """Publish a shard's captions atomically and return their path.
 
@@ -292,6 +313,7 @@ def publish_captions(
         rows: one row for each of ``keys``, in the same order.
         keys: the keys of the manifest's rows, in order.
         metadata: file metadata.
+        columns: the columns of the stage.
 
     Raises:
         TableError: if the rows are not exactly those of the manifest.
@@ -303,21 +325,20 @@ def publish_captions(
             f"{table} of shard {shard!r} has {len(found)} rows, and the manifest {len(expected)} ({len(missing)} "
             f"missing, {len(extra)} too many, or out of order): nothing was published; report this error"
         )
-    return _publish(root, table, shard, rows, metadata)
+    schema = with_file_metadata(caption_schema(columns), metadata)
+    return _publish(root, table_path(table, shard), schema, caption_records(rows, columns))
 
 
 def _publish(
     root: Root,
-    table: str,
-    shard: str,
-    rows: Iterable[ManifestRow | CaptionRow],
-    metadata: Mapping[str, str],
+    path: str,
+    schema: pa.Schema,
+    records: Iterable[Mapping[str, Any]],
     final_metadata: Callable[[], Mapping[str, str]] = dict,
 ) -> str:
-    path = table_path(table, shard)
     with temporary_folder() as folder:
         file = folder / "table.parquet"
-        write_table(file, with_file_metadata(schema_of(table), metadata), map(asdict, rows), final_metadata)
+        write_table(file, schema, records, final_metadata)
         root.upload(path, file)
     return path
 
@@ -377,7 +398,13 @@ def manifest_rows(file: TableFile) -> Iterator[ManifestRow]:
 
 def caption_rows(file: TableFile) -> Iterator[CaptionRow]:
     """A stream of the rows of a file of captions."""
-    return _rows(file, CaptionRow)
+    return _rows(file, CaptionRow, _with_former_upstream)
+
+
+def _with_former_upstream(record: dict[str, Any]) -> dict[str, Any]:
+    """A record with the fingerprint of its stage-1 row in the present column."""
+    former = record.pop(_FORMER_UPSTREAM, None)
+    return record if former is None else {**record, UPSTREAM: {"stage1_captions": former}}
 
 
 def _open(root: Root, table: str, shard: str) -> TableFile:
@@ -407,10 +434,12 @@ def _validated(root: Root, table: str, shard: str, source: str | bytes) -> Table
     return file
 
 
-def _rows(file: TableFile, kind: type[R]) -> Iterator[R]:
-    for record in file.records():
+def _rows(
+    file: TableFile, kind: type[R], convert: Callable[[dict[str, Any]], dict[str, Any]] = lambda record: record
+) -> Iterator[R]:
+    for record in file.records(optional=(*BY_STAGE, _FORMER_UPSTREAM)):
         try:
-            row = kind(**{**record, "status": Status(record["status"])})
+            row = kind(**{**convert(record), "status": Status(record["status"])})
         except (KeyError, TypeError, ValueError) as error:
             raise TableError(f"{file.name} is damaged (invalid row: {error}): {file.remedy}") from error
         yield row

@@ -3,7 +3,6 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from caption_assets.captioning.stages import STAGE1, STAGE2, TABLE_NAMES
 from caption_assets.definitions import build_definitions
 from caption_assets.export.index import DATASET
 from caption_assets.settings import Settings
@@ -12,6 +11,7 @@ from caption_assets.store.tables import Status, publish_captions, read_manifest
 from tests.assets.conftest import ProjectHarness
 from tests.export.shards import lines, samples
 from tests.report.windows import captioned, failed
+from tests.stages import STAGE1, STAGE2, TABLE_NAMES
 
 pytestmark = pytest.mark.fast
 

@@ -17,7 +17,6 @@ from dagster._core.definitions.data_version import CachingStaleStatusResolver, S
 
 from caption_assets.automation.reconcile import compare, correct
 from caption_assets.automation.shard_states import read_states
-from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.checks.asset_checks import CHECKS
 from caption_assets.dagster_lib import project as names
 from caption_assets.definitions import build_definitions
@@ -30,6 +29,7 @@ from tests.assets.conftest import ProjectHarness
 from tests.conftest import Truth
 from tests.models.adapters import adapter_files, write_adapter
 from tests.processes import engine_processes
+from tests.stages import STAGE1, STAGE2
 
 STAGES = [STAGE1.name, STAGE2.name]
 SAMPLE_FOLDER = Path(str(files("caption_assets.sample") / "model"))

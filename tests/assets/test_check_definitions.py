@@ -14,7 +14,7 @@ import pytest
 
 from caption_assets.captioning.open_shard import file_metadata
 from caption_assets.captioning.recipe import Recipe
-from caption_assets.captioning.stages import STAGE1, STAGE2, Stage
+from caption_assets.captioning.stages import Stage
 from caption_assets.captioning.window_job import blank_row, upstream_failed_row
 from caption_assets.checks.asset_checks import CHECKS
 from caption_assets.definitions import build_definitions
@@ -31,6 +31,7 @@ from caption_assets.store.tables import (
 )
 from tests.assets.conftest import ProjectHarness
 from tests.report.windows import broken, window
+from tests.stages import STAGE1, STAGE2
 
 pytestmark = pytest.mark.fast
 

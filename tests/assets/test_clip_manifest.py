@@ -31,7 +31,7 @@ def test_manifest_has_the_windows_and_the_unreadable_clip(indexed: ProjectHarnes
     assert 0 < float(str(metadata["bytes_read_fraction"])) <= 1
     rows = read_manifest(Root.open(str(indexed.root)), shard)
     assert len(rows) == 13
-    recipe = Settings().recipe
+    recipe = Settings().caption_recipe
     assert metadata["predicted_visual_tokens"] == sum(recipe.predicted_tokens(row) for row in rows)
     [broken] = [row for row in rows if row.status is Status.FAILED]
     assert str(broken.error) in str(metadata["unreadable_clips"])

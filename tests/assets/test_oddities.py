@@ -10,13 +10,13 @@ import dagster as dg
 import pytest
 from dagster._core.storage.event_log import SqlEventLogStorage
 
-from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.checks.asset_checks import CHECKS
 from caption_assets.store.tables import CLIP_MANIFEST
 from tests import damage
 from tests.assets.conftest import ProjectHarness
 from tests.assets.test_check_definitions import STAGES, evaluations, store_captions
 from tests.disks import fill, small_disk
+from tests.stages import STAGE1, STAGE2
 from tests.videos import moving_video
 
 SHARDS = ("a", "b", "c")

@@ -13,7 +13,6 @@ import pytest
 from caption_assets.assets.clip_manifest import manifest_code_version
 from caption_assets.automation.new_shards import build_new_shards
 from caption_assets.automation.schedule import build_backfill
-from caption_assets.captioning.stages import STAGE1, STAGES
 from caption_assets.dagster_lib.project import Project
 from caption_assets.dagster_lib.shard_events import observed_versions
 from caption_assets.models.weights import WeightsManifest
@@ -30,6 +29,7 @@ from caption_assets.store.tables import (
     table_path,
 )
 from caption_assets.store.versions import TableVersions, read_versions
+from tests.stages import STAGE1, STAGES
 
 
 class AutomationHarness:
@@ -154,7 +154,7 @@ class AutomationHarness:
         """The current code version of a table."""
         if table == CLIP_MANIFEST:
             return manifest_code_version(self.settings.windowing)
-        return next(self.settings.recipe.version(stage) for stage in STAGES if stage.name == table)
+        return next(self.settings.caption_recipe.version(stage) for stage in STAGES if stage.name == table)
 
     def inputs(self, table: str, shard: str) -> dict[str, str]:
         """The current data versions of a table's inputs."""

@@ -11,12 +11,12 @@ from dagster._core.loader import LoadingContext
 from caption_assets.automation.commands import NotConfirmed
 from caption_assets.automation.differences import Kind
 from caption_assets.automation.reconcile import compare, correct
-from caption_assets.captioning.stages import STAGE2
 from caption_assets.definitions import build_definitions
 from caption_assets.store.tables import CLIP_MANIFEST, publish_captions
 from caption_assets.store.versions import read_versions
 from tests.automation.conftest import AutomationHarness
 from tests.cli import run_cli
+from tests.stages import STAGE2
 
 pytestmark = pytest.mark.fast
 

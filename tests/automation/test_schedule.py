@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from caption_assets.automation.records import read_records
 from caption_assets.automation.schedule import MAX_RANGE_FACTOR, build_backfill, partition_ranges
 from caption_assets.automation.shard_states import predicted_work
-from caption_assets.captioning.stages import STAGE2
 from caption_assets.models.weights import WeightsManifest
 from caption_assets.settings import Settings, SettingsError
 from caption_assets.store.tables import CLIP_MANIFEST, SCHEMA_VERSION, CaptionRow, Status, publish_captions
 from caption_assets.store.versions import read_versions
 from tests.automation.conftest import AutomationHarness
+from tests.stages import STAGE2
 
 pytestmark = pytest.mark.fast
 

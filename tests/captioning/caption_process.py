@@ -13,15 +13,16 @@ from typing import TextIO
 
 from caption_assets.captioning.caption_run import CaptionRun
 from caption_assets.captioning.engine import EngineConfig, start_engine
-from caption_assets.captioning.recipe import DETERMINISTIC, Recipe
+from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.request import Completion, Request
+from caption_assets.captioning.sampling import DETERMINISTIC
 from caption_assets.captioning.shard_queue import caption_shards
-from caption_assets.captioning.stages import STAGES
 from caption_assets.captioning.supervisor import EngineSupervisor, StartEngine
 from caption_assets.store.root import Root
 from caption_assets.workers.sandbox import Sandbox
 from tests.captioning.fake_engine import FakeEngine, start_fake_engine
 from tests.captioning.run_events import RunEvents
+from tests.stages import STAGES
 
 CHECKPOINT_ROWS = 6
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from caption_assets.captioning.admission import Load
 from caption_assets.captioning.budget import FrameGrid, visual_tokens
-from caption_assets.captioning.recipe import SamplingParams
 from caption_assets.captioning.request import Completion, Request, RequestFailed
+from caption_assets.captioning.sampling import SamplingParams
 from caption_assets.models.variants import SAMPLE, PixelLimits
 
 WORDS = ("amber", "birch", "cloud", "delta", "ember", "fjord", "grove", "hazel", "inlet", "jetty", "knoll", "lotus")
@@ -56,11 +56,15 @@ class FakeEngine:
         await asyncio.sleep(self._seconds)
         if self._fails(request):
             raise RequestFailed("refused", "refused by the fake engine")
-        digest = sha256(request.frames.pixels.tobytes() + request.prompt.encode()).digest()
+        request.on_prefilled()
+        pixels = b"" if request.frames is None else request.frames.pixels.tobytes()
+        digest = sha256(pixels + request.prompt.encode()).digest()
         words = [word for _, word in sorted(zip(digest, WORDS, strict=False))][: 9 + digest[0] % 3]  # distinct: no flag
         limit = request.generation.max_output_tokens
-        frames, height, width, _ = request.frames.pixels.shape
-        video = visual_tokens(FrameGrid(frames, height, width), SAMPLE.pixels.factor)
+        video = 0
+        if request.frames is not None:
+            frames, height, width, _ = request.frames.pixels.shape
+            video = visual_tokens(FrameGrid(frames, height, width), SAMPLE.pixels.factor)
         cached = int(self._cached * video) if request.is_cached else 0
         return Completion(
             " ".join(words[:limit]),
@@ -80,10 +84,10 @@ class FakeEngine:
     def resolve(self, generation: SamplingParams) -> SamplingParams:
         return generation
 
-    def render(self, instruction: str) -> str:
+    def render(self, instruction: str, *, video: bool = True) -> str:
         return instruction
 
-    def text_tokens(self, prompt: str) -> int:
+    def text_tokens(self, prompt: str, *, video: bool = True) -> int:
         return len(prompt)
 
     async def video_tokens(self, grid: FrameGrid, fps: float) -> int:

@@ -15,7 +15,6 @@ from caption_assets.captioning.prefix_cache import CacheHits
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.request import Request
 from caption_assets.captioning.shard_queue import caption_shards
-from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.sources.manifest import probe_clips
 from caption_assets.sources.shard import find_shard
@@ -27,6 +26,7 @@ from caption_assets.video.window import Windowing
 from tests.captioning.fake_engine import FakeEngine, start_fake_engine
 from tests.captioning.run_events import RunEvents
 from tests.conftest import SANDBOX
+from tests.stages import STAGE1, STAGE2
 from tests.videos import moving_video
 
 TABLES = (STAGE1.name, STAGE2.name)

@@ -12,8 +12,8 @@ import pytest
 
 from caption_assets.captioning.adapter import RANKS, Adapter
 from caption_assets.captioning.engine import EngineConfig, EngineError, engine_arguments, start_engine
-from caption_assets.captioning.recipe import DETERMINISTIC, Recipe
-from caption_assets.captioning.stages import STAGE1, STAGE2, STAGES
+from caption_assets.captioning.recipe import Recipe
+from caption_assets.captioning.sampling import DETERMINISTIC
 from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.captioning.window_job import WindowJob
 from caption_assets.models.checkpoint import Lora
@@ -23,6 +23,7 @@ from caption_assets.store.tables import ManifestRow, Status
 from tests.captioning.window_jobs import video_jobs
 from tests.conftest import caption_all
 from tests.models.adapters import LANGUAGE, VISION, Modules, adapter_files, write_adapter
+from tests.stages import STAGE1, STAGE2, STAGES
 from tests.videos import moving_video
 
 MODEL = Path(str(files("caption_assets.sample") / "model"))

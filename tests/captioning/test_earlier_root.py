@@ -16,12 +16,13 @@ from caption_assets.captioning.engine import CaptionEngine
 from caption_assets.captioning.prompts import SAMPLE
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.shard_queue import caption_shards
-from caption_assets.captioning.stages import STAGE1, STAGE2, STAGES, Stage
+from caption_assets.captioning.stages import Stage
 from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.store.root import Root
 from caption_assets.store.tables import read_captions, read_manifest, table_path
 from tests.captioning.run_events import RunEvents
 from tests.conftest import SANDBOX
+from tests.stages import STAGE1, STAGE2, STAGES
 
 pytestmark = pytest.mark.fast
 

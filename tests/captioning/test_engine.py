@@ -24,8 +24,9 @@ from caption_assets.captioning.engine import (
     start_engine,
     video_metadata,
 )
-from caption_assets.captioning.recipe import Recipe, SamplingParams
+from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.request import Request, RequestFailed
+from caption_assets.captioning.sampling import SamplingParams
 from caption_assets.models.variants import QWEN3, QWEN25, find_variant
 from caption_assets.video.decode import Frames
 from tests.captioning.families import FAMILIES

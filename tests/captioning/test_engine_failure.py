@@ -13,7 +13,8 @@ import pytest
 
 from caption_assets.captioning.engine import EngineConfig, EngineError, start_engine
 from caption_assets.captioning.engine_failure import explain_crash, remedy_for
-from caption_assets.captioning.recipe import Recipe, SamplingParams
+from caption_assets.captioning.recipe import Recipe
+from caption_assets.captioning.sampling import SamplingParams
 from caption_assets.errors import causes
 
 

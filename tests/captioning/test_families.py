@@ -16,9 +16,9 @@ from caption_assets.captioning.captioner import Captioner
 from caption_assets.captioning.decoding import SandboxDecoder
 from caption_assets.captioning.engine import CaptionEngine, EngineConfig, start_engine
 from caption_assets.captioning.prefix_cache import NO_HITS
-from caption_assets.captioning.recipe import Recipe, SamplingParams
+from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.request import Completion, Request
-from caption_assets.captioning.stages import STAGE1, STAGE2
+from caption_assets.captioning.sampling import SamplingParams
 from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.captioning.window_job import WindowJob
 from caption_assets.models.variants import SAMPLE, find_variant
@@ -28,6 +28,7 @@ from tests.captioning.families import FAMILIES
 from tests.captioning.front_end import start_front_end
 from tests.captioning.window_jobs import video_jobs
 from tests.conftest import SANDBOX, RunAsync, caption_all
+from tests.stages import STAGE1, STAGE2
 from tests.videos import moving_video
 
 SHORT, LONG = 1536, 16384

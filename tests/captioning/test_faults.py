@@ -14,7 +14,6 @@ import pytest
 
 from caption_assets.captioning.engine import EngineConfig, start_engine
 from caption_assets.captioning.recipe import Recipe
-from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.captioning.window_job import WindowJob
 from caption_assets.sample.clips import encode_frames
@@ -24,6 +23,7 @@ from tests import poison_plugin
 from tests.captioning.window_jobs import video_jobs
 from tests.conftest import caption_all
 from tests.processes import engine_processes
+from tests.stages import STAGE1, STAGE2
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 

@@ -12,7 +12,6 @@ from random import Random
 import pytest
 
 from caption_assets.captioning.request import Completion, Request
-from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.store.checkpoints import checkpoint_folder
 from caption_assets.store.root import Root
 from caption_assets.store.tables import read_captions, read_manifest, table_path
@@ -20,6 +19,7 @@ from tests.captioning.fake_engine import FakeEngine
 from tests.captioning.harness import Harness
 from tests.captioning.run_events import RunEvents
 from tests.disks import enlarge, fill, small_disk
+from tests.stages import STAGE1, STAGE2
 
 SHARDS = ("a", "b", "c")
 FREE = r"no space left on the disk of {folder} \([0-9,]+ of [0-9,]+ bytes are free"

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from caption_assets.captioning.recipe import Recipe
-from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.sample.clips import encode_frames
 from caption_assets.sample.world import Scene, random_scene, render
@@ -20,6 +19,7 @@ from caption_assets.video.window import Windowing
 from caption_assets.workers.sandbox import Sandbox, SandboxLimits
 from tests.captioning.window_jobs import video_jobs
 from tests.conftest import RunAsync, caption_all
+from tests.stages import STAGE1, STAGE2
 from tests.videos import slow_video
 
 pytestmark = pytest.mark.engine

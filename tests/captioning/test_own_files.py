@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from caption_assets.captioning.engine import CaptionEngine, EngineConfig, EngineError, _build, engine_arguments
-from caption_assets.captioning.recipe import Recipe, SamplingParams
+from caption_assets.captioning.recipe import Recipe
+from caption_assets.captioning.sampling import SamplingParams
 from caption_assets.models.variants import SAMPLE, find_variant
 from tests.captioning.families import FAMILIES, THINKING_TEMPLATE, change_json, write_llava, write_qwen2
 from tests.captioning.front_end import start_front_end

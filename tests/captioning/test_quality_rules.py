@@ -23,7 +23,7 @@ from caption_assets.captioning.quality import REGENERATED, RULES_VERSION, find_f
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.reuse import EarlierRows, Reuse
 from caption_assets.captioning.shard_queue import caption_shards
-from caption_assets.captioning.stages import STAGE1, STAGE2, STAGES, Stage
+from caption_assets.captioning.stages import Stage
 from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.captioning.window_job import WindowJob
 from caption_assets.store.checkpoints import write_checkpoint
@@ -41,6 +41,7 @@ from tests.captioning.harness import Harness
 from tests.captioning.run_events import RunEvents
 from tests.captioning.test_earlier_root import FIXTURE, RECIPE, SHARD
 from tests.conftest import SANDBOX, RunAsync
+from tests.stages import STAGE1, STAGE2, STAGES
 
 TEXTS = Path(__file__).parents[2] / "benchmarks" / "texts"
 RULES = Path(__file__).parents[1] / "fixtures" / "quality_rules.json"

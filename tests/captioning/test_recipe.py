@@ -3,12 +3,13 @@ from dataclasses import replace
 import pytest
 
 from caption_assets.captioning.prompts import PROMPTS, Prompt
-from caption_assets.captioning.recipe import DETERMINISTIC, REFERENCE_OUTPUT_TOKENS, Recipe, SamplingParams
-from caption_assets.captioning.stages import STAGE1, STAGE2, STAGES
+from caption_assets.captioning.recipe import REFERENCE_OUTPUT_TOKENS, Recipe
+from caption_assets.captioning.sampling import DETERMINISTIC, SamplingParams
 from caption_assets.models.checkpoint import Lora
 from caption_assets.models.variants import QWEN3, QWEN25, Variant
 from caption_assets.store.tables import ManifestRow, Status
 from caption_assets.video.frame_sampling import FrameSampling
+from tests.stages import STAGE1, STAGE2, STAGES
 
 pytestmark = pytest.mark.fast
 

@@ -7,12 +7,13 @@ from itertools import permutations
 
 import pytest
 
-from caption_assets.captioning.recipe import Recipe, SamplingParams
+from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.request import FINISH_LENGTH, POISON
 from caption_assets.captioning.reuse import EarlierRows, Reuse
-from caption_assets.captioning.stages import STAGE1, STAGE2, STAGES
+from caption_assets.captioning.sampling import SamplingParams
 from caption_assets.captioning.window_job import JobStatus, Origin, WindowJob
 from caption_assets.store.tables import CaptionFile, CaptionRow, ManifestRow, Status
+from tests.stages import STAGE1, STAGE2, STAGES
 
 pytestmark = pytest.mark.fast
 

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from caption_assets.captioning.engine import CaptionEngine
-from caption_assets.captioning.recipe import Recipe, SamplingParams
+from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.request import Request
+from caption_assets.captioning.sampling import SamplingParams
 from caption_assets.captioning.seen_video import SeenVideo
 from caption_assets.models.variants import find_variant
 from caption_assets.video.decode import Frames

@@ -15,9 +15,9 @@ import pytest
 from caption_assets.captioning.captioner import POISON_CRASHES
 from caption_assets.captioning.engine import EngineCrashed
 from caption_assets.captioning.prefix_cache import NO_HITS
-from caption_assets.captioning.recipe import Recipe, SamplingParams
+from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.request import Completion, PoisonWindow, ReasoningCutOff, Request
-from caption_assets.captioning.stages import STAGE1, STAGE2, STAGES
+from caption_assets.captioning.sampling import SamplingParams
 from caption_assets.sources.manifest import probe_clips
 from caption_assets.sources.shard import find_shard
 from caption_assets.store.checkpoints import checkpoint_folder
@@ -36,6 +36,7 @@ from tests.captioning.fake_engine import FakeEngine, SequentialEngine
 from tests.captioning.harness import TABLES, Harness
 from tests.captioning.run_events import RunEvents
 from tests.conftest import SANDBOX
+from tests.stages import STAGE1, STAGE2, STAGES
 from tests.videos import moving_video
 
 pytestmark = pytest.mark.fast

@@ -10,9 +10,9 @@ import pytest
 
 from caption_assets.captioning.budget import FrameGrid
 from caption_assets.captioning.captioner import SPARE_TOKENS
-from caption_assets.captioning.recipe import Recipe, SamplingParams
+from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.request import Completion, ReasoningCutOff, Request, RequestFailed
-from caption_assets.captioning.stages import STAGE1, STAGE2
+from caption_assets.captioning.sampling import SamplingParams
 from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.captioning.window_job import WindowJob
 from caption_assets.store.tables import Status
@@ -20,6 +20,7 @@ from caption_assets.video.window import Windowing
 from tests.captioning.fake_engine import FakeEngine, start_fake_engine
 from tests.captioning.window_jobs import video_jobs
 from tests.conftest import caption_all
+from tests.stages import STAGE1, STAGE2
 from tests.videos import moving_video
 
 pytestmark = pytest.mark.fast

@@ -13,8 +13,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from caption_assets.captioning.engine import EngineCrashed, EngineError
-from caption_assets.captioning.recipe import SamplingParams
 from caption_assets.captioning.request import Completion, PoisonWindow, Request, RequestFailed
+from caption_assets.captioning.sampling import SamplingParams
 from caption_assets.captioning.supervisor import ANSWERS_PER_LIMIT, EngineSupervisor
 from caption_assets.video.decode import Frames
 

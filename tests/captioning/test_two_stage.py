@@ -17,9 +17,9 @@ import pytest
 from caption_assets.captioning.engine import CaptionEngine
 from caption_assets.captioning.prefix_cache import NO_HITS, CacheHits
 from caption_assets.captioning.prompts import text_hash
-from caption_assets.captioning.recipe import DETERMINISTIC, Recipe, SamplingParams
+from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.request import Completion, Request, RequestFailed
-from caption_assets.captioning.stages import STAGE1, STAGE2
+from caption_assets.captioning.sampling import DETERMINISTIC, SamplingParams
 from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.captioning.window_job import WindowJob
 from caption_assets.models.variants import PixelLimits
@@ -33,6 +33,7 @@ from caption_assets.video.decode import Frames
 from caption_assets.video.window import Windowing
 from tests.captioning.window_jobs import video_jobs
 from tests.conftest import SANDBOX, RunAsync, Truth, caption_all
+from tests.stages import STAGE1, STAGE2
 from tests.videos import decode
 
 pytestmark = pytest.mark.engine

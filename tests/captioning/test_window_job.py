@@ -11,12 +11,12 @@ import pytest
 from caption_assets.captioning.budget import FrameGrid
 from caption_assets.captioning.prompts import text_hash
 from caption_assets.captioning.recipe import Recipe
-from caption_assets.captioning.stages import STAGE1, STAGE2, STAGES
 from caption_assets.captioning.window_job import JobStatus, Origin, WindowJob
 from caption_assets.models.checkpoint import Lora
 from caption_assets.store.tables import CaptionRow, ManifestRow, Status
 from caption_assets.video.decode import Frames
 from tests.captioning.test_recipe import WINDOW
+from tests.stages import STAGE1, STAGE2, STAGES
 
 pytestmark = pytest.mark.fast
 

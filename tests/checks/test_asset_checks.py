@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caption_assets.captioning.prefix_cache import CacheHits
-from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.checks.asset_checks import (
     CHECKS,
     EXAMPLE_CHARACTERS,
@@ -31,6 +30,7 @@ from caption_assets.models.weights import WeightFile, WeightsManifest
 from caption_assets.store.table_file import with_file_metadata
 from caption_assets.store.tables import CaptionRow, ManifestRow, schema_of
 from tests.report.windows import broken, captioned, failed, window
+from tests.stages import STAGE1, STAGE2
 
 pytestmark = pytest.mark.fast
 

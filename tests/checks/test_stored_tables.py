@@ -2,11 +2,11 @@ from pathlib import Path
 
 import pytest
 
-from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.checks.stored_tables import StoredShard, captions_of, mean_words
 from caption_assets.store.root import Root
 from caption_assets.store.tables import TableError, table_path
 from tests.report.windows import PROMPTS, SHARD, captioned, failed, publish, window
+from tests.stages import STAGE1, STAGE2
 
 pytestmark = pytest.mark.fast
 

@@ -6,12 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caption_assets.captioning.open_shard import Published, PublishedTable
-from caption_assets.captioning.stages import STAGES
 from caption_assets.captioning.window_job import DECODE, STORE
 from caption_assets.dagster_lib.caption_metadata import Cost, engine_costs
 from caption_assets.dagster_lib.engine_time import EngineClock, EngineTime
 from caption_assets.store.tables import CaptionRow, Status
 from caption_assets.store.versions import TableVersions
+from tests.stages import STAGES
 
 pytestmark = pytest.mark.fast
 

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 from huggingface_hub import DatasetCard
 
-from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.export.columns import CLIP_COLUMNS, STAGE_COLUMNS, WINDOW_COLUMNS
 from caption_assets.store.root import Root
 from caption_assets.store.tables import publish_captions
 from tests.export.shards import LINES, TARS, card, clip, export, publish_captioned
 from tests.report.windows import SHARD, captioned
+from tests.stages import STAGE1, STAGE2
 
 pytestmark = pytest.mark.fast
 

@@ -3,7 +3,6 @@ from pathlib import Path
 
 import pytest
 
-from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.export.dataset_shard import ExportError
 from caption_assets.export.index import find_index, shard_folder
 from caption_assets.store.content_tag import ContentTag
@@ -11,6 +10,7 @@ from caption_assets.store.root import Root
 from caption_assets.store.tables import ManifestRow, TableError, publish_captions, publish_manifest
 from tests.export.shards import LINES, TARS, clip, export, lines, names, publish_captioned, samples, tars
 from tests.report.windows import SHARD, broken, captioned, failed, publish, window
+from tests.stages import STAGE1, STAGE2
 
 INDEX = "index.json"
 

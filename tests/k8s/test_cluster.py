@@ -13,7 +13,6 @@ import dagster as dg
 import pytest
 from kubernetes.client import V1Pod
 
-from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.sample.shards import FOLDER_SHARD
 from caption_assets.store.checkpoints import checkpoint_folder
 from caption_assets.store.tables import Status, read_captions, read_manifest
@@ -21,6 +20,7 @@ from tests.k8s.cluster import Cluster, kubectl
 from tests.k8s.conftest import LONG_SHARD
 from tests.k8s.manifests import TEST_NAMESPACE, render
 from tests.processes import wait_until
+from tests.stages import STAGE1, STAGE2
 
 pytestmark = [pytest.mark.k8s, pytest.mark.timeout(900)]
 

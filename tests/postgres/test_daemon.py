@@ -12,7 +12,6 @@ import pytest
 from dagster._core.events import DagsterEvent, DagsterEventType, StepMaterializationData
 from dagster._core.scheduler.instigation import TickStatus
 
-from caption_assets.captioning.stages import STAGE2
 from caption_assets.dagster_lib.project import Project
 from caption_assets.dagster_lib.run_request import NAMESPACE, requested_shards
 from caption_assets.dagster_lib.shard_events import REMOVED, observed_versions
@@ -21,6 +20,7 @@ from caption_assets.store.tables import Status, read_captions
 from tests.automation.conftest import AutomationHarness
 from tests.postgres.conftest import Deploy
 from tests.postgres.deployment import AUTOMATION, Deployment, until
+from tests.stages import STAGE2
 from tests.store.server import S3Server
 
 pytestmark = [pytest.mark.postgres, pytest.mark.timeout(1800)]

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.report.comparison import Comparison, compare_roots, comparison_page, figures, pair_rows
 from caption_assets.store.root import Root
 from caption_assets.store.tables import CaptionRow, TableError
 from tests.cli import run_cli
 from tests.report.windows import PROMPTS, SHARD, broken, captioned, failed, publish, window
+from tests.stages import STAGE1, STAGE2
 
 pytestmark = pytest.mark.fast
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from caption_assets.captioning.stages import STAGE1
 from caption_assets.report.comparison import compare_captions
 from caption_assets.store.previews import write_preview
 from caption_assets.store.root import Root
 from tests.report.windows import SHARD, captioned, failed, publish, window
+from tests.stages import STAGE1
 
 pytestmark = pytest.mark.browser
 

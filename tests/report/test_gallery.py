@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caption_assets.captioning.stages import STAGES
 from caption_assets.checks.stored_tables import StoredShard, StoredTable
 from caption_assets.report.gallery import NOT_YET, build_gallery, write_gallery
 from caption_assets.report.page import GROUP, Page, Row, render
@@ -22,6 +21,7 @@ from caption_assets.store.root import Root
 from caption_assets.store.table_file import with_file_metadata
 from caption_assets.store.tables import CaptionRow, ManifestRow, TableError, schema_of
 from tests.report.windows import PROMPTS, SHARD, broken, captioned, failed, publish, window
+from tests.stages import STAGES
 
 pytestmark = pytest.mark.fast
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.store.root import Root
 from caption_assets.store.tables import CaptionRow, ManifestRow, Status, publish_captions, publish_manifest, window_id
+from tests.stages import STAGE1, STAGE2
 
 SHARD = "shard"
 PROMPTS = {STAGE1.name: "Describe the video.", STAGE2.name: "Describe it more fully: {caption}"}

@@ -4,11 +4,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.store.checkpoints import checkpoint_folder, read_checkpoints, remove_checkpoints, write_checkpoint
 from caption_assets.store.failure import StoreError
 from caption_assets.store.root import Root
 from caption_assets.store.tables import CaptionRow, Status, schema_of
+from tests.stages import STAGE1, STAGE2
 
 pytestmark = pytest.mark.fast
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from s3fs import S3FileSystem
 
-from caption_assets.captioning.stages import STAGE1
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.sources.shard import ShardError, list_shards
 from caption_assets.store.access import Access
@@ -19,6 +18,7 @@ from caption_assets.store.failure import StoreError, url_has_credentials
 from caption_assets.store.root import Root
 from caption_assets.store.span import Span
 from caption_assets.store.tables import read_captions
+from tests.stages import STAGE1
 from tests.store.conftest import StartProxy
 from tests.store.fault_proxy import Refusal
 

@@ -14,7 +14,6 @@ import pytest
 from caption_assets.captioning.caption_run import CaptionRun
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.shard_queue import caption_shards
-from caption_assets.captioning.stages import STAGE1, STAGE2, STAGES
 from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.models.cache import ensure_local
 from caption_assets.models.mirror import publish
@@ -31,6 +30,7 @@ from caption_assets.workers.sandbox import Sandbox
 from tests.captioning.fake_engine import FakeEngine, start_fake_engine
 from tests.captioning.run_events import RunEvents
 from tests.sources.conftest import tar_bytes
+from tests.stages import STAGE1, STAGE2, STAGES
 from tests.store.conftest import StartProxy
 from tests.store.fault_proxy import FAULTS, Breakdown, Fault, Refusal, random_faults
 from tests.videos import counting_video, noise_video

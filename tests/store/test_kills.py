@@ -14,7 +14,6 @@ from typing import Any
 import psutil
 import pytest
 
-from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.sample.clips import encode, random_clip
 from caption_assets.sources.manifest import probe_clips
 from caption_assets.sources.shard import find_shard
@@ -23,6 +22,7 @@ from caption_assets.store.root import Root
 from caption_assets.store.tables import publish_manifest, read_captions
 from caption_assets.video.window import Windowing
 from caption_assets.workers.sandbox import Sandbox
+from tests.stages import STAGE1, STAGE2
 from tests.videos import moving_video
 
 NONDETERMINISTIC = {"prompt_tokens", "cached_tokens", "output_tokens", "attempts"}

@@ -14,7 +14,6 @@ import pytest
 from caption_assets.captioning.caption_run import CaptionRun
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.shard_queue import caption_shards
-from caption_assets.captioning.stages import STAGES
 from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.store.checkpoints import checkpoint_folder
 from caption_assets.store.lease import LeaseDamaged, LeaseHeld, LeaseLost, Leases
@@ -23,6 +22,7 @@ from tests.captioning.fake_engine import FakeEngine, start_fake_engine
 from tests.captioning.run_events import RunEvents
 from tests.conftest import SANDBOX
 from tests.processes import wait_until
+from tests.stages import STAGES
 from tests.store.conftest import StartProxy
 from tests.store.fault_proxy import Refusal, Request
 

@@ -13,7 +13,6 @@ from caption_assets.automation.new_shards import build_new_shards
 from caption_assets.captioning.caption_run import CaptionRun
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.shard_queue import caption_shards
-from caption_assets.captioning.stages import STAGE1, STAGE2, STAGES
 from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.resources import build_storage
 from caption_assets.settings import Settings
@@ -29,6 +28,7 @@ from caption_assets.video.window import Windowing
 from tests.captioning.fake_engine import FakeEngine, start_fake_engine
 from tests.captioning.run_events import RunEvents
 from tests.conftest import SANDBOX
+from tests.stages import STAGE1, STAGE2, STAGES
 from tests.store.conftest import StartProxy
 from tests.store.fault_proxy import Refusal, Request
 from tests.videos import moving_video

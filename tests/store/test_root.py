@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from caption_assets.captioning.stages import STAGE1
 from caption_assets.store.failure import StoreError
 from caption_assets.store.root import Root
 from caption_assets.store.tables import CaptionRow, Status, publish_captions, read_captions
 from tests.disks import small_disk
+from tests.stages import STAGE1
 from tests.store.conftest import StartProxy
 from tests.store.fault_proxy import Refusal
 

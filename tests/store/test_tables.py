@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caption_assets.captioning.stages import STAGE1, STAGE2
 from caption_assets.store.root import Root
 from caption_assets.store.tables import (
     CLIP_MANIFEST,
@@ -26,6 +25,7 @@ from caption_assets.store.tables import (
     stored_shards,
     window_id,
 )
+from tests.stages import STAGE1, STAGE2
 
 pytestmark = pytest.mark.fast
 

@@ -6,7 +6,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from caption_assets.captioning.stages import STAGE1
 from caption_assets.sources.manifest import probe_clips
 from caption_assets.sources.shard import find_shard
 from caption_assets.store.root import Root
@@ -29,6 +28,7 @@ from caption_assets.store.versions import (
 )
 from caption_assets.video.window import Windowing
 from tests.conftest import SANDBOX
+from tests.stages import STAGE1
 
 pytestmark = pytest.mark.fast
 
