@@ -46,6 +46,13 @@ async def caption(
     async def one(job: WindowJob) -> None:
         try:
             await captioner.run(job)
+        except EngineError:
+            raise
+        except Exception as error:  # a bug must not stop the other windows
+            logging.getLogger(__name__).exception(
+                "captioning window %s of %s failed", job.window.window_id, job.window.clip_key
+            )
+            job.fail(recipe, "unexpected", str(as_project_error(error)))
         finally:
             admission.release(job.load)
         await emit(job)

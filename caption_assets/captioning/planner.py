@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 
 from caption_assets.captioning.budget import FrameGrid, FrameTooNarrow, NoRoom, fit, fit_context, fit_size
 from caption_assets.captioning.decoding import require
@@ -48,19 +49,30 @@ class Planner:
     async def _plan(self, job: WindowJob) -> None:
         window, engine = job.window, self._supervisor.engine
         planned, video = NO_VIDEO, 0
-        if (first := next((stage for stage in job.missing if stage.video), None)) is not None:
+        if shown := [stage for stage in job.missing if stage.video]:
             limits = engine.limits(self._recipe.variant.pixels)
             height, width = require(window.height), require(window.width)
             seconds = require(window.end_seconds) - require(window.start_seconds)
             frames = frame_count(seconds, require(window.end_frame) - require(window.start_frame), self._recipe.frames)
             job.whole = fit(frames, height, width, limits)
             job.wanted = FrameGrid(frames, *fit_size(height, width, limits, limits.max_pixels))
-            planned = await self.fit(job, first, job.whole)
+            planned = await self._fit_any(job, shown)
             video = await self._video_tokens(window, planned)
         job.load = engine.load(planned, video, self._text_load(job))
         # Over all stages, so that a caption does not depend on which of them the run captions.
         needing = (self._reserved_tokens(window, stage) for stage in self._recipe.stages if stage.needs)
         job.caption_room = engine.context - video - max(needing, default=0)
+
+    async def _fit_any(self, job: WindowJob, stages: Sequence[Stage]) -> FrameGrid:
+        """The video of the first stage that has room for one.
+
+        Raises:
+            RequestFailed: if no stage has.
+        """
+        for stage in stages[:-1]:
+            with suppress(RequestFailed):  # it fails alone, in its own run
+                return await self.fit(job, stage, job.whole)
+        return await self.fit(job, stages[-1], job.whole)
 
     def _text_load(self, job: WindowJob) -> int:
         """Maximum tokens of prompts and answers, without the video, of stages that run at the same time."""
