@@ -101,7 +101,7 @@ QWEN3 = _qwen3(
 )
 SAMPLE = Variant(
     hub_id="caption-assets/sample-qwen2.5-vl",
-    revision="df6e68bd6004",
+    revision="7daac99804c1",
     bundled=True,
     recipe="sample",
     # A little over 16 tokens per frame: at any aspect ratio from 9:16 to 16:9 the shorter side has 3 (4 if square), so

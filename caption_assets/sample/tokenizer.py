@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, trainers
 from transformers import Qwen2Tokenizer
 
 from caption_assets.captioning.recipe_file import built_in
-from caption_assets.sample.world import BACKGROUNDS, COLORS, MOTIONS, SHAPES, SIZES, stage2_caption
+from caption_assets.sample.world import VALUES, attributes_json, short_caption, stage2_caption
 
 VOCABULARY = 1024
 SPECIAL_TOKENS = (
@@ -54,7 +54,7 @@ CHAT_TEMPLATE = """\
 
 
 def build_tokenizer() -> Qwen2Tokenizer:
-    """Train the vocabulary on the world's sentences and the sample prompt. Every call gives the same tokenizer."""
+    """Train the vocabulary on the world's sentences and the recipe's prompts. Every call gives the same tokenizer."""
     pretokenizer = Qwen2Tokenizer().backend_tokenizer.pre_tokenizer
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pretokenizer
@@ -77,12 +77,14 @@ def build_tokenizer() -> Qwen2Tokenizer:
 
 
 def _corpus() -> Iterator[str]:
-    for color, shape, motion, size, background in product(COLORS, SHAPES, MOTIONS, SIZES, BACKGROUNDS):
+    for color, shape, motion, size, background in product(*VALUES.values()):
         yield stage2_caption(color, shape, motion, size, background)
+        yield attributes_json(color, shape, motion, size, background)
+        yield short_caption(color, shape, motion)
     for _ in range(10):
         for stage in built_in("sample").stages:
-            yield stage.template
-        yield "system\nuser\nassistant\n"
+            yield stage.instruction(dict.fromkeys(stage.needs, "{text}"))
+        yield "system\nuser\nassistant\nyes\nno\n"
 
 
 def _byte_alphabet() -> list[str]:

@@ -54,7 +54,7 @@ from caption_assets.sample.world import (
 from caption_assets.video.frame_sampling import FrameSampling, frame_count
 from caption_assets.video.picture import resize, rgb
 
-STAGE1, STAGE2 = built_in("sample").stages
+STAGE1, STAGE2 = built_in("sample").stages[:2]
 PATCH = 14
 MERGE = 2
 TOKEN = PATCH * MERGE

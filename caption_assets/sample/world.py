@@ -6,6 +6,7 @@ therefore a test oracle: swapped channels, reversed frames or a wrong window all
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -40,6 +41,14 @@ MOTIONS: dict[str, tuple[int, int]] = {
 """Direction of each motion as (x, y), with y pointing down."""
 SIZES: dict[str, tuple[float, float]] = {"small": (0.13, 0.17), "large": (0.21, 0.27)}
 """Minimum and maximum radius of each size, as a fraction of the frame's shorter side."""
+VALUES: dict[str, tuple[str, ...]] = {
+    "color": tuple(COLORS),
+    "shape": SHAPES,
+    "motion": tuple(MOTIONS),
+    "size": tuple(SIZES),
+    "background": tuple(BACKGROUNDS),
+}
+"""The values of each attribute of a scene. Captions of stage 1 name the first three."""
 
 COLOR_JITTER = 12
 BACKGROUND_JITTER = 8
@@ -90,6 +99,22 @@ class Scene:
         """The correct stage-2 caption, given the correct stage-1 caption."""
         return stage2_caption(self.color, self.shape, self.motion, self.size, self.background)
 
+    @property
+    def attributes(self) -> dict[str, str]:
+        """The values of ``VALUES`` that the scene shows."""
+        return {name: getattr(self, name) for name in VALUES}
+
+    @property
+    def answers(self) -> dict[str, str]:
+        """The correct answers by stage of the recipe ``sample``, each given the correct answers of earlier stages."""
+        return {
+            "stage1_captions": self.stage1,
+            "stage2_captions": self.stage2,
+            "attributes": attributes_json(**self.attributes),
+            "alignment": "yes",
+            "short": short_caption(self.color, self.shape, self.motion),
+        }
+
     def center(self, time: float) -> tuple[float, float]:
         """The center at ``time`` (0 at the first frame, 1 at the last), as fractions of width and height."""
         (x0, y0), (x1, y1) = self.start, self.end
@@ -104,6 +129,16 @@ def stage1_caption(color: str, shape: str, motion: str) -> str:
 def stage2_caption(color: str, shape: str, motion: str, size: str, background: str) -> str:
     """The stage-2 sentence for five attributes."""
     return f"A {size} {color} {shape} {motion} on a {background} background."
+
+
+def attributes_json(color: str, shape: str, motion: str, size: str, background: str) -> str:
+    """Five attributes as JSON, as the sample model writes it."""
+    return json.dumps({"shape": shape, "colour": color, "size": size, "motion": motion, "background": background})
+
+
+def short_caption(color: str, shape: str, motion: str) -> str:
+    """The short form of a description."""
+    return f"{color} {shape}, {motion}"
 
 
 def random_scene(rng: np.random.Generator, width: int, height: int) -> Scene:

@@ -13,13 +13,14 @@ import pytest
 
 from caption_assets.captioning.caption_run import CaptionRun
 from caption_assets.captioning.engine import CaptionEngine
-from caption_assets.captioning.prompts import SAMPLE
 from caption_assets.captioning.recipe import Recipe
+from caption_assets.captioning.recipe_file import built_in
 from caption_assets.captioning.shard_queue import caption_shards
 from caption_assets.captioning.stages import Stage
 from caption_assets.captioning.supervisor import EngineSupervisor
+from caption_assets.models.variants import SAMPLE
 from caption_assets.store.root import Root
-from caption_assets.store.tables import read_captions, read_manifest, table_path
+from caption_assets.store.tables import CaptionRow, read_captions, read_manifest, table_path
 from tests.captioning.run_events import RunEvents
 from tests.conftest import SANDBOX
 from tests.stages import STAGE1, STAGE2, STAGES
@@ -28,8 +29,8 @@ pytestmark = pytest.mark.fast
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "root_before_window_job"
 SHARD = "shard"
-RECIPE = Recipe(prompt=replace(SAMPLE, name="general"), quality_rules=1)
-"""The earlier release had these words as the prompt `general`, and version 1 of the quality rules."""
+RECIPE = Recipe(replace(SAMPLE, revision="df6e68bd6004"), graph=built_in("general"), quality_rules=1)
+"""The earlier release had other weights of the sample model, and version 1 of the quality rules."""
 
 
 def start_no_engine() -> AbstractAsyncContextManager[CaptionEngine]:
@@ -42,10 +43,14 @@ def root(tmp_path: Path) -> Root:
     return Root.open(str(shutil.copytree(FIXTURE, tmp_path / "root")))
 
 
+def captioned_rows(root: Root, tables: frozenset[str]) -> dict[str, list[CaptionRow]]:
+    return {table: [row for row in read_captions(root, table, SHARD) if row.caption] for table in tables}
+
+
 @pytest.mark.parametrize("stages", [STAGES, (STAGE1,), (STAGE2,)], ids=["both", "stage1", "stage2"])
 def test_run_over_earlier_root_reuses_every_row(root: Root, stages: tuple[Stage, ...]) -> None:
     tables = frozenset(stage.name for stage in stages)
-    stored = {table: read_captions(root, table, SHARD) for table in tables}
+    stored = captioned_rows(root, tables)
     schemas = {table: pq.read_schema(root.full(table_path(table, SHARD))).remove_metadata() for table in tables}
     events = RunEvents()
     run = CaptionRun(root, Root.open(f"{root.url}/shards"), RECIPE, stages, engine_settings="other")
@@ -54,10 +59,11 @@ def test_run_over_earlier_root_reuses_every_row(root: Root, stages: tuple[Stage,
     assert {table: (made.reused, made.fresh) for table, made in events.tables[SHARD].items()} == dict.fromkeys(
         tables, (5, [])
     )
-    assert {table: read_captions(root, table, SHARD) for table in tables} == stored
+    assert captioned_rows(root, tables) == stored
     for table, earlier in schemas.items():
         schema = pq.read_schema(root.full(table_path(table, SHARD)))
-        assert [schema.field(name) for name in earlier.names] == list(earlier)
+        kept = [field for field in earlier if field.name != "stage1_fingerprint"]  # now `upstream_fingerprints`
+        assert [schema.field(field.name) for field in kept] == kept
 
 
 def test_rows_of_earlier_root_have_captions_of_both_stages(root: Root) -> None:
