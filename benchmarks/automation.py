@@ -30,7 +30,6 @@ from caption_assets.assets.clip_manifest import manifest_code_version
 from caption_assets.automation.new_shards import build_new_shards
 from caption_assets.automation.reconcile import compare
 from caption_assets.automation.schedule import build_backfill
-from caption_assets.captioning.recipe_file import STAGES
 from caption_assets.dagster_lib.metadata import ROW_COUNT
 from caption_assets.dagster_lib.project import Project
 from caption_assets.dagster_lib.provenance import input_version_tags
@@ -75,7 +74,7 @@ def measure(folder: Path, count: int) -> dict[str, float]:
     source.mkdir(parents=True)
     for number in range(count):
         (source / f"shard-{number:05}.jsonl").write_text(f'{{"uri": "{number}.mp4"}}\n')
-    settings = Settings(root=str(folder), shard_quiet_minutes=0)
+    settings = Settings(root=str(folder), recipe="general", shard_quiet_minutes=0)
     (folder / "dagster").mkdir()
     with dg.DagsterInstance.local_temp(str(folder / "dagster")) as instance:
         registering = []
@@ -96,7 +95,8 @@ def measure(folder: Path, count: int) -> dict[str, float]:
         with redirect_stdout(StringIO()):
             compare(instance, settings, root)
         comparison = time.monotonic() - begun
-        instance.wipe_assets([Project().manifest, *Project().stages])
+        tables = (CLIP_MANIFEST, *(stage.name for stage in settings.caption_recipe.stages))
+        instance.wipe_assets([Project().key(table) for table in tables])
         recording, _ = schedule_tick(instance, settings)
     print(
         f"{count} shards: {len(registering)} ticks to register them, the longest {max(registering):.1f} s; "
@@ -144,12 +144,12 @@ def complete(instance: dg.DagsterInstance, settings: Settings, root: Root, shard
     window = replace(window, start_frame=0, end_frame=8, start_seconds=0.0, end_seconds=1.0)
     row = CaptionRow(*window.key, window.window_id, 0.0, 1.0, Status.OK, caption="A red square.", attempts=1)
     captions = {}
-    for stage in STAGES:
+    for stage in settings.caption_recipe.stages:
         table = stage.name
         versions = TableVersions("c", settings.caption_recipe.version(stage), {CLIP_MANIFEST: "m"})
         captions[table] = (
             versions,
-            root.read(publish_captions(root, table, "x", [row], [row.key], versions.file_metadata)),
+            root.read(publish_captions(root, table, "x", [row], [row.key], versions.file_metadata, stage.columns)),
         )
         root.remove_folder(f"{table}/shard=x")
     for shard in shards:

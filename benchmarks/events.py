@@ -13,7 +13,7 @@ import json
 import shutil
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -24,18 +24,18 @@ from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PART
 
 from caption_assets.captioning.open_shard import file_metadata
 from caption_assets.captioning.recipe import Recipe
-from caption_assets.captioning.recipe_file import STAGE1, STAGE2
-from caption_assets.captioning.stages import Stage
-from caption_assets.captioning.window_job import blank_row, upstream_failed_row
+from caption_assets.captioning.recipe_file import built_in
+from caption_assets.captioning.window_job import WindowJob
 from caption_assets.definitions import build_definitions
 from caption_assets.sample.shards import write_shards
 from caption_assets.settings import Settings
 from caption_assets.store.root import Root
-from caption_assets.store.tables import CaptionRow, ManifestRow, Status, publish_captions, read_manifest
+from caption_assets.store.tables import ManifestRow, Status, publish_captions, read_manifest
 
 WORDS = 80
 """Number of words in a stage-1 caption, as Qwen2.5-VL-7B writes."""
 VOCABULARY = Path(__file__).read_text().split()
+RECIPE = Recipe(graph=built_in("general"))
 
 
 def main() -> None:
@@ -53,7 +53,8 @@ def main() -> None:
             run(instance, folder / "root", "clip_manifest", shards=(keys[0], keys[-1]))
             for key in keys:
                 store_captions(Root.open(str(folder / "root")), key)
-            run(instance, folder / "root", STAGE1.name, STAGE2.name, shards=(keys[0], keys[-1]))
+            tables = [stage.name for stage in RECIPE.stages]
+            run(instance, folder / "root", *tables, shards=(keys[0], keys[-1]))
             kinds = Counter[str]()
             for kind, size in events(folder / "dagster"):
                 kinds[kind] += size
@@ -73,33 +74,31 @@ def prepare(root: Path, shards: int) -> None:
 def run(instance: dg.DagsterInstance, root: Path, *assets: str, shards: tuple[str, str] | None = None) -> None:
     """Materialize assets, for a range of shards if there is one."""
     ends = dict(zip((ASSET_PARTITION_RANGE_START_TAG, ASSET_PARTITION_RANGE_END_TAG), shards or (), strict=False))
-    job = build_definitions(Settings(root=str(root))).get_implicit_global_asset_job_def()
+    job = build_definitions(Settings(root=str(root), recipe=RECIPE.graph.name)).get_implicit_global_asset_job_def()
     selection = [dg.AssetKey(asset) for asset in assets]
     job.execute_in_process(asset_selection=selection, tags=ends, instance=instance)
 
 
 def store_captions(root: Root, shard: str) -> None:
     """Publish captions of a shard's manifest, as an earlier run would."""
-    recipe, manifest = Recipe(), read_manifest(root, shard)
-    first = [_row(recipe, STAGE1, window) for window in manifest]
-    second = [
-        _row(recipe, STAGE2, window, {STAGE1.name: before})
-        if before.caption
-        else upstream_failed_row(recipe, STAGE2, window)
-        for window, before in zip(manifest, first, strict=True)
-    ]
-    for stage, rows in ((STAGE1, first), (STAGE2, second)):
-        publish_captions(root, stage.name, shard, rows, [row.key for row in manifest], file_metadata(recipe, stage))
+    manifest = read_manifest(root, shard)
+    jobs = [_captioned(window) for window in manifest]
+    for stage in RECIPE.stages:
+        rows = [job.row(stage) for job in jobs]
+        keys = [row.key for row in manifest]
+        publish_captions(root, stage.name, shard, rows, keys, file_metadata(RECIPE, stage), stage.columns)
 
 
-def _row(
-    recipe: Recipe, stage: Stage, window: ManifestRow, needed: Mapping[str, CaptionRow] | None = None
-) -> CaptionRow:
-    blank = blank_row(recipe, stage, window, needed)
+def _captioned(window: ManifestRow) -> WindowJob:
+    """A finished job of a window. Each caption is longer than the previous stage's."""
+    job = WindowJob(window, list, RECIPE.stages)
     if window.status is Status.FAILED:
-        return replace(blank, error_kind=window.error_kind, error=window.error)
-    words = Random(f"{stage.number} {window.window_id}").choices(VOCABULARY, k=stage.number * WORDS)
-    return replace(blank, status=Status.OK, caption=" ".join(words), finish_reason="stop", attempts=1)
+        job.fail(RECIPE, window.error_kind or "", window.error or "")
+    for number, stage in enumerate(job.missing, start=1):
+        words = Random(f"{stage.name} {window.window_id}").choices(VOCABULARY, k=number * WORDS)
+        row = replace(job.blank_row(RECIPE, stage), status=Status.OK, caption=" ".join(words), attempts=1)
+        job.add_row(stage, replace(row, finish_reason="stop"))
+    return job
 
 
 def events(folder: Path) -> Iterator[tuple[str, int]]:

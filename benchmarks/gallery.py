@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 from playwright.sync_api import Browser, sync_playwright
 
-from caption_assets.captioning.recipe_file import STAGE1, STAGE2
+from caption_assets.captioning.recipe_file import built_in
 from caption_assets.checks.stored_tables import StoredShard
 from caption_assets.report.gallery import write_gallery
 from caption_assets.sample.world import random_scene, render
@@ -37,6 +37,7 @@ from caption_assets.video.preview import make_preview
 from scripts.setup_system import BROWSERS
 
 SHARD = "large"
+STAGE1, STAGE2 = built_in("general").stages
 SIZE = 320, 180
 """Width and height of a poster, in pixels."""
 POSTERS = 50
@@ -119,8 +120,8 @@ def write_shard(root: Root, count: int) -> float:
     stage2 = [
         caption(row, f"{before.caption} {sentence(rng, 30)}") for row, before in zip(manifest, stage1, strict=True)
     ]
-    publish_captions(root, STAGE1.name, SHARD, stage1, keys, {"prompt": "Describe the video."})
-    publish_captions(root, STAGE2.name, SHARD, stage2, keys, {"prompt": "Describe it more fully."})
+    for stage, rows in ((STAGE1, stage1), (STAGE2, stage2)):
+        publish_captions(root, stage.name, SHARD, rows, keys, {"prompt": stage.prompt}, stage.columns)
     for number, row in enumerate(manifest):
         write_preview(root, SHARD, row.window_id, b"", posters[number % POSTERS])
     return sum(map(len, posters)) / POSTERS

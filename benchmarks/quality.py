@@ -21,11 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from caption_assets.captioning.language import kana_share
-from caption_assets.captioning.prompts import GENERAL
 from caption_assets.captioning.quality import FLAGS, REGENERATED, find_flags
+from caption_assets.captioning.recipe_file import built_in
 from caption_assets.captioning.text import script
 
 TEXTS = Path(__file__).parent / "texts"
+INSTRUCTION = built_in("general").stages[1].template
 CHINESE = "请描述视频内容。"
 
 
@@ -36,7 +37,7 @@ class Text:
     kind: str
     """The flag that a bad caption should have."""
     caption: str
-    instruction: str = GENERAL.stage2
+    instruction: str = INSTRUCTION
     neighbor: str | None = None
 
     @property
@@ -57,7 +58,7 @@ def line_texts(path: Path) -> Iterator[Text]:
     for line in filter(str.strip, path.read_text().splitlines()):
         letters = Counter(script(letter) for letter in line if letter.isalpha())
         is_chinese = letters["CJK"] > letters["LATIN"] and not kana_share(letters)
-        yield Text(path.stem, line, CHINESE if is_chinese else GENERAL.stage2)
+        yield Text(path.stem, line, CHINESE if is_chinese else INSTRUCTION)
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ from pathlib import Path
 from benchmarks.sample_accuracy import SHARD, Watcher, run, write_clips
 from caption_assets.captioning.caption_run import CHECKPOINT_ROWS, MAX_ATTEMPTS
 from caption_assets.captioning.recipe import Recipe
-from caption_assets.captioning.recipe_file import STAGE1
+from caption_assets.captioning.recipe_file import built_in
 from caption_assets.captioning.reuse import EarlierRows, Reuse
 from caption_assets.captioning.window_job import JobStatus, WindowJob
 from caption_assets.store.checkpoints import write_checkpoint
@@ -41,6 +41,8 @@ from caption_assets.store.tables import (
 )
 
 SIZES = 1_000, 10_000, 100_000
+RECIPE = Recipe(graph=built_in("general"))
+STAGE = RECIPE.stages[0]
 WORDS = 60
 """Number of words of a caption, about that of Qwen2.5-VL's captions."""
 
@@ -75,22 +77,21 @@ def main() -> None:
 def measure(count: int) -> Cost:
     """Publish, read and reuse a stage-1 table of ``count`` rows."""
     base = peak_mb()
-    recipe = Recipe()
     windows = [manifest_row(number) for number in range(count)]
-    rows = [caption_row(recipe, window) for window in windows]
+    rows = [caption_row(window) for window in windows]
     with tempfile.TemporaryDirectory() as folder:
         root = Root.open(folder)
         begun = time.monotonic()
-        publish_captions(root, STAGE1.name, SHARD, rows, [window.key for window in windows], {})
+        publish_captions(root, STAGE.name, SHARD, rows, [window.key for window in windows], {}, STAGE.columns)
         publish_seconds, publish_peak = time.monotonic() - begun, peak_mb() - base
         rows.clear()
         begun = time.monotonic()
-        found = read_captions(root, STAGE1.name, SHARD)
+        found = read_captions(root, STAGE.name, SHARD)
         read_seconds = time.monotonic() - begun
     begun = time.monotonic()
-    earlier = EarlierRows([CaptionFile(STAGE1.name, found, {})])
-    reuse = Reuse(recipe, MAX_ATTEMPTS, earlier, engine_settings="")
-    jobs = [WindowJob(window, list, (STAGE1,)) for window in windows]
+    earlier = EarlierRows([CaptionFile(STAGE.name, found, {})])
+    reuse = Reuse(RECIPE, MAX_ATTEMPTS, earlier, engine_settings="")
+    jobs = [WindowJob(window, list, (STAGE,)) for window in windows]
     for job in jobs:
         reuse.resolve(job)
     if not all(job.status is JobStatus.FINISHED for job in jobs):
@@ -106,7 +107,7 @@ def manifest_row(number: int) -> ManifestRow:
     )
 
 
-def caption_row(recipe: Recipe, window: ManifestRow) -> CaptionRow:
+def caption_row(window: ManifestRow) -> CaptionRow:
     """A caption row like the captioner's, with a unique caption."""
     return CaptionRow(
         clip_key=window.clip_key,
@@ -117,10 +118,10 @@ def caption_row(recipe: Recipe, window: ManifestRow) -> CaptionRow:
         status=Status.OK,
         caption=" ".join(f"word-{word}-{window.clip_key[-10:]}" for word in range(WORDS)),
         finish_reason="stop",
-        model=recipe.variant.hub_id,
-        revision=recipe.variant.revision,
-        prompt_name=recipe.prompt.name,
-        sampling=asdict(recipe.generation),
+        model=RECIPE.variant.hub_id,
+        revision=RECIPE.variant.revision,
+        prompt_name=RECIPE.graph.name,
+        sampling=asdict(RECIPE.generation),
         frame_indices=tuple(range(0, 256, 12)),
         frame_fps=2.0,
         frame_width=448,
@@ -129,7 +130,7 @@ def caption_row(recipe: Recipe, window: ManifestRow) -> CaptionRow:
         cached_tokens=0,
         output_tokens=80,
         attempts=1,
-        fingerprint=recipe.fingerprint(STAGE1, window),
+        fingerprint=RECIPE.fingerprint(STAGE, window),
     )
 
 
@@ -160,8 +161,9 @@ def overhead(clips: int) -> float:
         captioning = clock.times[-1] - clock.times[0]
         begun = time.monotonic()
         tables = {table: published.rows for table, published in clock.tables.items()}
+        columns = {stage.name: stage.columns for stage in Recipe().stages}
         for number, rows in enumerate(in_parts(tables, CHECKPOINT_ROWS)):
-            write_checkpoint(root, SHARD, 1, number, rows, {})
+            write_checkpoint(root, SHARD, 1, number, rows, {}, columns)
         writing = time.monotonic() - begun
     print(f"{clips} clips: captioning {captioning:.1f} s, checkpoints {writing:.3f} s")
     return writing / captioning
@@ -169,7 +171,7 @@ def overhead(clips: int) -> float:
 
 def in_parts(tables: dict[str, Sequence[CaptionRow]], size: int) -> list[dict[str, Sequence[CaptionRow]]]:
     """The tables, split into checkpoints of ``size`` windows."""
-    windows = len(tables[STAGE1.name])
+    windows = len(next(iter(tables.values())))
     return [{table: rows[begin : begin + size] for table, rows in tables.items()} for begin in range(0, windows, size)]
 
 

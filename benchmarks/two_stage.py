@@ -45,7 +45,7 @@ from caption_assets.captioning.engine import (
     video_metadata,
 )
 from caption_assets.captioning.recipe import Recipe
-from caption_assets.captioning.recipe_file import STAGE1, STAGE2
+from caption_assets.captioning.recipe_file import built_in
 from caption_assets.captioning.sampling import SamplingParams
 from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.captioning.window_job import WindowJob
@@ -75,10 +75,13 @@ GENERATION = SamplingParams(temperature=2.0, top_p=1.0, max_output_tokens=128)
 EMPTY = "empty_answer"
 """Error of a window whose answer has no text. It affects few of the short windows, and up to one in nine of the long
 ones. The reference requests stage 2 for these too."""
+GRAPH = built_in("general")
+STAGE1, STAGE2 = GRAPH.stages
 RECIPE = Recipe(
     # 12 to 16 tokens for two frames, at 5 frames a second for 4 to 12 s: 120 to 480 visual tokens for a window.
     variant=replace(SAMPLE, pixels=replace(SAMPLE.pixels, total_pixels=2 * 3000 * 28**2), max_model_len=6144),
     frames=FrameSampling(fps=5.0),
+    graph=GRAPH,
     generation=GENERATION,
     regenerations=0,
 )
@@ -89,6 +92,7 @@ LARGE = Recipe(
         pixels=PixelLimits(min_pixels=64 * 28**2, max_pixels=72 * 28**2, total_pixels=2 * 4000 * 28**2),
     ),
     frames=FrameSampling(fps=8.0),
+    graph=GRAPH,
     generation=GENERATION,
     regenerations=0,
 )
@@ -145,7 +149,7 @@ def new_jobs(clips: Sequence[tuple[SampleClip, bytes]], count: int | None = None
             start_seconds=0.0,
             end_seconds=clip.frames / clip.fps,
         )
-        jobs.append(WindowJob(row, lambda data=data: [data], number=number))  # type: ignore[misc]
+        jobs.append(WindowJob(row, lambda data=data: [data], GRAPH.stages, number=number))  # type: ignore[misc]
     return jobs
 
 
@@ -168,7 +172,7 @@ class PredecodedFrames:
             captioner = Captioner(supervisor, RECIPE, decoder)
             for job in jobs:
                 await captioner.plan(job)
-            frames = await asyncio.gather(*(decoder.frames(job, job.grid) for job in jobs))
+            frames = await asyncio.gather(*(decoder.frames(job, job.whole) for job in jobs))
         return cls({job.window.clip_key: found for job, found in zip(jobs, frames, strict=True)})
 
     def copies(self, rng: np.random.Generator) -> list[Frames]:
@@ -241,10 +245,9 @@ async def reference(llm: Any, render: Callable[[str], str], videos: Sequence[Fra
 
     for first in range(0, len(videos), CHUNK):
         chunk = videos[first : first + CHUNK]
-        captions = await asyncio.gather(*(complete(video, RECIPE.prompt.stage1) for video in chunk))
-        await asyncio.gather(
-            *(complete(video, RECIPE.prompt.stage2_text(text)) for video, text in zip(chunk, captions, strict=True))
-        )
+        captions = await asyncio.gather(*(complete(video, STAGE1.prompt) for video in chunk))
+        instructions = [STAGE2.instruction({STAGE1.name: text}) for text in captions]
+        await asyncio.gather(*map(complete, chunk, instructions))
 
 
 # --- measurements
@@ -301,7 +304,8 @@ def cached_of_cacheable(engine: CaptionEngine, rows: Sequence[WindowJob]) -> flo
     head = engine.text_tokens(engine.render("").split("<|vision_end|>")[0] + "<|vision_end|>")
     cached = cacheable = 0
     for row in rows:
-        text = engine.text_tokens(engine.render(RECIPE.prompt.stage2_text(row.row(STAGE1).caption or "")))
+        instruction = STAGE2.instruction({STAGE1.name: row.row(STAGE1).caption or ""})
+        text = engine.text_tokens(engine.render(instruction))
         cacheable += (head + (row.row(STAGE2).prompt_tokens or 0) - text) // BLOCK * BLOCK
         cached += row.row(STAGE2).cached_tokens or 0
     return cached / cacheable
