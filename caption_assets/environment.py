@@ -16,10 +16,13 @@ RENAMED = {
     "CAPTION_GPU_NODE": "CAPTION_GPU_NODE_SELECTOR",
     "CAPTION_LOOK_SECONDS": "CAPTION_SENSOR_INTERVAL_SECONDS",
     "CAPTION_MAX_ATTEMPTS": "CAPTION_MAX_WINDOW_ATTEMPTS",
+    "CAPTION_PROMPT": "CAPTION_RECIPE",
     "CAPTION_REQUEST_SECONDS": "CAPTION_REQUEST_TIMEOUT_SECONDS",
     "CAPTION_STEP_ACCOUNT": "CAPTION_STEP_SERVICE_ACCOUNT",
 }
 """Variables of earlier releases, each with its present name."""
+IN_RECIPES = frozenset({"CAPTION_STAGE1_PROMPT", "CAPTION_STAGE2_PROMPT"})
+"""Variables of earlier releases with texts that are now in recipe files."""
 _HEAD = "CAPTION"
 _MIN_HEAD_SIMILARITY = 0.85
 """Minimum similarity of a misspelled prefix: one missing or surplus letter."""
@@ -45,6 +48,11 @@ class UnknownSetting:
     """Similar settings, the most similar first; empty if the variable may be another program's."""
 
     def __str__(self) -> str:
+        if self.name in IN_RECIPES:
+            return (
+                f"Unknown setting {self.name}; prompts are now in a recipe file: write one (docs/how-to/recipes.md), "
+                "and set CAPTION_RECIPE to it"
+            )
         if self.name in RENAMED:
             return f"Unknown setting {self.name}; it is now {self.suggestions[0]}"
         return f"Unknown setting {self.name}; did you mean {' or '.join(self.suggestions)}? Rename or unset it"
@@ -79,6 +87,8 @@ def is_service_address(value: str) -> bool:
 def _suggestions(name: str, known: Collection[str]) -> tuple[str, ...]:
     if name in RENAMED:
         return (RENAMED[name],)
+    if name in IN_RECIPES:
+        return ("CAPTION_RECIPE",)
     # Case, dashes, dots, missing and doubled underscores.
     if same := [setting for setting in known if _letters(setting) == _letters(name)]:
         return tuple(same)

@@ -387,7 +387,7 @@ class Settings(BaseSettings):
         description="License named on the dataset card, as spelled on the Hub, such as `cc-by-4.0`. Default: none",
     )
 
-    @field_validator("root", "source", "model", "lora", "gpu_image", "link_url")
+    @field_validator("root", "source", "model", "lora", "recipe", "gpu_image", "link_url")
     @classmethod
     def _without_credentials(cls, value: str | None) -> str | None:
         if value is not None and is_credential(value):

@@ -1,12 +1,13 @@
 import json
 import re
+from pathlib import Path
 
 import pytest
 
-from caption_assets.captioning.prompts import PROMPTS, SAMPLE
 from caption_assets.captioning.recipe import Recipe
+from caption_assets.captioning.recipe_file import built_in
 from caption_assets.captioning.sampling import SamplingParams
-from caption_assets.environment import PREFIX, RENAMED
+from caption_assets.environment import IN_RECIPES, PREFIX, RENAMED
 from caption_assets.models.checkpoint import Lora
 from caption_assets.settings import Settings, SettingsError, load_settings
 from tests.stages import STAGE1
@@ -17,13 +18,13 @@ pytestmark = pytest.mark.fast
 def test_all_settings_have_defaults() -> None:
     settings = load_settings()
     assert (settings.root, settings.source_url, settings.model) == ("data", "data/shards", "sample")
-    assert settings.caption_recipe.prompt is SAMPLE
+    assert settings.caption_recipe.graph is built_in("sample")
 
 
 @pytest.mark.parametrize(
     ("variable", "value", "remedy"),
     [
-        ("CAPTION_PROMPT", "poem", "choose one of general, driving, surveillance"),
+        ("CAPTION_RECIPE", "poem", r"unknown recipe 'poem': choose one of driving, .*, or give a \.yaml file"),
         ("CAPTION_ENGINE_ARGS", "[1]", 'JSON array, not an object: write one such as {"max_num_seqs": 8}'),
         ("CAPTION_ENGINE_ARGS", '"text"', "JSON string, not an object"),
         ("CAPTION_ENGINE_ARGS", "null", "JSON null, not an object"),
@@ -47,8 +48,7 @@ def test_all_settings_have_defaults() -> None:
         ("CAPTION_TEMPERATURE", "-1", "greater than or equal to 0"),
         ("CAPTION_TEMPERATURE", "nan", "less than or equal to 2"),
         ("CAPTION_TOP_P", "2", "less than or equal to 1"),
-        ("CAPTION_STAGE1_PROMPT", " ", "empty"),
-        ("CAPTION_STAGE2_PROMPT", "no slot", "exactly once"),
+        ("CAPTION_RECIPE", "nowhere.yaml", "the recipe file nowhere.yaml does not exist"),
         ("CAPTION_MAX_FAILED_FRACTION", "1.5", "less than or equal to 1"),
         ("CAPTION_SHARDS_PER_RUN", "0", "greater than or equal to 1"),
     ],
@@ -161,7 +161,6 @@ def test_contradictory_values_are_an_error_with_both_settings(
         ("CAPTION_FPS", "CAPTION_SAMPLE_FPS"),
         ("CAPTION_NUM_WORKERS", "CAPTION_DECODE_WORKERS"),
         ("CAPTION_MODEL_NAME", "CAPTION_MODEL"),
-        ("CAPTION_PROMPT_STAGE1", "CAPTION_STAGE1_PROMPT"),
         ("CAPTION_ASSETS_MODEL", "CAPTION_MODEL"),
         ("CAPTIONS_MODEL", "CAPTION_MODEL"),
         ("CAPTIION_MODEL", "CAPTION_MODEL"),
@@ -266,12 +265,39 @@ def test_adapter_needs_a_revision_and_is_part_of_the_recipe(monkeypatch: pytest.
         load_settings()
 
 
-def test_one_text_of_a_named_prompt_can_be_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CAPTION_PROMPT", "driving")
-    assert load_settings().caption_recipe.prompt is PROMPTS["driving"]
-    monkeypatch.setenv("CAPTION_STAGE1_PROMPT", "Say what you see.")
-    prompt = load_settings().caption_recipe.prompt
-    assert (prompt.name, prompt.stage2) == ("custom", PROMPTS["driving"].stage2)
+def test_recipe_is_a_name_or_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CAPTION_RECIPE", "driving")
+    assert load_settings().caption_recipe.graph is built_in("driving")
+    file = tmp_path / "mine.yaml"
+    file.write_text("stages:\n  - name: look\n    prompt: Look.\n")
+    monkeypatch.setenv("CAPTION_RECIPE", str(file))
+    graph = load_settings().caption_recipe.graph
+    assert (graph.name, [stage.name for stage in graph.stages]) == ("mine", ["look"])
+
+
+def test_invalid_recipe_file_is_an_error_with_its_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("stages:\n  - name: look\n")
+    monkeypatch.setenv("CAPTION_RECIPE", str(file))
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    assert str(caught.value) == f"CAPTION_RECIPE={str(file)!r}: {file}:2: `prompt` is missing: add it"
+
+
+def test_url_of_a_recipe_with_credentials_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAPTION_RECIPE", "s3://key:secret@bucket/mine.yaml")
+    with pytest.raises(SettingsError, match=r"^CAPTION_RECIPE=…: the URL contains credentials"):
+        load_settings()
+
+
+@pytest.mark.parametrize("variable", sorted(IN_RECIPES))
+def test_prompt_of_an_earlier_release_is_an_error_that_names_the_recipe(
+    monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(variable, "Say what you see.")
+    expected = f"^Unknown setting {variable}; prompts are now in a recipe file: .* set CAPTION_RECIPE to it$"
+    with pytest.raises(SettingsError, match=expected):
+        load_settings()
 
 
 def test_engine_arguments_are_parsed_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,13 +314,12 @@ def test_deterministic_overrides_sampling_settings(monkeypatch: pytest.MonkeyPat
 
 def test_settings_set_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CAPTION_MODEL", "qwen")
-    monkeypatch.setenv("CAPTION_STAGE1_PROMPT", "Say what you see.")
+    monkeypatch.setenv("CAPTION_RECIPE", "surveillance")
     monkeypatch.setenv("CAPTION_SAMPLE_FPS", "1")
     monkeypatch.setenv("CAPTION_TEMPERATURE", "0")
     recipe = load_settings().caption_recipe
     assert recipe.fp8
-    assert recipe.prompt.name == "custom"
-    assert recipe.prompt.stage1 == "Say what you see."
+    assert recipe.graph.name == "surveillance"
     assert recipe.frames.fps == 1
     assert recipe.generation.temperature == 0
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from caption_assets.captioning.json_schema import check_schema
+
 
 @dataclass(frozen=True, slots=True)
 class TextOutput:
@@ -15,10 +17,17 @@ class TextOutput:
 
 @dataclass(frozen=True, slots=True)
 class JsonOutput:
-    """A JSON value that a schema describes."""
+    """A JSON value that a schema describes.
+
+    Raises:
+        SchemaError: if the schema is invalid.
+    """
 
     schema: Mapping[str, Any]
     """JSON Schema; vLLM's structured outputs constrain the answer to it."""
+
+    def __post_init__(self) -> None:
+        check_schema(self.schema)
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,7 +85,8 @@ class Recipe:
     def instruction(self, stage: Stage, window: ManifestRow, texts: Mapping[str, str]) -> str:
         """The instruction of a stage for a window, with the texts of the stages that it needs."""
         own = self.clip_prompt(stage, window)
-        return stage.instruction(texts) if own is None else own
+        seconds = (window.end_seconds or 0.0) - (window.start_seconds or 0.0)
+        return stage.instruction(texts, seconds) if own is None else own
 
     def params(self, stage: Stage) -> SamplingParams:
         """The sampling parameters of a stage."""

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from caption_assets.captioning.json_schema import SchemaError
 from caption_assets.captioning.output import TEXT, ChoiceOutput, JsonOutput, Output
+from caption_assets.captioning.sampling import SamplingParams
 from caption_assets.captioning.stages import Stage, StageError, StageGraph
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.store.access import STANDARD, Access
@@ -21,6 +26,10 @@ from caption_assets.store.tables import CLIP_MANIFEST
 _FOLDER = files("caption_assets.captioning") / "recipes"
 BUILT_IN = tuple(sorted(PurePosixPath(file.name).stem for file in _FOLDER.iterdir() if file.name.endswith(".yaml")))
 """Names of the built-in recipes."""
+MAX_BYTES = 256 << 10
+"""Maximum size of a recipe file."""
+_GREEDY = SamplingParams(temperature=0.0)
+"""Sampling parameters that allow each other parameter."""
 Loc = Sequence[str | int]
 """A place in a file: keys of mappings and numbers of items."""
 
@@ -30,7 +39,7 @@ class RecipeError(CaptionAssetsError):
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class _Sampling(_Strict):
@@ -39,9 +48,30 @@ class _Sampling(_Strict):
     repetition_penalty: float | None = None
     seed: int | None = None
 
+    @field_validator("*")
+    @classmethod
+    def _check_field(cls, value: Any, info: ValidationInfo) -> Any:
+        return _check_sampling(value, info)
+
+    @model_validator(mode="after")
+    def _check_seed(self) -> _Sampling:
+        SamplingParams(**self.given)
+        return self
+
+    @property
+    def given(self) -> dict[str, Any]:
+        return self.model_dump(exclude_none=True)
+
+
+def _check_sampling(value: Any, info: ValidationInfo) -> Any:
+    """Check the range of one sampling parameter."""
+    if value is not None:
+        replace(_GREEDY, **{str(info.field_name): value})
+    return value
+
 
 class _Output(_Strict):
-    json_schema: dict[str, Any] | None = Field(None, alias="json")
+    json_schema: dict[Any, Any] | None = Field(None, alias="json")
     choices: tuple[str, ...] | None = None
     score: str | None = None
 
@@ -51,7 +81,6 @@ class _Output(_Strict):
             raise ValueError("an output is `text`, or a mapping with one of the keys `json` and `choices`")
         if self.score is not None and self.choices is None:
             raise ValueError("`score` belongs to `choices`: remove it")
-        _ = self.parsed
         return self
 
     @property
@@ -72,34 +101,104 @@ class _Stage(_Strict):
     @field_validator("output", mode="before")
     @classmethod
     def _parse_output(cls, value: object) -> object:
-        """Parse a mapping before the union is tried, which would report the errors of all its members."""
-        return _Output.model_validate(value) if isinstance(value, Mapping) else value
+        """Parse the output before the union is tried, which would report the errors of all its members."""
+        if isinstance(value, Mapping):
+            return _Output.model_validate(value)
+        if value != "text":
+            raise ValueError(f"the output is {_kind(value)}: write `text`, or a mapping with `json` or `choices`")
+        return value
+
+    @field_validator("max_output_tokens")
+    @classmethod
+    def _check_limit(cls, value: Any, info: ValidationInfo) -> Any:
+        return _check_sampling(value, info)
 
     @property
     def parsed(self) -> Stage:
-        sampling = {**self.sampling.model_dump(), "max_output_tokens": self.max_output_tokens}
-        given = {name: value for name, value in sampling.items() if value is not None}
-        output = TEXT if isinstance(self.output, str) else self.output.parsed
+        limit = {} if self.max_output_tokens is None else {"max_output_tokens": self.max_output_tokens}
+        given = {**self.sampling.given, **limit}
+        try:
+            output = TEXT if isinstance(self.output, str) else self.output.parsed
+        except SchemaError as error:
+            raise StageError(self.name, ("output", "json", *error.path), str(error)) from error
+        except ValueError as error:
+            raise StageError(self.name, ("output", "choices"), str(error)) from error
         if given and isinstance(output, ChoiceOutput):
-            field = next(name for name in ("max_output_tokens", "sampling") if name in given or name == "sampling")
-            raise StageError(self.name, field, "a choice is one token, the most probable one: remove the sampling")
+            field = "max_output_tokens" if limit else "sampling"
+            raise StageError(self.name, field, f"a choice is one token, the most probable one: remove `{field}`")
         return Stage(self.name, self.prompt, output, self.video, given)
 
 
 class _File(_Strict):
     description: str = ""
     clip_prompt: str = ""
-    stages: tuple[_Stage, ...] = Field(min_length=1)
+    stages: tuple[_Stage, ...]
+
+    @field_validator("stages")
+    @classmethod
+    def _check_number(cls, stages: tuple[_Stage, ...]) -> tuple[_Stage, ...]:
+        if not stages:
+            raise ValueError("`stages` is empty: add a stage with `name` and `prompt`")
+        return stages
+
+
+_MODELS: Mapping[str, type[_Strict]] = {"": _File, "stages": _Stage, "output": _Output, "sampling": _Sampling}
+"""The models of a file's mappings, by the last key that leads to them."""
 
 
 class _Loader(yaml.SafeLoader):
-    """A loader for which ``yes``, ``no``, ``on`` and ``off`` are words, as in YAML 1.2."""
+    """A loader of YAML 1.2's types, in which ``yes``, ``no``, ``1:30`` and ``2026-01-01`` are words.
+
+    Aliases are refused, because a few of them can stand for gigabytes, and so are keys that occur twice.
+    """
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012  # PyYAML's, not shared
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """The next node."""
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(
+                None, None, f"the alias *{event.anchor} is not supported: repeat the text", event.start_mark
+            )
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping, whose keys differ."""
+        found: dict[Any, Any] = {}
+        for key, value in node.value:
+            name = self.construct_object(key, deep=True)
+            if isinstance(name, list | dict):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a key is a list or a mapping: put text in braces or brackets in quotes", key.start_mark
+                )
+            if name in found:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {name!r} occurs twice: remove one", key.start_mark
+                )
+            found[name] = self.construct_object(value, deep=deep)
+        return found
 
 
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool" or first in "tTfF"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+for _tag, _pattern, _first in (
+    ("null", r"~|null|", ["~", "n", ""]),
+    ("bool", r"true|false", ["t", "f"]),
+    ("int", r"[-+]?(0|[1-9][0-9]*)", list("-+0123456789")),
+    (
+        "float",
+        r"[-+]?((\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=e))(e[-+]?[0-9]+)?|\.inf)|\.nan",
+        list("-+.0123456789"),
+    ),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), _first)
+_HINTS = {
+    "could not determine a constructor": "remove the tag, which begins with '!'",
+    "mapping values are not allowed here": "put a text that contains ': ' in quotes, or below its key after '>-'",
+    "cannot start any token": "indent with spaces, and put a text that begins with a special character in quotes",
+    "expected ',' or": "put a text inside braces or brackets in quotes, and close them",
+    "but found '<scalar>'": "put a text that begins with a brace or a quote in quotes, or below its key after '>-'",
 }
+"""Remedies, by a part of PyYAML's message."""
 
 
 def read_recipe(name: str, access: Access = STANDARD) -> StageGraph:
@@ -119,20 +218,27 @@ def read_recipe(name: str, access: Access = STANDARD) -> StageGraph:
     if path.suffix not in (".yaml", ".yml"):
         raise RecipeError(f"unknown recipe {name!r}: choose one of {', '.join(BUILT_IN)}, or give a .yaml file")
     folder, _, file = name.rpartition("/")
+    root = Root.open(folder or ("/" if name.startswith("/") else "."), access)
     try:
-        content = Root.open(folder or ("/" if name.startswith("/") else "."), access).read(file)
-        return parse_recipe(path.stem, content.decode(), name)
+        content = root.read(file)
     except FileNotFoundError as error:
         raise RecipeError(f"the recipe file {name} does not exist: create it, or correct the path") from error
+    if len(content) > MAX_BYTES:
+        raise RecipeError(
+            f"{name} has {len(content)} bytes, but a recipe file has at most {MAX_BYTES}: give a file with stages alone"
+        )
+    try:
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        problem = f"{error.reason} at byte {error.start}"
-        raise RecipeError(f"{name} is not UTF-8 text ({problem}): save it as UTF-8") from error
+        line = content.count(b"\n", 0, error.start) + 1
+        raise RecipeError(f"{name}:{line}: not UTF-8 text ({error.reason}): save the file as UTF-8") from error
+    return parse_recipe(path.stem, text, name)
 
 
 @cache
 def built_in(name: str) -> StageGraph:
     """A built-in recipe."""
-    return parse_recipe(name, (_FOLDER / f"{name}.yaml").read_text(), f"{name}.yaml")
+    return parse_recipe(name, (_FOLDER / f"{name}.yaml").read_text(encoding="utf-8"), f"{name}.yaml")
 
 
 def parse_recipe(name: str, text: str, place: str) -> StageGraph:
@@ -146,43 +252,130 @@ def parse_recipe(name: str, text: str, place: str) -> StageGraph:
     Raises:
         RecipeError: if it is not valid YAML or not a valid recipe.
     """
-    try:
-        loader = _Loader(text)
-        node = loader.get_single_node()
-        content = loader.construct_document(node) if node else None
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise RecipeError(f"{place}:{line}: not valid YAML: {error.problem}") from error
-    except (yaml.YAMLError, ValueError) as error:
-        raise RecipeError(f"{place}: not valid YAML: {error}") from error
+    node, content = _parse_yaml(text, place)
     try:
         parsed = _File.model_validate(content)
     except ValidationError as error:
         raise RecipeError("; ".join(_explain(detail, node, place) for detail in error.errors())) from error
+    stages = []
+    for number, stage in enumerate(parsed.stages):
+        try:
+            stages.append(stage.parsed)
+        except StageError as error:
+            raise RecipeError(f"{place}:{_line(node, ('stages', number, *error.field))}: {error}") from error
     try:
-        return StageGraph(name, tuple(stage.parsed for stage in parsed.stages), parsed.clip_prompt)
+        return StageGraph(name, tuple(stages), parsed.clip_prompt, parsed.description)
     except StageError as error:
-        number = next(at for at, stage in enumerate(parsed.stages) if stage.name == error.stage)
-        loc: Loc = ("clip_prompt",) if error.field == "clip_prompt" else ("stages", number, error.field)
+        # Of two stages with the same name, the second one is the problem.
+        number = max(at for at, stage in enumerate(parsed.stages) if stage.name == error.stage)
+        loc: Loc = error.field if error.field == ("clip_prompt",) else ("stages", number, *error.field)
         raise RecipeError(f"{place}:{_line(node, loc)}: {error}") from error
 
 
+def _parse_yaml(text: str, place: str) -> tuple[yaml.Node | None, Any]:
+    """The root node of a document, and its values."""
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        return node, loader.construct_document(node) if node else None
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        hint = next((f": {hint}" for part, hint in _HINTS.items() if part in str(error.problem)), "")
+        raise RecipeError(f"{place}:{line}: not valid YAML: {error.problem}{hint}") from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise RecipeError(
+            f"{place}:{line}: YAML allows no control characters such as U+{error.character:04X}: remove it"
+        ) from error
+    except RecursionError:
+        raise RecipeError(f"{place}: nested too deeply: remove brackets, braces or levels") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise RecipeError(f"{place}: not valid YAML: {error}") from error
+
+
 def _explain(detail: Any, node: yaml.Node | None, place: str) -> str:
-    """A message for a validation error: file, line, key, problem."""
-    loc = [part for part in detail["loc"] if part not in ("literal['text']", "_Output")]
-    problem = str(detail["msg"]).removeprefix("Value error, ")
-    key = ".".join(str(part) for part in loc)
-    return f"{place}:{_line(node, loc)}: {f'{key}: ' if key else ''}{problem}"
+    """A message for a validation error: file, line, problem, remedy."""
+    loc = [part for part in detail["loc"] if part != "_Output"]
+    return f"{place}:{_line(node, loc)}: {_problem(detail, loc)}"
+
+
+def _problem(detail: Any, loc: Loc) -> str:
+    found, subject = _kind(detail["input"]), _subject(loc)
+    match detail["type"]:
+        case "value_error":
+            return str(detail["msg"]).removeprefix("Value error, ")
+        case "extra_forbidden":
+            return _unknown_key(loc)
+        case "missing":
+            return f"{subject} is missing: add it"
+        case "model_type":
+            model = _MODELS[_last_key(loc)]
+            return f"{subject} is {found}: write a mapping with {' and '.join(_required(model)) or 'keys and values'}"
+        case "dict_type":
+            return f"{subject} is {found}: write a JSON Schema, which is a mapping"
+        case "tuple_type":
+            return f"{subject} is {found}: write a list, one item a line after '- '"
+        case "string_type" if isinstance(detail["input"], bool | int | float):
+            return f"{subject} is {found}: put it in quotes"
+        case "string_type":
+            return f"{subject} is {found}: write a text, in quotes if it begins with a brace or bracket"
+        case "bool_type" | "bool_parsing":
+            return f"{subject} is {found}: write true or false"
+        case kind if kind.startswith("int_"):
+            return f"{subject} is {found}: write a whole number"
+        case kind if kind.startswith(("float_", "finite_")):
+            return f"{subject} is {found}: write a number"
+        case _:
+            return f"{subject}: {detail['msg']}"
+
+
+def _unknown_key(loc: Loc) -> str:
+    fields = _MODELS[_last_key(loc[:-1])].model_fields
+    known = [field.alias or name for name, field in fields.items()]
+    near = get_close_matches(str(loc[-1]), known, n=1)
+    remedy = f"did you mean `{near[0]}`?" if near else f"use {', '.join(f'`{key}`' for key in known)}, or remove it"
+    return f"unknown key `{loc[-1]}`; {remedy}"
+
+
+def _required(model: type[_Strict]) -> list[str]:
+    return [f"`{name}`" for name, field in model.model_fields.items() if field.is_required()]
+
+
+def _last_key(loc: Loc) -> str:
+    return next((part for part in reversed(loc) if isinstance(part, str)), "")
+
+
+def _subject(loc: Loc) -> str:
+    """The name of a place for messages."""
+    if not loc:
+        return "the file"
+    if isinstance(loc[-1], int):
+        return f"item {loc[-1] + 1} of `{_last_key(loc)}`"
+    return f"`{loc[-1]}`"
+
+
+def _kind(value: object) -> str:
+    match value:
+        case None:
+            return "empty"
+        case bool():
+            return str(value).lower()
+        case int() | float():
+            return f"the number {value}"
+        case str():
+            return f"the text {value!r}"
+        case Mapping():
+            return "a mapping"
+        case _:
+            return "a list"
 
 
 def _line(node: yaml.Node | None, loc: Loc) -> int:
     """The line of a place in a document, from 1; that of the nearest place above it if it does not exist."""
-    line = 1
+    line = node.start_mark.line + 1 if node else 1
     for part in loc:
-        if node is not None:
-            line = node.start_mark.line + 1
         if isinstance(node, yaml.MappingNode):
-            found = next(((key, value) for key, value in node.value if key.value == part), None)
+            found = next(((key, value) for key, value in node.value if key.value == str(part)), None)
             if found is None:
                 return line
             key, node = found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from caption_assets.captioning.output import TEXT, ChoiceOutput, JsonOutput, Output, TextOutput
 from caption_assets.captioning.sampling import SamplingParams
@@ -20,13 +21,16 @@ RESERVED_NAMES = frozenset(
         "corrections",
         "gallery",
         "model_weights",
+        "seconds",
         "shard_index",
         "shards",
         "weights",
     }
 )
-"""Names of other assets, steps and folders of the root."""
+"""Names of other assets, steps and folders of the root, and of the slot that is no stage."""
 _SLOT = re.compile(r"\{([a-z][a-z0-9_]*)\}")
+SECONDS = "seconds"
+"""The slot of the window's duration, in seconds."""
 _SINGLE_SLOT = "{caption}"
 """The slot of a stage that needs one other stage, as earlier releases wrote and hashed it."""
 
@@ -36,14 +40,14 @@ class StageError(ValueError):
 
     Args:
         stage: name of the stage.
-        field: the field of the recipe file that is invalid.
+        field: the invalid field of the stage in a recipe file, or the keys and item numbers that lead to it.
         message: the problem and its remedy.
     """
 
-    def __init__(self, stage: str, field: str, message: str) -> None:
+    def __init__(self, stage: str, field: str | tuple[str | int, ...], message: str) -> None:
         super().__init__(message)
         self.stage = stage
-        self.field = field
+        self.field = (field,) if isinstance(field, str) else field
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,8 @@ class Stage:
     name: str
     """The name of the stage's asset, table and folder."""
     prompt: str
-    """The instruction. ``{name}`` is replaced by the text of the stage of that name."""
+    """The instruction. ``{name}`` is replaced by the text of the stage of that name, ``{seconds}`` by the window's
+    duration."""
     output: Output = TEXT
     video: bool = True
     """Whether the window is shown."""
@@ -75,10 +80,10 @@ class Stage:
                 "underscores, starting with a letter",
             )
         if self.name in RESERVED_NAMES:
-            raise StageError(self.name, "name", f"{self.name!r} is the name of another asset or folder: choose another")
+            raise StageError(self.name, "name", f"{self.name!r} is reserved: choose another name")
         if not self.prompt.strip():
             raise StageError(self.name, "prompt", f"the prompt of {self.name} is empty: give it an instruction")
-        object.__setattr__(self, "needs", tuple(dict.fromkeys(_SLOT.findall(self.prompt))))
+        object.__setattr__(self, "needs", tuple(dict.fromkeys(self.slots)))
         if not self.video and not self.needs:
             raise StageError(
                 self.name,
@@ -90,16 +95,22 @@ class Stage:
     @property
     def template(self) -> str:
         """The prompt for hashes: a single slot has no name, so that renaming the needed stage changes no hash."""
-        return _SLOT.sub(_SINGLE_SLOT, self.prompt) if len(self.needs) == 1 else self.prompt
+        return self.instruction(dict.fromkeys(self.needs, _SINGLE_SLOT)) if len(self.needs) == 1 else self.prompt
 
-    def instruction(self, texts: Mapping[str, str]) -> str:
-        """The prompt with the texts of the needed stages, inserted literally: slots in them are not replaced."""
-        return _SLOT.sub(lambda slot: texts[slot[1]], self.prompt)
+    def instruction(self, texts: Mapping[str, str], seconds: float | None = None) -> str:
+        """The prompt with the texts of the needed stages, inserted literally: slots in them are not replaced.
+
+        Args:
+            texts: the texts, by stage.
+            seconds: the window's duration; None leaves its slot.
+        """
+        duration = f"{{{SECONDS}}}" if seconds is None else f"{seconds:.1f}"
+        return _SLOT.sub(lambda slot: {**texts, SECONDS: duration}[slot[1]], self.prompt)
 
     @property
     def slots(self) -> list[str]:
         """Names of the stages in the prompt's slots; a stage is there as often as its text."""
-        return _SLOT.findall(self.prompt)
+        return [name for name in _SLOT.findall(self.prompt) if name != SECONDS]
 
     @property
     def columns(self) -> CaptionColumns:
@@ -113,10 +124,15 @@ class Stage:
                 return CaptionColumns(self.needs)
 
     def params(self, recipe: SamplingParams) -> SamplingParams:
-        """The sampling parameters, given those of the recipe. A choice takes the most probable of its tokens."""
+        """The sampling parameters, given those of the recipe. A choice takes the most probable of its tokens.
+
+        A recipe with a seed decodes greedily: only the repetition penalty and the output limit of the stage apply.
+        """
         if isinstance(self.output, ChoiceOutput):
             return SamplingParams(temperature=0.0, top_p=1.0, repetition_penalty=1.0, max_output_tokens=1)
-        return replace(recipe, **self.sampling)  # type: ignore[arg-type]
+        fixed = () if recipe.seed is None else ("temperature", "top_p", "seed")
+        own: Mapping[str, Any] = {name: value for name, value in self.sampling.items() if name not in fixed}
+        return replace(recipe, **own)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +148,10 @@ class StageGraph:
     """The recipe's name."""
     stages: tuple[Stage, ...]
     clip_prompt: str = ""
-    """Name of the stage whose prompt a clip's own prompt replaces. Default: the first stage."""
+    """Name of the stage whose prompt a clip's own prompt replaces. Default: the first stage that answers in text and
+    needs no other; if there is none, it is empty, and no prompt is replaced."""
+    description: str = ""
+    """One sentence about the recipe, for people."""
 
     def __post_init__(self) -> None:
         names = [stage.name for stage in self.stages]
@@ -143,12 +162,14 @@ class StageGraph:
                 raise StageError(
                     stage.name,
                     "prompt",
-                    f"the slot {{{unknown[0]}}} names no stage: use one of {', '.join(names)}, or write a space after "
-                    "the brace if it is not a slot",
+                    f"the slot {{{unknown[0]}}} names no stage: use one of {', '.join(names)} or {SECONDS}, or write a "
+                    "space after the brace if it is not a slot",
                 )
         object.__setattr__(self, "stages", _sorted(self.stages))
         if not self.clip_prompt:
-            object.__setattr__(self, "clip_prompt", self.stages[0].name)
+            first = (stage.name for stage in self.stages if stage.output == TEXT and not stage.needs)
+            object.__setattr__(self, "clip_prompt", next(first, ""))
+            return
         if self.clip_prompt not in names:
             raise StageError(
                 names[0], "clip_prompt", f"clip_prompt is {self.clip_prompt!r}: use one of {', '.join(names)}"
@@ -172,10 +193,22 @@ def _sorted(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
     while waiting:
         ready = next((stage for stage in waiting if all(name in ordered for name in stage.needs)), None)
         if ready is None:
-            names = ", ".join(stage.name for stage in waiting)
+            circle = _circle(waiting)
             raise StageError(
-                waiting[0].name, "prompt", f"these stages need each other: {names}; remove a slot from one of them"
+                circle[0],
+                "prompt",
+                f"stages need each other in a circle: {' → '.join(circle)}; remove a slot from one of them",
             )
         ordered[ready.name] = ready
         waiting.remove(ready)
     return tuple(ordered.values())
+
+
+def _circle(waiting: list[Stage]) -> list[str]:
+    """Names of stages that need each other, the first one again at the end; each of ``waiting`` needs another one."""
+    names = {stage.name for stage in waiting}
+    next_name = {stage.name: next(name for name in stage.needs if name in names) for stage in waiting}
+    path = [waiting[0].name]
+    while path[-1] not in path[:-1]:
+        path.append(next_name[path[-1]])
+    return path[path.index(path[-1]) :]

@@ -37,7 +37,7 @@ def _column(schema: object, root: Mapping[str, Any], seen: tuple[str, ...]) -> J
     if not isinstance(schema, Mapping):
         return _TEXT
     if isinstance(ref := schema.get("$ref"), str):
-        found = None if ref in seen else _resolve(ref, root)
+        found = None if ref in seen else resolve_reference(ref, root)
         return _TEXT if found is None else _column(found, root, (*seen, ref))
     branches = schema.get("anyOf") or schema.get("oneOf")
     if isinstance(branches, list):
@@ -71,7 +71,7 @@ def _kind_of(value: object) -> str:
     return kinds.get(type(value), "object")
 
 
-def _resolve(ref: str, root: Mapping[str, Any]) -> object | None:
+def resolve_reference(ref: str, root: Mapping[str, Any]) -> object | None:
     """The schema of a local reference, as pydantic writes them; None for any other."""
     found: Any = root
     for part in ref.removeprefix(_LOCAL).split("/") if ref.startswith(_LOCAL) else ():
