@@ -148,11 +148,12 @@ async def caption_all(
     stages: tuple[Stage, ...] = STAGES,
     sandbox: Sandbox = SANDBOX,
 ) -> list[WindowJob]:
-    """Finished copies of the jobs, in their order."""
+    """Finished copies of the jobs, in their order, with the recipe's stages of these names."""
+    wanted = tuple(recipe.graph.stage(stage.name) for stage in stages)
     copies: list[WindowJob] = []
     finished: list[WindowJob] = []
     for number, job in enumerate(jobs):
-        copies.append(replace(job, stages=stages, number=number, rows=dict(job.rows)))
+        copies.append(replace(job, stages=wanted, number=number, rows=dict(job.rows)))
         copies[-1].set_previous(copies[-2] if number else None)
 
     async def stream() -> AsyncIterator[WindowJob]:

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caption_assets.captioning.engine import EngineCrashed
-from caption_assets.captioning.prompts import CAPTION_SLOT, SAMPLE
+from caption_assets.captioning.recipe_file import built_in
 from caption_assets.captioning.request import Completion, Request, RequestFailed
 from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.models.variants import VARIANTS, find_variant
@@ -26,6 +26,7 @@ from tests.models.files import MODEL, SHARD
 from tests.models.hub_server import Fault, HubServer
 from tests.videos import decode
 
+STAGE1, STAGE2 = built_in("general").stages
 TEMPLATE = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|><|video_pad|>"
     "<|vision_end|>{}<|im_end|>\n<|im_start|>assistant\n"
@@ -211,7 +212,7 @@ def test_downloaded_weights_are_verified(hub: HubServer, tmp_path: Path, monkeyp
 def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[QwenVL]:
     folder = str(tmp_path_factory.mktemp("models") / "node")
     QwenVL.download_weights_on_node(folder, "sample")
-    before, after = SAMPLE.stage2.split(CAPTION_SLOT)
+    before, after = STAGE2.template.split("{caption}")
     assert not after.startswith(" ")
     model = QwenVL(folder, "sample", 16, fp8=False, stage2_prompt_text=before)
     model.setup()
@@ -239,7 +240,7 @@ def inputs(
 @pytest.mark.engine
 def test_captions_are_in_order_and_inputs_are_unchanged(model: QwenVL, clips: list[tuple[SampleClip, bytes]]) -> None:
     assert model.generate([]) == []
-    videos = inputs(clips, SAMPLE.stage1)
+    videos = inputs(clips, STAGE1.prompt)
     kept = copy.deepcopy(videos)
     captions = model.generate(videos, batch_size=2)
     assert captions == [clip.scenes[0].stage1 for clip, _ in clips]
@@ -250,7 +251,7 @@ def test_captions_are_in_order_and_inputs_are_unchanged(model: QwenVL, clips: li
 
 @pytest.mark.engine
 def test_second_stage_changes_the_first_caption(model: QwenVL, clips: list[tuple[SampleClip, bytes]]) -> None:
-    captions = model.generate(inputs(clips, SAMPLE.stage1), generate_stage2_caption=True)
+    captions = model.generate(inputs(clips, STAGE1.prompt), generate_stage2_caption=True)
     assert all(captions)
     assert all(caption != clip.scenes[0].stage1 for caption, (clip, _) in zip(captions, clips, strict=True))
 
@@ -259,7 +260,7 @@ def test_second_stage_changes_the_first_caption(model: QwenVL, clips: list[tuple
 def test_frames_of_any_size_are_scaled_if_the_model_preprocesses(
     model: QwenVL, clips: list[tuple[SampleClip, bytes]]
 ) -> None:
-    odd = inputs(clips, SAMPLE.stage1, size=(150, 190))
+    odd = inputs(clips, STAGE1.prompt, size=(150, 190))
     with pytest.raises(CaptionsIncomplete, match=r"190x150.*28"):
         model.generate(odd)
     model.model_does_preprocess = True
@@ -271,7 +272,7 @@ def test_frames_of_any_size_are_scaled_if_the_model_preprocesses(
 
 @pytest.mark.engine
 def test_failed_video_keeps_the_captions_of_others(model: QwenVL, clips: list[tuple[SampleClip, bytes]]) -> None:
-    videos = inputs(clips[:3], SAMPLE.stage1)
+    videos = inputs(clips[:3], STAGE1.prompt)
     videos[1]["prompt"] = TEMPLATE.format("word " * 4000)
     with pytest.raises(CaptionsIncomplete, match="1 of 3") as raised:
         model.generate(videos)

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from uuid import uuid4
 
 from caption_assets.captioning.recipe import Recipe
-from caption_assets.captioning.recipe_file import STAGES
 from caption_assets.captioning.stages import Stage
 from caption_assets.store.root import Root
 
@@ -18,15 +17,19 @@ MAX_ATTEMPTS = 8
 
 @dataclass(frozen=True, slots=True)
 class CaptionRun:
-    """Inputs, outputs and limits of one run of ``caption_shards``."""
+    """Inputs, outputs and limits of one run of ``caption_shards``.
+
+    Raises:
+        ValueError: if a stage is not in the recipe.
+    """
 
     root: Root
     """Root of the manifests, tables, checkpoints and leases."""
     source: Root
     """Root of the clips."""
     recipe: Recipe
-    stages: tuple[Stage, ...] = STAGES
-    """Stages to caption, in the recipe's order. The other stages that they need are read from the root."""
+    stages: tuple[Stage, ...] = ()
+    """Stages to caption, in the recipe's order; by default all. The others that they need are read from the root."""
     engine_settings: str = ""
     """Identity of the engine's settings; see ``EngineConfig``."""
     weights_version: str | None = None
@@ -44,3 +47,9 @@ class CaptionRun:
     max_attempts: int = MAX_ATTEMPTS
     """Number of requests, over all runs, after which a failed caption is not retried. A run makes up to four requests,
     and more if reasoning is cut off."""
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            object.__setattr__(self, "stages", self.recipe.stages)
+        if unknown := [stage.name for stage in self.stages if stage not in self.recipe.stages]:
+            raise ValueError(f"the recipe has no stage {unknown[0]} with this prompt and output: take the recipe's own")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
 from caption_assets.captioning.budget import FrameGrid, FrameTooNarrow, NoRoom, fit, fit_context, fit_size
@@ -48,7 +48,7 @@ class Planner:
 
     async def _plan(self, job: WindowJob) -> None:
         window, engine = job.window, self._supervisor.engine
-        planned, video = NO_VIDEO, 0
+        largest, video = NO_VIDEO, 0
         if shown := [stage for stage in job.missing if stage.video]:
             limits = engine.limits(self._recipe.variant.pixels)
             height, width = require(window.height), require(window.width)
@@ -56,23 +56,20 @@ class Planner:
             frames = frame_count(seconds, require(window.end_frame) - require(window.start_frame), self._recipe.frames)
             job.whole = fit(frames, height, width, limits)
             job.wanted = FrameGrid(frames, *fit_size(height, width, limits, limits.max_pixels))
-            planned = await self._fit_any(job, shown)
-            video = await self._video_tokens(window, planned)
-        job.load = engine.load(planned, video, self._text_load(job))
-        # Over all stages, so that a caption does not depend on which of them the run captions.
-        needing = (self._reserved_tokens(window, stage) for stage in self._recipe.stages if stage.needs)
-        job.caption_room = engine.context - video - max(needing, default=0)
+            largest = await self._largest(job, shown)
+        if largest != NO_VIDEO:
+            video = await self._video_tokens(window, largest)
+        job.load = engine.load(largest, video, self._text_load(job))
 
-    async def _fit_any(self, job: WindowJob, stages: Sequence[Stage]) -> FrameGrid:
-        """The video of the first stage that has room for one.
-
-        Raises:
-            RequestFailed: if no stage has.
-        """
-        for stage in stages[:-1]:
-            with suppress(RequestFailed):  # it fails alone, in its own run
-                return await self.fit(job, stage, job.whole)
-        return await self.fit(job, stages[-1], job.whole)
+    async def _largest(self, job: WindowJob, stages: Iterable[Stage]) -> FrameGrid:
+        """The largest video of these stages. A stage without room for one counts as none: it fails in its own run."""
+        largest = NO_VIDEO
+        for stage in stages:
+            with suppress(RequestFailed):
+                largest = max(largest, await self.fit(job, stage, job.whole), key=lambda grid: grid.bytes)
+            if largest == job.whole:
+                break
+        return largest
 
     def _text_load(self, job: WindowJob) -> int:
         """Maximum tokens of prompts and answers, without the video, of stages that run at the same time."""
@@ -100,6 +97,21 @@ class Planner:
         engine = self._supervisor.engine
         instruction = self._recipe.instruction(stage, window, texts)
         return engine.text_tokens(engine.render(instruction, video=stage.video), video=stage.video)
+
+    async def text_room(self, job: WindowJob, stage: Stage, grid: FrameGrid) -> int:
+        """Maximum tokens of a stage's text with room in each prompt that has a slot for it, beside a video.
+
+        It covers all stages of the recipe, so that a text does not depend on which of them the run captions.
+        """
+        engine, rooms = self._supervisor.engine, [self._supervisor.engine.context]
+        for later in self._recipe.stages:
+            if count := later.slots.count(stage.name):
+                own = self._recipe.params(stage).max_output_tokens + SPARE_TOKENS
+                others = self._reserved_tokens(job.window, later) - count * own
+                video = await self._video_tokens(job.window, grid) if later.video and grid != NO_VIDEO else 0
+                room = engine.context - video - others - self._recipe.params(later).max_output_tokens
+                rooms.append(room // count - SPARE_TOKENS)
+        return min(rooms)
 
     async def _video_tokens(self, window: ManifestRow, grid: FrameGrid) -> int:
         seconds = require(window.end_seconds) - require(window.start_seconds)

@@ -172,9 +172,11 @@ class StageRun:
             attempt = replace(attempt, flags=flags)
             if best is None or self._is_better(attempt, best):
                 best = attempt
-            is_needed = any(stage.name in later.needs for later in recipe.stages)
-            room = job.caption_room if is_needed else engine.context - attempt.answer.prompt_tokens
-            if REGENERATED.isdisjoint(flags) or (changed := self._regeneration_params(attempt, again, room)) is None:
+            if REGENERATED.isdisjoint(flags):
+                return best
+            room = await self._planner.text_room(job, stage, attempt.grid)
+            room = min(room, engine.context - attempt.answer.prompt_tokens)
+            if (changed := self._regeneration_params(attempt, again, room)) is None:
                 return best
             generation = changed
         assert best is not None  # there is at least one attempt

@@ -107,8 +107,6 @@ class WindowJob:
     reduced: dict[str, FrameGrid] = field(default_factory=dict, init=False)
     """Videos that were reduced after a request failed, by stage. Stages that need it start with the reduced video."""
     load: Load = field(default=NO_LOAD, init=False)
-    caption_room: int = field(default=0, init=False)
-    """Maximum tokens of a caption that fits into the prompts of later stages."""
     replica: int = field(default=0, init=False)
     """Number of the window in the run. It selects one of the engine's replicas."""
     attempts: Counter[str] = field(default_factory=Counter, init=False)
@@ -145,10 +143,10 @@ class WindowJob:
         return self.rows[stage.name].row if stage.name in self.rows else self.outdated.get(stage.name)
 
     def texts(self, stage: Stage) -> dict[str, str] | None:
-        """The texts that a stage needs, by stage; None if one of them failed."""
-        texts = {name: self.rows[name].row.caption for name in stage.needs}
-        found = {name: text for name, text in texts.items() if text is not None}
-        return found if len(found) == len(texts) else None
+        """The texts that a stage needs, by stage; None if there is not each of them."""
+        rows = {name: self.rows[name].row for name in stage.needs if name in self.rows}
+        found = {name: row.caption for name, row in rows.items() if row.caption is not None}
+        return found if len(found) == len(stage.needs) else None
 
     def add_row(self, stage: Stage, row: CaptionRow, *, reused: bool = False) -> None:
         """Add the row of a stage. An outdated row is kept if the new one is not better."""

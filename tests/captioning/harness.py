@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 
 from caption_assets.captioning.caption_run import CaptionRun
 from caption_assets.captioning.prefix_cache import CacheHits
-from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.request import Request
 from caption_assets.captioning.shard_queue import caption_shards
 from caption_assets.captioning.supervisor import EngineSupervisor
@@ -26,7 +25,7 @@ from caption_assets.video.window import Windowing
 from tests.captioning.fake_engine import FakeEngine, start_fake_engine
 from tests.captioning.run_events import RunEvents
 from tests.conftest import SANDBOX
-from tests.stages import STAGE1, STAGE2
+from tests.stages import STAGE1, STAGE2, two_stages
 from tests.videos import moving_video
 
 TABLES = (STAGE1.name, STAGE2.name)
@@ -61,7 +60,7 @@ class Harness:
         publish_manifest(self.root, shard, (row for clip in clips for row in clip.rows), {})
 
     def caption_run(self, **settings: Any) -> CaptionRun:
-        return replace(CaptionRun(self.root, self.source, Recipe()), **settings)
+        return CaptionRun(self.root, self.source, **{"recipe": two_stages(), **settings})
 
     def run(self, *shards: str, engine: FakeEngine | None = None, **settings: Any) -> RunEvents:
         """Caption shards, by default ``a``; settings are fields of ``CaptionRun``."""

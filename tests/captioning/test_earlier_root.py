@@ -43,14 +43,18 @@ def root(tmp_path: Path) -> Root:
     return Root.open(str(shutil.copytree(FIXTURE, tmp_path / "root")))
 
 
-def captioned_rows(root: Root, tables: frozenset[str]) -> dict[str, list[CaptionRow]]:
-    return {table: [row for row in read_captions(root, table, SHARD) if row.caption] for table in tables}
+def with_present_error(row: CaptionRow) -> CaptionRow:
+    """A row of the earlier release, with the present error if stage 1 failed."""
+    if row.error_kind != "stage1_failed":
+        return row
+    error = "stage1_captions failed for this window: see its row there"
+    return replace(row, error_kind="upstream_failed", error=error)
 
 
 @pytest.mark.parametrize("stages", [STAGES, (STAGE1,), (STAGE2,)], ids=["both", "stage1", "stage2"])
 def test_run_over_earlier_root_reuses_every_row(root: Root, stages: tuple[Stage, ...]) -> None:
     tables = frozenset(stage.name for stage in stages)
-    stored = captioned_rows(root, tables)
+    stored = {table: read_captions(root, table, SHARD) for table in tables}
     schemas = {table: pq.read_schema(root.full(table_path(table, SHARD))).remove_metadata() for table in tables}
     events = RunEvents()
     run = CaptionRun(root, Root.open(f"{root.url}/shards"), RECIPE, stages, engine_settings="other")
@@ -59,11 +63,18 @@ def test_run_over_earlier_root_reuses_every_row(root: Root, stages: tuple[Stage,
     assert {table: (made.reused, made.fresh) for table, made in events.tables[SHARD].items()} == dict.fromkeys(
         tables, (5, [])
     )
-    assert captioned_rows(root, tables) == stored
+    published = {table: read_captions(root, table, SHARD) for table in tables}
+    assert published == {table: list(map(with_present_error, rows)) for table, rows in stored.items()}
     for table, earlier in schemas.items():
         schema = pq.read_schema(root.full(table_path(table, SHARD)))
         kept = [field for field in earlier if field.name != "stage1_fingerprint"]  # now `upstream_fingerprints`
         assert [schema.field(field.name) for field in kept] == kept
+
+
+def test_stage_2_of_earlier_root_names_the_rows_that_it_was_made_from(root: Root) -> None:
+    stage1, stage2 = (read_captions(root, stage.name, SHARD) for stage in STAGES)
+    upstream = [None if row.fingerprint is None else {STAGE1.name: row.fingerprint} for row in stage1]
+    assert [row.upstream_fingerprints for row in stage2] == upstream
 
 
 def test_rows_of_earlier_root_have_captions_of_both_stages(root: Root) -> None:

@@ -33,6 +33,7 @@ from tests.captioning.families import FAMILIES
 from tests.captioning.front_end import build_front_end, start_front_end
 from tests.conftest import RunAsync
 from tests.processes import engine_processes
+from tests.stages import STAGE1
 
 
 @pytest.mark.fast
@@ -183,7 +184,7 @@ def test_qwen3_prompt_with_timestamps_has_the_predicted_length(
 
 @pytest.mark.engine
 def test_answer_at_the_output_limit_finishes_by_length(engine: CaptionEngine, run_async: RunAsync[Any]) -> None:
-    request = request_of(engine, noise(4, 112, 112), Recipe().prompt.stage1, max_output_tokens=2)
+    request = request_of(engine, noise(4, 112, 112), STAGE1.prompt, max_output_tokens=2)
     answer = run_async(engine.complete(request))
     assert (answer.finish_reason, answer.output_tokens) == ("length", 2)
 
@@ -195,7 +196,7 @@ def test_prompt_longer_than_the_context_is_refused_and_the_engine_keeps_running(
     with pytest.raises(RequestFailed, match="2048") as refused:
         run_async(engine.complete(request_of(engine, noise(4, 112, 112), "word " * 5000, max_output_tokens=2)))
     assert refused.value.kind == "refused"
-    assert run_async(engine.complete(request_of(engine, noise(4, 112, 112), Recipe().prompt.stage1))).text
+    assert run_async(engine.complete(request_of(engine, noise(4, 112, 112), STAGE1.prompt))).text
 
 
 @pytest.mark.engine
@@ -204,9 +205,9 @@ def test_unexpected_error_fails_its_request_and_the_engine_keeps_running(
 ) -> None:
     timeless = replace(noise(4, 112, 112), fps=0.0)
     with pytest.raises(RequestFailed, match="division by zero") as refused:
-        run_async(engine.complete(request_of(engine, timeless, Recipe().prompt.stage1)))
+        run_async(engine.complete(request_of(engine, timeless, STAGE1.prompt)))
     assert refused.value.kind == "refused"
-    assert run_async(engine.complete(request_of(engine, noise(4, 112, 112), Recipe().prompt.stage1))).text
+    assert run_async(engine.complete(request_of(engine, noise(4, 112, 112), STAGE1.prompt))).text
 
 
 @pytest.mark.engine

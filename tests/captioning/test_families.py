@@ -138,7 +138,7 @@ def test_family_captions_within_its_context_and_with_the_predicted_tokens(
     assert on_engine.counts
     assert all(predicted == counted for predicted, counted in on_engine.counts)
     # Random weights may end an answer before its first word. No request is refused.
-    assert {row.error_kind for row in on_engine.rows} <= {None, "empty_answer", "stage1_failed"}
+    assert {row.error_kind for row in on_engine.rows} <= {None, "empty_answer", "upstream_failed"}
     assert all(row.prompt_tokens and row.prompt_tokens < SHORT for row in on_engine.rows if row.status is Status.OK)
 
 
@@ -170,7 +170,7 @@ def test_context_that_exceeds_the_memory_is_reduced(
     assert 1024 < result.context < LONG
     assert result.counts
     assert all(predicted == counted < result.context for predicted, counted in result.counts)
-    assert {row.error_kind for row in result.rows} <= {None, "empty_answer", "stage1_failed"}
+    assert {row.error_kind for row in result.rows} <= {None, "empty_answer", "upstream_failed"}
 
 
 @pytest.mark.engine
@@ -189,7 +189,7 @@ def test_family_captions_in_a_long_context(
     assert result.context == LONG
     assert result.counts
     assert all(predicted == counted for predicted, counted in result.counts)
-    assert {row.error_kind for row in result.rows} <= {None, "empty_answer", "stage1_failed"}
+    assert {row.error_kind for row in result.rows} <= {None, "empty_answer", "upstream_failed"}
 
 
 async def plan_and_prepare(

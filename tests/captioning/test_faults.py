@@ -113,5 +113,5 @@ def test_window_that_crashes_or_hangs_the_engine_is_found_and_all_others_are_cap
     assert_correct(results, clips, except_for=POISONED)
     bad = results[POISONED]
     assert (bad.row(STAGE1).status, bad.row(STAGE1).error_kind) == (Status.FAILED, "poison")
-    assert bad.row(STAGE2).error_kind == "stage1_failed"
+    assert bad.row(STAGE2).error_kind == "upstream_failed"
     assert all(("no output for" in reason) == (fault == "hang") for reason in crashes)

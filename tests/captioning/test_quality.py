@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caption_assets.captioning.prompts import GENERAL
 from caption_assets.captioning.quality import FLAGS, REGENERATED, find_flags, replaces
+from tests.stages import STAGE2
 
 pytestmark = pytest.mark.fast
 
@@ -23,11 +23,11 @@ def texts(name: str) -> list[dict[str, Any]]:
 
 
 def flags_of(text: dict[str, Any]) -> set[str]:
-    return flags(text["caption"], instruction=text.get("instruction", GENERAL.stage2), neighbor=text.get("neighbor"))
+    return flags(text["caption"], instruction=text.get("instruction", STAGE2.template), neighbor=text.get("neighbor"))
 
 
 def flags(
-    caption: str, *, finish_reason: str = "stop", neighbor: str | None = None, instruction: str = GENERAL.stage2
+    caption: str, *, finish_reason: str = "stop", neighbor: str | None = None, instruction: str = STAGE2.template
 ) -> set[str]:
     return set(find_flags(caption, finish_reason=finish_reason, instruction=instruction, neighbor=neighbor))
 

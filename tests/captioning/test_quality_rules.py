@@ -15,14 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from caption_assets.captioning.caption_run import CaptionRun
-from caption_assets.captioning.captioner import REGENERATION_TEMPERATURE, REGENERATION_TOP_P, STRONGER_PENALTY
 from caption_assets.captioning.engine import CaptionEngine
 from caption_assets.captioning.open_shard import PublishedTable, file_metadata
-from caption_assets.captioning.prompts import GENERAL
 from caption_assets.captioning.quality import REGENERATED, RULES_VERSION, find_flags
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.reuse import EarlierRows, Reuse
 from caption_assets.captioning.shard_queue import caption_shards
+from caption_assets.captioning.stage_run import REGENERATION_TEMPERATURE, REGENERATION_TOP_P, STRONGER_PENALTY
 from caption_assets.captioning.stages import Stage
 from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.captioning.window_job import WindowJob
@@ -41,13 +40,13 @@ from tests.captioning.harness import Harness
 from tests.captioning.run_events import RunEvents
 from tests.captioning.test_earlier_root import FIXTURE, RECIPE, SHARD
 from tests.conftest import SANDBOX, RunAsync
-from tests.stages import STAGE1, STAGE2, STAGES
+from tests.stages import STAGE1, STAGE2, STAGES, two_stages
 
 TEXTS = Path(__file__).parents[2] / "benchmarks" / "texts"
 RULES = Path(__file__).parents[1] / "fixtures" / "quality_rules.json"
 """Version of the rules, flags and constants of regeneration, and the flags of each text by a hash of its line."""
 NEWER = replace(RECIPE, quality_rules=2)
-NEWER_FAKE = Recipe(quality_rules=2)
+NEWER_FAKE = two_stages(quality_rules=2)
 META = "The video shows a small red circle that moves to the left."
 REFUSAL = "I'm sorry, but I cannot watch videos."
 LONG_WITH_BOILERPLATE = (
@@ -149,7 +148,7 @@ def test_published_tables_name_their_rules(root: Root) -> None:
     run_without_engine(root)
     metadata = pq.read_schema(root.full(table_path(STAGE2.name, SHARD))).metadata
     assert metadata[b"quality_rules"] == b"2"
-    assert file_metadata(Recipe(), STAGE2)["quality_rules"] == str(RULES_VERSION)
+    assert file_metadata(two_stages(), STAGE2)["quality_rules"] == str(RULES_VERSION)
 
 
 @pytest.mark.fast
@@ -208,7 +207,7 @@ def harness(tmp_path: Path) -> Harness:
     [window, *_] = read_manifest(harness.root, "a")
     stage1, stage2 = (read_captions(harness.root, stage.name, "a") for stage in STAGES)
     stage1[0] = replace(stage1[0], caption=REFUSAL)
-    fingerprint = Recipe().fingerprint(STAGE2, window, {STAGE1.name: REFUSAL})
+    fingerprint = two_stages().fingerprint(STAGE2, window, {STAGE1.name: REFUSAL})
     stage2[0] = replace(stage2[0], fingerprint=fingerprint)
     for stage, rows in zip(STAGES, (stage1, stage2), strict=True):
         publish_captions(harness.root, stage.name, "a", rows, [row.key for row in rows], {})
@@ -227,7 +226,7 @@ def test_stage_2_follows_a_regenerated_stage_1(harness: Harness) -> None:
     stage1, stage2 = first_rows(harness)
     assert stage1.caption != REFUSAL
     assert stage1.fingerprint not in (None, before.fingerprint)
-    assert stage2.stage1_fingerprint == stage1.fingerprint
+    assert stage2.upstream_fingerprints == {STAGE1.name: stage1.fingerprint}
     harness.run(recipe=NEWER_FAKE)
     assert harness.engines == 0
 
@@ -237,7 +236,7 @@ def test_run_of_stage_1_alone_leaves_stage_2_outdated(harness: Harness) -> None:
     harness.run(recipe=NEWER_FAKE, stages=(STAGE1,))
     stage1, stage2 = first_rows(harness)
     assert stage1.caption != REFUSAL
-    assert stage2.stage1_fingerprint != stage1.fingerprint
+    assert stage2.upstream_fingerprints != {STAGE1.name: stage1.fingerprint}
 
 
 @pytest.mark.fast
@@ -301,7 +300,7 @@ def present_rules() -> dict[str, Any]:
             find_flags(
                 text["caption"],
                 finish_reason="stop",
-                instruction=text.get("instruction", GENERAL.stage2),
+                instruction=text.get("instruction", STAGE2.template),
                 neighbor=text.get("neighbor"),
             )
         )

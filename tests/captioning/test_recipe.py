@@ -2,14 +2,15 @@ from dataclasses import replace
 
 import pytest
 
-from caption_assets.captioning.prompts import PROMPTS, Prompt
+from caption_assets.captioning.prompts import text_hash
 from caption_assets.captioning.recipe import REFERENCE_OUTPUT_TOKENS, Recipe
+from caption_assets.captioning.recipe_file import built_in
 from caption_assets.captioning.sampling import DETERMINISTIC, SamplingParams
 from caption_assets.models.checkpoint import Lora
 from caption_assets.models.variants import QWEN3, QWEN25, Variant
 from caption_assets.store.tables import ManifestRow, Status
 from caption_assets.video.frame_sampling import FrameSampling
-from tests.stages import STAGE1, STAGE2, STAGES
+from tests.stages import STAGE1, STAGE2, STAGES, two_stages, with_prompts
 
 pytestmark = pytest.mark.fast
 
@@ -27,15 +28,27 @@ WINDOW = ManifestRow(
     start_seconds=0.0,
     end_seconds=8.53,
 )
-RECIPE = Recipe()
+RECIPE = two_stages()
 CAPTIONS = {STAGE1.name: "x"}
-OTHER_STAGE2 = Prompt("custom", RECIPE.prompt.stage1, "Again: {caption}")
+PROMPT_HASHES = {
+    "general": ["5246b14402743d7e", "6208b526ef0432db"],
+    "driving": ["e381ce98259f87a6", "aa244eb9122ea288"],
+    "surveillance": ["67ce5e30f5322c14", "4cebdb478507a322"],
+}
+OTHER_STAGE1 = with_prompts(RECIPE, stage1_captions="Say what you see.")
+OTHER_STAGE2 = with_prompts(RECIPE, stage2_captions="Again: {stage1_captions}")
 
 
-def test_sample_model_has_its_own_prompt() -> None:
-    assert Recipe().prompt is PROMPTS["sample"]
-    assert Recipe(variant=QWEN25).prompt is PROMPTS["general"]
-    assert PROMPTS["sample"] is not PROMPTS["general"]
+def test_sample_model_has_its_own_stages() -> None:
+    assert Recipe().graph is built_in("sample")
+    assert Recipe(variant=QWEN25).graph is built_in("general")
+    assert built_in("sample") is not built_in("general")
+
+
+@pytest.mark.parametrize("recipe", ["general", "driving", "surveillance"])
+def test_stages_of_earlier_releases_have_their_words(recipe: str) -> None:
+    """Code versions and fingerprints contain these hashes."""
+    assert [text_hash(stage.template) for stage in built_in(recipe).stages] == PROMPT_HASHES[recipe]
 
 
 @pytest.mark.parametrize(
@@ -50,12 +63,13 @@ def test_sample_model_has_its_own_prompt() -> None:
         replace(RECIPE, reasoning_parser="qwen3"),
         replace(RECIPE, frames=FrameSampling(fps=1)),
         replace(RECIPE, generation=SamplingParams(temperature=0.5)),
-        replace(RECIPE, prompt=Prompt("custom", "Say what you see.", RECIPE.prompt.stage2)),
+        OTHER_STAGE1,
     ],
 )
 def test_stage_1_settings_change_fingerprint_and_version(changed: Recipe) -> None:
-    assert changed.fingerprint(STAGE1, WINDOW) != RECIPE.fingerprint(STAGE1, WINDOW)
-    assert changed.version(STAGE1) != RECIPE.version(STAGE1)
+    stage1 = changed.stages[0]
+    assert changed.fingerprint(stage1, WINDOW) != RECIPE.fingerprint(STAGE1, WINDOW)
+    assert changed.version(stage1) != RECIPE.version(STAGE1)
 
 
 def test_default_output_limit_is_the_reference_one() -> None:
@@ -73,10 +87,10 @@ def test_unset_sampling_value_is_that_of_the_model_or_the_reference() -> None:
 
 
 def test_stage_2_prompt_does_not_change_stage_1() -> None:
-    changed = replace(RECIPE, prompt=OTHER_STAGE2)
-    assert changed.version(STAGE1) == RECIPE.version(STAGE1)
-    assert changed.fingerprint(STAGE1, WINDOW) == RECIPE.fingerprint(STAGE1, WINDOW)
-    assert changed.version(STAGE2) != RECIPE.version(STAGE2)
+    stage1, stage2 = OTHER_STAGE2.stages
+    assert OTHER_STAGE2.version(stage1) == RECIPE.version(STAGE1)
+    assert OTHER_STAGE2.fingerprint(stage1, WINDOW) == RECIPE.fingerprint(STAGE1, WINDOW)
+    assert OTHER_STAGE2.version(stage2) != RECIPE.version(STAGE2)
 
 
 def test_stage_2_fingerprint_depends_on_the_stage_1_caption() -> None:
@@ -222,9 +236,9 @@ def test_context_is_that_of_the_engine_arguments_or_the_variant(
 
 def test_instruction_of_a_stage_has_the_text_of_the_clip_or_the_caption() -> None:
     own = replace(WINDOW, prompt="Who is it?")
-    assert RECIPE.instruction(STAGE1, WINDOW, {}) == RECIPE.prompt.stage1
+    assert RECIPE.instruction(STAGE1, WINDOW, {}) == STAGE1.prompt
     assert RECIPE.instruction(STAGE1, own, {}) == "Who is it?"
-    assert replace(RECIPE, prompt=OTHER_STAGE2).instruction(STAGE2, own, CAPTIONS) == "Again: x"
+    assert OTHER_STAGE2.instruction(OTHER_STAGE2.stages[1], own, CAPTIONS) == "Again: x"
 
 
 def test_context_changes_the_fingerprint_of_reduced_windows_only() -> None:
@@ -271,10 +285,9 @@ def test_frame_limits_change_the_fingerprint_of_limited_windows_only() -> None:
 
 
 def test_stage_1_prompt_does_not_change_the_fingerprint_of_clips_with_their_own() -> None:
-    changed = replace(RECIPE, prompt=Prompt("custom", "Say what you see.", RECIPE.prompt.stage2))
-    own = replace(WINDOW, prompt="Who is it?")
-    assert changed.fingerprint(STAGE1, own) == RECIPE.fingerprint(STAGE1, own)
-    assert changed.fingerprint(STAGE1, WINDOW) != RECIPE.fingerprint(STAGE1, WINDOW)
+    own, stage1 = replace(WINDOW, prompt="Who is it?"), OTHER_STAGE1.stages[0]
+    assert OTHER_STAGE1.fingerprint(stage1, own) == RECIPE.fingerprint(STAGE1, own)
+    assert OTHER_STAGE1.fingerprint(stage1, WINDOW) != RECIPE.fingerprint(STAGE1, WINDOW)
     assert RECIPE.fingerprint(STAGE1, replace(own, prompt="What is it?")) != RECIPE.fingerprint(STAGE1, own)
     # The prompt of stage 2 contains only the caption.
     assert RECIPE.fingerprint(STAGE2, own, CAPTIONS) == RECIPE.fingerprint(STAGE2, WINDOW, CAPTIONS)

@@ -13,7 +13,7 @@ from caption_assets.captioning.reuse import EarlierRows, Reuse
 from caption_assets.captioning.sampling import SamplingParams
 from caption_assets.captioning.window_job import JobStatus, Origin, WindowJob
 from caption_assets.store.tables import CaptionFile, CaptionRow, ManifestRow, Status
-from tests.stages import STAGE1, STAGE2, STAGES
+from tests.stages import STAGE1, STAGE2, STAGES, two_stages
 
 pytestmark = pytest.mark.fast
 
@@ -31,7 +31,7 @@ WINDOW = ManifestRow(
     start_seconds=0.0,
     end_seconds=8.5,
 )
-RECIPE = Recipe()
+RECIPE = two_stages()
 OK = CaptionRow(
     "a.mp4",
     0,
@@ -52,7 +52,7 @@ FAILED = replace(OK, status=Status.FAILED, caption=None, error_kind="timeout", f
 def resolved(*rows: CaptionRow, recipe: Recipe = RECIPE, max_attempts: int = 8) -> WindowJob:
     """The job of a window with these rows of stage 1, the oldest first, each from a file of its own."""
     earlier = EarlierRows(CaptionFile(STAGE1.name, [row], {"quality_rules": str(recipe.quality_rules)}) for row in rows)
-    job = WindowJob(WINDOW, lambda: [b""])
+    job = WindowJob(WINDOW, lambda: [b""], STAGES)
     Reuse(recipe, max_attempts, earlier, "vLLM 1").resolve(job)
     return job
 
@@ -88,7 +88,7 @@ def test_stage_2_of_a_window_that_failed_all_attempts_of_stage_1_fails_without_a
     job = resolved(FAILED, max_attempts=4)
     assert job.status is JobStatus.FINISHED
     assert (job.rows[STAGE1.name].origin, job.rows[STAGE2.name].origin) == (Origin.REUSED, Origin.UNCAPTIONABLE)
-    assert job.row(STAGE2).error_kind == "stage1_failed"
+    assert job.row(STAGE2).error_kind == "upstream_failed"
 
 
 @pytest.mark.parametrize(("prompt_tokens", "expected"), [(1024 - 512, True), (1024 - 511, False)])
@@ -126,6 +126,6 @@ def test_regenerated_row_is_reused_instead_of_the_one_that_it_replaced() -> None
     fingerprint = recipe.fingerprint(STAGE1, WINDOW, quality_rules=2)
     newer = replace(OK, caption="A cat sleeps on a red sofa.", fingerprint=fingerprint)
     for files in permutations([replaced, CaptionFile(STAGE1.name, [newer], {"quality_rules": "2"})]):
-        job = WindowJob(WINDOW, lambda: [b""])
+        job = WindowJob(WINDOW, lambda: [b""], STAGES)
         Reuse(recipe, 8, EarlierRows(files), "vLLM 1").resolve(job)
         assert job.row(STAGE1) == newer

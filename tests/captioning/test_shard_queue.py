@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
-from caption_assets.captioning.captioner import POISON_CRASHES
 from caption_assets.captioning.engine import EngineCrashed
 from caption_assets.captioning.prefix_cache import NO_HITS
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.request import Completion, PoisonWindow, ReasoningCutOff, Request
 from caption_assets.captioning.sampling import SamplingParams
+from caption_assets.captioning.stage_run import POISON_CRASHES
+from caption_assets.models.variants import SAMPLE
 from caption_assets.sources.manifest import probe_clips
 from caption_assets.sources.shard import find_shard
 from caption_assets.store.checkpoints import checkpoint_folder
@@ -36,7 +37,7 @@ from tests.captioning.fake_engine import FakeEngine, SequentialEngine
 from tests.captioning.harness import TABLES, Harness
 from tests.captioning.run_events import RunEvents
 from tests.conftest import SANDBOX
-from tests.stages import STAGE1, STAGE2, STAGES
+from tests.stages import STAGE1, STAGE2, STAGES, two_stages, with_prompts
 from tests.videos import moving_video
 
 pytestmark = pytest.mark.fast
@@ -116,7 +117,7 @@ def test_tables_store_the_versions_of_their_inputs(harness: Harness) -> None:
     stage1, stage2 = (read_versions(harness.root, table, "a") for table in TABLES)
     assert stage1
     assert stage2
-    assert (stage1.code, stage2.code) == (Recipe().version(STAGE1), Recipe().version(STAGE2))
+    assert (stage1.code, stage2.code) == (two_stages().version(STAGE1), two_stages().version(STAGE2))
     assert stage1.inputs == {"clip_manifest": manifest, "model_weights": "w"}
     assert stage2.inputs == {"stage1_captions": stage1.data}
     harness.run(stages=(STAGE2,))
@@ -143,8 +144,8 @@ def test_second_run_captions_only_added_clips(harness: Harness) -> None:
 
 def test_changed_stage_2_prompt_recaptions_stage_2_only(harness: Harness) -> None:
     harness.run()
-    prompt = replace(Recipe().prompt, stage2="Say more than {caption}")
-    events = harness.run(recipe=Recipe(prompt=prompt))
+    changed = with_prompts(two_stages(), stage2_captions="Say more than {stage1_captions}")
+    events = harness.run(recipe=changed)
     assert harness.requests == {2: 6}
     assert {table: published.reused for table, published in events.tables["a"].items()} == {
         STAGE1.name: 6,
@@ -154,7 +155,7 @@ def test_changed_stage_2_prompt_recaptions_stage_2_only(harness: Harness) -> Non
 
 def test_changed_model_recaptions_all_windows(harness: Harness) -> None:
     harness.run()
-    harness.run(recipe=Recipe(variant=replace(Recipe().variant, revision="another")))
+    harness.run(recipe=two_stages(variant=replace(SAMPLE, revision="another")))
     assert harness.requests == {1: 6, 2: 6}
 
 
@@ -174,14 +175,14 @@ def test_failed_rows_are_retried_up_to_the_maximum_attempts(harness: Harness) ->
         harness.count(request)
         return request.stage == 2 and first in request.prompt
 
-    other = replace(Recipe().prompt, stage2="Go beyond {caption}")
+    other = with_prompts(two_stages(), stage2_captions="Go beyond {stage1_captions}")
     failing = FakeEngine(fails=fails)
     for stage2_requests, attempts in ((5 + 4, 4), (4, 8), (0, 8)):
-        harness.run(engine=failing, recipe=Recipe(prompt=other), max_attempts=8)
+        harness.run(engine=failing, recipe=other, max_attempts=8)
         assert harness.requests[2] == stage2_requests
         row = read_captions(harness.root, STAGE2.name, "a")[0]
         assert (row.status, row.error_kind, row.attempts) == (Status.FAILED, "refused", attempts)
-    harness.run(recipe=Recipe(prompt=other), max_attempts=9)
+    harness.run(recipe=other, max_attempts=9)
     assert harness.requests == {2: 1}
     assert read_captions(harness.root, STAGE2.name, "a")[0].attempts == 9
 
@@ -218,7 +219,7 @@ def test_poison_window_is_retried_with_other_engine_settings(harness: Harness) -
 
 
 def with_max_model_len(context: int) -> Recipe:
-    return Recipe(engine={"max_model_len": context}, generation=SamplingParams(max_output_tokens=64))
+    return two_stages(engine={"max_model_len": context}, generation=SamplingParams(max_output_tokens=64))
 
 
 def run_with_context(harness: Harness, context: int, **settings: Any) -> RunEvents:
@@ -239,7 +240,7 @@ def harness_with_long_clip(harness: Harness) -> Harness:
     return harness
 
 
-STAGE2_TOKENS = len(Recipe().prompt.stage2_text("")) + 64 + 64
+STAGE2_TOKENS = len(STAGE2.instruction({STAGE1.name: ""})) + 64 + 64
 """Maximum text tokens of a window in stage 2: prompt, the fake engine's caption of stage 1, answer."""
 
 
@@ -268,8 +269,8 @@ def test_shorter_context_recaptions_only_windows_that_it_reduces(
     assert harness.requests[2] == 1
     rows = read_captions(harness.root, STAGE2.name, "a")
     assert {row.clip_key for row in rows if row.reductions} == {"long.mp4"}
-    stage1 = {row.key: row.fingerprint for row in read_captions(harness.root, STAGE1.name, "a")}
-    assert {row.key: row.stage1_fingerprint for row in rows} == stage1
+    stage1 = {row.key: {STAGE1.name: row.fingerprint} for row in read_captions(harness.root, STAGE1.name, "a")}
+    assert {row.key: row.upstream_fingerprints for row in rows} == stage1
 
 
 def test_window_too_long_for_the_context_is_retried_with_a_longer_context(harness: Harness) -> None:
@@ -283,7 +284,7 @@ def test_higher_output_limit_recaptions_only_captions_that_were_cut_off(
     harness: Harness,
 ) -> None:
     def run(limit: int) -> None:
-        harness.run(recipe=Recipe(generation=SamplingParams(max_output_tokens=limit), regenerations=0))
+        harness.run(recipe=two_stages(generation=SamplingParams(max_output_tokens=limit), regenerations=0))
 
     run(10)
     reasons = Counter(row.finish_reason for row in read_captions(harness.root, STAGE1.name, "a"))
@@ -303,21 +304,21 @@ def test_reasoning_that_was_cut_off_is_retried_with_a_higher_output_limit(harnes
         if request.generation.max_output_tokens < 16:
             raise ReasoningCutOff(100, request.generation.max_output_tokens)
 
-    short = Recipe(generation=SamplingParams(max_output_tokens=1))
+    short = two_stages(generation=SamplingParams(max_output_tokens=1))
     harness.run(engine=FakeEngine(on_request), recipe=short, max_attempts=1)
     assert {row.error_kind for row in read_captions(harness.root, STAGE1.name, "a")} == {"reasoning_cut_off"}
     harness.run(recipe=short, max_attempts=1)
     assert harness.requests == {}
-    harness.run(recipe=Recipe(generation=SamplingParams(max_output_tokens=64)), max_attempts=1)
+    harness.run(recipe=two_stages(generation=SamplingParams(max_output_tokens=64)), max_attempts=1)
     assert harness.requests == {1: 6, 2: 6}
 
 
 def test_higher_pixel_limits_recaption_only_windows_that_were_scaled_down(harness: Harness) -> None:
-    small = replace(Recipe().variant.pixels, min_pixels=4 * 28**2, max_pixels=6 * 28**2, total_pixels=48 * 28**2)
+    small = replace(SAMPLE.pixels, min_pixels=4 * 28**2, max_pixels=6 * 28**2, total_pixels=48 * 28**2)
     large = replace(small, max_pixels=9 * 28**2, total_pixels=200 * 28**2)
     shown: dict[str, tuple[int, ...]] = {}
     for limits in (small, large):
-        recipe = Recipe(variant=replace(Recipe().variant, pixels=limits))
+        recipe = two_stages(variant=replace(SAMPLE, pixels=limits))
         harness.run(recipe=recipe)
         rows = read_captions(harness.root, STAGE1.name, "a")
         frames = {row.window_id: (len(row.frame_indices or ()), row.frame_height, row.frame_width) for row in rows}
@@ -328,7 +329,7 @@ def test_higher_pixel_limits_recaption_only_windows_that_were_scaled_down(harnes
 
 
 def test_captions_with_fingerprints_of_earlier_releases_are_reused(harness: Harness) -> None:
-    recipe = Recipe(frames=FrameSampling(fps=1.0))
+    recipe = two_stages(frames=FrameSampling(fps=1.0))
     harness.run(recipe=recipe)
     windows = {window.window_id: window for window in read_manifest(harness.root, "a")}
     captions: dict[str, dict[str, str]] = {window_id: {} for window_id in windows}
@@ -339,9 +340,9 @@ def test_captions_with_fingerprints_of_earlier_releases_are_reused(harness: Harn
             made_from = captions[row.window_id]
             former[stage.name, row.window_id] = recipe.former_fingerprint(stage, windows[row.window_id], made_from)
             made_from[stage.name] = row.caption or ""
-            stage1 = former[STAGE1.name, row.window_id] if stage is STAGE2 else None
-            rows.append(replace(row, fingerprint=former[stage.name, row.window_id], stage1_fingerprint=stage1))
-        publish_captions(harness.root, stage.name, "a", rows, [row.key for row in rows], {})
+            upstream = {STAGE1.name: former[STAGE1.name, row.window_id] or ""} if stage is STAGE2 else None
+            rows.append(replace(row, fingerprint=former[stage.name, row.window_id], upstream_fingerprints=upstream))
+        publish_captions(harness.root, stage.name, "a", rows, [row.key for row in rows], {}, stage.columns)
     harness.run(recipe=recipe)
     assert harness.requests == {}
     for stage in STAGES:
@@ -409,7 +410,7 @@ def test_canceled_run_is_resumed_from_its_checkpoints(harness: Harness, after: i
 
 
 def test_checkpoints_of_another_recipe_are_ignored_and_removed(harness: Harness) -> None:
-    run_and_cancel(harness, 9, recipe=Recipe(variant=replace(Recipe().variant, revision="another")))
+    run_and_cancel(harness, 9, recipe=two_stages(variant=replace(SAMPLE, revision="another")))
     assert harness.checkpoint_files() != []
     harness.run()
     assert harness.requests == {1: 6, 2: 6}

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from caption_assets.captioning.budget import FrameGrid
-from caption_assets.captioning.captioner import SPARE_TOKENS
+from caption_assets.captioning.planner import SPARE_TOKENS
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.request import Completion, ReasoningCutOff, Request, RequestFailed
 from caption_assets.captioning.sampling import SamplingParams
@@ -20,13 +20,13 @@ from caption_assets.video.window import Windowing
 from tests.captioning.fake_engine import FakeEngine, start_fake_engine
 from tests.captioning.window_jobs import video_jobs
 from tests.conftest import caption_all
-from tests.stages import STAGE1, STAGE2
+from tests.stages import STAGE1, STAGE2, two_stages
 from tests.videos import moving_video
 
 pytestmark = pytest.mark.fast
 
 ALIKE = "nothing at all happens in this quiet street"
-RECIPE = Recipe()
+RECIPE = two_stages()
 
 
 class ScriptedEngine(FakeEngine):
@@ -170,11 +170,11 @@ def test_regenerated_stage_1_leaves_room_for_stage_2(windows: list[WindowJob]) -
     recipe = replace(RECIPE, generation=SamplingParams(max_output_tokens=limit))
     engine = ScriptedEngine(lambda request: f"{ALIKE} {request.video_id}")
     engine.finish_reason = "length"
-    engine.context = len(RECIPE.prompt.stage2) + 2 * limit + SPARE_TOKENS + 60
+    engine.context = len(STAGE2.template) + 2 * limit + SPARE_TOKENS + 60
     run(engine, windows[:1], recipe)
     first, longer = (request for request in engine.requests if request.stage == 1)
     assert limit == first.generation.max_output_tokens < longer.generation.max_output_tokens < 2 * limit
     frames, height, width, _ = first.frames.pixels.shape
     video = asyncio.run(engine.video_tokens(FrameGrid(frames, height, width), first.frames.fps))
-    beside = len(RECIPE.prompt.stage2_text("")) + SPARE_TOKENS
+    beside = len(STAGE2.instruction({STAGE1.name: ""})) + SPARE_TOKENS
     assert video + beside + longer.generation.max_output_tokens + limit == engine.context

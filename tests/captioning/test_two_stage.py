@@ -17,7 +17,6 @@ import pytest
 from caption_assets.captioning.engine import CaptionEngine
 from caption_assets.captioning.prefix_cache import NO_HITS, CacheHits
 from caption_assets.captioning.prompts import text_hash
-from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.request import Completion, Request, RequestFailed
 from caption_assets.captioning.sampling import DETERMINISTIC, SamplingParams
 from caption_assets.captioning.supervisor import EngineSupervisor
@@ -33,12 +32,12 @@ from caption_assets.video.decode import Frames
 from caption_assets.video.window import Windowing
 from tests.captioning.window_jobs import video_jobs
 from tests.conftest import SANDBOX, RunAsync, Truth, caption_all
-from tests.stages import STAGE1, STAGE2
+from tests.stages import STAGE1, STAGE2, STAGES, two_stages, with_prompts
 from tests.videos import decode
 
 pytestmark = pytest.mark.engine
 
-RECIPE = Recipe()
+RECIPE = two_stages()
 SHARDS = ["sample-folder", "sample-tar"]
 
 
@@ -46,7 +45,7 @@ def shard_jobs(data: Path, shard: str) -> list[WindowJob]:
     """A job for each window of a sample shard."""
     source = Root.open(str(data / "shards"))
     clips = probe_clips(SANDBOX, source, find_shard(source, shard), Windowing())
-    return [WindowJob(row, partial(clip_pieces, source, row)) for clip in clips for row in clip.rows]
+    return [WindowJob(row, partial(clip_pieces, source, row), STAGES) for clip in clips for row in clip.rows]
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +76,7 @@ def test_unreadable_clip_fails_in_both_stages_and_no_other_fails(
     [broken] = [done for done in captioned[shard] if done.row(STAGE1).status is Status.FAILED]
     assert broken.row(STAGE1).error
     assert broken.row(STAGE1).caption is None
-    assert (broken.row(STAGE2).error_kind, broken.row(STAGE2).caption) == ("stage1_failed", None)
+    assert (broken.row(STAGE2).error_kind, broken.row(STAGE2).caption) == ("upstream_failed", None)
 
 
 def test_rows_store_their_provenance(captioned: dict[str, list[WindowJob]]) -> None:
@@ -88,7 +87,7 @@ def test_rows_store_their_provenance(captioned: dict[str, list[WindowJob]]) -> N
     assert first.frame_indices == second.frame_indices
     assert len(first.frame_indices or ()) >= 4
     assert first.prompt_hash != second.prompt_hash
-    assert second.stage1_fingerprint == first.fingerprint
+    assert second.upstream_fingerprints == {STAGE1.name: first.fingerprint}
     assert first.attempts == second.attempts == 1
     assert first.sampling is not None
     assert first.sampling["max_output_tokens"] == 512
@@ -103,12 +102,12 @@ def test_stage_2_takes_whole_blocks_of_the_video_from_the_prefix_cache(
     engine: CaptionEngine, captioned: dict[str, list[WindowJob]]
 ) -> None:
     cached = cacheable = 0
-    hits = sum((done.hits for done in chain.from_iterable(captioned.values())), NO_HITS)
+    hits = sum((hits for done in chain.from_iterable(captioned.values()) for hits in done.hits.values()), NO_HITS)
     for done in chain.from_iterable(captioned.values()):
         second = done.row(STAGE2)
         if second.prompt_tokens is None:
             continue
-        text = engine.text_tokens(engine.render(RECIPE.prompt.stage2_text(done.row(STAGE1).caption or "")))
+        text = engine.text_tokens(engine.render(STAGE2.instruction({STAGE1.name: done.row(STAGE1).caption or ""})))
         head = engine.text_tokens(engine.render("").split("<|vision_end|>")[0])
         cacheable += (head + second.prompt_tokens - text) // BLOCK * BLOCK
         cached += second.cached_tokens or 0
@@ -121,7 +120,7 @@ def test_video_is_encoded_once_for_both_stages(
 ) -> None:
     """The videos are large: between a video's stages, more tokens of other videos are encoded than one step has."""
     pixels = PixelLimits(min_pixels=64 * 28**2, max_pixels=72 * 28**2, total_pixels=800 * 28**2)
-    recipe = Recipe(replace(RECIPE.variant, pixels=pixels))
+    recipe = two_stages(variant=replace(RECIPE.variant, pixels=pixels))
     jobs = [*shard_jobs(sample_data, "sample-folder"), *shard_jobs(sample_data, "sample-tar")] * 2
     fresh = [replace(job, window=replace(job.window, window_id=uuid4().hex)) for job in jobs]
     run_async(encodings(engine))
@@ -265,7 +264,7 @@ def test_window_that_fails_every_retry_has_a_row_with_the_error_of_the_engine(
         4,
     )
     assert "2048" in done.row(STAGE1).error
-    assert done.row(STAGE2).error_kind == "stage1_failed"
+    assert done.row(STAGE2).error_kind == "upstream_failed"
 
 
 def test_failed_stage_2_keeps_the_stage_1_caption(
@@ -307,7 +306,7 @@ def test_empty_answer_is_retried_then_fails_both_stages(
 def test_prompt_without_room_for_the_video_fails_the_row(
     supervisor: EngineSupervisor, run_async: RunAsync[Any], sample_data: Path
 ) -> None:
-    recipe = replace(RECIPE, prompt=replace(RECIPE.prompt, stage1="word " * 3000))
+    recipe = with_prompts(RECIPE, stage1_captions="word " * 3000)
     [done] = run_async(caption_all(supervisor, recipe, [first_job(sample_data)]))
     assert (done.row(STAGE1).error_kind, done.row(STAGE1).attempts) == ("too_long", 1)
     assert "shorten the prompt" in done.row(STAGE1).error
@@ -360,7 +359,7 @@ def test_long_prompt_reduces_the_video(
         if supervisor.engine.text_tokens(supervisor.engine.render("word " * (count + 10))) > target
     )
     recipe = replace(
-        RECIPE, prompt=replace(RECIPE.prompt, stage1="word " * words), generation=SamplingParams(max_output_tokens=64)
+        with_prompts(RECIPE, stage1_captions="word " * words), generation=SamplingParams(max_output_tokens=64)
     )
     [done] = run_async(caption_all(supervisor, recipe, [job], stages=(STAGE1,)))
     assert done.row(STAGE1).status is Status.OK
@@ -393,8 +392,7 @@ def test_deterministic_regeneration_changes_only_the_repetition_penalty(
 ) -> None:
     """The engine prefills the long prompts in chunks, where seeded sampling would crash it on the CPU."""
     short = replace(
-        RECIPE,
-        prompt=replace(RECIPE.prompt, stage1="word " * 200),
+        with_prompts(RECIPE, stage1_captions="word " * 200),
         generation=replace(DETERMINISTIC, max_output_tokens=1),
         regenerations=2,
     )
@@ -442,7 +440,7 @@ def test_deterministic_runs_have_equal_captions(
 def test_video_evicted_from_the_cache_is_sent_again_and_counted(
     engine: CaptionEngine, run_async: RunAsync[Any], frames: Frames
 ) -> None:
-    prompt = engine.render(RECIPE.prompt.stage1)
+    prompt = engine.render(STAGE1.prompt)
     before = engine.resent
     request = Request(uuid4().hex, frames, prompt, RECIPE.generation, stage=2, is_cached=True)
     assert run_async(engine.complete(request)).text == "A red circle moves left."
@@ -480,7 +478,7 @@ def describe(engine: CaptionEngine, run_async: RunAsync[Any]) -> Callable[[Frame
     """Caption frames in stage 1, with a unique video id for each call."""
 
     def stage1(frames: Frames) -> str:
-        request = Request(uuid4().hex, frames, engine.render(RECIPE.prompt.stage1), RECIPE.generation, stage=1)
+        request = Request(uuid4().hex, frames, engine.render(STAGE1.prompt), RECIPE.generation, stage=1)
         return str(run_async(engine.complete(request)).text)
 
     return stage1

@@ -5,28 +5,25 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from caption_assets.captioning.budget import FrameGrid
 from caption_assets.captioning.prompts import text_hash
-from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.window_job import JobStatus, Origin, WindowJob
 from caption_assets.models.checkpoint import Lora
 from caption_assets.store.tables import CaptionRow, ManifestRow, Status
-from caption_assets.video.decode import Frames
 from tests.captioning.test_recipe import WINDOW
-from tests.stages import STAGE1, STAGE2, STAGES
+from tests.stages import STAGE1, STAGE2, STAGES, two_stages
 
 pytestmark = pytest.mark.fast
 
-RECIPE = Recipe(lora=Lora("some/adapter", "3"), quality_rules=2)
+RECIPE = two_stages(lora=Lora("some/adapter", "3"), quality_rules=2)
 CAPTION = "A dog runs across a wet road."
-FRAMES = Frames(np.zeros((2, 28, 28, 3), np.uint8), (0, 1), 2.0)
+GRID = FrameGrid(2, 28, 28)
 
 
 def window_job(window: ManifestRow = WINDOW, *, shard: str = "a") -> WindowJob:
-    return WindowJob(window, list, shard=shard)
+    return WindowJob(window, list, STAGES, shard)
 
 
 def ok_row(job: WindowJob, caption: str = CAPTION) -> CaptionRow:
@@ -38,7 +35,8 @@ def ok_row(job: WindowJob, caption: str = CAPTION) -> CaptionRow:
 def failed() -> WindowJob:
     """A job that failed after four attempts of earlier runs."""
     job = window_job()
-    job.earlier_attempts, job.frames = {STAGE1.name: 4}, FRAMES
+    job.earlier_attempts = {STAGE1.name: 4}
+    job.video(GRID)
     job.fail(RECIPE, "timeout", "it took too long")
     return job
 
@@ -48,8 +46,8 @@ def test_failed_window_has_a_row_of_each_stage(failed: WindowJob) -> None:
     assert (first.origin, second.origin) == (Origin.FRESH, Origin.UNCAPTIONABLE)
     assert (first.row.status, first.row.error_kind, first.row.error) == (Status.FAILED, "timeout", "it took too long")
     assert (first.row.attempts, first.row.fingerprint) == (5, RECIPE.fingerprint(STAGE1, WINDOW))
-    assert (second.row.error_kind, second.row.attempts, second.row.fingerprint) == ("stage1_failed", 0, None)
-    assert (failed.ok, failed.missing, failed.status, failed.frames) == (False, [], JobStatus.FINISHED, None)
+    assert (second.row.error_kind, second.row.attempts, second.row.fingerprint) == ("upstream_failed", 0, None)
+    assert (failed.ok, failed.missing, failed.status) == (False, [], JobStatus.FINISHED)
 
 
 def test_stage_2_of_a_window_without_room_has_the_fingerprint_of_a_reduced_one() -> None:
@@ -59,7 +57,7 @@ def test_stage_2_of_a_window_without_room_has_the_fingerprint_of_a_reduced_one()
     job.fail(RECIPE, "too_long", "no room")
     row = job.row(STAGE2)
     assert row.fingerprint == RECIPE.fingerprint(STAGE2, WINDOW, {STAGE1.name: CAPTION}, reduced=True)
-    assert (row.attempts, row.stage1_fingerprint) == (1, job.row(STAGE1).fingerprint)
+    assert (row.attempts, row.upstream_fingerprints) == (1, {STAGE1.name: job.row(STAGE1).fingerprint})
 
 
 def test_unreadable_window_has_no_attempts_and_no_fingerprint() -> None:
@@ -73,7 +71,7 @@ def test_row_names_model_adapter_and_prompt() -> None:
     row = window_job().blank_row(RECIPE, STAGE1)
     assert (row.model, row.revision) == (RECIPE.variant.hub_id, RECIPE.variant.revision)
     assert (row.lora, row.lora_revision) == ("some/adapter", "3")
-    assert (row.prompt_name, row.prompt_hash) == ("sample", text_hash(RECIPE.prompt.stage1))
+    assert (row.prompt_name, row.prompt_hash) == ("general", text_hash(STAGE1.prompt))
     own = window_job(replace(WINDOW, prompt="Who is it?")).blank_row(RECIPE, STAGE1)
     assert (own.prompt_name, own.prompt_hash) == ("clip", text_hash("Who is it?"))
 
@@ -111,12 +109,15 @@ def test_window_is_compared_only_with_the_previous_one_of_its_clip() -> None:
     assert job.previous is previous
 
 
-def test_frames_are_kept_for_the_same_grid_only() -> None:
+def test_videos_are_shared_by_size_until_the_last_row() -> None:
     job = window_job()
-    for grid, kept in ((FrameGrid(2, 28, 28), None), (FrameGrid(2, 28, 28), FRAMES), (FrameGrid(2, 28, 56), None)):
-        job.set_grid(grid)
-        assert (job.grid, job.frames, job.is_cached) == (grid, kept, False)
-        job.frames, job.is_cached = FRAMES, True
+    video = job.video(GRID)
+    assert job.video(replace(GRID)) is video
+    assert job.video(replace(GRID, width=56)) is not video
+    job.add_row(STAGE1, ok_row(job))
+    assert job.video(GRID) is video
+    job.fail(RECIPE, "timeout", "it took too long")
+    assert job.video(GRID) is not video
 
 
 def test_first_answer_is_not_changed_by_later_ones() -> None:

@@ -9,6 +9,7 @@ from caption_assets.store.content_tag import ContentTag
 from caption_assets.store.tables import ManifestRow, Status
 from caption_assets.video.probe import probe
 from caption_assets.video.window import Windowing, split_into_windows
+from tests.stages import STAGES
 
 
 def video_jobs(
@@ -34,4 +35,4 @@ def video_jobs(
         )
         for window in split_into_windows(found.times, found.seconds, windowing or Windowing())
     ]
-    return [WindowJob(row, lambda: [data]) for row in rows]
+    return [WindowJob(row, lambda: [data], STAGES) for row in rows]

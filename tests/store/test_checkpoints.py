@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,7 +24,7 @@ def root(tmp_path: Path) -> Root:
 
 
 def test_checkpoints_are_read_in_write_order(root: Root) -> None:
-    one, two, three = row("one", frame_indices=[0, 2]), row("two"), row("three", stage1_fingerprint="f")
+    one, two, three = row("one", frame_indices=[0, 2]), row("two"), row("three")
     write_checkpoint(root, "a", 2, 0, {STAGE1.name: [three]}, {})
     write_checkpoint(root, "a", 1, 0, {STAGE1.name: [one], STAGE2.name: []}, {})
     write_checkpoint(root, "a", 1, 1, {STAGE1.name: [two], STAGE2.name: [three]}, {})
@@ -38,8 +39,10 @@ def test_checkpoints_are_read_in_write_order(root: Root) -> None:
 
 
 def test_checkpointed_rows_survive_a_round_trip(root: Root) -> None:
-    kept = row("one", frame_indices=[0, 2], flags=["too_short"], reductions=[], stage1_fingerprint="f", attempts=3)
-    write_checkpoint(root, "a", 1, 0, {STAGE2.name: [kept]}, {"quality_rules": "2"})
+    kept = row("one", frame_indices=[0, 2], flags=["too_short"], reductions=[], attempts=3)
+    kept = replace(kept, upstream_fingerprints={STAGE1.name: "f"})
+    columns = {STAGE2.name: STAGE2.columns}
+    write_checkpoint(root, "a", 1, 0, {STAGE2.name: [kept]}, {"quality_rules": "2"}, columns)
     [read] = read_checkpoints(root, "a")
     assert (read.table, read.rows, read.metadata["quality_rules"]) == (STAGE2.name, [kept], "2")
 
@@ -65,6 +68,6 @@ def test_stage_1_is_written_before_stage_2(root: Root, tmp_path: Path) -> None:
     taken = tmp_path / checkpoint_folder("a") / "000001-000000-stage2_captions.parquet"
     taken.mkdir(parents=True)  # where stage 2 should go: its writing breaks off
     with pytest.raises(StoreError):
-        write_checkpoint(root, "a", 1, 0, {STAGE2.name: [row("one")], STAGE1.name: [row("one")]}, {})
+        write_checkpoint(root, "a", 1, 0, {STAGE1.name: [row("one")], STAGE2.name: [row("one")]}, {})
     taken.rmdir()
     assert [part.table for part in read_checkpoints(root, "a")] == [STAGE1.name]

@@ -53,4 +53,5 @@ def test_annotation_without_a_column_type_is_an_error(hint: object) -> None:
 @pytest.mark.parametrize("table", [CLIP_MANIFEST, "stage1_captions", "stage2_captions"])
 def test_columns_of_earlier_releases_keep_their_types(table: str) -> None:
     earlier = pq.read_schema(FIXTURE / table_path(table, "shard"))
-    assert [schema_of(table).field(name) for name in earlier.names] == list(earlier)
+    kept = [name for name in earlier.names if name != "stage1_fingerprint"]  # now one of ``upstream_fingerprints``
+    assert [schema_of(table).field(name) for name in kept] == [earlier.field(name) for name in kept]
