@@ -54,7 +54,6 @@ class Choices:
             temperature=0.0,
             max_tokens=1,
             allowed_token_ids=tokens,
-            logprobs=len(tokens),
             logprob_token_ids=tokens,
             detokenize=False,
         )

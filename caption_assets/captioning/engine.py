@@ -28,15 +28,16 @@ from caption_assets.captioning.admission import Load
 from caption_assets.captioning.budget import FrameGrid
 from caption_assets.captioning.build import Build, main_module_hidden
 from caption_assets.captioning.chat import Chat, TemplateError
-from caption_assets.captioning.choices import Choices
+from caption_assets.captioning.choices import Choices, SplitChoice
 from caption_assets.captioning.engine_failure import CauseFile, explain_start
-from caption_assets.captioning.output import ChoiceOutput, JsonOutput
+from caption_assets.captioning.output import TEXT, ChoiceOutput, JsonOutput, Output, TextOutput
 from caption_assets.captioning.prompts import escape_special_tokens, structural_tokens
 from caption_assets.captioning.reasoning import Reasoning, UnknownParser
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.request import Completion, ReasoningCutOff, Request, RequestFailed
 from caption_assets.captioning.sampling import DEFAULTS, SamplingParams
 from caption_assets.captioning.seen_video import SeenVideos
+from caption_assets.captioning.stages import Stage
 from caption_assets.captioning.video_tokens import QWEN, VideoTokens, patch_factor
 from caption_assets.captioning.vllm_arguments import REFERENCE_STEP_TOKENS, STEP_TOKENS
 from caption_assets.captioning.vllm_plugin import OWNER, PLUGIN
@@ -234,7 +235,7 @@ async def start_engine(
     arguments = engine_arguments(model, recipe, config, adapter)
     _prepare_environment()
     cause = CauseFile()
-    build = Build(partial(_build, arguments, recipe.generation.max_output_tokens, adapter))
+    build = Build(partial(_build, arguments, recipe, adapter))
     try:
         try:
             llm = await build.result()
@@ -275,9 +276,7 @@ def _check_supported(model: Path, config: EngineConfig) -> None:
         raise EngineError(str(error)) from error
 
 
-def _build(
-    arguments: dict[str, Any], max_output_tokens: int, adapter: Adapter | None, check: Callable[[], None]
-) -> Any:
+def _build(arguments: dict[str, Any], recipe: Recipe, adapter: Adapter | None, check: Callable[[], None]) -> Any:
     """Build vLLM's engine; ``check`` raises if the build was canceled."""
     from vllm import AsyncEngineArgs
     from vllm.usage.usage_lib import UsageContext
@@ -288,7 +287,7 @@ def _build(
     wanted = AsyncEngineArgs(**arguments)
     configured = wanted.create_engine_config(UsageContext.ENGINE_CONTEXT)
     _require_video(configured.model_config)
-    _check_output(max_output_tokens, configured.model_config.max_model_len)
+    _check_output_limits(recipe, configured.model_config.max_model_len)
     if adapter:
         try:
             adapter.check(configured.model_config, configured.lora_config)
@@ -300,12 +299,13 @@ def _build(
         return AsyncLLM.from_vllm_config(configured, disable_log_stats=wanted.disable_log_stats)
 
 
-def _check_output(max_output_tokens: int, context: int) -> None:
-    if max_output_tokens >= context:
-        raise EngineError(
-            f"CAPTION_MAX_OUTPUT_TOKENS is {max_output_tokens}, but the model's context has {context} tokens for "
-            "prompt and answer together: lower it"
-        )
+def _check_output_limits(recipe: Recipe, context: int) -> None:
+    for stage in recipe.stages:
+        if (limit := recipe.params(stage).max_output_tokens) >= context:
+            raise EngineError(
+                f"{stage.limit_name} is {limit}, but the model's context has {context} tokens for prompt and answer "
+                "together: lower it"
+            )
 
 
 def _require_video(config: Any) -> None:
@@ -520,12 +520,13 @@ class CaptionEngine:
         return [token for token in after if token in special - known]
 
     async def check(self) -> None:
-        """Check the chat template, the model's video processor and the context with the smallest videos.
+        """Check the chat template, the model's video processor, and each stage's output and room in the context.
 
         Where a Qwen model's tokens differ from the computed ones (pruned videos), tokens are measured from then on.
 
         Raises:
-            EngineError: if the model does not accept a video, or the context has no room for the smallest one.
+            EngineError: if the model does not accept a video, the context has no room for the smallest one, or a
+                stage's output is not supported.
         """
         limits = self.limits(self._recipe.variant.pixels)
         side = math.isqrt(limits.min_pixels) // limits.factor * limits.factor
@@ -539,23 +540,49 @@ class CaptionEngine:
             raise EngineError(f"{self._recipe.variant.hub_id} does not accept videos: {error}") from error
         self.max_video_tokens = _max_video_tokens(self._vllm_config)
         frames, fps = PROBES[0]
-        self._check_context(await self.video_tokens(FrameGrid(frames, side, side), fps))
+        video = await self.video_tokens(FrameGrid(frames, side, side), fps)
+        for stage in self._recipe.stages:
+            self._check_output(stage)
+            self._check_context(stage, video if stage.video else 0)
 
-    def _check_context(self, video: int) -> None:
-        """Check that the smallest video fits the context with the prompt and the answer."""
+    def _check_output(self, stage: Stage) -> None:
+        """Check that the model and vLLM support a stage's output."""
+        if isinstance(stage.output, TextOutput):
+            return
+        if self._reasoning.is_open:
+            raise EngineError(
+                f"{stage.name} asks for {stage.output.label}, but {self._recipe.variant.hub_id} begins each answer "
+                "with reasoning: switch reasoning off with CAPTION_CHAT_TEMPLATE_KWARGS, choose another model, or "
+                "remove the stage"
+            )
+        try:
+            sampling = self._sampling(self._recipe.params(stage), stage.output)
+            config = self._vllm_config.structured_outputs_config
+            sampling.verify(self._model_config, None, config, self._tokenizer)
+        except SplitChoice as error:
+            raise EngineError(f"{stage.name} of the recipe: {error}") from error
+        except Exception as error:  # the parsers of schemas raise exceptions of any type
+            reason = " ".join(str(error).split())  # some messages have several lines
+            raise EngineError(
+                f"{stage.name} asks for {stage.output.label} that vLLM does not support ({reason}): change the output "
+                "of this stage in the recipe"
+            ) from error
+
+    def _check_context(self, stage: Stage, video: int) -> None:
+        """Check that the smallest video fits the context with a stage's prompt and answer."""
         if video > self.max_video_tokens:
             raise EngineError(
                 f"the smallest video has {video} tokens, but the engine encodes at most {self.max_video_tokens} in one "
                 "step: raise CAPTION_MAX_BATCHED_TOKENS"
             )
-        first = self._recipe.stages[0]
-        answer = self._recipe.params(first).max_output_tokens
-        prompt = self.text_tokens(self.render(first.prompt))
+        answer = self._recipe.params(stage).max_output_tokens
+        instruction = stage.instruction(dict.fromkeys(stage.needs, ""))
+        prompt = self.text_tokens(self.render(instruction, video=stage.video), video=stage.video)
         if prompt + video + answer > self.context:
             raise EngineError(
-                f"the context of {self.context} tokens has no room for the prompt ({prompt}), the smallest video "
-                f"({video}) and the answer ({answer}): lower CAPTION_MAX_OUTPUT_TOKENS, shorten the prompt, or choose "
-                "a model with a longer context"
+                f"the context of {self.context} tokens has no room for the prompt of {stage.name} ({prompt}), the "
+                f"smallest video ({video}) and the answer ({answer}): lower {stage.limit_name}, shorten the prompt, or "
+                "choose a model with a longer context"
             )
 
     async def _measure(self, grid: FrameGrid, fps: float) -> int:
@@ -679,7 +706,7 @@ class CaptionEngine:
             prompt = await self._prepare(request, with_pixels)
             async for output in self._llm.generate(
                 prompt,
-                self._sampling(request),
+                self._sampling(request.generation, request.output),
                 uuid4().hex,
                 lora_request=self._adapter.request() if self._adapter else None,
                 priority=-request.stage,  # vLLM schedules the lowest value first
@@ -705,6 +732,8 @@ class CaptionEngine:
             probabilities = self._choices.probabilities(request.output, answer)
             text: str | None = max(probabilities, key=probabilities.__getitem__)
             reason = "stop"  # one token is the whole answer
+        elif isinstance(request.output, JsonOutput):
+            text = answer.text  # constrained from its first token: what looks like reasoning is in its strings
         else:
             text = self._reasoning.answer(answer.text)
         if text is None and reason == "length":
@@ -771,15 +800,16 @@ class CaptionEngine:
         )
         return prepared
 
-    def _sampling(self, request: Request) -> Any:
+    def _sampling(self, params: SamplingParams, output: Output = TEXT) -> Any:
+        """VLLM's sampling parameters."""
         import vllm
 
-        if isinstance(request.output, ChoiceOutput):
-            return self._choices.sampling(request.output)
-        resolved = self.resolve(request.generation)
+        if isinstance(output, ChoiceOutput):
+            return self._choices.sampling(output)
+        resolved = self.resolve(params)
         structured = None
-        if isinstance(request.output, JsonOutput):
-            structured = vllm.sampling_params.StructuredOutputsParams(json=dict(request.output.schema))
+        if isinstance(output, JsonOutput):
+            structured = vllm.sampling_params.StructuredOutputsParams(json=dict(output.schema))
         return vllm.SamplingParams(
             temperature=resolved.temperature,
             top_p=resolved.top_p,

@@ -29,6 +29,11 @@ class JsonOutput:
     def __post_init__(self) -> None:
         check_schema(self.schema)
 
+    @property
+    def label(self) -> str:
+        """The output in messages."""
+        return "JSON"
+
 
 @dataclass(frozen=True, slots=True)
 class ChoiceOutput:
@@ -49,6 +54,11 @@ class ChoiceOutput:
             raise ValueError(f"the choice {repeated[0]!r} is there more than once: remove one")
         if self.score is not None and self.score not in self.choices:
             raise ValueError(f"the score is {self.score!r}: name one of the choices {', '.join(self.choices)}")
+
+    @property
+    def label(self) -> str:
+        """The output in messages."""
+        return "a choice"
 
 
 Output = TextOutput | JsonOutput | ChoiceOutput

@@ -143,9 +143,7 @@ class Planner:
         except NoRoom as error:
             spare = engine.context - text - error.tokens
             remedy = (
-                "shorten the prompt"
-                if answer <= text or spare < 1
-                else f"lower CAPTION_MAX_OUTPUT_TOKENS to {spare} or less"
+                "shorten the prompt" if answer <= text or spare < 1 else f"lower {stage.limit_name} to {spare} or less"
             )
             raise RequestFailed(
                 error.kind,

@@ -72,7 +72,8 @@ class Reasoning:
         self._starts = _with_mark(_START, getattr(self._parser, "reasoning_start_str", None))
         self._ends = _with_mark(_END, getattr(self._parser, "reasoning_end_str", None))
         opened, closed = _last(self._starts, generation_prompt), _last(self._ends, generation_prompt)
-        self._begins_inside = opened > closed
+        self.is_open = opened > closed
+        """Whether the prompt ends inside reasoning, which the answer continues."""
         self._is_closed = closed > opened
 
     @property
@@ -103,9 +104,9 @@ class Reasoning:
     def _parsed(self, text: str) -> str | None:
         """The answer according to vLLM's parser, where that applies."""
         is_marked = bool(self._starts.search(text) or self._ends.search(text))
-        if self._parser is not None and not self._is_closed and (self._is_named or self._begins_inside or is_marked):
+        if self._parser is not None and not self._is_closed and (self._is_named or self.is_open or is_marked):
             return _parse(self._parser, text)
-        if self._begins_inside and not self._ends.search(text):
+        if self.is_open and not self._ends.search(text):
             return None
         return text
 

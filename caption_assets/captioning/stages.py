@@ -28,6 +28,8 @@ RESERVED_NAMES = frozenset(
     }
 )
 """Names of other assets, steps and folders of the root, and of the slot that is no stage."""
+MAX_OUTPUT_TOKENS = "CAPTION_MAX_OUTPUT_TOKENS"
+"""The setting of the output limit of all stages without one of their own."""
 _SLOT = re.compile(r"\{([a-z][a-z0-9_]*)\}")
 SECONDS = "seconds"
 """The slot of the window's duration, in seconds."""
@@ -111,6 +113,11 @@ class Stage:
     def slots(self) -> list[str]:
         """Names of the stages in the prompt's slots; a stage is there as often as its text."""
         return [name for name in _SLOT.findall(self.prompt) if name != SECONDS]
+
+    @property
+    def limit_name(self) -> str:
+        """The name of what sets the output limit, for messages."""
+        return f"max_output_tokens of {self.name}" if "max_output_tokens" in self.sampling else MAX_OUTPUT_TOKENS
 
     @property
     def columns(self) -> CaptionColumns:

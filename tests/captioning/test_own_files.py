@@ -193,4 +193,4 @@ def test_model_without_video_is_refused_before_its_weights_are_loaded(
     steps: list[str] = []
     arguments = engine_arguments(tmp_path, recipe_of(tmp_path), EngineConfig(engine_args=SAMPLE.engine))
     with pytest.raises(EngineError, match=r"does not take videos: set CAPTION_MODEL to a video model"):
-        _build(arguments, 32, None, check)
+        _build(arguments, recipe_of(tmp_path), None, check)
