@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -269,3 +270,22 @@ def test_file_in_object_storage_is_read(s3_url: str) -> None:
     assert read_recipe(f"{s3_url}/recipes/mine.yaml").name == "mine"
     with pytest.raises(RecipeError, match="does not exist"):
         read_recipe(f"{s3_url}/recipes/yours.yaml")
+
+
+@pytest.mark.fast
+def test_scored_recipe_begins_with_the_general_stages() -> None:
+    assert built_in("scored").stages[:2] == built_in("general").stages
+
+
+@pytest.mark.fast
+def test_arrays_and_texts_of_built_in_schemas_are_limited() -> None:
+    schemas = [
+        stage.output.schema
+        for name in ("structured", "events")
+        for stage in built_in(name).stages
+        if isinstance(stage.output, JsonOutput)
+    ]
+    assert len(schemas) == 2
+    for schema in schemas:
+        assert json.dumps(schema).count('"array"') == json.dumps(schema).count('"maxItems"')
+        assert json.dumps(schema).count('"string"') == json.dumps(schema).count('"maxLength"')
