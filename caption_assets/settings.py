@@ -538,7 +538,7 @@ class Settings(BaseSettings):
         """The configuration of the training dataset, if there is one."""
         if self.export is None:
             return None
-        return ExportConfig(self.export, int(self.export_file_gb * 2**30), self.export_license)
+        return ExportConfig(self.export, int(self.export_file_gb * 2**30), self._graph, self.export_license)
 
     @cached_property
     def _graph(self) -> StageGraph:

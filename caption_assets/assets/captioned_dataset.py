@@ -2,7 +2,6 @@
 
 import dagster as dg
 
-from caption_assets.captioning.recipe_file import TABLE_NAMES
 from caption_assets.dagster_lib.failures import as_dagster_failure
 from caption_assets.dagster_lib.metadata import meanings
 from caption_assets.dagster_lib.project import CAPTIONS_GROUP, Project
@@ -38,7 +37,7 @@ def build_captioned_dataset(settings: Settings, export: ExportConfig) -> dg.Asse
     @dg.asset(
         key=project.dataset,
         partitions_def=project.partitions,
-        deps=[project.key(table) for table in TABLE_NAMES],
+        deps=[project.manifest, *(project.key(stage.name) for stage in export.graph.stages)],
         description=f"Clips and captions for training, as {export.layout.name}, with a dataset card.",
         group_name=CAPTIONS_GROUP,
         kinds={"huggingface"},

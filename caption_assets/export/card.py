@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 
 from huggingface_hub import DatasetCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from caption_assets.captioning.output import ChoiceOutput, JsonOutput, Output, TextOutput
+from caption_assets.captioning.stages import Stage
 from caption_assets.export.clip import ShardTables
-from caption_assets.export.formats import FormatLayout
+from caption_assets.export.formats import ExportConfig, FormatLayout
 from caption_assets.export.index import DATA, DATASET
 from caption_assets.store.root import Root
+from caption_assets.store.table_file import TableFile
 
 CARD = f"{DATASET}/README.md"
 TASK = "video-text-to-text"
@@ -21,17 +23,18 @@ _TEMPLATES = Environment(
 )
 
 
-def write_card(root: Root, tables: ShardTables, layout: FormatLayout, license: str | None) -> None:
+def write_card(root: Root, tables: ShardTables, layout: FormatLayout, export: ExportConfig) -> None:
     """Publish the card. It contains no counts, so that shards can be exported concurrently."""
-    root.write(CARD, card(tables, layout, license).encode())
+    root.write(CARD, card(tables, layout, export).encode())
 
 
-def card(tables: ShardTables, layout: FormatLayout, license: str | None) -> str:
+def card(tables: ShardTables, layout: FormatLayout, export: ExportConfig) -> str:
     """The card, as Markdown with front matter in YAML."""
     return _TEMPLATES.get_template("card.md").render(
-        front_matter=_front_matter(layout, license),
+        front_matter=_front_matter(layout, export.license),
         layout=layout,
-        stages=[_stage(file.file_metadata) for file in (tables.stage1, tables.stage2)],
+        clip_prompt=export.graph.clip_prompt,
+        stages=[_stage(stage, file) for stage, file in zip(tables.stages, tables.captions, strict=True)],
     )
 
 
@@ -47,13 +50,28 @@ def _front_matter(layout: FormatLayout, license: str | None) -> str:
     )
 
 
-def _stage(metadata: Mapping[str, str]) -> dict[str, str]:
-    """The provenance of a table's captions, from its file metadata."""
+def _stage(stage: Stage, file: TableFile) -> dict[str, str]:
+    """The provenance of a stage's captions, from the file metadata of its table."""
+    metadata = file.file_metadata
     recipe = json.loads(metadata.get("recipe", "{}"))
     lora = recipe.get("lora")
     return {
+        "name": stage.name,
+        "output": _describe(stage.output),
+        "input": "" if stage.video else ", without the video",
         "adapter": f"`{lora[0]}`, revision `{lora[1]}`" if lora else "",
         "model": recipe.get("model", "unknown"),
         "revision": recipe.get("revision", "unknown"),
         "prompt": metadata.get("prompt", "unknown"),
     }
+
+
+def _describe(output: Output) -> str:
+    match output:
+        case TextOutput():
+            return "text"
+        case JsonOutput():
+            return "JSON"
+        case ChoiceOutput():
+            choices = ", ".join(f"`{choice}`" for choice in output.choices)
+            return f"one of {choices}" + (f"; the score is the probability of `{output.score}`" if output.score else "")

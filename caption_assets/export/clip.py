@@ -1,13 +1,15 @@
-"""The exported clips of a shard: each clip's windows with captions of both stages, streamed from the tables."""
+"""The exported clips of a shard: each clip's windows with the captions of all stages, streamed from the tables."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import groupby, zip_longest
+from typing import Any
 
-from caption_assets.captioning.recipe_file import STAGE1, STAGE2, TABLE_NAMES
+from caption_assets.captioning.stages import Stage
+from caption_assets.store.caption_columns import UPSTREAM
 from caption_assets.store.root import Root
 from caption_assets.store.table_file import TableFile
 from caption_assets.store.tables import (
@@ -28,17 +30,14 @@ class CaptionedWindow:
     """A window with its row in each table."""
 
     row: ManifestRow
-    stage1: CaptionRow
-    stage2: CaptionRow
+    captions: Mapping[str, CaptionRow]
+    """Its caption of each stage, in the order of the stages."""
 
     @property
     def failure(self) -> str | None:
-        """The first table in which the window failed, with the kind of error; None if it has both captions."""
-        rows: tuple[ManifestRow | CaptionRow, ...] = (self.row, self.stage1, self.stage2)
-        for table, row in zip(TABLE_NAMES, rows, strict=True):
-            if row.status is Status.FAILED:
-                return f"{table}: {row.error_kind}"
-        return None
+        """The first table in which the window failed, with the kind of error; None if it has all captions."""
+        rows: dict[str, ManifestRow | CaptionRow] = {CLIP_MANIFEST: self.row, **self.captions}
+        return next((f"{table}: {row.error_kind}" for table, row in rows.items() if row.status is Status.FAILED), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,25 +48,26 @@ class CaptionedClip:
     row: ManifestRow
     """The manifest row of its first window, for the clip's location and properties."""
     windows: tuple[CaptionedWindow, ...]
-    """The windows with both captions."""
+    """The windows with all captions."""
     left_out: tuple[str, ...]
     """The table and kind of error of each window that is left out."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShardTables:
-    """A snapshot of the three tables of a shard."""
+    """A snapshot of the tables of a shard."""
 
     shard: str
     manifest: TableFile
-    stage1: TableFile
-    stage2: TableFile
+    stages: tuple[Stage, ...]
+    captions: tuple[TableFile, ...]
+    """The table of each stage."""
 
     def clips(self) -> Iterator[CaptionedClip]:
         """The shard's clips in the manifest's order.
 
         Raises:
-            TableError: if a table was made from an earlier version of the previous table.
+            TableError: if a table was made from an earlier version of another one.
         """
         for _, windows in groupby(self._windows(), key=lambda window: window.row.clip_key):
             found = [(window, window.failure) for window in windows]
@@ -79,15 +79,24 @@ class ShardTables:
             )
 
     def _windows(self) -> Iterator[CaptionedWindow]:
-        tables = manifest_rows(self.manifest), caption_rows(self.stage1), caption_rows(self.stage2)
-        for row, stage1, stage2 in zip_longest(*tables):
-            if row is None or stage1 is None or extent(row) != extent(stage1):
-                raise self._outdated(STAGE1.name, CLIP_MANIFEST)
-            if stage2 is None or extent(row) != extent(stage2):
-                raise self._outdated(STAGE2.name, CLIP_MANIFEST)
-            if stage2.status is Status.OK and stage2.upstream_fingerprints != {STAGE1.name: stage1.fingerprint}:
-                raise self._outdated(STAGE2.name, STAGE1.name)
-            yield CaptionedWindow(row, stage1, stage2)
+        names = [stage.name for stage in self.stages]
+        rows: Iterator[tuple[Any, ...]] = zip_longest(manifest_rows(self.manifest), *map(caption_rows, self.captions))
+        for row, *captions in rows:
+            for name, caption in zip(names, captions, strict=True):
+                if row is None or caption is None or extent(row) != extent(caption):
+                    raise self._outdated(name, CLIP_MANIFEST)
+            found = dict(zip(names, captions, strict=True))
+            for stage in self.stages:
+                self._check_upstream(stage, found)
+            yield CaptionedWindow(row, found)
+
+    def _check_upstream(self, stage: Stage, captions: Mapping[str, CaptionRow]) -> None:
+        """Check that a stage's caption was made from the present captions of the stages that it needs."""
+        row = captions[stage.name]
+        made_from = row.upstream_fingerprints or {}
+        for need in stage.needs:
+            if row.status is Status.OK and made_from.get(need) != captions[need].fingerprint:
+                raise self._outdated(stage.name, need)
 
     def _outdated(self, table: str, source: str) -> TableError:
         return TableError(
@@ -96,11 +105,21 @@ class ShardTables:
 
 
 @contextmanager
-def open_tables(root: Root, shard: str) -> Iterator[ShardTables]:
+def open_tables(root: Root, shard: str, stages: tuple[Stage, ...]) -> Iterator[ShardTables]:
     """A shard's tables, copied to the local disk until the block ends.
 
     Raises:
-        TableError: if one has not been materialized, or is damaged.
+        TableError: if one has not been materialized, is damaged, or lacks columns of its stage's output.
     """
     with ExitStack() as files:
-        yield ShardTables(shard, *(files.enter_context(open_table(root, table, shard)) for table in TABLE_NAMES))
+        manifest, *captions = (
+            files.enter_context(open_table(root, table, shard))
+            for table in (CLIP_MANIFEST, *(stage.name for stage in stages))
+        )
+        for stage, file in zip(stages, captions, strict=True):
+            if missing := set(stage.columns.schema.names) - {UPSTREAM} - set(file.columns.names):
+                raise TableError(
+                    f"{file.name} lacks the columns {', '.join(sorted(missing))}, because stage {stage.name} had "
+                    f"another output: materialize {stage.name} for shard {shard!r} again"
+                )
+        yield ShardTables(shard, manifest, stages, tuple(captions))

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import pyarrow as pa
+
+from caption_assets.captioning.stages import Stage
+from caption_assets.errors import CaptionAssetsError
 from caption_assets.export.clip import CaptionedClip, CaptionedWindow
+from caption_assets.store.caption_columns import PROBABILITIES
+from caption_assets.store.tables import CaptionRow
 
 Feature = dict[str, Any]
-"""A column's type in the front matter of a card."""
+"""A column's type in the front matter of a card, with its name or without."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,14 +24,16 @@ class Column:
 
     name: str
     dtype: str
-    """Type name in ``datasets``; ``list`` for a list of strings."""
+    """Type name in ``datasets``; ``list`` or ``struct`` for a nested type."""
     about: str
     """Its meaning, for the card."""
+    type: Feature | None = None
+    """Its type in the front matter, if it is nested."""
 
     @property
     def feature(self) -> Feature:
-        """Its type in the front matter."""
-        return {"name": self.name, **({"list": "string"} if self.dtype == "list" else {"dtype": self.dtype})}
+        """Its name and type in the front matter."""
+        return {"name": self.name, **(self.type or {"dtype": self.dtype})}
 
 
 SHARD = Column("shard", "string", "shard of the source that contains the clip")
@@ -39,7 +47,7 @@ CLIP_COLUMNS = (
     Column("clip_frames", "int32", "number of frames of the whole clip"),
     Column("clip_fps", "float64", "average frames per second of the whole clip"),
     Column("clip_seconds", "float64", "duration of the whole clip, in seconds"),
-    Column("prompt", "string", "the clip's own stage-1 instruction, if it has one"),
+    Column("prompt", "string", "the clip's own instruction, if it has one"),
     Column("extra", "string", "further columns of the clip in its source, as a JSON object"),
 )
 CLIP_LOCATION_COLUMNS = (
@@ -55,19 +63,70 @@ WINDOW_COLUMNS = (
     Column("end_seconds", "float64", "end of the window within the clip, in seconds"),
 )
 _STAGE_COLUMNS = (
-    Column("caption", "string", "caption of stage {}"),
-    Column("flags", "list", "quality flags of that caption; empty if it has none"),
-    Column("model", "string", "Hub id of the model of stage {}"),
+    Column("caption", "string", "caption of stage `{}`"),
+    Column("flags", "list", "quality flags of that caption; empty if it has none", {"list": "string"}),
+    Column("model", "string", "Hub id of the model of stage `{}`"),
     Column("revision", "string", "commit of that model"),
     Column("lora", "string", "Hub id of the LoRA adapter on that model, if there was one"),
     Column("lora_revision", "string", "commit of that adapter"),
-    Column("prompt_name", "string", "name of the prompt of stage {}"),
+    Column("prompt_name", "string", "name of the prompt of stage `{}`"),
 )
-STAGE_COLUMNS = tuple(
-    Column(f"stage{stage}_{column.name}", column.dtype, column.about.format(stage))
-    for stage in (1, 2)
-    for column in _STAGE_COLUMNS
-)
+_OUTPUT_COLUMNS = {
+    "fields": "that caption, which is JSON, with its fields",
+    "choice": "that caption, which is one of the choices of stage `{}`",
+    "score": "probability of the choice that counts as good",
+}
+"""Columns that only stages of some outputs have, with their meanings."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageColumns:
+    """The columns of a stage. Their prefix is the stage's name without ``_captions``."""
+
+    stage: Stage
+    columns: Mapping[str, Column]
+    """By the name of the column in the stage's table."""
+
+    @classmethod
+    def of(cls, stage: Stage) -> StageColumns:
+        """The columns of a stage."""
+        own = [
+            Column(field.name, dtype_of(field.type), _OUTPUT_COLUMNS[field.name], feature_of(field.type))
+            for field in stage.columns.schema
+            if field.name in _OUTPUT_COLUMNS
+        ]
+        prefix = stage.name.removesuffix("_captions")
+        columns = {
+            column.name: replace(column, name=f"{prefix}_{column.name}", about=column.about.format(stage.name))
+            for column in (*_STAGE_COLUMNS, *own)
+        }
+        return cls(stage, columns)
+
+    def record(self, row: CaptionRow) -> dict[str, Any]:
+        """The columns of a row."""
+        derived = self.stage.columns.derived({"caption": row.caption, PROBABILITIES: row.probabilities})
+        return {
+            column.name: derived[name] if name in derived else getattr(row, name)
+            for name, column in self.columns.items()
+        }
+
+
+def stage_columns(stages: Iterable[Stage]) -> tuple[StageColumns, ...]:
+    """The columns of each stage.
+
+    Raises:
+        CaptionAssetsError: if two stages have a column of the same name.
+    """
+    found = tuple(StageColumns.of(stage) for stage in stages)
+    owners: dict[str, str] = {}
+    for columns in found:
+        name = columns.stage.name
+        for column in columns.columns.values():
+            if (other := owners.setdefault(column.name, name)) != name:
+                raise CaptionAssetsError(
+                    f"the stages {other} and {name} both export a column {column.name}: rename one of the stages"
+                )
+    return found
 
 
 def clip_record(clip: CaptionedClip, columns: Sequence[Column] = CLIP_COLUMNS) -> dict[str, Any]:
@@ -75,9 +134,26 @@ def clip_record(clip: CaptionedClip, columns: Sequence[Column] = CLIP_COLUMNS) -
     return {SHARD.name: clip.shard, **{column.name: getattr(clip.row, column.name) for column in columns}}
 
 
-def window_record(window: CaptionedWindow) -> dict[str, Any]:
+def window_record(window: CaptionedWindow, stages: Iterable[StageColumns]) -> dict[str, Any]:
     """The window's columns."""
     record = {column.name: getattr(window.row, column.name) for column in WINDOW_COLUMNS}
-    for stage, row in ((1, window.stage1), (2, window.stage2)):
-        record |= {f"stage{stage}_{column.name}": getattr(row, column.name) for column in _STAGE_COLUMNS}
+    for columns in stages:
+        record |= columns.record(window.captions[columns.stage.name])
     return record
+
+
+def feature_of(kind: pa.DataType) -> Feature:
+    """An Arrow type as a type in the front matter of a card."""
+    if pa.types.is_struct(kind):
+        return {"struct": [{"name": field.name, **feature_of(field.type)} for field in kind]}
+    if pa.types.is_list(kind):
+        item = feature_of(kind.value_type)
+        return {"list": item.get("struct") or item.get("dtype") or item}
+    return {"dtype": dtype_of(kind)}
+
+
+def dtype_of(kind: pa.DataType) -> str:
+    """The name of an Arrow type in ``datasets``."""
+    if pa.types.is_nested(kind):
+        return "struct" if pa.types.is_struct(kind) else "list"
+    return "float64" if pa.types.is_float64(kind) else str(kind)

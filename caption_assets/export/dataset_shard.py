@@ -1,4 +1,4 @@
-"""The export of a shard: files made from its three tables and, in a format with clips, its clips."""
+"""The export of a shard: files made from its tables and, in a format with clips, its clips."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ class ExportResult:
 def export_shard(root: Root, source: Root, shard: str, export: ExportConfig) -> ExportResult:
     """Write a shard's part of the dataset, replacing an earlier one, and the dataset card.
 
-    A window is exported if it has both captions. Files are named by their content. The shard's index is written when
-    all files exist, and other files are removed afterwards, so that the files in the index always belong together. The
-    files of a failed export are removed at once, those of a killed export by the next one.
+    A window is exported if it has a caption of each stage. Files are named by their content. The shard's index is
+    written when all files exist, and other files are removed afterwards, so that the files in the index always belong
+    together. The files of a failed export are removed at once, those of a killed export by the next one.
 
     Args:
         root: the root with the tables and the dataset.
@@ -64,13 +64,14 @@ def export_shard(root: Root, source: Root, shard: str, export: ExportConfig) -> 
         ExportError: if a clip is missing or changed, or another run exported the shard at the same time.
         StoreError: if the source cannot be read, or the root cannot be written.
     """
-    with open_tables(root, shard) as tables:
-        content = _summarize(tables, export)
+    layout = export.layout
+    with open_tables(root, shard, export.graph.stages) as tables:
+        content = _summarize(tables, layout, export.version)
         index = find_index(root, shard)
         written = index is None or index.version != content.version or not is_complete(root, shard, index)
         try:
             if index is None or written:
-                files = tuple(_write(root, source, tables, export, content.version))
+                files = tuple(_write(root, source, tables, layout, export.file_bytes, content.version))
                 index = ExportIndex(content.version, content.clips, content.windows, dict(content.left_out), files)
                 write_index(root, shard, index)
         finally:
@@ -80,7 +81,7 @@ def export_shard(root: Root, source: Root, shard: str, export: ExportConfig) -> 
                 f"files of shard {shard!r} in {root.address(shard_folder(shard))} were removed during its export: "
                 f"export it in one run at a time, and materialize {DATASET} again"
             )
-        write_card(root, tables, export.layout, export.license)
+        write_card(root, tables, layout, export)
     return ExportResult(index, written)
 
 
@@ -94,27 +95,29 @@ class _Summary:
     left_out: Counter[str] = field(default_factory=Counter)
 
 
-def _summarize(tables: ShardTables, export: ExportConfig) -> _Summary:
-    found, digest = _Summary(), sha256(export.version.encode())
+def _summarize(tables: ShardTables, layout: FormatLayout, version: str) -> _Summary:
+    found, digest = _Summary(), sha256(version.encode())
     for clip in tables.clips():
         found.clips += bool(clip.windows)
         found.windows += len(clip.windows)
         found.left_out.update(clip.left_out)
-        for line in (clip.row.content_tag, *clip.left_out, *map(json.dumps, export.layout.records(clip))):
+        for line in (clip.row.content_tag, *clip.left_out, *map(json.dumps, layout.records(clip))):
             digest.update(f"{line}\n".encode())
     found.version = digest.hexdigest()[:16]
     return found
 
 
-def _write(root: Root, source: Root, tables: ShardTables, export: ExportConfig, version: str) -> Iterator[ExportedFile]:
+def _write(
+    root: Root, source: Root, tables: ShardTables, layout: FormatLayout, file_bytes: int, version: str
+) -> Iterator[ExportedFile]:
     """Write the shard's files to a temporary folder, and publish each."""
-    samples = _samples(source, (clip for clip in tables.clips() if clip.windows), export.layout)
-    for number, part in groupby(_numbered(samples, export.file_bytes), itemgetter(0)):
-        name = f"{version}-{number:05}.{export.layout.suffix}"
+    samples = _samples(source, (clip for clip in tables.clips() if clip.windows), layout)
+    for number, part in groupby(_numbered(samples, file_bytes), itemgetter(0)):
+        name = f"{version}-{number:05}.{layout.suffix}"
         with temporary_folder() as folder:
             path = folder / name
             with path.open("wb") as file:
-                count = export.layout.write(file, (sample for _, sample in part))
+                count = layout.write(file, (sample for _, sample in part))
             root.upload(f"{shard_folder(tables.shard)}/{name}", path)
             yield ExportedFile(name, path.stat().st_size, count)
 

@@ -11,16 +11,18 @@ from hashlib import sha256
 from io import BytesIO
 from typing import IO, Any
 
+from caption_assets.captioning.stages import StageGraph
 from caption_assets.export.clip import CaptionedClip
 from caption_assets.export.columns import (
     CLIP_COLUMNS,
     CLIP_LOCATION_COLUMNS,
     SHARD,
-    STAGE_COLUMNS,
     WINDOW_COLUMNS,
     Column,
     Feature,
+    StageColumns,
     clip_record,
+    stage_columns,
     window_record,
 )
 
@@ -99,32 +101,25 @@ class FormatLayout:
     """The columns by heading, for the card's tables."""
 
 
-def _sample(clip: CaptionedClip) -> list[Record]:
-    return [{**clip_record(clip, CLIP_COLUMNS), "windows": [window_record(window) for window in clip.windows]}]
+def _tars(stages: tuple[StageColumns, ...]) -> FormatLayout:
+    window_columns = _window_columns(stages)
 
+    def records(clip: CaptionedClip) -> list[Record]:
+        windows = [window_record(window, stages) for window in clip.windows]
+        return [{**clip_record(clip, CLIP_COLUMNS), "windows": windows}]
 
-def _lines(clip: CaptionedClip) -> list[Record]:
-    shared = clip_record(clip, CLIP_COLUMNS + CLIP_LOCATION_COLUMNS)
-    return [{**shared, **window_record(window)} for window in clip.windows]
-
-
-def _features(*columns: Column) -> list[Feature]:
-    return [column.feature for column in columns]
-
-
-LAYOUTS = {
-    Format.WEBDATASET: FormatLayout(
+    return FormatLayout(
         name="webdataset tars",
         suffix="tar",
         contains_clips=True,
         write=_write_tar,
-        records=_sample,
+        records=records,
         features=[
             {
                 "name": "json",
                 "struct": [
                     *_features(SHARD, *CLIP_COLUMNS),
-                    {"name": "windows", "list": _features(*WINDOW_COLUMNS, *STAGE_COLUMNS)},
+                    {"name": "windows", "list": _features(*window_columns)},
                 ],
             },
             {"name": VIDEO, "dtype": "video"},
@@ -133,22 +128,38 @@ LAYOUTS = {
         ],
         columns=(
             ("`json`: the clip", (SHARD, *CLIP_COLUMNS)),
-            ("`json.windows`: each of its windows, in order", (*WINDOW_COLUMNS, *STAGE_COLUMNS)),
+            ("`json.windows`: each of its windows, in order", window_columns),
         ),
-    ),
-    Format.JSONL: FormatLayout(
+    )
+
+
+def _json_lines(stages: tuple[StageColumns, ...]) -> FormatLayout:
+    clip_columns, window_columns = CLIP_COLUMNS + CLIP_LOCATION_COLUMNS, _window_columns(stages)
+
+    def records(clip: CaptionedClip) -> list[Record]:
+        shared = clip_record(clip, clip_columns)
+        return [{**shared, **window_record(window, stages)} for window in clip.windows]
+
+    return FormatLayout(
         name="JSON lines",
         suffix="jsonl",
         contains_clips=False,
         write=_write_lines,
-        records=_lines,
-        features=_features(SHARD, *CLIP_COLUMNS, *CLIP_LOCATION_COLUMNS, *WINDOW_COLUMNS, *STAGE_COLUMNS),
-        columns=(
-            ("The clip", (SHARD, *CLIP_COLUMNS, *CLIP_LOCATION_COLUMNS)),
-            ("The window", (*WINDOW_COLUMNS, *STAGE_COLUMNS)),
-        ),
-    ),
-}
+        records=records,
+        features=_features(SHARD, *clip_columns, *window_columns),
+        columns=(("The clip", (SHARD, *clip_columns)), ("The window", window_columns)),
+    )
+
+
+def _window_columns(stages: tuple[StageColumns, ...]) -> tuple[Column, ...]:
+    return (*WINDOW_COLUMNS, *(column for columns in stages for column in columns.columns.values()))
+
+
+def _features(*columns: Column) -> list[Feature]:
+    return [column.feature for column in columns]
+
+
+LAYOUTS = {Format.WEBDATASET: _tars, Format.JSONL: _json_lines}
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,13 +169,19 @@ class ExportConfig:
     format: Format
     file_bytes: int
     """Maximum size of a file, in bytes; a larger clip gets its own file."""
+    graph: StageGraph
+    """The stages of the recipe."""
     license: str | None = None
     """License for the card: an SPDX identifier in the Hub's spelling, such as ``cc-by-4.0``."""
 
     @property
     def layout(self) -> FormatLayout:
-        """The format's layout."""
-        return LAYOUTS[self.format]
+        """The format's layout for the stages.
+
+        Raises:
+            CaptionAssetsError: if two stages have a column of the same name.
+        """
+        return LAYOUTS[self.format](stage_columns(self.graph.stages))
 
     @property
     def version(self) -> str:

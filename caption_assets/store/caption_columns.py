@@ -58,7 +58,7 @@ class CaptionColumns:
         if self.choices:
             values |= {"choice": caption, "probability": found[caption] if found else None}
         if self.score is not None:
-            values["score"] = found[self.score] if found else None
+            values["score"] = found.get(self.score) if found else None
         if self.json_schema is not None:
             convert = JsonColumn.of(self.json_schema).convert
             values["fields"] = None if caption is None else convert(json.loads(caption))

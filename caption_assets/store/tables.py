@@ -206,15 +206,26 @@ R = TypeVar("R", ManifestRow, CaptionRow)
 
 MANIFEST_SCHEMA = row_schema(ManifestRow)
 """The columns of a manifest."""
+MANIFEST_VERSIONS = ("2", SCHEMA_VERSION)
+"""Schema versions of manifests that can be read. Captions are made from manifests of the present version only."""
 CAPTION_SCHEMA = pa.schema([column for column in row_schema(CaptionRow) if column.name not in BY_STAGE])
 """The columns of all caption tables."""
 _FORMER_UPSTREAM = "stage1_fingerprint"
 """Column of earlier releases: the fingerprint of the stage-1 row, in tables of stage 2."""
+_FORMER_STAGE = "stage1_captions"
+"""The stage of that row."""
 
 
 def caption_schema(columns: CaptionColumns) -> pa.Schema:
     """The columns of a stage's table."""
     return pa.schema([*CAPTION_SCHEMA, *columns.schema])
+
+
+def needed_stages(schema: pa.Schema) -> tuple[str, ...]:
+    """The stages whose fingerprints a caption table has, from the schema of its file."""
+    if UPSTREAM in schema.names:
+        return tuple(field.name for field in schema.field(UPSTREAM).type)
+    return (_FORMER_STAGE,) if _FORMER_UPSTREAM in schema.names else ()
 
 
 def schema_of(table: str) -> pa.Schema:
@@ -380,14 +391,14 @@ def open_table(root: Root, table: str, shard: str) -> Iterator[TableFile]:
     Its rows can be read as a stream and more than once, all from the same publication.
 
     Raises:
-        TableError: if it has not been materialized, or the file is damaged.
+        TableError: if it has not been materialized, or the file is damaged or of a version that cannot be read.
         DiskFull: if the local disk has no space for the copy.
     """
     with temporary_folder() as folder:
         copy = folder / "table.parquet"
         with _translate_missing(root, table, shard):
             root.download(table_path(table, shard), copy)
-        with _validated(root, table, shard, str(copy)) as file:
+        with _validated(root, table, shard, str(copy), MANIFEST_VERSIONS) as file:
             yield file
 
 
@@ -404,7 +415,7 @@ def caption_rows(file: TableFile) -> Iterator[CaptionRow]:
 def _with_former_upstream(record: dict[str, Any]) -> dict[str, Any]:
     """A record with the fingerprint of its stage-1 row in the present column."""
     former = record.pop(_FORMER_UPSTREAM, None)
-    return record if former is None else {**record, UPSTREAM: {"stage1_captions": former}}
+    return record if former is None else {**record, UPSTREAM: {_FORMER_STAGE: former}}
 
 
 def _open(root: Root, table: str, shard: str) -> TableFile:
@@ -425,12 +436,15 @@ def _translate_missing(root: Root, table: str, shard: str) -> Iterator[None]:
         ) from error
 
 
-def _validated(root: Root, table: str, shard: str, source: str | bytes) -> TableFile:
+def _validated(
+    root: Root, table: str, shard: str, source: str | bytes, manifest_versions: Sequence[str] = (SCHEMA_VERSION,)
+) -> TableFile:
     """A shard's table, from the path of a local copy or from its bytes."""
     place, again = root.address(table_path(table, shard)), f"materialize {table} for shard {shard!r} again"
     file = TableFile.open(source, schema_of(table), name=place, remedy=f"remove it and {again}")
-    if table == CLIP_MANIFEST and file.version != SCHEMA_VERSION:
-        raise TableError(f"{place} has schema version {file.version}, not {SCHEMA_VERSION}: {again}")
+    if table == CLIP_MANIFEST and file.version not in manifest_versions:
+        wanted = " or ".join(manifest_versions)
+        raise TableError(f"{place} has schema version {file.version}, not {wanted}: {again}")
     return file
 
 

@@ -7,15 +7,16 @@ from caption_assets.definitions import build_definitions
 from caption_assets.export.index import DATASET
 from caption_assets.settings import Settings
 from caption_assets.store.root import Root
-from caption_assets.store.tables import Status, publish_captions, read_manifest
+from caption_assets.store.tables import Status, read_manifest
 from tests.assets.conftest import ProjectHarness
 from tests.export.shards import lines, samples
-from tests.report.windows import captioned, failed
-from tests.stages import STAGE1, STAGE2, TABLE_NAMES
+from tests.report.windows import captioned, failed, publish_stage
+from tests.stages import STAGES, TABLE_NAMES
 
 pytestmark = pytest.mark.fast
 
 SHARD = "sample-tar"
+EXPORT = {"export": "webdataset", "recipe": "general"}
 
 
 @pytest.fixture
@@ -31,12 +32,12 @@ def caption(project: ProjectHarness, text: str = "A circle.") -> None:
     root = Root.open(str(project.root))
     rows = read_manifest(root, SHARD)
     captions = [captioned(row, text) if row.status is Status.OK else failed(row, "not_a_video") for row in rows]
-    for table in (STAGE1.name, STAGE2.name):
-        publish_captions(root, table, SHARD, captions, [row.key for row in rows], {})
+    for stage in STAGES:
+        publish_stage(root, stage, captions, shard=SHARD)
 
 
 def materialize(project: ProjectHarness, **settings: object) -> dg.AssetMaterialization:
-    result = project.run(DATASET, partition=SHARD, **{"export": "webdataset", **settings})  # type: ignore[arg-type]
+    result = project.run(DATASET, partition=SHARD, **{**EXPORT, **settings})  # type: ignore[arg-type]
     assert result.success
     (event,) = result.get_asset_materialization_events()
     return event.materialization
@@ -78,14 +79,14 @@ def test_data_version_changes_only_with_the_captions(captioned_project: ProjectH
 def test_shard_without_captions_fails_with_the_remedy(project: ProjectHarness) -> None:
     assert project.run("shard_index").success
     assert project.run("clip_manifest", partition=SHARD).success
-    message = project.failure(DATASET, partition=SHARD, export="webdataset")
+    message = project.failure(DATASET, partition=SHARD, **EXPORT)
     assert "materialize stage1_captions for shard 'sample-tar' first" in message
 
 
 def test_dataset_asset_exists_only_if_configured() -> None:
     key = dg.AssetKey(DATASET)
     assert key not in build_definitions(Settings()).get_repository_def().asset_graph.get_all_asset_keys()
-    graph = build_definitions(Settings(export="jsonl")).get_repository_def().asset_graph
+    graph = build_definitions(Settings(export="jsonl", recipe="general")).get_repository_def().asset_graph
     assert {parent.to_user_string() for parent in graph.get(key).parent_keys} == set(TABLE_NAMES)
     tars = build_definitions(Settings(export="webdataset")).get_repository_def().asset_graph
     assert graph.get(key).code_version != tars.get(key).code_version

@@ -9,6 +9,7 @@ from dataclasses import replace
 from io import BytesIO
 from typing import Any
 
+from caption_assets.captioning.recipe_file import built_in
 from caption_assets.export.dataset_shard import ExportResult, export_shard
 from caption_assets.export.formats import ExportConfig, Format
 from caption_assets.export.index import DATASET, shard_folder
@@ -17,8 +18,8 @@ from caption_assets.store.root import Root
 from caption_assets.store.tables import ManifestRow
 from tests.report.windows import SHARD, captioned, publish, window
 
-TARS = ExportConfig(Format.WEBDATASET, file_bytes=1 << 30)
-LINES = ExportConfig(Format.JSONL, file_bytes=1 << 30)
+TARS = ExportConfig(Format.WEBDATASET, file_bytes=1 << 30, graph=built_in("general"))
+LINES = ExportConfig(Format.JSONL, file_bytes=1 << 30, graph=built_in("general"))
 
 
 def clip(root: Root, key: str, data: bytes, *, windows: int = 1, **changes: Any) -> list[ManifestRow]:

@@ -1,16 +1,17 @@
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from huggingface_hub import DatasetCard
 
-from caption_assets.export.columns import CLIP_COLUMNS, STAGE_COLUMNS, WINDOW_COLUMNS
+from caption_assets.export.columns import CLIP_COLUMNS, WINDOW_COLUMNS, stage_columns
 from caption_assets.store.root import Root
 from caption_assets.store.tables import publish_captions
 from tests.export.shards import LINES, TARS, card, clip, export, publish_captioned
-from tests.report.windows import SHARD, captioned
-from tests.stages import STAGE1, STAGE2
+from tests.report.windows import FOUR, SHARD, captioned, publish_four
+from tests.stages import STAGE1, STAGE2, STAGES
 
 pytestmark = pytest.mark.fast
 
@@ -37,27 +38,28 @@ def test_card_names_the_files_and_the_license_if_set(root: Root) -> None:
 @pytest.mark.parametrize("how", [TARS, LINES])
 def test_card_describes_every_column(root: Root, how: object) -> None:
     export(root, how)  # type: ignore[arg-type]
-    for column in (*CLIP_COLUMNS, *WINDOW_COLUMNS, *STAGE_COLUMNS):
+    stages = (column for columns in stage_columns(STAGES) for column in columns.columns.values())
+    for column in (*CLIP_COLUMNS, *WINDOW_COLUMNS, *stages):
         assert f"| `{column.name}` | " in card(root)
 
 
 def test_card_contains_the_captions_provenance(root: Root) -> None:
     row = clip(root, "car.mp4", b"a car")[0]
     recipe = json.dumps({"model": "org/model", "revision": "c0ffee"})
-    for table in (STAGE1.name, STAGE2.name):
-        metadata = {"prompt": f"Say what you see.\n```\n# {table}", "recipe": recipe}
-        publish_captions(root, table, SHARD, [captioned(row, "A car.")], [row.key], metadata)
+    for stage in (STAGE1, STAGE2):
+        metadata = {"prompt": f"Say what you see.\n```\n# {stage.name}", "recipe": recipe}
+        publish_captions(root, stage.name, SHARD, [captioned(row, "A car.")], [row.key], metadata, stage.columns)
     export(root)
-    assert "Stage 2: model `org/model`, revision `c0ffee`" in card(root)
+    assert "Stage `stage2_captions` (text): model `org/model`, revision `c0ffee`" in card(root)
     assert "    Say what you see.\n    ```\n    # stage1_captions\n" in card(root)
 
 
 def test_card_names_the_adapter(root: Root) -> None:
     row = clip(root, "car.mp4", b"a car")[0]
     recipe = json.dumps({"model": "org/model", "revision": "c0ffee", "lora": ["org/adapter", "ace"]})
-    for table in (STAGE1.name, STAGE2.name):
+    for stage in (STAGE1, STAGE2):
         adapted = replace(captioned(row, "A car."), lora="org/adapter", lora_revision="ace")
-        publish_captions(root, table, SHARD, [adapted], [row.key], {"recipe": recipe})
+        publish_captions(root, stage.name, SHARD, [adapted], [row.key], {"recipe": recipe}, stage.columns)
     export(root)
     assert "`org/model`, revision `c0ffee`, with the LoRA adapter `org/adapter`, revision `ace`. Its" in card(root)
 
@@ -68,3 +70,19 @@ def test_card_is_independent_of_the_export_order(root: Root) -> None:
     publish_captioned(root, clip(root, "van.mp4", b"a van"), shard="other")
     export(root, shard="other")
     assert card(root) == before
+
+
+def test_card_lists_all_stages_with_their_outputs(tmp_path: Path) -> None:
+    root = Root.open(str(tmp_path))
+    publish_four(root, clip(root, "car.mp4", b"a car"))
+    export(root, replace(LINES, graph=FOUR))
+    text = card(root)
+    assert re.findall(r"Stage `(\w+)` \((.*)\): model", text) == [
+        ("short", "text"),
+        ("dense_captions", "text"),
+        ("attributes", "JSON"),
+        ("alignment", "one of `yes`, `no`; the score is the probability of `yes`"),
+    ]
+    assert text.count("(or the clip's `prompt`)") == 1
+    for name in ("short_caption", "dense_caption", "attributes_fields", "alignment_choice", "alignment_score"):
+        assert f"| `{name}` | " in text

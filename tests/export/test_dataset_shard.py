@@ -1,18 +1,33 @@
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from caption_assets.captioning.stages import Stage
 from caption_assets.export.dataset_shard import ExportError
+from caption_assets.export.formats import ExportConfig
 from caption_assets.export.index import find_index, shard_folder
 from caption_assets.store.content_tag import ContentTag
 from caption_assets.store.root import Root
-from caption_assets.store.tables import ManifestRow, TableError, publish_captions, publish_manifest
+from caption_assets.store.tables import ManifestRow, TableError, publish_manifest
 from tests.export.shards import LINES, TARS, clip, export, lines, names, publish_captioned, samples, tars
-from tests.report.windows import SHARD, broken, captioned, failed, publish, window
+from tests.report.windows import (
+    FOUR,
+    SHARD,
+    broken,
+    captioned,
+    failed,
+    four_captions,
+    publish,
+    publish_four,
+    publish_stage,
+    window,
+)
 from tests.stages import STAGE1, STAGE2
 
 INDEX = "index.json"
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 
 @pytest.fixture(params=[pytest.param("local", marks=pytest.mark.fast), pytest.param("s3", marks=pytest.mark.store)])
@@ -163,7 +178,7 @@ def test_tables_older_than_the_manifest_are_an_error(root: Root) -> None:
     with pytest.raises(TableError, match="stage1_captions of shard 'shard' is older than its clip_manifest"):
         export(root)
     publish_captioned(root, rows)
-    republish(root, STAGE2.name, rows[:1])
+    republish(root, STAGE2, rows[:1])
     with pytest.raises(TableError, match="stage2_captions of shard 'shard' is older than its clip_manifest"):
         export(root)
 
@@ -171,7 +186,7 @@ def test_tables_older_than_the_manifest_are_an_error(root: Root) -> None:
 def test_stage_2_older_than_stage_1_is_an_error(root: Root) -> None:
     rows = clip(root, "car.mp4", b"a car")
     publish_captioned(root, rows)
-    republish(root, STAGE1.name, rows, fingerprint="new")
+    republish(root, STAGE1, rows, fingerprint="new")
     with pytest.raises(TableError, match="stage2_captions of shard 'shard' is older than its stage1_captions"):
         export(root)
 
@@ -192,6 +207,47 @@ def test_clip_within_a_tar_is_extracted(root: Root) -> None:
     assert video == b"a car"
 
 
-def republish(root: Root, table: str, rows: list[ManifestRow], **changes: object) -> None:
-    captions = [captioned(row, "A car.", **changes) for row in rows]
-    publish_captions(root, table, SHARD, captions, [row.key for row in rows], {})
+def republish(root: Root, stage: Stage, rows: list[ManifestRow], **changes: object) -> None:
+    publish_stage(root, stage, [captioned(row, "A car.", **changes) for row in rows])
+
+
+@pytest.mark.parametrize("how", [replace(TARS, graph=FOUR), replace(LINES, graph=FOUR)])
+def test_all_stages_of_the_recipe_are_columns(root: Root, how: ExportConfig) -> None:
+    publish_four(root, clip(root, "car.mp4", b"a car"))
+    export(root, how)
+    [record] = lines(root) or samples(root)[0][0]["windows"]
+    assert record["short_caption"] == "A car."
+    assert record["dense_caption"] == "A red car."
+    assert record["attributes_fields"] == {"subjects": ["a car", "a man"], "camera": {"motion": "static", "shots": 1}}
+    assert (record["alignment_choice"], record["alignment_score"]) == ("yes", 0.9)
+
+
+@pytest.mark.parametrize("need", ["short", "dense_captions"])
+def test_stage_older_than_any_needed_stage_is_an_error(root: Root, need: str) -> None:
+    rows = clip(root, "car.mp4", b"a car")
+    outdated = replace(
+        four_captions(rows[0])["alignment"],
+        upstream_fingerprints={"short": "s", "dense_captions": "d", need: "old"},
+    )
+    publish_four(root, rows, alignment=outdated)
+    with pytest.raises(TableError, match=f"alignment of shard 'shard' is older than its {need}: materialize alignment"):
+        export(root, replace(LINES, graph=FOUR))
+
+
+def test_table_of_another_output_is_an_error(root: Root) -> None:
+    rows = clip(root, "car.mp4", b"a car")
+    publish_four(root, rows)
+    text = Stage("attributes", "Describe the video.")
+    publish_stage(root, text, [captioned(row, "A car.") for row in rows])
+    with pytest.raises(TableError, match=r"lacks the columns fields, .* another output: materialize attributes"):
+        export(root, replace(LINES, graph=FOUR))
+
+
+def test_tables_of_schema_version_2_are_exported_alike(tmp_path: Path) -> None:
+    """The fixture is the other root, as the last release with version 2 published it."""
+    indexes = []
+    for name in ("root_schema_version_2", "root_before_window_job"):
+        root = Root.open(str(shutil.copytree(FIXTURES / name, tmp_path / name)))
+        indexes.append(export(root, LINES).index)
+    assert indexes[0] == indexes[1]
+    assert indexes[0].windows == 5

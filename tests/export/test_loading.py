@@ -5,6 +5,7 @@ These tests belong to no lane, so that only ``make test`` runs them: importing t
 
 from __future__ import annotations
 
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from caption_assets.export.formats import ExportConfig
 from caption_assets.export.index import DATASET
 from caption_assets.store.root import Root
 from tests.export.shards import LINES, TARS, clip, export, publish_captioned
+from tests.report.windows import FOUR, publish_four
 from tests.videos import gray, video
 
 
@@ -36,10 +38,14 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Root:
 
 
 def load(root: Root, how: ExportConfig, *, streaming: bool) -> Any:
-    from datasets import Video, load_dataset
-
     for shard in ("__first", "second.part"):
         export(root, how, shard)
+    return load_exported(root, how, streaming=streaming)
+
+
+def load_exported(root: Root, how: ExportConfig, *, streaming: bool) -> Any:
+    from datasets import Video, load_dataset
+
     dataset = load_dataset(
         root.address(DATASET), split="train", streaming=streaming, cache_dir=str(Path(root.path, "cache"))
     )
@@ -73,3 +79,16 @@ def test_folder_loads_as_windows(root: Root, streaming: bool) -> None:
     ]
     assert found[3]["clip_fps"] == 25.0
     assert len(root.read(found[3]["uri"])) == found[3]["bytes"]
+
+
+@pytest.mark.parametrize("how", [TARS, LINES])
+def test_columns_of_all_outputs_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: Any) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    root = Root.open(str(tmp_path / "root"))
+    pictures = [gray(40 * index, (64, 48)) for index in range(4)]
+    publish_four(root, clip(root, "car.mp4", video(pictures)))
+    export(root, replace(how, graph=FOUR))
+    [found] = load_exported(root, how, streaming=False)
+    window = found["json"]["windows"][0] if how is TARS else found
+    assert window["attributes_fields"] == {"subjects": ["a car", "a man"], "camera": {"motion": "static", "shots": 1}}
+    assert (window["alignment_choice"], window["alignment_score"]) == ("yes", 0.9)

@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
+from caption_assets.captioning.output import ChoiceOutput, JsonOutput, output_identity
+from caption_assets.captioning.stages import Stage, StageGraph
 from caption_assets.store.root import Root
 from caption_assets.store.tables import CaptionRow, ManifestRow, Status, publish_captions, publish_manifest, window_id
 from tests.stages import STAGE1, STAGE2
 
 SHARD = "shard"
 PROMPTS = {STAGE1.name: "Describe the video.", STAGE2.name: "Describe it more fully: {caption}"}
+ATTRIBUTES_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "subjects": {"type": "array", "items": {"type": "string"}},
+        "camera": {
+            "type": "object",
+            "properties": {"motion": {"type": "string"}, "shots": {"type": "integer"}},
+        },
+    },
+}
+FOUR = StageGraph(
+    "four",
+    (
+        Stage("short", "Describe the video in one sentence."),
+        Stage("dense_captions", "Describe it more fully: {short}"),
+        Stage("attributes", "List what the video shows.", JsonOutput(ATTRIBUTES_SCHEMA)),
+        Stage("alignment", "Do {short} and {dense_captions} fit the video?", ChoiceOutput(("yes", "no"), "yes")),
+    ),
+)
+"""A recipe with each kind of output."""
 
 
 def window(key: str, index: int = 0, **changes: Any) -> ManifestRow:
@@ -85,9 +108,36 @@ def publish(
     *,
     shard: str = SHARD,
 ) -> None:
-    """Publish the manifest, and the caption tables that have rows."""
+    """Publish the manifest, and the caption tables of the default recipe that have rows."""
     publish_manifest(root, shard, manifest, {})
-    keys = [row.key for row in manifest]
-    for table, rows in ((STAGE1.name, stage1), (STAGE2.name, stage2)):
+    for stage, rows in ((STAGE1, stage1), (STAGE2, stage2)):
         if rows:
-            publish_captions(root, table, shard, rows, keys, {"prompt": PROMPTS[table]})
+            publish_stage(root, stage, rows, prompt=PROMPTS[stage.name], shard=shard)
+
+
+def publish_stage(
+    root: Root, stage: Stage, rows: Sequence[CaptionRow], *, prompt: str | None = None, shard: str = SHARD
+) -> None:
+    """Publish a stage's table."""
+    metadata = {"prompt": prompt or stage.prompt, "recipe": json.dumps(output_identity(stage.output))}
+    publish_captions(root, stage.name, shard, rows, [row.key for row in rows], metadata, columns=stage.columns)
+
+
+def four_captions(of: ManifestRow) -> dict[str, CaptionRow]:
+    """A window's caption of each stage of ``FOUR``."""
+    upstream = {"short": "s", "dense_captions": "d"}
+    attributes = {"subjects": ["a car", "a man"], "camera": {"motion": "static", "shots": 1}}
+    yes = {"yes": 0.9, "no": 0.1}
+    return {
+        "short": captioned(of, "A car.", fingerprint="s"),
+        "dense_captions": captioned(of, "A red car.", fingerprint="d", upstream_fingerprints={"short": "s"}),
+        "attributes": captioned(of, json.dumps(attributes), fingerprint="a"),
+        "alignment": captioned(of, "yes", fingerprint="y", upstream_fingerprints=upstream, probabilities=yes),
+    }
+
+
+def publish_four(root: Root, manifest: Sequence[ManifestRow], **changed: CaptionRow) -> None:
+    """Publish the manifest and the tables of ``FOUR``, with the rows of some stages replaced for all windows."""
+    publish_manifest(root, SHARD, manifest, {})
+    for stage in FOUR.stages:
+        publish_stage(root, stage, [{**four_captions(window), **changed}[stage.name] for window in manifest])
