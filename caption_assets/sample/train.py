@@ -1,9 +1,9 @@
 """The training of the embedded sample model from random weights: ``caption-assets train-sample OUT``.
 
-A tiny Qwen2.5-VL (the real architecture) learns the toy world of ``world.py``, with the sample prompt and with the
-project's pixel limits, resize and frame sampling. Stage 2 is trained counterfactually: color, shape and motion are
-copied from the stage-1 text, even if it is false, and size and background are read from the pixels. So a lost or
-swapped stage-1 caption changes the words of stage 2.
+A tiny Qwen2.5-VL (the real architecture) learns the toy world of ``world.py``, with the questions of the recipe
+``sample`` and with the project's pixel limits, resize and frame sampling. Stages that need a text are trained
+counterfactually. In stage 2, color, shape and motion are copied from the stage-1 text, even if it is false, and size
+and background are read from the pixels. So a lost or swapped stage-1 caption changes the words of stage 2.
 """
 
 from __future__ import annotations
@@ -34,27 +34,16 @@ from transformers import (
 )
 
 from caption_assets.captioning.budget import fit
-from caption_assets.captioning.recipe_file import built_in
 from caption_assets.models.variants import SAMPLE
 from caption_assets.sample.clips import MAX_SCENE_FRAMES, encode_frames, random_length, random_size
+from caption_assets.sample.lessons import ALIGNMENT, STAGE1, STAGES, Lesson, lessons
+from caption_assets.sample.roc import roc_auc
 from caption_assets.sample.tokenizer import build_tokenizer
 from caption_assets.sample.training_config import TrainingConfig
-from caption_assets.sample.world import (
-    BACKGROUNDS,
-    COLORS,
-    MOTIONS,
-    SHAPES,
-    SIZES,
-    Scene,
-    random_scene,
-    render,
-    stage1_caption,
-    stage2_caption,
-)
+from caption_assets.sample.world import MOTIONS, VALUES, Scene, random_scene, render
 from caption_assets.video.frame_sampling import FrameSampling, frame_count
 from caption_assets.video.picture import resize, rgb
 
-STAGE1, STAGE2 = built_in("sample").stages[:2]
 PATCH = 14
 MERGE = 2
 TOKEN = PATCH * MERGE
@@ -63,6 +52,9 @@ CELLS = TOKEN // CELL
 """A visual token covers 28x28 pixels of two frames; its outline is predicted in cells of 2x2 pixels."""
 TOKENS_PER_SECOND = 2
 MIDDLE_BLOCK = 1
+"""Block of the vision tower that predicts the outline."""
+LATE_LAYER = 2
+"""Layer of the language model that predicts whether an attribute in a text is correct. The next layer collects it."""
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 """Normalization of Qwen's processor (that of CLIP)."""
@@ -70,7 +62,7 @@ INITIALIZER_RANGE = 0.04
 """Standard deviation of initial weights. Wide models use 0.02; narrower ones need more."""
 MIN_COVER = 0.1
 """Minimum share of a visual token's pixels that the shape covers, for a loss on the shape's attributes."""
-ATTRIBUTES = {"shape": list(SHAPES), "color": list(COLORS), "size": list(SIZES), "motion": list(MOTIONS)}
+ATTRIBUTES = {name: VALUES[name] for name in ("shape", "color", "size", "motion")}
 """Attributes that a visual token on the shape is trained to predict, with their classes."""
 IGNORED = -100
 HELD_OUT_SEED = 10_000_019
@@ -138,11 +130,16 @@ class Trainer:
         return self.heads(*encode(self.model, batch), batch)  # type: ignore[no-any-return]
 
     def caption_losses(self) -> dict[str, Tensor]:
-        """Losses of the auxiliary heads and of the captions on a batch of windows."""
+        """Losses of the auxiliary heads and of the answers to each question on a batch of windows."""
         batch = self.batcher.batch(self.draw(self.config.batch), self.rng).to(self.device)
         visual, middle = encode(self.model, batch.vision)
-        caption = nn.functional.cross_entropy(*logits(self.model, batch, visual))
-        return {**self.heads(visual, middle, batch.vision), "caption": caption}
+        hidden, late = hidden_states(self.model, batch, visual)
+        losses: dict[str, Tensor] = self.heads(visual, middle, batch.vision)
+        for number, stage in enumerate(STAGES, start=1):
+            chosen = (batch.stages.abs() == number) & (batch.labels != IGNORED)
+            losses[stage.name] = nn.functional.cross_entropy(self.model.lm_head(hidden[chosen]), batch.labels[chosen])
+        losses["match"] = self.heads.match_loss(late, batch)
+        return losses
 
     def draw(self, count: int) -> list[Example]:
         """Random examples, randomly mirrored and reversed."""
@@ -150,9 +147,9 @@ class Trainer:
 
     def save_if_best(self) -> None:
         """Evaluate the model on the held-out examples, and save it if its score is the best so far."""
-        stage1, stage2 = evaluate(self.model, self.batcher, self.held_out, self.config.batch)
-        print(f"held-out stage 1 {stage1:.3f}, stage 2 {stage2:.3f}", flush=True)
-        if (score := min(stage1, stage2) + (stage1 + stage2) / 100) > self.best:
+        scores = evaluate(self.model, self.batcher, self.held_out, self.config.batch)
+        print("held-out: " + ", ".join(f"{name} {score:.3f}" for name, score in scores.items()), flush=True)
+        if (score := min(scores.values()) + sum(scores.values()) / 100) > self.best:
             self.best = score
             save_weights(self.model, self.out)
 
@@ -346,9 +343,9 @@ class VisionBatch:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Both stages of ``B`` examples, each as one row of ``L`` tokens: video, stage 1, stage 2.
+    """All stages of ``B`` examples, each example as one row of ``L`` tokens: the video, then the stages.
 
-    The stages share the video's tokens, as they share the prefix cache in vLLM. The mask hides stage 1 from stage 2.
+    The stages share the video's tokens, as they share the prefix cache in vLLM. The mask hides them from each other.
     """
 
     vision: VisionBatch
@@ -359,9 +356,13 @@ class Batch:
     mask: Tensor
     """bool (B, 1, L, L): true if the row's token attends to the column's."""
     labels: Tensor
-    """int64 (B, L): the next token if it belongs to a caption, otherwise -100."""
+    """int64 (B, L): the next token if it belongs to an answer, otherwise -100."""
     stages: Tensor
-    """int64 (B, L): 0 for the video and the tokens before it, otherwise the stage, 1 or 2."""
+    """int64 (B, L): 0 for the video and the tokens before it, otherwise the stage, from 1; negative without video."""
+    words: Tensor
+    """int64 (W, 2): row and column of the last token of each attribute in the texts of ``alignment``."""
+    matches: Tensor
+    """float32 (W,): 1 if the attribute is correct."""
 
     def to(self, device: torch.device) -> Batch:
         """A copy on another device."""
@@ -376,8 +377,8 @@ class Batcher:
         self.video_token = config.video_token_id
         self.end = tokenizer.convert_tokens_to_ids("<|im_end|>")
 
-    def batch(self, examples: Sequence[Example], rng: np.random.Generator | None) -> Batch:
-        """Batch both stages of ``examples``. With ``rng``, most stage-1 texts in stage-2 prompts are false."""
+    def batch(self, examples: Sequence[Example], rng: np.random.Generator) -> Batch:
+        """Batch the lessons of ``examples``."""
         vision = vision_batch(examples)
         grids: list[list[int]] = vision.grids.tolist()
         rows = [self._row(example, grid, rng) for example, grid in zip(examples, grids, strict=True)]
@@ -390,42 +391,66 @@ class Batcher:
             mask=_mask(stages),
             labels=torch.stack([_pad(row.labels, longest, IGNORED) for row in rows]),
             stages=stages,
+            words=torch.cat([nn.functional.pad(row.words[:, None], (1, 0), value=at) for at, row in enumerate(rows)]),
+            matches=torch.cat([row.matches for row in rows]),
         )
 
-    def _row(self, example: Example, grid: list[int], rng: np.random.Generator | None) -> _Row:
-        stage1 = example.scene.stage1 if rng is None else _maybe_false(example.scene, rng)
-        head, tail1 = self._prompt(STAGE1.prompt)
-        _, tail2 = self._prompt(STAGE2.instruction({STAGE1.name: stage1}))
-        visual = [self.video_token] * (grid[0] * (grid[1] // MERGE) * (grid[2] // MERGE))
-        parts = [
-            [*head, *visual],
-            [*tail1, *self._answer(example.scene.stage1)],
-            [*tail2, *self._answer(_expected_stage2(example.scene, stage1))],
-        ]
-        tokens = torch.tensor([token for part in parts for token in part])
-        stages = torch.tensor([stage for stage, part in enumerate(parts) for _ in part])
-        labels = torch.full_like(tokens, IGNORED)
-        for stage, prompt in ((1, tail1), (2, tail2)):
-            begin = sum(len(part) for part in parts[:stage]) + len(prompt)
-            end = sum(len(part) for part in parts[: stage + 1])
-            labels[begin - 1 : end - 1] = tokens[begin:end]
-        positions = [
-            mrope_positions(len(parts[0]) + len(part), len(head), grid, example.fps) for part in (parts[1], parts[2])
-        ]
-        return _Row(tokens, stages, labels, torch.cat([positions[0], positions[1][:, len(parts[0]) :]], dim=1))
+    def _row(self, example: Example, grid: list[int], rng: np.random.Generator) -> _Row:
+        head, _ = self._prompt(STAGE1.prompt)
+        shared = [*head, *[self.video_token] * (grid[0] * (grid[1] // MERGE) * (grid[2] // MERGE))]
+        tokens, stages, labels = list(shared), [0] * len(shared), [IGNORED] * len(shared)
+        positions = [mrope_positions(len(shared), len(head), grid, example.fps)]
+        words: list[int] = []
+        matches: list[bool] = []
+        for number, lesson in enumerate(lessons(example.scene, rng), start=1):
+            has_video = lesson.stage.video
+            _, prompt = self._prompt(lesson.instruction, video=has_video)
+            if lesson.matches:
+                words += [len(tokens) + at for at in self._word_ends(prompt, lesson)]
+                matches += lesson.matches.values()
+            answer = self._answer(lesson.answer)
+            length = len(prompt) + len(answer)
+            tokens += [*prompt, *answer]
+            stages += [number if has_video else -number] * length
+            labels += [*[IGNORED] * (len(prompt) - 1), *answer, IGNORED]
+            if has_video:
+                whole = mrope_positions(len(shared) + length, len(head), grid, example.fps)
+                positions.append(whole[:, len(shared) :])
+            else:
+                positions.append(torch.arange(length).expand(3, -1))
+        return _Row(
+            torch.tensor(tokens),
+            torch.tensor(stages),
+            torch.tensor(labels),
+            torch.cat(positions, dim=1),
+            torch.tensor(words),
+            torch.tensor(matches, dtype=torch.float32),
+        )
 
-    def _prompt(self, instruction: str) -> tuple[list[int], list[int]]:
-        """The tokens of a rendered prompt before and after those of the video."""
-        content = [{"type": "video"}, {"type": "text", "text": instruction}]
+    def _prompt(self, instruction: str, *, video: bool = True) -> tuple[list[int], list[int]]:
+        """The tokens of a rendered prompt before and after those of the video; without video, all are after it."""
+        content = [*([{"type": "video"}] if video else []), {"type": "text", "text": instruction}]
         text = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
         )
         ids = self.tokenizer(text).input_ids
+        if not video:
+            return [], ids
         at = ids.index(self.video_token)
         return ids[:at], ids[at + 1 :]
 
-    def _answer(self, caption: str) -> list[int]:
-        return [*self.tokenizer(caption).input_ids, self.end]
+    def _word_ends(self, prompt: list[int], lesson: Lesson) -> list[int]:
+        """Position of the last token of each attribute of the lesson's text, in the order of ``VALUES``."""
+        _, size, color, shape, rest = lesson.text.rstrip(".").split(" ", 4)
+        motion, _ = rest.split(" on a ")
+        begin = self.tokenizer.decode(prompt).index(lesson.text)
+        ends = [begin + lesson.text.index(f" {word}") + 1 + len(word) for word in (color, shape, motion, size)]
+        ends.append(begin + len(lesson.text) - len(" background."))
+        lengths = np.cumsum([len(self.tokenizer.decode([token])) for token in prompt])
+        return [int(np.searchsorted(lengths, end)) for end in ends]
+
+    def _answer(self, text: str) -> list[int]:
+        return [*self.tokenizer(text).input_ids, self.end]
 
 
 @dataclass(frozen=True, slots=True)
@@ -436,14 +461,17 @@ class _Row:
     stages: Tensor
     labels: Tensor
     positions: Tensor
+    words: Tensor
+    """int64 (W,): columns."""
+    matches: Tensor
 
 
 def _mask(stages: Tensor) -> Tensor:
-    """Causal attention mask in which each stage attends to the video and to itself."""
+    """Causal attention mask in which each stage attends to itself and, unless it is negative, to the video."""
     length = stages.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool).tril()
     row, column = stages[:, :, None], stages[:, None, :]
-    return (causal & ((column == 0) | (row == column))).unsqueeze(1)
+    return (causal & (((column == 0) & (row >= 0)) | (row == column))).unsqueeze(1)
 
 
 def mrope_positions(length: int, video_at: int, grid: list[int], fps: float) -> Tensor:
@@ -486,18 +514,6 @@ def _pad(values: Tensor, length: int, filler: int) -> Tensor:
     return nn.functional.pad(values, (0, length - values.shape[-1]), value=filler)
 
 
-def _maybe_false(scene: Scene, rng: np.random.Generator) -> str:
-    if rng.random() < 0.4:
-        return scene.stage1
-    return stage1_caption(*(str(rng.choice(list(values))) for values in (COLORS, SHAPES, MOTIONS)))
-
-
-def _expected_stage2(scene: Scene, stage1: str) -> str:
-    """The stage-2 caption: color, shape and motion of the stage-1 text, size and background of the scene."""
-    _, color, shape, motion = stage1.rstrip(".").split(" ", 3)
-    return stage2_caption(color, shape, motion, scene.size, scene.background)
-
-
 def vision_batch(examples: Sequence[Example]) -> VisionBatch:
     """Patches of ``examples``, with labels for the auxiliary heads."""
     videos = [patchify(example.frames) for example in examples]
@@ -512,7 +528,7 @@ def vision_batch(examples: Sequence[Example]) -> VisionBatch:
             at = min(int(y * rows), rows - 1) * columns + min(int(x * columns), columns - 1)
             centers.append(len(tokens) + at)
             tokens += [len(attributes)] * (rows * columns)
-            backgrounds.append(list(BACKGROUNDS).index(scene.background))
+            backgrounds.append(VALUES["background"].index(scene.background))
             attributes.append([values.index(getattr(scene, name)) for name, values in ATTRIBUTES.items()])
     return VisionBatch(
         patches=torch.cat([patches for patches, _ in videos]),
@@ -532,7 +548,8 @@ class AuxiliaryHeads(nn.Module):  # type: ignore[misc]
     """Auxiliary heads for training: the shape's outline and center in each visual token, and the shape's attributes.
 
     Without them motion, and even more so shape, is learned only after a long plateau. The outline is predicted from a
-    middle block, so that later blocks can recognize the shape. The heads are not saved.
+    middle block, so that later blocks can recognize the shape. A further head predicts whether an attribute in a text
+    of ``alignment`` is correct. The heads are not saved.
     """
 
     def __init__(self, config: Qwen2_5_VLConfig) -> None:
@@ -540,7 +557,8 @@ class AuxiliaryHeads(nn.Module):  # type: ignore[misc]
         width = config.text_config.hidden_size
         self.place = nn.Linear(width, 1)
         self.outline = nn.Linear(MERGE * MERGE * config.vision_config.hidden_size, 2 * CELLS * CELLS)
-        self.background = nn.Linear(width, len(BACKGROUNDS))
+        self.background = nn.Linear(width, len(VALUES["background"]))
+        self.match = nn.Linear(width, 1)
         self.kinds = nn.ModuleDict({name: nn.Linear(width, len(values)) for name, values in ATTRIBUTES.items()})
 
     def forward(self, visual: Tensor, middle: Tensor, batch: VisionBatch) -> dict[str, Tensor]:
@@ -562,6 +580,11 @@ class AuxiliaryHeads(nn.Module):  # type: ignore[misc]
             losses[name] = nn.functional.cross_entropy(head(visual[covered]), attributes[:, index])
         return losses
 
+    def match_loss(self, late: Tensor, batch: Batch) -> Tensor:
+        """The loss on whether attributes in texts are correct, given the second output of ``hidden_states``."""
+        found = self.match(late[batch.words[:, 0], batch.words[:, 1]]).squeeze(1)
+        return nn.functional.binary_cross_entropy_with_logits(found, batch.matches)
+
 
 def encode(model: Qwen2_5_VLForConditionalGeneration, batch: VisionBatch) -> tuple[Tensor, Tensor]:
     """Visual tokens, float32 (V, width), and a middle block's output for their patches, float32 (V, 4 * width).
@@ -577,31 +600,41 @@ def encode(model: Qwen2_5_VLForConditionalGeneration, batch: VisionBatch) -> tup
     return visual, middle[0].reshape(len(visual), -1)
 
 
-def logits(model: Qwen2_5_VLForConditionalGeneration, batch: Batch, visual: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (caption tokens, vocabulary) and labels (caption tokens,) of the batch."""
+def hidden_states(model: Qwen2_5_VLForConditionalGeneration, batch: Batch, visual: Tensor) -> tuple[Tensor, Tensor]:
+    """The language model's last hidden states, and those of ``LATE_LAYER``, each float32 (B, L, width)."""
     embeddings = model.get_input_embeddings()(batch.tokens)
     is_video = (batch.tokens == model.config.video_token_id).unsqueeze(-1)
     embeddings = embeddings.masked_scatter(is_video, visual)
-    hidden = model.model.language_model(
-        inputs_embeds=embeddings, position_ids=batch.positions, attention_mask=batch.mask, use_cache=False
-    ).last_hidden_state
-    chosen = batch.labels != IGNORED
-    return model.lm_head(hidden[chosen]), batch.labels[chosen]
+    late: list[Tensor] = []
+    hook = model.model.language_model.layers[LATE_LAYER].register_forward_hook(lambda *seen: late.append(seen[2]))
+    try:
+        last = model.model.language_model(
+            inputs_embeds=embeddings, position_ids=batch.positions, attention_mask=batch.mask, use_cache=False
+        ).last_hidden_state
+    finally:
+        hook.remove()
+    return last, late[0]
 
 
 @torch.inference_mode()  # type: ignore[untyped-decorator]
 def evaluate(
     model: Qwen2_5_VLForConditionalGeneration, batcher: Batcher, examples: Sequence[Example], size: int
-) -> tuple[float, float]:
-    """Share of captions that greedy decoding reproduces exactly, for each stage."""
+) -> dict[str, float]:
+    """By stage: the share of answers that greedy decoding reproduces exactly; for ``alignment`` the ROC AUC."""
     model.eval()
-    right: dict[int, list[bool]] = {1: [], 2: []}
+    rng = np.random.default_rng(HELD_OUT_SEED)
+    right: dict[str, list[bool]] = {stage.name: [] for stage in STAGES}
+    scores: dict[str, list[float]] = {"yes": [], "no": []}
+    yes, no = (batcher.tokenizer.convert_tokens_to_ids(answer) for answer in scores)
     for first in range(0, len(examples), size):
-        batch = batcher.batch(examples[first : first + size], None).to(model.device)
-        scores, labels = logits(model, batch, encode(model, batch.vision)[0])
-        wrong = torch.zeros_like(batch.labels, dtype=torch.bool)
-        wrong[batch.labels != IGNORED] = scores.argmax(-1) != labels
-        for stage, captions in right.items():
-            captions += (~(wrong & (batch.stages == stage)).any(1)).tolist()
+        batch = batcher.batch(examples[first : first + size], rng).to(model.device)
+        logits = model.lm_head(hidden_states(model, batch, encode(model, batch.vision)[0])[0])
+        wrong = (batch.labels != IGNORED) & (logits.argmax(-1) != batch.labels)
+        for number, stage in enumerate(STAGES, start=1):
+            right[stage.name] += (~(wrong & (batch.stages.abs() == number)).any(1)).tolist()
+        for answer, token in (("yes", yes), ("no", no)):
+            chosen = logits[batch.labels == token]
+            scores[answer] += (chosen[:, yes] - chosen[:, no]).tolist()
     model.train()
-    return float(np.mean(right[1])), float(np.mean(right[2]))
+    shares = {name: float(np.mean(found)) for name, found in right.items()}
+    return {**shares, ALIGNMENT.name: roc_auc(scores["yes"], scores["no"])}

@@ -13,9 +13,9 @@ class TrainingConfig:
     """Batch size of the first phase, in glimpses: crops of windows."""
     vision_rate: float = 2e-3
     """Peak learning rate of the first phase."""
-    steps: int = 1200
+    steps: int = 3000
     """Steps of the second phase."""
-    batch: int = 8
+    batch: int = 6
     """Batch size of the second phase, in windows."""
     rate: float = 1e-3
     """Peak learning rate of the second phase."""
