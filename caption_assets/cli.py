@@ -171,8 +171,8 @@ def move() -> None:
 
 
 @app.command(rich_help_panel=SAMPLE)
-def sample_shards(folder: Annotated[Path, Argument(help="Folder for the shards; truth.json goes beside it.")]) -> None:
-    """Write the two sample shards of the demo, and the right captions of their clips."""
+def sample_shards(folder: Annotated[Path, Argument(help="Folder for the shards, beside answers.json.")]) -> None:
+    """Write the two sample shards of the demo, and the correct answers about their clips."""
     from caption_assets.sample.shards import write_shards
 
     write_shards(folder)
@@ -194,7 +194,7 @@ def train_sample(
     seed: Annotated[int, Option(help="Random seed.")] = TrainingConfig.seed,
     workers: Annotated[int, Option(help="Number of processes that render windows.")] = TrainingConfig.workers,
 ) -> None:
-    """Train the sample model from random weights: about 35 minutes on two CPU cores."""
+    """Train the sample model from random weights: about 25 minutes on two CPU cores."""
     from caption_assets.sample.train import train
 
     train(

@@ -1,7 +1,8 @@
 """The demo: the whole chain on the sample shards, for `make demo`.
 
 It takes a user's steps: it writes shards into the source, registers them, and materializes the chain for each with
-`dagster asset materialize`. Then it reads the published tables and compares them with what the clips show.
+`dagster asset materialize`. The recipe is `sample`, the default of the bundled model. Then the demo reads the published
+tables and compares all answers with what the clips show.
 """
 
 from __future__ import annotations
@@ -11,22 +12,26 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table as Grid
 
-from caption_assets.captioning.recipe_file import STAGE1, STAGE2, TABLE_NAMES
-from caption_assets.sample.shards import SEEDS, TRUTH, write_shards
+from caption_assets.captioning.output import ChoiceOutput, JsonOutput
+from caption_assets.captioning.recipe_file import built_in
+from caption_assets.captioning.stages import Stage
+from caption_assets.sample.shards import ANSWERS, SEEDS, write_shards
 from caption_assets.store.root import Root
-from caption_assets.store.tables import CaptionRow, read_captions, table_path
+from caption_assets.store.tables import CLIP_MANIFEST, CaptionRow, read_captions, table_path
 from scripts.child import child
 from scripts.dev import DATA, STATE
 
 ROOT = Path(__file__).resolve().parent.parent
 LOG = DATA / "demo.log"
 STARTED = time.monotonic()
-CHAIN = "clip_manifest,stage1_captions,stage2_captions"
+STAGES = built_in("sample").stages
+TABLES = (CLIP_MANIFEST, *(stage.name for stage in STAGES))
 
 
 def main() -> int:
@@ -39,8 +44,8 @@ def main() -> int:
     say("registering the shards, verifying and mirroring the model's weights")
     materialize("shard_index,model_weights")
     for shard in SEEDS:
-        say(f"{shard}: manifest, stage-1 and stage-2 captions on one vLLM engine")
-        materialize(CHAIN, "--partition", shard)
+        say(f"{shard}: manifest, then {len(STAGES)} questions about each window on one vLLM engine")
+        materialize(",".join(TABLES), "--partition", shard)
     wrong = report(Root.open(str(DATA)))
     say(f"done; `make dev` shows it in the UI; the complete log is {LOG.relative_to(ROOT)}")
     return 1 if wrong else 0
@@ -72,31 +77,47 @@ def materialize(selection: str, *options: str) -> None:
 
 
 def report(root: Root) -> int:
-    """Print the captions and the tables' paths, and return the number of rows with a wrong caption."""
-    truth = json.loads((DATA / TRUTH).read_text())
-    grid = Grid("shard", "clip", "window", "stage 1", "stage 2", "right", title="What the clips show", show_lines=False)
+    """Print the answers and the tables' paths, and return the number of windows with a wrong answer."""
+    expected = json.loads((DATA / ANSWERS).read_text())
+    console = Console(width=max(Console().width, 150))
     wrong = 0
     for shard in SEEDS:
-        tables = (read_captions(root, table, shard) for table in (STAGE1.name, STAGE2.name))
-        for first, second in zip(*tables, strict=True):
-            right = is_right(truth[shard][first.clip_key], first, second)
+        grid = Grid("clip", "window", *(stage.name for stage in STAGES), "right", title=f"{shard}: what its clips show")
+        tables = (read_captions(root, stage.name, shard) for stage in STAGES)
+        for rows in zip(*tables, strict=True):
+            first = rows[0]
+            right = is_right(expected[shard][first.clip_key], rows)
             wrong += not right
             window = "" if first.window_index is None else str(first.window_index)
-            caption = first.caption or f"{first.status}: {first.error}"
-            grid.add_row(shard, first.clip_key, window, caption, second.caption or "", "yes" if right else "NO")
-    Console(width=max(Console().width, 150)).print(grid)
+            cells = [shown(stage, row) for stage, row in zip(STAGES, rows, strict=True)]
+            grid.add_row(first.clip_key, window, *cells, "yes" if right else "NO")
+        console.print(grid)
     print("Outputs (Parquet, partitioned by shard):")
-    for table in TABLE_NAMES:
+    for table in TABLES:
         for shard in SEEDS:
             print(f"  {DATA.name}/{table_path(table, shard)}")
     return wrong
 
 
-def is_right(expected: list[list[str]], first: CaptionRow, second: CaptionRow) -> bool:
-    """Whether both captions are right. A broken clip is right if it has no caption and an error."""
-    if first.window_index is None:
-        return not expected and first.caption is None and bool(first.error)
-    return [first.caption, second.caption] == expected[first.window_index]
+def is_right(windows: Sequence[Mapping[str, str]], rows: Sequence[CaptionRow]) -> bool:
+    """Whether all answers about a window are right. A broken clip is right if it has no answers but errors."""
+    index = rows[0].window_index
+    if index is None:
+        return not windows and all(row.caption is None and row.error for row in rows)
+    return [row.caption for row in rows] == list(windows[index].values())
+
+
+def shown(stage: Stage, row: CaptionRow) -> str:
+    """A short form of an answer or error, for the table."""
+    if row.caption is None:
+        return f"{row.status}: {row.error}"
+    match stage.output:
+        case JsonOutput():
+            return ", ".join(json.loads(row.caption).values())
+        case ChoiceOutput():
+            return f"{row.caption}, {(row.probabilities or {})[row.caption]:.3f}"
+        case _:
+            return row.caption
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.captioning.window_job import WindowJob
 from caption_assets.models.cache import ensure_local
 from caption_assets.models.mirror import publish
-from caption_assets.sample.shards import TRUTH, write_shards
+from caption_assets.sample.shards import ANSWERS, write_shards
 from caption_assets.store.root import Root
 from caption_assets.workers.sandbox import Sandbox
 from scripts.setup_system import BROWSERS
@@ -52,8 +52,8 @@ signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 T = TypeVar("T")
 RunAsync = Callable[[Coroutine[Any, Any, T]], T]
-Truth = dict[str, dict[str, list[list[str]]]]
-"""Correct captions by shard and clip: one pair for each window."""
+Truth = dict[str, dict[str, list[dict[str, str]]]]
+"""Correct answers by shard, clip, window and stage."""
 
 SANDBOX = Sandbox()
 """Sandbox of the session. Its workers start when they are first needed."""
@@ -86,8 +86,8 @@ def sample_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def truth(sample_data: Path) -> Truth:
-    """The correct captions of the sample shards."""
-    return json.loads((sample_data / TRUTH).read_text())  # type: ignore[no-any-return]
+    """The correct answers about the sample shards."""
+    return json.loads((sample_data / ANSWERS).read_text())  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="session")

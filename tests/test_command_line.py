@@ -87,16 +87,16 @@ def test_run_of_both_stages_starts_one_engine_and_leaves_none(prepared: CommandL
     assert list(seen.values()) == ENGINE
     assert all(map(is_gone, seen))
     root = Root.open(str(prepared.root))
-    for stage, table in enumerate((STAGE1.name, STAGE2.name)):
+    for table in (STAGE1.name, STAGE2.name):
         stored = {
             (row.clip_key, row.window_index): row.caption
             for row in read_captions(root, table, "sample-folder")
             if row.window_index is not None
         }
         assert stored == {
-            (clip, window): captions[stage]
+            (clip, window): answers[table]
             for clip, windows in truth["sample-folder"].items()
-            for window, captions in enumerate(windows)
+            for window, answers in enumerate(windows)
         }
 
 

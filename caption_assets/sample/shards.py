@@ -17,8 +17,8 @@ from caption_assets.sample.world import random_scene
 CLIPS_PER_SHARD = 12
 FOLDER_SHARD = "sample-folder"
 TAR_SHARD = "sample-tar"
-TRUTH = "truth.json"
-"""File beside the shards with the correct captions of every window, for tests and the demo's table."""
+ANSWERS = "answers.json"
+"""File beside the shards with the correct answers about every window, for tests and the demo's table."""
 SEEDS = {FOLDER_SHARD: 1000, TAR_SHARD: 2000}
 BROKEN_CLIP = CLIPS_PER_SHARD - 1
 """Index of the broken clip in each shard."""
@@ -32,14 +32,14 @@ class SampleFile:
 
     key: str
     data: bytes
-    captions: tuple[tuple[str, str], ...]
-    """The correct stage-1 and stage-2 captions of each window; none for a broken file."""
+    answers: tuple[dict[str, str], ...]
+    """The correct answers about each window, by stage of the recipe ``sample``; none for a broken file."""
 
 
 def write_shards(folder: Path) -> None:
-    """Write both shards into ``folder`` and the correct captions beside it, unless all of them exist."""
-    truth_path = folder.parent / TRUTH
-    if all(path.exists() for path in (truth_path, folder / FOLDER_SHARD, folder / f"{TAR_SHARD}.tar")):
+    """Write both shards into ``folder`` and the correct answers beside it, unless all of them exist."""
+    answers_path = folder.parent / ANSWERS
+    if all(path.exists() for path in (answers_path, folder / FOLDER_SHARD, folder / f"{TAR_SHARD}.tar")):
         return
     files = {shard: list(sample_files(shard)) for shard in SEEDS}
     (folder / FOLDER_SHARD).mkdir(parents=True, exist_ok=True)
@@ -50,8 +50,8 @@ def write_shards(folder: Path) -> None:
             member = tarfile.TarInfo(file.key)
             member.size = len(file.data)
             archive.addfile(member, io.BytesIO(file.data))
-    truth = {shard: {file.key: file.captions for file in shard_files} for shard, shard_files in files.items()}
-    truth_path.write_text(json.dumps(truth, indent=2) + "\n")
+    answers = {shard: {file.key: file.answers for file in shard_files} for shard, shard_files in files.items()}
+    answers_path.write_text(json.dumps(answers, indent=2) + "\n")
 
 
 def sample_files(shard: str) -> Iterator[SampleFile]:
@@ -63,8 +63,8 @@ def sample_files(shard: str) -> Iterator[SampleFile]:
             continue
         if index == TWO_WINDOW_CLIP:
             clip = _of_two_windows(clip)
-        captions = tuple((scene.stage1, scene.stage2) for scene in clip.scenes)
-        yield SampleFile(f"clip-{index:02d}{clip.suffix}", encode(clip), captions)
+        answers = tuple(scene.answers for scene in clip.scenes)
+        yield SampleFile(f"clip-{index:02d}{clip.suffix}", encode(clip), answers)
 
 
 def _broken_file(shard: str, index: int, clip: SampleClip) -> SampleFile:

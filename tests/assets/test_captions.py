@@ -194,12 +194,12 @@ def test_captions_record_their_adapter_and_are_replaced_for_another_of_the_same_
     mine = with_adapter(1)
     project.run("shard_index")
     assert project.run("model_weights", "clip_manifest", *STAGES, **mine).success  # type: ignore[arg-type]
-    for number, stage in enumerate(STAGES):
+    for stage in STAGES:
         rows = read_captions(Root.open(str(project.root)), stage, "sample-folder")
         captioned = [row for row in rows if row.caption and row.window_index is not None]
         assert captioned
         assert {(row.lora, row.lora_revision) for row in rows} == {("local/mine", "v1")}
-        expected = {truth["sample-folder"][row.clip_key][row.window_index or 0][number] for row in captioned}
+        expected = {truth["sample-folder"][row.clip_key][row.window_index or 0][stage] for row in captioned}
         assert {row.caption for row in captioned} - expected, "the adapter changes no caption"
     assert project.run(*STAGES, **mine, **no_engine).success  # type: ignore[arg-type]
     other = with_adapter(2)

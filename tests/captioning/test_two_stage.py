@@ -64,7 +64,9 @@ def test_every_readable_clip_has_correct_captions_of_both_stages(
         if done.row(STAGE1).window_index is not None
     ]
     expected = [
-        (clip, window, *texts) for clip, windows in sorted(truth[shard].items()) for window, texts in enumerate(windows)
+        (clip, window, answers[STAGE1.name], answers[STAGE2.name])
+        for clip, windows in sorted(truth[shard].items())
+        for window, answers in enumerate(windows)
     ]
     assert captions == expected
 
@@ -171,7 +173,7 @@ def test_stage_2_repeats_the_stage_1_caption_of_its_own_window(
     for done, false in zip(finished, false_captions, strict=True):
         if done.row(STAGE1).status is Status.FAILED:
             continue
-        right = truth["sample-tar"][done.row(STAGE1).clip_key][done.row(STAGE1).window_index or 0][1]
+        right = truth["sample-tar"][done.row(STAGE1).clip_key][done.row(STAGE1).window_index or 0][STAGE2.name]
         size, background = right.split()[1], right.split(" on a ")[1]
         assert done.row(STAGE2).caption == f"A {size} {false[2:-1]} on a {background}"
 

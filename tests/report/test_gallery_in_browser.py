@@ -22,6 +22,7 @@ from caption_assets.video.preview import make_preview
 from caption_assets.video.window import Windowing
 from tests.conftest import SANDBOX, Truth
 from tests.report.windows import SHARD, broken, captioned, failed, publish, window
+from tests.stages import STAGES
 from tests.videos import decode
 
 pytestmark = pytest.mark.browser
@@ -111,9 +112,9 @@ def publish_sample(root: Root, source: Root, truth: Truth) -> None:
         frames = decode(data, row.start_frame or 0, row.end_frame or 0, FRAMES, SIZE)
         preview = make_preview(frames.pixels, frames.fps)
         write_preview(root, FOLDER_SHARD, row.window_id, preview.animation, preview.poster)
-        captions = truth[FOLDER_SHARD][row.clip_key][row.window_index or 0]
-        for rows, caption in zip(stages, captions, strict=True):
-            rows.append(captioned(row, caption))
+        answers = truth[FOLDER_SHARD][row.clip_key][row.window_index or 0]
+        for rows, stage in zip(stages, STAGES, strict=True):
+            rows.append(captioned(row, answers[stage.name]))
     publish(root, manifest, *stages, shard=FOLDER_SHARD)
 
 
