@@ -388,5 +388,5 @@ def retry_grids(grid: FrameGrid, smaller: Callable[[FrameGrid], FrameGrid]) -> I
 def _check_json(text: str) -> None:
     try:
         json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RequestFailed(INVALID_JSON, f"the answer is no JSON ({error}): {text[:200]!r}") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 MAX_INT = 2**63 - 1
+MIN_INT = -(2**63)
 _LOCAL = "#/"
 Convert = Callable[[Any], Any]
 
@@ -28,7 +29,8 @@ class JsonColumn:
         """The column of a JSON Schema.
 
         Objects with properties become structs, arrays with one schema for all items become lists. What Arrow cannot
-        type becomes a string with the JSON text: unions, tuples, recursive schemas, objects with arbitrary keys.
+        type becomes a string with the JSON text: unions, tuples, recursive schemas, objects with arbitrary keys. A
+        struct drops keys that are not in the schema.
         """
         return _column(schema, schema, ())
 
@@ -83,7 +85,8 @@ def resolve_reference(ref: str, root: Mapping[str, Any]) -> object | None:
 
 def _struct(schema: Mapping[str, Any], root: Mapping[str, Any], seen: tuple[str, ...]) -> JsonColumn:
     properties = schema.get("properties")
-    if not isinstance(properties, Mapping) or not properties or schema.get("patternProperties"):
+    has_other_keys = schema.get("patternProperties") or schema.get("additionalProperties", False) is not False
+    if not isinstance(properties, Mapping) or not properties or has_other_keys:
         return _TEXT
     members = {str(name): _column(member, root, seen) for name, member in properties.items()}
 
@@ -103,9 +106,9 @@ def _list(items: JsonColumn) -> JsonColumn:
 
 
 def _integer(value: Any) -> int | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return int(value) if value == int(value) and abs(value) <= MAX_INT else None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return value if _kind_of(value) == "integer" and MIN_INT <= value <= MAX_INT else None
 
 
 def _number(value: Any) -> float | None:
@@ -117,9 +120,27 @@ def _number(value: Any) -> float | None:
         return None
 
 
-_TEXT = JsonColumn(pa.string(), lambda value: None if value is None else json.dumps(value, ensure_ascii=False))
+def _string(value: Any) -> str | None:
+    """The string; surrogates without their other half, which JSON can escape, become replacement characters."""
+    if not isinstance(value, str):
+        return None
+    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _json_text(value: Any) -> str | None:
+    if value is None:
+        return None
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except ValueError:  # NaN, or a number beyond the limits of a float
+        return None
+    return json.dumps(value) if _SURROGATE.search(text) else text  # Arrow's strings are UTF-8, which has none
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_TEXT = JsonColumn(pa.string(), _json_text)
 _SCALARS = {
-    "string": JsonColumn(pa.string(), lambda value: value if isinstance(value, str) else None),
+    "string": JsonColumn(pa.string(), _string),
     "integer": JsonColumn(pa.int64(), _integer),
     "number": JsonColumn(pa.float64(), _number),
     "boolean": JsonColumn(pa.bool_(), lambda value: value if isinstance(value, bool) else None),
