@@ -37,7 +37,7 @@ from caption_assets.settings import Settings, load_settings  # noqa: E402
 
 def build_definitions(settings: Settings) -> dg.Definitions:
     """Build all assets, checks, sensors, schedules and resources."""
-    project = Project(settings.project)
+    project = Project.of(settings)
     return dg.Definitions(
         assets=[
             build_shards(project),
@@ -84,7 +84,7 @@ def load_definitions() -> dg.Definitions:
     settings = load_settings()
     if _has_instance():
         with dg.DagsterInstance.get() as instance:
-            check_claim(instance, Project(settings.project), build_storage(settings))
+            check_claim(instance, Project.of(settings), build_storage(settings))
     return build_definitions(settings)
 
 

@@ -32,12 +32,12 @@ MEANINGS = {
 
 def build_captioned_dataset(settings: Settings, export: ExportConfig) -> dg.AssetsDefinition:
     """Build the asset that writes the dataset."""
-    project = Project(settings.project)
+    project = Project.of(settings)
 
     @dg.asset(
         key=project.dataset,
         partitions_def=project.partitions,
-        deps=[project.manifest, *(project.key(stage.name) for stage in export.graph.stages)],
+        deps=[project.key(table) for table in project.tables],
         description=f"Clips and captions for training, as {export.layout.name}, with a dataset card.",
         group_name=CAPTIONS_GROUP,
         kinds={"huggingface"},

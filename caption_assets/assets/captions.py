@@ -1,4 +1,4 @@
-"""The caption assets of both stages: one step, one engine, one pass over each video."""
+"""The caption assets of a recipe's stages: one step, one engine, one pass over each video."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -10,18 +10,21 @@ import dagster as dg
 from caption_assets.assets.check_definitions import caption_checks, check_stored
 from caption_assets.captioning.adapter import Adapter
 from caption_assets.captioning.caption_run import CaptionRun
+from caption_assets.captioning.open_shard import file_metadata
+from caption_assets.captioning.output import ChoiceOutput, JsonOutput, TextOutput
 from caption_assets.captioning.recipe import Recipe
-from caption_assets.captioning.recipe_file import STAGE1, STAGE2
 from caption_assets.captioning.shard_queue import caption_shards
+from caption_assets.captioning.stages import Stage
 from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.captioning.threads import in_thread
 from caption_assets.dagster_lib.caption_metadata import MEANINGS
 from caption_assets.dagster_lib.failures import as_dagster_failure
-from caption_assets.dagster_lib.metadata import column_metadata, meanings
+from caption_assets.dagster_lib.metadata import column_metadata, meanings, shortened
 from caption_assets.dagster_lib.metrics import Metrics, serve_metrics
 from caption_assets.dagster_lib.progress import DownloadProgress
 from caption_assets.dagster_lib.project import CAPTIONS_GROUP, Project
 from caption_assets.dagster_lib.provenance import input_tags, version_of
+from caption_assets.dagster_lib.recipe_metadata import recipe_metadata
 from caption_assets.dagster_lib.retry_policy import step_retry_policy
 from caption_assets.dagster_lib.run_log import RunLog
 from caption_assets.dagster_lib.run_request import shards_to_process
@@ -31,17 +34,19 @@ from caption_assets.models.mirror import content_digest
 from caption_assets.models.weights import WeightsError
 from caption_assets.resources import Engine, Storage, Weights, Workers
 from caption_assets.settings import Settings
+from caption_assets.store.caption_columns import DESCRIPTIONS
 from caption_assets.store.root import Root
+from caption_assets.store.tables import CaptionRow, caption_schema
 
 
 def build_captions(settings: Settings) -> dg.AssetsDefinition:
-    """Build both caption assets. Selected together, they share the engine and each decoded video."""
-    project, recipe = Project(settings.project), settings.caption_recipe
+    """Build the caption assets. Selected together, they share the engine and each decoded video."""
+    project, recipe = Project.of(settings), settings.caption_recipe
 
     @dg.multi_asset(
         name=CAPTION_STEP,
-        specs=_specs(project, recipe),
-        check_specs=caption_checks(project),
+        specs=[_spec(project, recipe, stage) for stage in recipe.stages],
+        check_specs=caption_checks(project, recipe.graph),
         can_subset=True,
         partitions_def=project.partitions,
         backfill_policy=dg.BackfillPolicy.multi_run(settings.shards_per_run),
@@ -63,7 +68,7 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
         with stoppable(context) as stop, as_dagster_failure():
             root = storage.root()
             if not stages:
-                check_stored(context, project, root, settings.max_failed_fraction)
+                check_stored(context, project, recipe.graph, root, settings.max_failed_fraction)
                 return
             check_image()
             run = CaptionRun(
@@ -129,35 +134,40 @@ async def _engine(
     async with engine.start(model, run.recipe, on_crash, metrics.watch, adapter) as supervisor:
         log.engine_ready()
         yield supervisor
-        context.log.info(f"engine restarts: {supervisor.crashes}; videos resent for stage 2: {supervisor.resent}")
+        context.log.info(f"engine restarts: {supervisor.crashes}; videos resent for later stages: {supervisor.resent}")
 
 
-def _specs(project: Project, recipe: Recipe) -> list[dg.AssetSpec]:
-    """The specs of both assets. They are skippable: a step over several shards logs materializations, and yields none.
+def _spec(project: Project, recipe: Recipe, stage: Stage) -> dg.AssetSpec:
+    """The spec of a stage's asset. It is skippable: a step over several shards logs materializations, and yields none.
 
-    Stage 2 reads the manifest and the weights too, but depends on them through stage 1 alone. Otherwise a backfill with
-    a missing manifest would make the two stages in two runs, with an engine each.
+    A stage that needs others reads the manifest and the weights too, but depends on them through these stages alone.
+    Otherwise a backfill with a missing manifest would make the stages in several runs, with an engine each.
     """
-    stage1, stage2 = project.stages
-    return [
-        dg.AssetSpec(
-            stage1,
-            deps=[project.manifest, project.weights],
-            description="A caption of each window, from the video alone.",
-            metadata={**column_metadata(STAGE1.name), **meanings(MEANINGS)},
-            code_version=recipe.version(STAGE1),
-            group_name=CAPTIONS_GROUP,
-            kinds={"vllm", "parquet"},
-            skippable=True,
-        ),
-        dg.AssetSpec(
-            stage2,
-            deps=[stage1],
-            description="A fuller caption of each window, from the video and its stage-1 caption.",
-            metadata={**column_metadata(STAGE2.name), **meanings(MEANINGS)},
-            code_version=recipe.version(STAGE2),
-            group_name=CAPTIONS_GROUP,
-            kinds={"vllm", "parquet"},
-            skippable=True,
-        ),
-    ]
+    return dg.AssetSpec(
+        project.key(stage.name),
+        deps=[project.key(name) for name in project.inputs[stage.name]],
+        description=_description(stage),
+        metadata={
+            **column_metadata(caption_schema(stage.columns), CaptionRow, DESCRIPTIONS),
+            **meanings(MEANINGS),
+            **recipe_metadata(file_metadata(recipe, stage)),
+        },
+        code_version=recipe.version(stage),
+        group_name=CAPTIONS_GROUP,
+        kinds={"vllm", "parquet"},
+        skippable=True,
+    )
+
+
+def _description(stage: Stage) -> str:
+    """The form of a stage's answer, what it is made from, and the first words of the prompt."""
+    match stage.output:
+        case TextOutput():
+            form = "A text"
+        case JsonOutput():
+            form = "JSON"
+        case ChoiceOutput(choices):
+            form = f"One of {', '.join(choices)}"
+    sources = ["the video"] if stage.video else []
+    sources += stage.needs
+    return f"{form} for each window, from {' and '.join(sources)}: {shortened(' '.join(stage.prompt.split()))}"

@@ -2,7 +2,8 @@
 
 import dagster as dg
 
-from caption_assets.checks.asset_checks import CHECKS, WEIGHTS_VERIFIED, Severity, weights_verified
+from caption_assets.captioning.stages import StageGraph
+from caption_assets.checks.asset_checks import WEIGHTS_VERIFIED, Severity, checks_of, weights_verified
 from caption_assets.checks.stored_tables import StoredShard
 from caption_assets.dagster_lib.check_events import SEVERITIES, check_with_history, log_findings
 from caption_assets.dagster_lib.failures import ShardFailures, as_dagster_failure
@@ -14,27 +15,30 @@ from caption_assets.settings import Settings
 from caption_assets.store.root import Root
 
 
-def caption_checks(project: Project) -> list[dg.AssetCheckSpec]:
+def caption_checks(project: Project, graph: StageGraph) -> list[dg.AssetCheckSpec]:
     """The checks of each shard's caption tables."""
     return [
         dg.AssetCheckSpec(
             check.name,
-            asset=project.key(table),
+            asset=project.key(stage.name),
             description=check.description,
             blocking=check.severity is Severity.ERROR,
             partitions_def=project.partitions,
         )
-        for table, checks in CHECKS.items()
-        for check in checks
+        for stage in graph.stages
+        for check in checks_of(graph, stage)
     ]
 
 
-def check_stored(context: dg.AssetExecutionContext, project: Project, root: Root, limit: float) -> None:
+def check_stored(
+    context: dg.AssetExecutionContext, project: Project, graph: StageGraph, root: Root, limit: float
+) -> None:
     """Check stored captions, in a step with checks but no captions selected.
 
     Args:
         context: the step's context.
         project: the project of the shards.
+        graph: the stages.
         root: the root that holds the tables.
         limit: maximum share of failed windows.
 
@@ -46,7 +50,7 @@ def check_stored(context: dg.AssetExecutionContext, project: Project, root: Root
     for shard in context.partition_keys:
         with failures.of(shard):
             stored = StoredShard(root, shard)
-            found = {table: check_with_history(context, project, stored, table, limit) for table in tables}
+            found = {table: check_with_history(context, project, graph, stored, table, limit) for table in tables}
             for table, findings in found.items():
                 log_findings(context, project, shard, table, findings)
     failures.check()
@@ -55,7 +59,7 @@ def check_stored(context: dg.AssetExecutionContext, project: Project, root: Root
 def build_weights_check(settings: Settings) -> dg.AssetChecksDefinition:
     """Build the check of the mirrored model and adapter. It reads all files, in a step of its own without a GPU."""
     checkpoints, check = settings.checkpoints, WEIGHTS_VERIFIED
-    weights = Project(settings.project).weights
+    weights = Project.of(settings).weights
 
     @dg.asset_check(name=check.name, asset=weights, description=check.description, blocking=True)
     def verify(context: dg.AssetCheckExecutionContext, storage: Storage) -> dg.AssetCheckResult:

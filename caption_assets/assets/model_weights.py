@@ -33,7 +33,7 @@ def build_model_weights(settings: Settings) -> dg.AssetsDefinition:
     adapter = f" Includes the LoRA adapter {lora.hub_id} @ {lora.revision}." if lora else ""
 
     @dg.asset(
-        key=Project(settings.project).weights,
+        key=Project.of(settings).weights,
         description=f"Verified mirror of {variant.hub_id} @ {variant.revision}, with each file's SHA-256.{adapter}",
         metadata=meanings(MEANINGS),
         group_name=MODEL_GROUP,

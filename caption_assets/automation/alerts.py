@@ -115,7 +115,7 @@ def find_overdue(instance: dg.DagsterInstance, settings: Settings) -> Overdue | 
         RootEmpty: if the root is empty, although tables are recorded.
         StoreError: if the root cannot be listed.
     """
-    limit, project = settings.overdue_hours, Project(settings.project)
+    limit, project = settings.overdue_hours, Project.of(settings)
     if limit is None:
         return None
     states = read_states(instance, project, build_storage(settings).root_to_read())
@@ -130,7 +130,7 @@ def find_overdue(instance: dg.DagsterInstance, settings: Settings) -> Overdue | 
 
 def build_overdue_check(settings: Settings) -> dg.AssetChecksDefinition:
     """The check that no shard is overdue."""
-    project = Project(settings.project)
+    project = Project.of(settings)
 
     @dg.asset_check(
         asset=project.shards,
@@ -149,7 +149,7 @@ def build_overdue_check(settings: Settings) -> dg.AssetChecksDefinition:
 
 def build_overdue_alerts(settings: Settings) -> dg.SensorDefinition:
     """The sensor that evaluates the check for overdue shards, and sends one alert for each of them."""
-    project, alerts = Project(settings.project), Alerts(settings)
+    project, alerts = Project.of(settings), Alerts(settings)
 
     @dg.sensor(
         name="overdue_shards",

@@ -10,11 +10,11 @@ from enum import StrEnum
 import dagster as dg
 
 from caption_assets.automation.records import Record, report_removed, report_stored
-from caption_assets.captioning.recipe_file import TABLE_NAMES
 from caption_assets.checks.asset_checks import CheckFailed, check_table, raise_errors
 from caption_assets.checks.stored_tables import StoredShard, mean_words
 from caption_assets.dagster_lib.metadata import MEAN_WORDS, ROW_COUNT, Metadata
 from caption_assets.dagster_lib.project import Project
+from caption_assets.dagster_lib.recipe_metadata import recipe_metadata
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.settings import Settings
 from caption_assets.store.failure import StoreError
@@ -60,11 +60,17 @@ def find_differences(
     stored: Mapping[str, Collection[str]],
     records: Mapping[str, Mapping[str, Record]],
 ) -> list[Difference]:
-    """The differences of some shards, in the order in which to resolve them: inputs first.
+    """The differences of some shards, in the order of the tables in ``stored``.
 
     Reads the footers of all their stored tables.
+
+    Args:
+        root: the root.
+        shards: their keys.
+        stored: the shards with a stored table, by table, each table after its inputs.
+        records: the records, by table and shard.
     """
-    pairs = [(table, shard) for table in TABLE_NAMES for shard in shards]
+    pairs = [(table, shard) for table in stored for shard in shards]
 
     def compare(pair: tuple[str, str]) -> Difference | None:
         table, shard = pair
@@ -96,7 +102,7 @@ def resolve(
     instance: dg.DagsterInstance, settings: Settings, root: Root, differences: Sequence[Difference]
 ) -> Iterator[tuple[Difference, str]]:
     """Correct the event log by reporting events. Yields each difference with the result."""
-    project = Project(settings.project)
+    project = Project.of(settings)
     for difference in differences:
         match difference.kind:
             case Kind.NOT_STORED | Kind.DAMAGED:
@@ -128,7 +134,7 @@ def _record(instance: dg.DagsterInstance, settings: Settings, root: Root, differ
     else:
         metadata = _caption_metadata(root, table, shard, settings)
     metadata = {**metadata, "path": dg.MetadataValue.path(root.address(table_path(table, shard)))}
-    report_stored(instance, Project(settings.project), table, shard, difference.versions, metadata)
+    report_stored(instance, Project.of(settings), table, shard, difference.versions, metadata)
     return "recorded"
 
 
@@ -153,11 +159,13 @@ def _manifest_metadata(root: Root, shard: str, settings: Settings) -> Metadata:
 def _caption_metadata(root: Root, table: str, shard: str, settings: Settings) -> Metadata:
     """The metadata that a run reports of captions. Raises ``CheckFailed``."""
     stored = StoredShard(root, shard)
-    raise_errors(check_table(stored, table, max_failed_fraction=settings.max_failed_fraction, earlier_means=[]))
+    limit, graph = settings.max_failed_fraction, settings.caption_recipe.graph
+    raise_errors(check_table(stored, graph, table, max_failed_fraction=limit, earlier_means=[]))
     rows, words = stored.table(table).rows, mean_words(stored.table(table).captions)
     return {
         ROW_COUNT: len(rows),
         "rows_ok": sum(row.status is Status.OK for row in rows),
         "rows_failed": sum(row.status is Status.FAILED for row in rows),
         **({} if words is None else {MEAN_WORDS: round(words, 2)}),
+        **recipe_metadata(stored.table(table).file_metadata),
     }

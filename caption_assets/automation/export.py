@@ -13,6 +13,6 @@ def build_export_sensor(settings: Settings) -> dg.AutomationConditionSensorDefin
     """The sensor. It evaluates the automation condition of the asset."""
     return dg.AutomationConditionSensorDefinition(
         "export",
-        target=dg.AssetSelection.assets(Project(settings.project).dataset),
+        target=dg.AssetSelection.assets(Project.of(settings).dataset),
         default_status=sensor_status(settings),
     )

@@ -12,7 +12,7 @@ from caption_assets.settings import load_settings
 def move_project() -> str:
     """Assign the project to the present CAPTION_ROOT, and return a confirmation for the user."""
     settings = load_settings()
-    project, storage = Project(settings.project), build_storage(settings)
+    project, storage = Project.of(settings), build_storage(settings)
     with open_instance() as instance:
         move(instance, project, storage)
     return f"{settings.project or 'the default project'} is now assigned to CAPTION_ROOT={storage.root_url}"

@@ -54,7 +54,7 @@ PARALLEL_READS = 16
 
 def build_new_shards(settings: Settings) -> dg.SensorDefinition:
     """The sensor over CAPTION_SOURCE."""
-    project, alerts = Project(settings.project), Alerts(settings)
+    project, alerts = Project.of(settings), Alerts(settings)
 
     @dg.sensor(
         name="new_shards",

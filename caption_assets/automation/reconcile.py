@@ -10,7 +10,6 @@ from caption_assets.automation.commands import confirm, open_instance
 from caption_assets.automation.differences import Difference, Kind, find_differences, resolve
 from caption_assets.automation.records import read_records
 from caption_assets.automation.shard_states import active_shards
-from caption_assets.captioning.recipe_file import TABLE_NAMES
 from caption_assets.dagster_lib.project import Project
 from caption_assets.dagster_lib.project_claim import check_claim
 from caption_assets.dagster_lib.shard_events import first_names
@@ -50,12 +49,12 @@ def compare(instance: dg.DagsterInstance, settings: Settings, root: Root) -> lis
         ProjectClash: if the instance has the project's name for another root.
         StoreError: if the root cannot be read.
     """
-    project = Project(settings.project)
+    project = Project.of(settings)
     check_claim(instance, project, build_storage(settings))
     registered, active = project.registered(instance), active_shards(instance, project)
     shards = [shard for shard in registered if shard not in active]
-    stored = {table: stored_shards(root, table) for table in TABLE_NAMES}
-    records = {table: read_records(instance, project, table, shards) for table in TABLE_NAMES}
+    stored = {table: stored_shards(root, table) for table in project.tables}
+    records = {table: read_records(instance, project, table, shards) for table in project.tables}
     differences = find_differences(root, shards, stored, records)
     print(f"{root.url}: compared {len(shards)} shards; skipped {len(active)} with active runs")
     _print_summary(differences, stored)
@@ -79,8 +78,8 @@ def correct(
 
 
 def _print_summary(differences: Sequence[Difference], stored: Mapping[str, Collection[str]]) -> None:
-    for table in TABLE_NAMES:
-        print(f"{table}: {len(stored[table])} stored")
+    for table, shards_of_table in stored.items():
+        print(f"{table}: {len(shards_of_table)} stored")
         for kind in Kind:
             shards = [one.shard for one in differences if (one.table, one.kind) == (table, kind)]
             if shards:

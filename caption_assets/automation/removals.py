@@ -106,7 +106,7 @@ def removal_evaluation(project: Project, removals: Removals) -> dg.AssetCheckEva
 
 def build_removal_check(settings: Settings) -> dg.AssetChecksDefinition:
     """The check that no more shards are missing from the source than ``settings`` allow."""
-    project = Project(settings.project)
+    project = Project.of(settings)
 
     @dg.asset_check(
         asset=project.shards,
@@ -155,13 +155,13 @@ def confirm_removals(instance: dg.DagsterInstance, settings: Settings, number: i
     if number != len(missing):
         raise NotConfirmed(f"{found}; the number to confirm is {len(missing)}, not {number}")
     for shard in missing:
-        event = observation(Project(settings.project), shard, REMOVAL_CONFIRMED)
+        event = observation(Project.of(settings), shard, REMOVAL_CONFIRMED)
         instance.report_runless_asset_event(event)
     return f"{found}; reported as removed"
 
 
 def _present_removals(instance: dg.DagsterInstance, settings: Settings) -> Removals:
-    project, storage = Project(settings.project), build_storage(settings)
+    project, storage = Project.of(settings), build_storage(settings)
     check_claim(instance, project, storage)
     source = storage.source()
     present = list_shards(source).keys

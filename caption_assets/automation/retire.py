@@ -18,7 +18,8 @@ import dagster as dg
 from caption_assets.automation.commands import confirm, open_instance
 from caption_assets.automation.records import EVENTS_PER_QUERY, is_recorded, report_removed
 from caption_assets.automation.shard_states import active_shards
-from caption_assets.captioning.recipe_file import TABLE_NAMES
+from caption_assets.captioning.open_shard import RECIPE_VERSION
+from caption_assets.captioning.stages import NAME, RESERVED_NAMES
 from caption_assets.dagster_lib.project import Project
 from caption_assets.dagster_lib.project_claim import check_claim
 from caption_assets.dagster_lib.shard_events import first_names, is_removed, observed_versions
@@ -32,8 +33,9 @@ from caption_assets.sources.shard import KEY_PATTERN, ShardError, list_shards
 from caption_assets.store.checkpoints import checkpoint_folder
 from caption_assets.store.lease import Leases, is_lease
 from caption_assets.store.root import Root
-from caption_assets.store.tables import table_path
+from caption_assets.store.tables import TableError, table_path
 from caption_assets.store.trash import move_to_trash
+from caption_assets.store.versions import read_footer
 
 SHOWN = 20
 """Maximum number of shards that the command describes before it asks."""
@@ -48,6 +50,8 @@ class ShardOutputs:
     """The objects that were made from a shard."""
 
     shard: str
+    tables: Sequence[str]
+    """Names of the tables, including those of stages that earlier recipes had."""
     paths: Sequence[str]
     """Paths of the objects, relative to the root."""
     bytes: int
@@ -70,7 +74,7 @@ def retire_shards(names: Sequence[str], *, removed: bool, answer: int | None) ->
         CaptionAssetsError: if a shard cannot be retired, or the number is not confirmed.
     """
     settings = load_settings()
-    project, storage = Project(settings.project), build_storage(settings)
+    project, storage = Project.of(settings), build_storage(settings)
     with open_instance() as instance:
         check_claim(instance, project, storage)
         root = storage.root()
@@ -79,7 +83,8 @@ def retire_shards(names: Sequence[str], *, removed: bool, answer: int | None) ->
         if not shards:
             print("no shards to retire")
             return
-        print_summary([find_outputs(root, shard) for shard in shards], gpu_hours(instance, project, shards))
+        outputs = [find_outputs(root, project, shard) for shard in shards]
+        print_summary(outputs, gpu_hours(instance, project, outputs))
         print_present(storage.source(), shards)
         confirm(f"Type the number of shards ({len(shards)}) to retire them: ", len(shards), answer)
         for shard in shards:
@@ -131,22 +136,39 @@ def check(instance: dg.DagsterInstance, project: Project, shards: Sequence[str])
             raise RetireError(f"shard {shard!r} has an active run: wait for its end, or terminate it")
 
 
-def find_outputs(root: Root, shard: str) -> ShardOutputs:
+def find_outputs(root: Root, project: Project, shard: str) -> ShardOutputs:
     """The objects that were made from a shard, without its lease.
 
     Raises:
         StoreError: if the root cannot be listed.
     """
-    sizes = {path: size for folder in _folders(shard) for path, size in root.sizes(folder).items()}
+    tables = [*project.tables, *_former_tables(root, project, shard)]
+    sizes = {path: size for folder in _folders(tables, shard) for path, size in root.sizes(folder).items()}
     sizes = {path: size for path, size in sizes.items() if not is_lease(path)}
-    return ShardOutputs(shard, sorted(sizes), sum(sizes.values()))
+    return ShardOutputs(shard, tables, sorted(sizes), sum(sizes.values()))
 
 
-def gpu_hours(instance: dg.DagsterInstance, project: Project, shards: Collection[str]) -> float:
+def _former_tables(root: Root, project: Project, shard: str) -> list[str]:
+    """The captions of a shard from stages that the recipe no longer has.
+
+    Other folders of the root may have the same layout. Only a readable file that this project wrote counts.
+    """
+    names = (name for name in root.names("") if NAME.fullmatch(name) and name not in RESERVED_NAMES)
+    return [name for name in names if name not in project.tables and _has_captions(root, name, shard)]
+
+
+def _has_captions(root: Root, table: str, shard: str) -> bool:
+    try:
+        return RECIPE_VERSION in (read_footer(root, table, shard) or ())
+    except TableError:
+        return False
+
+
+def gpu_hours(instance: dg.DagsterInstance, project: Project, outputs: Sequence[ShardOutputs]) -> float:
     """The GPU-hours of all runs that captioned the shards, from the materializations' metadata."""
-    seconds = 0.0
-    for stage in project.stages:
-        for materialization in _materializations(instance, stage, list(shards)):
+    shards, seconds = [one.shard for one in outputs], 0.0
+    for table in dict.fromkeys(table for one in outputs for table in one.tables):
+        for materialization in _materializations(instance, project.key(table), shards):
             value = materialization.metadata.get("gpu_seconds")
             spent = value.value if isinstance(value, dg.FloatMetadataValue | dg.IntMetadataValue) else None
             if spent is not None and math.isfinite(spent) and spent > 0:  # users can report materializations
@@ -177,10 +199,11 @@ def retire(instance: dg.DagsterInstance, project: Project, root: Root, shard: st
     """
     with Leases(root, f"retire {uuid4().hex}") as leases:
         lease = leases.acquire(shard)
-        move_to_trash(root, shard, find_outputs(root, shard).paths)
-        for folder in _folders(shard):
+        outputs = find_outputs(root, project, shard)
+        move_to_trash(root, shard, outputs.paths)
+        for folder in _folders(outputs.tables, shard):
             root.prune(folder)
-        for asset in (project.manifest, *project.stages, project.dataset):
+        for asset in (*map(project.key, outputs.tables), project.dataset):
             if is_recorded(instance, asset, shard):
                 report_removed(instance, asset, shard)
         instance.delete_dynamic_partition(project.partitions_name, shard)
@@ -189,6 +212,6 @@ def retire(instance: dg.DagsterInstance, project: Project, root: Root, shard: st
         leases.release(lease)
 
 
-def _folders(shard: str) -> list[str]:
-    files = [*(table_path(table, shard) for table in TABLE_NAMES), gallery_path(shard)]
+def _folders(tables: Sequence[str], shard: str) -> list[str]:
+    files = [*(table_path(table, shard) for table in tables), gallery_path(shard)]
     return [*map(posixpath.dirname, files), shard_folder(shard), checkpoint_folder(shard)]

@@ -1,6 +1,7 @@
 """The schedule that requests missing manifests and captions, several shards a run."""
 
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ import dagster as dg
 
 from caption_assets.automation.differences import Kind, find_differences, resolve
 from caption_assets.automation.shard_states import (
+    Missing,
     ShardStates,
     active_shards,
     has_active_run,
@@ -57,7 +59,7 @@ def build_backfill(settings: Settings) -> dg.ScheduleDefinition:
             "'*/10 * * * *'"
         )
 
-    project = Project(settings.project)
+    project = Project.of(settings)
 
     @dg.schedule(
         name="backfill",
@@ -95,29 +97,32 @@ class _BackfillTick:
     def run_requests(self) -> Iterator[dg.RunRequest]:
         """The runs to request. Captions come before manifests, because they complete shards."""
         capacity = self.settings.backfill_concurrency - len(self.active)
-        manifest, stages, weights = self.project.manifest, self.project.stages, self.project.weights
+        weights = self.project.weights
         if self.has_weights:
-            captions = self._wanted(stages[-1], self.states.without_captions, capacity)
+            captions = self._wanted(self.states.without_captions, capacity)
             capacity -= len(captions)
-            yield from self._ranges(stages, captions, self.states.captioned)
+            yield from self._ranges(captions, self.states.captioned)
         elif requests := self._weights_request():
             tags = request_tags(weights, requests, self.time)
             yield dg.RunRequest(run_key=f"{self.time} {weights.to_user_string()}", asset_selection=[weights], tags=tags)
-        manifests = self._wanted(manifest, self.states.without_manifest, capacity)
-        yield from self._ranges([manifest], manifests, self.states.manifests.keys())
+        manifests = self._wanted(self.states.without_manifest, capacity)
+        yield from self._ranges(manifests, self.states.manifests.keys())
 
     def _weights_request(self) -> dict[str, str]:
         """The request for the weights of the model and its adapter; empty if a run is active or no attempt is left."""
         if has_active_run(self.instance, self.project.weights):
             return {}
-        return self._requestable(self.project.weights, {WEIGHTS_REQUEST: self.settings.weights_code})
+        return self._with_attempts(self.project.weights, {WEIGHTS_REQUEST: self.settings.weights_code})
 
-    def _ranges(
-        self, assets: Sequence[dg.AssetKey], wanted: Mapping[str, str], complete: AbstractSet[str]
-    ) -> Iterator[dg.RunRequest]:
-        """The runs over the wanted shards. A range may contain complete shards as well."""
+    def _ranges(self, wanted: Mapping[str, Missing], complete: AbstractSet[str]) -> Iterator[dg.RunRequest]:
+        """The runs over the wanted shards, each for all tables that one of its shards lacks.
+
+        A range may contain complete shards as well.
+        """
         for shards in partition_ranges(self.states.registered, wanted.keys(), complete, self.settings.shards_per_run):
             requested = {shard: wanted[shard] for shard in shards if shard in wanted}
+            missing = {table for one in requested.values() for table in one.tables}
+            assets = [self.project.key(table) for table in self.project.tables if table in missing]
             yield dg.RunRequest(
                 run_key=f"{self.time} {assets[-1].to_user_string()} {shards[0]}",
                 asset_selection=assets,
@@ -125,9 +130,15 @@ class _BackfillTick:
                 tags={
                     ASSET_PARTITION_RANGE_START_TAG: shards[0],
                     ASSET_PARTITION_RANGE_END_TAG: shards[-1],
-                    **request_tags(assets[-1], requested, self.time),
+                    **self._request_tags(requested),
                 },
             )
+
+    def _request_tags(self, requested: Mapping[str, Missing]) -> dict[str, str]:
+        tags: dict[str, str] = {}
+        for asset, versions in self._by_asset(requested).items():
+            tags |= request_tags(asset, versions, self.time)
+        return tags
 
     def _run_config(self, asset: dg.AssetKey, shards: Sequence[str]) -> dict[str, Any]:
         """The pod's size for a caption run on Kubernetes."""
@@ -140,36 +151,49 @@ class _BackfillTick:
     @property
     def requestable(self) -> list[str]:
         """Shards that lack an asset and may be requested."""
-        manifests = self._requestable(self.project.manifest, self.states.without_manifest)
-        captions = self._requestable(self.project.stages[-1], self.states.without_captions)
+        manifests = self._requestable(self.states.without_manifest)
+        captions = self._requestable(self.states.without_captions)
         return [shard for shard in self.states.order if shard in manifests or shard in captions]
 
-    def _wanted(self, asset: dg.AssetKey, missing: Mapping[str, str], capacity: int) -> dict[str, str]:
-        """The shards to request, with the version of the asset's input: at most ``capacity``."""
-        return dict(islice(self._requestable(asset, missing).items(), max(capacity, 0)))
+    def _wanted(self, missing: Mapping[str, Missing], capacity: int) -> dict[str, Missing]:
+        """The shards to request, with their missing tables: at most ``capacity``."""
+        return dict(islice(self._requestable(missing).items(), max(capacity, 0)))
 
     @property
     def _excluded(self) -> frozenset[str]:
         return self.active | self.absent | self.deferred
 
-    def _requestable(self, asset: dg.AssetKey, missing: Mapping[str, str]) -> dict[str, str]:
-        """The shards in ``missing`` that may be requested and have attempts left, with their versions."""
-        waiting = {shard: version for shard, version in missing.items() if shard not in self._excluded}
-        requests = count_requests(self.instance, asset, waiting)
-        return {shard: version for shard, version in waiting.items() if requests[shard] < self.settings.shard_attempts}
+    def _requestable(self, missing: Mapping[str, Missing]) -> dict[str, Missing]:
+        """The shards in ``missing`` that may be requested and have attempts left."""
+        excluded = self._excluded
+        waiting = {shard: one for shard, one in missing.items() if shard not in excluded}
+        left = {
+            shard
+            for asset, versions in self._by_asset(waiting).items()
+            for shard in self._with_attempts(asset, versions)
+        }
+        return {shard: one for shard, one in waiting.items() if shard in left}
+
+    def _by_asset(self, missing: Mapping[str, Missing]) -> dict[dg.AssetKey, dict[str, str]]:
+        """The shards with the versions of their inputs, by the asset by which attempts are counted."""
+        found: defaultdict[dg.AssetKey, dict[str, str]] = defaultdict(dict)
+        for shard, one in missing.items():
+            found[self.project.key(one.last)][shard] = one.version
+        return found
+
+    def _with_attempts(self, asset: dg.AssetKey, versions: Mapping[str, str]) -> dict[str, str]:
+        """The shards in ``versions`` that have attempts left."""
+        requests = count_requests(self.instance, asset, versions)
+        return {shard: version for shard, version in versions.items() if requests[shard] < self.settings.shard_attempts}
 
     @property
     def message(self) -> str:
         """The reason why nothing is requested."""
         states = self.states
-        missing = {
-            self.project.manifest: states.without_manifest,
-            self.project.stages[-1]: states.without_captions,
-        }
+        missing = {**states.without_manifest, **states.without_captions}
         exhausted = [
-            f"{shard} ({asset.to_user_string()})"
-            for asset, shards in missing.items()
-            for shard in shards.keys() - self._requestable(asset, shards).keys() - self._excluded
+            f"{shard} ({self.project.key(missing[shard].last).to_user_string()})"
+            for shard in missing.keys() - self._requestable(missing).keys() - self._excluded
         ]
         parts = [f"{len(states.captioned)} of {len(states.order)} shards are captioned"]
         if self.active:
@@ -195,7 +219,7 @@ def _evaluate(context: dg.ScheduleEvaluationContext, settings: Settings) -> _Bac
         StoreError: if source or root cannot be listed.
     """
     instance, tick_time = context.instance, context.scheduled_execution_time.isoformat()
-    storage, project = build_storage(settings), Project(settings.project)
+    storage, project = build_storage(settings), Project.of(settings)
     root, active = storage.root_to_read(), active_shards(instance, project)
     states = read_states(instance, project, root)
     absent = frozenset(states.order) - list_shards(storage.source()).keys

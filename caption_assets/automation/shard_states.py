@@ -9,13 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import dagster as dg
 
 from caption_assets.assets.clip_manifest import is_of_this_schema
 from caption_assets.automation.records import Record, read_records
-from caption_assets.captioning.recipe_file import TABLE_NAMES
 from caption_assets.dagster_lib.metadata import Metadata
 from caption_assets.dagster_lib.private_dagster import (
     ASSET_PARTITION_RANGE_END_TAG,
@@ -54,6 +52,22 @@ class RootEmpty(CaptionAssetsError):
 
 
 @dataclass(frozen=True, slots=True)
+class Missing:
+    """The missing tables of a shard."""
+
+    tables: Sequence[str]
+    """Names of the tables, each after its inputs."""
+    version: str
+    """Version of the input that they are made from. A removal of the last table changes it, which resets the number of
+    attempts."""
+
+    @property
+    def last(self) -> str:
+        """The table by which attempts are counted."""
+        return self.tables[-1]
+
+
+@dataclass(frozen=True, slots=True)
 class ShardStates:
     """The shards of a project at one moment."""
 
@@ -71,31 +85,39 @@ class ShardStates:
     """The records, by table and shard."""
     manifests: Mapping[str, str]
     """Data version of each current manifest. A manifest is current if it was made from the shard's present content."""
-    captioned: frozenset[str]
-    """Shards with current captions in all stages."""
+    captions: Mapping[str, Collection[str]]
+    """The shards with current captions, by stage. Captions are current if all their inputs are."""
 
     @property
-    def without_manifest(self) -> dict[str, str]:
-        """Shards without a current manifest, with the version of their content."""
-        missing = [shard for shard in self.order if shard not in self.manifests]
-        return {shard: self.content[shard] + self._removal_suffix(CLIP_MANIFEST, shard) for shard in missing}
+    def captioned(self) -> frozenset[str]:
+        """Shards with current captions in all stages."""
+        return frozenset(self.manifests).intersection(*self.captions.values())
 
     @property
-    def without_captions(self) -> dict[str, str]:
-        """Shards with a current manifest and without current captions, with the manifest's version."""
-        missing = {shard: version for shard, version in self.manifests.items() if shard not in self.captioned}
-        return {shard: version + self._removal_suffix(TABLE_NAMES[-1], shard) for shard, version in missing.items()}
+    def without_manifest(self) -> dict[str, Missing]:
+        """Shards without a current manifest."""
+        waiting = (shard for shard in self.order if shard not in self.manifests)
+        return {shard: self._missing(shard, [CLIP_MANIFEST], self.content[shard]) for shard in waiting}
+
+    @property
+    def without_captions(self) -> dict[str, Missing]:
+        """Shards with a current manifest, and without current captions in all stages."""
+        found = {}
+        for shard, version in self.manifests.items():
+            if tables := [stage for stage, shards in self.captions.items() if shard not in shards]:
+                found[shard] = self._missing(shard, tables, version)
+        return found
 
     @property
     def oldest_waiting(self) -> str | None:
         """The shard that has waited longest for its captions; None if all are captioned."""
-        waiting = [shard for shard in self.order if shard not in self.captioned]
+        captioned = self.captioned
+        waiting = [shard for shard in self.order if shard not in captioned]
         return min(waiting, key=lambda shard: self.changed.get(shard, 0), default=None)
 
-    def _removal_suffix(self, table: str, shard: str) -> str:
-        """Suffix of the version under which a table is requested: a removal resets the number of attempts."""
-        record = self.records[table].get(shard)
-        return f" after {record.event}" if record and record.removed else ""
+    def _missing(self, shard: str, tables: Sequence[str], version: str) -> Missing:
+        record = self.records[tables[-1]].get(shard)
+        return Missing(tables, f"{version} after {record.event}" if record and record.removed else version)
 
 
 def read_states(instance: dg.DagsterInstance, project: Project, root: Root) -> ShardStates:
@@ -114,32 +136,34 @@ def read_states(instance: dg.DagsterInstance, project: Project, root: Root) -> S
     registered = project.registered(instance)
     # A partition that was added manually has no content until the sensor has observed it.
     order = [shard for shard in registered if not is_removed(content.get(shard, REMOVED))]
-    stored = {table: stored_shards(root, table) for table in TABLE_NAMES}
-    records = {table: read_records(instance, project, table, order) for table in TABLE_NAMES}
+    stored = {table: stored_shards(root, table) for table in project.tables}
+    records = {table: read_records(instance, project, table, order) for table in project.tables}
     _check_root(root, stored, records)
     manifests = {
         shard: record.versions.data
         for shard, record in records[CLIP_MANIFEST].items()
         if shard in stored[CLIP_MANIFEST] and record.versions and is_current(record.versions, content[shard])
     }
-    current: Mapping[str, str] = manifests
-    for upstream, stage in pairwise(TABLE_NAMES):
-        current = _made_from(current, upstream, records[stage], stored[stage])
-    captioned = frozenset(current)
-    return ShardStates(registered, order, content, changed, stored, records, manifests, captioned)
+    current: dict[str, Mapping[str, str]] = {CLIP_MANIFEST: manifests}
+    for stage, inputs in project.inputs.items():
+        made_from = {table: current[table] for table in inputs if table in current}  # the weights are no table
+        current[stage] = _made_from(made_from, records[stage], stored[stage])
+    captions = {stage: current[stage].keys() for stage in project.inputs}
+    return ShardStates(registered, order, content, changed, stored, records, manifests, captions)
 
 
 def _made_from(
-    current: Mapping[str, str], upstream: str, records: Mapping[str, Record], stored: Collection[str]
+    inputs: Mapping[str, Mapping[str, str]], records: Mapping[str, Record], stored: Collection[str]
 ) -> dict[str, str]:
-    """Data versions of a table, by shard, where it is stored and was made from the current version of ``upstream``."""
+    """Data versions of a table, by shard, where it is stored and was made from the current versions of its inputs."""
+
+    def is_made_from_current(shard: str, made_from: Mapping[str, str]) -> bool:
+        return all(shard in current and made_from.get(table) == current[shard] for table, current in inputs.items())
+
     return {
         shard: record.versions.data
         for shard, record in records.items()
-        if shard in stored
-        and shard in current
-        and record.versions
-        and record.versions.inputs.get(upstream) == current[shard]
+        if shard in stored and record.versions and is_made_from_current(shard, record.versions.inputs)
     }
 
 

@@ -14,7 +14,6 @@ from caption_assets.automation.commands import confirm, open_instance
 from caption_assets.automation.differences import find_differences, resolve
 from caption_assets.automation.records import read_records
 from caption_assets.automation.shard_states import active_shards
-from caption_assets.captioning.recipe_file import TABLE_NAMES
 from caption_assets.dagster_lib.project import Project
 from caption_assets.dagster_lib.project_claim import check_claim
 from caption_assets.models.weights import format_size
@@ -54,7 +53,7 @@ def restore_shards(shards: Sequence[str], at: str | None) -> None:
     storage = build_storage(settings)
     root = storage.root()
     with open_instance() as instance:
-        check_claim(instance, Project(settings.project), storage)
+        check_claim(instance, Project.of(settings), storage)
         for shard in shards:
             restore(instance, settings, root, shard, at)
 
@@ -74,7 +73,7 @@ def restore(instance: dg.DagsterInstance, settings: Settings, root: Root, shard:
         LeaseHeld: if a run is captioning the shard, also one of another Dagster instance.
         StoreError: if an object cannot be moved.
     """
-    project = Project(settings.project)
+    project = Project.of(settings)
     if not KEY_PATTERN.fullmatch(shard):
         raise TrashError(f"{shard!r} is not a valid shard name: check it")
     entries = [entry for entry in list_entries(root, shard) if at in (None, entry.time)]
@@ -88,8 +87,8 @@ def restore(instance: dg.DagsterInstance, settings: Settings, root: Root, shard:
         lease = leases.acquire(shard)
         restore_entry(root, entries[-1])
         instance.add_dynamic_partitions(project.partitions_name, [shard])
-        stored = {table: stored_shards(root, table) & {shard} for table in TABLE_NAMES}
-        records = {table: read_records(instance, project, table, [shard]) for table in TABLE_NAMES}
+        stored = {table: stored_shards(root, table) & {shard} for table in project.tables}
+        records = {table: read_records(instance, project, table, [shard]) for table in project.tables}
         differences = find_differences(root, [shard], stored, records)
         for difference, result in resolve(instance, settings, root, differences):
             print(f"{difference.table} of {shard}: {result}")

@@ -7,7 +7,7 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 
 from caption_assets.captioning.caption_run import CaptionRun
@@ -24,6 +24,8 @@ from caption_assets.store.versions import TableVersions, captions_version
 
 WEIGHTS_ASSET = "model_weights"
 """Name of the weights among a table's inputs."""
+RECIPE, RECIPE_NAME, RECIPE_VERSION, STAGE_PROMPT = "recipe", "recipe_name", "recipe_version", "prompt"
+"""Keys of a caption table's file metadata."""
 
 
 def direct_inputs(stage: Stage) -> Sequence[str]:
@@ -44,6 +46,8 @@ class PublishedTable:
     """The rows of this run."""
     versions: TableVersions
     """The versions stored with the table."""
+    former: Mapping[str, str] = field(default_factory=dict)
+    """File metadata of the table that it replaced; empty if there was none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +73,17 @@ class OpenShard:
         lease: the shard's lease.
         jobs: a window job for each row of the manifest, in order.
         inputs: data versions of the input tables, by name.
+        former: file metadata of the tables that will be replaced, by name.
     """
 
-    def __init__(self, run: CaptionRun, lease: Lease, jobs: Sequence[WindowJob], inputs: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        run: CaptionRun,
+        lease: Lease,
+        jobs: Sequence[WindowJob],
+        inputs: Mapping[str, str],
+        former: Mapping[str, Mapping[str, str]],
+    ) -> None:
         self.lease = lease
         self.jobs = jobs
         self.finished = sum(job.status is JobStatus.FINISHED for job in jobs)
@@ -79,6 +91,7 @@ class OpenShard:
         self.unfinished = [job for job in jobs if job.status is not JobStatus.FINISHED]
         """The windows to caption."""
         self._inputs = dict(inputs) | ({WEIGHTS_ASSET: run.weights_version} if run.weights_version else {})
+        self._former = former
         self._run = run
         self._unsaved: list[WindowJob] = []
         self._unsaved_since = 0.0
@@ -168,7 +181,9 @@ class OpenShard:
             path = publish_captions(run.root, stage.name, shard, rows, keys, metadata, stage.columns)
             reused = sum(job.rows[stage.name].origin is Origin.REUSED for job in self.jobs)
             fresh = _fresh_rows(self.jobs, stage)
-            published[stage.name] = PublishedTable(path, rows, reused, fresh, versions)
+            published[stage.name] = PublishedTable(
+                path, rows, reused, fresh, versions, self._former.get(stage.name, {})
+            )
             self._inputs[stage.name] = versions.data
         self._seconds[STORE] += time.monotonic() - started
         return Published(published, self._seconds)
@@ -182,9 +197,10 @@ def file_metadata(recipe: Recipe, stage: Stage) -> dict[str, str]:
     """File metadata of a caption table: versions, and everything that its captions depend on except the clips."""
     return {
         "caption_assets_version": version("caption-assets"),
-        "recipe": json.dumps(recipe.identity(stage), sort_keys=True),
-        "recipe_version": recipe.version(stage),
-        "prompt": stage.prompt,
+        RECIPE: json.dumps(recipe.identity(stage), sort_keys=True),
+        RECIPE_NAME: recipe.graph.name,
+        RECIPE_VERSION: recipe.version(stage),
+        STAGE_PROMPT: stage.prompt,
         QUALITY_RULES: str(recipe.quality_rules),
         **({"weights": recipe.weights} if recipe.weights else {}),
     }

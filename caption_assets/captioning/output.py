@@ -82,9 +82,14 @@ def readable_text(output: Output, answer: str) -> str | None:
         case TextOutput():
             return answer
         case JsonOutput():
-            return "\n".join(_strings(json.loads(answer)))
+            return json_text(answer)
         case ChoiceOutput():
             return None
+
+
+def json_text(answer: str) -> str:
+    """The strings in JSON, one a line, without the keys of objects."""
+    return "\n".join(_strings(json.loads(answer)))
 
 
 def _strings(value: object) -> Iterator[str]:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
+from itertools import chain
 from threading import Lock
 
 from caption_assets.captioning.caption_run import CaptionRun
@@ -292,8 +293,11 @@ def _read_shard(run: CaptionRun, lease: Lease, warn: Callable[[str], None]) -> O
     for name in sorted({name for stage in run.stages for name in stage.needs} - wanted):
         needed[name] = _stored_rows(run, name, shard, manifest)
         inputs[name] = captions_version(needed[name])
-    reuse = Reuse(run.recipe, run.max_attempts, EarlierRows(_earlier_files(run, shard, warn)), run.engine_settings)
-    return OpenShard(run, lease, _plan_rows(run, shard, manifest, needed, reuse), inputs)
+    published = list(_published_tables(run, shard, warn))
+    earlier = EarlierRows(chain(published, read_checkpoints(run.root, shard, warn)))
+    reuse = Reuse(run.recipe, run.max_attempts, earlier, run.engine_settings)
+    former = {file.table: file.metadata for file in published}
+    return OpenShard(run, lease, _plan_rows(run, shard, manifest, needed, reuse), inputs, former)
 
 
 def _plan_rows(
@@ -314,15 +318,14 @@ def _plan_rows(
     return jobs
 
 
-def _earlier_files(run: CaptionRun, shard: str, warn: Callable[[str], None]) -> Iterator[CaptionFile]:
-    """The published tables of a shard, then its checkpoints, the oldest first."""
+def _published_tables(run: CaptionRun, shard: str, warn: Callable[[str], None]) -> Iterator[CaptionFile]:
+    """The published tables of a shard that the run replaces."""
     for stage in run.stages:
         try:
             if published := find_captions(run.root, stage.name, shard):
                 yield published
         except TableError as error:  # this run replaces the table
             warn(f"{shard}: its earlier captions are not reused: {error}")
-    yield from read_checkpoints(run.root, shard, warn)
 
 
 def _stored_rows(run: CaptionRun, table: str, shard: str, manifest: Sequence[ManifestRow]) -> list[CaptionRow]:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from statistics import fmean, stdev
 
 from caption_assets.captioning.open_shard import failed_fraction
+from caption_assets.captioning.output import ChoiceOutput, TextOutput
 from caption_assets.captioning.prefix_cache import MIN_SHARE, CacheHits
-from caption_assets.captioning.recipe_file import STAGE1, STAGE2
+from caption_assets.captioning.stages import Stage, StageGraph
 from caption_assets.checks.stored_tables import Caption, StoredShard, StoredTable, mean_words
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.models.weights import WeightsManifest, format_size
-from caption_assets.store.tables import SCHEMA_VERSION, ManifestRow, Status, schema_of
+from caption_assets.store.caption_columns import CaptionColumns
+from caption_assets.store.tables import SCHEMA_VERSION, ManifestRow, Status, caption_schema
 
 MAX_TRUNCATED = 0.05
 """Maximum share of captions that reach the output limit. A few do with any model; if more do, the limit is too low."""
@@ -24,9 +27,11 @@ MAX_DUPLICATES = 0.1
 """Maximum share of duplicate captions. A few clips look alike; if more captions are duplicates, clips are copies or the
 model repeats itself."""
 MAX_ADDING_NOTHING = 0.1
-"""Maximum share of stage-2 captions that add nothing to stage 1, among the windows that both stages captioned."""
-MIN_STAGE2_LENGTH = 0.8
-"""Minimum ratio of stage-2 words to stage-1 words: a fuller description may still use up to a fifth fewer words."""
+"""Maximum share of captions that add nothing to the text that they need, among the windows that both stages captioned.
+"""
+MIN_LENGTH = 0.8
+"""Minimum ratio of a caption's words to those of the text that it needs: a fuller description may still use up to a
+fifth fewer words."""
 EARLIER_SHARDS = 50
 """Maximum number of earlier shards to compare with: enough for a standard deviation, and cheap to fetch."""
 MIN_EARLIER_SHARDS = 5
@@ -88,25 +93,52 @@ LENGTH = Check(
     f"The mean number of words is within {SIGMAS:g} standard deviations, or within {MIN_DEVIATION:.0%}, of the mean of "
     f"up to {EARLIER_SHARDS} earlier shards with the same code version. Needs at least {MIN_EARLIER_SHARDS} of them.",
 )
-ADDS = Check(
-    "adds_to_stage1",
-    Severity.WARN,
-    f"At most {MAX_ADDING_NOTHING:.0%} of the stage-2 captions equal their stage-1 caption or have fewer than "
-    f"{MIN_STAGE2_LENGTH:.0%} of its words.",
-)
 CACHE_HITS = Check(
     "prefix_cache_hits",
     Severity.WARN,
-    f"Stage 2 took at least {MIN_SHARE:.0%} of the prompt tokens that it shares with stage 1 from the prefix cache.",
+    f"At least {MIN_SHARE:.0%} of the prompt tokens shared with earlier stages came from the prefix cache.",
 )
 WEIGHTS_VERIFIED = Check(
     "weights_verified",
     Severity.ERROR,
     "Each mirrored file exists and has the SHA-256 hash in the manifest of the weights.",
 )
-_BOTH_STAGES = (ROWS_COMPLETE, SCHEMA, FAILED, TRUNCATED, FLAGGED, DUPLICATES, LENGTH)
-CHECKS: Mapping[str, tuple[Check, ...]] = {STAGE1.name: _BOTH_STAGES, STAGE2.name: (*_BOTH_STAGES, ADDS, CACHE_HITS)}
-"""The checks of each caption table."""
+
+
+def adds_check(needed: str) -> Check:
+    """The check that captions add something to the texts of a stage that they need."""
+    return Check(
+        f"adds_to_{needed.removesuffix('_captions')}",
+        Severity.WARN,
+        f"At most {MAX_ADDING_NOTHING:.0%} of the captions equal that of {needed} or have fewer than {MIN_LENGTH:.0%} "
+        "of its words.",
+    )
+
+
+def checks_of(graph: StageGraph, stage: Stage) -> list[Check]:
+    """The checks of a stage's table.
+
+    Choices have no words to check. JSON of many clips may be equal, because a schema can leave few possible answers.
+    """
+    checks = [ROWS_COMPLETE, SCHEMA, FAILED, TRUNCATED]
+    if not isinstance(stage.output, ChoiceOutput):
+        checks.append(FLAGGED)
+        checks += [DUPLICATES] if isinstance(stage.output, TextOutput) else []
+        checks.append(LENGTH)
+    checks += map(adds_check, _extended_texts(graph, stage))
+    if stage.video and any(earlier.video for earlier in graph.stages[: graph.stages.index(stage)]):
+        checks.append(CACHE_HITS)
+    return checks
+
+
+def _extended_texts(graph: StageGraph, stage: Stage) -> list[str]:
+    """The stages whose texts a stage writes more fully: those that a text stage with video needs.
+
+    A text stage without video may be a short version of what it needs.
+    """
+    if not (stage.video and isinstance(stage.output, TextOutput)):
+        return []
+    return [name for name in stage.needs if isinstance(graph.stage(name).output, TextOutput)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,12 +174,13 @@ def raise_errors(findings: Iterable[Finding]) -> None:
 
 
 def check_table(
-    shard: StoredShard, table: str, *, max_failed_fraction: float, earlier_means: Sequence[float]
+    shard: StoredShard, graph: StageGraph, table: str, *, max_failed_fraction: float, earlier_means: Sequence[float]
 ) -> list[Finding]:
     """Read a table and the tables that it is compared with, and run its checks.
 
     Args:
         shard: the shard.
+        graph: the stages.
         table: the table to check.
         max_failed_fraction: maximum share of failed windows, among the readable ones.
         earlier_means: mean number of words in earlier shards with the same code version.
@@ -156,11 +189,11 @@ def check_table(
         TableError: if a table is missing or damaged.
         StoreError: if the root cannot be read.
     """
-    stage1 = shard.table(STAGE1.name).captions if table == STAGE2.name else ()
     return run_checks(
         shard.table(table),
+        graph,
         shard.manifest,
-        stage1,
+        {name: shard.table(name).captions for name in _extended_texts(graph, graph.stage(table))},
         max_failed_fraction=max_failed_fraction,
         earlier_means=earlier_means,
     )
@@ -168,25 +201,31 @@ def check_table(
 
 def run_checks(
     stored: StoredTable,
+    graph: StageGraph,
     manifest: Sequence[ManifestRow],
-    stage1: Sequence[Caption] = (),
+    needed: Mapping[str, Sequence[Caption]],
     *,
     max_failed_fraction: float,
     earlier_means: Sequence[float],
 ) -> list[Finding]:
-    """Run all checks of a table that was read, in the order of ``CHECKS``. See ``check_table`` for the arguments."""
-    findings = [
-        rows_complete(stored, manifest),
-        schema_known(stored),
-        few_failed(stored, max_failed_fraction),
-        few_truncated(stored.captions),
-        few_flagged(stored.captions),
-        few_duplicates(stored.captions),
-        usual_length(stored.captions, earlier_means),
-    ]
-    if stored.table != STAGE2.name:
-        return findings
-    return [*findings, adds_to_stage1(stage1, stored.captions), prefix_cache_hits(stored.file_metadata)]
+    """Run all checks of a table that was read, in the order of ``checks_of``.
+
+    ``needed`` has the captions of the stages whose texts this stage writes more fully. See ``check_table`` for the
+    other arguments.
+    """
+    stage, captions = graph.stage(stored.table), stored.captions
+    run: dict[Check, Callable[[], Finding]] = {
+        ROWS_COMPLETE: partial(rows_complete, stored, manifest),
+        SCHEMA: partial(schema_known, stored, stage.columns),
+        FAILED: partial(few_failed, stored, max_failed_fraction),
+        TRUNCATED: partial(few_truncated, captions),
+        FLAGGED: partial(few_flagged, captions),
+        DUPLICATES: partial(few_duplicates, captions),
+        LENGTH: partial(usual_length, captions, earlier_means),
+        CACHE_HITS: partial(prefix_cache_hits, stored.file_metadata),
+        **{adds_check(name): partial(adds_to, name, before, captions) for name, before in needed.items()},
+    }
+    return [run[check]() for check in checks_of(graph, stage)]
 
 
 def rows_complete(stored: StoredTable, manifest: Sequence[ManifestRow]) -> Finding:
@@ -205,9 +244,9 @@ def rows_complete(stored: StoredTable, manifest: Sequence[ManifestRow]) -> Findi
     )
 
 
-def schema_known(stored: StoredTable) -> Finding:
-    """Check that the table's columns and schema version are those that this release writes."""
-    known, found = schema_of(stored.table), stored.schema
+def schema_known(stored: StoredTable, columns: CaptionColumns) -> Finding:
+    """Check that the table's columns and schema version are those that this release writes for its stage."""
+    known, found = caption_schema(columns), stored.schema
     version = stored.file_metadata.get("schema_version", "none")
     names = {*known.names, *found.names}
     both = {*known.names} & {*found.names}
@@ -256,7 +295,7 @@ def few_truncated(captions: Sequence[Caption]) -> Finding:
         captions,
         MAX_TRUNCATED,
         "were cut off at the output limit",
-        "read them in the gallery, and raise CAPTION_MAX_OUTPUT_TOKENS",
+        "read them in the gallery, and raise CAPTION_MAX_OUTPUT_TOKENS or the stage's max_output_tokens",
     )
 
 
@@ -322,28 +361,28 @@ def usual_length(captions: Sequence[Caption], earlier: Sequence[float]) -> Findi
     )
 
 
-def adds_to_stage1(stage1: Sequence[Caption], stage2: Sequence[Caption]) -> Finding:
-    """Check the share of stage-2 captions that equal their stage-1 caption or are much shorter."""
-    before = {caption.row.key: caption.words for caption in stage1}
-    both = [caption for caption in stage2 if caption.row.key in before]
+def adds_to(needed: str, texts: Sequence[Caption], captions: Sequence[Caption]) -> Finding:
+    """Check the share of captions that equal the text that they need, of the stage ``needed``, or are much shorter."""
+    before = {caption.row.key: caption.words for caption in texts}
+    both = [caption for caption in captions if caption.row.key in before]
     equal = [caption for caption in both if caption.words == before[caption.row.key]]
-    shorter = [caption for caption in both if len(caption.words) < MIN_STAGE2_LENGTH * len(before[caption.row.key])]
+    shorter = [caption for caption in both if len(caption.words) < MIN_LENGTH * len(before[caption.row.key])]
     return _few(
-        ADDS,
+        adds_check(needed),
         [*equal, *shorter],
         both,
         MAX_ADDING_NOTHING,
-        "add nothing to stage 1",
-        "revise the stage-2 prompt",
+        f"add nothing to {needed}",
+        "revise the prompt",
         {"equal": len(equal), "shorter": len(shorter)},
     )
 
 
 def prefix_cache_hits(file_metadata: Mapping[str, str]) -> Finding:
-    """Check the prefix-cache hits of the run that wrote a stage-2 table, given its file metadata."""
+    """Check the prefix-cache hits of the run that wrote a table, given its file metadata."""
     hits = CacheHits.from_file_metadata(file_metadata)
     if not hits.predicted:
-        return Finding(CACHE_HITS, True, "no window was captioned in both stages by one engine")
+        return Finding(CACHE_HITS, True, "no window was captioned after an earlier stage by one engine")
     counts: CheckMetadata = {
         "cached_tokens": hits.cached,
         "predicted_tokens": hits.predicted,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
 
 import pyarrow as pa
 
+from caption_assets.captioning.output import json_text
 from caption_assets.captioning.text import split_words
 from caption_assets.store.root import Root
 from caption_assets.store.tables import (
@@ -27,7 +28,7 @@ class Caption:
 
     row: CaptionRow
     words: Sequence[str]
-    """Lower case, without punctuation."""
+    """Lower case, without punctuation: of JSON the words of its strings, of a choice none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class StoredTable:
     @classmethod
     def of(cls, table: str, schema: pa.Schema, rows: Sequence[CaptionRow]) -> StoredTable:
         """Build a table and split its captions into words."""
-        return cls(table, schema, rows, captions_of(rows))
+        return cls(table, schema, rows, captions_of(rows, schema.names))
 
     @property
     def file_metadata(self) -> Mapping[str, str]:
@@ -98,14 +99,20 @@ class StoredShard:
         return self.table(table) if is_known else None
 
 
-def captions_of(rows: Sequence[CaptionRow]) -> list[Caption]:
-    """The rows that have a caption, with the caption's words."""
-    return [Caption(row, split_words(row.caption)) for row in rows if row.caption is not None]
+def captions_of(rows: Sequence[CaptionRow], columns: Collection[str] = ()) -> list[Caption]:
+    """The rows that have a caption, with the caption's words. The table's ``columns`` show the form of its captions."""
+
+    def words(caption: str) -> Sequence[str]:
+        if "choice" in columns:
+            return ()
+        return split_words(json_text(caption) if "fields" in columns else caption)
+
+    return [Caption(row, words(row.caption)) for row in rows if row.caption is not None]
 
 
 def mean_words(captions: Sequence[Caption]) -> float | None:
-    """Mean number of words; None if there are no captions."""
-    return fmean(len(caption.words) for caption in captions) if captions else None
+    """Mean number of words; None if there are none, as in choices."""
+    return fmean(len(caption.words) for caption in captions) if any(caption.words for caption in captions) else None
 
 
 def count_flagged(rows: Sequence[CaptionRow]) -> int:

@@ -13,6 +13,7 @@ from caption_assets.captioning.window_job import DECODE, STORE
 from caption_assets.checks.stored_tables import StoredTable, count_flagged, mean_words
 from caption_assets.dagster_lib.engine_time import EngineTime
 from caption_assets.dagster_lib.metadata import MEAN_WORDS, ROW_COUNT, Metadata, markdown_table, shortened
+from caption_assets.dagster_lib.recipe_metadata import RECIPE_MEANINGS, recipe_changes, recipe_metadata
 from caption_assets.store.tables import CaptionRow, Status
 
 SAMPLE_ROWS = 3
@@ -21,6 +22,7 @@ SHOWN_KINDS = 8
 """Maximum number of error kinds in the UI, the most frequent first."""
 
 MEANINGS = {
+    **RECIPE_MEANINGS,
     "rows_ok": "Number of rows with a caption",
     "rows_failed": "Number of rows without a caption, including unreadable clips",
     "rows_reused": "Number of rows that this run reused from an earlier run",
@@ -80,6 +82,8 @@ def caption_metadata(stored: StoredTable, published: PublishedTable, cost: Cost)
         **({} if words is None else {MEAN_WORDS: round(words, 2)}),
         **_failures(rows),
         "captions": markdown_table(["clip", "window", "caption"], _sample(rows)),
+        **recipe_metadata(stored.file_metadata),
+        **recipe_changes(published.former, stored.file_metadata),
     }
 
 

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import dagster as dg
 
+from caption_assets.captioning.open_shard import RECIPE_VERSION
+from caption_assets.captioning.stages import StageGraph
 from caption_assets.checks.asset_checks import EARLIER_SHARDS, Finding, Severity, check_table
 from caption_assets.checks.stored_tables import StoredShard, StoredTable
 from caption_assets.dagster_lib.metadata import MEAN_WORDS
@@ -17,14 +19,19 @@ SEVERITIES = {Severity.ERROR: dg.AssetCheckSeverity.ERROR, Severity.WARN: dg.Ass
 
 
 def check_with_history(
-    context: dg.AssetExecutionContext, project: Project, shard: StoredShard, table: str, limit: float
+    context: dg.AssetExecutionContext,
+    project: Project,
+    graph: StageGraph,
+    shard: StoredShard,
+    table: str,
+    limit: float,
 ) -> list[Finding]:
     """Run all checks of a shard's table, with earlier shards of the event log to compare with.
 
-    ``limit`` is the maximum share of failed windows.
+    ``graph`` has the stages, and ``limit`` is the maximum share of failed windows.
     """
     earlier = _earlier_means(context.instance, project.key(table), shard.table(table), shard.shard)
-    return check_table(shard, table, max_failed_fraction=limit, earlier_means=earlier)
+    return check_table(shard, graph, table, max_failed_fraction=limit, earlier_means=earlier)
 
 
 def log_findings(
@@ -70,14 +77,15 @@ def check_results(
 def _metadata(finding: Finding) -> dict[str, int | float | str]:
     """All metadata of a check that did not pass. For a check that passed, only the plotted entries.
 
-    A shard has 16 evaluations, each an event in the log, and their messages contain the other numbers.
+    A shard has about eight evaluations for each stage, each an event in the log, and their messages contain the other
+    numbers.
     """
     return {name: value for name, value in finding.metadata.items() if not finding.passed or name in PLOTTED}
 
 
 def _earlier_means(instance: dg.DagsterInstance, key: dg.AssetKey, stored: StoredTable, shard: str) -> list[float]:
     """Mean number of words in the other shards that were captioned last with the table's recipe version."""
-    recipe = stored.file_metadata.get("recipe_version", "")
+    recipe = stored.file_metadata.get(RECIPE_VERSION, "")
     filters = dg.AssetRecordsFilter(key)
     means: dict[str, float] = {}
     for record in instance.fetch_materializations(filters, limit=EARLIER_SHARDS).records:

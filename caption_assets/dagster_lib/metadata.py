@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from urllib.parse import quote
 
 import dagster as dg
+import pyarrow as pa
 from docstring_parser import parse_from_object
 
 from caption_assets.store.root import Root
-from caption_assets.store.tables import CLIP_MANIFEST, CaptionRow, ManifestRow, schema_of
+from caption_assets.store.tables import CaptionRow, ManifestRow
 
 Metadata = dict[str, dg.MetadataValue | int | float | str]
 ROW_COUNT = "dagster/row_count"
@@ -27,12 +29,14 @@ _DESCRIPTIONS = {
 }
 
 
-def column_metadata(table: str) -> dict[str, dg.MetadataValue]:
+def column_metadata(
+    schema: pa.Schema, row: type[ManifestRow | CaptionRow], further: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, dg.MetadataValue]:
     """The columns of a table, as metadata of its asset. On each materialization they would add 7 KB to the event log.
 
-    Types are those of Arrow; descriptions are the docstrings of the row's fields.
+    Types are those of Arrow; descriptions are the docstrings of the row's fields, and ``further`` ones by column.
     """
-    descriptions = _DESCRIPTIONS[ManifestRow if table == CLIP_MANIFEST else CaptionRow]
+    descriptions = {**_DESCRIPTIONS[row], **further}
     columns = [
         dg.TableColumn(
             field.name,
@@ -40,7 +44,7 @@ def column_metadata(table: str) -> dict[str, dg.MetadataValue]:
             description=descriptions.get(field.name),
             constraints=dg.TableColumnConstraints(nullable=field.nullable),
         )
-        for field in schema_of(table)
+        for field in schema
     ]
     return {"dagster/column_schema": dg.MetadataValue.table_schema(dg.TableSchema(columns))}
 

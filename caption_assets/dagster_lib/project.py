@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Self
 
 import dagster as dg
 
-from caption_assets.captioning.recipe_file import STAGES
+from caption_assets.captioning.open_shard import WEIGHTS_ASSET, direct_inputs
 from caption_assets.export.index import DATASET
+from caption_assets.settings import Settings
 from caption_assets.store.tables import CLIP_MANIFEST
 
 SHARDS = "shards"
@@ -29,6 +31,13 @@ class Project:
 
     name: str | None = None
     """``CAPTION_PROJECT``. None is the default project; its names have no prefix."""
+    inputs: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """The direct inputs of each stage, by name, each stage after those that it needs."""
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """The project that the settings describe, with the stages of its recipe."""
+        return cls(settings.project, {stage.name: direct_inputs(stage) for stage in settings.caption_recipe.stages})
 
     def key(self, asset: str) -> dg.AssetKey:
         """The key of an asset of this project."""
@@ -47,7 +56,7 @@ class Project:
     @property
     def weights(self) -> dg.AssetKey:
         """Key of the model's weights."""
-        return self.key("model_weights")
+        return self.key(WEIGHTS_ASSET)
 
     @property
     def manifest(self) -> dg.AssetKey:
@@ -57,7 +66,12 @@ class Project:
     @property
     def stages(self) -> Sequence[dg.AssetKey]:
         """Keys of the captions, in the order of the stages."""
-        return [self.key(stage.name) for stage in STAGES]
+        return [self.key(stage) for stage in self.inputs]
+
+    @property
+    def tables(self) -> Sequence[str]:
+        """Names of the tables, each after its inputs."""
+        return [CLIP_MANIFEST, *self.inputs]
 
     @property
     def dataset(self) -> dg.AssetKey:

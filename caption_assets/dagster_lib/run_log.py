@@ -37,7 +37,8 @@ class RunLog(RunObserver):
 
     def __init__(self, context: dg.AssetExecutionContext, settings: Settings, root: Root) -> None:
         self._context = context
-        self._project = Project(settings.project)
+        self._project = Project.of(settings)
+        self._graph = settings.caption_recipe.graph
         self._settings = settings
         self._root = root
         self._failures = ShardFailures(context)
@@ -69,22 +70,29 @@ class RunLog(RunObserver):
             self._context.log.info(f"{shard}: {done} of {windows} windows done; {message}")
 
     def published(self, shard: str, published: Published) -> None:
-        """Write the gallery; check and record each table, stage 1 first, up to the first that fails a check."""
+        """Write the gallery; check and record each table. One that fails a check blocks only those that need it."""
         with self._publishing, self._failures.of(shard):
             stored = StoredShard(self._root, shard)
             cost, links = self._cost(published), self._links(stored)
             inputs = self._unchanged_inputs(shard)
+            errors: list[Finding] = []
+            blocked: set[str] = set()
             for table, result in published.tables.items():
+                if blocked.intersection(self._project.inputs[table]):
+                    blocked.add(table)
+                    continue
                 found = check_with_history(
-                    self._context, self._project, stored, table, self._settings.max_failed_fraction
+                    self._context, self._project, self._graph, stored, table, self._settings.max_failed_fraction
                 )
-                passes = not any(finding.is_error for finding in found)
-                if passes:
+                if failed := [finding for finding in found if finding.is_error]:
+                    errors += failed
+                    blocked.add(table)
+                else:
                     metadata = {**caption_metadata(stored.table(table), result, cost), **links}
                     self._record(shard, table, result, inputs, metadata, found)
-                if not passes or self._has_several_shards:
+                if failed or self._has_several_shards:
                     log_findings(self._context, self._project, shard, table, found)
-                raise_errors(found)
+            raise_errors(errors)
 
     def failed(self, shard: str, error: CaptionAssetsError) -> None:
         """Log the reason. The step fails at its end."""

@@ -53,9 +53,20 @@ class TableVersions:
 
 
 def read_versions(root: Root, table: str, shard: str) -> TableVersions | None:
-    """The versions of a shard's stored table, read from the file's footer.
+    """The versions of a shard's stored table.
 
     None if there is no table, or if it has no versions, as those of earlier releases do not.
+
+    Raises:
+        TableError: if the file's footer is damaged.
+        StoreError: if it cannot be read.
+    """
+    metadata = read_footer(root, table, shard)
+    return None if metadata is None else TableVersions.from_file_metadata(metadata)
+
+
+def read_footer(root: Root, table: str, shard: str) -> dict[str, str] | None:
+    """The file metadata of a shard's stored table, read from the file's footer alone; None if there is no table.
 
     Raises:
         TableError: if the footer is damaged.
@@ -66,7 +77,7 @@ def read_versions(root: Root, table: str, shard: str) -> TableVersions | None:
     with translate_store_errors(f"cannot read {root.address(path)}"):
         try:
             with root.fs.open(root.full(path), "rb", block_size=FOOTER_BYTES) as source:
-                return TableVersions.from_file_metadata(read_file_metadata(pq.ParquetFile(source)))
+                return read_file_metadata(pq.ParquetFile(source))
         except FileNotFoundError:
             return None
         except (ValueError, OSError) as error:

@@ -44,9 +44,9 @@ class ProjectHarness:
         """
         folders = {"root": str(self.root), "cache": str(self.folder / "cache")}
         # One worker: starting the default eight takes 2 s of CPU time, and probing a sample shard 0.1 s.
-        values = {**folders, "decode_workers": 1, **settings}
+        values = {**folders, "decode_workers": 1, "recipe": "general", **settings}
         validated = Settings(**values)  # type: ignore[arg-type]
-        definitions, names = build_definitions(validated), Project(validated.project)
+        definitions, names = build_definitions(validated), Project.of(validated)
         ends = dict(
             zip((ASSET_PARTITION_RANGE_START_TAG, ASSET_PARTITION_RANGE_END_TAG), partitions or (), strict=False)
         )

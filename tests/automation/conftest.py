@@ -29,7 +29,6 @@ from caption_assets.store.tables import (
     table_path,
 )
 from caption_assets.store.versions import TableVersions, read_versions
-from tests.stages import STAGE1, STAGES
 
 
 class AutomationHarness:
@@ -38,8 +37,8 @@ class AutomationHarness:
     def __init__(self, folder: Path, instance: dg.DagsterInstance, **settings: object) -> None:
         self.source = folder / "shards"
         self.source.mkdir(parents=True, exist_ok=True)
-        self.settings = Settings(root=str(folder), **settings)  # type: ignore[arg-type]
-        self.project = Project(self.settings.project)
+        self.settings = Settings(**{"root": str(folder), "recipe": "general", **settings})  # type: ignore[arg-type]
+        self.project = Project.of(self.settings)
         self.root = Root.open(str(folder))
         self.instance = instance
         self.cursor: str | None = None
@@ -154,15 +153,15 @@ class AutomationHarness:
         """The current code version of a table."""
         if table == CLIP_MANIFEST:
             return manifest_code_version(self.settings.windowing)
-        return next(self.settings.caption_recipe.version(stage) for stage in STAGES if stage.name == table)
+        recipe = self.settings.caption_recipe
+        return recipe.version(recipe.graph.stage(table))
 
     def inputs(self, table: str, shard: str) -> dict[str, str]:
         """The current data versions of a table's inputs."""
         if table == CLIP_MANIFEST:
             return {"shards": observed_versions(self.instance, self.project, [shard])[shard]}
-        upstream = CLIP_MANIFEST if table == STAGE1.name else STAGE1.name
-        versions = read_versions(self.root, upstream, shard)
-        return {str(upstream): versions.data} if versions else {}
+        found = {upstream: read_versions(self.root, upstream, shard) for upstream in self.project.inputs[table]}
+        return {upstream: versions.data for upstream, versions in found.items() if versions}
 
     def store_weights(self) -> None:
         """Store a weights manifest and record it."""

@@ -58,7 +58,7 @@ def test_retired_shard_has_a_trash_entry_and_keeps_its_source(captioned: Automat
     before = {path: data for path, data in contents(captioned.root).items() if "ab" not in path}
     retire(captioned.instance, captioned.project, captioned.root, "a")
     assert all("ab" in path for path in contents(captioned.root))
-    assert find_outputs(captioned.root, "a").paths == []
+    assert find_outputs(captioned.root, captioned.project, "a").paths == []
     [entry] = list_entries(captioned.root)
     assert entry.sizes.keys() == before.keys()
     assert (captioned.source / "a.jsonl").exists()
@@ -190,7 +190,9 @@ def test_gpu_hours_sum_over_all_runs_with_valid_metadata(captioned: AutomationHa
         captioned.materialize("stage2_captions", "a", metadata={"gpu_seconds": seconds})
     captioned.materialize("stage1_captions", "a", metadata={"gpu_seconds": 1800})
     captioned.materialize("stage1_captions", "ab", metadata={"gpu_seconds": 1800})
-    assert gpu_hours(captioned.instance, captioned.project, ["a"]) == 2.0
+    assert (
+        gpu_hours(captioned.instance, captioned.project, [find_outputs(captioned.root, captioned.project, "a")]) == 2.0
+    )
 
 
 class Terminal(io.StringIO):
