@@ -8,18 +8,20 @@ import pytest
 from dagster._core.remote_representation.external_data import RepositorySnap
 from dagster_shared.serdes import deserialize_value, serialize_value
 
+from caption_assets.captioning.recipe_file import built_in
 from caption_assets.dagster_lib.project import Project
 from caption_assets.dagster_lib.project_claim import ProjectClash, claim
 from caption_assets.definitions import build_definitions, load_definitions
 from caption_assets.resources import Storage, build_resources, build_storage
 from caption_assets.settings import Settings, load_settings
 from caption_assets.store.access import Access
+from tests.recipes import FOUR_STAGES, write_recipe
 
 pytestmark = pytest.mark.fast
 
 
 def graph(**settings: object) -> Any:
-    definitions = build_definitions(Settings(**settings))  # type: ignore[arg-type]
+    definitions = build_definitions(Settings(**{"recipe": "general", **settings}))  # type: ignore[arg-type]
     return definitions.get_repository_def().asset_graph
 
 
@@ -38,14 +40,43 @@ def test_asset_graph_matches_the_design() -> None:
     }
 
 
-def test_both_stages_are_one_step_that_can_be_subset() -> None:
-    stages = [graph().get(dg.AssetKey(name)).assets_def for name in ("stage1_captions", "stage2_captions")]
-    assert stages[0].node_def.name == stages[1].node_def.name == "captions"
-    assert stages[0].can_subset
+def test_all_stages_are_one_step_that_can_be_subset() -> None:
+    found = graph(recipe="sample")
+    steps = [found.get(dg.AssetKey(stage.name)).assets_def for stage in built_in("sample").stages]
+    assert {step.node_def.name for step in steps} == {"captions"}
+    assert all(step.can_subset for step in steps)
 
 
-def test_stage2_prompt_changes_the_code_version_of_stage2_alone() -> None:
-    before, after = graph(), graph(stage2_prompt="Again: {caption}")
+def test_recipe_file_makes_the_assets(tmp_path: Path) -> None:
+    found = graph(recipe=str(write_recipe(tmp_path)))
+    stages = {key.to_user_string(): found.get(key) for key in found.get_all_asset_keys() if key.path[-1] in FOUR_STAGES}
+    assert {name: {key.to_user_string() for key in node.parent_keys} for name, node in stages.items()} == {
+        "stage1_captions": {"clip_manifest", "model_weights"},
+        "stage2_captions": {"stage1_captions"},
+        "attributes": {"clip_manifest", "model_weights"},
+        "alignment": {"stage2_captions"},
+    }
+    assert {node.group_name for node in stages.values()} == {"captions"}
+    assert {name: node.description for name, node in stages.items()} == {
+        "stage1_captions": "A text for each window, from the video: Describe the video.",
+        "stage2_captions": "A text for each window, from the video and stage1_captions: Improve: {stage1_captions}",
+        "attributes": "JSON for each window, from the video: Name the shape and the colour as JSON.",
+        "alignment": "One of yes, no for each window, from the video and stage2_captions: Is it right? "
+        "{stage2_captions}",
+    }
+    columns = [column.name for column in stages["alignment"].metadata["dagster/column_schema"].schema.columns]
+    assert columns[-5:] == ["upstream_fingerprints", "choice", "probability", "probabilities", "score"]
+
+
+def test_code_versions_of_the_default_recipe_are_those_of_earlier_releases() -> None:
+    found = graph(model="qwen2.5")
+    versions = {stage: found.get(dg.AssetKey(stage)).code_version for stage in ("stage1_captions", "stage2_captions")}
+    assert versions == {"stage1_captions": "dcbb273bd2ce1360", "stage2_captions": "711c6f81a53aecc3"}
+
+
+def test_prompt_changes_the_code_version_of_its_stage_alone(tmp_path: Path) -> None:
+    before = graph(recipe=str(write_recipe(tmp_path)))
+    after = graph(recipe=str(write_recipe(tmp_path / "new", stage2="Again: {stage1_captions}")))
     changed = {
         key.to_user_string()
         for key in before.get_all_asset_keys()

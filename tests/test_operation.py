@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from caption_assets.checks.asset_checks import CHECKS
+from caption_assets.captioning.recipe_file import built_in
+from caption_assets.checks.asset_checks import checks_of
 from tests.dagster_ui import DagsterUI
 from tests.processes import free_port, wait_until
 from tests.stages import STAGE2
@@ -143,7 +144,7 @@ def test_shard_is_materialized_and_inspected_in_the_ui(project: RunningProject, 
     screenshot(gallery.value, "gallery")
 
     page.goto(f"{project.url}/assets/stage2_captions?view=checks")
-    for check in CHECKS[STAGE2.name]:
+    for check in checks_of(built_in("sample"), STAGE2):
         expect(page.get_by_text(check.name).first).to_be_visible(timeout=60_000)
     screenshot(page, "checks")
 

@@ -11,7 +11,7 @@ import dagster as dg
 
 from caption_assets.automation.records import Record, report_removed, report_stored
 from caption_assets.checks.asset_checks import CheckFailed, check_table, raise_errors
-from caption_assets.checks.stored_tables import StoredShard, mean_words
+from caption_assets.checks.stored_tables import StoredShard
 from caption_assets.dagster_lib.metadata import MEAN_WORDS, ROW_COUNT, Metadata
 from caption_assets.dagster_lib.project import Project
 from caption_assets.dagster_lib.recipe_metadata import recipe_metadata
@@ -161,7 +161,7 @@ def _caption_metadata(root: Root, table: str, shard: str, settings: Settings) ->
     stored = StoredShard(root, shard)
     limit, graph = settings.max_failed_fraction, settings.caption_recipe.graph
     raise_errors(check_table(stored, graph, table, max_failed_fraction=limit, earlier_means=[]))
-    rows, words = stored.table(table).rows, mean_words(stored.table(table).captions)
+    rows, words = stored.table(table).rows, stored.table(table).mean_words
     return {
         ROW_COUNT: len(rows),
         "rows_ok": sum(row.status is Status.OK for row in rows),

@@ -28,7 +28,7 @@ class Caption:
 
     row: CaptionRow
     words: Sequence[str]
-    """Lower case, without punctuation: of JSON the words of its strings, of a choice none."""
+    """Lower case, without punctuation. Those of JSON are the words of its strings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,11 @@ class StoredTable:
     def of(cls, table: str, schema: pa.Schema, rows: Sequence[CaptionRow]) -> StoredTable:
         """Build a table and split its captions into words."""
         return cls(table, schema, rows, captions_of(rows, schema.names))
+
+    @property
+    def mean_words(self) -> float | None:
+        """Mean number of words of a caption; None if there are no captions, and for choices."""
+        return None if "choice" in self.schema.names else mean_words(self.captions)
 
     @property
     def file_metadata(self) -> Mapping[str, str]:
@@ -100,19 +105,17 @@ class StoredShard:
 
 
 def captions_of(rows: Sequence[CaptionRow], columns: Collection[str] = ()) -> list[Caption]:
-    """The rows that have a caption, with the caption's words. The table's ``columns`` show the form of its captions."""
+    """The rows that have a caption, with the caption's words.
 
-    def words(caption: str) -> Sequence[str]:
-        if "choice" in columns:
-            return ()
-        return split_words(json_text(caption) if "fields" in columns else caption)
-
-    return [Caption(row, words(row.caption)) for row in rows if row.caption is not None]
+    The ``columns`` of their table show whether the captions are JSON.
+    """
+    text = json_text if "fields" in columns else str
+    return [Caption(row, split_words(text(row.caption))) for row in rows if row.caption is not None]
 
 
 def mean_words(captions: Sequence[Caption]) -> float | None:
-    """Mean number of words; None if there are none, as in choices."""
-    return fmean(len(caption.words) for caption in captions) if any(caption.words for caption in captions) else None
+    """Mean number of words; None if there are no captions."""
+    return fmean(len(caption.words) for caption in captions) if captions else None
 
 
 def count_flagged(rows: Sequence[CaptionRow]) -> int:

@@ -10,7 +10,7 @@ import dagster as dg
 
 from caption_assets.captioning.open_shard import Published, PublishedTable
 from caption_assets.captioning.window_job import DECODE, STORE
-from caption_assets.checks.stored_tables import StoredTable, count_flagged, mean_words
+from caption_assets.checks.stored_tables import StoredTable, count_flagged
 from caption_assets.dagster_lib.engine_time import EngineTime
 from caption_assets.dagster_lib.metadata import MEAN_WORDS, ROW_COUNT, Metadata, markdown_table, shortened
 from caption_assets.dagster_lib.recipe_metadata import RECIPE_MEANINGS, recipe_changes, recipe_metadata
@@ -65,7 +65,7 @@ def caption_metadata(stored: StoredTable, published: PublishedTable, cost: Cost)
     """The metadata of a table that was just published."""
     rows = stored.rows
     statuses = Counter(row.status for row in rows)
-    words = mean_words(stored.captions)
+    words = stored.mean_words
     return {
         ROW_COUNT: len(rows),
         "rows_ok": statuses[Status.OK],

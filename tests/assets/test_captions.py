@@ -17,7 +17,8 @@ from dagster._core.definitions.data_version import CachingStaleStatusResolver, S
 
 from caption_assets.automation.reconcile import compare, correct
 from caption_assets.automation.shard_states import read_states
-from caption_assets.checks.asset_checks import CHECKS
+from caption_assets.captioning.recipe_file import built_in
+from caption_assets.checks.asset_checks import checks_of
 from caption_assets.dagster_lib import project as names
 from caption_assets.definitions import build_definitions
 from caption_assets.settings import Settings
@@ -31,6 +32,7 @@ from tests.models.adapters import adapter_files, write_adapter
 from tests.processes import engine_processes
 from tests.stages import STAGE1, STAGE2
 
+GENERAL = built_in("general")
 STAGES = [STAGE1.name, STAGE2.name]
 SAMPLE_FOLDER = Path(str(files("caption_assets.sample") / "model"))
 
@@ -105,7 +107,7 @@ def test_shard_that_another_run_captions_is_skipped(project: ProjectHarness) -> 
 
 def stale(project: ProjectHarness, **settings: object) -> set[str]:
     """The caption assets that the UI shows as stale for the folder shard."""
-    definitions = build_definitions(Settings(root=str(project.root), **settings))  # type: ignore[arg-type]
+    definitions = build_definitions(Settings(root=str(project.root), recipe="general", **settings))  # type: ignore[arg-type]
     view = AssetGraphView.for_test(definitions, project.instance)
     resolver = CachingStaleStatusResolver(project.instance, view.asset_graph, view)
     fresh = StaleStatus.FRESH
@@ -150,9 +152,9 @@ def test_failed_shard_does_not_affect_others_and_is_captioned_alone_by_a_retry(p
         assert float(str(metadata["engine_seconds"].value)) > 0
         assert metadata["dagster/row_count"].value == len(rows)
         assert float(str(metadata["mean_words"].value)) > 3
-        kind = {"stage1_captions": "damaged", "stage2_captions": "stage1_failed"}[stage]
+        kind = {"stage1_captions": "damaged", "stage2_captions": "upstream_failed"}[stage]
         assert f"| {kind} | 1 |" in str(metadata["errors_by_kind"].value)
-        for check in CHECKS[stage]:
+        for check in checks_of(GENERAL, GENERAL.stage(stage)):
             key = dg.AssetCheckKey(dg.AssetKey(stage), check.name)
             history = project.instance.event_log_storage.get_asset_check_execution_history(key, limit=9)
             found = {evaluation.partition: evaluation.status.value for evaluation in history}
@@ -175,7 +177,6 @@ def test_failed_shard_does_not_affect_others_and_is_captioned_alone_by_a_retry(p
     assert project.run(*STAGES, partition="sample-tar", engine_args={"max_model_len": -9}).success  # no engine starts
 
     assert stale(project) == set()
-    assert stale(project, stage2_prompt="Again: {caption}") == {"stage2_captions"}
     assert stale(project, temperature=0.5) == {"stage1_captions", "stage2_captions"}
     project.run("model_weights")  # the same bytes
     assert stale(project) == set()
@@ -210,7 +211,7 @@ def test_captions_record_their_adapter_and_are_replaced_for_another_of_the_same_
 
 def check_that_the_event_log_matches_the_tables(project: ProjectHarness) -> None:
     """Check the event log after runs, and after it was wiped and reconciled."""
-    settings = Settings(root=str(project.root), max_unreadable_fraction=0.5)
+    settings = Settings(root=str(project.root), recipe="general", max_unreadable_fraction=0.5)
     root, default = Root.open(str(project.root)), names.Project()
     shards = frozenset({"sample-a-list", "sample-b-corrupt", "sample-folder", "sample-tar"})
     assert compare(project.instance, settings, root) == []

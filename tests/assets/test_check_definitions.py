@@ -8,15 +8,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 
 import dagster as dg
 import pytest
 
 from caption_assets.captioning.open_shard import file_metadata
+from caption_assets.captioning.output import ChoiceOutput
 from caption_assets.captioning.recipe import Recipe
+from caption_assets.captioning.recipe_file import built_in
 from caption_assets.captioning.stages import Stage
-from caption_assets.captioning.window_job import blank_row, upstream_failed_row
-from caption_assets.checks.asset_checks import CHECKS
+from caption_assets.captioning.window_job import UPSTREAM_FAILED, blank_row
+from caption_assets.checks.asset_checks import checks_of
 from caption_assets.definitions import build_definitions
 from caption_assets.export.index import DATASET
 from caption_assets.settings import Settings
@@ -36,6 +39,7 @@ from tests.stages import STAGE1, STAGE2
 pytestmark = pytest.mark.fast
 
 STAGES = [STAGE1.name, STAGE2.name]
+GENERAL = Recipe(graph=built_in("general"))
 NOT_RETRIED = 99
 """Number of attempts after which a failed row is not retried."""
 CLIPS = [window(f"clip-{number:02}.mp4") for number in range(12)]
@@ -65,21 +69,25 @@ def store_captions(
     shard: str = "a",
     manifest: Sequence[ManifestRow] = CLIPS,
     reductions: Sequence[str] = (),
+    recipe: Recipe = GENERAL,
+    others: Mapping[str, CaptionOf] = MappingProxyType({}),
 ) -> None:
-    """Publish a shard whose captions a run reuses. A caption of None is a failed row that is not retried."""
-    root, recipe = Root.open(str(project.root)), Recipe()
+    """Publish a shard whose captions a run reuses. A caption of None is a failed row that is not retried.
+
+    ``others`` has the captions of further stages of ``recipe``.
+    """
+    root, captions = Root.open(str(project.root)), {STAGE1.name: stage1, STAGE2.name: stage2, **others}
     project.instance.add_dynamic_partitions("shards", [shard])
     publish_manifest(root, shard, manifest, {})
-    first = [_row(recipe, STAGE1, clip, stage1(clip)) for clip in manifest]
-    second = [
-        _row(recipe, STAGE2, clip, stage2(clip), {STAGE1.name: before})
-        if before.caption
-        else upstream_failed_row(recipe, STAGE2, clip)
-        for clip, before in zip(manifest, first, strict=True)
-    ]
-    for stage, made in ((STAGE1, first), (STAGE2, second)):
-        rows = [replace(row, reductions=reductions) for row in made]
-        publish_captions(root, stage.name, shard, rows, [row.key for row in manifest], file_metadata(recipe, stage))
+    made: dict[str, list[CaptionRow]] = {}
+    for stage in recipe.stages:
+        rows = [
+            _row(recipe, stage, clip, captions[stage.name](clip), {name: made[name][number] for name in stage.needs})
+            for number, clip in enumerate(manifest)
+        ]
+        rows = made[stage.name] = [replace(row, reductions=reductions) for row in rows]
+        keys, metadata = [row.key for row in manifest], file_metadata(recipe, stage)
+        publish_captions(root, stage.name, shard, rows, keys, metadata, stage.columns)
 
 
 def _row(
@@ -87,14 +95,18 @@ def _row(
     stage: Stage,
     clip: ManifestRow,
     caption: str | None,
-    needed: Mapping[str, CaptionRow] | None = None,
+    needed: Mapping[str, CaptionRow],
 ) -> CaptionRow:
+    if any(row.caption is None for row in needed.values()):
+        return replace(blank_row(recipe, stage, clip), error_kind=UPSTREAM_FAILED, error="it failed")
     blank = blank_row(recipe, stage, clip, needed)
     if clip.status is Status.FAILED:
         return replace(blank, error_kind=clip.error_kind, error=clip.error)
     if caption is None:
         return replace(blank, error_kind="engine", error="no answer", attempts=NOT_RETRIED)
-    return replace(blank, status=Status.OK, caption=caption, finish_reason="stop", attempts=1)
+    probabilities = {"yes": 0.75, "no": 0.25} if isinstance(stage.output, ChoiceOutput) else None
+    made = replace(blank, status=Status.OK, caption=caption, finish_reason="stop", attempts=1)
+    return replace(made, probabilities=probabilities)
 
 
 def evaluations(project: ProjectHarness, result: dg.ExecuteInProcessResult) -> list[dg.AssetCheckEvaluation]:
@@ -128,9 +140,10 @@ def test_every_check_is_evaluated_for_the_shards_materialization(project: Projec
     store_captions(project)
     result = project.run(*STAGES, partition="a")
     assert result.success
-    for table, expected in CHECKS.items():
+    for stage in GENERAL.stages:
+        table = stage.name
         found = checks(project, result, table)
-        assert list(found) == [check.name for check in expected]
+        assert list(found) == [check.name for check in checks_of(GENERAL.graph, stage)]
         for evaluation in found.values():
             assert evaluation.passed
             assert evaluation.partition == "a"
@@ -179,7 +192,7 @@ def test_each_shard_of_a_run_has_its_own_checks(project: ProjectHarness) -> None
     assert not result.success
     failed = {(found.partition, found.check_name) for found in evaluations(project, result) if not found.passed}
     assert failed == {("b", "duplicate_captions"), ("c", "failed_fraction")}
-    assert len(evaluations(project, result)) == 3 * len(CHECKS[STAGE1.name])
+    assert len(evaluations(project, result)) == 3 * len(checks_of(GENERAL.graph, STAGE1))
 
 
 def test_checks_of_an_unselected_stage_are_not_evaluated(project: ProjectHarness) -> None:
@@ -226,7 +239,7 @@ def test_metadata_has_an_example_of_each_kind_of_failure(project: ProjectHarness
     store_captions(project, manifest=[broken("x.mp4")])
     result = project.run(*STAGES, partition="a")
     assert result.success
-    kinds = dict(zip(STAGES, ("unreadable", "stage1_failed"), strict=True))
+    kinds = dict(zip(STAGES, ("unreadable", "upstream_failed"), strict=True))
     for stage, event in materialized(project, result).items():
         assert event.metadata["dagster/row_count"].value == 1
         assert f"| {kinds[stage]} | 1 | x.mp4 |" in str(event.metadata["errors_by_kind"].value)
@@ -264,7 +277,7 @@ def test_assets_explain_their_metadata(tmp_path: Path, sample_data: Path) -> Non
     assert project.run("clip_manifest", "model_weights", partition="a").success
     store_captions(project, manifest=read_manifest(Root.open(str(project.root)), "a"))
     assert project.run(*STAGES, DATASET, partition="a", export="jsonl").success
-    graph = build_definitions(Settings(root=str(project.root), export="jsonl")).resolve_asset_graph()
+    graph = build_definitions(Settings(root=str(project.root), recipe="general", export="jsonl")).resolve_asset_graph()
     for asset in ("shard_index", "clip_manifest", "model_weights", *STAGES, DATASET):
         [record] = project.instance.fetch_materializations(dg.AssetKey(asset), limit=1).records
         assert record.asset_materialization
@@ -274,14 +287,14 @@ def test_assets_explain_their_metadata(tmp_path: Path, sample_data: Path) -> Non
 
 
 def test_assets_describe_their_columns(project: ProjectHarness) -> None:
-    graph = build_definitions(Settings(root=str(project.root))).resolve_asset_graph()
+    graph = build_definitions(Settings(root=str(project.root), recipe="general")).resolve_asset_graph()
     schema = graph.get(dg.AssetKey(STAGES[1])).metadata["dagster/column_schema"]
     assert isinstance(schema, dg.TableSchemaMetadataValue)
     columns = {column.name: column for column in schema.schema.columns}
     assert columns["clip_key"].constraints.nullable is False
     assert columns["attempts"].type == "int32"
     assert "if it was cut off" in str(columns["finish_reason"].description)
-    assert list(columns)[-1] == "stage1_fingerprint"
+    assert list(columns)[-1] == "upstream_fingerprints"
 
 
 def test_damaged_mirror_fails_its_check_and_blocks_the_captions(project: ProjectHarness) -> None:

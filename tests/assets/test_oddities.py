@@ -10,7 +10,8 @@ import dagster as dg
 import pytest
 from dagster._core.storage.event_log import SqlEventLogStorage
 
-from caption_assets.checks.asset_checks import CHECKS
+from caption_assets.captioning.recipe_file import built_in
+from caption_assets.checks.asset_checks import checks_of
 from caption_assets.store.tables import CLIP_MANIFEST
 from tests import damage
 from tests.assets.conftest import ProjectHarness
@@ -115,7 +116,12 @@ def test_unexpected_error_of_a_single_shard_is_not_retried(with_clips: ProjectHa
 def test_checks_of_a_damaged_table_fail_only_its_shard(captioned: ProjectHarness, table: str) -> None:
     path = next((captioned.root / table / "shard=b").iterdir())
     damage.invert_pages(path)
-    selected = [dg.AssetCheckKey(dg.AssetKey(stage), check.name) for stage in STAGES for check in CHECKS[stage]]
+    graph = built_in("general")
+    selected = [
+        dg.AssetCheckKey(dg.AssetKey(stage.name), check.name)
+        for stage in graph.stages
+        for check in checks_of(graph, stage)
+    ]
     run = captioned.run(checks=selected, partitions=ALL)
     assert {evaluation.partition for evaluation in evaluations(captioned, run)} == {"a", "c"}
     message = failure_of(captioned, run)

@@ -129,7 +129,8 @@ class AutomationHarness:
             publish_manifest(self.root, shard, [window], metadata)
         else:
             row = CaptionRow(*window.key, window.window_id, 0.0, 1.0, Status.OK, caption="A red square.", attempts=1)
-            publish_captions(self.root, table, shard, [row], [row.key], metadata)
+            columns = self.settings.caption_recipe.graph.stage(table).columns
+            publish_captions(self.root, table, shard, [row], [row.key], metadata, columns)
 
     def record(
         self,

@@ -7,13 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from caption_assets.captioning.output import ChoiceOutput
 from caption_assets.captioning.prefix_cache import CacheHits
+from caption_assets.captioning.recipe_file import built_in
+from caption_assets.captioning.stages import Stage, StageGraph
 from caption_assets.checks.asset_checks import (
-    CHECKS,
     EXAMPLE_CHARACTERS,
     MIN_EARLIER_SHARDS,
     Finding,
-    adds_to_stage1,
+    adds_to,
+    checks_of,
     few_duplicates,
     few_failed,
     few_flagged,
@@ -28,7 +31,7 @@ from caption_assets.checks.asset_checks import (
 from caption_assets.checks.stored_tables import Caption, StoredTable, captions_of
 from caption_assets.models.weights import WeightFile, WeightsManifest
 from caption_assets.store.table_file import with_file_metadata
-from caption_assets.store.tables import CaptionRow, ManifestRow, schema_of
+from caption_assets.store.tables import CAPTION_SCHEMA, CaptionRow, ManifestRow, caption_schema
 from tests.report.windows import broken, captioned, failed, window
 from tests.stages import STAGE1, STAGE2
 
@@ -39,9 +42,9 @@ def clips(count: int) -> list[ManifestRow]:
     return [window(f"clip-{number:03}.mp4") for number in range(count)]
 
 
-def stored(rows: Sequence[CaptionRow], table: str = STAGE1.name) -> StoredTable:
+def stored(rows: Sequence[CaptionRow], stage: Stage = STAGE1) -> StoredTable:
     """A table of these rows, valid in all other respects."""
-    return StoredTable.of(table, with_file_metadata(schema_of(table), {}), rows)
+    return StoredTable.of(stage.name, with_file_metadata(caption_schema(stage.columns), {}), rows)
 
 
 def rows_of(*texts: str, **changes: object) -> list[CaptionRow]:
@@ -53,27 +56,65 @@ def captions(*texts: str, **changes: object) -> list[Caption]:
     return captions_of(rows_of(*texts, **changes))
 
 
+SAMPLE = built_in("sample")
+ANSWERS = {"attributes": '{"shape": "square", "colour": "red"}', "alignment": "yes"}
+"""Answers of the stages that do not answer in text."""
+
 texts = st.lists(st.text() | st.lists(st.sampled_from(["a", "red", "CAR", "\u8eca", "."])).map(" ".join), max_size=8)
 
 
-@given(texts, texts, st.lists(st.floats(0, 1e4)), st.sampled_from([STAGE1.name, STAGE2.name]))
+@given(texts, texts, st.lists(st.floats(0, 1e4)), st.sampled_from(SAMPLE.stages))
 def test_run_checks_returns_one_finding_for_each_check(
-    stage1: list[str], stage2: list[str], earlier: list[float], table: str
+    needed: list[str], answers: list[str], earlier: list[float], stage: Stage
 ) -> None:
+    answers = [ANSWERS.get(stage.name, answer) for answer in answers]
     found = run_checks(
-        stored(rows_of(*stage2), table),
-        clips(len(stage2)),
-        captions(*stage1),
+        stored(rows_of(*answers), stage),
+        SAMPLE,
+        clips(len(answers)),
+        {STAGE1.name: captions(*needed)} if stage.name == STAGE2.name else {},
         max_failed_fraction=0.05,
         earlier_means=earlier,
     )
-    assert [finding.check for finding in found] == list(CHECKS[table])
+    assert [finding.check for finding in found] == checks_of(SAMPLE, stage)
     assert all(finding.message for finding in found)
     assert not any(finding.is_error for finding in found)
 
 
 def test_run_checks_passes_an_empty_table_of_an_empty_manifest() -> None:
-    assert all(finding.passed for finding in run_checks(stored([]), [], max_failed_fraction=0.0, earlier_means=[]))
+    found = run_checks(stored([]), SAMPLE, [], {}, max_failed_fraction=0.0, earlier_means=[])
+    assert all(finding.passed for finding in found)
+
+
+def test_checks_suit_the_output_of_each_stage() -> None:
+    names = {stage.name: [check.name for check in checks_of(SAMPLE, stage)] for stage in SAMPLE.stages}
+    table = ["rows_complete", "schema", "failed_fraction", "truncated_fraction"]
+    text = [*table, "flagged_fraction", "duplicate_captions", "caption_length"]
+    assert names == {
+        "stage1_captions": text,
+        "stage2_captions": [*text, "adds_to_stage1", "prefix_cache_hits"],
+        "attributes": [*table, "flagged_fraction", "caption_length", "prefix_cache_hits"],
+        "alignment": [*table, "prefix_cache_hits"],
+        "short": text,
+    }
+
+
+def test_equal_json_and_choices_of_many_clips_pass_all_checks() -> None:
+    for name, answer in ANSWERS.items():
+        table = stored(rows_of(*[answer] * 50), SAMPLE.stage(name))
+        found = run_checks(table, SAMPLE, clips(50), {}, max_failed_fraction=0.0, earlier_means=[])
+        assert [finding.message for finding in found if not finding.passed] == []
+
+
+def test_stage_is_compared_with_each_text_that_it_needs() -> None:
+    dense = Stage("dense", "Join {short} and {people} for {mood}.")
+    people = Stage("people", "Who is there?")
+    mood = Stage("mood", "Which mood?", ChoiceOutput(("calm", "tense")))
+    graph = StageGraph("mine", (Stage("short", "Describe."), people, mood, dense))
+    assert [check.name for check in checks_of(graph, dense) if check.name.startswith("adds")] == [
+        "adds_to_short",
+        "adds_to_people",
+    ]
 
 
 @given(st.permutations(range(5)), st.integers(0, 5))
@@ -95,14 +136,14 @@ def test_rows_complete_counts_missing_and_extra_rows() -> None:
 @pytest.mark.parametrize(
     ("schema", "reason"),
     [
-        (schema_of(STAGE1.name), "schema version none"),
-        (with_file_metadata(schema_of(STAGE1.name), {"schema_version": "1"}), "schema version 1"),
-        (with_file_metadata(schema_of(STAGE1.name).remove(0), {}), "these columns differ: clip_key"),
-        (with_file_metadata(schema_of(STAGE2.name), {}), "these columns differ: stage1_fingerprint"),
+        (CAPTION_SCHEMA, "schema version none"),
+        (with_file_metadata(CAPTION_SCHEMA, {"schema_version": "1"}), "schema version 1"),
+        (with_file_metadata(CAPTION_SCHEMA.remove(0), {}), "these columns differ: clip_key"),
+        (with_file_metadata(caption_schema(STAGE2.columns), {}), "these columns differ: upstream_fingerprints"),
     ],
 )
 def test_schema_check_names_another_version_and_differing_columns(schema: object, reason: str) -> None:
-    finding = schema_known(replace(stored([]), schema=schema))
+    finding = schema_known(replace(stored([]), schema=schema), STAGE1.columns)
     assert finding.is_error
     assert reason in finding.message
 
@@ -189,15 +230,15 @@ def test_stage2_adds_nothing_if_it_equals_stage1_or_is_much_shorter() -> None:
         "One two three four five six seven eight.",
         "One two three four five six seven eight nine ten eleven.",
     )
-    finding = adds_to_stage1(stage1, stage2)
+    finding = adds_to(STAGE1.name, stage1, stage2)
     assert not finding.passed
     assert (finding.metadata["equal"], finding.metadata["shorter"], finding.metadata["count"]) == (1, 1, 2)
 
 
 def test_stage2_is_compared_only_with_existing_stage1_captions() -> None:
-    finding = adds_to_stage1([], captions("A car.", "A dog."))
+    finding = adds_to(STAGE1.name, [], captions("A car.", "A dog."))
     assert finding.passed
-    assert finding.message == "0 of 0 captions add nothing to stage 1"
+    assert finding.message == "0 of 0 captions add nothing to stage1_captions"
 
 
 def test_example_of_a_finding_has_a_maximum_length() -> None:

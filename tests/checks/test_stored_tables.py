@@ -2,9 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from caption_assets.checks.stored_tables import StoredShard, captions_of, mean_words
+from caption_assets.captioning.recipe_file import built_in
+from caption_assets.checks.stored_tables import StoredShard, StoredTable, captions_of, mean_words
 from caption_assets.store.root import Root
-from caption_assets.store.tables import TableError, table_path
+from caption_assets.store.tables import TableError, caption_schema, table_path
 from tests.report.windows import PROMPTS, SHARD, captioned, failed, publish, window
 from tests.stages import STAGE1, STAGE2
 
@@ -40,3 +41,13 @@ def test_mean_words_ignores_rows_without_a_caption() -> None:
     rows = [captioned(CAR, "A red car, isn't it?"), captioned(VAN, "\u7ea2\u8272"), failed(VAN)]
     assert mean_words(captions_of(rows)) == 3.5
     assert mean_words([]) is None
+
+
+def test_words_of_json_are_those_of_its_strings_and_choices_have_no_mean() -> None:
+    attributes, alignment = (built_in("sample").stage(name) for name in ("attributes", "alignment"))
+    fields = StoredTable.of(
+        "attributes", caption_schema(attributes.columns), [captioned(CAR, '{"shape": "a Square", "size": 3}')]
+    )
+    assert [caption.words for caption in fields.captions] == [["a", "square"]]
+    assert fields.mean_words == 2
+    assert StoredTable.of("alignment", caption_schema(alignment.columns), [captioned(CAR, "yes")]).mean_words is None

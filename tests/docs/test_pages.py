@@ -12,7 +12,8 @@ import pytest
 from typer.main import get_command
 
 from caption_assets.captioning.quality import FLAGS
-from caption_assets.checks.asset_checks import CHECKS
+from caption_assets.captioning.recipe_file import built_in
+from caption_assets.checks.asset_checks import checks_of
 from caption_assets.cli import app
 from caption_assets.definitions import build_definitions
 from caption_assets.environment import PREFIX
@@ -84,7 +85,8 @@ def test_each_generated_table_is_on_one_page() -> None:
 
 def test_checks_and_flags_are_documented() -> None:
     documented = set(re.findall(r"^\| `(\w+)`", PAGES["docs/reference/checks.md"], re.MULTILINE))
-    assert {check.name for checks in CHECKS.values() for check in checks} <= documented
+    graph = built_in("general")
+    assert {check.name for stage in graph.stages for check in checks_of(graph, stage)} <= documented
     assert {flag.name for flag in FLAGS} <= documented
 
 

@@ -1,0 +1,44 @@
+"""Recipe files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+FOUR_STAGES = ("stage1_captions", "stage2_captions", "attributes", "alignment")
+"""A chain of two texts, JSON that needs no other stage, and a choice that needs the second text."""
+
+
+def write_recipe(
+    folder: Path,
+    *,
+    stage1: str = "Describe the video.",
+    stage2: str = "Improve: {stage1_captions}",
+    attributes: str = "Name the shape and the colour as JSON.",
+    alignment: str = "Is it right? {stage2_captions}",
+) -> Path:
+    """Write a recipe file with ``FOUR_STAGES``, given their prompts."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "four.yaml"
+    file.write_text(f"""
+stages:
+  - name: stage1_captions
+    prompt: "{stage1}"
+  - name: stage2_captions
+    prompt: "{stage2}"
+  - name: attributes
+    prompt: "{attributes}"
+    output:
+      json:
+        type: object
+        properties:
+          shape: {{type: string}}
+          colour: {{type: string}}
+        required: [shape, colour]
+        additionalProperties: false
+  - name: alignment
+    prompt: "{alignment}"
+    output:
+      choices: [yes, no]
+      score: yes
+""")
+    return file
