@@ -34,9 +34,7 @@ from caption_assets.models.mirror import content_digest
 from caption_assets.models.weights import WeightsError
 from caption_assets.resources import Engine, Storage, Weights, Workers
 from caption_assets.settings import Settings
-from caption_assets.store.caption_columns import DESCRIPTIONS
 from caption_assets.store.root import Root
-from caption_assets.store.tables import CaptionRow, caption_schema
 
 
 def build_captions(settings: Settings) -> dg.AssetsDefinition:
@@ -148,7 +146,7 @@ def _spec(project: Project, recipe: Recipe, stage: Stage) -> dg.AssetSpec:
         deps=[project.key(name) for name in project.inputs[stage.name]],
         description=_description(stage),
         metadata={
-            **column_metadata(caption_schema(stage.columns), CaptionRow, DESCRIPTIONS),
+            **column_metadata(stage.name, stage.columns),
             **meanings(MEANINGS),
             **recipe_metadata(file_metadata(recipe, stage)),
         },

@@ -37,7 +37,7 @@ from caption_assets.sources.listing import OtherFiles
 from caption_assets.sources.manifest import PROBE_WORKERS, ProbedClip, probe_clips
 from caption_assets.sources.shard import find_shard, shard_content
 from caption_assets.store.root import Root
-from caption_assets.store.tables import MANIFEST_SCHEMA, SCHEMA_VERSION, ManifestRow, Status, publish_manifest
+from caption_assets.store.tables import CLIP_MANIFEST, SCHEMA_VERSION, ManifestRow, Status, publish_manifest
 from caption_assets.store.versions import TableVersions, next_manifest_version
 from caption_assets.video.window import WINDOWING_VERSION, Windowing
 from caption_assets.workers.sandbox import Sandbox
@@ -94,7 +94,7 @@ def build_clip_manifest(settings: Settings) -> dg.AssetsDefinition:
         description="One row for each window of each clip, and one for each unreadable clip, with the reason.",
         group_name=CAPTIONS_GROUP,
         kinds={"parquet"},
-        metadata={**column_metadata(MANIFEST_SCHEMA, ManifestRow), **meanings(MEANINGS)},
+        metadata={**column_metadata(CLIP_MANIFEST), **meanings(MEANINGS)},
         code_version=manifest_code_version(settings.windowing),
         op_tags=cpu_pod(MANIFEST_SIZE),
         retry_policy=step_retry_policy(settings),

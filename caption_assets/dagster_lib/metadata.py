@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from types import MappingProxyType
 from urllib.parse import quote
 
 import dagster as dg
-import pyarrow as pa
 from docstring_parser import parse_from_object
 
+from caption_assets.store.caption_columns import DERIVED, NO_COLUMNS, CaptionColumns
 from caption_assets.store.root import Root
-from caption_assets.store.tables import CaptionRow, ManifestRow
+from caption_assets.store.tables import CLIP_MANIFEST, MANIFEST_SCHEMA, CaptionRow, ManifestRow, caption_schema
 
 Metadata = dict[str, dg.MetadataValue | int | float | str]
 ROW_COUNT = "dagster/row_count"
@@ -29,14 +28,15 @@ _DESCRIPTIONS = {
 }
 
 
-def column_metadata(
-    schema: pa.Schema, row: type[ManifestRow | CaptionRow], further: Mapping[str, str] = MappingProxyType({})
-) -> dict[str, dg.MetadataValue]:
+def column_metadata(table: str, captions: CaptionColumns = NO_COLUMNS) -> dict[str, dg.MetadataValue]:
     """The columns of a table, as metadata of its asset. On each materialization they would add 7 KB to the event log.
 
-    Types are those of Arrow; descriptions are the docstrings of the row's fields, and ``further`` ones by column.
+    Types are those of Arrow; descriptions are the docstrings of the row's fields. ``captions`` are the columns of a
+    stage's table that other stages' tables do not have.
     """
-    descriptions = {**_DESCRIPTIONS[row], **further}
+    is_manifest = table == CLIP_MANIFEST
+    schema = MANIFEST_SCHEMA if is_manifest else caption_schema(captions)
+    descriptions = {**_DESCRIPTIONS[ManifestRow if is_manifest else CaptionRow], **DERIVED}
     columns = [
         dg.TableColumn(
             field.name,

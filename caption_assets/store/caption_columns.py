@@ -15,13 +15,13 @@ UPSTREAM = "upstream_fingerprints"
 PROBABILITIES = "probabilities"
 BY_STAGE = (UPSTREAM, PROBABILITIES)
 """Columns of ``CaptionRow`` whose type depends on the stage; a table has them only if its stage uses them."""
-DESCRIPTIONS = {
+DERIVED = {
     "choice": "The most probable choice; the caption's text",
     "probability": "Probability of that choice",
     "score": "Probability of the choice that the recipe names as good",
     "fields": "The caption's JSON, typed by the schema; what Arrow cannot type is JSON text",
 }
-"""Descriptions of the columns that derive from others."""
+"""The columns that derive from others, with their descriptions."""
 
 
 @dataclass(frozen=True, slots=True)
