@@ -194,7 +194,7 @@ def train_sample(
     seed: Annotated[int, Option(help="Random seed.")] = TrainingConfig.seed,
     workers: Annotated[int, Option(help="Number of processes that render windows.")] = TrainingConfig.workers,
 ) -> None:
-    """Train the sample model from random weights: about 25 minutes on two CPU cores."""
+    """Train the sample model from random weights: about 20 minutes on two CPU cores."""
     from caption_assets.sample.train import train
 
     train(
