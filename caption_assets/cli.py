@@ -15,14 +15,24 @@ from caption_assets.sample.training_config import TrainingConfig
 
 PROJECT = "Project commands (settings and DAGSTER_HOME come from the environment)"
 READING = "Reading captions"
+RECIPES = "Recipes"
 SAMPLE = "Sample data and sample model"
 
 app = Typer(no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 trash = Typer(no_args_is_help=True, rich_markup_mode="markdown")
+recipe = Typer(no_args_is_help=True, rich_markup_mode="markdown")
+app.add_typer(recipe, name="recipe", rich_help_panel=RECIPES, help="Show or check a recipe.")
 app.add_typer(trash, name="trash", rich_help_panel=PROJECT, help="List, restore or delete retired shards.")
 
 Yes = Annotated[int | None, Option(metavar="NUMBER", help="Confirm this number instead of being asked for it.")]
 Profile = Annotated[str | None, Option(help="AWS profile, as in CAPTION_ROOT_PROFILE. Default: the AWS variables.")]
+NameOrFile = Annotated[
+    str | None,
+    Argument(
+        metavar="NAME_OR_FILE",
+        help="A built-in recipe, or a YAML file: a path or an s3:// URL. Default: the recipe of the settings.",
+    ),
+]
 
 
 def main() -> None:
@@ -86,6 +96,32 @@ def link(
     from caption_assets.store.root import Root
 
     print(Root.open(root, Access(profile=profile)).signed_url(gallery_path(shard), hours * 3600))
+
+
+@recipe.command("show")
+def recipe_show(name: NameOrFile = None) -> None:
+    """Print the stages of a recipe, what each of them needs, and their prompts as the model of the settings gets them.
+
+    The prompts are rendered, and their tokens counted, if the model's files are on this machine. No engine is started.
+    """
+    from caption_assets.report.recipe import show_recipe
+    from caption_assets.settings import load_settings
+
+    settings = load_settings()
+    show_recipe(settings.with_recipe(name), settings.weights)
+
+
+@recipe.command("check")
+def recipe_check(name: NameOrFile = None) -> None:
+    """Check a recipe: its file, its stages, its JSON Schemas with vLLM, and that each choice is one token of the model.
+
+    Prints what was checked, and what could not be checked here. No engine is started.
+    """
+    from caption_assets.report.recipe import check_recipe
+    from caption_assets.settings import load_settings
+
+    settings = load_settings()
+    check_recipe(settings.with_recipe(name), settings.weights)
 
 
 @app.command(rich_help_panel=PROJECT)

@@ -533,6 +533,16 @@ class Settings(BaseSettings):
             reasoning_parser=self.reasoning_parser,
         )
 
+    def with_recipe(self, name: str | None) -> Recipe:
+        """The recipe of the captions, with the stages of another recipe unless ``name`` is None.
+
+        Raises:
+            RecipeError: if there is no such recipe, or its file is invalid.
+            StoreError: if the file cannot be read.
+        """
+        found = self.caption_recipe
+        return found if name is None else replace(found, graph=read_recipe(name, self.storage.root_access))
+
     @property
     def dataset(self) -> ExportConfig | None:
         """The configuration of the training dataset, if there is one."""

@@ -27,6 +27,7 @@ from filelock import FileLock, Timeout
 from caption_assets.models.checkpoint import Checkpoint
 from caption_assets.models.download import PARALLEL_DOWNLOADS, check_space, download, remaining_sizes
 from caption_assets.models.mirror import mirror_of, read_weights_manifest
+from caption_assets.models.source import find_source
 from caption_assets.models.weights import (
     ListedFile,
     Mismatch,
@@ -111,6 +112,18 @@ def ensure_local(
             "local folder (CAPTION_CACHE)"
         ) from error
     return entry.folder
+
+
+def find_local(checkpoint: Checkpoint, cache: Path) -> Path | None:
+    """A folder on this machine with a checkpoint's files: its source, or its latest use of the cache.
+
+    No file is verified or protected from eviction: use it only to read small files.
+    """
+    if checkpoint.bundled or (checkpoint.path is not None and Path(checkpoint.path).is_dir()):
+        return Path(find_source(checkpoint).address)
+    entries = [_Entry(path.with_suffix("")) for path in (cache / checkpoint.folder).glob("*.use")]
+    complete = [entry for entry in entries if entry.folder.is_dir()]
+    return max(complete, key=lambda entry: entry.last_use).folder if complete else None
 
 
 class _Entry:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from caption_assets.models.cache import ensure_local
+from caption_assets.models.cache import ensure_local, find_local
 from caption_assets.models.mirror import publish
 from caption_assets.models.variants import Variant
 from caption_assets.models.weights import MANIFEST, WeightsError
@@ -45,6 +45,18 @@ def test_local_folder_equals_the_mirror(root: Root, cache: Path, variant: Varian
     folder = ensure_local(root, variant, cache)
     assert contents(folder) == {name: FILES[name] for name in PARTS}
     assert ensure_local(root, variant, cache) == folder
+
+
+def test_local_folder_is_found_without_the_root(root: Root, cache: Path, variant: Variant) -> None:
+    shutil.rmtree(str(variant.path))
+    assert find_local(variant, cache) is None
+    folder = ensure_local(root, variant, cache)
+    assert find_local(variant, cache) == folder
+
+
+def test_model_by_folder_is_found_in_its_folder(cache: Path, tmp_path: Path) -> None:
+    assert find_local(Variant("local/mine", "v1", path=str(tmp_path)), cache) == tmp_path
+    assert find_local(Variant("local/mine", "v1", path=str(tmp_path / "nowhere")), cache) is None
 
 
 def test_missing_mirror_is_an_error_with_a_remedy(root: Root, cache: Path, variant: Variant) -> None:

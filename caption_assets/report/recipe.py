@@ -1,0 +1,126 @@
+"""A recipe for people: its stages, its prompts as the model gets them, and the checks that need no engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+
+from caption_assets.captioning.choices import SplitChoice
+from caption_assets.captioning.output import ChoiceOutput, JsonOutput, TextOutput
+from caption_assets.captioning.prompt_renderer import PromptRenderer, check_json_schema
+from caption_assets.captioning.recipe import Recipe
+from caption_assets.captioning.recipe_file import RecipeError
+from caption_assets.captioning.stages import Stage
+from caption_assets.models.cache import CacheConfig, find_local
+
+NO_VLLM = "vLLM is not installed here"
+
+
+def show_recipe(recipe: Recipe, cache: CacheConfig) -> None:
+    """Print a recipe: what each stage needs, and the prompts as rendered by the model's chat template.
+
+    Raises:
+        TemplateError: if the model's chat template cannot render a prompt.
+    """
+    graph = recipe.graph
+    print(f"{graph.name}: {graph.description}" if graph.description else graph.name)
+    print()
+    for stage in recipe.stages:
+        print(f"  {' + '.join(_inputs(stage))} ▶ {stage.name}")
+    print()
+    replaced = f"replaces that of {graph.clip_prompt}" if graph.clip_prompt else "is ignored: no stage takes it"
+    print(f"A clip's own prompt {replaced}.")
+    renderer, problem = _renderer(recipe, cache)
+    if renderer is None:
+        print(f"The prompts are shown as in the recipe, without tokens: {problem}.")
+    else:
+        print(f"Prompts and tokens are those of {recipe.variant.hub_id}.")
+    for stage in recipe.stages:
+        print(f"\n── {stage.name} {'─' * (100 - len(stage.name))}")
+        print("\n".join(_facts(recipe, stage, renderer)))
+        print()
+        print(renderer.render(stage) if renderer else stage.prompt)
+
+
+def check_recipe(recipe: Recipe, cache: CacheConfig) -> None:
+    """Check what a recipe needs of vLLM and of the model, and print what was checked.
+
+    Raises:
+        RecipeError: if vLLM does not support a JSON Schema, or a choice is not one token of the model.
+        TemplateError: if the model's chat template cannot render a prompt.
+    """
+    names = [stage.name for stage in recipe.stages]
+    print(f"{recipe.graph.name}: {len(names)} stage{'s' if len(names) > 1 else ''} ({', '.join(names)})")
+    print("ok       file, stages and slots")
+    schemas = [stage for stage in recipe.stages if isinstance(stage.output, JsonOutput)]
+    if schemas and find_spec("vllm") is None:
+        print(f"skipped  JSON Schemas: {NO_VLLM}")
+    for stage in schemas if find_spec("vllm") else ():
+        _check_schema(recipe, stage)
+        print(f"ok       JSON Schema of {stage.name}: vLLM's structured outputs support it")
+    renderer, problem = _renderer(recipe, cache)
+    if renderer is None:
+        print(f"skipped  prompts and choices: {problem}")
+        return
+    for stage in recipe.stages:
+        print(f"ok       prompt of {stage.name}: {renderer.tokens(stage)} tokens of {recipe.variant.hub_id}")
+        if isinstance(stage.output, ChoiceOutput):
+            _check_choices(recipe, stage, renderer)
+            print(f"ok       choices of {stage.name}: one token each")
+
+
+def _renderer(recipe: Recipe, cache: CacheConfig) -> tuple[PromptRenderer | None, str]:
+    """The renderer of the recipe's model, or None and the reason."""
+    if find_spec("vllm") is None:
+        return None, NO_VLLM
+    folder = find_local(recipe.variant, cache.folder)
+    if folder is None:
+        model = recipe.variant.hub_id
+        return None, f"the files of {model} are not in {cache.folder} (CAPTION_CACHE), where a first run puts them"
+    return PromptRenderer(folder, recipe.chat_template_kwargs), ""
+
+
+def _check_schema(recipe: Recipe, stage: Stage) -> None:
+    assert isinstance(stage.output, JsonOutput)
+    try:
+        check_json_schema(stage.output.schema)
+    except ValueError as error:
+        raise RecipeError(
+            f"{recipe.graph.name}: vLLM's structured outputs do not support the JSON Schema of {stage.name} ({error}): "
+            "remove or replace the keyword"
+        ) from error
+
+
+def _check_choices(recipe: Recipe, stage: Stage, renderer: PromptRenderer) -> None:
+    assert isinstance(stage.output, ChoiceOutput)
+    try:
+        renderer.choices.tokens(stage.output)
+    except SplitChoice as error:
+        raise RecipeError(f"{recipe.graph.name}: {stage.name}: {error}") from error
+
+
+def _facts(recipe: Recipe, stage: Stage, renderer: PromptRenderer | None) -> Iterator[str]:
+    """Lines about a stage's output, sampling and tokens."""
+    params = recipe.params(stage)
+    match stage.output:
+        case TextOutput():
+            yield f"output    text, up to {params.max_output_tokens} tokens"
+        case JsonOutput():
+            yield f"output    JSON, up to {params.max_output_tokens} tokens"
+            yield f"fields    {stage.columns.schema.field('fields').type}"
+        case ChoiceOutput():
+            score = f"; score: the probability of {stage.output.score}" if stage.output.score else ""
+            yield f"output    one of {', '.join(stage.output.choices)}{score}"
+    if not isinstance(stage.output, ChoiceOutput):
+        yield f"sampling  temperature {_number(params.temperature)}, top_p {_number(params.top_p)}"
+    if renderer:
+        yield f"prompt    {' + '.join((f'{renderer.tokens(stage)} tokens', *_inputs(stage)))}"
+
+
+def _inputs(stage: Stage) -> tuple[str, ...]:
+    """What a stage's prompt contains besides its own text."""
+    return (*(("video",) if stage.video else ()), *stage.needs)
+
+
+def _number(value: float | None) -> str:
+    return "of the model" if value is None else f"{value:g}"
