@@ -23,7 +23,7 @@ setup: ## Create .venv with the locked packages (takes minutes, or seconds if it
 system: ## Install the Debian packages of the browser, postgres and decoding tests, if possible
 	@$(PYTHON) scripts/setup_system.py browser postgres
 
-demo: setup ## Caption the sample shards and print the captions
+demo: setup ## Caption the sample shards and print the answers
 	@$(RUN) scripts.demo
 
 dev: setup ## Run Dagster's UI and daemon over the same data, on port 3000

@@ -82,15 +82,18 @@ def report(root: Root) -> int:
     console = Console(width=max(Console().width, 150))
     wrong = 0
     for shard in SEEDS:
-        grid = Grid("clip", "window", *(stage.name for stage in STAGES), "right", title=f"{shard}: what its clips show")
+        grid = Grid("clip", "window", "right", *(stage.name for stage in STAGES), title=f"{shard}: what its clips show")
         tables = (read_captions(root, stage.name, shard) for stage in STAGES)
         for rows in zip(*tables, strict=True):
             first = rows[0]
             right = is_right(expected[shard][first.clip_key], rows)
             wrong += not right
-            window = "" if first.window_index is None else str(first.window_index)
-            cells = [shown(stage, row) for stage, row in zip(STAGES, rows, strict=True)]
-            grid.add_row(first.clip_key, window, *cells, "yes" if right else "NO")
+            if first.window_index is None:
+                window, cells = "", [f"{first.status}: {first.error}"]
+            else:
+                window = str(first.window_index)
+                cells = [shown(stage, row) for stage, row in zip(STAGES, rows, strict=True)]
+            grid.add_row(first.clip_key, window, "yes" if right else "NO", *cells)
         console.print(grid)
     print("Outputs (Parquet, partitioned by shard):")
     for table in TABLES:
