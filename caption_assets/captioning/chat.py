@@ -1,4 +1,4 @@
-"""The chat template of a model: renders the prompt for one video and one instruction."""
+"""The chat template of a model: renders the prompt for an instruction, and for a video if there is one."""
 
 from __future__ import annotations
 
@@ -25,15 +25,16 @@ class Chat:
         model_config: vLLM's configuration of the model.
         tokenizer: the model's tokenizer.
         arguments: further arguments of the template, such as ``enable_thinking``.
+        video: whether the model is shown videos.
 
     Raises:
         TemplateError: if there is no template, it does not support an argument, or it drops the instruction.
     """
 
-    def __init__(self, model_config: Any, tokenizer: Any, arguments: Mapping[str, Any]) -> None:
+    def __init__(self, model_config: Any, tokenizer: Any, arguments: Mapping[str, Any], *, video: bool = True) -> None:
         from vllm.renderers.hf import resolve_chat_template, resolve_chat_template_content_format
 
-        self._tokenizer = tokenizer
+        self._tokenizer, self._video = tokenizer, video
         template = _default(resolve_chat_template(tokenizer, None, None, model_config=model_config))
         if template is None:
             raise TemplateError(
@@ -42,8 +43,9 @@ class Chat:
         self._template = template
         self.arguments = {**self._supported(NO_THINKING), **self._checked(arguments)}
         form = resolve_chat_template_content_format(template, None, "auto", tokenizer, model_config=model_config)
-        self._placeholder = _placeholder(model_config) if form == "string" else None
-        _, found, self.generation_prompt = self.render(_MARK).partition(_MARK)
+        self._is_string = form == "string"
+        self._placeholder = _placeholder(model_config) if self._is_string and video else ""
+        _, found, self.generation_prompt = self.render(_MARK, video=video).partition(_MARK)
         """The text after the instruction, which starts the model's turn."""
         if not found:
             raise TemplateError("the model's chat template drops the instruction: choose another model")
@@ -60,13 +62,13 @@ class Chat:
     def end_of_turn(self) -> str:
         """The template's text after an answer; empty if it cannot be determined."""
         try:
-            whole = self._apply([self._message(""), {"role": "assistant", "content": _MARK}])
+            whole = self._apply([self._message("", video=self._video), {"role": "assistant", "content": _MARK}])
         except TemplateError:  # a template for a single turn
             return ""
         return whole.partition(_MARK)[2]
 
-    def _message(self, instruction: str, *, video: bool = True) -> dict[str, Any]:
-        if self._placeholder is not None:
+    def _message(self, instruction: str, *, video: bool) -> dict[str, Any]:
+        if self._is_string:
             return {"role": "user", "content": f"{self._placeholder}\n{instruction}" if video else instruction}
         parts = [{"type": "video"}] if video else []
         return {"role": "user", "content": [*parts, {"type": "text", "text": instruction}]}
@@ -79,9 +81,11 @@ class Chat:
                 )
             )
         except Exception as error:  # templates are programs
+            subject, other = ("a video", "a model whose template takes videos")
+            if not self._video:
+                subject, other = ("an instruction", "another model")
             raise TemplateError(
-                f"the model's chat template fails on a video ({type(error).__name__}: {error}): choose a model whose "
-                "template takes videos"
+                f"the model's chat template fails on {subject} ({type(error).__name__}: {error}): choose {other}"
             ) from error
 
     def _checked(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:

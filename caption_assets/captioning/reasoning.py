@@ -10,14 +10,17 @@ from caption_assets.errors import CaptionAssetsError
 
 PARSERS = {
     "gemma4": "gemma4",
+    "glm4_moe": "glm45",
     "glm4v": "glm45",
     "glm4v_moe": "glm45",
     "glm46v": "glm45",
     "kimi_k25": "kimi_k2",
     "minicpmv4_6": "minicpmv",
     "minicpmv4_7": "minicpmv",
+    "qwen3": "qwen3",
     "qwen3_5": "qwen3",
     "qwen3_5_moe": "qwen3",
+    "qwen3_moe": "qwen3",
     "qwen3_vl": "qwen3",
     "qwen3_vl_moe": "qwen3",
 }

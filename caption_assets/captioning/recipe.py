@@ -1,10 +1,10 @@
-"""The recipe of captions: model, stages, frame sampling and sampling parameters."""
+"""The recipe of captions: models, stages, frame sampling and sampling parameters."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from typing import Any
 
@@ -34,6 +34,7 @@ class Recipe:
     """Everything except the clip that determines a caption."""
 
     variant: Variant = SAMPLE
+    """The video model; in the recipe of a later step, the language model of its stages."""
     fp8: bool = False
     """Whether the language model is quantized to FP8."""
     graph: StageGraph = None  # type: ignore[assignment]  # set by __post_init__
@@ -68,6 +69,36 @@ class Recipe:
     def stages(self) -> tuple[Stage, ...]:
         """The stages, each after those that it needs."""
         return self.graph.stages
+
+    @property
+    def own_stages(self) -> tuple[Stage, ...]:
+        """The stages that the model answers."""
+        return tuple(stage for stage in self.stages if self.answers(stage))
+
+    @property
+    def steps(self) -> tuple[Recipe, ...]:
+        """This recipe, then that of each language model, in the order in which they are run."""
+        return tuple(self.of(step[0]) for step in self.graph.steps)
+
+    def of(self, stage: Stage) -> Recipe:
+        """The recipe of the model that answers a stage. Settings of the video model do not apply to others."""
+        if stage.model is None or self.answers(stage):
+            return self
+        return replace(
+            self,
+            variant=stage.model,
+            fp8=stage.model.fp8,
+            engine={},
+            weights=None,
+            lora=None,
+            lora_weights=None,
+            chat_template_kwargs={},
+            reasoning_parser=None,
+        )
+
+    def answers(self, stage: Stage) -> bool:
+        """Whether the model answers a stage."""
+        return stage.model == (None if self.variant.video else self.variant)
 
     def clip_prompt(self, stage: Stage, window: ManifestRow) -> str | None:
         """The prompt of a window's clip, if it replaces that of the stage."""
@@ -114,7 +145,8 @@ class Recipe:
 
     def identity(self, stage: Stage) -> Mapping[str, object]:
         """Everything that a caption of this stage depends on except the clip and the weights, as plain values."""
-        values = self._shared_values(stage, non_neutral({**self.variant.engine, **self.engine}))
+        recipe = self.of(stage)
+        values = recipe._shared_values(stage, non_neutral({**recipe.variant.engine, **recipe.engine}))
         # Releases without a version of the rules had version 1, and their tables stay valid.
         return values if self.quality_rules == 1 else {**values, QUALITY_RULES: self.quality_rules}
 
@@ -149,7 +181,12 @@ class Recipe:
             cut_off: whether an answer reached the output limit. Only then, or with ``reduced``, the hash contains
                 this limit.
             quality_rules: version of the quality rules, if the caption replaces an outdated one; otherwise None.
+
+        Raises:
+            ValueError: if another model answers the stage: the digest of its weights is not known; see ``of``.
         """
+        if not self.answers(stage):
+            raise ValueError(f"{stage.name} is not answered by {self.variant.hub_id}: use the recipe of its model")
         arguments = non_neutral({**self.variant.engine, **self.engine})
         context = arguments.pop(CONTEXT, self.variant.max_model_len)
         params = self.params(stage)

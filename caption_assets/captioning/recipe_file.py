@@ -19,7 +19,9 @@ from caption_assets.captioning.output import TEXT, ChoiceOutput, JsonOutput, Out
 from caption_assets.captioning.sampling import SamplingParams
 from caption_assets.captioning.stages import Stage, StageError, StageGraph
 from caption_assets.errors import CaptionAssetsError
+from caption_assets.models.variants import UnknownModel, Variant, find_language_model
 from caption_assets.store.access import STANDARD, Access
+from caption_assets.store.failure import url_has_credentials
 from caption_assets.store.root import Root
 from caption_assets.store.tables import CLIP_MANIFEST
 
@@ -97,6 +99,8 @@ class _Stage(_Strict):
     video: bool = True
     sampling: _Sampling = _Sampling()
     max_output_tokens: int | None = None
+    model: str | None = None
+    revision: str | None = None
 
     @field_validator("output", mode="before")
     @classmethod
@@ -126,7 +130,22 @@ class _Stage(_Strict):
         if given and isinstance(output, ChoiceOutput):
             field = "max_output_tokens" if limit else "sampling"
             raise StageError(self.name, field, f"a choice is one token, the most probable one: remove `{field}`")
-        return Stage(self.name, self.prompt, output, self.video, given)
+        return Stage(self.name, self.prompt, output, self.video, given, self._language_model)
+
+    @property
+    def _language_model(self) -> Variant | None:
+        if self.model is None:
+            if self.revision is not None:
+                raise StageError(self.name, "revision", "`revision` belongs to `model`: remove it")
+            return None
+        if url_has_credentials(self.model):
+            raise StageError(
+                self.name, "model", "the URL contains credentials, which Dagster's UI would show: remove them"
+            )
+        try:
+            return find_language_model(self.model, self.revision)
+        except UnknownModel as error:
+            raise StageError(self.name, "model", str(error)) from error
 
 
 class _File(_Strict):

@@ -9,6 +9,7 @@ from typing import Any
 
 from caption_assets.captioning.output import TEXT, ChoiceOutput, JsonOutput, Output, TextOutput
 from caption_assets.captioning.sampling import SamplingParams
+from caption_assets.models.variants import Variant
 from caption_assets.store.caption_columns import CaptionColumns
 
 NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
@@ -57,7 +58,8 @@ class Stage:
     """One question about each window.
 
     Raises:
-        StageError: if the name is invalid, the prompt is empty, or a stage without video needs no other stage.
+        StageError: if the name is invalid, the prompt is empty, a stage without video needs no other stage, or a stage
+            with video has a model of its own.
     """
 
     name: str
@@ -70,6 +72,8 @@ class Stage:
     """Whether the window is shown."""
     sampling: Mapping[str, float] = field(default_factory=dict)
     """Fields of ``SamplingParams`` that differ from the recipe's."""
+    model: Variant | None = None
+    """The language model that answers a stage without video; None for the video model."""
     needs: tuple[str, ...] = field(init=False)
     """Names of the stages whose texts are in the prompt, in the order of their slots."""
 
@@ -92,6 +96,14 @@ class Stage:
                 "video",
                 f"{self.name} sees neither the video nor a text: set video to true, or put another stage into its "
                 "prompt, as in {caption}",
+            )
+
+        if self.video and self.model is not None:
+            raise StageError(
+                self.name,
+                "model",
+                f"{self.name} shows the video, which its own model {self.model.hub_id} would not see: set video to "
+                "false, or remove the model (CAPTION_MODEL chooses the video model)",
             )
 
     @property
@@ -147,8 +159,8 @@ class StageGraph:
     """The stages of a recipe, each after those that it needs.
 
     Raises:
-        StageError: if two stages have the same name, a slot names no stage, stages need each other, or the clips'
-            prompts would replace one with slots.
+        StageError: if two stages have the same name, a slot names no stage, stages or steps need each other, or the
+            clips' prompts would replace one with slots.
     """
 
     name: str
@@ -159,6 +171,8 @@ class StageGraph:
     needs no other; if there is none, it is empty, and no prompt is replaced."""
     description: str = ""
     """One sentence about the recipe, for people."""
+    steps: tuple[tuple[Stage, ...], ...] = field(init=False)
+    """The stages by model, that of the video model first. A step captions all stages of one model."""
 
     def __post_init__(self) -> None:
         names = [stage.name for stage in self.stages]
@@ -173,6 +187,7 @@ class StageGraph:
                     "space after the brace if it is not a slot",
                 )
         object.__setattr__(self, "stages", _sorted(self.stages))
+        object.__setattr__(self, "steps", _steps(self.stages))
         if not self.clip_prompt:
             first = (stage.name for stage in self.stages if stage.output == TEXT and not stage.needs)
             object.__setattr__(self, "clip_prompt", next(first, ""))
@@ -219,3 +234,33 @@ def _circle(waiting: list[Stage]) -> list[str]:
     while path[-1] not in path[:-1]:
         path.append(next_name[path[-1]])
     return path[path.index(path[-1]) :]
+
+
+def _steps(stages: tuple[Stage, ...]) -> tuple[tuple[Stage, ...], ...]:
+    """The stages by model, each step after those that it needs."""
+    models: list[Variant | None] = []
+    for stage in stages:  # variants cannot be hashed
+        if stage.model not in models:
+            models.append(stage.model)
+    waiting = [tuple(stage for stage in stages if stage.model == model) for model in models]
+    ordered: list[tuple[Stage, ...]] = []
+    done: set[str] = set()
+    while waiting:
+        needs = [_other_needs(step, done) for step in waiting]
+        if all(needs):
+            stage, need = needs[0][0]
+            raise StageError(
+                stage.name,
+                "prompt",
+                f"{stage.name} needs {need}, and the model of {need} needs that of {stage.name}: a model answers all "
+                f"its stages in one step, so remove the slot {{{need}}}",
+            )
+        ordered.append(waiting.pop(needs.index([])))
+        done |= {stage.name for stage in ordered[-1]}
+    return tuple(ordered)
+
+
+def _other_needs(step: tuple[Stage, ...], done: set[str]) -> list[tuple[Stage, str]]:
+    """The stages of a step that need one of another step that is not done, each with the name of that one."""
+    own = {stage.name for stage in step}
+    return [(stage, name) for stage in step for name in stage.needs if name not in own | done]

@@ -28,6 +28,8 @@ class Checkpoint:
     """Whether the weights are part of the package."""
     path: str | None = None
     """Source folder in place of the Hub: local, or a URL of object storage."""
+    video: bool = True
+    """Whether a model is shown videos; False for a language model, which answers stages without video."""
 
     kind: ClassVar[CheckpointKind] = MODEL
     prefix: ClassVar[str] = ""

@@ -85,7 +85,7 @@ def publish(
     def add_to_mirror(file: WeightFile, path: Path) -> None:
         if file.path == CONFIG:
             config = parse_config(path.read_bytes(), f"{source.address}/{file.path}")
-            check_supported({**config, **overrides}, source.address)
+            check_supported({**config, **overrides}, source.address, video=checkpoint.video)
         _check_loadable(path, file, listed, source)
         _move(root, path, f"{mirror.path}/{file.path}")
         present[file.path] = file

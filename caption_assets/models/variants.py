@@ -236,20 +236,27 @@ VARIANTS: dict[str, Variant] = {
 """The models by key. ``qwen`` is NeMo Curator's key."""
 
 
-def find_variant(model: str, revision: str | None = None, like: str | None = None) -> Variant:
-    """The model that the settings name.
+def find_variant(
+    model: str,
+    revision: str | None = None,
+    like: str | None = None,
+    *,
+    names: tuple[str, str] = ("CAPTION_MODEL", "CAPTION_MODEL_REVISION"),
+) -> Variant:
+    """The model that the settings or a recipe name.
 
     Args:
         model: a key of ``VARIANTS``, a Hub id (``org/name``), or a folder (``/…``, ``./…``, ``~/…`` or ``s3://…``).
         revision: commit of a model given by Hub id; for a folder, any word that identifies its contents.
         like: key of the model that provides frame sizes and engine defaults for a model given by Hub id or folder, such
             as the base of a fine-tune that is trained on other sizes than the reference's.
+        names: names of the first two in messages.
 
     Raises:
         UnknownModel: if there is no such model, or the revision is missing or not applicable.
     """
     if (known := VARIANTS.get(model)) is not None:
-        return _of_key(model, known, revision, like)
+        return _of_key(model, known, revision, like, names)
     keys = ", ".join(sorted(VARIANTS))
     if not is_folder(model) and not HUB_ID.fullmatch(model):
         raise UnknownModel(
@@ -261,9 +268,8 @@ def find_variant(model: str, revision: str | None = None, like: str | None = Non
     if revision is None or not REVISION.fullmatch(revision):
         key = next((key for key, known in VARIANTS.items() if known.hub_id == model and known.revision), None)
         raise UnknownModel(
-            f"model {model!r} needs CAPTION_MODEL_REVISION (it is {revision!r}): the commit on the Hub, or for a "
-            "folder any word that identifies its contents"
-            + (f"; or set CAPTION_MODEL={key}, whose revision is pinned" if key else "")
+            f"model {model!r} needs {names[1]} (it is {revision!r}): the commit on the Hub, or for a folder any word "
+            "that identifies its contents" + (f"; or set {names[0]} to {key}, whose revision is pinned" if key else "")
         )
     base = (
         replace(VARIANTS[like], bundled=False, license="", parameters=0.0, quantizable=0.0)
@@ -277,20 +283,33 @@ def find_variant(model: str, revision: str | None = None, like: str | None = Non
     return replace(base, hub_id=model, revision=revision)
 
 
-def _of_key(key: str, variant: Variant, revision: str | None, like: str | None) -> Variant:
+def find_language_model(model: str, revision: str | None) -> Variant:
+    """The language model that a stage of a recipe names.
+
+    Args:
+        model: a key of ``VARIANTS``, a Hub id or a folder; see ``find_variant``.
+        revision: commit of a model given by Hub id; for a folder, any word that identifies its contents.
+
+    Raises:
+        UnknownModel: if there is no such model, or the revision is missing or not applicable.
+    """
+    return replace(find_variant(model, revision, names=("model", "revision")), video=False)
+
+
+def _of_key(key: str, variant: Variant, revision: str | None, like: str | None, names: tuple[str, str]) -> Variant:
     """A model by key, at its pinned revision, or at the user's if it has none."""
     if like is not None:
         raise UnknownModel(f"model {key!r} has its own defaults: unset CAPTION_MODEL_LIKE")
     if variant.revision != UNPINNED:
         if revision is not None:
             raise UnknownModel(
-                f"model {key!r} has a pinned revision: unset CAPTION_MODEL_REVISION, or set CAPTION_MODEL="
-                f"{variant.hub_id} to choose another"
+                f"model {key!r} has a pinned revision: unset {names[1]}, or set {names[0]} to {variant.hub_id} to "
+                "choose another"
             )
         return variant
     if revision is None or not REVISION.fullmatch(revision):
         raise UnknownModel(
-            f"model {key!r} ({variant.hub_id}) has no pinned revision: set CAPTION_MODEL_REVISION (it is {revision!r}) "
-            f"to one of the commits at https://huggingface.co/{variant.hub_id}/commits/main"
+            f"model {key!r} ({variant.hub_id}) has no pinned revision: set {names[1]} (it is {revision!r}) to one of "
+            f"the commits at https://huggingface.co/{variant.hub_id}/commits/main"
         )
     return replace(variant, revision=revision)

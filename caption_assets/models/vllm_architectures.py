@@ -14,12 +14,13 @@ TABLE = "vllm_architectures.json"
 """File name of the table, which ``scripts/vllm_architectures.py`` writes from the installed vLLM and transformers."""
 
 
-def check_supported(config: Mapping[str, Any], address: str) -> None:
+def check_supported(config: Mapping[str, Any], address: str, *, video: bool = True) -> None:
     """Check that vLLM supports a model with its own classes.
 
     Args:
         config: the model's ``config.json``.
         address: the model's address, for messages.
+        video: whether the model is shown videos. Otherwise language models are supported too.
 
     Raises:
         WeightsError: if it needs code from its repository, or vLLM does not support it.
@@ -29,7 +30,8 @@ def check_supported(config: Mapping[str, Any], address: str) -> None:
     named = config.get("architectures")
     architectures = [str(name) for name in named] if isinstance(named, list) else []
     known_type = model_type in supported["model_types"]
-    known_architecture = not architectures or any(name in supported["architectures"] for name in architectures)
+    served = {*supported["architectures"], *(() if video else supported["language_architectures"])}
+    known_architecture = not architectures or not served.isdisjoint(architectures)
     if known_type and known_architecture:
         return
     shown = f"model type {model_type!r}" + (f", architecture {', '.join(architectures)}" if architectures else "")
@@ -44,8 +46,9 @@ def check_supported(config: Mapping[str, Any], address: str) -> None:
         raise WeightsError(
             f"{vllm} no longer supports {address}, but {last} and earlier do ({shown}): choose another model"
         )
+    kind, others = ("video", "qwen2.5 or qwen3") if video else ("language", "Qwen/Qwen2.5-14B-Instruct")
     raise WeightsError(
-        f"{vllm} does not support {address} as a video model ({shown}): choose another model, such as qwen2.5 or qwen3"
+        f"{vllm} does not support {address} as a {kind} model ({shown}): choose another model, such as {others}"
     )
 
 

@@ -102,8 +102,8 @@ def test_word_that_yaml_1_1_converts_is_a_word(word: str) -> None:
         (f"{STAGE}    prompts: x", "4: unknown key `prompts`; did you mean `prompt`?"),
         (
             f"{STAGE}    zzz: x",
-            "4: unknown key `zzz`; use `name`, `prompt`, `output`, `video`, `sampling`, `max_output_tokens`, or remove "
-            "it",
+            "4: unknown key `zzz`; use `name`, `prompt`, `output`, `video`, `sampling`, `max_output_tokens`, `model`, "
+            "`revision`, or remove it",
         ),
         (f"{STAGE}    sampling: {{top: 1}}", "4: unknown key `top`; did you mean `top_p`?"),
         (f"{STAGE}    video: maybe", "4: `video` is the text 'maybe': write true or false"),

@@ -65,7 +65,7 @@ def test_key_without_a_pinned_commit_needs_a_revision(key: str) -> None:
 
 
 def test_hub_id_without_revision_is_an_error_with_its_key() -> None:
-    with pytest.raises(UnknownModel, match=r"CAPTION_MODEL_REVISION.*or set CAPTION_MODEL=qwen2\.5-72b"):
+    with pytest.raises(UnknownModel, match=r"CAPTION_MODEL_REVISION.*or set CAPTION_MODEL to qwen2\.5-72b"):
         find_variant("Qwen/Qwen2.5-VL-72B-Instruct")
 
 
