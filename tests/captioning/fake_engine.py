@@ -1,16 +1,22 @@
-"""A fake engine with the interface of ``CaptionEngine``: its answers are hashes of pixels and prompt, as words."""
+"""A fake engine with the interface of ``CaptionEngine``: its answers are hashes of pixels and prompt, as words.
+
+JSON has these words as its strings, and a choice has a probability for each of its words.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import json
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from hashlib import sha256
+from itertools import cycle
 from typing import Any
 
 from caption_assets.captioning.admission import Load
 from caption_assets.captioning.budget import FrameGrid, visual_tokens
+from caption_assets.captioning.output import ChoiceOutput, JsonOutput
 from caption_assets.captioning.request import Completion, Request, RequestFailed
 from caption_assets.captioning.sampling import SamplingParams
 from caption_assets.models.variants import SAMPLE, PixelLimits
@@ -61,6 +67,13 @@ class FakeEngine:
         digest = sha256(pixels + request.prompt.encode()).digest()
         words = [word for _, word in sorted(zip(digest, WORDS, strict=False))][: 9 + digest[0] % 3]  # distinct: no flag
         limit = request.generation.max_output_tokens
+        probabilities = None
+        if isinstance(request.output, JsonOutput):
+            words = json.dumps(json_value(request.output.schema, cycle(words))).split()
+        elif isinstance(request.output, ChoiceOutput):
+            weights = {choice: 1 + byte for choice, byte in zip(request.output.choices, digest, strict=False)}
+            probabilities = {choice: weight / sum(weights.values()) for choice, weight in weights.items()}
+            words = [max(probabilities, key=probabilities.__getitem__)]
         video = 0
         if request.frames is not None:
             frames, height, width, _ = request.frames.pixels.shape
@@ -73,6 +86,7 @@ class FakeEngine:
             cached,
             min(len(words), limit),
             cacheable_tokens=video,
+            probabilities=probabilities,
         )
 
     def load(self, grid: FrameGrid, video_tokens: int, text_tokens: int) -> Load:
@@ -92,6 +106,21 @@ class FakeEngine:
 
     async def video_tokens(self, grid: FrameGrid, fps: float) -> int:
         return visual_tokens(grid, SAMPLE.pixels.factor)
+
+
+def json_value(schema: Mapping[str, Any], words: Iterator[str]) -> object:
+    """A value of a schema; its strings are the next words."""
+    match schema:
+        case {"type": "object"}:
+            return {name: json_value(member, words) for name, member in schema.get("properties", {}).items()}
+        case {"type": "array"}:
+            return [json_value(schema["items"], words)]
+        case {"type": "integer" | "number"}:
+            return len(next(words))
+        case {"type": "boolean"}:
+            return len(next(words)) == 5
+        case _:
+            return next(words)
 
 
 class SequentialEngine(FakeEngine):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -106,3 +108,21 @@ def test_request_without_video_has_neither_placeholder_nor_video(start: Any, run
     prepared = run_async(engine._prepare(Request("", None, prompt, SamplingParams(), stage=2), with_pixels=True))
     assert not {name for name in prepared if name.startswith(("mm_", "multi_modal"))}
     assert len(prepared["prompt_token_ids"]) == engine.text_tokens(prompt, video=False)
+
+
+def test_later_stages_have_priority(start: Any, run_async: RunAsync[Any]) -> None:
+    """VLLM schedules the requests of the lowest value first."""
+    priorities: list[int] = []
+
+    async def generate(*args: object, priority: int, **options: object) -> AsyncIterator[Any]:
+        priorities.append(priority)
+        answer = SimpleNamespace(text="a red circle", finish_reason="stop", token_ids=[1, 2, 3])
+        yield SimpleNamespace(outputs=[answer], prompt_token_ids=[0], num_cached_tokens=0)
+
+    engine = start()
+    engine._llm.generate = generate
+    for stage in (1, 2, 4):
+        request = Request("", None, engine.render("Shorten this.", video=False), SamplingParams(), stage)
+        assert run_async(engine.complete(request)).text == "a red circle"
+    assert priorities == sorted(priorities, reverse=True)
+    assert len(set(priorities)) == 3
