@@ -12,9 +12,9 @@ from uuid import uuid4
 import pytest
 
 from caption_assets.captioning.budget import FrameGrid
-from caption_assets.captioning.captioner import Captioner
 from caption_assets.captioning.decoding import SandboxDecoder
 from caption_assets.captioning.engine import CaptionEngine, EngineConfig, start_engine
+from caption_assets.captioning.planner import Planner
 from caption_assets.captioning.prefix_cache import NO_HITS
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.request import Completion, Request
@@ -72,6 +72,7 @@ class CountingSupervisor(EngineSupervisor):
         self.counts: list[tuple[int, int]] = []
 
     async def complete(self, request: Request) -> Completion:
+        assert request.frames
         count, height, width, _ = request.frames.pixels.shape
         grid = FrameGrid(count, height, width)
         text = self.engine.text_tokens(request.prompt)
@@ -175,7 +176,7 @@ def test_context_that_exceeds_the_memory_is_reduced(
 
 @pytest.mark.engine
 def test_stage_2_has_the_predicted_prefix_cache_hits(on_engine: Result) -> None:
-    hits = sum((done.hits for done in on_engine.captioned), NO_HITS)
+    hits = sum((hits for done in on_engine.captioned for hits in done.hits.values()), NO_HITS)
     assert hits.cached == hits.predicted
     assert hits == NO_HITS or hits.is_hybrid == (on_engine.family == "qwen3.5")
 
@@ -199,16 +200,17 @@ async def plan_and_prepare(
     supervisor, results = CountingSupervisor(front_end), []
     async with supervisor:
         with SandboxDecoder(SANDBOX) as decoder:
-            captioner = Captioner(supervisor, recipe, decoder)
+            planner = Planner(supervisor, recipe)
             for job in jobs:
-                await captioner.plan(job)
+                await planner.plan(job)
                 assert job.problem is None
-                frames = await decoder.frames(job, job.grid)
+                grid = await planner.fit(job, STAGE1, job.whole)
+                frames = await decoder.frames(job, grid)
                 request = Request(uuid4().hex, frames, front_end.render("What is it?"), recipe.generation, 1)
                 prepared = await front_end._prepare(request, with_pixels=True)
                 text = front_end.text_tokens(request.prompt)
-                predicted = text + await front_end.video_tokens(job.grid, frames.fps)
-                results.append((job.grid, predicted, len(prepared["prompt_token_ids"])))
+                predicted = text + await front_end.video_tokens(grid, frames.fps)
+                results.append((grid, predicted, len(prepared["prompt_token_ids"])))
     return results
 
 

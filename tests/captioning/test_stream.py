@@ -174,6 +174,7 @@ def test_regenerated_stage_1_leaves_room_for_stage_2(windows: list[WindowJob]) -
     run(engine, windows[:1], recipe)
     first, longer = (request for request in engine.requests if request.stage == 1)
     assert limit == first.generation.max_output_tokens < longer.generation.max_output_tokens < 2 * limit
+    assert first.frames
     frames, height, width, _ = first.frames.pixels.shape
     video = asyncio.run(engine.video_tokens(FrameGrid(frames, height, width), first.frames.fps))
     beside = len(STAGE2.instruction({STAGE1.name: ""})) + SPARE_TOKENS

@@ -209,6 +209,7 @@ class RefusingSupervisor(EngineSupervisor):
 
     async def complete(self, request: Request) -> Completion:
         self.requests.append(request)
+        assert request.frames
         count, height, width, _ = request.frames.pixels.shape
         if count > self._frames or height * width > self._pixels or len(self.requests) <= self._first_requests:
             request = replace(request, prompt=request.prompt + " word" * 4000)
