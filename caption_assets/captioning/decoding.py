@@ -142,6 +142,8 @@ class SandboxDecoder:
         """The clip's bytes."""
         if clip.reading is None:
             clip.reading = asyncio.get_running_loop().run_in_executor(self._threads, _read, job)
+            # Retrieves the exception also after a cancellation; asyncio would log it otherwise.
+            clip.reading.add_done_callback(lambda reading: reading.cancelled() or reading.exception())
         reading = clip.reading
         try:
             return await asyncio.shield(reading)

@@ -77,14 +77,19 @@ class Reuse:
     """Identity of the settings of this run's engine."""
 
     def resolve(self, job: WindowJob) -> None:
-        """Add the reused rows to a job, and set the attempts of the others. A job without missing rows is finished."""
+        """Add the reused rows to a job, and set the attempts of the others. A job without missing rows is finished.
+
+        Called again after each added row. It decides on each stage once: the others may be in progress.
+        """
         window = job.window
         job.reuse = self.resolve
         if window.status is Status.FAILED:
             job.fail(self.recipe, window.error_kind or "unreadable", window.error or "the clip cannot be read")
         for stage in job.missing:
-            if stage.name in job.rows or any(name not in job.rows for name in stage.needs):
-                continue  # it was added after a row that it needs, or a row that it needs is missing
+            if stage.name in job.rows or stage.name in job.earlier_attempts:
+                continue
+            if any(name not in job.rows for name in stage.needs):
+                continue
             if (texts := job.texts(stage)) is None:
                 job.add_row(stage, upstream_failed_row(self.recipe, stage, job))
                 continue

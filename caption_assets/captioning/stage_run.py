@@ -92,9 +92,11 @@ class StageRun:
             return job.failed_row(self._recipe, stage, job.problem.kind, str(job.problem))
         try:
             whole = await self._planner.fit(job, stage, job.whole)
-            grid = await self._planner.fit(job, stage, job.start(stage))
+            if (start := job.start(stage)) != job.whole:
+                job.reduced[stage.name] = start
+            grid = await self._planner.fit(job, stage, start)
             if stage.video:
-                await self._frames(job.video(grid))
+                await self._frames(job.show(stage, grid))
         except RequestFailed as error:
             return job.failed_row(self._recipe, stage, error.kind, str(error))
         return await self._request_row(grid, is_reduced=whole != job.whole and stage.video)
@@ -174,7 +176,7 @@ class StageRun:
                 best = attempt
             if REGENERATED.isdisjoint(flags):
                 return best
-            room = await self._planner.text_room(job, stage, attempt.grid)
+            room = await self._planner.text_room(job, stage, attempt.grid if stage.video else job.whole)
             room = min(room, engine.context - attempt.answer.prompt_tokens)
             if (changed := self._regeneration_params(attempt, again, room)) is None:
                 return best
@@ -257,17 +259,23 @@ class StageRun:
         if not self._stage.video:
             answer = await self._answer(self._request(generation))
             return _Attempt(answer, generation, grid, None)
-        video = self._job.video(grid)
+        job, video = self._job, self._job.show(self._stage, grid)
         frames = await self._frames(video)
-        if video.prefilled is None:
+        if is_first := video.prefilled is None:
             video.prefilled = asyncio.Event()
-            try:
-                answer = await self._answer_with_video(video, frames, generation)
-            finally:
-                video.prefilled.set()
         else:
             await video.prefilled.wait()
+        try:
+            if job.poison:
+                raise job.poison
             answer = await self._answer_with_video(video, frames, generation)
+        except PoisonWindow as error:
+            if not video.is_cached:  # the crash is before any answer: each other stage would cost three crashes too
+                job.poison = error
+            raise
+        finally:
+            if is_first:
+                video.prefilled.set()
         return _Attempt(answer, generation, grid, frames)
 
     async def _answer_with_video(self, video: JobVideo, frames: Frames, generation: SamplingParams) -> Completion:
@@ -344,7 +352,9 @@ class StageRun:
             RequestFailed: if they cannot be decoded.
         """
         if video.frames is None:
-            video.frames = asyncio.ensure_future(self._decode(video.grid))
+            video.frames = asyncio.create_task(self._decode(video.grid))
+            # Retrieves the exception also if all stages are canceled; asyncio would log it otherwise.
+            video.frames.add_done_callback(lambda frames: frames.cancelled() or frames.exception())
         return await video.frames
 
     async def _decode(self, grid: FrameGrid) -> Frames:

@@ -14,7 +14,7 @@ from caption_assets.captioning.prefix_cache import CacheHits
 from caption_assets.captioning.prompts import text_hash
 from caption_assets.captioning.quality import replaces
 from caption_assets.captioning.recipe import Recipe
-from caption_assets.captioning.request import RequestFailed
+from caption_assets.captioning.request import PoisonWindow, RequestFailed
 from caption_assets.captioning.stages import Stage
 from caption_assets.store.tables import CaptionRow, ManifestRow, Status
 from caption_assets.video.decode import Frames
@@ -71,6 +71,8 @@ class JobVideo:
     prefilled: asyncio.Event | None = None
     """Set when the first request with these frames has put them into the engine's caches, or has failed. None until
     there is such a request."""
+    stages: set[str] = field(default_factory=set)
+    """Names of the stages whose last request had this video."""
 
 
 @dataclass(slots=True, eq=False)
@@ -100,12 +102,14 @@ class WindowJob:
     status: JobStatus = field(default=JobStatus.WAITING, init=False)
     problem: RequestFailed | None = field(default=None, init=False)
     """The error that prevents any request."""
+    poison: PoisonWindow | None = field(default=None, init=False)
+    """Set if the video crashes the engine: no other stage shows it."""
     wanted: FrameGrid = field(default=NO_VIDEO, init=False)
     """The video by frame sampling and the pixel limits of one frame."""
     whole: FrameGrid = field(default=NO_VIDEO, init=False)
     """``wanted``, reduced to the pixel limits of a window."""
     reduced: dict[str, FrameGrid] = field(default_factory=dict, init=False)
-    """Videos that were reduced after a request failed, by stage. Stages that need it start with the reduced video."""
+    """Videos that were reduced after a request failed, by stage; also of the stages that start with them."""
     load: Load = field(default=NO_LOAD, init=False)
     replica: int = field(default=0, init=False)
     """Number of the window in the run. It selects one of the engine's replicas."""
@@ -169,9 +173,19 @@ class WindowJob:
             if name not in self.rows:
                 await self._added[name].wait()
 
-    def video(self, grid: FrameGrid) -> JobVideo:
-        """The window's video in one size."""
-        return self._videos.setdefault(grid, JobVideo(grid))
+    def show(self, stage: Stage, grid: FrameGrid) -> JobVideo:
+        """The window's video in one size, for a request of a stage.
+
+        Videos of other sizes are dropped unless an unfinished stage shows them, so that memory holds at most one for
+        each stage in progress.
+        """
+        for other in [video for video in self._videos.values() if video.grid != grid]:
+            other.stages.discard(stage.name)
+            if other.stages.issubset(self.rows):
+                del self._videos[other.grid]
+        video = self._videos.setdefault(grid, JobVideo(grid))
+        video.stages.add(stage.name)
+        return video
 
     def fail(self, recipe: Recipe, kind: str, message: str) -> None:
         """Add all missing rows with this error. Stages that need one of them get the error ``upstream_failed``."""
@@ -193,7 +207,10 @@ class WindowJob:
         return blank_row(recipe, stage, self.window, needed, reduced=reduced, cut_off=cut_off, quality_rules=rules)
 
     def start(self, stage: Stage) -> FrameGrid:
-        """The video of a stage's first request, before it is fitted to the context."""
+        """The video of a stage's first request, before it is fitted to the context.
+
+        A video that was reduced after a needed stage failed stays reduced: the larger one would fail again.
+        """
         reduced = [self.reduced[name] for name in stage.needs if name in self.reduced]
         return min([self.whole, *reduced], key=lambda grid: grid.bytes)
 

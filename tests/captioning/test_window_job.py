@@ -36,7 +36,7 @@ def failed() -> WindowJob:
     """A job that failed after four attempts of earlier runs."""
     job = window_job()
     job.earlier_attempts = {STAGE1.name: 4}
-    job.video(GRID)
+    job.show(STAGE1, GRID)
     job.fail(RECIPE, "timeout", "it took too long")
     return job
 
@@ -109,15 +109,36 @@ def test_window_is_compared_only_with_the_previous_one_of_its_clip() -> None:
     assert job.previous is previous
 
 
-def test_videos_are_shared_by_size_until_the_last_row() -> None:
+def test_stages_share_a_video_until_the_last_row() -> None:
     job = window_job()
-    video = job.video(GRID)
-    assert job.video(replace(GRID)) is video
-    assert job.video(replace(GRID, width=56)) is not video
+    video = job.show(STAGE1, GRID)
     job.add_row(STAGE1, ok_row(job))
-    assert job.video(GRID) is video
+    assert job.show(STAGE2, replace(GRID)) is video
     job.fail(RECIPE, "timeout", "it took too long")
-    assert job.video(GRID) is not video
+    assert job.show(STAGE2, GRID) is not video
+
+
+def test_video_that_no_unfinished_stage_shows_is_dropped() -> None:
+    smaller = replace(GRID, frames=1)
+    job = window_job()
+    whole = job.show(STAGE1, GRID)
+    job.show(STAGE2, GRID)
+    job.show(STAGE1, smaller)
+    assert job.show(STAGE2, GRID) is whole
+    job.show(STAGE2, smaller)
+    assert job.show(STAGE2, GRID) is not whole
+    job.add_row(STAGE1, ok_row(job))
+    reduced = job.show(STAGE2, smaller)
+    job.show(STAGE2, GRID)
+    assert job.show(STAGE2, smaller) is not reduced
+
+
+def test_stage_starts_with_the_reduced_video_of_one_that_it_needs() -> None:
+    job = window_job()
+    job.whole = GRID
+    assert job.start(STAGE2) == GRID
+    job.reduced[STAGE1.name] = smaller = replace(GRID, frames=1)
+    assert (job.start(STAGE1), job.start(STAGE2)) == (GRID, smaller)
 
 
 def test_first_answer_is_not_changed_by_later_ones() -> None:

@@ -1,4 +1,4 @@
-"""Tests of windows with a fake engine: the order of requests, and failed ones."""
+"""Tests of the captioner with a fake engine: the order of requests, and failed ones."""
 
 from __future__ import annotations
 
