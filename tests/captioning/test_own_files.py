@@ -13,7 +13,6 @@ import pytest
 
 from caption_assets.captioning.engine import CaptionEngine, EngineConfig, EngineError, _build, engine_arguments
 from caption_assets.captioning.recipe import Recipe
-from caption_assets.captioning.request import Request
 from caption_assets.captioning.sampling import SamplingParams
 from caption_assets.models.variants import SAMPLE, find_variant
 from tests.captioning.families import FAMILIES, THINKING_TEMPLATE, change_json, write_llava, write_qwen2
@@ -48,23 +47,18 @@ def start(run_async: RunAsync[Any], folder: Path, **changes: Any) -> CaptionEngi
     return run_async(start_front_end(folder, recipe_of(folder, **changes), **SAMPLE.engine))  # type: ignore[no-any-return]
 
 
-def sampling_of(front_end: CaptionEngine, generation: SamplingParams) -> Any:
-    """VLLM's sampling parameters for a text."""
-    return front_end._sampling(Request("", None, "", generation, stage=1))
-
-
 def test_unset_sampling_is_that_of_the_model_files(run_async: RunAsync[Any], folder: Path) -> None:
     change_json(folder / "generation_config.json", temperature=0.7, top_p=0.8, top_k=20, do_sample=True)
     front_end = start(run_async, folder)
     assert front_end.resolve(OWN) == SamplingParams(0.7, 0.8, 1.05, 32)
-    sampling = sampling_of(front_end, OWN)
+    sampling = front_end._sampling(OWN)
     assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.7, 0.8, 20)
 
 
 def test_set_sampling_overrides_the_model_files(run_async: RunAsync[Any], folder: Path) -> None:
     change_json(folder / "generation_config.json", temperature=0.7, top_k=20, do_sample=True)
     given = SamplingParams(max_output_tokens=32)
-    sampling = sampling_of(start(run_async, folder, generation=given), given)
+    sampling = start(run_async, folder, generation=given)._sampling(given)
     assert (sampling.temperature, sampling.top_k) == (0.1, 0)
 
 
@@ -74,12 +68,12 @@ def test_end_of_turn_is_a_stop_token_where_the_model_files_do_not_name_it(
     change_json(folder / "tokenizer_config.json", eos_token="<|endoftext|>")
     change_json(folder / "generation_config.json", eos_token_id=None)
     front_end = start(run_async, folder)
-    [stop] = sampling_of(front_end, OWN).stop_token_ids
+    [stop] = front_end._sampling(OWN).stop_token_ids
     assert front_end._tokenizer.decode([stop]) == "<|im_end|>"
 
 
 def test_stop_tokens_of_the_model_files_are_not_repeated(run_async: RunAsync[Any], folder: Path) -> None:
-    assert not sampling_of(start(run_async, folder), OWN).stop_token_ids
+    assert not start(run_async, folder)._sampling(OWN).stop_token_ids
 
 
 def test_reasoning_is_disabled_where_the_template_allows_it(run_async: RunAsync[Any], folder: Path) -> None:

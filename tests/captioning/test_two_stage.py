@@ -395,7 +395,7 @@ def test_deterministic_regeneration_changes_only_the_repetition_penalty(
 ) -> None:
     """The engine prefills the long prompts in chunks, where seeded sampling would crash it on the CPU."""
     short = replace(
-        with_prompts(RECIPE, stage1_captions="word " * 200),
+        with_prompts(RECIPE, stage1_captions="word " * 200 + STAGE1.prompt),
         generation=replace(DETERMINISTIC, max_output_tokens=1),
         regenerations=2,
     )
