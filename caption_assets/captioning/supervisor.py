@@ -76,8 +76,8 @@ class EngineSupervisor:
         self._recovery: asyncio.Task[None] | None = None
         self._resent = 0
         self._answers = 0
-        self._control: Request | None = None
-        """The last request with an answer."""
+        self._controls: dict[bool, Request] = {}
+        """The last requests with an answer, with and without video."""
         self.crashes = 0
         """Number of engine crashes."""
 
@@ -125,8 +125,7 @@ class EngineSupervisor:
         self._in_progress += 1
         try:
             answer = await self.engine.complete(request)
-            self._answers += 1
-            self._control = request
+            self._note_answer(request)
             return answer
         except EngineCrashed as crash:
             suspect = _Suspect(request, asyncio.get_running_loop().create_future())
@@ -152,7 +151,7 @@ class EngineSupervisor:
                 for suspect in await self._retry(group):
                     poison += await self._retry([suspect])
             if poison:
-                await self._check_control(len(poison), reason)
+                await self._check_control(poison, reason)
             for suspect in poison:
                 suspect.set_exception(PoisonWindow(self.settings))
         except Exception as error:  # callers must not wait forever
@@ -179,22 +178,27 @@ class EngineSupervisor:
                 suspect.set_exception(answer)
             else:
                 suspect.set_result(answer)
-                self._answers += 1
-                self._control = suspect.request
+                self._note_answer(suspect.request)
         if crashes:
             await self._restart(crashes[0][1])
         return [suspect for suspect, _ in crashes]
 
-    async def _check_control(self, poison: int, reason: str) -> None:
-        """Check that the engine still answers a window that it answered before.
+    def _note_answer(self, request: Request) -> None:
+        self._answers += 1
+        self._controls[request.frames is not None] = request
+
+    async def _check_control(self, poison: Sequence[_Suspect], reason: str) -> None:
+        """Check that the engine still answers a window that it answered before, with video if a poison one has video.
 
         Raises:
             EngineError: if it crashes, or no window was answered yet: then no window is poison.
         """
+        has_video = any(suspect.request.frames is not None for suspect in poison)
+        control = self._controls.get(has_video, self._controls.get(True))
         crashes = "on every window: none was answered in this run"
-        if self._control is not None:
+        if control is not None:
             try:
-                await self.engine.complete(self._control)
+                await self.engine.complete(control)
             except EngineCrashed as crash:
                 reason, crashes = str(crash), "also on a window that was answered before"
             except RequestFailed:
@@ -202,8 +206,8 @@ class EngineSupervisor:
             else:
                 return
         raise EngineError(
-            f"the engine crashes {crashes} ({explain_crash(reason)}). {poison} windows crashed it alone, but do not "
-            "count as poison: fix the cause, and materialize again"
+            f"the engine crashes {crashes} ({explain_crash(reason)}). {len(poison)} windows crashed it alone, but do "
+            "not count as poison: fix the cause, and materialize again"
         )
 
     async def _restart(self, reason: str) -> None:

@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 
 from caption_assets.captioning.budget import FrameGrid
 from caption_assets.captioning.captioner import caption
+from caption_assets.captioning.engine import EngineCrashed, EngineError
 from caption_assets.captioning.output import TEXT, ChoiceOutput, JsonOutput, Output
 from caption_assets.captioning.planner import SPARE_TOKENS, Planner
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.request import Completion, Request, RequestFailed
 from caption_assets.captioning.sampling import SamplingParams
+from caption_assets.captioning.stage_run import POISON_CRASHES
 from caption_assets.captioning.stages import Stage, StageGraph
 from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.captioning.window_job import DECODE, WindowJob
@@ -89,7 +91,8 @@ async def run(engine: FakeEngine, recipe: Recipe, *jobs: WindowJob, decoder: Bla
     async def emit(job: WindowJob) -> None:
         pass
 
-    async with EngineSupervisor(lambda: start_fake_engine(engine)) as supervisor:
+    started = engine.count if isinstance(engine, CrashingEngine) else lambda: None
+    async with EngineSupervisor(lambda: start_fake_engine(engine, started)) as supervisor:
         await caption(supervisor, recipe, decoder or BlackFrames(), stream(), emit)
 
 
@@ -210,6 +213,48 @@ def test_load_of_a_window_is_the_worst_of_each_chain_of_stages() -> None:
     assert asyncio.run(tokens()) == of_b + of_c
     assert asyncio.run(tokens("b")) == len("A") + 300 + of_c
     assert asyncio.run(tokens("a", "b")) == of_c
+
+
+# --- crashes
+
+
+class CrashingEngine(FakeEngine):
+    """An engine that crashes on some videos."""
+
+    def __init__(self, *windows: str) -> None:
+        super().__init__()
+        self._windows = windows
+        self.engines = 0
+
+    async def complete(self, request: Request) -> Completion:
+        if request.video_id.split("-")[0] in self._windows:
+            raise EngineCrashed("the engine crashed")
+        return await super().complete(request)
+
+    def count(self) -> None:
+        self.engines += 1
+
+
+def test_poison_window_crashes_the_engine_no_more_often_with_several_stages() -> None:
+    recipe = recipe_of(
+        Stage("a", "A"), Stage("b", "B", WORD), Stage("c", "C", YES_NO), Stage("text", "{a}", video=False)
+    )
+    engine, jobs = CrashingEngine("w1"), [job_of(recipe, number) for number in range(3)]
+    asyncio.run(run(engine, recipe, *jobs))
+    assert engine.engines == 1 + POISON_CRASHES
+    assert [job.ok for job in jobs] == [True, False, True]
+    kinds = {name: made.row.error_kind for name, made in jobs[1].rows.items()}
+    assert kinds == {"a": "poison", "b": "poison", "c": "poison", "text": "upstream_failed"}
+
+
+def test_answer_without_video_is_no_evidence_that_a_video_is_poison() -> None:
+    recipe = recipe_of(Stage("a", "A"), Stage("text", "T {a}", video=False))
+    answered = job_of(recipe)
+    asyncio.run(run(FakeEngine(), recipe, answered))
+    job = job_of(recipe)
+    job.rows["a"] = answered.rows["a"]
+    with pytest.raises(EngineError, match="the engine crashes on every window: none was answered in this run"):
+        asyncio.run(run(CrashingEngine("w1"), recipe, job, job_of(recipe, 1)))
 
 
 # --- any graph
