@@ -84,7 +84,7 @@ def main() -> None:
         root = Root.open(folder)
         poster_bytes = write_shard(root, count)
         begun, base = time.monotonic(), peak_mb()
-        page = Path(root.full(write_gallery(StoredShard(root, SHARD))))
+        page = Path(root.full(write_gallery(StoredShard(root, SHARD), [STAGE1.name, STAGE2.name])))
         print(
             f"{count} rows: written in {time.monotonic() - begun:.1f} s, "
             f"peak memory {peak_mb() - base:.0f} MB above {base:.0f} MB"

@@ -63,7 +63,10 @@ def compare(
     root_a: Annotated[str, Argument(help="A folder or s3://bucket/prefix, as in CAPTION_ROOT.")],
     root_b: Annotated[str, Argument(help="The root to compare it with.")],
     shard: Annotated[str, Argument(help="Shard key.")],
-    stage: Annotated[int, Option(min=1, max=2, help="Stage of the captions to compare.")] = 2,
+    stage: Annotated[
+        str | None,
+        Option(help="Stage of the captions to compare: its name, or its position from 1. Default: the last with text."),
+    ] = None,
     output: Annotated[Path, Option(help="HTML page to write.")] = Path("compare.html"),
     profile: Profile = None,
 ) -> None:
@@ -71,13 +74,13 @@ def compare(
 
     Prints statistics and writes a page with the rows that differ, word by word.
     """
-    from caption_assets.captioning.recipe_file import STAGES
-    from caption_assets.report.comparison import compare_captions
+    from caption_assets.report.comparison import compare_captions, find_stage
     from caption_assets.store.access import Access
     from caption_assets.store.root import Root
 
     access = Access(profile=profile)
-    compare_captions(Root.open(root_a, access), Root.open(root_b, access), shard, STAGES[stage - 1].name, output)
+    a, b = Root.open(root_a, access), Root.open(root_b, access)
+    compare_captions(a, b, shard, find_stage(a, shard, stage), output)
 
 
 @app.command(rich_help_panel=READING)

@@ -18,8 +18,7 @@ import dagster as dg
 from caption_assets.automation.commands import confirm, open_instance
 from caption_assets.automation.records import EVENTS_PER_QUERY, is_recorded, report_removed
 from caption_assets.automation.shard_states import active_shards
-from caption_assets.captioning.open_shard import RECIPE_VERSION
-from caption_assets.captioning.stages import NAME, RESERVED_NAMES
+from caption_assets.checks.stored_tables import caption_tables
 from caption_assets.dagster_lib.project import Project
 from caption_assets.dagster_lib.project_claim import check_claim
 from caption_assets.dagster_lib.shard_events import first_names, is_removed, observed_versions
@@ -33,9 +32,8 @@ from caption_assets.sources.shard import KEY_PATTERN, ShardError, list_shards
 from caption_assets.store.checkpoints import checkpoint_folder
 from caption_assets.store.lease import Leases, is_lease
 from caption_assets.store.root import Root
-from caption_assets.store.tables import TableError, table_path
+from caption_assets.store.tables import table_path
 from caption_assets.store.trash import move_to_trash
-from caption_assets.store.versions import read_footer
 
 SHOWN = 20
 """Maximum number of shards that the command describes before it asks."""
@@ -142,26 +140,11 @@ def find_outputs(root: Root, project: Project, shard: str) -> ShardOutputs:
     Raises:
         StoreError: if the root cannot be listed.
     """
-    tables = [*project.tables, *_former_tables(root, project, shard)]
+    former = (name for name in caption_tables(root, shard) if name not in project.tables)
+    tables = [*project.tables, *former]
     sizes = {path: size for folder in _folders(tables, shard) for path, size in root.sizes(folder).items()}
     sizes = {path: size for path, size in sizes.items() if not is_lease(path)}
     return ShardOutputs(shard, tables, sorted(sizes), sum(sizes.values()))
-
-
-def _former_tables(root: Root, project: Project, shard: str) -> list[str]:
-    """The captions of a shard from stages that the recipe no longer has.
-
-    Other folders of the root may have the same layout. Only a readable file that this project wrote counts.
-    """
-    names = (name for name in root.names("") if NAME.fullmatch(name) and name not in RESERVED_NAMES)
-    return [name for name in names if name not in project.tables and _has_captions(root, name, shard)]
-
-
-def _has_captions(root: Root, table: str, shard: str) -> bool:
-    try:
-        return RECIPE_VERSION in (read_footer(root, table, shard) or ())
-    except TableError:
-        return False
 
 
 def gpu_hours(instance: dg.DagsterInstance, project: Project, outputs: Sequence[ShardOutputs]) -> float:

@@ -147,7 +147,7 @@ class RunLog(RunObserver):
     def _links(self, stored: StoredShard) -> Metadata:
         """Write the gallery and link it. Captions are recorded even if the gallery cannot be written."""
         try:
-            gallery = write_gallery(stored)
+            gallery = write_gallery(stored, [stage.name for stage in self._settings.caption_recipe.stages])
         except Exception as error:
             self.warned(f"{stored.shard}: cannot write the gallery: {as_project_error(error)}")
             return {}

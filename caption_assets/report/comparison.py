@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,13 +13,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table as Grid
 
-from caption_assets.checks.stored_tables import StoredShard, captions_of, count_flagged, mean_words
+from caption_assets.checks.stored_tables import StoredShard, StoredTable, count_flagged, mean_words
 from caption_assets.report.page import Page, Properties, Row, Side, publish_page
 from caption_assets.report.sides import SharedProvenance, build_side, position
 from caption_assets.report.text_diff import TextDiff, diff_texts
 from caption_assets.store.previews import read_posters
 from caption_assets.store.root import Root
-from caption_assets.store.tables import CaptionRow
+from caption_assets.store.tables import CaptionRow, TableError
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75)
 """Quantiles of the similarity that are reported."""
@@ -34,7 +35,7 @@ class Pair:
     a: CaptionRow | None
     b: CaptionRow | None
     difference: TextDiff | None
-    """The difference of the captions; None unless both rows have one."""
+    """The difference of the captions; None unless both rows have one, and for choices."""
 
     @property
     def kind(self) -> str:
@@ -57,11 +58,11 @@ class Statistics:
     kinds: Mapping[str, int]
     """Number of windows by kind of change, the most frequent first; see ``Pair.kind``."""
     words: tuple[float | None, float | None]
-    """Mean number of words in a caption of A and of B; None for a table without captions."""
+    """Mean number of words in a caption of A and of B; None for a table without texts."""
     flagged: tuple[int, int]
     """Number of rows with quality flags in A and in B."""
     similarity: Mapping[float, float]
-    """Quantiles of ``TextDiff.similarity``, by share; empty if no window has two captions."""
+    """Quantiles of ``TextDiff.similarity``, by share; empty if no window has two captions, and for choices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +70,17 @@ class Comparison:
     """The rows of two tables, paired by window."""
 
     shard: str
-    table: str
     places: tuple[str, str]
     """Addresses of the roots."""
+    tables: tuple[StoredTable, StoredTable]
+    """The table in A and in B."""
     pairs: Sequence[Pair]
     """The windows of A, in order, then those that only B has."""
-    prompts: tuple[str | None, str | None]
-    """The tables' instructions."""
+
+    @property
+    def table(self) -> str:
+        """Name of the table."""
+        return self.tables[0].table
 
     @property
     def statistics(self) -> Statistics:
@@ -85,7 +90,7 @@ class Comparison:
         return Statistics(
             both=sum(pair.a is not None and pair.b is not None for pair in self.pairs),
             kinds=dict(Counter(pair.kind for pair in self.pairs).most_common()),
-            words=(mean_words(captions_of(sides[0])), mean_words(captions_of(sides[1]))),
+            words=(_mean_words(self.tables[0]), _mean_words(self.tables[1])),
             flagged=(count_flagged(sides[0]), count_flagged(sides[1])),
             similarity=dict(zip(QUANTILES, np.quantile(similar, QUANTILES).tolist(), strict=True)) if similar else {},
         )
@@ -116,24 +121,47 @@ def compare_roots(a: Root, b: Root, shard: str, table: str) -> Comparison:
         StoreError: if a root cannot be read.
     """
     in_a, in_b = (StoredShard(root, shard).table(table) for root in (a, b))
-    prompts = in_a.file_metadata.get("prompt"), in_b.file_metadata.get("prompt")
-    return Comparison(shard, table, (a.address(""), b.address("")), pair_rows(in_a.rows, in_b.rows), prompts)
+    return Comparison(shard, (a.address(""), b.address("")), (in_a, in_b), pair_rows(in_a, in_b))
 
 
-def pair_rows(a: Iterable[CaptionRow], b: Iterable[CaptionRow]) -> list[Pair]:
+def find_stage(root: Root, shard: str, stage: str | None) -> str:
+    """The name of a stage whose captions are stored.
+
+    Args:
+        root: the root.
+        shard: the shard's key.
+        stage: its name, or its position from 1 among the shard's caption tables; None for the last one with text.
+
+    Raises:
+        TableError: if the shard has no such captions, or a table is damaged.
+        StoreError: if the root cannot be read.
+    """
+    if stage and not stage.isdecimal():
+        return stage
+    tables = StoredShard(root, shard).caption_tables()
+    names = [name for name, table in tables.items() if stage or table.is_text]
+    number = int(stage) if stage else len(names)
+    if not names:
+        raise TableError(f"{root.url} contains no captions of shard {shard!r}: materialize them first")
+    if not 1 <= number <= len(names):
+        raise TableError(f"there is no stage {number} of shard {shard!r} in {root.url}: use one of {', '.join(names)}")
+    return names[number - 1]
+
+
+def pair_rows(a: StoredTable, b: StoredTable) -> list[Pair]:
     """Pair the rows that have the same time range of the same clip.
 
     Window ids are ignored, because they differ between two copies of a source.
     """
-    left, right = ({_window(row): row for row in rows} for rows in (a, b))
+    left, right = ({_window(row): row for row in table.rows} for table in (a, b))
     windows = [*left, *(window for window in right if window not in left)]
-    return [_pair(left.get(window), right.get(window)) for window in windows]
+    return [_pair(a, left.get(window), b, right.get(window)) for window in windows]
 
 
 def comparison_page(comparison: Comparison) -> Page:
     """Build the page of the windows that differ, side by side."""
-    provenance = SharedProvenance(comparison.prompts)
-    rows = [_row(pair, provenance) for pair in comparison.pairs if pair.kind != "same"]
+    provenance = SharedProvenance([table.file_metadata.get("prompt") for table in comparison.tables])
+    rows = [_row(comparison.tables, pair, provenance) for pair in comparison.pairs if pair.kind != "same"]
     return Page(
         title=f"Comparison of {comparison.table}",
         subtitle=comparison.shard,
@@ -168,17 +196,26 @@ def _window(row: CaptionRow) -> _Window:
     return row.clip_key, row.window_index, row.start_seconds, row.end_seconds
 
 
-def _pair(a: CaptionRow | None, b: CaptionRow | None) -> Pair:
-    if a is None or b is None or a.caption is None or b.caption is None:
+def _mean_words(table: StoredTable) -> float | None:
+    return mean_words(table.captions) if table.is_text else None
+
+
+def _pair(in_a: StoredTable, a: CaptionRow | None, in_b: StoredTable, b: CaptionRow | None) -> Pair:
+    if a is None or b is None or a.caption is None or b.caption is None or in_a.has_choices or in_b.has_choices:
         return Pair(a, b, None)
-    return Pair(a, b, diff_texts(a.caption, b.caption))
+    return Pair(a, b, diff_texts(_readable(in_a, a.caption), _readable(in_b, b.caption)))
 
 
-def _row(pair: Pair, provenance: SharedProvenance) -> Row:
+def _readable(table: StoredTable, caption: str) -> str:
+    """A caption as it is compared: JSON is indented, so that each field has a line."""
+    return json.dumps(json.loads(caption), ensure_ascii=False, indent=2) if table.is_json else caption
+
+
+def _row(tables: tuple[StoredTable, StoredTable], pair: Pair, provenance: SharedProvenance) -> Row:
     found = [row for row in (pair.a, pair.b) if row]
     texts = (pair.difference.old, pair.difference.new) if pair.difference else (None, None)
     sides = [
-        build_side(row, text, provenance.index(column, row)) if row else Side(missing="no such window")
+        build_side(tables[column], row, text, provenance.index(column, row)) if row else Side(missing="no such window")
         for column, (row, text) in enumerate(zip((pair.a, pair.b), texts, strict=True))
     ]
     return Row(
@@ -191,8 +228,8 @@ def _row(pair: Pair, provenance: SharedProvenance) -> Row:
             sorted({flag for side in sides for flag in side.flags}),
             sorted({note for side in sides for note in side.notes}),
         ),
-        sides=(sides[0], sides[1]),
-        changed=pair.difference is not None,
+        sides=sides,
+        changed=pair.kind == "changed",
     )
 
 

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 
-from caption_assets.captioning.recipe_file import STAGE1, STAGE2
 from caption_assets.checks.stored_tables import StoredShard, StoredTable, count_flagged, mean_words
 from caption_assets.report.page import Page, Plot, Properties, Row, Side, publish_page
 from caption_assets.report.plots import failures_plot, length_plot
-from caption_assets.report.sides import OUTDATED, SharedProvenance, build_side, nonempty, position
-from caption_assets.report.text_diff import diff_texts
+from caption_assets.report.sides import (
+    OUTDATED,
+    SharedProvenance,
+    build_side,
+    nonempty,
+    position,
+    stage_heading,
+    stage_label,
+)
+from caption_assets.report.text_diff import TextDiff, diff_texts
 from caption_assets.store.previews import GALLERY, preview_folder, read_posters
 from caption_assets.store.tables import CaptionRow, ManifestRow, Status, extent
 
 NOT_YET = "not captioned yet"
-STAGES = {STAGE1.name: "stage 1", STAGE2.name: "stage 2"}
 
-Tables = Mapping[str, StoredTable]
-"""The stored caption tables of a shard, by name."""
+Tables = Mapping[str, StoredTable | None]
+"""The caption tables of a shard by stage, in the recipe's order; None if a stage has none yet."""
+Captions = Mapping[str, CaptionRow]
+"""The captions of a window, by stage."""
 
 
 def gallery_path(shard: str) -> str:
@@ -27,19 +35,23 @@ def gallery_path(shard: str) -> str:
     return f"{GALLERY}/{shard}/index.html"
 
 
-def write_gallery(stored: StoredShard) -> str:
+def write_gallery(stored: StoredShard, stages: Sequence[str]) -> str:
     """Write the gallery of a shard and return its path.
 
     Windows without captions are included; captions of windows that the manifest lacks are not. Posters are embedded.
     Animated previews are files beside the page: they play if it is opened from a folder or a web server, but not
     through a presigned address, which is valid for the page alone.
 
+    Args:
+        stored: the shard's tables.
+        stages: names of the recipe's stages, in order. Other caption tables in the root are left out.
+
     Raises:
         TableError: if the manifest is missing, or a table is damaged.
         StoreError: if the root cannot be written.
     """
     root, shard = stored.root, stored.shard
-    tables = {table: found for table in STAGES if (found := stored.find(table))}
+    tables = {stage: stored.find(stage) for stage in stages}
     animated = {name.removesuffix(".webp") for name in root.names(preview_folder(shard)) if name.endswith(".webp")}
     page = build_gallery(shard, stored.manifest, tables, animated=animated, plots=draw_plots(tables))
     publish_page(root, gallery_path(shard), page, partial(read_posters, root, shard))
@@ -63,105 +75,139 @@ def build_gallery(
         animated: ids of the windows that have an animated preview.
         plots: plots above the rows.
     """
-    prompts = [tables[table].file_metadata.get("prompt") if table in tables else None for table in STAGES]
-    provenance = SharedProvenance(prompts)
-    stage1, stage2 = ({extent(row): row for row in tables[table].rows} if table in tables else {} for table in STAGES)
-    rows = [
-        _row(window, stage1.get(key := extent(window)), stage2.get(key), provenance, window.window_id in animated)
-        for window in manifest
-    ]
+    builder = _RowBuilder(tables)
+    rows = [builder.row(window, window.window_id in animated) for window in manifest]
     return Page(
         title="Captions",
         subtitle=shard,
-        sides=("Stage 1", "Stage 2"),
+        sides=[stage_heading(stage) for stage in tables],
         marks_removed=False,
         figures=_figures(manifest, tables, rows),
-        facets=("Status", "Error", "Flag", "Note"),
-        provenance=list(provenance.found),
+        facets=("Status", "Error", "Flag", "Note", *map(stage_heading, builder.choices)),
+        provenance=list(builder.provenance.found),
         rows=rows,
         plots=plots,
     )
 
 
 def draw_plots(tables: Tables) -> list[Plot]:
-    """Plots of the captions' lengths and of the failures of each stage; a plot without data is left out."""
+    """Plots of the lengths of texts, and of the failures of each stage; a plot without data is left out."""
     plots = []
-    captioned = {STAGES[table]: stored.captions for table, stored in tables.items() if stored.captions}
-    if words := {stage: [len(caption.words) for caption in captions] for stage, captions in captioned.items()}:
-        means = ", ".join(f"{mean_words(captions):.1f} in {stage}" for stage, captions in captioned.items())
+    stored = {stage_label(stage): table for stage, table in tables.items() if table}
+    texts = {stage: table.captions for stage, table in stored.items() if table.is_text and table.captions}
+    if words := {stage: [len(caption.words) for caption in captions] for stage, captions in texts.items()}:
+        means = ", ".join(f"{mean_words(captions):.1f} in {stage}" for stage, captions in texts.items())
         plots.append(Plot(length_plot(words), f"Histogram of the number of words in a caption; mean {means}"))
-    for table, stored in tables.items():
-        if kinds := Counter(row.error_kind or "" for row in stored.rows if row.status is Status.FAILED):
-            description = f"Number of rows without a caption in {STAGES[table]}, by kind of error"
+    for stage, table in stored.items():
+        if kinds := Counter(row.error_kind or "" for row in table.rows if row.status is Status.FAILED):
+            description = f"Number of rows without a caption in {stage}, by kind of error"
             plots.append(Plot(failures_plot(kinds), description))
     return plots
 
 
-def _row(
-    window: ManifestRow,
-    stage1: CaptionRow | None,
-    stage2: CaptionRow | None,
-    provenance: SharedProvenance,
-    animated: bool,
-) -> Row:
-    difference = None
-    if stage1 and stage2 and stage1.caption is not None and stage2.caption is not None:
-        difference = diff_texts(stage1.caption, stage2.caption)
-    outdated = stage1 and stage2 and stage2.upstream_fingerprints not in (None, {STAGE1.name: stage1.fingerprint})
-    sides = (
-        build_side(stage1, None, provenance.index(0, stage1, window.prompt)) if stage1 else _blank(window),
-        build_side(
-            stage2,
-            difference.new if difference else None,
-            provenance.index(1, stage2),
-            notes=(OUTDATED,) if outdated else (),
+class _RowBuilder:
+    """Builds the rows of a page from the captions of each window.
+
+    Args:
+        tables: the caption tables of the page.
+    """
+
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+        self._rows = {stage: {extent(row): row for row in table.rows} for stage, table in tables.items() if table}
+        prompts = [table.file_metadata.get("prompt") if table else None for table in tables.values()]
+        self.provenance = SharedProvenance(prompts)
+        self.choices = [stage for stage, table in tables.items() if table and table.has_choices]
+        """The stages that have choices. Each is a facet."""
+
+    def row(self, window: ManifestRow, animated: bool) -> Row:
+        """The row of a window."""
+        key = extent(window)
+        made = {stage: rows[key] for stage, rows in self._rows.items() if key in rows}
+        differences = {stage: found for stage in made if (found := self._difference(stage, made))}
+        sides = [
+            self._side(column, stage, window, made, differences.get(stage)) for column, stage in enumerate(self._tables)
+        ]
+        return Row(
+            name=window.clip_key,
+            position=position(window.window_index, window.start_seconds, window.end_seconds),
+            window_id=window.window_id,
+            facets=(
+                [_status(window, made.values())],
+                sorted({kind for kind in (window.error_kind, *(row.error_kind for row in made.values())) if kind}),
+                sorted({flag for side in sides for flag in side.flags}),
+                sorted({note for side in sides for note in side.notes}),
+                *(_captions(made, stage) for stage in self.choices),
+            ),
+            sides=sides,
+            changed=any(difference.similarity < 1 for difference in differences.values()),
+            properties=_clip_properties(window),
+            animated=animated,
         )
-        if stage2
-        else _blank(window),
-    )
-    made = [row for row in (stage1, stage2) if row]
-    return Row(
-        name=window.clip_key,
-        position=position(window.window_index, window.start_seconds, window.end_seconds),
-        window_id=window.window_id,
-        facets=(
-            [_status(window, made)],
-            sorted({kind for kind in (window.error_kind, *(row.error_kind for row in made)) if kind}),
-            sorted({flag for side in sides for flag in side.flags}),
-            sorted({note for side in sides for note in side.notes}),
-        ),
-        sides=sides,
-        changed=difference is not None and difference.similarity < 1,
-        properties=_clip_properties(window),
-        animated=animated,
-    )
+
+    def _side(self, column: int, stage: str, window: ManifestRow, made: Captions, difference: TextDiff | None) -> Side:
+        table, row = self._tables[stage], made.get(stage)
+        if table is None or row is None:
+            return _blank(window)
+        prompt = window.prompt if row.prompt_name == "clip" else None
+        return build_side(
+            table,
+            row,
+            difference.new if difference else None,
+            self.provenance.index(column, row, prompt),
+            notes=(OUTDATED,) if _is_outdated(row, made) else (),
+        )
+
+    def _difference(self, stage: str, made: Captions) -> TextDiff | None:
+        """The difference of a text from the last text that its stage needs; None if it needs none."""
+        table, new = self._tables[stage], made[stage].caption
+        needs = [need for need in table.needs if need in made and self._is_text(need)] if table else []
+        old = made[needs[-1]].caption if needs else None
+        return diff_texts(old, new) if self._is_text(stage) and old is not None and new is not None else None
+
+    def _is_text(self, stage: str) -> bool:
+        table = self._tables[stage]
+        return table is not None and table.is_text
+
+
+def _captions(made: Captions, stage: str) -> list[str]:
+    """A stage's caption, if there is one."""
+    caption = made[stage].caption if stage in made else None
+    return [] if caption is None else [caption]
+
+
+def _is_outdated(row: CaptionRow, made: Captions) -> bool:
+    """Whether a caption was made from another caption than the present one of a stage that it needs."""
+    made_from = row.upstream_fingerprints or {}
+    return any(stage in made and made[stage].fingerprint != found for stage, found in made_from.items())
 
 
 def _blank(window: ManifestRow) -> Side:
     return Side(missing=NOT_YET if window.status is Status.OK else f"{window.error_kind}: {window.error}")
 
 
-def _status(window: ManifestRow, made: Sequence[CaptionRow]) -> str:
-    """The status of a window's last stage."""
+def _status(window: ManifestRow, made: Collection[CaptionRow]) -> str:
+    """The status of a window: failed if one of its stages failed."""
     if window.status is Status.FAILED:
         return "unreadable"
     if not made:
         return NOT_YET
-    return "captioned" if made[-1].status is Status.OK else "failed"
+    return "captioned" if all(row.status is Status.OK for row in made) else "failed"
 
 
 def _figures(manifest: Sequence[ManifestRow], tables: Tables, rows: Sequence[Row]) -> Properties:
     statuses = Counter(row.facets[0][0] for row in rows)
-    figures = {
-        "clips": f"{len({window.clip_key for window in manifest}):,}",
-        "rows": f"{len(rows):,}",
-        **{status: f"{count:,}" for status, count in statuses.most_common()},
-    }
-    for table, stored in tables.items():
-        figures[f"flagged in {STAGES[table]}"] = f"{count_flagged(stored.rows):,}"
-        if stored.captions:
-            figures[f"mean words in {STAGES[table]}"] = f"{mean_words(stored.captions):.1f}"
-    return list(figures.items())
+    figures = [
+        ("clips", f"{len({window.clip_key for window in manifest}):,}"),
+        ("rows", f"{len(rows):,}"),
+        *((status, f"{count:,}") for status, count in statuses.most_common()),
+    ]
+    for stage, table in tables.items():
+        if table and not table.has_choices:
+            figures.append((f"flagged in {stage_label(stage)}", f"{count_flagged(table.rows):,}"))
+        if table and table.is_text and table.captions:
+            figures.append((f"mean words in {stage_label(stage)}", f"{mean_words(table.captions):.1f}"))
+    return figures
 
 
 def _clip_properties(window: ManifestRow) -> Properties:

@@ -1,4 +1,4 @@
-"""A page of captions in two columns: one HTML file without external parts.
+"""A page of captions in columns: one HTML file without external parts.
 
 It is a single file because a presigned address opens one object only. Its parts are blocks of JSON in reading order:
 the first rows, their posters, the text of all other rows, the other posters. The page's script reads each block when it
@@ -36,12 +36,18 @@ Properties = Sequence[tuple[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One of the two captions of a row."""
+    """One of the captions of a row."""
 
     text: DiffSegments = ("",)
     """The caption in segments; empty if there is none."""
     missing: str | None = None
     """Reason why there is no caption."""
+    is_json: bool = False
+    """Whether the caption is JSON."""
+    choices: Sequence[tuple[str, float]] = ()
+    """The choices with their probabilities, if the caption is one of them."""
+    score: float | None = None
+    """Probability of the choice that counts as good."""
     flags: Sequence[str] = ()
     """Quality flags."""
     notes: Sequence[str] = ()
@@ -63,9 +69,9 @@ class Row:
     window_id: str
     facets: Sequence[Sequence[str]]
     """The row's values for each of ``Page.facets``."""
-    sides: tuple[Side, Side]
+    sides: Sequence[Side]
     changed: bool
-    """Whether the row has two captions that differ."""
+    """Whether the row has captions that differ from those they are compared with."""
     properties: Properties = ()
     """Properties of the clip."""
     animated: bool = False
@@ -96,10 +102,10 @@ class Page:
 
     title: str
     subtitle: str
-    sides: tuple[str, str]
-    """Headings of the two columns."""
+    sides: Sequence[str]
+    """Headings of the columns."""
     marks_removed: bool
-    """Whether the first column marks words that the second lacks. The second column always marks added words."""
+    """Whether the first column marks words that the second lacks. Other columns always mark added words."""
     figures: Properties
     """Statistics of the whole page."""
     facets: Sequence[str]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
+from itertools import cycle, product
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -24,8 +25,13 @@ PALETTE = 32
 """Number of colors in an image. A palette reduces its size by two thirds."""
 GRAY = "#767676"
 """Color of text and lines: the gray with a contrast of 4.5 to both white and black (WCAG AA)."""
-COLORS = ("#0072b2", "#d55e00")
-"""Colors of stages 1 and 2: blue and vermilion of Okabe and Ito, which color-blind people can distinguish."""
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#b0558a")
+"""Colors of stages: blue, vermilion, bluish green and a darker reddish purple of Okabe and Ito, which color-blind
+people can distinguish. Their contrast to the light and to the dark page is at least 3 (WCAG AA)."""
+LINES = ("-", "--", ":")
+"""Line styles. Each is used with all colors."""
+MAX_FILLED = 2
+"""Maximum number of filled histograms: more of them would hide each other."""
 
 
 def length_plot(words: Mapping[str, Sequence[int]]) -> bytes:
@@ -41,9 +47,11 @@ def length_plot(words: Mapping[str, Sequence[int]]) -> bytes:
     axes = figure.subplots()
     step = max(max(counts, default=0) for counts in words.values()) // BINS + 1
     edges = range(0, (BINS + 1) * step, step)
-    for (name, counts), color in zip(words.items(), COLORS, strict=False):
-        axes.hist(counts, bins=edges, histtype="stepfilled", color=color, alpha=0.35, label=name)
-        axes.hist(counts, bins=edges, histtype="step", color=color)
+    is_filled = len(words) <= MAX_FILLED
+    for (name, counts), (line, color) in zip(words.items(), cycle(product(LINES, COLORS)), strict=False):
+        if is_filled:
+            axes.hist(counts, bins=edges, histtype="stepfilled", color=color, alpha=0.35, label=name)
+        axes.hist(counts, bins=edges, histtype="step", color=color, linestyle=line, label=None if is_filled else name)
     axes.set_xlabel("words in a caption")
     axes.set_ylabel("captions")
     axes.yaxis.set_major_locator(MaxNLocator("auto", integer=True))

@@ -1,9 +1,11 @@
-"""The two sides of a page's row: a caption each, with its provenance."""
+"""The sides of a page's row: a caption each, with its provenance."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
+from caption_assets.checks.stored_tables import StoredTable
 from caption_assets.report.page import Properties, Side
 from caption_assets.report.text_diff import DiffSegments
 from caption_assets.store.tables import CaptionRow
@@ -11,7 +13,7 @@ from caption_assets.store.tables import CaptionRow
 SHOWN_INDICES = 40
 """Maximum number of frame indices in a list; a long window has hundreds."""
 OUTDATED = "outdated"
-"""Note on a stage-2 caption that was made from another stage-1 caption than the one beside it."""
+"""Note on a caption that was made from another caption than the one beside it."""
 
 
 class SharedProvenance:
@@ -44,18 +46,37 @@ class SharedProvenance:
         return self.found.setdefault(nonempty(properties), len(self.found))
 
 
-def build_side(row: CaptionRow, text: DiffSegments | None, provenance: int, notes: Sequence[str] = ()) -> Side:
+def stage_label(stage: str) -> str:
+    """A stage's name for readers: ``stage 1`` for ``stage1_captions``."""
+    words = stage.removesuffix("_captions").replace("_", " ")
+    return re.sub(r"(?<=[a-z])(?=\d)", " ", words)
+
+
+def stage_heading(stage: str) -> str:
+    """A stage's name for readers, as a heading."""
+    label = stage_label(stage)
+    return label[:1].upper() + label[1:]
+
+
+def build_side(
+    table: StoredTable, row: CaptionRow, text: DiffSegments | None, provenance: int, notes: Sequence[str] = ()
+) -> Side:
     """Build the side of a row.
 
     Args:
+        table: the caption's table.
         row: the caption.
         text: its text in segments; None if there is no other text to compare with.
         provenance: index of its shared provenance.
         notes: notes besides the row's reductions.
     """
+    probabilities = row.probabilities or {}
     return Side(
         text=text or (row.caption or "",),
         missing=None if row.caption is not None else f"{row.error_kind}: {row.error}",
+        is_json=table.is_json,
+        choices=tuple(probabilities.items()),
+        score=probabilities.get(table.score_choice or ""),
         flags=tuple(row.flags),
         notes=(*notes, *row.reductions),
         properties=_properties(row),

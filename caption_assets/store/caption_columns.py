@@ -13,6 +13,7 @@ from caption_assets.store.json_column import JsonColumn
 
 UPSTREAM = "upstream_fingerprints"
 PROBABILITIES = "probabilities"
+FIELDS = "fields"
 BY_STAGE = (UPSTREAM, PROBABILITIES)
 """Columns of ``CaptionRow`` whose type depends on the stage; a table has them only if its stage uses them."""
 DERIVED = {
@@ -55,7 +56,7 @@ class CaptionColumns:
         if self.score is not None:
             columns["score"] = pa.float64()
         if self.json_schema is not None:
-            columns["fields"] = JsonColumn.of(self.json_schema).type
+            columns[FIELDS] = JsonColumn.of(self.json_schema).type
         return pa.schema(list(columns.items()))
 
     def derived(self, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,7 +69,7 @@ class CaptionColumns:
             values["score"] = found.get(self.score) if found else None
         if self.json_schema is not None:
             convert = JsonColumn.of(self.json_schema).convert
-            values["fields"] = None if caption is None else convert(json.loads(caption))
+            values[FIELDS] = None if caption is None else convert(json.loads(caption))
         return values
 
 

@@ -1,4 +1,6 @@
+import json
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -6,11 +8,31 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caption_assets.report.comparison import Comparison, compare_roots, comparison_page, figures, pair_rows
+from caption_assets.report.comparison import (
+    Comparison,
+    Pair,
+    compare_roots,
+    comparison_page,
+    figures,
+    find_stage,
+    pair_rows,
+)
 from caption_assets.store.root import Root
 from caption_assets.store.tables import CaptionRow, TableError
 from tests.cli import run_cli
-from tests.report.windows import PROMPTS, SHARD, broken, captioned, failed, publish, window
+from tests.report.windows import (
+    FOUR,
+    PROMPTS,
+    SHARD,
+    broken,
+    captioned,
+    failed,
+    four_captions,
+    publish,
+    publish_four,
+    table_of,
+    window,
+)
 from tests.stages import STAGE1, STAGE2
 
 pytestmark = pytest.mark.fast
@@ -26,27 +48,32 @@ ROWS_B = [
 
 
 def comparison_of(a: list[CaptionRow], b: list[CaptionRow]) -> Comparison:
-    return Comparison(SHARD, STAGE2.name, ("a", "b"), pair_rows(a, b), (None, None))
+    in_a, in_b = table_of(STAGE2, a), table_of(STAGE2, b)
+    return Comparison(SHARD, ("a", "b"), (in_a, in_b), pair_rows(in_a, in_b))
+
+
+def pairs_of(a: list[CaptionRow], b: list[CaptionRow]) -> Sequence[Pair]:
+    return comparison_of(a, b).pairs
 
 
 def test_pairs_are_classified_by_change() -> None:
-    kinds = [pair.kind for pair in pair_rows(ROWS_A[:4], [*ROWS_B, captioned(window("new.mp4"), "New.")])]
+    kinds = [pair.kind for pair in pairs_of(ROWS_A[:4], [*ROWS_B, captioned(window("new.mp4"), "New.")])]
     assert kinds == ["same", "changed", "ok \N{RIGHTWARDS ARROW} failed", "changed", "only in B"]
 
 
 def test_windows_with_other_time_ranges_are_not_paired() -> None:
     longer = replace(ROWS_A[0], end_seconds=8.0)
-    assert [pair.kind for pair in pair_rows(ROWS_A[:1], [longer])] == ["only in A", "only in B"]
+    assert [pair.kind for pair in pairs_of(ROWS_A[:1], [longer])] == ["only in A", "only in B"]
 
 
 def test_rows_are_paired_regardless_of_window_ids() -> None:
     copy = replace(ROWS_A[0], window_id="other")
-    assert [pair.kind for pair in pair_rows(ROWS_A[:1], [copy])] == ["same"]
+    assert [pair.kind for pair in pairs_of(ROWS_A[:1], [copy])] == ["same"]
 
 
 def test_unreadable_clips_are_paired() -> None:
     row = failed(broken("torn.mp4"))
-    assert [pair.kind for pair in pair_rows([row], [row])] == ["same"]
+    assert [pair.kind for pair in pairs_of([row], [row])] == ["same"]
 
 
 def test_statistics_summarize_the_pairs() -> None:
@@ -71,7 +98,7 @@ def test_statistics_of_empty_tables_have_no_means() -> None:
     st.lists(st.sampled_from(ROWS_A), unique_by=lambda row: row.key), st.lists(st.sampled_from(ROWS_B), unique_by=id)
 )
 def test_pairing_keeps_every_row(a: list[CaptionRow], b: list[CaptionRow]) -> None:
-    pairs = pair_rows(a, b)
+    pairs = pairs_of(a, b)
     assert [pair.a for pair in pairs if pair.a] == a
     assert sorted(pair.b.clip_key for pair in pairs if pair.b) == sorted(row.clip_key for row in b)
 
@@ -86,8 +113,11 @@ def test_page_shows_changed_windows_with_marks_on_both_sides() -> None:
 
 def test_comparison_reads_prompts_from_the_tables(tmp_path: Path) -> None:
     root = Root.open(str(tmp_path))
-    publish(root, CLIPS, ROWS_A, ROWS_A)
-    assert compare_roots(root, root, SHARD, STAGE1.name).prompts == (PROMPTS[STAGE1.name],) * 2
+    publish(root, CLIPS, ROWS_A)
+    other = Root.open(str(tmp_path / "other"))
+    publish(other, CLIPS, [replace(row, caption="A bus.") for row in ROWS_A])
+    [provenance] = comparison_page(compare_roots(root, other, SHARD, STAGE1.name)).provenance
+    assert dict(provenance)["Prompt"] == f"general: {PROMPTS[STAGE1.name]}"
 
 
 def test_missing_table_is_named(tmp_path: Path) -> None:
@@ -113,5 +143,57 @@ def test_compare_command_prints_statistics_and_writes_the_page(
 
 
 def test_compare_command_of_a_missing_table_is_one_message(tmp_path: Path) -> None:
-    error = run_cli("compare", str(tmp_path), str(tmp_path), SHARD)
+    error = run_cli("compare", str(tmp_path), str(tmp_path), SHARD, "--stage", "stage2_captions")
     assert re.match(r"error: .* does not exist: materialize stage2_captions", str(error))
+
+
+def test_json_is_compared_field_by_field() -> None:
+    stage = FOUR.stage("attributes")
+    a, b = (
+        table_of(stage, [captioned(CLIPS[0], json.dumps({"subjects": ["a car"], "camera": motion}))])
+        for motion in ("static", "moving")
+    )
+    [row] = comparison_page(Comparison(SHARD, ("a", "b"), (a, b), pair_rows(a, b))).rows
+    assert row.sides[0].text[1::2] == ("static",)
+    assert row.sides[1].text[1::2] == ("moving",)
+    assert '[\n    "a car"\n  ]' in row.sides[1].text[0]
+
+
+def test_choices_are_compared_as_a_whole() -> None:
+    yes = four_captions(CLIPS[0])["alignment"]
+    no = replace(yes, caption="no", probabilities={"yes": 0.2, "no": 0.8})
+    a, b = (table_of(FOUR.stage("alignment"), [row]) for row in (yes, no))
+    comparison = Comparison(SHARD, ("a", "b"), (a, b), pair_rows(a, b))
+    assert (comparison.statistics.words, comparison.statistics.similarity) == ((None, None), {})
+    [row] = comparison_page(comparison).rows
+    assert [side.score for side in row.sides] == [0.9, 0.2]
+    assert row.changed
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ("attributes", "attributes"),
+        ("elsewhere", "elsewhere"),
+        (None, "dense_captions"),
+        ("1", "short"),
+        ("4", "alignment"),
+    ],
+)
+def test_stage_is_found_by_name_and_position(tmp_path: Path, given: str | None, found: str) -> None:
+    root = Root.open(str(tmp_path))
+    publish_four(root, CLIPS[:1])
+    assert find_stage(root, SHARD, given) == found
+
+
+@pytest.mark.parametrize("given", ["0", "5"])
+def test_position_without_a_stage_is_an_error(tmp_path: Path, given: str) -> None:
+    root = Root.open(str(tmp_path))
+    publish_four(root, CLIPS[:1])
+    with pytest.raises(TableError, match=f"no stage {given} of shard 'shard' in .*: use one of .*alignment"):
+        find_stage(root, SHARD, given)
+
+
+def test_root_without_captions_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(TableError, match="contains no captions of shard 'shard'"):
+        find_stage(Root.open(str(tmp_path)), SHARD, None)

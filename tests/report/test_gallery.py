@@ -12,20 +12,32 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caption_assets.checks.stored_tables import StoredShard, StoredTable
+from caption_assets.checks.stored_tables import StoredShard
 from caption_assets.report.gallery import NOT_YET, build_gallery, write_gallery
 from caption_assets.report.page import GROUP, Page, Row, render
 from caption_assets.report.sides import OUTDATED
 from caption_assets.store.previews import write_preview
 from caption_assets.store.root import Root
-from caption_assets.store.table_file import with_file_metadata
-from caption_assets.store.tables import CaptionRow, ManifestRow, TableError, schema_of
-from tests.report.windows import PROMPTS, SHARD, broken, captioned, failed, publish, window
-from tests.stages import STAGES
+from caption_assets.store.tables import CaptionRow, ManifestRow, TableError
+from tests.report.windows import (
+    FOUR,
+    PROMPTS,
+    SHARD,
+    broken,
+    captioned,
+    failed,
+    four_captions,
+    publish,
+    publish_four,
+    table_of,
+    window,
+)
+from tests.stages import STAGE1, STAGES
 
 pytestmark = pytest.mark.fast
 
 CAR = window("car.mp4")
+DEFAULT = [stage.name for stage in STAGES]
 
 
 class Blocks(HTMLParser):
@@ -64,13 +76,18 @@ def page_of(
 ) -> Page:
     """The gallery of tables that have these rows."""
     tables = {
-        stage.name: StoredTable.of(
-            stage.name, with_file_metadata(schema_of(stage.name), {"prompt": PROMPTS[stage.name]}), rows
-        )
+        stage.name: table_of(stage, rows, PROMPTS[stage.name]) if rows else None
         for stage, rows in zip(STAGES, (stage1, stage2), strict=True)
-        if rows
     }
     return build_gallery(shard, manifest, tables)
+
+
+def page_of_four(manifest: Sequence[ManifestRow], **changed: CaptionRow) -> Page:
+    """The gallery of the recipe with all outputs, with the rows of some stages replaced for all windows."""
+    rows = {
+        stage.name: [{**four_captions(window), **changed}[stage.name] for window in manifest] for stage in FOUR.stages
+    }
+    return build_gallery(SHARD, manifest, {stage.name: table_of(stage, rows[stage.name]) for stage in FOUR.stages})
 
 
 def row_of(manifest: ManifestRow, *captions: CaptionRow) -> Row:
@@ -129,9 +146,64 @@ def test_figures_count_rows_with_quality_flags_only() -> None:
 
 
 def test_stage2_of_another_stage1_is_noted_as_outdated() -> None:
-    first, second = captioned(CAR, "A car.", fingerprint="new"), captioned(CAR, "A car.", stage1_fingerprint="old")
+    first = captioned(CAR, "A car.", fingerprint="new")
+    second = captioned(CAR, "A car.", upstream_fingerprints={STAGE1.name: "old"})
     assert row_of(CAR, first, second).sides[1].notes == (OUTDATED,)
-    assert row_of(CAR, first, replace(second, stage1_fingerprint="new")).sides[1].notes == ()
+    present = replace(second, upstream_fingerprints={STAGE1.name: "new"})
+    assert row_of(CAR, first, present).sides[1].notes == ()
+
+
+@pytest.mark.parametrize("need", ["short", "dense_captions"])
+def test_caption_of_any_outdated_need_is_noted(need: str) -> None:
+    upstream = {"short": "s", "dense_captions": "d", need: "old"}
+    changed = replace(four_captions(CAR)["alignment"], upstream_fingerprints=upstream)
+    [row] = page_of_four([CAR], alignment=changed).rows
+    assert [side.notes for side in row.sides] == [(), (), (), (OUTDATED,)]
+
+
+def test_stages_are_columns_by_name_in_the_recipes_order() -> None:
+    assert page_of([CAR]).sides == ["Stage 1", "Stage 2"]
+    assert page_of_four([CAR]).sides == ["Short", "Dense", "Attributes", "Alignment"]
+
+
+def test_text_is_compared_with_the_text_that_its_stage_needs() -> None:
+    [row] = page_of_four([CAR]).rows
+    assert row.sides[1].text == ("A ", "red", " car.")
+    assert row.changed
+
+
+def test_json_is_marked_as_such_and_not_compared() -> None:
+    [row] = page_of_four([CAR]).rows
+    assert [side.is_json for side in row.sides] == [False, False, True, False]
+    assert row.sides[2].text == (four_captions(CAR)["attributes"].caption,)
+
+
+def test_choices_have_probabilities_a_score_and_a_facet() -> None:
+    page = page_of_four([CAR])
+    side = page.rows[0].sides[3]
+    assert (side.text, side.choices, side.score) == (("yes",), (("yes", 0.9), ("no", 0.1)), 0.9)
+    assert dict(zip(page.facets, page.rows[0].facets, strict=True))["Alignment"] == ["yes"]
+
+
+def test_failed_choice_has_no_score() -> None:
+    [row] = page_of_four([CAR], alignment=failed(CAR)).rows
+    assert (row.sides[3].choices, row.sides[3].score) == ((), None)
+    assert row.facets[0] == ["failed"]
+    assert row.facets[-1] == []
+
+
+def test_figures_count_words_of_texts_only() -> None:
+    words = {label for label, _ in page_of_four([CAR]).figures if "words" in label}
+    assert words == {"mean words in short", "mean words in dense"}
+
+
+def test_tables_of_other_recipes_are_left_out(tmp_path: Path) -> None:
+    root = Root.open(str(tmp_path))
+    publish_four(root, [CAR])
+    page = root.read(write_gallery(StoredShard(root, SHARD), ["attributes", "short"])).decode()
+    [[row]] = Blocks(page).data("rows")
+    assert [side["is_json"] for side in row["sides"]] == [True, False]
+    assert '"sides":["Attributes","Short"]' in page
 
 
 @pytest.mark.parametrize("other", [window("van.mp4"), window("car.mp4", end_seconds=8.0)])
@@ -141,11 +213,12 @@ def test_captions_of_other_windows_are_left_out(other: ManifestRow) -> None:
 
 def test_shared_provenance_is_stored_once() -> None:
     windows = [window(f"{number}.mp4", prompt="Count the cars." if number == 2 else None) for number in range(3)]
-    page = page_of(windows, [captioned(clip, "A car.") for clip in windows])
+    rows = [captioned(clip, "A car.", prompt_name="clip" if clip.prompt else "general") for clip in windows]
+    page = page_of(windows, rows)
     assert [row.sides[0].provenance for row in page.rows] == [0, 0, 1]
     assert [dict(properties)["Prompt"] for properties in page.provenance] == [
         "general: Describe the video.",
-        "general: Count the cars.",
+        "clip: Count the cars.",
     ]
 
 
@@ -203,7 +276,7 @@ def test_gallery_is_published_with_its_posters(tmp_path: Path) -> None:
     root, other = Root.open(str(tmp_path)), window("van.mp4")
     publish(root, [CAR, other], [captioned(CAR, "A car."), captioned(other, "A van.")])
     write_preview(root, SHARD, CAR.window_id, b"animation", b"poster")
-    assert write_gallery(StoredShard(root, SHARD)) == f"gallery/{SHARD}/index.html"
+    assert write_gallery(StoredShard(root, SHARD), DEFAULT) == f"gallery/{SHARD}/index.html"
     blocks = Blocks((tmp_path / "gallery" / SHARD / "index.html").read_text())
     (posters,), (rows,) = blocks.data("posters"), blocks.data("rows")
     assert {name: b64decode(poster) for name, poster in posters.items()} == {CAR.window_id: b"poster"}
@@ -212,7 +285,7 @@ def test_gallery_is_published_with_its_posters(tmp_path: Path) -> None:
 
 def test_gallery_needs_a_manifest(tmp_path: Path) -> None:
     with pytest.raises(TableError, match="materialize clip_manifest for shard 'shard' first"):
-        write_gallery(StoredShard(Root.open(str(tmp_path)), SHARD))
+        write_gallery(StoredShard(Root.open(str(tmp_path)), SHARD), DEFAULT)
 
 
 def test_empty_shard_has_a_page_without_rows() -> None:
@@ -224,7 +297,7 @@ def test_empty_shard_has_a_page_without_rows() -> None:
 def test_plots_of_lengths_and_failures_are_above_the_rows(tmp_path: Path) -> None:
     root = Root.open(str(tmp_path))
     publish(root, [CAR, window("van.mp4")], [captioned(CAR, "A car."), failed(window("van.mp4"))])
-    page = root.read(write_gallery(StoredShard(root, SHARD))).decode()
+    page = root.read(write_gallery(StoredShard(root, SHARD), DEFAULT)).decode()
     assert 'alt="Histogram of the number of words in a caption; mean 2.0 in stage 1"' in page
     assert 'alt="Number of rows without a caption in stage 1, by kind of error"' in page
     assert page.index("<img ") < page.index('id="rows"')
@@ -233,4 +306,4 @@ def test_plots_of_lengths_and_failures_are_above_the_rows(tmp_path: Path) -> Non
 def test_gallery_without_captions_has_no_plots(tmp_path: Path) -> None:
     root = Root.open(str(tmp_path))
     publish(root, [broken("x.mp4")])
-    assert "<img " not in root.read(write_gallery(StoredShard(root, SHARD))).decode()
+    assert "<img " not in root.read(write_gallery(StoredShard(root, SHARD), DEFAULT)).decode()

@@ -21,12 +21,13 @@ from caption_assets.store.tables import CaptionRow, Status
 from caption_assets.video.preview import make_preview
 from caption_assets.video.window import Windowing
 from tests.conftest import SANDBOX, Truth
-from tests.report.windows import SHARD, broken, captioned, failed, publish, window
+from tests.report.windows import FOUR, SHARD, broken, captioned, failed, publish, publish_four, window
 from tests.stages import STAGES
 from tests.videos import decode
 
 pytestmark = pytest.mark.browser
 
+DEFAULT = [stage.name for stage in STAGES]
 FRAMES, SIZE = 8, (84, 112)
 EVIL = "<img src=x onerror=alert(1)><script>alert(2)</script></script></style><!--<script>"
 HOSTILE = [
@@ -73,7 +74,7 @@ def activity(page: Page) -> PageActivity:
 
 
 def gallery_at(root: Root, shard: str = SHARD) -> str:
-    return Path(root.full(write_gallery(StoredShard(root, shard)))).as_uri()
+    return Path(root.full(write_gallery(StoredShard(root, shard), DEFAULT))).as_uri()
 
 
 @pytest.fixture(scope="module")
@@ -200,6 +201,25 @@ def test_hostile_texts_are_shown_as_text(page: Page, tmp_path: Path, activity: P
     assert activity.fetched == [url]
 
 
+def test_json_and_choices_are_readable(page: Page, tmp_path: Path, activity: PageActivity) -> None:
+    root, car = Root.open(str(tmp_path)), window("car.mp4")
+    publish_four(root, [car], attributes=captioned(car, json.dumps({"subjects": [EVIL], "camera": {"motion": EVIL}})))
+    names = [stage.name for stage in FOUR.stages]
+    page.goto(Path(root.full(write_gallery(StoredShard(root, SHARD), names))).as_uri())
+    card = page.locator("article")
+    assert card.locator("h3").all_inner_texts() == ["Short", "Dense", "Attributes", "Alignment"]
+    assert card.locator("ins").all_inner_texts() == ["red"]
+    assert card.locator(".fields dt").all_inner_texts() == ["subjects", "camera", "motion"]
+    expect(card.locator(".fields li")).to_have_text(EVIL)
+    assert card.locator(".choices dt").all_inner_texts() == ["yes", "no"]
+    assert card.locator(".choices dd").all_inner_texts() == ["90.0%", "10.0%"]
+    expect(card.locator(".choices .chosen")).to_contain_text("yes")
+    expect(card).to_contain_text("score 0.900")
+    page.get_by_role("combobox", name="Alignment").select_option("yes")
+    expect(page.locator("#count")).to_have_text("1 rows")
+    assert activity.messages == []
+
+
 def test_policy_blocks_injected_html_and_requests(page: Page, large: str) -> None:
     page.goto(large)
     with pytest.raises(Error, match="requires 'TrustedHTML'"):
@@ -270,7 +290,7 @@ def test_presigned_url_opens_the_page_with_its_posters(
 ) -> None:
     root = Root.open(s3_url)
     publish_sample(root, Root.open(str(sample_data / "shards")), truth)
-    url = root.fs.sign(root.full(write_gallery(StoredShard(root, FOLDER_SHARD))))
+    url = root.fs.sign(root.full(write_gallery(StoredShard(root, FOLDER_SHARD), DEFAULT)))
     response = page.goto(url)
     assert response
     assert response.headers["content-type"].startswith("text/html")

@@ -22,6 +22,7 @@ SHORT, LONG = [5, 6, 6, 7], [40, 52, 300, 1024]
         {"stage 1": [0]},
         {"stage 1": SHORT, "stage 2": LONG},
         {"stage 1": [], "stage 2": LONG},
+        {f"stage {number}": [number * word for word in SHORT] for number in range(1, 7)},
         {"stage 1": [number % 97 for number in range(5000)], "stage 2": [number % 311 for number in range(5000)]},
     ],
 )
@@ -52,3 +53,9 @@ def test_length_plot_draws_stage2_over_stage1() -> None:
 
     assert reddish({"stage 1": SHORT}) == 0
     assert reddish({"stage 1": SHORT, "stage 2": LONG}) > 0
+
+
+def test_length_plot_draws_more_stages_than_colors() -> None:
+    words = {f"stage {number}": [10 * number] * 4 for number in range(1, 8)}
+    all_but_last = dict(list(words.items())[:-1])
+    assert length_plot(words) != length_plot(all_but_last)

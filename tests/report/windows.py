@@ -8,8 +8,18 @@ from typing import Any
 
 from caption_assets.captioning.output import ChoiceOutput, JsonOutput, output_identity
 from caption_assets.captioning.stages import Stage, StageGraph
+from caption_assets.checks.stored_tables import StoredTable
 from caption_assets.store.root import Root
-from caption_assets.store.tables import CaptionRow, ManifestRow, Status, publish_captions, publish_manifest, window_id
+from caption_assets.store.table_file import with_file_metadata
+from caption_assets.store.tables import (
+    CaptionRow,
+    ManifestRow,
+    Status,
+    caption_schema,
+    publish_captions,
+    publish_manifest,
+    window_id,
+)
 from tests.stages import STAGE1, STAGE2
 
 SHARD = "shard"
@@ -119,8 +129,19 @@ def publish_stage(
     root: Root, stage: Stage, rows: Sequence[CaptionRow], *, prompt: str | None = None, shard: str = SHARD
 ) -> None:
     """Publish a stage's table."""
-    metadata = {"prompt": prompt or stage.prompt, "recipe": json.dumps(output_identity(stage.output))}
-    publish_captions(root, stage.name, shard, rows, [row.key for row in rows], metadata, columns=stage.columns)
+    keys = [row.key for row in rows]
+    publish_captions(root, stage.name, shard, rows, keys, _metadata(stage, prompt), columns=stage.columns)
+
+
+def table_of(stage: Stage, rows: Sequence[CaptionRow], prompt: str | None = None) -> StoredTable:
+    """A stage's table as it is read."""
+    schema = with_file_metadata(caption_schema(stage.columns), _metadata(stage, prompt))
+    return StoredTable.of(stage.name, schema, rows)
+
+
+def _metadata(stage: Stage, prompt: str | None) -> dict[str, str]:
+    recipe = json.dumps(output_identity(stage.output))
+    return {"prompt": prompt or stage.prompt, "recipe": recipe, "recipe_version": "1"}
 
 
 def four_captions(of: ManifestRow) -> dict[str, CaptionRow]:

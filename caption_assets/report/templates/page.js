@@ -3,6 +3,7 @@
 
 const BATCH = 30; // number of cards added at a time
 const CARD_CHARACTERS = 700; // maximum length of a caption on a card; the details show all of it
+const MAX_DEPTH = 8; // JSON below this depth is shown as text
 
 const page = JSON.parse(find("page").textContent);
 const [list, more, none, count, filters] = ["rows", "more", "none", "count", "filters"].map(find);
@@ -94,16 +95,53 @@ function card(row) {
 
 // A side's caption, or the reason why there is none, with its flags and notes.
 function captionOf(side, column, maxCharacters) {
-  const caption = side.missing
-    ? make("p", { class: "missing", dir: "auto" }, side.missing)
-    : make("p", { class: "caption", dir: "auto" }, ...segmentNodes(side.text, column, maxCharacters));
+  const caption = side.missing ? make("p", { class: "missing", dir: "auto" }, side.missing) : answer(side, column, maxCharacters);
   const flags = [...side.flags, ...side.notes].map((flag) => make("li", {}, flag.replaceAll("_", " ")));
   return flags.length ? [caption, make("ul", { class: "flags" }, ...flags)] : [caption];
 }
 
-// Nodes of a text in segments, cut to a length. Every second segment differs from the other side.
+// An answer: choices with their probabilities, the fields of JSON, or a text. JSON with marks is shown as text.
+function answer(side, column, maxCharacters) {
+  if (side.choices.length) return choiceList(side);
+  if (side.is_json && side.text.length === 1) return make("div", { class: "fields" }, jsonNode(parseJson(side.text[0]), 0));
+  const kind = side.is_json ? "caption json" : "caption";
+  return make("p", { class: kind, dir: "auto" }, ...segmentNodes(side.text, column, maxCharacters));
+}
+
+function parseJson(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return text;
+  }
+}
+
+function choiceList(side) {
+  const chosen = side.text.join("");
+  const item = ([choice, probability]) =>
+    make(
+      "div",
+      choice === chosen ? { class: "chosen" } : {},
+      make("dt", { dir: "auto" }, choice),
+      make("dd", {}, make("meter", { value: probability, "aria-hidden": "true" }), `${(100 * probability).toFixed(1)}%`),
+    );
+  const score = side.score === null ? null : make("p", {}, `score ${side.score.toFixed(3)}`);
+  return make("div", { class: "choices" }, make("dl", {}, ...side.choices.map(item)), score);
+}
+
+// A JSON value as nested lists of fields and items.
+function jsonNode(value, depth) {
+  if (typeof value === "string") return value;
+  if (value === null || typeof value !== "object" || depth === MAX_DEPTH) return JSON.stringify(value);
+  if (Array.isArray(value)) return make("ul", {}, ...value.map((item) => make("li", { dir: "auto" }, jsonNode(item, depth + 1))));
+  const field = ([name, item]) =>
+    make("div", {}, make("dt", {}, name), make("dd", { dir: "auto" }, jsonNode(item, depth + 1)));
+  return make("dl", {}, ...Object.entries(value).map(field));
+}
+
+// Nodes of a text in segments, cut to a length. Every second segment differs from another side.
 function segmentNodes(segments, column, maxCharacters) {
-  const tag = column === 1 ? "ins" : page.marks_removed ? "del" : null;
+  const tag = column ? "ins" : page.marks_removed ? "del" : null;
   const nodes = [];
   let left = maxCharacters;
   for (const [number, segment] of segments.entries()) {
