@@ -156,20 +156,20 @@ def new_jobs(clips: Sequence[tuple[SampleClip, bytes]], count: int | None = None
 class PredecodedFrames:
     """A decoder that returns frames which were decoded beforehand."""
 
-    def __init__(self, frames: dict[str, Frames]) -> None:
-        self._frames = frames
+    def __init__(self, by_clip: dict[str, Frames]) -> None:
+        self.by_clip = by_clip
 
     async def frames(self, job: WindowJob, grid: FrameGrid) -> Frames:
         """Frames of a job's clip."""
-        found = self._frames[job.window.clip_key]
+        found = self.by_clip[job.window.clip_key]
         assert found.pixels.shape[:3] == (grid.frames, grid.height, grid.width)
         return found
 
     @classmethod
-    async def of(cls, supervisor: EngineSupervisor, jobs: Sequence[WindowJob]) -> PredecodedFrames:
+    async def of(cls, supervisor: EngineSupervisor, recipe: Recipe, jobs: Sequence[WindowJob]) -> PredecodedFrames:
         """Decode the windows of jobs."""
         with SandboxDecoder(SANDBOX) as decoder:
-            captioner = Captioner(supervisor, RECIPE, decoder)
+            captioner = Captioner(supervisor, recipe, decoder)
             for job in jobs:
                 await captioner.plan(job)
             frames = await asyncio.gather(*(decoder.frames(job, job.whole) for job in jobs))
@@ -178,7 +178,7 @@ class PredecodedFrames:
     def copies(self, rng: np.random.Generator) -> list[Frames]:
         """Copies with another first pixel, so that no engine has cached them."""
         copies = []
-        for frames in self._frames.values():
+        for frames in self.by_clip.values():
             pixels = frames.pixels.copy()
             pixels[0, 0, 0] = rng.integers(0, 255, 3)
             copies.append(replace(frames, pixels=pixels))
@@ -211,12 +211,12 @@ async def ours(
 
 
 @asynccontextmanager
-async def plain_engine(model: Path, config: EngineConfig) -> AsyncIterator[Any]:
+async def plain_engine(model: Path, recipe: Recipe, config: EngineConfig) -> AsyncIterator[Any]:
     """An engine that vLLM builds from our arguments, without our changes."""
     from vllm import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_arguments(model, RECIPE, config)))
+    llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**engine_arguments(model, recipe, config)))
     try:
         yield llm
     finally:
@@ -259,10 +259,10 @@ async def measure_speed(model: Path, clips: Sequence[tuple[SampleClip, bytes]], 
     rng = np.random.default_rng(0)
     async with (
         EngineSupervisor(lambda: start_engine(model, RECIPE, config)) as supervisor,
-        plain_engine(model, config) as plain,
+        plain_engine(model, RECIPE, config) as plain,
     ):
         shared = supervisor.engine._llm
-        predecoded = await PredecodedFrames.of(supervisor, new_jobs(clips))
+        predecoded = await PredecodedFrames.of(supervisor, RECIPE, new_jobs(clips))
         seconds: dict[str, list[float]] = {"f32": [], "u8": [], "shared": [], "ready": [], "decoding": []}
         rows: list[WindowJob] = []
         for turn in range(rounds + 1):
@@ -284,7 +284,7 @@ async def measure_speed(model: Path, clips: Sequence[tuple[SampleClip, bytes]], 
                     empty = f", {len(some) - len(rows)} empty" if arm in ("ready", "decoding") else ""
                     print(f"round {turn}, {arm}: {len(some) / durations[-1]:.1f} windows/s{empty}", flush=True)
         resent = supervisor.resent
-        of_cacheable = cached_of_cacheable(supervisor.engine, rows)
+        of_cacheable = cached_of_cacheable(supervisor.engine, RECIPE, rows)
     print(f"{resent} videos were sent again", flush=True)
 
     def ratio(slow: str, fast: str) -> float:
@@ -299,15 +299,18 @@ async def measure_speed(model: Path, clips: Sequence[tuple[SampleClip, bytes]], 
     }
 
 
-def cached_of_cacheable(engine: CaptionEngine, rows: Sequence[WindowJob]) -> float:
-    """Cached tokens of stage 2, over the tokens in whole blocks of the prefix that both stages' prompts share."""
+def cached_of_cacheable(engine: CaptionEngine, recipe: Recipe, jobs: Sequence[WindowJob]) -> float:
+    """Cached tokens of all stages but the first, over those in whole blocks of the prefix that all prompts share."""
     head = engine.text_tokens(engine.render("").split("<|vision_end|>")[0] + "<|vision_end|>")
     cached = cacheable = 0
-    for row in rows:
-        instruction = STAGE2.instruction({STAGE1.name: row.row(STAGE1).caption or ""})
-        text = engine.text_tokens(engine.render(instruction))
-        cacheable += (head + (row.row(STAGE2).prompt_tokens or 0) - text) // BLOCK * BLOCK
-        cached += row.row(STAGE2).cached_tokens or 0
+    for job in jobs:
+        for stage in recipe.stages[1:]:
+            row = job.row(stage)
+            instruction = recipe.instruction(stage, job.window, job.texts(stage) or {})
+            text = engine.text_tokens(engine.render(instruction))
+            whole_blocks = (head + (row.prompt_tokens or 0) - text) // BLOCK * BLOCK
+            cacheable += whole_blocks
+            cached += min(row.cached_tokens or 0, whole_blocks)  # two instructions may begin with the same words
     return cached / cacheable
 
 
