@@ -74,7 +74,7 @@ def test_code_versions_of_the_default_recipe_are_those_of_earlier_releases() -> 
     assert versions == {"stage1_captions": "dcbb273bd2ce1360", "stage2_captions": "711c6f81a53aecc3"}
 
 
-def test_prompt_changes_the_code_version_of_its_stage_alone(tmp_path: Path) -> None:
+def test_prompt_changes_the_code_versions_of_its_stage_and_those_that_need_it(tmp_path: Path) -> None:
     before = graph(recipe=str(write_recipe(tmp_path)))
     after = graph(recipe=str(write_recipe(tmp_path / "new", stage2="Again: {stage1_captions}")))
     changed = {
@@ -82,7 +82,7 @@ def test_prompt_changes_the_code_version_of_its_stage_alone(tmp_path: Path) -> N
         for key in before.get_all_asset_keys()
         if before.get(key).code_version != after.get(key).code_version
     }
-    assert changed == {"stage2_captions"}
+    assert changed == {"stage2_captions", "alignment"}
 
 
 def test_definitions_load_without_engine_plots_or_kubernetes_client() -> None:

@@ -24,8 +24,9 @@ from caption_assets.store.versions import TableVersions, captions_version
 
 WEIGHTS_ASSET = "model_weights"
 """Name of the weights among a table's inputs."""
-RECIPE, RECIPE_NAME, RECIPE_VERSION, STAGE_PROMPT = "recipe", "recipe_name", "recipe_version", "prompt"
-"""Keys of a caption table's file metadata."""
+RECIPE, RECIPE_NAME, RECIPE_VERSION = "recipe", "recipe_name", "recipe_version"
+STAGE_PROMPT, UPSTREAM_PROMPTS = "prompt", "upstream_prompts"
+"""Keys of a caption table's file metadata. The prompts of the stages upstream are a JSON object."""
 
 
 def direct_inputs(stage: Stage) -> Sequence[str]:
@@ -201,6 +202,7 @@ def file_metadata(recipe: Recipe, stage: Stage) -> dict[str, str]:
         RECIPE_NAME: recipe.graph.name,
         RECIPE_VERSION: recipe.version(stage),
         STAGE_PROMPT: stage.prompt,
+        UPSTREAM_PROMPTS: json.dumps({other.name: other.prompt for other in recipe.graph.upstream(stage)}),
         QUALITY_RULES: str(recipe.quality_rules),
         **({"weights": recipe.weights} if recipe.weights else {}),
     }

@@ -29,6 +29,10 @@ REFERENCE_OUTPUT_TOKENS = 512
 """The reference's output limit. Do not change it: fingerprints contain it."""
 
 
+_FORMER_STAGES = [stage for name in ("general", "driving", "surveillance") for stage in built_in(name).stages]
+"""The stages of releases that hashed no stages upstream. Code versions do not contain them, and stay the same."""
+
+
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """Everything except the clip that determines a caption."""
@@ -151,8 +155,14 @@ class Recipe:
         return values if self.quality_rules == 1 else {**values, QUALITY_RULES: self.quality_rules}
 
     def version(self, stage: Stage) -> str:
-        """A short hash of ``identity``: the code version of the stage's asset."""
-        return _hash(self.identity(stage))[:16]
+        """The code version of the stage's asset: a short hash of its ``identity`` and those of all stages upstream.
+
+        A changed stage thus marks those that need it as stale at once, so that one run makes them all.
+        """
+        upstream = {
+            other.name: self.identity(other) for other in self.graph.upstream(stage) if other not in _FORMER_STAGES
+        }
+        return _hash({**self.identity(stage), **({"upstream": upstream} if upstream else {})})[:16]
 
     def fingerprint(
         self,

@@ -208,6 +208,14 @@ class StageGraph:
         """The stage of a name."""
         return next(stage for stage in self.stages if stage.name == name)
 
+    def upstream(self, stage: Stage) -> list[Stage]:
+        """The stages that a stage needs, directly or through others, in order."""
+        names = set(stage.needs)
+        for earlier in reversed(self.stages):
+            if earlier.name in names:
+                names.update(earlier.needs)
+        return [earlier for earlier in self.stages if earlier.name in names]
+
 
 def _sorted(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
     """The stages, each after those that it needs, otherwise in their order."""

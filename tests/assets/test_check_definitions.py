@@ -76,18 +76,27 @@ def store_captions(
 
     ``others`` has the captions of further stages of ``recipe``.
     """
-    root, captions = Root.open(str(project.root)), {STAGE1.name: stage1, STAGE2.name: stage2, **others}
+    root = Root.open(str(project.root))
     project.instance.add_dynamic_partitions("shards", [shard])
     publish_manifest(root, shard, manifest, {})
+    made = rows_of_stages(recipe, manifest, {STAGE1.name: stage1, STAGE2.name: stage2, **others}, reductions)
+    for stage in recipe.stages:
+        keys, metadata = [row.key for row in manifest], file_metadata(recipe, stage)
+        publish_captions(root, stage.name, shard, made[stage.name], keys, metadata, stage.columns)
+
+
+def rows_of_stages(
+    recipe: Recipe, manifest: Sequence[ManifestRow], captions: Mapping[str, CaptionOf], reductions: Sequence[str] = ()
+) -> dict[str, list[CaptionRow]]:
+    """The rows of each stage, which a run of the recipe reuses."""
     made: dict[str, list[CaptionRow]] = {}
     for stage in recipe.stages:
         rows = [
             _row(recipe, stage, clip, captions[stage.name](clip), {name: made[name][number] for name in stage.needs})
             for number, clip in enumerate(manifest)
         ]
-        rows = made[stage.name] = [replace(row, reductions=reductions) for row in rows]
-        keys, metadata = [row.key for row in manifest], file_metadata(recipe, stage)
-        publish_captions(root, stage.name, shard, rows, keys, metadata, stage.columns)
+        made[stage.name] = [replace(row, reductions=reductions) for row in rows]
+    return made
 
 
 def _row(

@@ -38,11 +38,18 @@ class AutomationHarness:
         self.source = folder / "shards"
         self.source.mkdir(parents=True, exist_ok=True)
         self.settings = Settings(**{"root": str(folder), "recipe": "general", **settings})  # type: ignore[arg-type]
-        self.project = Project.of(self.settings)
         self.root = Root.open(str(folder))
         self.instance = instance
         self.cursor: str | None = None
         self.ticks = 0
+
+    @property
+    def project(self) -> Project:
+        return Project.of(self.settings)
+
+    def use_recipe(self, recipe: str) -> None:
+        """Change the recipe."""
+        self.settings = Settings(**{**self.settings.model_dump(exclude_unset=True), "recipe": recipe})
 
     def add(self, *shards: str, content: bytes = b"{}", minutes_ago: float = 5) -> None:
         """Add URI lists to the source."""
@@ -120,16 +127,19 @@ class AutomationHarness:
             if recorded:
                 self.record(asset, shard, metadata=metadata, tags=tags_of(versions))
 
-    def publish(self, table: str, shard: str, versions: TableVersions | None) -> None:
+    def publish(
+        self, table: str, shard: str, versions: TableVersions | None, metadata: Mapping[str, str] | None = None
+    ) -> None:
         """Publish a table of one window."""
-        metadata = versions.file_metadata if versions else {}
+        metadata = {**(versions.file_metadata if versions else {}), **(metadata or {})}
         window = ManifestRow("a.mp4", 0, "id", "t", 1, Status.OK, width=64, height=64)
         window = replace(window, start_frame=0, end_frame=8, start_seconds=0.0, end_seconds=1.0)
         if table == CLIP_MANIFEST:
             publish_manifest(self.root, shard, [window], metadata)
         else:
-            row = CaptionRow(*window.key, window.window_id, 0.0, 1.0, Status.OK, caption="A red square.", attempts=1)
             columns = self.settings.caption_recipe.graph.stage(table).columns
+            caption = columns.choices[0] if columns.choices else '"A red square."'
+            row = CaptionRow(*window.key, window.window_id, 0.0, 1.0, Status.OK, caption=caption, attempts=1)
             publish_captions(self.root, table, shard, [row], [row.key], metadata, columns)
 
     def record(

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from caption_assets.captioning.output import ChoiceOutput
 from caption_assets.captioning.planner import chains
+from caption_assets.captioning.recipe_file import built_in
 from caption_assets.captioning.sampling import DETERMINISTIC, SamplingParams
 from caption_assets.captioning.stages import Stage, StageError, StageGraph
 
@@ -83,3 +84,15 @@ def test_sampling_of_a_stage_replaces_that_of_the_recipe_and_a_choice_is_one_tok
 def test_output_limit_is_named_by_what_sets_it() -> None:
     assert Stage("long", "Describe.").limit_name == "CAPTION_MAX_OUTPUT_TOKENS"
     assert Stage("long", "Describe.", sampling={"max_output_tokens": 9}).limit_name == "max_output_tokens of long"
+
+
+def test_stages_upstream_are_those_needed_directly_or_through_others() -> None:
+    graph = built_in("sample")
+    upstream = {stage.name: [other.name for other in graph.upstream(stage)] for stage in graph.stages}
+    assert upstream == {
+        "stage1_captions": [],
+        "stage2_captions": ["stage1_captions"],
+        "attributes": [],
+        "alignment": ["stage1_captions", "stage2_captions"],
+        "short": ["stage1_captions", "stage2_captions"],
+    }
