@@ -101,7 +101,7 @@ def draw_plots(tables: Tables) -> list[Plot]:
     for stage, table in stored.items():
         if kinds := Counter(row.error_kind or "" for row in table.rows if row.status is Status.FAILED):
             description = f"Number of rows without a caption in {stage}, by kind of error"
-            plots.append(Plot(failures_plot(kinds), description))
+            plots.append(Plot(failures_plot(stage, kinds), description))
     return plots
 
 

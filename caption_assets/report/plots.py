@@ -30,6 +30,8 @@ COLORS = ("#0072b2", "#d55e00", "#009e73", "#b0558a")
 people can distinguish. Their contrast to the light and to the dark page is at least 3 (WCAG AA)."""
 LINES = ("-", "--", ":")
 """Line styles. Each is used with all colors."""
+MAX_NAME = 20
+"""Maximum number of characters of a name in a plot; the name of a stage may have 63."""
 MAX_FILLED = 2
 """Maximum number of filled histograms: more of them would hide each other."""
 
@@ -49,19 +51,25 @@ def length_plot(words: Mapping[str, Sequence[int]]) -> bytes:
     edges = range(0, (BINS + 1) * step, step)
     is_filled = len(words) <= MAX_FILLED
     for (name, counts), (line, color) in zip(words.items(), cycle(product(LINES, COLORS)), strict=False):
+        name = _shorten(name)
         if is_filled:
             axes.hist(counts, bins=edges, histtype="stepfilled", color=color, alpha=0.35, label=name)
         axes.hist(counts, bins=edges, histtype="step", color=color, linestyle=line, label=None if is_filled else name)
     axes.set_xlabel("words in a caption")
     axes.set_ylabel("captions")
     axes.yaxis.set_major_locator(MaxNLocator("auto", integer=True))
-    if len(words) > 1:
+    if not is_filled:
+        figure.legend(loc="outside right upper", frameon=False, labelcolor=GRAY, fontsize="small")
+    elif len(words) > 1:
         axes.legend(frameon=False, labelcolor=GRAY, fontsize="small")
     return _png(figure, axes)
 
 
-def failures_plot(kinds: Mapping[str, int]) -> bytes:
-    """Draw the number of failed rows by kind of error, the most frequent kind on top. There is at least one kind."""
+def failures_plot(stage: str, kinds: Mapping[str, int]) -> bytes:
+    """Draw the number of a stage's failed rows by kind of error, the most frequent kind on top.
+
+    There is at least one kind.
+    """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -74,9 +82,13 @@ def failures_plot(kinds: Mapping[str, int]) -> bytes:
     axes.bar_label(bars, padding=3, color=GRAY, fontsize="small")
     axes.set_ylim(len(counts) - 0.5, -0.5)
     axes.margins(x=0.1)
-    axes.set_xlabel("rows without a caption")
+    axes.set_xlabel(f"rows without a caption in {_shorten(stage)}")
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     return _png(figure, axes)
+
+
+def _shorten(name: str) -> str:
+    return name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def _png(figure: Figure, axes: Axes) -> bytes:

@@ -77,6 +77,11 @@ def gallery_at(root: Root, shard: str = SHARD) -> str:
     return Path(root.full(write_gallery(StoredShard(root, shard), DEFAULT))).as_uri()
 
 
+def four_gallery_at(root: Root) -> str:
+    names = [stage.name for stage in FOUR.stages]
+    return Path(root.full(write_gallery(StoredShard(root, SHARD), names))).as_uri()
+
+
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The URL of a gallery of 5,000 rows. Every hundredth row failed."""
@@ -204,8 +209,7 @@ def test_hostile_texts_are_shown_as_text(page: Page, tmp_path: Path, activity: P
 def test_json_and_choices_are_readable(page: Page, tmp_path: Path, activity: PageActivity) -> None:
     root, car = Root.open(str(tmp_path)), window("car.mp4")
     publish_four(root, [car], attributes=captioned(car, json.dumps({"subjects": [EVIL], "camera": {"motion": EVIL}})))
-    names = [stage.name for stage in FOUR.stages]
-    page.goto(Path(root.full(write_gallery(StoredShard(root, SHARD), names))).as_uri())
+    page.goto(four_gallery_at(root))
     card = page.locator("article")
     assert card.locator("h3").all_inner_texts() == ["Short", "Dense", "Attributes", "Alignment"]
     assert card.locator("ins").all_inner_texts() == ["red"]
@@ -266,6 +270,18 @@ def test_page_fits_the_width_of_the_screen(page: Page, sample_root: Root, width:
     page.goto(gallery_at(sample_root, FOLDER_SHARD))
     assert page.evaluate("document.documentElement.scrollWidth") == width
     page.get_by_role("button", name="Details").first.click()
+    assert page.locator("#details-body").evaluate("body => body.scrollWidth - body.clientWidth") == 0
+
+
+@pytest.mark.parametrize("width", [360, 1400])
+def test_page_of_all_outputs_fits_the_width_of_the_screen(page: Page, tmp_path: Path, width: int) -> None:
+    root, car = Root.open(str(tmp_path)), window("car.mp4")
+    deep = json.dumps({"x" * 200: {"a": {"b": {"c": ["y" * 200]}}}})
+    publish_four(root, [car], attributes=captioned(car, deep))
+    page.set_viewport_size({"width": width, "height": 800})
+    page.goto(four_gallery_at(root))
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    page.get_by_role("button", name="Details").click()
     assert page.locator("#details-body").evaluate("body => body.scrollWidth - body.clientWidth") == 0
 
 

@@ -23,6 +23,7 @@ SHORT, LONG = [5, 6, 6, 7], [40, 52, 300, 1024]
         {"stage 1": SHORT, "stage 2": LONG},
         {"stage 1": [], "stage 2": LONG},
         {f"stage {number}": [number * word for word in SHORT] for number in range(1, 7)},
+        {f"{number} {'long name ' * 6}": SHORT for number in range(3)},
         {"stage 1": [number % 97 for number in range(5000)], "stage 2": [number % 311 for number in range(5000)]},
     ],
 )
@@ -35,7 +36,7 @@ def test_length_plot_is_a_small_image(words: dict[str, list[int]]) -> None:
 
 @pytest.mark.parametrize("count", [1, 4, 40])
 def test_failures_plot_has_a_bar_for_each_frequent_kind(count: int) -> None:
-    png = failures_plot({f"kind_{number}": 3**number for number in range(count)})
+    png = failures_plot("stage 1", {f"kind_{number}": 3**number for number in range(count)})
     picture = Image.open(BytesIO(png))
     assert picture.size == (480, 70 + 26 * min(count, MAX_KINDS))
     assert len(png) < MAX_BYTES
