@@ -94,6 +94,7 @@ class OpenShard:
         self._inputs = dict(inputs) | ({WEIGHTS_ASSET: run.weights_version} if run.weights_version else {})
         self._former = former
         self._run = run
+        self._added: set[WindowJob] = set()
         self._unsaved: list[WindowJob] = []
         self._unsaved_since = 0.0
         self._not_before = 0.0
@@ -116,21 +117,26 @@ class OpenShard:
         if not self._unsaved:
             self._unsaved_since = time.monotonic()
         self._unsaved.append(job)
+        self._added.add(job)
         for name, seconds in job.seconds.items():
             self._seconds[name] += seconds
         for name, hits in job.hits.items():
             self._hits[name] += hits
         self.finished += 1
 
-    async def save(self) -> None:
+    async def save(self, *, unfinished: bool = False) -> None:
         """Write a checkpoint with the rows that are not in one yet.
+
+        Args:
+            unfinished: whether to include windows with missing rows, at the end of a run.
 
         Raises:
             StoreError: if it cannot be written; the next checkpoint then has these rows.
         """
         async with self._saving:
             jobs, self._unsaved = self._unsaved, []
-            rows = {stage.name: _fresh_rows(jobs, stage) for stage in self._run.stages}
+            others = [job for job in self.unfinished if job not in self._added] if unfinished else []
+            rows = {stage.name: _fresh_rows([*jobs, *others], stage) for stage in self._run.stages}
             started = time.monotonic()
             try:
                 await to_thread_uncancelled(

@@ -223,14 +223,14 @@ class _ShardQueue:
 
     @asynccontextmanager
     async def checkpoints(self) -> AsyncIterator[None]:
-        """Within the block, write due checkpoints; at its end, checkpoint all remaining rows."""
+        """Within the block, write due checkpoints; at its end, checkpoint all rows, also of unfinished windows."""
         saving = asyncio.create_task(self._save_periodically())
         try:
             yield
         finally:
             saving.cancel()
             for shard in list(self._shards.values()):
-                await self._save(shard)
+                await self._save(shard, unfinished=True)
 
     async def _save_periodically(self) -> None:
         while True:
@@ -239,9 +239,9 @@ class _ShardQueue:
                 if shard.is_due:
                     await self._save(shard)
 
-    async def _save(self, shard: OpenShard) -> None:
+    async def _save(self, shard: OpenShard, *, unfinished: bool = False) -> None:
         try:
-            await shard.save()
+            await shard.save(unfinished=unfinished)
         except Exception as error:  # the rows are kept for the next checkpoint
             self._warn(f"{shard.lease.shard}: a checkpoint could not be written: {as_project_error(error)}")
 

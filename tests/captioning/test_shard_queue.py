@@ -18,6 +18,7 @@ from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.request import Completion, PoisonWindow, ReasoningCutOff, Request
 from caption_assets.captioning.sampling import SamplingParams
 from caption_assets.captioning.stage_run import POISON_CRASHES
+from caption_assets.captioning.stages import Stage, StageGraph
 from caption_assets.models.variants import SAMPLE
 from caption_assets.sources.manifest import probe_clips
 from caption_assets.sources.shard import find_shard
@@ -392,21 +393,51 @@ def run_and_cancel(harness: Harness, after: int, **settings: Any) -> None:
     asyncio.run(run())
 
 
-@pytest.mark.parametrize(("after", "done"), [(1, 0), (5, 2), (9, 4), (11, 5)])
-def test_canceled_run_is_resumed_from_its_checkpoints(harness: Harness, after: int, done: int) -> None:
-    run_and_cancel(harness, after)
+@pytest.mark.parametrize("answers", [1, 4, 5, 9, 11])
+def test_canceled_run_is_resumed_with_every_answer(harness: Harness, answers: int) -> None:
+    """The windows are captioned one by one, each in stage 1 and then in stage 2."""
+    run_and_cancel(harness, answers)
     assert not harness.root.exists("stage2_captions/shard=a/captions.parquet")
     events = harness.run()
     assert events.failures == events.skips == {}
-    assert harness.requests == {1: 6 - done, 2: 6 - done}
-    assert events.tables["a"][STAGE2.name].reused == done
+    done = {STAGE1.name: (answers + 1) // 2, STAGE2.name: answers // 2}
+    assert harness.requests == Counter({1: 6 - done[STAGE1.name], 2: 6 - done[STAGE2.name]})
+    assert {table: published.reused for table, published in events.tables["a"].items()} == done
     assert harness.checkpoint_files() == []
     uninterrupted = {table: harness.rows(table) for table in TABLES}
     for table in TABLES:
         harness.root.remove(f"{table}/shard=a/captions.parquet")
     harness.run()
-    assert harness.requests == {1: 6, 2: 6}
+    assert harness.requests == Counter({1: 6, 2: 6})
     assert {table: harness.rows(table) for table in TABLES} == uninterrupted
+
+
+FOUR_STAGES = StageGraph(
+    "four",
+    (
+        Stage("one", "What is it?"),
+        Stage("two", "Where is it?"),
+        Stage("both", "Join {one} and {two}."),
+        Stage("short", "Shorten {both}.", video=False),
+    ),
+)
+
+
+@pytest.mark.parametrize("answers", [1, 2, 3, 6, 11, 17, 22])
+def test_canceled_run_of_four_stages_ends_in_the_same_tables(harness: Harness, answers: int) -> None:
+    def tables() -> dict[str, list[dict[str, Any]]]:
+        return {stage.name: harness.rows(stage.name) for stage in FOUR_STAGES.stages}
+
+    recipe = Recipe(graph=FOUR_STAGES)
+    run_and_cancel(harness, answers, recipe=recipe)
+    harness.run(recipe=recipe)
+    assert harness.requests.total() <= 24 - answers + 1  # two stages are in flight at the same time
+    resumed = tables()
+    for name in resumed:
+        harness.root.remove(f"{name}/shard=a/captions.parquet")
+    harness.run(recipe=recipe)
+    assert harness.requests.total() == 24
+    assert tables() == resumed
 
 
 def test_checkpoints_of_another_recipe_are_ignored_and_removed(harness: Harness) -> None:
