@@ -15,24 +15,25 @@ from caption_assets.captioning.stages import Stage
 
 
 class PromptRenderer:
-    """Renders prompts as the engine does. It reads the model's configuration and tokenizer, but no weights.
+    """Renders the prompts of one model as its engine does. It reads the configuration and tokenizer, but no weights.
 
     Args:
         model: folder of the model's files.
         arguments: further arguments of the chat template.
+        video: whether the model is shown videos.
 
     Raises:
         TemplateError: if the model has no chat template that renders a prompt.
     """
 
-    def __init__(self, model: Path, arguments: Mapping[str, Any]) -> None:
+    def __init__(self, model: Path, arguments: Mapping[str, Any], *, video: bool) -> None:
         _silence_libraries()
         from vllm.config import ModelConfig
         from vllm.tokenizers import cached_tokenizer_from_config
 
         config = ModelConfig(model=str(model))
         self._tokenizer = cached_tokenizer_from_config(config)
-        self._chat = Chat(config, self._tokenizer, arguments)
+        self._chat = Chat(config, self._tokenizer, arguments, video=video)
         self._special = structural_tokens(self._tokenizer)
         self.choices = Choices(self._tokenizer)
 

@@ -30,16 +30,13 @@ def show_recipe(recipe: Recipe, cache: CacheConfig) -> None:
     print()
     replaced = f"replaces that of {graph.clip_prompt}" if graph.clip_prompt else "is ignored: no stage takes it"
     print(f"A clip's own prompt {replaced}.")
-    renderer, problem = _renderer(recipe, cache)
-    if renderer is None:
-        print(f"The prompts are shown as in the recipe, without tokens: {problem}.")
-    else:
-        print(f"Prompts and tokens are those of {recipe.variant.hub_id}.")
+    renderers = _renderers(recipe, cache)
     for stage in recipe.stages:
+        renderer = renderers[stage.name]
         print(f"\n── {stage.name} {'─' * (100 - len(stage.name))}")
-        print("\n".join(_facts(recipe, stage, renderer)))
+        print("\n".join(_facts(recipe.of(stage), stage, renderer)))
         print()
-        print(renderer.render(stage) if renderer else stage.prompt)
+        print(stage.prompt if isinstance(renderer, str) else renderer.render(stage))
 
 
 def check_recipe(recipe: Recipe, cache: CacheConfig) -> None:
@@ -58,26 +55,34 @@ def check_recipe(recipe: Recipe, cache: CacheConfig) -> None:
     for stage in schemas if find_spec("vllm") else ():
         _check_schema(recipe, stage)
         print(f"ok       JSON Schema of {stage.name}: vLLM's structured outputs support it")
-    renderer, problem = _renderer(recipe, cache)
-    if renderer is None:
-        print(f"skipped  prompts and choices: {problem}")
-        return
+    renderers = _renderers(recipe, cache)
     for stage in recipe.stages:
-        print(f"ok       prompt of {stage.name}: {renderer.tokens(stage)} tokens of {recipe.variant.hub_id}")
+        renderer = renderers[stage.name]
+        if isinstance(renderer, str):
+            print(f"skipped  prompt of {stage.name}: {renderer}")
+            continue
+        print(f"ok       prompt of {stage.name}: {renderer.tokens(stage)} tokens of {recipe.of(stage).variant.hub_id}")
         if isinstance(stage.output, ChoiceOutput):
             _check_choices(recipe, stage, renderer)
             print(f"ok       choices of {stage.name}: one token each")
 
 
-def _renderer(recipe: Recipe, cache: CacheConfig) -> tuple[PromptRenderer | None, str]:
-    """The renderer of the recipe's model, or None and the reason."""
+def _renderers(recipe: Recipe, cache: CacheConfig) -> dict[str, PromptRenderer | str]:
+    """For each stage the renderer of its model, or the reason why there is none."""
+    found: dict[str, PromptRenderer | str] = {}
+    for step in recipe.steps:
+        found |= dict.fromkeys((stage.name for stage in step.own_stages), _renderer(step, cache))
+    return found
+
+
+def _renderer(recipe: Recipe, cache: CacheConfig) -> PromptRenderer | str:
     if find_spec("vllm") is None:
-        return None, NO_VLLM
-    folder = find_local(recipe.variant, cache.folder)
+        return NO_VLLM
+    variant = recipe.variant
+    folder = find_local(variant, cache.folder)
     if folder is None:
-        model = recipe.variant.hub_id
-        return None, f"the files of {model} are not in {cache.folder} (CAPTION_CACHE), where a first run puts them"
-    return PromptRenderer(folder, recipe.chat_template_kwargs), ""
+        return f"the files of {variant.hub_id} are not in {cache.folder} (CAPTION_CACHE), where a first run puts them"
+    return PromptRenderer(folder, recipe.chat_template_kwargs, video=variant.video)
 
 
 def _check_schema(recipe: Recipe, stage: Stage) -> None:
@@ -99,7 +104,7 @@ def _check_choices(recipe: Recipe, stage: Stage, renderer: PromptRenderer) -> No
         raise RecipeError(f"{recipe.graph.name}: {stage.name}: {error}") from error
 
 
-def _facts(recipe: Recipe, stage: Stage, renderer: PromptRenderer | None) -> Iterator[str]:
+def _facts(recipe: Recipe, stage: Stage, renderer: PromptRenderer | str) -> Iterator[str]:
     """Lines about a stage's output, sampling and tokens."""
     params = recipe.params(stage)
     match stage.output:
@@ -113,7 +118,10 @@ def _facts(recipe: Recipe, stage: Stage, renderer: PromptRenderer | None) -> Ite
             yield f"output    one of {', '.join(stage.output.choices)}{score}"
     if not isinstance(stage.output, ChoiceOutput):
         yield f"sampling  temperature {_number(params.temperature)}, top_p {_number(params.top_p)}"
-    if renderer:
+    if isinstance(renderer, str):
+        yield f"prompt    as in the recipe, without its tokens: {renderer}"
+    else:
+        yield f"model     {recipe.variant.hub_id}"
         yield f"prompt    {' + '.join((f'{renderer.tokens(stage)} tokens', *_inputs(stage)))}"
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from caption_assets.captioning.recipe_file import BUILT_IN, built_in
+from tests.captioning.language_model import write_language_model
 from tests.cli import run_cli
 
 OTHER_MODEL = "qwen2.5"
@@ -49,7 +50,7 @@ def test_recipe_is_shown_with_rendered_prompts_and_tokens(mine: Path, capsys: py
 def test_recipe_is_shown_without_the_model(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_cli("recipe", "show", str(mine)) is None
     shown = capsys.readouterr().out
-    assert "shown as in the recipe, without tokens: the files of Qwen/Qwen2.5-VL-7B-Instruct are not in" in shown
+    assert "prompt    as in the recipe, without its tokens: the files of Qwen/Qwen2.5-VL-7B-Instruct are" in shown
     assert "\nIs this true of the video? {look}\n" in shown
 
 
@@ -74,7 +75,20 @@ def test_valid_recipe_passes_the_check(mine: Path, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_schemas_of_built_in_recipes_are_supported(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_cli("recipe", "check", name) is None
-    assert "skipped  prompts and choices: the files of" in capsys.readouterr().out
+    assert f"skipped  prompt of {built_in(name).stages[0].name}: the files of Qwen" in capsys.readouterr().out
+
+
+@pytest.mark.engine
+def test_prompt_for_a_language_model_is_rendered_by_it(
+    mine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_language_model(tmp_path / "words")
+    own = f"  - {{name: short, prompt: 'Shorten: {{look}}', video: false, model: {tmp_path}/words, revision: v1}}\n"
+    mine.write_text(MINE + own)
+    assert run_cli("recipe", "show", str(mine)) is None
+    shown = capsys.readouterr().out.partition("── short")[2]
+    assert "model     local/words\n" in shown
+    assert "<|im_start|>user\nShorten: {look}<|im_end|>" in shown
 
 
 @pytest.mark.engine
