@@ -14,11 +14,12 @@ from functools import partial
 
 import dagster as dg
 
-from caption_assets.captioning.recipe_file import TABLE_NAMES
+from caption_assets.captioning.recipe_file import BUILT_IN, built_in
 from caption_assets.dagster_lib.metadata import column_metadata
 from caption_assets.environment import PREFIX
 from caption_assets.models.variants import UNPINNED, VARIANTS, Variant
 from caption_assets.settings import Settings
+from caption_assets.store.tables import CLIP_MANIFEST
 
 MARK = re.compile(r"^<!-- generated: ([a-z0-9_-]+) -->$", re.MULTILINE)
 
@@ -51,6 +52,13 @@ def models_table() -> str:
             models[variant.hub_id] = variant
     header = ("Key", "Model", "Revision", "License of the weights", "10⁹ parameters", "Weights in BF16", "With FP8")
     return _table(header, ((", ".join(keys[hub_id]), *_model(models[hub_id])) for hub_id in models))
+
+
+def recipes_table() -> str:
+    """Name, stages and description of each built-in recipe."""
+    graphs = (built_in(name) for name in BUILT_IN)
+    rows = ((f"`{graph.name}`", ", ".join(stage.name for stage in graph.stages), graph.description) for graph in graphs)
+    return _table(("Recipe", "Stages", "Description"), rows)
 
 
 def columns_table(table: str) -> str:
@@ -99,5 +107,6 @@ GENERATED: Mapping[str, Callable[[], str]] = {
     "settings": settings_table,
     "models": models_table,
     "command-line": command_line,
-    **{table: partial(columns_table, table) for table in TABLE_NAMES},
+    "recipes": recipes_table,
+    **{table: partial(columns_table, table) for table in (CLIP_MANIFEST, "captions")},
 }

@@ -23,7 +23,6 @@ from caption_assets.models.variants import UnknownModel, Variant, find_language_
 from caption_assets.store.access import STANDARD, Access
 from caption_assets.store.failure import url_has_credentials
 from caption_assets.store.root import Root
-from caption_assets.store.tables import CLIP_MANIFEST
 
 _FOLDER = files("caption_assets.captioning") / "recipes"
 BUILT_IN = tuple(sorted(PurePosixPath(file.name).stem for file in _FOLDER.iterdir() if file.name.endswith(".yaml")))
@@ -405,8 +404,3 @@ def _line(node: yaml.Node | None, loc: Loc) -> int:
         else:
             return line
     return line
-
-
-DEFAULT = built_in("general")
-STAGE1, STAGE2 = STAGES = DEFAULT.stages
-TABLE_NAMES = (CLIP_MANIFEST, *(stage.name for stage in STAGES))
