@@ -68,7 +68,7 @@ def check_json_schema(schema: Mapping[str, Any]) -> None:
         try:
             validate_guidance_grammar(params, tokenizer=None)
         except VLLMValidationError as error:
-            raise ValueError(str(error)) from error
+            raise ValueError(" ".join(str(error).split())) from error  # some have several lines
 
 
 def _silence_libraries() -> None:

@@ -6,6 +6,7 @@ from caption_assets.captioning.prompts import text_hash
 from caption_assets.captioning.recipe import REFERENCE_OUTPUT_TOKENS, Recipe
 from caption_assets.captioning.recipe_file import built_in
 from caption_assets.captioning.sampling import DETERMINISTIC, SamplingParams
+from caption_assets.captioning.stages import Stage, StageGraph
 from caption_assets.models.checkpoint import Lora
 from caption_assets.models.variants import QWEN3, QWEN25, Variant
 from caption_assets.store.tables import ManifestRow, Status
@@ -239,6 +240,14 @@ def test_instruction_of_a_stage_has_the_text_of_the_clip_or_the_caption() -> Non
     assert RECIPE.instruction(STAGE1, WINDOW, {}) == STAGE1.prompt
     assert RECIPE.instruction(STAGE1, own, {}) == "Who is it?"
     assert OTHER_STAGE2.instruction(OTHER_STAGE2.stages[1], own, CAPTIONS) == "Again: x"
+
+
+def test_instruction_has_the_duration_of_the_window() -> None:
+    graph = StageGraph("timed", (Stage("events", "List the events of {seconds} seconds."),))
+    timed = replace(RECIPE, graph=graph)
+    window = replace(WINDOW, start_seconds=8.5, end_seconds=17.0)
+    assert timed.instruction(graph.stages[0], window, {}) == "List the events of 8.5 seconds."
+    assert timed.instruction(graph.stages[0], replace(window, prompt="{seconds}"), {}) == "{seconds}"
 
 
 def test_context_changes_the_fingerprint_of_reduced_windows_only() -> None:
