@@ -94,7 +94,7 @@ def false_claim(scene: Scene, seed: int) -> str:
     """A stage-2 caption with one wrong attribute."""
     rng = np.random.default_rng(seed)
     wrong = str(rng.choice(list(VALUES)))
-    return stage2_caption(**{**scene.attributes, wrong: another_value(scene, wrong, rng)})
+    return stage2_caption(**{**scene.attributes, wrong: another_value(wrong, scene.attributes[wrong], rng)})
 
 
 async def run(root: Root, cache: Path, watcher: Watcher) -> None:

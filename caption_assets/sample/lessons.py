@@ -45,7 +45,7 @@ def lessons(scene: Scene, rng: np.random.Generator) -> list[Lesson]:
     shown = scene.attributes
     stage1 = scene.stage1 if rng.random() < 0.4 else stage1_caption(**_stage1_attributes(rng))
     wrong = None if rng.random() < 0.5 else str(rng.choice(list(VALUES)))
-    claim = shown if wrong is None else {**shown, wrong: another_value(scene, wrong, rng)}
+    claim = shown if wrong is None else {**shown, wrong: another_value(wrong, shown[wrong], rng)}
     longer = {name: str(rng.choice(values)) for name, values in VALUES.items()}
     return [
         Lesson(STAGE1, scene.stage1),
@@ -61,9 +61,9 @@ def lessons(scene: Scene, rng: np.random.Generator) -> list[Lesson]:
     ]
 
 
-def another_value(scene: Scene, attribute: str, rng: np.random.Generator) -> str:
-    """A random value of an attribute that the scene does not have."""
-    return str(rng.choice([value for value in VALUES[attribute] if value != scene.attributes[attribute]]))
+def another_value(attribute: str, shown: str, rng: np.random.Generator) -> str:
+    """A random value of an attribute, other than the one that is shown."""
+    return str(rng.choice([value for value in VALUES[attribute] if value != shown]))
 
 
 def _stage1_attributes(rng: np.random.Generator) -> dict[str, str]:
