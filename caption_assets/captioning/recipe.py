@@ -155,12 +155,13 @@ class Recipe:
         return values if self.quality_rules == 1 else {**values, QUALITY_RULES: self.quality_rules}
 
     def version(self, stage: Stage) -> str:
-        """The code version of the stage's asset: a short hash of its ``identity`` and those of all stages upstream.
+        """The code version of the stage's asset: a short hash of its ``identity`` and of all stages upstream.
 
-        A changed stage thus marks those that need it as stale at once, so that one run makes them all.
+        A changed stage thus marks those that need it as stale at once, so that one run makes them all. Settings of
+        another model are not part of it: they are not known in that model's step.
         """
         upstream = {
-            other.name: self.identity(other) for other in self.graph.upstream(stage) if other not in _FORMER_STAGES
+            other.name: _stage_values(other) for other in self.graph.upstream(stage) if other not in _FORMER_STAGES
         }
         return _hash({**self.identity(stage), **({"upstream": upstream} if upstream else {})})[:16]
 
@@ -258,6 +259,17 @@ class Recipe:
             **({"engine": dict(arguments)} if arguments else {}),
             **({"lora": [self.lora.hub_id, self.lora.revision]} if self.lora else {}),
         }
+
+
+def _stage_values(stage: Stage) -> dict[str, object]:
+    """What a recipe file says about a stage, as plain values."""
+    return {
+        "prompt": text_hash(stage.template),
+        "video": stage.video,
+        "sampling": dict(stage.sampling),
+        **output_identity(stage.output),
+        **({"model": [stage.model.hub_id, stage.model.revision]} if stage.model else {}),
+    }
 
 
 def _reference_pixels(factor: int) -> PixelLimits:

@@ -46,7 +46,7 @@ def tables(harness: Harness) -> dict[str, list[dict[str, Any]]]:
 
 
 def cancel_after(harness: Harness, requests: int) -> None:
-    """Start a run with one window at a time and cancel it at a request."""
+    """Start a run with one window at a time and cancel it at a request. At most three are in flight then."""
 
     async def run() -> None:
         enough, counted = asyncio.Event(), Counter[str]()
@@ -74,8 +74,8 @@ def test_canceled_and_resumed_run_ends_in_the_same_tables(harness: Harness, requ
         harness.root.remove(f"{stage.name}/shard=a/captions.parquet")
     cancel_after(harness, requests)
     harness.run(recipe=RECIPE)
-    finished = (requests - 1) // len(STAGES)
-    assert harness.requests == dict.fromkeys(range(1, 6), 6 - finished)
+    rest = 6 * len(STAGES) - requests
+    assert rest < harness.requests.total() <= rest + 3
     assert tables(harness) == undisturbed
     assert harness.checkpoint_files() == []
 

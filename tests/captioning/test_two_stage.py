@@ -395,12 +395,14 @@ def test_deterministic_regeneration_changes_only_the_repetition_penalty(
 ) -> None:
     """The engine prefills the long prompts in chunks, where seeded sampling would crash it on the CPU."""
     short = replace(
-        with_prompts(RECIPE, stage1_captions="word " * 200 + STAGE1.prompt),
+        with_prompts(RECIPE, stage1_captions="word " * 200),
         generation=replace(DETERMINISTIC, max_output_tokens=1),
         regenerations=2,
     )
     recording = RefusingSupervisor(supervisor)
-    results = run_async(caption_all(recording, short, [first_job(sample_data)] * 12, stages=(STAGE1,)))
+    # In shards of their own, so that none is compared with the previous one.
+    jobs = [replace(first_job(sample_data), shard=str(number)) for number in range(12)]
+    results = run_async(caption_all(recording, short, jobs, stages=(STAGE1,)))
     assert {request.generation.temperature for request in recording.requests} == {0.0}
     penalties = sorted({request.generation.repetition_penalty or 0 for request in recording.requests})
     assert penalties == pytest.approx([1.05, 1.15, 1.25])
