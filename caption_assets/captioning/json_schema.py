@@ -139,12 +139,20 @@ def _check_required(path: Path, schema: Mapping[str, Any]) -> None:
 
 
 def _check_reference(path: Path, reference: object, root: Mapping[str, Any]) -> None:
-    if not isinstance(reference, str) or not reference.startswith("#"):
-        raise SchemaError(
-            path,
-            f"the reference {reference!r} leads to another document, which is not loaded: put its schema under "
-            "`$defs`, and write '#/$defs/<name>'",
-        )
-    if reference != "#" and resolve_reference(reference, root) is None:
-        known = ", ".join(f"#/$defs/{name}" for name in root.get("$defs", {})) or "there is none under `$defs`"
-        raise SchemaError(path, f"the reference {reference!r} leads nowhere: correct it ({known})")
+    """Check that a reference leads to a schema of the same document, perhaps through other references."""
+    followed: list[object] = []
+    while reference is not None:
+        if not isinstance(reference, str) or not reference.startswith("#"):
+            raise SchemaError(
+                path,
+                f"the reference {reference!r} leads to another document, which is not loaded: put its schema under "
+                "`$defs`, and write '#/$defs/<name>'",
+            )
+        if reference in followed:
+            raise SchemaError(path, f"the reference {reference!r} leads back to itself: put a schema with `type` there")
+        followed.append(reference)
+        target = root if reference == "#" else resolve_reference(reference, root)
+        if target is None:
+            known = ", ".join(f"#/$defs/{name}" for name in root.get("$defs", {})) or "there is none under `$defs`"
+            raise SchemaError(path, f"the reference {reference!r} leads nowhere: correct it ({known})")
+        reference = target.get("$ref") if isinstance(target, Mapping) else None

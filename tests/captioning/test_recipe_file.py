@@ -194,6 +194,10 @@ SCHEMA = f"{STAGE}    output:\n      json:\n"
             "$ref: '#/$defs/a'\n        $defs: {b: {}}",
             "6: the reference '#/$defs/a' leads nowhere: correct it",
         ),
+        (
+            "$ref: '#/$defs/a'\n        $defs: {a: {$ref: '#/$defs/a'}}",
+            "6: the reference '#/$defs/a' leads back to itself",
+        ),
         ("$ref: https://example.com/a", "6: the reference 'https://example.com/a' leads to another document, which is"),
     ],
 )
