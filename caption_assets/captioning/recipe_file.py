@@ -1,9 +1,8 @@
-"""Recipe files: the stages of a recipe in YAML, with the line of each problem."""
+"""Recipe files: the stages of a recipe, with the line of each problem."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from difflib import get_close_matches
 from functools import cache
@@ -11,14 +10,14 @@ from importlib.resources import files
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from caption_assets.captioning.json_schema import SchemaError
 from caption_assets.captioning.output import TEXT, ChoiceOutput, JsonOutput, Output
+from caption_assets.captioning.recipe_yaml import Document, Loc, parse_yaml
+from caption_assets.captioning.recipe_yaml import RecipeError as RecipeError
 from caption_assets.captioning.sampling import SamplingParams
 from caption_assets.captioning.stages import Stage, StageError, StageGraph
-from caption_assets.errors import CaptionAssetsError
 from caption_assets.models.variants import UnknownModel, Variant, find_language_model
 from caption_assets.store.access import STANDARD, Access
 from caption_assets.store.failure import url_has_credentials
@@ -31,12 +30,6 @@ MAX_BYTES = 256 << 10
 """Maximum size of a recipe file."""
 _GREEDY = SamplingParams(temperature=0.0)
 """Sampling parameters that allow each other parameter."""
-Loc = Sequence[str | int]
-"""A place in a file: keys of mappings and numbers of items."""
-
-
-class RecipeError(CaptionAssetsError):
-    """An invalid recipe file, with the line of the problem."""
 
 
 class _Strict(BaseModel):
@@ -164,61 +157,6 @@ _MODELS: Mapping[str, type[_Strict]] = {"": _File, "stages": _Stage, "output": _
 """The models of a file's mappings, by the last key that leads to them."""
 
 
-class _Loader(yaml.SafeLoader):
-    """A loader of YAML 1.2's types, in which ``yes``, ``no``, ``1:30`` and ``2026-01-01`` are words.
-
-    Aliases are refused, because a few of them can stand for gigabytes, and so are keys that occur twice.
-    """
-
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012  # PyYAML's, not shared
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """The next node."""
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()  # type: ignore[no-untyped-call]
-            raise yaml.composer.ComposerError(
-                None, None, f"the alias *{event.anchor} is not supported: repeat the text", event.start_mark
-            )
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """A mapping, whose keys differ."""
-        found: dict[Any, Any] = {}
-        for key, value in node.value:
-            name = self.construct_object(key, deep=True)
-            if isinstance(name, list | dict):
-                raise yaml.constructor.ConstructorError(
-                    None, None, "a key is a list or a mapping: put text in braces or brackets in quotes", key.start_mark
-                )
-            if name in found:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {name!r} occurs twice: remove one", key.start_mark
-                )
-            found[name] = self.construct_object(value, deep=deep)
-        return found
-
-
-for _tag, _pattern, _first in (
-    ("null", r"~|null|", ["~", "n", ""]),
-    ("bool", r"true|false", ["t", "f"]),
-    ("int", r"[-+]?(0|[1-9][0-9]*)", list("-+0123456789")),
-    (
-        "float",
-        r"[-+]?((\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=e))(e[-+]?[0-9]+)?|\.inf)|\.nan",
-        list("-+.0123456789"),
-    ),
-):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), _first)
-_HINTS = {
-    "could not determine a constructor": "remove the tag, which begins with '!'",
-    "mapping values are not allowed here": "put a text that contains ': ' in quotes, or below its key after '>-'",
-    "cannot start any token": "indent with spaces, and put a text that begins with a special character in quotes",
-    "expected ',' or": "put a text inside braces or brackets in quotes, and close them",
-    "but found '<scalar>'": "put a text that begins with a brace or a quote in quotes, or below its key after '>-'",
-}
-"""Remedies, by a part of PyYAML's message."""
-
-
 def read_recipe(name: str, access: Access = STANDARD) -> StageGraph:
     """The stages of a recipe.
 
@@ -270,51 +208,30 @@ def parse_recipe(name: str, text: str, place: str) -> StageGraph:
     Raises:
         RecipeError: if it is not valid YAML or not a valid recipe.
     """
-    node, content = _parse_yaml(text, place)
+    document = parse_yaml(text, place)
     try:
-        parsed = _File.model_validate(content)
+        parsed = _File.model_validate(document.values)
     except ValidationError as error:
-        raise RecipeError("; ".join(_explain(detail, node, place) for detail in error.errors())) from error
+        raise RecipeError("; ".join(_explain(detail, document, place) for detail in error.errors())) from error
     stages = []
     for number, stage in enumerate(parsed.stages):
         try:
             stages.append(stage.parsed)
         except StageError as error:
-            raise RecipeError(f"{place}:{_line(node, ('stages', number, *error.field))}: {error}") from error
+            raise RecipeError(f"{place}:{document.line(('stages', number, *error.field))}: {error}") from error
     try:
         return StageGraph(name, tuple(stages), parsed.clip_prompt, parsed.description)
     except StageError as error:
         # Of two stages with the same name, the second one is the problem.
         number = max(at for at, stage in enumerate(parsed.stages) if stage.name == error.stage)
         loc: Loc = error.field if error.field == ("clip_prompt",) else ("stages", number, *error.field)
-        raise RecipeError(f"{place}:{_line(node, loc)}: {error}") from error
+        raise RecipeError(f"{place}:{document.line(loc)}: {error}") from error
 
 
-def _parse_yaml(text: str, place: str) -> tuple[yaml.Node | None, Any]:
-    """The root node of a document, and its values."""
-    try:
-        loader = _Loader(text)
-        node = loader.get_single_node()
-        return node, loader.construct_document(node) if node else None
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        hint = next((f": {hint}" for part, hint in _HINTS.items() if part in str(error.problem)), "")
-        raise RecipeError(f"{place}:{line}: not valid YAML: {error.problem}{hint}") from error
-    except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        raise RecipeError(
-            f"{place}:{line}: YAML allows no control characters such as U+{error.character:04X}: remove it"
-        ) from error
-    except RecursionError:
-        raise RecipeError(f"{place}: nested too deeply: remove brackets, braces or levels") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise RecipeError(f"{place}: not valid YAML: {error}") from error
-
-
-def _explain(detail: Any, node: yaml.Node | None, place: str) -> str:
+def _explain(detail: Any, document: Document, place: str) -> str:
     """A message for a validation error: file, line, problem, remedy."""
     loc = [part for part in detail["loc"] if part != "_Output"]
-    return f"{place}:{_line(node, loc)}: {_problem(detail, loc)}"
+    return f"{place}:{document.line(loc)}: {_problem(detail, loc)}"
 
 
 def _problem(detail: Any, loc: Loc) -> str:
@@ -386,21 +303,3 @@ def _kind(value: object) -> str:
             return "a mapping"
         case _:
             return "a list"
-
-
-def _line(node: yaml.Node | None, loc: Loc) -> int:
-    """The line of a place in a document, from 1; that of the nearest place above it if it does not exist."""
-    line = node.start_mark.line + 1 if node else 1
-    for part in loc:
-        if isinstance(node, yaml.MappingNode):
-            found = next(((key, value) for key, value in node.value if key.value == str(part)), None)
-            if found is None:
-                return line
-            key, node = found
-            line = key.start_mark.line + 1
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-            node = node.value[part]
-            line = node.start_mark.line + 1
-        else:
-            return line
-    return line

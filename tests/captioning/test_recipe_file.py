@@ -196,7 +196,7 @@ SCHEMA = f"{STAGE}    output:\n      json:\n"
         ),
         (
             "$ref: '#/$defs/a'\n        $defs: {a: {$ref: '#/$defs/a'}}",
-            "6: the reference '#/$defs/a' leads back to itself",
+            "6: the reference '#/$defs/a' leads back",
         ),
         ("$ref: https://example.com/a", "6: the reference 'https://example.com/a' leads to another document, which is"),
     ],
