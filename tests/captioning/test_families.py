@@ -18,7 +18,7 @@ from caption_assets.captioning.planner import Planner
 from caption_assets.captioning.prefix_cache import NO_HITS
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.request import Completion, Request
-from caption_assets.captioning.sampling import SamplingParams
+from caption_assets.captioning.sampling import DETERMINISTIC, SamplingParams
 from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.captioning.window_job import WindowJob
 from caption_assets.models.variants import SAMPLE, find_variant
@@ -110,8 +110,12 @@ async def caption_on_engine(
 
 
 async def reason(engine: CaptionEngine, recipe: Recipe, jobs: list[WindowJob]) -> list[WindowJob]:
-    """Caption the clips in the first stage, on the same engine with reasoning enabled."""
-    thinking = replace(recipe, chat_template_kwargs={"enable_thinking": True})
+    """Caption the clips in the first stage, on the same engine with reasoning enabled.
+
+    Sampling is deterministic: random tokens would end the reasoning by chance.
+    """
+    generation = replace(DETERMINISTIC, max_output_tokens=32)
+    thinking = replace(recipe, chat_template_kwargs={"enable_thinking": True}, generation=generation)
     other = CaptionEngine(engine._llm, thinking, EngineConfig())
     await other.check()
     supervisor = CountingSupervisor(other)
