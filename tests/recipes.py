@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 FOUR_STAGES = ("stage1_captions", "stage2_captions", "attributes", "alignment")
@@ -22,11 +23,11 @@ def write_recipe(
     file.write_text(f"""
 stages:
   - name: stage1_captions
-    prompt: "{stage1}"
+    prompt: {json.dumps(stage1)}
   - name: stage2_captions
-    prompt: "{stage2}"
+    prompt: {json.dumps(stage2)}
   - name: attributes
-    prompt: "{attributes}"
+    prompt: {json.dumps(attributes)}
     output:
       json:
         type: object
@@ -36,7 +37,7 @@ stages:
         required: [shape, colour]
         additionalProperties: false
   - name: alignment
-    prompt: "{alignment}"
+    prompt: {json.dumps(alignment)}
     output:
       choices: [yes, no]
       score: yes

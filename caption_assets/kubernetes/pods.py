@@ -38,8 +38,8 @@ WORKER_WINDOWS = 16
 """Number of windows for each decode worker; fewer do not justify its start."""
 RUN_GB = 1.0
 """Memory of the step's own process."""
-ROW_KB = 32
-"""Memory of a window's rows, which stay in memory until the shard is published."""
+ROW_KB = 16
+"""Memory of a window's row of one stage. Rows stay in memory until the shard is published."""
 FRAME_BYTES_PER_PIXEL = 2 * 3
 """Bytes of decoded frames for each pixel of a visual token: two frames, three channels."""
 
@@ -94,7 +94,7 @@ def caption_size(settings: Settings, windows: int | None = None, tokens: int | N
         pixels = tokens * variant.pixels.factor**2
         frames_gb = min(frames_gb, pixels * FRAME_BYTES_PER_PIXEL / 2**30)
         cache_gb = min(cache_gb, pixels * CACHE_BYTES_PER_PIXEL / 2**30)
-    rows_gb = (windows or 0) * ROW_KB / 2**20
+    rows_gb = (windows or 0) * len(settings.caption_recipe.stages) * ROW_KB / 2**20
     # The step's process and each replica have a cache.
     caches_gb = cache_gb * (1 + settings.data_parallel_size)
     memory = variant.host_gb * shares + caches_gb + frames_gb + workers * WORKER_GB + RUN_GB + rows_gb

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import pyarrow.parquet as pq
 import pytest
 from dagster._core.asset_graph_view.asset_graph_view import AssetGraphView
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
@@ -19,17 +20,18 @@ from caption_assets.automation.reconcile import compare, correct
 from caption_assets.automation.shard_states import read_states
 from caption_assets.captioning.recipe_file import built_in
 from caption_assets.checks.asset_checks import checks_of
-from caption_assets.dagster_lib import project as names
+from caption_assets.dagster_lib.project import Project
 from caption_assets.definitions import build_definitions
 from caption_assets.settings import Settings
 from caption_assets.store.lease import Leases
 from caption_assets.store.previews import preview_path
 from caption_assets.store.root import Root
-from caption_assets.store.tables import Status, read_captions
+from caption_assets.store.tables import Status, read_captions, table_path
 from tests.assets.conftest import ProjectHarness
 from tests.conftest import Truth
 from tests.models.adapters import adapter_files, write_adapter
 from tests.processes import engine_processes
+from tests.recipes import FOUR_STAGES, write_recipe
 from tests.stages import STAGE1, STAGE2
 
 GENERAL = built_in("general")
@@ -209,10 +211,49 @@ def test_captions_record_their_adapter_and_are_replaced_for_another_of_the_same_
         assert "did not start" in project.failure(*STAGES, **changed, **no_engine)
 
 
+@pytest.mark.engine
+def test_stages_of_a_recipe_file_are_captioned_together_and_one_alone(
+    project: ProjectHarness, tmp_path: Path, truth: Truth
+) -> None:
+    sample = built_in("sample")
+    prompts = {name.removesuffix("_captions"): sample.stage(name).prompt for name in FOUR_STAGES}
+    recipe = str(write_recipe(tmp_path / "recipes", **prompts))
+    root = Root.open(str(project.root))
+    project.run("shard_index")
+    assert project.run("model_weights", "clip_manifest", *FOUR_STAGES, partition="sample-folder", recipe=recipe).success
+    made = {stage: materializations(project, stage)["sample-folder"] for stage in FOUR_STAGES}
+    assert {stage: metadata["rows_ok"].value for stage, metadata in made.items()} == dict.fromkeys(FOUR_STAGES, 12)
+    assert {metadata["recipe"].value for metadata in made.values()} == {"four"}
+    for stage in ("stage1_captions", "stage2_captions", "alignment"):
+        rows = [row for row in read_captions(root, stage, "sample-folder") if row.caption]
+        answers = [truth["sample-folder"][row.clip_key][row.window_index or 0] for row in rows]
+        right = [row.caption == answer.get(stage, "yes") for row, answer in zip(rows, answers, strict=True)]
+        assert sum(right) >= 11, stage
+    alignment = pq.read_table(root.full(table_path("alignment", "sample-folder")))
+    assert set(alignment["score"].drop_null().to_pylist()) <= set(
+        alignment["probabilities"].combine_chunks().field("yes").to_pylist()
+    )
+    fields = pq.read_table(root.full(table_path("attributes", "sample-folder")))["fields"].drop_null().to_pylist()
+    assert len(fields) == 12
+    assert {"red", "green", "blue", "yellow"}.intersection(row["colour"] for row in fields)
+    for stage in FOUR_STAGES[1:]:
+        cached = int(str(made[stage]["cached_tokens"].value))
+        assert cached > 0.5 * int(str(made[stage]["prompt_tokens"].value)), stage
+
+    before = {stage: root.read(table_path(stage, "sample-folder")) for stage in FOUR_STAGES}
+    changed = str(write_recipe(tmp_path / "changed", **{**prompts, "attributes": "Shape and colour as JSON."}))
+    assert project.run("attributes", partition="sample-folder", recipe=changed).success
+    metadata = materializations(project, "attributes")["sample-folder"]
+    assert metadata["rows_new"].value == 12
+    assert "| Shape and colour as JSON. |" in str(metadata["changes"].value)
+    after = {stage: root.read(table_path(stage, "sample-folder")) for stage in FOUR_STAGES}
+    assert [stage for stage in FOUR_STAGES if after[stage] != before[stage]] == ["attributes"]
+
+
 def check_that_the_event_log_matches_the_tables(project: ProjectHarness) -> None:
     """Check the event log after runs, and after it was wiped and reconciled."""
     settings = Settings(root=str(project.root), recipe="general", max_unreadable_fraction=0.5)
-    root, default = Root.open(str(project.root)), names.Project()
+    root, default = Root.open(str(project.root)), Project.of(settings)
     shards = frozenset({"sample-a-list", "sample-b-corrupt", "sample-folder", "sample-tar"})
     assert compare(project.instance, settings, root) == []
     assert read_states(project.instance, default, root).captioned == shards

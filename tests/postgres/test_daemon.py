@@ -15,6 +15,7 @@ from dagster._core.scheduler.instigation import TickStatus
 from caption_assets.dagster_lib.project import Project
 from caption_assets.dagster_lib.run_request import NAMESPACE, requested_shards
 from caption_assets.dagster_lib.shard_events import REMOVED, observed_versions
+from caption_assets.settings import Settings
 from caption_assets.store.root import Root
 from caption_assets.store.tables import Status, read_captions
 from tests.automation.conftest import AutomationHarness
@@ -92,7 +93,10 @@ def test_new_shard_is_captioned_on_the_clusters_instance(
     (root / "shards" / "street").mkdir(parents=True)
     shutil.copy(sample_data / "shards" / "sample-folder" / "clip-00.webm", root / "shards" / "street")
     settings = {**AUTOMATION, "CAPTION_ROOT": str(root), "CAPTION_CACHE": str(tmp_path / "cache")}
-    deployment, project = deploy({"captions": {**settings, "CAPTION_PROJECT": "north"}}), Project("north")
+    deployment, project = (
+        deploy({"captions": {**settings, "CAPTION_PROJECT": "north"}}),
+        Project.of(Settings(project="north")),
+    )
     instance = deployment.instance
     until(lambda: deployment.message("backfill") == "1 of 1 shards are captioned")
     assert {row.status for row in read_captions(Root.open(str(root)), STAGE2.name, "street")} == {Status.OK}
@@ -148,10 +152,10 @@ def test_projects_on_one_instance_do_not_touch_each_others_shards(tmp_path: Path
     assert requested == {"plain": ["a", "b"], "north": ["b", "c"]}
 
 
-def test_backfill_runs_both_stages_of_a_shard_together_while_other_manifests_are_missing(
+def test_backfill_runs_all_stages_of_a_shard_together_while_other_manifests_are_missing(
     tmp_path: Path, deploy: Deploy
 ) -> None:
-    project = Project()
+    project = Project.of(Settings())
     (tmp_path / "root" / "shards").mkdir(parents=True)
     deployment = deploy({"captions": {"CAPTION_ROOT": str(tmp_path / "root")}}, runs_queue_up=True)
     instance = deployment.instance
