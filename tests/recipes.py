@@ -34,7 +34,10 @@ stages:
         properties:
           shape: {{type: string}}
           colour: {{type: string}}
-        required: [shape, colour]
+          size: {{type: string}}
+          motion: {{type: string}}
+          background: {{type: string}}
+        required: [shape, colour, size, motion, background]
         additionalProperties: false
   - name: alignment
     prompt: {json.dumps(alignment)}

@@ -210,7 +210,7 @@ MANIFEST_VERSIONS = ("2", SCHEMA_VERSION)
 """Schema versions of manifests that can be read. Captions are made from manifests of the present version only."""
 CAPTION_SCHEMA = pa.schema([column for column in row_schema(CaptionRow) if column.name not in BY_STAGE])
 """The columns of all caption tables."""
-_FORMER_UPSTREAM = "stage1_fingerprint"
+FORMER_UPSTREAM = "stage1_fingerprint"
 """Column of earlier releases: the fingerprint of the stage-1 row, in tables of stage 2."""
 _FORMER_STAGE = "stage1_captions"
 """The stage of that row."""
@@ -225,7 +225,7 @@ def needed_stages(schema: pa.Schema) -> tuple[str, ...]:
     """The stages whose fingerprints a caption table has, from the schema of its file."""
     if UPSTREAM in schema.names:
         return tuple(field.name for field in schema.field(UPSTREAM).type)
-    return (_FORMER_STAGE,) if _FORMER_UPSTREAM in schema.names else ()
+    return (_FORMER_STAGE,) if FORMER_UPSTREAM in schema.names else ()
 
 
 def schema_of(table: str) -> pa.Schema:
@@ -414,7 +414,7 @@ def caption_rows(file: TableFile) -> Iterator[CaptionRow]:
 
 def _with_former_upstream(record: dict[str, Any]) -> dict[str, Any]:
     """A record with the fingerprint of its stage-1 row in the present column."""
-    former = record.pop(_FORMER_UPSTREAM, None)
+    former = record.pop(FORMER_UPSTREAM, None)
     return record if former is None else {**record, UPSTREAM: {_FORMER_STAGE: former}}
 
 
@@ -451,7 +451,7 @@ def _validated(
 def _rows(
     file: TableFile, kind: type[R], convert: Callable[[dict[str, Any]], dict[str, Any]] = lambda record: record
 ) -> Iterator[R]:
-    for record in file.records(optional=(*BY_STAGE, _FORMER_UPSTREAM)):
+    for record in file.records(optional=(*BY_STAGE, FORMER_UPSTREAM)):
         try:
             row = kind(**{**convert(record), "status": Status(record["status"])})
         except (KeyError, TypeError, ValueError) as error:

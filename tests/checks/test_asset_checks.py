@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -146,6 +147,11 @@ def test_schema_check_names_another_version_and_differing_columns(schema: object
     finding = schema_known(replace(stored([]), schema=schema), STAGE1.columns)
     assert finding.is_error
     assert reason in finding.message
+
+
+def test_schema_check_accepts_the_upstream_column_of_earlier_releases() -> None:
+    schema = with_file_metadata(CAPTION_SCHEMA.append(pa.field("stage1_fingerprint", pa.string())), {})
+    assert schema_known(replace(stored([], STAGE2), schema=schema), STAGE2.columns).passed
 
 
 def test_failed_fraction_ignores_unreadable_clips() -> None:
