@@ -113,7 +113,7 @@ class Workers(dg.ConfigurableResource):  # type: ignore[type-arg]
 
 
 class Engine(dg.ConfigurableResource):  # type: ignore[type-arg]
-    """The vLLM engine. A step starts one engine for all its shards and stages."""
+    """The vLLM engine. A step starts one engine for all its shards and the stages of one model."""
 
     config: dict  # type: ignore[type-arg]  # dict[str, Any] would be a Map, which takes no null
 
@@ -139,7 +139,7 @@ class Engine(dg.ConfigurableResource):  # type: ignore[type-arg]
             wrap: wraps each engine.
             adapter: the recipe's LoRA adapter, if it has one.
         """
-        config = self.engine_config
+        config = self.engine_config.of(recipe.variant)
         return EngineSupervisor(
             lambda: wrap(start_engine(model, recipe, config, adapter)),
             max_restarts=config.max_engine_restarts,

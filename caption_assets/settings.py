@@ -489,13 +489,26 @@ class Settings(BaseSettings):
         return find_lora(self.lora, self.lora_revision)
 
     @property
-    def checkpoints(self) -> tuple[Checkpoint, ...]:
-        """The checkpoints of the asset ``model_weights``: the model, and the adapter if there is one."""
+    def video_checkpoints(self) -> tuple[Checkpoint, ...]:
+        """The video model, and its adapter if there is one."""
         return (self.variant, self.adapter) if self.adapter else (self.variant,)
 
     @property
+    def language_models(self) -> tuple[Variant, ...]:
+        """The language models of the recipe's stages."""
+        return tuple(step.variant for step in self.caption_recipe.steps[1:])
+
+    @property
+    def checkpoints(self) -> tuple[Checkpoint, ...]:
+        """The checkpoints of the asset ``model_weights``, those of the video model first."""
+        found: dict[str, Checkpoint] = {}
+        for checkpoint in (*self.video_checkpoints, *self.language_models):
+            found.setdefault(checkpoint.folder, checkpoint)  # a video model may answer stages without video too
+        return tuple(found.values())
+
+    @property
     def config_overrides(self) -> dict[str, Any]:
-        """Overrides of the model's ``config.json``."""
+        """Overrides of the video model's ``config.json``."""
         found = self.engine_args.get("hf_overrides")
         return found if isinstance(found, dict) else {}
 
@@ -511,8 +524,11 @@ class Settings(BaseSettings):
 
     @property
     def gpus(self) -> int:
-        """Number of GPUs of the engine; 0 for a model that runs on the CPU."""
-        return self.variant.gpus and self.tensor_parallel_size * self.data_parallel_size
+        """Number of GPUs of the engine; 0 for models that run on the CPU."""
+        return (
+            any(step.variant.gpus for step in self.caption_recipe.steps)
+            and self.tensor_parallel_size * self.data_parallel_size
+        )
 
     @property
     def caption_recipe(self) -> Recipe:

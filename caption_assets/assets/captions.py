@@ -1,4 +1,8 @@
-"""The caption assets of a recipe's stages: one step, one engine, one pass over each video."""
+"""The caption assets of a recipe's stages: one engine for each model, and one pass over each video.
+
+All are made in one step of a run, the models one after the other. A second step would be skipped in a run over several
+shards: Dagster skips what depends on a step that logs materializations and yields no output.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -38,7 +42,7 @@ from caption_assets.store.root import Root
 
 
 def build_captions(settings: Settings) -> dg.AssetsDefinition:
-    """Build the caption assets. Selected together, they share the engine and each decoded video."""
+    """Build the caption assets. Selected together, those of one model share the engine and each decoded video."""
     project, recipe = Project.of(settings), settings.caption_recipe
 
     @dg.multi_asset(
@@ -62,19 +66,17 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
                 "materialize it afterwards",
                 allow_retries=False,
             )
-        stages = tuple(stage for stage in recipe.stages if project.key(stage.name) in context.selected_asset_keys)
-        with stoppable(context) as stop, as_dagster_failure():
+        with stoppable(context), as_dagster_failure():
             root = storage.root()
-            if not stages:
+            if not context.selected_asset_keys:
                 check_stored(context, project, recipe.graph, root, settings.max_failed_fraction)
                 return
             check_image()
-            run = CaptionRun(
+            shards, log = shards_to_process(context), RunLog(context, settings, root)
+            whole = CaptionRun(
                 root=root,
                 source=storage.source(),
-                recipe=_identified(recipe, root),
-                stages=stages,
-                engine_settings=engine.engine_config.identity,
+                recipe=recipe,
                 weights_version=version_of(input_tags(context, project.weights)),
                 previews=settings.previews,
                 owner=f"run {context.run.root_run_id or context.run.run_id}",
@@ -83,12 +85,19 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
                 lease_seconds=settings.lease_seconds,
                 max_attempts=settings.max_window_attempts,
             )
-            log = RunLog(context, settings, run.root)
-            with workers.start() as sandbox, serve_metrics(settings.metrics_port) as metrics:
-                supervisor = _engine(context, engine, weights, run, log, metrics)
-                shards = shards_to_process(context)
-                stop.run(caption_shards(supervisor, sandbox, run, shards, [metrics, log]))
-        yield from log.results
+        for model in recipe.steps:
+            stages = tuple(
+                stage for stage in model.own_stages if project.key(stage.name) in context.selected_asset_keys
+            )
+            if not stages or not (ready := log.ready(shards, stages)):
+                continue
+            with stoppable(context) as stop, as_dagster_failure():
+                identity = engine.engine_config.of(model.variant).identity
+                run = replace(whole, recipe=_identified(model, root), stages=stages, engine_settings=identity)
+                with workers.start() as sandbox, serve_metrics(settings.metrics_port) as metrics:
+                    supervisor = _engine(context, engine, weights, run, log, metrics)
+                    stop.run(caption_shards(supervisor, sandbox, run, ready, [metrics, log]))
+            yield from log.take_results()
         log.check()
 
     return captions

@@ -57,7 +57,7 @@ def check_stored(
 
 
 def build_weights_check(settings: Settings) -> dg.AssetChecksDefinition:
-    """Build the check of the mirrored model and adapter. It reads all files, in a step of its own without a GPU."""
+    """Build the check of the mirrored models and adapter. It reads all files, in a step of its own without a GPU."""
     checkpoints, check = settings.checkpoints, WEIGHTS_VERIFIED
     weights = Project.of(settings).weights
 
@@ -68,7 +68,8 @@ def build_weights_check(settings: Settings) -> dg.AssetChecksDefinition:
             manifests = [read_weights_manifest(root, checkpoint) for checkpoint in checkpoints]
             damaged: dict[str, str] = {}
             for checkpoint, manifest in zip(checkpoints, manifests, strict=True):
-                damaged |= find_damage(root, checkpoint, manifest)
+                found = find_damage(root, checkpoint, manifest)
+                damaged |= {f"{checkpoint.folder}/{path}": reason for path, reason in found.items()}
             finding = weights_verified(manifests, damaged)
         return dg.AssetCheckResult(
             passed=finding.passed,

@@ -1,4 +1,4 @@
-"""The asset of the model's weights: a verified mirror of the model and its LoRA adapter in the root."""
+"""The asset of the models' weights: a verified mirror of all models and the LoRA adapter in the root."""
 
 import dagster as dg
 
@@ -17,12 +17,13 @@ from caption_assets.settings import Settings
 MEANINGS = {
     "model": "Hub id of the model",
     "revision": "Commit of the model's repository",
-    "files": "Number of mirrored files, including those of the adapter",
+    "files": "Number of mirrored files, including those of the adapter and of language models",
     "source": "Address that the model was copied from",
     "size_mb": "Total size of the files, in megabytes",
     "path": "Folder of the model in the mirror",
     "adapter": "Hub id and revision of the LoRA adapter",
     "adapter_source": "Address that the adapter was copied from",
+    "language_models": "Hub ids and revisions of the language models of the recipe's stages",
 }
 """Meaning of each metadata entry."""
 
@@ -31,10 +32,13 @@ def build_model_weights(settings: Settings) -> dg.AssetsDefinition:
     """Build the asset."""
     variant, lora = settings.variant, settings.adapter
     adapter = f" Includes the LoRA adapter {lora.hub_id} @ {lora.revision}." if lora else ""
+    languages = ", ".join(f"{model.hub_id} @ {model.revision}" for model in settings.language_models)
+    others = f" Includes the language models of the recipe: {languages}." if languages else ""
 
     @dg.asset(
         key=Project.of(settings).weights,
-        description=f"Verified mirror of {variant.hub_id} @ {variant.revision}, with each file's SHA-256.{adapter}",
+        description=f"Verified mirror of {variant.hub_id} @ {variant.revision}, with each file's SHA-256."
+        f"{adapter}{others}",
         metadata=meanings(MEANINGS),
         group_name=MODEL_GROUP,
         kinds={"safetensors"},
@@ -48,7 +52,12 @@ def build_model_weights(settings: Settings) -> dg.AssetsDefinition:
         with stoppable(context), as_dagster_failure():
             root = storage.root()
             manifests = [
-                weights.publish(root, checkpoint, DownloadProgress(context.log), settings.config_overrides)
+                weights.publish(
+                    root,
+                    checkpoint,
+                    DownloadProgress(context.log),
+                    settings.config_overrides if checkpoint.video else {},
+                )
                 for checkpoint in settings.checkpoints
             ]
         model = manifests[0]
@@ -63,6 +72,9 @@ def build_model_weights(settings: Settings) -> dg.AssetsDefinition:
         if lora:
             metadata["adapter"] = f"{lora.hub_id} @ {lora.revision}"
             metadata["adapter_source"] = find_source(lora, root.access).address
-        return dg.MaterializeResult(data_version=dg.DataVersion(joint_version(manifests)), metadata=metadata)
+        if languages:
+            metadata["language_models"] = languages
+        version = joint_version(manifests[: len(settings.video_checkpoints)])
+        return dg.MaterializeResult(data_version=dg.DataVersion(version), metadata=metadata)
 
     return model_weights

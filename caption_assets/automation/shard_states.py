@@ -211,7 +211,7 @@ def _count(value: dg.MetadataValue | None, limit: int) -> int | None:
 
 
 def has_weights(instance: dg.DagsterInstance, project: Project, root: Root, settings: Settings) -> bool:
-    """Whether the weights of the model and its adapter are stored. Stored weights are recorded if they are not.
+    """Whether the weights of all models are stored. Stored weights are recorded if they are not.
 
     Raises:
         StoreError: if the root cannot be read.
@@ -221,8 +221,9 @@ def has_weights(instance: dg.DagsterInstance, project: Project, root: Root, sett
     except WeightsError:
         return False
     event = instance.get_latest_materialization_event(project.weights)
+    video = manifests[: len(settings.video_checkpoints)]
     tags = (event and event.asset_materialization and event.asset_materialization.tags) or {}
-    wanted = {CODE_VERSION_TAG: settings.weights_code, DATA_VERSION_TAG: joint_version(manifests)}
+    wanted = {CODE_VERSION_TAG: settings.weights_code, DATA_VERSION_TAG: joint_version(video)}
     if not wanted.items() <= tags.items():
         model, files = manifests[0], sum(len(manifest.files) for manifest in manifests)
         metadata: Metadata = {"model": model.hub_id, "revision": model.revision, "files": files}

@@ -31,7 +31,8 @@ STAGE_PROMPT, UPSTREAM_PROMPTS = "prompt", "upstream_prompts"
 
 def direct_inputs(stage: Stage) -> Sequence[str]:
     """The direct inputs of a stage's table, as in the asset graph: it depends on the others through the needed ones."""
-    return stage.needs or (CLIP_MANIFEST, WEIGHTS_ASSET)
+    weights = (WEIGHTS_ASSET,) if stage.model or not stage.needs else ()
+    return (*(stage.needs or (CLIP_MANIFEST,)), *weights)
 
 
 @dataclass(frozen=True, slots=True)

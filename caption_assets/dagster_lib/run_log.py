@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from threading import Lock
 
@@ -9,6 +10,7 @@ import dagster as dg
 
 from caption_assets.captioning.open_shard import Published, PublishedTable
 from caption_assets.captioning.shard_queue import RunObserver
+from caption_assets.captioning.stages import Stage
 from caption_assets.checks.asset_checks import Finding, raise_errors
 from caption_assets.checks.stored_tables import StoredShard
 from caption_assets.dagster_lib.caption_metadata import Cost, caption_metadata
@@ -17,7 +19,7 @@ from caption_assets.dagster_lib.engine_time import EngineClock, EngineTime
 from caption_assets.dagster_lib.failures import ShardFailures, shards_failed
 from caption_assets.dagster_lib.metadata import Metadata, link
 from caption_assets.dagster_lib.progress import WindowProgress
-from caption_assets.dagster_lib.project import Project
+from caption_assets.dagster_lib.project import Project, table_of
 from caption_assets.dagster_lib.provenance import input_tags, input_version_tags, is_input_tag, output_tags, version_of
 from caption_assets.errors import CaptionAssetsError, as_project_error, printable
 from caption_assets.report.gallery import write_gallery
@@ -48,8 +50,20 @@ class RunLog(RunObserver):
         self._clock = EngineClock()
         self._has_several_shards = len(context.partition_keys) > 1
         self._publishing = Lock()
-        self.results: list[dg.MaterializeResult[None]] = []
-        """Results that a step over one shard yields. A step over several shards logs each one's events instead."""
+        self._recorded: defaultdict[str, set[str]] = defaultdict(set)
+        """Names of the recorded tables, by shard."""
+        self._results: list[dg.MaterializeResult[None]] = []
+
+    def ready(self, shards: Sequence[str], stages: Sequence[Stage]) -> list[str]:
+        """The shards that have the tables that these stages need: tables of this run must be recorded already."""
+        made = {table_of(key) for key in self._context.selected_asset_keys} - {stage.name for stage in stages}
+        needed = made.intersection(name for stage in stages for name in stage.needs)
+        return [shard for shard in shards if needed <= self._recorded[shard]]
+
+    def take_results(self) -> list[dg.MaterializeResult[None]]:
+        """The results that a step over one shard yields, each once. Over several shards, their events are logged."""
+        results, self._results = self._results, []
+        return results
 
     def engine_requested(self) -> None:
         """Start the clock of the engine's time: GPUs are in use from now on."""
@@ -90,6 +104,7 @@ class RunLog(RunObserver):
                 else:
                     metadata = {**caption_metadata(stored.table(table), result, cost), **links}
                     self._record(shard, table, result, inputs, metadata, found)
+                    self._recorded[shard].add(table)
                 if failed or self._has_several_shards:
                     log_findings(self._context, self._project, shard, table, found)
             raise_errors(errors)
@@ -172,7 +187,7 @@ class RunLog(RunObserver):
         if self._has_several_shards:
             self._context.log_event(dg.AssetMaterialization(key, partition=shard, metadata=metadata, tags=versions))
             return
-        self.results.append(
+        self._results.append(
             dg.MaterializeResult(
                 asset_key=key,
                 metadata=metadata,

@@ -83,9 +83,10 @@ def caption_size(settings: Settings, windows: int | None = None, tokens: int | N
         tokens: number of visual tokens of all windows, from the metadata of their manifests.
     """
     variant = settings.variant
+    models = (variant, *settings.language_models)  # the engines run one after the other
     shares = max(settings.gpus, 1)
     workers = settings.decode_workers or MAX_WORKERS
-    cpus = variant.cpus * shares
+    cpus = max(model.cpus for model in models) * shares
     frames_gb = settings.frames_gb
     cache_gb = float(_first(settings.processor_cache_gb, variant.engine.get("mm_processor_cache_gb"), 4.0))
     if windows is not None and tokens is not None:
@@ -97,7 +98,9 @@ def caption_size(settings: Settings, windows: int | None = None, tokens: int | N
     rows_gb = (windows or 0) * len(settings.caption_recipe.stages) * ROW_KB / 2**20
     # The step's process and each replica have a cache.
     caches_gb = cache_gb * (1 + settings.data_parallel_size)
-    memory = variant.host_gb * shares + caches_gb + frames_gb + workers * WORKER_GB + RUN_GB + rows_gb
+    memory = (
+        max(model.host_gb for model in models) * shares + caches_gb + frames_gb + workers * WORKER_GB + RUN_GB + rows_gb
+    )
     # Room for two hostile clips at once: a pod that exceeds its limit is killed, and the engine with it.
     return PodSize(cpus, memory, memory + 2 * settings.decode_memory_gb, settings.gpus)
 

@@ -143,7 +143,11 @@ class WeightsManifest:
 
 
 def joint_version(manifests: Sequence[WeightsManifest]) -> str:
-    """The data version of a model and its adapter, if it has one: 16 hex digits."""
+    """The data version of the video model and its adapter, if it has one: 16 hex digits.
+
+    Language models are no part of it, so that another one does not make the stages of the video model stale. Their
+    revisions are in the code versions of their stages.
+    """
     digests = [manifest.digest for manifest in manifests]
     return (digests[0] if len(digests) == 1 else sha256("".join(digests).encode()).hexdigest())[:16]
 

@@ -22,6 +22,7 @@ from caption_assets.captioning.window_job import UPSTREAM_FAILED, blank_row
 from caption_assets.checks.asset_checks import checks_of
 from caption_assets.definitions import build_definitions
 from caption_assets.export.index import DATASET
+from caption_assets.models.variants import SAMPLE
 from caption_assets.settings import Settings
 from caption_assets.store.root import Root
 from caption_assets.store.tables import (
@@ -314,7 +315,7 @@ def test_damaged_mirror_fails_its_check_and_blocks_the_captions(project: Project
     result = project.run("model_weights", *STAGES, partition="a")
     check = checks(project, result, "model_weights")["weights_verified"]
     assert not check.passed
-    assert check.metadata["example"].value == "config.json"
+    assert check.metadata["example"].value == f"{SAMPLE.folder}/config.json"
     assert "Set CAPTION_VERIFY_WEIGHTS=true" in str(check.description)
     assert materialized(project, result) == {}
 
