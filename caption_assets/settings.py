@@ -525,10 +525,8 @@ class Settings(BaseSettings):
     @property
     def gpus(self) -> int:
         """Number of GPUs of the engine; 0 for models that run on the CPU."""
-        return (
-            any(step.variant.gpus for step in self.caption_recipe.steps)
-            and self.tensor_parallel_size * self.data_parallel_size
-        )
+        uses_gpu = any(step.variant.gpus for step in self.caption_recipe.steps)
+        return self.tensor_parallel_size * self.data_parallel_size if uses_gpu else 0
 
     @property
     def caption_recipe(self) -> Recipe:

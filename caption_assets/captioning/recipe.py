@@ -64,6 +64,8 @@ class Recipe:
     """Arguments of the model's chat template."""
     reasoning_parser: str | None = None
     """vLLM's reasoning parser; None is the one of the model's family."""
+    video_recipe: Recipe | None = None
+    """In the recipe of a language model, that of the video model."""
 
     def __post_init__(self) -> None:
         if self.graph is None:
@@ -86,10 +88,13 @@ class Recipe:
 
     def of(self, stage: Stage) -> Recipe:
         """The recipe of the model that answers a stage. Settings of the video model do not apply to others."""
-        if stage.model is None or self.answers(stage):
+        if self.answers(stage):
             return self
+        video = self.video_recipe or self
+        if stage.model is None:
+            return video
         return replace(
-            self,
+            video,
             variant=stage.model,
             fp8=stage.model.fp8,
             engine={},
@@ -98,6 +103,7 @@ class Recipe:
             lora_weights=None,
             chat_template_kwargs={},
             reasoning_parser=None,
+            video_recipe=video,
         )
 
     def answers(self, stage: Stage) -> bool:

@@ -9,7 +9,7 @@ from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
-from caption_assets.models.checkpoint_files import ADAPTER, MODEL, CheckpointKind
+from caption_assets.models.checkpoint_files import ADAPTER, LANGUAGE_MODEL, MODEL, CheckpointKind
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 REVISION = re.compile(r"(?!\.+\Z)[\w.-]+")
@@ -31,9 +31,13 @@ class Checkpoint:
     video: bool = True
     """Whether a model is shown videos; False for a language model, which answers stages without video."""
 
-    kind: ClassVar[CheckpointKind] = MODEL
     prefix: ClassVar[str] = ""
     """Prefix of the folder's name in the mirror: models and adapters have different ones."""
+
+    @property
+    def kind(self) -> CheckpointKind:
+        """The kind of its files."""
+        return MODEL if self.video else LANGUAGE_MODEL
 
     @property
     def folder(self) -> str:
@@ -49,8 +53,12 @@ class Checkpoint:
 class Lora(Checkpoint):
     """A LoRA adapter that is applied to the model."""
 
-    kind: ClassVar[CheckpointKind] = ADAPTER
     prefix: ClassVar[str] = "lora--"
+
+    @property
+    def kind(self) -> CheckpointKind:
+        """The kind of its files."""
+        return ADAPTER
 
 
 def _path_suffix(path: str | None) -> str:

@@ -36,8 +36,8 @@ class CheckpointKind:
 
     noun: str
     """Its name in messages."""
-    setting: str
-    """The setting that names the checkpoint; the revision's setting has the suffix ``_REVISION``."""
+    revision: str
+    """The name of its revision in messages: a setting, or a key of a recipe."""
     select: Callable[[Iterable[str]], list[str]]
     """Selects the checkpoint's files, sorted, from all files of its folder."""
     check: Callable[[Sequence[str], str], None]
@@ -138,11 +138,12 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatch(name, pattern) for pattern in patterns)
 
 
-MODEL = CheckpointKind("model", "CAPTION_MODEL", select_model_files, check_model)
-ADAPTER = CheckpointKind("LoRA adapter", "CAPTION_LORA", select_adapter_files, check_adapter)
+MODEL = CheckpointKind("model", "CAPTION_MODEL_REVISION", select_model_files, check_model)
+LANGUAGE_MODEL = CheckpointKind("model", "the stage's `revision`", select_model_files, check_model)
+ADAPTER = CheckpointKind("LoRA adapter", "CAPTION_LORA_REVISION", select_adapter_files, check_adapter)
 ADAPTER_CONFIG_ONLY = CheckpointKind(
     "LoRA adapter",
-    "CAPTION_LORA",
+    "CAPTION_LORA_REVISION",
     lambda paths: sorted({ADAPTER_CONFIG} & set(paths)),
     lambda paths, address: None,
 )

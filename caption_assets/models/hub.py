@@ -93,7 +93,7 @@ class Hub:
         if found.sha != self.revision:
             raise WeightsError(
                 f"{self.revision!r} is a name for a commit of {self.hub_id}, which may change: set "
-                f"{self.kind.setting}_REVISION={found.sha}, its present commit"
+                f"{self.kind.revision} to {found.sha}, its present commit"
             )
         siblings = {file.rfilename: file for file in found.siblings or ()}
         self.kind.check(list(siblings), self.address)
@@ -137,8 +137,8 @@ class Hub:
             )
         except RevisionNotFoundError:
             problem = (
-                f"{self.hub_id} has no revision {self.revision!r}: set {self.kind.setting}_REVISION to one of the "
-                f"commits at {_page(self.hub_id)}/commits/main"
+                f"{self.hub_id} has no revision {self.revision!r}: set {self.kind.revision} to one of the commits "
+                f"at {_page(self.hub_id)}/commits/main"
             )
         except HfHubHTTPError as error:
             problem = self._explain(error, wanted)

@@ -17,7 +17,13 @@ from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 
 from caption_assets.models.checkpoint import Checkpoint
-from caption_assets.models.checkpoint_files import ADAPTER_CONFIG, ADAPTER_CONFIG_ONLY, CONFIG, AdapterFound
+from caption_assets.models.checkpoint_files import (
+    ADAPTER_CONFIG,
+    ADAPTER_CONFIG_ONLY,
+    CONFIG,
+    LANGUAGE_MODEL,
+    AdapterFound,
+)
 from caption_assets.models.download import PARALLEL_DOWNLOADS, check_space, download, remaining_sizes
 from caption_assets.models.hub import Hub
 from caption_assets.models.lora import parse_adapter_config
@@ -185,6 +191,8 @@ def _adapter_remedy(source: Hub | Folder) -> str:
         adapter = replace(source, kind=ADAPTER_CONFIG_ONLY)
         for config in adapter.files():
             model = parse_adapter_config(read_file(adapter, config), source.address).base or model
+    if source.kind is LANGUAGE_MODEL:
+        return f"merge it into the model that it was trained on ({model}), and name the result"
     return f"set CAPTION_LORA to it, and CAPTION_MODEL to the model that it was trained on ({model})"
 
 

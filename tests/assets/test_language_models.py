@@ -89,7 +89,9 @@ def test_weights_of_all_models_are_mirrored(project: ProjectHarness, tmp_path: P
 @pytest.mark.fast
 def test_adapter_as_language_model_is_an_error(project: ProjectHarness, tmp_path: Path) -> None:
     settings = write_recipe(tmp_path, write_adapter(tmp_path / "mine", adapter_files()), "v1")
-    assert "contains a LoRA adapter, not a model" in project.failure("model_weights", **settings)
+    assert "contains a LoRA adapter, not a model: merge it into the model that it was trained on" in project.failure(
+        "model_weights", **settings
+    )
 
 
 @pytest.mark.fast

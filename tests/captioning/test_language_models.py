@@ -124,7 +124,7 @@ def test_settings_of_the_video_model_do_not_affect_a_language_model(changed: dic
     recipe = recipe_of(ENHANCED)
     other = replace(recipe, **changed)  # type: ignore[arg-type]
     caption, enhanced = recipe.stages
-    assert recipe.version(enhanced) == other.version(enhanced)
+    assert recipe.identity(enhanced) == other.identity(enhanced)
     assert recipe.steps[1].fingerprint(enhanced, WINDOW, TEXTS) == other.steps[1].fingerprint(enhanced, WINDOW, TEXTS)
     assert recipe.fingerprint(caption, WINDOW) != other.fingerprint(caption, WINDOW)
 

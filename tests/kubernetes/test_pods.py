@@ -1,4 +1,5 @@
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, cast
 
 import dagster as dg
@@ -173,3 +174,14 @@ def test_image_with_another_version_than_the_runs_is_rejected(monkeypatch: pytes
     monkeypatch.setenv(VERSION_VARIABLE, "0.0.1")
     with pytest.raises(ImageMismatch, match=r"the run's pod has 0\.0\.1: build both from one version"):
         check_image()
+
+
+def test_language_model_needs_a_gpu_beside_a_video_model_on_the_cpu(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "stages:\n"
+        "  - {name: caption, prompt: Describe the video.}\n"
+        '  - {name: longer, prompt: "Extend {caption}", video: false, model: Qwen/Qwen3-14B, revision: "1"}\n'
+    )
+    size = caption_size(Settings(recipe=str(tmp_path / "mine.yaml"), tensor_parallel_size=2))
+    assert (size.gpus, size.cpus) == (2, 12)
+    assert caption_size(Settings()).gpus == 0

@@ -216,8 +216,8 @@ def publish_in_a_process(
     ("variant", "message"),
     [
         (Variant(HUB_ID, "deadbeef"), f"{HUB_ID} has no revision 'deadbeef': .*/{HUB_ID}/commits/main"),
-        (Variant(HUB_ID, "main"), f"'main' is a name for a commit.*CAPTION_MODEL_REVISION={COMMIT}"),
-        (Variant(HUB_ID, COMMIT[:8]), f"'{COMMIT[:8]}' is a name for a commit.*CAPTION_MODEL_REVISION={COMMIT}"),
+        (Variant(HUB_ID, "main"), f"'main' is a name for a commit.*CAPTION_MODEL_REVISION to {COMMIT}"),
+        (Variant(HUB_ID, COMMIT[:8]), f"'{COMMIT[:8]}' is a name for a commit.*CAPTION_MODEL_REVISION to {COMMIT}"),
         (Variant("someone/else", COMMIT), f"has no someone/else at {COMMIT}"),
     ],
 )

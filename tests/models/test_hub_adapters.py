@@ -72,7 +72,7 @@ def test_broken_download_of_an_adapter_resumes(
 def test_branch_of_an_adapter_is_an_error_with_its_commit(
     hub: HubServer, files: dict[str, bytes], root: Root, cache: Path
 ) -> None:
-    with pytest.raises(WeightsError, match=f"CAPTION_LORA_REVISION={COMMIT}"):
+    with pytest.raises(WeightsError, match=f"CAPTION_LORA_REVISION to {COMMIT}"):
         publish(root, Lora(HUB_ID, "main"), cache)
     with pytest.raises(WeightsError, match="set CAPTION_LORA_REVISION to one of the commits"):
         publish(root, Lora(HUB_ID, "deadbeef"), cache)
