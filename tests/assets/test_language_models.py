@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import dagster as dg
@@ -11,6 +12,7 @@ from dagster._core.asset_graph_view.asset_graph_view import AssetGraphView
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from safetensors.numpy import save_file
 
+from caption_assets.captioning.recipe import Recipe
 from caption_assets.definitions import build_definitions
 from caption_assets.models.mirror import read_weights_manifest
 from caption_assets.models.variants import SAMPLE
@@ -18,6 +20,7 @@ from caption_assets.settings import Settings
 from caption_assets.store.root import Root
 from caption_assets.store.tables import CaptionRow, Status, read_captions
 from tests.assets.conftest import ProjectHarness
+from tests.captioning.fake_engine import FakeEngine, start_fake_engine
 from tests.captioning.language_model import write_language_model
 from tests.models.adapters import adapter_files, write_adapter
 
@@ -51,6 +54,14 @@ stages:
     return {"recipe": str(folder / "mine.yaml"), "max_failed_fraction": 1.0}
 
 
+def write_files(folder: Path) -> Path:
+    """Write the files of a language model that no engine can load."""
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}')
+    save_file({"weight": np.zeros(4)}, folder / "model.safetensors")
+    return folder
+
+
 def rows_of(project: ProjectHarness, table: str) -> list[CaptionRow]:
     """The captionable rows of the shard's table."""
     rows = read_captions(Root.open(str(project.root)), table, SHARD)
@@ -72,11 +83,7 @@ def materialized(result: dg.ExecuteInProcessResult) -> list[str]:
 @pytest.mark.fast
 def test_weights_of_all_models_are_mirrored(project: ProjectHarness, tmp_path: Path) -> None:
     [default] = project.run("model_weights").get_asset_materialization_events()
-    words = tmp_path / "words"
-    words.mkdir()
-    (words / "config.json").write_text('{"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}')
-    save_file({"weight": np.zeros(4)}, words / "model.safetensors")
-    settings = write_recipe(tmp_path, words, "v1")
+    settings = write_recipe(tmp_path, write_files(tmp_path / "words"), "v1")
     [event] = project.run("model_weights", **settings).get_asset_materialization_events()  # type: ignore[arg-type]
     root, [language] = Root.open(str(project.root)), Settings(**settings).language_models  # type: ignore[arg-type]
     files = sum(len(read_weights_manifest(root, model).files) for model in (SAMPLE, language))
@@ -102,6 +109,34 @@ def test_stages_of_a_language_model_depend_on_its_weights(tmp_path: Path) -> Non
     assert parents[CAPTION] == {"clip_manifest", "model_weights"}
     assert parents[ENHANCED] == {CAPTION, "model_weights"}
     assert parents[SHORT] == {ENHANCED, "model_weights"}
+
+
+@pytest.mark.fast
+def test_models_answer_one_after_the_other_in_a_run_over_several_shards(
+    project: ProjectHarness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[str] = []
+
+    def start(model: Path, recipe: Recipe, *_: object) -> AbstractAsyncContextManager[FakeEngine]:
+        return start_fake_engine(FakeEngine(), lambda: started.append(recipe.variant.hub_id))
+
+    monkeypatch.setattr("caption_assets.resources.start_engine", start)
+    settings = write_recipe(tmp_path, write_files(tmp_path / "words"), "v1") | {"max_unreadable_fraction": 1.0}
+    project.run("shard_index", "model_weights", **settings)  # type: ignore[arg-type]
+    shards = {"partitions": ("sample-folder", "sample-tar")}
+    assert project.run("clip_manifest", **shards, **settings).success  # type: ignore[arg-type]
+    (project.root / "clip_manifest" / "shard=sample-tar" / "manifest.parquet").unlink()
+    failed = project.run(*STAGES, **shards, **settings)  # type: ignore[arg-type]
+    assert not failed.success
+    assert started == [SAMPLE.hub_id, "local/words"]
+    assert not (project.root / ENHANCED / "shard=sample-tar").exists()
+    assert {event.partition for event in materializations(project, ENHANCED)} == {SHARD}
+    assert stale(project, **settings) == set()
+
+
+def materializations(project: ProjectHarness, asset: str) -> list[dg.AssetMaterialization]:
+    records = project.instance.fetch_materializations(dg.AssetKey(asset), limit=99).records
+    return [record.asset_materialization for record in records if record.asset_materialization]
 
 
 @pytest.mark.engine
