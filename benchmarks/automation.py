@@ -30,6 +30,7 @@ from caption_assets.assets.clip_manifest import manifest_code_version
 from caption_assets.automation.new_shards import build_new_shards
 from caption_assets.automation.reconcile import compare
 from caption_assets.automation.schedule import build_backfill
+from caption_assets.captioning.open_shard import direct_inputs
 from caption_assets.dagster_lib.metadata import ROW_COUNT
 from caption_assets.dagster_lib.project import Project
 from caption_assets.dagster_lib.provenance import input_version_tags
@@ -146,7 +147,8 @@ def complete(instance: dg.DagsterInstance, settings: Settings, root: Root, shard
     captions = {}
     for stage in settings.caption_recipe.stages:
         table = stage.name
-        versions = TableVersions("c", settings.caption_recipe.version(stage), {CLIP_MANIFEST: "m"})
+        inputs = {name: "m" if name == CLIP_MANIFEST else "c" for name in direct_inputs(stage)}
+        versions = TableVersions("c", settings.caption_recipe.version(stage), inputs)
         captions[table] = (
             versions,
             root.read(publish_captions(root, table, "x", [row], [row.key], versions.file_metadata, stage.columns)),
