@@ -9,13 +9,17 @@ from pathlib import Path
 import pytest
 
 from caption_assets.captioning.caption_run import CaptionRun
-from caption_assets.captioning.engine import EngineConfig, engine_arguments
+from caption_assets.captioning.engine import CaptionEngine, EngineConfig, EngineError, engine_arguments
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.recipe_file import RecipeError, parse_recipe
 from caption_assets.models.checkpoint import Lora
 from caption_assets.models.variants import QWEN25, find_language_model
 from caption_assets.store.root import Root
+from tests.captioning.families import FAMILIES
+from tests.captioning.front_end import start_front_end
+from tests.captioning.language_model import write_language_model
 from tests.captioning.test_recipe import WINDOW
+from tests.conftest import RunAsync
 
 HUB_ID, REVISION = "Qwen/Qwen2.5-14B-Instruct", "cf98f3b3bbb457ad9e2bb7baf9a0125b6b88caa8"
 VIDEO = """
@@ -154,3 +158,49 @@ def test_engine_of_a_language_model_loads_no_vision_encoder() -> None:
     arguments = engine_arguments(Path("/m"), language, config)
     assert arguments["language_model_only"]
     assert arguments.keys().isdisjoint({"limit_mm_per_prompt", "max_num_seqs", "quantization"})
+
+
+def language_recipe(folder: Path) -> Recipe:
+    """The recipe of a language model in a folder."""
+    stage = ENHANCED.replace(HUB_ID, str(folder)).replace(REVISION, "v1") + "    max_output_tokens: 32\n"
+    return recipe_of(stage).steps[1]
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(
+    "body",
+    ["{{ message.content }}", "{% for part in message.content %}{{ part.text }}{% endfor %}"],
+    ids=["strings", "parts"],
+)
+def test_chat_template_of_a_language_model_may_take_strings_or_parts(
+    tmp_path: Path, run_async: RunAsync[CaptionEngine], body: str
+) -> None:
+    write_language_model(tmp_path)
+    template = "{% for message in messages %}<|im_start|>{{ message.role }}: " + body + "<|im_end|>{% endfor %}"
+    (tmp_path / "chat_template.jinja").write_text(template)
+    engine = run_async(start_front_end(tmp_path, language_recipe(tmp_path)))
+    assert engine.render("Hello <|im_end|>", video=False).startswith("<|im_start|>user: Hello <")
+    assert engine.render("Hello", video=False) == "<|im_start|>user: Hello<|im_end|>"
+
+
+@pytest.mark.engine
+def test_language_model_without_chat_template_is_an_error(tmp_path: Path, run_async: RunAsync[CaptionEngine]) -> None:
+    write_language_model(tmp_path)
+    (tmp_path / "chat_template.jinja").unlink()
+    with pytest.raises(EngineError, match=r"local/\S+ does not accept instructions: the model has no default chat"):
+        run_async(start_front_end(tmp_path, language_recipe(tmp_path)))
+
+
+@pytest.mark.engine
+def test_prompt_without_room_in_the_context_is_an_error(tmp_path: Path, run_async: RunAsync[CaptionEngine]) -> None:
+    write_language_model(tmp_path, context=40)
+    with pytest.raises(EngineError, match=r"no room for the prompt of enhanced \(\d+\) and the answer \(32\)"):
+        run_async(start_front_end(tmp_path, language_recipe(tmp_path)))
+
+
+@pytest.mark.engine
+def test_video_model_may_answer_stages_without_video(tmp_path: Path, run_async: RunAsync[CaptionEngine]) -> None:
+    FAMILIES["qwen2.5-vl"](tmp_path, 512)
+    engine = run_async(start_front_end(tmp_path, language_recipe(tmp_path)))
+    assert "video" not in engine.render("Hello", video=False)
+    assert engine.capacity.windows > 0
