@@ -30,6 +30,7 @@ from caption_assets.captioning.build import Build, main_module_hidden
 from caption_assets.captioning.chat import Chat, TemplateError
 from caption_assets.captioning.choices import Choices, SplitChoice
 from caption_assets.captioning.engine_failure import CauseFile, explain_start
+from caption_assets.captioning.json_constraint import json_constraint
 from caption_assets.captioning.output import TEXT, ChoiceOutput, JsonOutput, Output, TextOutput
 from caption_assets.captioning.prompts import escape_special_tokens, structural_tokens
 from caption_assets.captioning.reasoning import Reasoning, UnknownParser
@@ -827,7 +828,7 @@ class CaptionEngine:
         resolved = self.resolve(params)
         structured = None
         if isinstance(output, JsonOutput):
-            structured = vllm.sampling_params.StructuredOutputsParams(json=dict(output.schema))
+            structured = json_constraint(output.schema, self._vllm_config.structured_outputs_config)
         return vllm.SamplingParams(
             temperature=resolved.temperature,
             top_p=resolved.top_p,

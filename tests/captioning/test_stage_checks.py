@@ -126,3 +126,12 @@ def test_later_stages_have_priority(start: Any, run_async: RunAsync[Any]) -> Non
         assert run_async(engine.complete(request)).text == "a red circle"
     assert priorities == sorted(priorities, reverse=True)
     assert len(set(priorities)) == 3
+
+
+def test_whitespace_in_json_is_limited_where_xgrammar_supports_the_schema(start: Any) -> None:
+    engine = start()
+    for schema, is_limited in ((NAMES.schema, True), ({"type": "number", "multipleOf": 2}, False)):
+        constraint = engine._sampling(SamplingParams(), JsonOutput(schema)).structured_outputs
+        assert (constraint.json is None) == is_limited
+        assert ("{0, 16}" in (constraint.grammar or "")) == is_limited
+        start(Stage("fields", "Which?", JsonOutput(schema)))
