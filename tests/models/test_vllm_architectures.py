@@ -83,6 +83,18 @@ def test_unsupported_model_is_an_error(found: dict[str, Any], reason: str) -> No
 
 
 @pytest.mark.fast
+@pytest.mark.parametrize("found", [config("qwen3", "Qwen3ForCausalLM"), *SERVED.values()])
+def test_language_model_may_be_any_model_with_classes_in_vllm(found: dict[str, Any]) -> None:
+    check_supported(found, "someone/model", video=False)
+
+
+@pytest.mark.fast
+def test_model_that_generates_no_text_is_an_error() -> None:
+    with pytest.raises(WeightsError, match=r"as a language model .*: choose another model, such as Qwen/Qwen2"):
+        check_supported(config("bert", "BertModel"), "someone/model", video=False)
+
+
+@pytest.mark.fast
 @pytest.mark.parametrize("content", [b"", b"[]", b"\xff", b"{"])
 def test_invalid_config_is_an_error(content: bytes) -> None:
     with pytest.raises(WeightsError, match=r"a/config\.json is not .*JSON"):
