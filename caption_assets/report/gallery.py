@@ -149,7 +149,8 @@ class _RowBuilder:
         table, row = self._tables[stage], made.get(stage)
         if table is None or row is None:
             return _blank(window)
-        prompt = window.prompt if row.prompt_name == "clip" else None
+        # Earlier releases named the prompts of all stages after the clip's, which replaces none with texts.
+        prompt = window.prompt if row.prompt_name == "clip" and not table.needs else None
         return build_side(
             table,
             row,

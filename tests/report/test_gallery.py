@@ -222,6 +222,17 @@ def test_shared_provenance_is_stored_once() -> None:
     ]
 
 
+def test_stage_that_needs_a_text_keeps_its_prompt_beside_the_one_of_a_clip() -> None:
+    clip = window("car.mp4", prompt="Count the cars.")
+    # Earlier releases named the prompts of all stages after the clip's.
+    rows = [captioned(clip, "A car.", prompt_name="clip")]
+    page = page_of([clip], rows, rows)
+    assert [dict(properties)["Prompt"] for properties in page.provenance] == [
+        "clip: Count the cars.",
+        "clip: Describe it more fully: {caption}",
+    ]
+
+
 def test_details_name_frames_and_tokens() -> None:
     properties = dict(row_of(CAR, captioned(CAR, "A car.")).sides[0].properties)
     assert properties["Frames"] == "3: 0, 50, 99"
