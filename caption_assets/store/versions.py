@@ -16,6 +16,8 @@ from caption_assets.store.tables import CaptionRow, ManifestRow, TableError, tab
 
 VERSIONS = "versions"
 """Key of the versions in a table's file metadata."""
+FORMER_KINDS = {"upstream_failed": "stage1_failed"}
+"""Error kinds that earlier releases named differently. Data versions contain the former name, and stay the same."""
 FOOTER_BYTES = 64 << 10
 """Size of a request when a footer is read, in bytes. The footer of a caption table takes about 10 KB."""
 
@@ -105,5 +107,6 @@ def next_manifest_version(version: str, row: ManifestRow) -> str:
 
 def captions_version(rows: Iterable[CaptionRow]) -> str:
     """The data version of captions. It covers texts and errors, but not token counts and attempts."""
-    lines = "\n".join(f"{row.window_id} {row.status} {row.error_kind} {row.caption!r}" for row in rows)
+    kinds = ((row, FORMER_KINDS.get(row.error_kind or "", row.error_kind)) for row in rows)
+    lines = "\n".join(f"{row.window_id} {row.status} {kind} {row.caption!r}" for row, kind in kinds)
     return sha256(lines.encode()).hexdigest()[:16]

@@ -76,6 +76,13 @@ def test_data_versions_equal_those_of_earlier_releases() -> None:
     assert captions_version(captions) == "0c69b6da98fdfc51", "every caption table would be outdated"
 
 
+def test_present_name_of_an_error_keeps_the_version_of_earlier_tables() -> None:
+    def failed(kind: str) -> CaptionRow:
+        return CaptionRow("a.mp4", 0, "a", 0.0, 1.0, Status.FAILED, error_kind=kind, error="stage 1 failed")
+
+    assert captions_version([failed("upstream_failed")]) == captions_version([failed("stage1_failed")])
+
+
 @pytest.mark.parametrize(
     "metadata",
     [
