@@ -5,10 +5,12 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.definitions.utils import DISALLOWED_NAMES
 from dagster._core.remote_representation.external_data import RepositorySnap
 from dagster_shared.serdes import deserialize_value, serialize_value
 
 from caption_assets.captioning.recipe_file import built_in
+from caption_assets.captioning.stages import NAME, RESERVED_NAMES
 from caption_assets.dagster_lib.project import Project
 from caption_assets.dagster_lib.project_claim import ProjectClash, claim
 from caption_assets.definitions import build_definitions, load_definitions
@@ -23,6 +25,10 @@ pytestmark = pytest.mark.fast
 def graph(**settings: object) -> Any:
     definitions = build_definitions(Settings(**{"recipe": "general", **settings}))  # type: ignore[arg-type]
     return definitions.get_repository_def().asset_graph
+
+
+def test_names_that_dagster_refuses_are_refused_for_stages() -> None:
+    assert {name for name in DISALLOWED_NAMES if NAME.fullmatch(name)} <= RESERVED_NAMES
 
 
 def test_asset_graph_matches_the_design() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,11 @@ from caption_assets.store.caption_columns import CaptionColumns
 
 NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 """A stage's name: it is a folder, and part of an asset key and of file names."""
+_DAGSTER_NAMES = frozenset(
+    {"arg_dict", "bool", "conf", "config", "context", "dict", "float", "input", "input_arg_dict", "int", "meta"}
+    | {"output", "output_arg_dict", "str", "type", *keyword.kwlist}
+)
+"""Names that Dagster refuses for the outputs of a step, and thus for assets."""
 RESERVED_NAMES = frozenset(
     {
         "captioned_dataset",
@@ -26,9 +32,10 @@ RESERVED_NAMES = frozenset(
         "shard_index",
         "shards",
         "weights",
+        *_DAGSTER_NAMES,
     }
 )
-"""Names of other assets, steps and folders of the root, and of the slot that is no stage."""
+"""Names of other assets, steps and folders of the root, the slot that is no stage, and what Dagster refuses."""
 MAX_OUTPUT_TOKENS = "CAPTION_MAX_OUTPUT_TOKENS"
 """The setting of the output limit of all stages without one of their own."""
 _SLOT = re.compile(r"\{([a-z][a-z0-9_]*)\}")
