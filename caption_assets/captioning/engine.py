@@ -569,7 +569,7 @@ class CaptionEngine:
             return
         if self._reasoning.is_open:
             raise EngineError(
-                f"{stage.name} asks for {stage.output.label}, but {self._recipe.variant.hub_id} begins each answer "
+                f"{stage.label} asks for {stage.output.label}, but {self._recipe.variant.hub_id} begins each answer "
                 "with reasoning: switch reasoning off with CAPTION_CHAT_TEMPLATE_KWARGS, choose another model, or "
                 "remove the stage"
             )
@@ -578,11 +578,11 @@ class CaptionEngine:
             config = self._vllm_config.structured_outputs_config
             sampling.verify(self._model_config, None, config, self._tokenizer)
         except SplitChoice as error:
-            raise EngineError(f"{stage.name} of the recipe: {error}") from error
+            raise EngineError(f"{stage.label} of the recipe: {error}") from error
         except Exception as error:  # the parsers of schemas raise exceptions of any type
             reason = " ".join(str(error).split())  # some messages have several lines
             raise EngineError(
-                f"{stage.name} asks for {stage.output.label} that vLLM does not support ({reason}): change the output "
+                f"{stage.label} asks for {stage.output.label} that vLLM does not support ({reason}): change the output "
                 "of this stage in the recipe"
             ) from error
 

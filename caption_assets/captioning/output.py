@@ -49,7 +49,7 @@ class ChoiceOutput:
 
     def __post_init__(self) -> None:
         if len(self.choices) < 2:
-            raise ValueError(f"there are {len(self.choices)} choices: give at least two")
+            raise ValueError(f"the number of choices is {len(self.choices)}: give at least two")
         if repeated := [choice for choice in self.choices if self.choices.count(choice) > 1]:
             raise ValueError(f"the choice {repeated[0]!r} is there more than once: remove one")
         if self.score is not None and self.score not in self.choices:

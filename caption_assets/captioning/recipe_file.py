@@ -216,7 +216,7 @@ def parse_recipe(name: str, text: str, place: str) -> StageGraph:
     stages = []
     for number, stage in enumerate(parsed.stages):
         try:
-            stages.append(stage.parsed)
+            stages.append(replace(stage.parsed, place=f"{place}:{document.line(('stages', number, 'output'))}"))
         except StageError as error:
             raise RecipeError(f"{place}:{document.line(('stages', number, *error.field))}: {error}") from error
     try:

@@ -81,6 +81,8 @@ class Stage:
     """Fields of ``SamplingParams`` that differ from the recipe's."""
     model: Variant | None = None
     """The language model that answers a stage without video; None for the video model."""
+    place: str = field(default="", compare=False)
+    """File and line of the output in the recipe file, for messages; empty for a stage that no file describes."""
     needs: tuple[str, ...] = field(init=False)
     """Names of the stages whose texts are in the prompt, in the order of their slots."""
 
@@ -132,6 +134,11 @@ class Stage:
     def slots(self) -> list[str]:
         """Names of the stages in the prompt's slots; a stage is there as often as its text."""
         return [name for name in _SLOT.findall(self.prompt) if name != SECONDS]
+
+    @property
+    def label(self) -> str:
+        """The stage in messages about its output."""
+        return f"{self.name} ({self.place})" if self.place else self.name
 
     @property
     def limit_name(self) -> str:

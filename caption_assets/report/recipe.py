@@ -53,7 +53,7 @@ def check_recipe(recipe: Recipe, cache: CacheConfig) -> None:
     if schemas and find_spec("vllm") is None:
         print(f"skipped  JSON Schemas: {NO_VLLM}")
     for stage in schemas if find_spec("vllm") else ():
-        _check_schema(recipe, stage)
+        _check_schema(stage)
         print(f"ok       JSON Schema of {stage.name}: vLLM's structured outputs support it")
     renderers = _renderers(recipe, cache)
     for stage in recipe.stages:
@@ -63,7 +63,7 @@ def check_recipe(recipe: Recipe, cache: CacheConfig) -> None:
             continue
         print(f"ok       prompt of {stage.name}: {renderer.tokens(stage)} tokens of {recipe.of(stage).variant.hub_id}")
         if isinstance(stage.output, ChoiceOutput):
-            _check_choices(recipe, stage, renderer)
+            _check_choices(stage, renderer)
             print(f"ok       choices of {stage.name}: one token each")
 
 
@@ -85,23 +85,23 @@ def _renderer(recipe: Recipe, cache: CacheConfig) -> PromptRenderer | str:
     return PromptRenderer(folder, recipe.chat_template_kwargs, video=variant.video)
 
 
-def _check_schema(recipe: Recipe, stage: Stage) -> None:
+def _check_schema(stage: Stage) -> None:
     assert isinstance(stage.output, JsonOutput)
     try:
         check_json_schema(stage.output.schema)
     except ValueError as error:
         raise RecipeError(
-            f"{recipe.graph.name}: vLLM's structured outputs do not support the JSON Schema of {stage.name} ({error}): "
+            f"{stage.place}: vLLM's structured outputs do not support the JSON Schema of {stage.name} ({error}): "
             "remove or replace the keyword"
         ) from error
 
 
-def _check_choices(recipe: Recipe, stage: Stage, renderer: PromptRenderer) -> None:
+def _check_choices(stage: Stage, renderer: PromptRenderer) -> None:
     assert isinstance(stage.output, ChoiceOutput)
     try:
         renderer.choices.tokens(stage.output)
     except SplitChoice as error:
-        raise RecipeError(f"{recipe.graph.name}: {stage.name}: {error}") from error
+        raise RecipeError(f"{stage.place}: {stage.name}: {error}") from error
 
 
 def _facts(recipe: Recipe, stage: Stage, renderer: PromptRenderer | str) -> Iterator[str]:

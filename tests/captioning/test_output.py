@@ -24,7 +24,7 @@ JSON_VALUES = st.recursive(
 @pytest.mark.parametrize(
     ("choices", "score", "problem"),
     [
-        (("yes",), None, "there are 1 choices: give at least two"),
+        (("yes",), None, "the number of choices is 1: give at least two"),
         (("yes", "no", "yes"), None, "the choice 'yes' is there more than once: remove one"),
         (("yes", "no"), "maybe", "the score is 'maybe': name one of the choices yes, no"),
     ],

@@ -132,7 +132,7 @@ def test_word_that_yaml_1_1_converts_is_a_word(word: str) -> None:
         (f"{STAGE}    output: {{choices: yes}}", "4: `choices` is the text 'yes': write a list, one item a line"),
         (f"{STAGE}    output:\n      choices: [1, a]", "5: item 1 of `choices` is the number 1: put it in quotes"),
         (f"{STAGE}    output:\n      choices: [true, a]", "5: item 1 of `choices` is true: put it in quotes"),
-        (f"{STAGE}    output:\n      choices: [yes]", "5: there are 1 choices: give at least two"),
+        (f"{STAGE}    output:\n      choices: [yes]", "5: the number of choices is 1: give at least two"),
         (f"{STAGE}    output:\n      choices: [a, a]", "5: the choice 'a' is there more than once: remove one"),
         (f"{STAGE}    output: {{choices: [a, b], score: c}}", "4: the score is 'c': name one of the choices a, b"),
         (f"{STAGE}    output: {{json: {{}}, score: c}}", "4: `score` belongs to `choices`: remove it"),

@@ -45,11 +45,11 @@ def start(run_async: RunAsync[Any], model_folder: Path) -> Any:
 
 def test_choice_of_several_tokens_is_refused_with_its_tokens(start: Any) -> None:
     message = (
-        r"labels of the recipe: the choice 'yes and no' is 3 tokens of this model \('yes' ' and' ' no'\), but must be "
-        "one: use a shorter or more common word"
+        r"labels \(mine\.yaml:7\) of the recipe: the choice 'yes and no' is 3 tokens of this model "
+        r"\('yes' ' and' ' no'\), but must be one: use a shorter or more common word"
     )
     with pytest.raises(EngineError, match=message):
-        start(Stage("labels", "Is it?", ChoiceOutput(("yes", "yes and no"))))
+        start(Stage("labels", "Is it?", ChoiceOutput(("yes", "yes and no")), place="mine.yaml:7"))
 
 
 @pytest.mark.parametrize(

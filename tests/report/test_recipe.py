@@ -95,7 +95,7 @@ def test_prompt_for_a_language_model_is_rendered_by_it(
 def test_split_choice_fails_the_check(mine: Path) -> None:
     mine.write_text(MINE.replace("no]", "perhaps]"))
     error = str(run_cli("recipe", "check", str(mine)))
-    assert error.startswith("error: mine: fits: the choice 'perhaps' is ")
+    assert error.startswith(f"error: {mine}:7: fits: the choice 'perhaps' is ")
     assert "must be one: use a shorter or more common word" in error
 
 
@@ -103,7 +103,7 @@ def test_split_choice_fails_the_check(mine: Path) -> None:
 def test_unsupported_json_schema_fails_the_check(mine: Path) -> None:
     mine.write_text(MINE.replace("{choices: [yes, no], score: yes}", "{json: {type: string, pattern: '(?=a)b('}}"))
     error = str(run_cli("recipe", "check", str(mine)))
-    assert error.startswith("error: mine: vLLM's structured outputs do not support the JSON Schema of fits (")
+    assert error.startswith(f"error: {mine}:7: vLLM's structured outputs do not support the JSON Schema of fits (")
 
 
 @pytest.mark.fast
