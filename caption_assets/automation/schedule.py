@@ -42,7 +42,7 @@ complete and take a few milliseconds each. Another run would take the start of a
 WEIGHTS_REQUEST = ".model"
 """Key of the request for the weights, in place of a shard. No shard can have this name."""
 MAX_COMPARED = 500
-"""Maximum number of shards that one tick compares with their records. Each takes three small reads."""
+"""Maximum number of shards that one tick compares with their records. Each takes a small read for each table."""
 RECORDING_SECONDS = 15.0
 """Time limit for recording stored tables in one tick; the next tick continues. Dagster ends a tick after 60 s."""
 

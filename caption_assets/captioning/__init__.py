@@ -1,1 +1,1 @@
-"""Frames to captions: prompts, frame budget, the engine and the two-stage policy."""
+"""Frames to captions: prompts, frame budget, the engine and the stages."""
