@@ -74,6 +74,7 @@ _STAGE_COLUMNS = (
 _OUTPUT_COLUMNS = {
     "fields": "that caption, which is JSON, with its fields",
     "choice": "that caption, which is one of the choices of stage `{}`",
+    "probability": "probability of that choice",
     "score": "probability of the choice that counts as good",
 }
 """Columns that only stages of some outputs have, with their meanings."""

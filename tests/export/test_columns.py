@@ -24,7 +24,7 @@ def test_columns_follow_the_output_of_a_stage() -> None:
         *(f"short_{name}" for name in SHARED),
         *(f"dense_{name}" for name in SHARED),
         *(f"attributes_{name}" for name in (*SHARED, "fields")),
-        *(f"alignment_{name}" for name in (*SHARED, "choice", "score")),
+        *(f"alignment_{name}" for name in (*SHARED, "choice", "probability", "score")),
     ]
 
 

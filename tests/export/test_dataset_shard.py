@@ -219,7 +219,7 @@ def test_all_stages_of_the_recipe_are_columns(root: Root, how: ExportConfig) -> 
     assert record["short_caption"] == "A car."
     assert record["dense_caption"] == "A red car."
     assert record["attributes_fields"] == {"subjects": ["a car", "a man"], "camera": {"motion": "static", "shots": 1}}
-    assert (record["alignment_choice"], record["alignment_score"]) == ("yes", 0.9)
+    assert [record[f"alignment_{name}"] for name in ("choice", "probability", "score")] == ["yes", 0.9, 0.9]
 
 
 @pytest.mark.parametrize("need", ["short", "dense_captions"])

@@ -91,4 +91,4 @@ def test_columns_of_all_outputs_load(tmp_path: Path, monkeypatch: pytest.MonkeyP
     [found] = load_exported(root, how, streaming=False)
     window = found["json"]["windows"][0] if how is TARS else found
     assert window["attributes_fields"] == {"subjects": ["a car", "a man"], "camera": {"motion": "static", "shots": 1}}
-    assert (window["alignment_choice"], window["alignment_score"]) == ("yes", 0.9)
+    assert [window[f"alignment_{name}"] for name in ("choice", "probability", "score")] == ["yes", 0.9, 0.9]
