@@ -10,7 +10,7 @@ from functools import partial
 from statistics import fmean, stdev
 
 from caption_assets.captioning.open_shard import failed_fraction
-from caption_assets.captioning.output import ChoiceOutput, TextOutput
+from caption_assets.captioning.output import JsonOutput, TextOutput
 from caption_assets.captioning.prefix_cache import MIN_SHARE, CacheHits
 from caption_assets.captioning.stages import Stage, StageGraph
 from caption_assets.checks.stored_tables import Caption, StoredShard, StoredTable, mean_words
@@ -75,7 +75,7 @@ FAILED = Check(
 TRUNCATED = Check(
     "truncated_fraction",
     Severity.WARN,
-    f"At most {MAX_TRUNCATED:.0%} of the captions reached CAPTION_MAX_OUTPUT_TOKENS and were cut off.",
+    f"At most {MAX_TRUNCATED:.0%} of the captions reached their output limit and were cut off.",
 )
 FLAGGED = Check(
     "flagged_fraction",
@@ -118,13 +118,15 @@ def adds_check(needed: str) -> Check:
 def checks_of(graph: StageGraph, stage: Stage) -> list[Check]:
     """The checks of a stage's table.
 
-    Choices have no words to check. JSON of many clips may be equal, because a schema can leave few possible answers.
+    Choices have no words to check. JSON that is cut off counts as failed, and that of many clips may be equal, because
+    a schema can leave few possible answers.
     """
-    checks = [ROWS_COMPLETE, SCHEMA, FAILED, TRUNCATED]
-    if not isinstance(stage.output, ChoiceOutput):
-        checks.append(FLAGGED)
-        checks += [DUPLICATES] if isinstance(stage.output, TextOutput) else []
-        checks.append(LENGTH)
+    checks = [ROWS_COMPLETE, SCHEMA, FAILED]
+    match stage.output:
+        case TextOutput():
+            checks += [TRUNCATED, FLAGGED, DUPLICATES, LENGTH]
+        case JsonOutput():
+            checks += [FLAGGED, LENGTH]
     checks += map(adds_check, _extended_texts(graph, stage))
     if stage.video and any(earlier.video for earlier in graph.stages[: graph.stages.index(stage)]):
         checks.append(CACHE_HITS)

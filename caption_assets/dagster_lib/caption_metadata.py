@@ -27,7 +27,7 @@ MEANINGS = {
     "rows_failed": "Number of rows without a caption, including unreadable clips",
     "rows_reused": "Number of rows that this run reused from an earlier run",
     "rows_new": "Number of rows that this run captioned",
-    "truncated": "Number of captions that reached CAPTION_MAX_OUTPUT_TOKENS and were cut off",
+    "truncated": "Number of captions that reached their output limit and were cut off",
     "flagged": "Number of rows with quality flags, such as repetition or refusal",
     "reduced": "Number of rows whose windows were reduced to fewer or smaller frames, to fit the model's context",
     "prompt_tokens": "Number of prompt tokens in all rows, including those of the video",

@@ -77,7 +77,7 @@ def check_results(
 def _metadata(finding: Finding) -> dict[str, int | float | str]:
     """All metadata of a check that did not pass. For a check that passed, only the plotted entries.
 
-    A shard has about eight evaluations for each stage, each an event in the log, and their messages contain the other
+    A shard has four to nine evaluations for each stage, each an event in the log, and their messages contain the other
     numbers.
     """
     return {name: value for name, value in finding.metadata.items() if not finding.passed or name in PLOTTED}
