@@ -167,14 +167,15 @@ class OpenShard:
         return await to_thread_uncancelled(self._publish)
 
     async def remove_checkpoints(self) -> None:
-        """Remove the checkpoints after the publication.
+        """Remove the checkpoints of the tables after their publication.
 
         Raises:
             StoreError: if they cannot be removed.
         """
         async with self._saving:  # waits for a checkpoint that is being written
             self._unsaved = []
-            await to_thread_uncancelled(remove_checkpoints, self._run.root, self.lease.shard, self.lease.epoch)
+            tables = [stage.name for stage in self._run.stages]
+            await to_thread_uncancelled(remove_checkpoints, self._run.root, self.lease.shard, self.lease.epoch, tables)
 
     def _publish(self) -> Published:
         started = time.monotonic()

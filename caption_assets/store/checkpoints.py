@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -105,15 +105,21 @@ def _read(data: bytes, table: str, place: str) -> CaptionFile:
         return CaptionFile.read(table, file)
 
 
-def remove_checkpoints(root: Root, shard: str, epoch: int) -> None:
+def remove_checkpoints(root: Root, shard: str, epoch: int, tables: Collection[str]) -> None:
     """Remove the checkpoints of an epoch and of all earlier ones.
+
+    Args:
+        root: the root.
+        shard: the shard's key.
+        epoch: epoch of the lease.
+        tables: names of the published tables. Checkpoints of other tables are kept: their rows are in no table yet.
 
     Raises:
         StoreError: if a file cannot be removed, after the others are removed.
     """
     failure: StoreError | None = None
     for part in _parts(root.names(checkpoint_folder(shard))):
-        if part.epoch <= epoch:
+        if part.epoch <= epoch and part.table in tables:
             try:
                 root.remove(f"{checkpoint_folder(shard)}/{part.name}")
             except StoreError as error:

@@ -80,6 +80,19 @@ def test_canceled_and_resumed_run_ends_in_the_same_tables(harness: Harness, requ
     assert harness.checkpoint_files() == []
 
 
+def test_publication_of_one_stage_keeps_the_checkpoints_of_the_others(harness: Harness) -> None:
+    cancel_after(harness, 22)
+    harness.run(recipe=RECIPE, stages=STAGES[:1])
+    rest = harness.requests.total()
+    assert {name.removesuffix(".parquet").rpartition("-")[2] for name in harness.checkpoint_files()} == {
+        stage.name for stage in STAGES[1:]
+    }
+    harness.run(recipe=RECIPE)
+    rest += harness.requests.total()
+    assert 8 < rest <= 8 + 3
+    assert harness.checkpoint_files() == []
+
+
 @pytest.mark.parametrize(
     ("changed", "requests"),
     [("brief", {1: 6, 2: 6, 4: 6, 5: 6}), ("structured", {3: 6, 5: 6}), ("alignment", {4: 6}), ("rewrite", {5: 6})],

@@ -50,8 +50,14 @@ def test_checkpointed_rows_survive_a_round_trip(root: Root) -> None:
 def test_removal_keeps_checkpoints_of_later_epochs(root: Root) -> None:
     for epoch in (1, 2, 3):
         write_checkpoint(root, "a", epoch, 0, {STAGE1.name: [row(f"of {epoch}")]}, {})
-    remove_checkpoints(root, "a", 2)
+    remove_checkpoints(root, "a", 2, [STAGE1.name])
     assert [found.clip_key for part in read_checkpoints(root, "a") for found in part.rows] == ["of 3"]
+
+
+def test_removal_keeps_checkpoints_of_other_tables(root: Root) -> None:
+    write_checkpoint(root, "a", 1, 0, {STAGE1.name: [row("one")], STAGE2.name: [row("two")]}, {})
+    remove_checkpoints(root, "a", 1, [STAGE1.name])
+    assert [part.table for part in read_checkpoints(root, "a")] == [STAGE2.name]
 
 
 def test_checkpoints_of_another_version_are_ignored(root: Root) -> None:
