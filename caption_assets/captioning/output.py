@@ -66,14 +66,21 @@ TEXT = TextOutput()
 
 
 def output_identity(output: Output) -> dict[str, object]:
-    """The values by which an output changes an answer; none for text, which earlier releases did not hash."""
+    """The values by which an output changes a table; none for text, which earlier releases did not hash."""
+    if isinstance(output, ChoiceOutput):
+        return {"output": {"choices": list(output.choices), "score": output.score}}
+    return answer_identity(output)
+
+
+def answer_identity(output: Output) -> dict[str, object]:
+    """The values by which an output changes an answer. The score of a choice is computed from stored probabilities."""
     match output:
         case TextOutput():
             return {}
         case JsonOutput():
             return {"output": {"json": dict(output.schema)}}
         case ChoiceOutput():
-            return {"output": {"choices": list(output.choices), "score": output.score}}
+            return {"output": {"choices": list(output.choices)}}
 
 
 def readable_text(output: Output, answer: str) -> str | None:

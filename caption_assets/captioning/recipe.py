@@ -9,7 +9,7 @@ from hashlib import sha256
 from typing import Any
 
 from caption_assets.captioning.budget import FrameGrid, FrameTooNarrow, fit, visual_tokens
-from caption_assets.captioning.output import output_identity
+from caption_assets.captioning.output import answer_identity, output_identity
 from caption_assets.captioning.prompts import text_hash
 from caption_assets.captioning.quality import QUALITY_RULES, RULES_VERSION
 from caption_assets.captioning.recipe_file import built_in
@@ -213,6 +213,7 @@ class Recipe:
             values |= {"frames": asdict(REFERENCE_SAMPLING), "pixels": asdict(reference)}
             if grid != _grid(window, REFERENCE_SAMPLING, reference):
                 values["grid"] = asdict(grid)
+        values |= answer_identity(stage.output)
         values["generation"] = {**asdict(params), "max_output_tokens": REFERENCE_OUTPUT_TOKENS}
         if reduced:
             values |= {"context": context, "min_pixels": self.variant.pixels.min_pixels}
@@ -268,12 +269,12 @@ class Recipe:
 
 
 def _stage_values(stage: Stage) -> dict[str, object]:
-    """What a recipe file says about a stage, as plain values."""
+    """What a recipe file says about a stage that decides its texts, as plain values."""
     return {
         "prompt": text_hash(stage.template),
         "video": stage.video,
         "sampling": dict(stage.sampling),
-        **output_identity(stage.output),
+        **answer_identity(stage.output),
         **({"model": [stage.model.hub_id, stage.model.revision]} if stage.model else {}),
     }
 

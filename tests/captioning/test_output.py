@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caption_assets.captioning.output import TEXT, ChoiceOutput, JsonOutput, output_identity, readable_text
+from caption_assets.captioning.output import (
+    TEXT,
+    ChoiceOutput,
+    JsonOutput,
+    answer_identity,
+    output_identity,
+    readable_text,
+)
 from caption_assets.captioning.quality import find_flags
 
 pytestmark = pytest.mark.fast
@@ -37,6 +44,7 @@ def test_invalid_choices_are_refused(choices: tuple[str, ...], score: str | None
 def test_text_adds_nothing_to_a_stages_identity() -> None:
     assert output_identity(TEXT) == {}
     assert output_identity(YES_NO) == {"output": {"choices": ["yes", "no"], "score": "yes"}}
+    assert answer_identity(YES_NO) == {"output": {"choices": ["yes", "no"]}}
     assert output_identity(ANY_JSON) == {"output": {"json": {"type": "object"}}}
 
 

@@ -8,12 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from caption_assets.captioning.output import ChoiceOutput, JsonOutput, Output
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.request import Request
 from caption_assets.captioning.stages import Stage, StageGraph
+from caption_assets.store.tables import table_path
 from tests.captioning.fake_engine import SequentialEngine
 from tests.captioning.harness import Harness
 
@@ -117,3 +119,17 @@ def test_changed_schema_or_choices_caption_their_stage_again(harness: Harness) -
     stages = tuple(replace(stage, output=outputs.get(stage.name, stage.output)) for stage in STAGES)
     harness.run(recipe=Recipe(graph=StageGraph("test", stages)))
     assert harness.requests == {3: 6, 4: 6}
+
+
+def test_another_score_asks_no_question_again(harness: Harness) -> None:
+    harness.run(recipe=RECIPE)
+    stages = tuple(
+        replace(stage, output=ChoiceOutput(("yes", "no"), "no")) if stage.name == "alignment" else stage
+        for stage in STAGES
+    )
+    recipe = Recipe(graph=StageGraph("test", stages))
+    assert recipe.version(stages[3]) != RECIPE.version(STAGES[3])
+    harness.run(recipe=recipe)
+    assert harness.requests == {}
+    rows = pq.ParquetFile(harness.root.full(table_path("alignment", "a"))).read().to_pylist()
+    assert [row["score"] for row in rows] == [row["probabilities"]["no"] for row in rows]
