@@ -26,16 +26,19 @@ RESERVED_NAMES = frozenset(
         "captions",
         "clip_manifest",
         "corrections",
+        "decode",
         "gallery",
         "model_weights",
         "seconds",
         "shard_index",
         "shards",
+        "store",
         "weights",
         *_DAGSTER_NAMES,
     }
 )
-"""Names of other assets, steps and folders of the root, the slot that is no stage, and what Dagster refuses."""
+"""Names of other assets, steps and folders of the root, the slot that is no stage, what Dagster refuses, and what a run
+measures beside the seconds of each stage."""
 MAX_OUTPUT_TOKENS = "CAPTION_MAX_OUTPUT_TOKENS"
 """The setting of the output limit of all stages without one of their own."""
 _SLOT = re.compile(r"\{([a-z][a-z0-9_]*)\}")

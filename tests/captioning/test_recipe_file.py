@@ -117,6 +117,7 @@ def test_word_that_yaml_1_1_converts_is_a_word(word: str) -> None:
         ("stages:\n  - name: 7\n    prompt: x", "2: `name` is the number 7: put it in quotes"),
         ("stages:\n  - name: My stage\n    prompt: x", "2: 'My stage' cannot be an asset and a folder: use up to 63"),
         ("stages:\n  - name: weights\n    prompt: x", "2: 'weights' is reserved: choose another name"),
+        ("stages:\n  - name: decode\n    prompt: x", "2: 'decode' is reserved: choose another name"),
         ("stages:\n  - name: context\n    prompt: x", "2: 'context' is reserved: choose another name"),
         (f"{STAGE}  - name: a\n    prompt: x", "4: there are two stages 'a': rename one of them"),
         (f"{STAGE}  - name: b\n    prompt: '{{c}}'", "5: the slot {c} names no stage: use one of a, b or seconds"),
