@@ -59,7 +59,7 @@ class StoredTable:
     @property
     def mean_words(self) -> float | None:
         """Mean number of words of a caption; None if there are no captions, and for choices."""
-        return None if "choice" in self.schema.names else mean_words(self.captions)
+        return None if self.has_choices else mean_words(self.captions)
 
     @property
     def file_metadata(self) -> Mapping[str, str]:
