@@ -53,7 +53,7 @@ class RootEmpty(CaptionAssetsError):
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """The missing tables of a shard."""
+    """The tables to request for a shard: the missing ones and those that they need."""
 
     tables: Sequence[str]
     """Names of the tables, each after its inputs."""
@@ -71,6 +71,7 @@ class Missing:
 class ShardStates:
     """The shards of a project at one moment."""
 
+    project: Project
     registered: Sequence[str]
     """All partitions, in order of registration."""
     order: Sequence[str]
@@ -101,11 +102,15 @@ class ShardStates:
 
     @property
     def without_captions(self) -> dict[str, Missing]:
-        """Shards with a current manifest, and without current captions in all stages."""
+        """Shards with a current manifest, and without current captions in all stages.
+
+        The stages that a missing one needs are requested too: their failed rows are retried, without which a stage
+        whose upstream rows failed would fail again. Their other rows are reused.
+        """
         found = {}
         for shard, version in self.manifests.items():
-            if tables := [stage for stage, shards in self.captions.items() if shard not in shards]:
-                found[shard] = self._missing(shard, tables, version)
+            if missing := [stage for stage, shards in self.captions.items() if shard not in shards]:
+                found[shard] = self._missing(shard, self.project.with_upstream(missing), version)
         return found
 
     @property
@@ -149,7 +154,7 @@ def read_states(instance: dg.DagsterInstance, project: Project, root: Root) -> S
         made_from = {table: current[table] for table in inputs if table in current}  # the weights are no table
         current[stage] = _made_from(made_from, records[stage], stored[stage])
     captions = {stage: current[stage].keys() for stage in project.inputs}
-    return ShardStates(registered, order, content, changed, stored, records, manifests, captions)
+    return ShardStates(project, registered, order, content, changed, stored, records, manifests, captions)
 
 
 def _made_from(

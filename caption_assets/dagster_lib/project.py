@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -72,6 +72,14 @@ class Project:
     def tables(self) -> Sequence[str]:
         """Names of the tables, each after its inputs."""
         return [CLIP_MANIFEST, *self.inputs]
+
+    def with_upstream(self, stages: Collection[str]) -> list[str]:
+        """These stages and all that they need, each after those."""
+        wanted = set(stages)
+        for stage in reversed(list(self.inputs)):
+            if stage in wanted:
+                wanted.update(self.inputs[stage])
+        return [stage for stage in self.inputs if stage in wanted]
 
     @property
     def dataset(self) -> dg.AssetKey:

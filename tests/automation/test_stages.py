@@ -60,12 +60,12 @@ def test_shards_with_all_stages_are_captioned(captioned: AutomationHarness) -> N
     ("deleted", "requested"),
     [
         ("stage1_captions", ["stage1_captions", "stage2_captions", "alignment"]),
-        ("stage2_captions", ["stage2_captions", "alignment"]),
+        ("stage2_captions", ["stage1_captions", "stage2_captions", "alignment"]),
         ("attributes", ["attributes"]),
-        ("alignment", ["alignment"]),
+        ("alignment", ["stage1_captions", "stage2_captions", "alignment"]),
     ],
 )
-def test_missing_stage_is_requested_with_those_that_need_it(
+def test_missing_stage_is_requested_with_its_upstream_and_downstream_stages(
     captioned: AutomationHarness, deleted: str, requested: list[str]
 ) -> None:
     captioned.delete_tables(deleted, "b")
@@ -79,7 +79,7 @@ def test_one_run_makes_all_tables_that_its_shards_lack(captioned: AutomationHarn
     captioned.delete_tables("attributes", "a")
     captioned.delete_tables("alignment", "c")
     [request] = captioned.run_requests()
-    assert selection(request) == ["attributes", "alignment"]
+    assert selection(request) == ["stage1_captions", "stage2_captions", "attributes", "alignment"]
     for _ in range(captioned.settings.shard_attempts):
         [request] = captioned.run_requests()
         captioned.launch(request, dg.DagsterRunStatus.FAILURE)
@@ -94,7 +94,7 @@ def test_captions_of_another_input_version_are_requested(captioned: AutomationHa
     assert selection(request) == ["attributes"]
 
 
-def test_stage_added_to_the_recipe_is_requested_alone(harness: AutomationHarness) -> None:
+def test_stage_added_to_the_recipe_is_requested_with_its_upstream_stages(harness: AutomationHarness) -> None:
     everything = harness.settings.recipe
     harness.use_recipe("general")
     [request] = harness.run_requests()
@@ -105,7 +105,7 @@ def test_stage_added_to_the_recipe_is_requested_alone(harness: AutomationHarness
     harness.use_recipe(str(everything))
     for _ in range(harness.settings.shard_attempts):
         [request] = harness.run_requests()
-        assert selection(request) == ["attributes", "alignment"]
+        assert selection(request) == ["stage1_captions", "stage2_captions", "attributes", "alignment"]
         harness.launch(request, dg.DagsterRunStatus.FAILURE)
     assert "3 are not retried" in str(harness.run_schedule())
 
