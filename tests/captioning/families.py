@@ -162,7 +162,10 @@ def write_qwen3_5(folder: Path, context: int) -> None:
         vision_config=dict(VISION),
         **qwen_tokens(tokenizer),
     )
-    save(folder, Qwen3_5ForConditionalGeneration(config), processor)
+    model = Qwen3_5ForConditionalGeneration(config)
+    # Another token is always more probable: random weights would end their reasoning by chance.
+    model.get_output_embeddings().weight.data[tokenizer.convert_tokens_to_ids("</think>")] = 0
+    save(folder, model, processor)
 
 
 def write_llava_onevision(folder: Path, context: int) -> None:
