@@ -36,7 +36,7 @@ def main() -> int:
         _take(page, f"{UI}/asset-groups", "asset-graph", height=700, expanded=("source", "captions"))
         _take(page, f"{UI}/assets/stage2_captions?view=partitions&partition={SHARD}", "metadata")
         _take(page, f"{UI}/assets/stage2_captions?view=checks", "checks")
-        _take(page, f"http://127.0.0.1:{FILES_PORT}/gallery/{SHARD}/index.html", "gallery", height=700)
+        _take(page, f"http://127.0.0.1:{FILES_PORT}/gallery/{SHARD}/index.html", "gallery", height=1100)
         browser.close()
     return 0
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 
+from caption_assets.captioning.window_job import UPSTREAM_FAILED
 from caption_assets.checks.stored_tables import StoredShard, StoredTable, count_flagged, mean_words
 from caption_assets.report.page import Page, Plot, Properties, Row, Side, publish_page
 from caption_assets.report.plots import failures_plot, length_plot
@@ -21,8 +22,10 @@ from caption_assets.report.sides import (
 from caption_assets.report.text_diff import TextDiff, diff_texts
 from caption_assets.store.previews import GALLERY, preview_folder, read_posters
 from caption_assets.store.tables import CaptionRow, ManifestRow, Status, extent
+from caption_assets.store.versions import FORMER_KINDS
 
 NOT_YET = "not captioned yet"
+_UPSTREAM_KINDS = (UPSTREAM_FAILED, FORMER_KINDS[UPSTREAM_FAILED])
 
 Tables = Mapping[str, StoredTable | None]
 """The caption tables of a shard by stage, in the recipe's order; None if a stage has none yet."""
@@ -91,7 +94,10 @@ def build_gallery(
 
 
 def draw_plots(tables: Tables) -> list[Plot]:
-    """Plots of the lengths of texts, and of the failures of each stage; a plot without data is left out."""
+    """Plots of the lengths of texts, and of the failures of each stage; a plot without data is left out.
+
+    A row without a text that it needs is no failure of its own stage: the plot of the needed stage counts it.
+    """
     plots = []
     stored = {stage_label(stage): table for stage, table in tables.items() if table}
     texts = {stage: table.captions for stage, table in stored.items() if table.is_text and table.captions}
@@ -99,7 +105,8 @@ def draw_plots(tables: Tables) -> list[Plot]:
         means = ", ".join(f"{mean_words(captions):.1f} in {stage}" for stage, captions in texts.items())
         plots.append(Plot(length_plot(words), f"Histogram of the number of words in a caption; mean {means}"))
     for stage, table in stored.items():
-        if kinds := Counter(row.error_kind or "" for row in table.rows if row.status is Status.FAILED):
+        failed = (row.error_kind or "" for row in table.rows if row.status is Status.FAILED)
+        if kinds := Counter(kind for kind in failed if kind not in _UPSTREAM_KINDS):
             description = f"Number of rows without a caption in {stage}, by kind of error"
             plots.append(Plot(failures_plot(stage, kinds), description))
     return plots

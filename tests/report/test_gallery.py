@@ -314,6 +314,15 @@ def test_plots_of_lengths_and_failures_are_above_the_rows(tmp_path: Path) -> Non
     assert page.index("<img ") < page.index('id="rows"')
 
 
+@pytest.mark.parametrize(("kind", "is_plotted"), [("timeout", True), ("upstream_failed", False)])
+def test_failure_is_plotted_in_its_own_stage_alone(tmp_path: Path, kind: str, is_plotted: bool) -> None:
+    root = Root.open(str(tmp_path))
+    publish(root, [CAR], [failed(CAR)], [failed(CAR, kind)])
+    page = root.read(write_gallery(StoredShard(root, SHARD), DEFAULT)).decode()
+    assert 'alt="Number of rows without a caption in stage 1, by kind of error"' in page
+    assert ('alt="Number of rows without a caption in stage 2, by kind of error"' in page) == is_plotted
+
+
 def test_gallery_without_captions_has_no_plots(tmp_path: Path) -> None:
     root = Root.open(str(tmp_path))
     publish(root, [broken("x.mp4")])
