@@ -38,10 +38,12 @@ pictures: demo system ## Take the pictures of the docs: Dagster's UI and a galle
 diagrams: system ## Render the diagrams of the docs from docs/diagrams/*.mmd (needs npm)
 	@$(RUN) scripts.docs_diagrams
 
-# One process, so that the vLLM engine is built once. Slow lanes are excluded by name, so that a test without a lane runs.
+# The fast lane runs in several processes, the others in one, so that the vLLM engine is built once. Slow lanes are
+# excluded by name, so that a test without a lane runs.
 test: setup ## Run the fast, engine and store lanes and one test of each slow lane
 	@$(PYTHON) scripts/setup_system.py browser postgres || true # a test reports a missing program itself
-	$(RUN) pytest $(COVERAGE) -m "not ($(SLOW_LANES)) or representative"
+	@$(MAKE) --no-print-directory test-fast
+	$(RUN) pytest -m "not (fast or $(SLOW_LANES)) or (representative and not fast)"
 
 test-rest: setup ## Run the rest of the faults and postgres lanes, which CI runs after `make test`
 	$(RUN) pytest -m "($(CI_LANES)) and not representative and not nightly"
