@@ -46,7 +46,7 @@ class Choices:
         return found
 
     def sampling(self, output: ChoiceOutput) -> Any:
-        """VLLM's sampling parameters: one token, the most probable choice, with the log-probability of each."""
+        """The sampling parameters for vLLM: one token, the most probable choice, with the log-probability of each."""
         import vllm
 
         tokens = list(self.tokens(output))

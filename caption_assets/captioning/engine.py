@@ -820,7 +820,7 @@ class CaptionEngine:
         return prepared
 
     def _sampling(self, params: SamplingParams, output: Output = TEXT) -> Any:
-        """VLLM's sampling parameters."""
+        """The sampling parameters for vLLM."""
         import vllm
 
         if isinstance(output, ChoiceOutput):

@@ -16,7 +16,7 @@ schema that it was not trained on.
 
 
 def json_constraint(schema: Mapping[str, Any], config: Any) -> Any:
-    """VLLM's structured outputs for a JSON Schema.
+    """The structured outputs of vLLM for a JSON Schema.
 
     Whitespace is limited where vLLM uses xgrammar, as it does by default for the schemas that xgrammar supports.
 

@@ -109,7 +109,6 @@ class Stage:
                 f"{self.name} sees neither the video nor a text: set video to true, or put another stage into its "
                 "prompt, as in {caption}",
             )
-
         if self.video and self.model is not None:
             raise StageError(
                 self.name,

@@ -25,7 +25,7 @@ STORE = "store"
 """Key of the seconds for writing checkpoints and tables."""
 NO_VIDEO = FrameGrid(0, 0, 0)
 UPSTREAM_FAILED = "upstream_failed"
-"""Error kind of a row whose stage needs a text that there is not."""
+"""Error kind of a row whose stage needs a text that failed."""
 
 
 class JobStatus(StrEnum):
@@ -147,7 +147,7 @@ class WindowJob:
         return self.rows[stage.name].row if stage.name in self.rows else self.outdated.get(stage.name)
 
     def texts(self, stage: Stage) -> dict[str, str] | None:
-        """The texts that a stage needs, by stage; None if there is not each of them."""
+        """The texts that a stage needs, by stage; None if one of them is missing."""
         rows = {name: self.rows[name].row for name in stage.needs if name in self.rows}
         found = {name: row.caption for name, row in rows.items() if row.caption is not None}
         return found if len(found) == len(stage.needs) else None
