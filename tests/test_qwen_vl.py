@@ -19,7 +19,10 @@ from caption_assets.captioning.recipe_file import built_in
 from caption_assets.captioning.request import Completion, Request, RequestFailed
 from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.models.variants import VARIANTS, find_variant
-from caption_assets.qwen_vl import CaptionsIncomplete, QwenVL, _LoopThread, as_frames, second_prompt
+from caption_assets.qwen_vl import CaptionsIncomplete, QwenVL
+from caption_assets.qwen_vl.given_video import GivenVideo, as_frames
+from caption_assets.qwen_vl.loop_thread import LoopThread
+from caption_assets.qwen_vl.stage2_prompt import second_prompt
 from caption_assets.sample.clips import SampleClip, encode, random_clip
 from tests.captioning.fake_engine import FakeEngine, start_fake_engine
 from tests.models.files import MODEL, SHARD
@@ -38,8 +41,23 @@ def test_constructor_has_the_defaults_of_the_reference() -> None:
     model = QwenVL("/models", "qwen", 16)
     assert (model.fp8, model.max_output_tokens, model.model_does_preprocess) == (True, 512, False)
     assert (model.disable_mmcache, model.verbose) == (False, False)
-    assert model.stage2_prompt_text == "Please refine this caption: "
+    assert model.stage2_prompt == "Please refine this caption: "
     assert model.model_id_names == ["Qwen/Qwen2.5-VL-7B-Instruct"]
+
+
+@pytest.mark.fast
+def test_positions_are_those_of_the_earlier_reference() -> None:
+    model = QwenVL("/models", "qwen", 16, False, 256, True, True, "Refine: ", True)
+    assert (model.fp8, model.max_output_tokens, model.model_does_preprocess) == (False, 256, True)
+    assert (model.disable_mmcache, model.stage2_prompt, model.verbose) == (True, "Refine: ", True)
+    with pytest.raises(TypeError, match=r"not 'Refine: ': give arguments after max_output_tokens by keyword"):
+        QwenVL("/models", "qwen", 16, False, 256, True, "Refine: ")  # type: ignore[arg-type]  # the later positions
+
+
+@pytest.mark.fast
+def test_engine_argument_that_the_class_sets_is_refused() -> None:
+    with pytest.raises(TypeError, match="sets vLLM's quantization, trust_remote_code itself"):
+        QwenVL("/models", "qwen", 16, trust_remote_code=True, quantization="fp8", dtype="half", max_num_seqs=8)
 
 
 @pytest.mark.fast
@@ -84,7 +102,9 @@ def test_prompt_without_a_place_for_the_caption_is_refused(prompt: str) -> None:
 def test_frames_of_every_layout_and_dtype_are_equal() -> None:
     thwc = np.random.default_rng(0).integers(0, 256, (4, 28, 56, 3), dtype=np.uint8)
     tchw = thwc.transpose(0, 3, 1, 2)
-    forms = [thwc, tchw, tchw.astype(np.float32), torch.from_numpy(tchw.copy()).float(), tchw.astype(np.int64)]
+    tensor = torch.from_numpy(tchw.copy())
+    tensors = [tensor.float(), tensor.bfloat16(), tensor.half().requires_grad_()]
+    forms = [thwc, tchw, tchw.astype(np.float32), tchw.astype(np.int64), *tensors]
     for frames in [*map(as_frames, forms), as_frames(tchw.astype(np.float64) / 255, float_maximum=1)]:
         assert frames.dtype == np.uint8
         np.testing.assert_array_equal(frames, thwc)
@@ -96,10 +116,16 @@ def test_nearly_black_float_video_stays_nearly_black() -> None:
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("bad", [np.zeros((4, 28, 28)), np.zeros((4, 28, 28, 4)), np.full((2, 3, 28, 28), -1.0)])
+@pytest.mark.parametrize("bad", [np.zeros((4, 28, 28)), np.zeros((4, 28, 28, 4)), np.zeros((0, 28, 28, 3)), "video1"])
 def test_array_that_is_not_a_video_is_refused(bad: Any) -> None:
-    with pytest.raises(ValueError, match="video"):
-        as_frames(bad)
+    with pytest.raises(ValueError, match="a video's shape"):
+        GivenVideo.parse({"video": bad})
+
+
+@pytest.mark.fast
+def test_negative_values_are_refused() -> None:
+    with pytest.raises(ValueError, match="do not normalize"):
+        as_frames(np.full((2, 3, 28, 28), -1.0))
 
 
 class CrashingEngine(FakeEngine):
@@ -122,7 +148,7 @@ class CrashingEngine(FakeEngine):
 def model_on_fake_engine() -> Iterator[QwenVL]:
     """A model on a fake engine that may crash and is not restarted."""
     model = QwenVL("/models", "sample", 16, fp8=False, stage2_prompt_text="Refine: ")
-    loop = _LoopThread()
+    loop = LoopThread()
     supervisor = EngineSupervisor(lambda: start_fake_engine(CrashingEngine()), max_restarts=0)
     loop.run(supervisor.__aenter__())
     model._loop, model._supervisor = loop, supervisor
@@ -152,9 +178,9 @@ def test_finished_captions_are_returned_if_the_engine_is_not_restarted(model_on_
 def test_refused_video_does_not_affect_others(model_on_fake_engine: QwenVL) -> None:
     no_video: dict[str, Any] = {"prompt": "two", "multi_modal_data": {}}
     with pytest.raises(CaptionsIncomplete, match=r"2 of 4 videos.*Video 1: .*video") as raised:
-        model_on_fake_engine.generate([blank("one"), no_video, blank("three", size=(30, 56)), blank("four")])
+        model_on_fake_engine.generate([blank("one"), no_video, blank("three", size=(1, 256)), blank("four")])
     assert raised.value.captions == ["caption of one", None, None, "caption of four"]
-    assert "56x30" in raised.value.errors[2]
+    assert "256x1" in raised.value.errors[2]
 
 
 @pytest.mark.fast
@@ -171,6 +197,37 @@ def test_second_stage_prompt_contains_the_first_caption(model_on_fake_engine: Qw
         model_on_fake_engine.generate([blank("Say user_prompt.")], generate_stage2_caption=True)
     first, second = fake_engine(model_on_fake_engine).requests
     assert (first.prompt, second.prompt) == ("Say user_prompt.", "Say Refine: caption of Say user_prompt..")
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("given", "enlarges", "shown"),
+    [
+        ((28, 56), False, (28, 56)),
+        ((28, 56), True, (84, 168)),
+        ((27, 56), False, (84, 168)),
+        ((720, 1280), False, (84, 140)),
+        ((112, 112), True, (112, 112)),
+    ],
+)
+def test_frames_that_the_model_does_not_take_are_resized(
+    model_on_fake_engine: QwenVL, given: tuple[int, int], enlarges: bool, shown: tuple[int, int]
+) -> None:
+    model_on_fake_engine.model_does_preprocess = enlarges
+    model_on_fake_engine.generate([blank("user_prompt", size=given)])
+    [request] = fake_engine(model_on_fake_engine).requests
+    assert request.frames
+    assert request.frames.pixels.shape == (4, *shown, 3)
+
+
+@pytest.mark.fast
+def test_frames_of_a_size_that_the_model_takes_are_unchanged(model_on_fake_engine: QwenVL) -> None:
+    video = np.random.default_rng(0).integers(0, 256, (5, 84, 112, 3), dtype=np.uint8)
+    model_on_fake_engine.generate([{"prompt": "one", "multi_modal_data": {"video": (video, {"fps": 3.0})}}])
+    [request] = fake_engine(model_on_fake_engine).requests
+    assert request.frames
+    np.testing.assert_array_equal(request.frames.pixels, np.concatenate([video, video[-1:]]))
+    assert (request.frames.fps, request.frames.indices) == (3.0, (0, 1, 2, 3, 4, 5))
 
 
 @pytest.mark.fast
@@ -215,7 +272,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[QwenVL]:
     QwenVL.download_weights_on_node(folder, "sample")
     before, after = STAGE2.template.split("{caption}")
     assert not after.startswith(" ")
-    model = QwenVL(folder, "sample", 16, fp8=False, stage2_prompt_text=before)
+    model = QwenVL(
+        folder, "sample", 16, fp8=False, stage2_prompt_text=before, max_model_len=1984, gpu_memory_utilization=0.6
+    )
     model.setup()
     yield model
     model.close()
@@ -251,6 +310,29 @@ def test_captions_are_in_order_and_inputs_are_unchanged(model: QwenVL, clips: li
 
 
 @pytest.mark.engine
+def test_tensors_of_bfloat16_are_captioned(model: QwenVL, clips: list[tuple[SampleClip, bytes]]) -> None:
+    videos = inputs(clips, STAGE1.prompt)
+    for video in videos:
+        pixels, metadata = video["multi_modal_data"]["video"]
+        video["multi_modal_data"]["video"] = torch.from_numpy(pixels.copy()).bfloat16(), metadata
+    assert model.generate(videos) == [clip.scenes[0].stage1 for clip, _ in clips]
+
+
+@pytest.mark.engine
+def test_further_arguments_reach_the_engine(model: QwenVL) -> None:
+    assert model._supervisor
+    config = model._supervisor.engine._vllm_config
+    assert (config.model_config.max_model_len, config.cache_config.gpu_memory_utilization) == (1984, 0.6)
+
+
+@pytest.mark.engine
+def test_unknown_argument_is_refused_by_setup(model: QwenVL) -> None:
+    unknown = QwenVL(model.model_dir, "sample", 16, fp8=False, max_modle_len=1024)
+    with pytest.raises(TypeError, match=r"unexpected keyword argument.*'max_modle_len' \(did you mean 'max_model_len'"):
+        unknown.setup()
+
+
+@pytest.mark.engine
 def test_second_stage_changes_the_first_caption(model: QwenVL, clips: list[tuple[SampleClip, bytes]]) -> None:
     captions = model.generate(inputs(clips, STAGE1.prompt), generate_stage2_caption=True)
     assert all(captions)
@@ -258,17 +340,9 @@ def test_second_stage_changes_the_first_caption(model: QwenVL, clips: list[tuple
 
 
 @pytest.mark.engine
-def test_frames_of_any_size_are_scaled_if_the_model_preprocesses(
-    model: QwenVL, clips: list[tuple[SampleClip, bytes]]
-) -> None:
-    odd = inputs(clips, STAGE1.prompt, size=(150, 190))
-    with pytest.raises(CaptionsIncomplete, match=r"190x150.*28"):
-        model.generate(odd)
-    model.model_does_preprocess = True
-    try:
-        assert model.generate(odd) == [clip.scenes[0].stage1 for clip, _ in clips]
-    finally:
-        model.model_does_preprocess = False
+def test_frames_of_native_size_are_captioned(model: QwenVL, clips: list[tuple[SampleClip, bytes]]) -> None:
+    expected = [clip.scenes[0].stage1 for clip, _ in clips]
+    assert model.generate(inputs(clips, STAGE1.prompt, size=(150, 190))) == expected
 
 
 @pytest.mark.engine

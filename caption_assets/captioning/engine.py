@@ -10,7 +10,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
@@ -101,6 +101,21 @@ WINDOWS_PER_SEQUENCE = 2
 
 class EngineError(CaptionAssetsError):
     """An engine that does not start, or that crashes too often."""
+
+
+class UnknownArgument(EngineError):
+    """An engine argument that vLLM does not have.
+
+    Args:
+        name: name of the argument.
+        known: names of vLLM's arguments.
+    """
+
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        near = get_close_matches(name, known, n=1)
+        self.problem = f"vLLM has no engine argument {name!r}{f' (did you mean {near[0]!r}?)' if near else ''}"
+        """What is wrong, without a remedy."""
+        super().__init__(f"{self.problem}: fix CAPTION_ENGINE_ARGS")
 
 
 class EngineCrashed(Exception):
@@ -382,11 +397,7 @@ def _max_video_tokens(config: Any) -> int:
 def _check_names(arguments: Mapping[str, Any], known: set[str]) -> None:
     for name in arguments:
         if name not in known:
-            near = get_close_matches(name, known, n=1)
-            raise EngineError(
-                f"vLLM has no engine argument {name!r}{f' (did you mean {near[0]!r}?)' if near else ''}: "
-                "fix CAPTION_ENGINE_ARGS"
-            )
+            raise UnknownArgument(name, known)
 
 
 class CaptionEngine:
