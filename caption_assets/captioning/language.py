@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from caption_assets.captioning.text import script, split_words
 
@@ -78,6 +79,7 @@ class Expectation:
     """The language, if the prompt names one or is clearly written in one."""
 
 
+@lru_cache  # thousands of captions have the same instruction
 def expected(instruction: str) -> Expectation:
     """The language that an instruction names ("in Japanese"), otherwise the language of the instruction."""
     if named := _REQUESTED.search(instruction):
@@ -94,7 +96,7 @@ def expected(instruction: str) -> Expectation:
     main = letters.most_common(1)[0][0]
     if main == "CJK":
         return Expectation(_BY_NAME["chinese"].scripts, _BY_NAME["chinese"])
-    return Expectation(frozenset({main}), _written_in(split_words(instruction)) if main == "LATIN" else None)
+    return Expectation(frozenset({main}), _written_in(Counter(split_words(instruction))) if main == "LATIN" else None)
 
 
 def is_wrong_script(text: str, expectation: Expectation) -> bool:
@@ -121,16 +123,16 @@ def is_mixed_script(text: str, expectation: Expectation) -> bool:
     return foreign >= 2 and letters["LATIN"] >= foreign
 
 
-def is_wrong_language(text: str, expectation: Expectation) -> bool:
-    """Whether a text is in the expected script but clearly in another language."""
+def is_wrong_language(words: Sequence[str], expectation: Expectation) -> bool:
+    """Whether a text of these words is in the expected script but clearly in another language."""
     language = expectation.language
     if language is None or not language.function_words:
         return False
-    words = split_words(text)
-    found = _written_in(words)
+    counts = Counter(words)
+    found = _written_in(counts)
     if found is None or found == language:
         return False
-    return _function_words(words, found) >= FUNCTION_WORD_RATIO * _function_words(words, language)
+    return _function_words(counts, found) >= FUNCTION_WORD_RATIO * _function_words(counts, language)
 
 
 def kana_share(letters: Counter[str]) -> float:
@@ -139,16 +141,21 @@ def kana_share(letters: Counter[str]) -> float:
 
 
 def _scripts(text: str) -> Counter[str]:
-    return Counter(script(letter) for letter in text if letter.isalpha())
+    """Number of letters by script."""
+    found = Counter[str]()
+    for char, count in Counter(text).items():
+        if char.isalpha():
+            found[script(char)] += count
+    return found
 
 
-def _written_in(words: Sequence[str]) -> Language | None:
+def _written_in(words: Counter[str]) -> Language | None:
     """The Latin-script language with the most function words in a text; None if there are too few."""
-    if len(words) < MIN_WORDS:
+    if words.total() < MIN_WORDS:
         return None
     best = max(LANGUAGES, key=lambda language: _function_words(words, language))
-    return best if _function_words(words, best) >= FUNCTION_WORD_SHARE * len(words) else None
+    return best if _function_words(words, best) >= FUNCTION_WORD_SHARE * words.total() else None
 
 
-def _function_words(words: Sequence[str], language: Language) -> int:
-    return sum(word in language.function_words for word in words)
+def _function_words(words: Counter[str], language: Language) -> int:
+    return sum(words[word] for word in language.function_words)

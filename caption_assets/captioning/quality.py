@@ -94,64 +94,75 @@ def replaces(again: str, again_flags: Collection[str], first: str, first_flags: 
     return not shrinks or bool({"repetition", "too_long", "reasoning", "prompt_echo"}.intersection(first_flags))
 
 
-def _any_of(patterns: Iterable[str], flags: re.RegexFlag = re.IGNORECASE) -> re.Pattern[str]:
-    return re.compile("|".join(f"(?:{pattern})" for pattern in patterns), flags)
+def _any_of(
+    patterns: Iterable[str], at_word: Iterable[str] = (), flags: re.RegexFlag = re.IGNORECASE
+) -> re.Pattern[str]:
+    """The pattern of all patterns. Those ``at_word`` match at a word's start, which is tested once for all of them."""
+    words = "|".join(f"(?:{pattern})" for pattern in at_word)
+    together = [rf"\b(?:{words})"] if words else []
+    return re.compile("|".join([*(f"(?:{pattern})" for pattern in patterns), *together]), flags)
 
 
 _REASONING = _any_of(
     (
         r"</?(?:think|thinking|thought|reasoning|analysis|scratchpad|answer)>",
-        r"\bthe user (?:wants|asks|asked|is asking|has asked|requests|requested|provided|gave|would like|says|said)\b",
-        r"\blet(?:'s| me| us) (?:think|analy[sz]e|describe|look|see|start|begin|break|check|consider|examine|go|watch"
-        r"|write|figure|try|re-?read|count|recall)\b",
-        r"\bi (?:need to|should|must|have to|will|'ll|am going to|'m going to) (?:describe|write|analy[sz]e|mention"
-        r"|note|focus|look|figure|think|provide|start|make sure|avoid|keep|be careful)\b",
         r"^\W*(?:okay|ok|alright|hmm+|wait|got it|so)\b[,.!]? (?:so|let|i|the user|the video|first|this|we|now)\b",
         r"(?:^|[.!?]\s+)(?:wait|hmm+|actually)[,.] ",
-        r"\b(?:my|the) (?:task|instructions?|prompt) (?:is|are|says?|asks?|requires?)\b",
         r"\u597d\u7684[\uff0c,]|\u7528\u6237(?:\u60f3|\u8981|\u8ba9|\u5e0c\u671b)|\u8ba9\u6211(?:\u6765|\u4eec|\u60f3)"
         r"|\u6211\u9700\u8981(?:\u63cf\u8ff0|\u5206\u6790)",
-    )
+    ),
+    at_word=(
+        r"the user (?:wants|asks|asked|is asking|has asked|requests|requested|provided|gave|would like|says|said)\b",
+        r"let(?:'s| me| us) (?:think|analy[sz]e|describe|look|see|start|begin|break|check|consider|examine|go|watch"
+        r"|write|figure|try|re-?read|count|recall)\b",
+        r"i (?:need to|should|must|have to|will|'ll|am going to|'m going to) (?:describe|write|analy[sz]e|mention"
+        r"|note|focus|look|figure|think|provide|start|make sure|avoid|keep|be careful)\b",
+        r"(?:my|the) (?:task|instructions?|prompt) (?:is|are|says?|asks?|requires?)\b",
+    ),
 )
 _META = _any_of(
     (
-        r"\b(?:the|this|that) (?:short |brief |given |provided )?(?:video|clip|footage|video clip|recording|film)"
+        r"(?:\u8fd9\u6bb5|\u8be5|\u8fd9\u4e2a|\u672c)(?:\u89c6\u9891|\u7247\u6bb5)|\u89c6\u9891(?:\u4e2d|\u5c55\u793a"
+        r"|\u663e\u793a|\u91cc)|(?:\u3053\u306e)?(?:\u52d5\u753b|\u30d3\u30c7\u30aa|\u6620\u50cf)(?:\u306b|\u3067|\u306f)",
+    ),
+    at_word=(
+        r"(?:the|this|that) (?:short |brief |given |provided )?(?:video|clip|footage|video clip|recording|film)"
         r"(?: clip| sequence| footage)?(?: then| also| first| primarily| mainly| clearly| simply)? "
         r"(?:shows?|showing|depicts?|features?|presents?|captures?|displays?|illustrates?|portrays?|begins?|starts?"
         r"|opens?|ends?|concludes?|continues?|focuses|contains|consists|appears|seems|is (?:about|of|a)|takes place"
         r"|provides|documents|showcases|highlights|follows|demonstrates)\b",
-        r"\b(?:in|throughout|during|at the (?:start|beginning|end) of) (?:the|this) (?:video|clip|footage|recording)\b",
-        r"\bas (?:described|mentioned|stated|noted|seen|shown|indicated|discussed) "
+        r"(?:in|throughout|during|at the (?:start|beginning|end) of) (?:the|this) (?:video|clip|footage|recording)\b",
+        r"as (?:described|mentioned|stated|noted|seen|shown|indicated|discussed) "
         r"(?:above|earlier|before|previously|in the)\b|\bas (?:described|mentioned)\b",
-        r"\bthe (?:first|previous|earlier|original|initial) (?:description|caption)\b",
-        r"\bprevious (?:frame|window|clip)s?\b",
-        r"\bframes? (?:\d+|one|two|three)\b",
-        r"(?:\u8fd9\u6bb5|\u8be5|\u8fd9\u4e2a|\u672c)(?:\u89c6\u9891|\u7247\u6bb5)|\u89c6\u9891(?:\u4e2d|\u5c55\u793a"
-        r"|\u663e\u793a|\u91cc)|(?:\u3053\u306e)?(?:\u52d5\u753b|\u30d3\u30c7\u30aa|\u6620\u50cf)(?:\u306b|\u3067|\u306f)",
-    )
+        r"the (?:first|previous|earlier|original|initial) (?:description|caption)\b",
+        r"previous (?:frame|window|clip)s?\b",
+        r"frames? (?:\d+|one|two|three)\b",
+    ),
 )
 _REFUSAL = _any_of(
     (
         r"(?:^|[.!?:]\s+|\bbut |\bhowever,? )\W*(?:i'm|i am|we're|we are) (?:very |so |really )?(?:sorry|afraid)\b",
         r"(?:^|[.!?]\s+)sorry[,.!]",
-        r"\b(?:apologi[sz]e|my apologies)\b",
-        r"\b(?:i|we) (?:can ?not|can't|could not|couldn't|am unable to|am not able to|'m unable to|'m not able to"
-        r"|do not have the ability to|don't have the ability to|am not capable of|won't|will not) (?:\w+ )?"
-        r"(?:see|view|watch|access|provide|describe|assist|help|determine|identify|process|analy[sz]e|comply|answer"
-        r"|generate|open|play|fulfil+|create|continue|discuss|see(?:ing)?|watching|viewing|display|load|directly)\b",
-        r"\bi (?:do not|don't) (?:see|have access|have the ability|have any|have enough|have a video)\b",
-        r"\bi'm (?:unable|not able|not capable)\b|\bi am (?:unable|not able|not capable)\b",
-        r"\bas an? (?:ai|artificial intelligence|language model|large language model|text-based)\b",
-        r"\bno (?:video|image|clip|content|frames?) (?:was|were|has been|have been|is|are)? ?(?:provided|attached"
-        r"|uploaded|shown|given|included|available|visible)\b",
-        r"\b(?:please|could you|can you|you could) (?:\w+ )?(?:provide|upload|share|attach|send|resend)\b",
-        r"\b(?:unable|not possible|impossible) to (?:\w+ )?(?:view|process|access|load|open|describe|analy[sz]e|provide"
-        r"|watch|determine what|play)\b",
-        r"\b(?:content policy|safety guidelines|against my|violates|usage polic)",
         r"\u62b1\u6b49|\u5bf9\u4e0d\u8d77|\u4f5c\u4e3a(?:\u4e00\u4e2a|\u4e00\u4f4d)?(?:AI|\u4eba\u5de5\u667a\u80fd)|\u6211\u65e0\u6cd5"
         r"|\u6211\u4e0d\u80fd|\u7533\u3057\u8a33\u3042\u308a\u307e\u305b\u3093|\u63d0\u4f9b\u3067\u304d\u307e\u305b\u3093"
         r"|\uc8c4\uc1a1",
-    )
+    ),
+    at_word=(
+        r"(?:apologi[sz]e|my apologies)\b",
+        r"(?:i|we) (?:can ?not|can't|could not|couldn't|am unable to|am not able to|'m unable to|'m not able to"
+        r"|do not have the ability to|don't have the ability to|am not capable of|won't|will not) (?:\w+ )?"
+        r"(?:see|view|watch|access|provide|describe|assist|help|determine|identify|process|analy[sz]e|comply|answer"
+        r"|generate|open|play|fulfil+|create|continue|discuss|see(?:ing)?|watching|viewing|display|load|directly)\b",
+        r"i (?:do not|don't) (?:see|have access|have the ability|have any|have enough|have a video)\b",
+        r"i'm (?:unable|not able|not capable)\b|\bi am (?:unable|not able|not capable)\b",
+        r"as an? (?:ai|artificial intelligence|language model|large language model|text-based)\b",
+        r"no (?:video|image|clip|content|frames?) (?:was|were|has been|have been|is|are)? ?(?:provided|attached"
+        r"|uploaded|shown|given|included|available|visible)\b",
+        r"(?:please|could you|can you|you could) (?:\w+ )?(?:provide|upload|share|attach|send|resend)\b",
+        r"(?:unable|not possible|impossible) to (?:\w+ )?(?:view|process|access|load|open|describe|analy[sz]e|provide"
+        r"|watch|determine what|play)\b",
+        r"(?:content policy|safety guidelines|against my|violates|usage polic)",
+    ),
 )
 _BOILERPLATE = _any_of(
     (
@@ -185,7 +196,7 @@ _MARKUP = _any_of(
         r"\A\s*\{.*[\"'].*:.*\}\s*\Z|\A\s*\[\s*\{.*\}\s*\]\s*\Z",
         r"\\(?:boxed|text|begin|frac)\{|\\n",
     ),
-    re.IGNORECASE | re.MULTILINE | re.DOTALL,
+    flags=re.IGNORECASE | re.MULTILINE | re.DOTALL,
 )
 _MARKUP_REQUESTED = _any_of((r"\b(?:json|markdown|html|xml|yaml|heading|bold|table|bullet)",))
 _MOJIBAKE = re.compile("\u00e2\u20ac|\u00c3[\u0080-\u00bf]|\u00c2[\u00a0-\u00bf]")
@@ -208,7 +219,7 @@ def _is_broken(answer: Answer) -> bool:
     text = answer.text
     if "\N{REPLACEMENT CHARACTER}" in text or _MOJIBAKE.search(text) or _RUN.search(text):
         return True
-    if any(unicodedata.category(char) in ("Cc", "Co", "Cn", "Cs") and char not in "\n\t\r" for char in text):
+    if any(unicodedata.category(char) in ("Cc", "Co", "Cn", "Cs") and char not in "\n\t\r" for char in set(text)):
         return True
     return any(len(word) > LONGEST_WORD and "/" not in word for word in answer.words)
 
@@ -220,7 +231,7 @@ def _is_near_duplicate(answer: Answer) -> bool:
 FLAGS = (
     Flag(TOO_SHORT, lambda answer: len(answer.words) < MIN_WORDS, regenerates=True),
     Flag("too_long", lambda answer: len(answer.words) > MAX_WORDS, regenerates=True),
-    Flag("repetition", lambda answer: is_repetitive(answer.text), regenerates=True),
+    Flag("repetition", lambda answer: is_repetitive(answer.text, answer.words), regenerates=True),
     Flag(NEAR_DUPLICATE, _is_near_duplicate, regenerates=False),
     Flag("refusal", _refuses, regenerates=True),
     Flag("boilerplate", lambda answer: bool(_BOILERPLATE.search(answer.text)), regenerates=True),
@@ -232,7 +243,9 @@ FLAGS = (
     Flag("wrong_script", lambda answer: is_wrong_script(answer.text, expected(answer.instruction)), regenerates=True),
     Flag("mixed_script", lambda answer: is_mixed_script(answer.text, expected(answer.instruction)), regenerates=True),
     Flag(
-        "wrong_language", lambda answer: is_wrong_language(answer.text, expected(answer.instruction)), regenerates=True
+        "wrong_language",
+        lambda answer: is_wrong_language(answer.words, expected(answer.instruction)),
+        regenerates=True,
     ),
     Flag(
         "markup",

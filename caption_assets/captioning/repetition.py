@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import eq
 
 from caption_assets.captioning.text import split_sentences, split_words
 
@@ -44,9 +45,8 @@ class RepetitionLimits:
 LIMITS = RepetitionLimits()
 
 
-def is_repetitive(text: str, limits: RepetitionLimits = LIMITS) -> bool:
-    """Whether a text repeats words, phrases or sentences more than a good caption of its length does."""
-    words = split_words(text)
+def is_repetitive(text: str, words: Sequence[str], limits: RepetitionLimits = LIMITS) -> bool:
+    """Whether a text of these words repeats words, phrases or sentences more than a good caption of its length does."""
     if len(words) < limits.min_words:
         return False
     loop = loop_length(words)
@@ -76,6 +76,9 @@ def loop_length(words: Sequence[str]) -> int:
     """Number of words in the longest run of three or more equal units; 0 if there is none."""
     longest = 0
     for period in range(1, min(MAX_LOOP_PERIOD, len(words) // 3) + 1):
+        # Every loop contains one of these places, which rules out most periods.
+        if not any(map(eq, words[2 * period - 1 :: 2 * period], words[3 * period - 1 :: 2 * period])):
+            continue
         run = 0
         for word, later in zip(words, words[period:], strict=False):
             run = run + 1 if word == later else 0

@@ -1,6 +1,7 @@
 import pytest
 
 from caption_assets.captioning.language import expected, is_mixed_script, is_wrong_language, is_wrong_script
+from caption_assets.captioning.text import split_words
 
 pytestmark = pytest.mark.fast
 
@@ -41,6 +42,6 @@ def test_quoted_foreign_word_is_not_mixed_script() -> None:
 
 
 def test_caption_in_another_language_of_the_same_script_is_detected() -> None:
-    german = "Ein Mann geht mit dem Hund über die Straße und bleibt an der Ampel stehen, die auf Rot ist."
+    german = split_words("Ein Mann geht mit dem Hund über die Straße und bleibt an der Ampel stehen, die auf Rot ist.")
     assert is_wrong_language(german, expected(ENGLISH))
     assert not is_wrong_language(german, expected(f"{ENGLISH} Answer in German."))

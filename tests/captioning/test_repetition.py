@@ -12,6 +12,7 @@ from caption_assets.captioning.repetition import (
     repeated_sentence_share,
     variety,
 )
+from caption_assets.captioning.text import split_words
 
 pytestmark = pytest.mark.fast
 
@@ -20,6 +21,13 @@ def test_loop_has_at_least_three_equal_units() -> None:
     assert loop_length(["a", "b", "c", "a", "b", "c"]) == 0
     assert loop_length(["x", "a", "b", "c", "a", "b", "c", "a", "b", "c", "y"]) == 9
     assert loop_length(["no", "no", "no", "no"]) == 4
+
+
+@given(before=st.integers(0, 20), period=st.integers(1, 12), units=st.integers(3, 5), after=st.integers(0, 20))
+def test_loop_is_found_at_any_place(before: int, period: int, units: int, after: int) -> None:
+    unit = [f"unit {number}" for number in range(period)]
+    words = [*(f"before {number}" for number in range(before)), *units * unit, *map(str, range(after))]
+    assert loop_length(words) == units * period
 
 
 def test_words_of_a_repeated_ngram_are_covered() -> None:
@@ -39,10 +47,12 @@ def test_variety_is_between_zero_and_one(words: list[str]) -> None:
 
 @given(st.integers(3, 30))
 def test_repeated_sentence_is_repetitive_at_any_length(times: int) -> None:
-    assert is_repetitive("The car turns left at the next junction and stops. " * times)
+    text = "The car turns left at the next junction and stops. " * times
+    assert is_repetitive(text, split_words(text))
 
 
 def test_long_text_of_distinct_captions_is_not_repetitive() -> None:
     lines = (Path(__file__).parents[2] / "benchmarks" / "texts" / "good.jsonl").read_text().splitlines()
     captions = [text["caption"] for text in map(json.loads, lines) if text["kind"] in ("driving", "general")]
-    assert not is_repetitive(" ".join(captions))
+    text = " ".join(captions)
+    assert not is_repetitive(text, split_words(text))
