@@ -18,15 +18,17 @@ from caption_assets.captioning.engine import EngineCrashed
 from caption_assets.captioning.recipe_file import built_in
 from caption_assets.captioning.request import Completion, Request, RequestFailed
 from caption_assets.captioning.supervisor import EngineSupervisor
-from caption_assets.models.variants import VARIANTS, find_variant
+from caption_assets.models.source import find_source
+from caption_assets.models.variants import SAMPLE, VARIANTS, find_variant
+from caption_assets.models.weights import MANIFEST, WeightsError
 from caption_assets.qwen_vl import CaptionsIncomplete, QwenVL
 from caption_assets.qwen_vl.given_video import GivenVideo, as_frames
 from caption_assets.qwen_vl.loop_thread import LoopThread
 from caption_assets.qwen_vl.stage2_prompt import second_prompt
 from caption_assets.sample.clips import SampleClip, encode, random_clip
 from tests.captioning.fake_engine import FakeEngine, start_fake_engine
-from tests.models.files import MODEL, SHARD
-from tests.models.hub_server import Fault, HubServer
+from tests.models.files import MODEL, SHARD, write_snapshot
+from tests.models.hub_server import HubServer
 from tests.videos import decode
 
 STAGE1, STAGE2 = built_in("general").stages
@@ -256,20 +258,32 @@ def test_room_is_kept_for_the_answers_of_the_requested_stages(model_on_fake_engi
     assert [len(request.frames.pixels) for request in engine.requests if request.frames] == [12]
 
 
+@pytest.mark.fast
+def test_setup_without_weights_names_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(
+        WeightsError, match=r"Qwen2.5-VL.*call QwenVL.download_weights_on_node\(.*, variant='qwen2.5'\)"
+    ):
+        QwenVL(str(tmp_path), "qwen2.5", 16).setup()
+
+
 @pytest.mark.store
-def test_downloaded_weights_are_verified(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_are_downloaded_to_the_folder_of_the_reference(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(VARIANTS, "small", MODEL)
-    hub.faults[SHARD] = [Fault(flip=9)]
-    for _ in range(2):
-        QwenVL.download_weights_on_node(str(tmp_path / "node"), "small")
-    assert (tmp_path / "node" / "weights" / MODEL.folder / SHARD).read_bytes() == hub.files[SHARD]
-    assert hub.sent[SHARD] == 2 * len(hub.files[SHARD])
+    QwenVL.download_weights_on_node(str(tmp_path / "node"), "small")
+    QwenVL.download_weights_on_node(str(tmp_path / "node"), model_variant="small")
+    QwenVL.download_weights_on_node(str(tmp_path / "node"), variant="small")
+    assert (tmp_path / "node" / "someone" / "small-vl" / SHARD).read_bytes() == hub.files[SHARD]
+    assert hub.sent[SHARD] == len(hub.files[SHARD])
+    assert QwenVL(str(tmp_path / "node"), "small", 16).weight_file == str(tmp_path / "node" / "someone" / "small-vl")
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[QwenVL]:
-    folder = str(tmp_path_factory.mktemp("models") / "node")
-    QwenVL.download_weights_on_node(folder, "sample")
+    """The sample model in a folder as the reference's ``download_weights_on_node`` leaves it."""
+    folder = str(tmp_path_factory.mktemp("models"))
+    write_snapshot(Path(folder) / SAMPLE.hub_id, Path(find_source(SAMPLE).address), SAMPLE.revision)
     before, after = STAGE2.template.split("{caption}")
     assert not after.startswith(" ")
     model = QwenVL(
@@ -316,6 +330,13 @@ def test_tensors_of_bfloat16_are_captioned(model: QwenVL, clips: list[tuple[Samp
         pixels, metadata = video["multi_modal_data"]["video"]
         video["multi_modal_data"]["video"] = torch.from_numpy(pixels.copy()).bfloat16(), metadata
     assert model.generate(videos) == [clip.scenes[0].stage1 for clip, _ in clips]
+
+
+@pytest.mark.engine
+def test_weights_of_the_reference_are_used_where_they_are(model: QwenVL) -> None:
+    assert model._supervisor
+    assert model._supervisor.engine._model_config.model == model.weight_file == f"{model.model_dir}/{SAMPLE.hub_id}"
+    assert Path(model.weight_file, MANIFEST).exists()
 
 
 @pytest.mark.engine

@@ -58,6 +58,7 @@ def publish(
     verify: bool = False,
     on_progress: OnProgress = ignore_progress,
     overrides: Mapping[str, Any] = MappingProxyType({}),
+    mirror: Folder | None = None,
 ) -> WeightsManifest:
     """Copy a checkpoint's files into the root's mirror, the manifest last, and return the manifest.
 
@@ -70,16 +71,14 @@ def publish(
         verify: read the whole mirror and verify all hashes. Without it, a file of the right size counts as present.
         on_progress: called with the progress of the download.
         overrides: vLLM's argument ``hf_overrides``: values that replace those of the model's ``config.json``.
+        mirror: the mirror's folder in the root; None for ``mirror_of(root, checkpoint)``.
 
     Raises:
         WeightsError: if the download fails, a file does not match its hash, or the model needs remote code.
         StoreError: if the root cannot be written.
     """
-    source, mirror, published = (
-        find_source(checkpoint, root.access),
-        mirror_of(root, checkpoint),
-        _published(root, checkpoint),
-    )
+    source, mirror = find_source(checkpoint, root.access), mirror or mirror_of(root, checkpoint)
+    published = published_manifest(mirror, checkpoint)
     listed = _list(source, published)
     present = _present(mirror, listed, published, verify)
     missing = [file for file in listed if file.path not in present]
@@ -92,12 +91,13 @@ def publish(
         if file.path == CONFIG:
             config = parse_config(path.read_bytes(), f"{source.address}/{file.path}")
             check_supported({**config, **overrides}, source.address, video=checkpoint.video)
-        _check_loadable(path, file, listed, source)
+        check_loadable(path, file, listed, source)
         _move(root, path, f"{mirror.path}/{file.path}")
         present[file.path] = file
 
     if missing and root.is_local:  # on the root's own disk, so that a file is moved by a rename
-        with _download_folder(Path(root.full(WEIGHTS)) / PARTIAL / checkpoint.folder, "CAPTION_ROOT") as folder:
+        parent = Path(root.full(mirror.path.split("/")[0]))
+        with _download_folder(parent / PARTIAL / checkpoint.folder, "CAPTION_ROOT") as folder:
             check_space(folder, sum(remaining_sizes(missing, folder)), "CAPTION_ROOT")
             download(source, missing, folder, add_to_mirror, on_progress, first=FIRST)
     elif missing:
@@ -164,12 +164,13 @@ def find_damage(root: Root, checkpoint: Checkpoint, manifest: WeightsManifest) -
         return {file.path: why for file, why in zip(manifest.files, reasons, strict=True) if why}
 
 
-def _published(root: Root, checkpoint: Checkpoint) -> WeightsManifest | None:
-    """The manifest, if there is a valid one."""
+def published_manifest(mirror: Folder, checkpoint: Checkpoint) -> WeightsManifest | None:
+    """The manifest in a mirror's folder, if there is a valid one of the checkpoint's revision."""
     try:
-        return read_weights_manifest(root, checkpoint)
-    except WeightsError:
+        manifest = WeightsManifest.from_json(mirror.root.read(f"{mirror.path}/{MANIFEST}").decode())
+    except (FileNotFoundError, UnicodeDecodeError, WeightsError):
         return None
+    return manifest if manifest.revision == checkpoint.revision else None
 
 
 def _list(source: Hub | Folder, published: WeightsManifest | None) -> tuple[ListedFile, ...]:
@@ -234,8 +235,14 @@ def _download_folder(folder: Path, setting: str) -> Iterator[Path]:
         ) from error
 
 
-def _check_loadable(path: Path, file: WeightFile, listed: Sequence[ListedFile], source: Source) -> None:
-    """Check that a downloaded file can be loaded: the source may hold a truncated file or a Git LFS pointer.
+def check_loadable(path: Path, file: WeightFile | ListedFile, listed: Sequence[ListedFile], source: Source) -> None:
+    """Check that a file can be loaded: its source may hold a truncated file or a Git LFS pointer.
+
+    Args:
+        path: the file.
+        file: its entry in the list.
+        listed: all files of the checkpoint.
+        source: where the file is from, for messages.
 
     Raises:
         WeightsError: if a weight file is invalid, or an index names a missing file.

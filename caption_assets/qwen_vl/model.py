@@ -11,9 +11,8 @@ from typing import Any
 from caption_assets.captioning.engine import RESERVED, EngineConfig, UnknownArgument, start_engine
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.supervisor import EngineSupervisor
-from caption_assets.models.mirror import publish, read_weights_manifest
+from caption_assets.models.snapshot import Snapshot
 from caption_assets.models.variants import find_variant
-from caption_assets.models.weights import WEIGHTS
 from caption_assets.qwen_vl.call import Call
 from caption_assets.qwen_vl.loop_thread import LoopThread
 from caption_assets.store.root import Root
@@ -31,7 +30,7 @@ class QwenVL:
     positions are those before it: give arguments after ``max_output_tokens`` by keyword.
 
     Args:
-        model_dir: folder that ``download_weights_on_node`` filled.
+        model_dir: folder with the model in ``<organization>/<name>``, such as ``Qwen/Qwen2.5-VL-7B-Instruct``.
         model_variant: key of a model, such as ``qwen``, ``qwen2.5``, ``qwen3`` or ``sample``.
         caption_batch_size: ignored, accepted for compatibility: the engine batches requests itself.
         fp8: quantize the language model to FP8. Needs a GPU.
@@ -80,6 +79,7 @@ class QwenVL:
         self.verbose = verbose
         self.vllm_kwargs = vllm_kwargs
         self._variant = find_variant(model_variant)
+        self._snapshot = _snapshot(model_dir, model_variant)
         self._loop: LoopThread | None = None
         self._supervisor: EngineSupervisor | None = None
 
@@ -88,22 +88,34 @@ class QwenVL:
         """Hub ids of the models."""
         return [self._variant.hub_id]
 
+    @property
+    def weight_file(self) -> str:
+        """Folder of the model's files."""
+        return str(self._snapshot.path)
+
     @classmethod
-    def download_weights_on_node(cls, model_dir: str, model_variant: str = "qwen") -> None:
-        """Download a variant's weights into ``model_dir`` and verify their hashes, unless they are there already.
+    def download_weights_on_node(
+        cls, model_dir: str, variant: str = "qwen", *, model_variant: str | None = None
+    ) -> None:
+        """Download a model into ``model_dir``. The files that are there already are verified instead.
+
+        Args:
+            model_dir: the folder.
+            variant: key of the model.
+            model_variant: another name of ``variant``.
 
         Raises:
-            WeightsError: if the download fails or the disk is full.
+            WeightsError: if the download fails, the disk is full, or a file is not the published one.
         """
         Path(model_dir).mkdir(parents=True, exist_ok=True)
-        publish(Root.open(model_dir), find_variant(model_variant), Path(model_dir))
+        _snapshot(model_dir, model_variant or variant).download()
 
     def setup(self) -> None:
         """Start the engine.
 
         Raises:
             ImportError: if vLLM is not installed.
-            WeightsError: if ``model_dir`` does not contain the weights.
+            WeightsError: if ``model_dir`` does not contain the weights, or a file is not the published one.
             TypeError: if vLLM has no engine argument of a given name.
             EngineError: if the engine does not start.
         """
@@ -111,12 +123,11 @@ class QwenVL:
             raise ImportError(
                 "vLLM is not installed: pip install 'caption-assets[gpu]', or [cpu] on a machine without one"
             )
-        read_weights_manifest(Root.open(self.model_dir), self._variant)
-        folder = Path(self.model_dir) / WEIGHTS / self._variant.folder
+        self._snapshot.verify()
         if self.verbose:
             os.environ.setdefault("VLLM_LOGGING_LEVEL", "INFO")  # the level at which vLLM logs its statistics
         recipe, config = self._engine_settings()
-        supervisor = EngineSupervisor(lambda: start_engine(folder, recipe, config))
+        supervisor = EngineSupervisor(lambda: start_engine(self._snapshot.path, recipe, config))
         loop = LoopThread()
         try:
             loop.run(supervisor.__aenter__())
@@ -183,3 +194,8 @@ class QwenVL:
             float_maximum=float_maximum,
         )
         return self._loop.run(call.captions(videos))
+
+
+def _snapshot(model_dir: str, variant: str) -> Snapshot:
+    remedy = f"call QwenVL.download_weights_on_node({str(model_dir)!r}, variant={variant!r})"
+    return Snapshot(Root.open(str(model_dir)), find_variant(variant), remedy)

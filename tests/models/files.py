@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from pathlib import Path
+from shutil import copytree
 
+from caption_assets.models.snapshot import RECORDS
 from caption_assets.models.variants import Variant
 from caption_assets.store.root import Root
 from tests.models.hub_server import COMMIT, HUB_ID, small_model
@@ -32,3 +35,12 @@ def write_model(folder: Path, files: dict[str, bytes]) -> None:
     folder.mkdir(exist_ok=True)
     for name, data in files.items():
         (folder / name).write_bytes(data)
+
+
+def write_snapshot(folder: Path, model: Path, commit: str) -> None:
+    """A model's files with records of their hashes, as ``snapshot_download`` writes them."""
+    copytree(model, folder)
+    (folder / RECORDS).mkdir(parents=True)
+    for path in model.iterdir():
+        record = f"{commit}\n{sha256(path.read_bytes()).hexdigest()}\n1.0\n"
+        (folder / RECORDS / f"{path.name}.metadata").write_text(record)

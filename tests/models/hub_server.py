@@ -105,6 +105,8 @@ class HubServer:
                 hub.requests.append(Request(path, url.query, authorization, range_, time.time()))
                 respond(hub, self, path, url.query)
 
+            do_HEAD = do_GET
+
             def log_message(self, format: str, *args: object) -> None:
                 pass
 
@@ -113,6 +115,19 @@ class HubServer:
     def listing(self) -> dict[str, Any]:
         """The response of ``/api/models/…/revision/…?blobs=true``."""
         return {"id": HUB_ID, "sha": COMMIT, "siblings": [self._sibling(*file) for file in self.files.items()]}
+
+    def tree(self) -> list[dict[str, Any]]:
+        """The response of ``/api/models/…/tree/…``, which ``snapshot_download`` reads."""
+        return [
+            {
+                "type": "file",
+                "path": file["rfilename"],
+                "size": file["size"],
+                "oid": file["blobId"],
+                **({"lfs": {**file["lfs"], "oid": file["lfs"]["sha256"]}} if "lfs" in file else {}),
+            }
+            for file in self.listing()["siblings"]
+        ]
 
     def _sibling(self, name: str, data: bytes) -> dict[str, Any]:
         found: dict[str, Any] = {"rfilename": name, "size": len(data), "blobId": git_blob(data)}
@@ -153,6 +168,8 @@ def _hub(hub: HubServer, request: BaseHTTPRequestHandler, path: str, query: str)
     if hub.token and request.headers["Authorization"] != f"Bearer {hub.token}":
         return _refuse(request, 401, "GatedRepo")
     if path.startswith("/api/models/"):
+        if path == f"/api/models/{HUB_ID}/tree/{COMMIT}":
+            return _send(hub, request, "tree", json.dumps(hub.tree()).encode(), {"Content-Type": "application/json"})
         repository, _, revision = path.removeprefix("/api/models/").partition("/revision/")
         if repository != HUB_ID:
             return _refuse(request, 404, "RepoNotFound")
@@ -192,7 +209,8 @@ def _refuse(
         request.send_header(header, value)
     request.send_header("Content-Length", str(len(body)))
     request.end_headers()
-    request.wfile.write(body)
+    if request.command != "HEAD":
+        request.wfile.write(body)
 
 
 def _send(hub: HubServer, request: BaseHTTPRequestHandler, name: str, data: bytes, headers: dict[str, str]) -> None:
@@ -210,6 +228,8 @@ def _send(hub: HubServer, request: BaseHTTPRequestHandler, name: str, data: byte
     for header, value in {**headers, "Content-Length": str(len(body))}.items():
         request.send_header(header, value)
     request.end_headers()
+    if request.command == "HEAD":
+        return
     stop = min([len(body), *(limit for limit in (fault.cut, fault.stall) if limit is not None)])
     request.wfile.write(body[:stop])
     hub.sent[name] += stop
