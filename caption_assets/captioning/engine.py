@@ -18,6 +18,7 @@ from functools import cached_property, lru_cache, partial
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from threading import Thread
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -679,6 +680,7 @@ class CaptionEngine:
             self._stopped.set_result("it was shut down")
         try:
             self._llm.shutdown(timeout=SHUTDOWN_SECONDS)
+            _close_sockets(self._llm.engine_core.resources)
         finally:
             del self._llm
 
@@ -851,6 +853,18 @@ class CaptionEngine:
             structured_outputs=structured,
             **self._extra_sampling,
         )
+
+
+def _close_sockets(resources: Any) -> None:
+    """Close the sockets of vLLM's client, and terminate their ZeroMQ context in a thread.
+
+    The context's finalizer would terminate it in the event loop, and wait there forever if a socket is still open: vLLM
+    closes them in another thread when the engine crashes.
+    """
+    from vllm.utils.network_utils import close_sockets
+
+    close_sockets((resources.output_socket, resources.input_socket))
+    Thread(target=resources.ctx.term, name="term", daemon=True).start()
 
 
 def _patch_side(model_config: Any) -> int | None:
