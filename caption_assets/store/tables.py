@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from hashlib import sha256
 from typing import Annotated, Any, TypeVar
@@ -236,8 +236,13 @@ def schema_of(table: str) -> pa.Schema:
 def caption_records(rows: Iterable[CaptionRow], columns: CaptionColumns) -> Iterator[dict[str, Any]]:
     """The rows of a stage's table, with the columns that derive from others."""
     for row in rows:
-        record = asdict(row)
+        record = _record(row)
         yield {**record, **columns.derived(record)}
+
+
+def _record(row: ManifestRow | CaptionRow) -> dict[str, Any]:
+    """A row's values by column. ``dataclasses.asdict`` copies all values and takes 20 times as long."""
+    return {column.name: getattr(row, column.name) for column in fields(row)}
 
 
 def extent(row: ManifestRow | CaptionRow) -> tuple[str, float | None, float | None]:
@@ -290,7 +295,7 @@ def publish_manifest(
         TableError: if two rows have the same key; nothing is published then.
     """
     schema = with_file_metadata(MANIFEST_SCHEMA, metadata)
-    records = map(asdict, _unique(shard, rows))
+    records = map(_record, _unique(shard, rows))
     return _publish(root, table_path(CLIP_MANIFEST, shard), schema, records, final_metadata)
 
 
