@@ -10,6 +10,7 @@ from itertools import count
 from caption_assets.captioning.admission import Admission
 from caption_assets.captioning.decoding import Decoder
 from caption_assets.captioning.engine import EngineError
+from caption_assets.captioning.gathering import Gathering
 from caption_assets.captioning.planner import Planner
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.stage_run import StageRun
@@ -54,6 +55,7 @@ async def caption(
             )
             job.fail(recipe, "unexpected", str(as_project_error(error)))
         finally:
+            captioner.gathering.remove(job)
             admission.release(job.load)
         await emit(job)
 
@@ -63,6 +65,7 @@ async def caption(
                 await captioner.plan(job)
                 await admission.acquire(job.load)
                 job.status = JobStatus.RUNNING
+                captioner.gathering.add(job)
                 group.create_task(one(job))
     except ExceptionGroup as failed:
         raise _first(failed) from failed  # the first one canceled the other tasks
@@ -77,6 +80,7 @@ class Captioner:
         self._decoder = decoder
         self._planner = Planner(supervisor, recipe)
         self._replicas = count()
+        self.gathering = Gathering()
 
     async def plan(self, job: WindowJob) -> None:
         """Choose the number and size of a window's frames, or set the job's problem; see ``Planner.plan``."""
@@ -100,7 +104,7 @@ class Captioner:
         await job.wait_for(stage.needs)
         if stage.name in job.rows:  # reused: an earlier run made it from the same texts
             return
-        run = StageRun(self._supervisor, self._recipe, self._decoder, self._planner, job, stage)
+        run = StageRun(self._supervisor, self._recipe, self._decoder, self._planner, self.gathering, job, stage)
         try:
             row = await run.row()
         except EngineError:

@@ -11,6 +11,7 @@ from typing import Any
 
 from caption_assets.captioning.budget import FrameGrid, fewer_frames, reductions, smaller_frames
 from caption_assets.captioning.decoding import Decoder
+from caption_assets.captioning.gathering import Gathering
 from caption_assets.captioning.output import JsonOutput
 from caption_assets.captioning.planner import Planner
 from caption_assets.captioning.prefix_cache import CacheHits
@@ -68,6 +69,7 @@ class StageRun:
         recipe: Recipe,
         decoder: Decoder,
         planner: Planner,
+        gathering: Gathering,
         job: WindowJob,
         stage: Stage,
     ) -> None:
@@ -75,6 +77,7 @@ class StageRun:
         self._recipe = recipe
         self._decoder = decoder
         self._planner = planner
+        self._gathering = gathering
         self._job = job
         self._stage = stage
         self._params = recipe.params(stage)
@@ -99,6 +102,7 @@ class StageRun:
                 await self._frames(job.show(stage, grid))
         except RequestFailed as error:
             return job.failed_row(self._recipe, stage, error.kind, str(error))
+        await self._gathering.start(job)
         return await self._request_row(grid, is_reduced=whole != job.whole and stage.video)
 
     async def _request_row(self, grid: FrameGrid, *, is_reduced: bool) -> CaptionRow:
