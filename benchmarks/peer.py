@@ -44,7 +44,7 @@ from typing import Any
 import psutil
 
 from benchmarks.peer_clips import KINDS, describe, make_clips
-from benchmarks.peer_ours import FIRST, SECOND, VARIANT
+from benchmarks.peer_ours import FIRST, SAMPLING, SECOND, VARIANT
 from caption_assets.captioning.engine import ENVIRONMENT
 from caption_assets.models.cache import ensure_local
 from caption_assets.models.mirror import publish
@@ -224,6 +224,7 @@ def nemo(folder: Path, model: Path, python: Path) -> Iterator[Arm]:
         "pixels": {"min_pixels": limits.min_pixels, "max_pixels": limits.max_pixels},
         "prompt": FIRST,
         "second_prompt": SECOND,
+        "max_output_tokens": SAMPLING.max_output_tokens,
         "engine": {
             "dtype": VARIANT.dtype,
             **{name: value for name, value in VARIANT.engine.items() if name not in own},

@@ -42,17 +42,32 @@ class NemoArm:
         pixels: arguments of its processor that limit the size of frames.
         prompt: text of the first prompt, with the literal ``user_prompt``.
         second_prompt: text that replaces it, before the first caption.
+        max_output_tokens: maximum length of a caption, in tokens.
         engine: further arguments of vLLM.
     """
 
     def __init__(
-        self, model: str, pixels: dict[str, int], prompt: str, second_prompt: str, engine: dict[str, Any]
+        self,
+        model: str,
+        pixels: dict[str, int],
+        prompt: str,
+        second_prompt: str,
+        max_output_tokens: int,
+        engine: dict[str, Any],
     ) -> None:
         prompt_formatter.VARIANT_MAPPING[VARIANT] = model
         qwen_vl._QWEN_VARIANTS_INFO[VARIANT] = model
         qwen_vl._QWEN_VL_PIXEL_PARAMS[VARIANT] = pixels
         self._prompt = prompt
-        self._qwen = qwen_vl.QwenVL("/", VARIANT, BATCH, fp8=False, stage2_prompt_text=second_prompt, **engine)
+        self._qwen = qwen_vl.QwenVL(
+            "/",
+            VARIANT,
+            BATCH,
+            fp8=False,
+            max_output_tokens=max_output_tokens,
+            stage2_prompt_text=second_prompt,
+            **engine,
+        )
         self._qwen.setup()
         self._complete, self._qwen.model.generate = self._qwen.model.generate, self._counted
         self._threads = ThreadPoolExecutor(PREPARATION_THREADS)

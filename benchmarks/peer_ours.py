@@ -21,12 +21,12 @@ from caption_assets.captioning.engine import EngineConfig, start_engine
 from caption_assets.captioning.open_shard import Published
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.recipe_file import built_in
+from caption_assets.captioning.sampling import SamplingParams
 from caption_assets.captioning.shard_queue import RunObserver, caption_shards
 from caption_assets.captioning.stages import StageGraph
 from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.models.variants import SAMPLE, PixelLimits
-from caption_assets.qwen_vl import PLACEHOLDER
 from caption_assets.sources.manifest import probe_clips
 from caption_assets.sources.shard import find_shard
 from caption_assets.store.root import Root
@@ -34,9 +34,10 @@ from caption_assets.store.tables import publish_manifest
 from caption_assets.video.window import Windowing
 from caption_assets.workers.sandbox import Sandbox
 
+PLACEHOLDER = "user_prompt"
 GENERAL = built_in("general").stages
 FIRST = f"{GENERAL[0].prompt} {PLACEHOLDER}"
-"""The first prompt of both arms. NeMo Curator makes the second one from it: it replaces the literal ``user_prompt``."""
+"""The first prompt of both arms. NeMo Curator makes the second one from it: it replaces the placeholder."""
 SECOND = GENERAL[1].prompt.replace(f"{{{GENERAL[0].name}}}", "") + "\n\n"
 """What it puts there, before the first caption."""
 STAGES = (
@@ -45,7 +46,9 @@ STAGES = (
 )
 VARIANT = replace(SAMPLE, pixels=replace(SAMPLE.pixels, total_pixels=PixelLimits().total_pixels))
 """The sample model without its limit on a window's frames, which NeMo Curator does not have."""
-RECIPE = Recipe(variant=VARIANT, graph=StageGraph("peer", STAGES), regenerations=0)
+SAMPLING = SamplingParams(max_output_tokens=64)
+"""NeMo Curator's values, with a limit of our own: the sample model does not know these prompts."""
+RECIPE = Recipe(variant=VARIANT, graph=StageGraph("peer", STAGES), generation=SAMPLING, regenerations=0)
 """NeMo Curator regenerates nothing."""
 
 
