@@ -36,6 +36,7 @@ from caption_assets.store.tables import (
     read_manifest,
 )
 from caption_assets.store.versions import captions_version, manifest_version, read_versions
+from caption_assets.video.decode_in_worker import load_decoder
 from caption_assets.video.preview import Preview
 from caption_assets.workers.sandbox import Sandbox
 
@@ -114,6 +115,8 @@ async def caption_shards(
         if (first := await anext(jobs, None)) is None:
             return
         preview = _Previews(run.root, warn).store if run.previews else None
+        if any(stage.video for stage in run.stages):
+            sandbox.start(load_decoder)  # while the engine starts: the first window waits for neither
         async with engine as supervisor, queue.checkpoints():
             with SandboxDecoder(sandbox, preview) as decoder:
                 await caption(supervisor, run.recipe, decoder, _chain(first, jobs), queue.finish)

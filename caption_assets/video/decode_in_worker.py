@@ -39,6 +39,11 @@ class DecodePaused:
     """Number of packets read so far."""
 
 
+def load_decoder() -> None:
+    """Import in a worker what ``decode_shared`` needs: this module, for which the worker imports it, and torch."""
+    import torch  # noqa: F401
+
+
 def decode_shared(
     clip: BufferHandle,
     pixels: BufferHandle,

@@ -55,7 +55,7 @@ class Sandbox:
     Args:
         limits: limits of each job.
         workers: number of workers; None for one per available core, up to ``MAX_WORKERS``. Each starts with its first
-            job.
+            job; see also ``start``.
     """
 
     def __init__(self, limits: SandboxLimits | None = None, workers: int | None = None) -> None:
@@ -80,6 +80,15 @@ class Sandbox:
             worker.kill()
         for thread in self._threads:
             thread.join()
+
+    def start(self, load: Callable[[], object]) -> None:
+        """Start the workers ahead of their first jobs, without waiting for them.
+
+        Args:
+            load: imports what the jobs need. Each worker calls it.
+        """
+        for _ in range(self.workers):
+            self.submit(load)
 
     def submit(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Call a function in a worker. It must be defined in a module. Get its result with ``result``."""

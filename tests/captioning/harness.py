@@ -44,6 +44,7 @@ class Harness:
         """Number of requests of the last run, by stage."""
         self.engines = 0
         """Number of engines that the last run started."""
+        self.sandbox = SANDBOX
 
     def add_clips(self, shard: str, *names: str) -> None:
         """Add clips to a shard and probe it; each name gives another picture."""
@@ -73,7 +74,7 @@ class Harness:
         fake = engine or FakeEngine(self.count)
         run = self.caption_run(**settings)
         supervisor = EngineSupervisor(lambda: start_fake_engine(fake, self.count_engine), settings=run.engine_settings)
-        await caption_shards(supervisor, SANDBOX, run, shards or ["a"], [events])
+        await caption_shards(supervisor, self.sandbox, run, shards or ["a"], [events])
         return events
 
     def count(self, request: Request) -> None:

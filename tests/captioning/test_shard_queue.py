@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from caption_assets.captioning.engine import EngineCrashed
@@ -34,6 +35,7 @@ from caption_assets.store.tables import (
 from caption_assets.store.versions import TableVersions, manifest_version, read_versions
 from caption_assets.video.frame_sampling import FrameSampling
 from caption_assets.video.window import Windowing
+from caption_assets.workers.sandbox import Sandbox
 from tests.captioning.fake_engine import FakeEngine, SequentialEngine
 from tests.captioning.harness import TABLES, Harness
 from tests.captioning.run_events import RunEvents
@@ -50,6 +52,18 @@ def harness(tmp_path: Path) -> Harness:
     harness = Harness(tmp_path)
     harness.add_clips("a", "one", "two", "three")
     return harness
+
+
+def test_workers_start_before_the_engine(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    def await_workers() -> None:
+        while len(set(psutil.Process().children()) - others) < 2:
+            time.sleep(0.01)
+
+    others = set(psutil.Process().children())
+    monkeypatch.setattr(harness, "count_engine", await_workers)
+    with Sandbox(workers=2) as harness.sandbox:
+        harness.run()
+    assert [row["status"] for row in harness.rows(STAGE2.name)] == [Status.OK] * 6
 
 
 def test_run_captions_all_windows_and_removes_checkpoints(harness: Harness) -> None:

@@ -162,6 +162,15 @@ def test_workers_killed_at_random_fail_at_most_one_job_each() -> None:
     assert all(isinstance(error, WorkerCrashed) for error in errors)
 
 
+def test_started_workers_run_the_first_jobs() -> None:
+    before = processes()
+    with Sandbox(SandboxLimits(seconds=10.0), workers=2) as sandbox:
+        sandbox.start(os.getpid)
+        while len(started := {process.pid for process in processes() - before}) < 2:
+            time.sleep(0.01)
+        assert {sandbox.result(sandbox.submit(os.getpid)) for _ in range(8)} <= started
+
+
 def test_closing_a_sandbox_cancels_waiting_jobs_and_kills_running_ones() -> None:
     with Sandbox(workers=1) as sandbox:
         sandbox.result(sandbox.submit(abs, -1))
