@@ -6,8 +6,6 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass
 
-import numpy as np
-
 from caption_assets.video.decode import ClipDecoder, PauseReached
 from caption_assets.video.preview import Preview, make_preview
 from caption_assets.workers.job_queue import MAX_OPEN_CLIPS
@@ -84,8 +82,7 @@ def decode_shared(
     except Exception:
         _open_clips.pop(clip).close()
         raise
-    with pixels.map() as memory:
-        np.frombuffer(memory, np.uint8).reshape(frames.pixels.shape)[:] = frames.pixels
+    pixels.write(frames.pixels)
     preview = make_preview(frames.pixels, frames.fps) if with_preview else None
     return DecodedWindow(frames.indices, frames.fps, frames.replaced, frames.padded, preview, decoder.is_sequential)
 

@@ -6,10 +6,11 @@ import itertools
 import mmap
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
 
 MEMORY_BYTES = 256 << 20
 """Maximum size of a clip that is stored in memory, in bytes. Several clips are open at a time."""
@@ -18,7 +19,7 @@ _SERIALS = itertools.count()
 
 @dataclass(frozen=True, slots=True)
 class BufferHandle:
-    """A reference with which another process of the same user can map a buffer, as long as its owner keeps it open."""
+    """A reference with which another process of the same user can access a buffer while its owner keeps it open."""
 
     owner: int
     """Process id of the owner."""
@@ -27,17 +28,17 @@ class BufferHandle:
     serial: int
     """Unique number of the buffer within its owner: descriptors are reused."""
 
-    @contextmanager
-    def map(self) -> Iterator[mmap.mmap]:
-        """Map the buffer's memory.
+    def write(self, content: NDArray[np.uint8]) -> None:
+        """Write to the buffer from its start.
+
+        The buffer is not mapped: with a page fault for each new page, the 32 MB of a window of Qwen2.5-VL-7B take 29 ms
+        of CPU time instead of 18 ms.
 
         Raises:
             OSError: if the owner has ended or has freed the buffer.
         """
         with open(f"/proc/{self.owner}/fd/{self.descriptor}", "r+b") as file:
-            memory = mmap.mmap(file.fileno(), 0)
-        with memory:
-            yield memory
+            file.write(content.data)
 
     def open(self) -> BinaryIO:
         """Open the buffer as a file for reading, with a position of its own.
@@ -49,7 +50,7 @@ class BufferHandle:
 
 
 class Buffer:
-    """Memory of this process that workers can map. It is freed with the last reference to it.
+    """Memory of this process that workers can write. It is freed with the last reference to it.
 
     It is a memfd. It needs no space in /dev/shm, which is limited to 64 MB in a container. The kernel frees it when the
     last process that maps it ends, even by a signal.
