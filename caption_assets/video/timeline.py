@@ -244,7 +244,8 @@ def build_timeline(
     clock = [timestamp if other is None or not has_clock else other for timestamp, other in zip(pts, dts, strict=True)]
     window = 1 if has_clock else MAX_REORDERED + 1
     offsets = recording_offsets(pts, clock, packets.durations, limits, window)
-    timestamps, decoding = _with_offsets(pts, offsets), _with_offsets(dts, offsets)
+    has_one_clock = not any(offsets)
+    timestamps, decoding = (pts, dts) if has_one_clock else (_with_offsets(pts, offsets), _with_offsets(dts, offsets))
     order = _proven_order(demuxer, packets, timestamps, decoding)
     is_proven = order is not None
     try:
@@ -268,11 +269,12 @@ def build_timeline(
     first, last = shown[0][0], shown[-1][0]
     has_durations = is_proven and demuxer in CONTAINERS_WITH_DURATIONS
     end = last + _last_interval(packets, shown, limits.step, has_durations=has_durations)
-    if is_complete and not any(offsets):
+    if is_complete and has_one_clock:
         end = max(end, _stated_end(container, stream, packets, first, base))
+    numerator, denominator = base.as_integer_ratio()
     return Timeline(
-        times=tuple((timestamp - first) * base.numerator / base.denominator for timestamp, _ in shown),
-        end=(end - first) * base.numerator / base.denominator,
+        times=tuple((timestamp - first) * numerator / denominator for timestamp, _ in shown),
+        end=(end - first) * numerator / denominator,
         sources=array("q", (number for _, number in shown)),
         timestamps=array("q", (MISSING if timestamp is None else timestamp for timestamp in timestamps)),
     )

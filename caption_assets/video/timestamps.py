@@ -69,6 +69,10 @@ def _discontinuities(
     clock: Sequence[int | None], durations: Sequence[int], limits: ClockLimits, window: int
 ) -> list[int]:
     """Numbers of the packets at which the clock jumps."""
+    known = [now for now in clock if now is not None]
+    usual = min(limits.forward + limits.step, limits.longest)
+    if all(0 <= after - before <= usual for before, after in itertools.pairwise(known)):  # most clips, kept fast
+        return []
     found: list[int] = []
     recent: list[int] = []
     duration = 0
