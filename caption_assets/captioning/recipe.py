@@ -22,7 +22,8 @@ from caption_assets.store.tables import ManifestRow
 from caption_assets.video.frame_sampling import FrameSampling, frame_count
 
 DECODE_PLAN = "2"
-"""Version of frame selection, decoding and resizing. Increase it with every change of pixels."""
+"""Version of frame selection, decoding and resizing. Increase it if other pictures or other colors are shown, not for
+differences of a level or two, which an update of FFmpeg or of the engine makes as well."""
 REFERENCE_SAMPLING = FrameSampling(fps=2.0, min_frames=4, max_frames=768)
 """The reference's sampling (NeMo Curator). Do not change it: fingerprints contain it."""
 REFERENCE_OUTPUT_TOKENS = 512

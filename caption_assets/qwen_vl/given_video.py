@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from caption_assets.captioning.budget import FrameGrid
 from caption_assets.video.decode import Frames
 from caption_assets.video.frame_sampling import frames_shown_at, sample_times
-from caption_assets.video.picture import resize
+from caption_assets.video.scaler import resize
 
 DEFAULT_FPS = 2.0
 """The reference's frame rate, used for frames without their own."""

@@ -20,7 +20,6 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
-from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import (
@@ -42,7 +41,7 @@ from caption_assets.sample.tokenizer import build_tokenizer
 from caption_assets.sample.training_config import TrainingConfig
 from caption_assets.sample.world import MOTIONS, VALUES, Scene, random_scene, render
 from caption_assets.video.frame_sampling import FrameSampling, frame_count
-from caption_assets.video.picture import resize, rgb
+from caption_assets.video.scaler import Scaler, resize
 
 PATCH = 14
 MERGE = 2
@@ -257,7 +256,7 @@ def through_codec(frames: Sequence[NDArray[np.uint8]], codec: str, crf: int) -> 
     height, width, _ = frames[0].shape
     data = encode_frames(frames, width, height, 4, codec, crf)
     with av.open(BytesIO(data), "r") as container:
-        return [rgb(frame, VideoReformatter()) for frame in container.decode(video=0)]
+        return [Scaler().scale(frame, "gbrp", height, width) for frame in container.decode(video=0)]
 
 
 def augment(example: Example, rng: np.random.Generator) -> Example:

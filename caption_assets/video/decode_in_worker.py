@@ -38,8 +38,7 @@ class DecodePaused:
 
 
 def load_decoder() -> None:
-    """Import in a worker what ``decode_shared`` needs: this module, for which the worker imports it, and torch."""
-    import torch  # noqa: F401
+    """Do nothing: a worker that gets this job imports this module, and thus what ``decode_shared`` needs."""
 
 
 def decode_shared(
@@ -70,9 +69,6 @@ def decode_shared(
     Raises:
         UnreadableClip: if the clip, or too many of the wanted frames, cannot be decoded.
     """
-    import torch
-
-    torch.set_num_threads(1)  # a multithreaded resize takes twice the CPU time; parallel workers do not
     pause_at = time.monotonic() + pause_after
     decoder = _open_decoder(clip)
     try:

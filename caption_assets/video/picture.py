@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from av import VideoFrame
-from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
@@ -18,8 +17,9 @@ from caption_assets.video.display import UPRIGHT, Orientation, frame_orientation
 from caption_assets.video.fields import first_field, is_interlaced
 from caption_assets.video.matrix import YCGCO, source_matrix, ycgco_to_rgb
 from caption_assets.video.primaries import WIDE_PRIMARIES, to_srgb
+from caption_assets.video.scaler import Scaler, resize
 from caption_assets.video.tone import is_hdr, to_sdr
-from caption_assets.video.track import Track
+from caption_assets.video.track import NO_CROP, Track
 
 RGB = NDArray[np.uint8]
 """One picture, uint8 of shape (height, width, 3)."""
@@ -57,8 +57,7 @@ class Renderer:
         self._size = size
         self._coded = self._context.width, self._context.height
         self._clip: tuple[int, int] | None = None
-        # Shared by all frames: one converter per frame takes ten times as long.
-        self._converter = VideoReformatter()
+        self._scaler = Scaler()
 
     def with_size(self, size: tuple[int, int] | None) -> Renderer:
         """A renderer for the same stream and another size."""
@@ -102,62 +101,51 @@ class Renderer:
         shown = frame
         if (frame.interlaced_frame or self._is_interlaced) and frame.height % 2 == 0:
             shown, lines = first_field(frame), 2
-        rows, columns = self._track.crop.slices(frame.width, frame.height)
-        rows = slice(rows.start // lines, rows.stop // lines)
-        if is_hdr(frame.color_trc):
-            signal = self._full_range(shown, frame, np.uint16)[rows, columns]
-            flat = to_sdr(resize(signal, height, width), frame.color_trc, frame.color_primaries)
+        kind = np.uint16 if is_hdr(frame.color_trc) else np.uint8
+        # Blending and cropping precede resizing. The scaler would keep the fields of an interlaced frame apart.
+        if has_alpha(frame) or self._track.crop != NO_CROP or shown.interlaced_frame:
+            rows, columns = self._track.crop.slices(frame.width, frame.height)
+            rows = slice(rows.start // lines, rows.stop // lines)
+            whole = self._full_range(shown, frame, kind, shown.height, shown.width)
+            flat = resize(whole[rows, columns], height, width)
         else:
-            flat = resize(self._full_range(shown, frame, np.uint8)[rows, columns], height, width)
-            if frame.color_primaries in WIDE_PRIMARIES:
-                flat = to_srgb(flat, frame.color_primaries, frame.color_trc)
+            flat = self._full_range(shown, frame, kind, height, width)
+        if is_hdr(frame.color_trc):
+            flat = to_sdr(flat, frame.color_trc, frame.color_primaries)
+        elif frame.color_primaries in WIDE_PRIMARIES:
+            flat = to_srgb(flat, frame.color_primaries, frame.color_trc)
         return orientation.apply(flat)
 
-    def _full_range(self, shown: VideoFrame, tagged: VideoFrame, kind: type[np.uint8 | np.uint16]) -> NDArray[Any]:
-        """Full-range RGB, uint8 or uint16, over the background.
+    def _full_range(
+        self, shown: VideoFrame, tagged: VideoFrame, kind: type[np.uint8 | np.uint16], height: int, width: int
+    ) -> NDArray[Any]:
+        """Full-range RGB of this size, uint8 or uint16, over the background.
 
         Args:
             shown: the frame, or one of its fields.
             tagged: the frame, which has the color tags.
             kind: dtype of the result.
+            height: height of the result.
+            width: width of the result.
         """
         deep = kind is np.uint16
         if tagged.colorspace == YCGCO and not tagged.format.is_rgb:
-            rgb = ycgco_to_rgb(self._unpacked(shown, tagged, "yuv444p16le"), tagged.color_range)
+            rgb = ycgco_to_rgb(self._unpacked(shown, tagged, "yuv444p16le", height, width), tagged.color_range)
             return rgb if deep else np.rint(rgb / 257).astype(np.uint8)
         if not has_alpha(tagged):
-            return self._unpacked(shown, tagged, "rgb48le" if deep else "rgb24")
-        return over_background(self._unpacked(shown, tagged, "rgba64le" if deep else "rgba"), self._track.matte)
+            return self._unpacked(shown, tagged, "gbrp16le" if deep else "gbrp", height, width)
+        pixels = self._unpacked(shown, tagged, "gbrap16le" if deep else "gbrap", height, width)
+        return over_background(pixels, self._track.matte)
 
-    def _unpacked(self, shown: VideoFrame, tagged: VideoFrame, pixel_format: str) -> NDArray[Any]:
+    def _unpacked(
+        self, shown: VideoFrame, tagged: VideoFrame, pixel_format: str, height: int, width: int
+    ) -> NDArray[Any]:
         matrix = None
         if tagged.format.is_rgb:
             shown.colorspace = 0  # FFmpeg refuses to convert RGB with unknown matrix coefficients
         else:
             matrix = source_matrix(tagged)
-        changed = self._converter.reformat(
-            shown,
-            format=pixel_format,
-            src_colorspace=matrix,
-            dst_colorspace=matrix,
-            interpolation=_interpolation(tagged, pixel_format),
-            threads=1,
-        )
-        return np.asarray(changed.to_ndarray())
-
-
-def _interpolation(frame: VideoFrame, pixel_format: str) -> Interpolation:
-    """The scaler's flags.
-
-    Without accurate rounding, results are up to 3 levels too dark. Accurate rounding takes up to 20 times as long for
-    8-bit pictures, and 1.6 times for deeper ones. With 16 bits per channel, full chroma interpolation is wrong
-    (FFmpeg 8.1).
-    """
-    if pixel_format not in ("rgb24", "rgba"):
-        return Interpolation.BILINEAR | Interpolation.ACCURATE_RND
-    if frame.format.components[0].bits > 8 or frame.color_primaries in WIDE_PRIMARIES:
-        return Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
-    return Interpolation.BILINEAR
+        return self._scaler.scale(shown, pixel_format, height, width, matrix)
 
 
 def displayed_size(
@@ -190,29 +178,3 @@ def over_background(picture: NDArray[Any], matte: int | None) -> NDArray[Any]:
     behind = (1 - share) * (BACKGROUND_LEVEL * maximum / 255)
     mixed = colors * share if matte is None else colors - (1 - share) * (matte * maximum / 255)
     return np.rint(np.clip(mixed + behind, 0, maximum)).astype(picture.dtype)
-
-
-def rgb(frame: VideoFrame, converter: VideoReformatter) -> RGB:
-    """Convert a decoded frame to uint8 RGB of shape (height, width, 3), without rotation or tone mapping."""
-    return np.asarray(converter.reformat(frame, format="rgb24", threads=1).to_ndarray())
-
-
-def resize(frame: NDArray[Any], height: int, width: int) -> NDArray[Any]:
-    """Resize an RGB frame, uint8 or uint16 of shape (H, W, 3), by bicubic interpolation with antialiasing.
-
-    uint8 frames are resized as uint8: float takes four times the memory for a difference of a few levels. torch has no
-    such kernel for uint16, which is converted to float32.
-    """
-    import torch  # imported here because code servers load this module without torch
-
-    if frame.shape[:2] == (height, width):
-        return frame
-    pixels = torch.from_numpy(frame if frame.dtype == np.uint8 else frame.astype(np.float32))
-    # unsqueeze precedes permute: torch then detects from the strides that the channels are last. Otherwise its result
-    # is planar, which takes 1.5 times as long.
-    batch = pixels.unsqueeze(0).permute(0, 3, 1, 2)
-    scaled = torch.nn.functional.interpolate(batch, size=(height, width), mode="bicubic", antialias=True)
-    result = np.asarray(scaled.permute(0, 2, 3, 1).squeeze(0).contiguous())
-    if frame.dtype == np.uint8:
-        return result
-    return np.asarray(np.rint(np.clip(result, 0, np.iinfo(frame.dtype).max)), frame.dtype)

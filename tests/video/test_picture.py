@@ -13,7 +13,7 @@ import av
 import numpy as np
 import pytest
 from av.stream import Disposition
-from av.video.reformatter import ColorPrimaries, ColorRange, ColorTrc
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
@@ -25,6 +25,7 @@ from caption_assets.video.decode import Frames
 from caption_assets.video.picture import BACKGROUND_LEVEL, RGB, Renderer
 from caption_assets.video.primaries import to_srgb
 from caption_assets.video.probe import Probe, probe, probe_by_ranges
+from caption_assets.video.scaler import Scaler
 from caption_assets.video.track import DEFAULT_TRACK
 from tests.videos import decode, gray, moving_video, video, with_display_matrix
 
@@ -85,7 +86,7 @@ def test_crop_of_the_container_is_applied(name: str) -> None:
     assert (found.width, found.height) == (320, 160)
     pixels = frames_of(name).pixels
     with open_video(case(name)) as (container, stream):
-        whole = next(container.decode(stream)).to_ndarray(format="rgb24", src_colorspace="itu601")
+        whole = Scaler().scale(next(container.decode(stream)), "gbrp", 240, 320, Colorspace.ITU601)
     assert np.array_equal(pixels[0], whole[40:200])
 
 
@@ -364,6 +365,13 @@ def test_interlaced_frames_are_deinterlaced(name: str) -> None:
     shown = decode(data, 0, 12, 4, None)
     assert shown.pixels.shape == (4, 96, 160, 3)
     assert max(map(combed_fraction, shown.pixels)) < 0.002
+
+
+def test_interlaced_frame_of_odd_height_is_not_combed_when_resized() -> None:
+    data = video([frame[:95] for frame in woven()], **INTERLACED["prores"])
+    with open_video(data) as (container, stream):
+        assert next(container.decode(stream)).interlaced_frame
+    assert combed_fraction(decode(data, 0, 12, 2, (48, 80)).pixels[0]) < 0.002
 
 
 def test_frames_that_the_container_alone_flags_as_interlaced_are_deinterlaced() -> None:
