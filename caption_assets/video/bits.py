@@ -10,8 +10,14 @@ class Bits:
     """Reads bits, most significant first."""
 
     def __init__(self, data: bytes) -> None:
-        self._left = len(data) * 8
+        self._size = self._left = len(data) * 8
         self._value = int.from_bytes(data)
+
+    @property
+    def before(self) -> str:
+        """The bits that were read, as zeros and ones."""
+        count = self._size - self._left
+        return f"{self._value >> self._left:0{count}b}" if count else ""
 
     def read(self, count: int) -> int:
         """The next ``count`` bits as a number.
@@ -30,11 +36,10 @@ class Bits:
         Raises:
             ValueError: if there is none.
         """
-        zeros = 0
-        while not self.read(1):
-            zeros += 1
-            if zeros > MAX_ZEROS:
-                raise ValueError(f"invalid Exp-Golomb code: more than {MAX_ZEROS} leading zeros")
+        zeros = self._left - (self._value & ((1 << self._left) - 1)).bit_length()
+        if zeros > MAX_ZEROS:
+            raise ValueError(f"invalid Exp-Golomb code: more than {MAX_ZEROS} leading zeros")
+        self.read(zeros + 1)
         return (1 << zeros) - 1 + self.read(zeros)
 
     def read_se(self) -> int:

@@ -74,7 +74,7 @@ class ClipDecoder:
         with translate_ffmpeg_errors(), ExitStack() as stack:
             stream = PictureStream(open_file, decodes_all=False)
             stack.callback(stream.close)
-            self._timeline, packets = stream.read_all()
+            self._timeline, packets, references = stream.read_all()
             stack.pop_all()
         self._can_skip = stream.codec in SKIPPABLE_CODECS and packets.can_start_at_any_keyframe
         stream.decodes_all = not self._can_skip
@@ -82,6 +82,10 @@ class ClipDecoder:
         self._full = None if self._can_skip else stream
         keyframes = packets.keyframes if self._can_skip else ()
         self._structure = StreamStructure(len(packets), keyframes, self._timeline.timestamps, packets.contents)
+        if references and self._can_skip and not self.is_sequential:
+            # In a sequential clip, a skipped picture that the next window needs would restart the pass.
+            self._structure = replace(self._structure, references=references)
+            stream.skip_references(references)
         self._index_of_packet = array("q", [-1]) * len(packets)
         for index, number in enumerate(self._timeline.sources):
             if self._index_of_packet[number] < 0:  # otherwise the frame repeats the one before
@@ -167,8 +171,11 @@ class ClipDecoder:
                 self._selective = self._reopen(self._selective, decodes_all=False)
             is_new_pass = self._selective.position == 0
             decoded = self._decode_selectively(self._selective, wanted, packets, size, pause_at)
-            if self._selective.unconfirmed_keyframes:  # the container's keyframe flags are wrong
-                self._can_skip, self._structure = False, replace(self._structure, keyframes=())
+            if self._structure.references and self._selective.error:  # the file may be damaged
+                self._structure = replace(self._structure, references=None)
+                self._selective = self._reopen(self._selective, decodes_all=False)
+            elif self._selective.unconfirmed_keyframes:  # the container's keyframe flags are wrong
+                self._can_skip, self._structure = False, replace(self._structure, keyframes=(), references=None)
             elif len(decoded) == len(wanted):
                 return decoded
             elif is_new_pass:
@@ -197,7 +204,7 @@ class ClipDecoder:
                 stream.return_frame(frame)
                 break
             stream.last_index = index
-            if index in missing and not frame.is_corrupt:
+            if index in missing and not stream.is_damaged(frame):
                 decoded[index] = _DecodedFrame(index, renderer.render(frame))
                 missing.remove(index)
             if index == wanted[-1]:
@@ -251,7 +258,8 @@ class ClipDecoder:
         """Close a pass over the clip and begin another."""
         if stream:
             stream.close()
-        return PictureStream(self._open_file, decodes_all=decodes_all)
+        references = None if decodes_all else self._structure.references
+        return PictureStream(self._open_file, decodes_all=decodes_all, references=references)
 
 
 def _check_pause(decoded: dict[int, _DecodedFrame], pause_at: float | None) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from caption_assets.video.payload import PacketContent
+from caption_assets.video.references import References
 from caption_assets.video.timeline import MISSING
 
 SKIPPABLE_CODECS = frozenset(
@@ -30,6 +31,8 @@ class StreamStructure:
     """Presentation timestamp of each packet, or ``MISSING``."""
     contents: Sequence[int]
     """``PacketContent`` of each packet."""
+    references: References | None = None
+    """The reference pictures of each picture; None if they are not certain."""
 
 
 def with_second_fields(stream: StreamStructure, wanted: Collection[int]) -> set[int]:
@@ -70,3 +73,19 @@ def decode_ranges(stream: StreamStructure, wanted: Collection[int]) -> list[rang
         else:
             found.append(range(start, number + 1))
     return found
+
+
+def needed_packets(references: Sequence[Sequence[int]], planned: range, wanted: Collection[int]) -> set[int]:
+    """The packets of a range that must be decoded: the wanted ones and those that they are predicted from.
+
+    Args:
+        references: see ``References.packets``.
+        planned: a range that begins at a keyframe.
+        wanted: numbers of packets.
+    """
+    needed = {planned.start}
+    for number in reversed(planned):
+        if number in wanted or number in needed:
+            needed.add(number)
+            needed.update(references[number])
+    return needed

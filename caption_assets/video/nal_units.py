@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 _START = re.compile(rb"\x00\x00\x01")
 """The start code before each unit of a byte stream (ITU-T H.264 and H.265, annex B)."""
+_UNESCAPED = re.compile(rb"\x00\x00(?=[\x00-\x03])")
+"""Bytes before an emulation prevention byte."""
 LENGTH_SIZE_AT = {"h264": 4, "hevc": 21}
 """Offset of the length fields' size in the decoder configuration record (ISO/IEC 14496-15, 5.3.3.1 and 8.3.3.1)."""
 
@@ -46,6 +48,21 @@ def unit_type(codec: str, unit: memoryview) -> int:
 def unescaped(data: memoryview) -> bytes:
     """The data without emulation prevention bytes (section 7.4.1 of H.264)."""
     return bytes(data).replace(b"\0\0\3", b"\0\0")
+
+
+def escaped(data: bytes) -> bytes:
+    """The data with emulation prevention bytes (section 7.4.1 of H.264)."""
+    return _UNESCAPED.sub(b"\0\0\3", data)
+
+
+def unit_with_prefix(unit: bytes, size: int | None) -> bytes:
+    """A unit as a packet contains it.
+
+    Args:
+        unit: the unit, from its header on.
+        size: size of the length fields, as ``length_size`` returns it.
+    """
+    return b"\0\0\0\1" + unit if size is None else len(unit).to_bytes(size) + unit
 
 
 def _with_start_codes(data: memoryview) -> Iterator[memoryview]:

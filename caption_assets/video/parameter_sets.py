@@ -26,7 +26,7 @@ class ParameterSetReader:
         self._codec = context.codec.canonical_name
         self._lengths = length_size(self._codec, context.extradata) if self._codec in _KINDS else None
         self._packets = 0
-        self._seen = set(_configured(self._codec, context.extradata or b"")) if self._lengths else set()
+        self._seen = set(configured_sets(self._codec, context.extradata or b"")) if self._lengths else set()
         self._differ = False
         self._only_at_keyframes = True
         self._changes = False
@@ -63,7 +63,7 @@ class ParameterSetReader:
         return tuple(sets)
 
 
-def _configured(codec: str, record: bytes) -> Iterator[bytes]:
+def configured_sets(codec: str, record: bytes) -> Iterator[bytes]:
     """The parameter sets of a decoder configuration record (ISO/IEC 14496-15, 5.3.3.1 and 8.3.3.1)."""
     if codec == "h264":
         at, groups = 5, 2

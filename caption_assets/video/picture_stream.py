@@ -7,13 +7,14 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from av import Packet, VideoFrame
 from av.video.frame import PictureType
 from av.video.stream import VideoStream
 
 from caption_assets.video.container import (
+    DECODER_OPTIONS,
     FFMPEG_ERRORS,
     decoder,
     ffmpeg_message,
@@ -21,8 +22,10 @@ from caption_assets.video.container import (
     read_track,
     with_stream_orientation,
 )
+from caption_assets.video.decode_plan import needed_packets
 from caption_assets.video.ebml import SEGMENT_BYTES, is_complete
 from caption_assets.video.picture import Renderer
+from caption_assets.video.references import ReferenceReader, References
 from caption_assets.video.timeline import (
     Packets,
     Timeline,
@@ -40,6 +43,9 @@ MAX_CACHED_BYTES = 64 << 20
 MAX_DECODER_DELAY = 64
 """Maximum number of packets to decode after the last wanted one to get its picture. Decoders delay at most 16 pictures,
 each of two fields."""
+STRICT_OPTIONS = {**DECODER_OPTIONS, "err_detect": "explode", "ec": "0"}
+"""FFmpeg's options for H.264 to report errors instead of concealing them. It would take empty pictures for damaged ones
+and conceal them, which takes as long as decoding many of them."""
 
 
 class PictureStream:
@@ -48,14 +54,20 @@ class PictureStream:
     Args:
         open_file: opens the clip's file for this stream alone.
         decodes_all: whether to decode every picture; if not, unwanted non-reference pictures are skipped.
+        references: the reference pictures, to skip those that no wanted picture needs. Errors are then not concealed:
+            after one (``error``), decode the clip without them.
     """
 
-    def __init__(self, open_file: Callable[[], BinaryIO], *, decodes_all: bool) -> None:
+    def __init__(
+        self, open_file: Callable[[], BinaryIO], *, decodes_all: bool, references: References | None = None
+    ) -> None:
         self._open_file = open_file
         self.decodes_all = decodes_all
+        self._references = references
         self._stack = ExitStack()
         self._pending: deque[VideoFrame] = deque()
         self._decoded_from: int | None = None
+        self._skipped: set[int] = set()
         self.error: str | None = None
         """FFmpeg's message for the first packet that the decoder rejected."""
         self.latest: tuple[int, VideoFrame] | None = None
@@ -74,8 +86,8 @@ class PictureStream:
         """FFmpeg's name of the clip's codec."""
         return self._stream.codec_context.codec.canonical_name
 
-    def read_all(self) -> tuple[Timeline, Packets]:
-        """The clip's timeline and packets. Call it before ``pictures``.
+    def read_all(self) -> tuple[Timeline, Packets, References | None]:
+        """The clip's timeline, packets and reference pictures. Call it before ``pictures``.
 
         The packets of a clip up to ``MAX_CACHED_BYTES`` are cached, so that it is read once.
 
@@ -89,6 +101,7 @@ class PictureStream:
 
         cached: deque[Packet[VideoStream]] | None = deque()
         size = 0
+        reader = ReferenceReader(self._stream)
 
         def caching() -> Iterator[Packet[VideoStream]]:
             nonlocal cached, size
@@ -98,6 +111,7 @@ class PictureStream:
                     cached = None
                 if cached is not None:
                     cached.append(packet)
+                reader.add(packet)
                 yield packet
 
         with self._open_file() as file:
@@ -110,7 +124,7 @@ class PictureStream:
             self._open()
         else:
             self._packets = enumerate(_drained(cached))
-        return timeline, packets
+        return timeline, packets, reader.references
 
     def renderer(self, size: tuple[int, int] | None) -> Renderer:
         """A renderer for the stream's pictures at a height and width; None for the display size of the clip."""
@@ -120,12 +134,17 @@ class PictureStream:
         """Close the file."""
         self._stack.close()
 
+    def skip_references(self, references: References) -> None:
+        """Skip reference pictures as well. Call it before ``pictures``; see ``__init__``."""
+        self._references = references
+        self._context.options = dict(STRICT_OPTIONS)
+
     def pictures(self, ranges: Sequence[range], wanted: Collection[int]) -> Iterator[VideoFrame]:
         """Decode ranges of packets. The ``pts`` of each picture is the number of its packet.
 
         After the last range, decoding continues until the caller stops, or for ``MAX_DECODER_DELAY`` packets. Pictures
         that the caller does not consume are kept for the next call. A range that continues the last one is not decoded
-        again.
+        again, unless it needs a picture that was skipped.
 
         Args:
             ranges: packets to decode, as ``plan.decode_ranges`` returns them.
@@ -136,22 +155,36 @@ class PictureStream:
         """
         yield from self._take_pending()
         for decode_range in ranges:
-            if self._decoded_from is None or not self._decoded_from <= decode_range.start <= self.position:
+            needed = needed_packets(self._references.packets, decode_range, wanted) if self._references else None
+            if not self._continues(decode_range.start) or not self._skipped.isdisjoint(needed or ()):
                 self._drain()
                 yield from self._take_pending()
                 self._seek(decode_range.start)
             while self.position < decode_range.stop and (packet := self._next()) is not None:
                 is_wanted = packet.pts in wanted or packet.pts == self._decoded_from
-                self._decode_packet(packet, is_wanted=is_wanted)
+                if needed is None or packet.pts in needed:
+                    self._decode_packet(packet, is_wanted=is_wanted)
+                else:
+                    self._skip_packet(packet)
                 yield from self._take_pending()
         for _ in range(MAX_DECODER_DELAY):
             if (packet := self._next()) is None:
                 break
-            self._decode_packet(packet, is_wanted=True)
+            if self._references is None or self._skipped.isdisjoint(self._references.packets[cast(int, packet.pts)]):
+                self._decode_packet(packet, is_wanted=True)
+            else:
+                self._skip_packet(packet)
             yield from self._take_pending()
         if self._has_ended:
             self._drain()
             yield from self._take_pending()
+
+    def is_damaged(self, frame: VideoFrame) -> bool:
+        """Whether FFmpeg reports a picture as damaged.
+
+        Without concealment it reports all pictures in several slices. Then ``error`` shows damage.
+        """
+        return frame.is_corrupt and self._references is None
 
     def return_frame(self, frame: VideoFrame) -> None:
         """Return a picture, to be yielded again by the next call."""
@@ -168,12 +201,18 @@ class PictureStream:
         track = with_stream_orientation(read_track(file, self._stream), self._stream, sample)
         self._renderer = Renderer(self._stream, track, None)
         self._context = decoder(self._stream)
+        if self._references:
+            self._context.options = dict(STRICT_OPTIONS)
         self.position = 0
         self._has_ended = False
 
     def _take_pending(self) -> Iterator[VideoFrame]:
         while self._pending:
             yield self._pending.popleft()
+
+    def _continues(self, start: int) -> bool:
+        """Whether decoding from a packet on continues the last range."""
+        return self._decoded_from is not None and self._decoded_from <= start <= self.position
 
     def _seek(self, start: int) -> None:
         """Move to the packet at which decoding begins."""
@@ -182,6 +221,7 @@ class PictureStream:
         while self.position < start and self._next() is not None:
             pass
         self._decoded_from = start
+        self._skipped.clear()
         if start:
             self.unconfirmed_keyframes.add(start)
 
@@ -202,6 +242,12 @@ class PictureStream:
         self._context.skip_frame = "DEFAULT" if is_wanted or self.decodes_all else "NONREF"
         self._decode(packet)
 
+    def _skip_packet(self, packet: Packet[VideoStream]) -> None:
+        assert self._references is not None
+        self._skipped.add(cast(int, packet.pts))
+        if (empty := self._references.empty(packet)) is not None:
+            self._decode_packet(empty, is_wanted=True)
+
     def _drain(self) -> None:
         """Get the pictures that the decoder delays, and reset it."""
         if self._decoded_from is None:
@@ -217,7 +263,7 @@ class PictureStream:
             self.error = self.error or ffmpeg_message(error)
             return
         for frame in frames:
-            if frame.pts is None:
+            if frame.pts is None or frame.pts in self._skipped:
                 continue
             if frame.key_frame and frame.pict_type == PictureType.I:
                 self.unconfirmed_keyframes.discard(frame.pts)
