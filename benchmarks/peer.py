@@ -34,9 +34,10 @@ import time
 import venv
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, Listener
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -45,7 +46,6 @@ import psutil
 
 from benchmarks.peer_clips import KINDS, describe, make_clips
 from benchmarks.peer_ours import FIRST, SAMPLING, SECOND, VARIANT
-from caption_assets.captioning.engine import ENVIRONMENT
 from caption_assets.models.cache import ensure_local
 from caption_assets.models.mirror import publish
 from caption_assets.store.root import Root
@@ -54,6 +54,14 @@ SHARD = 16
 """Number of clips in a shard."""
 PACKAGES = ("nemo-curator==1.4.0", "cosmos-xenna==0.2.0", "ray==2.57.0", "msgpack")
 """Installed without their dependencies. The last three are imported, but not used."""
+ENVIRONMENT = {
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_WAIT_POLICY": "passive",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+}
+"""Environment of NeMo Curator's engine. By default vLLM pins all its threads to cores where others run too, and they
+spin."""
 ENGINE = "EngineCore"
 """Part of the name of vLLM's engine process."""
 
@@ -75,12 +83,12 @@ def measure(folder: Path, cache: Path, kinds: list[str], windows: int, rounds: i
     python = make_environment(cache)
     for kind in kinds:
         write_clips(folder / kind, kind, windows, cache)
-    write_clips(folder / "warm-up", kinds[0], 2 * SHARD, cache, skip=windows)
+    write_clips(folder / "warm-up", kinds[0], SHARD, cache, skip=windows)
     root = Root.open(str(folder / "weights"))
     publish(root, VARIANT, folder / "model")
     model = ensure_local(root, VARIANT, folder / "model")
     turns = defaultdict[str, list[dict[str, Turn]]](list)
-    with ours(folder, model) as first, nemo(folder, model, python) as second:
+    with ours(model) as first, nemo(model, python) as second:
         arms = first, second
         for arm in arms:
             arm.run(folder / "warm-up", folder / "tables")
@@ -124,7 +132,7 @@ def make_environment(cache: Path) -> Path:
     """The Python of an environment with NeMo Curator and the packages of this one."""
     folder = cache / "venv"
     python = folder / "bin" / "python"
-    if not python.exists():
+    if not list(folder.glob("lib/python*/site-packages/nemo_curator")):
         venv.create(folder, with_pip=True)
         [packages] = folder.glob("lib/python*/site-packages")
         (packages / "ours.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
@@ -183,11 +191,12 @@ class Arm:
             tokens, captions = self._commands.recv()
             wall = time.monotonic() - begun
             (cpu_after, engine_after), busy_after = self._cpu(), busy_seconds()
-        self._expect("idle")
+        self.expect("idle")
         used = cpu_after - cpu
         return Turn(wall, used, engine_after - engine, (busy_after - busy - used) / wall, load, tokens, captions)
 
-    def _expect(self, word: str) -> None:
+    def expect(self, word: str) -> None:
+        """Wait until the arm is ready, or idle."""
         if (found := self._commands.recv()) != word:
             raise RuntimeError(f"{self.name} sent {found!r} instead of {word!r}")
 
@@ -195,9 +204,10 @@ class Arm:
         """CPU seconds of all processes of the arm, and of its engine process."""
         total = engine = 0.0
         for process in (self._process, *self._process.children(recursive=True)):
-            seconds = sum(process.cpu_times()[:4])  # with those of children that have ended
-            total += seconds
-            engine += seconds if ENGINE in process.name() or ENGINE in " ".join(process.cmdline()) else 0.0
+            with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+                seconds = sum(process.cpu_times()[:4])  # with those of children that have ended
+                total += seconds
+                engine += seconds if ENGINE in "".join(process.cmdline()) else 0.0
         return total, engine
 
 
@@ -208,14 +218,15 @@ def busy_seconds() -> float:
 
 
 @contextmanager
-def ours(folder: Path, model: Path) -> Iterator[Arm]:
+def ours(model: Path) -> Iterator[Arm]:
     """This project's arm."""
-    with started("ours", [sys.executable, "-m", "benchmarks.peer_ours"], folder, {"model": str(model)}) as arm:
+    command = [sys.executable, "-m", "benchmarks.peer_ours"]
+    with started("ours", command, {"model": str(model)}, {}) as arm:
         yield arm
 
 
 @contextmanager
-def nemo(folder: Path, model: Path, python: Path) -> Iterator[Arm]:
+def nemo(model: Path, python: Path) -> Iterator[Arm]:
     """NeMo Curator's arm."""
     limits = VARIANT.pixels
     own = ("max_num_batched_tokens", "max_num_seqs", "mm_processor_cache_gb")
@@ -230,26 +241,26 @@ def nemo(folder: Path, model: Path, python: Path) -> Iterator[Arm]:
             **{name: value for name, value in VARIANT.engine.items() if name not in own},
         },
     }
-    with started("nemo", [str(python), str(Path(__file__).with_name("peer_nemo.py"))], folder, options) as arm:
+    command = [str(python), str(Path(__file__).with_name("peer_nemo.py"))]
+    with started("nemo", command, options, ENVIRONMENT) as arm:
         yield arm
 
 
 @contextmanager
-def started(name: str, command: list[str], folder: Path, options: dict[str, Any]) -> Iterator[Arm]:
-    """An arm whose engine runs."""
-    address = str(folder / f"{name}.socket")
-    with Listener(address) as listener:
-        arguments = json.dumps({"address": address, **options})
-        process = subprocess.Popen([*command, arguments], env={**ENVIRONMENT, **os.environ})
-        try:
-            with listener.accept() as commands:
-                arm = Arm(name, psutil.Process(process.pid), commands)
-                arm._expect("ready")
-                yield arm
-                commands.send(None)
-                process.wait()
-        finally:
-            process.kill()
+def started(name: str, command: list[str], options: dict[str, Any], environment: dict[str, str]) -> Iterator[Arm]:
+    """An arm whose engine runs, with defaults of environment variables."""
+    commands, end = Pipe()
+    arguments = json.dumps({"connection": end.fileno(), **options})
+    process = subprocess.Popen([*command, arguments], env={**environment, **os.environ}, pass_fds=[end.fileno()])
+    end.close()  # so that the connection ends with the process
+    try:
+        arm = Arm(name, psutil.Process(process.pid), commands)
+        arm.expect("ready")
+        yield arm
+        commands.send(None)
+        process.wait()
+    finally:
+        process.kill()
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """NeMo Curator's arm of the comparison: its own preparation and model class, run in its own environment.
 
-    python benchmarks/peer_nemo.py '{"address": ..., "model": ..., ...}'
+    python benchmarks/peer_nemo.py '{"connection": ..., "model": ..., ...}'
 
 Clips are prepared by ``CaptionPreparationStage`` in two threads, and captioned by ``QwenVL`` in batches of 16, the
 clips of a shard. A batch starts when its last clip is prepared, while the threads prepare the next ones. The commands
-come through the socket at ``address``: the folder of the shards, and the folder of the tables.
+come through the file descriptor ``connection``: the folder of the shards, and the folder of the tables.
 
 NeMo Curator has no sample model, so that three names are replaced: the folder of the processor, the folder of the
 weights and the pixel limits.
@@ -16,7 +16,7 @@ import json
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing.connection import Client
+from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import local
 from typing import Any
@@ -140,7 +140,7 @@ def main() -> None:
     options = json.loads(sys.argv[1])
     logger.remove()
     logger.add(sys.stderr, level="WARNING")
-    with Client(options.pop("address")) as commands:
+    with Connection(options.pop("connection")) as commands:
         arm = NemoArm(**options)
         commands.send("ready")
         while (command := commands.recv()) is not None:

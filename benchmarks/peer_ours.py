@@ -1,8 +1,8 @@
 """This project's arm of the comparison with NeMo Curator: manifests and captions of shards, as the assets make them.
 
-    python -m benchmarks.peer_ours '{"address": ..., "model": ...}'
+    python -m benchmarks.peer_ours '{"connection": ..., "model": ...}'
 
-The commands come through the socket at ``address``: the folder of the shards, and the folder of the tables.
+The commands come through the file descriptor ``connection``: the folder of the shards, and the folder of the tables.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
-from multiprocessing.connection import Client, Connection
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from benchmarks.stages import clear_caches
@@ -83,7 +83,7 @@ class Results(RunObserver):
 def main() -> None:
     """Run commands until the connection ends."""
     options = json.loads(sys.argv[1])
-    with Client(options["address"]) as commands, Sandbox() as sandbox:
+    with Connection(options["connection"]) as commands, Sandbox() as sandbox:
         asyncio.run(serve(commands, sandbox, Path(options["model"])))
 
 
