@@ -136,22 +136,22 @@ class Reuse:
 
     def _candidates(self, stage: Stage, window: ManifestRow, texts: Mapping[str, str]) -> Iterator[EarlierRow]:
         """The rows of a window with a current fingerprint."""
-        recipe, rows = self.recipe, self.earlier.of(stage.name, window.window_id)
-        if not rows:
-            return
+        recipe, rows = self.recipe, dict(self.earlier.of(stage.name, window.window_id))
         versions = (None, *range(2, recipe.quality_rules + 1))
         for reduced, cut_off, rules in product((False, True), (False, True), versions):
+            if not rows:  # usually after the first fingerprint, which takes 30 µs
+                return
             fingerprint = recipe.fingerprint(
                 stage, window, texts, reduced=reduced, cut_off=cut_off, quality_rules=rules
             )
-            found = rows.get(fingerprint)
+            found = rows.pop(fingerprint, None)
             if (
                 found
                 and (reduced or self._fits_context(stage, found.row))
                 and (cut_off or self._fits_output_limit(stage, found.row))
             ):
                 yield found
-        former = recipe.former_fingerprint(stage, window, texts)
+        former = recipe.former_fingerprint(stage, window, texts) if rows else None
         found = rows.get(former) if former else None
         # Former fingerprints contain the output limit, so that cut-off answers can be reused too.
         if (
