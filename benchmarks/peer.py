@@ -2,17 +2,15 @@
 
     python -m benchmarks.peer [--windows 64] [--rounds 3] [--kinds ibbbp,auto,cheap] [--cache FOLDER]
 
-NeMo Curator runs in an environment of its own, which the first call makes from PyPI in the cache folder, with the vLLM
-of this one. Each arm is a process with its own engine, and they take turns; starts and a warm-up are not timed, and
-caches are emptied after each turn. An arm gets shards of 16 clips of one window each:
+NeMo Curator (Apache-2.0, not shipped) runs in an environment of its own, which the first call makes from PyPI in the
+cache folder, with the vLLM of this one. Each arm is a process with its own engine, and they take turns; starts and a
+warm-up are not timed, and caches are emptied after each turn. An arm gets shards of 16 clips of one window each:
 
 - `ours`: manifests and captions, as the assets make them, with one decoder per core;
 - `nemo`: `CaptionPreparationStage` in two threads and `QwenVL.generate` in batches of a shard's 16; see `peer_nemo`.
 
-Both show the model the same frames and tokens. In favor of NeMo Curator: no decoded frame crosses a process, as it does
-between its stages; its reader and splitter, which encode each clip again, are left out, while our manifest counts; its
-engine has our arguments for the CPU, and threads that do not spin. In our favor: all frames are small for the model and
-large in the file, so that decoding and resizing count for more than on a large model.
+Both have the same prompts, and the same number and size of frames, at slightly other times. What is unfair to whom is
+in docs/performance.md. Each line also has the number of cores that other processes used, with the idle arm.
 
 Kinds of clips: `ibbbp` has three B-frames between two P-frames; `auto` has x264's own choice of frame types; both have
 4 Mbit/s. `cheap` has 0.3 Mbit/s.

@@ -101,11 +101,11 @@ class NemoArm:
         self._qwen.model.llm_engine.reset_encoder_cache()
 
     def _prepared(self, shards: list[Path]) -> Iterator[tuple[Path, list[tuple[Any, Any]]]]:
-        """The windows of each shard, with their clips. The threads are at most one shard ahead."""
+        """The windows of each shard, with their clips. The threads are at most two shards ahead."""
         waiting = []
         for shard in shards:
             waiting.append((shard, [self._threads.submit(self._prepare, file) for file in sorted(shard.iterdir())]))
-            if len(waiting) > 1:
+            if len(waiting) > 2:
                 yield self._finished(*waiting.pop(0))
         for pending in waiting:
             yield self._finished(*pending)
