@@ -132,9 +132,9 @@ def make_environment(cache: Path) -> Path:
     python = folder / "bin" / "python"
     if not list(folder.glob("lib/python*/site-packages/nemo_curator")):
         venv.create(folder, with_pip=True)
-        [packages] = folder.glob("lib/python*/site-packages")
-        (packages / "ours.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
         subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", *PACKAGES], check=True)
+    [packages] = folder.glob("lib/python*/site-packages")
+    (packages / "ours.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
     return python
 
 
