@@ -59,6 +59,7 @@ def publish(
     on_progress: OnProgress = ignore_progress,
     overrides: Mapping[str, Any] = MappingProxyType({}),
     mirror: Folder | None = None,
+    root_setting: str = "CAPTION_ROOT",
 ) -> WeightsManifest:
     """Copy a checkpoint's files into the root's mirror, the manifest last, and return the manifest.
 
@@ -72,6 +73,7 @@ def publish(
         on_progress: called with the progress of the download.
         overrides: vLLM's argument ``hf_overrides``: values that replace those of the model's ``config.json``.
         mirror: the mirror's folder in the root; None for ``mirror_of(root, checkpoint)``.
+        root_setting: the setting or argument that chooses the root, for messages.
 
     Raises:
         WeightsError: if the download fails, a file does not match its hash, or the model needs remote code.
@@ -97,8 +99,8 @@ def publish(
 
     if missing and root.is_local:  # on the root's own disk, so that a file is moved by a rename
         parent = Path(root.full(mirror.path.split("/")[0]))
-        with _download_folder(parent / PARTIAL / checkpoint.folder, "CAPTION_ROOT") as folder:
-            check_space(folder, sum(remaining_sizes(missing, folder)), "CAPTION_ROOT")
+        with _download_folder(parent / PARTIAL / checkpoint.folder, root_setting) as folder:
+            check_space(folder, sum(remaining_sizes(missing, folder)), root_setting)
             download(source, missing, folder, add_to_mirror, on_progress, first=FIRST)
     elif missing:
         with _download_folder(cache / PARTIAL / checkpoint.folder, "CAPTION_CACHE") as folder:

@@ -41,12 +41,14 @@ class _Published:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A model's folder in a local root. A complete model in it is never replaced."""
+    """A model's folder in a local root. No file of a complete model is replaced."""
 
     root: Root
     checkpoint: Checkpoint
     remedy: str
     """Remedy for missing files, for messages."""
+    setting: str
+    """The setting or argument that chooses the root, for messages."""
 
     @property
     def folder(self) -> Folder:
@@ -67,7 +69,8 @@ class Snapshot:
         try:
             self.verify(ask_source=True)
         except IncompleteSnapshot:
-            publish(self.root, self.checkpoint, Path(self.root.path), mirror=self.folder)
+            cache = Path(self.root.path)
+            publish(self.root, self.checkpoint, cache, mirror=self.folder, root_setting=self.setting)
 
     def verify(self, *, ask_source: bool = False) -> None:
         """Verify that all files are there and match their published hashes.

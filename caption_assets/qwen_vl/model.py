@@ -198,4 +198,4 @@ class QwenVL:
 
 def _snapshot(model_dir: str, variant: str) -> Snapshot:
     remedy = f"call QwenVL.download_weights_on_node({str(model_dir)!r}, variant={variant!r})"
-    return Snapshot(Root.open(str(model_dir)), find_variant(variant), remedy)
+    return Snapshot(Root.open(str(model_dir)), find_variant(variant), remedy, setting="model_dir")

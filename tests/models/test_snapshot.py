@@ -13,7 +13,7 @@ from caption_assets.models.snapshot import RECORDS, IncompleteSnapshot, Snapshot
 from caption_assets.models.weights import MANIFEST, WeightsError
 from caption_assets.store.root import Root
 from tests.models.files import MODEL, SHARD, contents, flip_a_bit
-from tests.models.hub_server import COMMIT, HUB_ID, Fault, HubServer
+from tests.models.hub_server import COMMIT, HUB_ID, Fault, HubServer, small_model
 
 pytestmark = pytest.mark.store
 OTHER_COMMIT = "d" * 40
@@ -21,7 +21,7 @@ OTHER_COMMIT = "d" * 40
 
 @pytest.fixture
 def snapshot(tmp_path: Path) -> Snapshot:
-    return Snapshot(Root.open(str(tmp_path)), MODEL, "download them")
+    return Snapshot(Root.open(str(tmp_path)), MODEL, "download them", setting="model_dir")
 
 
 @pytest.fixture
@@ -74,6 +74,27 @@ def test_missing_file_is_found_and_downloaded(hub: HubServer, downloaded: Snapsh
     downloaded.download()
     assert (downloaded.path / missing).read_bytes() == content
     assert {path for path, sent in hub.sent.items() if sent} >= {missing}
+
+
+def test_file_that_is_not_the_published_one_is_replaced_if_another_is_missing(
+    hub: HubServer, downloaded: Snapshot
+) -> None:
+    published = (downloaded.path / SHARD).read_bytes()
+    flip_a_bit(downloaded.path / SHARD)
+    (downloaded.path / "tokenizer.json").unlink()
+    hub.files |= small_model()
+    hub.faults.clear()
+    downloaded.download()
+    assert (downloaded.path / SHARD).read_bytes() == published
+
+
+def test_too_little_space_names_the_argument_of_the_folder(
+    hub: HubServer, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(snapshot.root.path)._replace(free=150_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(WeightsError, match=r"0\.1 MB free: .* \(model_dir\)"):
+        snapshot.download()
 
 
 def test_truncated_shard_is_incomplete(downloaded: Snapshot) -> None:
