@@ -95,7 +95,7 @@ class NemoArm:
         return self._counts, answers
 
     def clear_caches(self) -> None:
-        """Forget the videos."""
+        """Remove the videos from the caches of vLLM."""
         self._qwen.model.reset_mm_cache()
         self._qwen.model.reset_prefix_cache()
         self._qwen.model.llm_engine.reset_encoder_cache()

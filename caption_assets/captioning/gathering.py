@@ -16,7 +16,7 @@ class Gathering:
     A batch starts when ``LARGEST_BATCH`` windows are decoded, or as many as are still being decoded. Batches therefore
     become smaller towards the end, and the last window starts as soon as it is decoded. No window waits for one that
     has not been admitted. The first batches are small, so that the engine does not wait for a whole batch when it is
-    the bottleneck: then windows are decoded faster than the engine answers, and it always has a batch to do.
+    the bottleneck. Windows are then decoded faster than the engine answers, so that a batch is always in progress.
     """
 
     def __init__(self) -> None:
