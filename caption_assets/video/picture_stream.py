@@ -245,7 +245,12 @@ class PictureStream:
     def _skip_packet(self, packet: Packet[VideoStream]) -> None:
         assert self._references is not None
         self._skipped.add(cast(int, packet.pts))
-        if (empty := self._references.empty(packet)) is not None:
+        try:
+            empty = self._references.empty(packet)
+        except FFMPEG_ERRORS as error:  # a damaged header
+            self.error = self.error or ffmpeg_message(error)
+            return
+        if empty is not None:
             self._decode_packet(empty, is_wanted=True)
 
     def _drain(self) -> None:

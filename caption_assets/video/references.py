@@ -25,6 +25,9 @@ from caption_assets.video.parameter_sets import configured_sets
 TRIAL_PACKETS = 64
 """Number of packets after which parsing stops if none of their reference pictures can be skipped."""
 
+MAX_REFERENCES = 16
+"""Maximum of ``max_num_ref_frames`` (section A.3.1)."""
+
 
 class _Unsupported(ValueError):
     """Raised if the reference pictures of a stream are not certain."""
@@ -167,6 +170,8 @@ class ReferenceReader:
             self._sequence = found = h264.read_sequence_parameters(unit)
             if not found.frames_only or found.has_separate_planes or found.may_have_gaps or found.order_type != 0:
                 raise _Unsupported("sequence with fields, planes, gaps or another picture order")
+            if found.max_references > MAX_REFERENCES:  # FFmpeg rejects it; the model's cost would be quadratic
+                raise _Unsupported("too many reference pictures")
 
     def _add_picture(
         self, parts: Sequence[SliceReferences], sequence: h264.SequenceParameters, *, is_idr: bool, is_reference: bool
@@ -177,7 +182,7 @@ class ReferenceReader:
         number, last, size = len(self._packets), self._last, 1 << sequence.order_bits
         order = part.order_lsb
         if last is not None:  # section 8.2.1.1
-            order = last.order + (part.order_lsb - last.order + size // 2) % size - size // 2
+            order = nearest_order(part.order_lsb, last.order, size)
             if (part.frame_num - last.frame_num) % (1 << sequence.frame_num_bits) != 1:
                 raise _Unsupported("lost picture")
         picture = _Picture(number, part.frame_num, order)
@@ -228,3 +233,15 @@ class ReferenceReader:
         self._buffer.append(picture)
         if len(self._buffer) > size:
             raise _Unsupported("too many reference pictures")
+
+
+def nearest_order(lsb: int, before: int, size: int) -> int:
+    """``PicOrderCnt`` of a frame (section 8.2.1.1).
+
+    Args:
+        lsb: the value that its slices contain.
+        before: ``PicOrderCnt`` of the last reference picture. A distance of half the range is ahead.
+        size: number of values of ``lsb``.
+    """
+    half = size // 2
+    return before + half - (before + half - lsb) % size

@@ -21,7 +21,7 @@ from caption_assets.video.decode_plan import needed_packets
 from caption_assets.video.nal_units import escaped, unescaped
 from caption_assets.video.picture import Renderer
 from caption_assets.video.picture_stream import STRICT_OPTIONS, PictureStream
-from caption_assets.video.references import ReferenceReader, References
+from caption_assets.video.references import ReferenceReader, References, nearest_order
 from caption_assets.video.track import DEFAULT_TRACK
 from tests.videos import RGB, moving_video, video_of_kind
 
@@ -152,6 +152,25 @@ def test_no_reference_picture_of_a_damaged_clip_is_skipped(number: int, slices: 
         render = stream.renderer(SIZE).render
         shown = {frame.pts: render(frame).pixels for frame in stream.pictures([range(FRAMES)], wanted)}
     assert all(np.array_equal(pixels, shown[at]) for pixels, at in zip(frames.pixels, wanted, strict=True))
+
+
+def test_clip_is_decoded_without_references_if_a_skipped_header_is_damaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise IndexError("tuple index out of range")
+
+    open_file = partial(BytesIO, clip(params()))
+    with closing(ClipDecoder(open_file)) as decoder:
+        expected = decoder.frames(0, FRAMES, 3, SIZE)
+    monkeypatch.setattr(References, "empty", fail)
+    with closing(ClipDecoder(open_file)) as decoder:
+        frames = decoder.frames(0, FRAMES, 3, SIZE)
+    assert frames.replaced == 0
+    assert np.array_equal(frames.pixels, expected.pixels)
+
+
+@pytest.mark.parametrize(("lsb", "before", "order"), [(8, 0, 8), (0, 8, 16), (9, 0, -7), (4, 6, 4), (2, 30, 34)])
+def test_picture_order_is_nearest_to_the_last_reference(lsb: int, before: int, order: int) -> None:
+    assert nearest_order(lsb, before, 16) == order
 
 
 def test_references_are_not_certain_if_a_picture_is_lost() -> None:
