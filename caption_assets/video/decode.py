@@ -204,7 +204,7 @@ class ClipDecoder:
                 stream.return_frame(frame)
                 break
             stream.last_index = index
-            if index in missing and not stream.is_damaged(frame):
+            if index in missing and not frame.is_corrupt:
                 decoded[index] = _DecodedFrame(index, renderer.render(frame))
                 missing.remove(index)
             if index == wanted[-1]:

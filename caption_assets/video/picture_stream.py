@@ -43,9 +43,9 @@ MAX_CACHED_BYTES = 64 << 20
 MAX_DECODER_DELAY = 64
 """Maximum number of packets to decode after the last wanted one to get its picture. Decoders delay at most 16 pictures,
 each of two fields."""
-STRICT_OPTIONS = {**DECODER_OPTIONS, "err_detect": "explode", "ec": "0"}
-"""FFmpeg's options for H.264 to report errors instead of concealing them. It would take empty pictures for damaged ones
-and conceal them, which takes as long as decoding many of them."""
+STRICT_OPTIONS = {**DECODER_OPTIONS, "err_detect": "explode"}
+"""FFmpeg's options for H.264 to report the errors that it finds. It still conceals what is missing; otherwise a slice
+that ends early would leave parts of older pictures, and no picture would be marked as damaged."""
 
 
 class PictureStream:
@@ -54,8 +54,8 @@ class PictureStream:
     Args:
         open_file: opens the clip's file for this stream alone.
         decodes_all: whether to decode every picture; if not, unwanted non-reference pictures are skipped.
-        references: the reference pictures, to skip those that no wanted picture needs. Errors are then not concealed:
-            after one (``error``), decode the clip without them.
+        references: the reference pictures, to skip those that no wanted picture needs. After an error (``error``),
+            decode the clip without them.
     """
 
     def __init__(
@@ -178,13 +178,6 @@ class PictureStream:
         if self._has_ended:
             self._drain()
             yield from self._take_pending()
-
-    def is_damaged(self, frame: VideoFrame) -> bool:
-        """Whether FFmpeg reports a picture as damaged.
-
-        Without concealment it reports all pictures in several slices. Then ``error`` shows damage.
-        """
-        return frame.is_corrupt and self._references is None
 
     def return_frame(self, frame: VideoFrame) -> None:
         """Return a picture, to be yielded again by the next call."""
