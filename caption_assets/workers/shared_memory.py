@@ -38,7 +38,7 @@ class BufferHandle:
             OSError: if the owner has ended or has freed the buffer.
         """
         with open(f"/proc/{self.owner}/fd/{self.descriptor}", "r+b") as file:
-            file.write(content.data)
+            file.write(np.ascontiguousarray(content).data)  # pictures turned upright are not contiguous
 
     def open(self) -> BinaryIO:
         """Open the buffer as a file for reading, with a position of its own.
