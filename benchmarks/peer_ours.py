@@ -1,4 +1,4 @@
-"""This project's arm of the comparison with NeMo Curator: manifests and captions of shards, as the assets make them.
+"""The arm of this project in the comparison with NeMo Curator: shards become manifests and captions, as in the assets.
 
     python -m benchmarks.peer_ours '{"connection": ..., "model": ...}'
 
