@@ -39,7 +39,7 @@ GENERAL = built_in("general").stages
 FIRST = f"{GENERAL[0].prompt} {PLACEHOLDER}"
 """The first prompt of both arms. NeMo Curator makes the second one from it: it replaces the placeholder."""
 SECOND = GENERAL[1].prompt.replace(f"{{{GENERAL[0].name}}}", "") + "\n\n"
-"""What it puts there, before the first caption."""
+"""The text that replaces it, before the first caption."""
 STAGES = (
     replace(GENERAL[0], prompt=FIRST),
     replace(GENERAL[1], prompt=FIRST.replace(PLACEHOLDER, f"{SECOND}{{{GENERAL[0].name}}}")),
