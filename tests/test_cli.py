@@ -80,3 +80,10 @@ def test_link_prints_the_address_of_the_gallery(tmp_path: Path, capsys: pytest.C
     page.touch()
     assert run_cli("link", str(tmp_path), "my-shard") is None
     assert capsys.readouterr().out.strip() == page.as_uri()
+
+
+def test_debug_prints_the_traceback(tmp_path: Path) -> None:
+    process = run_process("--debug", "link", str(tmp_path), "my-shard")
+    assert process.returncode == 1
+    assert "Traceback" in process.stderr
+    assert "StoreError" in process.stderr

@@ -1,0 +1,51 @@
+"""Commands that read captions."""
+
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+from caption_assets.cli.app import READING, Profile, app
+
+
+@app.command(rich_help_panel=READING)
+def compare(
+    root_a: Annotated[str, Argument(help="A folder or s3://bucket/prefix, as in CAPTION_ROOT.")],
+    root_b: Annotated[str, Argument(help="The root to compare it with.")],
+    shard: Annotated[str, Argument(help="Shard key.")],
+    stage: Annotated[
+        str | None,
+        Option(help="Stage of the captions to compare: its name, or its position from 1. Default: the last with text."),
+    ] = None,
+    output: Annotated[Path, Option(help="HTML page to write.")] = Path("compare.html"),
+    profile: Profile = None,
+) -> None:
+    """Compare the captions of a shard in two roots, such as two prompts or two models over one source.
+
+    Prints statistics and writes a page with the rows that differ, word by word.
+    """
+    from caption_assets.report.comparison import compare_captions, find_stage
+    from caption_assets.store.access import Access
+    from caption_assets.store.root import Root
+
+    access = Access(profile=profile)
+    a, b = Root.open(root_a, access), Root.open(root_b, access)
+    compare_captions(a, b, shard, find_stage(a, shard, stage), output)
+
+
+@app.command(rich_help_panel=READING)
+def link(
+    root: Annotated[str, Argument(help="A folder or s3://bucket/prefix, as in CAPTION_ROOT.")],
+    shard: Annotated[str, Argument(help="Shard key.")],
+    hours: Annotated[float, Option(help="Lifetime of the link, in hours.")] = 12,
+    profile: Profile = None,
+) -> None:
+    """Print a link to a shard's gallery that opens without access to the bucket.
+
+    The link is signed with your own key: treat it as a secret until it expires. For a local root it is the file's URL.
+    """
+    from caption_assets.report.gallery import gallery_path
+    from caption_assets.store.access import Access
+    from caption_assets.store.root import Root
+
+    print(Root.open(root, Access(profile=profile)).signed_url(gallery_path(shard), hours * 3600))
