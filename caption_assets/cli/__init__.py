@@ -14,7 +14,7 @@ from caption_assets.errors import CaptionAssetsError
 
 
 def main() -> None:
-    """Run the command line. An error exits with status 1 and one message, or with the traceback if ``--debug`` is given."""
+    """Run the command line. An error exits with status 1 and one message, or with its traceback after ``--debug``."""
     try:
         app(prog_name="caption-assets")
     except Exception as error:
