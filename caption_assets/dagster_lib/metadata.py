@@ -10,7 +10,7 @@ from docstring_parser import parse_from_object
 
 from caption_assets.store.caption_columns import DERIVED, NO_COLUMNS, CaptionColumns
 from caption_assets.store.root import Root
-from caption_assets.store.tables import CLIP_MANIFEST, MANIFEST_SCHEMA, CaptionRow, ManifestRow, caption_schema
+from caption_assets.store.tables import CLIP_MANIFEST, SHARD, CaptionRow, ManifestRow, published_schema
 
 Metadata = dict[str, dg.MetadataValue | int | float | str]
 ROW_COUNT = "dagster/row_count"
@@ -34,9 +34,8 @@ def column_metadata(table: str, captions: CaptionColumns = NO_COLUMNS) -> dict[s
     Types are those of Arrow; descriptions are the docstrings of the row's fields. ``captions`` are the columns of a
     stage's table that other stages' tables do not have.
     """
-    is_manifest = table == CLIP_MANIFEST
-    schema = MANIFEST_SCHEMA if is_manifest else caption_schema(captions)
-    descriptions = {**_DESCRIPTIONS[ManifestRow if is_manifest else CaptionRow], **DERIVED}
+    row = ManifestRow if table == CLIP_MANIFEST else CaptionRow
+    descriptions = {SHARD.name: "The shard's key", **_DESCRIPTIONS[row], **DERIVED}
     columns = [
         dg.TableColumn(
             field.name,
@@ -44,7 +43,7 @@ def column_metadata(table: str, captions: CaptionColumns = NO_COLUMNS) -> dict[s
             description=descriptions.get(field.name),
             constraints=dg.TableColumnConstraints(nullable=field.nullable),
         )
-        for field in schema
+        for field in published_schema(table, captions)
     ]
     return {"dagster/column_schema": dg.MetadataValue.table_schema(dg.TableSchema(columns))}
 

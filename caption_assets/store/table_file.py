@@ -200,6 +200,15 @@ class TableFile:
             if written is not None and written != _end_digest(digest, self.file_metadata).encode():
                 raise ValueError("its rows do not match their digest")
 
+    def read(self, columns: Collection[str]) -> pa.Table:
+        """Those of ``columns`` that the file has, in the file's order. The digest of the rows is not verified.
+
+        Raises:
+            TableError: if a page is damaged.
+        """
+        with _damage(self.name, self.remedy):
+            return self.file.read([name for name in self.columns.names if name in columns])
+
     def _check(self) -> None:
         """Check version and columns."""
         if not self.version.isdecimal() or int(self.version) > int(SCHEMA_VERSION):

@@ -25,6 +25,10 @@ CLIP_MANIFEST = "clip_manifest"
 name of the stage."""
 Int64 = Annotated[int, pa.int64()]
 """An integer of 64 bits; columns of plain ``int`` have 32."""
+SHARD = pa.field("shard", pa.string(), nullable=False)
+"""First column of each table: the shard's key. Readers infer a type from the name of the folder, and read 00000 as 0.
+
+Rows and checkpoints do not have it, because their path gives the shard. Files of earlier releases lack it."""
 SAMPLING = pa.struct(
     [
         ("temperature", pa.float64()),
@@ -205,19 +209,19 @@ R = TypeVar("R", ManifestRow, CaptionRow)
 
 
 MANIFEST_SCHEMA = row_schema(ManifestRow)
-"""The columns of a manifest."""
+"""The columns of a manifest's rows."""
 MANIFEST_VERSIONS = ("2", SCHEMA_VERSION)
 """Schema versions of manifests that can be read. Captions are made from manifests of the present version only."""
 CAPTION_SCHEMA = pa.schema([column for column in row_schema(CaptionRow) if column.name not in BY_STAGE])
-"""The columns of all caption tables."""
+"""The columns of the rows of all caption tables."""
 FORMER_UPSTREAM = "stage1_fingerprint"
 """Column of earlier releases: the fingerprint of the stage-1 row, in tables of stage 2."""
-_FORMER_STAGE = "stage1_captions"
+FORMER_STAGE = "stage1_captions"
 """The stage of that row."""
 
 
 def caption_schema(columns: CaptionColumns) -> pa.Schema:
-    """The columns of a stage's table."""
+    """The columns of the rows of a stage's table."""
     return pa.schema([*CAPTION_SCHEMA, *columns.schema])
 
 
@@ -225,12 +229,17 @@ def needed_stages(schema: pa.Schema) -> tuple[str, ...]:
     """The stages whose fingerprints a caption table has, from the schema of its file."""
     if UPSTREAM in schema.names:
         return tuple(field.name for field in schema.field(UPSTREAM).type)
-    return (_FORMER_STAGE,) if FORMER_UPSTREAM in schema.names else ()
+    return (FORMER_STAGE,) if FORMER_UPSTREAM in schema.names else ()
 
 
 def schema_of(table: str) -> pa.Schema:
-    """The columns that every file of a table has."""
+    """The columns of a table's rows that do not depend on the stage."""
     return MANIFEST_SCHEMA if table == CLIP_MANIFEST else CAPTION_SCHEMA
+
+
+def published_schema(table: str, columns: CaptionColumns = NO_COLUMNS) -> pa.Schema:
+    """The columns of a table's files. ``columns`` are those of its stage."""
+    return pa.schema([SHARD, *(MANIFEST_SCHEMA if table == CLIP_MANIFEST else caption_schema(columns))])
 
 
 def caption_records(rows: Iterable[CaptionRow], columns: CaptionColumns) -> Iterator[dict[str, Any]]:
@@ -294,9 +303,8 @@ def publish_manifest(
     Raises:
         TableError: if two rows have the same key; nothing is published then.
     """
-    schema = with_file_metadata(MANIFEST_SCHEMA, metadata)
-    records = map(_record, _unique(shard, rows))
-    return _publish(root, table_path(CLIP_MANIFEST, shard), schema, records, final_metadata)
+    schema = with_file_metadata(published_schema(CLIP_MANIFEST), metadata)
+    return _publish(root, CLIP_MANIFEST, shard, schema, map(_record, _unique(shard, rows)), final_metadata)
 
 
 def _unique(shard: str, rows: Iterable[ManifestRow]) -> Iterator[ManifestRow]:
@@ -341,20 +349,22 @@ def publish_captions(
             f"{table} of shard {shard!r} has {len(found)} rows, and the manifest {len(expected)} ({len(missing)} "
             f"missing, {len(extra)} too many, or out of order): nothing was published; report this error"
         )
-    schema = with_file_metadata(caption_schema(columns), metadata)
-    return _publish(root, table_path(table, shard), schema, caption_records(rows, columns))
+    schema = with_file_metadata(published_schema(table, columns), metadata)
+    return _publish(root, table, shard, schema, caption_records(rows, columns))
 
 
 def _publish(
     root: Root,
-    path: str,
+    table: str,
+    shard: str,
     schema: pa.Schema,
     records: Iterable[Mapping[str, Any]],
     final_metadata: Callable[[], Mapping[str, str]] = dict,
 ) -> str:
+    path = table_path(table, shard)
     with temporary_folder() as folder:
         file = folder / "table.parquet"
-        write_table(file, schema, records, final_metadata)
+        write_table(file, schema, ({SHARD.name: shard, **record} for record in records), final_metadata)
         root.upload(path, file)
     return path
 
@@ -366,7 +376,7 @@ def read_manifest(root: Root, shard: str) -> list[ManifestRow]:
         TableError: if it has not been materialized, is damaged, or has another schema version.
         StoreError: if it cannot be read.
     """
-    return list(manifest_rows(_open(root, CLIP_MANIFEST, shard)))
+    return list(manifest_rows(load_table(root, CLIP_MANIFEST, shard)))
 
 
 def read_captions(root: Root, table: str, shard: str) -> list[CaptionRow]:
@@ -376,7 +386,7 @@ def read_captions(root: Root, table: str, shard: str) -> list[CaptionRow]:
         TableError: if they have not been materialized, or the file is damaged or of a later version.
         StoreError: if it cannot be read.
     """
-    return list(caption_rows(_open(root, table, shard)))
+    return list(caption_rows(load_table(root, table, shard)))
 
 
 def find_captions(root: Root, table: str, shard: str) -> CaptionFile | None:
@@ -386,7 +396,7 @@ def find_captions(root: Root, table: str, shard: str) -> CaptionFile | None:
         TableError: if the file is damaged or of a later version.
         StoreError: if it cannot be read.
     """
-    return CaptionFile.read(table, _open(root, table, shard)) if root.exists(table_path(table, shard)) else None
+    return CaptionFile.read(table, load_table(root, table, shard)) if root.exists(table_path(table, shard)) else None
 
 
 @contextmanager
@@ -420,14 +430,19 @@ def caption_rows(file: TableFile) -> Iterator[CaptionRow]:
 def _with_former_upstream(record: dict[str, Any]) -> dict[str, Any]:
     """A record with the fingerprint of its stage-1 row in the present column."""
     former = record.pop(FORMER_UPSTREAM, None)
-    return record if former is None else {**record, UPSTREAM: {_FORMER_STAGE: former}}
+    return record if former is None else {**record, UPSTREAM: {FORMER_STAGE: former}}
 
 
-def _open(root: Root, table: str, shard: str) -> TableFile:
-    """A shard's table in memory."""
+def load_table(root: Root, table: str, shard: str, manifest_versions: Sequence[str] = (SCHEMA_VERSION,)) -> TableFile:
+    """A shard's table in memory. A manifest must have one of the given schema versions.
+
+    Raises:
+        TableError: if it has not been materialized, or the file is damaged or of a version that cannot be read.
+        StoreError: if it cannot be read.
+    """
     with _translate_missing(root, table, shard):
         data = root.read(table_path(table, shard))
-    return _validated(root, table, shard, data)
+    return _validated(root, table, shard, data, manifest_versions)
 
 
 @contextmanager
@@ -441,9 +456,7 @@ def _translate_missing(root: Root, table: str, shard: str) -> Iterator[None]:
         ) from error
 
 
-def _validated(
-    root: Root, table: str, shard: str, source: str | bytes, manifest_versions: Sequence[str] = (SCHEMA_VERSION,)
-) -> TableFile:
+def _validated(root: Root, table: str, shard: str, source: str | bytes, manifest_versions: Sequence[str]) -> TableFile:
     """A shard's table, from the path of a local copy or from its bytes."""
     place, again = root.address(table_path(table, shard)), f"materialize {table} for shard {shard!r} again"
     file = TableFile.open(source, schema_of(table), name=place, remedy=f"remove it and {again}")

@@ -255,5 +255,5 @@ def test_commands_retire_list_restore_and_empty(
 def test_dataset_readers_do_not_see_the_trash(captioned: AutomationHarness, tmp_path: Path) -> None:
     retire(captioned.instance, captioned.project, captioned.root, "a")
     for table in TABLES:
-        rows = ds.dataset(tmp_path / table, partitioning="hive").to_table()
+        rows = ds.dataset(tmp_path / table).to_table()
         assert set(rows["shard"].to_pylist()) == {"ab"}

@@ -14,10 +14,10 @@ import pytest
 from caption_assets.store.caption_columns import NO_COLUMNS, CaptionColumns
 from caption_assets.store.root import Root
 from caption_assets.store.tables import (
-    CAPTION_SCHEMA,
     CaptionRow,
     Status,
     publish_captions,
+    published_schema,
     read_captions,
     table_path,
 )
@@ -55,12 +55,12 @@ def root(tmp_path: Path) -> Root:
 def test_table_has_the_columns_of_its_stage_after_those_of_all(
     root: Root, columns: CaptionColumns, names: list[str]
 ) -> None:
-    assert publish(root, columns, FAILED).column_names == [*CAPTION_SCHEMA.names, *names]
+    assert publish(root, columns, FAILED).column_names == [*published_schema("labels").names, *names]
 
 
 def own(table: pa.Table) -> list[dict[str, Any]]:
     """The values of the columns of the stage."""
-    return table.drop_columns(CAPTION_SCHEMA.names).to_pylist()  # type: ignore[no-any-return]
+    return table.drop_columns(published_schema("labels").names).to_pylist()  # type: ignore[no-any-return]
 
 
 def test_choice_is_stored_with_its_probability_and_score(root: Root) -> None:

@@ -113,10 +113,10 @@ def test_missing_table_is_an_error_with_a_remedy(root: Root, table: str) -> None
         read_captions(root, table, "s")
 
 
-def test_tables_are_one_hive_partitioned_dataset(root: Root, tmp_path: Path) -> None:
+def test_tables_of_all_shards_are_one_dataset(root: Root, tmp_path: Path) -> None:
     for shard in ("one", "two"):
         publish_captions(root, STAGE1.name, shard, CAPTIONS, KEYS, {})
-    dataset = ds.dataset(tmp_path / "stage1_captions", partitioning="hive").to_table().to_pylist()
+    dataset = ds.dataset(tmp_path / "stage1_captions").to_table().to_pylist()
     assert sorted((row["shard"], row["clip_key"]) for row in dataset) == [
         ("one", "a.mp4"),
         ("one", "b.mp4"),
