@@ -79,7 +79,7 @@ def load_definitions() -> dg.Definitions:
 
     Raises:
         SettingsError: if a setting is invalid.
-        ProjectClash: if another root has claimed the project's name on the Dagster instance.
+        ProjectClash: if another root or source has claimed the project's name on the Dagster instance.
     """
     settings = load_settings()
     if _has_instance():

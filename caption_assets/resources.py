@@ -48,6 +48,11 @@ class Storage(dg.ConfigurableResource):  # type: ignore[type-arg]
         """The root's URL."""
         return self._storage.root_url
 
+    @property
+    def source_url(self) -> str:
+        """The source's URL."""
+        return self._storage.source_url
+
     def root(self) -> Root:
         """The root, after a probe write.
 

@@ -165,7 +165,7 @@ def test_definitions_with_another_root_are_rejected_at_load(tmp_path: Path, monk
         claim(instance, Project(), build_storage(load_settings()))
     load_definitions()
     monkeypatch.setenv("CAPTION_ROOT", str(tmp_path / "b"))
-    with pytest.raises(ProjectClash, match="set CAPTION_PROJECT to a name that no other project of this instance has"):
+    with pytest.raises(ProjectClash, match="CAPTION_PROJECT to a name that no other project of this instance has"):
         load_definitions()
     monkeypatch.setenv("CAPTION_PROJECT", "b")
     load_definitions()

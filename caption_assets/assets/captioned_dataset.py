@@ -5,6 +5,7 @@ import dagster as dg
 from caption_assets.dagster_lib.failures import as_dagster_failure
 from caption_assets.dagster_lib.metadata import meanings
 from caption_assets.dagster_lib.project import CAPTIONS_GROUP, Project
+from caption_assets.dagster_lib.project_claim import check_claim
 from caption_assets.dagster_lib.retry_policy import step_retry_policy
 from caption_assets.dagster_lib.termination import stoppable
 from caption_assets.export.card import CARD
@@ -51,6 +52,7 @@ def build_captioned_dataset(settings: Settings, export: ExportConfig) -> dg.Asse
         shard = context.partition_key
         with stoppable(context), as_dagster_failure():
             root = storage.root()
+            check_claim(context.instance, project, storage)
             exported = export_shard(root, storage.source(), shard, export)
         index = exported.index
         return dg.MaterializeResult(

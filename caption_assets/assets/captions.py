@@ -27,6 +27,7 @@ from caption_assets.dagster_lib.metadata import column_metadata, meanings, short
 from caption_assets.dagster_lib.metrics import Metrics, serve_metrics
 from caption_assets.dagster_lib.progress import DownloadProgress
 from caption_assets.dagster_lib.project import CAPTIONS_GROUP, Project
+from caption_assets.dagster_lib.project_claim import check_claim
 from caption_assets.dagster_lib.provenance import input_tags, version_of
 from caption_assets.dagster_lib.recipe_metadata import recipe_metadata
 from caption_assets.dagster_lib.retry_policy import step_retry_policy
@@ -68,6 +69,7 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
             )
         with stoppable(context), as_dagster_failure():
             root = storage.root()
+            check_claim(context.instance, project, storage)
             if not context.selected_asset_keys:
                 check_stored(context, project, recipe.graph, root, settings.max_failed_fraction)
                 return

@@ -8,6 +8,7 @@ from caption_assets.checks.stored_tables import StoredShard
 from caption_assets.dagster_lib.check_events import SEVERITIES, check_with_history, log_findings
 from caption_assets.dagster_lib.failures import ShardFailures, as_dagster_failure
 from caption_assets.dagster_lib.project import Project, table_of
+from caption_assets.dagster_lib.project_claim import check_claim
 from caption_assets.dagster_lib.termination import stoppable
 from caption_assets.models.mirror import find_damage, read_weights_manifest
 from caption_assets.resources import Storage
@@ -64,6 +65,7 @@ def build_weights_check(settings: Settings) -> dg.AssetChecksDefinition:
     @dg.asset_check(name=check.name, asset=weights, description=check.description, blocking=True)
     def verify(context: dg.AssetCheckExecutionContext, storage: Storage) -> dg.AssetCheckResult:
         with stoppable(context), as_dagster_failure():
+            check_claim(context.instance, Project.of(settings), storage)
             root = storage.root()
             manifests = [read_weights_manifest(root, checkpoint) for checkpoint in checkpoints]
             damaged: dict[str, str] = {}

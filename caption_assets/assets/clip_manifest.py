@@ -24,6 +24,7 @@ from caption_assets.dagster_lib.metadata import (
 )
 from caption_assets.dagster_lib.private_dagster import get_input_data_version_tag
 from caption_assets.dagster_lib.project import CAPTIONS_GROUP, SHARDS, Project
+from caption_assets.dagster_lib.project_claim import check_claim
 from caption_assets.dagster_lib.provenance import input_tags, output_tags
 from caption_assets.dagster_lib.retry_policy import step_retry_policy
 from caption_assets.dagster_lib.run_request import shards_to_process
@@ -112,6 +113,7 @@ def build_clip_manifest(settings: Settings) -> dg.AssetsDefinition:
         made: list[dg.MaterializeResult[None]] = []
         with stoppable(context), as_dagster_failure():
             root, source = storage.root(), storage.source()
+            check_claim(context.instance, project, storage)
             with workers.start(PROBE_WORKERS) as sandbox:
                 for key in shards_to_process(context):
                     with failures.of(key), _failure_reported(context, key):

@@ -6,6 +6,7 @@ from caption_assets.dagster_lib.failures import as_dagster_failure
 from caption_assets.dagster_lib.metadata import Metadata, meanings
 from caption_assets.dagster_lib.progress import DownloadProgress
 from caption_assets.dagster_lib.project import MODEL_GROUP, Project
+from caption_assets.dagster_lib.project_claim import claim_root
 from caption_assets.dagster_lib.retry_policy import step_retry_policy
 from caption_assets.dagster_lib.termination import stoppable
 from caption_assets.kubernetes.pods import WEIGHTS_SIZE, cpu_pod
@@ -51,6 +52,7 @@ def build_model_weights(settings: Settings) -> dg.AssetsDefinition:
     ) -> dg.MaterializeResult[None]:
         with stoppable(context), as_dagster_failure():
             root = storage.root()
+            claim_root(context.instance, Project.of(settings), storage)
             manifests = [
                 weights.publish(
                     root,

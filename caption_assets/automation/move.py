@@ -1,4 +1,4 @@
-"""The command that assigns a project to another root."""
+"""The command that assigns a project to another root and source."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from caption_assets.settings import load_settings
 
 
 def move_project() -> str:
-    """Assign the project to the present CAPTION_ROOT, and return a confirmation for the user."""
+    """Assign the project to the present CAPTION_ROOT and CAPTION_SOURCE, and return a confirmation for the user."""
     settings = load_settings()
     project, storage = Project.of(settings), build_storage(settings)
     with open_instance() as instance:
         move(instance, project, storage)
-    return f"{settings.project or 'the default project'} is now assigned to CAPTION_ROOT={storage.root_url}"
+    name = settings.project or "the default project"
+    return f"{name} is now assigned to CAPTION_ROOT={storage.root_url} and CAPTION_SOURCE={storage.source_url}"

@@ -46,7 +46,7 @@ def compare(instance: dg.DagsterInstance, settings: Settings, root: Root) -> lis
     """Compare all registered shards without an active run, and print the differences.
 
     Raises:
-        ProjectClash: if the instance has the project's name for another root.
+        ProjectClash: if the instance has the project's name for another root or source.
         StoreError: if the root cannot be read.
     """
     project = Project.of(settings)

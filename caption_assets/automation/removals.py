@@ -141,7 +141,7 @@ def confirm_removals(instance: dg.DagsterInstance, settings: Settings, number: i
         A message for the user.
 
     Raises:
-        ProjectClash: if the instance has the project's name for another root.
+        ProjectClash: if the instance has the project's name for another root or source.
         NotConfirmed: if the number differs.
         ShardError: if the source does not exist.
     """

@@ -28,6 +28,7 @@ from caption_assets.dagster_lib.private_dagster import (
     is_valid_cron_string,
 )
 from caption_assets.dagster_lib.project import Project
+from caption_assets.dagster_lib.project_claim import check_claim
 from caption_assets.dagster_lib.run_request import count_requests, request_tags
 from caption_assets.dagster_lib.shard_events import first_names
 from caption_assets.kubernetes.pods import caption_run_config
@@ -214,12 +215,14 @@ def _evaluate(context: dg.ScheduleEvaluationContext, settings: Settings) -> _Bac
     """Read the state of the project, after recording stored tables that Dagster has no record of.
 
     Raises:
+        ProjectClash: if the instance has the project's name for another root or source.
         ShardError: if the source does not exist.
         RootEmpty: if the root is empty, although tables are recorded.
         StoreError: if source or root cannot be listed.
     """
     instance, tick_time = context.instance, context.scheduled_execution_time.isoformat()
     storage, project = build_storage(settings), Project.of(settings)
+    check_claim(instance, project, storage)
     root, active = storage.root_to_read(), active_shards(instance, project)
     states = read_states(instance, project, root)
     absent = frozenset(states.order) - list_shards(storage.source()).keys

@@ -86,7 +86,10 @@ def reconcile(
 
 @app.command(rich_help_panel=PROJECT)
 def move() -> None:
-    """Assign the project to the present CAPTION_ROOT, after you have moved its files. Copies and deletes nothing."""
+    """Assign the project to the present CAPTION_ROOT and CAPTION_SOURCE, after you have moved its files.
+
+    Copies and deletes nothing.
+    """
     from caption_assets.automation.move import move_project
 
     print(move_project())

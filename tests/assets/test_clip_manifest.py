@@ -81,6 +81,21 @@ def test_unwritable_root_is_named_with_its_setting(indexed: ProjectHarness) -> N
     assert message.startswith(f"CAPTION_ROOT is '{blocked}/root'")
 
 
+@pytest.mark.parametrize("asset", ["clip_manifest", "stage1_captions", "model_weights"])
+def test_run_of_another_root_records_nothing(indexed: ProjectHarness, asset: str) -> None:
+    partition = None if asset == "model_weights" else "sample-tar"
+    other = indexed.folder / "other"
+    message = indexed.failure(asset, partition=partition, root=str(other), source=str(indexed.root / "shards"))
+    assert f"belongs to CAPTION_ROOT={indexed.root}, not to CAPTION_ROOT={other}" in message
+    assert indexed.instance.get_latest_materialization_event(dg.AssetKey(asset)) is None
+
+
+def test_run_of_another_source_records_nothing(indexed: ProjectHarness) -> None:
+    other = indexed.folder / "other"
+    message = indexed.failure("clip_manifest", partition="sample-tar", source=str(other))
+    assert f"belongs to CAPTION_SOURCE={indexed.root}/shards, not to CAPTION_SOURCE={other}" in message
+
+
 def test_scheduled_run_skips_shards_that_it_was_not_requested_for(indexed: ProjectHarness) -> None:
     assert indexed.run("clip_manifest", partition="sample-folder").success
     tags = request_tags(dg.AssetKey("clip_manifest"), {"sample-tar": "1"}, "tick")

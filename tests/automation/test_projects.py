@@ -71,7 +71,7 @@ def test_project_name_of_another_root_is_rejected_before_registration(
     first.add("a")
     second.add("b")
     first.run_sensor()
-    with pytest.raises(dg.Failure, match="set CAPTION_PROJECT to a name that no other project of this instance has"):
+    with pytest.raises(dg.Failure, match="CAPTION_PROJECT to a name that no other project of this instance has"):
         second.run_sensor()
     first.run_sensor()
     assert first.registered == ["a"]

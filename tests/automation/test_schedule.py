@@ -239,16 +239,16 @@ def test_manifest_of_another_windowing_is_not_requested(six_shards: AutomationHa
 
 
 def test_empty_root_is_an_error_and_requests_nothing(tmp_path: Path, instance: dg.DagsterInstance) -> None:
-    (tmp_path / "harness").mkdir()
-    source = tmp_path / "harness" / "shards"
-    harness = AutomationHarness(tmp_path / "harness", instance, source=str(source))
+    root, source = tmp_path / "harness", tmp_path / "shards"
+    harness = AutomationHarness(root, instance, source=str(source))
+    harness.source = source
+    source.mkdir()
     harness.add("a", "b")
     harness.run_sensor()
     harness.store_weights()
     caption(harness, "a", "b")
-    elsewhere = harness.settings.model_copy(update={"root": str(tmp_path / "not mounted")})
-    (tmp_path / "not mounted" / "_runs").mkdir(parents=True)
-    harness.settings = elsewhere
+    root.rename(tmp_path / "unmounted")
+    (root / "_runs").mkdir(parents=True)
     with pytest.raises(dg.DagsterError) as failed:
         harness.run_schedule()
     assert "is empty, but Dagster has records of 6 tables" in str(failed.value.__cause__)
