@@ -13,7 +13,7 @@ from caption_assets.captioning.window_job import DECODE, STORE
 from caption_assets.checks.stored_tables import StoredTable, count_flagged
 from caption_assets.dagster_lib.engine_time import EngineTime
 from caption_assets.dagster_lib.metadata import MEAN_WORDS, ROW_COUNT, Metadata, markdown_table, shortened
-from caption_assets.dagster_lib.recipe_metadata import RECIPE_MEANINGS, recipe_changes, recipe_metadata
+from caption_assets.dagster_lib.recipe_metadata import RECIPE_MEANINGS, recipe_changes_metadata, recipe_metadata
 from caption_assets.store.tables import CaptionRow, Status
 
 SAMPLE_ROWS = 3
@@ -83,7 +83,7 @@ def caption_metadata(stored: StoredTable, published: PublishedTable, cost: Cost)
         **_failures(rows),
         "captions": markdown_table(["clip", "window", "caption"], _sample(rows)),
         **recipe_metadata(stored.file_metadata),
-        **recipe_changes(published.former, stored.file_metadata),
+        **recipe_changes_metadata(published.former, stored.file_metadata),
     }
 
 

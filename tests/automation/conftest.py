@@ -13,6 +13,7 @@ import pytest
 from caption_assets.assets.clip_manifest import manifest_code_version
 from caption_assets.automation.new_shards import build_new_shards
 from caption_assets.automation.schedule import build_backfill
+from caption_assets.captioning.open_shard import file_metadata
 from caption_assets.dagster_lib.project import Project
 from caption_assets.dagster_lib.shard_events import observed_versions
 from caption_assets.models.weights import WeightsManifest
@@ -123,7 +124,7 @@ class AutomationHarness:
         """
         for shard in shards:
             versions = TableVersions(version, code or self.code(asset), {**self.inputs(asset, shard), **inputs})
-            self.publish(asset, shard, versions)
+            self.publish(asset, shard, versions, self.file_metadata(asset))
             if recorded:
                 self.record(asset, shard, metadata=metadata, tags=tags_of(versions))
 
@@ -159,6 +160,11 @@ class AutomationHarness:
         """Delete tables without recording it."""
         for shard in shards:
             self.root.remove(table_path(asset, shard))
+
+    def file_metadata(self, table: str) -> dict[str, str]:
+        """The recipe in a table's file metadata."""
+        recipe = self.settings.caption_recipe
+        return {} if table == CLIP_MANIFEST else file_metadata(recipe, recipe.graph.stage(table))
 
     def code(self, table: str) -> str:
         """The current code version of a table."""
