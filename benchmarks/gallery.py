@@ -2,9 +2,9 @@
 
     python -m benchmarks.gallery [--rows 5000]
 
-The gallery has captions of 60 and 90 words, like those of Qwen2.5-VL, and a poster of 320 x 180 pixels for each window.
+The gallery has captions of 60 and 90 words, like those of Qwen2.5-VL, and a preview for each window.
 Headless Chromium opens it several times from its file. The times run from the navigation until the first card with its
-poster is drawn, until all rows can be searched, and until all posters are loaded. Then Chromium opens it once at 50
+picture is drawn, until all rows can be searched, and until all previews are loaded. Then Chromium opens it once at 50
 Mbit/s, as from a store. The last line is JSON.
 """
 
@@ -30,18 +30,18 @@ from caption_assets.captioning.recipe_file import built_in
 from caption_assets.checks.stored_tables import StoredShard
 from caption_assets.report.gallery import write_gallery
 from caption_assets.sample.world import random_scene, render
-from caption_assets.store.previews import write_preview
+from caption_assets.store.previews import Preview, write_preview
 from caption_assets.store.root import Root
 from caption_assets.store.tables import CaptionRow, ManifestRow, Status, publish_captions, publish_manifest, window_id
-from caption_assets.video.preview import make_preview
+from caption_assets.video.preview import FRAMES, make_preview
 from scripts.setup_system import BROWSERS
 
 SHARD = "large"
 STAGE1, STAGE2 = built_in("general").stages
 SIZE = 320, 180
-"""Width and height of a poster, in pixels."""
-POSTERS = 50
-"""Number of different posters."""
+"""Width and height of the frames of a preview, in pixels."""
+PREVIEWS = 50
+"""Number of different previews."""
 OPENINGS = 7
 BYTES_PER_SECOND = 50e6 / 8
 VOCABULARY = 2000
@@ -60,7 +60,7 @@ const count = () => {
 requestAnimationFrame(count);
 addEventListener('DOMContentLoaded', () => { globalThis.wholeAt = performance.now(); });
 """
-"""Script that records when the first card is drawn, when all rows can be searched, and when all posters are loaded."""
+"""Script that records when the first card is drawn, when all rows can be searched, and when all previews are loaded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +68,11 @@ class Opening:
     """Times of a page, in milliseconds from the navigation."""
 
     first: float
-    """Until the first card with its poster is drawn."""
+    """Until the first card with its picture is drawn."""
     searchable: float
     """Until all rows can be searched."""
     whole: float
-    """Until all posters are loaded."""
+    """Until all previews are loaded."""
 
 
 def main() -> None:
@@ -82,7 +82,7 @@ def main() -> None:
     count = parser.parse_args().rows
     with tempfile.TemporaryDirectory() as folder:
         root = Root.open(folder)
-        poster_bytes = write_shard(root, count)
+        preview_bytes = write_shard(root, count)
         begun, base = time.monotonic(), peak_mb()
         page = Path(root.full(write_gallery(StoredShard(root, SHARD), [STAGE1.name, STAGE2.name])))
         print(
@@ -104,15 +104,15 @@ def main() -> None:
             "searchable_ms_50_mbit": slow.searchable,
             "whole_ms_50_mbit": slow.whole,
             f"page_mb_{count}": page.stat().st_size / 1e6,
-            "poster_kb": poster_bytes / 1e3,
+            "preview_kb": preview_bytes / 1e3,
         }
     print(json.dumps({name: round(value, 1) for name, value in figures.items()}))
 
 
 def write_shard(root: Root, count: int) -> float:
-    """Publish a shard's tables and posters, and return the mean size of a poster in bytes."""
+    """Publish a shard's tables and previews, and return the mean size of a preview in bytes."""
     rng = np.random.default_rng(0)
-    posters = [poster(rng) for _ in range(POSTERS)]
+    previews = [preview(rng) for _ in range(PREVIEWS)]
     manifest = [window(number) for number in range(count)]
     publish_manifest(root, SHARD, manifest, {})
     keys = [row.key for row in manifest]
@@ -123,16 +123,16 @@ def write_shard(root: Root, count: int) -> float:
     for stage, rows in ((STAGE1, stage1), (STAGE2, stage2)):
         publish_captions(root, stage.name, SHARD, rows, keys, {"prompt": stage.prompt}, stage.columns)
     for number, row in enumerate(manifest):
-        write_preview(root, SHARD, row.window_id, b"", posters[number % POSTERS])
-    return sum(map(len, posters)) / POSTERS
+        write_preview(root, SHARD, row.window_id, previews[number % PREVIEWS])
+    return sum(len(one.jpeg) for one in previews) / PREVIEWS
 
 
-def poster(rng: np.random.Generator) -> bytes:
-    """A scene of the sample world with noise, which compresses like a real picture."""
+def preview(rng: np.random.Generator) -> Preview:
+    """A scene of the sample world with noise, which compresses like real pictures."""
     scene = random_scene(rng, *SIZE)
-    (frame,) = render(scene, *SIZE, [0.5], rng)
-    noise = rng.normal(0, 10, frame.shape[:2])[..., None]
-    return make_preview(np.clip(frame + noise, 0, 255).astype(np.uint8)[None], 4.0).poster
+    frames = np.stack(list(render(scene, *SIZE, np.linspace(0, 1, FRAMES).tolist(), rng)))
+    noise = rng.normal(0, 10, frames.shape[:3])[..., None]
+    return make_preview(np.clip(frames + noise, 0, 255).astype(np.uint8))
 
 
 def window(number: int) -> ManifestRow:

@@ -49,9 +49,10 @@ from caption_assets.definitions import build_definitions
 from caption_assets.models.variants import SAMPLE, PixelLimits
 from caption_assets.report import gallery
 from caption_assets.settings import Settings
+from caption_assets.store.previews import Preview
 from caption_assets.store.tables import table_path
 from caption_assets.video.decode import Frames
-from caption_assets.video.preview import Preview, make_preview
+from caption_assets.video.preview import make_preview
 from caption_assets.workers.sandbox import Sandbox
 
 SHARD = "large"
@@ -59,7 +60,7 @@ WINDOWS_PER_CLIP = 2
 WINDOW_FRAMES = 256
 FPS = 25
 SIZE = 320, 180
-"""Width and height of the clips and of the posters, in pixels."""
+"""Width and height of the clips and of the frames of previews, in pixels."""
 CLIPS = 8
 """Number of different clips and previews. All other clips are hard links."""
 SENTENCES = [
@@ -304,7 +305,7 @@ def write_clip(path: Path, seed: int) -> Preview:
             picture = np.roll(noise, index, axis=1) // 2 + 8 * seed
             output.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         output.mux(stream.encode(None))
-    return make_preview(np.stack([noise] * 20), 2.0)
+    return make_preview(np.stack([noise] * 20))
 
 
 def cpu_seconds() -> float:

@@ -241,7 +241,7 @@ class Settings(BaseSettings):
         "core, up to 8",
     )
     previews: bool = Field(
-        False, description="Store a small animation and a still picture of each captioned window for the gallery"
+        True, description="Store a preview of each captioned window for the gallery: six small frames, about 12 KB"
     )
     frames_gb: float = Field(2.0, gt=0, description="Maximum memory for decoded frames of windows in progress, in GiB")
     gpu_memory_utilization: float | None = Field(

@@ -17,9 +17,9 @@ import numpy as np
 from caption_assets.captioning.budget import FrameGrid
 from caption_assets.captioning.window_job import WindowJob
 from caption_assets.errors import UnreadableClip
+from caption_assets.store.previews import Preview
 from caption_assets.video.decode import Frames
 from caption_assets.video.decode_in_worker import DecodedWindow, DecodePaused, decode_shared
-from caption_assets.video.preview import Preview
 from caption_assets.workers.sandbox import Sandbox
 from caption_assets.workers.shared_memory import Buffer, BufferHandle, ClipFile
 

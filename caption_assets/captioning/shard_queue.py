@@ -22,7 +22,7 @@ from caption_assets.errors import CaptionAssetsError, as_project_error
 from caption_assets.sources.manifest import clip_pieces
 from caption_assets.store.checkpoints import read_checkpoints
 from caption_assets.store.lease import Lease, LeaseHeld, Leases
-from caption_assets.store.previews import write_preview
+from caption_assets.store.previews import Preview, write_preview
 from caption_assets.store.root import Root
 from caption_assets.store.tables import (
     CLIP_MANIFEST,
@@ -37,7 +37,6 @@ from caption_assets.store.tables import (
 )
 from caption_assets.store.versions import captions_version, manifest_version, read_versions
 from caption_assets.video.decode_in_worker import load_decoder
-from caption_assets.video.preview import Preview
 from caption_assets.workers.sandbox import Sandbox
 
 CHECK_SECONDS = 1.0
@@ -145,7 +144,7 @@ class _Previews:
     def store(self, job: WindowJob, preview: Preview) -> None:
         """Store a window's preview. May be called from several threads."""
         try:
-            write_preview(self._root, job.shard, job.window.window_id, preview.animation, preview.poster)
+            write_preview(self._root, job.shard, job.window.window_id, preview)
         except Exception as error:
             with self._warning:
                 if job.shard in self._warned:

@@ -17,7 +17,7 @@ from caption_assets.checks.stored_tables import StoredShard, StoredTable, count_
 from caption_assets.report.page import Page, Properties, Row, Side, publish_page
 from caption_assets.report.sides import SharedProvenance, build_side, position
 from caption_assets.report.text_diff import TextDiff, diff_texts
-from caption_assets.store.previews import read_posters
+from caption_assets.store.previews import Preview, StoredPreviews
 from caption_assets.store.root import Root
 from caption_assets.store.tables import CaptionRow, TableError
 
@@ -105,7 +105,8 @@ def compare_captions(a: Root, b: Root, shard: str, table: str, output: Path) -> 
     """
     comparison = compare_roots(a, b, shard, table)
     folder = Root.open(str(output.absolute().parent))
-    publish_page(folder, output.name, comparison_page(comparison), partial(_posters, a, b, shard))
+    previews = StoredPreviews(a, shard), StoredPreviews(b, shard)
+    publish_page(folder, output.name, comparison_page(comparison), partial(_read_previews, *previews))
     console = Console()
     for name, place in zip("AB", comparison.places, strict=True):
         console.print(f"{name}: {table} of {shard} in {place}", markup=False, highlight=False, soft_wrap=True)
@@ -242,6 +243,6 @@ def _grid(statistics: Statistics) -> Grid:
     return grid
 
 
-def _posters(a: Root, b: Root, shard: str, window_ids: Sequence[str]) -> dict[str, bytes]:
-    found = read_posters(a, shard, window_ids)
-    return found | read_posters(b, shard, [window_id for window_id in window_ids if window_id not in found])
+def _read_previews(a: StoredPreviews, b: StoredPreviews, window_ids: Sequence[str]) -> dict[str, Preview]:
+    found = a.read(window_ids)
+    return found | b.read([window_id for window_id in window_ids if window_id not in found])

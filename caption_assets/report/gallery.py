@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from functools import partial
 
 from caption_assets.captioning.window_job import UPSTREAM_FAILED
 from caption_assets.checks.stored_tables import StoredShard, StoredTable, count_flagged, mean_words
@@ -20,7 +19,7 @@ from caption_assets.report.sides import (
     stage_label,
 )
 from caption_assets.report.text_diff import TextDiff, diff_texts
-from caption_assets.store.previews import GALLERY, preview_folder, read_posters
+from caption_assets.store.previews import GALLERY, StoredPreviews
 from caption_assets.store.tables import CaptionRow, ManifestRow, Status, extent
 from caption_assets.store.versions import FORMER_KINDS
 
@@ -41,9 +40,8 @@ def gallery_path(shard: str) -> str:
 def write_gallery(stored: StoredShard, stages: Sequence[str]) -> str:
     """Write the gallery of a shard and return its path.
 
-    Windows without captions are included; captions of windows that the manifest lacks are not. Posters are embedded.
-    Animated previews are files beside the page: they play if it is opened from a folder or a web server, but not
-    through a presigned address, which is valid for the page alone.
+    Windows without captions are included; captions of windows that the manifest lacks are not. Previews are embedded,
+    because a presigned address is valid for the page alone.
 
     Args:
         stored: the shard's tables.
@@ -55,9 +53,8 @@ def write_gallery(stored: StoredShard, stages: Sequence[str]) -> str:
     """
     root, shard = stored.root, stored.shard
     tables = {stage: stored.find(stage) for stage in stages}
-    animated = {name.removesuffix(".webp") for name in root.names(preview_folder(shard)) if name.endswith(".webp")}
-    page = build_gallery(shard, stored.manifest, tables, animated=animated, plots=draw_plots(tables))
-    publish_page(root, gallery_path(shard), page, partial(read_posters, root, shard))
+    page = build_gallery(shard, stored.manifest, tables, plots=draw_plots(tables))
+    publish_page(root, gallery_path(shard), page, StoredPreviews(root, shard).read)
     return gallery_path(shard)
 
 
@@ -66,7 +63,6 @@ def build_gallery(
     manifest: Sequence[ManifestRow],
     tables: Tables,
     *,
-    animated: set[str] | frozenset[str] = frozenset(),
     plots: Sequence[Plot] = (),
 ) -> Page:
     """Build the page of a shard.
@@ -75,11 +71,10 @@ def build_gallery(
         shard: the shard's key.
         manifest: its windows.
         tables: its caption tables.
-        animated: ids of the windows that have an animated preview.
         plots: plots above the rows.
     """
     builder = _RowBuilder(tables)
-    rows = [builder.row(window, window.window_id in animated) for window in manifest]
+    rows = [builder.row(window) for window in manifest]
     return Page(
         title="Captions",
         subtitle=shard,
@@ -127,7 +122,7 @@ class _RowBuilder:
         self.choices = [stage for stage, table in tables.items() if table and table.has_choices]
         """The stages that have choices. Each is a facet."""
 
-    def row(self, window: ManifestRow, animated: bool) -> Row:
+    def row(self, window: ManifestRow) -> Row:
         """The row of a window."""
         key = extent(window)
         made = {stage: rows[key] for stage, rows in self._rows.items() if key in rows}
@@ -149,7 +144,6 @@ class _RowBuilder:
             sides=sides,
             changed=any(difference.similarity < 1 for difference in differences.values()),
             properties=_clip_properties(window),
-            animated=animated,
         )
 
     def _side(self, column: int, stage: str, window: ManifestRow, made: Captions, difference: TextDiff | None) -> Side:

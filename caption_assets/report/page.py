@@ -1,8 +1,8 @@
 """A page of captions in columns: one HTML file without external parts.
 
 It is a single file because a presigned address opens one object only. Its parts are blocks of JSON in reading order:
-the first rows, their posters, the text of all other rows, the other posters. The page's script reads each block when it
-arrives, so that even a long page shows its first rows at once. Rows become elements shortly before they are scrolled
+the first rows, their previews, the text of all other rows, the other previews. The page's script reads each block when
+it arrives, so that even a long page shows its first rows at once. Rows become elements shortly before they are scrolled
 into view.
 
 Captions and names are untrusted. They reach the page as escaped JSON and become text nodes, never HTML. As a second
@@ -25,6 +25,7 @@ from markupsafe import Markup
 
 from caption_assets.report.text_diff import DiffSegments
 from caption_assets.store.disk import temporary_folder
+from caption_assets.store.previews import Preview
 from caption_assets.store.root import Root
 
 GROUP = 100
@@ -74,8 +75,6 @@ class Row:
     """Whether the row has captions that differ from those they are compared with."""
     properties: Properties = ()
     """Properties of the clip."""
-    animated: bool = False
-    """Whether an animated preview lies beside the page."""
 
     def to_json(self) -> dict[str, Any]:
         """The row as JSON. ``dataclasses.asdict`` copies all values and takes 20 times as long."""
@@ -98,7 +97,7 @@ class Plot:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A page without its posters."""
+    """A page without its previews."""
 
     title: str
     subtitle: str
@@ -116,12 +115,12 @@ class Page:
     plots: Sequence[Plot] = ()
 
 
-ReadPosters = Callable[[Sequence[str]], Mapping[str, bytes]]
-"""Returns the JPEG posters of windows, by window id; windows without a poster are left out."""
+ReadPreviews = Callable[[Sequence[str]], Mapping[str, Preview]]
+"""Returns the previews of windows, by window id; windows without a preview are left out."""
 
 
-def publish_page(root: Root, path: str, page: Page, read_posters: ReadPosters) -> None:
-    """Publish a page atomically. It is rendered to disk in pieces, because all posters may not fit into memory.
+def publish_page(root: Root, path: str, page: Page, read_previews: ReadPreviews) -> None:
+    """Publish a page atomically. It is rendered to disk in pieces, because all previews may not fit into memory.
 
     Raises:
         StoreError: if the root or this machine's disk cannot be written.
@@ -129,11 +128,11 @@ def publish_page(root: Root, path: str, page: Page, read_posters: ReadPosters) -
     with temporary_folder() as folder:
         file = folder / Path(path).name  # the store derives the content type from the name
         with file.open("w", encoding="utf-8") as output:
-            output.writelines(render(page, read_posters))
+            output.writelines(render(page, read_previews))
         root.upload(path, file)
 
 
-def render(page: Page, read_posters: ReadPosters) -> Iterator[str]:
+def render(page: Page, read_previews: ReadPreviews) -> Iterator[str]:
     """Render the page's HTML in pieces."""
     style, script, read_block = (Markup(_template(name)) for name in ("page.css", "page.js", "read_block.js"))
     policy = {
@@ -156,7 +155,7 @@ def render(page: Page, read_posters: ReadPosters) -> Iterator[str]:
             script=script,
             read_block=read_block,
             facets=list(_facets(page)),
-            blocks=_blocks(page.rows, read_posters),
+            blocks=_blocks(page.rows, read_previews),
         )
     )
 
@@ -192,15 +191,15 @@ def _facets(page: Page) -> Iterator[tuple[int, str, list[tuple[str, int]]]]:
             yield number, label, values.most_common()
 
 
-def _blocks(rows: Sequence[Row], read_posters: ReadPosters) -> Iterator[tuple[str, Any]]:
+def _blocks(rows: Sequence[Row], read_previews: ReadPreviews) -> Iterator[tuple[str, Any]]:
     """Kind and content of each block, in order."""
     groups = [rows[begin : begin + GROUP] for begin in range(0, len(rows), GROUP)]
     for begin, end in ((0, 1), (1, len(groups))):
         for group in groups[begin:end]:
             yield "rows", [row.to_json() for row in group]
         for group in groups[begin:end]:
-            posters = read_posters([row.window_id for row in group])
-            yield "posters", {window_id: b64encode(poster).decode() for window_id, poster in posters.items()}
+            previews = read_previews([row.window_id for row in group])
+            yield "previews", {name: (one.frames, b64encode(one.jpeg).decode()) for name, one in previews.items()}
 
 
 def _shallow(instance: Row | Side) -> dict[str, Any]:

@@ -6,8 +6,12 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
+from caption_assets.store.previews import Preview
 from caption_assets.video.decode import ClipDecoder, PauseReached
-from caption_assets.video.preview import Preview, make_preview
+from caption_assets.video.preview import make_preview
 from caption_assets.workers.job_queue import MAX_OPEN_CLIPS
 from caption_assets.workers.shared_memory import BufferHandle
 
@@ -24,7 +28,7 @@ class DecodedWindow:
     replaced: int
     padded: int
     preview: Preview | None
-    """None unless requested."""
+    """None unless requested, and if it cannot be made."""
     is_sequential: bool
     """See ``ClipDecoder.is_sequential``: if true, the clip's next window is much cheaper in this worker."""
 
@@ -79,8 +83,16 @@ def decode_shared(
         _open_clips.pop(clip).close()
         raise
     pixels.write(frames.pixels)
-    preview = make_preview(frames.pixels, frames.fps) if with_preview else None
+    preview = _try_preview(frames.pixels) if with_preview else None
     return DecodedWindow(frames.indices, frames.fps, frames.replaced, frames.padded, preview, decoder.is_sequential)
+
+
+def _try_preview(pixels: NDArray[np.uint8]) -> Preview | None:
+    """A preview; None if it cannot be made, because captions do not depend on it."""
+    try:
+        return make_preview(pixels)
+    except Exception:
+        return None
 
 
 def _open_decoder(clip: BufferHandle) -> ClipDecoder:

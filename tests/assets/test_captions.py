@@ -24,7 +24,7 @@ from caption_assets.dagster_lib.project import Project
 from caption_assets.definitions import build_definitions
 from caption_assets.settings import Settings
 from caption_assets.store.lease import Leases
-from caption_assets.store.previews import preview_path
+from caption_assets.store.previews import StoredPreviews
 from caption_assets.store.root import Root
 from caption_assets.store.tables import Status, read_captions, table_path
 from tests.assets.conftest import ProjectHarness
@@ -145,7 +145,8 @@ def test_failed_shard_does_not_affect_others_and_is_captioned_alone_by_a_retry(p
         first, refused = read_captions(root, stage, "sample-a-list")
         assert first.caption in {row.caption for row in rows if row.clip_key == "clip-00.webm"}
         assert (refused.clip_key, refused.status) == ("__/x.mp4", Status.FAILED)
-        assert all(root.exists(preview_path("sample-folder", row.window_id, "webp")) for row in rows if row.caption)
+        previews = StoredPreviews(root, "sample-folder")
+        assert all(row.window_id in previews for row in rows if row.caption)
         metadata = made["sample-folder"]
         assert metadata["rows_ok"].value == sum(row.status is Status.OK for row in rows) == 12
         assert metadata["rows_failed"].value == 1
@@ -163,7 +164,7 @@ def test_failed_shard_does_not_affect_others_and_is_captioned_alone_by_a_retry(p
             assert found == {**dict.fromkeys(complete, "SUCCEEDED"), "sample-b-corrupt": "PLANNED"}
         page = Path(str(metadata["gallery"].value)).read_text()
         assert rows[0].window_id in page
-        assert "posters" in page
+        assert "previews" in page
         assert '<img src="data:image/png;base64,' in page
 
     shutil.copy(project.root / "shards" / "sample-folder" / "clip-01.webm", corrupt)

@@ -11,8 +11,8 @@ from caption_assets.captioning.budget import FrameGrid
 from caption_assets.captioning.decoding import SandboxDecoder
 from caption_assets.captioning.window_job import WindowJob
 from caption_assets.errors import UnreadableClip
+from caption_assets.store.previews import Preview
 from caption_assets.store.span import Span
-from caption_assets.video.preview import Preview
 from caption_assets.video.window import Windowing
 from tests.captioning.window_jobs import video_jobs
 from tests.conftest import SANDBOX, Truth
@@ -117,5 +117,4 @@ def test_each_window_has_a_preview(jobs: list[WindowJob]) -> None:
 
     asyncio.run(all_frames())
     assert kept.keys() == {job.window.window_id for job in jobs}
-    assert all(preview.animation.startswith(b"RIFF") for preview in kept.values())
-    assert all(preview.poster.startswith(b"\xff\xd8") for preview in kept.values())
+    assert all(preview.jpeg.startswith(b"\xff\xd8") for preview in kept.values())

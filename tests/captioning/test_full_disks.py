@@ -143,7 +143,7 @@ def test_full_disk_of_previews_is_a_warning(harness: Harness) -> None:
         [warning] = events.warnings
         assert warning.startswith("b: ")
         assert_names_disk(warning, folder)
-        assert len(harness.root.names("gallery/a/previews")) == 4
+        assert len(harness.root.names("gallery/a/previews")) == 2
 
 
 @pytest.mark.fast

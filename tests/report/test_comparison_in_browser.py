@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from caption_assets.report.comparison import compare_captions
-from caption_assets.store.previews import write_preview
+from caption_assets.store.previews import Preview, write_preview
 from caption_assets.store.root import Root
 from tests.report.windows import SHARD, captioned, failed, publish, window
 from tests.stages import STAGE1
@@ -22,7 +22,7 @@ def test_comparison_shows_changed_windows_side_by_side(page: Page, tmp_path: Pat
     rows = [captioned(clip, "A <b>red</b> car.") for clip in clips]
     publish(a, clips, rows)
     publish(b, clips, [rows[0], captioned(clips[1], "A <i>blue</i> car."), failed(clips[2]), rows[3]])
-    write_preview(b, SHARD, clips[1].window_id, b"", b"poster")
+    write_preview(b, SHARD, clips[1].window_id, Preview(b"poster", 1))
     output = tmp_path / "compare.html"
     compare_captions(a, b, SHARD, STAGE1.name, output)
     page.goto(output.as_uri())

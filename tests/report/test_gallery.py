@@ -1,6 +1,6 @@
 import json
 import re
-from base64 import b64decode, b64encode
+from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import sha256
@@ -16,7 +16,7 @@ from caption_assets.checks.stored_tables import StoredShard
 from caption_assets.report.gallery import NOT_YET, build_gallery, write_gallery
 from caption_assets.report.page import GROUP, Page, Row, render
 from caption_assets.report.sides import OUTDATED
-from caption_assets.store.previews import write_preview
+from caption_assets.store.previews import Preview, write_preview
 from caption_assets.store.root import Root
 from caption_assets.store.tables import CaptionRow, ManifestRow, TableError
 from tests.report.windows import (
@@ -274,24 +274,23 @@ def test_policy_allows_the_pages_own_scripts_and_styles_only() -> None:
     assert blocks.policy.startswith("default-src 'none'; ")
 
 
-def test_first_rows_and_their_posters_come_first() -> None:
+def test_first_rows_and_their_previews_come_first() -> None:
     clips = [window(f"{number}.mp4") for number in range(2 * GROUP + 1)]
-    blocks = Blocks("".join(render(page_of(clips), lambda ids: {ids[0]: b"poster"})))
+    blocks = Blocks("".join(render(page_of(clips), lambda ids: {ids[0]: Preview(b"jpeg", 1)})))
     assert [known["data-kind"] for known, _ in blocks.found if "data-kind" in known] == [
-        *("rows", "posters", "rows", "rows", "posters", "posters")
+        *("rows", "previews", "rows", "rows", "previews", "previews")
     ]
     assert [row["name"] for group in blocks.data("rows") for row in group] == [clip.clip_key for clip in clips]
 
 
-def test_gallery_is_published_with_its_posters(tmp_path: Path) -> None:
+def test_gallery_is_published_with_its_previews(tmp_path: Path) -> None:
     root, other = Root.open(str(tmp_path)), window("van.mp4")
     publish(root, [CAR, other], [captioned(CAR, "A car."), captioned(other, "A van.")])
-    write_preview(root, SHARD, CAR.window_id, b"animation", b"poster")
+    write_preview(root, SHARD, CAR.window_id, Preview(b"jpeg", 6))
     assert write_gallery(StoredShard(root, SHARD), DEFAULT) == f"gallery/{SHARD}/index.html"
     blocks = Blocks((tmp_path / "gallery" / SHARD / "index.html").read_text())
-    (posters,), (rows,) = blocks.data("posters"), blocks.data("rows")
-    assert {name: b64decode(poster) for name, poster in posters.items()} == {CAR.window_id: b"poster"}
-    assert [row["animated"] for row in rows] == [True, False]
+    (previews,) = blocks.data("previews")
+    assert previews == {CAR.window_id: [6, b64encode(b"jpeg").decode()]}
 
 
 def test_gallery_needs_a_manifest(tmp_path: Path) -> None:

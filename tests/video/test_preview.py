@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from caption_assets.video.preview import MAX_SIDE_PIXELS, make_preview
+from caption_assets.video.preview import FRAMES, MAX_PIXELS, make_preview
 
 pytestmark = pytest.mark.fast
 
@@ -19,20 +19,22 @@ def moving_square(frames: int, height: int, width: int) -> np.ndarray:
     return pixels
 
 
-@pytest.mark.parametrize(("height", "width"), [(56, 84), (364, 640), (840, 476), (28, 1400)])
+@pytest.mark.parametrize(("height", "width"), [(56, 84), (364, 640), (840, 476), (28, 1400), (1400, 28)])
 def test_preview_is_small_and_keeps_the_aspect_ratio(height: int, width: int) -> None:
-    preview = make_preview(moving_square(6, height, width), 2.0)
-    for picture in (preview.animation, preview.poster):
-        with Image.open(BytesIO(picture)) as shown:
-            assert max(shown.size) <= MAX_SIDE_PIXELS
-            assert shown.width / shown.height == pytest.approx(width / height, rel=0.5 if height == 28 else 0.05)
+    preview = make_preview(moving_square(6, height, width))
+    with Image.open(BytesIO(preview.jpeg)) as shown:
+        shown_height = shown.height / preview.frames
+        assert shown.format == "JPEG"
+        assert shown.width * shown_height <= MAX_PIXELS
+        assert shown.width / shown_height == pytest.approx(width / height, rel=0.1 if 28 in (height, width) else 0.03)
 
 
-def test_animation_has_every_frame_and_poster_is_the_middle_frame() -> None:
-    pixels = moving_square(9, 60, 100)
-    preview = make_preview(pixels, 8.0)
-    with Image.open(BytesIO(preview.animation)) as animation:
-        assert animation.n_frames == 9  # type: ignore[attr-defined]
-    with Image.open(BytesIO(preview.poster)) as picture:
-        poster = np.asarray(picture.convert("RGB"))
-    assert np.abs(poster.astype(int) - pixels[4]).mean() < 12
+@pytest.mark.parametrize("count", [1, 2, 5, 21])
+def test_preview_has_frames_from_the_first_to_the_last(count: int) -> None:
+    pixels = moving_square(count, 60, 100)
+    preview = make_preview(pixels)
+    assert preview.frames == min(count, FRAMES)
+    with Image.open(BytesIO(preview.jpeg)) as picture:
+        shown = np.asarray(picture.convert("RGB")).reshape(preview.frames, 60, 100, 3)
+    for frame, expected in zip(shown[[0, -1]], pixels[[0, -1]], strict=True):
+        assert np.abs(frame.astype(int) - expected).mean() < 12

@@ -2,6 +2,7 @@
 // The page's rows, search, filters and details. Texts become text nodes and are never parsed as HTML.
 
 const BATCH = 30; // number of cards added at a time
+const FRAME_MILLISECONDS = 400; // duration of a frame of a preview
 const CARD_CHARACTERS = 700; // maximum length of a caption on a card; the details show all of it
 const MAX_DEPTH = 8; // JSON below this depth is shown as text
 
@@ -13,10 +14,10 @@ const facets = [...filters.querySelectorAll("select")];
 const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
 
 const rows = []; // rows of the blocks that have arrived
-const posters = new Map(); // data URLs by window id
+const previews = new Map(); // number of frames and data URL by window id
 let found = []; // rows that match the filters
 let opened = null; // row with open details
-let animationsReachable = true; // animations are files beside the page; a presigned address does not cover them
+let playing = null; // timer of the preview that plays
 
 function find(id) {
   return document.getElementById(id);
@@ -29,7 +30,7 @@ function make(tag, attributes, ...children) {
   return element;
 }
 
-// Reads a block of rows or posters when it has arrived.
+// Reads a block of rows or previews when it has arrived.
 function readBlock(block) {
   const content = JSON.parse(block.textContent);
   block.remove();
@@ -42,9 +43,11 @@ function readBlock(block) {
     more.hidden = list.children.length >= found.length;
     updateCount();
   } else {
-    for (const [id, data] of Object.entries(content)) posters.set(id, `data:image/jpeg;base64,${data}`);
-    document.body.classList.toggle("pictured", posters.size > 0); // without posters the cards have no picture column
-    for (const picture of document.querySelectorAll("img:not([src])")) showPoster(picture);
+    for (const [id, [frames, data]] of Object.entries(content)) {
+      previews.set(id, { frames, url: `data:image/jpeg;base64,${data}` });
+    }
+    document.body.classList.toggle("pictured", previews.size > 0); // without previews the cards have no picture column
+    for (const image of document.querySelectorAll("img[data-window]:not([src])")) showPreview(image);
   }
 }
 
@@ -156,25 +159,46 @@ function segmentNodes(segments, column, maxCharacters) {
 
 function picture(row) {
   const image = make("img", { alt: "", "data-window": row.window_id, decoding: "async" });
-  showPoster(image);
+  showPreview(image);
   const frame = make("div", { class: "picture" }, image);
-  if (row.animated) {
-    frame.addEventListener("pointerenter", () => reducedMotion.matches || animate(image));
-    frame.addEventListener("pointerleave", () => showPoster(image));
-  }
+  frame.addEventListener("pointerenter", () => reducedMotion.matches || play(image));
+  frame.addEventListener("pointerleave", () => stop(image));
   frame.addEventListener("click", () => opened || show(row));
   return frame;
 }
 
-function showPoster(image) {
-  const poster = posters.get(image.dataset.window);
-  if (poster) image.src = poster;
+// Shows the middle frame of a window's preview, if there is one.
+function showPreview(image) {
+  const preview = previews.get(image.dataset.window);
+  if (!preview) return;
+  image.addEventListener("load", () => {
+    image.style.setProperty("--ratio", (preview.frames * image.naturalWidth) / image.naturalHeight);
+  });
+  image.src = preview.url;
+  showFrame(image, Math.floor(preview.frames / 2));
 }
 
-function animate(image) {
-  if (!animationsReachable) return;
-  image.addEventListener("error", () => { animationsReachable = false; showPoster(image); }, { once: true });
-  image.src = `previews/${encodeURIComponent(image.dataset.window)}.webp`;
+// The frames are below each other: the image is as wide as one of them, and its position selects the frame.
+function showFrame(image, number) {
+  image.style.objectPosition = `0 ${(100 * number) / Math.max(previews.get(image.dataset.window).frames - 1, 1)}%`;
+}
+
+function isAnimated(image) {
+  return previews.get(image.dataset.window)?.frames > 1;
+}
+
+function play(image) {
+  clearInterval(playing);
+  if (!isAnimated(image)) return;
+  const { frames } = previews.get(image.dataset.window);
+  let number = 0;
+  showFrame(image, number);
+  playing = setInterval(() => showFrame(image, (number = (number + 1) % frames)), FRAME_MILLISECONDS);
+}
+
+function stop(image) {
+  clearInterval(playing);
+  if (isAnimated(image)) showFrame(image, Math.floor(previews.get(image.dataset.window).frames / 2));
 }
 
 function show(row) {
@@ -203,18 +227,17 @@ function show(row) {
 // The preview with a button that plays and stops it. It plays at once unless the system asks for reduced motion.
 function player(row) {
   const image = make("img", { alt: "", "data-window": row.window_id });
-  showPoster(image);
+  showPreview(image);
   const frame = make("div", { class: "picture" }, image);
-  if (!row.animated || !animationsReachable) return frame;
+  if (!isAnimated(image)) return frame;
   const button = make("button", { type: "button" });
-  const play = (playing) => {
-    button.textContent = playing ? "Stop the preview" : "Play the preview";
-    button.onclick = () => play(!playing);
-    if (playing) animate(image);
-    else showPoster(image);
+  const setPlaying = (isPlaying) => {
+    button.textContent = isPlaying ? "Stop the preview" : "Play the preview";
+    button.onclick = () => setPlaying(!isPlaying);
+    if (isPlaying) play(image);
+    else stop(image);
   };
-  image.addEventListener("error", () => button.remove(), { once: true });
-  play(!reducedMotion.matches);
+  setPlaying(!reducedMotion.matches);
   frame.append(button);
   return frame;
 }
@@ -248,5 +271,5 @@ details.addEventListener("keydown", (event) => {
   if (event.key === "ArrowRight") step(1);
 });
 details.addEventListener("click", (event) => event.target === details && details.close());
-details.addEventListener("close", () => { opened = null; });
+details.addEventListener("close", () => { opened = null; clearInterval(playing); });
 updateCount();
