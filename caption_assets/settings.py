@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -587,11 +588,14 @@ class Settings(BaseSettings):
         return self.model not in VARIANTS and self.model_like is None
 
 
-def load_settings() -> Settings:
+def load_settings(**given: Any) -> Settings:
     """The settings of this process's environment.
 
     A variable with the settings' prefix that resembles no setting is ignored with a warning, because it may be another
     program's.
+
+    Args:
+        given: values of settings by field; they take precedence over the environment.
 
     Raises:
         SettingsError: if a value is invalid, or an unknown variable resembles a setting.
@@ -604,20 +608,20 @@ def load_settings() -> Settings:
         else:
             logger.warning("Ignored the unknown setting %s; see docs/reference/settings.md", unknown.name)
     try:
-        settings = Settings()
+        settings = Settings(**given)
     except ValidationError as error:
-        problems += [_explain(detail) for detail in error.errors()]
+        problems += [_explain(detail, given) for detail in error.errors()]
     if problems:
         raise SettingsError("; ".join(problems))
     return settings
 
 
-def _explain(detail: Any) -> str:
+def _explain(detail: Any, given: Mapping[str, Any]) -> str:
     """A one-line message for a validation error: variable, value, problem."""
     problem = str(detail["msg"]).removeprefix("Value error, ")
     if not detail["loc"]:
         return problem
     variable = PREFIX + str(detail["loc"][0]).upper()
-    value = os.environ.get(variable, "")
+    value = str(given.get(str(detail["loc"][0]), os.environ.get(variable, "")))
     hidden = mentions_credential(value) if detail["loc"][0] in _JSON_ARGUMENTS else is_credential(value)
     return f"{variable}={'…' if hidden else repr(value)}: {problem}"

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caption_assets.captioning.engine import EngineCrashed
+from caption_assets.captioning.loop_thread import LoopThread
 from caption_assets.captioning.recipe_file import built_in
 from caption_assets.captioning.request import Completion, Request, RequestFailed
 from caption_assets.captioning.supervisor import EngineSupervisor
@@ -23,7 +24,6 @@ from caption_assets.models.variants import SAMPLE, VARIANTS, find_variant
 from caption_assets.models.weights import MANIFEST, WeightsError
 from caption_assets.qwen_vl import CaptionsIncomplete, QwenVL
 from caption_assets.qwen_vl.given_video import GivenVideo, as_frames
-from caption_assets.qwen_vl.loop_thread import LoopThread
 from caption_assets.qwen_vl.stage2_prompt import second_prompt
 from caption_assets.sample.clips import SampleClip, encode, random_clip
 from tests.captioning.fake_engine import FakeEngine, start_fake_engine
@@ -150,7 +150,7 @@ class CrashingEngine(FakeEngine):
 def model_on_fake_engine() -> Iterator[QwenVL]:
     """A model on a fake engine that may crash and is not restarted."""
     model = QwenVL("/models", "sample", 16, fp8=False, stage2_prompt_text="Refine: ")
-    loop = LoopThread()
+    loop = LoopThread("test")
     supervisor = EngineSupervisor(lambda: start_fake_engine(CrashingEngine()), max_restarts=0)
     loop.run(supervisor.__aenter__())
     model._loop, model._supervisor = loop, supervisor

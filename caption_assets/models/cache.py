@@ -16,19 +16,22 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from caption_assets.models.checkpoint import Checkpoint
 from caption_assets.models.download import PARALLEL_DOWNLOADS, check_space, download, remaining_sizes
-from caption_assets.models.mirror import mirror_of, read_weights_manifest
-from caption_assets.models.source import find_source
+from caption_assets.models.mirror import mirror_of, publish, read_weights_manifest
+from caption_assets.models.source import Folder, find_source
 from caption_assets.models.weights import (
+    MANIFEST,
     ListedFile,
     Mismatch,
     OnProgress,
@@ -37,6 +40,7 @@ from caption_assets.models.weights import (
     format_size,
     ignore_progress,
 )
+from caption_assets.store.access import STANDARD, Access
 from caption_assets.store.disk import reason_of
 from caption_assets.store.root import Root
 
@@ -95,7 +99,7 @@ def ensure_local(
     """
     manifest, mirror = read_weights_manifest(root, checkpoint), mirror_of(root, checkpoint)
     entry = _Entry(cache / checkpoint.folder / manifest.digest[:16])
-    try:
+    with _report_unusable(cache):
         entry.folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(entry.lock):
             entry.use()
@@ -106,12 +110,67 @@ def ensure_local(
             check_space(entry.partial, needed, "CAPTION_CACHE")
             download(mirror, missing, entry.partial, entry.add_verified, on_progress)
             entry.complete()
+    return entry.folder
+
+
+@contextmanager
+def _report_unusable(cache: Path) -> Iterator[None]:
+    """Raise ``WeightsError`` with the folder and the remedy if the cache cannot be read or written."""
+    try:
+        yield
     except OSError as error:
         raise WeightsError(
             f"cannot use the weights cache {cache} ({reason_of(error, cache)}): free space there, or choose another "
             "local folder (CAPTION_CACHE)"
         ) from error
-    return entry.folder
+
+
+def ensure_local_from_source(
+    checkpoint: Checkpoint,
+    config: CacheConfig,
+    access: Access = STANDARD,
+    *,
+    on_progress: OnProgress = ignore_progress,
+    overrides: Mapping[str, Any] = MappingProxyType({}),
+) -> Path:
+    """The local folder from which the engine loads a checkpoint, without a root and its mirror.
+
+    The embedded model and a local folder are used where they are. Other checkpoints are downloaded from their source
+    into the cache and verified, in the same form as from a mirror.
+
+    Args:
+        checkpoint: the model or adapter.
+        config: the settings of the cache.
+        access: access to a folder in object storage.
+        on_progress: called with the progress of the download.
+        overrides: vLLM's argument ``hf_overrides``: values that replace those of the model's ``config.json``.
+
+    Raises:
+        WeightsError: if the download fails, a file is not the published one, or there is no space.
+    """
+    source, cache = find_source(checkpoint, access), config.folder
+    if isinstance(source, Folder) and source.root.is_local:
+        source.kind.check(list(source.sizes()), source.address)
+        return Path(source.address)
+    with _report_unusable(cache):
+        (cache / checkpoint.folder).parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{cache / checkpoint.folder}.lock"):
+            if source.pinned and not config.verify and (cached := find_local(checkpoint, cache)):
+                _Entry(cached).use()
+                if cached.is_dir():  # otherwise it was evicted meanwhile
+                    return cached
+            root = Root.open(str(cache), access)
+            published = publish(
+                root, checkpoint, cache, on_progress=on_progress, overrides=overrides, root_setting="CAPTION_CACHE"
+            )
+            mirror, entry = mirror_of(root, checkpoint), _Entry(cache / checkpoint.folder / published.digest[:16])
+            if not entry.folder.exists() and not entry.partial.exists():  # links: a copy would take the space twice
+                shutil.copytree(
+                    mirror.address, entry.partial, copy_function=os.link, ignore=shutil.ignore_patterns(MANIFEST)
+                )
+            folder = ensure_local(root, checkpoint, cache, limit=config.limit, verify=config.verify)
+            root.remove_folder(mirror.path)
+    return folder
 
 
 def find_local(checkpoint: Checkpoint, cache: Path) -> Path | None:

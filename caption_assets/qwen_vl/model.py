@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from caption_assets.captioning.engine import RESERVED, EngineConfig, UnknownArgument, start_engine
+from caption_assets.captioning.loop_thread import LoopThread
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.models.snapshot import Snapshot
 from caption_assets.models.variants import find_variant
 from caption_assets.qwen_vl.call import Call
-from caption_assets.qwen_vl.loop_thread import LoopThread
 from caption_assets.store.root import Root
 
 DEFAULT_STAGE2 = "Please refine this caption: "
@@ -128,7 +128,7 @@ class QwenVL:
             os.environ.setdefault("VLLM_LOGGING_LEVEL", "INFO")  # the level at which vLLM logs its statistics
         recipe, config = self._engine_settings()
         supervisor = EngineSupervisor(lambda: start_engine(self._snapshot.path, recipe, config))
-        loop = LoopThread()
+        loop = LoopThread("qwen-vl")
         try:
             loop.run(supervisor.__aenter__())
         except UnknownArgument as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
@@ -57,9 +57,20 @@ def probe_clips(
     Raises:
         ShardError: if the shard cannot be listed or has no clips.
     """
-    base = _base(source)
+    yield from probe_listed(sandbox, _list_clips(source, shard, others), windowing, _base(source))
+
+
+def probe_listed(sandbox: Sandbox, clips: Iterable[Clip], windowing: Windowing, base: str = "") -> Iterator[ProbedClip]:
+    """Probe clips in parallel, and yield them in their order.
+
+    Args:
+        sandbox: the workers that probe.
+        clips: the clips.
+        windowing: sizes of windows.
+        base: start of the URLs of clips in the source, which the rows omit.
+    """
     waiting: deque[tuple[Clip, Future[ProbedClip]]] = deque()
-    for clip in _list_clips(source, shard, others):
+    for clip in clips:
         waiting.append((clip, sandbox.submit(_probe_clip, clip, base, windowing)))
         if len(waiting) == CLIPS_PER_WORKER * sandbox.workers:
             yield _result(sandbox, base, *waiting.popleft())

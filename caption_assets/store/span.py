@@ -68,4 +68,6 @@ class Span:
         fsspec's ``url_to_fs`` is not used: it parses ``::`` in a file name as a chain of file systems.
         """
         protocol, path = self.url.split("://", 1)
+        if protocol in ("http", "https"):  # fsspec's paths of these are URLs
+            path = self.url
         return self.access.filesystem(protocol), path

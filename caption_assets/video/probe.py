@@ -14,6 +14,7 @@ from av.stream import Discard
 from av.video.stream import VideoStream
 
 from caption_assets.errors import UnreadableClip
+from caption_assets.store.span import Span
 from caption_assets.store.span_file import SpanFile
 from caption_assets.video.boxes import read_movie_box
 from caption_assets.video.container import (
@@ -128,6 +129,11 @@ def probe(file: bytes | SpanFile, limits: Limits = LIMITS) -> Probe:
         return _build_probe(
             container, stream, track, orientation, packets, presentation_order, limits, is_complete=complete
         )
+
+
+def probe_span(span: Span) -> Probe:
+    """Probe the clip in a range of bytes; see ``probe_by_ranges``. A job for a worker process."""
+    return probe_by_ranges(SpanFile(span))
 
 
 def probe_by_ranges(file: SpanFile, limits: Limits = LIMITS) -> Probe:

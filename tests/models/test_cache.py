@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from caption_assets.models.cache import ensure_local, find_local
+from caption_assets.models.cache import CacheConfig, ensure_local, ensure_local_from_source, find_local
 from caption_assets.models.mirror import publish
-from caption_assets.models.variants import Variant
+from caption_assets.models.variants import SAMPLE, Variant
 from caption_assets.models.weights import MANIFEST, WeightsError
 from caption_assets.store.root import Root
 from tests.models.files import PARTS, SHARD, contents, flip_a_bit, folder_of, write_model
@@ -226,3 +226,20 @@ def test_invalid_verification_record_is_rewritten(root: Root, cache: Path, varia
     record.write_text("{")
     ensure_local(root, variant, cache)
     assert sorted(json.loads(record.read_text())) == PARTS
+
+
+def test_local_folder_is_used_where_it_is(cache: Path, tmp_path: Path) -> None:
+    write_model(tmp_path / "mine", FILES)
+    variant = Variant("local/mine", "v1", path=str(tmp_path / "mine"))
+    assert ensure_local_from_source(variant, CacheConfig(cache)) == tmp_path / "mine"
+    assert not cache.exists()
+
+
+def test_local_folder_without_a_model_is_an_error(cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=str(tmp_path)):
+        ensure_local_from_source(Variant("local/mine", "v1", path=str(tmp_path)), CacheConfig(cache))
+
+
+def test_embedded_model_is_used_where_it_is(cache: Path) -> None:
+    assert (ensure_local_from_source(SAMPLE, CacheConfig(cache)) / "config.json").is_file()
+    assert not cache.exists()

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
+from caption_assets.models.cache import CacheConfig, ensure_local, ensure_local_from_source
 from caption_assets.models.mirror import publish, read_weights_manifest
 from caption_assets.models.variants import Variant
 from caption_assets.models.weights import MANIFEST, WeightsError
@@ -303,3 +304,25 @@ def test_progress_counts_every_byte(hub: HubServer, root: Root, cache: Path) -> 
     manifest = publish(root, MODEL, cache, on_progress=lambda done, total: reported.append((done, total)))
     assert reported == sorted(reported)
     assert reported[-1] == (manifest.size, manifest.size)
+
+
+def test_model_is_downloaded_into_the_cache_without_a_root(hub: HubServer, cache: Path) -> None:
+    folder = ensure_local_from_source(MODEL, CacheConfig(cache))
+    assert contents(folder) == {name: hub.files[name] for name in PARTS}
+    assert not list(cache.rglob(MANIFEST))  # the files are stored once
+    requests = len(hub.requests)
+    assert ensure_local_from_source(MODEL, CacheConfig(cache)) == folder
+    assert len(hub.requests) == requests
+
+
+def test_model_of_a_run_is_found_in_the_cache(hub: HubServer, root: Root, cache: Path) -> None:
+    publish(root, MODEL, cache)
+    folder, requests = ensure_local(root, MODEL, cache), len(hub.requests)
+    assert ensure_local_from_source(MODEL, CacheConfig(cache)) == folder
+    assert len(hub.requests) == requests
+
+
+def test_model_in_the_cache_is_used_by_a_run(hub: HubServer, root: Root, cache: Path) -> None:
+    folder = ensure_local_from_source(MODEL, CacheConfig(cache))
+    publish(root, MODEL, cache)
+    assert ensure_local(root, MODEL, cache) == folder

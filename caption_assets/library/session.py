@@ -1,0 +1,94 @@
+"""A session: worker processes and an engine, in an event loop of its own thread, for many calls."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from queue import SimpleQueue
+
+from caption_assets.captioning.loop_thread import LoopThread
+from caption_assets.captioning.recipe import Recipe
+from caption_assets.captioning.stages import Stage
+from caption_assets.captioning.supervisor import EngineSupervisor
+from caption_assets.library.rows import WindowCaption
+from caption_assets.library.run import CaptionCall
+from caption_assets.sources.clip import Clip
+from caption_assets.store.access import STANDARD, Access
+from caption_assets.video.window import Windowing
+from caption_assets.workers.sandbox import Sandbox
+
+OpenEngine = Callable[[], AbstractAsyncContextManager[EngineSupervisor]]
+
+
+class Session:
+    """Captions clips on one engine, which starts with the first window and runs until ``close``.
+
+    Args:
+        recipe: model, stages and sampling.
+        open_engine: opens the engine of the recipe's model.
+        windowing: sizes of windows.
+        sandbox: probes and decodes clips. It ends with the session.
+        access: access to object storage.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        open_engine: OpenEngine,
+        windowing: Windowing,
+        sandbox: Sandbox,
+        access: Access = STANDARD,
+    ) -> None:
+        self._recipe = recipe
+        self._open_engine = open_engine
+        self._windowing = windowing
+        self._sandbox = sandbox
+        self._access = access
+        self._loop = LoopThread("caption-assets")
+        self._stack = AsyncExitStack()
+        self._starting = asyncio.Lock()
+        self._engine: EngineSupervisor | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._is_closed = False
+
+    def caption(self, clips: Iterable[Clip], stage: Stage | None = None) -> Iterator[WindowCaption]:
+        """Caption clips; see ``Captioner.caption``. Closing the iterator stops the call, and not the engine."""
+        stages, shown = self._recipe.own_stages, self._recipe.own_stages
+        if stage:
+            stages, shown = (*self._recipe.graph.upstream(stage), stage), (stage,)
+        call = CaptionCall(
+            self._recipe, stages, shown, self._windowing, self._access, self._sandbox, self._running_engine
+        )
+        rows: SimpleQueue[WindowCaption | None] = SimpleQueue()
+        task = self._loop.start(call.run(clips, rows.put), lambda: rows.put(None))
+        self._tasks.add(task)
+        try:
+            while (row := rows.get()) is not None:
+                yield row
+            if task.cancelled():
+                raise RuntimeError("the captioner was closed during this call")
+            task.result()
+        finally:
+            self._tasks.discard(task)
+            if not task.done():
+                self._loop.cancel(task)
+                while rows.get() is not None:  # until the task has ended
+                    pass
+
+    def close(self) -> None:
+        """Stop the calls in progress, the engine and the workers."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        for task in list(self._tasks):
+            self._loop.cancel(task)
+        self._loop.run(self._stack.aclose())
+        self._loop.stop()
+        self._sandbox.__exit__(None, None, None)
+
+    async def _running_engine(self) -> EngineSupervisor:
+        async with self._starting:
+            if self._engine is None:
+                self._engine = await self._stack.enter_async_context(self._open_engine())
+            return self._engine
