@@ -16,7 +16,7 @@ pytestmark = pytest.mark.fast
 
 REPOSITORY = Path(__file__).parent.parent
 PROJECT_COMMANDS = ("compare", "link", "move", "recipe", "reconcile", "removals", "retire", "trash")
-COMMANDS = (*PROJECT_COMMANDS, "sample-shards", "show", "train-sample")
+COMMANDS = (*PROJECT_COMMANDS, "run", "sample-shards", "show", "train-sample")
 LAZY = ("dagster", "numpy", "pyarrow", "rich", "torch", "transformers", "vllm")
 
 

@@ -247,7 +247,11 @@ def _evaluate(context: dg.ScheduleEvaluationContext, settings: Settings) -> _Bac
 
 
 def partition_ranges(
-    order: Sequence[str], wanted: AbstractSet[str], complete: AbstractSet[str], limit: int
+    order: Sequence[str],
+    wanted: AbstractSet[str],
+    complete: AbstractSet[str],
+    limit: int,
+    max_factor: int = MAX_RANGE_FACTOR,
 ) -> Iterator[list[str]]:
     """Cut ``order`` into ranges for runs.
 
@@ -255,7 +259,8 @@ def partition_ranges(
         order: all partitions.
         wanted: partitions to process; each is in exactly one range.
         complete: partitions that a range may contain as well; no others may lie in a range.
-        limit: maximum number of wanted partitions in a range. Its length is at most ``MAX_RANGE_FACTOR`` times this.
+        limit: maximum number of wanted partitions in a range.
+        max_factor: maximum length of a range, as a multiple of ``limit``.
     """
     current: list[str] = []
     count = 0
@@ -264,7 +269,7 @@ def partition_ranges(
         if shard not in wanted:
             gap.append(shard)
             continue
-        fits = len(current) + len(gap) < MAX_RANGE_FACTOR * limit and all(other in complete for other in gap)
+        fits = len(current) + len(gap) < max_factor * limit and all(other in complete for other in gap)
         if current and (count == limit or not fits):
             yield current
             current, count = [], 0

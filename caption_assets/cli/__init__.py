@@ -8,6 +8,7 @@ import sys
 from caption_assets.cli import project as project
 from caption_assets.cli import reading as reading
 from caption_assets.cli import recipes as recipes
+from caption_assets.cli import running as running
 from caption_assets.cli import sample as sample
 from caption_assets.cli import status as status
 from caption_assets.cli.app import app as app

@@ -16,6 +16,10 @@ from dagster._core.definitions.asset_checks.asset_check_evaluation import (
     AssetCheckEvaluationTargetMaterializationData as AssetCheckEvaluationTargetMaterializationData,
 )
 
+# Runs of a command belong to the job of all assets, as those of the UI and of `dagster asset materialize`. No public
+# function gives it in the form that the processes of steps can load.
+from dagster._core.definitions.assets.job.asset_job import IMPLICIT_ASSET_JOB_NAME
+
 # Dagster adds these tags to what a step returns, and adds none to logged events. It documents the data version's tag
 # alone.
 from dagster._core.definitions.data_version import CODE_VERSION_TAG as CODE_VERSION_TAG
@@ -27,6 +31,13 @@ from dagster._core.definitions.data_version import INPUT_DATA_VERSION_TAG_PREFIX
 from dagster._core.definitions.data_version import INPUT_EVENT_POINTER_TAG_PREFIX as INPUT_EVENT_POINTER_TAG_PREFIX
 from dagster._core.definitions.data_version import get_input_data_version_tag as get_input_data_version_tag
 from dagster._core.definitions.data_version import get_input_event_pointer_tag as get_input_event_pointer_tag
+from dagster._core.definitions.reconstruct import ReconstructableJob, ReconstructableRepository
+
+# A shard in a run's range that the run leaves out gets its earlier plan again; Dagster reports plans only for new runs.
+from dagster._core.events import AssetMaterializationPlannedData
+
+# A run that a signal ended is recognized by its reason.
+from dagster._core.events import RunFailureReason as RunFailureReason
 
 # A step that must not be retried is failed by an event; the health check's result always allows a retry.
 from dagster._core.execution.plan.objects import StepFailureData, UserFailureData
@@ -61,6 +72,19 @@ def step_job(handler: K8sStepHandler, context: StepHandlerContext) -> tuple[Any,
     """The Kubernetes client, Job name and namespace of a step. The handler has no public access to them."""
     namespace = handler._get_container_context(context).namespace
     return handler._api_client, handler._get_k8s_step_job_name(context), str(namespace)
+
+
+def plan_materialization(instance: dg.DagsterInstance, run_id: str, asset: dg.AssetKey, partition: str) -> None:
+    """Report that a run plans to materialize a partition, as Dagster does when it creates the run."""
+    run = instance.get_run_by_id(run_id)
+    plan = AssetMaterializationPlannedData(asset, partition)
+    event = dg.DagsterEvent.build_asset_materialization_planned_event(run.job_name if run else "", "", plan)
+    instance.report_dagster_event(event, run_id)
+
+
+def asset_job(module: str, definitions: str) -> ReconstructableJob:
+    """The job of all assets of the definitions, given their module and their name in it."""
+    return ReconstructableRepository.for_module(module, definitions).get_reconstructable_job(IMPLICIT_ASSET_JOB_NAME)
 
 
 def fail_step(context: StepHandlerContext, summary: str, reason: str) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from datetime import timedelta
+from typing import Self
 
 import dagster as dg
 
@@ -39,17 +43,50 @@ class DownloadProgress:
             self._log.info(f"weights: {format_size(done)} of {format_size(total)}")
 
 
+COMMAND_TAG = "caption_assets.command"
+"""Tag of a run that is one of several of a command."""
+
+
+@dataclass(frozen=True, slots=True)
+class CommandProgress:
+    """The progress of a command before one of its runs, which is given to the run as a tag."""
+
+    windows_before: int
+    """Number of windows of its earlier runs."""
+    windows: int
+    """Number of windows of all its runs."""
+    runs_after: int
+    """Number of its later runs, each with an engine start."""
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """The tag of the run."""
+        return {COMMAND_TAG: json.dumps(asdict(self))}
+
+    @classmethod
+    def of(cls, tags: Mapping[str, str]) -> Self | None:
+        """The progress in the tags of a run; None if it is not the run of a command."""
+        return cls(**json.loads(tags[COMMAND_TAG])) if COMMAND_TAG in tags else None
+
+
 class WindowProgress:
-    """Rate and remaining time of a run's windows. Measured from the first one, to exclude the engine's start."""
+    """Rate and remaining time of a run's windows, or of all windows of its command.
 
-    def __init__(self) -> None:
+    The rate is measured from the first window, to exclude the engine's start. The time from the start to the first
+    window is added for each later run of the command.
+    """
+
+    def __init__(self, command: CommandProgress | None = None) -> None:
+        self._command = command
         self._expected = 0
+        self._reused = 0
         self._done = 0
-        self._first_at = self._logged_at = time.monotonic()
+        self._started_at = self._first_at = self._logged_at = time.monotonic()
 
-    def expect(self, windows: int) -> None:
-        """Add windows that are to be captioned."""
-        self._expected += windows
+    def expect(self, windows: int, unfinished: int) -> None:
+        """Add the windows of a shard, of which ``unfinished`` are to be captioned."""
+        self._expected += unfinished
+        self._reused += windows - unfinished
 
     def advance(self, *, last: bool) -> str | None:
         """Count a window. Returns rate and remaining time at intervals and for the ``last`` window, else None."""
@@ -60,8 +97,23 @@ class WindowProgress:
         if not last and now - self._logged_at < INTERVAL_SECONDS:
             return None
         self._logged_at = now
+        done, total = self._counts
+        of_command = f"{done} of {total} of this command; " if self._command else ""
         if self._done < 2:
-            return "the first window of this run"
+            return f"{of_command}the first window of this run"
         rate = (self._done - 1) / max(now - self._first_at, 1e-3)
-        left = timedelta(seconds=round((self._expected - self._done) / rate))
-        return f"{rate:.1f} windows/s, {left} left for the shards in progress"
+        seconds = (total - done) / rate
+        if self._command:
+            seconds += self._command.runs_after * (self._first_at - self._started_at)
+        left = timedelta(seconds=round(seconds))
+        return f"{of_command}{rate:.1f} windows/s, {left} left" + (
+            "" if self._command else " for the shards in progress"
+        )
+
+    @property
+    def _counts(self) -> tuple[int, int]:
+        """Number of finished windows and of all windows, of the command or of the opened shards."""
+        if self._command is None:
+            return self._done, self._expected
+        before = self._command.windows_before + self._reused
+        return before + self._done, max(self._command.windows, before + self._expected)

@@ -18,7 +18,7 @@ from caption_assets.dagster_lib.check_events import check_results, check_with_hi
 from caption_assets.dagster_lib.engine_time import EngineClock, EngineTime
 from caption_assets.dagster_lib.failures import ShardFailures, shards_failed
 from caption_assets.dagster_lib.metadata import Metadata, link
-from caption_assets.dagster_lib.progress import WindowProgress
+from caption_assets.dagster_lib.progress import CommandProgress, WindowProgress
 from caption_assets.dagster_lib.project import Project, table_of
 from caption_assets.dagster_lib.provenance import input_tags, input_version_tags, is_input_tag, output_tags, version_of
 from caption_assets.errors import CaptionAssetsError, as_project_error, printable
@@ -46,7 +46,7 @@ class RunLog(RunObserver):
         self._failures = ShardFailures(context)
         self._skips: dict[str, str] = {}
         self._inputs: dict[str, Inputs] = {}
-        self._progress = WindowProgress()
+        self._progress = WindowProgress(CommandProgress.of(context.run.tags))
         self._clock = EngineClock()
         self._has_several_shards = len(context.partition_keys) > 1
         self._publishing = Lock()
@@ -75,7 +75,7 @@ class RunLog(RunObserver):
 
     def started(self, shard: str, windows: int, unfinished: int) -> None:
         """Record the versions of the inputs that the shard is made from."""
-        self._progress.expect(unfinished)
+        self._progress.expect(windows, unfinished)
         self._inputs[shard] = self._current_inputs(shard)
 
     def captioned(self, shard: str, done: int, windows: int, *, ok: bool) -> None:

@@ -1,6 +1,6 @@
-"""The shards of a run: all in its range, or those that the schedule requested, with one tag for each.
+"""The shards of a run: all in its range, or those that were requested, with one tag for each.
 
-The partition range of a scheduled run may include other shards. One tag with all requested shards would be too long:
+The partition range of a requested run may include other shards. One tag with all requested shards would be too long:
 PostgreSQL cannot index a tag of more than 2,704 bytes (a third of a page), and the run could not be created.
 """
 
@@ -12,6 +12,8 @@ from hashlib import sha256
 
 import dagster as dg
 
+from caption_assets.dagster_lib.private_dagster import plan_materialization
+
 NAMESPACE = "caption_assets.request/"
 """Namespace of the tags."""
 MAX_LENGTH = 63
@@ -21,21 +23,21 @@ TAGS_PER_QUERY = 500
 
 
 def request_tags(asset: dg.AssetKey, inputs: Mapping[str, str], tick: str) -> dict[str, str]:
-    """The tags of a scheduled run.
+    """The tags of a run of the schedule or of a command.
 
     Args:
         asset: the asset that the run materializes; the last one if there are several.
         inputs: the requested shards, with the version of each one's input.
-        tick: time of the schedule's tick. A retry of the run has the same time, so that both count as one request.
+        tick: time of the request. A retry of the run has the same time, so that both count as one request.
     """
     return {_tag(shard): f"{_request(asset, version)} {tick}" for shard, version in inputs.items()}
 
 
 def shards_to_process(context: dg.AssetExecutionContext) -> list[str]:
-    """The shards that a step processes: those in the run's range, without those that the schedule did not request.
+    """The shards that a step processes: those in the run's range, without those that were not requested.
 
-    The latest materializations of the shards left out are logged again. Otherwise Dagster would show these shards as
-    failed if the run fails.
+    The last events of the shards left out are logged again. Otherwise Dagster would show these shards with the status
+    of this run: as failed if it fails, and as not failed if they failed before and it succeeds.
     """
     shards = list(context.partition_keys)
     requested = requested_shards(context.run.tags, shards)
@@ -43,15 +45,25 @@ def shards_to_process(context: dg.AssetExecutionContext) -> list[str]:
         return shards
     for shard in (shard for shard in shards if shard not in requested):
         for key in context.selected_asset_keys:
-            filters = dg.AssetRecordsFilter(asset_key=key, asset_partitions=[shard])
-            for record in context.instance.fetch_materializations(filters, limit=1).records:
-                if record.asset_materialization:
-                    context.log_event(record.asset_materialization)
+            _log_again(context, key, shard)
     return requested
 
 
+def _log_again(context: dg.AssetExecutionContext, key: dg.AssetKey, shard: str) -> None:
+    """Log the last event of a shard before this run again: its materialization, or the plan of a failed run."""
+    instance = context.instance
+    filters = dg.AssetRecordsFilter(asset_key=key, asset_partitions=[shard])
+    made = next(iter(instance.fetch_materializations(filters, limit=1).records), None)
+    planned = instance.fetch_planned_materializations(filters, limit=2).records
+    plan = next((record for record in planned if record.run_id != context.run.run_id), None)
+    if made and made.asset_materialization and (plan is None or plan.storage_id < made.storage_id):
+        context.log_event(made.asset_materialization)
+    else:  # without an earlier plan, one of no run: Dagster counts it neither as in progress nor as failed
+        plan_materialization(instance, plan.run_id if plan else "", key, shard)
+
+
 def requested_shards(tags: Mapping[str, str], shards: Iterable[str]) -> list[str] | None:
-    """Those of ``shards`` that the run's tags name; None if the run is not scheduled."""
+    """Those of ``shards`` that the run's tags name; None if it names none."""
     if not any(name.startswith(NAMESPACE) for name in tags):
         return None
     return [shard for shard in shards if _tag(shard) in tags]

@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from caption_assets.dagster_lib.progress import WindowProgress
+from caption_assets.dagster_lib.progress import CommandProgress, WindowProgress
 
 pytestmark = pytest.mark.fast
 
@@ -17,7 +17,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def test_window_progress_reports_rate_and_remaining_time_at_intervals(clock: list[float]) -> None:
     progress = WindowProgress()
-    progress.expect(41)
+    progress.expect(50, 41)
     messages = []
     clock[0] += 60  # the rate excludes the engine's start
     for _ in range(21):
@@ -32,7 +32,21 @@ def test_window_progress_reports_rate_and_remaining_time_at_intervals(clock: lis
 
 def test_window_progress_reports_the_last_window_of_a_shard(clock: list[float]) -> None:
     progress = WindowProgress()
-    progress.expect(2)
+    progress.expect(2, 2)
     assert progress.advance(last=False) is None
     clock[0] += 0.5
     assert progress.advance(last=True) == "2.0 windows/s, 0:00:00 left for the shards in progress"
+
+
+def test_window_progress_of_a_command_counts_all_its_windows_and_engine_starts(clock: list[float]) -> None:
+    tags = CommandProgress(windows_before=100, windows=400, runs_after=2).tags
+    progress = WindowProgress(CommandProgress.of(tags))
+    progress.expect(80, 20)
+    clock[0] += 30  # the start of the engine
+    assert progress.advance(last=False) == "161 of 400 of this command; the first window of this run"
+    clock[0] += 1
+    assert progress.advance(last=True) == "162 of 400 of this command; 1.0 windows/s, 0:04:58 left"
+
+
+def test_run_without_a_command_has_no_progress_of_one() -> None:
+    assert CommandProgress.of({"dagster/partition": "a"}) is None

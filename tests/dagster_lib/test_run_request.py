@@ -1,12 +1,10 @@
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterator
 
 import dagster as dg
 import pytest
 
-from caption_assets.dagster_lib.run_request import count_requests, request_tags, requested_shards
+from caption_assets.dagster_lib.run_request import count_requests, request_tags, requested_shards, shards_to_process
 
 pytestmark = pytest.mark.fast
 
@@ -70,3 +68,45 @@ def test_requests_for_many_shards_are_counted(instance: dg.DagsterInstance) -> N
     inputs = {f"shard-{number:04}": "1" for number in range(1200)}
     launch(instance, request_tags(MANIFEST, inputs, "tick-1"))
     assert count_requests(instance, MANIFEST, inputs) == dict.fromkeys(inputs, 1)
+
+
+SHARDS = dg.DynamicPartitionsDefinition(name="shards")
+
+
+@dg.asset(partitions_def=SHARDS, output_required=False, config_schema={"failing": [str]})
+def captions(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult[None]]:
+    """Logs the materialization of each requested shard, as the project's assets do."""
+    failing = context.op_execution_context.op_config["failing"]
+    for shard in shards_to_process(context):
+        if shard not in failing:
+            context.log_event(dg.AssetMaterialization(context.asset_key, partition=shard))
+    yield from ()
+    if failing:
+        raise dg.Failure
+
+
+def run_range(instance: dg.DagsterInstance, first: str, last: str, requested: str, failing: str = "") -> bool:
+    """Run the asset over a range; returns whether the run succeeded."""
+    tags = {"dagster/asset_partition_range_start": first, "dagster/asset_partition_range_end": last}
+    tags |= request_tags(captions.key, dict.fromkeys(requested, "1"), "t")
+    config = {"ops": {"captions": {"config": {"failing": list(failing)}}}}
+    return dg.materialize([captions], instance=instance, tags=tags, run_config=config, raise_on_error=False).success
+
+
+def statuses(instance: dg.DagsterInstance, shards: str) -> list[str | None]:
+    found = instance.get_status_by_partition(captions.key, list(shards), SHARDS) or {}
+    return [status and status.value for status in found.values()]
+
+
+def test_status_of_shards_that_a_run_leaves_out_is_kept(instance: dg.DagsterInstance) -> None:
+    instance.add_dynamic_partitions("shards", list("abcde"))
+    assert run_range(instance, "c", "c", "c")
+    assert not run_range(instance, "b", "b", "b", failing="b")
+    before = [None, "FAILED", "MATERIALIZED", None, None]
+    assert statuses(instance, "abcde") == before
+    assert not run_range(instance, "a", "e", "ae", failing="e")
+    assert statuses(instance, "abcde") == ["MATERIALIZED", "FAILED", "MATERIALIZED", None, "FAILED"]
+    assert run_range(instance, "a", "e", "ae")
+    assert statuses(instance, "abcde") == ["MATERIALIZED", "FAILED", "MATERIALIZED", None, "MATERIALIZED"]
+    assert run_range(instance, "b", "b", "b")
+    assert statuses(instance, "abcde") == ["MATERIALIZED"] * 3 + [None, "MATERIALIZED"]

@@ -1,0 +1,174 @@
+"""The selection of a command: shards by name or by state, and the tables that each of them needs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from enum import StrEnum
+from itertools import islice
+
+import dagster as dg
+
+from caption_assets.assets.clip_manifest import manifest_code_version
+from caption_assets.automation.shard_states import ShardStates
+from caption_assets.captioning.open_shard import WEIGHTS_ASSET
+from caption_assets.dagster_lib.private_dagster import DATA_VERSION_TAG
+from caption_assets.dagster_lib.project import Project
+from caption_assets.errors import CaptionAssetsError
+from caption_assets.settings import Settings
+from caption_assets.store.tables import CLIP_MANIFEST
+
+FAILED_STATUS = "FAILED"
+"""Dagster's status of a partition that the last run over it has not materialized."""
+
+
+class UnknownName(CaptionAssetsError):
+    """A shard or stage that does not exist."""
+
+
+class State(StrEnum):
+    """A state of shards that needs a run."""
+
+    MISSING = "missing"
+    """A table is missing, or was made from other inputs than the present ones."""
+    STALE = "stale"
+    """A table was made with other settings or weights than the present ones."""
+    FAILED = "failed"
+    """The last run over the shard failed."""
+
+
+Tables = Mapping[str, Collection[str]]
+"""Tables to make, by shard."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The shards and stages that a command line names."""
+
+    shards: Sequence[str] = ()
+    """Names of shards. They are processed in any state: failed windows are retried, and the others are reused."""
+    states: Collection[State] = (State.MISSING,)
+    """States of the shards to process, if none are named."""
+    stages: Sequence[str] = ()
+    """Names of the stages to process; all if empty."""
+    limit: int | None = None
+    """Maximum number of shards."""
+
+    def check_stages(self, project: Project) -> None:
+        """Check the names of the stages.
+
+        Raises:
+            UnknownName: if the recipe has no such stage.
+        """
+        for stage in self.stages:
+            if stage not in project.inputs:
+                raise UnknownName(_unknown("stage", stage, list(project.inputs), "the recipe"))
+
+    def choose(self, states: ShardStates, needs: Mapping[State, Tables]) -> list[str]:
+        """The shards to process, in order of registration.
+
+        Args:
+            states: the states of all shards.
+            needs: the tables that need a run, by state.
+        """
+        if self.shards:
+            wanted = set(self.shards)
+        else:
+            wanted = {
+                shard
+                for state in self.states
+                for shard, tables in needs[state].items()
+                if self._tables(states.project, tables, tables if state is State.MISSING else ())
+            }
+        return list(islice((shard for shard in states.order if shard in wanted), self.limit))
+
+    def tables(self, shard: str, states: ShardStates, needs: Mapping[State, Tables]) -> list[str]:
+        """The tables to make for a chosen shard, each after its inputs. A named shard needs all captions."""
+        missing = set(needs[State.MISSING].get(shard, ()))
+        wanted = {table for found in needs.values() for table in found.get(shard, ())}
+        if self.shards:
+            wanted.update(states.captions)
+        # What a missing stage needs is requested too: its failed rows are retried, and the others are reused.
+        wanted.update(states.project.with_upstream(missing))
+        found = self._tables(states.project, wanted, missing)
+        return [table for table in states.project.tables if table in found]
+
+    def _tables(self, project: Project, tables: Collection[str], missing: Collection[str]) -> set[str]:
+        """Those of ``tables`` that the selected stages are or need."""
+        if not self.stages:
+            return set(tables)
+        needed = set(project.with_upstream(self.stages)) & set(missing)
+        return (set(tables) & {CLIP_MANIFEST, *self.stages}) | needed
+
+
+def check_shards(names: Iterable[str], known: Collection[str]) -> None:
+    """Check the names of shards.
+
+    Raises:
+        UnknownName: if the source has no such shard.
+    """
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise UnknownName("\n".join(_unknown("shard", name, sorted(known), "CAPTION_SOURCE") for name in unknown))
+
+
+def _unknown(kind: str, name: str, known: Sequence[str], place: str) -> str:
+    near = get_close_matches(name, known)
+    guess = f"did you mean {' or '.join(near)}? " if near else ""
+    count = f"{place} has {len(known)} {kind}{'s' * (len(known) != 1)}"
+    first = "" if near or not known else f": {', '.join(known[:5])}{', …' * (len(known) > 5)}"
+    return f"unknown {kind} {name!r}: {guess}{count}{first}"
+
+
+def find_needs(instance: dg.DagsterInstance, settings: Settings, states: ShardStates) -> dict[State, Tables]:
+    """The tables that need a run, by state."""
+    project = states.project
+    missing = {
+        shard: [stage for stage, captioned in states.captions.items() if shard not in captioned]
+        for shard in states.without_captions
+    }
+    missing |= {shard: list(project.tables) for shard in states.without_manifest}
+    return {
+        State.MISSING: missing,
+        State.STALE: _stale(states, _code_versions(settings), _weights_version(instance, project)),
+        State.FAILED: _failed(instance, states),
+    }
+
+
+def _code_versions(settings: Settings) -> dict[str, str]:
+    """The present code version of each table."""
+    recipe = settings.caption_recipe
+    stages = {stage.name: recipe.version(stage) for stage in recipe.stages}
+    return {CLIP_MANIFEST: manifest_code_version(settings.windowing), **stages}
+
+
+def _weights_version(instance: dg.DagsterInstance, project: Project) -> str | None:
+    """The present data version of the weights; None if there are none yet."""
+    event = instance.get_latest_materialization_event(project.weights)
+    return ((event and event.asset_materialization and event.asset_materialization.tags) or {}).get(DATA_VERSION_TAG)
+
+
+def _stale(states: ShardStates, code: Mapping[str, str], weights: str | None) -> Tables:
+    """The tables of recorded shards that were made with other settings or weights."""
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    for table, records in states.records.items():
+        for shard, record in records.items():
+            made_with = record.versions and record.versions.inputs.get(WEIGHTS_ASSET)
+            has_other_weights = bool(weights and made_with and made_with != weights)
+            if record.versions and (record.versions.code != code[table] or has_other_weights):
+                found[shard].append(table)
+    return found
+
+
+def _failed(instance: dg.DagsterInstance, states: ShardStates) -> Tables:
+    """The tables that the last run over a shard has not made."""
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    for table in states.project.tables:
+        key, partitions = states.project.key(table), states.project.partitions
+        statuses = instance.get_status_by_partition(key, states.order, partitions) or {}
+        for shard, status in statuses.items():
+            if status and status.value == FAILED_STATUS:
+                found[shard].append(table)
+    return found
