@@ -1,11 +1,15 @@
-"""Names of environment variables: the settings' prefix, renamed settings, and misspelled ones."""
+"""Environment variables: those of a ``.env``, the settings' prefix, renamed settings, and misspelled ones."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from pathlib import Path
+
+from dotenv import dotenv_values
 
 PREFIX = "CAPTION_"
 RENAMED = {
@@ -56,6 +60,14 @@ class UnknownSetting:
         if self.name in RENAMED:
             return f"Unknown setting {self.name}; it is now {self.suggestions[0]}"
         return f"Unknown setting {self.name}; did you mean {' or '.join(self.suggestions)}? Rename or unset it"
+
+
+def load_env_file(folder: Path) -> None:
+    """Set the variables of a folder's ``.env``, if it has one, as Dagster's commands do.
+
+    A value of the file replaces that of the environment. ``NAME=${NAME:-value}`` is a default instead.
+    """
+    os.environ.update({name: value for name, value in dotenv_values(folder / ".env").items() if value is not None})
 
 
 def unknown_settings(environment: Mapping[str, str], known: Collection[str]) -> Iterator[UnknownSetting]:

@@ -15,7 +15,7 @@ from tests.cli import run_cli
 pytestmark = pytest.mark.fast
 
 REPOSITORY = Path(__file__).parent.parent
-PROJECT_COMMANDS = ("compare", "link", "move", "recipe", "reconcile", "removals", "retire", "trash")
+PROJECT_COMMANDS = ("compare", "init", "link", "move", "recipe", "reconcile", "removals", "retire", "trash")
 COMMANDS = (*PROJECT_COMMANDS, "run", "sample-shards", "show", "train-sample")
 LAZY = ("dagster", "numpy", "pyarrow", "rich", "torch", "transformers", "vllm")
 
@@ -58,7 +58,7 @@ def test_wrong_usage_exits_with_status_2(capsys: pytest.CaptureFixture[str]) -> 
     assert "Missing argument" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("home", ["", "relative", "/nowhere"])
+@pytest.mark.parametrize("home", ["relative", "/nowhere"])
 def test_wrong_dagster_home_is_an_error(home: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DAGSTER_HOME", home)
     monkeypatch.setenv("CAPTION_ROOT", str(tmp_path))

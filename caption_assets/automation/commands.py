@@ -26,9 +26,14 @@ def open_instance() -> Iterator[dg.DagsterInstance]:
     """The Dagster instance of DAGSTER_HOME.
 
     Raises:
-        InstanceError: if DAGSTER_HOME is not a folder.
+        InstanceError: if DAGSTER_HOME is not set, or not a folder.
     """
     home = os.environ.get("DAGSTER_HOME", "")
+    if not home:
+        raise InstanceError(
+            f"DAGSTER_HOME is not set, and {os.getcwd()} has no .env that sets it: run the command in a project folder "
+            "(`caption-assets init DIR` makes one), or set DAGSTER_HOME to the folder of your Dagster instance"
+        )
     if not Path(home).is_absolute() or not Path(home).is_dir():
         raise InstanceError(
             f"DAGSTER_HOME={home!r} is not the absolute path of a folder: set it to the folder of your Dagster instance"

@@ -1,5 +1,6 @@
 """The application of the command line: its options, and the panels of its commands in the help."""
 
+from pathlib import Path
 from typing import Annotated
 
 from typer import Context, Option, Typer
@@ -8,7 +9,7 @@ from caption_assets import __version__
 
 CAPTIONING = "Captioning"
 READING = "Reading captions"
-PROJECT = "Project commands (settings and DAGSTER_HOME come from the environment)"
+PROJECT = "Project commands (settings and DAGSTER_HOME come from .env and the environment)"
 RECIPES = "Recipes"
 SAMPLE = "Sample data and sample model"
 """Panels of the help, in this order."""
@@ -34,4 +35,7 @@ def options(
     debug: Annotated[bool, Option("--debug", help="Log everything, and print the traceback of an error.")] = False,
 ) -> None:
     """Caption shards of video clips with a vision-language model, as Dagster assets."""
+    from caption_assets.environment import load_env_file
+
+    load_env_file(Path.cwd())
     context.obj = debug

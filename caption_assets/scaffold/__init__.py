@@ -1,0 +1,1 @@
+"""A project folder of a user's own, for ``caption-assets init``."""

@@ -1,0 +1,27 @@
+"""Helpers for tests of project folders."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from caption_assets.scaffold.folder import ProjectFolder
+
+REPOSITORY = Path(__file__).parent.parent.parent
+
+
+def make(path: Path, root: str | None = None, source: str | None = None, model: str | None = None) -> ProjectFolder:
+    project = ProjectFolder.of(path, root, source, model)
+    project.make()
+    return project
+
+
+def run(folder: Path, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of the environment's ``bin`` in a folder, without settings but those of its ``.env``."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("CAPTION_", "DAGSTER_"))}
+    environment = {**kept, "HOME": str(folder), "PYTHONPATH": str(REPOSITORY), **variables}
+    program, *arguments = command
+    full = [sys.executable, "-W", "ignore", str(Path(sys.executable).with_name(program)), *arguments]
+    return subprocess.run(full, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
