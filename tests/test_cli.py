@@ -15,7 +15,19 @@ from tests.cli import run_cli
 pytestmark = pytest.mark.fast
 
 REPOSITORY = Path(__file__).parent.parent
-PROJECT_COMMANDS = ("compare", "init", "link", "move", "recipe", "reconcile", "removals", "retire", "trash")
+MACHINE_COMMANDS = ("bench", "doctor")
+PROJECT_COMMANDS = (
+    *MACHINE_COMMANDS,
+    "compare",
+    "init",
+    "link",
+    "move",
+    "recipe",
+    "reconcile",
+    "removals",
+    "retire",
+    "trash",
+)
 COMMANDS = (*PROJECT_COMMANDS, "run", "sample-shards", "show", "train-sample")
 LAZY = ("dagster", "numpy", "pyarrow", "rich", "torch", "transformers", "vllm")
 

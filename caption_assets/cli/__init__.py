@@ -6,6 +6,7 @@ Each command imports what it runs when it is called: ``--version`` and ``--help`
 import sys
 
 from caption_assets.cli import init as init
+from caption_assets.cli import machine as machine
 from caption_assets.cli import project as project
 from caption_assets.cli import reading as reading
 from caption_assets.cli import recipes as recipes

@@ -48,23 +48,37 @@ def check_recipe(recipe: Recipe, cache: CacheConfig) -> None:
     """
     names = [stage.name for stage in recipe.stages]
     print(f"{recipe.graph.name}: {len(names)} stage{'s' if len(names) > 1 else ''} ({', '.join(names)})")
-    print("ok       file, stages and slots")
+    for is_checked, what in recipe_checks(recipe, cache):
+        print(f"{'ok' if is_checked else 'skipped':9}{what}")
+
+
+def recipe_checks(recipe: Recipe, cache: CacheConfig) -> Iterator[tuple[bool, str]]:
+    """Check what a recipe needs of vLLM and of the model.
+
+    Yields:
+        Whether it could be checked, and what was checked, or what was not and why.
+
+    Raises:
+        RecipeError: if vLLM does not support a JSON Schema, or a choice is not one token of the model.
+        TemplateError: if the model's chat template cannot render a prompt.
+    """
+    yield True, "file, stages and slots"
     schemas = [stage for stage in recipe.stages if isinstance(stage.output, JsonOutput)]
     if schemas and find_spec("vllm") is None:
-        print(f"skipped  JSON Schemas: {NO_VLLM}")
+        yield False, f"JSON Schemas: {NO_VLLM}"
     for stage in schemas if find_spec("vllm") else ():
         _check_schema(stage)
-        print(f"ok       JSON Schema of {stage.name}: vLLM's structured outputs support it")
+        yield True, f"JSON Schema of {stage.name}: vLLM's structured outputs support it"
     renderers = _renderers(recipe, cache)
     for stage in recipe.stages:
         renderer = renderers[stage.name]
         if isinstance(renderer, str):
-            print(f"skipped  prompt of {stage.name}: {renderer}")
+            yield False, f"prompt of {stage.name}: {renderer}"
             continue
-        print(f"ok       prompt of {stage.name}: {renderer.tokens(stage)} tokens of {recipe.of(stage).variant.hub_id}")
+        yield True, f"prompt of {stage.name}: {renderer.tokens(stage)} tokens of {recipe.of(stage).variant.hub_id}"
         if isinstance(stage.output, ChoiceOutput):
             _check_choices(stage, renderer)
-            print(f"ok       choices of {stage.name}: one token each")
+            yield True, f"choices of {stage.name}: one token each"
 
 
 def _renderers(recipe: Recipe, cache: CacheConfig) -> dict[str, PromptRenderer | str]:
