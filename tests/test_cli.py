@@ -28,7 +28,7 @@ PROJECT_COMMANDS = (
     "retire",
     "trash",
 )
-COMMANDS = (*PROJECT_COMMANDS, "run", "sample-shards", "show", "train-sample")
+COMMANDS = (*PROJECT_COMMANDS, "run", "sample-shards", "show", "status", "train-sample")
 LAZY = ("dagster", "numpy", "pyarrow", "rich", "torch", "transformers", "vllm")
 
 

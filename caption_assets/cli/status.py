@@ -2,11 +2,37 @@
 
 from typing import Annotated
 
-from typer import Argument, Option
+from typer import Argument, Exit, Option
 
-from caption_assets.cli.app import READING, app
+from caption_assets.cli.app import PROJECT, READING, app
 
 Json = Annotated[bool, Option("--json", help="Print a JSON document.")]
+
+
+@app.command(rich_help_panel=PROJECT)
+def status(
+    shards: Annotated[
+        list[str] | None, Argument(metavar="SHARD", help="Shard keys. Default: a summary of all.")
+    ] = None,
+    as_json: Json = False,
+    exit_code: Annotated[
+        bool, Option("--exit-code", help="Exit with status 3 if a shard is failed, stale, missing or running.")
+    ] = False,
+) -> None:
+    """Show the state of the shards: why some failed, what made others stale, and the next command to type.
+
+    A shard is complete if its manifest and the captions of all stages are stored, recorded, and made from its present
+    clips with the present settings. Nothing is changed. With names of shards, it shows each of their tables.
+
+    Exit status: 0, 1 after an error, or as `--exit-code` says.
+
+    Examples: `caption-assets status`, `caption-assets status my-shard`, `caption-assets status --json | jq .stale`
+    """
+    from caption_assets.commands.status import INCOMPLETE, show_status
+
+    is_complete = show_status(shards or [], as_json=as_json)
+    if exit_code and not is_complete:
+        raise Exit(INCOMPLETE)
 
 
 @app.command(rich_help_panel=READING)

@@ -15,6 +15,10 @@ from caption_assets.store.tables import CLIP_MANIFEST, SHARD, CaptionRow, Manife
 Metadata = dict[str, dg.MetadataValue | int | float | str]
 ROW_COUNT = "dagster/row_count"
 """Dagster's own name for the number of rows of a materialization."""
+ROWS_OK, ROWS_FAILED = "rows_ok", "rows_failed"
+"""Names of the numbers of rows with and without a window or caption."""
+ERROR = "error"
+"""Name of the reason why a table could not be made, in an observation."""
 MEAN_WORDS = "mean_words"
 """Name of the mean number of words of a caption table, which later shards are compared with."""
 CELL_CHARACTERS = 200

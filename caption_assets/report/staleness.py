@@ -15,8 +15,6 @@ from caption_assets.store.versions import TableVersions
 
 SHOWN_CHARACTERS = 60
 """Maximum length of a value in a sentence, in characters. Equal beginnings of two values are left out."""
-CLIPS = "clips"
-"""Name of a change of a shard's clips."""
 _PROMPT, _PROMPT_OF = "prompt", "prompt of "
 _WINDOWS, _WINDOWING, _SCHEMA = "window length", "code version of windowing", "schema version of tables"
 _FIRST_WINDOWING = "v1"
@@ -33,6 +31,8 @@ class Change:
     """Value with which the table was made; empty if there was none."""
     new: str
     """Present value; empty if there is none."""
+    is_input: bool = False
+    """Whether it is an input: then the values are data versions."""
 
     def __str__(self) -> str:
         old, new = _excerpts(self.old, self.new)
@@ -65,7 +65,7 @@ def explain(table: str, made_from: Basis, present: Basis) -> list[Change]:
         present: what it would be made from now. Inputs that are missing here are not compared.
     """
     found = [
-        Change(_input_name(name), old, new)
+        Change(_input_name(name), old, new, is_input=True)
         for name, new in present.inputs.items()
         if (old := made_from.inputs.get(name, "")) != new
     ]
@@ -137,7 +137,7 @@ def _manifest_values(code: str) -> dict[str, str]:
 
 def _input_name(name: str) -> str:
     """The name of an input in a sentence."""
-    return {"shards": CLIPS, CLIP_MANIFEST: "manifest", WEIGHTS_ASSET: "weights"}.get(name, f"captions of {name}")
+    return {"shards": "clips", CLIP_MANIFEST: "manifest", WEIGHTS_ASSET: "weights"}.get(name, f"captions of {name}")
 
 
 def _excerpts(old: str, new: str) -> tuple[str, str]:

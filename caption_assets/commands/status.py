@@ -1,0 +1,183 @@
+"""The command that shows the state of shards, why some are failed or stale, and the next command to type."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from difflib import get_close_matches
+
+from caption_assets.automation.commands import open_instance
+from caption_assets.automation.shard_status import ShardStatus, State, TableStatus, read_statuses
+from caption_assets.automation.status_summary import (
+    count_states,
+    count_tables,
+    failures,
+    staleness,
+    unrecorded,
+)
+from caption_assets.dagster_lib.project import Project
+from caption_assets.dagster_lib.project_claim import check_claim
+from caption_assets.dagster_lib.shard_events import first_names
+from caption_assets.errors import CaptionAssetsError
+from caption_assets.resources import build_storage
+from caption_assets.settings import load_settings
+from caption_assets.sources.shard import list_shards
+
+INCOMPLETE = 3
+"""Exit status with ``--exit-code`` if a shard is not complete."""
+SHOWN_GROUPS = 10
+"""Maximum number of reasons of one kind in the text. The JSON document has all."""
+TABLE_STATES = (State.COMPLETE, State.STALE, State.FAILED, State.MISSING)
+Statuses = Mapping[str, ShardStatus]
+
+
+class UnknownShard(CaptionAssetsError):
+    """A shard that is neither in the source nor registered."""
+
+
+def show_status(shards: Sequence[str], *, as_json: bool) -> bool:
+    """Print the status of some shards, or of all.
+
+    Args:
+        shards: keys of the shards to show in detail; empty for a summary of all.
+        as_json: whether to print a JSON document.
+
+    Returns:
+        Whether all these shards are complete.
+
+    Raises:
+        UnknownShard: if there is no such shard.
+        CaptionAssetsError: if settings, instance, source or root cannot be read.
+    """
+    settings = load_settings()
+    storage, project = build_storage(settings), Project.of(settings)
+    with open_instance() as instance:
+        check_claim(instance, project, storage)
+        in_source = list_shards(storage.source()).keys
+        statuses = read_statuses(instance, settings, storage.root_to_read(), in_source)
+    for shard in shards:
+        if shard not in statuses:
+            raise UnknownShard(_unknown(shard, list(statuses), settings.source_url))
+    chosen = {shard: statuses[shard] for shard in shards} if shards else statuses
+    if as_json:
+        print(json.dumps(_document(settings.root, settings.source_url, project, chosen), ensure_ascii=False))
+    elif shards:
+        print("\n\n".join("\n".join(_details(shard, status)) for shard, status in chosen.items()))
+        _print_next(chosen, shards)
+    else:
+        print(f"source  {settings.source_url}")
+        print(f"root    {settings.root}")
+        print(f"Dagster {os.environ['DAGSTER_HOME']}")
+        print("\n".join(_summary(project, chosen)))
+        _print_next(chosen, ())
+    return all(status.state in (State.COMPLETE, State.REMOVED) for status in chosen.values())
+
+
+def _unknown(shard: str, known: Sequence[str], source: str) -> str:
+    near = get_close_matches(shard, known)
+    names = f"did you mean {' or '.join(near)}?" if near else f"it has {first_names(known) or 'none'}"
+    return f"shard {shard!r} is neither in CAPTION_SOURCE={source!r} nor registered; {names}"
+
+
+def _summary(project: Project, statuses: Statuses) -> Iterator[str]:
+    """Counts of shards and tables, then the reasons of failures and of staleness."""
+    yield f"shards  {len(statuses)}"
+    for state, number in count_states(statuses).items():
+        names = [shard for shard, status in statuses.items() if status.state is state]
+        yield f"  {number:>6}  {state}" + ("" if state is State.COMPLETE else f": {first_names(names)}")
+    yield ""
+    yield from _table_lines(project, statuses)
+    for title, groups in (
+        ("Failed", failures(statuses)),
+        ("Stale", staleness(statuses)),
+        ("Not recorded", unrecorded(statuses)),
+    ):
+        if groups:
+            yield from ("", title)
+        for group in groups[:SHOWN_GROUPS]:
+            yield f"  {len(group.shards):>6}  {', '.join(group.tables)} of {first_names(group.shards)}"
+            yield from (f"          {line}" for line in group.reason.splitlines())
+        if len(groups) > SHOWN_GROUPS:
+            yield f"  {len(groups) - SHOWN_GROUPS} more reasons: see `caption-assets status --json`"
+
+
+def _table_lines(project: Project, statuses: Statuses) -> Iterator[str]:
+    """The counts of each table, in columns."""
+    rows = [["table", *(str(state).removesuffix(" captions") for state in TABLE_STATES), "rows ok", "rows failed"]]
+    for table, counts in count_tables(statuses, project.tables).items():
+        numbers = [*(counts.states.get(state, 0) for state in TABLE_STATES), counts.rows_ok, counts.rows_failed]
+        rows.append([table, *map(str, numbers)])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for first, *others in rows:
+        cells = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
+        yield "  ".join([first.ljust(widths[0]), *cells])
+
+
+def _details(shard: str, status: ShardStatus) -> Iterator[str]:
+    """The state of each table of a shard."""
+    yield f"{shard}: {status.state}"
+    for name, table in status.tables.items():
+        rows = f"; rows: {table.rows[0]} ok, {table.rows[1]} failed" if any(table.rows) else ""
+        yield f"  {name}: {_state_of(table)}{rows}"
+        if table.state is not State.COMPLETE:
+            yield from (f"    {line}" for line in _reasons(table))
+
+
+def _state_of(table: TableStatus) -> str:
+    return "missing" if table.state is State.MISSING else str(table.state)
+
+
+def _reasons(table: TableStatus) -> Iterator[str]:
+    if table.reason:
+        yield from table.reason.splitlines()
+    if table.run_id:
+        yield f"run {table.run_id}"
+    yield from map(str, table.changes)
+    if table.stale_inputs:
+        yield f"made from {', '.join(table.stale_inputs)}, which is not current"
+
+
+def _print_next(statuses: Statuses, shards: Sequence[str]) -> None:
+    commands = _next_commands(statuses, shards)
+    print("\nnext: " + "\n      ".join(commands) if commands else "\nnothing to do")
+
+
+def _next_commands(statuses: Statuses, shards: Sequence[str]) -> list[str]:
+    """The commands that make the shards complete."""
+    states = count_states(statuses)
+    work = states.keys() - {State.COMPLETE, State.REMOVED, State.RUNNING}
+    if shards:
+        return [f"caption-assets run {' '.join(shards)}"] if work else []
+    options = {State.FAILED: "run --failed", State.STALE: "run --stale", State.REMOVED: "retire --removed"}
+    found = ["run"] if work - options.keys() or _has_changed_inputs(statuses) else []
+    found += [command for state, command in options.items() if state in states]
+    return [f"caption-assets {command}" for command in found]
+
+
+def _has_changed_inputs(statuses: Statuses) -> bool:
+    """Whether a stale table was made from other inputs, which ``run`` without options makes again."""
+    # A changed code version alone needs ``run --stale``; the schedule leaves it alone, too.
+    return any(
+        change.is_input
+        for status in statuses.values()
+        if status.state is State.STALE
+        for table in status.tables.values()
+        for change in table.changes
+    )
+
+
+def _document(root: str, source: str, project: Project, statuses: Statuses) -> dict[str, object]:
+    """The status as a JSON document."""
+    return {
+        "root": root,
+        "source": source,
+        "states": count_states(statuses),
+        "tables": {name: asdict(counts) for name, counts in count_tables(statuses, project.tables).items()},
+        "failed": [asdict(group) for group in failures(statuses)],
+        "stale": [asdict(group) for group in staleness(statuses)],
+        "not_recorded": [asdict(group) for group in unrecorded(statuses)],
+        "shards": {shard: asdict(status) for shard, status in statuses.items()},
+        "next": _next_commands(statuses, ()),
+    }
