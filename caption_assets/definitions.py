@@ -28,11 +28,17 @@ from caption_assets.automation.export import build_export_sensor  # noqa: E402
 from caption_assets.automation.new_shards import build_new_shards  # noqa: E402
 from caption_assets.automation.removals import build_removal_check  # noqa: E402
 from caption_assets.automation.schedule import build_backfill  # noqa: E402
+from caption_assets.captioning.library_logs import log_libraries  # noqa: E402
+from caption_assets.dagster_lib.command_errors import report_errors_briefly  # noqa: E402
+from caption_assets.dagster_lib.console import use_quiet_console  # noqa: E402
 from caption_assets.dagster_lib.project import Project  # noqa: E402
 from caption_assets.dagster_lib.project_claim import check_claim  # noqa: E402
 from caption_assets.dagster_lib.run_heartbeat import with_heartbeat  # noqa: E402
 from caption_assets.resources import build_resources, build_storage  # noqa: E402
 from caption_assets.settings import Settings, load_settings  # noqa: E402
+
+LOG_LEVEL = "CAPTION_LOG_LEVEL"
+"""Environment variable of the setting ``log_level``."""
 
 
 def build_definitions(settings: Settings) -> dg.Definitions:
@@ -81,7 +87,15 @@ def load_definitions() -> dg.Definitions:
         SettingsError: if a setting is invalid.
         ProjectClash: if another root or source has claimed the project's name on the Dagster instance.
     """
+    is_debug = os.environ.get(LOG_LEVEL) == "debug"  # read here too: other settings may be invalid
+    if not is_debug:
+        report_errors_briefly(None)
     settings = load_settings()
+    if is_debug:
+        log_libraries()
+    else:
+        use_quiet_console()
+        report_errors_briefly(Project.of(settings))
     if _has_instance():
         with dg.DagsterInstance.get() as instance:
             check_claim(instance, Project.of(settings), build_storage(settings))

@@ -28,7 +28,9 @@ def as_project_error(error: Exception) -> CaptionAssetsError:
     """The error itself if it is a ``CaptionAssetsError``, otherwise an ``UnexpectedError`` that wraps it."""
     if isinstance(error, CaptionAssetsError):
         return error
-    wrapper = UnexpectedError(f"unexpected {_with_type(error, printable(str(error)))}; see the log for the traceback")
+    wrapper = UnexpectedError(
+        f"unexpected {_with_type(error, printable(str(error)))}; set CAPTION_LOG_LEVEL=debug for the traceback"
+    )
     wrapper.__cause__ = error
     return wrapper
 

@@ -275,6 +275,11 @@ class Settings(BaseSettings):
         description="Maximum number of requests for a window's caption, over all runs; a run makes about four. The "
         "row then stays failed",
     )
+    log_level: Literal["info", "debug"] = Field(
+        "info",
+        description="What runs log to the console: `info` (progress, warnings and the reason of a failure) or `debug` "
+        "(all of Dagster's events, stack traces, and what vLLM logs). Dagster's UI shows all events with both",
+    )
     executor: Literal["in_process", "multiprocess", "k8s"] = Field(
         "in_process",
         description="Executor of a run's steps: `in_process`, in the run's process; `multiprocess`, one process per "

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -29,6 +30,8 @@ from scripts.dev import DATA, STATE
 
 ROOT = Path(__file__).resolve().parent.parent
 LOG = DATA / "demo.log"
+LOG_LINE = re.compile(r"\d\d:\d\d:\d\d (.*)")
+"""Pattern of the console's log lines."""
 STARTED = time.monotonic()
 STAGES = built_in("sample").stages
 TABLES = (CLIP_MANIFEST, *(stage.name for stage in STAGES))
@@ -69,8 +72,8 @@ def materialize(selection: str, *options: str) -> None:
             for line in process.stdout:
                 lines.append(line)
                 log.write(line)
-                if " - dagster - INFO - " in line:
-                    say("  " + line.rsplit(" - ", 1)[-1].strip())
+                if message := LOG_LINE.match(line):
+                    say(f"  {message[1]}")
     if process.returncode != 0:
         print("".join(lines), file=sys.stderr)
         raise SystemExit(f"demo: `dagster {' '.join(command[2:])} {' '.join(options)}` failed; its output is above")

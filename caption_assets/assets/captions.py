@@ -22,6 +22,7 @@ from caption_assets.captioning.stages import Stage
 from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.captioning.threads import in_thread
 from caption_assets.dagster_lib.caption_metadata import MEANINGS
+from caption_assets.dagster_lib.check_events import logged_checks
 from caption_assets.dagster_lib.failures import as_dagster_failure
 from caption_assets.dagster_lib.metadata import column_metadata, meanings, shortened
 from caption_assets.dagster_lib.metrics import Metrics, serve_metrics
@@ -59,7 +60,7 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
     )
     def captions(
         context: dg.AssetExecutionContext, storage: Storage, weights: Weights, workers: Workers, engine: Engine
-    ) -> Iterator[dg.MaterializeResult[None]]:
+    ) -> Iterator[dg.MaterializeResult[None] | dg.Output[None]]:
         # Dagster would skip the dataset: a step that logs several shards' materializations yields no output.
         if len(context.partition_keys) > 1 and project.dataset in context.job_def.asset_layer.selected_asset_keys:
             raise dg.Failure(
@@ -67,12 +68,16 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
                 "materialize it afterwards",
                 allow_retries=False,
             )
+        if not context.selected_asset_keys:
+            with stoppable(context), as_dagster_failure():
+                root = storage.root()
+                check_claim(context.instance, project, storage)
+                check_stored(context, project, recipe.graph, root, settings.max_failed_fraction)
+            yield from logged_checks(context)
+            return
         with stoppable(context), as_dagster_failure():
             root = storage.root()
             check_claim(context.instance, project, storage)
-            if not context.selected_asset_keys:
-                check_stored(context, project, recipe.graph, root, settings.max_failed_fraction)
-                return
             check_image()
             shards, log = shards_to_process(context), RunLog(context, settings, root)
             whole = CaptionRun(
@@ -101,6 +106,8 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
                     stop.run(caption_shards(supervisor, sandbox, run, ready, [metrics, log]))
             yield from log.take_results()
         log.check()
+        if len(context.partition_keys) > 1:
+            yield from logged_checks(context)
 
     return captions
 
@@ -143,7 +150,10 @@ async def _engine(
     async with engine.start(model, run.recipe, on_crash, metrics.watch, adapter) as supervisor:
         log.engine_ready()
         yield supervisor
-        context.log.info(f"engine restarts: {supervisor.crashes}; videos resent for later stages: {supervisor.resent}")
+        if supervisor.crashes:
+            context.log.info(f"engine restarts: {supervisor.crashes}")
+        if supervisor.resent:
+            context.log.info(f"videos resent, because the engine's cache had evicted them: {supervisor.resent}")
 
 
 def _spec(project: Project, recipe: Recipe, stage: Stage) -> dg.AssetSpec:

@@ -185,6 +185,7 @@ def _make(
         **({"table": link(root, path, settings.link_url)} if settings.link_url else {}),
         "unreadable_clips": markdown_table(["clip", "kind", "reason"], map(_reason, tally.first_unreadable)),
     }
+    context.log.info(f"{key}: {tally}")
     if message := tally.too_many_unreadable(settings.max_unreadable_fraction):
         raise TooManyUnreadable(message, metadata)
     return dg.MaterializeResult(data_version=dg.DataVersion(tally.content), tags=inputs, metadata=metadata)
@@ -242,6 +243,12 @@ class _Tally:
     first_unreadable: list[ManifestRow] = field(default_factory=list)
     content: str = ""
     """Hash of all rows."""
+
+    def __str__(self) -> str:
+        """A summary for the log: ``12 clips, 13 windows; 1 clip unreadable: 1 damaged``."""
+        kinds = ", ".join(f"{count} {kind}" for kind, count in self.errors.most_common())
+        unreadable = f"; {self.errors.total()} unreadable: {kinds}" if self.errors else ""
+        return f"{self.clips} clips, {self.windows} windows{unreadable}"
 
     def rows(self, clips: Iterable[ProbedClip]) -> Iterator[ManifestRow]:
         """Yield and count the rows of clips."""

@@ -63,6 +63,7 @@ def build_model_weights(settings: Settings) -> dg.AssetsDefinition:
                 for checkpoint in settings.checkpoints
             ]
         model = manifests[0]
+        context.log.info(f"weights of {model.hub_id}: {root.address(f'{WEIGHTS}/{variant.folder}')}")
         metadata: Metadata = {
             "model": model.hub_id,
             "revision": model.revision,

@@ -80,13 +80,13 @@ def build_shard_index(project: Project) -> dg.AssetsDefinition:
             if observed.get(key) != version:
                 context.log_event(observation(project, key, version))
         if listing.refused:
-            raise shards_failed(
-                f"{len(listing.refused)} shards cannot be registered; the others are registered", listing.refused
-            )
+            raise shards_failed(listing.refused, len(listing.shards) + len(listing.refused))
+        new = set(versions) - known
+        context.log.info(f"shards in {source.address('')}: {len(versions)} ({len(new)} new)")
         return dg.MaterializeResult(
             data_version=dg.DataVersion(sha256(repr(sorted(versions.items())).encode()).hexdigest()[:16]),
             metadata={
-                **index_metadata(source, len(versions), set(versions) - known),
+                **index_metadata(source, len(versions), new),
                 **_anomalies(listing, [key for key in contents if key not in versions], future),
             },
         )

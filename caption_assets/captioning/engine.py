@@ -32,6 +32,7 @@ from caption_assets.captioning.chat import Chat, TemplateError
 from caption_assets.captioning.choices import Choices, SplitChoice
 from caption_assets.captioning.engine_failure import CauseFile, explain_start
 from caption_assets.captioning.json_constraint import json_constraint
+from caption_assets.captioning.library_logs import is_quiet, quiet_libraries
 from caption_assets.captioning.output import TEXT, ChoiceOutput, JsonOutput, Output, TextOutput
 from caption_assets.captioning.prompts import escape_special_tokens, structural_tokens
 from caption_assets.captioning.reasoning import Reasoning, UnknownParser
@@ -62,7 +63,6 @@ ENVIRONMENT = {
     # one or two requests in a step this was 43 % of the engine's CPU time.
     "VLLM_CPU_ATTN_SPLIT_KV": "0",
     "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_LOGGING_LEVEL": "WARNING",
 }
 """Defaults of environment variables that vLLM reads. The user's values take precedence."""
 RESERVED = frozenset(
@@ -96,6 +96,8 @@ ENCODER_SHARE_OF_KV = 1 / 8
 7 KiB encoded (3,584 values of two bytes) and 56 KiB in the KV cache."""
 KV_SHARE = 0.9
 """Share of the KV cache for windows in progress."""
+UNKNOWN_CAUSE = "vLLM reported no cause; set CAPTION_LOG_LEVEL=debug for its log"
+"""Cause of a crash whose processes wrote none, because they were killed."""
 SHUTDOWN_SECONDS = 2.0
 """Maximum wait for the engine's processes to exit. On the CPU vLLM's own 5 s are not enough either, and killing them
 leaves nothing behind."""
@@ -213,6 +215,7 @@ def engine_arguments(
         "scheduling_policy": "priority",  # otherwise vLLM ignores a request's priority
         "tensor_parallel_size": config.tensor_parallel_size,
         "data_parallel_size": config.data_parallel_size,
+        "use_tqdm_on_load": not is_quiet(),
     }
     if files.model_type in QWEN:
         # Frames already have their final size; the model's processor only normalizes them.
@@ -257,8 +260,8 @@ async def start_engine(
         raise ValueError(f"the recipe's adapter is {recipe.lora}, but the engine's is {adapter}")
     config = config.of(recipe.variant)
     _check_supported(model, recipe.variant, config)
-    arguments = engine_arguments(model, recipe, config, adapter)
     _prepare_environment()
+    arguments = engine_arguments(model, recipe, config, adapter)
     cause = CauseFile()
     build = Build(partial(_build, arguments, recipe, adapter))
     try:
@@ -350,6 +353,7 @@ def _require_video(config: Any) -> None:
 
 def _prepare_environment() -> None:
     """Set the environment variables that vLLM and its processes read."""
+    quiet_libraries()
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     # vLLM loads plug-ins once. A forked process inherits that flag and would skip ours.
@@ -751,7 +755,7 @@ class CaptionEngine:
                 self._last_output_at = asyncio.get_running_loop().time()
                 request.on_prefilled()
         except EngineDeadError as error:
-            raise self._crashed(self._cause() or "see the log above") from error
+            raise self._crashed(self._cause() or UNKNOWN_CAUSE) from error
         except _CacheMiss:
             raise
         except Exception as error:  # an invalid request must not stop the others

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from caption_assets.captioning.chat import Chat
 from caption_assets.captioning.choices import Choices
+from caption_assets.captioning.library_logs import quiet_libraries
 from caption_assets.captioning.prompts import escape_special_tokens, structural_tokens
 from caption_assets.captioning.stages import Stage
 
@@ -27,7 +26,7 @@ class PromptRenderer:
     """
 
     def __init__(self, model: Path, arguments: Mapping[str, Any], *, video: bool) -> None:
-        _silence_libraries()
+        quiet_libraries()
         from vllm.config import ModelConfig
         from vllm.tokenizers import cached_tokenizer_from_config
 
@@ -54,7 +53,7 @@ def check_json_schema(schema: Mapping[str, Any]) -> None:
     Raises:
         ValueError: if they do not.
     """
-    _silence_libraries()
+    quiet_libraries()
     from vllm import SamplingParams
     from vllm.exceptions import VLLMValidationError
     from vllm.sampling_params import StructuredOutputsParams
@@ -69,9 +68,3 @@ def check_json_schema(schema: Mapping[str, Any]) -> None:
             validate_guidance_grammar(params, tokenizer=None)
         except VLLMValidationError as error:
             raise ValueError(" ".join(str(error).split())) from error  # some have several lines
-
-
-def _silence_libraries() -> None:
-    """Suppress the warnings that vLLM and torch log while they are imported, such as one about a missing GPU."""
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 
+from caption_assets.captioning.library_logs import quiet_libraries
 from caption_assets.errors import causes
 from caption_assets.workers.parent_death import set_parent_death_signal
 
@@ -37,8 +38,11 @@ def register() -> None:
     parent = multiprocessing.parent_process()
     if owner is not None and owner != str(os.getpid()) and parent is not None and parent.pid is not None:
         set_parent_death_signal(parent.pid)
+        quiet_libraries()
         if path := os.environ.get(CAUSE):
-            logging.getLogger("vllm").addHandler(_FirstError(path))
+            vllm = logging.getLogger("vllm")
+            vllm.addHandler(_FirstError(path))
+            vllm.setLevel(min(vllm.level, logging.ERROR))  # the console's handler has a level of its own
         if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # musl has none
             threading.Thread(target=_trim, args=(libc,), name="heap trimmer", daemon=True).start()
 

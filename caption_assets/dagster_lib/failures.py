@@ -1,4 +1,4 @@
-"""Failures of steps and shards: an expected error is reported with its message, another one with its traceback too."""
+"""Failures of steps and shards: reported once, with the reason first; unexpected errors keep their traceback."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import dagster as dg
 
+from caption_assets.dagster_lib.console import FAILED_SHARDS
 from caption_assets.dagster_lib.metadata import markdown_table
 from caption_assets.errors import CaptionAssetsError, UnexpectedError, as_project_error, printable
 
@@ -29,7 +30,7 @@ def as_dagster_failure() -> Iterator[None]:
 
 
 class ShardFailures:
-    """The failed shards of a step: each is logged at once, and together they fail the step at its end."""
+    """The failed shards of a step, which fails at its end. Of several shards, each failure is logged at once."""
 
     def __init__(self, context: dg.AssetExecutionContext) -> None:
         self._context = context
@@ -44,10 +45,12 @@ class ShardFailures:
             self.add(shard, as_project_error(error))
 
     def add(self, shard: str, error: CaptionAssetsError) -> None:
-        """Record and log the reason, with a traceback if the error is unexpected."""
+        """Record the reason. The traceback of an unexpected error is logged at level DEBUG."""
         reason = self._reasons[shard] = printable(str(error))
-        trace = f"\n{error.traceback}" if isinstance(error, UnexpectedError) else ""
-        self._context.log.error(f"{shard}: {reason}{trace}")
+        if len(self._context.partition_keys) > 1:
+            self._context.log.error(f"{shard}: {reason}")
+        if isinstance(error, UnexpectedError):
+            self._context.log.debug(f"{shard}: {error.traceback}")
 
     def check(self) -> None:
         """Fail the step if a shard has failed.
@@ -56,19 +59,29 @@ class ShardFailures:
             Failure: with the reasons of all failed shards.
         """
         if self._reasons:
-            shards = len(self._context.partition_keys)
-            raise shards_failed(f"{len(self._reasons)} of {shards} shards failed", self._reasons)
+            raise shards_failed(self._reasons, len(self._context.partition_keys), logged=True)
 
 
-def shards_failed(summary: str, reasons: Mapping[str, str]) -> dg.Failure:
-    """The failure of a step over several shards: the first reason in its message, all reasons in its metadata.
+def shards_failed(reasons: Mapping[str, str], shards: int, *, logged: bool = False) -> dg.Failure:
+    """The failure of a step: the first reason in its message and, of several shards, all reasons in its metadata.
 
     The step is not retried, because a retry would raise the errors again. The schedule requests the shards again later.
+
+    Args:
+        reasons: reason of the failure, by shard.
+        shards: number of the step's shards.
+        logged: whether the reasons were logged one by one, so that the console need not repeat them.
     """
     shard, first = next(iter(reasons.items()))
-    others = f" (and {len(reasons) - 1} more; see this event's table)" if len(reasons) > 1 else ""
+    reason = f"{shard}: {first}"
+    if shards == 1:
+        return dg.Failure(reason, allow_retries=False)
+    failed = f"{len(reasons)} of {shards} shards"
     return dg.Failure(
-        f"{summary}: {shard}: {first}{others}",
-        metadata={"shards": markdown_table(["shard", "reason"], reasons.items())},
+        f"{reason} ({failed} failed; this event's table has all reasons)",
+        metadata={
+            "shards": markdown_table(["shard", "reason"], reasons.items()),
+            **({FAILED_SHARDS: failed} if logged else {}),
+        },
         allow_retries=False,
     )

@@ -6,10 +6,14 @@ type checkers import dagster-k8s, because the definitions must load where it is 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
+
+# Dagster's commands raise these errors for wrong options, with a traceback.
+from dagster._check import CheckError as CheckError
 
 # A step that logs several shards' materializations itself must give each the check's target, which no public name does.
 from dagster._core.definitions.asset_checks.asset_check_evaluation import (
@@ -33,12 +37,17 @@ from dagster._core.definitions.data_version import get_input_data_version_tag as
 from dagster._core.definitions.data_version import get_input_event_pointer_tag as get_input_event_pointer_tag
 from dagster._core.definitions.reconstruct import ReconstructableJob, ReconstructableRepository
 
+# Dagster raises this error after it has logged the failed check with its description.
+from dagster._core.errors import DagsterAssetCheckFailedError as DagsterAssetCheckFailedError
+from dagster._core.errors import DagsterUnknownPartitionError as DagsterUnknownPartitionError
+
 # A shard in a run's range that the run leaves out gets its earlier plan again; Dagster reports plans only for new runs.
 from dagster._core.events import AssetMaterializationPlannedData
 
 # A run that a signal ended is recognized by its reason.
 from dagster._core.events import RunFailureReason as RunFailureReason
 
+# A failed run that repeats its step's failure is recognized by its reason, which no public name compares.
 # A step that must not be retried is failed by an event; the health check's result always allows a retry.
 from dagster._core.execution.plan.objects import StepFailureData, UserFailureData
 
@@ -52,6 +61,10 @@ from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG as ASSET_PA
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_START_TAG as ASSET_PARTITION_RANGE_START_TAG
 from dagster._core.storage.tags import PARTITION_NAME_TAG as PARTITION_NAME_TAG
 
+# Dagster uses loggers of the definitions only in runs whose configuration names them: a click in the UI and
+# `dagster asset materialize` log with this default console.
+from dagster._loggers import colored_console_logger
+
 # dagster-k8s merges its configuration levels with this function; another one might merge lists differently.
 from dagster._utils.merger import deep_merge_dicts as deep_merge_dicts
 
@@ -60,6 +73,11 @@ from dagster._utils.schedules import is_valid_cron_string as is_valid_cron_strin
 
 if TYPE_CHECKING:
     from dagster_k8s.executor import K8sStepHandler
+
+
+def replace_console_logger(create: Callable[[dg.InitLoggerContext], logging.Logger]) -> None:
+    """Replace the logger to the console of all runs in this process that do not configure another."""
+    colored_console_logger._logger_fn = create
 
 
 def replace_step_handler(executor: dg.Executor, wrap: Callable[[K8sStepHandler], StepHandler]) -> None:

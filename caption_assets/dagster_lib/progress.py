@@ -70,7 +70,7 @@ class CommandProgress:
 
 
 class WindowProgress:
-    """Rate and remaining time of a run's windows, or of all windows of its command.
+    """Progress of a run's windows, or of all windows of its command.
 
     The rate is measured from the first window, to exclude the engine's start. The time from the start to the first
     window is added for each later run of the command.
@@ -88,27 +88,25 @@ class WindowProgress:
         self._expected += unfinished
         self._reused += windows - unfinished
 
-    def advance(self, *, last: bool) -> str | None:
-        """Count a window. Returns rate and remaining time at intervals and for the ``last`` window, else None."""
+    def advance(self) -> str | None:
+        """Count a window. Returns rate and remaining time at intervals, no more than the count for the first one."""
         now = time.monotonic()
-        if not self._done:
-            self._first_at = now
         self._done += 1
-        if not last and now - self._logged_at < INTERVAL_SECONDS:
+        done, total = self._counts
+        of_command = f"{done} of {total} of this command" if self._command else ""
+        if self._done == 1:
+            self._first_at = self._logged_at = now
+            return of_command
+        if now - self._logged_at < INTERVAL_SECONDS:
             return None
         self._logged_at = now
-        done, total = self._counts
-        of_command = f"{done} of {total} of this command; " if self._command else ""
-        if self._done < 2:
-            return f"{of_command}the first window of this run"
         rate = (self._done - 1) / max(now - self._first_at, 1e-3)
         seconds = (total - done) / rate
         if self._command:
             seconds += self._command.runs_after * (self._first_at - self._started_at)
         left = timedelta(seconds=round(seconds))
-        return f"{of_command}{rate:.1f} windows/s, {left} left" + (
-            "" if self._command else " for the shards in progress"
-        )
+        speed = f"{rate:.1f} windows/s, {left} left"
+        return f"{of_command}; {speed}" if self._command else f"{speed} for the shards in progress"
 
     @property
     def _counts(self) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from threading import Lock
 
@@ -32,6 +32,31 @@ Inputs = Mapping[dg.AssetKey, dict[str, str]]
 
 class InputChanged(CaptionAssetsError):
     """A manifest or weights that changed while the shard was captioned."""
+
+
+def summary(stored: StoredShard, published: Published) -> str:
+    """The result of a shard: its rows, those that a table reused, and the failed ones by kind of error."""
+    tables = [stored.table(name) for name in published.tables]
+    failed: dict[int, str] = {}
+    for table in tables:
+        for number, row in enumerate(table.rows):
+            if row.error_kind:
+                failed.setdefault(number, row.error_kind)
+    rows = len(tables[0].rows)
+    reused = min(result.reused for result in published.tables.values())
+    kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(failed.values()).most_common())
+    return "".join(
+        [
+            f"{rows - len(failed)} of {rows} rows captioned",
+            f", {reused} of them in an earlier run" if reused else "",
+            f"; {len(failed)} failed: {kinds}" if failed else "",
+        ]
+    )
+
+
+def _gallery_note(links: Metadata) -> str:
+    gallery = links.get("gallery")
+    return f"; gallery: {gallery.value}" if isinstance(gallery, dg.MetadataValue) else ""
 
 
 class RunLog(RunObserver):
@@ -79,9 +104,9 @@ class RunLog(RunObserver):
         self._inputs[shard] = self._current_inputs(shard)
 
     def captioned(self, shard: str, done: int, windows: int, *, ok: bool) -> None:
-        """Log the progress at intervals and at the end of a shard."""
-        if message := self._progress.advance(last=done == windows):
-            self._context.log.info(f"{shard}: {done} of {windows} windows done; {message}")
+        """Log the progress."""
+        if (rate := self._progress.advance()) is not None:
+            self._context.log.info(f"{shard}: {done} of {windows} windows done{rate and f'; {rate}'}")
 
     def published(self, shard: str, published: Published) -> None:
         """Write the gallery; check and record each table. One that fails a check blocks only those that need it."""
@@ -108,6 +133,7 @@ class RunLog(RunObserver):
                 if failed or self._has_several_shards:
                     log_findings(self._context, self._project, shard, table, found)
             raise_errors(errors)
+            self._context.log.info(f"{shard}: {summary(stored, published)}{_gallery_note(links)}")
 
     def failed(self, shard: str, error: CaptionAssetsError) -> None:
         """Log the reason. The step fails at its end."""
@@ -115,7 +141,8 @@ class RunLog(RunObserver):
 
     def skipped(self, shard: str, reason: str) -> None:
         """Log the reason. The step fails if it skips all its shards."""
-        self._context.log.warning(f"skipped: {reason}")
+        if self._has_several_shards:
+            self._context.log.warning(f"skipped: {reason}")
         self._skips[shard] = reason
 
     def warned(self, message: str) -> None:
@@ -130,7 +157,7 @@ class RunLog(RunObserver):
         """
         self._failures.check()
         if self._skips and len(self._skips) == len(self._context.partition_keys):
-            raise shards_failed("all shards were skipped", self._skips)
+            raise shards_failed(self._skips, len(self._skips), logged=True)
 
     def _current_inputs(self, shard: str) -> Inputs:
         made = set(self._context.selected_asset_keys)

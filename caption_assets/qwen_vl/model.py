@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from caption_assets.captioning.engine import RESERVED, EngineConfig, UnknownArgument, start_engine
+from caption_assets.captioning.library_logs import log_libraries
 from caption_assets.captioning.loop_thread import LoopThread
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.supervisor import EngineSupervisor
@@ -125,7 +125,7 @@ class QwenVL:
             )
         self._snapshot.verify()
         if self.verbose:
-            os.environ.setdefault("VLLM_LOGGING_LEVEL", "INFO")  # the level at which vLLM logs its statistics
+            log_libraries()  # vLLM logs its statistics at level INFO
         recipe, config = self._engine_settings()
         supervisor = EngineSupervisor(lambda: start_engine(self._snapshot.path, recipe, config))
         loop = LoopThread("qwen-vl")

@@ -104,7 +104,7 @@ def test_shard_that_another_run_captions_is_skipped(project: ProjectHarness) -> 
     with Leases(Root.open(str(project.root)), "run 7") as leases:
         leases.acquire("sample-tar")
         message = project.failure(*STAGES, partition="sample-tar")
-    assert message.startswith("all shards were skipped: sample-tar: shard 'sample-tar' is being captioned by run 7")
+    assert message.startswith("sample-tar: shard 'sample-tar' is being captioned by run 7")
 
 
 def stale(project: ProjectHarness, **settings: object) -> set[str]:
@@ -126,15 +126,12 @@ def test_failed_shard_does_not_affect_others_and_is_captioned_alone_by_a_retry(p
     project.run("shard_index", "model_weights")
     complete = {"sample-a-list", "sample-folder", "sample-tar"}
     all_shards = {"partitions": ("sample-a-list", "sample-tar"), "max_unreadable_fraction": 0.5}
-    assert project.failure("clip_manifest", **all_shards).startswith(
-        "1 of 4 shards failed: sample-b-corrupt: 1 of 1 clips"
-    )
+    assert project.failure("clip_manifest", **all_shards).startswith("sample-b-corrupt: 1 of 1 clips")
     engines_before = engine_processes(os.getpid())
 
     (project.root / "clip_manifest" / "shard=sample-b-corrupt" / "manifest.parquet").unlink()
     message = project.failure(*STAGES, previews=True, **all_shards)
 
-    assert message.startswith("1 of 4 shards failed: sample-b-corrupt: ")
     assert "materialize clip_manifest for shard 'sample-b-corrupt' first" in message
     assert engine_processes(os.getpid()) == engines_before
     for stage in STAGES:

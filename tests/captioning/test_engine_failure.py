@@ -130,7 +130,7 @@ def test_unknown_cause_has_no_remedy(cause: str) -> None:
 
 @pytest.mark.fast
 def test_crash_with_a_known_cause_has_a_remedy() -> None:
-    assert explain_crash("the engine crashed: see the log above") == "the engine crashed: see the log above"
+    assert explain_crash("the engine crashed: Aborted") == "the engine crashed: Aborted"
     crashed = explain_crash("the engine crashed: OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.")
     assert crashed.endswith(": lower gpu_memory_utilization (CAPTION_GPU_MEMORY_UTILIZATION), to leave more for steps")
 

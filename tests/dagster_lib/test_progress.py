@@ -21,21 +21,13 @@ def test_window_progress_reports_rate_and_remaining_time_at_intervals(clock: lis
     messages = []
     clock[0] += 60  # the rate excludes the engine's start
     for _ in range(21):
-        messages.append(progress.advance(last=False))
+        messages.append(progress.advance())
         clock[0] += 1
+    assert messages[0] == ""
     assert [message for message in messages if message] == [
-        "the first window of this run",
         "1.0 windows/s, 0:00:30 left for the shards in progress",
         "1.0 windows/s, 0:00:20 left for the shards in progress",
     ]
-
-
-def test_window_progress_reports_the_last_window_of_a_shard(clock: list[float]) -> None:
-    progress = WindowProgress()
-    progress.expect(2, 2)
-    assert progress.advance(last=False) is None
-    clock[0] += 0.5
-    assert progress.advance(last=True) == "2.0 windows/s, 0:00:00 left for the shards in progress"
 
 
 def test_window_progress_of_a_command_counts_all_its_windows_and_engine_starts(clock: list[float]) -> None:
@@ -43,9 +35,9 @@ def test_window_progress_of_a_command_counts_all_its_windows_and_engine_starts(c
     progress = WindowProgress(CommandProgress.of(tags))
     progress.expect(80, 20)
     clock[0] += 30  # the start of the engine
-    assert progress.advance(last=False) == "161 of 400 of this command; the first window of this run"
-    clock[0] += 1
-    assert progress.advance(last=True) == "162 of 400 of this command; 1.0 windows/s, 0:04:58 left"
+    assert progress.advance() == "161 of 400 of this command"
+    clock[0] += 10
+    assert progress.advance() == "162 of 400 of this command; 0.1 windows/s, 0:40:40 left"
 
 
 def test_run_without_a_command_has_no_progress_of_one() -> None:
