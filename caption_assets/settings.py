@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
+from fsspec.core import split_protocol
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -69,6 +70,8 @@ def _check_labels(labels: object) -> object:
     return labels
 
 
+LOCAL_LINK_URL = "http://127.0.0.1:3001"
+"""Address of the galleries of a local root: Dagster's instance stores links, so that it must not change."""
 _JSON_ARGUMENTS = ("engine_args", "chat_template_kwargs")
 _DTYPES = {"half": "float16", "float": "float32"}
 """Aliases of number formats; the fingerprint contains the canonical name."""
@@ -364,8 +367,9 @@ class Settings(BaseSettings):
     )
     link_url: str | None = Field(
         None,
-        description="URL under which a browser can open the root's contents; links in the UI begin with it. Default: "
-        "the UI shows paths",
+        description="URL under which the server of galleries is reached (`caption-assets gallery --serve`, `make dev`, "
+        "the cluster's service); links in the UI begin with it. Default: for a local root "
+        f"{LOCAL_LINK_URL}; for a root in object storage the UI shows addresses",
     )
     max_failed_fraction: float = Field(
         0.05,
@@ -452,6 +456,12 @@ class Settings(BaseSettings):
     def source_url(self) -> str:
         """URL of the folder of shards."""
         return self.source or f"{self.root.rstrip('/')}/shards"
+
+    @property
+    def web_url(self) -> str | None:
+        """URL that links to the root's galleries and tables begin with; None if there are no links."""
+        is_local = split_protocol(self.root)[0] in (None, "file")
+        return self.link_url or (LOCAL_LINK_URL if is_local else None)
 
     @property
     def storage(self) -> StorageConfig:

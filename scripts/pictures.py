@@ -16,8 +16,9 @@ from contextlib import contextmanager
 import httpx
 from playwright.sync_api import Page, sync_playwright
 
+from caption_assets.settings import LOCAL_LINK_URL
 from scripts.child import child
-from scripts.dev import FILES_PORT, PORT, REPOSITORY
+from scripts.dev import PORT, REPOSITORY
 
 UI = f"http://127.0.0.1:{PORT}"
 FOLDER = REPOSITORY / "docs" / "images"
@@ -36,7 +37,7 @@ def main() -> int:
         _take(page, f"{UI}/asset-groups", "asset-graph", height=700, expanded=("source", "captions"))
         _take(page, f"{UI}/assets/stage2_captions?view=partitions&partition={SHARD}", "metadata")
         _take(page, f"{UI}/assets/stage2_captions?view=checks", "checks")
-        _take(page, f"http://127.0.0.1:{FILES_PORT}/gallery/{SHARD}/index.html", "gallery", height=1100)
+        _take(page, f"{LOCAL_LINK_URL}/gallery/{SHARD}/index.html", "gallery", height=1100)
         browser.close()
     return 0
 

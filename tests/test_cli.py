@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import pkgutil
 import subprocess
 import sys
@@ -10,7 +11,9 @@ import pytest
 
 import caption_assets
 from caption_assets import cli
+from caption_assets.store.root import Root
 from tests.cli import run_cli
+from tests.report.windows import captioned, publish, window
 
 pytestmark = pytest.mark.fast
 
@@ -19,6 +22,7 @@ MACHINE_COMMANDS = ("bench", "doctor")
 PROJECT_COMMANDS = (
     *MACHINE_COMMANDS,
     "compare",
+    "gallery",
     "init",
     "link",
     "move",
@@ -32,12 +36,12 @@ COMMANDS = (*PROJECT_COMMANDS, "run", "sample-shards", "show", "status", "train-
 LAZY = ("dagster", "numpy", "pyarrow", "rich", "torch", "transformers", "vllm")
 
 
-def run_process(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run_process(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process of its own; its standard error ends with the names of the imported modules."""
     code = "import atexit, sys; atexit.register(lambda: print(*sys.modules, file=sys.stderr))\n"
     code += "from caption_assets.cli import main; main()"
     command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, **variables})
 
 
 def test_console_script_runs_the_command_line() -> None:
@@ -92,6 +96,26 @@ def test_link_prints_the_address_of_the_gallery(tmp_path: Path, capsys: pytest.C
     page.touch()
     assert run_cli("link", str(tmp_path), "my-shard") is None
     assert capsys.readouterr().out.strip() == page.as_uri()
+
+
+def test_gallery_is_written_without_dagster_or_torch(tmp_path: Path) -> None:
+    publish(Root.open(str(tmp_path)), [window("car.mp4")], [captioned(window("car.mp4"), "A car.")], shard="my-shard")
+    process = run_process("gallery", "my-shard", CAPTION_ROOT=str(tmp_path))
+    page = tmp_path / "gallery" / "my-shard" / "index.html"
+    assert (process.returncode, process.stdout) == (0, f"{page.as_uri()}\n")
+    assert page.exists()
+    assert not {name.split(".")[0] for name in process.stderr.split()} & {"dagster", "torch", "transformers", "vllm"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [((), "give shard keys, --all or --serve"), (("a", "--serve"), "--serve serves all galleries")],
+)
+def test_gallery_without_a_purpose_is_wrong_usage(
+    arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_cli("gallery", *arguments) == "2"
+    assert message in capsys.readouterr().err
 
 
 def test_debug_prints_the_traceback(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from caption_assets.captioning.recipe_file import built_in
 from caption_assets.captioning.sampling import SamplingParams
 from caption_assets.environment import IN_RECIPES, PREFIX, RENAMED
 from caption_assets.models.checkpoint import Lora
-from caption_assets.settings import Settings, SettingsError, load_settings
+from caption_assets.settings import LOCAL_LINK_URL, Settings, SettingsError, load_settings
 from tests.stages import STAGE1
 
 pytestmark = pytest.mark.fast
@@ -355,3 +355,19 @@ def test_window_length_can_be_set_in_seconds(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_default_source_is_below_the_root() -> None:
     assert Settings(root="s3://bucket/prefix/").source_url == "s3://bucket/prefix/shards"
+
+
+@pytest.mark.parametrize(
+    ("root", "link_url", "expected"),
+    [
+        ("/captions", None, LOCAL_LINK_URL),
+        ("file:///captions", None, LOCAL_LINK_URL),
+        ("s3://captions", None, None),
+        ("s3://captions", "https://captions.example.com", "https://captions.example.com"),
+        ("/captions", "http://127.0.0.1:3002", "http://127.0.0.1:3002"),
+    ],
+)
+def test_links_of_a_local_root_begin_with_a_fixed_address(
+    root: str, link_url: str | None, expected: str | None
+) -> None:
+    assert Settings(root=root, link_url=link_url).web_url == expected

@@ -182,7 +182,7 @@ def _make(
         **tally.metadata(time.monotonic() - begun),
         **_other_files(others),
         "path": dg.MetadataValue.path(root.address(path)),
-        **({"table": link(root, path, settings.link_url)} if settings.link_url else {}),
+        **({"table": link(root, path, settings.web_url)} if settings.web_url else {}),
         "unreadable_clips": markdown_table(["clip", "kind", "reason"], map(_reason, tally.first_unreadable)),
     }
     context.log.info(f"{key}: {tally}")

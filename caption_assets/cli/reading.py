@@ -31,21 +31,3 @@ def compare(
     access = Access(profile=profile)
     a, b = Root.open(root_a, access), Root.open(root_b, access)
     compare_captions(a, b, shard, find_stage(a, shard, stage), output)
-
-
-@app.command(rich_help_panel=READING)
-def link(
-    root: Annotated[str, Argument(help="A folder or s3://bucket/prefix, as in CAPTION_ROOT.")],
-    shard: Annotated[str, Argument(help="Shard key.")],
-    hours: Annotated[float, Option(help="Lifetime of the link, in hours.")] = 12,
-    profile: Profile = None,
-) -> None:
-    """Print a link to a shard's gallery that opens without access to the bucket.
-
-    The link is signed with your own key: treat it as a secret until it expires. For a local root it is the file's URL.
-    """
-    from caption_assets.report.gallery import gallery_path
-    from caption_assets.store.access import Access
-    from caption_assets.store.root import Root
-
-    print(Root.open(root, Access(profile=profile)).signed_url(gallery_path(shard), hours * 3600))

@@ -7,8 +7,6 @@ import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from urllib.parse import quote
 
 import dagster as dg
 
@@ -25,7 +23,7 @@ from caption_assets.dagster_lib.project import Project
 from caption_assets.dagster_lib.project_claim import check_claim
 from caption_assets.dagster_lib.shard_events import observation, observed_versions
 from caption_assets.errors import CaptionAssetsError
-from caption_assets.report.gallery import gallery_path
+from caption_assets.report.galleries import gallery_address
 from caption_assets.resources import Storage, build_storage
 from caption_assets.settings import Settings, load_settings
 from caption_assets.sources.shard import find_shard, list_shards, refuse_loose_videos, shard_content
@@ -223,10 +221,7 @@ class _Captioning:
         """The gallery of the first captioned shard, as a link that a browser opens if there is one."""
         if not (shard := next(iter(self.summary.windows), None)):
             return "none"
-        path = gallery_path(shard)
-        if self.settings.link_url:
-            return f"{self.settings.link_url.rstrip('/')}/{quote(path)}"
-        return Path(root.full(path)).as_uri() if root.is_local else root.address(path)
+        return gallery_address(root, shard, self.settings.link_url)
 
     def _describe_nothing(self) -> str:
         """The message if no shard is selected."""

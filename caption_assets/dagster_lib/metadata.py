@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from urllib.parse import quote
 
 import dagster as dg
 from docstring_parser import parse_from_object
 
+from caption_assets.report.gallery import web_address
 from caption_assets.store.caption_columns import DERIVED, NO_COLUMNS, CaptionColumns
 from caption_assets.store.root import Root
 from caption_assets.store.tables import CLIP_MANIFEST, SHARD, CaptionRow, ManifestRow, published_schema
@@ -72,7 +72,7 @@ def link(root: Root, path: str, link_url: str | None) -> dg.MetadataValue:
     """A link to an object below the root, or the object's address if the root has no web address."""
     if link_url is None:
         return dg.MetadataValue.path(root.address(path))
-    return dg.MetadataValue.url(f"{link_url.rstrip('/')}/{quote(path)}")
+    return dg.MetadataValue.url(web_address(link_url, path))
 
 
 def _cell(text: str) -> str:

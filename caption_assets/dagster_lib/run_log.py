@@ -193,7 +193,7 @@ class RunLog(RunObserver):
         except Exception as error:
             self.warned(f"{stored.shard}: cannot write the gallery: {as_project_error(error)}")
             return {}
-        return {"gallery": link(self._root, gallery, self._settings.link_url)}
+        return {"gallery": link(self._root, gallery, self._settings.web_url)}
 
     def _record(
         self,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from importlib.util import find_spec
+from urllib.parse import quote
 
 from caption_assets.captioning.window_job import UPSTREAM_FAILED
 from caption_assets.checks.stored_tables import StoredShard, StoredTable, count_flagged, mean_words
@@ -37,6 +39,11 @@ def gallery_path(shard: str) -> str:
     return f"{GALLERY}/{shard}/index.html"
 
 
+def web_address(link_url: str, path: str) -> str:
+    """The address of an object below a root that is served at ``link_url``."""
+    return f"{link_url.rstrip('/')}/{quote(path)}"
+
+
 def write_gallery(stored: StoredShard, stages: Sequence[str]) -> str:
     """Write the gallery of a shard and return its path.
 
@@ -53,7 +60,8 @@ def write_gallery(stored: StoredShard, stages: Sequence[str]) -> str:
     """
     root, shard = stored.root, stored.shard
     tables = {stage: stored.find(stage) for stage in stages}
-    page = build_gallery(shard, stored.manifest, tables, plots=draw_plots(tables))
+    plots = draw_plots(tables) if find_spec("matplotlib") else []  # a slim installation has none
+    page = build_gallery(shard, stored.manifest, tables, plots=plots)
     publish_page(root, gallery_path(shard), page, StoredPreviews(root, shard).read)
     return gallery_path(shard)
 

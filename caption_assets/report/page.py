@@ -134,12 +134,12 @@ def publish_page(root: Root, path: str, page: Page, read_previews: ReadPreviews)
 
 def render(page: Page, read_previews: ReadPreviews) -> Iterator[str]:
     """Render the page's HTML in pieces."""
-    style, script, read_block = (Markup(_template(name)) for name in ("page.css", "page.js", "read_block.js"))
+    style, script, read_block = (_inline(name) for name in ("page.css", "page.js", "read_block.js"))
     policy = {
         "default-src": "'none'",
         "script-src": f"{_hash(script)} {_hash(read_block)}",
         "style-src": _hash(style),
-        "img-src": "'self' data:",
+        "img-src": "data:",
         "base-uri": "'none'",
         "form-action": "'none'",
         "require-trusted-types-for": "'script'",
@@ -150,7 +150,7 @@ def render(page: Page, read_previews: ReadPreviews) -> Iterator[str]:
         .get_template("page.html")
         .generate(
             page=page,
-            policy="; ".join(f"{directive} {sources}" for directive, sources in policy.items()),
+            policy=_joined(policy),
             style=style,
             script=script,
             read_block=read_block,
@@ -158,6 +158,19 @@ def render(page: Page, read_previews: ReadPreviews) -> Iterator[str]:
             blocks=_blocks(page.rows, read_previews),
         )
     )
+
+
+def render_static(template: str, styles: Sequence[str], **values: object) -> str:
+    """Render a page without scripts and images."""
+    style = Markup("").join(map(_inline, styles))
+    policy = {
+        "default-src": "'none'",
+        "style-src": _hash(style),
+        "img-src": "data:",  # the empty icon
+        "base-uri": "'none'",
+        "form-action": "'self'",
+    }
+    return _environment().get_template(template).render(policy=_joined(policy), style=style, **values)
 
 
 @cache
@@ -175,8 +188,14 @@ def _environment() -> Environment:
 
 
 @cache
-def _template(name: str) -> str:
-    return (Path(__file__).parent / "templates" / name).read_text(encoding="utf-8")
+def _inline(name: str) -> Markup:
+    """A script or style of the templates."""
+    return Markup((Path(__file__).parent / "templates" / name).read_text(encoding="utf-8"))
+
+
+def _joined(policy: Mapping[str, str]) -> str:
+    """A content security policy as the page writes it."""
+    return "; ".join(f"{directive} {sources}" for directive, sources in policy.items())
 
 
 def _hash(text: str) -> str:

@@ -71,7 +71,7 @@ def show_shard(
     """
     stored = StoredShard(root, shard)
     if shard not in (known := stored_shards(root, CLIP_MANIFEST)):
-        raise TableError(_unknown(f"{root.url} has no tables of shard {shard!r}", shard, sorted(known)))
+        raise TableError(unknown_name(f"{root.url} has no tables of shard {shard!r}", shard, sorted(known)))
     tables = _tables(stored, order, stage)
     windows = _windows(stored, tables)
     wanted = [window for window in windows if window.has_failed] if only_failed else windows
@@ -89,7 +89,7 @@ def show_shard(
         print(f"\n{_count(len(wanted) - len(shown), 'more window')}: raise --limit, or leave it out")
 
 
-def _unknown(what: str, name: str, known: Sequence[str]) -> str:
+def unknown_name(what: str, name: str, known: Sequence[str]) -> str:
     """An error message with the names that are similar to a wrong one, or the first ones."""
     if not known:
         return f"{what}, and no others: caption it first (`caption-assets run`), or check CAPTION_ROOT"
@@ -103,7 +103,9 @@ def _tables(stored: StoredShard, order: Sequence[str], stage: str | None) -> dic
     if stage is None:
         return {name: tables[name] for name in (*order, *tables) if name in tables}
     if stage not in tables:
-        raise TableError(_unknown(f"shard {stored.shard!r} has no captions of stage {stage!r}", stage, list(tables)))
+        raise TableError(
+            unknown_name(f"shard {stored.shard!r} has no captions of stage {stage!r}", stage, list(tables))
+        )
     return {stage: tables[stage]}
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -74,14 +75,30 @@ def read_footer(root: Root, table: str, shard: str) -> dict[str, str] | None:
         TableError: if the footer is damaged.
         StoreError: if it cannot be read.
     """
+    try:
+        with open_footer(root, table, shard) as file:
+            return read_file_metadata(file)
+    except FileNotFoundError:
+        return None
+
+
+@contextmanager
+def open_footer(root: Root, table: str, shard: str) -> Iterator[pq.ParquetFile]:
+    """Open a shard's stored table to read its footer.
+
+    Raises:
+        FileNotFoundError: if there is no table.
+        TableError: if the footer is damaged.
+        StoreError: if it cannot be read.
+    """
     path = table_path(table, shard)
     root.check_file(path)
     with translate_store_errors(f"cannot read {root.address(path)}"):
         try:
             with root.fs.open(root.full(path), "rb", block_size=FOOTER_BYTES) as source:
-                return read_file_metadata(pq.ParquetFile(source))
+                yield pq.ParquetFile(source)
         except FileNotFoundError:
-            return None
+            raise
         except (ValueError, OSError) as error:
             # Arrow reports damage as a ValueError, and unparsable metadata as a plain OSError without an errno. A
             # store's OSErrors have one, except for its refusals, which are PermissionErrors.

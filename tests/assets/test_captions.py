@@ -159,7 +159,7 @@ def test_failed_shard_does_not_affect_others_and_is_captioned_alone_by_a_retry(p
             history = project.instance.event_log_storage.get_asset_check_execution_history(key, limit=9)
             found = {evaluation.partition: evaluation.status.value for evaluation in history}
             assert found == {**dict.fromkeys(complete, "SUCCEEDED"), "sample-b-corrupt": "PLANNED"}
-        page = Path(str(metadata["gallery"].value)).read_text()
+        page = (project.root / "gallery" / "sample-folder" / "index.html").read_text()
         assert rows[0].window_id in page
         assert "previews" in page
         assert '<img src="data:image/png;base64,' in page

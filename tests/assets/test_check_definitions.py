@@ -260,8 +260,9 @@ def test_long_texts_and_images_are_in_the_gallery_only(project: ProjectHarness) 
     for event in materialized(project, project.run(*STAGES, partition="a")).values():
         assert "errors_by_kind" not in event.metadata
         assert "data:image" not in str(event.metadata)
+        assert event.metadata["gallery"].value == "http://127.0.0.1:3001/gallery/a/index.html"
         assert len(str(event.metadata["captions"].value)) < 1000
-        page = Path(str(event.metadata["gallery"].value)).read_text()
+        page = (project.root / "gallery" / "a" / "index.html").read_text()
         assert "It is long. " * 500 in page
         assert '<img src="data:image/png;base64,' in page
 
@@ -271,7 +272,7 @@ def test_gallery_and_metadata_count_words_and_flags_alike(project: ProjectHarnes
         project, lambda clip: "\u7ea2\u8272\u7684\u8f66 - it is red, isn't it?", reductions=("fewer_frames",)
     )
     for number, event in enumerate(materialized(project, project.run(*STAGES, partition="a")).values(), 1):
-        page = Path(str(event.metadata["gallery"].value)).read_text()
+        page = (project.root / "gallery" / "a" / "index.html").read_text()
         figures = dict(re.findall("<dt>(.*?)</dt><dd>(.*?)</dd>", page))
         assert figures[f"mean words in stage {number}"] == f"{float(str(event.metadata['mean_words'].value)):.1f}"
         assert figures[f"flagged in stage {number}"] == str(event.metadata["flagged"].value) == "0"
