@@ -1,6 +1,7 @@
 # The developer's commands; `make help` lists them. CI runs the same targets.
 PYTHON ?= python3
 RUN := .venv/bin/python -m
+PORT := 3000
 SLOW_LANES := faults or browser or postgres or k8s or rgw or nightly
 # Slow lanes that CI runs in full. Of the other slow lanes it runs the representatives.
 CI_LANES := faults or postgres
@@ -26,8 +27,8 @@ system: ## Install the Debian packages of the browser, postgres and decoding tes
 demo: setup ## Caption the sample shards and print the answers
 	@$(RUN) scripts.demo
 
-dev: setup ## Run Dagster's UI and daemon over the same data, on port 3000
-	@$(RUN) scripts.dev
+dev: setup ## Run Dagster's UI and daemon over the same data, on port 3000 (make dev PORT=3005)
+	@$(RUN) scripts.dev $(PORT)
 
 docs: setup ## Build the documentation into site/ and check its links
 	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict

@@ -22,11 +22,11 @@ from rich.table import Table as Grid
 from caption_assets.captioning.output import ChoiceOutput, JsonOutput
 from caption_assets.captioning.recipe_file import built_in
 from caption_assets.captioning.stages import Stage
+from caption_assets.commands.child import child
 from caption_assets.sample.shards import ANSWERS, SEEDS, write_shards
 from caption_assets.store.root import Root
 from caption_assets.store.tables import CLIP_MANIFEST, CaptionRow, read_captions, table_path
-from scripts.child import child
-from scripts.dev import DATA, STATE
+from scripts.dev import DATA, demo_environment
 
 ROOT = Path(__file__).resolve().parent.parent
 LOG = DATA / "demo.log"
@@ -40,7 +40,6 @@ TABLES = (CLIP_MANIFEST, *(stage.name for stage in STAGES))
 def main() -> int:
     """Run the demo and return the exit status."""
     DATA.mkdir(exist_ok=True)
-    STATE.mkdir(parents=True, exist_ok=True)
     LOG.unlink(missing_ok=True)
     say("writing the sample shards")
     write_shards(DATA / "shards")
@@ -63,11 +62,11 @@ def materialize(selection: str, *options: str) -> None:
     """Run `dagster asset materialize` with the demo's settings. Print its progress, and all its output on failure."""
     command = ["-m", "dagster", "asset", "materialize", "-m", "caption_assets.definitions", "--select", selection]
     settings = {name: value for name, value in os.environ.items() if not name.startswith("CAPTION_")}
-    environment = {**settings, "DAGSTER_HOME": str(ROOT), "CAPTION_ROOT": str(DATA)}
+    environment = {**settings, **demo_environment()}
     lines = []
     with LOG.open("a") as log:
         full = [sys.executable, "-W", "ignore", *command, *options]
-        with child(full, cwd=STATE, env=environment, stdout=subprocess.PIPE) as process:
+        with child(full, cwd=ROOT, env=environment, stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
             for line in process.stdout:
                 lines.append(line)

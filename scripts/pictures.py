@@ -16,9 +16,10 @@ from contextlib import contextmanager
 import httpx
 from playwright.sync_api import Page, sync_playwright
 
+from caption_assets.commands.child import child
+from caption_assets.commands.dev import PORT
 from caption_assets.settings import LOCAL_LINK_URL
-from scripts.child import child
-from scripts.dev import PORT, REPOSITORY
+from scripts.dev import REPOSITORY
 
 UI = f"http://127.0.0.1:{PORT}"
 FOLDER = REPOSITORY / "docs" / "images"

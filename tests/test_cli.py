@@ -22,6 +22,7 @@ MACHINE_COMMANDS = ("bench", "doctor")
 PROJECT_COMMANDS = (
     *MACHINE_COMMANDS,
     "compare",
+    "dev",
     "gallery",
     "init",
     "link",

@@ -1,11 +1,11 @@
-"""The command that makes a project folder."""
+"""Commands that make a project folder and serve its UI."""
 
 import os
 import shlex
 from pathlib import Path
 from typing import Annotated
 
-from typer import Argument, Option
+from typer import Argument, Exit, Option
 
 from caption_assets.cli.app import PROJECT, app
 
@@ -36,4 +36,17 @@ def init(
     print(f"Made {project.path}. Settings: .env; questions to the model: recipe.yaml. Next:\n")
     print(f"  cd {shlex.quote(os.path.relpath(project.path))}")
     print(f"  caption-assets run --all    # after you have put clips into {project.source}")
-    print("  dg dev                      # Dagster's UI on http://localhost:3000")
+    print("  caption-assets dev          # Dagster's UI on http://127.0.0.1:3000")
+
+
+@app.command(rich_help_panel=PROJECT)
+def dev(
+    port: Annotated[int, Option(min=1, max=65535, help="Port of the UI.")] = 3000,
+) -> None:
+    """Run Dagster's UI and daemon over this project, until Ctrl-C.
+
+    The same as `dg dev`, with a server of the galleries that the UI links to. Ctrl-C stops runs too; they resume.
+    """
+    from caption_assets.commands.dev import serve_project
+
+    raise Exit(serve_project(port))

@@ -126,6 +126,12 @@ def instance_config() -> str:
     return _template("dagster.yaml").partition("\n# Only in the repository")[0]
 
 
+def write_instance(home: Path) -> None:
+    """Write ``dagster.yaml`` into a DAGSTER_HOME, whose state stays."""
+    home.mkdir(parents=True, exist_ok=True)
+    (home / "dagster.yaml").write_text(instance_config())
+
+
 def recipe_example() -> str:
     """A recipe file with the stages of ``general``."""
     general = (files("caption_assets.captioning") / "recipes" / "general.yaml").read_text()

@@ -113,7 +113,7 @@ def test_output_names_the_next_commands(tmp_path: Path, capsys: pytest.CaptureFi
     assert [line.split("#")[0].strip() for line in out.splitlines() if line.startswith("  ")] == [
         f"cd {os.path.relpath(tmp_path)}/new",
         "caption-assets run --all",
-        "dg dev",
+        "caption-assets dev",
     ]
 
 

@@ -1,4 +1,4 @@
-"""Tests that stop the child processes of `make demo` and `make dev`."""
+"""Tests that stop the child processes of `make demo` and `caption-assets dev`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from tests.processes import is_gone, wait_until
 
 pytestmark = pytest.mark.fast
 
+REPOSITORY = Path(__file__).parent.parent.parent
 SCRIPT = """
 import os, sys
-from scripts.child import child
+from caption_assets.commands.child import child
 with child([sys.executable, "-c", sys.argv[1]], env=dict(os.environ)) as process:
     pass
 print("over", flush=True)
@@ -56,9 +57,7 @@ def script() -> Iterator[Callable[[str], subprocess.Popen[str]]]:
 
     def start(grandchild: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-c", SCRIPT, SERVER.format(grandchild=grandchild)]
-        process = subprocess.Popen(
-            command, cwd=Path(__file__).parent.parent, stdout=subprocess.PIPE, text=True, start_new_session=True
-        )
+        process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, start_new_session=True)
         started.append(process)
         return process
 
@@ -96,7 +95,7 @@ def test_second_signal_kills_the_command_and_its_descendants(script: Callable[[s
 def test_signal_stops_a_command_that_was_started_in_the_background_of_a_shell() -> None:
     command = [sys.executable, "-c", SCRIPT, SERVER.format(grandchild=EXITS_WITH_ITS_PARENT)]
     background = ["sh", "-c", '"$@" & echo $!; wait', "sh", *command]  # the shell makes it ignore SIGINT
-    with subprocess.Popen(background, cwd=Path(__file__).parent.parent, stdout=subprocess.PIPE, text=True) as shell:
+    with subprocess.Popen(background, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as shell:
         assert shell.stdout is not None
         script, grandchild = (psutil.Process(int(shell.stdout.readline())) for _ in range(2))
         script.send_signal(signal.SIGINT)

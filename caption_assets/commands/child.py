@@ -1,4 +1,4 @@
-"""A command that a script runs in a process group of its own, and that ends with the script."""
+"""A child command in a process group of its own, which ends with its parent."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-import psutil
-
 STOP_SECONDS = 40.0
 """Maximum wait for the processes that a command started, in seconds. A run takes up to 30 s to stop."""
 SAME_SECONDS = 0.5
@@ -21,10 +19,17 @@ SAME_SECONDS = 0.5
 FORWARDED = (signal.SIGINT, signal.SIGTERM)
 
 
+class Child(subprocess.Popen[str]):
+    """The process of a command."""
+
+    was_signaled = False
+    """Whether a signal was forwarded to it."""
+
+
 @contextmanager
 def child(
     command: Sequence[str], *, env: Mapping[str, str], cwd: Path | None = None, stdout: int | IO[str] | None = None
-) -> Iterator[subprocess.Popen[str]]:
+) -> Iterator[Child]:
     """Run a command during the block, and wait at its end for the command and all of its descendants.
 
     The first SIGINT or SIGTERM is forwarded to the command; the second kills its process group. The group is its own
@@ -39,7 +44,7 @@ def child(
     for number in FORWARDED:
         if signal.getsignal(number) is signal.SIG_IGN:  # a shell starts background commands so, and children inherit it
             signal.signal(number, signal.SIG_DFL)
-    process = subprocess.Popen(
+    process = Child(
         command,
         cwd=cwd,
         env=env,
@@ -56,6 +61,7 @@ def child(
         nonlocal first
         if not first:
             first = time.monotonic()
+            process.was_signaled = True
             process.send_signal(number)
         elif time.monotonic() - first > SAME_SECONDS:
             _kill(process.pid)
@@ -78,17 +84,18 @@ def _wait_for_group(group: int) -> None:
         time.sleep(0.1)
 
 
-def _members(group: int) -> Iterator[psutil.Process]:
-    for process in psutil.process_iter():
+def _members(group: int) -> Iterator[int]:
+    for folder in Path("/proc").glob("[0-9]*"):
         with suppress(ProcessLookupError, PermissionError):
-            if os.getpgid(process.pid) == group:
-                yield process
+            if os.getpgid(int(folder.name)) == group:
+                yield int(folder.name)
 
 
-def _is_alive(process: psutil.Process) -> bool:
+def _is_alive(process: int) -> bool:
     """Whether a process still runs. In a container, a zombie may never be collected, so it does not count."""
-    with suppress(psutil.NoSuchProcess):
-        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    with suppress(OSError):
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+        return state not in ("Z", "X")
     return False
 
 
