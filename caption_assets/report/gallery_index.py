@@ -79,7 +79,8 @@ def _count(root: Root, table: str, shard: str) -> int | None:
     """The number of captions in a table, or of rows of the manifest; None if the table is missing or damaged."""
     try:
         with open_footer(root, table, shard) as file:
-            return file.metadata.num_rows - (_nulls(file.metadata) if table != CLIP_MANIFEST else 0)
+            rows: int = file.metadata.num_rows
+            return rows if table == CLIP_MANIFEST else rows - _nulls(file.metadata)
     except (FileNotFoundError, CaptionAssetsError):
         return None
 

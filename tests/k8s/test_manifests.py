@@ -1,15 +1,29 @@
 import os
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import httpx2
 import pytest
 import yaml
 from kubernetes_validate import latest_version, validate
 
 from caption_assets.environment import PREFIX
+from caption_assets.report.server import gallery_app, listen, serving
 from caption_assets.settings import Settings
 from caption_assets.store.access import CHECKSUMS, WHEN_REQUIRED
+from caption_assets.store.root import Root
 from tests.k8s.chart import NAMESPACE
-from tests.k8s.manifests import K8S, KUSTOMIZATIONS, TEST_NAMESPACE, named, render, settings_of
+from tests.k8s.manifests import (
+    K8S,
+    KUSTOMIZATIONS,
+    TEST_NAMESPACE,
+    VALUES,
+    named,
+    references,
+    render,
+    settings_of,
+    violations,
+)
 
 pytestmark = [pytest.mark.fast, pytest.mark.k8s, pytest.mark.representative]
 
@@ -90,6 +104,33 @@ def test_step_account_has_no_permissions_and_no_token() -> None:
 def test_network_policies_deny_by_default() -> None:
     policy = named(render("base"), "NetworkPolicy")["deny-all"]["spec"]
     assert policy == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+
+
+@pytest.mark.parametrize("kustomization", ["base", "overlays/eks", "overlays/spot"])
+def test_galleries_are_served_where_links_begin(kustomization: str) -> None:
+    objects = render(kustomization)
+    pod = named(objects, "Deployment")["gallery"]["spec"]["template"]
+    [container] = pod["spec"]["containers"]
+    assert list(violations(pod["spec"])) == []
+    assert container["image"] == "{repository}:{tag}".format(**VALUES["dagsterWebserver"]["image"])
+    known = {(item["kind"], item["metadata"]["name"]) for item in objects} | {("Secret", "caption-secrets")}
+    assert set(references(pod["spec"])) <= known
+    service = named(objects, "Service")["gallery"]["spec"]
+    assert service["selector"].items() <= pod["metadata"]["labels"].items()
+    linked = urlsplit(settings_of(kustomization).web_url)
+    [port] = service["ports"]
+    assert (linked.port, port["targetPort"]) == (port["port"], container["ports"][0]["name"])
+    assert container["command"][-1] == str(container["ports"][0]["containerPort"]) == str(linked.port)
+
+
+def test_gallery_answers_its_probes(tmp_path: Path) -> None:
+    pod = named(render("base"), "Deployment")["gallery"]["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    with listen("127.0.0.1", 0) as listener, serving(gallery_app(Root.open(str(tmp_path)), []), listener):
+        for probe in (container["readinessProbe"], container["livenessProbe"]):
+            headers = {header["name"]: header["value"] for header in probe["httpGet"]["httpHeaders"]}
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}{probe['httpGet']['path']}"
+            assert httpx2.get(url, headers=headers, trust_env=False).status_code == 200
 
 
 def test_test_cluster_gets_only_objects_that_its_kubernetes_supports() -> None:
