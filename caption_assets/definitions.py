@@ -28,6 +28,7 @@ from caption_assets.automation.export import build_export_sensor  # noqa: E402
 from caption_assets.automation.new_shards import build_new_shards  # noqa: E402
 from caption_assets.automation.removals import build_removal_check  # noqa: E402
 from caption_assets.automation.schedule import build_backfill  # noqa: E402
+from caption_assets.automation.status_report import build_status_report  # noqa: E402
 from caption_assets.captioning.library_logs import log_libraries  # noqa: E402
 from caption_assets.dagster_lib.command_errors import report_errors_briefly  # noqa: E402
 from caption_assets.dagster_lib.console import use_quiet_console  # noqa: E402
@@ -57,6 +58,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
         sensors=[
             build_dead_runs(settings),
             build_new_shards(settings),
+            build_status_report(settings),
             build_overdue_alerts(settings),
             build_failure_alerts(settings),
             *([build_export_sensor(settings)] if settings.dataset else []),

@@ -122,6 +122,7 @@ def test_definitions_are_serializable_for_the_ui() -> None:
         "new_shards",
         "overdue_shards",
         "run_failures",
+        "status_report",
     }
 
 
@@ -134,10 +135,10 @@ def test_assets_and_checks_have_descriptions_and_assets_groups() -> None:
     assert [check.name for check in checks if not check.description] == []
 
 
-def test_only_the_dead_runs_sensor_runs_by_default() -> None:
+def test_only_sensors_that_start_no_run_are_on_by_default() -> None:
     sensors = {sensor.name: sensor.default_status for sensor in build_definitions(Settings()).sensors or ()}
     running = [name for name, status in sensors.items() if status is dg.DefaultSensorStatus.RUNNING]
-    assert running == ["dead_runs"]
+    assert sorted(running) == ["dead_runs", "status_report"]
 
 
 def test_dataset_asset_exists_only_if_configured() -> None:

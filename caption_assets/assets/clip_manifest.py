@@ -14,6 +14,7 @@ from caption_assets import __version__
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.dagster_lib.failures import ShardFailures, as_dagster_failure
 from caption_assets.dagster_lib.metadata import (
+    ERROR,
     ROW_COUNT,
     Metadata,
     column_metadata,
@@ -29,6 +30,7 @@ from caption_assets.dagster_lib.provenance import input_tags, output_tags
 from caption_assets.dagster_lib.retry_policy import step_retry_policy
 from caption_assets.dagster_lib.run_request import shards_to_process
 from caption_assets.dagster_lib.shard_events import observation, observed_versions
+from caption_assets.dagster_lib.status_metadata import PARTITION_MEANINGS
 from caption_assets.dagster_lib.termination import stoppable
 from caption_assets.errors import CaptionAssetsError, as_project_error, printable
 from caption_assets.kubernetes.pods import MANIFEST_SIZE, cpu_pod
@@ -60,7 +62,7 @@ MEANINGS = {
     "path": "Path of the Parquet file",
     "table": "Link to the Parquet file",
     "unreadable_clips": "The first unreadable clips, with the reason",
-    "error": "Reason why the manifest could not be made, in an observation",
+    **PARTITION_MEANINGS,
 }
 """Meaning of each metadata entry."""
 
@@ -198,7 +200,7 @@ def _failure_reported(context: dg.AssetExecutionContext, shard: str) -> Iterator
         yield
     except Exception as error:
         found = error.metadata if isinstance(error, TooManyUnreadable) else {}
-        metadata = {"error": printable(str(as_project_error(error))), **found}
+        metadata = {ERROR: printable(str(as_project_error(error))), **found}
         context.log_event(dg.AssetObservation(context.asset_key, partition=shard, metadata=metadata))
         raise
 

@@ -11,6 +11,7 @@ from caption_assets.dagster_lib.metadata import markdown_table, meanings
 from caption_assets.dagster_lib.project import SOURCE_GROUP, Project
 from caption_assets.dagster_lib.project_claim import claim
 from caption_assets.dagster_lib.shard_events import MAX_NAMES, first_names, observation, observed_versions, registration
+from caption_assets.dagster_lib.status_metadata import STATUS_MEANINGS
 from caption_assets.dagster_lib.termination import stoppable
 from caption_assets.resources import Storage
 from caption_assets.sources.shard import Listing, list_shards, refuse_loose_videos, shard_content
@@ -29,6 +30,7 @@ MEANINGS = {
     "skipped_entries": "These entries, by reason",
     "empty_folders": "Folders without files, which are not registered until they have some",
     "modified_in_the_future": f"Shards with modification times in the future. Remedy: {FUTURE_REMEDY}",
+    **STATUS_MEANINGS,
 }
 """Meaning of each metadata entry."""
 

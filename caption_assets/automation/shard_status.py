@@ -73,6 +73,8 @@ class ShardStatus:
     state: State
     tables: Mapping[str, TableStatus]
     """By table, each after its inputs; empty for a shard that is not registered or was removed."""
+    latest_event: int = 0
+    """Storage id of the latest event that reported the shard's content or recorded one of its tables."""
 
 
 def read_statuses(
@@ -101,7 +103,9 @@ def read_statuses(
             found[shard] = ShardStatus(State.REMOVED, {})
             continue
         tables = reader.tables(shard)
-        found[shard] = ShardStatus(State.RUNNING if shard in active else _state(tables), tables)
+        events = [records[shard].event for records in states.records.values() if shard in records]
+        state = State.RUNNING if shard in active else _state(tables)
+        found[shard] = ShardStatus(state, tables, max([states.changed.get(shard, 0), *events]))
     return found | {shard: ShardStatus(State.NOT_REGISTERED, {}) for shard in sorted({*in_source} - found.keys())}
 
 

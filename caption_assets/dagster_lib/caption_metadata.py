@@ -14,6 +14,7 @@ from caption_assets.checks.stored_tables import StoredTable, count_flagged
 from caption_assets.dagster_lib.engine_time import EngineTime
 from caption_assets.dagster_lib.metadata import MEAN_WORDS, ROW_COUNT, Metadata, markdown_table, shortened
 from caption_assets.dagster_lib.recipe_metadata import RECIPE_MEANINGS, recipe_changes_metadata, recipe_metadata
+from caption_assets.dagster_lib.status_metadata import PARTITION_MEANINGS
 from caption_assets.store.tables import CaptionRow, Status
 
 SAMPLE_ROWS = 3
@@ -45,6 +46,7 @@ MEANINGS = {
     "captions": f"{SAMPLE_ROWS} rows with their captions; failed rows come first",
     "gallery": "Page with the previews and captions of all windows",
     "path": "Path of the Parquet file",
+    **PARTITION_MEANINGS,
 }
 """Meaning of each metadata entry."""
 

@@ -9,7 +9,11 @@ import pytest
 from dagster._core.asset_graph_view.asset_graph_view import AssetGraphView
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 
+from caption_assets.automation.shard_status import read_statuses
+from caption_assets.automation.status_report import explanations
 from caption_assets.captioning.recipe import Recipe
+from caption_assets.dagster_lib.project import Project
+from caption_assets.dagster_lib.shard_events import observation
 from caption_assets.definitions import build_definitions
 from caption_assets.settings import Settings
 from caption_assets.store.checkpoints import write_checkpoint
@@ -123,6 +127,24 @@ def test_stage_records_the_changed_prompt_of_a_stage_that_it_needs(project: Reci
         "| prompt of stage1_captions | Describe the video. | Tell it. |"
     ]
     assert "changes" not in made["attributes"].metadata
+
+
+def test_explanation_of_a_stale_partition_changes_no_status(project: RecipeHarness) -> None:
+    before, after = project.recipe_file(), project.recipe_file(attributes="Name both.")
+    project.materialize(before)
+    settings, instance = project.settings(after), project.instance
+    names = Project.of(settings)
+    instance.report_runless_asset_event(observation(names, "a", "1"))
+    statuses = read_statuses(instance, settings, Root.open(str(project.root)))
+    [event] = [one for one in explanations(instance, names, statuses) if one.asset_key == names.key("attributes")]
+    instance.report_runless_asset_event(event)
+    assert "| prompt | Name the shape and the colour as JSON. | Name both. |" in str(
+        event.metadata["stale_because"].value
+    )
+    assert project.stale(after) == {"attributes"}
+    store_checkpoint(project, project.recipe(after))
+    project.materialize(after)
+    assert project.stale(after) == set()
 
 
 def store_checkpoint(project: RecipeHarness, recipe: Recipe) -> None:
