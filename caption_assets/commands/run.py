@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Sequence, Sized
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -120,7 +120,7 @@ class _Captioning:
         if not run.success and not listing.refused:
             raise RunError(run.failure or "the shards cannot be registered")
         new = len(set(self.project.registered(self.instance)) - registered)
-        _note(f"{len(listing.shards)} shards in {source.url}, {new} of them new")
+        _note(f"{_shards(listing.shards)} in {source.url}, {new} of them new")
 
     def _fetch_weights(self) -> None:
         if not has_weights(self.instance, self.project, self.storage.root(), self.settings):
@@ -134,8 +134,8 @@ class _Captioning:
         for some, requested in plan_runs(states.registered, shards, MANIFESTS_PER_RUN):
             self._launch([self.project.manifest], self._tags(self.project.manifest, some, requested), requested)
             done += len(requested)
-            left = timedelta(seconds=round((time.monotonic() - begun) / done * (len(shards) - done)))
-            _note(f"manifests: {done} of {len(shards)} shards, {left} left")
+            left = _left(time.monotonic() - begun, done, len(shards))
+            _note(f"windows of {done} of {_shards(shards)} listed, {left} left")
 
     def _make_captions(self) -> None:
         """Make the captions of all chosen shards that have a manifest, as few engine starts as the settings allow."""
@@ -149,12 +149,19 @@ class _Captioning:
         wanted = {shard: made for shard, made in tables.items() if made}
         ranges = plan_runs(states.registered, wanted, self.settings.shards_per_run)
         rows = self._rows(states, list(wanted))
-        before, total = 0, sum(rows.values())
+        before, total, begun = 0, sum(rows.values()), time.monotonic()
         for number, (some, requested) in enumerate(ranges, 1):
             made = set[str]().union(*(wanted[shard] for shard in requested))
             assets = [stage for stage in self.project.stages if stage.path[-1] in made]
-            progress = CommandProgress(before, total, len(ranges) - number)
-            _note(f"run {number} of {len(ranges)}: {len(requested)} shards, {requested[0]} to {requested[-1]}")
+            seconds = time.monotonic() - begun if before else 0.0
+            progress = CommandProgress(before, total, len(ranges) - number, seconds)
+            done = (
+                f"{before} of {total} windows done, {_left(seconds, before, total)} left"
+                if before
+                else f"{total} windows in all"
+            )
+            names = " to ".join(dict.fromkeys([requested[0], requested[-1]]))
+            _note(f"run {number} of {len(ranges)}: {_shards(requested)}, {names}; {done}")
             self._launch(assets, self._tags(assets[-1], some, requested) | progress.tags, requested, assets[-1])
             before += sum(rows[shard] for shard in requested)
 
@@ -246,6 +253,15 @@ def plan_runs(
     """The runs over the wanted shards: for each its range, and the shards in it to process, at most ``limit``."""
     ranges = partition_ranges(registered, set(wanted), set(registered), limit, MAX_RANGE_FACTOR)
     return [(some, [shard for shard in some if shard in wanted]) for some in ranges]
+
+
+def _left(seconds: float, done: int, total: int) -> timedelta:
+    """The remaining time, if ``done`` of ``total`` items took ``seconds``."""
+    return timedelta(seconds=round(seconds / done * (total - done)))
+
+
+def _shards(shards: Sized) -> str:
+    return f"{len(shards)} shard{'s' * (len(shards) != 1)}"
 
 
 def _note(text: str) -> None:

@@ -57,6 +57,8 @@ class CommandProgress:
     """Number of windows of all its runs."""
     runs_after: int
     """Number of its later runs, each with an engine start."""
+    seconds_before: float = 0.0
+    """Duration of its earlier runs, in seconds."""
 
     @property
     def tags(self) -> dict[str, str]:
@@ -72,8 +74,9 @@ class CommandProgress:
 class WindowProgress:
     """Progress of a run's windows, or of all windows of its command.
 
-    The rate is measured from the first window, to exclude the engine's start. The time from the start to the first
-    window is added for each later run of the command.
+    The rate is measured from the first window, to exclude the engine's start. In the first run of a command, the time
+    to its first window is added for each later run; from the second run on, the remaining time follows from the
+    duration of all runs, which includes engine starts and the recording of shards.
     """
 
     def __init__(self, command: CommandProgress | None = None) -> None:
@@ -93,7 +96,7 @@ class WindowProgress:
         now = time.monotonic()
         self._done += 1
         done, total = self._counts
-        of_command = f"{done} of {total} of this command" if self._command else ""
+        of_command = f"{done} of {total} in all" if self._command else ""
         if self._done == 1:
             self._first_at = self._logged_at = now
             return of_command
@@ -101,12 +104,17 @@ class WindowProgress:
             return None
         self._logged_at = now
         rate = (self._done - 1) / max(now - self._first_at, 1e-3)
-        seconds = (total - done) / rate
-        if self._command:
-            seconds += self._command.runs_after * (self._first_at - self._started_at)
-        left = timedelta(seconds=round(seconds))
+        left = timedelta(seconds=round(self._seconds_left(now, rate)))
         speed = f"{rate:.1f} windows/s, {left} left"
         return f"{of_command}; {speed}" if self._command else f"{speed} for the shards in progress"
+
+    def _seconds_left(self, now: float, rate: float) -> float:
+        done, total = self._counts
+        if self._command is None:
+            return (total - done) / rate
+        if self._command.seconds_before:
+            return (self._command.seconds_before + now - self._started_at) / done * (total - done)
+        return (total - done) / rate + self._command.runs_after * (self._first_at - self._started_at)
 
     @property
     def _counts(self) -> tuple[int, int]:

@@ -54,7 +54,9 @@ def _log_again(context: dg.AssetExecutionContext, key: dg.AssetKey, shard: str) 
     instance = context.instance
     filters = dg.AssetRecordsFilter(asset_key=key, asset_partitions=[shard])
     made = next(iter(instance.fetch_materializations(filters, limit=1).records), None)
-    planned = instance.fetch_planned_materializations(filters, limit=2).records
+    planned = instance.get_event_records(
+        dg.EventRecordsFilter(dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED, key, [shard]), limit=2
+    )
     plan = next((record for record in planned if record.run_id != context.run.run_id), None)
     if made and made.asset_materialization and (plan is None or plan.storage_id < made.storage_id):
         context.log_event(made.asset_materialization)

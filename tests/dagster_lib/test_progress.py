@@ -31,13 +31,24 @@ def test_window_progress_reports_rate_and_remaining_time_at_intervals(clock: lis
 
 
 def test_window_progress_of_a_command_counts_all_its_windows_and_engine_starts(clock: list[float]) -> None:
-    tags = CommandProgress(windows_before=100, windows=400, runs_after=2).tags
+    tags = CommandProgress(windows_before=0, windows=400, runs_after=2).tags
     progress = WindowProgress(CommandProgress.of(tags))
     progress.expect(80, 20)
     clock[0] += 30  # the start of the engine
-    assert progress.advance() == "161 of 400 of this command"
+    assert progress.advance() == "61 of 400 in all"
     clock[0] += 10
-    assert progress.advance() == "162 of 400 of this command; 0.1 windows/s, 0:40:40 left"
+    assert progress.advance() == "62 of 400 in all; 0.1 windows/s, 0:57:20 left"
+
+
+def test_window_progress_of_a_command_follows_from_its_earlier_runs(clock: list[float]) -> None:
+    progress = WindowProgress(CommandProgress(windows_before=100, windows=104, runs_after=0, seconds_before=170))
+    progress.expect(4, 4)
+    clock[0] += 30
+    progress.advance()
+    clock[0] += 4
+    assert progress.advance() is None
+    clock[0] += 6
+    assert progress.advance() == "103 of 104 in all; 0.2 windows/s, 0:00:02 left"
 
 
 def test_run_without_a_command_has_no_progress_of_one() -> None:
