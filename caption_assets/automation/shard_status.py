@@ -96,7 +96,7 @@ def read_statuses(
     states = read_states(instance, project, root)
     active = active_shards(instance, project)
     failed = read_failed_attempts(instance, project, states.order)
-    reader = _Reader(settings, root, states, failed, _weights_version(instance, project))
+    reader = _Reader(settings, root, states, failed, weights_version(instance, project))
     found: dict[str, ShardStatus] = {}
     for shard in states.registered:
         if is_removed(states.content.get(shard)):
@@ -233,7 +233,8 @@ def _all(records: Mapping[str, Mapping[str, Record]]) -> Iterator[tuple[str, str
             yield table, shard, record
 
 
-def _weights_version(instance: dg.DagsterInstance, project: Project) -> str | None:
+def weights_version(instance: dg.DagsterInstance, project: Project) -> str | None:
+    """The present data version of the weights; None if they are not recorded."""
     event = instance.get_latest_materialization_event(project.weights)
     return ((event and event.asset_materialization and event.asset_materialization.tags) or {}).get(DATA_VERSION_TAG)
 

@@ -11,17 +11,14 @@ from itertools import islice
 
 import dagster as dg
 
-from caption_assets.assets.clip_manifest import manifest_code_version
+from caption_assets.automation.failed_attempts import read_failed_attempts
 from caption_assets.automation.shard_states import ShardStates
+from caption_assets.automation.shard_status import present_code, weights_version
 from caption_assets.captioning.open_shard import WEIGHTS_ASSET
-from caption_assets.dagster_lib.private_dagster import DATA_VERSION_TAG
 from caption_assets.dagster_lib.project import Project
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.settings import Settings
 from caption_assets.store.tables import CLIP_MANIFEST
-
-FAILED_STATUS = "FAILED"
-"""Dagster's status of a partition that the last run over it has not materialized."""
 
 
 class UnknownName(CaptionAssetsError):
@@ -36,7 +33,7 @@ class State(StrEnum):
     STALE = "stale"
     """A table was made with other settings or weights than the present ones."""
     FAILED = "failed"
-    """The last run over the shard failed."""
+    """The last run over the shard failed or was interrupted."""
 
 
 Tables = Mapping[str, Collection[str]]
@@ -92,6 +89,8 @@ class Selection:
             wanted.update(states.captions)
         # What a missing stage needs is requested too: its failed rows are retried, and the others are reused.
         wanted.update(states.project.with_upstream(missing))
+        # What needs a stage that is made again would be outdated afterwards.
+        wanted.update(stage for stage in states.captions if wanted.intersection(states.project.with_upstream([stage])))
         found = self._tables(states.project, wanted, missing)
         return [table for table in states.project.tables if table in found]
 
@@ -130,24 +129,13 @@ def find_needs(instance: dg.DagsterInstance, settings: Settings, states: ShardSt
         for shard in states.without_captions
     }
     missing |= {shard: list(project.tables) for shard in states.without_manifest}
-    return {
-        State.MISSING: missing,
-        State.STALE: _stale(states, _code_versions(settings), _weights_version(instance, project)),
-        State.FAILED: _failed(instance, states),
-    }
-
-
-def _code_versions(settings: Settings) -> dict[str, str]:
-    """The present code version of each table."""
-    recipe = settings.caption_recipe
-    stages = {stage.name: recipe.version(stage) for stage in recipe.stages}
-    return {CLIP_MANIFEST: manifest_code_version(settings.windowing), **stages}
-
-
-def _weights_version(instance: dg.DagsterInstance, project: Project) -> str | None:
-    """The present data version of the weights; None if there are none yet."""
-    event = instance.get_latest_materialization_event(project.weights)
-    return ((event and event.asset_materialization and event.asset_materialization.tags) or {}).get(DATA_VERSION_TAG)
+    failed: defaultdict[str, list[str]] = defaultdict(list)
+    for table, attempts in read_failed_attempts(instance, project, states.order).items():
+        for shard in attempts:
+            failed[shard].append(table)
+    code = {table: basis.code for table, basis in present_code(settings).items()}
+    stale = _stale(states, code, weights_version(instance, project))
+    return {State.MISSING: missing, State.STALE: stale, State.FAILED: failed}
 
 
 def _stale(states: ShardStates, code: Mapping[str, str], weights: str | None) -> Tables:
@@ -158,17 +146,5 @@ def _stale(states: ShardStates, code: Mapping[str, str], weights: str | None) ->
             made_with = record.versions and record.versions.inputs.get(WEIGHTS_ASSET)
             has_other_weights = bool(weights and made_with and made_with != weights)
             if record.versions and (record.versions.code != code[table] or has_other_weights):
-                found[shard].append(table)
-    return found
-
-
-def _failed(instance: dg.DagsterInstance, states: ShardStates) -> Tables:
-    """The tables that the last run over a shard has not made."""
-    found: defaultdict[str, list[str]] = defaultdict(list)
-    for table in states.project.tables:
-        key, partitions = states.project.key(table), states.project.partitions
-        statuses = instance.get_status_by_partition(key, states.order, partitions) or {}
-        for shard, status in statuses.items():
-            if status and status.value == FAILED_STATUS:
                 found[shard].append(table)
     return found

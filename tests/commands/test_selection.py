@@ -61,7 +61,8 @@ def test_shards_of_other_settings_are_stale_and_not_missing(harness: AutomationH
 def test_shards_of_other_weights_are_stale(harness: AutomationHarness) -> None:
     caption(harness, *"abcde")
     harness.materialize(STAGE1.name, "d", model_weights="other")
-    assert tables(harness, Selection(states=[State.STALE])) == {"d": [STAGE1.name]}
+    assert tables(harness, Selection(states=[State.STALE])) == {"d": BOTH}
+    assert tables(harness, Selection(states=[State.STALE], stages=[STAGE1.name])) == {"d": [STAGE1.name]}
 
 
 def test_failed_shards_are_those_of_the_last_run(harness: AutomationHarness) -> None:
