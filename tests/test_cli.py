@@ -18,7 +18,7 @@ from tests.report.windows import captioned, publish, window
 pytestmark = pytest.mark.fast
 
 REPOSITORY = Path(__file__).parent.parent
-MACHINE_COMMANDS = ("bench", "doctor")
+MACHINE_COMMANDS = ("bench", "doctor", "estimate")
 PROJECT_COMMANDS = (
     *MACHINE_COMMANDS,
     "compare",

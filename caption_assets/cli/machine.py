@@ -63,6 +63,35 @@ def bench(
     _print_table(table(result), result.to_json(), as_json=as_json)
 
 
+@app.command(rich_help_panel=PROJECT)
+def estimate(
+    shards: Annotated[
+        list[str] | None, Argument(metavar="SHARD", help="Shard keys. Default: all shards of the source.")
+    ] = None,
+    all_: Annotated[bool, Option("--all", help="Count shards too that are up to date, as for another model.")] = False,
+    rate: Annotated[
+        float | None,
+        Option(
+            min=1e-9,
+            metavar="WINDOWS_PER_SECOND",
+            help="Rate for all stages, as `caption-assets bench` prints it. Default: that of earlier runs.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Estimate what is left to caption: windows, tokens, engine time, GPU hours, cost and storage.
+
+    Windows are counted in the manifests; of shards without one, some clips are probed. Nothing is written.
+
+        caption-assets estimate --all --rate 12.5
+    """
+    from caption_assets.commands.estimate import estimate, table
+    from caption_assets.settings import load_settings
+
+    found = estimate(load_settings(), shards or [], again=all_, rate=rate)
+    _print_table(table(found), found.to_json(), as_json=as_json)
+
+
 def _keep_output_for_result() -> None:
     """Let vLLM log to the standard error: the standard output is for the result."""
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
