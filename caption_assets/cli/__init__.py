@@ -5,6 +5,7 @@ Each command imports what it runs when it is called: ``--version`` and ``--help`
 
 import sys
 
+from caption_assets.cli import captioning as captioning
 from caption_assets.cli import gallery as gallery
 from caption_assets.cli import init as init
 from caption_assets.cli import machine as machine

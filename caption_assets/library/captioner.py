@@ -14,10 +14,12 @@ from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.recipe_file import RecipeError
 from caption_assets.captioning.stages import Stage
 from caption_assets.captioning.supervisor import EngineSupervisor
+from caption_assets.errors import CaptionAssetsError
 from caption_assets.library.engine import open_engine
 from caption_assets.library.rows import WindowCaption
 from caption_assets.library.session import Session
 from caption_assets.settings import load_settings
+from caption_assets.sources.clip import Clip
 from caption_assets.sources.files import find_clips
 from caption_assets.workers.sandbox import Sandbox
 
@@ -30,6 +32,10 @@ SAMPLE_WARNING = (
 
 class SampleModelWarning(UserWarning):
     """A warning that the captions are those of the sample model."""
+
+
+class UnknownStage(CaptionAssetsError, ValueError):
+    """A name that is not that of a stage of the recipe."""
 
 
 class Captioner:
@@ -87,20 +93,26 @@ class Captioner:
             stage: the stage whose rows are wanted; it and the stages that it needs are captioned. Default: all.
 
         Raises:
-            ValueError: if the recipe has no such stage, or the captioner is closed.
+            UnknownStage: if the recipe has no such stage.
+            ValueError: if the captioner is closed.
             WeightsError: if the model's weights cannot be downloaded.
             EngineError: if the engine does not start, or crashes too often.
         """
         if not self._closing.alive:
             raise ValueError("the captioner is closed: make another one")
+        return self._caption(self._find(paths), None if stage is None else self._stage(stage))
+
+    def _find(self, paths: File | Iterable[File]) -> Iterator[Clip]:
         several = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
-        clips = find_clips(several, self._settings.storage.source_access)
-        return self._session.caption(clips, None if stage is None else self._stage(stage))
+        return find_clips(several, self._settings.storage.source_access)
+
+    def _caption(self, clips: Iterable[Clip], stage: Stage | None) -> Iterator[WindowCaption]:
+        return self._session.caption(clips, stage)
 
     def _stage(self, name: str) -> Stage:
         names = [stage.name for stage in self.recipe.stages]
         if name not in names:
-            raise ValueError(f"the recipe {self.recipe.graph.name!r} has no stage {name!r}: use {', '.join(names)}")
+            raise UnknownStage(f"the recipe {self.recipe.graph.name!r} has no stage {name!r}: use {', '.join(names)}")
         return self.recipe.graph.stage(name)
 
     def close(self) -> None:
