@@ -19,6 +19,8 @@ POLL_SECONDS = 0.1
 """Interval between searches for processes that a canceled build has started."""
 REAP_SECONDS = 10.0
 """Maximum wait for killed processes to exit: the kernel frees a large model's memory first."""
+NO_LEAK_WARNING = "ignore:resource_tracker:UserWarning"
+"""Python's option that silences the warnings of multiprocessing's resource tracker."""
 MAIN_MODULE_LOCATION = ("__spec__", "__file__")
 """Attributes by which multiprocessing finds the main module."""
 
@@ -74,7 +76,7 @@ class Build(Generic[T]):
     def _work(self) -> None:
         outcome = self._outcome
         try:
-            resource_tracker.ensure_running()  # started here, so that it outlives the engine
+            _start_resource_tracker()
             self._before = {child.pid for child in active_children()}
             outcome.set_result(self._built())
         except BaseException as error:
@@ -110,6 +112,18 @@ class Build(Generic[T]):
                     process = psutil.Process(child.pid)
                     started |= {process, *process.children(recursive=True)}
         return started
+
+
+def _start_resource_tracker() -> None:
+    """Start multiprocessing's tracker here, so that it outlives the engine.
+
+    It removes the semaphores that a killed engine leaves behind, and would warn about each at the end of the program.
+    """
+    sys.warnoptions.append(NO_LEAK_WARNING)  # the tracker inherits these options
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        sys.warnoptions.remove(NO_LEAK_WARNING)
 
 
 def _kill(processes: set[Any]) -> None:

@@ -26,19 +26,20 @@ class LoopThread:
         """Run a coroutine and wait for its result."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
-    def start(self, coroutine: Coroutine[Any, Any, T], on_end: Callable[[], object]) -> asyncio.Task[T]:
+    def start(self, coroutine: Coroutine[Any, Any, T], on_end: Callable[[asyncio.Task[T]], object]) -> asyncio.Task[T]:
         """Start a coroutine. ``on_end`` is called in the loop's thread when it has ended, also if it is canceled."""
 
         async def create() -> asyncio.Task[T]:
             task = asyncio.create_task(coroutine)
-            task.add_done_callback(lambda _: on_end())
+            task.add_done_callback(on_end)
             return task
 
         return self.run(create())
 
     def cancel(self, task: asyncio.Task[Any]) -> None:
         """Cancel a task, without waiting for its end."""
-        self._loop.call_soon_threadsafe(task.cancel)
+        if not task.done():
+            self._loop.call_soon_threadsafe(task.cancel)
 
     def stop(self) -> None:
         """Stop the loop and its thread."""

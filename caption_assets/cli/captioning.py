@@ -41,15 +41,18 @@ def caption(
 ) -> None:
     """Caption video files with nothing set up: no project, no Dagster.
 
-    Captions go to standard output as windows finish, in the order of the files; progress to standard error. Nothing is
-    stored except the model's weights. Other settings come from CAPTION_* variables, as in a run. The exit status is 0
-    if all windows have captions, 1 if some have none, 2 if an argument or a setting is wrong.
+    Captions go to standard output as windows finish, in the order of the files; progress goes to standard error.
+    Nothing is stored except the model's weights. Other settings come from CAPTION_* variables, as in a run.
 
-    `caption-assets caption clip.mp4` prints the captions of a file
+    **Examples**
 
-    `caption-assets caption clips/ --model qwen3 --json > captions.jsonl` writes those of a folder as JSON lines
+    `caption-assets caption clip.mp4` prints the captions of a file.
 
-    `caption-assets caption *.mp4 --srt --output subtitles` writes subtitles
+    `caption-assets caption clips --model qwen3 --json > captions.jsonl` writes those of a folder as JSON lines.
+
+    `caption-assets caption *.mp4 --srt --output subtitles` writes a subtitle file for each clip.
+
+    Exit status: 0, 1 if a window or file has no caption, 2 if an argument or a setting is wrong, 130 after Ctrl-C.
     """
     forms = [name for name, is_wanted in (("json", json), ("srt", srt), ("vtt", vtt)) if is_wanted]
     if len(forms) > 1:

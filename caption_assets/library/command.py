@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, count, groupby
 from pathlib import Path, PurePosixPath
+from shutil import rmtree
+from tempfile import TemporaryDirectory
+from typing import TextIO
 
 from caption_assets.captioning.output import TextOutput
 from caption_assets.captioning.recipe_file import RecipeError
@@ -24,6 +30,11 @@ from caption_assets.store.tables import Status
 
 FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
 """Exit statuses. The last is that of a program that SIGINT ends."""
+
+CLEAR_BAR = b"\r\x1b[K\x1b[?25h"
+"""Control codes that clear the line of the bar and show the cursor, which the bar hides."""
+OUTPUT = 1
+"""File descriptor of the standard output."""
 
 
 class UsageError(CaptionAssetsError):
@@ -59,19 +70,15 @@ class CaptionCommand:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", SampleModelWarning)  # it names an argument of Python
                 captioner = open_captioner()
-            with captioner:
-                return self._caption(paths, captioner)
+            with _interruptible(), captioner, _reserve_output() as output:
+                return self._caption(paths, captioner, output)
         except (RecipeError, SettingsError, UnknownStage, UsageError) as error:
             print(f"error: {error}", file=sys.stderr)
             return WRONG_USAGE
         except BrokenPipeError:  # the reader of the output, such as `head`, has ended
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return FAILED
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            return INTERRUPTED
 
-    def _caption(self, paths: Sequence[str], captioner: Captioner) -> int:
+    def _caption(self, paths: Sequence[str], captioner: Captioner, output: TextIO) -> int:
         clips, stage = list(captioner._find(paths)), self._stage(captioner)
         if self.form.is_subtitles and len(clips) > 1 and self.output is None:
             raise UsageError(f"the subtitles of {len(clips)} files need a folder: give one with --output")
@@ -79,7 +86,7 @@ class CaptionCommand:
         if captioner.recipe.variant.bundled:
             print(f"warning: {SAMPLE_WARNING.format('--model')}", file=sys.stderr)
         started, tally = time.monotonic(), _Tally()
-        with show_progress(len(clips)) as progress:
+        with show_progress(len(clips), output) as progress:
             rows = tally.count(captioner._caption(clips, stage), progress)
             if self.form.is_subtitles:
                 self._write_subtitles(rows, names, progress)
@@ -100,7 +107,7 @@ class CaptionCommand:
     def _write_rows(self, rows: Iterable[WindowCaption], progress: PlainProgress) -> None:
         previous = None
         for row in rows:
-            progress.output(json_line(row) if self.form is Format.JSON else "\n".join(text_lines(row, previous)))
+            progress.caption(json_line(row) if self.form is Format.JSON else "\n".join(text_lines(row, previous)))
             previous = row
 
     def _write_subtitles(
@@ -115,11 +122,51 @@ class CaptionCommand:
                 continue
             text = subtitles(found, self.form)
             if self.output is None:
-                progress.output(text.removesuffix("\n"))
+                progress.caption(text.removesuffix("\n"))
             else:
                 self.output.mkdir(parents=True, exist_ok=True)
                 (self.output / names[clip]).write_text(text, encoding="utf-8")
-                progress.output(str(self.output / names[clip]))
+                progress.caption(str(self.output / names[clip]))
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """End the program at once at Ctrl-C: a start of the engine takes up to 10 s to cancel.
+
+    The kernel kills the processes that it started. Temporary files are removed.
+    """
+    with TemporaryDirectory(prefix="caption-assets-") as folder:
+
+        def end(signal_number: int, frame: object) -> None:
+            os.write(sys.stderr.fileno(), CLEAR_BAR + b"interrupted\n" if sys.stderr.isatty() else b"interrupted\n")
+            rmtree(folder, ignore_errors=True)
+            os._exit(INTERRUPTED)
+
+        former, tempfile.tempdir = tempfile.tempdir, folder
+        handler = signal.signal(signal.SIGINT, end)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, handler)
+            tempfile.tempdir = former
+
+
+@contextmanager
+def _reserve_output() -> Iterator[TextIO]:
+    """Standard output for captions alone: within the block, what libraries print goes to standard error.
+
+    The engine's processes print too, so that the file descriptor is replaced.
+    """
+    sys.stdout.flush()
+    own = os.dup(OUTPUT)
+    try:
+        os.dup2(sys.stderr.fileno(), OUTPUT)
+        # Not closed: after a broken pipe that would fail again. Each line is flushed.
+        yield open(own, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+    finally:
+        sys.stdout.flush()
+        os.dup2(own, OUTPUT)
+        os.close(own)
 
 
 @dataclass(slots=True)

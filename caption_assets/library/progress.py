@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -21,11 +22,13 @@ class PlainProgress(logging.Handler):
 
     Args:
         files: number of files.
+        output: receives the captions.
     """
 
-    def __init__(self, files: int) -> None:
+    def __init__(self, files: int, output: TextIO) -> None:
         super().__init__(logging.INFO)
         self._files = files
+        self._output = output
         self._told_at = time.monotonic()
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -36,22 +39,22 @@ class PlainProgress(logging.Handler):
         """Write a line to standard error."""
         print(text, file=sys.stderr, flush=True)
 
-    def output(self, text: str) -> None:
-        """Write text to standard output."""
-        print(text, flush=True)
+    def caption(self, text: str) -> None:
+        """Write captions to the output."""
+        print(text, file=self._output, flush=True)
 
     def update(self, done: int, windows: int) -> None:
         """Show the number of finished files and windows."""
         if time.monotonic() - self._told_at >= INTERVAL_SECONDS:
             self._told_at = time.monotonic()
-            self.message(f"{done} of {self._files} files, {windows} windows")
+            self.message(f"file {done} of {self._files}, windows so far: {windows}")
 
 
 class BarProgress(PlainProgress):
     """Progress as a bar below the output."""
 
-    def __init__(self, files: int) -> None:
-        super().__init__(files)
+    def __init__(self, files: int, output: TextIO) -> None:
+        super().__init__(files, output)
         self._bar = Bar(
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
@@ -79,14 +82,14 @@ class BarProgress(PlainProgress):
         with self._above():
             super().message(text)
 
-    def output(self, text: str) -> None:
-        """Write text to standard output, above the bar."""
+    def caption(self, text: str) -> None:
+        """Write captions to the output, above the bar."""
         with self._above():
-            super().output(text)
+            super().caption(text)
 
     def update(self, done: int, windows: int) -> None:
         """Show the number of finished files and windows."""
-        self._bar.update(self._task, completed=done, description=f"{windows} windows")
+        self._bar.update(self._task, completed=done, description=f"windows: {windows}")
 
     def close(self) -> None:
         """Remove the bar."""
@@ -103,13 +106,14 @@ class BarProgress(PlainProgress):
 
 
 @contextmanager
-def show_progress(files: int) -> Iterator[PlainProgress]:
+def show_progress(files: int, output: TextIO) -> Iterator[PlainProgress]:
     """Progress on standard error while the block runs, with the messages of the package's log.
 
     Args:
         files: number of files.
+        output: receives the captions.
     """
-    progress = BarProgress(files) if sys.stderr.isatty() else PlainProgress(files)
+    progress = (BarProgress if sys.stderr.isatty() else PlainProgress)(files, output)
     log = logging.getLogger("caption_assets")
     level = log.level
     log.addHandler(progress)

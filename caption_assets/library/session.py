@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from queue import SimpleQueue
+from weakref import WeakSet
 
 from caption_assets.captioning.loop_thread import LoopThread
 from caption_assets.captioning.recipe import Recipe
@@ -49,7 +50,7 @@ class Session:
         self._stack = AsyncExitStack()
         self._starting = asyncio.Lock()
         self._engine: EngineSupervisor | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: WeakSet[asyncio.Task[None]] = WeakSet()
         self._is_closed = False
 
     def caption(self, clips: Iterable[Clip], stage: Stage | None = None) -> Iterator[WindowCaption]:
@@ -61,7 +62,7 @@ class Session:
             self._recipe, stages, shown, self._windowing, self._access, self._sandbox, self._running_engine
         )
         rows: SimpleQueue[WindowCaption | None] = SimpleQueue()
-        task = self._loop.start(call.run(clips, rows.put), lambda: rows.put(None))
+        task = self._loop.start(call.run(clips, rows.put), lambda _: rows.put(None))
         self._tasks.add(task)
         try:
             while (row := rows.get()) is not None:
@@ -70,22 +71,21 @@ class Session:
                 raise RuntimeError("the captioner was closed during this call")
             task.result()
         finally:
-            self._tasks.discard(task)
-            if not task.done():
-                self._loop.cancel(task)
-                while rows.get() is not None:  # until the task has ended
-                    pass
+            self._loop.cancel(task)
 
     def close(self) -> None:
         """Stop the calls in progress, the engine and the workers."""
-        if self._is_closed:
-            return
-        self._is_closed = True
-        for task in list(self._tasks):
-            self._loop.cancel(task)
-        self._loop.run(self._stack.aclose())
-        self._loop.stop()
-        self._sandbox.__exit__(None, None, None)
+        if not self._is_closed:
+            self._is_closed = True
+            self._loop.run(self._stop())
+            self._loop.stop()
+            self._sandbox.__exit__(None, None, None)
+
+    async def _stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._stack.aclose()
 
     async def _running_engine(self) -> EngineSupervisor:
         async with self._starting:

@@ -4,7 +4,7 @@ import asyncio
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
@@ -16,24 +16,12 @@ from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.library.captioner import Captioner, SampleModelWarning
 from caption_assets.settings import SettingsError
 from tests.captioning.fake_engine import FakeEngine, start_fake_engine
+from tests.library.fake_captioner import FakeCaptioner
 from tests.videos import moving_video
 
 pytestmark = pytest.mark.fast
 
 STAGES = ["stage1_captions", "stage2_captions", "attributes", "alignment", "short"]
-
-
-class FakeCaptioner(Captioner):
-    """A captioner on a fake engine."""
-
-    engine = FakeEngine()
-    starts = 0
-
-    def _open_engine(self) -> AbstractAsyncContextManager[EngineSupervisor]:
-        def count() -> None:
-            self.starts += 1
-
-        return EngineSupervisor(lambda: start_fake_engine(self.engine, count), max_restarts=0)
 
 
 @pytest.fixture
