@@ -24,6 +24,8 @@ SHOWN_KINDS = 8
 
 MEANINGS = {
     **RECIPE_MEANINGS,
+    "shards_captioned": "Number of registered shards with captions of this stage, after this one",
+    "shards_registered": "Number of registered shards, when this run recorded its first one",
     "rows_ok": "Number of rows with a caption",
     "rows_failed": "Number of rows without a caption, including unreadable clips",
     "rows_reused": "Number of rows that this run reused from an earlier run",

@@ -34,7 +34,8 @@ class ShardFailures:
 
     def __init__(self, context: dg.AssetExecutionContext) -> None:
         self._context = context
-        self._reasons: dict[str, str] = {}
+        self.reasons: dict[str, str] = {}
+        """The reason of each failed shard."""
 
     @contextmanager
     def of(self, shard: str) -> Iterator[None]:
@@ -46,7 +47,7 @@ class ShardFailures:
 
     def add(self, shard: str, error: CaptionAssetsError) -> None:
         """Record the reason. The traceback of an unexpected error is logged at level DEBUG."""
-        reason = self._reasons[shard] = printable(str(error))
+        reason = self.reasons[shard] = printable(str(error))
         if len(self._context.partition_keys) > 1:
             self._context.log.error(f"{shard}: {reason}")
         if isinstance(error, UnexpectedError):
@@ -58,8 +59,8 @@ class ShardFailures:
         Raises:
             Failure: with the reasons of all failed shards.
         """
-        if self._reasons:
-            raise shards_failed(self._reasons, len(self._context.partition_keys), logged=True)
+        if self.reasons:
+            raise shards_failed(self.reasons, len(self._context.partition_keys), logged=True)
 
 
 def shards_failed(reasons: Mapping[str, str], shards: int, *, logged: bool = False) -> dg.Failure:

@@ -17,7 +17,7 @@ from caption_assets.dagster_lib.caption_metadata import Cost, caption_metadata
 from caption_assets.dagster_lib.check_events import check_results, check_with_history, log_findings
 from caption_assets.dagster_lib.engine_time import EngineClock, EngineTime
 from caption_assets.dagster_lib.failures import ShardFailures, shards_failed
-from caption_assets.dagster_lib.metadata import Metadata, link
+from caption_assets.dagster_lib.metadata import ERROR, Metadata, link
 from caption_assets.dagster_lib.progress import CommandProgress, WindowProgress
 from caption_assets.dagster_lib.project import Project, table_of
 from caption_assets.dagster_lib.provenance import input_tags, input_version_tags, is_input_tag, output_tags, version_of
@@ -77,6 +77,8 @@ class RunLog(RunObserver):
         self._publishing = Lock()
         self._recorded: defaultdict[str, set[str]] = defaultdict(set)
         """Names of the recorded tables, by shard."""
+        self._captioned: dict[str, tuple[set[str], int]] = {}
+        """The captioned shards and the number of registered ones, by table."""
         self._results: list[dg.MaterializeResult[None]] = []
 
     def ready(self, shards: Sequence[str], stages: Sequence[Stage]) -> list[str]:
@@ -155,9 +157,27 @@ class RunLog(RunObserver):
         Raises:
             Failure: with the reasons.
         """
+        self._observe_failures()
         self._failures.check()
         if self._skips and len(self._skips) == len(self._context.partition_keys):
             raise shards_failed(self._skips, len(self._skips), logged=True)
+
+    def _observe_failures(self) -> None:
+        """Report the reasons as observations of the tables that were not made: the partitions' pages show them."""
+        for shard, reason in self._failures.reasons.items():
+            for key in self._context.selected_asset_keys:
+                if table_of(key) not in self._recorded[shard]:
+                    self._context.log_event(dg.AssetObservation(key, partition=shard, metadata={ERROR: reason}))
+
+    def _counts(self, table: str, shard: str) -> Metadata:
+        """The number of captioned shards, after this one, and of all. Takes two queries a run and table."""
+        if table not in self._captioned:
+            registered = set(self._project.registered(self._context.instance))
+            made = self._context.instance.get_materialized_partitions(self._project.key(table))
+            self._captioned[table] = made & registered, len(registered)
+        captioned, registered_shards = self._captioned[table]
+        captioned.add(shard)
+        return {"shards_captioned": len(captioned), "shards_registered": registered_shards}
 
     def _current_inputs(self, shard: str) -> Inputs:
         made = set(self._context.selected_asset_keys)
@@ -210,7 +230,11 @@ class RunLog(RunObserver):
             if upstream in inputs or self._has_several_shards:  # Dagster adds these tags to a yielded result
                 versions |= inputs.get(upstream) or input_tags(self._context, upstream, shard)
         versions |= input_version_tags(self._project, result.versions)
-        metadata = {**metadata, "path": dg.MetadataValue.path(self._root.address(result.path))}
+        metadata = {
+            **self._counts(table, shard),
+            **metadata,
+            "path": dg.MetadataValue.path(self._root.address(result.path)),
+        }
         if self._has_several_shards:
             self._context.log_event(dg.AssetMaterialization(key, partition=shard, metadata=metadata, tags=versions))
             return

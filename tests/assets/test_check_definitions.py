@@ -13,6 +13,7 @@ from types import MappingProxyType
 import dagster as dg
 import pytest
 
+from caption_assets.automation.shard_status import State, read_statuses
 from caption_assets.captioning.open_shard import file_metadata
 from caption_assets.captioning.output import ChoiceOutput
 from caption_assets.captioning.recipe import Recipe
@@ -20,6 +21,8 @@ from caption_assets.captioning.recipe_file import built_in
 from caption_assets.captioning.stages import Stage
 from caption_assets.captioning.window_job import UPSTREAM_FAILED, blank_row
 from caption_assets.checks.asset_checks import checks_of
+from caption_assets.dagster_lib.project import Project
+from caption_assets.dagster_lib.shard_events import observation
 from caption_assets.definitions import build_definitions
 from caption_assets.export.index import DATASET
 from caption_assets.models.variants import SAMPLE
@@ -193,6 +196,36 @@ def test_shard_with_too_many_failures_is_not_materialized(project: ProjectHarnes
     assert list(materialized(project, lenient)) == STAGES
     assert failing(project, lenient, STAGES[1]) == set()
     assert "no answer" in str(materialized(project, lenient)[STAGES[1]].metadata["errors_by_kind"].value)
+
+
+def test_reason_of_a_failure_is_observed_on_the_tables_that_were_not_made(project: ProjectHarness) -> None:
+    store_captions(project)
+    store_captions(project, stage2=lambda _: None, shard="b")
+    for shard in "ab":
+        project.instance.report_runless_asset_event(observation(Project(), shard, "1"))
+    result = project.run(*STAGES, partitions=("a", "b"))
+    events = project.instance.all_logs(result.run_id, of_type=dg.DagsterEventType.ASSET_OBSERVATION)
+    [found] = [entry.get_dagster_event().asset_observation_data.asset_observation for entry in events]
+    assert (found.asset_key, found.partition) == (dg.AssetKey(STAGES[1]), "b")
+    assert "100% of the windows of stage2_captions failed" in str(found.metadata["error"].value)
+
+    settings = Settings(root=str(project.root), recipe="general")
+    statuses = read_statuses(project.instance, settings, Root.open(str(project.root)))
+    failed = statuses["b"].tables[STAGES[1]]
+    assert (failed.state, failed.reason) == (State.FAILED, found.metadata["error"].value)
+    assert failed.run_id == result.run_id
+
+
+def test_metadata_counts_the_captioned_shards(project: ProjectHarness) -> None:
+    for shard in "abc":
+        store_captions(project, shard=shard)
+    counts = []
+    for partitions in (("a", "b"), ("b", "c")):
+        result = project.run(STAGES[0], partitions=partitions)
+        found = project.instance.all_logs(result.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION)
+        metadata = [entry.asset_materialization.metadata for entry in found if entry.asset_materialization]
+        counts += [(one["shards_captioned"].value, one["shards_registered"].value) for one in metadata]
+    assert counts == [(1, 3), (2, 3), (2, 3), (3, 3)]
 
 
 def test_each_shard_of_a_run_has_its_own_checks(project: ProjectHarness) -> None:
