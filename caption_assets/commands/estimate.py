@@ -218,7 +218,11 @@ def table(found: Estimate) -> Iterator[tuple[str, str]]:
         return
     counted = found.shards - found.shards_without_manifest
     yield "shards", f"{found.shards} of {found.shards_in_source} need a run; {counted} of them have a manifest"
-    sample = f", from {found.clips_sampled} clips of {found.shards_sampled} shards" if found.clips_sampled else ""
+    sample = (
+        f", from {found.clips_sampled} clips of {_counted(found.shards_sampled, 'shard')}"
+        if found.clips_sampled
+        else ""
+    )
     yield "windows", f"{_with_range(found.windows, _count)}{sample}"
     yield "video", _duration(found.video_hours)
     yield "visual tokens", f"{found.visual_tokens:,}, predicted"

@@ -6,7 +6,6 @@ import os
 import platform
 import re
 import shutil
-import socket
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -14,10 +13,13 @@ from functools import partial
 from pathlib import Path
 
 from caption_assets.commands.check import Check, Finding, failed, ok, warning
+from caption_assets.commands.dev import PORT as UI_PORT
 from caption_assets.commands.gpu_checks import check_gpus
 from caption_assets.commands.installation_checks import check_packages, check_python, check_vllm, installed_builds
+from caption_assets.commands.ports import PortTaken, check_port
 from caption_assets.kubernetes.pods import caption_size
 from caption_assets.models.weights import format_size
+from caption_assets.report.galleries import PORT as GALLERIES_PORT
 from caption_assets.settings import Settings
 from caption_assets.store.disk import TEMPORARY_REMEDY, disk_space
 from caption_assets.workers.sandbox import MAX_WORKERS
@@ -27,8 +29,6 @@ MIN_SHARED_MEMORY = 1 << 30
 64 MiB."""
 MIN_TEMPORARY = 1 << 30
 """Minimum free space for temporary files, in bytes: clips above 256 MiB are read into files."""
-UI_PORT = 3000
-"""Default port of ``dg dev``."""
 MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 """Files with the memory limit of a container, in bytes: cgroup v2 and v1."""
 
@@ -124,23 +124,18 @@ def memory_bytes() -> int:
 
 
 def _ports(settings: Settings) -> Iterator[Finding]:
-    problems = []
-    if (port := settings.metrics_port) and not _is_free(port):
-        problems.append(f"port {port} of CAPTION_METRICS_PORT is in use, perhaps by a run: choose another port")
-    if not _is_free(UI_PORT):
-        problems.append(f"port {UI_PORT} is in use, perhaps by Dagster's UI: start another UI with --port")
-    yield from map(warning, problems)
-    if not problems:
-        ports = f"ports {port} and {UI_PORT} are" if port else f"port {UI_PORT} is"
-        yield ok(f"{ports} free")
-
-
-def _is_free(port: int) -> bool:
-    """Whether a server could listen on a port of this machine."""
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    remedies = {
+        UI_PORT: "unless it is this project's UI, choose another port with `caption-assets dev --port`",
+        GALLERIES_PORT: "unless it is this project's gallery server, choose another port with CAPTION_LINK_URL",
+    }
+    if settings.metrics_port:
+        remedies[settings.metrics_port] = "unless a run serves its metrics there, choose another CAPTION_METRICS_PORT"
+    free = []
+    for port, remedy in remedies.items():
         try:
-            listener.bind(("", port))
-        except OSError:
-            return False
-    return True
+            check_port(port, remedy)
+            free.append(str(port))
+        except PortTaken as error:
+            yield warning(str(error))
+    if free:
+        yield ok(f"free: {', '.join(free)}")
