@@ -32,6 +32,12 @@ from caption_assets.models.lora import find_lora
 from caption_assets.models.variants import VARIANTS, UnknownModel, Variant, find_variant
 from caption_assets.store.access import Access, StorageConfig
 from caption_assets.store.failure import StoreError
+from caption_assets.store.failure_limits import (
+    ALLOWANCE,
+    MAX_FAILED_FRACTION,
+    MAX_UNREADABLE_FRACTION,
+    FailureLimits,
+)
 from caption_assets.video.frame_sampling import FRAME_FACTOR, FrameSampling
 from caption_assets.video.window import MIN_WINDOW_FRAMES, MIN_WINDOW_SECONDS, Windowing
 from caption_assets.workers.sandbox import SandboxLimits
@@ -372,13 +378,28 @@ class Settings(BaseSettings):
         f"{LOCAL_LINK_URL}; for a root in object storage the UI shows addresses",
     )
     max_failed_fraction: float = Field(
-        0.05,
+        MAX_FAILED_FRACTION,
         ge=0,
         le=1,
-        description="Maximum fraction of a shard's captionable windows that may fail before the step fails",
+        description="Maximum fraction of a shard's captionable windows that may fail. The step fails if more fail than "
+        "this and `CAPTION_MAX_FAILED_WINDOWS` allow",
+    )
+    max_failed_windows: int = Field(
+        ALLOWANCE,
+        ge=0,
+        description="Number of captionable windows that may fail in any shard, however small, unless all fail",
     )
     max_unreadable_fraction: float = Field(
-        0.1, ge=0, le=1, description="Maximum fraction of a shard's clips that may be unreadable before the step fails"
+        MAX_UNREADABLE_FRACTION,
+        ge=0,
+        le=1,
+        description="Maximum fraction of a shard's clips that may be unreadable. The step fails if more are than this "
+        "and `CAPTION_MAX_UNREADABLE_CLIPS` allow",
+    )
+    max_unreadable_clips: int = Field(
+        ALLOWANCE,
+        ge=0,
+        description="Number of clips that may be unreadable in any shard, however small, unless all are",
     )
     export: Format | None = Field(
         None,
@@ -545,6 +566,15 @@ class Settings(BaseSettings):
         return self.tensor_parallel_size * self.data_parallel_size if uses_gpu else 0
 
     @property
+    def failure_limits(self) -> FailureLimits:
+        """The limits on the failures of a shard."""
+        limits = FailureLimits()
+        return FailureLimits(
+            replace(limits.unreadable, fraction=self.max_unreadable_fraction, number=self.max_unreadable_clips),
+            replace(limits.failed, fraction=self.max_failed_fraction, number=self.max_failed_windows),
+        )
+
+    @property
     def caption_recipe(self) -> Recipe:
         """The recipe of the captions."""
         return Recipe(
@@ -578,7 +608,9 @@ class Settings(BaseSettings):
         """The configuration of the training dataset, if there is one."""
         if self.export is None:
             return None
-        return ExportConfig(self.export, int(self.export_file_gb * 2**30), self._graph, self.export_license)
+        return ExportConfig(
+            self.export, int(self.export_file_gb * 2**30), self._graph, self.failure_limits, self.export_license
+        )
 
     @cached_property
     def _graph(self) -> StageGraph:

@@ -72,7 +72,7 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
             with stoppable(context), as_dagster_failure():
                 root = storage.root()
                 check_claim(context.instance, project, storage)
-                check_stored(context, project, recipe.graph, root, settings.max_failed_fraction)
+                check_stored(context, project, recipe.graph, root, settings.failure_limits)
             yield from logged_checks(context)
             return
         with stoppable(context), as_dagster_failure():
@@ -91,6 +91,7 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
                 checkpoint_seconds=settings.checkpoint_seconds,
                 lease_seconds=settings.lease_seconds,
                 max_attempts=settings.max_window_attempts,
+                limits=settings.failure_limits,
             )
         for model in recipe.steps:
             stages = tuple(

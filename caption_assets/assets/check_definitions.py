@@ -13,6 +13,7 @@ from caption_assets.dagster_lib.termination import stoppable
 from caption_assets.models.mirror import find_damage, read_weights_manifest
 from caption_assets.resources import Storage
 from caption_assets.settings import Settings
+from caption_assets.store.failure_limits import FailureLimits
 from caption_assets.store.root import Root
 
 
@@ -32,7 +33,7 @@ def caption_checks(project: Project, graph: StageGraph) -> list[dg.AssetCheckSpe
 
 
 def check_stored(
-    context: dg.AssetExecutionContext, project: Project, graph: StageGraph, root: Root, limit: float
+    context: dg.AssetExecutionContext, project: Project, graph: StageGraph, root: Root, limits: FailureLimits
 ) -> None:
     """Check stored captions, in a step with checks but no captions selected.
 
@@ -41,7 +42,7 @@ def check_stored(
         project: the project of the shards.
         graph: the stages.
         root: the root that holds the tables.
-        limit: maximum share of failed windows.
+        limits: limits on failed windows.
 
     Raises:
         Failure: if a shard has no captions, or they cannot be read. The other shards are checked first.
@@ -51,7 +52,7 @@ def check_stored(
     for shard in context.partition_keys:
         with failures.of(shard):
             stored = StoredShard(root, shard)
-            found = {table: check_with_history(context, project, graph, stored, table, limit) for table in tables}
+            found = {table: check_with_history(context, project, graph, stored, table, limits) for table in tables}
             for table, findings in found.items():
                 log_findings(context, project, shard, table, findings)
     failures.check()

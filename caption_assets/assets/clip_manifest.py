@@ -39,6 +39,7 @@ from caption_assets.settings import Settings
 from caption_assets.sources.listing import OtherFiles
 from caption_assets.sources.manifest import PROBE_WORKERS, ProbedClip, probe_clips
 from caption_assets.sources.shard import find_shard, shard_content
+from caption_assets.store.failure_limits import Failures, describe
 from caption_assets.store.root import Root
 from caption_assets.store.tables import CLIP_MANIFEST, SCHEMA_VERSION, ManifestRow, Status, publish_manifest
 from caption_assets.store.versions import TableVersions, next_manifest_version
@@ -188,7 +189,7 @@ def _make(
         "unreadable_clips": markdown_table(["clip", "kind", "reason"], map(_reason, tally.first_unreadable)),
     }
     context.log.info(f"{key}: {tally}")
-    if message := tally.too_many_unreadable(settings.max_unreadable_fraction):
+    if message := settings.failure_limits.too_many(CLIP_MANIFEST, tally.failures):
         raise TooManyUnreadable(message, metadata)
     return dg.MaterializeResult(data_version=dg.DataVersion(tally.content), tags=inputs, metadata=metadata)
 
@@ -273,17 +274,11 @@ class _Tally:
         if len(self.first_unreadable) < SHOWN_CLIPS:
             self.first_unreadable.append(row)
 
-    def too_many_unreadable(self, limit: float) -> str | None:
-        """Error message if a larger share of the clips than ``limit`` is unreadable, else None."""
-        unreadable = self.errors.total()
-        if not self.clips or unreadable / self.clips <= limit:
-            return None
-        first = self.first_unreadable[0]
-        return (
-            f"{unreadable} of {self.clips} clips are unreadable, more than CAPTION_MAX_UNREADABLE_FRACTION = "
-            f"{limit:g}; the first: {first.clip_key!r}: {first.error}. The manifest is published and can be "
-            "inspected; fix the clips or raise the limit"
-        )
+    @property
+    def failures(self) -> Failures:
+        """The unreadable clips."""
+        first = describe(self.first_unreadable[0]) if self.first_unreadable else ""
+        return Failures(self.errors.total(), self.clips, first)
 
     def metadata(self, took: float) -> Metadata:
         """Metadata for the UI. ``took`` is the time that the manifest took, in seconds."""

@@ -10,7 +10,7 @@ from enum import StrEnum
 import dagster as dg
 
 from caption_assets.automation.records import Record, report_removed, report_stored
-from caption_assets.checks.asset_checks import CheckFailed, check_table, raise_errors
+from caption_assets.checks.asset_checks import check_table, raise_errors
 from caption_assets.checks.stored_tables import StoredShard
 from caption_assets.dagster_lib.metadata import MEAN_WORDS, ROW_COUNT, Metadata
 from caption_assets.dagster_lib.project import Project
@@ -18,6 +18,7 @@ from caption_assets.dagster_lib.recipe_metadata import recipe_metadata
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.settings import Settings
 from caption_assets.store.failure import StoreError
+from caption_assets.store.failure_limits import Failures
 from caption_assets.store.root import Root
 from caption_assets.store.tables import CLIP_MANIFEST, Status, TableError, read_manifest, table_path
 from caption_assets.store.versions import TableVersions, read_versions
@@ -124,6 +125,7 @@ def _record(instance: dg.DagsterInstance, settings: Settings, root: Root, differ
 
     Raises:
         CheckFailed: if a check of severity error fails.
+        TooManyFailures: if a manifest has more unreadable clips than allowed.
         TableError: if the table, or one that it is checked against, is damaged.
         StoreError: if the root cannot be read.
     """
@@ -139,19 +141,15 @@ def _record(instance: dg.DagsterInstance, settings: Settings, root: Root, differ
 
 
 def _manifest_metadata(root: Root, shard: str, settings: Settings) -> Metadata:
-    """The metadata that a run reports of a manifest. Raises ``CheckFailed``."""
+    """The metadata that a run reports of a manifest. Raises ``TooManyFailures``."""
     rows, recipe = read_manifest(root, shard), settings.caption_recipe
-    clips, unreadable = len({row.clip_key for row in rows}), sum(row.status is Status.FAILED for row in rows)
-    if clips and unreadable / clips > settings.max_unreadable_fraction:
-        raise CheckFailed(
-            f"{unreadable} of {clips} clips are unreadable, more than CAPTION_MAX_UNREADABLE_FRACTION="
-            f"{settings.max_unreadable_fraction:g}"
-        )
+    found = Failures.of_manifest(rows)
+    settings.failure_limits.check(CLIP_MANIFEST, found)
     return {
         ROW_COUNT: len(rows),
-        "clips": clips,
-        "rows_ok": len(rows) - unreadable,
-        "rows_failed": unreadable,
+        "clips": found.total,
+        "rows_ok": len(rows) - found.failed,
+        "rows_failed": found.failed,
         "predicted_visual_tokens": sum(recipe.predicted_tokens(row) for row in rows),
     }
 
@@ -159,8 +157,8 @@ def _manifest_metadata(root: Root, shard: str, settings: Settings) -> Metadata:
 def _caption_metadata(root: Root, table: str, shard: str, settings: Settings) -> Metadata:
     """The metadata that a run reports of captions. Raises ``CheckFailed``."""
     stored = StoredShard(root, shard)
-    limit, graph = settings.max_failed_fraction, settings.caption_recipe.graph
-    raise_errors(check_table(stored, graph, table, max_failed_fraction=limit, earlier_means=[]))
+    limits, graph = settings.failure_limits, settings.caption_recipe.graph
+    raise_errors(check_table(stored, graph, table, limits=limits, earlier_means=[]))
     rows, words = stored.table(table).rows, stored.table(table).mean_words
     return {
         ROW_COUNT: len(rows),

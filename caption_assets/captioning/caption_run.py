@@ -7,6 +7,7 @@ from uuid import uuid4
 
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.stages import Stage
+from caption_assets.store.failure_limits import FailureLimits
 from caption_assets.store.root import Root
 
 CHECKPOINT_ROWS = 256
@@ -45,6 +46,8 @@ class CaptionRun:
     """Maximum time between a finished window and its checkpoint, in seconds."""
     lease_seconds: float = LEASE_SECONDS
     """Time after which a lease that is not renewed expires, in seconds. Another run may then acquire the shard."""
+    limits: FailureLimits = field(default_factory=FailureLimits)
+    """Limits on the failures of the tables that a shard's captions are made from. Past them, the shard fails."""
     max_attempts: int = MAX_ATTEMPTS
     """Number of requests, over all runs, after which a failed caption is not retried. A run makes up to four requests,
     and more if reasoning is cut off."""

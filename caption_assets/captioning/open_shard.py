@@ -19,7 +19,7 @@ from caption_assets.captioning.threads import to_thread_uncancelled
 from caption_assets.captioning.window_job import DECODE, STORE, JobStatus, Origin, WindowJob
 from caption_assets.store.checkpoints import remove_checkpoints, write_checkpoint
 from caption_assets.store.lease import Lease
-from caption_assets.store.tables import CLIP_MANIFEST, CaptionRow, Status, publish_captions
+from caption_assets.store.tables import CLIP_MANIFEST, CaptionRow, publish_captions
 from caption_assets.store.versions import TableVersions, captions_version
 
 WEIGHTS_ASSET = "model_weights"
@@ -214,13 +214,6 @@ def file_metadata(recipe: Recipe, stage: Stage) -> dict[str, str]:
         QUALITY_RULES: str(recipe.quality_rules),
         **({"weights": recipe.weights} if recipe.weights else {}),
     }
-
-
-def failed_fraction(rows: Sequence[CaptionRow]) -> float:
-    """Share of failed captions among captionable windows (those with a window index); 0 if there are none."""
-    captionable = [row for row in rows if row.window_index is not None]
-    failed = sum(row.status is Status.FAILED for row in captionable)
-    return failed / len(captionable) if captionable else 0.0
 
 
 def _fresh_rows(jobs: Sequence[WindowJob], stage: Stage) -> list[CaptionRow]:

@@ -21,6 +21,7 @@ from caption_assets.captioning.window_job import Origin, StageRow, WindowJob
 from caption_assets.errors import CaptionAssetsError, as_project_error
 from caption_assets.sources.manifest import clip_pieces
 from caption_assets.store.checkpoints import read_checkpoints
+from caption_assets.store.failure_limits import Failures
 from caption_assets.store.lease import Lease, LeaseHeld, Leases
 from caption_assets.store.previews import Preview, write_preview
 from caption_assets.store.root import Root
@@ -289,6 +290,7 @@ def _read_shard(run: CaptionRun, lease: Lease, warn: Callable[[str], None]) -> O
     # Read before the manifest: if it changes in between, the tables count as outdated.
     stored = read_versions(run.root, CLIP_MANIFEST, shard)
     manifest = read_manifest(run.root, shard)
+    run.limits.check(CLIP_MANIFEST, Failures.of_manifest(manifest))
     inputs: dict[str, str] = {CLIP_MANIFEST: stored.data if stored else manifest_version(manifest)}
     wanted = {stage.name for stage in run.stages}
     needed: dict[str, list[CaptionRow]] = {}
@@ -335,8 +337,10 @@ def _stored_rows(run: CaptionRun, table: str, shard: str, manifest: Sequence[Man
 
     Raises:
         TableError: if they do not match the manifest.
+        TooManyFailures: if more of them failed than the run allows.
     """
     rows = read_captions(run.root, table, shard)
     if [extent(row) for row in rows] != [extent(row) for row in manifest]:
         raise TableError(f"{table} of shard {shard!r} does not match its current manifest: materialize {table} again")
+    run.limits.check(table, Failures.of_captions(rows))
     return rows

@@ -9,7 +9,6 @@ from enum import StrEnum
 from functools import partial
 from statistics import fmean, stdev
 
-from caption_assets.captioning.open_shard import failed_fraction
 from caption_assets.captioning.output import JsonOutput, TextOutput
 from caption_assets.captioning.prefix_cache import MIN_SHARE, CacheHits
 from caption_assets.captioning.stages import Stage, StageGraph
@@ -17,7 +16,8 @@ from caption_assets.checks.stored_tables import Caption, StoredShard, StoredTabl
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.models.weights import WeightsManifest, format_size
 from caption_assets.store.caption_columns import UPSTREAM, CaptionColumns
-from caption_assets.store.tables import FORMER_UPSTREAM, SCHEMA_VERSION, SHARD, ManifestRow, Status, published_schema
+from caption_assets.store.failure_limits import FailureLimits, Failures
+from caption_assets.store.tables import FORMER_UPSTREAM, SCHEMA_VERSION, SHARD, ManifestRow, published_schema
 
 MAX_TRUNCATED = 0.05
 """Maximum share of captions that reach the output limit. A few do with any model; if more do, the limit is too low."""
@@ -70,7 +70,7 @@ SCHEMA = Check("schema", Severity.ERROR, "The columns and the schema version are
 FAILED = Check(
     "failed_fraction",
     Severity.ERROR,
-    "At most CAPTION_MAX_FAILED_FRACTION of the readable windows have no caption.",
+    "At most CAPTION_MAX_FAILED_FRACTION of the readable windows, or CAPTION_MAX_FAILED_WINDOWS, have no caption.",
 )
 TRUNCATED = Check(
     "truncated_fraction",
@@ -176,7 +176,7 @@ def raise_errors(findings: Iterable[Finding]) -> None:
 
 
 def check_table(
-    shard: StoredShard, graph: StageGraph, table: str, *, max_failed_fraction: float, earlier_means: Sequence[float]
+    shard: StoredShard, graph: StageGraph, table: str, *, limits: FailureLimits, earlier_means: Sequence[float]
 ) -> list[Finding]:
     """Read a table and the tables that it is compared with, and run its checks.
 
@@ -184,7 +184,7 @@ def check_table(
         shard: the shard.
         graph: the stages.
         table: the table to check.
-        max_failed_fraction: maximum share of failed windows, among the readable ones.
+        limits: limits on failed windows.
         earlier_means: mean number of words in earlier shards with the same code version.
 
     Raises:
@@ -196,7 +196,7 @@ def check_table(
         graph,
         shard.manifest,
         {name: shard.table(name).captions for name in _extended_texts(graph, graph.stage(table))},
-        max_failed_fraction=max_failed_fraction,
+        limits=limits,
         earlier_means=earlier_means,
     )
 
@@ -207,7 +207,7 @@ def run_checks(
     manifest: Sequence[ManifestRow],
     needed: Mapping[str, Sequence[Caption]],
     *,
-    max_failed_fraction: float,
+    limits: FailureLimits,
     earlier_means: Sequence[float],
 ) -> list[Finding]:
     """Run all checks of a table that was read, in the order of ``checks_of``.
@@ -219,7 +219,7 @@ def run_checks(
     run: dict[Check, Callable[[], Finding]] = {
         ROWS_COMPLETE: partial(rows_complete, stored, manifest),
         SCHEMA: partial(schema_known, stored, stage.columns),
-        FAILED: partial(few_failed, stored, max_failed_fraction),
+        FAILED: partial(few_failed, stored, limits),
         TRUNCATED: partial(few_truncated, captions),
         FLAGGED: partial(few_flagged, captions),
         DUPLICATES: partial(few_duplicates, captions),
@@ -273,22 +273,17 @@ def schema_known(stored: StoredTable, columns: CaptionColumns) -> Finding:
     )
 
 
-def few_failed(stored: StoredTable, limit: float) -> Finding:
-    """Check the share of failed windows. Unreadable clips do not count; the manifest has a limit for them."""
-    failed = [row for row in stored.rows if row.status is Status.FAILED and row.window_index is not None]
-    fraction = failed_fraction(stored.rows)
-    metadata: CheckMetadata = {"failed": len(failed), "fraction": round(fraction, 4), "limit": limit}
-    if fraction <= limit:
-        return Finding(FAILED, True, f"{fraction:.1%} of the windows failed", metadata)
-    first = failed[0]
-    return Finding(
-        FAILED,
-        False,
-        f"{fraction:.0%} of the windows of {stored.table} failed, more than CAPTION_MAX_FAILED_FRACTION = {limit:g}; "
-        f"the first: {first.clip_key!r}, window {first.window_index}: {first.error}. The table is published and can be "
-        "inspected; fix the cause or raise the limit, and materialize the shard again",
-        {**metadata, "example": _short(f"{first.clip_key}: {first.error}")},
-    )
+def few_failed(stored: StoredTable, limits: FailureLimits) -> Finding:
+    """Check the number of failed windows. Unreadable clips do not count; the manifest has a limit for them."""
+    found = Failures.of_captions(stored.rows)
+    metadata: CheckMetadata = {
+        "failed": found.failed,
+        "fraction": round(found.fraction, 4),
+        "limit": round(limits.failed.allowed_fraction(found.total), 4),
+    }
+    if (message := limits.too_many(stored.table, found)) is None:
+        return Finding(FAILED, True, f"{found.failed} of {found.total} windows failed", metadata)
+    return Finding(FAILED, False, message, {**metadata, "example": _short(found.first)})
 
 
 def few_truncated(captions: Sequence[Caption]) -> Finding:

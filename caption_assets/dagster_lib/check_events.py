@@ -12,6 +12,7 @@ from caption_assets.dagster_lib.metadata import MEAN_WORDS
 from caption_assets.dagster_lib.private_dagster import AssetCheckEvaluationTargetMaterializationData
 from caption_assets.dagster_lib.project import Project
 from caption_assets.dagster_lib.provenance import code_version_of
+from caption_assets.store.failure_limits import FailureLimits
 
 PLOTTED = frozenset({"fraction", MEAN_WORDS, "earlier_shards", "limit"})
 """Metadata that is kept for passed checks too, because the UI plots it over time."""
@@ -24,14 +25,14 @@ def check_with_history(
     graph: StageGraph,
     shard: StoredShard,
     table: str,
-    limit: float,
+    limits: FailureLimits,
 ) -> list[Finding]:
     """Run all checks of a shard's table, with earlier shards of the event log to compare with.
 
-    ``graph`` has the stages, and ``limit`` is the maximum share of failed windows.
+    ``graph`` has the stages, and ``limits`` those on failed windows.
     """
     earlier = _earlier_means(context.instance, project.key(table), shard.table(table), shard.shard)
-    return check_table(shard, graph, table, max_failed_fraction=limit, earlier_means=earlier)
+    return check_table(shard, graph, table, limits=limits, earlier_means=earlier)
 
 
 def log_findings(

@@ -123,7 +123,7 @@ class RunLog(RunObserver):
                     blocked.add(table)
                     continue
                 found = check_with_history(
-                    self._context, self._project, self._graph, stored, table, self._settings.max_failed_fraction
+                    self._context, self._project, self._graph, stored, table, self._settings.failure_limits
                 )
                 if failed := [finding for finding in found if finding.is_error]:
                     errors += failed

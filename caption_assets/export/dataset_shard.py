@@ -27,7 +27,9 @@ from caption_assets.export.index import (
 )
 from caption_assets.sources.manifest import ClipChanged, read_clip
 from caption_assets.store.disk import temporary_folder
+from caption_assets.store.failure_limits import FailureLimits, Failures
 from caption_assets.store.root import Root
+from caption_assets.store.tables import CLIP_MANIFEST, caption_rows, manifest_rows
 
 PARALLEL_READS = 4
 """Number of clips read concurrently. These and the clip being written are in memory."""
@@ -61,11 +63,13 @@ def export_shard(root: Root, source: Root, shard: str, export: ExportConfig) -> 
 
     Raises:
         TableError: if a table is missing, or was not made from the present ones.
+        TooManyFailures: if a table has more failures than allowed.
         ExportError: if a clip is missing or changed, or another run exported the shard at the same time.
         StoreError: if the source cannot be read, or the root cannot be written.
     """
     layout = export.layout
     with open_tables(root, shard, export.graph.stages) as tables:
+        _check_failures(tables, export.limits)
         content = _summarize(tables, layout, export.version)
         index = find_index(root, shard)
         written = index is None or index.version != content.version or not is_complete(root, shard, index)
@@ -83,6 +87,13 @@ def export_shard(root: Root, source: Root, shard: str, export: ExportConfig) -> 
             )
         write_card(root, tables, layout, export)
     return ExportResult(index, written)
+
+
+def _check_failures(tables: ShardTables, limits: FailureLimits) -> None:
+    """Refuse tables with too many failures, which are published but not recorded. Raises ``TooManyFailures``."""
+    limits.check(CLIP_MANIFEST, Failures.of_manifest(manifest_rows(tables.manifest)))
+    for stage, file in zip(tables.stages, tables.captions, strict=True):
+        limits.check(stage.name, Failures.of_captions(caption_rows(file)))
 
 
 @dataclass(slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tarfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from hashlib import sha256
 from io import BytesIO
@@ -25,6 +25,7 @@ from caption_assets.export.columns import (
     stage_columns,
     window_record,
 )
+from caption_assets.store.failure_limits import FailureLimits
 
 LAYOUT_VERSION = "2"
 """Version of the file layout. Raise it when the same tables would give different files."""
@@ -171,6 +172,8 @@ class ExportConfig:
     """Maximum size of a file, in bytes; a larger clip gets its own file."""
     graph: StageGraph
     """The stages of the recipe."""
+    limits: FailureLimits = field(default_factory=FailureLimits)
+    """Limits on the failures of a shard that is exported."""
     license: str | None = None
     """License for the card: an SPDX identifier in the Hub's spelling, such as ``cc-by-4.0``."""
 

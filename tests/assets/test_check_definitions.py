@@ -181,18 +181,18 @@ def test_warnings_do_not_block_the_materialization(project: ProjectHarness) -> N
 
 def test_shard_with_too_many_failures_is_not_materialized(project: ProjectHarness) -> None:
     store_captions(project, stage2=lambda clip: None if clip is CLIPS[3] else full(clip))
-    result = project.run(*STAGES, partition="a")
+    result = project.run(*STAGES, partition="a", max_failed_windows=0)
     assert list(materialized(project, result)) == STAGES[:1]
     assert failing(project, result, STAGES[0]) == set()
     assert failing(project, result, STAGES[1]) == {"failed_fraction"}
     check = checks(project, result, STAGES[1])["failed_fraction"]
     assert check.severity is dg.AssetCheckSeverity.ERROR
-    assert "8% of the windows of stage2_captions failed, more than CAPTION_MAX_FAILED_FRACTION = 0.05" in str(
-        check.description
-    )
-    assert project.failure(*STAGES, partition="a") == f"a: {check.description}"
+    limits = "CAPTION_MAX_FAILED_FRACTION = 0.05 and CAPTION_MAX_FAILED_WINDOWS = 0"
+    assert f"1 of 12 windows of stage2_captions failed, more than {limits}" in str(check.description)
+    message = project.failure(*STAGES, partition="a", max_failed_windows=0)
+    assert message == f"a: {check.description}"
 
-    lenient = project.run(*STAGES, partition="a", max_failed_fraction=0.5)
+    lenient = project.run(*STAGES, partition="a")
     assert list(materialized(project, lenient)) == STAGES
     assert failing(project, lenient, STAGES[1]) == set()
     assert "no answer" in str(materialized(project, lenient)[STAGES[1]].metadata["errors_by_kind"].value)
@@ -207,7 +207,7 @@ def test_reason_of_a_failure_is_observed_on_the_tables_that_were_not_made(projec
     events = project.instance.all_logs(result.run_id, of_type=dg.DagsterEventType.ASSET_OBSERVATION)
     [found] = [entry.get_dagster_event().asset_observation_data.asset_observation for entry in events]
     assert (found.asset_key, found.partition) == (dg.AssetKey(STAGES[1]), "b")
-    assert "100% of the windows of stage2_captions failed" in str(found.metadata["error"].value)
+    assert "12 of 12 windows of stage2_captions failed" in str(found.metadata["error"].value)
 
     settings = Settings(root=str(project.root), recipe="general")
     statuses = read_statuses(project.instance, settings, Root.open(str(project.root)))
@@ -226,6 +226,18 @@ def test_metadata_counts_the_captioned_shards(project: ProjectHarness) -> None:
         metadata = [entry.asset_materialization.metadata for entry in found if entry.asset_materialization]
         counts += [(one["shards_captioned"].value, one["shards_registered"].value) for one in metadata]
     assert counts == [(1, 3), (2, 3), (2, 3), (3, 3)]
+
+
+def test_stage_and_dataset_of_captions_with_too_many_failures_are_refused(project: ProjectHarness) -> None:
+    store_captions(project, stage1=lambda clip: None if clip in CLIPS[:3] else short(clip))
+    strict = {"partition": "a", "export": "jsonl"}
+    limits = "CAPTION_MAX_FAILED_FRACTION = 0.05 and CAPTION_MAX_FAILED_WINDOWS = 2"
+    refused = project.failure(STAGES[1], **strict)
+    assert f"a: 3 of 12 windows of stage1_captions failed, more than {limits}; the first: 'clip-00.mp4', " in refused
+    assert refused.endswith(project.failure(DATASET, **strict))
+    lenient = {**strict, "max_failed_windows": 3}
+    assert project.run(STAGES[1], **lenient).success  # type: ignore[arg-type]
+    assert project.run(DATASET, **lenient).success  # type: ignore[arg-type]
 
 
 def test_each_shard_of_a_run_has_its_own_checks(project: ProjectHarness) -> None:
@@ -280,7 +292,7 @@ def test_caption_length_is_compared_with_earlier_shards(project: ProjectHarness)
 
 def test_metadata_has_an_example_of_each_kind_of_failure(project: ProjectHarness) -> None:
     store_captions(project, manifest=[broken("x.mp4")])
-    result = project.run(*STAGES, partition="a")
+    result = project.run(*STAGES, partition="a", max_unreadable_fraction=1.0)
     assert result.success
     kinds = dict(zip(STAGES, ("unreadable", "upstream_failed"), strict=True))
     for stage, event in materialized(project, result).items():

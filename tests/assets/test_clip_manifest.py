@@ -54,8 +54,10 @@ def test_data_version_does_not_depend_on_the_number_of_workers(indexed: ProjectH
 
 
 def test_too_many_unreadable_clips_fail_the_step_but_the_table_is_published(indexed: ProjectHarness) -> None:
-    message = indexed.failure("clip_manifest", partition="sample-tar", max_unreadable_fraction=0.05)
-    assert "1 of 12 clips are unreadable, more than CAPTION_MAX_UNREADABLE_FRACTION = 0.05" in message
+    strict = {"max_unreadable_fraction": 0.05, "max_unreadable_clips": 0}
+    message = indexed.failure("clip_manifest", partition="sample-tar", **strict)
+    limits = "CAPTION_MAX_UNREADABLE_FRACTION = 0.05 and CAPTION_MAX_UNREADABLE_CLIPS = 0"
+    assert f"1 of 12 clips are unreadable, more than {limits}; the first: 'clip-11-not-a-video.mp4': " in message
     assert len(read_manifest(Root.open(str(indexed.root)), "sample-tar")) == 13
     [record] = indexed.instance.fetch_observations(dg.AssetKey("clip_manifest"), limit=10).records
     assert record.partition_key == "sample-tar"
@@ -65,6 +67,25 @@ def test_too_many_unreadable_clips_fail_the_step_but_the_table_is_published(inde
     assert "clip-11-not-a-video.mp4" in metadata["unreadable_clips"]
     assert metadata["path"].endswith("clip_manifest/shard=sample-tar/manifest.parquet")
     assert indexed.instance.get_materialized_partitions(dg.AssetKey("clip_manifest")) == set()
+
+
+def test_captions_of_a_shard_with_too_many_unreadable_clips_are_refused(indexed: ProjectHarness) -> None:
+    (indexed.root / "shards" / "broken").mkdir()
+    (indexed.root / "shards" / "broken" / "clip.mp4").write_bytes(b"no video")
+    assert indexed.run("shard_index").success
+    manifest = indexed.root / "clip_manifest" / "shard=broken" / "manifest.parquet"
+    message = indexed.failure("clip_manifest", partition="broken")
+    assert "1 of 1 clips are unreadable, more than CAPTION_MAX_UNREADABLE_FRACTION = 0.1; the first: 'clip." in message
+    made = manifest.stat().st_mtime_ns
+
+    assert indexed.failure("stage1_captions", partition="broken") == message
+    assert indexed.failure("stage1_captions", "stage2_captions", partitions=("broken", "broken")) == message
+    assert not (indexed.root / "stage1_captions").exists()
+
+    # Every row is an error, so that these captions need no engine.
+    lenient = indexed.run("stage1_captions", partition="broken", max_unreadable_fraction=1.0)
+    assert lenient.success
+    assert manifest.stat().st_mtime_ns == made
 
 
 def test_missing_shard_is_named(indexed: ProjectHarness) -> None:

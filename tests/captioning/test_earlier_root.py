@@ -69,6 +69,8 @@ def test_run_over_earlier_root_reuses_every_row(root: Root, stages: tuple[Stage,
         schema = pq.read_schema(root.full(table_path(table, SHARD)))
         kept = [field for field in earlier if field.name != "stage1_fingerprint"]  # now `upstream_fingerprints`
         assert [schema.field(field.name) for field in kept] == kept
+        assert schema.names[0] == "shard"
+        assert pq.ParquetFile(root.full(table_path(table, SHARD))).read()["shard"].to_pylist() == [SHARD] * 6
 
 
 def test_stage_2_of_earlier_root_names_the_rows_that_it_was_made_from(root: Root) -> None:

@@ -31,6 +31,7 @@ from caption_assets.checks.asset_checks import (
 )
 from caption_assets.checks.stored_tables import Caption, StoredTable, captions_of
 from caption_assets.models.weights import WeightFile, WeightsManifest
+from caption_assets.store.failure_limits import FailureLimits
 from caption_assets.store.table_file import with_file_metadata
 from caption_assets.store.tables import CAPTION_SCHEMA, CaptionRow, ManifestRow, caption_schema
 from tests.report.windows import broken, captioned, failed, window
@@ -61,6 +62,8 @@ SAMPLE = built_in("sample")
 ANSWERS = {"attributes": '{"shape": "square", "colour": "red"}', "alignment": "yes"}
 """Answers of the stages that do not answer in text."""
 
+NO_FAILURES = FailureLimits(failed=replace(FailureLimits().failed, fraction=0.0, number=0))
+
 texts = st.lists(st.text() | st.lists(st.sampled_from(["a", "red", "CAR", "\u8eca", "."])).map(" ".join), max_size=8)
 
 
@@ -74,7 +77,7 @@ def test_run_checks_returns_one_finding_for_each_check(
         SAMPLE,
         clips(len(answers)),
         {STAGE1.name: captions(*needed)} if stage.name == STAGE2.name else {},
-        max_failed_fraction=0.05,
+        limits=FailureLimits(),
         earlier_means=earlier,
     )
     assert [finding.check for finding in found] == checks_of(SAMPLE, stage)
@@ -83,7 +86,7 @@ def test_run_checks_returns_one_finding_for_each_check(
 
 
 def test_run_checks_passes_an_empty_table_of_an_empty_manifest() -> None:
-    found = run_checks(stored([]), SAMPLE, [], {}, max_failed_fraction=0.0, earlier_means=[])
+    found = run_checks(stored([]), SAMPLE, [], {}, limits=NO_FAILURES, earlier_means=[])
     assert all(finding.passed for finding in found)
 
 
@@ -103,7 +106,7 @@ def test_checks_suit_the_output_of_each_stage() -> None:
 def test_equal_json_and_choices_of_many_clips_pass_all_checks() -> None:
     for name, answer in ANSWERS.items():
         table = stored(rows_of(*[answer] * 50), SAMPLE.stage(name))
-        found = run_checks(table, SAMPLE, clips(50), {}, max_failed_fraction=0.0, earlier_means=[])
+        found = run_checks(table, SAMPLE, clips(50), {}, limits=NO_FAILURES, earlier_means=[])
         assert [finding.message for finding in found if not finding.passed] == []
 
 
@@ -158,8 +161,8 @@ def test_failed_fraction_ignores_unreadable_clips() -> None:
     manifest = [*clips(9), broken("x.mp4"), window("z.mp4")]
     rows = [captioned(clip, "A car.") for clip in manifest[:9]]
     rows += [failed(manifest[9], "unreadable"), failed(manifest[10])]
-    assert few_failed(stored(rows), 0.1).passed
-    finding = few_failed(stored(rows), 0.09)
+    assert few_failed(stored(rows), FailureLimits()).passed
+    finding = few_failed(stored(rows), NO_FAILURES)
     assert finding.is_error
     assert finding.metadata["failed"] == 1
     assert "'z.mp4', window 0: the engine crashed" in finding.message

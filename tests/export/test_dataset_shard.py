@@ -9,6 +9,7 @@ from caption_assets.export.dataset_shard import ExportError
 from caption_assets.export.formats import ExportConfig
 from caption_assets.export.index import find_index, shard_folder
 from caption_assets.store.content_tag import ContentTag
+from caption_assets.store.failure_limits import FailureLimit, FailureLimits
 from caption_assets.store.root import Root
 from caption_assets.store.tables import ManifestRow, TableError, publish_manifest
 from tests.export.shards import LINES, TARS, clip, export, lines, names, publish_captioned, samples, tars
@@ -27,6 +28,8 @@ from tests.report.windows import (
 from tests.stages import STAGE1, STAGE2
 
 INDEX = "index.json"
+ANYTHING = FailureLimit(1.0, 0, ("", ""))
+NO_LIMITS = FailureLimits(ANYTHING, ANYTHING)
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 
@@ -61,14 +64,14 @@ def test_line_contains_its_window_and_the_clips_location(root: Root) -> None:
 
 
 @pytest.mark.parametrize("how", [TARS, LINES])
-def test_windows_without_both_captions_are_left_out_and_counted(root: Root, how: object) -> None:
+def test_windows_without_both_captions_are_left_out_and_counted(root: Root, how: ExportConfig) -> None:
     car, van = clip(root, "car.mp4", b"a car", windows=3), clip(root, "van.mp4", b"a van")
     torn = broken("torn.mp4")
     rows = [*car, *van, torn]
     stage1 = [captioned(car[0], "A car."), failed(car[1]), captioned(car[2], "A car."), failed(van[0]), failed(torn)]
     stage2 = [captioned(car[0], "A red car."), *(failed(row, "stage1_failed") for row in rows[1:])]
     publish(root, rows, stage1, stage2)
-    index = export(root, how).index  # type: ignore[arg-type]
+    index = export(root, replace(how, limits=NO_LIMITS)).index
     assert (index.clips, index.windows, index.samples) == (1, 1, 1)
     assert index.left_out == {
         "stage1_captions: engine": 2,
@@ -80,7 +83,7 @@ def test_windows_without_both_captions_are_left_out_and_counted(root: Root, how:
 def test_shard_without_captions_has_no_files(root: Root) -> None:
     torn = broken("torn.mp4")
     publish(root, [torn], [failed(torn)], [failed(torn)])
-    assert export(root).index.files == ()
+    assert export(root, replace(TARS, limits=NO_LIMITS)).index.files == ()
     assert names(root) == [INDEX]
 
 
