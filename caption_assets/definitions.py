@@ -11,6 +11,8 @@ import dagster as dg
 # Partitions of external assets and checks, backfill policies and skippable specs are preview or beta features.
 warnings.filterwarnings("ignore", category=dg.PreviewWarning)
 warnings.filterwarnings("ignore", category=dg.BetaWarning)
+# The job that the schedule's target makes; requested runs have the policies of their assets.
+warnings.filterwarnings("ignore", message="Asset job .* materializes assets with varying BackfillPolicies")
 
 from caption_assets.assets.captioned_dataset import build_captioned_dataset  # noqa: E402
 from caption_assets.assets.captions import build_captions  # noqa: E402

@@ -6,21 +6,27 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import tomllib
 from pathlib import Path
 
 from caption_assets.automation.commands import open_instance
 from caption_assets.commands.child import child
-from caption_assets.commands.ports import check_port
 from caption_assets.dagster_lib.project import Project
 from caption_assets.dagster_lib.project_claim import check_claim
+from caption_assets.errors import CaptionAssetsError
 from caption_assets.report.galleries import serving_galleries
+from caption_assets.report.ports import occupant
 from caption_assets.resources import build_storage
 from caption_assets.settings import load_settings
 from caption_assets.store.root import Root
 
 PORT = 3000
+
+
+class PortTaken(CaptionAssetsError):
+    """A port that another program listens on."""
 
 
 def serve_project(port: int, port_option: str = "--port ") -> int:
@@ -39,7 +45,7 @@ def serve_project(port: int, port_option: str = "--port ") -> int:
         ServerError: if the galleries' port is taken.
         SettingsError: if a setting is invalid.
     """
-    check_port(port, f"stop it, or choose another port, such as {port_option}{port + 5}")
+    _check_port(port, port_option)
     settings = load_settings()
     with open_instance() as instance:
         check_claim(instance, Project.of(settings), build_storage(settings))
@@ -60,3 +66,15 @@ def _is_dg_project(folder: Path) -> bool:
     """Whether dg finds the definitions of a folder by itself, with a user's own assets."""
     file = folder / "pyproject.toml"
     return file.is_file() and "dg" in tomllib.loads(file.read_text()).get("tool", {})
+
+
+def _check_port(port: int, option: str) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of an ended server do not count
+        try:
+            probe.bind(("127.0.0.1", port))
+        except PermissionError as error:
+            raise PortTaken(f"port {port} needs privileges: choose a port from 1024, such as {option}{PORT}") from error
+        except OSError as error:
+            remedy = f"stop it, or choose another port, such as {option}{port + 5}"
+            raise PortTaken(f"port {port} is in use by {occupant(port)}: {remedy}") from error

@@ -30,6 +30,7 @@ from starlette.staticfiles import StaticFiles
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.report.gallery import gallery_path
 from caption_assets.report.gallery_index import render_index
+from caption_assets.report.ports import occupant
 from caption_assets.sources.shard import KEY_PATTERN
 from caption_assets.store.failure import StoreError, translate_store_errors
 from caption_assets.store.previews import GALLERY, preview_folder
@@ -129,7 +130,7 @@ def listen(host: str, port: int) -> socket.socket:
         listener.close()
         if error.errno == errno.EADDRINUSE:
             raise ServerError(
-                f"port {port} of {host} is in use: stop the program that uses it, or serve the galleries on another "
+                f"port {port} of {host} is in use by {occupant(port)}: stop it, or serve the galleries on another "
                 f"port, as in CAPTION_LINK_URL=http://127.0.0.1:{port + 1}, with which links begin from then on"
             ) from error
         raise ServerError(f"cannot listen on port {port} of {host}: {error.strerror or error}") from error

@@ -38,8 +38,19 @@ def test_taken_port_is_one_message() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         message = run_cli("dev", "--port", str(port)) or ""
-    assert message.startswith(f"error: port {port} is not free (process {os.getpid()}, ")
+    assert message.startswith(f"error: port {port} is in use by process {os.getpid()} (")
     assert message.endswith(f"stop it, or choose another port, such as --port {port + 5}")
+
+
+@pytest.mark.fast
+def test_port_of_an_ended_server_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)) as client, server.accept()[0] as accepted:
+            accepted.close()  # first, so that its side waits in TIME_WAIT
+            client.recv(1)
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    assert "DAGSTER_HOME is not set" in (run_cli("dev", "--port", str(port)) or "")
 
 
 @pytest.mark.faults

@@ -235,7 +235,7 @@ def test_damaged_table_has_no_count(tmp_path: Path) -> None:
 def test_port_in_use_names_the_remedy() -> None:
     with listen("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
-        with pytest.raises(ServerError, match=f"port {port} of 127.0.0.1 is in use: .*CAPTION_LINK_URL=http"):
+        with pytest.raises(ServerError, match=f"port {port} of 127.0.0.1 is in use by process .*CAPTION_LINK_URL=http"):
             listen("127.0.0.1", port)
 
 

@@ -1,40 +1,20 @@
-"""Ports of this machine: whether one is free, and which process listens on it."""
+"""Ports of this machine: which process listens on one."""
 
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-
-from caption_assets.errors import CaptionAssetsError
 
 LISTEN = "0A"
 """State of a listening socket in ``/proc/net/tcp`` (TCP_LISTEN in the kernel's include/net/tcp_states.h)."""
 
 
-class PortTaken(CaptionAssetsError):
-    """A port that another program listens on."""
-
-
-def check_port(port: int, remedy: str) -> None:
-    """Check that a port of loopback is free.
-
-    Raises:
-        PortTaken: if it is not; the message names the process, if it belongs to this user, and the remedy.
-    """
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of an ended server do not count
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise PortTaken(f"port {port} is not free ({_reason(port, error)}): {remedy}") from error
-
-
-def _reason(port: int, error: OSError) -> str:
+def occupant(port: int) -> str:
+    """The process that listens on a port, for messages; "another program" if it belongs to another user."""
     process = listening_process(port)
-    return f"process {process}, {_command(process)}" if process else str(error.strerror)
+    return f"process {process} ({_command(process)})" if process else "another program"
 
 
 def listening_process(port: int) -> int | None:
