@@ -33,7 +33,7 @@ PROJECT_COMMANDS = (
     "retire",
     "trash",
 )
-COMMANDS = (*PROJECT_COMMANDS, "caption", "run", "sample-shards", "show", "status", "train-sample")
+COMMANDS = (*PROJECT_COMMANDS, "caption", "export", "run", "sample-shards", "show", "status", "train-sample")
 LAZY = ("dagster", "numpy", "pyarrow", "rich", "torch", "transformers", "vllm")
 
 

@@ -54,6 +54,40 @@ def run(
     raise Exit(run_shards(selection, " ".join(["caption-assets", *sys.argv[1:]])))
 
 
+@app.command(rich_help_panel=CAPTIONING)
+def export(
+    context: Context,
+    shards: Annotated[list[str] | None, Argument(metavar="SHARD", help="Shard keys.")] = None,
+    all_: Annotated[bool, Option("--all", help="All shards with current captions.")] = False,
+    format_: Annotated[
+        str | None, Option("--format", metavar="FORMAT", help="webdataset or jsonl. Default: CAPTION_EXPORT.")
+    ] = None,
+) -> None:
+    """Export captioned shards as a training dataset, which `datasets` loads.
+
+    Each shard is a run of the asset `captioned_dataset` on the Dagster instance. Files that are up to date are kept.
+
+    **Examples**
+
+    `caption-assets export --all --format webdataset`
+
+    `caption-assets export street-01`
+
+    Exit status: 0, 1 if a shard failed, 130 after Ctrl-C.
+    """
+    import os
+
+    if bool(shards) == all_:
+        raise BadParameter("name shards or give --all", param_hint="SHARD")
+    _use_debug(context)
+    if format_:
+        os.environ["CAPTION_EXPORT"] = format_
+
+    from caption_assets.commands.export import export_shards
+
+    raise Exit(export_shards(shards or ()))
+
+
 def _use_debug(context: Context) -> None:
     """Let runs log everything after --debug."""
     import os

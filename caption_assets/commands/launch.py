@@ -16,6 +16,7 @@ import dagster as dg
 from caption_assets.dagster_lib.private_dagster import (
     ASSET_PARTITION_RANGE_END_TAG,
     ASSET_PARTITION_RANGE_START_TAG,
+    PARTITION_NAME_TAG,
     RunFailureReason,
     asset_job,
 )
@@ -38,6 +39,11 @@ def range_tags(asset: dg.AssetKey, shards: Sequence[str], requested: Collection[
     if len(requested) < len(shards):
         tags |= request_tags(asset, dict.fromkeys(requested, REQUEST), time)
     return tags
+
+
+def partition_tags(shard: str) -> dict[str, str]:
+    """The tags of a run over one shard."""
+    return {PARTITION_NAME_TAG: shard}
 
 
 @dataclass(frozen=True)

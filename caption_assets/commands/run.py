@@ -120,11 +120,11 @@ class _Captioning:
         if not run.success and not listing.refused:
             raise RunError(run.failure or "the shards cannot be registered")
         new = len(set(self.project.registered(self.instance)) - registered)
-        _note(f"{_shards(listing.shards)} in {source.url}, {new} of them new")
+        note(f"{_shards(listing.shards)} in {source.url}, {new} of them new")
 
     def _fetch_weights(self) -> None:
         if not has_weights(self.instance, self.project, self.storage.root(), self.settings):
-            _note(f"fetching the weights of {self.settings.variant.hub_id}")
+            note(f"fetching the weights of {self.settings.variant.hub_id}")
             run = self._launch([self.project.weights], {})
             if not run.success:
                 raise RunError(run.failure or "the weights cannot be fetched")
@@ -134,8 +134,8 @@ class _Captioning:
         for some, requested in plan_runs(states.registered, shards, MANIFESTS_PER_RUN):
             self._launch([self.project.manifest], self._tags(self.project.manifest, some, requested), requested)
             done += len(requested)
-            left = _left(time.monotonic() - begun, done, len(shards))
-            _note(f"windows of {done} of {_shards(shards)} listed, {left} left")
+            left = time_left(time.monotonic() - begun, done, len(shards))
+            note(f"windows of {done} of {_shards(shards)} listed, {left} left")
 
     def _make_captions(self) -> None:
         """Make the captions of all chosen shards that have a manifest, as few engine starts as the settings allow."""
@@ -156,12 +156,12 @@ class _Captioning:
             seconds = time.monotonic() - begun if before else 0.0
             progress = CommandProgress(before, total, len(ranges) - number, seconds)
             done = (
-                f"{before} of {total} windows done, {_left(seconds, before, total)} left"
+                f"{before} of {total} windows done, {time_left(seconds, before, total)} left"
                 if before
                 else f"{total} windows in all"
             )
             names = " to ".join(dict.fromkeys([requested[0], requested[-1]]))
-            _note(f"run {number} of {len(ranges)}: {_shards(requested)}, {names}; {done}")
+            note(f"run {number} of {len(ranges)}: {_shards(requested)}, {names}; {done}")
             self._launch(assets, self._tags(assets[-1], some, requested) | progress.tags, requested, assets[-1])
             before += sum(rows[shard] for shard in requested)
 
@@ -255,7 +255,7 @@ def plan_runs(
     return [(some, [shard for shard in some if shard in wanted]) for some in ranges]
 
 
-def _left(seconds: float, done: int, total: int) -> timedelta:
+def time_left(seconds: float, done: int, total: int) -> timedelta:
     """The remaining time, if ``done`` of ``total`` items took ``seconds``."""
     return timedelta(seconds=round(seconds / done * (total - done)))
 
@@ -264,6 +264,6 @@ def _shards(shards: Sized) -> str:
     return f"{len(shards)} shard{'s' * (len(shards) != 1)}"
 
 
-def _note(text: str) -> None:
+def note(text: str) -> None:
     """A line about the progress of the command, in the form of the console log of runs."""
     print(f"{datetime.now():%H:%M:%S} {text}", file=sys.stderr, flush=True)
