@@ -21,7 +21,7 @@ from caption_assets.dagster_lib.metadata import ROW_COUNT
 from caption_assets.dagster_lib.progress import CommandProgress
 from caption_assets.dagster_lib.project import Project
 from caption_assets.dagster_lib.project_claim import check_claim
-from caption_assets.dagster_lib.shard_events import observation, observed_versions
+from caption_assets.dagster_lib.shard_events import first_names, observation, observed_versions
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.report.galleries import gallery_address
 from caption_assets.resources import Storage, build_storage
@@ -88,10 +88,13 @@ class _Captioning:
         self.selection.check_stages(self.project)
         check_claim(self.instance, self.project, self.storage)
         try:
-            self._register()
+            present = self._register()
             states = self._states()
             needs = find_needs(self.instance, self.settings, states)
-            self.summary.chosen = chosen = self.selection.choose(states, needs)
+            if absent := [shard for shard in states.order if shard not in present]:
+                names = f"{_shards(absent)} missing from the source: {first_names(absent)}"
+                self.summary.warnings.append(f"{names}; see `caption-assets removals`")
+            self.summary.chosen = chosen = self.selection.choose(states, needs, present)
             if chosen:
                 self._fetch_weights()
                 made = [shard for shard in chosen if CLIP_MANIFEST in self.selection.tables(shard, states, needs)]
@@ -102,8 +105,11 @@ class _Captioning:
         except _Stopped:
             pass
 
-    def _register(self) -> None:
-        """Register new shards and report changed ones. Named shards that are registered are looked at alone."""
+    def _register(self) -> Collection[str]:
+        """Register new shards and report changed ones, and return the shards of the source.
+
+        If named shards are registered, only their content is compared.
+        """
         source, names = self.storage.source(), self.selection.shards
         listing = list_shards(source)
         refuse_loose_videos(source, listing)
@@ -114,13 +120,14 @@ class _Captioning:
             for name in names:
                 if (version := shard_content(source, find_shard(source, name)).version) != observed.get(name):
                     self.instance.report_runless_asset_event(observation(self.project, name, version))
-            return
+            return listing.keys
         run = self._launch([self.project.shard_index], {})
         self.summary.failures |= dict(listing.refused)
         if not run.success and not listing.refused:
             raise RunError(run.failure or "the shards cannot be registered")
         new = len(set(self.project.registered(self.instance)) - registered)
         note(f"{_shards(listing.shards)} in {source.url}, {new} of them new")
+        return listing.keys
 
     def _fetch_weights(self) -> None:
         if not has_weights(self.instance, self.project, self.storage.root(), self.settings):

@@ -63,12 +63,13 @@ class Selection:
             if stage not in project.inputs:
                 raise UnknownName(_unknown("stage", stage, list(project.inputs), "the recipe"))
 
-    def choose(self, states: ShardStates, needs: Mapping[State, Tables]) -> list[str]:
+    def choose(self, states: ShardStates, needs: Mapping[State, Tables], present: Collection[str]) -> list[str]:
         """The shards to process, in order of registration.
 
         Args:
             states: the states of all shards.
             needs: the tables that need a run, by state.
+            present: the shards in the source; no others are chosen.
         """
         if self.shards:
             wanted = set(self.shards)
@@ -79,7 +80,7 @@ class Selection:
                 for shard, tables in needs[state].items()
                 if self._tables(states.project, tables, tables if state is State.MISSING else ())
             }
-        return list(islice((shard for shard in states.order if shard in wanted), self.limit))
+        return list(islice((shard for shard in states.order if shard in wanted and shard in present), self.limit))
 
     def tables(self, shard: str, states: ShardStates, needs: Mapping[State, Tables]) -> list[str]:
         """The tables to make for a chosen shard, each after its inputs. A named shard needs all captions."""

@@ -29,11 +29,11 @@ def fail(harness: AutomationHarness, asset: str, shard: str) -> None:
     plan_materialization(harness.instance, run.run_id, harness.project.key(asset), shard)
 
 
-def tables(harness: AutomationHarness, selection: Selection) -> dict[str, list[str]]:
-    """The tables that a selection makes, by shard."""
+def tables(harness: AutomationHarness, selection: Selection, present: str = "abcde") -> dict[str, list[str]]:
+    """The tables that a selection makes, by shard, if ``present`` are the shards in the source."""
     states = read_states(harness.instance, harness.project, harness.root)
     needs = find_needs(harness.instance, harness.settings, states)
-    return {shard: selection.tables(shard, states, needs) for shard in selection.choose(states, needs)}
+    return {shard: selection.tables(shard, states, needs) for shard in selection.choose(states, needs, present)}
 
 
 def test_missing_shards_are_new_changed_and_incomplete_ones(harness: AutomationHarness) -> None:
@@ -84,6 +84,10 @@ def test_stage_is_captioned_with_the_missing_ones_that_it_needs(harness: Automat
     found = tables(harness, Selection(stages=[STAGE1.name]))
     assert found == {"c": [STAGE1.name], "d": [MANIFEST, STAGE1.name], "e": [MANIFEST, STAGE1.name]}
     assert tables(harness, Selection(["a"], stages=[STAGE2.name])) == {"a": [STAGE2.name]}
+
+
+def test_shards_that_the_source_lacks_are_not_selected(harness: AutomationHarness) -> None:
+    assert list(tables(harness, Selection(limit=2), present="bcd")) == ["b", "c"]
 
 
 def test_limit_takes_the_first_shards(harness: AutomationHarness) -> None:
