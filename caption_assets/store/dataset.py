@@ -38,7 +38,7 @@ def read_table(
     that the file of an earlier release lacks is null there, except ``shard``.
 
     Args:
-        root: the root, or its URL: a local folder or ``s3://bucket/prefix``.
+        root: the root, or its URL: a local folder or ``s3://bucket/prefix``, opened with the standard AWS variables.
         table: name of the table: ``clip_manifest``, or a stage.
         shards: the shards to read. Default: all that have the table.
         columns: names of the columns to read, in this order. Default: all, with ``shard`` first.

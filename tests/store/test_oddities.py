@@ -19,6 +19,7 @@ from caption_assets.settings import Settings
 from caption_assets.sources.manifest import probe_clips
 from caption_assets.sources.shard import find_shard
 from caption_assets.store.checkpoints import checkpoint_folder, write_checkpoint
+from caption_assets.store.dataset import read_table
 from caption_assets.store.failure import StoreError
 from caption_assets.store.lease import Leases
 from caption_assets.store.root import Root
@@ -99,6 +100,14 @@ def test_refused_read_of_versions_is_not_reported_as_damage(url: str, start_prox
     start_proxy(rule=lambda request: Refusal(403, "AccessDenied") if request.method == "GET" else None)
     with pytest.raises(StoreError, match=r"cannot read .*: access denied"):
         read_versions(Root.open(url), CLIP_MANIFEST, "b")
+
+
+def test_table_of_all_shards_is_read_unless_an_object_is_unreadable(url: str, start_proxy: StartProxy) -> None:
+    assert read_table(url, CLIP_MANIFEST, columns=["shard"]).to_pylist() == [{"shard": shard} for shard in SHARDS]
+    forbidden = table_path(CLIP_MANIFEST, "b")
+    start_proxy(rule=lambda request: Refusal(403, "AccessDenied") if forbidden in unquote(request.target) else None)
+    with pytest.raises(StoreError, match=rf"cannot read .*{forbidden}: access denied"):
+        read_table(url, CLIP_MANIFEST)
 
 
 @pytest.mark.parametrize("name", ["lease-000009", "000001-000001-stage1_captions.parquet", "notes.parquet"])
