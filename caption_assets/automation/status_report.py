@@ -21,6 +21,7 @@ from caption_assets.automation.status_summary import Group, count_states, count_
 from caption_assets.dagster_lib.failures import as_dagster_failure
 from caption_assets.dagster_lib.metadata import ERROR, Metadata, markdown_table
 from caption_assets.dagster_lib.project import Project
+from caption_assets.dagster_lib.project_claim import check_claim
 from caption_assets.dagster_lib.recipe_metadata import changes_table
 from caption_assets.dagster_lib.status_metadata import SHOWN_REASONS, STALE_BECAUSE, STATUS_MEANINGS
 from caption_assets.report.staleness import Change
@@ -76,6 +77,7 @@ def build_status_report(settings: Settings) -> dg.SensorDefinition:
         if not is_new and cursor.is_done and (log == cursor.log or now - cursor.at < REPORT_SECONDS):
             return dg.SkipReason("nothing to report yet")
         with as_dagster_failure():
+            check_claim(instance, project, storage)
             statuses = read_statuses(instance, settings, storage.root_to_read())
         since = log if is_new else cursor.since
         explained = list(islice(explanations(instance, project, statuses, since), MAX_EVENTS))
@@ -117,7 +119,7 @@ def explanations(
 
 
 def _explanation(key: dg.AssetKey, shard: str, table: TableStatus) -> dg.AssetObservation:
-    changes = [*table.changes, *(Change(name, "current", "stale") for name in table.stale_inputs)]
+    changes = [*table.changes, *(Change(name, "current", "not current") for name in table.stale_inputs)]
     metadata: Metadata = {STALE_BECAUSE: changes_table(changes)}
     if table.reason:
         metadata[ERROR] = table.reason

@@ -87,8 +87,9 @@ def _summary(project: Project, statuses: Statuses) -> Iterator[str]:
     for state, number in count_states(statuses).items():
         names = [shard for shard, status in statuses.items() if status.state is state]
         yield f"  {number:>6}  {state}" + ("" if state is State.COMPLETE else f": {first_names(names)}")
-    yield ""
-    yield from _table_lines(project, statuses)
+    if any(status.tables for status in statuses.values()):
+        yield ""
+        yield from _table_lines(project, statuses)
     for title, groups in (
         ("Failed", failures(statuses)),
         ("Stale", staleness(statuses)),
@@ -141,31 +142,36 @@ def _reasons(table: TableStatus) -> Iterator[str]:
 
 def _print_next(statuses: Statuses, shards: Sequence[str]) -> None:
     commands = _next_commands(statuses, shards)
-    print("\nnext: " + "\n      ".join(commands) if commands else "\nnothing to do")
+    width = max((len(command) for command in commands), default=0)
+    lines = [f"{command.ljust(width)}  # {comment}" for command, comment in commands.items()]
+    print("\nnext: " + "\n      ".join(lines) if lines else "\nnothing to do")
 
 
-def _next_commands(statuses: Statuses, shards: Sequence[str]) -> list[str]:
-    """The commands that make the shards complete."""
+def _next_commands(statuses: Statuses, shards: Sequence[str]) -> dict[str, str]:
+    """The commands that make the shards complete, each with a comment."""
     states = count_states(statuses)
     work = states.keys() - {State.COMPLETE, State.REMOVED, State.RUNNING}
     if shards:
-        return [f"caption-assets run {' '.join(shards)}"] if work else []
-    options = {State.FAILED: "run --failed", State.STALE: "run --stale", State.REMOVED: "retire --removed"}
-    found = ["run"] if work - options.keys() or _has_changed_inputs(statuses) else []
-    found += [command for state, command in options.items() if state in states]
-    return [f"caption-assets {command}" for command in found]
+        return {f"caption-assets run {' '.join(shards)}": "rows that are unchanged are reused"} if work else {}
+    found = {
+        "run": "new and changed shards",
+        "run --failed": "after you have removed the causes",
+        "run --stale": "rows that are unchanged are reused",
+        "retire --removed": "moves their outputs to the trash",
+    }
+    is_wanted = {
+        "run": bool(work - {State.FAILED, State.STALE}) or _has_changed(statuses, inputs=True),
+        "run --failed": State.FAILED in states,
+        "run --stale": _has_changed(statuses, inputs=False),
+        "retire --removed": State.REMOVED in states,
+    }
+    return {f"caption-assets {command}": comment for command, comment in found.items() if is_wanted[command]}
 
 
-def _has_changed_inputs(statuses: Statuses) -> bool:
-    """Whether a stale table was made from other inputs, which ``run`` without options makes again."""
-    # A changed code version alone needs ``run --stale``; the schedule leaves it alone, too.
-    return any(
-        change.is_input
-        for status in statuses.values()
-        if status.state is State.STALE
-        for table in status.tables.values()
-        for change in table.changes
-    )
+def _has_changed(statuses: Statuses, *, inputs: bool) -> bool:
+    """Whether a stale shard has changed inputs, or else changed settings or weights."""
+    stale = [table for status in statuses.values() if status.state is State.STALE for table in status.tables.values()]
+    return any(change.is_input is inputs for table in stale for change in table.changes)
 
 
 def _document(root: str, source: str, project: Project, statuses: Statuses) -> dict[str, object]:
@@ -179,5 +185,5 @@ def _document(root: str, source: str, project: Project, statuses: Statuses) -> d
         "stale": [asdict(group) for group in staleness(statuses)],
         "not_recorded": [asdict(group) for group in unrecorded(statuses)],
         "shards": {shard: asdict(status) for shard, status in statuses.items()},
-        "next": _next_commands(statuses, ()),
+        "next": list(_next_commands(statuses, ())),
     }

@@ -32,7 +32,7 @@ class Change:
     new: str
     """Present value; empty if there is none."""
     is_input: bool = False
-    """Whether it is an input: then the values are data versions."""
+    """Whether it is the clips or another table. The schedule follows these, and not new settings or weights."""
 
     def __str__(self) -> str:
         old, new = _excerpts(self.old, self.new)
@@ -65,7 +65,7 @@ def explain(table: str, made_from: Basis, present: Basis) -> list[Change]:
         present: what it would be made from now. Inputs that are missing here are not compared.
     """
     found = [
-        Change(_input_name(name), old, new, is_input=True)
+        Change(_input_name(name), old, new, name != WEIGHTS_ASSET)
         for name, new in present.inputs.items()
         if (old := made_from.inputs.get(name, "")) != new
     ]

@@ -190,11 +190,14 @@ def test_command_prints_reasons_and_the_next_command(
     assert "       3  stale: a, b, c" in lines
     assert "       1  not registered: d" in lines
     assert "          prompt changed: 'Is it right? {stage2_captions}' → 'Right? {stage2_captions}'" in lines
-    assert lines[-2:] == ["next: caption-assets run", "      caption-assets run --stale"]
+    assert lines[-2:] == [
+        "next: caption-assets run          # new and changed shards",
+        "      caption-assets run --stale  # rows that are unchanged are reused",
+    ]
     assert run_cli("status", "a") is None
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "a: stale"
-    assert lines[-1] == "next: caption-assets run a"
+    assert lines[-1].startswith("next: caption-assets run a  #")
 
 
 def test_command_prints_json(environment: AutomationHarness, capsys: pytest.CaptureFixture[str]) -> None:

@@ -97,7 +97,7 @@ def test_changed_prompt_is_explained_on_each_stale_partition_once(
     ]
     assert str(observations[3].metadata["stale_because"].value).splitlines()[2:] == [
         "| prompt of stage2_captions | Improve: {stage1_captions} | Shorten: {stage1_captions} |",
-        "| stage2_captions | current | stale |",
+        "| stage2_captions | current | not current |",
     ]
     assert totals(captioned)["shards_stale"] == 3
     assert "prompt of stage2_captions changed" in str(totals(captioned)["stale_tables"])
