@@ -373,9 +373,9 @@ class Settings(BaseSettings):
     )
     link_url: str | None = Field(
         None,
-        description="URL under which the server of galleries is reached (`caption-assets gallery --serve`, `make dev`, "
-        "the cluster's service); links in the UI begin with it. Default: for a local root "
-        f"{LOCAL_LINK_URL}; for a root in object storage the UI shows addresses",
+        description="URL under which the galleries are served (`caption-assets dev`, `caption-assets gallery --serve`, "
+        f"the cluster's service); links in the UI begin with it. Default: {LOCAL_LINK_URL} for a local root; for one "
+        "in object storage the UI shows addresses",
     )
     max_failed_fraction: float = Field(
         MAX_FAILED_FRACTION,

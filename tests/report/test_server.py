@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from http.client import HTTPConnection
 from io import BytesIO
 from pathlib import Path
@@ -16,9 +15,10 @@ import pytest
 from caption_assets.checks.stored_tables import StoredShard
 from caption_assets.report import gallery_index
 from caption_assets.report.gallery import write_gallery
-from caption_assets.report.server import ServerError, gallery_app, listen, served_hosts, serving
+from caption_assets.report.server import ServerError, listen, served_hosts
 from caption_assets.store.previews import Preview, write_preview
 from caption_assets.store.root import Root
+from tests.report.served import served
 from tests.report.windows import SHARD, broken, captioned, failed, publish, window
 from tests.stages import STAGES
 
@@ -34,15 +34,6 @@ def publish_shard(root: Root, shard: str) -> None:
     publish(root, rows, answers, answers, shard=shard)
     write_preview(root, shard, CAR.window_id, Preview(b"jpeg", 6))
     write_gallery(StoredShard(root, shard), NAMES)
-
-
-@contextmanager
-def served(root: Root, *hosts: str) -> Iterator[httpx2.Client]:
-    """A client of a server of a root."""
-    with listen("127.0.0.1", 0) as listener, serving(gallery_app(root, NAMES, hosts), listener):
-        port = listener.getsockname()[1]
-        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
-            yield client
 
 
 def status_of(client: httpx2.Client, path: str) -> int:
