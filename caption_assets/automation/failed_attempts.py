@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import dagster as dg
 
 from caption_assets.automation.records import EVENTS_PER_QUERY
+from caption_assets.dagster_lib.failures import SHARDS_METADATA
 from caption_assets.dagster_lib.metadata import ERROR
 from caption_assets.dagster_lib.project import Project
 
 MAX_READ_RUNS = 100
 """Maximum number of runs of which one call reads the log, the latest first. SQLite has a database for each run."""
+_NONE = (0, "")
+"""The reason of a shard for which none was reported."""
 FAILED = (dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
 
 
@@ -39,18 +42,24 @@ def read_failed_attempts(
         for table in project.tables
     }
     failed = _failed_runs(instance, {run for found in attempts.values() for run, _ in found.values()})
-    reasons = {table: _reported_reasons(instance, project.key(table), found) for table, found in attempts.items()}
+    reported = {table: _reported_reasons(instance, project.key(table), found) for table, found in attempts.items()}
     unexplained = [
         run
         for table, found in attempts.items()
-        for shard, (run, _) in found.items()
-        if run in failed and shard not in reasons[table]
+        for shard, (run, event) in found.items()
+        if run in failed and reported[table].get(shard, _NONE)[0] < event
     ]
     of_runs = _run_reasons(instance, failed, dict.fromkeys(unexplained))
+
+    def reason(table: str, shard: str, run: str, event: int) -> str:
+        at, text = reported[table].get(shard, _NONE)
+        of_run = None if at > event else of_runs.get(run)
+        return of_run or text or f"run {run} failed, and has not reported why this shard was not completed"
+
     return {
         table: {
-            shard: FailedAttempt(run, reasons[table].get(shard) or of_runs.get(run) or f"run {run} failed")
-            for shard, (run, _) in found.items()
+            shard: FailedAttempt(run, reason(table, shard, run, event))
+            for shard, (run, event) in found.items()
             if run in failed
         }
         for table, found in attempts.items()
@@ -66,15 +75,17 @@ def _failed_runs(instance: dg.DagsterInstance, runs: Collection[str]) -> dict[st
 
 
 def _reported_reasons(
-    instance: dg.DagsterInstance, key: dg.AssetKey, attempts: Mapping[str, tuple[str, int]]
-) -> dict[str, str]:
-    """The reasons that the attempts reported as observations, by shard."""
+    instance: dg.DagsterInstance, key: dg.AssetKey, attempts: Collection[str]
+) -> dict[str, tuple[int, str]]:
+    """The reasons that runs reported as observations, each with the event's storage id, by shard.
+
+    A reason may be older than the last attempt: a run over a range may have left out the shard.
+    """
     if not attempts:
         return {}
-    latest = instance.event_log_storage.get_latest_storage_id_by_partition(
-        key, dg.DagsterEventType.ASSET_OBSERVATION, set(attempts)
-    )
-    events = {event: shard for shard, event in latest.items() if event > attempts[shard][1]}
+    kind = dg.DagsterEventType.ASSET_OBSERVATION
+    latest = instance.event_log_storage.get_latest_storage_id_by_partition(key, kind, set(attempts))
+    events = {event: shard for shard, event in latest.items()}
     ids, found = list(events), {}
     for begin in range(0, len(ids), EVENTS_PER_QUERY):
         chunk = ids[begin : begin + EVENTS_PER_QUERY]
@@ -82,29 +93,33 @@ def _reported_reasons(
         for record in instance.fetch_observations(filters, limit=len(chunk)).records:
             metadata = (record.asset_observation and record.asset_observation.metadata) or {}
             if ERROR in metadata:
-                found[events[record.storage_id]] = str(metadata[ERROR].value)
+                found[events[record.storage_id]] = record.storage_id, str(metadata[ERROR].value)
     return found
 
 
 def _run_reasons(
     instance: dg.DagsterInstance, failed: Mapping[str, dg.DagsterRun], runs: Iterable[str]
-) -> dict[str, str]:
+) -> dict[str, str | None]:
     """The reasons of runs that failed as a whole, by id."""
-    found = {run: "canceled" for run in runs if failed[run].status is dg.DagsterRunStatus.CANCELED}
-    others: Sequence[str] = [run for run in runs if run not in found]
+    found: dict[str, str | None] = {
+        run: "canceled" for run in runs if failed[run].status is dg.DagsterRunStatus.CANCELED
+    }
+    others = [run for run in runs if run not in found]
     for run in others[-MAX_READ_RUNS:]:
         found[run] = _run_reason(instance, run)
     return found
 
 
-def _run_reason(instance: dg.DagsterInstance, run: str) -> str:
-    """The reason of the first step that failed, or else that of the run."""
+def _run_reason(instance: dg.DagsterInstance, run: str) -> str | None:
+    """The reason of the first step that failed, or else that of the run; None if single shards failed."""
     kinds = {dg.DagsterEventType.STEP_FAILURE, dg.DagsterEventType.RUN_FAILURE}
-    events = [record.event_log_entry for record in instance.get_records_for_run(run, of_type=kinds).records]
-    for entry in events:
-        event = entry.dagster_event
-        if event and event.event_type is dg.DagsterEventType.STEP_FAILURE:
+    records = instance.get_records_for_run(run, of_type=kinds).records
+    events = [event for record in records if (event := record.event_log_entry.dagster_event)]
+    for event in events:
+        if event.event_type is dg.DagsterEventType.STEP_FAILURE:
             data = event.step_failure_data
-            return str((data.user_failure_data and data.user_failure_data.description) or data.error_display_string)
-    messages = [entry.dagster_event.message for entry in events if entry.dagster_event]
-    return str(messages[0]) if messages and messages[0] else f"run {run} failed"
+            failure = data.user_failure_data
+            if failure and SHARDS_METADATA in failure.metadata:
+                return None
+            return (failure and failure.description) or data.error_display_string
+    return events[0].message if events else None

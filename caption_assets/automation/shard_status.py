@@ -45,6 +45,8 @@ class State(StrEnum):
     MISSING = "missing captions"
     STALE = "stale"
     COMPLETE = "complete"
+    ABSENT = "missing from the source"
+    """The shard is not in the source now, and was not reported as removed."""
     REMOVED = "removed from the source"
 
 
@@ -72,13 +74,13 @@ class ShardStatus:
 
     state: State
     tables: Mapping[str, TableStatus]
-    """By table, each after its inputs; empty for a shard that is not registered or was removed."""
+    """By table, each after its inputs; empty for a shard that is not registered or not in the source."""
     latest_event: int = 0
     """Storage id of the latest event that reported the shard's content or recorded one of its tables."""
 
 
 def read_statuses(
-    instance: dg.DagsterInstance, settings: Settings, root: Root, in_source: Collection[str] = ()
+    instance: dg.DagsterInstance, settings: Settings, root: Root, in_source: Collection[str] | None = None
 ) -> dict[str, ShardStatus]:
     """The status of each shard, in order of registration, followed by the shards that are not registered.
 
@@ -86,7 +88,7 @@ def read_statuses(
         instance: the Dagster instance.
         settings: settings of the project.
         root: the root.
-        in_source: the shards in the source.
+        in_source: the shards in the source; None if it was not listed.
 
     Raises:
         RootEmpty: if the root is empty, although tables are recorded.
@@ -102,11 +104,16 @@ def read_statuses(
         if is_removed(states.content.get(shard)):
             found[shard] = ShardStatus(State.REMOVED, {})
             continue
+        if in_source is not None and shard not in in_source:
+            found[shard] = ShardStatus(State.ABSENT, {})
+            continue
         tables = reader.tables(shard)
         events = [records[shard].event for records in states.records.values() if shard in records]
         state = State.RUNNING if shard in active else _state(tables)
         found[shard] = ShardStatus(state, tables, max([states.changed.get(shard, 0), *events]))
-    return found | {shard: ShardStatus(State.NOT_REGISTERED, {}) for shard in sorted({*in_source} - found.keys())}
+    return found | {
+        shard: ShardStatus(State.NOT_REGISTERED, {}) for shard in sorted({*(in_source or ())} - found.keys())
+    }
 
 
 def _state(tables: Mapping[str, TableStatus]) -> State:

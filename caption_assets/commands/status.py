@@ -150,22 +150,18 @@ def _print_next(statuses: Statuses, shards: Sequence[str]) -> None:
 def _next_commands(statuses: Statuses, shards: Sequence[str]) -> dict[str, str]:
     """The commands that make the shards complete, each with a comment."""
     states = count_states(statuses)
-    work = states.keys() - {State.COMPLETE, State.REMOVED, State.RUNNING}
-    if shards:
-        return {f"caption-assets run {' '.join(shards)}": "rows that are unchanged are reused"} if work else {}
-    found = {
-        "run": "new and changed shards",
-        "run --failed": "after you have removed the causes",
-        "run --stale": "rows that are unchanged are reused",
-        "retire --removed": "moves their outputs to the trash",
-    }
-    is_wanted = {
-        "run": bool(work - {State.FAILED, State.STALE}) or _has_changed(statuses, inputs=True),
-        "run --failed": State.FAILED in states,
-        "run --stale": _has_changed(statuses, inputs=False),
-        "retire --removed": State.REMOVED in states,
-    }
-    return {f"caption-assets {command}": comment for command, comment in found.items() if is_wanted[command]}
+    work = states.keys() - {State.COMPLETE, State.ABSENT, State.REMOVED, State.RUNNING}
+    named = " ".join(shard for shard in shards if statuses[shard].state in work)
+    has_new = bool(work - {State.FAILED, State.STALE}) or _has_changed(statuses, inputs=True)
+    candidates = [
+        (f"run {named}", "rows that are unchanged are reused", bool(named)),
+        ("run", "new and changed shards", has_new and not shards),
+        ("run --failed", "after you have removed the causes", State.FAILED in states and not shards),
+        ("run --stale", "rows that are unchanged are reused", _has_changed(statuses, inputs=False) and not shards),
+        ("removals", "lists what is missing: check the source, or confirm it", State.ABSENT in states),
+        ("retire --removed", "moves their outputs to the trash", State.REMOVED in states),
+    ]
+    return {f"caption-assets {command}": comment for command, comment, is_wanted in candidates if is_wanted}
 
 
 def _has_changed(statuses: Statuses, *, inputs: bool) -> bool:

@@ -11,6 +11,9 @@ from caption_assets.dagster_lib.console import FAILED_SHARDS
 from caption_assets.dagster_lib.metadata import markdown_table
 from caption_assets.errors import CaptionAssetsError, UnexpectedError, as_project_error, printable
 
+SHARDS_METADATA = "shards"
+"""Name of the reasons by shard, in the metadata of a failure of single shards."""
+
 
 @contextmanager
 def as_dagster_failure() -> Iterator[None]:
@@ -81,7 +84,7 @@ def shards_failed(reasons: Mapping[str, str], shards: int, *, logged: bool = Fal
     return dg.Failure(
         f"{reason} ({failed} failed; this event's table has all reasons)",
         metadata={
-            "shards": markdown_table(["shard", "reason"], reasons.items()),
+            SHARDS_METADATA: markdown_table(["shard", "reason"], reasons.items()),
             **({FAILED_SHARDS: failed} if logged else {}),
         },
         allow_retries=False,

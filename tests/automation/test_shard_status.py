@@ -32,7 +32,7 @@ def captioned(tmp_path: Path, instance: dg.DagsterInstance) -> AutomationHarness
 
 
 def statuses(harness: AutomationHarness, *in_source: str) -> dict[str, ShardStatus]:
-    return read_statuses(harness.instance, harness.settings, harness.root, in_source)
+    return read_statuses(harness.instance, harness.settings, harness.root, in_source or None)
 
 
 def states(harness: AutomationHarness, *in_source: str) -> dict[str, str]:
@@ -69,10 +69,10 @@ def test_each_state_of_a_new_shard_is_named(captioned: AutomationHarness) -> Non
     captioned.run_sensor()
     captioned.materialize(CLIP_MANIFEST, "e")
     captioned.delete_tables("alignment", "a")
-    assert states(captioned, *SHARDS, "f") == {
+    assert states(captioned, "a", "b", "d", "e", "f") == {
         "a": "missing captions",
         "b": "complete",
-        "c": "complete",
+        "c": "missing from the source",
         "d": "no manifest",
         "e": "missing captions",
         "f": "not registered",
@@ -147,7 +147,17 @@ def test_failure_without_a_reported_reason_names_the_run(captioned: AutomationHa
     captioned.delete_tables("alignment", "a")
     run = fail(captioned, "a", "alignment")
     table = statuses(captioned)["a"].tables["alignment"]
-    assert (table.reason, table.run_id) == (f"run {run.run_id} failed", run.run_id)
+    assert table.reason.startswith(f"run {run.run_id} failed")
+    assert table.run_id == run.run_id
+
+
+def test_later_run_that_left_out_a_failed_shard_keeps_its_reason(captioned: AutomationHarness) -> None:
+    captioned.delete_tables("alignment", "a")
+    fail(captioned, "a", "alignment")
+    event = dg.AssetObservation(captioned.project.key("alignment"), partition="a", metadata={"error": "disk full"})
+    captioned.instance.report_runless_asset_event(event)
+    fail(captioned, "a", "alignment")
+    assert statuses(captioned)["a"].tables["alignment"].reason == "disk full"
 
 
 def test_failed_run_over_a_complete_shard_leaves_it_complete(captioned: AutomationHarness) -> None:
