@@ -25,15 +25,14 @@ import psutil
 from benchmarks.two_stage import SANDBOX, make_clips, new_jobs, ours
 from caption_assets.captioning.decoding import SandboxDecoder
 from caption_assets.captioning.engine import EngineConfig, start_engine
+from caption_assets.captioning.preview_store import PreviewStore
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.recipe_file import built_in
 from caption_assets.captioning.supervisor import EngineSupervisor
-from caption_assets.captioning.window_job import WindowJob
 from caption_assets.models.cache import ensure_local
 from caption_assets.models.mirror import publish
 from caption_assets.models.variants import SAMPLE
 from caption_assets.sample.clips import SampleClip
-from caption_assets.store.previews import Preview, write_preview
 from caption_assets.store.root import Root
 from caption_assets.video.decode import ClipDecoder
 from caption_assets.video.preview import make_preview
@@ -70,7 +69,10 @@ async def measure(root: Root, model: Path, clips: Sequence[tuple[SampleClip, byt
         for pair in range(pairs + 1):
             for has_previews in (False, True) if pair % 2 else (True, False):
                 before, begun = cpu_seconds(), time.monotonic()
-                with SandboxDecoder(SANDBOX, partial(store, root) if has_previews else None) as decoder:
+                with (
+                    PreviewStore(root, print) as previews,
+                    SandboxDecoder(SANDBOX, previews.store if has_previews else None) as decoder,
+                ):
                     await ours(supervisor, RECIPE, decoder, new_jobs(clips))
                 if pair:
                     seconds[has_previews].append(cpu_seconds() - before)
@@ -86,11 +88,6 @@ async def measure(root: Root, model: Path, clips: Sequence[tuple[SampleClip, byt
         "cpu_ratio": statistics.median(ratios),
         "preview_kb": statistics.mean(sizes) / 1e3,
     }
-
-
-def store(root: Root, job: WindowJob, preview: Preview) -> None:
-    """Store a preview as a run does."""
-    write_preview(root, "shard", job.window.window_id, preview)
 
 
 def cpu_seconds() -> float:

@@ -37,7 +37,7 @@ import pyarrow.parquet as pq
 from av.video.stream import VideoStream
 
 from caption_assets import resources
-from caption_assets.captioning import open_shard, shard_queue, stage_run
+from caption_assets.captioning import open_shard, preview_store, shard_queue, stage_run
 from caption_assets.captioning.admission import Load
 from caption_assets.captioning.budget import FrameGrid, visual_tokens
 from caption_assets.captioning.recipe_file import built_in
@@ -74,7 +74,7 @@ STAGE1_SENTENCES, STAGE2_SENTENCES = 5, 7
 PARTS: dict[str, tuple[tuple[object, str], ...]] = {
     "open and reuse": ((shard_queue, "_read_shard"),),
     "flags": ((stage_run, "find_flags"),),
-    "previews": ((shard_queue, "write_preview"),),
+    "previews": ((preview_store, "write_preview"),),
     "checkpoints": ((open_shard, "write_checkpoint"), (open_shard, "remove_checkpoints")),
     "publication": ((open_shard.OpenShard, "_publish"),),
     "plots": ((gallery, "draw_plots"),),
@@ -203,10 +203,9 @@ class InstantDecoder:
         pass
 
     async def frames(self, job: WindowJob, grid: FrameGrid) -> Frames:
-        """Black frames. The preview is stored in a thread, as by ``SandboxDecoder``."""
+        """Black frames."""
         if self._store_preview:
-            preview = self.previews[job.number % len(self.previews)]
-            await asyncio.get_running_loop().run_in_executor(None, self._store_preview, job, preview)
+            self._store_preview(job, self.previews[job.number % len(self.previews)])
         start, end = job.window.start_frame or 0, job.window.end_frame or 0
         indices = tuple(int(index) for index in np.linspace(start, end - 1, grid.frames))
         pixels = np.zeros((grid.frames, grid.height, grid.width, 3), np.uint8)

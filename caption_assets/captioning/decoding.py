@@ -69,7 +69,7 @@ class SandboxDecoder:
 
     Args:
         sandbox: runs the workers.
-        store_preview: stores a window's preview; without it no previews are made.
+        store_preview: starts to store a window's preview; without it no previews are made.
     """
 
     def __init__(self, sandbox: Sandbox, store_preview: Callable[[WindowJob, Preview], None] | None = None) -> None:
@@ -113,7 +113,7 @@ class SandboxDecoder:
         decoded = await self._decode_resuming(decode, file.handle if clip.is_sequential else None)
         clip.is_sequential = decoded.is_sequential
         if self._store_preview and decoded.preview:
-            await asyncio.get_running_loop().run_in_executor(self._threads, self._store_preview, job, decoded.preview)
+            self._store_preview(job, decoded.preview)
         array = np.frombuffer(pixels.memory, np.uint8).reshape(grid.frames, grid.height, grid.width, 3)
         return Frames(array, decoded.indices, decoded.fps, replaced=decoded.replaced, padded=decoded.padded)
 

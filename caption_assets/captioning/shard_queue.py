@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from itertools import chain
-from threading import Lock
 
 from caption_assets.captioning.caption_run import CaptionRun
 from caption_assets.captioning.captioner import caption
 from caption_assets.captioning.decoding import SandboxDecoder
 from caption_assets.captioning.open_shard import OpenShard, Published
 from caption_assets.captioning.prefix_cache import NO_HITS
+from caption_assets.captioning.preview_store import PreviewStore
 from caption_assets.captioning.reuse import EarlierRows, Reuse
 from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.captioning.threads import in_thread, to_thread_uncancelled
@@ -23,8 +23,6 @@ from caption_assets.sources.manifest import clip_pieces
 from caption_assets.store.checkpoints import read_checkpoints
 from caption_assets.store.failure_limits import Failures
 from caption_assets.store.lease import Lease, LeaseHeld, Leases
-from caption_assets.store.previews import Preview, write_preview
-from caption_assets.store.root import Root
 from caption_assets.store.tables import (
     CLIP_MANIFEST,
     CaptionFile,
@@ -109,16 +107,18 @@ async def caption_shards(
             f"the store of {run.root.url} ignores If-None-Match, so that two runs may caption the same shard. "
             "Tables stay valid, and the last published ones are kept: start one run at a time"
         )
-    with Leases(run.root, run.owner, run.lease_seconds, warn) as leases:
-        queue = _ShardQueue(run, leases, notify, warn)
+    with (
+        Leases(run.root, run.owner, run.lease_seconds, warn) as leases,
+        PreviewStore(run.root, warn) as previews,
+    ):
+        queue = _ShardQueue(run, leases, previews, notify, warn)
         jobs = queue.jobs(shards)
         if (first := await anext(jobs, None)) is None:
             return
-        preview = _Previews(run.root, warn).store if run.previews else None
         if any(stage.video for stage in run.stages):
             sandbox.start(load_decoder)  # while the engine starts: the first window waits for neither
         async with engine as supervisor, queue.checkpoints():
-            with SandboxDecoder(sandbox, preview) as decoder:
+            with SandboxDecoder(sandbox, previews.store if run.previews else None) as decoder:
                 await caption(supervisor, run.recipe, decoder, _chain(first, jobs), queue.finish)
         if queue.hits.is_low:
             warn(f"less than half of the predicted prefix cache hits: {queue.hits.summary}")
@@ -133,36 +133,20 @@ async def _chain(first: WindowJob, others: AsyncIterator[WindowJob]) -> AsyncIte
 _Notify = Callable[[Callable[[RunObserver], None]], None]
 
 
-class _Previews:
-    """Stores windows' previews. Failures cause one warning for each shard and do not affect captions."""
-
-    def __init__(self, root: Root, warn: Callable[[str], None]) -> None:
-        self._root = root
-        self._warn = warn
-        self._warned: set[str] = set()
-        self._warning = Lock()
-
-    def store(self, job: WindowJob, preview: Preview) -> None:
-        """Store a window's preview. May be called from several threads."""
-        try:
-            write_preview(self._root, job.shard, job.window.window_id, preview)
-        except Exception as error:
-            with self._warning:
-                if job.shard in self._warned:
-                    return
-                self._warned.add(job.shard)
-            self._warn(
-                f"{job.shard}: a preview could not be stored (window {job.window.window_id}); further failures in "
-                f"this shard are not reported: {as_project_error(error)}"
-            )
-
-
 class _ShardQueue:
     """The open shards of a run. An error in one of them fails only that shard."""
 
-    def __init__(self, run: CaptionRun, leases: Leases, notify: _Notify, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        run: CaptionRun,
+        leases: Leases,
+        previews: PreviewStore,
+        notify: _Notify,
+        warn: Callable[[str], None],
+    ) -> None:
         self._run = run
         self._leases = leases
+        self._previews = previews
         self._notify = notify
         self._warn = warn
         self._shards: dict[str, OpenShard] = {}
@@ -257,6 +241,7 @@ class _ShardQueue:
             await self._fail(shard, error)
             return
         await self._remove_checkpoints(shard)
+        await to_thread_uncancelled(self._previews.wait, key)  # observers may show them
         try:
             await to_thread_uncancelled(self._notify, lambda observer: observer.published(key, published))
         except Exception as error:

@@ -9,10 +9,11 @@ from functools import partial
 
 from caption_assets.captioning.budget import FrameGrid
 from caption_assets.captioning.decoding import SandboxDecoder, require
+from caption_assets.captioning.preview_store import PreviewStore
 from caption_assets.captioning.window_job import WindowJob
 from caption_assets.errors import CaptionAssetsError, UnreadableClip
 from caption_assets.sources.manifest import ClipChanged, clip_pieces
-from caption_assets.store.previews import Preview, StoredPreviews, write_preview
+from caption_assets.store.previews import StoredPreviews
 from caption_assets.store.root import Root
 from caption_assets.store.tables import ManifestRow, Status
 from caption_assets.video.preview import FRAMES, preview_size
@@ -23,10 +24,12 @@ from caption_assets.workers.sandbox import Sandbox
 class MadePreviews:
     """The result of making the missing previews of a shard."""
 
+    missing: int
+    """Number of windows that had no preview."""
     made: int
-    """Number of windows that have a preview now."""
+    """Number of those that have one now."""
     errors: Sequence[str]
-    """Reasons of the windows that have none."""
+    """Reasons of the others."""
 
 
 def make_missing_previews(
@@ -50,16 +53,15 @@ def make_missing_previews(
         for row in manifest
         if row.status is Status.OK and row.window_id not in stored
     ]
+    errors: list[str] = []
 
-    def store(job: WindowJob, preview: Preview) -> None:
-        write_preview(root, shard, job.window.window_id, preview)
+    async def make_all() -> None:
+        with PreviewStore(root, errors.append) as previews, SandboxDecoder(sandbox, previews.store) as decoder:
+            errors.extend(filter(None, await asyncio.gather(*(_make(decoder, job) for job in jobs))))
 
-    async def make_all() -> list[str]:
-        with SandboxDecoder(sandbox, store) as decoder:
-            return list(filter(None, await asyncio.gather(*(_make(decoder, job) for job in jobs))))
-
-    errors = asyncio.run(make_all())
-    return MadePreviews(len(jobs) - len(errors), errors)
+    asyncio.run(make_all())
+    stored = StoredPreviews(root, shard)
+    return MadePreviews(len(jobs), sum(job.window.window_id in stored for job in jobs), errors)
 
 
 async def _make(decoder: SandboxDecoder, job: WindowJob) -> str | None:

@@ -552,3 +552,12 @@ def test_rows_that_could_not_be_published_are_reused_by_the_next_run(harness: Ha
     harness.run()
     assert harness.requests == {}
     assert len(harness.rows(STAGE2.name)) == 6
+
+
+def test_reused_windows_keep_their_previews_and_get_none(harness: Harness) -> None:
+    harness.run(previews=True)
+    names = harness.root.names("gallery/a/previews")
+    assert len(names) == 6
+    harness.root.remove(f"gallery/a/previews/{names[0]}")
+    assert harness.run(previews=True).failures == {}
+    assert harness.root.names("gallery/a/previews") == names[1:]
