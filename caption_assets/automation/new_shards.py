@@ -149,7 +149,7 @@ class _SourceScan:
     def run(self, shards: Sequence[Shard]) -> str | None:
         """Scan shards until the time limit, and return the key of the last."""
         last = None
-        for shard, content in _contents(self.source, shards):
+        for shard, content in scan_contents(self.source, shards):
             if len(self.versions) >= MAX_EVENTS:
                 break
             last = shard.key
@@ -229,7 +229,7 @@ def _describe_skipped(listing: Listing) -> str:
     return "; skipped: " + ", ".join(f"{reason}: {count} ({some})" for reason, count, some in rows) if rows else ""
 
 
-def _contents(source: Root, shards: Sequence[Shard]) -> Iterator[tuple[Shard, ShardContent | CaptionAssetsError]]:
+def scan_contents(source: Root, shards: Sequence[Shard]) -> Iterator[tuple[Shard, ShardContent | CaptionAssetsError]]:
     """The contents of shards, or the errors, until the time limit."""
     deadline = time.monotonic() + TICK_SECONDS
     with ThreadPoolExecutor(PARALLEL_READS) as pool:

@@ -1,7 +1,7 @@
 """The status of each shard and table of a project, and why a table is stale, failed or missing.
 
-A table is stale if Dagster's UI shows it as unsynced: its code version or the version of an input changed, or an input
-is stale.
+A table is stale if its code version or the version of an input changed, as in Dagster's UI, which calls it unsynced, or
+if one of its inputs is stale.
 """
 
 from __future__ import annotations
@@ -80,7 +80,11 @@ class ShardStatus:
 
 
 def read_statuses(
-    instance: dg.DagsterInstance, settings: Settings, root: Root, in_source: Collection[str] | None = None
+    instance: dg.DagsterInstance,
+    settings: Settings,
+    root: Root,
+    in_source: Collection[str] | None = None,
+    content: Mapping[str, str] | None = None,
 ) -> dict[str, ShardStatus]:
     """The status of each shard, in order of registration, followed by the shards that are not registered.
 
@@ -89,6 +93,7 @@ def read_statuses(
         settings: settings of the project.
         root: the root.
         in_source: the shards in the source; None if it was not listed.
+        content: present version of shards' content, where it is known. Otherwise the last observed one counts.
 
     Raises:
         RootEmpty: if the root is empty, although tables are recorded.
@@ -98,7 +103,8 @@ def read_statuses(
     states = read_states(instance, project, root)
     active = active_shards(instance, project)
     failed = read_failed_attempts(instance, project, states.order)
-    reader = _Reader(settings, root, states, failed, weights_version(instance, project))
+    present = {**states.content, **(content or {})}
+    reader = _Reader(settings, root, states, present, failed, weights_version(instance, project))
     found: dict[str, ShardStatus] = {}
     for shard in states.registered:
         if is_removed(states.content.get(shard)):
@@ -133,6 +139,7 @@ class _Reader:
         settings: settings of the project.
         root: the root.
         states: the states of the shards.
+        content: the present versions of the shards' content.
         failed: the failed attempts, by table and shard.
         weights: data version of the weights; None if they are not recorded.
     """
@@ -142,11 +149,13 @@ class _Reader:
         settings: Settings,
         root: Root,
         states: ShardStates,
+        content: Mapping[str, str],
         failed: Mapping[str, Mapping[str, FailedAttempt]],
         weights: str | None,
     ) -> None:
         self._root = root
         self._states = states
+        self._content = content
         self._failed = failed
         self._weights = weights
         self._present = present_code(settings)
@@ -188,7 +197,7 @@ class _Reader:
     def _inputs(self, shard: str, table: str) -> dict[str, str]:
         """The present versions of the inputs of a table, as far as they are recorded."""
         if table == CLIP_MANIFEST:
-            return {SHARDS: self._states.content[shard]}
+            return {SHARDS: self._content[shard]}
         found = {WEIGHTS_ASSET: self._weights} if self._weights else {}
         for name, records in self._states.records.items():
             if (record := records.get(shard)) and record.versions:

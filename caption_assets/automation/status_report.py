@@ -114,7 +114,7 @@ def explanations(
         observed = instance.event_log_storage.get_latest_storage_id_by_partition(key, kind)
         for shard, status in statuses.items():
             one = status.tables.get(table)
-            if one and (one.changes or one.stale_inputs) and observed.get(shard, 0) <= max(status.latest_event, since):
+            if one and one.changes and observed.get(shard, 0) <= max(status.latest_event, since):
                 yield _explanation(key, shard, one)
 
 

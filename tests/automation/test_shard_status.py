@@ -210,6 +210,16 @@ def test_command_prints_reasons_and_the_next_command(
     assert lines[-1].startswith("next: caption-assets run a  #")
 
 
+def test_command_sees_changed_clips_before_they_are_reported(
+    environment: AutomationHarness, capsys: pytest.CaptureFixture[str]
+) -> None:
+    environment.add("b", content=b"{} ")
+    assert run_cli("status") is None
+    out = capsys.readouterr().out
+    assert "       1  stale: b\n" in out
+    assert out.endswith("next: caption-assets run  # new and changed shards\n")
+
+
 def test_command_prints_json(environment: AutomationHarness, capsys: pytest.CaptureFixture[str]) -> None:
     environment.add("d")
     assert run_cli("status", "--json") is None
