@@ -125,8 +125,6 @@ class _Captioning:
         self.summary.failures |= dict(listing.refused)
         if not run.success and not listing.refused:
             raise RunError(run.failure or "the shards cannot be registered")
-        new = len(set(self.project.registered(self.instance)) - registered)
-        note(f"{_shards(listing.shards)} in {source.url}, {new} of them new")
         return listing.keys
 
     def _fetch_weights(self) -> None:
