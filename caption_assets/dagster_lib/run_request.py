@@ -54,7 +54,8 @@ def _log_again(context: dg.AssetExecutionContext, key: dg.AssetKey, shard: str) 
     instance = context.instance
     filters = dg.AssetRecordsFilter(asset_key=key, asset_partitions=[shard])
     made = next(iter(instance.fetch_materializations(filters, limit=1).records), None)
-    planned = instance.get_event_records(
+    # The instance's own methods are deprecated, or warn that they do not find plans of a kind that no storage here has.
+    planned = instance.event_log_storage.get_event_records(
         dg.EventRecordsFilter(dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED, key, [shard]), limit=2
     )
     plan = next((record for record in planned if record.run_id != context.run.run_id), None)
