@@ -10,9 +10,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from logging import ERROR, WARNING
+from uuid import uuid4
 
 import dagster as dg
 
+from caption_assets.automation.shard_states import UNFINISHED
 from caption_assets.dagster_lib.private_dagster import (
     ASSET_PARTITION_RANGE_END_TAG,
     ASSET_PARTITION_RANGE_START_TAG,
@@ -22,6 +24,11 @@ from caption_assets.dagster_lib.private_dagster import (
 )
 from caption_assets.dagster_lib.run_request import request_tags
 
+COMMAND_ID_TAG = "caption_assets.command_id"
+"""Tag of all runs of one command."""
+COMMAND_ID = uuid4().hex
+"""Id of this process's command."""
+STOPPED = "stopped by a signal; finished rows are kept"
 REQUEST = "command"
 """Version of the requests of a command. The schedule's requests have others, so that it does not count these."""
 
@@ -115,8 +122,19 @@ def launch(instance: dg.DagsterInstance, assets: Sequence[dg.AssetKey], tags: Ma
         tags: tags of the run, such as those of ``range_tags``.
     """
     job = asset_job("caption_assets.definitions", "defs")
-    result = dg.execute_job(job, instance=instance, asset_selection=assets, tags=dict(tags))
+    try:
+        tags = {**tags, COMMAND_ID_TAG: COMMAND_ID}
+        result = dg.execute_job(job, instance=instance, asset_selection=assets, tags=tags)
+    except BaseException:
+        cancel_unfinished(instance)
+        raise
     run = FinishedRun(result.run_id, result.success, instance.all_logs(result.run_id))
     if run.is_interrupted and (stored := instance.get_run_by_id(run.run_id)):
-        instance.report_run_canceled(stored, "stopped by a signal; finished rows are kept")  # not a failure
+        instance.report_run_canceled(stored, STOPPED)  # Dagster counts it as a failure
     return run
+
+
+def cancel_unfinished(instance: dg.DagsterInstance) -> None:
+    """Mark runs of this command that have not ended as canceled: Ctrl-C may arrive while Dagster creates a run."""
+    for run in instance.get_runs(dg.RunsFilter(tags={COMMAND_ID_TAG: COMMAND_ID}, statuses=UNFINISHED)):
+        instance.report_run_canceled(run, STOPPED)

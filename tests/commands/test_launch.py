@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import dagster as dg
+import pytest
+
+from caption_assets.commands.launch import COMMAND_ID, COMMAND_ID_TAG, cancel_unfinished, range_tags
+from caption_assets.dagster_lib.run_request import requested_shards
+
+pytestmark = pytest.mark.fast
+
+CAPTIONS = dg.AssetKey("stage1_captions")
+
+
+def test_unfinished_runs_of_the_command_are_canceled(instance: dg.DagsterInstance) -> None:
+    own, others = {COMMAND_ID_TAG: COMMAND_ID}, {COMMAND_ID_TAG: "other"}
+    created, done = dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.SUCCESS
+    runs = [
+        instance.add_run(dg.DagsterRun(job_name="j", tags=tags, status=status))
+        for tags, status in ((own, created), (own, done), (others, created), ({}, created))
+    ]
+    cancel_unfinished(instance)
+    stored = [instance.get_run_by_id(run.run_id) for run in runs]
+    assert [run and run.status for run in stored] == [dg.DagsterRunStatus.CANCELED, done, created, created]
+
+
+def test_run_over_a_whole_range_names_no_shards() -> None:
+    tags = range_tags(CAPTIONS, ["a", "b"], ["a", "b"], "now")
+    assert tags == {"dagster/asset_partition_range_start": "a", "dagster/asset_partition_range_end": "b"}
+
+
+def test_run_over_a_part_of_a_range_names_its_shards() -> None:
+    tags = range_tags(CAPTIONS, ["a", "b", "c"], ["a", "c"], "now")
+    assert requested_shards(tags, ["a", "b", "c"]) == ["a", "c"]
