@@ -16,10 +16,10 @@ from caption_assets.commands.check import Check, Finding, failed, ok, warning
 from caption_assets.commands.dev import PORT as UI_PORT
 from caption_assets.commands.gpu_checks import check_gpus
 from caption_assets.commands.installation_checks import check_packages, check_python, check_vllm, installed_builds
-from caption_assets.commands.ports import PortTaken, check_port
 from caption_assets.kubernetes.pods import caption_size
 from caption_assets.models.weights import format_size
 from caption_assets.report.galleries import PORT as GALLERIES_PORT
+from caption_assets.report.ports import PortTaken, check_port
 from caption_assets.settings import Settings
 from caption_assets.store.disk import TEMPORARY_REMEDY, disk_space
 from caption_assets.workers.sandbox import MAX_WORKERS
