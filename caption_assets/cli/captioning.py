@@ -1,15 +1,17 @@
 """The command that captions files without a project."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
-from typer import Argument, BadParameter, Option
+from typer import Argument, BadParameter, Context, Option
 
 from caption_assets.cli.app import CAPTIONING, app
 
 
 @app.command(rich_help_panel=CAPTIONING)
 def caption(
+    context: Context,
     files: Annotated[
         list[str],
         Argument(
@@ -64,5 +66,7 @@ def caption(
     from caption_assets.library.command import CaptionCommand
     from caption_assets.library.formats import Format
 
+    if context.obj:
+        os.environ["CAPTION_LOG_LEVEL"] = "debug"
     command = CaptionCommand(Format(forms[0] if forms else "text"), stage, output)
     raise SystemExit(command.run(files, lambda: Captioner(recipe, model)))

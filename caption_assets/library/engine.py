@@ -13,6 +13,7 @@ from pathlib import Path
 
 from caption_assets.captioning.adapter import Adapter
 from caption_assets.captioning.engine import start_engine
+from caption_assets.captioning.library_logs import log_libraries
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.captioning.threads import in_thread
@@ -37,6 +38,8 @@ async def open_engine(settings: Settings, recipe: Recipe) -> AsyncIterator[Engin
         WeightsError: if the weights cannot be downloaded, or are not the published ones.
         EngineError: if the engine does not start.
     """
+    if settings.log_level == "debug":
+        log_libraries()
     model = await _local(settings, recipe.variant)
     adapter = None
     if recipe.lora is not None:
