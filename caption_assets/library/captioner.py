@@ -23,7 +23,7 @@ from caption_assets.sources.clip import Clip
 from caption_assets.sources.files import find_clips
 from caption_assets.workers.sandbox import Sandbox
 
-File = str | os.PathLike[str]
+PathOrUrl = str | os.PathLike[str]
 SAMPLE_WARNING = (
     "the sample model knows only its toy world of moving shapes: what it says about other videos is nonsense; choose "
     "another model with {} or CAPTION_MODEL, such as qwen3 on a GPU"
@@ -55,7 +55,7 @@ class Captioner:
         RecipeError: if the recipe has stages with a model of their own, which take a second engine.
     """
 
-    def __init__(self, recipe: File | None = None, model: str | None = None) -> None:
+    def __init__(self, recipe: PathOrUrl | None = None, model: str | None = None) -> None:
         given: dict[str, Any] = {"recipe": recipe if recipe is None else os.fspath(recipe), "model": model}
         self._settings = load_settings(**{name: value for name, value in given.items() if value is not None})
         self.recipe: Recipe = self._settings.caption_recipe
@@ -80,7 +80,7 @@ class Captioner:
     def _open_engine(self) -> AbstractAsyncContextManager[EngineSupervisor]:
         return open_engine(self._settings, self.recipe)
 
-    def caption(self, paths: File | Iterable[File], stage: str | None = None) -> Iterator[WindowCaption]:
+    def caption(self, paths: PathOrUrl | Iterable[PathOrUrl], stage: str | None = None) -> Iterator[WindowCaption]:
         """Caption video files, and yield each row as soon as it and the rows before it are finished.
 
         The rows have the order of the paths, then of the windows of each clip, then of the recipe's stages. A clip that
@@ -102,7 +102,7 @@ class Captioner:
             raise ValueError("the captioner is closed: make another one")
         return self._caption(self._find(paths), None if stage is None else self._stage(stage))
 
-    def _find(self, paths: File | Iterable[File]) -> Iterator[Clip]:
+    def _find(self, paths: PathOrUrl | Iterable[PathOrUrl]) -> Iterator[Clip]:
         several = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
         return find_clips(several, self._settings.storage.source_access)
 
@@ -128,7 +128,9 @@ class Captioner:
         self.close()
 
 
-def caption(paths: File | Iterable[File], recipe: File | None = None, model: str | None = None) -> list[WindowCaption]:
+def caption(
+    paths: PathOrUrl | Iterable[PathOrUrl], recipe: PathOrUrl | None = None, model: str | None = None
+) -> list[WindowCaption]:
     """Caption video files on an engine that runs for this call alone; see ``Captioner`` for several calls.
 
     Args:

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from caption_assets.library.captioner import Captioner
@@ -132,3 +134,37 @@ def test_reader_that_ends_early_is_no_error() -> None:
         process.stdout.close()
         assert "Traceback" not in process.stderr.read()
     assert process.returncode == 1
+
+
+SLOW = """
+import sys, warnings
+from caption_assets.library.command import CaptionCommand
+from tests.captioning.fake_engine import FakeEngine
+from tests.library.fake_captioner import FakeCaptioner
+
+class SlowCaptioner(FakeCaptioner):
+    engine = FakeEngine(lambda request: print("asked", file=sys.stderr, flush=True), seconds=600)
+
+sys.exit(CaptionCommand().run(sys.argv[1:], SlowCaptioner))
+"""
+
+
+def test_interrupt_ends_the_command_and_its_processes(clips: list[str], tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", SLOW, *clips],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(tmp_path)},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stderr
+        while "asked" not in process.stderr.readline():
+            assert process.poll() is None
+        workers = psutil.Process(process.pid).children()
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.stderr.read().splitlines()[-1] == "interrupted"
+    assert process.returncode == 130
+    assert workers
+    _, alive = psutil.wait_procs(workers, timeout=10)
+    assert not alive
+    assert not list(tmp_path.iterdir())
