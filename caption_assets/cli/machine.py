@@ -52,7 +52,9 @@ def bench(
 
     Nothing is written to the root, except the weights of a model that it does not hold yet.
 
-        caption-assets bench my-clips/*.mp4 --windows 200
+    **Example**
+
+    `caption-assets bench my-clips --windows 200` measures with the clips of a folder.
     """
     from caption_assets.commands.bench import bench, table
     from caption_assets.settings import load_settings
@@ -72,7 +74,7 @@ def estimate(
     rate: Annotated[
         float | None,
         Option(
-            min=1e-9,
+            min=0.001,
             metavar="WINDOWS_PER_SECOND",
             help="Rate for all stages, as `caption-assets bench` prints it. Default: that of earlier runs.",
         ),
@@ -83,7 +85,11 @@ def estimate(
 
     Windows are counted in the manifests; of shards without one, some clips are probed. Nothing is written.
 
-        caption-assets estimate --all --rate 12.5
+    **Examples**
+
+    `caption-assets estimate` is about what `caption-assets run --all` would do.
+
+    `caption-assets estimate --all --rate 12.5` is about every shard, at the rate of a bench on another machine.
     """
     from caption_assets.commands.estimate import estimate, table
     from caption_assets.settings import load_settings

@@ -13,9 +13,9 @@ from pathlib import Path
 import dagster as dg
 
 from caption_assets.automation.commands import open_instance
-from caption_assets.commands.check import Check, Finding, ok, warning
+from caption_assets.commands.check import Check, Finding, failed, ok, warning
 from caption_assets.dagster_lib.project import Project
-from caption_assets.dagster_lib.project_claim import check_claim
+from caption_assets.dagster_lib.project_claim import ProjectClash, check_claim
 from caption_assets.environment import PREFIX, unknown_settings
 from caption_assets.models.cache import find_local
 from caption_assets.models.checkpoint import Checkpoint
@@ -150,9 +150,13 @@ def _instance(settings: Settings) -> Iterator[Finding]:
 
 
 def _definitions() -> Iterator[Finding]:
-    from caption_assets.definitions import load_definitions
+    try:
+        from caption_assets.definitions import load_definitions  # loads them too
 
-    definitions = load_definitions()
+        definitions = load_definitions()
+    except ProjectClash:
+        yield failed("the code location does not load: see the check of the instance")
+        return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about Dagster's implicit job of all assets, which nobody runs
         dg.Definitions.validate_loadable(definitions)

