@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -18,8 +19,9 @@ from caption_assets.commands.gpu_checks import check_gpus
 from caption_assets.commands.installation_checks import check_packages, check_python, check_vllm, installed_builds
 from caption_assets.kubernetes.pods import caption_size
 from caption_assets.models.weights import format_size
+from caption_assets.report.galleries import LOOPBACK
 from caption_assets.report.galleries import PORT as GALLERIES_PORT
-from caption_assets.report.ports import PortTaken, check_port
+from caption_assets.report.ports import occupant
 from caption_assets.settings import Settings
 from caption_assets.store.disk import TEMPORARY_REMEDY, disk_space
 from caption_assets.workers.sandbox import MAX_WORKERS
@@ -132,10 +134,20 @@ def _ports(settings: Settings) -> Iterator[Finding]:
         remedies[settings.metrics_port] = "unless a run serves its metrics there, choose another CAPTION_METRICS_PORT"
     free = []
     for port, remedy in remedies.items():
-        try:
-            check_port(port, remedy)
+        if _is_free(port):
             free.append(str(port))
-        except PortTaken as error:
-            yield warning(str(error))
+        else:
+            yield warning(f"port {port} is in use by {occupant(port)}: {remedy}")
     if free:
         yield ok(f"free: {', '.join(free)}")
+
+
+def _is_free(port: int) -> bool:
+    """Whether a server could listen on a port of loopback."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of an ended server do not count
+        try:
+            listener.bind((LOOPBACK, port))
+        except OSError:
+            return False
+    return True
