@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Collection, Sequence, Sized
+from collections.abc import Collection, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -153,37 +153,35 @@ class _Captioning:
         self.summary.unchanged = [shard for shard in ready if not tables[shard]]
         wanted = {shard: made for shard, made in tables.items() if made}
         ranges = plan_runs(states.registered, wanted, self.settings.shards_per_run)
-        rows = self._rows(states, list(wanted))
+        rows = self._rows(states, wanted)
         before, total, begun = 0, sum(rows.values()), time.monotonic()
         for number, (some, requested) in enumerate(ranges, 1):
             made = set[str]().union(*(wanted[shard] for shard in requested))
             assets = [stage for stage in self.project.stages if stage.path[-1] in made]
             seconds = time.monotonic() - begun if before else 0.0
-            progress = CommandProgress(before, total, len(ranges) - number, seconds)
-            done = (
-                f"{before} of {total} windows done, {time_left(seconds, before, total)} left"
-                if before
-                else f"{total} windows in all"
-            )
+            left = f", {time_left(seconds, before, total)} left" if before else ""
             names = " to ".join(dict.fromkeys([requested[0], requested[-1]]))
+            done = f"{before} of {total} windows done{left}"
             note(f"run {number} of {len(ranges)}: {_shards(requested)}, {names}; {done}")
+            progress = CommandProgress(before, total, len(ranges) - number, seconds)
             self._launch(assets, self._tags(assets[-1], some, requested) | progress.tags, requested, assets[-1])
             before += sum(rows[shard] for shard in requested)
 
     def _tags(self, asset: dg.AssetKey, some: Sequence[str], requested: Sequence[str]) -> dict[str, str]:
         return range_tags(asset, some, requested, self.time)
 
-    def _rows(self, states: ShardStates, shards: Sequence[str]) -> dict[str, int]:
-        """The number of rows that runs make for each shard: those of its manifest, once for each model."""
-        models = len(self.settings.caption_recipe.steps)
-        rows = dict.fromkeys(shards, 0)
-        events = [states.records[CLIP_MANIFEST][shard].event for shard in shards]
+    def _rows(self, states: ShardStates, wanted: Mapping[str, Collection[str]]) -> dict[str, int]:
+        """The number of windows that runs process for each shard: the manifest's rows, once for each model."""
+        models = [{stage.name for stage in model.own_stages} for model in self.settings.caption_recipe.steps]
+        rows = dict.fromkeys(wanted, 0)
+        events = [states.records[CLIP_MANIFEST][shard].event for shard in wanted]
         for begin in range(0, len(events), EVENTS_PER_QUERY):
             chunk = events[begin : begin + EVENTS_PER_QUERY]
             filters = dg.AssetRecordsFilter(self.project.manifest, storage_ids=chunk)
             for record in self.instance.fetch_materializations(filters, limit=len(chunk)).records:
-                if record.asset_materialization:
-                    rows[str(record.partition_key)] = models * count(record.asset_materialization.metadata, ROW_COUNT)
+                if record.asset_materialization and (shard := str(record.partition_key)) in wanted:
+                    passes = sum(bool(stages.intersection(wanted[shard])) for stages in models)
+                    rows[shard] = passes * count(record.asset_materialization.metadata, ROW_COUNT)
         return rows
 
     def _states(self) -> ShardStates:
@@ -207,7 +205,8 @@ class _Captioning:
         if run.is_interrupted:
             raise KeyboardInterrupt
         if shards and not run.success and not run.reasons(shards):
-            self.summary.failures |= dict.fromkeys(shards, run.failure or "the run failed")
+            failed = set(shards) - run.materialized(assets[-1]).keys()
+            self.summary.failures |= dict.fromkeys(sorted(failed), run.failure or "the run failed")
             raise _Stopped
         return run
 
