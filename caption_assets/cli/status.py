@@ -4,12 +4,12 @@ from typing import Annotated
 
 from typer import Argument, Exit, Option
 
-from caption_assets.cli.app import PROJECT, READING, app
+from caption_assets.cli.app import CAPTIONING, READING, app
 
 Json = Annotated[bool, Option("--json", help="Print a JSON document.")]
 
 
-@app.command(rich_help_panel=PROJECT)
+@app.command(rich_help_panel=CAPTIONING)
 def status(
     shards: Annotated[
         list[str] | None, Argument(metavar="SHARD", help="Shard keys. Default: a summary of all.")
