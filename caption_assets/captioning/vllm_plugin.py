@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 
-from caption_assets.captioning.library_logs import quiet_libraries
+from caption_assets.captioning.library_logs import is_quiet, quiet_libraries
 from caption_assets.errors import causes
 from caption_assets.workers.parent_death import set_parent_death_signal
 
@@ -39,6 +39,9 @@ def register() -> None:
     if owner is not None and owner != str(os.getpid()) and parent is not None and parent.pid is not None:
         set_parent_death_signal(parent.pid)
         quiet_libraries()
+        if is_quiet():
+            # multiprocessing writes the traceback of the error that ends a process, and ``_FirstError`` notes that.
+            sys.stderr = open(os.devnull, "w")  # noqa: SIM115
         if path := os.environ.get(CAUSE):
             vllm = logging.getLogger("vllm")
             vllm.addHandler(_FirstError(path))

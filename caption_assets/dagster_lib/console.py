@@ -7,6 +7,7 @@ event log, which the UI shows, is not affected: it has all events and traces.
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any
 
 import dagster as dg
@@ -17,6 +18,10 @@ from caption_assets.dagster_lib.private_dagster import (
     replace_console_logger,
 )
 
+_DAGSTER_CLASS = re.compile(r"^dagster\.[\w.]+: ")
+"""Name of an error's class that says nothing to users."""
+_NOT_EXECUTED = "Dependencies for step "
+"""Beginning of Dagster's error about a step that needs a failed one, which has given the reason."""
 FAILED_SHARDS = "failed_shards"
 """Metadata of a failure over several shards. Their reasons were logged one by one, so that the console omits them."""
 
@@ -55,9 +60,10 @@ def _relevant(record: logging.LogRecord) -> tuple[int, str] | None:
     metadata = getattr(record, "dagster_meta", None) or {}
     if event := metadata.get("dagster_event"):
         return _event_line(event, record.levelno)
-    if record.levelno < logging.INFO:
+    message = metadata.get("orig_message") or record.getMessage()
+    if record.levelno < logging.INFO or message.startswith(_NOT_EXECUTED):
         return None
-    return record.levelno, metadata.get("orig_message") or record.getMessage()
+    return record.levelno, message
 
 
 def _event_line(event: dg.DagsterEvent, level: int) -> tuple[int, str] | None:
@@ -107,4 +113,4 @@ def _error_text(error: Any) -> str:
         return "unknown error"
     while error.cause is not None:
         error = error.cause
-    return str(error.message).strip()
+    return _DAGSTER_CLASS.sub("", str(error.message).strip())

@@ -124,7 +124,7 @@ class Heartbeat:
         try:
             return action()
         except Exception as error:
-            if not self._has_failed:
+            if not self._has_failed and self._root:  # each step reports a root that cannot be opened
                 self._on_error(str(error))
             self._has_failed = True
             return None
