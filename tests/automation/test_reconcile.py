@@ -12,10 +12,11 @@ from caption_assets.automation.commands import NotConfirmed
 from caption_assets.automation.differences import Kind
 from caption_assets.automation.reconcile import compare, correct
 from caption_assets.definitions import build_definitions
-from caption_assets.store.tables import CLIP_MANIFEST, publish_captions
+from caption_assets.store.tables import CLIP_MANIFEST, publish_captions, publish_manifest
 from caption_assets.store.versions import read_versions
 from tests.automation.conftest import AutomationHarness
 from tests.cli import run_cli
+from tests.report.windows import broken
 from tests.stages import STAGE2
 
 pytestmark = pytest.mark.fast
@@ -143,6 +144,22 @@ def test_table_that_fails_a_check_is_not_recorded(
     apply_corrections(captioned)
     assert "stage2_captions of a: not recorded: " in capsys.readouterr().out
     assert differences(captioned) == [("stage2_captions", "a", Kind.NOT_RECORDED)]
+
+
+def test_manifest_over_its_limit_is_recorded_once_the_limit_is_raised(
+    captioned: AutomationHarness, capsys: pytest.CaptureFixture[str]
+) -> None:
+    versions = read_versions(captioned.root, CLIP_MANIFEST, "a")
+    assert versions
+    publish_manifest(captioned.root, "a", [broken("x.mp4")], versions.file_metadata)
+    captioned.instance.wipe_assets([captioned.project.manifest])
+    apply_corrections(captioned)
+    limit = "1 of 1 clips are unreadable, more than CAPTION_MAX_UNREADABLE_FRACTION = 0.1; the first: 'x.mp4': "
+    assert f"clip_manifest of a: not recorded: {limit}" in capsys.readouterr().out
+    assert differences(captioned) == [(CLIP_MANIFEST, "a", Kind.NOT_RECORDED)]
+    captioned.settings = captioned.settings.model_copy(update={"max_unreadable_fraction": 1.0})
+    apply_corrections(captioned)
+    assert differences(captioned) == []
 
 
 @pytest.mark.parametrize("content", [b"PAR1", b"x" * 50])
