@@ -34,7 +34,6 @@ def run(arguments: list[str], folder: Path, script: str = "") -> subprocess.Comp
             **os.environ,
             "PYTHONPATH": os.pathsep.join(sys.path),
             "TMPDIR": str(folder),
-            "TORCHINDUCTOR_CACHE_DIR": str(folder.parent / "torch"),
         },
         capture_output=True,
         text=True,
@@ -48,7 +47,8 @@ def test_script_from_stdin_captions_without_a_main_guard(tmp_path: Path) -> None
     done = run(["-"], tmp_path / "empty", SCRIPT.format(clip=str(clip)))
     assert done.stdout.splitlines() == ["main", "[(0, 'stage1_captions')]", "6"], done.stderr
     assert "SampleModelWarning: the sample model knows only its toy world" in done.stderr
-    assert list((tmp_path / "empty").iterdir()) == []
+    # torch has a cache there, which all its programs share.
+    assert [path.name for path in (tmp_path / "empty").iterdir() if not path.name.startswith("torchinductor_")] == []
 
 
 def test_command_captions_odd_files(tmp_path: Path) -> None:

@@ -8,12 +8,15 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
+import pandas
 import pytest
 
+import caption_assets
 from caption_assets.captioning.engine import EngineError
 from caption_assets.captioning.request import Completion, Request
 from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.library.captioner import Captioner, SampleModelWarning
+from caption_assets.library.rows import WindowCaption
 from caption_assets.settings import SettingsError
 from tests.captioning.fake_engine import FakeEngine, start_fake_engine
 from tests.library.fake_captioner import FakeCaptioner
@@ -165,3 +168,12 @@ def test_recipe_with_a_second_model_is_an_error(tmp_path: Path) -> None:
     )
     with pytest.raises(Exception, match="stage two of the recipe 'recipe' has a model of its own"):
         Captioner(recipe)
+
+
+def test_caption_returns_rows_that_pandas_takes(clips: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("caption_assets.library.captioner.Captioner", FakeCaptioner)
+    with pytest.warns(SampleModelWarning):
+        frame = pandas.DataFrame(caption_assets.caption(clips[:2], recipe="general"))
+    assert list(frame.columns) == list(WindowCaption.__slots__)
+    assert frame["stage"].fillna("").tolist() == ["stage1_captions", "stage2_captions", ""]
+    assert frame["status"].tolist() == ["ok", "ok", "failed"]
