@@ -59,7 +59,7 @@ def run_shards(selection: Selection, command: str) -> int:
 
     Raises:
         UnknownName: if the source has no such shard, or the recipe no such stage.
-        RunError: if the shards cannot be registered, or the weights cannot be fetched.
+        RunError: if the source has no shards, they cannot be registered, or the weights cannot be fetched.
         CaptionAssetsError: if settings, source, root or instance cannot be used.
     """
     settings = load_settings()
@@ -90,6 +90,11 @@ class _Captioning:
         try:
             present = self._register()
             states = self._states()
+            if not states.order:
+                raise RunError(
+                    f"no shards in CAPTION_SOURCE={self.settings.source_url!r}: put each shard there, as a folder of "
+                    "clips or a .tar, .parquet or .jsonl file"
+                )
             needs = find_needs(self.instance, self.settings, states)
             if absent := [shard for shard in states.order if shard not in present]:
                 names = f"{_shards(absent)} missing from the source: {first_names(absent)}"
@@ -216,6 +221,8 @@ class _Captioning:
             print(line)
         if not self.summary.chosen and not self.summary.is_interrupted:
             print(self._describe_nothing())
+            if self.summary.warnings:
+                print(f"warnings  {self.summary.describe_warnings()}")
             return 1 if self.summary.failures else 0
         seconds = time.monotonic() - self.begun
         root, stages = self.storage.root_to_read(), list(self.project.inputs)

@@ -94,6 +94,14 @@ def test_run_captions_all_shards_with_one_engine_and_names_the_failed_one(comman
     assert len(list((command_line.root / "captioned_dataset" / "data").rglob("*.jsonl"))) == 2
 
 
+@pytest.mark.engine
+def test_source_without_shards_is_an_error(command_line: CommandLine) -> None:
+    (command_line.root / "empty").mkdir()
+    status, output = command_line.run("run", CAPTION_SOURCE=str(command_line.root / "empty"))
+    assert status == 1
+    assert output.splitlines()[-1].startswith("error: no shards in CAPTION_SOURCE=")
+
+
 @pytest.mark.faults
 def test_same_command_resumes_after_ctrl_c(command_line: CommandLine) -> None:
     settings = {"CAPTION_MAX_UNREADABLE_FRACTION": "0.5", "CAPTION_SHARDS_PER_RUN": "1"}
