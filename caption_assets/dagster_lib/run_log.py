@@ -163,7 +163,7 @@ class RunLog(RunObserver):
             raise shards_failed(self._skips, len(self._skips), logged=True)
 
     def _observe_failures(self) -> None:
-        """Report the reasons as observations of the tables that were not made: the partitions' pages show them."""
+        """Report the reasons as observations of the tables that were not made, which the partitions' events show."""
         for shard, reason in self._failures.reasons.items():
             for key in self._context.selected_asset_keys:
                 if table_of(key) not in self._recorded[shard]:
