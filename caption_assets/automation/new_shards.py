@@ -240,6 +240,12 @@ def scan_contents(source: Root, shards: Sequence[Shard]) -> Iterator[tuple[Shard
             yield from zip(group, pool.map(partial(_content, source), group), strict=True)
 
 
+def present_versions(source: Root, shards: Sequence[Shard]) -> dict[str, str]:
+    """The present versions of shards' content, as far as they are read within the time limit of a scan."""
+    found = scan_contents(source, shards)
+    return {shard.key: content.version for shard, content in found if isinstance(content, ShardContent)}
+
+
 def _content(source: Root, shard: Shard) -> ShardContent | CaptionAssetsError:
     """The content of a shard, or the error: it does not stop the scan of the others."""
     try:

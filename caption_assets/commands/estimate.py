@@ -12,6 +12,7 @@ from datetime import timedelta
 import dagster as dg
 
 from caption_assets.automation.commands import open_instance
+from caption_assets.automation.new_shards import present_versions
 from caption_assets.automation.shard_states import ShardStates, read_states
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.commands.rate import Rate, given_rate, measured_rate
@@ -109,7 +110,8 @@ def estimate(settings: Settings, shards: Sequence[str], *, again: bool, rate: fl
         found = {shard.key: shard for shard in listing.shards}
         check_shards(shards, found)
         states = read_states(instance, project, root)
-        tables = _tables(instance, settings, states, shards or list(found), again=again)
+        content = present_versions(source, [found[shard] for shard in shards or found])
+        tables = _tables(instance, settings, states, shards or list(found), content, again=again)
         recipe = settings.caption_recipe
         events = {
             shard: states.records[CLIP_MANIFEST][shard].event
@@ -128,14 +130,20 @@ def estimate(settings: Settings, shards: Sequence[str], *, again: bool, rate: fl
 
 
 def _tables(
-    instance: dg.DagsterInstance, settings: Settings, states: ShardStates, shards: Sequence[str], *, again: bool
+    instance: dg.DagsterInstance,
+    settings: Settings,
+    states: ShardStates,
+    shards: Sequence[str],
+    content: Mapping[str, str],
+    *,
+    again: bool,
 ) -> dict[str, Collection[str]]:
-    """The tables to make, for each shard that needs a run."""
+    """The tables to make, for each shard that needs a run: also those with another content than the observed one."""
     needs, selection = find_needs(instance, settings, states), Selection(states=list(State))
     registered, tables = set(states.order), states.project.tables
     found: dict[str, Collection[str]] = {}
     for shard in shards:
-        if shard not in registered:
+        if shard not in registered or content.get(shard, states.content[shard]) != states.content[shard]:
             found[shard] = tables
         elif again:
             found[shard] = tables[1:] if shard in states.manifests else tables

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from difflib import get_close_matches
 
 from caption_assets.automation.commands import open_instance
-from caption_assets.automation.new_shards import scan_contents
+from caption_assets.automation.new_shards import present_versions
 from caption_assets.automation.shard_status import ShardStatus, State, TableStatus, read_statuses
 from caption_assets.automation.status_summary import (
     count_states,
@@ -24,8 +24,7 @@ from caption_assets.dagster_lib.shard_events import first_names
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.resources import build_storage
 from caption_assets.settings import load_settings
-from caption_assets.sources.shard import Shard, ShardContent, list_shards
-from caption_assets.store.root import Root
+from caption_assets.sources.shard import list_shards
 
 INCOMPLETE = 3
 """Exit status with ``--exit-code`` if a shard is not complete."""
@@ -59,7 +58,7 @@ def show_status(shards: Sequence[str], *, as_json: bool) -> bool:
         check_claim(instance, project, storage)
         source = storage.source()
         listing = list_shards(source)
-        content = _present_content(source, [shard for shard in listing.shards if not shards or shard.key in shards])
+        content = present_versions(source, [shard for shard in listing.shards if not shards or shard.key in shards])
         statuses = read_statuses(instance, settings, storage.root_to_read(), listing.keys, content)
     for shard in shards:
         if shard not in statuses:
@@ -77,12 +76,6 @@ def show_status(shards: Sequence[str], *, as_json: bool) -> bool:
         print("\n".join(_summary(project, chosen)))
         _print_next(chosen, ())
     return all(status.state in (State.COMPLETE, State.REMOVED) for status in chosen.values())
-
-
-def _present_content(source: Root, shards: Sequence[Shard]) -> dict[str, str]:
-    """The present versions of shards' content, as far as they are read within the time limit of a scan."""
-    found = scan_contents(source, shards)
-    return {shard.key: content.version for shard, content in found if isinstance(content, ShardContent)}
 
 
 def _unknown(shard: str, known: Sequence[str], source: str) -> str:

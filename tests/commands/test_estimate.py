@@ -186,6 +186,15 @@ def test_shard_without_manifest_is_sampled(harness: AutomationHarness) -> None:
     assert found.windows.value == 503
 
 
+def test_changed_shard_is_sampled_before_its_change_is_reported(harness: AutomationHarness) -> None:
+    harness.write_file("new/0.mp4", moving_video(24))
+    harness.run_sensor()
+    harness.materialize(CLIP_MANIFEST, *"abcde", "new", metadata=COUNTS)
+    harness.write_file("new/1.mp4", moving_video(24))
+    found = estimated(harness, "new")
+    assert (found.shards_without_manifest, found.windows.value) == (1, 2)
+
+
 def test_command_prints_json(
     harness: AutomationHarness, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
