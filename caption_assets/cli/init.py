@@ -34,7 +34,8 @@ def init(
     project = ProjectFolder.of(folder, root, source, model)
     project.make()
     print(f"Made {project.path}. Settings: .env; questions to the model: recipe.yaml. Next:\n")
-    print(f"  cd {shlex.quote(os.path.relpath(project.path))}")
+    if project.path != Path.cwd():
+        print(f"  cd {shlex.quote(min(os.path.relpath(project.path), str(project.path), key=len))}")
     print(f"  caption-assets run --all    # after you have put clips into {project.source}")
     print("  caption-assets dev          # Dagster's UI on http://127.0.0.1:3000")
 

@@ -56,7 +56,7 @@ class ProjectFolder:
             StoreError: if root or source is not the URL of a supported store.
             UnknownModel: if there is no such model.
         """
-        path = path.expanduser().absolute()
+        path = Path(os.path.abspath(path.expanduser()))
         if model and "/" not in model:
             find_variant(model)
         return cls(path, _absolute(root or str(path / "captions")), _absolute(source or str(path / "shards")), model)

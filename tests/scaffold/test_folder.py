@@ -33,7 +33,7 @@ def env_of(folder: Path) -> Mapping[str, str | None]:
 
 def test_env_has_absolute_paths_in_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    make(Path("my captions"))
+    make(Path("..") / tmp_path.name / "my captions")
     folder = tmp_path / "my captions"
     assert env_of(folder) == {
         "CAPTION_ROOT": f"{folder}/captions",
@@ -107,14 +107,14 @@ def test_fresh_clone_counts_as_empty(tmp_path: Path) -> None:
     make(tmp_path)
 
 
-def test_output_names_the_next_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_cli("init", str(tmp_path / "new")) is None
-    out = capsys.readouterr().out
-    assert [line.split("#")[0].strip() for line in out.splitlines() if line.startswith("  ")] == [
-        f"cd {os.path.relpath(tmp_path)}/new",
-        "caption-assets run --all",
-        "caption-assets dev",
-    ]
+@pytest.mark.parametrize(("folder", "cd"), [("new one", ["cd 'new one'"]), (".", [])])
+def test_output_names_the_next_commands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: str, cd: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_cli("init", folder) is None
+    commands = [line.split("#")[0].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    assert commands == [*cd, "caption-assets run --all", "caption-assets dev"]
 
 
 def test_instance_is_the_repositorys_with_its_state_beside_the_file(tmp_path: Path) -> None:
