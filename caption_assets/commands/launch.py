@@ -18,19 +18,20 @@ from caption_assets.automation.shard_states import UNFINISHED
 from caption_assets.dagster_lib.private_dagster import (
     ASSET_PARTITION_RANGE_END_TAG,
     ASSET_PARTITION_RANGE_START_TAG,
+    HIDDEN_TAG_PREFIX,
     PARTITION_NAME_TAG,
     RunFailureReason,
     asset_job,
 )
 from caption_assets.dagster_lib.run_request import request_tags
 
-COMMAND_ID_TAG = "caption_assets.command_id"
+COMMAND_ID_TAG = f"{HIDDEN_TAG_PREFIX}caption_assets.command_id"
 """Tag of all runs of one command."""
 COMMAND_ID = uuid4().hex
 """Id of this process's command."""
 STOPPED = "stopped by a signal; finished rows are kept"
 REQUEST = "command"
-"""Version of the requests of a command. The schedule's requests have others, so that it does not count these."""
+"""Version of the requests of a command. Their tags are hidden ones, which the schedule does not count."""
 
 
 def range_tags(asset: dg.AssetKey, shards: Sequence[str], requested: Collection[str], time: str) -> dict[str, str]:
@@ -44,7 +45,8 @@ def range_tags(asset: dg.AssetKey, shards: Sequence[str], requested: Collection[
     """
     tags = {ASSET_PARTITION_RANGE_START_TAG: shards[0], ASSET_PARTITION_RANGE_END_TAG: shards[-1]}
     if len(requested) < len(shards):
-        tags |= request_tags(asset, dict.fromkeys(requested, REQUEST), time)
+        requests = request_tags(asset, dict.fromkeys(requested, REQUEST), time)
+        tags |= {f"{HIDDEN_TAG_PREFIX}{name}": value for name, value in requests.items()}
     return tags
 
 

@@ -59,6 +59,9 @@ from dagster._core.executor.step_delegating import StepHandlerContext as StepHan
 # A run over a range of partitions is requested, and recognized, by its tags.
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG as ASSET_PARTITION_RANGE_END_TAG
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_START_TAG as ASSET_PARTITION_RANGE_START_TAG
+
+# The UI does not show tags with this prefix. It would list one tag below another, before the run's assets and status.
+from dagster._core.storage.tags import HIDDEN_TAG_PREFIX as HIDDEN_TAG_PREFIX
 from dagster._core.storage.tags import PARTITION_NAME_TAG as PARTITION_NAME_TAG
 
 # Dagster uses loggers of the definitions only in runs whose configuration names them: a click in the UI and

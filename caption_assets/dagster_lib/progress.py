@@ -11,6 +11,7 @@ from typing import Self
 
 import dagster as dg
 
+from caption_assets.dagster_lib.private_dagster import HIDDEN_TAG_PREFIX
 from caption_assets.models.download import DownloadStopped
 from caption_assets.models.weights import format_size
 
@@ -43,7 +44,7 @@ class DownloadProgress:
             self._log.info(f"weights: {format_size(done)} of {format_size(total)}")
 
 
-COMMAND_TAG = "caption_assets.command"
+COMMAND_TAG = f"{HIDDEN_TAG_PREFIX}caption_assets.command"
 """Tag of a run that is one of several of a command."""
 
 

@@ -12,7 +12,7 @@ from hashlib import sha256
 
 import dagster as dg
 
-from caption_assets.dagster_lib.private_dagster import plan_materialization
+from caption_assets.dagster_lib.private_dagster import HIDDEN_TAG_PREFIX, plan_materialization
 
 NAMESPACE = "caption_assets.request/"
 """Namespace of the tags."""
@@ -67,9 +67,10 @@ def _log_again(context: dg.AssetExecutionContext, key: dg.AssetKey, shard: str) 
 
 def requested_shards(tags: Mapping[str, str], shards: Iterable[str]) -> list[str] | None:
     """Those of ``shards`` that the run's tags name; None if it names none."""
-    if not any(name.startswith(NAMESPACE) for name in tags):
+    names = {name.removeprefix(HIDDEN_TAG_PREFIX) for name in tags}
+    if not any(name.startswith(NAMESPACE) for name in names):
         return None
-    return [shard for shard in shards if _tag(shard) in tags]
+    return [shard for shard in shards if _tag(shard) in names]
 
 
 def count_requests(instance: dg.DagsterInstance, asset: dg.AssetKey, inputs: Mapping[str, str]) -> Counter[str]:
