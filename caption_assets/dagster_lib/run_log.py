@@ -22,6 +22,7 @@ from caption_assets.dagster_lib.progress import CommandProgress, WindowProgress
 from caption_assets.dagster_lib.project import Project, table_of
 from caption_assets.dagster_lib.provenance import input_tags, input_version_tags, is_input_tag, output_tags, version_of
 from caption_assets.errors import CaptionAssetsError, as_project_error, printable
+from caption_assets.report.galleries import gallery_address
 from caption_assets.report.gallery import write_gallery
 from caption_assets.settings import Settings
 from caption_assets.store.root import Root
@@ -52,11 +53,6 @@ def summary(stored: StoredShard, published: Published) -> str:
             f"; {len(failed)} failed: {kinds}" if failed else "",
         ]
     )
-
-
-def _gallery_note(links: Metadata) -> str:
-    gallery = links.get("gallery")
-    return f"; gallery: {gallery.value}" if isinstance(gallery, dg.MetadataValue) else ""
 
 
 class RunLog(RunObserver):
@@ -135,7 +131,8 @@ class RunLog(RunObserver):
                 if failed or self._has_several_shards:
                     log_findings(self._context, self._project, shard, table, found)
             raise_errors(errors)
-            self._context.log.info(f"{shard}: {summary(stored, published)}{_gallery_note(links)}")
+            gallery = f"; gallery: {gallery_address(self._root, shard, self._settings.link_url)}" if links else ""
+            self._context.log.info(f"{shard}: {summary(stored, published)}{gallery}")
 
     def failed(self, shard: str, error: CaptionAssetsError) -> None:
         """Log the reason. The step fails at its end."""
