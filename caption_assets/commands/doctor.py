@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 
@@ -31,22 +32,34 @@ def diagnose(*, with_engine: bool = False) -> Iterator[Diagnosis]:
     Args:
         with_engine: whether to start the engine too, and caption a sample clip.
     """
-    logging.getLogger("caption_assets").setLevel(logging.ERROR)  # retries are no findings
+    with _without_warnings():
+        try:
+            settings = load_settings()
+        except SettingsError as error:
+            yield from run_checks(machine_checks.of_any_machine())
+            yield Diagnosis("settings", FAILED, str(error))
+            yield Diagnosis("project", WARNING, "not checked: correct the settings first")
+            return
+        yield from run_checks(
+            {
+                **machine_checks.of_any_machine(),
+                **machine_checks.of_settings(settings),
+                **project_checks.of_settings(settings),
+                **({"engine": partial(_engine, settings)} if with_engine else {}),
+            }
+        )
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Within the block, the project logs errors alone: retries and ignored variables are findings."""
+    logger = logging.getLogger("caption_assets")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
-        settings = load_settings()
-    except SettingsError as error:
-        yield from run_checks(machine_checks.of_any_machine())
-        yield Diagnosis("settings", FAILED, str(error))
-        yield Diagnosis("project", WARNING, "not checked: correct the settings first")
-        return
-    yield from run_checks(
-        {
-            **machine_checks.of_any_machine(),
-            **machine_checks.of_settings(settings),
-            **project_checks.of_settings(settings),
-            **({"engine": partial(_engine, settings)} if with_engine else {}),
-        }
-    )
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def run_checks(checks: Mapping[str, Check]) -> Iterator[Diagnosis]:
