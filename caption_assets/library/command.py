@@ -30,7 +30,6 @@ from caption_assets.store.tables import Status
 
 FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
 """Exit statuses. The last is that of a program that SIGINT ends."""
-
 CLEAR_BAR = b"\r\x1b[K\x1b[?25h"
 """Control codes that clear the line of the bar and show the cursor, which the bar hides."""
 OUTPUT = 1
@@ -60,7 +59,7 @@ class CaptionCommand:
 
         Returns:
             The exit status: 0 if all windows have captions, 1 if some have none, 2 if an argument or a setting is
-            invalid, 130 after Ctrl-C.
+            invalid. Ctrl-C ends the program with 130.
 
         Raises:
             WeightsError: if the model's weights cannot be downloaded.
@@ -82,6 +81,8 @@ class CaptionCommand:
         clips, stage = list(captioner._find(paths)), self._stage(captioner)
         if self.form.is_subtitles and len(clips) > 1 and self.output is None:
             raise UsageError(f"the subtitles of {len(clips)} files need a folder: give one with --output")
+        if self.output is not None:
+            _make_folder(self.output)
         names = subtitle_names((clip.key for clip in clips), self.form)
         if captioner.recipe.variant.bundled:
             print(f"warning: {SAMPLE_WARNING.format('--model')}", file=sys.stderr)
@@ -124,9 +125,18 @@ class CaptionCommand:
             if self.output is None:
                 progress.caption(text.removesuffix("\n"))
             else:
-                self.output.mkdir(parents=True, exist_ok=True)
                 (self.output / names[clip]).write_text(text, encoding="utf-8")
                 progress.caption(str(self.output / names[clip]))
+
+
+def _make_folder(folder: Path) -> None:
+    """Make the folder of subtitles, before anything is captioned."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"cannot make the folder {folder} ({error.strerror}): give another one with --output"
+        ) from error
 
 
 @contextmanager

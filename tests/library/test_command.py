@@ -92,6 +92,10 @@ def test_subtitles_of_several_clips_are_files(
     [
         (CaptionCommand(Format.SRT), "subtitles of 2 files need a folder: give one with --output"),
         (CaptionCommand(stage="nowhere"), "no stage 'nowhere': use stage1_captions"),
+        (
+            CaptionCommand(Format.SRT, output=Path("/dev/null/x")),
+            "the folder /dev/null/x (Not a directory)",
+        ),
     ],
 )
 def test_wrong_option_gives_status_2(
