@@ -29,7 +29,7 @@ class PlainProgress(logging.Handler):
         super().__init__(logging.INFO)
         self._files = files
         self._output = output
-        self._told_at = time.monotonic()
+        self._told_at: float | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a message of the log."""
@@ -45,8 +45,11 @@ class PlainProgress(logging.Handler):
 
     def update(self, done: int, windows: int) -> None:
         """Show the number of finished files and windows."""
-        if time.monotonic() - self._told_at >= INTERVAL_SECONDS:
-            self._told_at = time.monotonic()
+        now = time.monotonic()
+        if self._told_at is None:  # the first row, which needs no report
+            self._told_at = now
+        if now - self._told_at >= INTERVAL_SECONDS:
+            self._told_at = now
             self.message(f"file {done} of {self._files}, windows so far: {windows}")
 
 
