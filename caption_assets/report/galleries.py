@@ -121,7 +121,8 @@ def serving_galleries(root: Root, stages: Sequence[str], web_url: str | None) ->
 
 def _make_previews(stored: StoredShard, source: Root, sandbox: Sandbox) -> None:
     result = make_missing_previews(stored.root, source, stored.shard, stored.manifest, sandbox)
-    message = f"{stored.shard}: {result.made} of {result.missing} missing previews made"
+    made = f"{result.made} of {result.missing} missing previews made" if result.missing else "no preview is missing"
+    message = f"{stored.shard}: {made}"
     if result.errors:
         message += f"; first error: {result.errors[0]}"
     print(message, file=sys.stderr, flush=True)
