@@ -7,6 +7,7 @@ event log, which the UI shows, is not affected: it has all events and traces.
 from __future__ import annotations
 
 import logging
+import os
 import re
 from typing import Any
 
@@ -18,6 +19,8 @@ from caption_assets.dagster_lib.private_dagster import (
     replace_console_logger,
 )
 
+STANDARD_ERROR = 2
+"""File descriptor."""
 _DAGSTER_CLASS = re.compile(r"^dagster\.[\w.]+: ")
 """Name of an error's class that says nothing to users."""
 _NOT_EXECUTED = "Dependencies for step "
@@ -27,14 +30,20 @@ FAILED_SHARDS = "failed_shards"
 
 
 def use_quiet_console() -> None:
-    """Let the runs of this process log to the console in this module's form."""
-    replace_console_logger(_quiet_logger)
+    """Let the runs of this process log to the console in this module's form.
 
+    While a step runs, Dagster redirects standard error to a file and copies that to the console. The copy is up to a
+    second late and ends with the step, so that a failure's reason may be lost (Dagster issue 23336). The log is
+    therefore written to the standard error of the time of this call.
+    """
+    console = open(os.dup(STANDARD_ERROR), "w", buffering=1, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
 
-def _quiet_logger(_: dg.InitLoggerContext) -> logging.Logger:
-    logger = logging.Logger("caption-assets")
-    logger.addHandler(_Console())
-    return logger
+    def quiet_logger(_: dg.InitLoggerContext) -> logging.Logger:
+        logger = logging.Logger("caption-assets")
+        logger.addHandler(_Console(console))
+        return logger
+
+    replace_console_logger(quiet_logger)
 
 
 class _Console(logging.StreamHandler[Any]):

@@ -221,3 +221,10 @@ def test_run_captions_all_shards_except_one_with_a_damaged_lease(tmp_path: Path,
     assert steps_started(project, run) == 1
     logged = [entry.user_message for entry in project.instance.all_logs(run.run_id)]
     assert any("c: " in line and "its captions are generated again" in line for line in logged)
+
+
+@pytest.mark.fast
+def test_run_over_several_shards_does_not_log_outputs_as_missing(captioned: ProjectHarness) -> None:
+    run = captioned.run(*STAGES, partitions=ALL)
+    assert run.success
+    assert not [entry for entry in captioned.instance.all_logs(run.run_id) if "did not yield" in entry.user_message]

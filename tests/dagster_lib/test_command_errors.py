@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -40,3 +41,11 @@ def test_unknown_shard_is_reported_with_similar_names(tmp_path: Path) -> None:
     process = run(tmp_path, "--select", "clip_manifest", "--partition", "stret")
     assert process.returncode == 1
     assert process.stderr.splitlines() == ["Error: Unknown shard 'stret'; did you mean street?"]
+
+
+def test_failed_run_ends_with_its_reason(tmp_path: Path) -> None:
+    process = run(tmp_path, "--select", "shard_index", CAPTION_SOURCE=str(tmp_path / "nowhere"))
+    assert process.returncode == 1
+    [failure, last] = process.stderr.splitlines()
+    assert re.match(r"\d\d:\d\d:\d\d error: the source '\S+/nowhere' does not exist: ", failure)
+    assert last == "Error: Materialization failed."

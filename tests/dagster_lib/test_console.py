@@ -13,20 +13,16 @@ pytestmark = pytest.mark.fast
 SHARDS = dg.StaticPartitionsDefinition(["a", "b", "c"])
 
 
-@pytest.fixture(autouse=True)
-def quiet_console() -> None:
-    use_quiet_console()
-
-
-def console(definition: dg.AssetsDefinition, capsys: pytest.CaptureFixture[str], **options: object) -> list[str]:
+def console(definition: dg.AssetsDefinition, capfd: pytest.CaptureFixture[str], **options: object) -> list[str]:
     """The console of a run, without times."""
+    use_quiet_console()  # not in a fixture: pytest captures the output of tests to another file
     dg.materialize([definition], raise_on_error=False, **options)  # type: ignore[arg-type]
-    lines = capsys.readouterr().err.splitlines()
+    lines = capfd.readouterr().err.splitlines()
     assert all(re.match(r"\d\d:\d\d:\d\d \S", line) for line in lines), lines
     return [line[9:] for line in lines]
 
 
-def test_console_has_a_line_for_each_message_and_none_for_events(capsys: pytest.CaptureFixture[str]) -> None:
+def test_console_has_a_line_for_each_message_and_none_for_events(capfd: pytest.CaptureFixture[str]) -> None:
     @dg.asset
     def one(context: dg.AssetExecutionContext) -> dg.MaterializeResult[None]:
         context.log.debug("detail")
@@ -35,38 +31,38 @@ def test_console_has_a_line_for_each_message_and_none_for_events(capsys: pytest.
         context.log_event(dg.AssetObservation("one"))
         return dg.MaterializeResult(metadata={"rows": 1})
 
-    assert console(one, capsys) == ["progress", "warning: odd"]
+    assert console(one, capfd) == ["progress", "warning: odd"]
 
 
-def test_console_has_the_reason_of_an_expected_failure_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_console_has_the_reason_of_an_expected_failure_once(capfd: pytest.CaptureFixture[str]) -> None:
     @dg.asset
     def one() -> None:
         with as_dagster_failure():
             raise CaptionAssetsError("the source is empty: add shards")
 
-    assert console(one, capsys) == ["error: the source is empty: add shards"]
+    assert console(one, capfd) == ["error: the source is empty: add shards"]
 
 
 def test_console_has_the_first_cause_of_an_unexpected_failure_without_its_traceback(
-    capsys: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     @dg.asset
     def one() -> None:
         with as_dagster_failure():
             raise KeyError("x")
 
-    assert console(one, capsys) == ["error: unexpected KeyError: 'x'; set CAPTION_LOG_LEVEL=debug for the traceback"]
+    assert console(one, capfd) == ["error: unexpected KeyError: 'x'; set CAPTION_LOG_LEVEL=debug for the traceback"]
 
 
-def test_console_has_the_error_of_a_step_that_reports_none_itself(capsys: pytest.CaptureFixture[str]) -> None:
+def test_console_has_the_error_of_a_step_that_reports_none_itself(capfd: pytest.CaptureFixture[str]) -> None:
     @dg.asset
     def one() -> None:
         raise ValueError("wrong") from KeyError("first")
 
-    assert console(one, capsys) == ["error: KeyError: 'first'"]
+    assert console(one, capfd) == ["error: KeyError: 'first'"]
 
 
-def test_console_has_a_resource_that_fails(capsys: pytest.CaptureFixture[str]) -> None:
+def test_console_has_a_resource_that_fails(capfd: pytest.CaptureFixture[str]) -> None:
     @dg.resource
     def store() -> None:
         raise OSError("no disk")
@@ -74,7 +70,7 @@ def test_console_has_a_resource_that_fails(capsys: pytest.CaptureFixture[str]) -
     @dg.asset(required_resource_keys={"store"})
     def one() -> None: ...
 
-    assert console(one, capsys, resources={"store": store}) == ["error: OSError: no disk"]
+    assert console(one, capfd, resources={"store": store}) == ["error: OSError: no disk"]
 
 
 def failing(shards: list[str]) -> dg.AssetsDefinition:
@@ -91,15 +87,15 @@ def failing(shards: list[str]) -> dg.AssetsDefinition:
     return one
 
 
-def test_failure_of_the_only_shard_is_reported_once(capsys: pytest.CaptureFixture[str]) -> None:
-    assert console(failing(["b"]), capsys, partition_key="b") == ["error: b: no clips"]
+def test_failure_of_the_only_shard_is_reported_once(capfd: pytest.CaptureFixture[str]) -> None:
+    assert console(failing(["b"]), capfd, partition_key="b") == ["error: b: no clips"]
 
 
 def test_failures_of_several_shards_are_reported_at_once_and_counted_at_the_end(
-    capsys: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     tags = {"dagster/asset_partition_range_start": "a", "dagster/asset_partition_range_end": "c"}
-    assert console(failing(["a", "c"]), capsys, tags=tags) == [
+    assert console(failing(["a", "c"]), capfd, tags=tags) == [
         "error: a: no clips",
         "error: c: no clips",
         "error: 2 of 3 shards failed, for the reasons above",
@@ -109,7 +105,7 @@ def test_failures_of_several_shards_are_reported_at_once_and_counted_at_the_end(
 @pytest.mark.parametrize(("severity", "label"), [("WARN", "warning"), ("ERROR", "error")])
 @pytest.mark.parametrize("blocking", [True, False])
 def test_console_has_failed_checks_once(
-    severity: str, label: str, *, blocking: bool, capsys: pytest.CaptureFixture[str]
+    severity: str, label: str, *, blocking: bool, capfd: pytest.CaptureFixture[str]
 ) -> None:
     @dg.asset(check_specs=[dg.AssetCheckSpec(name, asset="one", blocking=blocking) for name in ("full", "good")])
     def one():  # type: ignore[no-untyped-def]
@@ -121,4 +117,4 @@ def test_console_has_failed_checks_once(
         )
         return dg.MaterializeResult(check_results=[failed, dg.AssetCheckResult(passed=True, check_name="good")])
 
-    assert console(one, capsys) == [f"{label}: 2 rows are missing (check full of one)"]
+    assert console(one, capfd) == [f"{label}: 2 rows are missing (check full of one)"]
