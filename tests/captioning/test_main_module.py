@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from caption_assets.captioning.build import main_module_hidden
+from caption_assets.captioning.build import ENGINE_MAIN, main_module_replaced
 
 SPAWNED = """
 import os
 from multiprocessing import get_context
-from caption_assets.captioning.build import main_module_hidden
+from caption_assets.captioning.build import main_module_replaced
 
 print("main")
-with main_module_hidden():
+with main_module_replaced():
     process = get_context("spawn").Process(target=os.getpid)
     process.start()
 process.join()
@@ -64,8 +64,8 @@ def test_spawned_process_does_not_run_the_script(way: str, tmp_path: Path) -> No
 def test_main_module_is_restored_after_the_block() -> None:
     main = vars(sys.modules["__main__"])
     before = dict(main)
-    with main_module_hidden():
-        assert (main["__spec__"], main.get("__file__")) == (None, None)
+    with main_module_replaced():
+        assert (main["__spec__"].name, main.get("__file__")) == (ENGINE_MAIN, None)
     assert main == before
 
 

@@ -1,0 +1,54 @@
+"""Tests of the import hook in processes without the engine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.fast
+
+CUDA_BUILD = """
+import torch
+
+torch.library.register_fake("torchvision::nms")(lambda dets, scores, iou_threshold: None)
+names = ["nms"]
+"""
+"""A torchvision that fails as a CUDA build does: it registers a shape function for an operator without schema."""
+IMPORT = "import torchvision; print(torchvision.names)"
+SPAWNED = f"""
+from multiprocessing import get_context
+from caption_assets.captioning.build import main_module_replaced
+
+with main_module_replaced():
+    process = get_context("spawn").Process(target=exec, args=({IMPORT!r},))
+    process.start()
+process.join()
+"""
+
+
+def run(code: str, torchvision: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run code in an environment with this torchvision."""
+    (folder / "torchvision").mkdir()
+    (folder / "torchvision" / "__init__.py").write_text(torchvision)
+    paths = os.pathsep.join([str(folder), *sys.path])
+    command = [sys.executable, "-W", "error::RuntimeWarning", "-c", code]
+    return subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["import caption_assets.captioning, torchvision; print(torchvision.names)", SPAWNED],
+    ids=["main", "spawned"],
+)
+def test_torchvision_for_cuda_is_imported(code: str, tmp_path: Path) -> None:
+    process = run(code, CUDA_BUILD, tmp_path)
+    assert (process.stdout, process.returncode) == ("['nms']\n", 0), process.stderr
+
+
+def test_another_error_of_torchvision_is_raised(tmp_path: Path) -> None:
+    process = run("import caption_assets.captioning, torchvision", "raise RuntimeError('out of date')", tmp_path)
+    assert process.stderr.rstrip().endswith("RuntimeError: out of date")
