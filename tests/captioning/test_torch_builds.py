@@ -1,4 +1,4 @@
-"""Tests of the import hook in processes without the engine."""
+"""Tests of the import hooks in processes without the engine."""
 
 from __future__ import annotations
 
@@ -52,3 +52,12 @@ def test_torchvision_for_cuda_is_imported(code: str, tmp_path: Path) -> None:
 def test_another_error_of_torchvision_is_raised(tmp_path: Path) -> None:
     process = run("import caption_assets.captioning, torchvision", "raise RuntimeError('out of date')", tmp_path)
     assert process.stderr.rstrip().endswith("RuntimeError: out of date")
+
+
+@pytest.mark.parametrize("name", ["torchaudio", "torchcodec"])
+def test_optional_library_for_cuda_is_hidden(name: str, tmp_path: Path) -> None:
+    (tmp_path / f"{name}-2.11.1.dist-info").mkdir()
+    (tmp_path / f"{name}-2.11.1.dist-info" / "METADATA").write_text(f"Name: {name}\nVersion: 2.11.1\n")
+    (tmp_path / f"{name}.py").write_text("raise OSError('libc10_cuda.so')")
+    code = f"import caption_assets.captioning, importlib.util; print(importlib.util.find_spec({name!r}))"
+    assert run(code, "", tmp_path).stdout == "None\n"

@@ -1,10 +1,10 @@
-"""An import hook that makes a CUDA build of torchvision importable with a CPU build of torch.
+"""Import hooks for a CPU build of torch beside CUDA builds of torchvision, torchaudio and torchcodec.
 
-A registry may have a CPU build of torch and only a CUDA build of torchvision. Without CUDA, that build's C++ operators
-cannot be loaded, and the import of torchvision fails: it registers shape functions for two operators that have no
-schema. Declaring the schemas is enough, because this project does not use the operators.
+Without CUDA, the C++ libraries of these builds cannot be loaded, and their imports fail. A registry may have no others.
+This project uses none of the libraries, but vLLM and transformers import them:
 
-The hook adds nearly nothing to an interpreter's start: torch is imported only when torchvision is.
+- torchvision registers shape functions for two operators that have no schema: declaring the schemas is enough;
+- torchaudio and torchcodec are hidden, because they are optional.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec, PathFinder
+from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import Any
 
@@ -21,6 +22,8 @@ SCHEMAS = (
 )
 MISSING = "operator torchvision::nms does not exist"
 """Start of torch's message about the missing schemas."""
+OPTIONAL = ("torchaudio", "torchcodec")
+"""Libraries that vLLM and transformers work without."""
 _libraries: list[Any] = []
 """torch removes the schemas when their library object is deleted."""
 
@@ -62,6 +65,17 @@ def declare_schemas() -> None:
 
 
 def install() -> None:
-    """Add the finder to this process, once."""
+    """Add the hooks to this process. torch itself is imported only when torchvision is."""
     if TorchvisionFinder not in sys.meta_path:
         sys.meta_path.insert(0, TorchvisionFinder)
+    if _is_cpu_build("torch"):
+        for name in OPTIONAL:
+            if not _is_cpu_build(name):
+                sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # importlib finds no module with this name
+
+
+def _is_cpu_build(package: str) -> bool:
+    try:
+        return version(package).endswith("+cpu")
+    except PackageNotFoundError:
+        return False
