@@ -127,7 +127,11 @@ def _rate(runs: list[_Run], origin: str) -> Rate:
         sum(run.seconds.values()) * run.share / sum(rows * seconds[stage] for stage, rows in run.rows.items())
         for run in runs
     ]
-    spread = "its spread is not known" if len(runs) == 1 else f"{min(ratios):.2f} to {max(ratios):.2f} times the mean"
+    spread = (
+        "its spread is not known"
+        if len(runs) == 1
+        else f"a window took {min(ratios):.2f} to {max(ratios):.2f} times the mean"
+    )
     count = f"{len(runs)} run{'s' if len(runs) > 1 else ''}"
     return Rate(
         seconds,
