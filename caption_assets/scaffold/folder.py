@@ -18,6 +18,8 @@ ALLOWED = frozenset({".git", ".venv"})
 """Entries of a folder that counts as empty."""
 HOME = ".dagster"
 """DAGSTER_HOME in the project folder."""
+SHARDS = "shards"
+"""The default source in the project folder. It is empty: runs report files that are not shards."""
 _SHOWN = 5
 """Maximum number of names in a message."""
 _FILES = {
@@ -59,7 +61,7 @@ class ProjectFolder:
         path = Path(os.path.abspath(path.expanduser()))
         if model and "/" not in model:
             find_variant(model)
-        return cls(path, _absolute(root or str(path / "captions")), _absolute(source or str(path / "shards")), model)
+        return cls(path, _absolute(root or str(path / "captions")), _absolute(source or str(path / SHARDS)), model)
 
     def make(self) -> None:
         """Write all files.
@@ -75,6 +77,8 @@ class ProjectFolder:
                 file = self.path / name
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_text(text)
+            if self.source == str(self.path / SHARDS):
+                (self.path / SHARDS).mkdir()
         except OSError as error:
             raise ScaffoldError(f"cannot write {error.filename}: {error.strerror}") from error
 
@@ -87,14 +91,12 @@ class ProjectFolder:
             )
 
     def _texts(self) -> Mapping[str, str]:
-        own_shards = {"shards/README.md": _template("shards.md")} if self.source == str(self.path / "shards") else {}
         return {
             **{name: _template(template) for name, template in _FILES.items()},
             ".env": self._env(),
             f"{HOME}/dagster.yaml": instance_config(),
             "recipe.yaml": recipe_example(),
             ".github/workflows/captions.yml": _template("workflow.yml").replace("{version}", __version__),
-            **own_shards,
         }
 
     def _env(self) -> str:
