@@ -4,13 +4,15 @@ Without CUDA, the C++ libraries of these builds cannot be loaded, and their impo
 This project uses none of the libraries, but vLLM and transformers import them:
 
 - torchvision registers shape functions for two operators that have no schema: declaring the schemas is enough;
-- torchaudio and torchcodec are hidden, because they are optional.
+- torchaudio and torchcodec are hidden, because they are optional;
+- vLLM inspects a model's class in this process instead of another one, which would lack these hooks.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
@@ -28,29 +30,39 @@ _libraries: list[Any] = []
 """torch removes the schemas when their library object is deleted."""
 
 
-class TorchvisionFinder:
-    """Finder of torchvision that declares the schemas if the import fails without them."""
+def run_with_schemas(run_module: Callable[[ModuleType], None], torchvision: ModuleType) -> None:
+    """Run the module torchvision, and again with the schemas declared if it fails without them."""
+    try:
+        run_module(torchvision)
+    except RuntimeError as error:
+        if not str(error).startswith(MISSING):
+            raise
+        declare_schemas()
+        run_module(torchvision)
+
+
+def run_without_subprocess(run_module: Callable[[ModuleType], None], registry: ModuleType) -> None:
+    """Run the module of vLLM's model registry. Its subprocess keeps CUDA uninitialized, which a CPU build has not."""
+    run_module(registry)
+    if _is_cpu_build("torch"):
+        registry.__dict__["_run_in_subprocess"] = lambda inspect: inspect()
+
+
+HOOKS = {"torchvision": run_with_schemas, "vllm.model_executor.models.registry": run_without_subprocess}
+"""Names of modules, each with the function that runs it."""
+
+
+class HookFinder:
+    """Finder of the modules that have a hook."""
 
     @staticmethod
     def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        """Find torchvision. For any other module return None, so that the import system tries its other finders."""
-        if name != "torchvision":
+        """Find a module with a hook. For any other return None, so that the import system tries its other finders."""
+        if name not in HOOKS:
             return None
-        spec = PathFinder.find_spec(name)
-        if spec is None or spec.loader is None:
-            return spec
-        run_module = spec.loader.exec_module
-
-        def run_with_schemas(module: ModuleType) -> None:
-            try:
-                run_module(module)
-            except RuntimeError as error:
-                if not str(error).startswith(MISSING):
-                    raise
-                declare_schemas()
-                run_module(module)
-
-        spec.loader.exec_module = run_with_schemas  # type: ignore[method-assign]
+        spec = PathFinder.find_spec(name, path)
+        if spec is not None and spec.loader is not None:
+            spec.loader.exec_module = partial(HOOKS[name], spec.loader.exec_module)  # type: ignore[method-assign]
         return spec
 
 
@@ -66,8 +78,8 @@ def declare_schemas() -> None:
 
 def install() -> None:
     """Add the hooks to this process. torch itself is imported only when torchvision is."""
-    if TorchvisionFinder not in sys.meta_path:
-        sys.meta_path.insert(0, TorchvisionFinder)
+    if HookFinder not in sys.meta_path:
+        sys.meta_path.insert(0, HookFinder)
     if _is_cpu_build("torch"):
         for name in OPTIONAL:
             if not _is_cpu_build(name):

@@ -29,6 +29,14 @@ with main_module_replaced():
 process.join()
 """
 
+INSPECTION = """
+import caption_assets.captioning
+from vllm.model_executor.models import registry
+
+registry._SUBPROCESS_COMMAND = ["/nonexistent"]
+print(registry.ModelRegistry.models["Qwen2_5_VLForConditionalGeneration"].inspect_model_cls().architecture)
+"""
+
 
 def run(code: str, torchvision: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run code in an environment with this torchvision."""
@@ -61,3 +69,10 @@ def test_optional_library_for_cuda_is_hidden(name: str, tmp_path: Path) -> None:
     (tmp_path / f"{name}.py").write_text("raise OSError('libc10_cuda.so')")
     code = f"import caption_assets.captioning, importlib.util; print(importlib.util.find_spec({name!r}))"
     assert run(code, "", tmp_path).stdout == "None\n"
+
+
+def test_model_is_inspected_without_another_process(tmp_path: Path) -> None:
+    environment = {**os.environ, "VLLM_CACHE_ROOT": str(tmp_path)}
+    command = [sys.executable, "-c", INSPECTION]
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert process.stdout.splitlines()[-1:] == ["Qwen2_5_VLForConditionalGeneration"], process.stderr
