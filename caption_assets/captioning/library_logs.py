@@ -6,6 +6,7 @@ users cannot act on. Any value of ``VLLM_LOGGING_LEVEL`` in the environment is r
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 
@@ -25,6 +26,9 @@ def quiet_libraries() -> None:
         return
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    logger = logging.getLogger("vllm")
+    if not logger.handlers:  # until vLLM adds one, Python's handler of last resort writes warnings
+        logger.addHandler(logging.NullHandler())
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(torch|transformers|vllm)\b")
 
 

@@ -23,6 +23,9 @@ PLUGIN = "caption_assets_vllm_plugin"
 TRIM_SECONDS = 5.0
 """Interval between calls of ``malloc_trim``, each of which takes 20 to 120 ms."""
 
+if is_quiet():  # in a process of the engine, which imports vLLM next
+    quiet_libraries()
+
 
 def register() -> None:
     """Set up an engine process. vLLM calls this entry point in each process that it starts (see ``pyproject.toml``).

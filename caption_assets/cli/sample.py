@@ -12,9 +12,10 @@ from caption_assets.sample.training_config import TrainingConfig
 @app.command(rich_help_panel=SAMPLE)
 def sample_shards(folder: Annotated[Path, Argument(help="Folder for the shards, beside answers.json.")]) -> None:
     """Write the two sample shards of the demo, and the correct answers about their clips."""
-    from caption_assets.sample.shards import write_shards
+    from caption_assets.sample.shards import ANSWERS, FOLDER_SHARD, TAR_SHARD, write_shards
 
     write_shards(folder)
+    print(f"Shards in {folder}: {FOLDER_SHARD}, {TAR_SHARD}.tar; correct answers: {folder.parent / ANSWERS}")
 
 
 @app.command(rich_help_panel=SAMPLE)
