@@ -251,7 +251,9 @@ class Settings(BaseSettings):
         "core, up to 8",
     )
     previews: bool = Field(
-        True, description="Store a preview of each captioned window for the gallery: six small frames, about 12 KB"
+        True,
+        description="Store a preview of each captioned window for the gallery: six small frames, 10 to 25 KB for "
+        "filmed video",
     )
     frames_gb: float = Field(2.0, gt=0, description="Maximum memory for decoded frames of windows in progress, in GiB")
     gpu_memory_utilization: float | None = Field(

@@ -44,12 +44,12 @@ def read_failed_attempts(
     failed = _failed_runs(instance, {run for found in attempts.values() for run, _ in found.values()})
     reported = {table: _reported_reasons(instance, project.key(table), found) for table, found in attempts.items()}
     unexplained = [
-        run
+        (event, run)
         for table, found in attempts.items()
         for shard, (run, event) in found.items()
         if run in failed and reported[table].get(shard, _NONE)[0] < event
     ]
-    of_runs = _run_reasons(instance, failed, dict.fromkeys(unexplained))
+    of_runs = _run_reasons(instance, failed, dict.fromkeys(run for _, run in sorted(unexplained, reverse=True)))
 
     def reason(table: str, shard: str, run: str, event: int) -> str:
         at, text = reported[table].get(shard, _NONE)
@@ -100,12 +100,12 @@ def _reported_reasons(
 def _run_reasons(
     instance: dg.DagsterInstance, failed: Mapping[str, dg.DagsterRun], runs: Iterable[str]
 ) -> dict[str, str | None]:
-    """The reasons of runs that failed as a whole, by id."""
+    """The reasons of runs that failed as a whole, by id. ``runs`` begins with the latest."""
     found: dict[str, str | None] = {
         run: "canceled" for run in runs if failed[run].status is dg.DagsterRunStatus.CANCELED
     }
     others = [run for run in runs if run not in found]
-    for run in others[-MAX_READ_RUNS:]:
+    for run in others[:MAX_READ_RUNS]:
         found[run] = _run_reason(instance, run)
     return found
 

@@ -6,12 +6,12 @@ says nothing about the stored table.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import dagster as dg
 
-from caption_assets.dagster_lib.metadata import ROWS_FAILED, ROWS_OK, Metadata
+from caption_assets.dagster_lib.metadata import ROWS_FAILED, ROWS_OK, Metadata, count
 from caption_assets.dagster_lib.private_dagster import (
     CODE_VERSION_TAG,
     DATA_VERSION_IS_USER_PROVIDED_TAG,
@@ -85,10 +85,8 @@ def read_records(
     cache_key = (hash(repr(instance.get_ref())), key) if instance.is_persistent else None
     read = dict(_cache.get(cache_key, {})) if cache_key else {}
     unread = [event for shard, event in wanted.items() if read.get(event, _Event()).data != data[shard]]
-    for begin in range(0, len(unread), EVENTS_PER_QUERY):
-        chunk = unread[begin : begin + EVENTS_PER_QUERY]
-        filters = dg.AssetRecordsFilter(asset_key=key, storage_ids=chunk)
-        read.update(map(_read, instance.fetch_materializations(filters, limit=len(chunk)).records))
+    for records in fetch_by_id(instance, key, unread):
+        read.update(map(_read, records))
         if cache_key:
             _cache[cache_key] = dict(read)  # kept if the tick is interrupted here
     if cache_key:
@@ -101,15 +99,21 @@ def read_records(
     return found
 
 
+def fetch_by_id(
+    instance: dg.DagsterInstance, asset: dg.AssetKey, events: Sequence[int]
+) -> Iterator[Sequence[dg.EventLogRecord]]:
+    """The materializations with these storage ids, one query's after the other."""
+    for begin in range(0, len(events), EVENTS_PER_QUERY):
+        chunk = events[begin : begin + EVENTS_PER_QUERY]
+        filters = dg.AssetRecordsFilter(asset, storage_ids=chunk)
+        yield instance.fetch_materializations(filters, limit=len(chunk)).records
+
+
 def _read(record: dg.EventLogRecord) -> tuple[int, _Event]:
     event = record.asset_materialization
     tags, metadata = (event.tags or {}, event.metadata) if event else ({}, {})
-    ok, failed = (_count(metadata.get(name)) for name in (ROWS_OK, ROWS_FAILED))
+    ok, failed = count(metadata, ROWS_OK), count(metadata, ROWS_FAILED)
     return record.storage_id, _Event(tags.get(DATA_VERSION_TAG, ""), versions_of(tags), (ok, failed))
-
-
-def _count(value: dg.MetadataValue | None) -> int:
-    return value.value or 0 if isinstance(value, dg.IntMetadataValue) else 0
 
 
 def is_recorded(instance: dg.DagsterInstance, asset: dg.AssetKey, shard: str) -> bool:

@@ -229,11 +229,6 @@ def present_code(settings: Settings) -> dict[str, Basis]:
     return {CLIP_MANIFEST: Basis(manifest_code_version(settings.windowing)), **stages}
 
 
-def _code_of(file_metadata: Mapping[str, str]) -> str | None:
-    versions = TableVersions.from_file_metadata(file_metadata)
-    return versions.code if versions else None
-
-
 def _by_code(records: Mapping[str, Mapping[str, Record]]) -> Mapping[tuple[str, str], Sequence[str]]:
     """The shards by table and recorded code version."""
     found: defaultdict[tuple[str, str], list[str]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""What vLLM, torch and their processes write to the console: nothing by default.
+"""The console output of vLLM, torch and their processes: none by default.
 
 A failure's cause is found without it (see ``engine_failure``). A start on a CPU writes some 40 lines of warnings that
 users cannot act on. Any value of ``VLLM_LOGGING_LEVEL`` in the environment is respected, and leaves all of them on.

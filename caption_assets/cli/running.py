@@ -43,14 +43,14 @@ def run(
     Exit status: 0, 1 if a shard failed, 130 after Ctrl-C.
     """
     from caption_assets.commands.run import run_shards
-    from caption_assets.commands.selection import Selection, State
+    from caption_assets.commands.selection import Need, Selection
 
-    wanted = {State.MISSING: missing or all_, State.STALE: stale or all_, State.FAILED: failed or all_}
+    wanted = {Need.MISSING: missing or all_, Need.STALE: stale or all_, Need.FAILED: failed or all_}
     states = [state for state, is_wanted in wanted.items() if is_wanted]
     if shards and states:
         raise BadParameter("name shards or select them by an option, not both", param_hint="SHARD")
     _use_debug(context)
-    selection = Selection(shards or (), states or (State.MISSING,), stage or (), limit)
+    selection = Selection(shards or (), states or (Need.MISSING,), stage or (), limit)
     raise Exit(run_shards(selection, " ".join(["caption-assets", *sys.argv[1:]])))
 
 

@@ -16,7 +16,7 @@ from caption_assets.automation.new_shards import present_versions
 from caption_assets.automation.shard_states import ShardStates, read_states
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.commands.rate import Rate, given_rate, measured_rate
-from caption_assets.commands.selection import Selection, State, check_shards, find_needs
+from caption_assets.commands.selection import Need, Selection, check_shards, find_needs
 from caption_assets.commands.workload import (
     STANDARD_ERRORS,
     SampledWorkload,
@@ -139,7 +139,7 @@ def _tables(
     again: bool,
 ) -> dict[str, Collection[str]]:
     """The tables to make, for each shard that needs a run: also those with another content than the observed one."""
-    needs, selection = find_needs(instance, settings, states), Selection(states=list(State))
+    needs, selection = find_needs(instance, settings, states), Selection(states=list(Need))
     registered, tables = set(states.order), states.project.tables
     found: dict[str, Collection[str]] = {}
     for shard in shards:

@@ -12,7 +12,8 @@ from caption_assets.automation.shard_states import read_states
 from caption_assets.commands.launch import launch, partition_tags
 from caption_assets.commands.run import INTERRUPTED, note, time_left
 from caption_assets.commands.selection import check_shards
-from caption_assets.commands.summary import Summary, count
+from caption_assets.commands.summary import Summary
+from caption_assets.dagster_lib.metadata import count
 from caption_assets.dagster_lib.project import Project
 from caption_assets.dagster_lib.project_claim import check_claim
 from caption_assets.errors import CaptionAssetsError
@@ -47,7 +48,7 @@ def export_shards(names: Sequence[str]) -> int:
         check_claim(instance, project, storage)
         root = storage.root_to_read()
         states = read_states(instance, project, root)
-        check_shards(names, states.order)
+        check_shards(names, states.order, "the project")
         captioned = [shard for shard in states.order if shard in states.captioned and (not names or shard in names)]
         summary = Summary(captioned)
         summary.failures |= {name: f"not captioned: caption-assets run {name}" for name in {*names} - {*captioned}}

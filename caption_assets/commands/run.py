@@ -7,17 +7,18 @@ import time
 from collections.abc import Collection, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 
 import dagster as dg
 
 from caption_assets.automation.commands import open_instance
-from caption_assets.automation.records import EVENTS_PER_QUERY
+from caption_assets.automation.records import fetch_by_id
 from caption_assets.automation.schedule import partition_ranges
 from caption_assets.automation.shard_states import ShardStates, has_weights, read_states
 from caption_assets.commands.launch import FinishedRun, launch, range_tags
-from caption_assets.commands.selection import Selection, State, check_shards, find_needs
-from caption_assets.commands.summary import Summary, count
-from caption_assets.dagster_lib.metadata import ROW_COUNT
+from caption_assets.commands.selection import Need, Selection, check_shards, find_needs
+from caption_assets.commands.summary import Summary
+from caption_assets.dagster_lib.metadata import ROW_COUNT, count
 from caption_assets.dagster_lib.progress import CommandProgress
 from caption_assets.dagster_lib.project import Project
 from caption_assets.dagster_lib.project_claim import check_claim
@@ -180,13 +181,10 @@ class _Captioning:
         models = [{stage.name for stage in model.own_stages} for model in self.settings.caption_recipe.steps]
         rows = dict.fromkeys(wanted, 0)
         events = [states.records[CLIP_MANIFEST][shard].event for shard in wanted]
-        for begin in range(0, len(events), EVENTS_PER_QUERY):
-            chunk = events[begin : begin + EVENTS_PER_QUERY]
-            filters = dg.AssetRecordsFilter(self.project.manifest, storage_ids=chunk)
-            for record in self.instance.fetch_materializations(filters, limit=len(chunk)).records:
-                if record.asset_materialization and (shard := str(record.partition_key)) in wanted:
-                    passes = sum(bool(stages.intersection(wanted[shard])) for stages in models)
-                    rows[shard] = passes * count(record.asset_materialization.metadata, ROW_COUNT)
+        for record in chain.from_iterable(fetch_by_id(self.instance, self.project.manifest, events)):
+            if record.asset_materialization and (shard := str(record.partition_key)) in wanted:
+                passes = sum(bool(stages.intersection(wanted[shard])) for stages in models)
+                rows[shard] = passes * count(record.asset_materialization.metadata, ROW_COUNT)
         return rows
 
     def _states(self) -> ShardStates:
@@ -244,7 +242,7 @@ class _Captioning:
     def _describe_nothing(self) -> str:
         """The message if no shard is selected."""
         states = self._states()
-        stale = len(find_needs(self.instance, self.settings, states)[State.STALE])
+        stale = len(find_needs(self.instance, self.settings, states)[Need.STALE])
         hint = f"; {stale} of them were made with other settings: caption-assets run --stale" if stale else ""
         return f"nothing to do: {len(states.captioned)} of {len(states.order)} shards are captioned{hint}"
 

@@ -25,8 +25,8 @@ class UnknownName(CaptionAssetsError):
     """A shard or stage that does not exist."""
 
 
-class State(StrEnum):
-    """A state of shards that needs a run."""
+class Need(StrEnum):
+    """A reason why shards need a run."""
 
     MISSING = "missing"
     """A table is missing, or was made from other inputs than the present ones."""
@@ -46,7 +46,7 @@ class Selection:
 
     shards: Sequence[str] = ()
     """Names of shards. They are processed in any state: failed windows are retried, and the others are reused."""
-    states: Collection[State] = (State.MISSING,)
+    states: Collection[Need] = (Need.MISSING,)
     """States of the shards to process, if none are named."""
     stages: Sequence[str] = ()
     """Names of the stages to process; all if empty."""
@@ -63,7 +63,7 @@ class Selection:
             if stage not in project.inputs:
                 raise UnknownName(_unknown("stage", stage, list(project.inputs), "the recipe"))
 
-    def choose(self, states: ShardStates, needs: Mapping[State, Tables], present: Collection[str]) -> list[str]:
+    def choose(self, states: ShardStates, needs: Mapping[Need, Tables], present: Collection[str]) -> list[str]:
         """The shards to process, in order of registration.
 
         Args:
@@ -78,13 +78,13 @@ class Selection:
                 shard
                 for state in self.states
                 for shard, tables in needs[state].items()
-                if self._tables(states.project, tables, tables if state is State.MISSING else ())
+                if self._tables(states.project, tables, tables if state is Need.MISSING else ())
             }
         return list(islice((shard for shard in states.order if shard in wanted and shard in present), self.limit))
 
-    def tables(self, shard: str, states: ShardStates, needs: Mapping[State, Tables]) -> list[str]:
+    def tables(self, shard: str, states: ShardStates, needs: Mapping[Need, Tables]) -> list[str]:
         """The tables to make for a chosen shard, each after its inputs. A named shard needs all captions."""
-        missing = set(needs[State.MISSING].get(shard, ()))
+        missing = set(needs[Need.MISSING].get(shard, ()))
         wanted = {table for found in needs.values() for table in found.get(shard, ())}
         if self.shards:
             wanted.update(states.captions)
@@ -103,15 +103,20 @@ class Selection:
         return (set(tables) & {CLIP_MANIFEST, *self.stages}) | needed
 
 
-def check_shards(names: Iterable[str], known: Collection[str]) -> None:
+def check_shards(names: Iterable[str], known: Collection[str], place: str = "CAPTION_SOURCE") -> None:
     """Check the names of shards.
 
+    Args:
+        names: the names.
+        known: the shards that there are.
+        place: what has them, for the message.
+
     Raises:
-        UnknownName: if the source has no such shard.
+        UnknownName: if there is no such shard.
     """
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise UnknownName("\n".join(_unknown("shard", name, sorted(known), "CAPTION_SOURCE") for name in unknown))
+        raise UnknownName("\n".join(_unknown("shard", name, sorted(known), place) for name in unknown))
 
 
 def _unknown(kind: str, name: str, known: Sequence[str], place: str) -> str:
@@ -122,7 +127,7 @@ def _unknown(kind: str, name: str, known: Sequence[str], place: str) -> str:
     return f"unknown {kind} {name!r}: {guess}{count}{first}"
 
 
-def find_needs(instance: dg.DagsterInstance, settings: Settings, states: ShardStates) -> dict[State, Tables]:
+def find_needs(instance: dg.DagsterInstance, settings: Settings, states: ShardStates) -> dict[Need, Tables]:
     """The tables that need a run, by state."""
     project = states.project
     missing = {
@@ -136,7 +141,7 @@ def find_needs(instance: dg.DagsterInstance, settings: Settings, states: ShardSt
             failed[shard].append(table)
     code = {table: basis.code for table, basis in present_code(settings).items()}
     stale = _stale(states, code, weights_version(instance, project))
-    return {State.MISSING: missing, State.STALE: stale, State.FAILED: failed}
+    return {Need.MISSING: missing, Need.STALE: stale, Need.FAILED: failed}
 
 
 def _stale(states: ShardStates, code: Mapping[str, str], weights: str | None) -> Tables:

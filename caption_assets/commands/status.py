@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from difflib import get_close_matches
 
 from caption_assets.automation.commands import open_instance
 from caption_assets.automation.new_shards import present_versions
@@ -18,10 +17,10 @@ from caption_assets.automation.status_summary import (
     staleness,
     unrecorded,
 )
+from caption_assets.commands.selection import check_shards
 from caption_assets.dagster_lib.project import Project
 from caption_assets.dagster_lib.project_claim import check_claim
 from caption_assets.dagster_lib.shard_events import first_names
-from caption_assets.errors import CaptionAssetsError
 from caption_assets.resources import build_storage
 from caption_assets.settings import load_settings
 from caption_assets.sources.shard import list_shards
@@ -32,10 +31,6 @@ SHOWN_GROUPS = 10
 """Maximum number of reasons of one kind in the text. The JSON document has all."""
 TABLE_STATES = (State.COMPLETE, State.STALE, State.FAILED, State.MISSING)
 Statuses = Mapping[str, ShardStatus]
-
-
-class UnknownShard(CaptionAssetsError):
-    """A shard that is neither in the source nor registered."""
 
 
 def show_status(shards: Sequence[str], *, as_json: bool) -> bool:
@@ -49,7 +44,7 @@ def show_status(shards: Sequence[str], *, as_json: bool) -> bool:
         Whether all these shards are complete.
 
     Raises:
-        UnknownShard: if there is no such shard.
+        UnknownName: if a shard is neither in the source nor registered.
         CaptionAssetsError: if settings, instance, source or root cannot be read.
     """
     settings = load_settings()
@@ -60,9 +55,7 @@ def show_status(shards: Sequence[str], *, as_json: bool) -> bool:
         listing = list_shards(source)
         content = present_versions(source, [shard for shard in listing.shards if not shards or shard.key in shards])
         statuses = read_statuses(instance, settings, storage.root_to_read(), listing.keys, content)
-    for shard in shards:
-        if shard not in statuses:
-            raise UnknownShard(_unknown(shard, list(statuses), settings.source_url))
+    check_shards(shards, statuses, "the project")
     chosen = {shard: statuses[shard] for shard in shards} if shards else statuses
     if as_json:
         print(json.dumps(_document(settings.root, settings.source_url, project, chosen), ensure_ascii=False))
@@ -76,12 +69,6 @@ def show_status(shards: Sequence[str], *, as_json: bool) -> bool:
         print("\n".join(_summary(project, chosen)))
         _print_next(chosen, ())
     return all(status.state in (State.COMPLETE, State.REMOVED) for status in chosen.values())
-
-
-def _unknown(shard: str, known: Sequence[str], source: str) -> str:
-    near = get_close_matches(shard, known)
-    names = f"did you mean {' or '.join(near)}?" if near else f"it has {first_names(known) or 'none'}"
-    return f"shard {shard!r} is neither in CAPTION_SOURCE={source!r} nor registered; {names}"
 
 
 def _summary(project: Project, statuses: Statuses) -> Iterator[str]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 
 import dagster as dg
 
 from caption_assets.commands.launch import FinishedRun
+from caption_assets.dagster_lib.metadata import count
 from caption_assets.dagster_lib.shard_events import first_names
 
 SHOWN_WARNINGS = 2
@@ -74,9 +75,3 @@ class Summary:
             + "; ".join(different[:SHOWN_WARNINGS])
             + "; …" * (len(different) > SHOWN_WARNINGS)
         )
-
-
-def count(metadata: Mapping[str, dg.MetadataValue], name: str) -> int:
-    """The value of a count in an event's metadata; 0 if it is not one."""
-    value = metadata.get(name)
-    return value.value or 0 if isinstance(value, dg.IntMetadataValue) else 0

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from statistics import fmean, variance
 from typing import Self, TypeVar
 
 import dagster as dg
 
-from caption_assets.automation.records import EVENTS_PER_QUERY
+from caption_assets.automation.records import fetch_by_id
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.dagster_lib.project import Project
 from caption_assets.sources.listing import list_clips
@@ -83,15 +84,11 @@ def recorded_workloads(
         events: storage ids of the events, by shard.
     """
     found: dict[str, Workload] = {}
-    ids = list(events.values())
-    for begin in range(0, len(ids), EVENTS_PER_QUERY):
-        chunk = ids[begin : begin + EVENTS_PER_QUERY]
-        filters = dg.AssetRecordsFilter(project.manifest, storage_ids=chunk)
-        for record in instance.fetch_materializations(filters, limit=len(chunk)).records:
-            metadata = (record.asset_materialization and record.asset_materialization.metadata) or {}
-            counts = [number(metadata, name) for name in ("rows_ok", "predicted_visual_tokens", "hours")]
-            if all(count is not None for count in counts):
-                found[str(record.partition_key)] = Workload(*(count or 0.0 for count in counts))
+    for record in chain.from_iterable(fetch_by_id(instance, project.manifest, list(events.values()))):
+        metadata = (record.asset_materialization and record.asset_materialization.metadata) or {}
+        counts = [number(metadata, name) for name in ("rows_ok", "predicted_visual_tokens", "hours")]
+        if all(count is not None for count in counts):
+            found[str(record.partition_key)] = Workload(*(count or 0.0 for count in counts))
     for shard in events.keys() - found.keys():
         found[shard] = Workload.of_rows(read_manifest(root, shard), recipe)
     return found

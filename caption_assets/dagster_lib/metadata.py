@@ -58,6 +58,12 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> dg.M
     return dg.MetadataValue.md("\n".join(f"| {' | '.join(line)} |" for line in lines))
 
 
+def count(metadata: Mapping[str, dg.MetadataValue], name: str) -> int:
+    """The value of a count in an event's metadata; 0 if it is not one."""
+    value = metadata.get(name)
+    return value.value or 0 if isinstance(value, dg.IntMetadataValue) else 0
+
+
 def meanings(entries: Mapping[str, str]) -> dict[str, dg.MetadataValue]:
     """The meaning of each entry of an asset's materializations, as metadata of the asset."""
     return {"metadata_entries": markdown_table(["entry", "meaning"], entries.items())}

@@ -44,10 +44,9 @@ from dagster._core.errors import DagsterUnknownPartitionError as DagsterUnknownP
 # A shard in a run's range that the run leaves out gets its earlier plan again; Dagster reports plans only for new runs.
 from dagster._core.events import AssetMaterializationPlannedData
 
-# A run that a signal ended is recognized by its reason.
+# A run that a signal ended, or that repeats its step's failure, is recognized by its reason.
 from dagster._core.events import RunFailureReason as RunFailureReason
 
-# A failed run that repeats its step's failure is recognized by its reason, which no public name compares.
 # A step that must not be retried is failed by an event; the health check's result always allows a retry.
 from dagster._core.execution.plan.objects import StepFailureData, UserFailureData
 

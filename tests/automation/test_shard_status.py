@@ -7,6 +7,7 @@ import dagster as dg
 import pytest
 from dagster._core.events import AssetMaterializationPlannedData, DagsterEvent
 
+from caption_assets.automation import failed_attempts
 from caption_assets.automation.shard_status import ShardStatus, State, TableStatus, read_statuses
 from caption_assets.automation.status_summary import count_states, count_tables, failures, staleness, unrecorded
 from caption_assets.store.tables import CLIP_MANIFEST
@@ -158,6 +159,20 @@ def test_later_run_that_left_out_a_failed_shard_keeps_its_reason(captioned: Auto
     captioned.instance.report_runless_asset_event(event)
     fail(captioned, "a", "alignment")
     assert statuses(captioned)["a"].tables["alignment"].reason == "disk full"
+
+
+def test_reasons_are_read_of_the_latest_runs_alone(
+    captioned: AutomationHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(failed_attempts, "MAX_READ_RUNS", 1)
+    for shard in ("b", "c", "a"):
+        captioned.delete_tables("alignment", shard)
+        run = fail(captioned, shard, "alignment", status=dg.DagsterRunStatus.STARTED)
+        captioned.instance.report_run_failed(run, f"no memory for {shard}")
+    found = statuses(captioned)
+    reasons = [found[shard].tables["alignment"].reason for shard in SHARDS]
+    assert reasons[0] == "no memory for a"
+    assert all("has not reported" in reason for reason in reasons[1:])
 
 
 def test_failed_run_over_a_complete_shard_leaves_it_complete(captioned: AutomationHarness) -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from caption_assets.automation.shard_states import read_states
 from caption_assets.commands.run import MAX_RANGE_FACTOR, plan_runs
-from caption_assets.commands.selection import Selection, State, UnknownName, check_shards, find_needs
+from caption_assets.commands.selection import Need, Selection, UnknownName, check_shards, find_needs
 from caption_assets.dagster_lib.private_dagster import plan_materialization
 from caption_assets.store.tables import SCHEMA_VERSION
 from tests.automation.conftest import AutomationHarness
@@ -46,30 +46,30 @@ def test_missing_shards_are_new_changed_and_incomplete_ones(harness: AutomationH
 
 def test_unchanged_shards_are_not_selected(harness: AutomationHarness) -> None:
     caption(harness, *"abcde")
-    assert tables(harness, Selection(states=list(State))) == {}
+    assert tables(harness, Selection(states=list(Need))) == {}
 
 
 def test_shards_of_other_settings_are_stale_and_not_missing(harness: AutomationHarness) -> None:
     caption(harness, *"abcd")
     harness.materialize(STAGE2.name, "b", code="other")
     harness.materialize(MANIFEST, "c", code=f"{SCHEMA_VERSION}-512-128")
-    assert tables(harness, Selection(states=[State.STALE])) == {"b": [STAGE2.name], "c": [MANIFEST]}
+    assert tables(harness, Selection(states=[Need.STALE])) == {"b": [STAGE2.name], "c": [MANIFEST]}
     assert list(tables(harness, Selection())) == ["e"]
-    assert list(tables(harness, Selection(states=list(State)))) == ["b", "c", "e"]
+    assert list(tables(harness, Selection(states=list(Need)))) == ["b", "c", "e"]
 
 
 def test_shards_of_other_weights_are_stale(harness: AutomationHarness) -> None:
     caption(harness, *"abcde")
     harness.materialize(STAGE1.name, "d", model_weights="other")
-    assert tables(harness, Selection(states=[State.STALE])) == {"d": BOTH}
-    assert tables(harness, Selection(states=[State.STALE], stages=[STAGE1.name])) == {"d": [STAGE1.name]}
+    assert tables(harness, Selection(states=[Need.STALE])) == {"d": BOTH}
+    assert tables(harness, Selection(states=[Need.STALE], stages=[STAGE1.name])) == {"d": [STAGE1.name]}
 
 
 def test_failed_shards_are_those_of_the_last_run(harness: AutomationHarness) -> None:
     fail(harness, MANIFEST, "b")
     fail(harness, STAGE1.name, "c")
     caption(harness, *"acd")
-    assert tables(harness, Selection(states=[State.FAILED])) == {"b": [MANIFEST, *BOTH]}
+    assert tables(harness, Selection(states=[Need.FAILED])) == {"b": [MANIFEST, *BOTH]}
 
 
 def test_named_shard_is_captioned_again_whatever_its_state(harness: AutomationHarness) -> None:
