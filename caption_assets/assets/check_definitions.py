@@ -3,7 +3,7 @@
 import dagster as dg
 
 from caption_assets.captioning.stages import StageGraph
-from caption_assets.checks.asset_checks import WEIGHTS_VERIFIED, Severity, checks_of, weights_verified
+from caption_assets.checks.asset_checks import CLIPS_READABLE, WEIGHTS_VERIFIED, Severity, checks_of, weights_verified
 from caption_assets.checks.stored_tables import StoredShard
 from caption_assets.dagster_lib.check_events import SEVERITIES, check_with_history, log_findings
 from caption_assets.dagster_lib.failures import ShardFailures, as_dagster_failure
@@ -30,6 +30,17 @@ def caption_checks(project: Project, graph: StageGraph) -> list[dg.AssetCheckSpe
         for stage in graph.stages
         for check in checks_of(graph, stage)
     ]
+
+
+def manifest_check(project: Project) -> dg.AssetCheckSpec:
+    """The check of each shard's manifest, which is evaluated also if the manifest could not be made."""
+    return dg.AssetCheckSpec(
+        CLIPS_READABLE.name,
+        asset=project.manifest,
+        description=CLIPS_READABLE.description,
+        blocking=True,
+        partitions_def=project.partitions,
+    )
 
 
 def check_stored(

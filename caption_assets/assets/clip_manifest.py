@@ -11,7 +11,10 @@ from typing import Any
 import dagster as dg
 
 from caption_assets import __version__
+from caption_assets.assets.check_definitions import manifest_check
 from caption_assets.captioning.recipe import Recipe
+from caption_assets.checks.asset_checks import CLIPS_READABLE
+from caption_assets.dagster_lib.check_events import logged_checks
 from caption_assets.dagster_lib.failures import ShardFailures, as_dagster_failure
 from caption_assets.dagster_lib.metadata import (
     ERROR,
@@ -102,10 +105,11 @@ def build_clip_manifest(settings: Settings) -> dg.AssetsDefinition:
         code_version=manifest_code_version(settings.windowing),
         op_tags=cpu_pod(MANIFEST_SIZE),
         retry_policy=step_retry_policy(settings),
+        check_specs=[manifest_check(project)],
     )
     def clip_manifest(
         context: dg.AssetExecutionContext, storage: Storage, workers: Workers
-    ) -> Iterator[dg.MaterializeResult[None]]:
+    ) -> Iterator[dg.MaterializeResult[None] | dg.Output[None]]:
         if len(context.partition_keys) > 1 and captions in context.job_def.asset_layer.selected_asset_keys:
             raise dg.Failure(
                 "a run over several shards cannot make manifests and captions: deselect the captions, and materialize "
@@ -125,8 +129,9 @@ def build_clip_manifest(settings: Settings) -> dg.AssetsDefinition:
                             made.append(result)
                         else:
                             context.log_event(_event(context, key, result))
-        yield from made
+                            context.log_event(_evaluation(context, key, *result.check_results))
         failures.check()
+        yield from made or logged_checks(context)
 
     return clip_manifest
 
@@ -191,18 +196,31 @@ def _make(
     context.log.info(f"{key}: {tally}")
     if message := settings.failure_limits.too_many(CLIP_MANIFEST, tally.failures):
         raise TooManyUnreadable(message, metadata)
-    return dg.MaterializeResult(data_version=dg.DataVersion(tally.content), tags=inputs, metadata=metadata)
+    return dg.MaterializeResult(
+        data_version=dg.DataVersion(tally.content),
+        tags=inputs,
+        metadata=metadata,
+        check_results=[dg.AssetCheckResult(passed=True, check_name=CLIPS_READABLE.name, description=str(tally))],
+    )
 
 
 @contextmanager
 def _failure_reported(context: dg.AssetExecutionContext, shard: str) -> Iterator[None]:
-    """Report the reason of a failure as an observation, so that the shard's page in the UI shows it."""
+    """Report the reason of a failure as an observation and a failed check.
+
+    The UI shows the observation with the shard's metadata once there was a materialization, and the check in any case.
+    """
     try:
         yield
     except Exception as error:
         found = error.metadata if isinstance(error, TooManyUnreadable) else {}
-        metadata = {ERROR: printable(str(as_project_error(error))), **found}
-        context.log_event(dg.AssetObservation(context.asset_key, partition=shard, metadata=metadata))
+        reason = printable(str(as_project_error(error)))
+        context.log_event(dg.AssetObservation(context.asset_key, partition=shard, metadata={ERROR: reason, **found}))
+        shown = {
+            name: found[name] for name in ("path", "unreadable_clips") if name in found
+        }  # numbers would be plotted
+        check = dg.AssetCheckResult(passed=False, check_name=CLIPS_READABLE.name, description=reason, metadata=shown)
+        context.log_event(_evaluation(context, shard, check))
         raise
 
 
@@ -224,6 +242,20 @@ def _event(
     assert result.data_version is not None  # set by ``_make``
     tags = output_tags(context, context.asset_key, result.data_version.value) | dict(result.tags or {})
     return dg.AssetMaterialization(context.asset_key, partition=shard, metadata=result.metadata, tags=tags)
+
+
+def _evaluation(context: dg.AssetExecutionContext, shard: str, check: dg.AssetCheckResult) -> dg.AssetCheckEvaluation:
+    """The event that Dagster makes from a check's result in a step over one shard that is materialized."""
+    assert check.check_name is not None
+    return dg.AssetCheckEvaluation(
+        asset_key=context.asset_key,
+        check_name=check.check_name,
+        passed=check.passed,
+        description=check.description,
+        metadata=check.metadata,
+        partition=shard,
+        blocking=True,
+    )
 
 
 @dataclass

@@ -65,6 +65,12 @@ class Check:
     description: str
 
 
+CLIPS_READABLE = Check(
+    "clips_readable",
+    Severity.ERROR,
+    "The manifest could be made, and at most CAPTION_MAX_UNREADABLE_FRACTION of the clips are unreadable, or at most "
+    "CAPTION_MAX_UNREADABLE_CLIPS and not all.",
+)
 ROWS_COMPLETE = Check("rows_complete", Severity.ERROR, "The table has the manifest's rows, in the manifest's order.")
 SCHEMA = Check("schema", Severity.ERROR, "The columns and the schema version are those that this release writes.")
 FAILED = Check(

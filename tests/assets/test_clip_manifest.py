@@ -53,6 +53,21 @@ def test_data_version_does_not_depend_on_the_number_of_workers(indexed: ProjectH
     assert len(versions) == 1
 
 
+def newest_evaluation(project: ProjectHarness) -> dg.AssetCheckEvaluation:
+    """The latest evaluation of a check of a manifest."""
+    [run] = project.instance.get_runs(limit=1)
+    found = project.instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION)
+    return found[-1].get_dagster_event().asset_check_evaluation_data
+
+
+@pytest.mark.parametrize("last", ["sample-folder", "sample-tar"])
+def test_check_of_the_manifest_passes_with_the_number_of_clips(indexed: ProjectHarness, last: str) -> None:
+    assert indexed.run("clip_manifest", partitions=("sample-folder", last)).success
+    evaluation = newest_evaluation(indexed)
+    assert (evaluation.passed, evaluation.partition) == (True, last)
+    assert str(evaluation.description).startswith("12 clips, ")
+
+
 def test_too_many_unreadable_clips_fail_the_step_but_the_table_is_published(indexed: ProjectHarness) -> None:
     strict = {"max_unreadable_fraction": 0.05, "max_unreadable_clips": 0}
     message = indexed.failure("clip_manifest", partition="sample-tar", **strict)
@@ -65,6 +80,10 @@ def test_too_many_unreadable_clips_fail_the_step_but_the_table_is_published(inde
     metadata = {name: str(value.value) for name, value in record.asset_observation.metadata.items()}
     assert "1 of 12 clips are unreadable" in metadata["error"]
     assert "clip-11-not-a-video.mp4" in metadata["unreadable_clips"]
+    evaluation = newest_evaluation(indexed)
+    assert (evaluation.check_name, evaluation.passed, evaluation.partition) == ("clips_readable", False, "sample-tar")
+    assert evaluation.description == metadata["error"]
+    assert evaluation.metadata.keys() == {"path", "unreadable_clips"}
     assert metadata["path"].endswith("clip_manifest/shard=sample-tar/manifest.parquet")
     assert indexed.instance.get_materialized_partitions(dg.AssetKey("clip_manifest")) == set()
 
