@@ -107,7 +107,7 @@ def build_captions(settings: Settings) -> dg.AssetsDefinition:
                     stop.run(caption_shards(supervisor, sandbox, run, ready, [metrics, log]))
             yield from log.take_results()
         log.check()
-        if len(context.partition_keys) > 1:
+        if not context.has_partition_key:
             yield from logged_checks(context)
 
     return captions

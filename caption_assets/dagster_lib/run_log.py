@@ -70,6 +70,8 @@ class RunLog(RunObserver):
         self._progress = WindowProgress(CommandProgress.of(context.run.tags))
         self._clock = EngineClock()
         self._has_several_shards = len(context.partition_keys) > 1
+        self._logs_checks = not context.has_partition_key
+        """In a run over a range, even of one shard, Dagster gives no partition to a check's result that is yielded."""
         self._publishing = Lock()
         self._recorded: defaultdict[str, set[str]] = defaultdict(set)
         """Names of the recorded tables, by shard."""
@@ -128,7 +130,7 @@ class RunLog(RunObserver):
                     metadata = {**caption_metadata(stored.table(table), result, cost), **links}
                     self._record(shard, table, result, inputs, metadata, found)
                     self._recorded[shard].add(table)
-                if failed or self._has_several_shards:
+                if failed or self._logs_checks:
                     log_findings(self._context, self._project, shard, table, found)
             raise_errors(errors)
             gallery = f"; gallery: {gallery_address(self._root, shard, self._settings.link_url)}" if links else ""
@@ -241,6 +243,6 @@ class RunLog(RunObserver):
                 metadata=metadata,
                 data_version=dg.DataVersion(result.versions.data),
                 tags={name: version for name, version in versions.items() if is_input_tag(name)},
-                check_results=check_results(self._context, key, found),
+                check_results=[] if self._logs_checks else check_results(self._context, key, found),
             )
         )

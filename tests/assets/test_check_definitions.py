@@ -250,6 +250,15 @@ def test_each_shard_of_a_run_has_its_own_checks(project: ProjectHarness) -> None
     assert len(evaluations(project, result)) == 3 * len(checks_of(GENERAL.graph, STAGE1))
 
 
+def test_checks_of_a_range_of_one_shard_have_its_partition(project: ProjectHarness) -> None:
+    store_captions(project, short, shard="a")
+    result = project.run(STAGES[0], partitions=("a", "a"))
+    assert result.success
+    found = evaluations(project, result)
+    assert {evaluation.partition for evaluation in found} == {"a"}
+    assert len(found) == len(checks_of(GENERAL.graph, STAGE1))
+
+
 def test_checks_of_an_unselected_stage_are_not_evaluated(project: ProjectHarness) -> None:
     store_captions(project, short, short)
     result = project.run(STAGES[1], partition="a")
