@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 import caption_assets
 from caption_assets import cli
@@ -124,3 +125,15 @@ def test_debug_prints_the_traceback(tmp_path: Path) -> None:
     assert process.returncode == 1
     assert "Traceback" in process.stderr
     assert "StoreError" in process.stderr
+
+
+def test_no_color_removes_colors(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    root = Root.open(str(tmp_path))
+    clip = window("car.mp4")
+    publish(root, [clip], [captioned(clip, "A car.")])
+    monkeypatch.setenv("CAPTION_ROOT", str(tmp_path))
+    assert "\x1b[" in CliRunner().invoke(cli.app, ["show", "shard"], color=True).output
+    monkeypatch.setenv("NO_COLOR", "1")
+    plain = CliRunner().invoke(cli.app, ["show", "shard"], color=True).output
+    assert "\x1b[" not in plain
+    assert "A car." in plain

@@ -73,6 +73,8 @@ def build_shard_index(project: Project) -> dg.AssetsDefinition:
             context.log.warning(f"modification times in the future in shards {first_names(future)}: {FUTURE_REMEDY}")
         for reason, count, some in listing.describe_skipped(MAX_NAMES):
             context.log.info(f"skipped: {reason}: {count} ({some})")
+        if empty := [key for key in contents if key not in versions]:
+            context.log.info(f"skipped: empty folders: {len(empty)} ({first_names(empty)})")
         context.instance.add_dynamic_partitions(project.partitions_name, list(versions))
         observed = observed_versions(context.instance, project)
         recorded = context.instance.get_materialized_partitions(project.shards)
@@ -89,7 +91,7 @@ def build_shard_index(project: Project) -> dg.AssetsDefinition:
             data_version=dg.DataVersion(sha256(repr(sorted(versions.items())).encode()).hexdigest()[:16]),
             metadata={
                 **index_metadata(source, len(versions), new),
-                **_anomalies(listing, [key for key in contents if key not in versions], future),
+                **_anomalies(listing, empty, future),
             },
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -38,6 +39,8 @@ def open_instance() -> Iterator[dg.DagsterInstance]:
         raise InstanceError(
             f"DAGSTER_HOME={home!r} is not the absolute path of a folder: set it to the folder of your Dagster instance"
         )
+    # It would log the traceback of a Ctrl-C that arrives while a connection is closed, and raises it in any case.
+    logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
     with dg.DagsterInstance.get() as instance:
         yield instance
 

@@ -1,5 +1,6 @@
 """The application of the command line: its options, and the panels of its commands in the help."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ from caption_assets import __version__
 
 CAPTIONING = "Captioning"
 READING = "Reading captions"
-PROJECT = "Project commands (settings and DAGSTER_HOME come from .env and the environment)"
+PROJECT = "Project commands, with the settings of .env and the environment"
 RECIPES = "Recipes"
 SAMPLE = "Sample data and sample model"
 """Panels of the help, in this order."""
@@ -39,3 +40,5 @@ def options(
 
     load_env_file(Path.cwd())
     context.obj = debug
+    if os.environ.get("NO_COLOR"):  # https://no-color.org
+        context.color = False

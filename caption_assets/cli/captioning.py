@@ -15,7 +15,7 @@ def caption(
     files: Annotated[
         list[str],
         Argument(
-            metavar="FILE...",
+            metavar="FILE",
             help="Video files, folders of them, tars and lists as in a source of shards, or s3:// and https:// URLs.",
             show_default=False,
         ),

@@ -19,15 +19,19 @@ def gallery(
         str | None, Option(help="Address to listen on; 0.0.0.0 for all. Default: 127.0.0.1, for this machine alone.")
     ] = None,
     port: Annotated[
-        int | None, Option(help="Port to listen on. Default: that of CAPTION_LINK_URL if it is local, or 3001.")
+        int | None,
+        Option(min=1, max=65535, help="Port to listen on. Default: that of CAPTION_LINK_URL if it is local, or 3001."),
     ] = None,
 ) -> None:
     """Write the galleries of shards anew from the stored tables, and print where they open; or serve all galleries.
 
     Reads the tables in CAPTION_ROOT. It needs no Dagster instance and no engine.
 
-    Examples: `caption-assets gallery my-shard`, `caption-assets gallery --all --previews`,
-    `caption-assets gallery --serve`
+    **Examples**
+
+    `caption-assets gallery --serve` serves the galleries of all shards.
+
+    `caption-assets gallery --all --previews` makes the previews that are missing, and writes all galleries.
     """
     if not (shards or every or serve):
         raise BadParameter("give shard keys, --all or --serve")
@@ -51,14 +55,18 @@ def gallery(
 
 @app.command(rich_help_panel=READING)
 def link(
-    root: Annotated[str, Argument(help="A folder or s3://bucket/prefix, as in CAPTION_ROOT.")],
-    shard: Annotated[str, Argument(help="Shard key.")],
+    root: Annotated[str, Argument(metavar="ROOT", help="A folder or s3://bucket/prefix, as in CAPTION_ROOT.")],
+    shard: Annotated[str, Argument(metavar="SHARD", help="Shard key.")],
     hours: Annotated[float, Option(help="Lifetime of the link, in hours.")] = 12,
     profile: Profile = None,
 ) -> None:
     """Print a link to a shard's gallery that opens without access to the bucket.
 
     The link is signed with your own key: treat it as a secret until it expires. For a local root it is the file's URL.
+
+    **Example**
+
+    `caption-assets link s3://bucket/captions my-shard --hours 24`
     """
     from caption_assets.report.gallery import gallery_path
     from caption_assets.store.access import Access

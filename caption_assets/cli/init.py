@@ -27,7 +27,9 @@ def init(
 
     All commands read the settings in its `.env` when they are started in it.
 
-    Example: `caption-assets init my-captions --source s3://bucket/shards --model qwen2.5`
+    **Example**
+
+    `caption-assets init my-captions --source s3://bucket/shards --model qwen2.5`
     """
     from caption_assets.scaffold.folder import ProjectFolder
 

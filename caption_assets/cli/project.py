@@ -20,6 +20,12 @@ def retire(
 
     Shows what is moved, and asks for the number of shards. The source is not touched: a shard that is still there is
     registered and captioned again. After an interruption, run the command again.
+
+    **Examples**
+
+    `caption-assets retire street-01`
+
+    `caption-assets retire --removed --yes 3` asks nothing, and stops if it is not three shards.
     """
     from caption_assets.automation.retire import retire_shards
 
@@ -47,7 +53,7 @@ def trash_restore(
 
 @trash.command("empty")
 def trash_empty(
-    days: Annotated[float, Argument(help="Minimum age of the entries, in days; 0 deletes all.")],
+    days: Annotated[float, Argument(metavar="DAYS", help="Minimum age of the entries, in days; 0 deletes all.")],
     yes: Yes = None,
 ) -> None:
     """Delete old entries for good. Asks for the number of entries."""

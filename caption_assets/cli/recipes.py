@@ -23,6 +23,10 @@ def recipe_show(name: NameOrFile = None) -> None:
     """Print the stages of a recipe, what each of them needs, and their prompts as the model of the settings gets them.
 
     The prompts are rendered, and their tokens counted, if the model's files are on this machine. No engine is started.
+
+    **Example**
+
+    `caption-assets recipe show driving` shows a built-in recipe.
     """
     from caption_assets.report.recipe import show_recipe
     from caption_assets.settings import load_settings
@@ -36,6 +40,10 @@ def recipe_check(name: NameOrFile = None) -> None:
     """Check a recipe: its file, its stages, its JSON Schemas with vLLM, and that each choice is one token of the model.
 
     Prints what was checked, and what could not be checked here. No engine is started.
+
+    **Example**
+
+    `caption-assets recipe check recipe.yaml`
     """
     from caption_assets.report.recipe import check_recipe
     from caption_assets.settings import load_settings

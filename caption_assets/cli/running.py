@@ -1,5 +1,6 @@
 """Commands that caption and export the shards of a project."""
 
+import shlex
 import sys
 from typing import Annotated
 
@@ -51,7 +52,7 @@ def run(
         raise BadParameter("name shards or select them by an option, not both", param_hint="SHARD")
     _use_debug(context)
     selection = Selection(shards or (), states or (Need.MISSING,), stage or (), limit)
-    raise Exit(run_shards(selection, " ".join(["caption-assets", *sys.argv[1:]])))
+    raise Exit(run_shards(selection, shlex.join(["caption-assets", *sys.argv[1:]])))
 
 
 @app.command(rich_help_panel=CAPTIONING)

@@ -10,7 +10,9 @@ from caption_assets.sample.training_config import TrainingConfig
 
 
 @app.command(rich_help_panel=SAMPLE)
-def sample_shards(folder: Annotated[Path, Argument(help="Folder for the shards, beside answers.json.")]) -> None:
+def sample_shards(
+    folder: Annotated[Path, Argument(metavar="DIR", help="Folder for the shards, beside answers.json.")],
+) -> None:
     """Write the two sample shards of the demo, and the correct answers about their clips."""
     from caption_assets.sample.shards import ANSWERS, FOLDER_SHARD, TAR_SHARD, write_shards
 

@@ -26,7 +26,11 @@ def status(
 
     Exit status: 0, 1 after an error, or as `--exit-code` says.
 
-    Examples: `caption-assets status`, `caption-assets status my-shard`, `caption-assets status --json | jq .stale`
+    **Examples**
+
+    `caption-assets status` is about all shards, and `caption-assets status my-shard` about one.
+
+    `caption-assets status --json | jq .stale` prints what is stale, for a script.
     """
     from caption_assets.commands.status import INCOMPLETE, show_status
 
@@ -49,7 +53,11 @@ def show(
 
     Reads the tables in CAPTION_ROOT. It needs no Dagster instance.
 
-    Examples: `caption-assets show my-shard --failed`, `caption-assets show my-shard --stage stage2_captions | less`
+    **Examples**
+
+    `caption-assets show my-shard --failed` shows what has no caption, and why.
+
+    `caption-assets show my-shard --stage stage2_captions | less`
     """
     from caption_assets.report.terminal import show_shard
     from caption_assets.settings import load_settings

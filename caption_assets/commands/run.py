@@ -250,7 +250,9 @@ class _Captioning:
         if self.summary.is_interrupted:
             return f"finished windows are kept; the same command resumes: {command}"
         if self.summary.failures:
-            return "remove the causes of the failures, then: caption-assets run --failed"
+            is_refused = self.summary.failures.keys().isdisjoint(self.summary.chosen)
+            again = command if is_refused else "caption-assets run --failed"
+            return f"remove the causes of the failures, then: {again}"
         if self.summary.not_reached:
             return f"see the warnings, then: {command}"
         return "caption-assets export --all" + ("" if self.settings.dataset else " --format webdataset")

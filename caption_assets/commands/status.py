@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 
@@ -57,17 +58,28 @@ def show_status(shards: Sequence[str], *, as_json: bool) -> bool:
         statuses = read_statuses(instance, settings, storage.root_to_read(), listing.keys, content)
     check_shards(shards, statuses, "the project")
     chosen = {shard: statuses[shard] for shard in shards} if shards else statuses
+    accepted = {shard.key for shard in listing.shards}
+    to_run = {
+        shard: status
+        for shard, status in chosen.items()
+        if status.state is not State.NOT_REGISTERED or shard in accepted
+    }
     if as_json:
-        print(json.dumps(_document(settings.root, settings.source_url, project, chosen), ensure_ascii=False))
+        document = _document(settings.root, settings.source_url, project, chosen)
+        document |= {"refused": dict(listing.refused), "next": list(_next_commands(to_run, ()))}
+        print(json.dumps(document, ensure_ascii=False))
     elif shards:
         print("\n\n".join("\n".join(_details(shard, status)) for shard, status in chosen.items()))
-        _print_next(chosen, shards)
+        _print_next(to_run, shards, has_refused=len(to_run) < len(chosen))
     else:
         print(f"source  {settings.source_url}")
         print(f"root    {settings.root}")
         print(f"Dagster {os.environ['DAGSTER_HOME']}")
-        print("\n".join(_summary(project, chosen)))
-        _print_next(chosen, ())
+        print("\n".join([*_summary(project, chosen), *_refusals(listing.refused)]))
+        if chosen:
+            _print_next(to_run, (), has_refused=len(to_run) < len(chosen))
+        else:
+            print("\nnext: put each shard into the source, as a folder of clips or a .tar, .parquet or .jsonl file")
     return all(status.state in (State.COMPLETE, State.REMOVED) for status in chosen.values())
 
 
@@ -92,6 +104,15 @@ def _summary(project: Project, statuses: Statuses) -> Iterator[str]:
             yield from (f"          {line}" for line in group.reason.splitlines())
         if len(groups) > SHOWN_GROUPS:
             yield f"  {len(groups) - SHOWN_GROUPS} more reasons: see `caption-assets status --json`"
+
+
+def _refusals(refused: Mapping[str, str]) -> Iterator[str]:
+    """Why shards cannot be registered."""
+    if refused:
+        yield from ("", "Refused")
+    for reason in dict.fromkeys(refused.values()):
+        shards = [shard for shard, why in refused.items() if why == reason]
+        yield from (f"  {len(shards):>6}  {first_names(shards)}", f"          {reason}")
 
 
 def _table_lines(project: Project, statuses: Statuses) -> Iterator[str]:
@@ -130,10 +151,11 @@ def _reasons(table: TableStatus) -> Iterator[str]:
         yield f"made from {', '.join(table.stale_inputs)}, which is not current"
 
 
-def _print_next(statuses: Statuses, shards: Sequence[str]) -> None:
+def _print_next(statuses: Statuses, shards: Sequence[str], *, has_refused: bool) -> None:
     commands = _next_commands(statuses, shards)
     width = max((len(command) for command in commands), default=0)
-    lines = [f"{command.ljust(width)}  # {comment}" for command, comment in commands.items()]
+    lines = ["rename the refused shards"] if has_refused else []
+    lines += [f"{command.ljust(width)}  # {comment}" for command, comment in commands.items()]
     print("\nnext: " + "\n      ".join(lines) if lines else "\nnothing to do")
 
 
@@ -141,7 +163,8 @@ def _next_commands(statuses: Statuses, shards: Sequence[str]) -> dict[str, str]:
     """The commands that make the shards complete, each with a comment."""
     states = count_states(statuses)
     work = states.keys() - {State.COMPLETE, State.ABSENT, State.REMOVED, State.RUNNING}
-    named = " ".join(shard for shard in shards if statuses[shard].state in work)
+    names = [shard for shard in shards if shard in statuses and statuses[shard].state in work]
+    named = shlex.join(["--"] * any(name.startswith("-") for name in names) + names)
     has_new = bool(work - {State.FAILED, State.STALE}) or _has_changed(statuses, inputs=True)
     candidates = [
         (f"run {named}", "rows that are unchanged are reused", bool(named)),
@@ -171,5 +194,4 @@ def _document(root: str, source: str, project: Project, statuses: Statuses) -> d
         "stale": [asdict(group) for group in staleness(statuses)],
         "not_recorded": [asdict(group) for group in unrecorded(statuses)],
         "shards": {shard: asdict(status) for shard, status in statuses.items()},
-        "next": list(_next_commands(statuses, ())),
     }

@@ -60,7 +60,9 @@ class Summary:
         """The number of shards and windows, and the time."""
         done = len({*self.windows, *self.unchanged} - self.failures.keys())
         ok, failed, reused = (sum(counts) for counts in zip((0, 0, 0), *self.windows.values(), strict=True))
-        shards = f"{done} of {len(self.chosen)} shards captioned, {len(self.failures)} failed"
+        refused = len(self.failures.keys() - set(self.chosen))
+        shards = f"{done} of {len(self.chosen)} shards captioned, {len(self.failures) - refused} failed"
+        shards += f", {refused} not registered" if refused else ""
         shards += f", {self.not_reached} not reached" if self.not_reached else ""
         windows = f"{ok} windows captioned ({reused} reused), {failed} failed"
         return f"{shards}; {windows}; {timedelta(seconds=round(seconds))}"

@@ -20,6 +20,7 @@ from caption_assets.video.window import Windowing
 from caption_assets.workers.sandbox import Sandbox
 
 OpenEngine = Callable[[], AbstractAsyncContextManager[EngineSupervisor]]
+CLOSED = "the captioner was closed during this call"
 
 
 class Session:
@@ -61,6 +62,8 @@ class Session:
         call = CaptionCall(
             self._recipe, stages, shown, self._windowing, self._access, self._sandbox, self._running_engine
         )
+        if self._is_closed:  # the iterator was made before
+            raise RuntimeError(CLOSED)
         rows: SimpleQueue[WindowCaption | None] = SimpleQueue()
         task = self._loop.start(call.run(clips, rows.put), lambda _: rows.put(None))
         self._tasks.add(task)
@@ -68,7 +71,7 @@ class Session:
             while (row := rows.get()) is not None:
                 yield row
             if task.cancelled():
-                raise RuntimeError("the captioner was closed during this call")
+                raise RuntimeError(CLOSED)
             task.result()
         finally:
             self._loop.cancel(task)

@@ -43,6 +43,10 @@ def write_galleries(
         StoreError: if the root cannot be read or written.
     """
     known = stored_shards(root, CLIP_MANIFEST)
+    if not known:
+        raise TableError(
+            f"{root.url} has no tables: caption shards first (`caption-assets run`), or check CAPTION_ROOT"
+        )
     for shard in shards or ():
         if shard not in known:
             raise TableError(unknown_name(f"{root.url} has no tables of shard {shard!r}", shard, sorted(known)))

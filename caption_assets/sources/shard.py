@@ -135,12 +135,19 @@ def list_shards(source: Root) -> Listing:
     refused = {}
     for shard in shards:
         if not KEY_PATTERN.fullmatch(shard.key):
-            refused[shard.path] = "its name is not a valid partition key: use letters, digits, '_', '-' and '.' only"
+            refused[shard.path] = (
+                "its name is not a valid partition key: use ASCII letters, digits, '_', '-' and '.' only"
+            )
         elif times[shard.key] > 1:
             refused[shard.path] = f"{times[shard.key]} shards have the key {shard.key!r}: rename all but one"
     accepted = [shard for shard in shards if shard.path not in refused]
-    reasons = {printable(path): reason for path, reason in refused.items()}
-    return Listing(accepted, reasons, frozenset(times), skipped)
+    reasons = {_shown(path): reason for path, reason in refused.items()}
+    return Listing(accepted, reasons, frozenset(map(_shown, times)), skipped)
+
+
+def _shown(name: str) -> str:
+    """A name in one line that can be encoded: what is not printable is escaped."""
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in name)
 
 
 def refuse_loose_videos(source: Root, listing: Listing) -> None:

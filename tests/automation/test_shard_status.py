@@ -225,6 +225,29 @@ def test_command_prints_reasons_and_the_next_command(
     assert lines[-1].startswith("next: caption-assets run a  #")
 
 
+def test_command_says_why_a_shard_is_not_registered(
+    environment: AutomationHarness, capsys: pytest.CaptureFixture[str]
+) -> None:
+    environment.add("sp ace")
+    assert run_cli("status", "--exit-code") == "3"
+    out = capsys.readouterr().out
+    assert (
+        "\nRefused\n       1  sp ace.jsonl\n          its name is not a valid partition key: use ASCII letters" in out
+    )
+    assert out.endswith("next: rename the refused shards\n")
+    assert run_cli("status", "--json") is None
+    found = json.loads(capsys.readouterr().out)
+    assert (list(found["refused"]), found["next"]) == (["sp ace.jsonl"], [])
+
+
+def test_command_quotes_names_that_look_like_options(
+    environment: AutomationHarness, capsys: pytest.CaptureFixture[str]
+) -> None:
+    environment.add("-d")
+    assert run_cli("status", "--", "-d") is None
+    assert "next: caption-assets run -- -d  #" in capsys.readouterr().out
+
+
 def test_command_sees_changed_clips_before_they_are_reported(
     environment: AutomationHarness, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -136,3 +136,11 @@ def test_summary_counts_shards_that_were_not_reached() -> None:
     assert summary.counts(0).startswith("1 of 3 shards captioned, 0 failed, 2 not reached; 0 windows captioned")
     summary.add(FinishedRun("id", True, []), ["b"])
     assert (summary.not_reached, summary.describe_warnings()) == (2, "none")
+
+
+@pytest.mark.fast
+def test_summary_counts_refused_shards_apart() -> None:
+    summary = Summary(list("ab"))
+    summary.failures = {"b": "no clips", "c,d": "invalid name"}
+    summary.windows = {"a": (1, 0, 0)}
+    assert summary.counts(0).startswith("1 of 2 shards captioned, 1 failed, 1 not registered; 1 windows")

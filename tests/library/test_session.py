@@ -122,10 +122,13 @@ def test_works_within_a_running_event_loop(captioner: FakeCaptioner, clips: list
 
 
 def test_closed_captioner_is_an_error(captioner: FakeCaptioner, clips: list[Path]) -> None:
+    rows = captioner.caption(clips[0])
     captioner.close()
     captioner.close()
     with pytest.raises(ValueError, match="is closed"):
         captioner.caption(clips[0])
+    with pytest.raises(RuntimeError, match="was closed during this call"):
+        next(rows)
 
 
 def test_engine_that_does_not_start_is_an_error(captioner: FakeCaptioner, clips: list[Path]) -> None:

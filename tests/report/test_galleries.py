@@ -52,6 +52,12 @@ def test_galleries_of_all_shards_are_written(root: Root, capsys: pytest.CaptureF
     ]
 
 
+def test_root_without_tables_is_an_error(tmp_path: Path) -> None:
+    root = Root.open(str(tmp_path))
+    with pytest.raises(TableError, match="has no tables: caption shards first"):
+        write_galleries(root, root, ["stage1_captions"], None, None, None)
+
+
 def test_unknown_shard_lists_near_names(root: Root) -> None:
     with pytest.raises(TableError, match="no tables of shard 'stret-a'; did you mean street-"):
         write_galleries(root, root, NAMES, ["street-b", "stret-a"], None, None)

@@ -83,7 +83,14 @@ def test_a_shard_with_an_invalid_partition_key_is_refused_and_the_others_are_lis
     listing = list_shards(Root.open(str(folder)))
     assert [shard.key for shard in listing.shards] == ["a", "b", "c", "d"]
     assert list(listing.refused) == ["a,b"]
-    assert "use letters, digits" in listing.refused["a,b"]
+    assert "use ASCII letters, digits" in listing.refused["a,b"]
+
+
+def test_names_of_refused_shards_are_shown_in_one_line(folder: Path) -> None:
+    (folder / "new\nline").mkdir()
+    listing = list_shards(Root.open(str(folder)))
+    assert list(listing.refused) == [r"new\nline"]
+    assert r"new\nline" in listing.keys
 
 
 @pytest.mark.parametrize("name", ["b.tar", "b.parquet", "b.jsonl"])
