@@ -221,7 +221,7 @@ class _Captioning:
             print(self._describe_nothing())
             if self.summary.warnings:
                 print(f"warnings  {self.summary.describe_warnings()}")
-            return 1 if self.summary.failures else 0
+            return 0 if self.summary.is_complete else 1
         seconds = time.monotonic() - self.begun
         root, stages = self.storage.root_to_read(), list(self.project.inputs)
         print(f"captions  {self.summary.counts(seconds)}")
@@ -231,7 +231,7 @@ class _Captioning:
         print(f"next      {self._next_step(command)}")
         if self.summary.is_interrupted:
             return INTERRUPTED
-        return 1 if self.summary.failures or self.summary.not_reached else 0
+        return 0 if self.summary.is_complete else 1
 
     def _gallery(self, root: Root) -> str:
         """The gallery of the first captioned shard, as a link that a browser opens if there is one."""

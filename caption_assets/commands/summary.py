@@ -48,6 +48,11 @@ class Summary:
         """Number of chosen shards without a result."""
         return len(set(self.chosen) - self.windows.keys() - self.failures.keys() - set(self.unchanged))
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether all shards are registered, and the chosen ones captioned."""
+        return not (self.failures or self.not_reached)
+
     def failed_shards(self) -> Iterator[str]:
         """A line for each reason, with the shards that failed for it."""
         shards: defaultdict[str, list[str]] = defaultdict(list)

@@ -136,6 +136,7 @@ def test_summary_counts_shards_that_were_not_reached() -> None:
     assert summary.counts(0).startswith("1 of 3 shards captioned, 0 failed, 2 not reached; 0 windows captioned")
     summary.add(FinishedRun("id", True, []), ["b"])
     assert (summary.not_reached, summary.describe_warnings()) == (2, "none")
+    assert not summary.is_complete
 
 
 @pytest.mark.fast
@@ -144,3 +145,10 @@ def test_summary_counts_refused_shards_apart() -> None:
     summary.failures = {"b": "no clips", "c,d": "invalid name"}
     summary.windows = {"a": (1, 0, 0)}
     assert summary.counts(0).startswith("1 of 2 shards captioned, 1 failed, 1 not registered; 1 windows")
+    assert not summary.is_complete
+
+
+@pytest.mark.fast
+def test_summary_is_complete_if_all_shards_are_captioned_or_unchanged() -> None:
+    assert Summary(list("ab"), unchanged=["a"], windows={"b": (1, 0, 0)}).is_complete
+    assert not Summary(failures={"c,d": "invalid name"}).is_complete

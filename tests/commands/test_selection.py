@@ -44,6 +44,13 @@ def test_missing_shards_are_new_changed_and_incomplete_ones(harness: AutomationH
     assert tables(harness, Selection()) == {"b": [MANIFEST, *BOTH], "c": BOTH, "d": [MANIFEST, *BOTH]}
 
 
+def test_missing_stage_is_made_with_what_it_needs(harness: AutomationHarness) -> None:
+    caption(harness, *"abde")
+    for asset in (MANIFEST, STAGE1.name):
+        harness.materialize(asset, "c")
+    assert tables(harness, Selection()) == {"c": BOTH}
+
+
 def test_unchanged_shards_are_not_selected(harness: AutomationHarness) -> None:
     caption(harness, *"abcde")
     assert tables(harness, Selection(states=list(Need))) == {}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from caption_assets.report.galleries import gallery_address, write_galleries
+from caption_assets.report.galleries import gallery_address, serving_galleries, write_galleries
 from caption_assets.report.missing_previews import make_missing_previews
 from caption_assets.sample.shards import FOLDER_SHARD
 from caption_assets.sources.manifest import probe_clips
@@ -75,6 +75,11 @@ def test_address_of_a_gallery_in_object_storage_is_the_objects() -> None:
     root = Root.open("memory://bucket/captions")
     assert gallery_address(root, "a", None) == "memory:///bucket/captions/gallery/a/index.html"
     assert gallery_address(root, "a", "https://x/y") == "https://x/y/gallery/a/index.html"
+
+
+def test_galleries_of_a_server_elsewhere_are_not_served(root: Root, capsys: pytest.CaptureFixture[str]) -> None:
+    with serving_galleries(root, NAMES, "https://captions.example.com:8443/links"):
+        assert capsys.readouterr().out == ""
 
 
 @pytest.fixture(scope="module")
