@@ -75,7 +75,7 @@ def _export(instance: dg.DagsterInstance, project: Project, shards: Sequence[str
                 summary.failures[shard] = run.reasons([shard]).get(shard) or run.failure or "the run failed"
             windows += [count(metadata, "windows") for metadata in run.materialized(project.dataset).values()]
             left = time_left(time.monotonic() - begun, number, len(shards))
-            note(f"exported {number} of {len(shards)} shards, {left} left")
+            note(f"exported {number} of {len(shards)} shards{left}")
     except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
         summary.is_interrupted = True
     return windows

@@ -146,7 +146,7 @@ class _Captioning:
             self._launch([self.project.manifest], self._tags(self.project.manifest, some, requested), requested)
             done += len(requested)
             left = time_left(time.monotonic() - begun, done, len(shards))
-            note(f"windows of {done} of {_shards(shards)} listed, {left} left")
+            note(f"windows of {done} of {_shards(shards)} listed{left}")
 
     def _make_captions(self) -> None:
         """Make the captions of all chosen shards that have a manifest, as few engine starts as the settings allow."""
@@ -165,7 +165,7 @@ class _Captioning:
             made = set[str]().union(*(wanted[shard] for shard in requested))
             assets = [stage for stage in self.project.stages if stage.path[-1] in made]
             seconds = time.monotonic() - begun if before else 0.0
-            left = f", {time_left(seconds, before, total)} left" if before else ""
+            left = time_left(seconds, before, total)
             names = " to ".join(dict.fromkeys([requested[0], requested[-1]]))
             done = f"{before} of {total} windows done{left}"
             note(f"run {number} of {len(ranges)}: {_shards(requested)}, {names}; {done}")
@@ -266,9 +266,11 @@ def plan_runs(
     return [(some, [shard for shard in some if shard in wanted]) for some in ranges]
 
 
-def time_left(seconds: float, done: int, total: int) -> timedelta:
-    """The remaining time, if ``done`` of ``total`` items took ``seconds``."""
-    return timedelta(seconds=round(seconds / done * (total - done)))
+def time_left(seconds: float, done: int, total: int) -> str:
+    """The remaining time as the end of a message, if ``done`` of ``total`` items took ``seconds``: ", 0:01:00 left"."""
+    if not 0 < done < total:
+        return ""
+    return f", {timedelta(seconds=round(seconds / done * (total - done)))} left"
 
 
 def _shards(shards: Sized) -> str:

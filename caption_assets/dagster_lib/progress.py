@@ -16,11 +16,11 @@ from caption_assets.models.download import DownloadStopped
 from caption_assets.models.weights import format_size
 
 INTERVAL_SECONDS = 10.0
-"""Minimum time between two messages, apart from the last one."""
+"""Minimum time between two messages."""
 
 
 class DownloadProgress:
-    """Logs the number of downloaded bytes at intervals and at the end."""
+    """Logs the number of downloaded bytes at intervals; the end of a download has a message of its own."""
 
     def __init__(self, log: dg.DagsterLogManager) -> None:
         self._log = log
@@ -39,7 +39,7 @@ class DownloadProgress:
         """
         if self._is_stopped:
             raise DownloadStopped("the download was stopped")
-        if done == total or time.monotonic() - self._logged_at >= INTERVAL_SECONDS:
+        if time.monotonic() - self._logged_at >= INTERVAL_SECONDS:
             self._logged_at = time.monotonic()
             self._log.info(f"weights: {format_size(done)} of {format_size(total)}")
 

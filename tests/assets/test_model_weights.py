@@ -5,6 +5,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from caption_assets.dagster_lib import progress
 from caption_assets.models.mirror import read_weights_manifest
 from caption_assets.models.variants import SAMPLE
 from caption_assets.store.root import Root
@@ -52,7 +53,10 @@ def test_adapter_as_model_fails_with_the_remedy(project: ProjectHarness, tmp_pat
 
 
 @pytest.mark.store
-def test_hub_model_is_mirrored_and_its_progress_logged(project: ProjectHarness, hub: HubServer) -> None:
+def test_hub_model_is_mirrored_and_its_progress_logged(
+    project: ProjectHarness, hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "INTERVAL_SECONDS", 0.0)
     result = project.run("model_weights", model=HUB_ID, model_revision=COMMIT)
     [event] = result.get_asset_materialization_events()
     metadata = event.materialization.metadata

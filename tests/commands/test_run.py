@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from caption_assets.commands.launch import FinishedRun
+from caption_assets.commands.run import time_left
 from caption_assets.commands.summary import Summary
 from tests.processes import RunningCommand
 
@@ -152,3 +153,8 @@ def test_summary_counts_refused_shards_apart() -> None:
 def test_summary_is_complete_if_all_shards_are_captioned_or_unchanged() -> None:
     assert Summary(list("ab"), unchanged=["a"], windows={"b": (1, 0, 0)}).is_complete
     assert not Summary(failures={"c,d": "invalid name"}).is_complete
+
+
+@pytest.mark.fast
+def test_time_left_is_shown_only_in_between() -> None:
+    assert [time_left(30, done, 4) for done in (0, 1, 4)] == ["", ", 0:01:30 left", ""]
