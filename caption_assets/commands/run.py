@@ -91,7 +91,7 @@ class _Captioning:
         try:
             present = self._register()
             states = self._states()
-            if not states.order:
+            if not states.order and not self.summary.failures:
                 raise RunError(
                     f"no shards in CAPTION_SOURCE={self.settings.source_url!r}: put each shard there, as a folder of "
                     "clips or a .tar, .parquet or .jsonl file"
@@ -129,8 +129,9 @@ class _Captioning:
             return listing.keys
         run = self._launch([self.project.shard_index], {})
         self.summary.failures |= dict(listing.refused)
-        if not run.success and not listing.refused:
-            raise RunError(run.failure or "the shards cannot be registered")
+        reason = run.failure or "the shards cannot be registered"
+        if not run.success and not any(reason.startswith(f"{shard}: ") for shard in listing.refused):
+            raise RunError(reason)
         return listing.keys
 
     def _fetch_weights(self) -> None:

@@ -103,6 +103,20 @@ def test_source_without_shards_is_an_error(command_line: CommandLine) -> None:
     assert output.splitlines()[-1].startswith("error: no shards in CAPTION_SOURCE=")
 
 
+@pytest.mark.engine
+def test_registration_that_fails_is_an_error_beside_refused_shards(command_line: CommandLine) -> None:
+    (command_line.root / "odd" / "sp ace").mkdir(parents=True)
+    source = {"CAPTION_SOURCE": str(command_line.root / "odd")}
+    status, output = command_line.run("run", CAPTION_ROOT="/proc/none", **source)
+    assert status == 1
+    assert output.splitlines()[-1].startswith("error: CAPTION_ROOT is '/proc/none', which is not writable")
+
+    status, output = command_line.run("run", **source)
+    assert status == 1
+    assert output.splitlines()[-2].startswith("failed: sp ace: its name is not a valid partition key")
+    assert output.splitlines()[-1].startswith("nothing to do")
+
+
 @pytest.mark.faults
 def test_same_command_resumes_after_ctrl_c(command_line: CommandLine) -> None:
     settings = {"CAPTION_MAX_UNREADABLE_FRACTION": "0.5", "CAPTION_SHARDS_PER_RUN": "1"}
