@@ -63,7 +63,7 @@ class Captioner:
         if others := [stage.name for stage in self.recipe.stages if stage not in self.recipe.own_stages]:
             raise RecipeError(
                 f"the stage {others[0]} of the recipe {self.recipe.graph.name!r} has a model of its own, and a "
-                "captioner has one engine: remove the stage from the recipe, or caption shards with Dagster"
+                "captioner has one engine: remove the stage from the recipe, or use `caption-assets run`"
             )
         if self._settings.variant.bundled:
             warnings.warn(SAMPLE_WARNING.format("the argument model"), SampleModelWarning, stacklevel=2)

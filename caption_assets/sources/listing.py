@@ -103,6 +103,8 @@ def _content(shard: Shard, others: OtherFiles) -> str:
     """A description of the content of a shard without clips."""
     if shard.layout is Layout.LIST:
         return "the list has no rows"
+    if not others.count:
+        return "it is empty"
     suffixes = ", ".join(sorted(others.by_suffix)[:SHOWN_SUFFIXES])
     return f"{others.count} other files{f' ({suffixes})' if suffixes else ''}"
 

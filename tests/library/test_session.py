@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -109,7 +110,11 @@ def test_closed_iterator_stops_its_call_but_not_the_engine(captioner: FakeCaptio
     captioner.engine = FakeEngine(seconds=0.05)
     rows = captioner.caption(clips)
     next(rows)
+    (call,) = captioner._session._tasks
     rows.close()  # type: ignore[attr-defined]
+    while not call.done():
+        time.sleep(0.01)
+    assert call.cancelled()
     assert len(list(captioner.caption(clips[0]))) == 2 * len(STAGES)
     assert captioner.starts == 1
 

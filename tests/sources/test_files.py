@@ -96,6 +96,7 @@ def test_credentials_are_not_shown() -> None:
 
 
 def test_folder_without_videos_is_refused(tmp_path: Path) -> None:
+    assert "has no clips: it is empty" in refusal(str(tmp_path))[1]
     (tmp_path / "notes.md").touch()
     assert "1 other files (.md)" in refusal(str(tmp_path))[1]
 
