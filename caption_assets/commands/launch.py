@@ -22,6 +22,7 @@ from caption_assets.dagster_lib.private_dagster import (
     PARTITION_NAME_TAG,
     RunFailureReason,
     asset_job,
+    isolate_log_processes,
 )
 from caption_assets.dagster_lib.run_request import request_tags
 
@@ -123,6 +124,7 @@ def launch(instance: dg.DagsterInstance, assets: Sequence[dg.AssetKey], tags: Ma
         assets: the assets to materialize.
         tags: tags of the run, such as those of ``range_tags``.
     """
+    isolate_log_processes()
     job = asset_job("caption_assets.definitions", "defs")
     try:
         tags = {**tags, COMMAND_ID_TAG: COMMAND_ID}

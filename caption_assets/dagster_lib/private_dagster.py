@@ -7,15 +7,16 @@ type checkers import dagster-k8s, because the definitions must load where it is 
 from __future__ import annotations
 
 import logging
+import subprocess
 from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
 # Dagster's commands raise these errors for wrong options, with a traceback.
 from dagster._check import CheckError as CheckError
-
-# A step that logs several shards' materializations itself must give each the check's target, which no public name does.
 from dagster._core.definitions.asset_checks.asset_check_evaluation import (
     AssetCheckEvaluationTargetMaterializationData as AssetCheckEvaluationTargetMaterializationData,
 )
@@ -46,6 +47,10 @@ from dagster._core.events import AssetMaterializationPlannedData
 
 # A run that a signal ended, or that repeats its step's failure, is recognized by its reason.
 from dagster._core.events import RunFailureReason as RunFailureReason
+
+# A step that logs several shards' materializations itself must give each the check's target, which no public name does.
+# No setting starts the processes that mirror a step's output in groups of their own; see `isolate_log_processes`.
+from dagster._core.execution import compute_logs
 
 # A step that must not be retried is failed by an event; the health check's result always allows a retry.
 from dagster._core.execution.plan.objects import StepFailureData, UserFailureData
@@ -113,3 +118,12 @@ def fail_step(context: StepHandlerContext, summary: str, reason: str) -> None:
     words = UserFailureData(summary, reason)  # type: ignore[no-untyped-call]
     failure = StepFailureData(error=None, user_failure_data=words)  # type: ignore[no-untyped-call]
     dg.DagsterEvent.step_failure_event(context.get_step_context(step), failure, message=reason)
+
+
+def isolate_log_processes() -> None:
+    """Start the processes that mirror a step's output in groups of their own.
+
+    A terminal sends Ctrl-C to the whole group of a command, and Dagster's watcher would end with a traceback.
+    """
+    isolated = SimpleNamespace(**vars(subprocess) | {"Popen": partial(subprocess.Popen, process_group=0)})
+    setattr(compute_logs, "subprocess", isolated)  # noqa: B010  (its type is a module's)

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import dagster as dg
 import pytest
+from dagster._core.execution.compute_logs import execute_posix_tail
 
 from caption_assets.commands.launch import COMMAND_ID, COMMAND_ID_TAG, cancel_unfinished, range_tags
+from caption_assets.dagster_lib.private_dagster import isolate_log_processes
 from caption_assets.dagster_lib.run_request import requested_shards
 
 pytestmark = pytest.mark.fast
@@ -31,3 +36,9 @@ def test_run_over_a_whole_range_names_no_shards() -> None:
 def test_run_over_a_part_of_a_range_names_its_shards() -> None:
     tags = range_tags(CAPTIONS, ["a", "b", "c"], ["a", "c"], "now")
     assert requested_shards(tags, ["a", "b", "c"]) == ["a", "c"]
+
+
+def test_processes_that_mirror_a_steps_output_do_not_receive_ctrl_c(tmp_path: Path) -> None:
+    isolate_log_processes()
+    with (tmp_path / "mirror").open("w") as mirror, execute_posix_tail(str(tmp_path / "output"), mirror) as processes:
+        assert [os.getpgid(process) for process in processes] == list(processes)
