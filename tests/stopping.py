@@ -76,6 +76,7 @@ class StoppingHarness:
             "CAPTION_CACHE": str(self.folder / "cache"),
             "CAPTION_CHECKPOINT_ROWS": "1000",
             "CAPTION_CHECKPOINT_SECONDS": "1000",
+            "CAPTION_LOG_LEVEL": "debug",  # the tests wait for Dagster's events
             **settings,
         }
         started = RunningCommand([sys.executable, "-W", "ignore", *command], self.folder, environment)
