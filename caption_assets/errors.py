@@ -1,4 +1,4 @@
-"""Base classes and formatting of the project's errors."""
+"""Base classes of the project's errors, and the formatting of errors and messages."""
 
 from __future__ import annotations
 
@@ -65,6 +65,11 @@ def _with_type(error: BaseException, text: str) -> str:
     """The type of an error and its message, shortened to ``MAX_MESSAGE_CHARACTERS``."""
     shown = text if len(text) <= MAX_MESSAGE_CHARACTERS else f"{text[:MAX_MESSAGE_CHARACTERS]}\N{HORIZONTAL ELLIPSIS}"
     return f"{type(error).__name__}: {shown}" if shown else type(error).__name__
+
+
+def number_of(number: int, noun: str) -> str:
+    """A number with its noun: ``1 clip``, ``2 clips``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def printable(text: str) -> str:

@@ -20,7 +20,7 @@ from typing import TextIO
 from caption_assets.captioning.output import TextOutput
 from caption_assets.captioning.recipe_file import RecipeError
 from caption_assets.captioning.stages import Stage
-from caption_assets.errors import CaptionAssetsError
+from caption_assets.errors import CaptionAssetsError, number_of
 from caption_assets.library.captioner import SAMPLE_WARNING, Captioner, SampleModelWarning, UnknownStage
 from caption_assets.library.formats import Format, json_line, subtitles, text_lines
 from caption_assets.library.progress import PlainProgress, show_progress
@@ -148,8 +148,9 @@ def _interruptible() -> Iterator[None]:
     with TemporaryDirectory(prefix="caption-assets-") as folder:
 
         def end(signal_number: int, frame: object) -> None:
-            os.write(sys.stderr.fileno(), CLEAR_BAR + b"interrupted\n" if sys.stderr.isatty() else b"interrupted\n")
             rmtree(folder, ignore_errors=True)
+            # Last: threads go on printing until the exit.
+            os.write(sys.stderr.fileno(), CLEAR_BAR + b"interrupted\n" if sys.stderr.isatty() else b"interrupted\n")
             os._exit(INTERRUPTED)
 
         former, tempfile.tempdir = tempfile.tempdir, folder
@@ -201,12 +202,8 @@ class _Tally:
 
     def summary(self, clips: int, seconds: float) -> str:
         """The counts in one line."""
-        failed = f"; {_number(len(self.failed), 'file')} with errors, shown above" if self.failed else ""
-        return f"{_number(clips, 'file')}, {_number(len(self.windows), 'window')} in {seconds:.0f} s{failed}"
-
-
-def _number(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+        failed = f"; {number_of(len(self.failed), 'file')} with errors, shown above" if self.failed else ""
+        return f"{number_of(clips, 'file')}, {number_of(len(self.windows), 'window')} in {seconds:.0f} s{failed}"
 
 
 def subtitle_names(clips: Iterable[str], form: Format) -> dict[str, str]:
