@@ -35,7 +35,7 @@ from caption_assets.dagster_lib.run_request import shards_to_process
 from caption_assets.dagster_lib.shard_events import observation, observed_versions
 from caption_assets.dagster_lib.status_metadata import PARTITION_MEANINGS
 from caption_assets.dagster_lib.termination import stoppable
-from caption_assets.errors import CaptionAssetsError, as_project_error, printable
+from caption_assets.errors import CaptionAssetsError, as_project_error, number_of, printable
 from caption_assets.kubernetes.pods import MANIFEST_SIZE, cpu_pod
 from caption_assets.resources import Storage, Workers
 from caption_assets.settings import Settings
@@ -284,7 +284,7 @@ class _Tally:
         """A summary for the log: ``12 clips, 13 windows; 1 clip unreadable: 1 damaged``."""
         kinds = ", ".join(f"{count} {kind}" for kind, count in self.errors.most_common())
         unreadable = f"; {self.errors.total()} unreadable: {kinds}" if self.errors else ""
-        return f"{self.clips} clips, {self.windows} windows{unreadable}"
+        return f"{number_of(self.clips, 'clip')}, {number_of(self.windows, 'window')}{unreadable}"
 
     def rows(self, clips: Iterable[ProbedClip]) -> Iterator[ManifestRow]:
         """Yield and count the rows of clips."""

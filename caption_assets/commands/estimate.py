@@ -27,6 +27,7 @@ from caption_assets.commands.workload import (
 )
 from caption_assets.dagster_lib.project import Project
 from caption_assets.dagster_lib.project_claim import check_claim
+from caption_assets.errors import number_of
 from caption_assets.models.weights import format_size
 from caption_assets.report.gallery import gallery_path
 from caption_assets.resources import build_storage
@@ -227,7 +228,7 @@ def table(found: Estimate) -> Iterator[tuple[str, str]]:
     counted = found.shards - found.shards_without_manifest
     yield "shards", f"{found.shards} of {found.shards_in_source} need a run; {counted} of them have a manifest"
     sample = (
-        f", from {found.clips_sampled} clips of {_counted(found.shards_sampled, 'shard')}"
+        f", from {found.clips_sampled} clips of {number_of(found.shards_sampled, 'shard')}"
         if found.clips_sampled
         else ""
     )
@@ -238,13 +239,13 @@ def table(found: Estimate) -> Iterator[tuple[str, str]]:
     if found.engine_hours is None:
         yield "engine time", "not known: measure a rate with `caption-assets bench`, and give it as --rate"
     else:
-        starts = _counted(found.engine_starts, "start")
+        starts = number_of(found.engine_starts, "start")
         seconds = f" of {found.engine_start_seconds:.0f} s" if found.engine_start_seconds else " (not counted)"
         yield "engine time", f"{_with_range(found.engine_hours, _duration)}, with {starts}{seconds}"
     if not found.gpus:
         yield "GPU hours", "none: the model runs on the CPU"
     elif found.gpu_hours:
-        yield "GPU hours", f"{_with_range(found.gpu_hours, _decimal)}, with {_counted(found.gpus, 'GPU')}"
+        yield "GPU hours", f"{_with_range(found.gpu_hours, _decimal)}, with {number_of(found.gpus, 'GPU')}"
         no_price = "not known: set CAPTION_GPU_HOUR_PRICE"
         yield "cost", _with_range(found.cost, _decimal) if found.cost else no_price
     size = "not known before the first captions" if found.output_bytes is None else format_size(found.output_bytes)
@@ -254,10 +255,6 @@ def table(found: Estimate) -> Iterator[tuple[str, str]]:
 def _with_range(found: Range, form: Callable[[float], str]) -> str:
     low, value, high = (form(bound) for bound in (found.low, found.value, found.high))
     return value if low == high else f"{value} ({low} to {high})"
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'s' if count > 1 else ''}"
 
 
 def _count(value: float) -> str:

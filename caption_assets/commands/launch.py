@@ -67,8 +67,8 @@ class FinishedRun:
     @cached_property
     def is_interrupted(self) -> bool:
         """Whether a signal ended the run."""
-        failures = [event.job_failure_data for event in self._events if event.event_type_value == "PIPELINE_FAILURE"]
-        return any(data.failure_reason is RunFailureReason.UNEXPECTED_TERMINATION for data in failures)
+        ends = [event for event in self._events if event.event_type is dg.DagsterEventType.RUN_FAILURE]
+        return any(end.job_failure_data.failure_reason is RunFailureReason.UNEXPECTED_TERMINATION for end in ends)
 
     @cached_property
     def warnings(self) -> list[str]:

@@ -16,7 +16,7 @@ from caption_assets.automation.shard_states import ShardStates
 from caption_assets.automation.shard_status import present_code, weights_version
 from caption_assets.captioning.open_shard import WEIGHTS_ASSET
 from caption_assets.dagster_lib.project import Project
-from caption_assets.errors import CaptionAssetsError
+from caption_assets.errors import CaptionAssetsError, number_of
 from caption_assets.settings import Settings
 from caption_assets.store.tables import CLIP_MANIFEST
 
@@ -122,7 +122,7 @@ def check_shards(names: Iterable[str], known: Collection[str], place: str = "CAP
 def _unknown(kind: str, name: str, known: Sequence[str], place: str) -> str:
     near = get_close_matches(name, known)
     guess = f"did you mean {' or '.join(near)}? " if near else ""
-    count = f"{place} has {len(known)} {kind}{'s' * (len(known) != 1)}"
+    count = f"{place} has {number_of(len(known), kind)}"
     first = "" if near or not known else f": {', '.join(known[:5])}{', …' * (len(known) > 5)}"
     return f"unknown {kind} {name!r}: {guess}{count}{first}"
 
