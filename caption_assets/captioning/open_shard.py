@@ -12,6 +12,7 @@ from importlib.metadata import version
 
 from caption_assets.captioning.caption_run import CaptionRun
 from caption_assets.captioning.prefix_cache import CacheHits
+from caption_assets.captioning.previous_text import previous_prompts, with_previous
 from caption_assets.captioning.quality import QUALITY_RULES
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.stages import Stage
@@ -19,7 +20,7 @@ from caption_assets.captioning.threads import to_thread_uncancelled
 from caption_assets.captioning.window_job import DECODE, STORE, JobStatus, Origin, WindowJob
 from caption_assets.store.checkpoints import remove_checkpoints, write_checkpoint
 from caption_assets.store.lease import Lease
-from caption_assets.store.tables import CLIP_MANIFEST, CaptionRow, publish_captions
+from caption_assets.store.tables import CLIP_MANIFEST, CaptionFile, CaptionRow, publish_captions
 from caption_assets.store.versions import TableVersions, captions_version
 
 WEIGHTS_ASSET = "model_weights"
@@ -75,7 +76,7 @@ class OpenShard:
         lease: the shard's lease.
         jobs: a window job for each row of the manifest, in order.
         inputs: data versions of the input tables, by name.
-        former: file metadata of the tables that will be replaced, by name.
+        former: the tables that will be replaced, by name.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class OpenShard:
         lease: Lease,
         jobs: Sequence[WindowJob],
         inputs: Mapping[str, str],
-        former: Mapping[str, Mapping[str, str]],
+        former: Mapping[str, CaptionFile],
     ) -> None:
         self.lease = lease
         self.jobs = jobs
@@ -183,16 +184,21 @@ class OpenShard:
         keys = [job.window.key for job in self.jobs]
         published = {}
         for stage in run.stages:
-            rows = [job.row(stage) for job in self.jobs if stage.name in job.rows]
+            former = self._former.get(stage.name, CaptionFile(stage.name, (), {}))
+            made = [job.row(stage) for job in self.jobs if stage.name in job.rows]
+            rows = with_previous(made, former.rows, stage.columns.score)
             versions = self._versions(stage, rows)
             hits = self._hits[stage.name].file_metadata
-            metadata = {**file_metadata(run.recipe, stage), **versions.file_metadata, **hits}
+            metadata = {
+                **file_metadata(run.recipe, stage),
+                **previous_prompts(rows, former, former.metadata.get(STAGE_PROMPT)),
+                **versions.file_metadata,
+                **hits,
+            }
             path = publish_captions(run.root, stage.name, shard, rows, keys, metadata, stage.columns)
             reused = sum(job.rows[stage.name].origin is Origin.REUSED for job in self.jobs)
             fresh = _fresh_rows(self.jobs, stage)
-            published[stage.name] = PublishedTable(
-                path, rows, reused, fresh, versions, self._former.get(stage.name, {})
-            )
+            published[stage.name] = PublishedTable(path, rows, reused, fresh, versions, former.metadata)
             self._inputs[stage.name] = versions.data
         self._seconds[STORE] += time.monotonic() - started
         return Published(published, self._seconds)

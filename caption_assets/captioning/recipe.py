@@ -30,6 +30,8 @@ REFERENCE_OUTPUT_TOKENS = 512
 """The reference's output limit. Do not change it: fingerprints contain it."""
 
 
+CLIP_PROMPT = "clip"
+"""Name of a prompt that a clip brings."""
 _FORMER_STAGES = [stage for name in ("general", "driving", "surveillance") for stage in built_in(name).stages]
 """The stages of releases that hashed no stages upstream. Code versions do not contain them, and stay the same."""
 
@@ -117,7 +119,7 @@ class Recipe:
 
     def prompt_name(self, stage: Stage, window: ManifestRow) -> str:
         """Name of a window's prompt: ``clip`` for its clip's own, otherwise the recipe's name."""
-        return self.graph.name if self.clip_prompt(stage, window) is None else "clip"
+        return self.graph.name if self.clip_prompt(stage, window) is None else CLIP_PROMPT
 
     def template(self, stage: Stage, window: ManifestRow) -> str:
         """The instruction of a stage for a window, with its slots for texts."""

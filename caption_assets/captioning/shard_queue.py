@@ -285,7 +285,7 @@ def _read_shard(run: CaptionRun, lease: Lease, warn: Callable[[str], None]) -> O
     published = list(_published_tables(run, shard, warn))
     earlier = EarlierRows(chain(published, read_checkpoints(run.root, shard, warn)))
     reuse = Reuse(run.recipe, run.max_attempts, earlier, run.engine_settings)
-    former = {file.table: file.metadata for file in published}
+    former = {file.table: file for file in published}
     return OpenShard(run, lease, _plan_rows(run, shard, manifest, needed, reuse), inputs, former)
 
 

@@ -17,7 +17,7 @@ from caption_assets.errors import CaptionAssetsError
 from caption_assets.models.weights import WeightsManifest, format_size
 from caption_assets.store.caption_columns import UPSTREAM, CaptionColumns
 from caption_assets.store.failure_limits import FailureLimits, Failures
-from caption_assets.store.tables import FORMER_UPSTREAM, SCHEMA_VERSION, SHARD, ManifestRow, published_schema
+from caption_assets.store.tables import FORMER_UPSTREAM, PREVIOUS, SCHEMA_VERSION, SHARD, ManifestRow, published_schema
 
 MAX_TRUNCATED = 0.05
 """Maximum share of captions that reach the output limit. A few do with any model; if more do, the limit is too low."""
@@ -256,9 +256,9 @@ def schema_known(stored: StoredTable, columns: CaptionColumns) -> Finding:
     """Check that the table's columns and schema version are those that this release writes for its stage."""
     known, found = published_schema(stored.table, columns), stored.schema
     version = stored.file_metadata.get("schema_version", "none")
-    # Earlier releases wrote no shard, and the same fingerprints in another column, which is read as well.
+    # Earlier releases wrote no shard and previous texts, and the same fingerprints in another column, which is read.
     former = {FORMER_UPSTREAM, UPSTREAM} if FORMER_UPSTREAM in found.names else set()
-    former |= set() if SHARD.name in found.names else {SHARD.name}
+    former |= {SHARD.name, PREVIOUS} - {*found.names}
     names = {*known.names, *found.names} - former
     both = {*known.names} & {*found.names}
     other = sorted(name for name in names if name not in both or not found.field(name).equals(known.field(name)))

@@ -113,6 +113,31 @@ class ManifestRow:
 
 
 @dataclass(frozen=True, slots=True)
+class PreviousText:
+    """The caption that a row replaced, and what it was made with. The columns of the same names describe the fields."""
+
+    caption: str
+    flags: Sequence[str] = ()
+    model: str | None = None
+    revision: str | None = None
+    lora: str | None = None
+    lora_revision: str | None = None
+    prompt_name: str | None = None
+    prompt_hash: str | None = None
+    sampling: Annotated[Mapping[str, float | None], SAMPLING] | None = None
+    fingerprint: str | None = None
+    probability: float | None = None
+    """Probability of the choice; null for a stage without choices."""
+    score: float | None = None
+    """Probability of the choice that counts as good; null for a stage without a score."""
+
+
+PREVIOUS = "previous"
+"""Name of the column of previous texts."""
+PREVIOUS_TEXT = pa.struct([(column.name, column.type) for column in row_schema(PreviousText)])
+
+
+@dataclass(frozen=True, slots=True)
 class CaptionRow:
     """One window's caption of one stage, and its provenance."""
 
@@ -174,6 +199,9 @@ class CaptionRow:
     """Version of vLLM and hash of the engine's settings with which the row was made; null in rows of older versions."""
     fingerprint: str | None = None
     """Hash of everything that decides the caption's text: clip, frames, prompt, model and sampling."""
+    previous: Annotated[PreviousText, PREVIOUS_TEXT] | None = None
+    """The caption that this row replaced, with its flags and provenance; null if there was none, and in rows of older
+    versions. It is no part of the row's identity."""
     upstream_fingerprints: Annotated[Mapping[str, str], pa.null()] | None = None
     """Fingerprints of the rows whose texts were in the prompt, by stage; None for a stage that needs no text."""
     probabilities: Annotated[Mapping[str, float], pa.null()] | None = None
@@ -246,10 +274,12 @@ def caption_records(rows: Iterable[CaptionRow], columns: CaptionColumns) -> Iter
     """The rows of a stage's table, with the columns that derive from others."""
     for row in rows:
         record = _record(row)
+        if row.previous is not None:
+            record[PREVIOUS] = _record(row.previous)
         yield {**record, **columns.derived(record)}
 
 
-def _record(row: ManifestRow | CaptionRow) -> dict[str, Any]:
+def _record(row: ManifestRow | CaptionRow | PreviousText) -> dict[str, Any]:
     """A row's values by column. ``dataclasses.asdict`` copies all values and takes 20 times as long."""
     return {column.name: getattr(row, column.name) for column in fields(row)}
 
@@ -424,11 +454,13 @@ def manifest_rows(file: TableFile) -> Iterator[ManifestRow]:
 
 def caption_rows(file: TableFile) -> Iterator[CaptionRow]:
     """A stream of the rows of a file of captions."""
-    return _rows(file, CaptionRow, _with_former_upstream)
+    return _rows(file, CaptionRow, _convert_caption)
 
 
-def _with_former_upstream(record: dict[str, Any]) -> dict[str, Any]:
-    """A record with the fingerprint of its stage-1 row in the present column."""
+def _convert_caption(record: dict[str, Any]) -> dict[str, Any]:
+    """A record with its previous text as an object, and the fingerprint of its stage-1 row in the present column."""
+    if (previous := record.get(PREVIOUS)) is not None:
+        record[PREVIOUS] = PreviousText(**previous)
     former = record.pop(FORMER_UPSTREAM, None)
     return record if former is None else {**record, UPSTREAM: {FORMER_STAGE: former}}
 

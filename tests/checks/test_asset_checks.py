@@ -157,6 +157,11 @@ def test_schema_check_accepts_the_upstream_column_of_earlier_releases() -> None:
     assert schema_known(replace(stored([], STAGE2), schema=schema), STAGE2.columns).passed
 
 
+def test_schema_check_accepts_tables_of_earlier_releases_without_previous_texts() -> None:
+    schema = with_file_metadata(CAPTION_SCHEMA.remove(CAPTION_SCHEMA.get_field_index("previous")), {})
+    assert schema_known(replace(stored([]), schema=schema), STAGE1.columns).passed
+
+
 def test_failed_fraction_ignores_unreadable_clips() -> None:
     manifest = [*clips(9), broken("x.mp4"), window("z.mp4")]
     rows = [captioned(clip, "A car.") for clip in manifest[:9]]

@@ -2,6 +2,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
+import duckdb
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
@@ -13,9 +14,11 @@ from caption_assets.store.root import Root
 from caption_assets.store.tables import (
     CLIP_MANIFEST,
     ROW_GROUP,
+    SAMPLING,
     SCHEMA_VERSION,
     CaptionRow,
     ManifestRow,
+    PreviousText,
     Status,
     TableError,
     caption_schema,
@@ -57,6 +60,20 @@ def test_captions_survive_a_round_trip(root: Root) -> None:
     as_read = [replace(row, flags=[], reductions=[]) for row in CAPTIONS]  # a list column's values are lists
     as_read[0] = replace(as_read[0], frame_indices=[0, 4])
     assert read_captions(root, STAGE2.name, "s") == as_read
+
+
+def test_previous_text_survives_a_round_trip(root: Root) -> None:
+    previous = PreviousText("A car.", ["cut_off"], "model", sampling=dict.fromkeys(SAMPLING.names), fingerprint="f")
+    rows = [replace(CAPTIONS[0], previous=previous), CAPTIONS[1]]
+    publish_captions(root, STAGE2.name, "s", rows, KEYS, {})
+    assert [row.previous for row in read_captions(root, STAGE2.name, "s")] == [previous, None]
+
+
+def test_previous_text_is_a_struct_for_readers(root: Root, tmp_path: Path) -> None:
+    rows = [replace(CAPTIONS[0], previous=PreviousText("A car.", score=0.5)), CAPTIONS[1]]
+    path = tmp_path / publish_captions(root, STAGE2.name, "s", rows, KEYS, {})
+    query = f"SELECT previous.caption, previous.score, previous IS NULL FROM '{path}'"
+    assert duckdb.connect().execute(query).fetchall() == [("A car.", 0.5, False), (None, None, True)]
 
 
 @pytest.mark.parametrize(
