@@ -1,18 +1,20 @@
 """People's corrections of captions: decisions on a window and stage, which outrank the model.
 
 They lie in ``corrections/shard=<shard>/``, one Parquet file a decision, so that concurrent reviewers never write the
-same object. ``compact_corrections`` merges the files. Nothing is ever changed in place, and no file is removed before
-another one contains all of its rows.
+same object. The export merges the files that it has read; the other files are those that it has not exported yet.
+Nothing is ever changed in place, and no file is removed before another one contains all of its rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import posixpath
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from hashlib import sha256
+from itertools import groupby
 from typing import Annotated
 from uuid import uuid4
 
@@ -22,13 +24,14 @@ from caption_assets.errors import CaptionAssetsError
 from caption_assets.store.disk import temporary_folder
 from caption_assets.store.root import Root
 from caption_assets.store.table_file import TableFile, row_schema, with_file_metadata, write_table
-from caption_assets.store.tables import CaptionRow
+from caption_assets.store.tables import SHARD, CaptionRow
 
 CORRECTIONS = "corrections"
 """Folder of all corrections, relative to the root."""
-PARALLEL_READS = 16
-"""Number of files read concurrently. Each takes tens of milliseconds from object storage, mostly waiting."""
+PARALLEL_REQUESTS = 16
+"""Number of files read or removed concurrently. Each takes tens of milliseconds in object storage, mostly waiting."""
 _COMPACTED = "compacted-"
+_SAVED = "saved-"
 _SUFFIX = ".parquet"
 
 
@@ -155,6 +158,8 @@ class Correction:
 
 
 CORRECTION_SCHEMA = row_schema(Correction)
+"""The columns of a correction."""
+PUBLISHED_SCHEMA = pa.schema([SHARD, *CORRECTION_SCHEMA])
 """The columns of a file of corrections."""
 
 
@@ -188,6 +193,20 @@ class Corrections:
         return self._present.get((row.window_id, row.start_seconds, row.end_seconds, stage))
 
 
+@dataclass(frozen=True, slots=True)
+class CorrectionFiles:
+    """The files of corrections that a shard had at one time."""
+
+    shard: str
+    files: Mapping[str, Sequence[Correction]]
+    """The corrections in each file, by its path."""
+
+    @property
+    def corrections(self) -> Corrections:
+        """The corrections in all files."""
+        return Corrections(one for rows in self.files.values() for one in rows)
+
+
 def corrections_folder(shard: str) -> str:
     """The folder of a shard's corrections, relative to the root."""
     return f"{CORRECTIONS}/shard={shard}"
@@ -199,7 +218,7 @@ def save_correction(root: Root, shard: str, correction: Correction) -> None:
     Raises:
         StoreError: if it cannot be written.
     """
-    save_corrections(root, shard, [correction])
+    _write(root, shard, f"{correction.decided_at:%Y%m%dT%H%M%S%f}-{correction.correction_id}", [correction])
 
 
 def save_corrections(root: Root, shard: str, corrections: Sequence[Correction]) -> None:
@@ -208,12 +227,8 @@ def save_corrections(root: Root, shard: str, corrections: Sequence[Correction]) 
     Raises:
         StoreError: if it cannot be written.
     """
-    if len(corrections) == 1:
-        [one] = corrections
-        name = f"{one.decided_at:%Y%m%dT%H%M%S%f}-{one.correction_id}"
-    else:
-        name = _COMPACTED + _content_id(corrections)
-    _write(root, f"{corrections_folder(shard)}/{name}{_SUFFIX}", corrections)
+    if corrections:
+        _write(root, shard, _SAVED + _content_id(corrections), corrections)
 
 
 def read_corrections(root: Root, shard: str) -> Corrections:
@@ -223,29 +238,67 @@ def read_corrections(root: Root, shard: str) -> Corrections:
         TableError: if a file is damaged.
         StoreError: if the root cannot be read.
     """
-    found = _read_files(root, shard)
-    return Corrections(one for rows in found.values() for one in rows)
+    return read_correction_files(root, shard).corrections
 
 
-def compact_corrections(root: Root, shard: str) -> None:
-    """Merge a shard's files of corrections into one.
+def read_correction_files(root: Root, shard: str) -> CorrectionFiles:
+    """All corrections of a shard, with their files.
+
+    A file that a concurrent compaction removes is in its merged file.
+
+    Raises:
+        TableError: if a file is damaged.
+        StoreError: if the root cannot be read.
+    """
+    folder = corrections_folder(shard)
+    while True:
+        paths = [f"{folder}/{name}" for name in root.files(folder) if name.endswith(_SUFFIX)]
+        try:
+            with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
+                rows = pool.map(lambda path: list(_read(root, path)), paths)
+                return CorrectionFiles(shard, dict(zip(paths, rows, strict=True)))
+        except FileNotFoundError:
+            continue
+
+
+def compact_corrections(root: Root, found: CorrectionFiles) -> None:
+    """Merge files of corrections into one, which marks them as exported.
 
     It is safe beside reviewers, other compactions, and kills: the merged file is named by its content and written
     first, and then exactly the files that it contains are removed.
 
+    Args:
+        root: the root.
+        found: the files, as they were read.
+
     Raises:
-        TableError: if a file is damaged; nothing is changed then.
-        StoreError: if the root cannot be read or written.
+        StoreError: if the root cannot be written.
     """
-    found = _read_files(root, shard)
-    if len(found) < 2:
+    if not _is_pending(found.files):
         return
-    merged = Corrections(one for rows in found.values() for one in rows).history
-    path = f"{corrections_folder(shard)}/{_COMPACTED}{_content_id(merged)}{_SUFFIX}"
-    _write(root, path, merged)
-    for other in found:
-        if other != path:
-            root.remove(other)
+    merged = found.corrections.history
+    name = _COMPACTED + _content_id(merged)
+    path = _write(root, found.shard, name, merged)
+    with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
+        list(pool.map(root.remove, (other for other in found.files if other != path)))
+
+
+def pending_shards(root: Root) -> frozenset[str]:
+    """The shards with corrections that no export has read yet, from one listing.
+
+    Raises:
+        StoreError: if the root cannot be listed.
+    """
+    paths = sorted(path for path in root.sizes(CORRECTIONS) if path.endswith(_SUFFIX))
+    folders = groupby(paths, key=posixpath.dirname)
+    prefix = corrections_folder("")
+    return frozenset(folder.removeprefix(prefix) for folder, files in folders if _is_pending(list(files)))
+
+
+def _is_pending(paths: Collection[str]) -> bool:
+    """Whether the files are others than the one that a compaction leaves."""
+    names = [posixpath.basename(path) for path in paths]
+    return len(names) > 1 or any(not name.startswith(_COMPACTED) for name in names)
 
 
 def _content_id(corrections: Iterable[Correction]) -> str:
@@ -253,22 +306,15 @@ def _content_id(corrections: Iterable[Correction]) -> str:
     return sha256("\n".join(ids).encode()).hexdigest()[:24]
 
 
-def _write(root: Root, path: str, corrections: Iterable[Correction]) -> None:
+def _write(root: Root, shard: str, name: str, corrections: Iterable[Correction]) -> str:
+    """Write a file of corrections, and return its path."""
+    path = f"{corrections_folder(shard)}/{name}{_SUFFIX}"
     with temporary_folder() as folder:
         file = folder / "corrections.parquet"
-        write_table(file, with_file_metadata(CORRECTION_SCHEMA, {}), map(asdict, corrections))
+        records = ({SHARD.name: shard, **asdict(one)} for one in corrections)
+        write_table(file, with_file_metadata(PUBLISHED_SCHEMA, {}), records)
         root.upload(path, file)
-
-
-def _read_files(root: Root, shard: str) -> Mapping[str, Sequence[Correction]]:
-    """The corrections in each file, by path. A file that a concurrent compaction removed is in its merged file."""
-    while True:
-        paths = [f"{corrections_folder(shard)}/{name}" for name in root.files(corrections_folder(shard))]
-        try:
-            with ThreadPoolExecutor(PARALLEL_READS) as pool:
-                return dict(zip(paths, pool.map(lambda path: list(_read(root, path)), paths), strict=True))
-        except FileNotFoundError:
-            continue
+    return path
 
 
 def _read(root: Root, path: str) -> Iterator[Correction]:

@@ -1,8 +1,14 @@
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pyarrow.dataset as ds
 import pytest
 
 from caption_assets.store.corrections import (
@@ -11,6 +17,8 @@ from caption_assets.store.corrections import (
     Decision,
     compact_corrections,
     corrections_folder,
+    pending_shards,
+    read_correction_files,
     read_corrections,
     save_correction,
     save_corrections,
@@ -18,16 +26,14 @@ from caption_assets.store.corrections import (
 from caption_assets.store.root import Root
 from tests.report.windows import broken, captioned, failed, window
 
-pytestmark = pytest.mark.fast
-
 SHARD = "a"
 STAGE = "stage2_captions"
 ROW = captioned(window("a.mp4"), "A red car.", fingerprint="f")
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Root:
-    return Root.open(str(tmp_path))
+@pytest.fixture(params=[pytest.param("local", marks=pytest.mark.fast), pytest.param("s3", marks=pytest.mark.store)])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> Root:
+    return Root.open(str(tmp_path) if request.param == "local" else request.getfixturevalue("s3_url"))
 
 
 def decide(decision: Decision, reviewer: str = "ann", **details: str) -> Correction:
@@ -62,6 +68,15 @@ def test_undone_correction_uncovers_the_one_before(root: Root) -> None:
     assert len(found.history) == 4
 
 
+def compact(root: Root) -> None:
+    compact_corrections(root, read_correction_files(root, SHARD))
+
+
+def ids(corrections: Collection[Correction]) -> set[str]:
+    return {one.correction_id for one in corrections}
+
+
+@pytest.mark.fast
 def test_correction_is_outdated_when_the_text_has_changed() -> None:
     made = decide(Decision.ACCEPT)
     assert not made.is_outdated(ROW)
@@ -74,6 +89,7 @@ def test_caption_of_a_window_with_another_time_range_is_not_corrected(root: Root
     assert read_corrections(root, SHARD).find(other, STAGE) is None
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(
     ("decision", "details"),
     [
@@ -89,6 +105,7 @@ def test_contradictory_decision_is_refused(decision: Decision, details: dict[str
         decide(decision, **details)
 
 
+@pytest.mark.fast
 def test_unreadable_clip_cannot_be_corrected() -> None:
     with pytest.raises(CorrectionError, match="no window"):
         Correction.of(failed(broken("b.mp4")), STAGE, Decision.ACCEPT, "ann")
@@ -98,25 +115,78 @@ def test_compaction_keeps_every_correction_in_one_file(root: Root) -> None:
     made = [decide(Decision.REJECT, reason=str(number)) for number in range(5)]
     for one in made:
         save_correction(root, SHARD, one)
-    compact_corrections(root, SHARD)
+    compact(root)
     assert read_corrections(root, SHARD).history == made
     assert len(root.names(corrections_folder(SHARD))) == 1
-    compact_corrections(root, SHARD)
+    compact(root)
     assert read_corrections(root, SHARD).history == made
+
+
+def test_correction_saved_after_the_files_were_read_is_not_compacted(root: Root) -> None:
+    first, second = decide(Decision.ACCEPT), decide(Decision.REJECT)
+    save_correction(root, SHARD, first)
+    found = read_correction_files(root, SHARD)
+    save_correction(root, SHARD, second)
+    compact_corrections(root, found)
+    assert found.corrections.history == [first]
+    assert read_corrections(root, SHARD).history == [first, second]
+    assert pending_shards(root) == {SHARD}
+
+
+def test_shard_is_pending_until_its_corrections_are_compacted(root: Root) -> None:
+    assert pending_shards(root) == frozenset()
+    save_corrections(root, SHARD, [decide(Decision.ACCEPT), decide(Decision.REJECT)])
+    save_correction(root, "b=c", decide(Decision.ACCEPT))
+    assert pending_shards(root) == {SHARD, "b=c"}
+    compact(root)
+    assert pending_shards(root) == {"b=c"}
+    save_correction(root, SHARD, decide(Decision.ACCEPT))
+    assert pending_shards(root) == {SHARD, "b=c"}
 
 
 def test_compactions_beside_reviewers_lose_nothing(root: Root) -> None:
-    made = [decide(Decision.ACCEPT, reviewer) for reviewer in ("ann", "bob") for _ in range(40)]
-
-    def compact(_: int) -> None:
-        compact_corrections(root, SHARD)
-
+    made = [decide(Decision.ACCEPT, reviewer) for reviewer in ("ann", "bob") for _ in range(15)]
     with ThreadPoolExecutor(8) as pool:
         saved = [pool.submit(save_correction, root, SHARD, one) for one in made]
-        compacted = [pool.submit(compact, number) for number in range(20)]
+        compacted = [pool.submit(compact, root) for _ in range(8)]
         for job in (*saved, *compacted):
             job.result()
-    assert {one.correction_id for one in read_corrections(root, SHARD).history} == {one.correction_id for one in made}
+    assert ids(read_corrections(root, SHARD).history) == ids(made)
+
+
+@pytest.mark.parametrize(
+    ("url", "kills"),
+    [
+        pytest.param("local", 3, marks=pytest.mark.faults),
+        pytest.param("s3", 3, marks=pytest.mark.store),
+        pytest.param("s3", 50, marks=pytest.mark.nightly),
+    ],
+)
+def test_killed_compactions_lose_nothing(url: str, kills: int, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    root = Root.open(str(tmp_path) if url == "local" else request.getfixturevalue("s3_url"))
+    compactor = (
+        "import sys\n"
+        "from caption_assets.store.corrections import compact_corrections, read_correction_files\n"
+        "from caption_assets.store.root import Root\n"
+        "root = Root.open(sys.argv[1])\n"
+        "print(flush=True)\n"
+        "while True:\n"
+        f"    compact_corrections(root, read_correction_files(root, {SHARD!r}))\n"
+    )
+    made: list[Correction] = []
+    for number in range(kills):
+        with subprocess.Popen([sys.executable, "-c", compactor, root.url], stdout=subprocess.PIPE) as process:
+            assert process.stdout
+            process.stdout.readline()  # it has started
+            until = time.monotonic() + 0.1 + 0.07 * (number % 5)
+            while time.monotonic() < until:
+                made.append(decide(Decision.REJECT, reason=str(number)))
+                save_correction(root, SHARD, made[-1])
+            process.send_signal(signal.SIGKILL)
+        assert ids(read_corrections(root, SHARD).history) == ids(made)
+    compact(root)
+    assert ids(read_corrections(root, SHARD).history) == ids(made)
+    assert pending_shards(root) == frozenset()
 
 
 def test_import_that_is_repeated_has_no_effect(root: Root) -> None:
@@ -124,3 +194,15 @@ def test_import_that_is_repeated_has_no_effect(root: Root) -> None:
     save_corrections(root, SHARD, made)
     save_corrections(root, SHARD, made)
     assert read_corrections(root, SHARD).history == made
+    compact(root)
+    save_corrections(root, SHARD, made)
+    assert read_corrections(root, SHARD).history == made
+
+
+@pytest.mark.fast
+def test_corrections_are_a_dataset_with_the_name_of_the_shard(tmp_path: Path) -> None:
+    root = Root.open(str(tmp_path))
+    for shard in ("00000", "2024-01-01"):
+        save_correction(root, shard, decide(Decision.REWRITE, caption="A bus."))
+    found = ds.dataset(tmp_path / "corrections").to_table(columns=["shard", "decision", "caption"]).to_pylist()
+    assert found == [{"shard": shard, "decision": "rewrite", "caption": "A bus."} for shard in ("00000", "2024-01-01")]
