@@ -25,7 +25,7 @@ from caption_assets.captioning.vllm_arguments import STEP_TOKENS
 from caption_assets.credentials import find_credential, is_credential, is_hub_token, mentions_credential
 from caption_assets.environment import PREFIX, is_service_address, unknown_settings
 from caption_assets.errors import CaptionAssetsError
-from caption_assets.export.formats import ExportConfig, Format
+from caption_assets.export.config import ExportConfig, Format
 from caption_assets.models.cache import CacheConfig
 from caption_assets.models.checkpoint import Checkpoint, Lora
 from caption_assets.models.lora import find_lora

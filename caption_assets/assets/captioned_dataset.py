@@ -9,8 +9,9 @@ from caption_assets.dagster_lib.project_claim import check_claim
 from caption_assets.dagster_lib.retry_policy import step_retry_policy
 from caption_assets.dagster_lib.termination import stoppable
 from caption_assets.export.card import CARD
+from caption_assets.export.config import ExportConfig
 from caption_assets.export.dataset_shard import export_shard
-from caption_assets.export.formats import ExportConfig
+from caption_assets.export.formats import layout_of
 from caption_assets.export.index import shard_folder
 from caption_assets.kubernetes.pods import EXPORT_SIZE, cpu_pod
 from caption_assets.resources import Storage
@@ -39,7 +40,7 @@ def build_captioned_dataset(settings: Settings, export: ExportConfig) -> dg.Asse
         key=project.dataset,
         partitions_def=project.partitions,
         deps=[project.key(table) for table in project.tables],
-        description=f"Clips and captions for training, as {export.layout.name}, with a dataset card.",
+        description=f"Clips and captions for training, as {layout_of(export).name}, with a dataset card.",
         group_name=CAPTIONS_GROUP,
         kinds={"huggingface"},
         metadata=meanings(MEANINGS),

@@ -10,7 +10,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from caption_assets.captioning.output import ChoiceOutput, JsonOutput, Output, TextOutput
 from caption_assets.captioning.stages import Stage
 from caption_assets.export.clip import ShardTables
-from caption_assets.export.formats import ExportConfig, FormatLayout
+from caption_assets.export.config import ExportConfig
+from caption_assets.export.formats import FormatLayout
 from caption_assets.export.index import DATA, DATASET
 from caption_assets.store.root import Root
 from caption_assets.store.table_file import TableFile

@@ -1,15 +1,16 @@
-"""The exported clips of a shard: each clip's windows with the captions of all stages, streamed from the tables."""
+"""The windows of a shard with the captions of all stages, streamed from the tables, and the clips made of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from itertools import groupby, zip_longest
+from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 from caption_assets.captioning.stages import Stage
 from caption_assets.store.caption_columns import UPSTREAM
+from caption_assets.store.corrections import Correction, Corrections, read_corrections
 from caption_assets.store.root import Root
 from caption_assets.store.table_file import TableFile
 from caption_assets.store.tables import (
@@ -26,18 +27,46 @@ from caption_assets.store.tables import (
 
 
 @dataclass(frozen=True, slots=True)
+class TrainingText:
+    """A text to train on."""
+
+    stage: str
+    """The stage whose caption it is."""
+    text: str
+    weight: float = 1.0
+    """Its share among the texts of its window."""
+    tokens: int | None = None
+    """Its length in tokens of the trainer's tokenizer; None without one."""
+
+
+@dataclass(frozen=True, slots=True)
+class VideoFile:
+    """A video file of the dataset."""
+
+    path: str
+    """Relative to the dataset's folder."""
+    frames: int
+    fps: float
+    seconds: float
+    width: int
+    """As displayed, in pixels."""
+    height: int
+    """As displayed, in pixels."""
+
+
+@dataclass(frozen=True, slots=True)
 class CaptionedWindow:
-    """A window with its row in each table."""
+    """A window with its row in each table, and what a trainer loads of it."""
 
     row: ManifestRow
     captions: Mapping[str, CaptionRow]
-    """Its caption of each stage, in the order of the stages."""
-
-    @property
-    def failure(self) -> str | None:
-        """The first table in which the window failed, with the kind of error; None if it has all captions."""
-        rows: dict[str, ManifestRow | CaptionRow] = {CLIP_MANIFEST: self.row, **self.captions}
-        return next((f"{table}: {row.error_kind}" for table, row in rows.items() if row.status is Status.FAILED), None)
+    """Its caption of each stage, in the order of the stages, as the model gave it."""
+    corrections: Mapping[str, Correction] = field(default_factory=dict)
+    """The corrections that hold, by stage."""
+    texts: tuple[TrainingText, ...] = ()
+    """The texts to train on; ``select_clips`` fills them in."""
+    video: VideoFile | None = None
+    """Its file in the dataset, or its clip's; None in a format whose files contain the clips or refer to the source."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +77,9 @@ class CaptionedClip:
     row: ManifestRow
     """The manifest row of its first window, for the clip's location and properties."""
     windows: tuple[CaptionedWindow, ...]
-    """The windows with all captions."""
+    """The windows to export."""
     left_out: tuple[str, ...]
-    """The table and kind of error of each window that is left out."""
+    """The reason why each other window is left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,23 +91,14 @@ class ShardTables:
     stages: tuple[Stage, ...]
     captions: tuple[TableFile, ...]
     """The table of each stage."""
+    corrections: Corrections
 
-    def clips(self) -> Iterator[CaptionedClip]:
-        """The shard's clips in the manifest's order.
+    def windows(self) -> Iterator[CaptionedWindow]:
+        """The shard's windows, and its unreadable clips, in the manifest's order.
 
         Raises:
             TableError: if a table was made from an earlier version of another one.
         """
-        for _, windows in groupby(self._windows(), key=lambda window: window.row.clip_key):
-            found = [(window, window.failure) for window in windows]
-            yield CaptionedClip(
-                self.shard,
-                found[0][0].row,
-                tuple(window for window, failure in found if failure is None),
-                tuple(failure for _, failure in found if failure is not None),
-            )
-
-    def _windows(self) -> Iterator[CaptionedWindow]:
         names = [stage.name for stage in self.stages]
         rows: Iterator[tuple[Any, ...]] = zip_longest(manifest_rows(self.manifest), *map(caption_rows, self.captions))
         for row, *captions in rows:
@@ -88,7 +108,8 @@ class ShardTables:
             found = dict(zip(names, captions, strict=True))
             for stage in self.stages:
                 self._check_upstream(stage, found)
-            yield CaptionedWindow(row, found)
+            corrections = {name: self.corrections.find(caption, name) for name, caption in found.items()}
+            yield CaptionedWindow(row, found, {name: one for name, one in corrections.items() if one})
 
     def _check_upstream(self, stage: Stage, captions: Mapping[str, CaptionRow]) -> None:
         """Check that a stage's caption was made from the present captions of the stages that it needs."""
@@ -122,4 +143,4 @@ def open_tables(root: Root, shard: str, stages: tuple[Stage, ...]) -> Iterator[S
                     f"{file.name} lacks the columns {', '.join(sorted(missing))}, because stage {stage.name} had "
                     f"another output: materialize {stage.name} for shard {shard!r} again"
                 )
-        yield ShardTables(shard, manifest, stages, tuple(captions))
+        yield ShardTables(shard, manifest, stages, tuple(captions), read_corrections(root, shard))

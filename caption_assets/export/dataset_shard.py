@@ -14,7 +14,8 @@ from operator import itemgetter
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.export.card import write_card
 from caption_assets.export.clip import CaptionedClip, ShardTables, open_tables
-from caption_assets.export.formats import ClipSamples, ExportConfig, FormatLayout, encode_record, sample_key
+from caption_assets.export.config import ExportConfig
+from caption_assets.export.formats import ClipSamples, FormatLayout, encode_record, layout_of, sample_key
 from caption_assets.export.index import (
     DATASET,
     ExportedFile,
@@ -25,6 +26,7 @@ from caption_assets.export.index import (
     shard_folder,
     write_index,
 )
+from caption_assets.export.selected_clips import select_clips
 from caption_assets.sources.manifest import ClipChanged, read_clip
 from caption_assets.store.disk import temporary_folder
 from caption_assets.store.failure_limits import FailureLimits, Failures
@@ -51,7 +53,7 @@ class ExportResult:
 def export_shard(root: Root, source: Root, shard: str, export: ExportConfig) -> ExportResult:
     """Write a shard's part of the dataset, replacing an earlier one, and the dataset card.
 
-    A window is exported if it has a caption of each stage. Files are named by their content. The shard's index is
+    ``select_clips`` chooses the windows. Files are named by their content. The shard's index is
     written when all files exist, and other files are removed afterwards, so that the files in the index always belong
     together. The files of a failed export are removed at once, those of a killed export by the next one.
 
@@ -67,15 +69,15 @@ def export_shard(root: Root, source: Root, shard: str, export: ExportConfig) -> 
         ExportError: if a clip is missing or changed, or another run exported the shard at the same time.
         StoreError: if the source cannot be read, or the root cannot be written.
     """
-    layout = export.layout
+    layout = layout_of(export)
     with open_tables(root, shard, export.graph.stages) as tables:
         _check_failures(tables, export.limits)
-        content = _summarize(tables, layout, export.version)
+        content = _summarize(tables, layout, export)
         index = find_index(root, shard)
         written = index is None or index.version != content.version or not is_complete(root, shard, index)
         try:
             if index is None or written:
-                files = tuple(_write(root, source, tables, layout, export.file_bytes, content.version))
+                files = tuple(_write(root, source, tables, layout, export, content.version))
                 index = ExportIndex(content.version, content.clips, content.windows, dict(content.left_out), files)
                 write_index(root, shard, index)
         finally:
@@ -106,9 +108,9 @@ class _Summary:
     left_out: Counter[str] = field(default_factory=Counter)
 
 
-def _summarize(tables: ShardTables, layout: FormatLayout, version: str) -> _Summary:
-    found, digest = _Summary(), sha256(version.encode())
-    for clip in tables.clips():
+def _summarize(tables: ShardTables, layout: FormatLayout, export: ExportConfig) -> _Summary:
+    found, digest = _Summary(), sha256(export.version.encode())
+    for clip in select_clips(tables, export):
         found.clips += bool(clip.windows)
         found.windows += len(clip.windows)
         found.left_out.update(clip.left_out)
@@ -119,11 +121,11 @@ def _summarize(tables: ShardTables, layout: FormatLayout, version: str) -> _Summ
 
 
 def _write(
-    root: Root, source: Root, tables: ShardTables, layout: FormatLayout, file_bytes: int, version: str
+    root: Root, source: Root, tables: ShardTables, layout: FormatLayout, export: ExportConfig, version: str
 ) -> Iterator[ExportedFile]:
     """Write the shard's files to a temporary folder, and publish each."""
-    samples = _samples(source, (clip for clip in tables.clips() if clip.windows), layout)
-    for number, part in groupby(_numbered(samples, file_bytes), itemgetter(0)):
+    samples = _samples(source, (clip for clip in select_clips(tables, export) if clip.windows), layout)
+    for number, part in groupby(_numbered(samples, export.file_bytes), itemgetter(0)):
         name = f"{version}-{number:05}.{layout.suffix}"
         with temporary_folder() as folder:
             path = folder / name

@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import tarfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from enum import StrEnum
+from dataclasses import dataclass
 from hashlib import sha256
 from io import BytesIO
 from typing import IO, Any
 
-from caption_assets.captioning.stages import StageGraph
 from caption_assets.export.clip import CaptionedClip
 from caption_assets.export.columns import (
     CLIP_COLUMNS,
@@ -25,22 +23,13 @@ from caption_assets.export.columns import (
     stage_columns,
     window_record,
 )
-from caption_assets.store.failure_limits import FailureLimits
+from caption_assets.export.config import ExportConfig, Format
 
-LAYOUT_VERSION = "2"
-"""Version of the file layout. Raise it when the same tables would give different files."""
 VIDEO = "mp4"
 """Suffix of the clip in its sample, whatever its container: ``datasets`` turns each suffix into a column and requires
 the same suffixes in all samples. Decoders detect the container."""
 
 Record = dict[str, Any]
-
-
-class Format(StrEnum):
-    """The formats by name."""
-
-    WEBDATASET = "webdataset"
-    JSONL = "jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,36 +149,16 @@ def _features(*columns: Column) -> list[Feature]:
     return [column.feature for column in columns]
 
 
-LAYOUTS = {Format.WEBDATASET: _tars, Format.JSONL: _json_lines}
+_LAYOUTS = {Format.WEBDATASET: _tars, Format.JSONL: _json_lines}
 
 
-@dataclass(frozen=True, slots=True)
-class ExportConfig:
-    """The settings of the export."""
+def layout_of(export: ExportConfig) -> FormatLayout:
+    """The layout of an export's format for its stages.
 
-    format: Format
-    file_bytes: int
-    """Maximum size of a file, in bytes; a larger clip gets its own file."""
-    graph: StageGraph
-    """The stages of the recipe."""
-    limits: FailureLimits = field(default_factory=FailureLimits)
-    """Limits on the failures of a shard that is exported."""
-    license: str | None = None
-    """License for the card: an SPDX identifier in the Hub's spelling, such as ``cc-by-4.0``."""
-
-    @property
-    def layout(self) -> FormatLayout:
-        """The format's layout for the stages.
-
-        Raises:
-            CaptionAssetsError: if two stages have a column of the same name.
-        """
-        return LAYOUTS[self.format](stage_columns(self.graph.stages))
-
-    @property
-    def version(self) -> str:
-        """Version of the layout and of the settings that decide the files."""
-        return f"{LAYOUT_VERSION}-{self.format}-{self.file_bytes}"
+    Raises:
+        CaptionAssetsError: if two stages have a column of the same name.
+    """
+    return _LAYOUTS[export.format](stage_columns(export.graph.stages))
 
 
 def sample_key(clip: CaptionedClip) -> str:

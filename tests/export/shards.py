@@ -10,8 +10,8 @@ from io import BytesIO
 from typing import Any
 
 from caption_assets.captioning.recipe_file import built_in
+from caption_assets.export.config import ExportConfig, Format
 from caption_assets.export.dataset_shard import ExportResult, export_shard
-from caption_assets.export.formats import ExportConfig, Format
 from caption_assets.export.index import DATASET, shard_folder
 from caption_assets.store.content_tag import ContentTag, etag_tag
 from caption_assets.store.root import Root

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from caption_assets.captioning.stages import Stage
+from caption_assets.export.config import ExportConfig
 from caption_assets.export.dataset_shard import ExportError
-from caption_assets.export.formats import ExportConfig
 from caption_assets.export.index import find_index, shard_folder
 from caption_assets.store.content_tag import ContentTag
 from caption_assets.store.failure_limits import FailureLimit, FailureLimits

@@ -14,8 +14,8 @@ from typing import Any
 import av
 import pytest
 
+from caption_assets.export.config import ExportConfig
 from caption_assets.export.dataset_shard import export_shard
-from caption_assets.export.formats import ExportConfig
 from caption_assets.export.index import DATASET
 from caption_assets.store.root import Root
 from tests.docs.snippets import SNIPPETS

@@ -1,0 +1,81 @@
+"""The settings of the export."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from caption_assets.captioning.output import TextOutput
+from caption_assets.captioning.stages import StageGraph
+from caption_assets.store.failure_limits import FailureLimits
+
+LAYOUT_VERSION = "3"
+"""Version of the file layout. Raise it when the same tables would give different files."""
+
+
+class Format(StrEnum):
+    """The formats by name."""
+
+    WEBDATASET = "webdataset"
+    JSONL = "jsonl"
+
+
+class Cut(StrEnum):
+    """How windows become files."""
+
+    NONE = "none"
+    """No files of windows: the clips stay as they are."""
+    EXACT = "exact"
+    """A file with exactly the window's frames: copied where the container allows it, else encoded anew."""
+    REMUX = "remux"
+    """The window's part of the stream as it is, from the last keyframe at or before its first frame."""
+
+
+@dataclass(frozen=True, slots=True)
+class CutConfig:
+    """The settings of window files."""
+
+    cut: Cut = Cut.NONE
+    fps: float | None = None
+    """Constant frame rate of the files; None for the clip's."""
+    longest_side: int | None = None
+    """Maximum width and height, in pixels; None for the clip's."""
+    seconds: float | None = None
+    """Maximum duration, from the window's start; None for the whole window."""
+    audio: bool = False
+    """Whether the files have the clip's audio."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExportConfig:
+    """The settings of the export."""
+
+    format: Format
+    file_bytes: int
+    """Maximum size of a file of samples, in bytes; a larger clip gets its own file."""
+    graph: StageGraph
+    """The stages of the recipe."""
+    limits: FailureLimits = field(default_factory=FailureLimits)
+    """Limits on the failures of a shard that is exported."""
+    license: str | None = None
+    """License for the card: an SPDX identifier in the Hub's spelling, such as ``cc-by-4.0``."""
+    texts: Mapping[str, float] = field(default_factory=dict)
+    """The stages whose captions are trained on, with their weights; empty for the last stage with text."""
+    cut: CutConfig = field(default_factory=CutConfig)
+
+    @property
+    def text_weights(self) -> Mapping[str, float]:
+        """The stages whose captions are trained on, with their weights."""
+        return self.texts or {self._last_text: 1.0}
+
+    @property
+    def version(self) -> str:
+        """Version of the layout and of the settings that decide the files."""
+        return f"{LAYOUT_VERSION}-{self.format}-{self.file_bytes}"
+
+    @property
+    def _last_text(self) -> str:
+        stages = self.graph.stages
+        texts = [stage.name for stage in stages if isinstance(stage.output, TextOutput)]
+        return texts[-1] if texts else stages[-1].name

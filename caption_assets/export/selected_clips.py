@@ -1,0 +1,69 @@
+"""The clips of a shard as they are exported. Windows pass a chain of steps; each changes a window or leaves it out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import groupby
+
+from caption_assets.export.clip import CaptionedClip, CaptionedWindow, ShardTables, TrainingText
+from caption_assets.export.config import ExportConfig
+from caption_assets.store.tables import CLIP_MANIFEST, CaptionRow, ManifestRow, Status
+
+Step = Callable[[CaptionedWindow], CaptionedWindow | str]
+"""Returns the window for the next step, or the reason why it is left out."""
+
+
+def select_clips(tables: ShardTables, export: ExportConfig) -> Iterator[CaptionedClip]:
+    """The clips of a shard in the manifest's order, each with its windows to export and the reasons of the others.
+
+    Two passes over the same tables give the same clips.
+
+    Raises:
+        TableError: if a table was made from an earlier version of another one.
+    """
+    steps = build_steps(tables, export)
+    for _, windows in groupby(tables.windows(), key=lambda window: window.row.clip_key):
+        given = list(windows)
+        passed = [_apply(steps, window) for window in given]
+        yield CaptionedClip(
+            tables.shard,
+            given[0].row,
+            tuple(window for window in passed if isinstance(window, CaptionedWindow)),
+            tuple(reason for reason in passed if isinstance(reason, str)),
+        )
+
+
+def build_steps(tables: ShardTables, export: ExportConfig) -> Sequence[Step]:
+    """The steps of an export, in order."""
+    return (require_success, TextChoice(export))
+
+
+def require_success(window: CaptionedWindow) -> CaptionedWindow | str:
+    """Leave out a window that failed in a table. The reason is the first such table, with the kind of error."""
+    rows: dict[str, ManifestRow | CaptionRow] = {CLIP_MANIFEST: window.row, **window.captions}
+    failures = (f"{table}: {row.error_kind}" for table, row in rows.items() if row.status is Status.FAILED)
+    return next(failures, window)
+
+
+class TextChoice:
+    """The step that chooses the texts to train on: the captions of the stages in ``ExportConfig.texts``."""
+
+    def __init__(self, export: ExportConfig) -> None:
+        self._weights = export.text_weights
+
+    def __call__(self, window: CaptionedWindow) -> CaptionedWindow | str:
+        """The window with its texts."""
+        texts = tuple(
+            TrainingText(stage, window.captions[stage].caption or "", weight) for stage, weight in self._weights.items()
+        )
+        return replace(window, texts=texts)
+
+
+def _apply(steps: Sequence[Step], window: CaptionedWindow) -> CaptionedWindow | str:
+    for step in steps:
+        passed = step(window)
+        if isinstance(passed, str):
+            return passed
+        window = passed
+    return window
