@@ -11,7 +11,7 @@ from caption_assets.captioning.output import ChoiceOutput, JsonOutput, Output, T
 from caption_assets.captioning.stages import Stage
 from caption_assets.export.clip import ShardTables
 from caption_assets.export.config import ExportConfig
-from caption_assets.export.formats import FormatLayout
+from caption_assets.export.formats.layout import FormatLayout
 from caption_assets.export.index import DATA, DATASET
 from caption_assets.store.root import Root
 from caption_assets.store.table_file import TableFile

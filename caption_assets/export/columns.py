@@ -130,6 +130,11 @@ def stage_columns(stages: Iterable[Stage]) -> tuple[StageColumns, ...]:
     return found
 
 
+def window_columns(stages: Iterable[StageColumns]) -> tuple[Column, ...]:
+    """The columns of a window and its stages."""
+    return (*WINDOW_COLUMNS, *(column for columns in stages for column in columns.columns.values()))
+
+
 def clip_record(clip: CaptionedClip, columns: Sequence[Column] = CLIP_COLUMNS) -> dict[str, Any]:
     """The clip's columns."""
     return {SHARD.name: clip.shard, **{column.name: getattr(clip.row, column.name) for column in columns}}

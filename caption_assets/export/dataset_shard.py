@@ -15,7 +15,8 @@ from caption_assets.errors import CaptionAssetsError
 from caption_assets.export.card import write_card
 from caption_assets.export.clip import CaptionedClip, ShardTables, open_tables
 from caption_assets.export.config import ExportConfig
-from caption_assets.export.formats import ClipSamples, FormatLayout, encode_record, layout_of, sample_key
+from caption_assets.export.formats import layout_of
+from caption_assets.export.formats.layout import ClipSamples, FormatLayout, encode_record, sample_key
 from caption_assets.export.index import (
     DATASET,
     ExportedFile,

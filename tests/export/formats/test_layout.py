@@ -6,7 +6,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from caption_assets.export.clip import CaptionedClip
-from caption_assets.export.formats import encode_record, sample_key
+from caption_assets.export.formats.layout import encode_record, sample_key
 from tests.report.windows import window
 
 pytestmark = pytest.mark.fast

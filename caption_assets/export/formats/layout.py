@@ -1,0 +1,96 @@
+"""The layout of a format: its files, records and columns, and the video files that it needs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from hashlib import sha256
+from typing import IO, Any
+
+from caption_assets.export.clip import CaptionedClip
+from caption_assets.export.columns import Column, Feature
+
+Record = dict[str, Any]
+
+
+class Videos(Enum):
+    """The video files of a format."""
+
+    SOURCE = "source"
+    """None: its records give the location of the clips in their source."""
+    INSIDE = "inside"
+    """Its files contain them: each clip, or each window if windows are cut."""
+    CLIPS = "clips"
+    """A file for each clip, beside its files of samples."""
+    WINDOWS = "windows"
+    """A file for each window, beside its files of samples."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClipSamples:
+    """The samples of a clip, ready to be written."""
+
+    key: str
+    """Unique key of the clip in the dataset."""
+    records: tuple[bytes, ...]
+    """JSON records, one for each sample."""
+    video: bytes
+    """The clip's bytes; empty in a format without clips."""
+
+    @property
+    def size(self) -> int:
+        """Total size, in bytes."""
+        return sum(map(len, self.records)) + len(self.video)
+
+
+def no_sidecars(clip: CaptionedClip) -> Iterator[tuple[str, bytes]]:
+    """The sidecars of a format without any."""
+    return iter(())
+
+
+@dataclass(frozen=True, slots=True)
+class FormatLayout:
+    """The layout of one format."""
+
+    name: str
+    """Its name, for descriptions."""
+    suffix: str
+    """Suffix of its files."""
+    videos: Videos
+    """The video files that it needs."""
+    write: Callable[[IO[bytes], Iterable[ClipSamples]], int]
+    """Writes a file of samples, and returns their number."""
+    records: Callable[[CaptionedClip], list[Record]]
+    """The records of a clip, one for each sample."""
+    features: list[Feature]
+    """Types of the columns, for the front matter of the card."""
+    columns: tuple[tuple[str, tuple[Column, ...]], ...]
+    """The columns by heading, for the card's tables."""
+    sidecars: Callable[[CaptionedClip], Iterator[tuple[str, bytes]]] = no_sidecars
+    """Name and content of the files that belong to the video files of a clip, in the shard's folder."""
+
+    @property
+    def contains_clips(self) -> bool:
+        """Whether the files contain the clips."""
+        return self.videos is Videos.INSIDE
+
+
+def sample_key(clip: CaptionedClip) -> str:
+    """A clip's key in the dataset: 24 hex digits, a hash of its shard, name and content.
+
+    The clip's own name is not usable. webdataset ends a key at the first dot, and names are untrusted.
+    """
+    identity = json.dumps([clip.shard, clip.row.clip_key, clip.row.content_tag])
+    return sha256(identity.encode()).hexdigest()[:24]
+
+
+def encode_record(record: Record) -> bytes:
+    """A record as one JSON line."""
+    return json.dumps(record, ensure_ascii=False).encode()
+
+
+def features_of(*columns: Column) -> list[Feature]:
+    """The types of the columns, for the front matter of the card."""
+    return [column.feature for column in columns]
