@@ -23,6 +23,8 @@ MEANINGS = {
     "windows": "Number of exported windows",
     "left_out": "Number of windows and unreadable clips that were not exported",
     "left_out_by_reason": "Number of these by the table in which they failed, and the kind of error",
+    "corrections": "Number of people's corrections of captions: accepted, rejected, rewritten; outdated (the model's "
+    "text has changed since), and unmatched (the window has changed)",
     "files": "Number of files of the shard",
     "size_mb": "Total size of the files, in megabytes",
     "written": "Whether files were written; false if the stored files are current",
@@ -64,6 +66,7 @@ def build_captioned_dataset(settings: Settings, export: ExportConfig) -> dg.Asse
                 "windows": index.windows,
                 "left_out": sum(index.left_out.values()),
                 "left_out_by_reason": dg.MetadataValue.json(dict(index.left_out)),
+                "corrections": dg.MetadataValue.json(dict(index.corrections)),
                 "files": len(index.files),
                 "size_mb": round(index.bytes / 1e6, 1),
                 "written": exported.written,

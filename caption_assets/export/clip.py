@@ -10,7 +10,7 @@ from typing import Any
 
 from caption_assets.captioning.stages import Stage
 from caption_assets.store.caption_columns import UPSTREAM
-from caption_assets.store.corrections import Correction, Corrections, read_corrections
+from caption_assets.store.corrections import Correction, CorrectionFiles, Corrections, Decision, read_correction_files
 from caption_assets.store.root import Root
 from caption_assets.store.table_file import TableFile
 from caption_assets.store.tables import (
@@ -60,13 +60,20 @@ class CaptionedWindow:
 
     row: ManifestRow
     captions: Mapping[str, CaptionRow]
-    """Its caption of each stage, in the order of the stages, as the model gave it."""
+    """Its caption of each stage, in the order of the stages: the model's, or after ``ApplyCorrections`` a person's."""
     corrections: Mapping[str, Correction] = field(default_factory=dict)
     """The corrections that hold, by stage."""
     texts: tuple[TrainingText, ...] = ()
     """The texts to train on; ``select_clips`` fills them in."""
     video: VideoFile | None = None
     """Its file in the dataset, or its clip's; None in a format whose files contain the clips or refer to the source."""
+
+    def present_decision(self, stage: str) -> Decision | None:
+        """What a person decided on a stage's caption. An acceptance of an earlier text does not count."""
+        found = self.corrections.get(stage)
+        if found is None or (found.decision is Decision.ACCEPT and found.is_outdated(self.captions[stage])):
+            return None
+        return found.decision
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +99,8 @@ class ShardTables:
     captions: tuple[TableFile, ...]
     """The table of each stage."""
     corrections: Corrections
+    correction_files: CorrectionFiles
+    """The files of these corrections."""
 
     def windows(self) -> Iterator[CaptionedWindow]:
         """The shard's windows, and its unreadable clips, in the manifest's order.
@@ -143,4 +152,5 @@ def open_tables(root: Root, shard: str, stages: tuple[Stage, ...]) -> Iterator[S
                     f"{file.name} lacks the columns {', '.join(sorted(missing))}, because stage {stage.name} had "
                     f"another output: materialize {stage.name} for shard {shard!r} again"
                 )
-        yield ShardTables(shard, manifest, stages, tuple(captions), read_corrections(root, shard))
+        found = read_correction_files(root, shard)
+        yield ShardTables(shard, manifest, stages, tuple(captions), found.corrections, found)

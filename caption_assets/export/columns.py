@@ -12,7 +12,6 @@ from caption_assets.captioning.stages import Stage
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.export.clip import CaptionedClip, CaptionedWindow
 from caption_assets.store.caption_columns import PROBABILITIES
-from caption_assets.store.tables import CaptionRow
 
 Feature = dict[str, Any]
 """A column's type in the front matter of a card, with its name or without."""
@@ -70,6 +69,7 @@ _STAGE_COLUMNS = (
     Column("lora", "string", "Hub id of the LoRA adapter on that model, if there was one"),
     Column("lora_revision", "string", "commit of that adapter"),
     Column("prompt_name", "string", "name of the prompt of stage `{}`"),
+    Column("correction", "string", "`rewrite` if a person wrote that caption, `accept` if a person accepted it"),
 )
 _OUTPUT_COLUMNS = {
     "fields": "that caption, which is JSON, with its fields",
@@ -103,9 +103,11 @@ class StageColumns:
         }
         return cls(stage, columns)
 
-    def record(self, row: CaptionRow) -> dict[str, Any]:
-        """The columns of a row."""
+    def record(self, window: CaptionedWindow) -> dict[str, Any]:
+        """The columns of a window."""
+        row = window.captions[self.stage.name]
         derived = self.stage.columns.derived({"caption": row.caption, PROBABILITIES: row.probabilities})
+        derived["correction"] = window.present_decision(self.stage.name)
         return {
             column.name: derived[name] if name in derived else getattr(row, name)
             for name, column in self.columns.items()
@@ -144,7 +146,7 @@ def window_record(window: CaptionedWindow, stages: Iterable[StageColumns]) -> di
     """The window's columns."""
     record = {column.name: getattr(window.row, column.name) for column in WINDOW_COLUMNS}
     for columns in stages:
-        record |= columns.record(window.captions[columns.stage.name])
+        record |= columns.record(window)
     return record
 
 

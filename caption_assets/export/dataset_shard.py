@@ -6,7 +6,7 @@ import json
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from itertools import groupby
 from operator import itemgetter
@@ -29,6 +29,7 @@ from caption_assets.export.index import (
 )
 from caption_assets.export.selected_clips import select_clips
 from caption_assets.sources.manifest import ClipChanged, read_clip
+from caption_assets.store.corrections import CorrectionCounts, compact_corrections
 from caption_assets.store.disk import temporary_folder
 from caption_assets.store.failure_limits import FailureLimits, Failures
 from caption_assets.store.root import Root
@@ -56,7 +57,8 @@ def export_shard(root: Root, source: Root, shard: str, export: ExportConfig) -> 
 
     ``select_clips`` chooses the windows. Files are named by their content. The shard's index is
     written when all files exist, and other files are removed afterwards, so that the files in the index always belong
-    together. The files of a failed export are removed at once, those of a killed export by the next one.
+    together. The files of a failed export are removed at once, those of a killed export by the next one. The files of
+    people's corrections that were read are compacted at the end.
 
     Args:
         root: the root with the tables and the dataset.
@@ -77,9 +79,15 @@ def export_shard(root: Root, source: Root, shard: str, export: ExportConfig) -> 
         index = find_index(root, shard)
         written = index is None or index.version != content.version or not is_complete(root, shard, index)
         try:
+            corrections = asdict(count_corrections(tables))
             if index is None or written:
                 files = tuple(_write(root, source, tables, layout, export, content.version))
-                index = ExportIndex(content.version, content.clips, content.windows, dict(content.left_out), files)
+                index = ExportIndex(
+                    content.version, content.clips, content.windows, dict(content.left_out), files, corrections
+                )
+                write_index(root, shard, index)
+            elif index.corrections != corrections:
+                index = replace(index, corrections=corrections)
                 write_index(root, shard, index)
         finally:
             remove_unlisted(root, shard, find_index(root, shard))
@@ -89,6 +97,7 @@ def export_shard(root: Root, source: Root, shard: str, export: ExportConfig) -> 
                 f"export it in one run at a time, and materialize {DATASET} again"
             )
         write_card(root, tables, layout, export)
+        compact_corrections(root, tables.correction_files)
     return ExportResult(index, written)
 
 
@@ -97,6 +106,12 @@ def _check_failures(tables: ShardTables, limits: FailureLimits) -> None:
     limits.check(CLIP_MANIFEST, Failures.of_manifest(manifest_rows(tables.manifest)))
     for stage, file in zip(tables.stages, tables.captions, strict=True):
         limits.check(stage.name, Failures.of_captions(caption_rows(file)))
+
+
+def count_corrections(tables: ShardTables) -> CorrectionCounts:
+    """The number of a shard's corrections. The tables are read only if there are some."""
+    windows = tables.windows() if tables.corrections.present else ()
+    return CorrectionCounts.of(tables.corrections, (item for window in windows for item in window.captions.items()))
 
 
 @dataclass(slots=True)

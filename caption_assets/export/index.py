@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from caption_assets.store.root import Root
@@ -38,6 +38,8 @@ class ExportIndex:
     left_out: Mapping[str, int]
     """Number of windows that are left out, by table and error kind."""
     files: tuple[ExportedFile, ...]
+    corrections: Mapping[str, int] = field(default_factory=dict)
+    """Number of people's corrections, by kind; see ``CorrectionCounts``."""
 
     @property
     def bytes(self) -> int:

@@ -8,6 +8,7 @@ from itertools import groupby
 
 from caption_assets.export.clip import CaptionedClip, CaptionedWindow, ShardTables, TrainingText
 from caption_assets.export.config import ExportConfig
+from caption_assets.export.corrected import ApplyCorrections
 from caption_assets.store.tables import CLIP_MANIFEST, CaptionRow, ManifestRow, Status
 
 Step = Callable[[CaptionedWindow], CaptionedWindow | str]
@@ -36,7 +37,7 @@ def select_clips(tables: ShardTables, export: ExportConfig) -> Iterator[Captione
 
 def build_steps(tables: ShardTables, export: ExportConfig) -> Sequence[Step]:
     """The steps of an export, in order."""
-    return (require_success, TextChoice(export))
+    return ApplyCorrections(tables.stages, export.text_weights), require_success, TextChoice(export)
 
 
 def require_success(window: CaptionedWindow) -> CaptionedWindow | str:

@@ -8,6 +8,7 @@ Nothing is ever changed in place, and no file is removed before another one cont
 from __future__ import annotations
 
 import posixpath
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -191,6 +192,41 @@ class Corrections:
     def find(self, row: CaptionRow, stage: str) -> Correction | None:
         """The correction of a row's caption that holds, if there is one."""
         return self._present.get((row.window_id, row.start_seconds, row.end_seconds, stage))
+
+
+@dataclass(frozen=True, slots=True)
+class CorrectionCounts:
+    """The number of a shard's corrections that hold, by kind."""
+
+    accepted: int = 0
+    rejected: int = 0
+    rewritten: int = 0
+    outdated: int = 0
+    """Number of those that were made on another text of the model than the present one."""
+    unmatched: int = 0
+    """Number of those without a row: the clip has changed, or its windows, or the stage is not in the recipe."""
+
+    @classmethod
+    def of(cls, corrections: Corrections, rows: Iterable[tuple[str, CaptionRow]]) -> CorrectionCounts:
+        """Count corrections.
+
+        Args:
+            corrections: the corrections of a shard.
+            rows: the shard's rows, each after the name of its stage.
+        """
+        decisions = Counter(one.decision for one in corrections.present)
+        matched = outdated = 0
+        for stage, row in rows if decisions else ():
+            if found := corrections.find(row, stage):
+                matched += 1
+                outdated += found.is_outdated(row)
+        return cls(
+            decisions[Decision.ACCEPT],
+            decisions[Decision.REJECT],
+            decisions[Decision.REWRITE],
+            outdated,
+            len(corrections.present) - matched,
+        )
 
 
 @dataclass(frozen=True, slots=True)

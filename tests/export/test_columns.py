@@ -8,7 +8,7 @@ from tests.stages import STAGES
 
 pytestmark = pytest.mark.fast
 
-SHARED = ("caption", "flags", "model", "revision", "lora", "lora_revision", "prompt_name")
+SHARED = ("caption", "flags", "model", "revision", "lora", "lora_revision", "prompt_name", "correction")
 
 
 def names(stages: tuple[Stage, ...]) -> list[str]:
