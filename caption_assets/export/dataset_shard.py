@@ -16,7 +16,7 @@ from caption_assets.export.card import write_card
 from caption_assets.export.clip import CaptionedClip, ShardTables, open_tables
 from caption_assets.export.config import ExportConfig
 from caption_assets.export.formats import layout_of
-from caption_assets.export.formats.layout import ClipSamples, FormatLayout, encode_record, sample_key
+from caption_assets.export.formats.layout import EncodedSample, FormatLayout, encode_record
 from caption_assets.export.index import (
     DATASET,
     ExportedFile,
@@ -130,7 +130,8 @@ def _summarize(tables: ShardTables, layout: FormatLayout, export: ExportConfig) 
         found.clips += bool(clip.windows)
         found.windows += len(clip.windows)
         found.left_out.update(clip.left_out)
-        for line in (clip.row.content_tag, *clip.left_out, *map(json.dumps, layout.records(clip))):
+        records = (json.dumps(sample.record) for sample in layout.samples(clip))
+        for line in (clip.row.content_tag, *clip.left_out, *records):
             digest.update(f"{line}\n".encode())
     found.version = digest.hexdigest()[:16]
     return found
@@ -151,31 +152,32 @@ def _write(
             yield ExportedFile(name, path.stat().st_size, count)
 
 
-def _numbered(clips: Iterable[ClipSamples], limit: int) -> Iterator[tuple[int, ClipSamples]]:
-    """The clips, each with the number of its file."""
+def _numbered(samples: Iterable[EncodedSample], limit: int) -> Iterator[tuple[int, EncodedSample]]:
+    """The samples, each with the number of its file."""
     number = size = 0
-    for clip in clips:
-        if size and size + clip.size > limit:
+    for sample in samples:
+        if size and size + sample.size > limit:
             number, size = number + 1, 0
-        size += clip.size
-        yield number, clip
+        size += sample.size
+        yield number, sample
 
 
-def _samples(source: Root, clips: Iterable[CaptionedClip], layout: FormatLayout) -> Iterator[ClipSamples]:
+def _samples(source: Root, clips: Iterable[CaptionedClip], layout: FormatLayout) -> Iterator[EncodedSample]:
     """The samples of the clips, with some clips prefetched."""
     with ThreadPoolExecutor(PARALLEL_READS) as pool:
-        pending: deque[Future[ClipSamples]] = deque()
+        pending: deque[Future[list[EncodedSample]]] = deque()
         for clip in clips:
-            pending.append(pool.submit(_sample, source, clip, layout))
+            pending.append(pool.submit(_encode, source, clip, layout))
             if len(pending) == PARALLEL_READS:
-                yield pending.popleft().result()
+                yield from pending.popleft().result()
         while pending:
-            yield pending.popleft().result()
+            yield from pending.popleft().result()
 
 
-def _sample(source: Root, clip: CaptionedClip, layout: FormatLayout) -> ClipSamples:
+def _encode(source: Root, clip: CaptionedClip, layout: FormatLayout) -> list[EncodedSample]:
+    """The samples of a clip with the bytes of their videos."""
     try:
         video = read_clip(source, clip.row) if layout.contains_clips else b""
     except ClipChanged as error:
         raise ExportError(f"{error}. Shard {clip.shard!r} was not exported") from None
-    return ClipSamples(sample_key(clip), tuple(encode_record(record) for record in layout.records(clip)), video)
+    return [EncodedSample(sample.key, encode_record(sample.record), video) for sample in layout.samples(clip)]

@@ -9,7 +9,7 @@ from enum import Enum
 from hashlib import sha256
 from typing import IO, Any
 
-from caption_assets.export.clip import CaptionedClip
+from caption_assets.export.clip import CaptionedClip, CaptionedWindow
 from caption_assets.export.columns import Column, Feature
 
 Record = dict[str, Any]
@@ -29,20 +29,30 @@ class Videos(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class ClipSamples:
-    """The samples of a clip, ready to be written."""
+class Sample:
+    """A sample of the dataset: a clip with its windows, or a window."""
 
     key: str
-    """Unique key of the clip in the dataset."""
-    records: tuple[bytes, ...]
-    """JSON records, one for each sample."""
-    video: bytes
-    """The clip's bytes; empty in a format without clips."""
+    """Its unique key in the dataset."""
+    record: Record
+    window: CaptionedWindow | None = None
+    """The window that it is; None if it is a clip."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedSample:
+    """A sample, ready to be written."""
+
+    key: str
+    record: bytes
+    """Its record as one JSON line, without its end."""
+    video: bytes = b""
+    """The bytes of its video file; empty in a format without videos inside its files."""
 
     @property
     def size(self) -> int:
         """Total size, in bytes."""
-        return sum(map(len, self.records)) + len(self.video)
+        return len(self.record) + len(self.video)
 
 
 def no_sidecars(clip: CaptionedClip) -> Iterator[tuple[str, bytes]]:
@@ -60,10 +70,10 @@ class FormatLayout:
     """Suffix of its files."""
     videos: Videos
     """The video files that it needs."""
-    write: Callable[[IO[bytes], Iterable[ClipSamples]], int]
+    write: Callable[[IO[bytes], Iterable[EncodedSample]], int]
     """Writes a file of samples, and returns their number."""
-    records: Callable[[CaptionedClip], list[Record]]
-    """The records of a clip, one for each sample."""
+    samples: Callable[[CaptionedClip], list[Sample]]
+    """The samples of a clip."""
     features: list[Feature]
     """Types of the columns, for the front matter of the card."""
     columns: tuple[tuple[str, tuple[Column, ...]], ...]
@@ -84,6 +94,11 @@ def sample_key(clip: CaptionedClip) -> str:
     """
     identity = json.dumps([clip.shard, clip.row.clip_key, clip.row.content_tag])
     return sha256(identity.encode()).hexdigest()[:24]
+
+
+def window_key(clip: CaptionedClip, window: CaptionedWindow) -> str:
+    """A window's key in the dataset: its clip's and its number."""
+    return f"{sample_key(clip)}-{window.row.window_index}"
 
 
 def encode_record(record: Record) -> bytes:

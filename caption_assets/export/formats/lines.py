@@ -15,32 +15,35 @@ from caption_assets.export.columns import (
     window_columns,
     window_record,
 )
-from caption_assets.export.formats.layout import ClipSamples, FormatLayout, Record, Videos, features_of
+from caption_assets.export.formats.layout import EncodedSample, FormatLayout, Sample, Videos, features_of, window_key
 
 
 def jsonl(stages: tuple[StageColumns, ...]) -> FormatLayout:
     """The layout of jsonl."""
     clip_columns, columns = CLIP_COLUMNS + CLIP_LOCATION_COLUMNS, window_columns(stages)
 
-    def records(clip: CaptionedClip) -> list[Record]:
+    def samples(clip: CaptionedClip) -> list[Sample]:
         shared = clip_record(clip, clip_columns)
-        return [{**shared, **window_record(window, stages)} for window in clip.windows]
+        return [
+            Sample(window_key(clip, window), {**shared, **window_record(window, stages)}, window)
+            for window in clip.windows
+        ]
 
     return FormatLayout(
         name="JSON lines",
         suffix="jsonl",
         videos=Videos.SOURCE,
         write=write_lines,
-        records=records,
+        samples=samples,
         features=features_of(SHARD, *clip_columns, *columns),
         columns=(("The clip", (SHARD, *clip_columns)), ("The window", columns)),
     )
 
 
-def write_lines(file: IO[bytes], clips: Iterable[ClipSamples]) -> int:
-    """Write one JSON line per window."""
-    samples = 0
-    for clip in clips:
-        file.writelines(record + b"\n" for record in clip.records)
-        samples += len(clip.records)
-    return samples
+def write_lines(file: IO[bytes], samples: Iterable[EncodedSample]) -> int:
+    """Write one JSON line per sample."""
+    count = 0
+    for sample in samples:
+        file.write(sample.record + b"\n")
+        count += 1
+    return count

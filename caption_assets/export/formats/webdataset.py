@@ -16,7 +16,7 @@ from caption_assets.export.columns import (
     window_columns,
     window_record,
 )
-from caption_assets.export.formats.layout import ClipSamples, FormatLayout, Record, Videos, features_of
+from caption_assets.export.formats.layout import EncodedSample, FormatLayout, Sample, Videos, features_of, sample_key
 
 VIDEO = "mp4"
 """Suffix of the clip in its sample, whatever its container: ``datasets`` turns each suffix into a column and requires
@@ -27,16 +27,16 @@ def webdataset(stages: tuple[StageColumns, ...]) -> FormatLayout:
     """The layout of webdataset."""
     columns = window_columns(stages)
 
-    def records(clip: CaptionedClip) -> list[Record]:
+    def samples(clip: CaptionedClip) -> list[Sample]:
         windows = [window_record(window, stages) for window in clip.windows]
-        return [{**clip_record(clip, CLIP_COLUMNS), "windows": windows}]
+        return [Sample(sample_key(clip), {**clip_record(clip, CLIP_COLUMNS), "windows": windows})]
 
     return FormatLayout(
         name="webdataset tars",
         suffix="tar",
         videos=Videos.INSIDE,
         write=write_tar,
-        records=records,
+        samples=samples,
         features=[
             {
                 "name": "json",
@@ -56,14 +56,14 @@ def webdataset(stages: tuple[StageColumns, ...]) -> FormatLayout:
     )
 
 
-def write_tar(file: IO[bytes], clips: Iterable[ClipSamples]) -> int:
-    """Write a webdataset tar with one sample per clip: ``<key>.json`` and ``<key>.mp4``."""
-    samples = 0
+def write_tar(file: IO[bytes], samples: Iterable[EncodedSample]) -> int:
+    """Write a webdataset tar with two members for each sample: ``<key>.json`` and ``<key>.mp4``."""
+    count = 0
     with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        for clip in clips:
-            for suffix, data in zip(("json", VIDEO), (*clip.records, clip.video), strict=True):
-                info = tarfile.TarInfo(f"{clip.key}.{suffix}")  # reproducible: it has no owner and no time
+        for sample in samples:
+            for suffix, data in (("json", sample.record), (VIDEO, sample.video)):
+                info = tarfile.TarInfo(f"{sample.key}.{suffix}")  # reproducible: it has no owner and no time
                 info.size = len(data)
                 tar.addfile(info, BytesIO(data))
-            samples += 1
-    return samples
+            count += 1
+    return count
