@@ -72,8 +72,19 @@ def test_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_wrong_usage_exits_with_status_2(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_cli("compare", "a") == "2"
+    assert run_cli("link", "a") == "2"
     assert "Missing argument" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(("a", "b"), "give two roots and a shard"), (("a", "b", "s", "--previous", "s"), "leave out the roots")],
+)
+def test_compare_takes_two_roots_or_previous_texts(
+    arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_cli("compare", *arguments) == "2"
+    assert message in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize("home", ["relative", "/nowhere"])

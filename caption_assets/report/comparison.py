@@ -1,11 +1,14 @@
-"""The comparison of a shard's captions in two roots: statistics, and a page of the windows that differ."""
+"""The comparison of two versions of a shard's captions: statistics, and a page of the windows that differ.
+
+The versions are in two roots, or in one: the captions and the previous texts, which they replaced.
+"""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -13,8 +16,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table as Grid
 
-from caption_assets.checks.stored_tables import StoredShard, StoredTable, count_flagged, mean_words
-from caption_assets.report.page import Page, Properties, Row, Side, publish_page
+from caption_assets.captioning.open_shard import STAGE_PROMPT
+from caption_assets.captioning.previous_text import PREVIOUS_PROMPTS
+from caption_assets.checks.stored_tables import StoredShard, StoredTable, captions_of, count_flagged, mean_words
+from caption_assets.report.page import Page, Properties, ReadPreviews, Row, Side, publish_page
+from caption_assets.report.previous_table import previous_table
 from caption_assets.report.sides import SharedProvenance, build_side, position
 from caption_assets.report.text_diff import TextDiff, diff_texts
 from caption_assets.store.previews import Preview, StoredPreviews
@@ -30,7 +36,7 @@ _Window = tuple[str, int | None, float | None, float | None]
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """The rows of one window in both roots; at most one of them is missing."""
+    """The rows of one window in both versions; at most one of them is missing."""
 
     a: CaptionRow | None
     b: CaptionRow | None
@@ -70,17 +76,36 @@ class Comparison:
     """The rows of two tables, paired by window."""
 
     shard: str
-    places: tuple[str, str]
-    """Addresses of the roots."""
+    versions: tuple[str, str]
+    """What A and B are: addresses of the roots, or names."""
     tables: tuple[StoredTable, StoredTable]
     """The table in A and in B."""
     pairs: Sequence[Pair]
     """The windows of A, in order, then those that only B has."""
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    """Prompts by hash, of rows that were not made with the prompt of their table."""
+    left_out: Properties = ()
+    """Labels and numbers of the windows that are not compared."""
 
     @property
     def table(self) -> str:
         """Name of the table."""
         return self.tables[0].table
+
+    @property
+    def headings(self) -> tuple[str, str]:
+        """What A and B are, for a page."""
+        a, b = self.versions
+        return f"A: {a}", f"B: {b}"
+
+    def prompt(self, column: int, row: CaptionRow) -> str | None:
+        """The prompt of a row of a version; None if it is not known."""
+        return self.prompts.get(row.prompt_hash or "") or self.tables[column].file_metadata.get(STAGE_PROMPT)
+
+    @property
+    def figures(self) -> Properties:
+        """Labels and values of the statistics."""
+        return [*figures(self.statistics), *self.left_out]
 
     @property
     def statistics(self) -> Statistics:
@@ -103,14 +128,33 @@ def compare_captions(a: Root, b: Root, shard: str, table: str, output: Path) -> 
         TableError: if a table is missing or damaged.
         StoreError: if the page cannot be written.
     """
-    comparison = compare_roots(a, b, shard, table)
-    folder = Root.open(str(output.absolute().parent))
     previews = StoredPreviews(a, shard), StoredPreviews(b, shard)
-    publish_page(folder, output.name, comparison_page(comparison), partial(_read_previews, *previews))
+    _report(compare_roots(a, b, shard, table), partial(_read_previews, *previews), output)
+
+
+def compare_previous(root: Root, shard: str, table: str, output: Path) -> None:
+    """Compare a table of a shard with its previous texts: print the statistics and write the page.
+
+    Raises:
+        TableError: if the table is missing or damaged, or has no previous texts.
+        StoreError: if the page cannot be written.
+    """
+    comparison = compare_versions(StoredShard(root, shard).table(table), shard)
+    if not comparison.pairs:
+        raise TableError(
+            f"{table} of shard {shard!r} in {root.url} has no previous texts: none of its rows replaced a caption"
+        )
+    _report(comparison, StoredPreviews(root, shard).read, output)
+
+
+def _report(comparison: Comparison, read_previews: ReadPreviews, output: Path) -> None:
+    """Print the statistics and write the page."""
+    folder = Root.open(str(output.absolute().parent))
+    publish_page(folder, output.name, comparison_page(comparison), read_previews)
     console = Console()
-    for name, place in zip("AB", comparison.places, strict=True):
-        console.print(f"{name}: {table} of {shard} in {place}", markup=False, highlight=False, soft_wrap=True)
-    console.print(_grid(comparison.statistics))
+    for line in (f"{comparison.table} of {comparison.shard}", *comparison.headings):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    console.print(_grid(comparison.figures))
     console.print(f"page of the windows that differ: {output}", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -123,6 +167,20 @@ def compare_roots(a: Root, b: Root, shard: str, table: str) -> Comparison:
     """
     in_a, in_b = (StoredShard(root, shard).table(table) for root in (a, b))
     return Comparison(shard, (a.address(""), b.address("")), (in_a, in_b), pair_rows(in_a, in_b))
+
+
+def compare_versions(table: StoredTable, shard: str) -> Comparison:
+    """Compare the rows of a table that have a previous text with that text."""
+    rows = [row for row in table.rows if row.previous]
+    before, after = previous_table(table), replace(table, rows=rows, captions=captions_of(rows, table.schema.names))
+    return Comparison(
+        shard,
+        ("previous texts", "present texts"),
+        (before, after),
+        pair_rows(before, after),
+        json.loads(table.file_metadata.get(PREVIOUS_PROMPTS, "{}")),
+        [("rows without a previous text", f"{len(table.rows) - len(rows):,}")],
+    )
 
 
 def find_stage(root: Root, shard: str, stage: str | None) -> str:
@@ -161,14 +219,14 @@ def pair_rows(a: StoredTable, b: StoredTable) -> list[Pair]:
 
 def comparison_page(comparison: Comparison) -> Page:
     """Build the page of the windows that differ, side by side."""
-    provenance = SharedProvenance([table.file_metadata.get("prompt") for table in comparison.tables])
-    rows = [_row(comparison.tables, pair, provenance) for pair in comparison.pairs if pair.kind != "same"]
+    provenance = SharedProvenance([None, None])
+    rows = [_row(comparison, pair, provenance) for pair in comparison.pairs if pair.kind != "same"]
     return Page(
         title=f"Comparison of {comparison.table}",
         subtitle=comparison.shard,
-        sides=(f"A: {comparison.places[0]}", f"B: {comparison.places[1]}"),
+        sides=comparison.headings,
         marks_removed=True,
-        figures=figures(comparison.statistics),
+        figures=comparison.figures,
         facets=("Change", "Error", "Flag", "Note"),
         provenance=list(provenance.found),
         rows=rows,
@@ -212,11 +270,13 @@ def _readable(table: StoredTable, caption: str) -> str:
     return json.dumps(json.loads(caption), ensure_ascii=False, indent=2) if table.is_json else caption
 
 
-def _row(tables: tuple[StoredTable, StoredTable], pair: Pair, provenance: SharedProvenance) -> Row:
+def _row(comparison: Comparison, pair: Pair, provenance: SharedProvenance) -> Row:
     found = [row for row in (pair.a, pair.b) if row]
     texts = (pair.difference.old, pair.difference.new) if pair.difference else (None, None)
     sides = [
-        build_side(tables[column], row, text, provenance.index(column, row)) if row else Side(missing="no such window")
+        build_side(comparison.tables[column], row, text, provenance.index(column, row, comparison.prompt(column, row)))
+        if row
+        else Side(missing="no such window")
         for column, (row, text) in enumerate(zip((pair.a, pair.b), texts, strict=True))
     ]
     return Row(
@@ -234,11 +294,11 @@ def _row(tables: tuple[StoredTable, StoredTable], pair: Pair, provenance: Shared
     )
 
 
-def _grid(statistics: Statistics) -> Grid:
+def _grid(found: Properties) -> Grid:
     grid = Grid(show_header=False, box=None)
     grid.add_column()
     grid.add_column(justify="right")
-    for label, value in figures(statistics):
+    for label, value in found:
         grid.add_row(label, value)
     return grid
 

@@ -3,22 +3,25 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from caption_assets.checks.stored_tables import StoredShard
 from caption_assets.report.comparison import (
     Comparison,
     Pair,
     compare_roots,
+    compare_versions,
     comparison_page,
     figures,
     find_stage,
     pair_rows,
 )
 from caption_assets.store.root import Root
-from caption_assets.store.tables import CaptionRow, TableError
+from caption_assets.store.tables import CaptionRow, PreviousText, TableError, publish_captions
 from tests.cli import run_cli
 from tests.report.windows import (
     FOUR,
@@ -136,7 +139,7 @@ def test_compare_command_prints_statistics_and_writes_the_page(
     page = tmp_path / "out" / "page.html"
     assert run_cli("compare", str(a), str(b), SHARD, "--stage", "1", "--output", str(page)) is None
     printed = capsys.readouterr().out
-    assert f"B: stage1_captions of {SHARD} in {b}" in printed
+    assert printed.startswith(f"stage1_captions of {SHARD}\nA: {a}\nB: {b}\n")
     assert "changed" in printed
     assert "A blue car turns" not in printed
     assert page.read_text().startswith("<!doctype html>")
@@ -157,6 +160,85 @@ def test_json_is_compared_field_by_field() -> None:
     assert row.sides[0].text[1::2] == ("static",)
     assert row.sides[1].text[1::2] == ("moving",)
     assert '[\n    "a car"\n  ]' in row.sides[1].text[0]
+
+
+def with_previous(row: CaptionRow, caption: str, **values: Any) -> CaptionRow:
+    provenance: dict[str, Any] = {"prompt_name": "general", "prompt_hash": "h1", "model": "other", **values}
+    return replace(row, previous=PreviousText(caption, **provenance))
+
+
+def test_previous_texts_are_compared_with_the_present_ones() -> None:
+    rows = [
+        with_previous(ROWS_A[0], "A red car turns."),
+        with_previous(ROWS_A[1], "A blue car turns.", flags=("boilerplate",)),
+        with_previous(failed(CLIPS[2]), "A red car turns."),
+        ROWS_A[3],
+    ]
+    table = table_of(STAGE1, rows)
+    comparison = compare_versions(table, SHARD)
+    assert comparison.statistics.kinds == {"same": 1, "changed": 1, "ok \N{RIGHTWARDS ARROW} failed": 1}
+    assert comparison.statistics.flagged == (1, 0)
+    assert comparison.left_out == [("rows without a previous text", "1")]
+    changed, lost = comparison_page(comparison).rows
+    assert [side.text for side in changed.sides] == [("A ", "blue", " car turns."), ("A ", "red", " car turns.")]
+    assert [side.missing for side in lost.sides] == [None, "engine: the engine crashed"]
+
+
+def test_comparison_with_previous_texts_shows_both_prompts(tmp_path: Path) -> None:
+    root = Root.open(str(tmp_path))
+    rows = [with_previous(ROWS_A[0], "A car."), with_previous(ROWS_A[1], "A car.", prompt_hash="h2")]
+    metadata = {"prompt": "Describe all.", "previous_prompts": '{"h1": "Describe it."}', "recipe_version": "1"}
+    publish_captions(root, STAGE1.name, SHARD, rows, [row.key for row in rows], metadata)
+    page = comparison_page(compare_versions(StoredShard(root, SHARD).table(STAGE1.name), SHARD))
+    prompts = [dict(page.provenance[side.provenance or 0])["Prompt"] for row in page.rows for side in row.sides]
+    assert prompts == ["general: Describe it.", "general: Describe all.", "general: unknown", "general: Describe all."]
+
+
+def test_previous_json_is_compared_field_by_field() -> None:
+    stage = FOUR.stage("attributes")
+    rows = [with_previous(captioned(CLIPS[0], '{"camera": "moving"}'), '{"camera": "static"}')]
+    [row] = comparison_page(compare_versions(table_of(stage, rows), SHARD)).rows
+    assert [(side.is_json, side.text[1::2]) for side in row.sides] == [(True, ("static",)), (True, ("moving",))]
+
+
+def test_previous_choices_have_their_probability_and_score() -> None:
+    stage = FOUR.stage("alignment")
+    yes = four_captions(CLIPS[0])["alignment"]
+    rows = [with_previous(yes, "no", probability=0.7, score=0.3)]
+    [row] = comparison_page(compare_versions(table_of(stage, rows), SHARD)).rows
+    assert [(dict(side.choices), side.score) for side in row.sides] == [
+        ({"no": 0.7, "yes": 0.3}, 0.3),
+        ({"yes": 0.9, "no": 0.1}, 0.9),
+    ]
+
+
+@pytest.mark.parametrize(("stage", "caption"), [("attributes", '{"camera": "static"}'), ("alignment", "yes")])
+def test_previous_text_of_a_stage_that_had_another_output_is_shown_as_text(stage: str, caption: str) -> None:
+    rows = [with_previous(replace(four_captions(CLIPS[0])[stage], caption=caption), "A car.")]
+    [row] = comparison_page(compare_versions(table_of(FOUR.stage(stage), rows), SHARD)).rows
+    before, after = row.sides
+    assert ("".join(before.text), before.is_json, before.choices) == ("A car.", False, ())
+    assert after.is_json or after.choices
+
+
+def test_compare_command_with_previous_texts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CAPTION_ROOT", str(tmp_path))
+    publish(Root.open(str(tmp_path)), CLIPS[:2], [with_previous(ROWS_A[0], "A car."), ROWS_A[1]])
+    page = tmp_path / "page.html"
+    assert run_cli("compare", "--previous", SHARD, "--output", str(page)) is None
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"stage1_captions of {SHARD}\nA: previous texts\nB: present texts\n")
+    assert re.search(r"rows without a previous text +1 ", printed)
+    assert '"text":["A car."]' in page.read_text()
+
+
+def test_compare_command_without_previous_texts_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAPTION_ROOT", str(tmp_path))
+    publish(Root.open(str(tmp_path)), CLIPS, ROWS_A)
+    error = run_cli("compare", "--previous", SHARD)
+    assert re.match(r"error: stage1_captions of shard 'shard' in .* has no previous texts", str(error))
 
 
 def test_choices_are_compared_as_a_whole() -> None:
