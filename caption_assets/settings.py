@@ -25,6 +25,7 @@ from caption_assets.captioning.vllm_arguments import STEP_TOKENS
 from caption_assets.credentials import find_credential, is_credential, is_hub_token, mentions_credential
 from caption_assets.environment import PREFIX, is_service_address, unknown_settings
 from caption_assets.errors import CaptionAssetsError
+from caption_assets.export.condition import Condition, ConditionError
 from caption_assets.export.config import ExportConfig, Format
 from caption_assets.models.cache import CacheConfig
 from caption_assets.models.checkpoint import Checkpoint, Lora
@@ -420,6 +421,13 @@ class Settings(BaseSettings):
         description="License named on the dataset card, as spelled on the Hub, such as `cc-by-4.0`. Default: none",
     )
 
+    export_where: str | None = Field(
+        None,
+        description="SQL condition on a window's row in the manifest and in the table of each stage, such as "
+        "`alignment.score >= 0.6 and clip_seconds > 2`. Only windows for which it is true are exported. Default: "
+        "windows with a caption of each stage, and no flag that causes a regeneration on a caption that is trained on",
+    )
+
     @field_validator("root", "source", "model", "lora", "recipe", "gpu_image", "link_url")
     @classmethod
     def _without_credentials(cls, value: str | None) -> str | None:
@@ -458,6 +466,11 @@ class Settings(BaseSettings):
             _ = self._graph
         except (RecipeError, StoreError) as error:
             raise ValueError(f"CAPTION_RECIPE={self.recipe!r}: {error}") from None
+        if self.export_where is not None:
+            try:
+                Condition(self.export_where, self._graph.stages).check()
+            except ConditionError as error:
+                raise ValueError(f"CAPTION_EXPORT_WHERE={self.export_where!r}: {error}") from None
         if self.remainder_threshold > self.window_size:
             raise ValueError(
                 f"CAPTION_REMAINDER_THRESHOLD={self.remainder_threshold} is above CAPTION_WINDOW_SIZE="
@@ -611,7 +624,12 @@ class Settings(BaseSettings):
         if self.export is None:
             return None
         return ExportConfig(
-            self.export, int(self.export_file_gb * 2**30), self._graph, self.failure_limits, self.export_license
+            self.export,
+            int(self.export_file_gb * 2**30),
+            self._graph,
+            self.failure_limits,
+            self.export_license,
+            where=self.export_where,
         )
 
     @cached_property

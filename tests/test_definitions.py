@@ -94,7 +94,8 @@ def test_prompt_changes_the_code_versions_of_its_stage_and_those_that_need_it(tm
 def test_definitions_load_without_engine_plots_or_kubernetes_client() -> None:
     code = (
         "import sys, caption_assets.definitions; "
-        "print(*({'kubernetes', 'matplotlib', 'torch', 'torchvision', 'transformers', 'vllm'} & sys.modules.keys()))"
+        "print(*({'duckdb', 'kubernetes', 'matplotlib', 'tokenizers', 'torch', 'torchvision', 'transformers', 'vllm'} "
+        "& sys.modules.keys()))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.split() == []

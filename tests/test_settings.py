@@ -51,6 +51,8 @@ def test_all_settings_have_defaults() -> None:
         ("CAPTION_RECIPE", "nowhere.yaml", "the recipe file nowhere.yaml does not exist"),
         ("CAPTION_MAX_FAILED_FRACTION", "1.5", "less than or equal to 1"),
         ("CAPTION_SHARDS_PER_RUN", "0", "greater than or equal to 1"),
+        ("CAPTION_EXPORT_WHERE", "clip_second > 2", r"there is no column clip_second; did you mean .*clip_seconds"),
+        ("CAPTION_EXPORT_WHERE", "clip_seconds >", "syntax error at the end: complete the condition"),
     ],
 )
 def test_invalid_value_is_an_error_with_its_variable_and_remedy(

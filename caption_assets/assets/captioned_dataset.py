@@ -22,7 +22,8 @@ MEANINGS = {
     "clips": "Number of clips with at least one exported window",
     "windows": "Number of exported windows",
     "left_out": "Number of windows and unreadable clips that were not exported",
-    "left_out_by_reason": "Number of these by the table in which they failed, and the kind of error",
+    "left_out_by_reason": "Number of these by reason: the table in which they failed with the kind of error, a flag, "
+    "the condition, or a rejection",
     "corrections": "Number of people's corrections of captions: accepted, rejected, rewritten; outdated (the model's "
     "text has changed since), and unmatched (the window has changed)",
     "files": "Number of files of the shard",
@@ -46,7 +47,7 @@ def build_captioned_dataset(settings: Settings, export: ExportConfig) -> dg.Asse
         group_name=CAPTIONS_GROUP,
         kinds={"huggingface"},
         metadata=meanings(MEANINGS),
-        code_version=export.version,
+        code_version=export.code_version,
         automation_condition=dg.AutomationCondition.eager(),
         op_tags=cpu_pod(EXPORT_SIZE),
         retry_policy=step_retry_policy(settings),

@@ -65,6 +65,8 @@ class CaptionedWindow:
     """The corrections that hold, by stage."""
     texts: tuple[TrainingText, ...] = ()
     """The texts to train on; ``select_clips`` fills them in."""
+    number: int = 0
+    """Number of its row in the tables, from 0."""
     video: VideoFile | None = None
     """Its file in the dataset, or its clip's; None in a format whose files contain the clips or refer to the source."""
 
@@ -110,7 +112,7 @@ class ShardTables:
         """
         names = [stage.name for stage in self.stages]
         rows: Iterator[tuple[Any, ...]] = zip_longest(manifest_rows(self.manifest), *map(caption_rows, self.captions))
-        for row, *captions in rows:
+        for number, (row, *captions) in enumerate(rows):
             for name, caption in zip(names, captions, strict=True):
                 if row is None or caption is None or extent(row) != extent(caption):
                     raise self._outdated(name, CLIP_MANIFEST)
@@ -118,7 +120,8 @@ class ShardTables:
             for stage in self.stages:
                 self._check_upstream(stage, found)
             corrections = {name: self.corrections.find(caption, name) for name, caption in found.items()}
-            yield CaptionedWindow(row, found, {name: one for name, one in corrections.items() if one})
+            present = {name: one for name, one in corrections.items() if one}
+            yield CaptionedWindow(row, found, present, number=number)
 
     def _check_upstream(self, stage: Stage, captions: Mapping[str, CaptionRow]) -> None:
         """Check that a stage's caption was made from the present captions of the stages that it needs."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from hashlib import sha256
 
 from caption_assets.captioning.output import TextOutput
 from caption_assets.captioning.stages import StageGraph
@@ -63,6 +65,8 @@ class ExportConfig:
     texts: Mapping[str, float] = field(default_factory=dict)
     """The stages whose captions are trained on, with their weights; empty for the last stage with text."""
     cut: CutConfig = field(default_factory=CutConfig)
+    where: str | None = None
+    """SQL condition that selects windows; None for those with all captions and without serious flags."""
 
     @property
     def text_weights(self) -> Mapping[str, float]:
@@ -73,6 +77,12 @@ class ExportConfig:
     def version(self) -> str:
         """Version of the layout and of the settings that decide the files."""
         return f"{LAYOUT_VERSION}-{self.format}-{self.file_bytes}"
+
+    @property
+    def code_version(self) -> str:
+        """Version of everything that decides the dataset: changes make the exported shards stale."""
+        selection = {"where": self.where, "texts": dict(self.text_weights)}
+        return f"{self.version}-{sha256(json.dumps(selection).encode()).hexdigest()[:8]}"
 
     @property
     def _last_text(self) -> str:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
 
 from caption_assets.export.clip import CaptionedClip, CaptionedWindow, ShardTables, TrainingText
 from caption_assets.export.config import ExportConfig
 from caption_assets.export.corrected import ApplyCorrections
-from caption_assets.store.tables import CLIP_MANIFEST, CaptionRow, ManifestRow, Status
-
-Step = Callable[[CaptionedWindow], CaptionedWindow | str]
-"""Returns the window for the next step, or the reason why it is left out."""
+from caption_assets.export.selection import Step, selection_steps
 
 
 def select_clips(tables: ShardTables, export: ExportConfig) -> Iterator[CaptionedClip]:
@@ -22,6 +19,7 @@ def select_clips(tables: ShardTables, export: ExportConfig) -> Iterator[Captione
 
     Raises:
         TableError: if a table was made from an earlier version of another one.
+        ConditionError: if the condition of the export cannot be evaluated.
     """
     steps = build_steps(tables, export)
     for _, windows in groupby(tables.windows(), key=lambda window: window.row.clip_key):
@@ -36,15 +34,9 @@ def select_clips(tables: ShardTables, export: ExportConfig) -> Iterator[Captione
 
 
 def build_steps(tables: ShardTables, export: ExportConfig) -> Sequence[Step]:
-    """The steps of an export, in order."""
-    return ApplyCorrections(tables.stages, export.text_weights), require_success, TextChoice(export)
-
-
-def require_success(window: CaptionedWindow) -> CaptionedWindow | str:
-    """Leave out a window that failed in a table. The reason is the first such table, with the kind of error."""
-    rows: dict[str, ManifestRow | CaptionRow] = {CLIP_MANIFEST: window.row, **window.captions}
-    failures = (f"{table}: {row.error_kind}" for table, row in rows.items() if row.status is Status.FAILED)
-    return next(failures, window)
+    """The steps of an export, in order. Raises the errors of ``selection_steps``."""
+    corrections = ApplyCorrections(tables.stages, export.text_weights)
+    return corrections, *selection_steps(tables, export), TextChoice(export)
 
 
 class TextChoice:

@@ -129,7 +129,7 @@ def test_changed_caption_replaces_only_the_shards_files(root: Root) -> None:
     for shard in ("one", "two"):
         publish_captioned(root, rows, shard=shard)
     before = [export(root, shard=shard).index for shard in ("one", "two")]
-    publish_captioned(root, rows, shard="one", flags=("too_short",))
+    publish_captioned(root, rows, shard="one", flags=("meta",))
     after = export(root, shard="one").index
     assert after.version != before[0].version
     assert names(root, "one") == [after.files[0].name, INDEX]
@@ -164,7 +164,7 @@ def test_changed_clip_fails_the_export_and_keeps_the_earlier_one(root: Root, cha
     car, van = clip(root, "car.mp4", b"a car"), clip(root, "van.mp4", b"a van")
     publish_captioned(root, car, van)
     before, files = export(root, replace(TARS, file_bytes=1)).index, names(root)
-    publish_captioned(root, car, van, flags=("too_short",))
+    publish_captioned(root, car, van, flags=("meta",))
     if change == "gone":
         root.remove(van[0].uri)
     else:

@@ -39,7 +39,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Root:
         clip(root, "van.webm", video(pictures, encoder="libvpx", container="webm"), prompt="Count.", extra='{"a": 1}'),
         clip(root, "bus.mp4", video(pictures), width=64, height=48, clip_fps=25.0, has_audio=False),
     )
-    publish_captioned(root, *clips, shard="second.part", flags=("too_short",))
+    publish_captioned(root, *clips, shard="second.part", flags=("meta",))
     return root
 
 
