@@ -21,7 +21,7 @@ from caption_assets.store.previews import Preview
 from caption_assets.video.decode import Frames
 from caption_assets.video.decode_in_worker import DecodedWindow, DecodePaused, decode_shared
 from caption_assets.workers.sandbox import Sandbox
-from caption_assets.workers.shared_memory import Buffer, BufferHandle, ClipFile
+from caption_assets.workers.shared_memory import Buffer, ClipFile
 
 T = TypeVar("T")
 PAUSE_SHARE = 0.5
@@ -110,7 +110,8 @@ class SandboxDecoder:
             pause_after=PAUSE_SHARE * self._sandbox.limits.seconds,
             with_preview=self._store_preview is not None,
         )
-        decoded = await self._decode_resuming(decode, file.handle if clip.is_sequential else None)
+        # The serial, not the handle: the sandbox remembers affinities, and must not keep the clip's memory with them.
+        decoded = await self._decode_resuming(decode, file.serial if clip.is_sequential else None)
         clip.is_sequential = decoded.is_sequential
         if self._store_preview and decoded.preview:
             self._store_preview(job, decoded.preview)
@@ -118,7 +119,7 @@ class SandboxDecoder:
         return Frames(array, decoded.indices, decoded.fps, replaced=decoded.replaced, padded=decoded.padded)
 
     async def _decode_resuming(
-        self, decode: Callable[[], DecodedWindow | DecodePaused], affinity: BufferHandle | None
+        self, decode: Callable[[], DecodedWindow | DecodePaused], affinity: int | None
     ) -> DecodedWindow:
         """Decode a window in as many sandbox jobs as needed: its last keyframe may be half an hour before it."""
         position = -1

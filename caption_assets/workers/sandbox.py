@@ -163,21 +163,27 @@ class Sandbox:
         """Run jobs in one worker until the queue ends. Each thread of the sandbox runs this."""
         worker: Worker | None = None
         while (job := self._jobs.get(number)) is not None:
-            if not job.future.set_running_or_notify_cancel():
-                continue
-            attempts = 0
-            while not job.future.done():
-                attempts += 1
-                try:
-                    worker = self._ensure_alive(worker)
-                    job.future.set_result(worker.run(job.call))
-                except WorkerLost as error:
-                    if self._ended or attempts == MAX_ATTEMPTS:
-                        job.future.set_exception(error)
-                except Exception as error:  # the caller waits for the future
-                    job.future.set_exception(error)
+            worker = self._run_job(job, worker)
+            del job  # frees its buffers before the next one arrives
         if worker:
             self._discard(worker)
+
+    def _run_job(self, job: SandboxJob, worker: Worker | None) -> Worker | None:
+        """Run a job in the worker or in a new one; returns the worker for the next job."""
+        if not job.future.set_running_or_notify_cancel():
+            return worker
+        attempts = 0
+        while not job.future.done():
+            attempts += 1
+            try:
+                worker = self._ensure_alive(worker)
+                job.future.set_result(worker.run(job.call))
+            except WorkerLost as error:
+                if self._ended or attempts == MAX_ATTEMPTS:
+                    job.future.set_exception(error)
+            except Exception as error:  # the caller waits for the future
+                job.future.set_exception(error)
+        return worker
 
     def _ensure_alive(self, worker: Worker | None) -> Worker:
         """The worker, or a new one in its place if it has ended."""

@@ -6,7 +6,7 @@ import itertools
 import mmap
 import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import BinaryIO
 
 import numpy as np
@@ -19,7 +19,11 @@ _SERIALS = itertools.count()
 
 @dataclass(frozen=True, slots=True)
 class BufferHandle:
-    """A reference with which another process of the same user can access a buffer while its owner keeps it open."""
+    """A reference with which another process of the same user can access a buffer while its owner keeps it open.
+
+    In its owner it keeps the buffer open: a job that runs on after its caller was canceled must not write to a file
+    that got the buffer's descriptor. Pickled, it is a mere reference.
+    """
 
     owner: int
     """Process id of the owner."""
@@ -27,6 +31,11 @@ class BufferHandle:
     """File descriptor in the owner."""
     serial: int
     """Unique number of the buffer within its owner: descriptors are reused."""
+    buffer: Buffer | ClipFile | None = field(default=None, compare=False, repr=False)
+    """The buffer; None in other processes."""
+
+    def __reduce__(self) -> tuple[type[BufferHandle], tuple[int, int, int]]:
+        return BufferHandle, (self.owner, self.descriptor, self.serial)
 
     def write(self, content: NDArray[np.uint8]) -> None:
         """Write to the buffer from its start.
@@ -60,7 +69,7 @@ class Buffer:
     """
 
     def __init__(self, size: int) -> None:
-        self._serial = next(_SERIALS)
+        self.serial = next(_SERIALS)
         self._descriptor = os.memfd_create("caption-assets")
         try:
             os.ftruncate(self._descriptor, size)
@@ -75,8 +84,8 @@ class Buffer:
 
     @property
     def handle(self) -> BufferHandle:
-        """A reference for workers, valid while this object exists."""
-        return BufferHandle(os.getpid(), self._descriptor, self._serial)
+        """A reference for workers."""
+        return BufferHandle(os.getpid(), self._descriptor, self.serial, self)
 
 
 class ClipFile:
@@ -95,7 +104,8 @@ class ClipFile:
         else:
             unnamed = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115, closed with this object
             self._file = unnamed
-        self._serial = next(_SERIALS)
+        self.serial = next(_SERIALS)
+        """See ``BufferHandle.serial``."""
         self.size = 0
         """Number of bytes so far."""
 
@@ -108,5 +118,5 @@ class ClipFile:
 
     @property
     def handle(self) -> BufferHandle:
-        """A reference for workers, valid while this object exists."""
-        return BufferHandle(os.getpid(), self._file.fileno(), self._serial)
+        """A reference for workers."""
+        return BufferHandle(os.getpid(), self._file.fileno(), self.serial, self)

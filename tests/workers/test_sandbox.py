@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from random import Random
 from threading import Event
@@ -22,6 +22,7 @@ from caption_assets.errors import UnreadableClip
 from caption_assets.workers.sandbox import Sandbox, SandboxLimits
 from caption_assets.workers.shared_memory import Buffer, BufferHandle
 from caption_assets.workers.worker import WorkerCrashed
+from tests.processes import wait_until
 from tests.videos import counting_video
 
 
@@ -81,6 +82,13 @@ def invert(handle: BufferHandle) -> int:
         array = 255 - np.frombuffer(file.read(), np.uint8)
     handle.write(array)
     return int(array.sum())
+
+
+def fill_when_allowed(handle: BufferHandle, ready: Path, allowed: Path) -> None:
+    ready.touch()
+    while not allowed.exists():
+        time.sleep(0.01)
+    handle.write(np.ones(1000, np.uint8))
 
 
 def processes() -> set[psutil.Process]:
@@ -203,6 +211,33 @@ def test_a_deleted_buffer_frees_its_descriptor() -> None:
     for _ in range(50):
         Buffer(1 << 20)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_canceled_job_never_writes_to_a_file_that_was_opened_later(sandbox: Sandbox, tmp_path: Path) -> None:
+    ready, allowed = tmp_path / "ready", tmp_path / "allowed"
+
+    async def cancel_a_running_job() -> None:
+        buffer = Buffer(1000)
+        running = asyncio.create_task(sandbox.run(fill_when_allowed, buffer.handle, ready, allowed))
+        while not ready.exists():
+            await asyncio.sleep(0.01)
+        running.cancel()
+        await asyncio.wait([running])
+
+    asyncio.run(cancel_a_running_job())
+    with ExitStack() as files:
+        # One of them gets the buffer's descriptor, unless the job keeps the buffer.
+        later = [files.enter_context((tmp_path / str(number)).open("xb")) for number in range(20)]
+        allowed.touch()
+        for _ in range(sandbox.workers):
+            sandbox.result(sandbox.submit(time.sleep, 0.2))
+        assert {os.fstat(file.fileno()).st_size for file in later} == {0}
+
+
+def test_a_finished_job_frees_its_buffer(sandbox: Sandbox) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    sandbox.result(sandbox.submit(invert, Buffer(1000).handle))
+    wait_until(lambda: len(os.listdir("/proc/self/fd")) == before, 10)
 
 
 def test_workers_end_with_a_run_that_is_killed(tmp_path: Path) -> None:
