@@ -16,6 +16,7 @@ from caption_assets.captioning.output import json_text
 from caption_assets.captioning.stages import NAME, RESERVED_NAMES
 from caption_assets.captioning.text import split_words
 from caption_assets.store.caption_columns import FIELDS, PROBABILITIES
+from caption_assets.store.corrections import Corrections, read_corrections
 from caption_assets.store.root import Root
 from caption_assets.store.tables import (
     CLIP_MANIFEST,
@@ -116,6 +117,16 @@ class StoredShard:
         """
         with open_table(self.root, CLIP_MANIFEST, self.shard) as file:
             return list(manifest_rows(file))
+
+    @cached_property
+    def corrections(self) -> Corrections:
+        """People's corrections of the captions.
+
+        Raises:
+            TableError: if a file is damaged.
+            StoreError: if the root cannot be read.
+        """
+        return read_corrections(self.root, self.shard)
 
     def table(self, table: str) -> StoredTable:
         """A caption table.

@@ -21,11 +21,14 @@ from caption_assets.report.sides import (
     stage_label,
 )
 from caption_assets.report.text_diff import TextDiff, diff_texts
+from caption_assets.store.corrections import CorrectionCounts, Corrections
 from caption_assets.store.previews import GALLERY, StoredPreviews
 from caption_assets.store.tables import CaptionRow, ManifestRow, Status, extent
 from caption_assets.store.versions import FORMER_KINDS
 
 NOT_YET = "not captioned yet"
+UNCORRECTED = "none"
+"""Value of a window without corrections in the facet of corrections."""
 _UPSTREAM_KINDS = (UPSTREAM_FAILED, FORMER_KINDS[UPSTREAM_FAILED])
 
 Tables = Mapping[str, StoredTable | None]
@@ -61,7 +64,7 @@ def write_gallery(stored: StoredShard, stages: Sequence[str]) -> str:
     root, shard = stored.root, stored.shard
     tables = {stage: stored.find(stage) for stage in stages}
     plots = draw_plots(tables) if find_spec("matplotlib") else []  # a slim installation has none
-    page = build_gallery(shard, stored.manifest, tables, plots=plots)
+    page = build_gallery(shard, stored.manifest, tables, corrections=stored.corrections, plots=plots)
     publish_page(root, gallery_path(shard), page, StoredPreviews(root, shard).read)
     return gallery_path(shard)
 
@@ -71,6 +74,7 @@ def build_gallery(
     manifest: Sequence[ManifestRow],
     tables: Tables,
     *,
+    corrections: Corrections | None = None,
     plots: Sequence[Plot] = (),
 ) -> Page:
     """Build the page of a shard.
@@ -79,17 +83,18 @@ def build_gallery(
         shard: the shard's key.
         manifest: its windows.
         tables: its caption tables.
+        corrections: people's corrections of its captions.
         plots: plots above the rows.
     """
-    builder = _RowBuilder(tables)
+    builder = _RowBuilder(tables, corrections or Corrections(()))
     rows = [builder.row(window) for window in manifest]
     return Page(
         title="Captions",
         subtitle=shard,
         sides=[stage_heading(stage) for stage in tables],
         marks_removed=False,
-        figures=_figures(manifest, tables, rows),
-        facets=("Status", "Error", "Flag", "Note", *map(stage_heading, builder.choices)),
+        figures=[*_figures(manifest, tables, rows), *_correction_figures(builder.corrections, tables)],
+        facets=("Status", "Error", "Flag", "Note", "Correction", *map(stage_heading, builder.choices)),
         provenance=list(builder.provenance.found),
         rows=rows,
         plots=plots,
@@ -120,10 +125,12 @@ class _RowBuilder:
 
     Args:
         tables: the caption tables of the page.
+        corrections: the corrections of their captions.
     """
 
-    def __init__(self, tables: Tables) -> None:
+    def __init__(self, tables: Tables, corrections: Corrections) -> None:
         self._tables = tables
+        self.corrections = corrections
         self._rows = {stage: {extent(row): row for row in table.rows} for stage, table in tables.items() if table}
         prompts = [table.file_metadata.get("prompt") if table else None for table in tables.values()]
         self.provenance = SharedProvenance(prompts)
@@ -147,6 +154,7 @@ class _RowBuilder:
                 sorted({kind for kind in (window.error_kind, *(row.error_kind for row in made.values())) if kind}),
                 sorted({flag for side in sides for flag in side.flags}),
                 sorted({note for side in sides for note in side.notes}),
+                self._decisions(sides),
                 *(_captions(made, stage) for stage in self.choices),
             ),
             sides=sides,
@@ -166,7 +174,16 @@ class _RowBuilder:
             difference.new if difference else None,
             self.provenance.index(column, row, prompt),
             notes=(OUTDATED,) if _is_outdated(row, made) else (),
+            correction=self.corrections.find(row, stage),
         )
+
+    def _decisions(self, sides: Sequence[Side]) -> list[str]:
+        """The values of a row in the facet of corrections, which a shard without corrections does not have."""
+        if not self.corrections.present:
+            return []
+        found = {one.decision for side in sides if (one := side.correction)}
+        outdated = {OUTDATED for side in sides if side.correction and side.correction.is_outdated}
+        return sorted(found | outdated) or [UNCORRECTED]
 
     def _difference(self, stage: str, made: Captions) -> TextDiff | None:
         """The difference of a text from the last text that its stage needs; None if it needs none."""
@@ -218,6 +235,20 @@ def _figures(manifest: Sequence[ManifestRow], tables: Tables, rows: Sequence[Row
         if table and table.is_text and table.captions:
             figures.append((f"mean words in {stage_label(stage)}", f"{mean_words(table.captions):.1f}"))
     return figures
+
+
+def _correction_figures(corrections: Corrections, tables: Tables) -> Properties:
+    """The number of corrections by kind; empty if there are none."""
+    rows = ((stage, row) for stage, table in tables.items() if table for row in table.rows)
+    counts = CorrectionCounts.of(corrections, rows)
+    figures = (
+        ("accepted captions", counts.accepted),
+        ("rejected captions", counts.rejected),
+        ("rewritten captions", counts.rewritten),
+        ("outdated corrections", counts.outdated),
+        ("corrections without a row", counts.unmatched),
+    )
+    return [(label, f"{count:,}") for label, count in figures if count]
 
 
 def _clip_properties(window: ManifestRow) -> Properties:

@@ -36,6 +36,24 @@ Properties = Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
+class SideCorrection:
+    """A person's correction of a caption."""
+
+    decision: str
+    """``accepted``, ``rejected`` or ``rewritten``."""
+    reviewer: str
+    decided_at: str
+    """Time of the decision, for readers."""
+    reason: str | None
+    model_text: DiffSegments | None
+    """The model's text that a rewrite replaces. Differing segments are not in the rewrite."""
+    reviewed_text: DiffSegments | None
+    """The earlier text that the decision is about, if it is outdated. Differing segments are not in the present one."""
+    is_outdated: bool
+    """Whether the model's text has changed since."""
+
+
+@dataclass(frozen=True, slots=True)
 class Side:
     """One of the captions of a row."""
 
@@ -57,6 +75,12 @@ class Side:
     """Provenance of this caption alone."""
     provenance: int | None = None
     """Index of its shared provenance in ``Page.provenance``."""
+    correction: SideCorrection | None = None
+    """A person's correction. ``text`` is then that of the person, if it is a rewrite."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The side as JSON."""
+        return {**_shallow(self), "correction": self.correction and _shallow(self.correction)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +102,7 @@ class Row:
 
     def to_json(self) -> dict[str, Any]:
         """The row as JSON. ``dataclasses.asdict`` copies all values and takes 20 times as long."""
-        return {**_shallow(self), "sides": [_shallow(side) for side in self.sides]}
+        return {**_shallow(self), "sides": [side.to_json() for side in self.sides]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,5 +245,5 @@ def _blocks(rows: Sequence[Row], read_previews: ReadPreviews) -> Iterator[tuple[
             yield "previews", {name: (one.frames, b64encode(one.jpeg).decode()) for name, one in previews.items()}
 
 
-def _shallow(instance: Row | Side) -> dict[str, Any]:
+def _shallow(instance: Row | Side | SideCorrection) -> dict[str, Any]:
     return {field.name: getattr(instance, field.name) for field in fields(instance)}

@@ -6,10 +6,13 @@ import re
 from collections.abc import Mapping, Sequence
 
 from caption_assets.checks.stored_tables import StoredTable
-from caption_assets.report.page import Properties, Side
-from caption_assets.report.text_diff import DiffSegments
+from caption_assets.report.page import Properties, Side, SideCorrection
+from caption_assets.report.text_diff import DiffSegments, diff_texts
+from caption_assets.store.corrections import Correction, Decision
 from caption_assets.store.tables import CaptionRow
 
+PAST = {Decision.ACCEPT: "accepted", Decision.REJECT: "rejected", Decision.REWRITE: "rewritten"}
+"""What became of a caption by a decision."""
 SHOWN_INDICES = 40
 """Maximum number of frame indices in a list; a long window has hundreds."""
 OUTDATED = "outdated"
@@ -59,7 +62,12 @@ def stage_heading(stage: str) -> str:
 
 
 def build_side(
-    table: StoredTable, row: CaptionRow, text: DiffSegments | None, provenance: int, notes: Sequence[str] = ()
+    table: StoredTable,
+    row: CaptionRow,
+    text: DiffSegments | None,
+    provenance: int,
+    notes: Sequence[str] = (),
+    correction: Correction | None = None,
 ) -> Side:
     """Build the side of a row.
 
@@ -69,19 +77,48 @@ def build_side(
         text: its text in segments; None if there is no other text to compare with.
         provenance: index of its shared provenance.
         notes: notes besides the row's reductions.
+        correction: a person's correction of the caption. A rewrite takes the place of the text.
     """
+    rewrite = correction.caption if correction else None
+    if rewrite is not None:
+        text = diff_texts(row.caption, rewrite).new if row.caption and not table.has_choices else (rewrite,)
     probabilities = row.probabilities or {}
     return Side(
         text=text or (row.caption or "",),
-        missing=None if row.caption is not None else f"{row.error_kind}: {row.error}",
+        missing=None if row.caption is not None or rewrite is not None else f"{row.error_kind}: {row.error}",
         is_json=table.is_json,
         choices=tuple(probabilities.items()),
         score=probabilities.get(table.score_choice or ""),
-        flags=tuple(row.flags),
+        flags=() if rewrite is not None else tuple(row.flags),
         notes=(*notes, *row.reductions),
         properties=_properties(row),
         provenance=provenance,
+        correction=build_correction(row, correction) if correction else None,
     )
+
+
+def build_correction(row: CaptionRow, correction: Correction) -> SideCorrection:
+    """Build the correction of a side from its row."""
+    is_outdated = correction.is_outdated(row)
+    return SideCorrection(
+        decision=PAST[correction.decision],
+        reviewer=correction.reviewer,
+        decided_at=decision_time(correction),
+        reason=correction.reason,
+        model_text=_removed(row.caption, correction.caption) if correction.caption is not None else None,
+        reviewed_text=_removed(correction.reviewed_caption, row.caption) if is_outdated else None,
+        is_outdated=is_outdated,
+    )
+
+
+def decision_time(correction: Correction) -> str:
+    """The time of a decision, for readers."""
+    return f"{correction.decided_at:%Y-%m-%d %H:%M} UTC"
+
+
+def _removed(old: str | None, new: str | None) -> DiffSegments | None:
+    """A text with the segments that another one lacks."""
+    return None if old is None else diff_texts(old, new).old if new is not None else (old,)
 
 
 def position(window_index: int | None, start_seconds: float | None, end_seconds: float | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from itertools import islice
 from shutil import get_terminal_size
@@ -14,7 +14,8 @@ from textwrap import wrap
 import typer
 
 from caption_assets.checks.stored_tables import StoredShard, StoredTable
-from caption_assets.report.sides import position
+from caption_assets.report.sides import PAST, decision_time, position
+from caption_assets.store.corrections import Correction
 from caption_assets.store.root import Root
 from caption_assets.store.tables import (
     CLIP_MANIFEST,
@@ -36,6 +37,8 @@ class WindowCaptions:
     window: ManifestRow
     captions: Mapping[str, CaptionRow | None]
     """By stage; None where the stored captions were made from another manifest."""
+    corrections: Mapping[str, Correction] = field(default_factory=dict)
+    """People's corrections of these captions, by stage."""
 
     @property
     def has_failed(self) -> bool:
@@ -111,10 +114,12 @@ def _tables(stored: StoredShard, order: Sequence[str], stage: str | None) -> dic
 
 def _windows(stored: StoredShard, tables: Mapping[str, StoredTable]) -> list[WindowCaptions]:
     rows = {stage: {extent(row): row for row in table.rows} for stage, table in tables.items()}
-    return [
-        WindowCaptions(window, {stage: found.get(extent(window)) for stage, found in rows.items()})
-        for window in stored.manifest
-    ]
+    windows = []
+    for window in stored.manifest:
+        captions = {stage: found.get(extent(window)) for stage, found in rows.items()}
+        found = {stage: stored.corrections.find(row, stage) for stage, row in captions.items() if row}
+        windows.append(WindowCaptions(window, captions, {stage: one for stage, one in found.items() if one}))
+    return windows
 
 
 def _heading(shard: str, windows: Sequence[WindowCaptions], tables: Mapping[str, StoredTable]) -> str:
@@ -144,6 +149,9 @@ def _lines(one: WindowCaptions, width: int | None) -> Iterator[str]:
     for stage, row in one.captions.items():
         text, color = _text(row)
         yield from (typer.style(line, fg=color) for line in _wrapped(f"{stage}: {text}", width))
+        if row and (correction := one.corrections.get(stage)):
+            color = typer.colors.MAGENTA
+            yield from (typer.style(line, fg=color) for line in _wrapped(_decision(row, correction), width, depth=2))
 
 
 def _text(row: CaptionRow | None) -> tuple[str, str | None]:
@@ -156,11 +164,23 @@ def _text(row: CaptionRow | None) -> tuple[str, str | None]:
     return f"{row.caption}  [{notes}]" if notes else row.caption, typer.colors.YELLOW if row.flags else None
 
 
-def _wrapped(text: str, width: int | None) -> Iterator[str]:
+def _decision(row: CaptionRow, correction: Correction) -> str:
+    """A person's correction, with the text of a rewrite, and with the text that an outdated one is about."""
+    reason = f": {correction.reason}" if correction.reason else ""
+    lines = [f"{PAST[correction.decision]} by {correction.reviewer}, {decision_time(correction)}{reason}"]
+    if correction.caption is not None:
+        lines.append(f"text: {correction.caption}")
+    if correction.is_outdated(row):
+        lines.append(f"outdated, decided on: {correction.reviewed_caption or 'no caption'}")
+    return "\n".join(lines)
+
+
+def _wrapped(text: str, width: int | None, depth: int = 1) -> Iterator[str]:
     """The lines of a text: in a terminal wrapped with an indent, in a pipe as they are."""
+    indent = INDENT * depth
     for line in text.splitlines() or [""]:
-        wrapped = wrap(line, max(width, 40), initial_indent=INDENT, subsequent_indent=INDENT * 2) if width else []
-        yield from wrapped or [f"{INDENT}{line}"]
+        wrapped = wrap(line, max(width, 40), initial_indent=indent, subsequent_indent=indent + INDENT) if width else []
+        yield from wrapped or [f"{indent}{line}"]
 
 
 def _record(one: WindowCaptions) -> dict[str, object]:
@@ -174,11 +194,14 @@ def _record(one: WindowCaptions) -> dict[str, object]:
         "end_seconds": window.end_seconds,
         "error_kind": window.error_kind,
         "error": window.error,
-        "stages": {stage: None if row is None else _caption(row) for stage, row in one.captions.items()},
+        "stages": {
+            stage: None if row is None else _caption(row, one.corrections.get(stage))
+            for stage, row in one.captions.items()
+        },
     }
 
 
-def _caption(row: CaptionRow) -> dict[str, object]:
+def _caption(row: CaptionRow, correction: Correction | None) -> dict[str, object]:
     return {
         "status": row.status,
         "caption": row.caption,
@@ -188,4 +211,17 @@ def _caption(row: CaptionRow) -> dict[str, object]:
         "error_kind": row.error_kind,
         "error": row.error,
         **({"probabilities": dict(row.probabilities)} if row.probabilities else {}),
+        **({"correction": _correction(row, correction)} if correction else {}),
+    }
+
+
+def _correction(row: CaptionRow, correction: Correction) -> dict[str, object]:
+    return {
+        "decision": correction.decision,
+        "reviewer": correction.reviewer,
+        "decided_at": correction.decided_at.isoformat(),
+        "caption": correction.caption,
+        "reason": correction.reason,
+        "reviewed_caption": correction.reviewed_caption,
+        "outdated": correction.is_outdated(row),
     }

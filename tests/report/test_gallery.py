@@ -136,6 +136,7 @@ def test_flags_and_reductions_are_separate_facets() -> None:
         "Error": [],
         "Flag": ["too_short"],
         "Note": ["fewer_frames"],
+        "Correction": [],
     }
 
 

@@ -15,6 +15,7 @@ from caption_assets.report.gallery import write_gallery
 from caption_assets.sample.shards import FOLDER_SHARD
 from caption_assets.sources.manifest import probe_clips
 from caption_assets.sources.shard import find_shard
+from caption_assets.store.corrections import Correction, Decision, save_correction
 from caption_assets.store.previews import preview_folder, write_preview
 from caption_assets.store.root import Root
 from caption_assets.store.tables import CaptionRow, Status
@@ -383,3 +384,28 @@ def test_served_index_fits_the_width_of_the_screen(page: Page, sample_root: Root
     with served(sample_root) as client:
         page.goto(f"{client.base_url}/gallery/")
         assert page.evaluate("document.documentElement.scrollWidth") == width
+
+
+def test_corrections_are_shown_and_filtered(page: Page, tmp_path: Path, activity: PageActivity) -> None:
+    root = Root.open(str(tmp_path))
+    windows = [window("car.mp4"), window("van.mp4"), window("bus.mp4")]
+    texts = [captioned(one, "A red car.") for one in windows]
+    publish(root, windows, texts, texts)
+    earlier = captioned(windows[1], "A white car.")
+    rewrite = Correction.of(texts[0], DEFAULT[1], Decision.REWRITE, EVIL, caption="A blue car.")
+    for made in (rewrite, Correction.of(earlier, DEFAULT[1], Decision.REJECT, "bob", reason="no van")):
+        save_correction(root, SHARD, made)
+    page.goto(gallery_at(root))
+    car = page.locator("article").first.locator("section").nth(1)
+    expect(car.locator("ins")).to_have_text("blue")
+    expect(car.locator("del")).to_have_text("red")
+    expect(car.locator(".correction")).to_contain_text(f"rewritten by {EVIL}")
+    page.get_by_label("Correction").select_option("outdated")
+    expect(page.locator("#count")).to_have_text("1 of 3 rows")
+    van = page.locator("article .correction")
+    expect(van).to_contain_text("no van")
+    expect(van).to_contain_text("Decided on the text")
+    expect(van.locator("del")).to_have_text("white")
+    page.get_by_role("button", name="Details").click()
+    expect(page.locator("dialog .correction")).to_contain_text("rejected by bob")
+    assert activity.messages == []

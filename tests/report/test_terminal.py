@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from caption_assets.store.corrections import Correction, Decision, save_correction
 from caption_assets.store.root import Root
 from tests.cli import run_cli
 from tests.report.windows import broken, captioned, failed, publish, window
@@ -51,6 +54,31 @@ def test_captions_are_shown_by_window(capsys: pytest.CaptureFixture[str]) -> Non
         "damaged.mp4  no window",
         "  unreadable: the index is missing",
     ]
+
+
+def test_corrections_follow_their_captions(root: Root, capsys: pytest.CaptureFixture[str]) -> None:
+    row = captioned(FILM, "An earlier text.")
+    made = Correction.of(row, "stage2_captions", Decision.REWRITE, "ann", caption="Better.")
+    at = datetime(2026, 11, 29, 23, 5, tzinfo=UTC)
+    save_correction(root, "shard", replace(made, decided_at=at))
+    lines = shown(capsys, "--limit", "1").splitlines()
+    more = lines.index("  stage2_captions: Short.") + 1
+    assert lines[more : more + 3] == [
+        "    rewritten by ann, 2026-11-29 23:05 UTC",
+        "    text: Better.",
+        "    outdated, decided on: An earlier text.",
+    ]
+    [window] = json.loads(shown(capsys, "--limit", "1", "--json"))["windows"]
+    assert window["stages"]["stage2_captions"]["correction"] == {
+        "decision": "rewrite",
+        "reviewer": "ann",
+        "decided_at": "2026-11-29T23:05:00+00:00",
+        "caption": "Better.",
+        "reason": None,
+        "reviewed_caption": "An earlier text.",
+        "outdated": True,
+    }
+    assert "correction" not in window["stages"]["stage1_captions"]
 
 
 def test_options_select_windows_and_stages(capsys: pytest.CaptureFixture[str]) -> None:

@@ -56,7 +56,7 @@ function matches(row) {
   if (!facets.every((facet) => !facet.value || row.facets[facet.dataset.facet].includes(facet.value))) return false;
   const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
   if (!words.length) return true;
-  row.searched ??= [row.name, ...row.sides.map((side) => `${side.text.join("")} ${side.missing ?? ""}`)]
+  row.searched ??= [row.name, ...row.sides.map((side) => `${side.text.join("")} ${side.missing ?? ""} ${side.correction?.reason ?? ""}`)]
     .join(" ")
     .toLowerCase();
   return words.every((word) => row.searched.includes(word));
@@ -96,11 +96,32 @@ function card(row) {
   return make("li", {}, make("article", { "aria-labelledby": id }, picture(row), head, sides));
 }
 
-// A side's caption, or the reason why there is none, with its flags and notes.
+// A side's caption, or the reason why there is none, with its flags, notes and correction.
 function captionOf(side, column, maxCharacters) {
   const caption = side.missing ? make("p", { class: "missing", dir: "auto" }, side.missing) : answer(side, column, maxCharacters);
   const flags = [...side.flags, ...side.notes].map((flag) => make("li", {}, flag.replaceAll("_", " ")));
-  return flags.length ? [caption, make("ul", { class: "flags" }, ...flags)] : [caption];
+  return [
+    caption,
+    ...(flags.length ? [make("ul", { class: "flags" }, ...flags)] : []),
+    ...(side.correction ? [correctionOf(side.correction, maxCharacters)] : []),
+  ];
+}
+
+// A person's correction with the texts of the model that it replaces or was made on.
+function correctionOf(correction, maxCharacters) {
+  const { decision, reviewer, decided_at, reason, model_text, reviewed_text, is_outdated } = correction;
+  const by = make("span", {}, " by ", make("bdi", {}, reviewer), `, ${decided_at}`);
+  const outdated = is_outdated ? make("span", { class: "outdated" }, "outdated") : null;
+  const texts = [["The model's text", model_text], ["Decided on the text", reviewed_text]];
+  const text = ([label, segments]) =>
+    make("div", {}, make("dt", {}, label), make("dd", { dir: "auto" }, ...segmentNodes(segments, "del", maxCharacters)));
+  return make(
+    "div",
+    { class: `correction ${decision}` },
+    make("p", {}, make("strong", {}, decision), by, outdated),
+    reason ? make("p", { dir: "auto" }, reason) : null,
+    make("dl", {}, ...texts.filter(([, segments]) => segments).map(text)),
+  );
 }
 
 // An answer: choices with their probabilities, the fields of JSON, or a text. JSON with marks is shown as text.
@@ -108,7 +129,12 @@ function answer(side, column, maxCharacters) {
   if (side.choices.length) return choiceList(side);
   if (side.is_json && side.text.length === 1) return make("div", { class: "fields" }, jsonNode(parseJson(side.text[0]), 0));
   const kind = side.is_json ? "caption json" : "caption";
-  return make("p", { class: kind, dir: "auto" }, ...segmentNodes(side.text, column, maxCharacters));
+  return make("p", { class: kind, dir: "auto" }, ...segmentNodes(side.text, markOf(side, column), maxCharacters));
+}
+
+// The element that marks the differing segments of a side; null if they are not marked.
+function markOf(side, column) {
+  return column || side.correction ? "ins" : page.marks_removed ? "del" : null;
 }
 
 function parseJson(text) {
@@ -142,9 +168,8 @@ function jsonNode(value, depth) {
   return make("dl", {}, ...Object.entries(value).map(field));
 }
 
-// Nodes of a text in segments, cut to a length. Every second segment differs from another side.
-function segmentNodes(segments, column, maxCharacters) {
-  const tag = column ? "ins" : page.marks_removed ? "del" : null;
+// Nodes of a text in segments, cut to a length. Every second segment differs from another text and gets the tag.
+function segmentNodes(segments, tag, maxCharacters) {
   const nodes = [];
   let left = maxCharacters;
   for (const [number, segment] of segments.entries()) {
