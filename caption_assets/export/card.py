@@ -40,13 +40,14 @@ def card(tables: ShardTables, layout: FormatLayout, export: ExportConfig) -> str
 
 
 def _front_matter(layout: FormatLayout, license: str | None) -> str:
-    files = {"split": "train", "path": f"{DATA}/*/*.{layout.suffix}"}
+    files = {"split": "train", "path": f"{DATA}/*/{layout.pattern}"}
+    features = {} if layout.features is None else {"features": layout.features}
     return str(
         DatasetCardData(
             license=license,
             task_categories=[TASK],
             configs=[{"config_name": "default", "data_files": [files]}],
-            dataset_info={"config_name": "default", "features": layout.features},
+            dataset_info={"config_name": "default", **features},
         ).to_yaml()
     )
 

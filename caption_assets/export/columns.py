@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from typing import Any
 
 import pyarrow as pa
 
 from caption_assets.captioning.stages import Stage
 from caption_assets.errors import CaptionAssetsError
-from caption_assets.export.clip import CaptionedClip, CaptionedWindow
+from caption_assets.export.clip import CaptionedClip, CaptionedWindow, TrainingText, VideoFile
 from caption_assets.store.caption_columns import PROBABILITIES
 
 Feature = dict[str, Any]
@@ -60,6 +61,21 @@ WINDOW_COLUMNS = (
     Column("end_frame", "int32", "one past its last frame"),
     Column("start_seconds", "float64", "start of the window within the clip, in seconds"),
     Column("end_seconds", "float64", "end of the window within the clip, in seconds"),
+)
+TEXT_COLUMNS = (
+    Column("caption", "string", "text to train on: the caption of a stage, drawn by the weights of the stages"),
+    Column("caption_stage", "string", "stage of that text"),
+    Column("caption_tokens", "int32", "length of that text in tokens of the trainer's tokenizer, if one is set"),
+)
+VIDEO_COLUMNS = (
+    Column("video", "string", "video file of the window"),
+    Column("video_frames", "int32", "number of its frames"),
+    Column("video_fps", "float64", "its frames per second"),
+    Column("video_seconds", "float64", "its duration, in seconds"),
+    Column("video_width", "int32", "its displayed width, in pixels"),
+    Column("video_height", "int32", "its displayed height, in pixels"),
+    Column("video_aspect_ratio", "float64", "its height divided by its width"),
+    Column("video_pixels", "int32", "number of pixels of a frame"),
 )
 _STAGE_COLUMNS = (
     Column("caption", "string", "caption of stage `{}`"),
@@ -133,8 +149,8 @@ def stage_columns(stages: Iterable[Stage]) -> tuple[StageColumns, ...]:
 
 
 def window_columns(stages: Iterable[StageColumns]) -> tuple[Column, ...]:
-    """The columns of a window and its stages."""
-    return (*WINDOW_COLUMNS, *(column for columns in stages for column in columns.columns.values()))
+    """The columns of a window, its text and its stages."""
+    return (*WINDOW_COLUMNS, *TEXT_COLUMNS, *(column for columns in stages for column in columns.columns.values()))
 
 
 def clip_record(clip: CaptionedClip, columns: Sequence[Column] = CLIP_COLUMNS) -> dict[str, Any]:
@@ -143,11 +159,37 @@ def clip_record(clip: CaptionedClip, columns: Sequence[Column] = CLIP_COLUMNS) -
 
 
 def window_record(window: CaptionedWindow, stages: Iterable[StageColumns]) -> dict[str, Any]:
-    """The window's columns."""
+    """The columns of the window, its text and its stages."""
     record = {column.name: getattr(window.row, column.name) for column in WINDOW_COLUMNS}
+    text = choose_text(window)
+    record |= dict(zip((column.name for column in TEXT_COLUMNS), (text.text, text.stage, text.tokens), strict=True))
     for columns in stages:
         record |= columns.record(window)
     return record
+
+
+def video_record(video: VideoFile, path: str) -> dict[str, Any]:
+    """The columns of a video file.
+
+    Args:
+        video: the file.
+        path: its path for the trainer.
+    """
+    sizes = (video.width, video.height, video.height / video.width, video.width * video.height)
+    values = (path, video.frames, video.fps, video.seconds, *sizes)
+    return dict(zip((column.name for column in VIDEO_COLUMNS), values, strict=True))
+
+
+def choose_text(window: CaptionedWindow) -> TrainingText:
+    """The text of a window for a format with one text: drawn by the weights, and always the same for a window."""
+    *others, last = window.texts
+    drawn = int(sha256(window.row.window_id.encode()).hexdigest()[:16], 16) / 2**64
+    left = drawn * sum(text.weight for text in window.texts)
+    for text in others:
+        if left < text.weight:
+            return text
+        left -= text.weight
+    return last
 
 
 def feature_of(kind: pa.DataType) -> Feature:

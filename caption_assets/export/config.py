@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from hashlib import sha256
+from typing import Any
 
 from caption_assets.captioning.output import TextOutput
 from caption_assets.captioning.stages import StageGraph
@@ -20,7 +21,38 @@ class Format(StrEnum):
     """The formats by name."""
 
     WEBDATASET = "webdataset"
+    ENERGON = "energon"
     JSONL = "jsonl"
+    CSV = "csv"
+    PAIRS = "pairs"
+    LTX = "ltx"
+    VIDEOX_FUN = "videox-fun"
+    FASTVIDEO = "fastvideo"
+    OPEN_SORA = "open-sora"
+    MUSUBI = "musubi"
+    COSMOS = "cosmos"
+    CHAT = "chat"
+    CONVERSATIONS = "conversations"
+
+    @property
+    def has_own_columns(self) -> bool:
+        """Whether its columns can be chosen."""
+        return self in (Format.JSONL, Format.CSV)
+
+    @property
+    def has_video_files(self) -> bool:
+        """Whether its video files lie beside its files of samples, whether windows are cut or not."""
+        return self not in (Format.WEBDATASET, Format.ENERGON, Format.JSONL, Format.CSV)
+
+    @property
+    def default_cut(self) -> Cut:
+        """How windows become files, unless a setting says otherwise: its trainer reads a file from its beginning."""
+        return Cut.EXACT if self.has_video_files and self is not Format.COSMOS else Cut.NONE
+
+    @property
+    def has_full_paths(self) -> bool:
+        """Whether its trainer resolves paths against its working directory, or against a folder of fixed name."""
+        return self in (Format.FASTVIDEO, Format.OPEN_SORA, Format.MUSUBI, Format.CHAT)
 
 
 class Cut(StrEnum):
@@ -67,6 +99,21 @@ class ExportConfig:
     cut: CutConfig = field(default_factory=CutConfig)
     where: str | None = None
     """SQL condition that selects windows; None for those with all captions and without serious flags."""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """The columns of jsonl and csv, as a column map; empty for the dataset's own."""
+    folder: str | None = None
+    """The dataset's folder as the trainer sees it, with which paths begin; None for paths relative to that folder."""
+    instruction: str = "Describe the video."
+    """The question of a chat whose answer is the text."""
+
+    @property
+    def has_videos(self) -> bool:
+        """Whether windows have video files of their own, or clips have, in the dataset's folder."""
+        return self.format.has_video_files or self.cut.cut is not Cut.NONE
+
+    def trainer_path(self, path: str) -> str:
+        """A path relative to the dataset's folder, as the trainer needs it."""
+        return f"{self.folder}/{path}" if self.folder else path
 
     @property
     def text_weights(self) -> Mapping[str, float]:

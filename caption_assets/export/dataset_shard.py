@@ -16,7 +16,7 @@ from caption_assets.export.card import write_card
 from caption_assets.export.clip import CaptionedClip, ShardTables, open_tables
 from caption_assets.export.config import ExportConfig
 from caption_assets.export.formats import layout_of
-from caption_assets.export.formats.layout import EncodedSample, FormatLayout, encode_record
+from caption_assets.export.formats.layout import EncodedSample, FormatLayout
 from caption_assets.export.index import (
     DATASET,
     ExportedFile,
@@ -180,4 +180,4 @@ def _encode(source: Root, clip: CaptionedClip, layout: FormatLayout) -> list[Enc
         video = read_clip(source, clip.row) if layout.contains_clips else b""
     except ClipChanged as error:
         raise ExportError(f"{error}. Shard {clip.shard!r} was not exported") from None
-    return [EncodedSample(sample.key, encode_record(sample.record), video) for sample in layout.samples(clip)]
+    return [EncodedSample(sample.key, layout.encode(sample.record), video) for sample in layout.samples(clip)]

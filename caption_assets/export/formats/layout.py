@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 from hashlib import sha256
 from typing import IO, Any
 
 from caption_assets.export.clip import CaptionedClip, CaptionedWindow
 from caption_assets.export.columns import Column, Feature
+from caption_assets.export.config import Cut, ExportConfig, Format
 
 Record = dict[str, Any]
 
@@ -26,6 +27,15 @@ class Videos(Enum):
     """A file for each clip, beside its files of samples."""
     WINDOWS = "windows"
     """A file for each window, beside its files of samples."""
+
+
+def videos_of(export: ExportConfig) -> Videos:
+    """The video files of an export."""
+    if export.format in (Format.WEBDATASET, Format.ENERGON):
+        return Videos.INSIDE
+    if export.cut.cut is not Cut.NONE:
+        return Videos.WINDOWS
+    return Videos.CLIPS if export.format.has_video_files else Videos.SOURCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +65,24 @@ class EncodedSample:
         return len(self.record) + len(self.video)
 
 
+@dataclass(frozen=True, slots=True)
+class MergedFile:
+    """The file of the whole dataset, in the dataset's folder, for trainers that read one file."""
+
+    name: str
+    is_json: bool = False
+    """Whether it is a JSON list of the lines."""
+    header: bytes = b""
+    """First line of each file of samples, which the merged file has once."""
+    companions: Mapping[str, bytes] = field(default_factory=dict)
+    """Further files in the dataset's folder, by name: descriptions of the merged file for its trainer."""
+
+
+def encode_record(record: Record) -> bytes:
+    """A record as one JSON line."""
+    return json.dumps(record, ensure_ascii=False).encode()
+
+
 def no_sidecars(clip: CaptionedClip) -> Iterator[tuple[str, bytes]]:
     """The sidecars of a format without any."""
     return iter(())
@@ -74,12 +102,21 @@ class FormatLayout:
     """Writes a file of samples, and returns their number."""
     samples: Callable[[CaptionedClip], list[Sample]]
     """The samples of a clip."""
-    features: list[Feature]
-    """Types of the columns, for the front matter of the card."""
+    features: list[Feature] | None
+    """Types of the columns, for the front matter of the card; None to let ``datasets`` infer them."""
     columns: tuple[tuple[str, tuple[Column, ...]], ...]
     """The columns by heading, for the card's tables."""
     sidecars: Callable[[CaptionedClip], Iterator[tuple[str, bytes]]] = no_sidecars
     """Name and content of the files that belong to the video files of a clip, in the shard's folder."""
+    encode: Callable[[Record], bytes] = encode_record
+    """A record as bytes, for ``write``."""
+    merged: MergedFile | None = None
+    """The file of the whole dataset, if the format has one."""
+
+    @property
+    def pattern(self) -> str:
+        """Pattern of the names of its files in a shard's folder, which no other file there has."""
+        return f"*-*.{self.suffix}" if self.suffix == "json" else f"*.{self.suffix}"
 
     @property
     def contains_clips(self) -> bool:
@@ -99,11 +136,6 @@ def sample_key(clip: CaptionedClip) -> str:
 def window_key(clip: CaptionedClip, window: CaptionedWindow) -> str:
     """A window's key in the dataset: its clip's and its number."""
     return f"{sample_key(clip)}-{window.row.window_index}"
-
-
-def encode_record(record: Record) -> bytes:
-    """A record as one JSON line."""
-    return json.dumps(record, ensure_ascii=False).encode()
 
 
 def features_of(*columns: Column) -> list[Feature]:

@@ -16,14 +16,15 @@ from caption_assets.export.columns import (
     window_columns,
     window_record,
 )
-from caption_assets.export.formats.layout import EncodedSample, FormatLayout, Sample, Videos, features_of, sample_key
+from caption_assets.export.config import ExportConfig
+from caption_assets.export.formats.layout import EncodedSample, FormatLayout, Sample, features_of, sample_key, videos_of
 
 VIDEO = "mp4"
 """Suffix of the clip in its sample, whatever its container: ``datasets`` turns each suffix into a column and requires
 the same suffixes in all samples. Decoders detect the container."""
 
 
-def webdataset(stages: tuple[StageColumns, ...]) -> FormatLayout:
+def webdataset(export: ExportConfig, stages: tuple[StageColumns, ...]) -> FormatLayout:
     """The layout of webdataset."""
     columns = window_columns(stages)
 
@@ -34,7 +35,7 @@ def webdataset(stages: tuple[StageColumns, ...]) -> FormatLayout:
     return FormatLayout(
         name="webdataset tars",
         suffix="tar",
-        videos=Videos.INSIDE,
+        videos=videos_of(export),
         write=write_tar,
         samples=samples,
         features=[
