@@ -1,19 +1,24 @@
 """The asset of the training dataset: clips and captions as webdataset tars or JSON lines, if the settings enable it."""
 
+from collections.abc import Sequence
+
 import dagster as dg
 
+from caption_assets.checks.stored_tables import StoredShard
 from caption_assets.dagster_lib.failures import as_dagster_failure
 from caption_assets.dagster_lib.metadata import meanings
 from caption_assets.dagster_lib.project import CAPTIONS_GROUP, Project
 from caption_assets.dagster_lib.project_claim import check_claim
 from caption_assets.dagster_lib.retry_policy import step_retry_policy
 from caption_assets.dagster_lib.termination import stoppable
+from caption_assets.errors import as_project_error
 from caption_assets.export.card import CARD
 from caption_assets.export.config import ExportConfig
 from caption_assets.export.dataset_shard import export_shard
 from caption_assets.export.formats import layout_of
 from caption_assets.export.index import shard_folder
 from caption_assets.kubernetes.pods import EXPORT_SIZE, cpu_pod
+from caption_assets.report.gallery import write_gallery
 from caption_assets.resources import Storage
 from caption_assets.settings import Settings
 
@@ -58,6 +63,8 @@ def build_captioned_dataset(settings: Settings, export: ExportConfig) -> dg.Asse
             root = storage.root()
             check_claim(context.instance, project, storage)
             exported = export_shard(root, storage.source(), shard, export)
+            if exported.is_corrected:
+                _refresh_gallery(context, StoredShard(root, shard), [stage.name for stage in export.graph.stages])
         index = exported.index
         return dg.MaterializeResult(
             data_version=dg.DataVersion(index.version),
@@ -77,3 +84,11 @@ def build_captioned_dataset(settings: Settings, export: ExportConfig) -> dg.Asse
         )
 
     return captioned_dataset
+
+
+def _refresh_gallery(context: dg.AssetExecutionContext, stored: StoredShard, stages: Sequence[str]) -> None:
+    """Write the gallery with new corrections. The export is recorded even if the gallery cannot be written."""
+    try:
+        write_gallery(stored, stages)
+    except Exception as error:
+        context.log.warning(f"{stored.shard}: cannot write the gallery: {as_project_error(error)}")

@@ -30,6 +30,7 @@ from caption_assets.resources import build_storage
 from caption_assets.settings import load_settings
 from caption_assets.sources.shard import KEY_PATTERN, ShardError, list_shards
 from caption_assets.store.checkpoints import checkpoint_folder
+from caption_assets.store.corrections import corrections_folder
 from caption_assets.store.lease import Leases, is_lease
 from caption_assets.store.root import Root
 from caption_assets.store.tables import table_path
@@ -197,4 +198,4 @@ def retire(instance: dg.DagsterInstance, project: Project, root: Root, shard: st
 
 def _folders(tables: Sequence[str], shard: str) -> list[str]:
     files = [*(table_path(table, shard) for table in tables), gallery_path(shard)]
-    return [*map(posixpath.dirname, files), shard_folder(shard), checkpoint_folder(shard)]
+    return [*map(posixpath.dirname, files), shard_folder(shard), corrections_folder(shard), checkpoint_folder(shard)]

@@ -25,11 +25,14 @@ from caption_assets.dagster_lib.shard_events import first_names
 from caption_assets.resources import build_storage
 from caption_assets.settings import load_settings
 from caption_assets.sources.shard import list_shards
+from caption_assets.store.corrections import pending_shards
 
 INCOMPLETE = 3
 """Exit status with ``--exit-code`` if a shard is not complete."""
 SHOWN_GROUPS = 10
 """Maximum number of reasons of one kind in the text. The JSON document has all."""
+SHOWN_SHARDS = 5
+"""Maximum number of shards in a command that is proposed; for more it has ``--all``."""
 TABLE_STATES = (State.COMPLETE, State.STALE, State.FAILED, State.MISSING)
 Statuses = Mapping[str, ShardStatus]
 
@@ -55,9 +58,11 @@ def show_status(shards: Sequence[str], *, as_json: bool) -> bool:
         source = storage.source()
         listing = list_shards(source)
         content = present_versions(source, [shard for shard in listing.shards if not shards or shard.key in shards])
-        statuses = read_statuses(instance, settings, storage.root_to_read(), listing.keys, content)
+        root = storage.root_to_read()
+        statuses = read_statuses(instance, settings, root, listing.keys, content)
     check_shards(shards, statuses, "the project")
     chosen = {shard: statuses[shard] for shard in shards} if shards else statuses
+    corrected = sorted(pending_shards(root) & chosen.keys()) if settings.dataset else []
     accepted = {shard.key for shard in listing.shards}
     to_run = {
         shard: status
@@ -66,18 +71,18 @@ def show_status(shards: Sequence[str], *, as_json: bool) -> bool:
     }
     if as_json:
         document = _document(settings.root, settings.source_url, project, chosen)
-        document |= {"refused": dict(listing.refused), "next": list(_next_commands(to_run, ()))}
+        document |= {"refused": dict(listing.refused), "next": list(_next_commands(to_run, (), corrected))}
         print(json.dumps(document, ensure_ascii=False))
     elif shards:
         print("\n\n".join("\n".join(_details(shard, status)) for shard, status in chosen.items()))
-        _print_next(to_run, shards, has_refused=len(to_run) < len(chosen))
+        _print_next(to_run, shards, corrected, has_refused=len(to_run) < len(chosen))
     else:
         print(f"source  {settings.source_url}")
         print(f"root    {settings.root}")
         print(f"Dagster {os.environ['DAGSTER_HOME']}")
         print("\n".join([*_summary(project, chosen), *_refusals(listing.refused)]))
         if chosen:
-            _print_next(to_run, (), has_refused=len(to_run) < len(chosen))
+            _print_next(to_run, (), corrected, has_refused=len(to_run) < len(chosen))
         else:
             print("\nnext: put each shard into the source, as a folder of clips or a .tar, .parquet or .jsonl file")
     return all(status.state in (State.COMPLETE, State.REMOVED) for status in chosen.values())
@@ -151,30 +156,39 @@ def _reasons(table: TableStatus) -> Iterator[str]:
         yield f"made from {', '.join(table.stale_inputs)}, which is not current"
 
 
-def _print_next(statuses: Statuses, shards: Sequence[str], *, has_refused: bool) -> None:
-    commands = _next_commands(statuses, shards)
+def _print_next(statuses: Statuses, shards: Sequence[str], corrected: Sequence[str], *, has_refused: bool) -> None:
+    commands = _next_commands(statuses, shards, corrected)
     width = max((len(command) for command in commands), default=0)
     lines = ["rename the refused shards"] if has_refused else []
     lines += [f"{command.ljust(width)}  # {comment}" for command, comment in commands.items()]
     print("\nnext: " + "\n      ".join(lines) if lines else "\nnothing to do")
 
 
-def _next_commands(statuses: Statuses, shards: Sequence[str]) -> dict[str, str]:
-    """The commands that make the shards complete, each with a comment."""
+def _next_commands(statuses: Statuses, shards: Sequence[str], corrected: Sequence[str]) -> dict[str, str]:
+    """The commands that make the shards complete, each with a comment.
+
+    ``corrected`` are the shards with corrections that no export has read yet.
+    """
     states = count_states(statuses)
     work = states.keys() - {State.COMPLETE, State.ABSENT, State.REMOVED, State.RUNNING}
-    names = [shard for shard in shards if shard in statuses and statuses[shard].state in work]
-    named = shlex.join(["--"] * any(name.startswith("-") for name in names) + names)
+    named = _arguments([shard for shard in shards if shard in statuses and statuses[shard].state in work])
+    exported = _arguments(corrected) if len(corrected) <= SHOWN_SHARDS else "--all"
     has_new = bool(work - {State.FAILED, State.STALE}) or _has_changed(statuses, inputs=True)
     candidates = [
         (f"run {named}", "rows that are unchanged are reused", bool(named)),
         ("run", "new and changed shards", has_new and not shards),
         ("run --failed", "after you have removed the causes", State.FAILED in states and not shards),
         ("run --stale", "rows that are unchanged are reused", _has_changed(statuses, inputs=False) and not shards),
+        (f"export {exported}", "with the corrections since their last export", bool(corrected)),
         ("removals", "lists what is missing: check the source, or confirm it", State.ABSENT in states),
         ("retire --removed", "moves their outputs to the trash", State.REMOVED in states),
     ]
     return {f"caption-assets {command}": comment for command, comment, is_wanted in candidates if is_wanted}
+
+
+def _arguments(shards: Sequence[str]) -> str:
+    """Shards as arguments of a command."""
+    return shlex.join(["--"] * any(shard.startswith("-") for shard in shards) + [*shards])
 
 
 def _has_changed(statuses: Statuses, *, inputs: bool) -> bool:

@@ -50,6 +50,8 @@ class ExportResult:
     index: ExportIndex
     written: bool
     """Whether files were written; false if the present files are up to date."""
+    is_corrected: bool = False
+    """Whether it read corrections that no earlier export had read."""
 
 
 def export_shard(root: Root, source: Root, shard: str, export: ExportConfig) -> ExportResult:
@@ -97,8 +99,8 @@ def export_shard(root: Root, source: Root, shard: str, export: ExportConfig) -> 
                 f"export it in one run at a time, and materialize {DATASET} again"
             )
         write_card(root, tables, layout, export)
-        compact_corrections(root, tables.correction_files)
-    return ExportResult(index, written)
+        is_corrected = compact_corrections(root, tables.correction_files)
+    return ExportResult(index, written, is_corrected)
 
 
 def _check_failures(tables: ShardTables, limits: FailureLimits) -> None:

@@ -297,7 +297,7 @@ def read_correction_files(root: Root, shard: str) -> CorrectionFiles:
             continue
 
 
-def compact_corrections(root: Root, found: CorrectionFiles) -> None:
+def compact_corrections(root: Root, found: CorrectionFiles) -> bool:
     """Merge files of corrections into one, which marks them as exported.
 
     It is safe beside reviewers, other compactions, and kills: the merged file is named by its content and written
@@ -307,16 +307,20 @@ def compact_corrections(root: Root, found: CorrectionFiles) -> None:
         root: the root.
         found: the files, as they were read.
 
+    Returns:
+        Whether there were files to merge.
+
     Raises:
         StoreError: if the root cannot be written.
     """
     if not _is_pending(found.files):
-        return
+        return False
     merged = found.corrections.history
     name = _COMPACTED + _content_id(merged)
     path = _write(root, found.shard, name, merged)
     with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
         list(pool.map(root.remove, (other for other in found.files if other != path)))
+    return True
 
 
 def pending_shards(root: Root) -> frozenset[str]:

@@ -5,13 +5,15 @@ import pytest
 
 from caption_assets.definitions import build_definitions
 from caption_assets.export.index import DATASET
+from caption_assets.report.gallery import gallery_path
 from caption_assets.settings import Settings
+from caption_assets.store.corrections import Correction, Decision, save_correction
 from caption_assets.store.root import Root
-from caption_assets.store.tables import Status, read_manifest
+from caption_assets.store.tables import Status, read_captions, read_manifest
 from tests.assets.conftest import ProjectHarness
 from tests.export.shards import lines, samples
 from tests.report.windows import captioned, failed, publish_stage
-from tests.stages import STAGES, TABLE_NAMES
+from tests.stages import STAGE2, STAGES, TABLE_NAMES
 
 pytestmark = pytest.mark.fast
 
@@ -74,6 +76,23 @@ def test_data_version_changes_only_with_the_captions(captioned_project: ProjectH
     assert (metadata_of(first)["written"], metadata_of(again)["written"]) == (True, False)
     caption(captioned_project, "A square.")
     assert version(materialize(captioned_project)) != version(first)
+
+
+def test_new_correction_reaches_dataset_metadata_and_gallery(captioned_project: ProjectHarness) -> None:
+    root = Root.open(str(captioned_project.root))
+    first = materialize(captioned_project, export="jsonl")
+    rows = [row for row in read_captions(root, STAGE2.name, SHARD) if row.caption]
+    save_correction(root, SHARD, Correction.of(rows[0], STAGE2.name, Decision.REWRITE, "ann", caption="A cube."))
+    save_correction(root, SHARD, Correction.of(rows[1], STAGE2.name, Decision.REJECT, "bob", reason="no circle"))
+    again = materialize(captioned_project, export="jsonl")
+    assert version(again) != version(first)
+    metadata = metadata_of(again)
+    assert metadata["corrections"] == {"accepted": 0, "rejected": 1, "rewritten": 1, "outdated": 0, "unmatched": 0}
+    assert metadata["left_out_by_reason"] == {"clip_manifest: text": 1, "rejected": 1}
+    assert lines(root, SHARD)[0]["stage2_caption"] == "A cube."
+    gallery = root.read(gallery_path(SHARD)).decode()
+    assert '"cube"' in gallery
+    assert "no circle" in gallery
 
 
 def test_shard_without_captions_fails_with_the_remedy(project: ProjectHarness) -> None:

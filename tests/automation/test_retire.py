@@ -24,6 +24,8 @@ OTHER_OUTPUTS = (
     "gallery/a/index.html",
     "gallery/a/previews/1.jpg",
     "captioned_dataset/data/shard=a/index.json",
+    "corrections/shard=a/compacted-1.parquet",
+    "corrections/shard=a/20261129T230500000000-2.parquet",
     "_checkpoints/shard=a/000001-000000-stage1_captions.parquet",
 )
 
@@ -43,7 +45,7 @@ def captioned(harness: AutomationHarness) -> AutomationHarness:
 
 def contents(root: Root, *folders: str) -> dict[str, bytes]:
     """The outputs of shards in the root, without trash and leases."""
-    searched = folders or (*TABLES, "gallery", "captioned_dataset", "_checkpoints")
+    searched = folders or (*TABLES, "gallery", "captioned_dataset", "corrections", "_checkpoints")
     found = {path for folder in searched for path in root.sizes(folder)}
     return {path: root.read(path) for path in found if "/lease-" not in path}
 
@@ -219,8 +221,8 @@ def test_unconfirmed_retire_command_describes_the_shards_and_moves_nothing(
         assert error in str(run_cli("retire", "a", *answer))
         assert contents(commands.root) == before
     output = capsys.readouterr().out
-    assert "a: 7 objects" in output
-    assert "1 shards, 7 objects, 0.0 MB, 2.0 GPU-hours" in output
+    assert "a: 9 objects" in output
+    assert "1 shards, 9 objects, 0.0 MB, 2.0 GPU-hours" in output
     assert "still in the source; will be captioned again unless removed there: a" in output
 
 

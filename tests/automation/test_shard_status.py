@@ -10,10 +10,13 @@ from dagster._core.events import AssetMaterializationPlannedData, DagsterEvent
 from caption_assets.automation import failed_attempts
 from caption_assets.automation.shard_status import ShardStatus, State, TableStatus, read_statuses
 from caption_assets.automation.status_summary import count_states, count_tables, failures, staleness, unrecorded
+from caption_assets.store.corrections import Correction, Decision, save_correction
 from caption_assets.store.tables import CLIP_MANIFEST
 from tests.automation.conftest import AutomationHarness
 from tests.cli import run_cli
 from tests.recipes import FOUR_STAGES, write_recipe
+from tests.report.windows import captioned as caption_of
+from tests.report.windows import window
 
 pytestmark = pytest.mark.fast
 
@@ -256,6 +259,22 @@ def test_command_sees_changed_clips_before_they_are_reported(
     out = capsys.readouterr().out
     assert "       1  stale: b\n" in out
     assert out.endswith("next: caption-assets run  # new and changed shards\n")
+
+
+def test_command_proposes_to_export_corrections(
+    environment: AutomationHarness, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = caption_of(window("car.mp4"), "A red car.")
+    for shard in ("a", "retired"):
+        save_correction(environment.root, shard, Correction.of(row, "stage2_captions", Decision.ACCEPT, "ann"))
+    assert run_cli("status") is None
+    assert capsys.readouterr().out.endswith("\nnothing to do\n")
+    monkeypatch.setenv("CAPTION_EXPORT", "jsonl")
+    assert run_cli("status") is None
+    command = "caption-assets export a"
+    assert capsys.readouterr().out.endswith(f"\nnext: {command}  # with the corrections since their last export\n")
+    assert run_cli("status", "--json") is None
+    assert json.loads(capsys.readouterr().out)["next"] == [command]
 
 
 def test_command_prints_json(environment: AutomationHarness, capsys: pytest.CaptureFixture[str]) -> None:
