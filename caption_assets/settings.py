@@ -27,6 +27,8 @@ from caption_assets.environment import PREFIX, is_service_address, unknown_setti
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.export.condition import Condition, ConditionError
 from caption_assets.export.config import ExportConfig, Format
+from caption_assets.export.formats import layout_of
+from caption_assets.export.index import DATASET
 from caption_assets.models.cache import CacheConfig
 from caption_assets.models.checkpoint import Checkpoint, Lora
 from caption_assets.models.lora import find_lora
@@ -50,24 +52,36 @@ class SettingsError(CaptionAssetsError):
     """An invalid setting; the message gives variable, value and remedy."""
 
 
+def _json_object(text: str, example: str) -> dict[str, Any]:
+    """Parse a JSON object, with errors that give value and remedy; those of pydantic-settings do not."""
+    try:
+        found = json.loads(text, parse_constant=_refuse_constant)
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise ValueError(f"invalid JSON at {where} ({error.msg}): write a JSON object such as {example}") from None
+    except RecursionError:
+        raise ValueError(f"JSON nested too deeply: write a JSON object such as {example}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"JSON {_JSON_TYPES[type(found)]}, not an object: write one such as {example}")
+    return found
+
+
 def _parse_json_object(example: str) -> BeforeValidator:
-    """A parser of JSON objects, whose errors give value and remedy; those of pydantic-settings do not."""
+    """A parser of JSON objects."""
+    return BeforeValidator(lambda value: _json_object(value, example) if isinstance(value, str) else value)
 
-    def parse(value: object) -> object:
-        if not isinstance(value, str):
-            return value
-        try:
-            found = json.loads(value, parse_constant=_refuse_constant)
-        except json.JSONDecodeError as error:
-            where = f"line {error.lineno}, column {error.colno}"
-            raise ValueError(f"invalid JSON at {where} ({error.msg}): write a JSON object such as {example}") from None
-        except RecursionError:
-            raise ValueError(f"JSON nested too deeply: write a JSON object such as {example}") from None
-        if not isinstance(found, dict):
-            raise ValueError(f"JSON {_JSON_TYPES[type(found)]}, not an object: write one such as {example}")
-        return found
 
-    return BeforeValidator(parse)
+def _parse_caption(value: object) -> object:
+    """The stages of CAPTION_EXPORT_CAPTION with their weights. A stage alone has the weight 1."""
+    if not isinstance(value, str):
+        return value
+    if not value.lstrip().startswith("{"):
+        return {value.strip(): 1.0} if value.strip() else {}
+    weights = _json_object(value, '{"short": 1, "dense": 3}')
+    for stage, weight in weights.items():
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or weight <= 0:
+            raise ValueError(f"the weight of {stage!r} is {json.dumps(weight)}: give a number above 0")
+    return weights
 
 
 def _check_labels(labels: object) -> object:
@@ -406,8 +420,10 @@ class Settings(BaseSettings):
     )
     export: Format | None = Field(
         None,
-        description="Format of the training dataset: `webdataset`, tar files with the clips, or `jsonl`, lines with "
-        "their URIs. Default: no asset `captioned_dataset`",
+        description="Format of the training dataset: `webdataset` and `energon`, tar files with the clips; `jsonl` and "
+        "`csv`, lines with their URIs; `pairs`, video files with text files; `ltx`, `videox-fun`, `fastvideo`, "
+        "`open-sora`, `musubi` and `cosmos`, video files with the lines of a trainer; `chat` and `conversations`, "
+        "questions about the videos. Default: no asset `captioned_dataset`",
     )
     export_file_gb: float = Field(
         1.0,
@@ -426,6 +442,27 @@ class Settings(BaseSettings):
         description="SQL condition on a window's row in the manifest and in the table of each stage, such as "
         "`alignment.score >= 0.6 and clip_seconds > 2`. Only windows for which it is true are exported. Default: "
         "windows with a caption of each stage, and no flag that causes a regeneration on a caption that is trained on",
+    )
+
+    export_caption: Annotated[dict[str, float], NoDecode, BeforeValidator(_parse_caption)] = Field(
+        default_factory=dict,
+        description="Stage whose caption is the text to train on, or a JSON object with the weights of several, such "
+        'as `{"short": 1, "dense": 3}`: each window has the text of one of them, drawn by the weights. Default: the '
+        "last stage with text",
+    )
+    export_columns: Annotated[dict[str, Any], NoDecode, _parse_json_object('{"path": "video"}')] = Field(
+        default_factory=dict,
+        description="Columns of `jsonl` and `csv`, as a JSON object: for each column the name of one of the dataset's, "
+        'or `{"const": value}`, or an object of further columns. Default: the dataset\'s columns',
+    )
+    export_folder: str | None = Field(
+        None,
+        description="Folder of the dataset on the trainer's machine, with which paths in lines begin. Default: paths "
+        "are relative to the dataset's folder; with `musubi`, `open-sora`, `fastvideo` and `chat` they are absolute, "
+        "if the root is local",
+    )
+    export_instruction: str = Field(
+        "Describe the video.", min_length=1, description="Question of `chat` and `conversations`"
     )
 
     @field_validator("root", "source", "model", "lora", "recipe", "gpu_image", "link_url")
@@ -471,6 +508,7 @@ class Settings(BaseSettings):
                 Condition(self.export_where, self._graph.stages).check()
             except ConditionError as error:
                 raise ValueError(f"CAPTION_EXPORT_WHERE={self.export_where!r}: {error}") from None
+        self._check_export()
         if self.remainder_threshold > self.window_size:
             raise ValueError(
                 f"CAPTION_REMAINDER_THRESHOLD={self.remainder_threshold} is above CAPTION_WINDOW_SIZE="
@@ -618,6 +656,28 @@ class Settings(BaseSettings):
         found = self.caption_recipe
         return found if name is None else replace(found, graph=read_recipe(name, self.storage.root_access))
 
+    def _check_export(self) -> None:
+        """Validate the settings of the training dataset.
+
+        Raises:
+            ValueError: if a setting names an unknown stage or column, or has no effect.
+        """
+        stages = [stage.name for stage in self._graph.stages]
+        if unknown := [name for name in self.export_caption if name not in stages]:
+            raise ValueError(
+                f"CAPTION_EXPORT_CAPTION names {unknown[0]!r}: the recipe's stages are {', '.join(stages)}"
+            )
+        if self.export_columns and self.export is not None and not self.export.has_own_columns:
+            raise ValueError(
+                f"CAPTION_EXPORT_COLUMNS has no effect with CAPTION_EXPORT={self.export}: unset it, or set "
+                "CAPTION_EXPORT to jsonl or csv"
+            )
+        if self.dataset is not None:
+            try:
+                layout_of(self.dataset)
+            except CaptionAssetsError as error:
+                raise ValueError(str(error)) from None
+
     @property
     def dataset(self) -> ExportConfig | None:
         """The configuration of the training dataset, if there is one."""
@@ -630,7 +690,17 @@ class Settings(BaseSettings):
             self.failure_limits,
             self.export_license,
             where=self.export_where,
+            texts=self.export_caption,
+            columns=self.export_columns,
+            folder=self._dataset_folder(self.export),
+            instruction=self.export_instruction,
         )
+
+    def _dataset_folder(self, format: Format) -> str | None:
+        if self.export_folder:
+            return self.export_folder.rstrip("/") or "/"
+        is_local = "://" not in self.root
+        return str(Path(self.root, DATASET).resolve()) if is_local and format.has_full_paths else None
 
     @cached_property
     def _graph(self) -> StageGraph:

@@ -52,6 +52,12 @@ def test_all_settings_have_defaults() -> None:
         ("CAPTION_MAX_FAILED_FRACTION", "1.5", "less than or equal to 1"),
         ("CAPTION_SHARDS_PER_RUN", "0", "greater than or equal to 1"),
         ("CAPTION_EXPORT_WHERE", "clip_second > 2", r"there is no column clip_second; did you mean .*clip_seconds"),
+        (
+            "CAPTION_EXPORT_CAPTION",
+            '{"stage1_captions": 0}',
+            "the weight of 'stage1_captions' is 0: give a number above",
+        ),
+        ("CAPTION_EXPORT_CAPTION", "{1}", "invalid JSON at line 1, column 2"),
         ("CAPTION_EXPORT_WHERE", "clip_seconds >", "syntax error at the end: complete the condition"),
     ],
 )
@@ -373,3 +379,39 @@ def test_links_of_a_local_root_begin_with_a_fixed_address(
     root: str, link_url: str | None, expected: str | None
 ) -> None:
     assert Settings(root=root, link_url=link_url).web_url == expected
+
+
+def test_texts_of_the_export_are_stages_with_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    def weights(value: str) -> object:
+        monkeypatch.setenv("CAPTION_EXPORT_CAPTION", value)
+        dataset = load_settings(export="jsonl", recipe="general").dataset
+        return dataset and dict(dataset.text_weights)
+
+    assert weights("") == {"stage2_captions": 1.0}
+    with pytest.raises(SettingsError, match="CAPTION_EXPORT_CAPTION names 'poem': the recipe's stages are stage1_"):
+        weights("poem")
+    assert weights("stage1_captions") == {"stage1_captions": 1.0}
+    assert weights('{"stage1_captions": 1, "stage2_captions": 3}') == {"stage1_captions": 1.0, "stage2_captions": 3.0}
+
+
+def test_columns_of_the_export_are_checked_when_settings_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAPTION_EXPORT_COLUMNS", '{"text": "captoin"}')
+    with pytest.raises(SettingsError, match=r"Unknown column 'captoin' .*did you mean caption"):
+        load_settings(export="jsonl")
+    with pytest.raises(SettingsError, match="no effect with CAPTION_EXPORT=ltx: unset it, or set CAPTION_EXPORT to"):
+        load_settings(export="ltx")
+
+
+@pytest.mark.parametrize(
+    ("format", "root", "folder", "path"),
+    [
+        ("ltx", "/data", None, "data/a.mp4"),
+        ("musubi", "/data", None, "/data/captioned_dataset/data/a.mp4"),
+        ("musubi", "s3://bucket/data", None, "data/a.mp4"),
+        ("ltx", "s3://bucket/data", "/mnt/dataset/", "/mnt/dataset/data/a.mp4"),
+    ],
+)
+def test_paths_of_lines_are_those_that_the_trainer_needs(format: str, root: str, folder: str | None, path: str) -> None:
+    dataset = load_settings(export=format, root=root, export_folder=folder).dataset
+    assert dataset is not None
+    assert dataset.trainer_path("data/a.mp4") == path

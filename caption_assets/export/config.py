@@ -116,6 +116,12 @@ class ExportConfig:
         return f"{self.folder}/{path}" if self.folder else path
 
     @property
+    def form(self) -> str:
+        """Identity of the files of samples: those of shards with the same one can be merged."""
+        form = {"columns": self.columns, "folder": self.folder, "instruction": self.instruction, "cut": self.has_videos}
+        return f"{LAYOUT_VERSION}-{self.format}-{sha256(json.dumps(form, sort_keys=True).encode()).hexdigest()[:8]}"
+
+    @property
     def text_weights(self) -> Mapping[str, float]:
         """The stages whose captions are trained on, with their weights."""
         return self.texts or {self._last_text: 1.0}
@@ -128,7 +134,7 @@ class ExportConfig:
     @property
     def code_version(self) -> str:
         """Version of everything that decides the dataset: changes make the exported shards stale."""
-        selection = {"where": self.where, "texts": dict(self.text_weights)}
+        selection = {"where": self.where, "texts": dict(self.text_weights), "form": self.form}
         return f"{self.version}-{sha256(json.dumps(selection).encode()).hexdigest()[:8]}"
 
     @property

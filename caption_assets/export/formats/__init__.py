@@ -6,6 +6,7 @@ from caption_assets.export.columns import stage_columns
 from caption_assets.export.config import ExportConfig, Format
 from caption_assets.export.formats.chat import chat, conversations
 from caption_assets.export.formats.cosmos import cosmos
+from caption_assets.export.formats.energon import energon
 from caption_assets.export.formats.layout import FormatLayout
 from caption_assets.export.formats.lines import csv_lines, jsonl, preset
 from caption_assets.export.formats.pairs import pairs
@@ -13,6 +14,7 @@ from caption_assets.export.formats.webdataset import webdataset
 
 _LAYOUTS = {
     Format.WEBDATASET: webdataset,
+    Format.ENERGON: energon,
     Format.JSONL: jsonl,
     Format.CSV: csv_lines,
     Format.PAIRS: pairs,

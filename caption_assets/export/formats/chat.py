@@ -35,6 +35,8 @@ CONVERSATIONS_COLUMNS = (
     Column("video", "string", "video file of the window, relative to the dataset's folder"),
     Column("conversations", "list", _ABOUT, {"list": _TURN}),
 )
+DATASET_INFO_FILE = "dataset_info.json"
+"""Name of LLaMA-Factory's file of descriptions."""
 DATASET_INFO = {
     "captioned_dataset": {
         "file_name": "chat.jsonl",
@@ -57,7 +59,7 @@ def chat(export: ExportConfig, stages: tuple[StageColumns, ...]) -> FormatLayout
         return {"messages": messages, "videos": [path]}
 
     info = json.dumps(DATASET_INFO, indent=2).encode()
-    merged = MergedFile("chat.jsonl", companions={"dataset_info.json": info})
+    merged = MergedFile("chat.jsonl", companions={DATASET_INFO_FILE: info})
     return _layout(export, "chats with messages", record, MESSAGES_COLUMNS, merged)
 
 

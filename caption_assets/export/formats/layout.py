@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from hashlib import sha256
+from pathlib import Path
 from typing import IO, Any
 
 from caption_assets.export.clip import CaptionedClip, CaptionedWindow
@@ -88,6 +89,11 @@ def no_sidecars(clip: CaptionedClip) -> Iterator[tuple[str, bytes]]:
     return iter(())
 
 
+def no_indexes(path: Path) -> Iterator[tuple[str, bytes]]:
+    """The indexes of a file of samples without any."""
+    return iter(())
+
+
 @dataclass(frozen=True, slots=True)
 class FormatLayout:
     """The layout of one format."""
@@ -110,6 +116,8 @@ class FormatLayout:
     """Name and content of the files that belong to the video files of a clip, in the shard's folder."""
     encode: Callable[[Record], bytes] = encode_record
     """A record as bytes, for ``write``."""
+    file_indexes: Callable[[Path], Iterator[tuple[str, bytes]]] = no_indexes
+    """Suffix and content of the indexes of a file of samples, which lie beside it."""
     merged: MergedFile | None = None
     """The file of the whole dataset, if the format has one."""
 
