@@ -8,6 +8,7 @@ import sys
 from caption_assets.cli import captioning as captioning
 from caption_assets.cli import gallery as gallery
 from caption_assets.cli import init as init
+from caption_assets.cli import label_studio as label_studio
 from caption_assets.cli import machine as machine
 from caption_assets.cli import project as project
 from caption_assets.cli import reading as reading

@@ -1,0 +1,1 @@
+"""Exchange with annotation tools: captions as their tasks, and their decisions as corrections."""
