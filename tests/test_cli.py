@@ -34,7 +34,17 @@ PROJECT_COMMANDS = (
     "retire",
     "trash",
 )
-COMMANDS = (*PROJECT_COMMANDS, "caption", "export", "run", "sample-shards", "show", "status", "train-sample")
+COMMANDS = (
+    *PROJECT_COMMANDS,
+    "caption",
+    "export",
+    "run",
+    "sample-shards",
+    "show",
+    "status",
+    "train-sample",
+    "try-prompt",
+)
 LAZY = ("dagster", "numpy", "pyarrow", "rich", "torch", "transformers", "vllm")
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterable
 from typing import Annotated
 
 from typer import Argument, Exit, Option, echo, secho
 
 from caption_assets.cli.app import PROJECT, app
+from caption_assets.cli.output import keep_output_for_result, report
 
 AsJson = Annotated[bool, Option("--json", help="Print one line of JSON instead.")]
 
@@ -25,7 +24,7 @@ def doctor(
     """
     from caption_assets.commands.doctor import diagnose, has_failed, summary, to_json
 
-    _keep_output_for_result()
+    keep_output_for_result()
     found = []
     for diagnosis in diagnose(with_engine=engine):
         found.append(diagnosis)
@@ -59,9 +58,9 @@ def bench(
     from caption_assets.commands.bench import bench, table
     from caption_assets.settings import load_settings
 
-    _keep_output_for_result()
+    keep_output_for_result()
     given = {name: value for name, value in (("model", model), ("recipe", recipe)) if value is not None}
-    result = bench(load_settings(**given), files or [], windows, _report)
+    result = bench(load_settings(**given), files or [], windows, report)
     _print_table(table(result), result.to_json(), as_json=as_json)
 
 
@@ -98,11 +97,6 @@ def estimate(
     _print_table(table(found), found.to_json(), as_json=as_json)
 
 
-def _keep_output_for_result() -> None:
-    """Let vLLM log to the standard error: the standard output is for the result."""
-    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
-
-
 def _print_table(lines: Iterable[tuple[str, str]], line_of_json: str, *, as_json: bool) -> None:
     """Print names and values, or JSON."""
     if as_json:
@@ -110,7 +104,3 @@ def _print_table(lines: Iterable[tuple[str, str]], line_of_json: str, *, as_json
         return
     for name, value in lines:
         print(f"{name:18}{value}")
-
-
-def _report(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)

@@ -17,13 +17,13 @@ from caption_assets.automation.shard_states import ShardStates, read_states
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.commands.rate import Rate, given_rate, measured_rate
 from caption_assets.commands.selection import Need, Selection, check_shards, find_needs
+from caption_assets.commands.spread import spread
 from caption_assets.commands.workload import (
     STANDARD_ERRORS,
     SampledWorkload,
     Workload,
     recorded_workloads,
     sample_workload,
-    spread,
 )
 from caption_assets.dagster_lib.project import Project
 from caption_assets.dagster_lib.project_claim import check_claim

@@ -7,12 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from statistics import fmean, variance
-from typing import Self, TypeVar
+from typing import Self
 
 import dagster as dg
 
 from caption_assets.automation.records import fetch_by_id
 from caption_assets.captioning.recipe import Recipe
+from caption_assets.commands.spread import spread
 from caption_assets.dagster_lib.project import Project
 from caption_assets.sources.listing import list_clips
 from caption_assets.sources.manifest import probe_listed
@@ -22,7 +23,6 @@ from caption_assets.store.tables import ManifestRow, Status, read_manifest
 from caption_assets.video.window import Windowing
 from caption_assets.workers.sandbox import Sandbox
 
-T = TypeVar("T")
 SAMPLED_SHARDS = 8
 """Maximum number of shards of which clips are probed."""
 SAMPLED_CLIPS = 16
@@ -130,13 +130,6 @@ def sample_workload(
     factor = len(shards) / len(totals)
     error = math.sqrt(_squared_error([total.windows for total in totals], len(shards)) + factor * within)
     return SampledWorkload(sum(totals, Workload()) * factor, error, len(totals), probed)
-
-
-def spread(items: Sequence[T], count: int) -> list[T]:
-    """At most ``count`` items at equal distances."""
-    if len(items) <= count:
-        return list(items)
-    return [items[round((position + 0.5) * len(items) / count - 0.5)] for position in range(count)]
 
 
 def _squared_error(values: Sequence[float], population: int) -> float:

@@ -17,11 +17,13 @@ from caption_assets.captioning.library_logs import log_libraries
 from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.supervisor import EngineSupervisor
 from caption_assets.captioning.threads import in_thread
-from caption_assets.models.cache import ensure_local_from_source
+from caption_assets.models.cache import ensure_local, ensure_local_from_source
 from caption_assets.models.checkpoint import Checkpoint
 from caption_assets.models.download import DownloadStopped
-from caption_assets.models.weights import format_size
+from caption_assets.models.mirror import mirror_of, published_manifest
+from caption_assets.models.weights import OnProgress, format_size
 from caption_assets.settings import Settings
+from caption_assets.store.root import Root
 
 PROGRESS_SECONDS = 5.0
 """Interval between two messages about a download."""
@@ -31,8 +33,15 @@ logger = logging.getLogger(__name__)
 
 
 @asynccontextmanager
-async def open_engine(settings: Settings, recipe: Recipe) -> AsyncIterator[EngineSupervisor]:
+async def open_engine(
+    settings: Settings, recipe: Recipe, mirror: Root | None = None
+) -> AsyncIterator[EngineSupervisor]:
     """The engine of a recipe's model. It is stopped when the block ends.
+
+    Args:
+        settings: the settings.
+        recipe: the recipe.
+        mirror: a root whose mirrored weights have precedence over the Hub's.
 
     Raises:
         WeightsError: if the weights cannot be downloaded, or are not the published ones.
@@ -40,10 +49,10 @@ async def open_engine(settings: Settings, recipe: Recipe) -> AsyncIterator[Engin
     """
     if settings.log_level == "debug":
         log_libraries()
-    model = await _local(settings, recipe.variant)
+    model = await _local(settings, recipe.variant, mirror)
     adapter = None
     if recipe.lora is not None:
-        folder = await _local(settings, recipe.lora)
+        folder = await _local(settings, recipe.lora, mirror)
         adapter = await in_thread(Adapter.read, recipe.lora, folder, recipe.variant, model)
         for warning in adapter.warnings:
             logger.warning(warning)
@@ -70,21 +79,29 @@ async def open_engine(settings: Settings, recipe: Recipe) -> AsyncIterator[Engin
                 del os.environ[SOCKETS]
 
 
-async def _local(settings: Settings, checkpoint: Checkpoint) -> Path:
+async def _local(settings: Settings, checkpoint: Checkpoint, mirror: Root | None) -> Path:
     """The local folder of a checkpoint, downloaded if necessary."""
     progress = _DownloadProgress(checkpoint.hub_id)
     try:
-        return await in_thread(
-            ensure_local_from_source,
-            checkpoint,
-            settings.weights,
-            settings.storage.root_access,
-            on_progress=progress,
-            overrides=settings.config_overrides,
-        )
+        return await in_thread(_download, settings, checkpoint, mirror, progress)
     except asyncio.CancelledError:
         progress.is_stopped = True
         raise
+
+
+def _download(settings: Settings, checkpoint: Checkpoint, mirror: Root | None, on_progress: OnProgress) -> Path:
+    weights = settings.weights
+    if mirror is not None and published_manifest(mirror_of(mirror, checkpoint), checkpoint):
+        return ensure_local(
+            mirror, checkpoint, weights.folder, limit=weights.limit, verify=weights.verify, on_progress=on_progress
+        )
+    return ensure_local_from_source(
+        checkpoint,
+        weights,
+        settings.storage.root_access,
+        on_progress=on_progress,
+        overrides=settings.config_overrides,
+    )
 
 
 class _DownloadProgress:

@@ -18,6 +18,7 @@ from rich.table import Table as Grid
 
 from caption_assets.captioning.open_shard import STAGE_PROMPT
 from caption_assets.captioning.previous_text import PREVIOUS_PROMPTS
+from caption_assets.captioning.recipe import CLIP_PROMPT
 from caption_assets.checks.stored_tables import StoredShard, StoredTable, captions_of, count_flagged, mean_words
 from caption_assets.report.page import Page, Properties, ReadPreviews, Row, Side, publish_page
 from caption_assets.report.previous_table import previous_table
@@ -29,6 +30,8 @@ from caption_assets.store.tables import CaptionRow, TableError
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75)
 """Quantiles of the similarity that are reported."""
+FACETS = ("Change", "Error", "Flag", "Note")
+"""Properties of a row to filter by."""
 ARROW = "\N{RIGHTWARDS ARROW}"
 
 _Window = tuple[str, int | None, float | None, float | None]
@@ -100,7 +103,8 @@ class Comparison:
 
     def prompt(self, column: int, row: CaptionRow) -> str | None:
         """The prompt of a row of a version; None if it is not known."""
-        return self.prompts.get(row.prompt_hash or "") or self.tables[column].file_metadata.get(STAGE_PROMPT)
+        of_table = None if row.prompt_name == CLIP_PROMPT else self.tables[column].file_metadata.get(STAGE_PROMPT)
+        return self.prompts.get(row.prompt_hash or "", of_table)
 
     @property
     def figures(self) -> Properties:
@@ -154,7 +158,7 @@ def _report(comparison: Comparison, read_previews: ReadPreviews, output: Path) -
     console = Console()
     for line in (f"{comparison.table} of {comparison.shard}", *comparison.headings):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    console.print(_grid(comparison.figures))
+    console.print(grid(comparison.figures))
     console.print(f"page of the windows that differ: {output}", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -220,14 +224,14 @@ def pair_rows(a: StoredTable, b: StoredTable) -> list[Pair]:
 def comparison_page(comparison: Comparison) -> Page:
     """Build the page of the windows that differ, side by side."""
     provenance = SharedProvenance([None, None])
-    rows = [_row(comparison, pair, provenance) for pair in comparison.pairs if pair.kind != "same"]
+    rows = [comparison_row(comparison, pair, provenance) for pair in comparison.pairs if pair.kind != "same"]
     return Page(
         title=f"Comparison of {comparison.table}",
         subtitle=comparison.shard,
         sides=comparison.headings,
         marks_removed=True,
         figures=comparison.figures,
-        facets=("Change", "Error", "Flag", "Note"),
+        facets=FACETS,
         provenance=list(provenance.found),
         rows=rows,
     )
@@ -270,13 +274,16 @@ def _readable(table: StoredTable, caption: str) -> str:
     return json.dumps(json.loads(caption), ensure_ascii=False, indent=2) if table.is_json else caption
 
 
-def _row(comparison: Comparison, pair: Pair, provenance: SharedProvenance) -> Row:
+def comparison_row(
+    comparison: Comparison, pair: Pair, provenance: SharedProvenance, missing: str = "no such window"
+) -> Row:
+    """Build the row of a page for a pair. ``missing`` is shown where a version has no row."""
     found = [row for row in (pair.a, pair.b) if row]
     texts = (pair.difference.old, pair.difference.new) if pair.difference else (None, None)
     sides = [
         build_side(comparison.tables[column], row, text, provenance.index(column, row, comparison.prompt(column, row)))
         if row
-        else Side(missing="no such window")
+        else Side(missing=missing)
         for column, (row, text) in enumerate(zip((pair.a, pair.b), texts, strict=True))
     ]
     return Row(
@@ -294,13 +301,14 @@ def _row(comparison: Comparison, pair: Pair, provenance: SharedProvenance) -> Ro
     )
 
 
-def _grid(found: Properties) -> Grid:
-    grid = Grid(show_header=False, box=None)
-    grid.add_column()
-    grid.add_column(justify="right")
+def grid(found: Properties) -> Grid:
+    """Labels and values in columns, for the terminal."""
+    columns = Grid(show_header=False, box=None)
+    columns.add_column()
+    columns.add_column(justify="right")
     for label, value in found:
-        grid.add_row(label, value)
-    return grid
+        columns.add_row(label, value)
+    return columns
 
 
 def _read_previews(a: StoredPreviews, b: StoredPreviews, window_ids: Sequence[str]) -> dict[str, Preview]:

@@ -11,7 +11,8 @@ from caption_assets.captioning.recipe import Recipe
 from caption_assets.commands.estimate import Estimate, estimate, table
 from caption_assets.commands.rate import given_rate
 from caption_assets.commands.selection import UnknownName
-from caption_assets.commands.workload import Workload, sample_workload, spread
+from caption_assets.commands.spread import spread
+from caption_assets.commands.workload import Workload, sample_workload
 from caption_assets.sources.shard import find_shard
 from caption_assets.store.root import Root
 from caption_assets.store.tables import CLIP_MANIFEST
