@@ -25,7 +25,9 @@ from caption_assets.dagster_lib.shard_events import first_names, is_removed, obs
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.export.index import shard_folder
 from caption_assets.models.weights import format_size
+from caption_assets.report.dashboard import update_dashboard
 from caption_assets.report.gallery import gallery_path
+from caption_assets.report.shard_summary import summary_path
 from caption_assets.resources import build_storage
 from caption_assets.settings import load_settings
 from caption_assets.sources.shard import KEY_PATTERN, ShardError, list_shards
@@ -89,6 +91,7 @@ def retire_shards(names: Sequence[str], *, removed: bool, answer: int | None) ->
         for shard in shards:
             retire(instance, project, root, shard)
             print(f"retired {shard}")
+        update_dashboard(root)
     print(f"to restore them: caption-assets trash restore {' '.join(shards) if len(shards) <= SHOWN else 'SHARD ...'}")
 
 
@@ -197,5 +200,5 @@ def retire(instance: dg.DagsterInstance, project: Project, root: Root, shard: st
 
 
 def _folders(tables: Sequence[str], shard: str) -> list[str]:
-    files = [*(table_path(table, shard) for table in tables), gallery_path(shard)]
+    files = [*(table_path(table, shard) for table in tables), gallery_path(shard), summary_path(shard)]
     return [*map(posixpath.dirname, files), shard_folder(shard), corrections_folder(shard), checkpoint_folder(shard)]

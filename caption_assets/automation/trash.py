@@ -17,6 +17,7 @@ from caption_assets.automation.shard_states import active_shards
 from caption_assets.dagster_lib.project import Project
 from caption_assets.dagster_lib.project_claim import check_claim
 from caption_assets.models.weights import format_size
+from caption_assets.report.dashboard import update_dashboard
 from caption_assets.resources import build_storage
 from caption_assets.settings import Settings, load_settings
 from caption_assets.sources.shard import KEY_PATTERN
@@ -56,6 +57,7 @@ def restore_shards(shards: Sequence[str], at: str | None) -> None:
         check_claim(instance, Project.of(settings), storage)
         for shard in shards:
             restore(instance, settings, root, shard, at)
+        update_dashboard(root)
 
 
 def restore(instance: dg.DagsterInstance, settings: Settings, root: Root, shard: str, at: str | None = None) -> None:

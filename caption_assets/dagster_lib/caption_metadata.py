@@ -15,6 +15,7 @@ from caption_assets.dagster_lib.engine_time import EngineTime
 from caption_assets.dagster_lib.metadata import MEAN_WORDS, ROW_COUNT, Metadata, markdown_table, shortened
 from caption_assets.dagster_lib.recipe_metadata import RECIPE_MEANINGS, recipe_changes_metadata, recipe_metadata
 from caption_assets.dagster_lib.status_metadata import PARTITION_MEANINGS
+from caption_assets.report.shard_summary import Spending
 from caption_assets.store.tables import CaptionRow, Status
 
 SAMPLE_ROWS = 3
@@ -64,6 +65,20 @@ class Cost:
     gpu_hour_price: float | None
     """Price of one GPU hour, in any currency."""
 
+    @property
+    def spending(self) -> Spending:
+        """The shard's engine time and its price."""
+        return self._spending(self.engine.seconds)
+
+    def of_table(self, table: str) -> Spending:
+        """The part of one table, by its share of the engine's work."""
+        return self._spending(self.engine.seconds * self.shard.seconds.get(table, 0.0) / self.shard.engine_seconds)
+
+    def _spending(self, engine_seconds: float) -> Spending:
+        gpu_seconds = engine_seconds * self.gpus
+        price = self.gpu_hour_price if self.gpus else None
+        return Spending(engine_seconds, gpu_seconds, None if price is None else gpu_seconds / 3600 * price)
+
 
 def caption_metadata(stored: StoredTable, published: PublishedTable, cost: Cost) -> Metadata:
     """The metadata of a table that was just published."""
@@ -97,7 +112,8 @@ def engine_costs(table: str, published: PublishedTable, cost: Cost) -> Metadata:
     decode, own, store = (cost.shard.seconds.get(name, 0.0) for name in (DECODE, table, STORE))
     if cost.engine.start_seconds is None or not own:
         return {}
-    seconds = cost.engine.seconds * own / engine
+    spent = cost.of_table(table)
+    seconds = spent.engine_seconds
     worked = decode + engine + store
     new = published.fresh
     costs: Metadata = {
@@ -114,9 +130,9 @@ def engine_costs(table: str, published: PublishedTable, cost: Cost) -> Metadata:
         ),
     }
     if cost.gpus:
-        costs["gpu_seconds"] = round(seconds * cost.gpus, 1)
-        if cost.gpu_hour_price is not None:
-            costs["cost"] = round(seconds * cost.gpus / 3600 * cost.gpu_hour_price, 4)
+        costs["gpu_seconds"] = round(spent.gpu_seconds, 1)
+    if spent.cost is not None:
+        costs["cost"] = round(spent.cost, 4)
     return costs
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from threading import Lock
 
 import dagster as dg
@@ -22,8 +22,10 @@ from caption_assets.dagster_lib.progress import CommandProgress, WindowProgress
 from caption_assets.dagster_lib.project import Project, table_of
 from caption_assets.dagster_lib.provenance import input_tags, input_version_tags, is_input_tag, output_tags, version_of
 from caption_assets.errors import CaptionAssetsError, as_project_error, printable
+from caption_assets.report.dashboard import DashboardUpdates
 from caption_assets.report.galleries import gallery_address
 from caption_assets.report.gallery import write_gallery
+from caption_assets.report.shard_summary import write_summary
 from caption_assets.settings import Settings
 from caption_assets.store.root import Root
 
@@ -64,6 +66,7 @@ class RunLog(RunObserver):
         self._graph = settings.caption_recipe.graph
         self._settings = settings
         self._root = root
+        self._dashboard = DashboardUpdates(root)
         self._failures = ShardFailures(context)
         self._skips: dict[str, str] = {}
         self._inputs: dict[str, Inputs] = {}
@@ -112,7 +115,8 @@ class RunLog(RunObserver):
         """Write the gallery; check and record each table. One that fails a check blocks only those that need it."""
         with self._publishing, self._failures.of(shard):
             stored = StoredShard(self._root, shard)
-            cost, links = self._cost(published), self._links(stored)
+            cost = self._cost(published)
+            links = self._links(stored, cost)
             inputs = self._unchanged_inputs(shard)
             errors: list[Finding] = []
             blocked: set[str] = set()
@@ -151,12 +155,13 @@ class RunLog(RunObserver):
         self._context.log.warning(printable(message))
 
     def check(self) -> None:
-        """Fail the step if a shard has failed, or all were skipped.
+        """Update the dashboard, and fail the step if a shard has failed, or all were skipped.
 
         Raises:
             Failure: with the reasons.
         """
         self._observe_failures()
+        self._update_dashboard(self._dashboard.finish)
         self._failures.check()
         if self._skips and len(self._skips) == len(self._context.partition_keys):
             raise shards_failed(self._skips, len(self._skips), logged=True)
@@ -205,14 +210,24 @@ class RunLog(RunObserver):
         engine = self._clock.take() if published.engine_seconds else EngineTime()
         return Cost(published, engine, self._settings.gpus, self._settings.gpu_hour_price)
 
-    def _links(self, stored: StoredShard) -> Metadata:
+    def _links(self, stored: StoredShard, cost: Cost) -> Metadata:
         """Write the gallery and link it. Captions are recorded even if the gallery cannot be written."""
+        stages = [stage.name for stage in self._settings.caption_recipe.stages]
         try:
-            gallery = write_gallery(stored, [stage.name for stage in self._settings.caption_recipe.stages])
+            gallery = write_gallery(stored, stages)
+            write_summary(stored, stages, cost.spending)
         except Exception as error:
             self.warned(f"{stored.shard}: cannot write the gallery: {as_project_error(error)}")
             return {}
+        self._update_dashboard(self._dashboard.shard_changed)
         return {"gallery": link(self._root, gallery, self._settings.web_url)}
+
+    def _update_dashboard(self, update: Callable[[], None]) -> None:
+        """Update the dashboard. The step does not fail if it cannot be written."""
+        try:
+            update()
+        except Exception as error:
+            self.warned(f"cannot write the dashboard: {as_project_error(error)}")
 
     def _record(
         self,

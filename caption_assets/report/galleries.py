@@ -9,8 +9,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from caption_assets.checks.stored_tables import StoredShard
+from caption_assets.report.dashboard import update_dashboard
 from caption_assets.report.gallery import gallery_path, web_address, write_gallery
 from caption_assets.report.missing_previews import make_missing_previews
+from caption_assets.report.shard_summary import write_summary
 from caption_assets.report.terminal import unknown_name
 from caption_assets.store.root import Root
 from caption_assets.store.tables import CLIP_MANIFEST, TableError, stored_shards
@@ -28,7 +30,7 @@ def write_galleries(
     link_url: str | None,
     sandbox: Sandbox | None,
 ) -> None:
-    """Write galleries, and print where each opens. Standard error has the previews that were made.
+    """Write galleries and the dashboard, and print where each gallery opens. Standard error has the previews made.
 
     Args:
         root: the root.
@@ -57,10 +59,12 @@ def write_galleries(
             if sandbox:
                 _make_previews(stored, source, sandbox)
             write_gallery(stored, stages)
+            write_summary(stored, stages)
         except TableError as error:
             failed.append(str(error))
         else:
             print(gallery_address(root, shard, link_url), flush=True)
+    update_dashboard(root)
     if failed:
         more = f" ({len(failed) - 1} more like this)" if failed[1:] else ""
         raise TableError(f"{failed[0]}{more}")

@@ -150,7 +150,7 @@ class _RowBuilder:
             position=position(window.window_index, window.start_seconds, window.end_seconds),
             window_id=window.window_id,
             facets=(
-                [_status(window, made.values())],
+                [window_status(window, made.values())],
                 sorted({kind for kind in (window.error_kind, *(row.error_kind for row in made.values())) if kind}),
                 sorted({flag for side in sides for flag in side.flags}),
                 sorted({note for side in sides for note in side.notes}),
@@ -213,8 +213,8 @@ def _blank(window: ManifestRow) -> Side:
     return Side(missing=NOT_YET if window.status is Status.OK else f"{window.error_kind}: {window.error}")
 
 
-def _status(window: ManifestRow, made: Collection[CaptionRow]) -> str:
-    """The status of a window: failed if one of its stages failed."""
+def window_status(window: ManifestRow, made: Collection[CaptionRow]) -> str:
+    """The status of a window with the rows of its stages: failed if one of them failed."""
     if window.status is Status.FAILED:
         return "unreadable"
     if not made:

@@ -184,17 +184,28 @@ def render(page: Page, read_previews: ReadPreviews) -> Iterator[str]:
     )
 
 
-def render_static(template: str, styles: Sequence[str], **values: object) -> str:
-    """Render a page without scripts and images."""
-    style = Markup("").join(map(_inline, styles))
+def render_scripted(template: str, styles: Sequence[str], script: str, **values: object) -> str:
+    """Render a page with one script, which may send requests to the page's own server.
+
+    Args:
+        template: name of the HTML template.
+        styles: names of the styles.
+        script: name of the script.
+        values: the template's values.
+    """
+    style, code = Markup("").join(map(_inline, styles)), _inline(script)
     policy = {
         "default-src": "'none'",
+        "script-src": _hash(code),
         "style-src": _hash(style),
         "img-src": "data:",  # the empty icon
+        "connect-src": "'self'",
         "base-uri": "'none'",
-        "form-action": "'self'",
+        "form-action": "'none'",
+        "require-trusted-types-for": "'script'",
+        "trusted-types": "'none'",
     }
-    return _environment().get_template(template).render(policy=_joined(policy), style=style, **values)
+    return _environment().get_template(template).render(policy=_joined(policy), style=style, script=code, **values)
 
 
 @cache

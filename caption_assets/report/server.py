@@ -1,8 +1,8 @@
 """A read-only web server of a root's galleries. Links to them are stored, so it has a fixed address.
 
-It serves ``/gallery/`` (an index), the pages and previews below it, and the tables ``clip_manifest``, which Dagster's
-UI links to. Other paths of the root are not found. Requests must name a known host, so that a stranger's web page
-cannot read galleries through a name that resolves to this machine (DNS rebinding).
+It serves ``/gallery/`` (the dashboard and its search), the pages and previews below it, and the tables
+``clip_manifest``, which Dagster's UI links to. Other paths of the root are not found. Requests must name a known host,
+so that a stranger's web page cannot read galleries through a name that resolves to this machine (DNS rebinding).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,13 +24,21 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response, StreamingResponse
+from starlette.responses import (
+    HTMLResponse,
+    JSONResponse,
+    PlainTextResponse,
+    RedirectResponse,
+    Response,
+    StreamingResponse,
+)
 from starlette.routing import Route
 from starlette.staticfiles import StaticFiles
 
 from caption_assets.errors import CaptionAssetsError
+from caption_assets.report.caption_search import CaptionSearch, SearchError
+from caption_assets.report.dashboard import PAGE, render_dashboard
 from caption_assets.report.gallery import gallery_path
-from caption_assets.report.gallery_index import render_index
 from caption_assets.report.ports import occupant
 from caption_assets.sources.shard import KEY_PATTERN
 from caption_assets.store.failure import StoreError, translate_store_errors
@@ -70,15 +79,16 @@ def gallery_app(root: Root, stages: Sequence[str], hosts: Sequence[str] = ()) ->
 
     Args:
         root: the root.
-        stages: names of the recipe's stages, for the index.
+        stages: names of the recipe's stages, for the search.
         hosts: names under which it is reached, in addition to those of loopback.
     """
     pages = _Pages(root, stages)
     routes = [
         Route("/", lambda request: RedirectResponse("gallery/")),
         Route("/gallery", lambda request: RedirectResponse("gallery/")),
-        Route("/gallery/", pages.index),
-        Route("/gallery/index.html", pages.index),
+        Route("/gallery/", pages.dashboard),
+        Route("/gallery/index.html", lambda request: RedirectResponse("./")),
+        Route("/gallery/search", pages.search),
         Route("/gallery/{shard}", lambda request: RedirectResponse(f"{_shard(request)}/index.html")),
         Route("/gallery/{shard}/", lambda request: RedirectResponse("index.html")),
         Route("/gallery/{shard}/index.html", pages.gallery),
@@ -163,7 +173,7 @@ class _Pages:
 
     def __init__(self, root: Root, stages: Sequence[str]) -> None:
         self._root = root
-        self._stages = stages
+        self._search = CaptionSearch(root, stages)
         self._folders = {
             name: StaticFiles(directory=Path(root.full(name)), check_dir=False)
             for name in (GALLERY, CLIP_MANIFEST)
@@ -171,12 +181,21 @@ class _Pages:
         }
         """The served folders of a local root. Links that lead out of them are not followed."""
 
-    async def index(self, request: Request) -> Response:
-        """The list of shards."""
-        query = request.query_params
-        number = int(page) if (page := query.get("page", "1")).isascii() and page.isdecimal() and len(page) < 7 else 1
-        html = await run_in_threadpool(render_index, self._root, self._stages, query.get("find", ""), number)
-        return HTMLResponse(html, headers={**HEADERS, "Cache-Control": REVALIDATE})
+    async def dashboard(self, request: Request) -> Response:
+        """The dashboard. In a root of an earlier release it is rendered on each request."""
+        try:
+            return await self._file(request, PAGE, REVALIDATE)
+        except HTTPException:
+            html = await run_in_threadpool(render_dashboard, self._root)
+            return HTMLResponse(html, headers={**HEADERS, "Cache-Control": REVALIDATE})
+
+    async def search(self, request: Request) -> Response:
+        """The captions with the words of the query ``q``."""
+        try:
+            found = await run_in_threadpool(self._search.find, request.query_params.get("q", ""))
+        except SearchError as error:
+            return PlainTextResponse(f"{error}\n", status_code=400, headers=HEADERS)
+        return JSONResponse(asdict(found), headers={**HEADERS, "Cache-Control": "no-store"})
 
     async def gallery(self, request: Request) -> Response:
         """The page of a shard."""

@@ -7,7 +7,7 @@ import posixpath
 import shutil
 import stat
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -300,11 +300,27 @@ class Root:
         Raises:
             StoreError: if the folder cannot be listed.
         """
+        return {name: int(entry["size"] or 0) for name, entry in self._tree(path)}
+
+    def tags(self, path: str) -> dict[str, str]:
+        """A tag of each object below a folder, at any depth, by path. It differs after the object was replaced.
+
+        It is the store's ETag, or a local file's size, inode and time. One listing finds all of them.
+
+        Raises:
+            StoreError: if the folder cannot be listed.
+        """
+        return {name: _tag(entry) for name, entry in self._tree(path)}
+
+    def _tree(self, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Path and fsspec entry of the objects below a folder, without temporary files."""
         base = self.full(path) + "/"
         with translate_store_errors(f"cannot list {self.address(path)}"):
             found = self.fs.find(base, detail=True)
-        names = {entry["name"].removeprefix(base): int(entry["size"] or 0) for entry in found.values()}
-        return {posixpath.join(path, name): size for name, size in names.items() if not _is_temporary(name)}
+        for entry in found.values():
+            name = entry["name"].removeprefix(base)
+            if not _is_temporary(name):
+                yield posixpath.join(path, name), entry
 
     def move(self, path: str, target: str) -> None:
         """Move an object, and replace the target if it exists.
@@ -402,6 +418,11 @@ def _is_temporary(name: str) -> bool:
     """Whether a name is that of a temporary file of ``_put_and_rename``, ``_link`` or ``age``."""
     name = posixpath.basename(name)
     return name.startswith(".") and name.endswith(".tmp")
+
+
+def _tag(entry: Mapping[str, Any]) -> str:
+    values = [entry.get("ETag")] if "ETag" in entry else [entry["size"], entry.get("ino"), entry.get("mtime")]
+    return "-".join(map(str, values))
 
 
 @cache  # a probe takes five requests

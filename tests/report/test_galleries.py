@@ -41,7 +41,8 @@ def test_galleries_of_named_shards_are_written_and_their_addresses_printed(
     page = Path(root.full("gallery/street-b/index.html"))
     assert capsys.readouterr().out == f"{page.as_uri()}\n"
     assert "A car." in page.read_text()
-    assert root.names("gallery") == ["street-b"]
+    assert root.names("gallery") == ["index.html", "street-b"]
+    assert '["street-b",1,1,' in root.read("gallery/index.html").decode()
 
 
 def test_galleries_of_all_shards_are_written(root: Root, capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,7 +69,7 @@ def test_damaged_table_does_not_stop_other_galleries(root: Root) -> None:
     root.write("stage1_captions/shard=street-a/captions.parquet", b"damaged")
     with pytest.raises(TableError, match=r"shard=street-a/captions.parquet is damaged"):
         write_galleries(root, root, NAMES, None, None, None)
-    assert root.names("gallery") == ["street-b"]
+    assert root.names("gallery") == ["index.html", "street-b"]
 
 
 def test_address_of_a_gallery_in_object_storage_is_the_objects() -> None:

@@ -23,7 +23,6 @@ from caption_assets.video.preview import FRAMES as FRAMES_SHOWN
 from caption_assets.video.preview import make_preview
 from caption_assets.video.window import Windowing
 from tests.conftest import SANDBOX, Truth
-from tests.report.served import served
 from tests.report.windows import FOUR, SHARD, broken, captioned, failed, publish, publish_four, window
 from tests.stages import STAGES
 from tests.videos import decode
@@ -351,41 +350,6 @@ def test_presigned_url_opens_the_page_with_its_previews(
     assert refused_urls == []
 
 
-def test_served_index_leads_to_the_galleries(page: Page, sample_root: Root, activity: PageActivity) -> None:
-    odd = "-odd_name.x..y"
-    publish(sample_root, [window("car.mp4")], [captioned(window("car.mp4"), "A red car.")], shard=odd)
-    for shard in (FOLDER_SHARD, odd):
-        gallery_at(sample_root, shard)
-    with served(sample_root) as client:
-        page.goto(f"{client.base_url}/gallery/")
-        assert page.locator("tbody th").all_inner_texts() == [odd, FOLDER_SHARD]
-        assert page.locator("tbody tr").last.locator("td").all_inner_texts() == ["13", "12", "12"]
-        page.get_by_label("Find a shard").fill("ODD")
-        page.keyboard.press("Enter")
-        expect(page.locator("output")).to_have_text("1 shard")
-        page.get_by_role("link", name=odd).click()
-        expect(page.locator("article")).to_contain_text("A red car.")
-        page.go_back()
-        page.get_by_label("Find a shard").fill("")
-        page.get_by_role("button", name="Find").click()
-        page.get_by_role("link", name=FOLDER_SHARD).click()
-        picture = page.locator("article img").first
-        assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") == SIZE[1]
-        picture.hover()
-        expect(picture).to_have_attribute("style", re.compile("object-position: 0px 80%"))
-        assert activity.messages == []
-        assert all(url.startswith(str(client.base_url)) for url in activity.fetched)
-
-
-@pytest.mark.parametrize("width", [360, 1400])
-def test_served_index_fits_the_width_of_the_screen(page: Page, sample_root: Root, width: int) -> None:
-    gallery_at(sample_root, FOLDER_SHARD)
-    page.set_viewport_size({"width": width, "height": 800})
-    with served(sample_root) as client:
-        page.goto(f"{client.base_url}/gallery/")
-        assert page.evaluate("document.documentElement.scrollWidth") == width
-
-
 def test_corrections_are_shown_and_filtered(page: Page, tmp_path: Path, activity: PageActivity) -> None:
     root = Root.open(str(tmp_path))
     windows = [window("car.mp4"), window("van.mp4"), window("bus.mp4")]
@@ -409,3 +373,9 @@ def test_corrections_are_shown_and_filtered(page: Page, tmp_path: Path, activity
     page.get_by_role("button", name="Details").click()
     expect(page.locator("dialog .correction")).to_contain_text("rejected by bob")
     assert activity.messages == []
+
+
+def test_link_to_a_clip_shows_its_rows_alone(page: Page, large: str) -> None:
+    page.goto(f"{large}#search=camera-0/00007.mp4")
+    expect(page.get_by_label("Search")).to_have_value("camera-0/00007.mp4")
+    expect(page.locator("#count")).to_have_text("1 of 5,000 rows")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from http.client import HTTPConnection
 from io import BytesIO
@@ -13,9 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from caption_assets.checks.stored_tables import StoredShard
-from caption_assets.report import gallery_index
+from caption_assets.report.dashboard import update_dashboard
 from caption_assets.report.gallery import write_gallery
 from caption_assets.report.server import ServerError, listen, served_hosts
+from caption_assets.report.shard_summary import write_summary
 from caption_assets.store.previews import Preview, write_preview
 from caption_assets.store.root import Root
 from tests.report.served import served
@@ -33,7 +33,9 @@ def publish_shard(root: Root, shard: str) -> None:
     answers = [captioned(CAR, "A car."), failed(VAN), failed(rows[2], "damaged", "it is cut off")]
     publish(root, rows, answers, answers, shard=shard)
     write_preview(root, shard, CAR.window_id, Preview(b"jpeg", 6))
-    write_gallery(StoredShard(root, shard), NAMES)
+    stored = StoredShard(root, shard)
+    write_gallery(stored, NAMES)
+    write_summary(stored, NAMES)
 
 
 def status_of(client: httpx2.Client, path: str) -> int:
@@ -78,15 +80,42 @@ def test_stored_link_opens_the_gallery(client: httpx2.Client, root: Root, shard:
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("path", ["/", "/gallery", "/gallery/"])
-def test_index_is_a_page(client: httpx2.Client, path: str) -> None:
+@pytest.mark.parametrize("path", ["/", "/gallery", "/gallery/", "/gallery/index.html"])
+def test_dashboard_is_rendered_where_the_root_has_none(client: httpx2.Client, path: str) -> None:
     response = client.get(path, follow_redirects=True)
     assert response.url.path == "/gallery/"
-    assert f'<a href="{SHARD}/index.html">{SHARD}</a>' in response.text
-    assert f'<a href="{ODD}/index.html">{ODD}</a>' in response.text
-    counts = re.search(rf">{SHARD}</a></th>(.*)</tr>", response.text)
-    assert counts
-    assert re.findall(r"<td>(\d+)</td>", counts[1]) == ["3", "1", "1"]
+    assert response.headers["content-type"] == "text/html; charset=utf-8"
+    assert all(f'["{shard}",3,1,1,1,' in response.text for shard in (SHARD, ODD))
+
+
+@pytest.mark.fast
+def test_stored_dashboard_is_served(tmp_path: Path) -> None:
+    root = Root.open(str(tmp_path))
+    publish_shard(root, SHARD)
+    update_dashboard(root)
+    with served(root) as client:
+        response = client.get("/gallery/")
+        assert response.content == root.read("gallery/index.html")
+        assert response.headers["cache-control"] == "no-cache"
+        assert client.get("/gallery/", headers={"If-None-Match": response.headers["etag"]}).status_code == 304
+
+
+@pytest.mark.fast
+def test_captions_are_searched(client: httpx2.Client) -> None:
+    response = client.get("/gallery/search", params={"q": "CAR"})
+    assert response.headers["cache-control"] == "no-store"
+    hit = {"clip": "car.mp4", "position": "window 0, 0:00.0 to 0:04.0", "caption": "A car."}
+    places = [(shard, stage) for stage in ("stage 1", "stage 2") for shard in sorted((SHARD, ODD))]
+    hits = [{"shard": shard, "stage": stage, **hit} for shard, stage in places]
+    assert response.json() == {"hits": hits, "has_more": False, "unsearched": 0}
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("query", ["", "%20", "x" * 201])
+def test_unusable_search_is_refused(client: httpx2.Client, query: str) -> None:
+    response = client.get(f"/gallery/search?q={query}")
+    assert (response.status_code, response.headers["x-content-type-options"]) == (400, "nosniff")
+    assert response.text.startswith("the search has")
 
 
 @pytest.mark.fast
@@ -178,51 +207,6 @@ def test_only_known_hosts_are_answered(root: Root, host: str, status: int) -> No
 
 
 @pytest.mark.fast
-def test_index_lists_a_bounded_number_of_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gallery_index, "PAGE", 2)
-    root = Root.open(str(tmp_path))
-    for shard in ("a1", "a2", "a3", "b1"):
-        root.write(f"gallery/{shard}/index.html", b"page")
-    root.write("gallery/index.html", b"another page")
-    with served(root) as client:
-
-        def shards(query: str) -> list[str]:
-            return re.findall(r'<a href="([^"/]+)/index.html">', client.get(f"/gallery/?{query}").text)
-
-        assert shards("") == ["a1", "a2"]
-        assert shards("page=2") == ["a3", "b1"]
-        assert shards("page=99") == ["a3", "b1"]
-        assert shards("page=%C2%B2") == ["a1", "a2"]
-        assert shards("find=A&page=2") == ["a3"]
-        first = client.get("/gallery/?find=a").text
-        assert 'href="?find=a&amp;page=2"' in first
-        assert "<td>–</td>" in first
-        assert "3 shards" in first
-
-
-@pytest.mark.fast
-def test_index_escapes_what_is_searched(client: httpx2.Client) -> None:
-    text = client.get("/gallery/", params={"find": '"><script>'}).text
-    assert "<script>" not in text
-    assert "default-src &#39;none&#39;" in text
-
-
-@pytest.mark.fast
-def test_index_of_an_empty_root_says_so(tmp_path: Path) -> None:
-    with served(Root.open(str(tmp_path))) as client:
-        assert "There are no galleries yet" in client.get("/gallery/").text
-
-
-@pytest.mark.fast
-def test_damaged_table_has_no_count(tmp_path: Path) -> None:
-    root = Root.open(str(tmp_path))
-    publish_shard(root, SHARD)
-    root.write(f"clip_manifest/shard={SHARD}/manifest.parquet", b"damaged")
-    with served(root) as client:
-        assert re.findall(r"<td>(.*?)</td>", client.get("/gallery/").text) == ["–", "1", "1"]
-
-
-@pytest.mark.fast
 def test_port_in_use_names_the_remedy() -> None:
     with listen("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
@@ -244,4 +228,7 @@ def test_galleries_in_object_storage_are_streamed(s3_url: str) -> None:
         assert client.get("/gallery/missing/index.html").status_code == 404
         assert client.get(f"/clip_manifest/shard={SHARD}/manifest.parquet").status_code == 200
         assert client.get(f"/gallery/{SHARD}/previews/{CAR.window_id}.6.jpg").content == b"jpeg"
-        assert re.findall(r"<td>(\d+)</td>", client.get("/gallery/").text) == ["3", "1", "1"]
+        assert f'["{SHARD}",3,1,1,1,' in client.get("/gallery/").text
+        update_dashboard(root)
+        assert client.get("/gallery/").content == root.read("gallery/index.html")
+        assert len(client.get("/gallery/search?q=car").json()["hits"]) == 2

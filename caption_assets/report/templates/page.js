@@ -288,6 +288,7 @@ filters.addEventListener("input", () => {
 filters.addEventListener("submit", (event) => event.preventDefault());
 more.addEventListener("click", addCards);
 find("reset").addEventListener("click", () => { filters.reset(); filter(); search.focus(); });
+search.value = new URLSearchParams(location.hash.slice(1)).get("search") ?? ""; // links to a clip's rows have it
 close.addEventListener("click", () => details.close());
 previous.addEventListener("click", () => step(-1));
 next.addEventListener("click", () => step(1));
