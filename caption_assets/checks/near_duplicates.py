@@ -78,8 +78,8 @@ class TextGroups:
         for place, factor in enumerate(_PLACES):
             shingles += each[place : place + len(shingles)] * factor
         shingles ^= shingles >> np.uint64(29)  # the high bits of the products depend on all words
-        products = _COEFFICIENTS * shingles + _OFFSETS
-        return (products.min(axis=1) >> np.uint64(32)).astype(np.uint32)
+        minima: NDArray[np.uint64] = (_COEFFICIENTS * shingles + _OFFSETS).min(axis=1)
+        return (minima >> np.uint64(32)).astype(np.uint32)
 
 
 def text_hash(words: Sequence[str]) -> int:
