@@ -26,12 +26,13 @@ from caption_assets.credentials import find_credential, is_credential, is_hub_to
 from caption_assets.environment import PREFIX, is_service_address, unknown_settings
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.export.condition import Condition, ConditionError
-from caption_assets.export.config import ExportConfig, Format
+from caption_assets.export.config import BudgetConfig, ExportConfig, Format, OverLimit
 from caption_assets.export.formats import layout_of
 from caption_assets.export.index import DATASET
 from caption_assets.models.cache import CacheConfig
 from caption_assets.models.checkpoint import Checkpoint, Lora
 from caption_assets.models.lora import find_lora
+from caption_assets.models.tokenizer import find_tokenizer
 from caption_assets.models.variants import VARIANTS, UnknownModel, Variant, find_variant
 from caption_assets.store.access import Access, StorageConfig
 from caption_assets.store.failure import StoreError
@@ -465,7 +466,25 @@ class Settings(BaseSettings):
         "Describe the video.", min_length=1, description="Question of `chat` and `conversations`"
     )
 
-    @field_validator("root", "source", "model", "lora", "recipe", "gpu_image", "link_url")
+    export_tokenizer: str | None = Field(
+        None,
+        description="Tokenizer of the trainer, with which the texts of the dataset are counted: Hub id (`org/name` or "
+        "`org/name/folder`) or folder (local or `s3://bucket/prefix`) with `tokenizer.json`. Default: none",
+    )
+    export_tokenizer_revision: str | None = Field(None, description="Commit of a tokenizer given by Hub id")
+    export_max_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Maximum length of a text of the dataset, in tokens, including the special ones that the tokenizer "
+        "adds. Default: the tokenizer's `model_max_length`",
+    )
+    export_over_limit: OverLimit = Field(
+        OverLimit.KEEP,
+        description="What becomes of a text over that limit: `keep`; `cut`, at the end of a sentence if one fits; "
+        "`leave_out`; or `shorter`, the longest caption of another stage that fits, or a cut if there is none",
+    )
+
+    @field_validator("root", "source", "model", "lora", "recipe", "gpu_image", "link_url", "export_tokenizer")
     @classmethod
     def _without_credentials(cls, value: str | None) -> str | None:
         if value is not None and is_credential(value):
@@ -503,6 +522,15 @@ class Settings(BaseSettings):
             _ = self._graph
         except (RecipeError, StoreError) as error:
             raise ValueError(f"CAPTION_RECIPE={self.recipe!r}: {error}") from None
+        try:
+            _ = self._budget
+        except UnknownModel as error:
+            raise ValueError(f"CAPTION_EXPORT_TOKENIZER={self.export_tokenizer!r}: {error}") from None
+        if self.export_tokenizer is None and (self.export_max_tokens or self.export_over_limit is not OverLimit.KEEP):
+            raise ValueError(
+                f"CAPTION_EXPORT_MAX_TOKENS={self.export_max_tokens} and CAPTION_EXPORT_OVER_LIMIT="
+                f"{self.export_over_limit} need a tokenizer: set CAPTION_EXPORT_TOKENIZER, or unset both"
+            )
         if self.export_where is not None:
             try:
                 Condition(self.export_where, self._graph.stages).check()
@@ -689,6 +717,7 @@ class Settings(BaseSettings):
             self._graph,
             self.failure_limits,
             self.export_license,
+            budget=self._budget,
             where=self.export_where,
             texts=self.export_caption,
             columns=self.export_columns,
@@ -701,6 +730,14 @@ class Settings(BaseSettings):
             return self.export_folder.rstrip("/") or "/"
         is_local = "://" not in self.root
         return str(Path(self.root, DATASET).resolve()) if is_local and format.has_full_paths else None
+
+    @property
+    def _budget(self) -> BudgetConfig | None:
+        """The budget of the dataset's texts in tokens, if there is one."""
+        if self.export_tokenizer is None:
+            return None
+        tokenizer = find_tokenizer(self.export_tokenizer, self.export_tokenizer_revision)
+        return BudgetConfig(tokenizer, self.weights, self.export_max_tokens, self.export_over_limit)
 
     @cached_property
     def _graph(self) -> StageGraph:

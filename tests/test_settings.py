@@ -58,6 +58,9 @@ def test_all_settings_have_defaults() -> None:
             "the weight of 'stage1_captions' is 0: give a number above",
         ),
         ("CAPTION_EXPORT_CAPTION", "{1}", "invalid JSON at line 1, column 2"),
+        ("CAPTION_EXPORT_TOKENIZER", "t5", r"unknown tokenizer 't5': give a Hub id"),
+        ("CAPTION_EXPORT_TOKENIZER", "google/umt5-xxl", "needs CAPTION_EXPORT_TOKENIZER_REVISION"),
+        ("CAPTION_EXPORT_OVER_LIMIT", "trim", "'keep', 'cut', 'leave_out' or 'shorter'"),
         ("CAPTION_EXPORT_WHERE", "clip_seconds >", "syntax error at the end: complete the condition"),
     ],
 )
@@ -165,7 +168,7 @@ def test_contradictory_values_are_an_error_with_both_settings(
     ("variable", "meant"),
     [
         ("CAPTION_MODLE", "CAPTION_MODEL"),
-        ("CAPTION_MAX_TOKENS", "CAPTION_MAX_OUTPUT_TOKENS"),
+        ("CAPTION_MAX_TOKENS", "CAPTION_EXPORT_MAX_TOKENS"),
         ("CAPTION_FPS", "CAPTION_SAMPLE_FPS"),
         ("CAPTION_NUM_WORKERS", "CAPTION_DECODE_WORKERS"),
         ("CAPTION_MODEL_NAME", "CAPTION_MODEL"),

@@ -1,10 +1,14 @@
 """The asset of the training dataset: clips and captions as webdataset tars or JSON lines, if the settings enable it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import dagster as dg
 
+from caption_assets.assets.check_definitions import dataset_checks
+from caption_assets.checks.asset_checks import Finding
+from caption_assets.checks.dataset_checks import few_over_limit
 from caption_assets.checks.stored_tables import StoredShard
+from caption_assets.dagster_lib.check_events import check_results
 from caption_assets.dagster_lib.failures import as_dagster_failure
 from caption_assets.dagster_lib.metadata import meanings
 from caption_assets.dagster_lib.project import CAPTIONS_GROUP, Project
@@ -16,7 +20,7 @@ from caption_assets.export.card import CARD
 from caption_assets.export.config import ExportConfig
 from caption_assets.export.dataset_shard import export_shard
 from caption_assets.export.formats import layout_of
-from caption_assets.export.index import shard_folder
+from caption_assets.export.index import ExportIndex, shard_folder
 from caption_assets.kubernetes.pods import EXPORT_SIZE, cpu_pod
 from caption_assets.report.gallery import write_gallery
 from caption_assets.resources import Storage
@@ -31,6 +35,8 @@ MEANINGS = {
     "the condition, or a rejection",
     "corrections": "Number of people's corrections of captions: accepted, rejected, rewritten; outdated (the model's "
     "text has changed since), and unmatched (the window has changed)",
+    "tokens": "Lengths of the texts in tokens of the trainer's tokenizer: number of texts, of those over the limit and "
+    "of those dropped, total and maximum",
     "files": "Number of files of the shard",
     "size_mb": "Total size of the files, in megabytes",
     "written": "Whether files were written; false if the stored files are current",
@@ -54,10 +60,11 @@ def build_captioned_dataset(settings: Settings, export: ExportConfig) -> dg.Asse
         metadata=meanings(MEANINGS),
         code_version=export.code_version,
         automation_condition=dg.AutomationCondition.eager(),
+        check_specs=dataset_checks(project, export),
         op_tags=cpu_pod(EXPORT_SIZE),
         retry_policy=step_retry_policy(settings),
     )
-    def captioned_dataset(context: dg.AssetExecutionContext, storage: Storage) -> dg.MaterializeResult[None]:
+    def captioned_dataset(context: dg.AssetExecutionContext, storage: Storage) -> Iterator[dg.MaterializeResult[None]]:
         shard = context.partition_key
         with stoppable(context), as_dagster_failure():
             root = storage.root()
@@ -66,7 +73,7 @@ def build_captioned_dataset(settings: Settings, export: ExportConfig) -> dg.Asse
             if exported.is_corrected:
                 _refresh_gallery(context, StoredShard(root, shard), [stage.name for stage in export.graph.stages])
         index = exported.index
-        return dg.MaterializeResult(
+        yield dg.MaterializeResult(
             data_version=dg.DataVersion(index.version),
             metadata={
                 "samples": index.samples,
@@ -75,12 +82,14 @@ def build_captioned_dataset(settings: Settings, export: ExportConfig) -> dg.Asse
                 "left_out": sum(index.left_out.values()),
                 "left_out_by_reason": dg.MetadataValue.json(dict(index.left_out)),
                 "corrections": dg.MetadataValue.json(dict(index.corrections)),
+                **({"tokens": dg.MetadataValue.json(dict(index.tokens))} if index.tokens else {}),
                 "files": len(index.files),
                 "size_mb": round(index.bytes / 1e6, 1),
                 "written": exported.written,
                 "path": dg.MetadataValue.path(root.address(shard_folder(shard))),
                 "card": dg.MetadataValue.path(root.address(CARD)),
             },
+            check_results=check_results(context, project.dataset, findings_of(index)),
         )
 
     return captioned_dataset
@@ -92,3 +101,8 @@ def _refresh_gallery(context: dg.AssetExecutionContext, stored: StoredShard, sta
         write_gallery(stored, stages)
     except Exception as error:
         context.log.warning(f"{stored.shard}: cannot write the gallery: {as_project_error(error)}")
+
+
+def findings_of(index: ExportIndex) -> list[Finding]:
+    """The findings of the checks of an exported shard."""
+    return [few_over_limit(index.tokens)] if index.tokens else []

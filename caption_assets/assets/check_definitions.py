@@ -4,12 +4,14 @@ import dagster as dg
 
 from caption_assets.captioning.stages import StageGraph
 from caption_assets.checks.asset_checks import CLIPS_READABLE, WEIGHTS_VERIFIED, Severity, checks_of, weights_verified
+from caption_assets.checks.dataset_checks import OVER_LIMIT
 from caption_assets.checks.stored_tables import StoredShard
 from caption_assets.dagster_lib.check_events import SEVERITIES, check_with_history, log_findings
 from caption_assets.dagster_lib.failures import ShardFailures, as_dagster_failure
 from caption_assets.dagster_lib.project import Project, table_of
 from caption_assets.dagster_lib.project_claim import check_claim
 from caption_assets.dagster_lib.termination import stoppable
+from caption_assets.export.config import ExportConfig
 from caption_assets.models.mirror import find_damage, read_weights_manifest
 from caption_assets.resources import Storage
 from caption_assets.settings import Settings
@@ -41,6 +43,20 @@ def manifest_check(project: Project) -> dg.AssetCheckSpec:
         blocking=True,
         partitions_def=project.partitions,
     )
+
+
+def dataset_checks(project: Project, export: ExportConfig) -> list[dg.AssetCheckSpec]:
+    """The checks of each shard of the training dataset."""
+    checks = [OVER_LIMIT] if export.budget else []
+    return [
+        dg.AssetCheckSpec(
+            check.name,
+            asset=project.dataset,
+            description=check.description,
+            partitions_def=project.partitions,
+        )
+        for check in checks
+    ]
 
 
 def check_stored(

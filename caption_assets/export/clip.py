@@ -37,6 +37,8 @@ class TrainingText:
     """Its share among the texts of its window."""
     tokens: int | None = None
     """Its length in tokens of the trainer's tokenizer; None without one."""
+    full_tokens: int | None = None
+    """The length of the caption that it was cut from, or that it replaces; otherwise its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,8 @@ class CaptionedClip:
 class ShardTables:
     """A snapshot of the tables of a shard."""
 
+    root: Root
+    """The root that they are from."""
     shard: str
     manifest: TableFile
     stages: tuple[Stage, ...]
@@ -156,4 +160,4 @@ def open_tables(root: Root, shard: str, stages: tuple[Stage, ...]) -> Iterator[S
                     f"another output: materialize {stage.name} for shard {shard!r} again"
                 )
         found = read_correction_files(root, shard)
-        yield ShardTables(shard, manifest, stages, tuple(captions), found.corrections, found)
+        yield ShardTables(root, shard, manifest, stages, tuple(captions), found.corrections, found)

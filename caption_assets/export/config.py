@@ -11,6 +11,8 @@ from typing import Any
 
 from caption_assets.captioning.output import TextOutput
 from caption_assets.captioning.stages import StageGraph
+from caption_assets.models.cache import CacheConfig
+from caption_assets.models.tokenizer import TokenizerCheckpoint
 from caption_assets.store.failure_limits import FailureLimits
 
 LAYOUT_VERSION = "3"
@@ -81,6 +83,36 @@ class CutConfig:
     """Whether the files have the clip's audio."""
 
 
+class OverLimit(StrEnum):
+    """What becomes of a text with too many tokens."""
+
+    KEEP = "keep"
+    """It is exported and counted."""
+    CUT = "cut"
+    """It ends with the last sentence that fits, or within its first sentence with the last word."""
+    LEAVE_OUT = "leave_out"
+    SHORTER = "shorter"
+    """The longest caption of another stage that fits replaces it; if there is none, it is cut."""
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetConfig:
+    """The settings of the budget of texts in tokens."""
+
+    tokenizer: TokenizerCheckpoint
+    """The trainer's tokenizer."""
+    cache: CacheConfig
+    """The cache of its files."""
+    max_tokens: int | None = None
+    """Maximum length of a text, with special tokens; None for the tokenizer's."""
+    over_limit: OverLimit = OverLimit.KEEP
+
+    @property
+    def identity(self) -> Mapping[str, str | int | None]:
+        """The values that decide the dataset."""
+        return {"tokenizer": self.tokenizer.folder, "max_tokens": self.max_tokens, "over_limit": self.over_limit}
+
+
 @dataclass(frozen=True, slots=True)
 class ExportConfig:
     """The settings of the export."""
@@ -97,6 +129,8 @@ class ExportConfig:
     texts: Mapping[str, float] = field(default_factory=dict)
     """The stages whose captions are trained on, with their weights; empty for the last stage with text."""
     cut: CutConfig = field(default_factory=CutConfig)
+    budget: BudgetConfig | None = None
+    """The budget of texts in tokens; None if tokens are not counted."""
     where: str | None = None
     """SQL condition that selects windows; None for those with all captions and without serious flags."""
     columns: Mapping[str, Any] = field(default_factory=dict)
@@ -134,7 +168,8 @@ class ExportConfig:
     @property
     def code_version(self) -> str:
         """Version of everything that decides the dataset: changes make the exported shards stale."""
-        selection = {"where": self.where, "texts": dict(self.text_weights), "form": self.form}
+        budget = None if self.budget is None else self.budget.identity
+        selection = {"where": self.where, "texts": dict(self.text_weights), "form": self.form, "budget": budget}
         return f"{self.version}-{sha256(json.dumps(selection).encode()).hexdigest()[:8]}"
 
     @property

@@ -28,6 +28,7 @@ from caption_assets.export.index import (
     write_index,
 )
 from caption_assets.export.selected_clips import select_clips
+from caption_assets.export.token_budget import TokenTally, tally_of
 from caption_assets.sources.manifest import ClipChanged, read_clip
 from caption_assets.store.corrections import CorrectionCounts, compact_corrections
 from caption_assets.store.disk import temporary_folder
@@ -85,11 +86,17 @@ def export_shard(root: Root, source: Root, shard: str, export: ExportConfig) -> 
             if index is None or written:
                 files = tuple(_write(root, source, tables, layout, export, content.version))
                 index = ExportIndex(
-                    content.version, content.clips, content.windows, dict(content.left_out), files, corrections
+                    content.version,
+                    content.clips,
+                    content.windows,
+                    dict(content.left_out),
+                    files,
+                    corrections,
+                    content.tokens.counts,
                 )
                 write_index(root, shard, index)
-            elif index.corrections != corrections:
-                index = replace(index, corrections=corrections)
+            elif (index.corrections, index.tokens) != (corrections, content.tokens.counts):
+                index = replace(index, corrections=corrections, tokens=content.tokens.counts)
                 write_index(root, shard, index)
         finally:
             remove_unlisted(root, shard, find_index(root, shard))
@@ -124,14 +131,16 @@ class _Summary:
     clips: int = 0
     windows: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
+    tokens: TokenTally = field(default_factory=TokenTally)
 
 
 def _summarize(tables: ShardTables, layout: FormatLayout, export: ExportConfig) -> _Summary:
-    found, digest = _Summary(), sha256(export.version.encode())
+    found, digest = _Summary(tokens=tally_of(tables.root, export.budget)), sha256(export.version.encode())
     for clip in select_clips(tables, export):
         found.clips += bool(clip.windows)
         found.windows += len(clip.windows)
         found.left_out.update(clip.left_out)
+        found.tokens.add(clip)
         records = (json.dumps(sample.record) for sample in layout.samples(clip))
         for line in (clip.row.content_tag, *clip.left_out, *records):
             digest.update(f"{line}\n".encode())

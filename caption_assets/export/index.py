@@ -36,10 +36,12 @@ class ExportIndex:
     """Number of clips with at least one exported window."""
     windows: int
     left_out: Mapping[str, int]
-    """Number of windows that are left out, by table and error kind."""
+    """Number of windows that are left out, by reason."""
     files: tuple[ExportedFile, ...]
     corrections: Mapping[str, int] = field(default_factory=dict)
     """Number of people's corrections, by kind; see ``CorrectionCounts``."""
+    tokens: Mapping[str, int] = field(default_factory=dict)
+    """Lengths of the texts in tokens; see ``TokenTally``. Empty without a tokenizer."""
 
     @property
     def bytes(self) -> int:

@@ -10,6 +10,7 @@ from caption_assets.export.clip import CaptionedClip, CaptionedWindow, ShardTabl
 from caption_assets.export.config import ExportConfig
 from caption_assets.export.corrected import ApplyCorrections
 from caption_assets.export.selection import Step, selection_steps
+from caption_assets.export.token_budget import ApplyBudget, open_tokenizer
 
 
 def select_clips(tables: ShardTables, export: ExportConfig) -> Iterator[CaptionedClip]:
@@ -20,6 +21,8 @@ def select_clips(tables: ShardTables, export: ExportConfig) -> Iterator[Captione
     Raises:
         TableError: if a table was made from an earlier version of another one.
         ConditionError: if the condition of the export cannot be evaluated.
+        WeightsError: if the tokenizer of the export cannot be downloaded.
+        TokenizerError: if it cannot be used.
     """
     steps = build_steps(tables, export)
     for _, windows in groupby(tables.windows(), key=lambda window: window.row.clip_key):
@@ -34,9 +37,14 @@ def select_clips(tables: ShardTables, export: ExportConfig) -> Iterator[Captione
 
 
 def build_steps(tables: ShardTables, export: ExportConfig) -> Sequence[Step]:
-    """The steps of an export, in order. Raises the errors of ``selection_steps``."""
-    corrections = ApplyCorrections(tables.stages, export.text_weights)
-    return corrections, *selection_steps(tables, export), TextChoice(export)
+    """The steps of an export, in order. Raises the errors of ``selection_steps`` and ``open_tokenizer``."""
+    steps: list[Step] = [ApplyCorrections(tables.stages, export.text_weights)]
+    steps += selection_steps(tables, export)
+    steps.append(TextChoice(export))
+    if export.budget is not None:
+        counter = open_tokenizer(tables.root, export.budget)
+        steps.append(ApplyBudget(counter, export.budget.over_limit, tables.stages))
+    return steps
 
 
 class TextChoice:

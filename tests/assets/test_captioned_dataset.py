@@ -1,3 +1,4 @@
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -12,6 +13,7 @@ from caption_assets.store.root import Root
 from caption_assets.store.tables import Status, read_captions, read_manifest
 from tests.assets.conftest import ProjectHarness
 from tests.export.shards import lines, samples
+from tests.export.tokenizers import save_tokenizer, unigram
 from tests.report.windows import captioned, failed, publish_stage
 from tests.stages import STAGE2, STAGES, TABLE_NAMES
 
@@ -93,6 +95,17 @@ def test_new_correction_reaches_dataset_metadata_and_gallery(captioned_project: 
     gallery = root.read(gallery_path(SHARD)).decode()
     assert '"cube"' in gallery
     assert "no circle" in gallery
+
+
+def test_texts_over_the_trainers_limit_fail_a_check(captioned_project: ProjectHarness, tmp_path: Path) -> None:
+    folder = save_tokenizer(tmp_path / "t5", unigram())
+    limit: Any = {**EXPORT, "export_tokenizer": str(folder), "export_max_tokens": 2}
+    result = captioned_project.run(DATASET, partition=SHARD, **limit)
+    assert result.success
+    [check] = result.get_asset_check_evaluations()
+    assert (check.check_name, check.passed, check.metadata["fraction"].value) == ("tokens_within_limit", False, 1.0)
+    [event] = result.get_asset_materialization_events()
+    assert metadata_of(event.materialization)["tokens"]["over_limit"] == 12
 
 
 def test_shard_without_captions_fails_with_the_remedy(project: ProjectHarness) -> None:
