@@ -20,8 +20,9 @@ NOT_SELECTED = "where"
 def selection_steps(tables: ShardTables, export: ExportConfig) -> Sequence[Step]:
     """The steps that select windows.
 
-    By default a window needs a caption of each stage, and those that are trained on must have no flag that causes a
-    regeneration. A condition replaces both rules; a window still needs the captions that are trained on.
+    By default a window needs a caption of each stage, unless a person wrote those that are trained on; and these must
+    have no flag that causes a regeneration. A condition replaces both rules; a window still needs the captions that are
+    trained on.
 
     Raises:
         ConditionError: if the condition cannot be evaluated on the tables.
@@ -29,22 +30,25 @@ def selection_steps(tables: ShardTables, export: ExportConfig) -> Sequence[Step]
     """
     texts = tuple(export.text_weights)
     if export.where is None:
-        return RequireCaptions(stage.name for stage in tables.stages), RequireUnflagged(texts)
-    return RequireCaptions(texts), RequireCondition(Condition(export.where, tables.stages), tables)
+        return RequireCaptions([stage.name for stage in tables.stages], texts), RequireUnflagged(texts)
+    return RequireCaptions(texts, texts), RequireCondition(Condition(export.where, tables.stages), tables)
 
 
 class RequireCaptions:
     """The step that leaves out unreadable clips, and windows without a caption of one of some stages.
 
-    The reason is the first table without it, with the kind of error.
+    The reason is the first table without it, with the kind of error. A window needs no caption of the model if a person
+    wrote all ``texts``, the captions that are trained on.
     """
 
-    def __init__(self, stages: Iterable[str]) -> None:
+    def __init__(self, stages: Iterable[str], texts: Iterable[str]) -> None:
         self._stages = tuple(stages)
+        self._texts = tuple(texts)
 
     def __call__(self, window: CaptionedWindow) -> CaptionedWindow | str:
         """The window, or the reason."""
-        captions = {stage: window.captions[stage] for stage in self._stages}
+        is_rewritten = all(window.present_decision(stage) is Decision.REWRITE for stage in self._texts)
+        captions = {} if is_rewritten else {stage: window.captions[stage] for stage in self._stages}
         rows: Mapping[str, ManifestRow | CaptionRow] = {CLIP_MANIFEST: window.row, **captions}
         failures = (f"{table}: {row.error_kind}" for table, row in rows.items() if row.status is Status.FAILED)
         return next(failures, window)

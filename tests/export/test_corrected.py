@@ -108,6 +108,14 @@ def test_rewrite_gives_a_failed_row_its_caption(root: Root) -> None:
     assert exported(root, replace(LINES, limits=NO_LIMITS)) == [(0, "A blue bus.", "rewrite")]
 
 
+def test_window_with_a_rewritten_text_needs_no_caption_of_the_model(root: Root) -> None:
+    rows = clip(root, "car.mp4", b"a car", windows=2)
+    publish(root, rows, [failed(row) for row in rows], [failed(row, "upstream_failed") for row in rows])
+    decide(root, 0, Decision.REWRITE, caption="A blue bus.")
+    decide(root, 1, Decision.REWRITE, stage=STAGE1.name, caption="A bus.")
+    assert exported(root, replace(LINES, limits=NO_LIMITS)) == [(0, "A blue bus.", "rewrite")]
+
+
 def test_rewrite_of_a_stage_keeps_the_captions_of_the_stages_that_need_it(root: Root, rows: list[ManifestRow]) -> None:
     decide(root, 0, Decision.REWRITE, stage=STAGE1.name, caption="A bus.")
     assert exported(root)[0] == (0, "A red car.", None)
