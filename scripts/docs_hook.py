@@ -13,13 +13,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 import dagster as dg
+from docstring_parser import parse_from_object
 
 from caption_assets.captioning.recipe_file import BUILT_IN, built_in
 from caption_assets.dagster_lib.metadata import column_metadata
 from caption_assets.environment import PREFIX
 from caption_assets.models.variants import UNPINNED, VARIANTS, Variant
 from caption_assets.settings import Settings
-from caption_assets.store.tables import CLIP_MANIFEST
+from caption_assets.store.corrections import PUBLISHED_SCHEMA, Correction
+from caption_assets.store.tables import CLIP_MANIFEST, SHARD
 
 MARK = re.compile(r"^<!-- generated: ([a-z0-9_-]+) -->$", re.MULTILINE)
 
@@ -69,6 +71,21 @@ def columns_table(table: str) -> str:
     return _table(("Column", "Type", "Description"), rows)
 
 
+def corrections_table() -> str:
+    """Name, Arrow type and description of each column of the corrections."""
+    descriptions = {field.arg_name: field.description for field in parse_from_object(Correction).params}
+    descriptions |= {SHARD.name: "The shard's key", "decision": "`accept`, `reject`, `rewrite` or `undo`"}
+    rows = (
+        (
+            f"`{field.name}`",
+            f"{field.type}{'' if field.nullable else ', not null'}",
+            _one_line(descriptions[field.name]),
+        )
+        for field in PUBLISHED_SCHEMA
+    )
+    return _table(("Column", "Type", "Description"), rows)
+
+
 def command_line() -> str:
     """Commands with their arguments and options, as Typer documents them."""
     program = [sys.executable, "-m", "typer", "caption_assets.cli", "utils", "docs", "--name", "caption-assets"]
@@ -108,5 +125,6 @@ GENERATED: Mapping[str, Callable[[], str]] = {
     "models": models_table,
     "command-line": command_line,
     "recipes": recipes_table,
+    "corrections": corrections_table,
     **{table: partial(columns_table, table) for table in (CLIP_MANIFEST, "captions")},
 }
