@@ -32,6 +32,7 @@ PROJECT_COMMANDS = (
     "reconcile",
     "removals",
     "retire",
+    "review",
     "trash",
 )
 COMMANDS = (

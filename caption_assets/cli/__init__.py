@@ -13,6 +13,7 @@ from caption_assets.cli import machine as machine
 from caption_assets.cli import project as project
 from caption_assets.cli import reading as reading
 from caption_assets.cli import recipes as recipes
+from caption_assets.cli import review as review
 from caption_assets.cli import running as running
 from caption_assets.cli import sample as sample
 from caption_assets.cli import status as status

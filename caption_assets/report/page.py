@@ -158,7 +158,8 @@ def publish_page(root: Root, path: str, page: Page, read_previews: ReadPreviews)
 
 def render(page: Page, read_previews: ReadPreviews) -> Iterator[str]:
     """Render the page's HTML in pieces."""
-    style, script, read_block = (_inline(name) for name in ("page.css", "page.js", "read_block.js"))
+    style, read_block = (_inline(name) for name in ("page.css", "read_block.js"))
+    script = Markup("").join(map(_inline, ("elements.js", "page.js")))
     policy = {
         "default-src": "'none'",
         "script-src": f"{_hash(script)} {_hash(read_block)}",
@@ -206,6 +207,24 @@ def render_scripted(template: str, styles: Sequence[str], script: str, **values:
         "trusted-types": "'none'",
     }
     return _environment().get_template(template).render(policy=_joined(policy), style=style, script=code, **values)
+
+
+def render_application(template: str, styles: Sequence[str], scripts: Sequence[str]) -> str:
+    """Render a page without data, whose scripts fetch it from the page's own server."""
+    style, script = (Markup("").join(map(_inline, names)) for names in (styles, scripts))
+    policy = {
+        "default-src": "'none'",
+        "script-src": _hash(script),
+        "style-src": _hash(style),
+        "img-src": "'self' data:",
+        "media-src": "'self'",
+        "connect-src": "'self'",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+        "require-trusted-types-for": "'script'",
+        "trusted-types": "'none'",
+    }
+    return _environment().get_template(template).render(policy=_joined(policy), style=style, script=script)
 
 
 @cache

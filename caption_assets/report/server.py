@@ -124,8 +124,13 @@ def serve(app: Starlette, listener: socket.socket) -> None:
     uvicorn.Server(_config(app)).run([listener])
 
 
-def listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int, remedy: str | None = None) -> socket.socket:
     """Open a listening socket; port 0 takes any free port.
+
+    Args:
+        host: name or address of this machine.
+        port: the port.
+        remedy: what to do if the port is in use; None for a server of galleries.
 
     Raises:
         ServerError: if the address is in use or not one of this machine.
@@ -139,10 +144,11 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:
-            raise ServerError(
-                f"port {port} of {host} is in use by {occupant(port)}: stop it, or serve the galleries on another "
-                f"port, as in CAPTION_LINK_URL=http://127.0.0.1:{port + 1}, with which links begin from then on"
-            ) from error
+            remedy = remedy or (
+                "stop it, or serve the galleries on another port, as in "
+                f"CAPTION_LINK_URL=http://127.0.0.1:{port + 1}, with which links begin from then on"
+            )
+            raise ServerError(f"port {port} of {host} is in use by {occupant(port)}: {remedy}") from error
         raise ServerError(f"cannot listen on port {port} of {host}: {error.strerror or error}") from error
     return listener
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import posixpath
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -277,10 +277,39 @@ def read_corrections(root: Root, shard: str) -> Corrections:
     return read_correction_files(root, shard).corrections
 
 
-def read_correction_files(root: Root, shard: str) -> CorrectionFiles:
+class CorrectionLog:
+    """A shard's corrections as reviewers add them. Files never change, so each is read once.
+
+    Args:
+        root: the root.
+        shard: the shard's key.
+    """
+
+    def __init__(self, root: Root, shard: str) -> None:
+        self._root = root
+        self._shard = shard
+        self._files: dict[str, Sequence[Correction]] = {}
+
+    def read(self) -> Corrections:
+        """All corrections: those of new files, and those that were read before.
+
+        Raises:
+            TableError: if a file is damaged.
+            StoreError: if the root cannot be read.
+        """
+        self._files.update(read_correction_files(self._root, self._shard, self._files).files)
+        return CorrectionFiles(self._shard, self._files).corrections
+
+
+def read_correction_files(root: Root, shard: str, known: Container[str] = ()) -> CorrectionFiles:
     """All corrections of a shard, with their files.
 
     A file that a concurrent compaction removes is in its merged file.
+
+    Args:
+        root: the root.
+        shard: the shard's key.
+        known: paths of files to leave out.
 
     Raises:
         TableError: if a file is damaged.
@@ -288,7 +317,8 @@ def read_correction_files(root: Root, shard: str) -> CorrectionFiles:
     """
     folder = corrections_folder(shard)
     while True:
-        paths = [f"{folder}/{name}" for name in root.files(folder) if name.endswith(_SUFFIX)]
+        names = (name for name in root.files(folder) if name.endswith(_SUFFIX))
+        paths = [path for name in names if (path := f"{folder}/{name}") not in known]
         try:
             with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
                 rows = pool.map(lambda path: list(_read(root, path)), paths)

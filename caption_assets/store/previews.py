@@ -72,6 +72,12 @@ class StoredPreviews:
         """Whether a window has a preview of this release."""
         return window_id in self._frames
 
+    def locate(self, window_id: str) -> tuple[str, int] | None:
+        """Path of a window's preview, relative to the root, and its number of frames; None if there is none."""
+        if frames := self._frames.get(window_id):
+            return f"{self._folder}/{window_id}.{frames}.jpg", frames
+        return (f"{self._folder}/{window_id}.jpg", 1) if window_id in self._former else None
+
     def read(self, window_ids: Sequence[str]) -> dict[str, Preview]:
         """The previews of the windows that have one, by window id.
 
@@ -86,13 +92,10 @@ class StoredPreviews:
         return {window_id: preview for window_id, preview in zip(window_ids, found, strict=True) if preview}
 
     def _read(self, window_id: str) -> Preview | None:
-        if frames := self._frames.get(window_id):
-            name = f"{window_id}.{frames}.jpg"
-        elif window_id in self._former:
-            name, frames = f"{window_id}.jpg", 1
-        else:
+        if not (found := self.locate(window_id)):
             return None
+        path, frames = found
         try:
-            return Preview(self._root.read(f"{self._folder}/{name}"), frames)
+            return Preview(self._root.read(path), frames)
         except FileNotFoundError:
             return None

@@ -14,6 +14,7 @@ import pytest
 from caption_assets.store.corrections import (
     Correction,
     CorrectionError,
+    CorrectionLog,
     Decision,
     compact_corrections,
     corrections_folder,
@@ -206,3 +207,16 @@ def test_corrections_are_a_dataset_with_the_name_of_the_shard(tmp_path: Path) ->
         save_correction(root, shard, decide(Decision.REWRITE, caption="A bus."))
     found = ds.dataset(tmp_path / "corrections").to_table(columns=["shard", "decision", "caption"]).to_pylist()
     assert found == [{"shard": shard, "decision": "rewrite", "caption": "A bus."} for shard in ("00000", "2024-01-01")]
+
+
+def test_log_reads_what_was_added_and_keeps_what_was_compacted(root: Root) -> None:
+    log = CorrectionLog(root, SHARD)
+    made = [decide(Decision.ACCEPT), decide(Decision.REJECT)]
+    save_correction(root, SHARD, made[0])
+    assert log.read().history == made[:1]
+    save_correction(root, SHARD, made[1])
+    compact_corrections(root, read_correction_files(root, SHARD))
+    assert log.read().history == made
+    [merged] = root.files(corrections_folder(SHARD))
+    root.remove(f"{corrections_folder(SHARD)}/{merged}")
+    assert log.read().history == made

@@ -1,10 +1,8 @@
-"use strict";
 // The page's rows, search, filters and details. Texts become text nodes and are never parsed as HTML.
 
 const BATCH = 30; // number of cards added at a time
 const FRAME_MILLISECONDS = 400; // duration of a frame of a preview
 const CARD_CHARACTERS = 700; // maximum length of a caption on a card; the details show all of it
-const MAX_DEPTH = 8; // JSON below this depth is shown as text
 
 const page = JSON.parse(find("page").textContent);
 const [list, more, none, count, filters] = ["rows", "more", "none", "count", "filters"].map(find);
@@ -18,17 +16,6 @@ const previews = new Map(); // number of frames and data URL by window id
 let found = []; // rows that match the filters
 let opened = null; // row with open details
 let playing = null; // timer of the preview that plays
-
-function find(id) {
-  return document.getElementById(id);
-}
-
-function make(tag, attributes, ...children) {
-  const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  element.append(...children.filter((child) => child !== null));
-  return element;
-}
 
 // Reads a block of rows or previews when it has arrived.
 function readBlock(block) {
@@ -135,37 +122,6 @@ function answer(side, column, maxCharacters) {
 // The element that marks the differing segments of a side; null if they are not marked.
 function markOf(side, column) {
   return column || side.correction ? "ins" : page.marks_removed ? "del" : null;
-}
-
-function parseJson(text) {
-  try {
-    return JSON.parse(text);
-  } catch {
-    return text;
-  }
-}
-
-function choiceList(side) {
-  const chosen = side.text.join("");
-  const item = ([choice, probability]) =>
-    make(
-      "div",
-      choice === chosen ? { class: "chosen" } : {},
-      make("dt", { dir: "auto" }, choice),
-      make("dd", {}, make("meter", { value: probability, "aria-hidden": "true" }), `${(100 * probability).toFixed(1)}%`),
-    );
-  const score = side.score === null ? null : make("p", {}, `score ${side.score.toFixed(3)}`);
-  return make("div", { class: "choices" }, make("dl", {}, ...side.choices.map(item)), score);
-}
-
-// A JSON value as nested lists of fields and items.
-function jsonNode(value, depth) {
-  if (typeof value === "string") return value;
-  if (value === null || typeof value !== "object" || depth === MAX_DEPTH) return JSON.stringify(value);
-  if (Array.isArray(value)) return make("ul", {}, ...value.map((item) => make("li", { dir: "auto" }, jsonNode(item, depth + 1))));
-  const field = ([name, item]) =>
-    make("div", {}, make("dt", {}, name), make("dd", { dir: "auto" }, jsonNode(item, depth + 1)));
-  return make("dl", {}, ...Object.entries(value).map(field));
 }
 
 // Nodes of a text in segments, cut to a length. Every second segment differs from another text and gets the tag.
