@@ -22,6 +22,7 @@ from tests.processes import free_port, wait_until
 
 HOST = "127.0.0.1"
 SCRIPTS = Path(sys.executable).parent
+DAEMON = (sys.executable, "-P", str(Path(__file__).with_name("quick_daemon.py")))
 TIMEOUT_SECONDS = 900
 """Timeout of each step; two idle cores need a tenth of it."""
 STOP_SECONDS = 60
@@ -79,7 +80,7 @@ def deployed(home: Path, projects: Mapping[str, Mapping[str, str]]) -> Iterator[
         servers = []
         for name, settings in projects.items():
             port = free_port()
-            command = ["dagster", "code-server", "start", "-h", HOST, "-p", str(port)]
+            command = [str(SCRIPTS / "dagster"), "code-server", "start", "-h", HOST, "-p", str(port)]
             command += ["-m", "caption_assets.definitions"]
             stack.enter_context(_process(command, home, name, settings))
             servers.append({"grpc_server": {"host": HOST, "port": port, "location_name": name}})
@@ -88,7 +89,7 @@ def deployed(home: Path, projects: Mapping[str, Mapping[str, str]]) -> Iterator[
         workspace = home / "workspace.yaml"
         workspace.write_text(yaml.safe_dump({"load_from": servers}))
         instance = stack.enter_context(dg.DagsterInstance.from_config(str(home)))
-        stack.enter_context(_process(["dagster-daemon", "run", "-w", str(workspace)], home, "daemon"))
+        stack.enter_context(_process([*DAEMON, "run", "-w", str(workspace)], home, "daemon"))
         yield Deployment(instance, workspace)
 
 
@@ -100,10 +101,9 @@ def until(condition: Callable[[], object]) -> None:
 @contextmanager
 def _process(command: list[str], home: Path, name: str, settings: Mapping[str, str] = NONE) -> Iterator[None]:
     """Run a Dagster process in a group of its own, so that its children are stopped with it."""
-    script, *arguments = command
     with (home / f"{name}.log").open("w") as log:
         process = subprocess.Popen(
-            [SCRIPTS / script, *arguments],
+            command,
             cwd=home,
             env={**os.environ, **settings},
             stdin=subprocess.DEVNULL,
