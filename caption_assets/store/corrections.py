@@ -24,7 +24,7 @@ import pyarrow as pa
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.store.disk import temporary_folder
 from caption_assets.store.root import Root
-from caption_assets.store.table_file import TableFile, row_schema, with_file_metadata, write_table
+from caption_assets.store.table_file import TableError, TableFile, row_schema, with_file_metadata, write_table
 from caption_assets.store.tables import SHARD, CaptionRow
 
 CORRECTIONS = "corrections"
@@ -391,4 +391,7 @@ def _read(root: Root, path: str) -> Iterator[Correction]:
     remedy = "restore it from a backup, or remove it, which loses its decisions"
     with TableFile.open(root.read(path), CORRECTION_SCHEMA, name=root.address(path), remedy=remedy) as file:
         for record in file.records():
-            yield Correction(**{**record, "decision": Decision(record["decision"])})
+            try:
+                yield Correction(**{**record, "decision": Decision(record["decision"])})
+            except (CorrectionError, TypeError, KeyError, ValueError) as error:
+                raise TableError(f"{file.name} has an invalid correction ({error}): {remedy}") from None

@@ -5,6 +5,7 @@ import subprocess
 import venv
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 from xml.etree import ElementTree
 
 import pytest
@@ -97,6 +98,16 @@ def test_task_has_the_video_of_the_window_and_its_captions(root: Root) -> None:
 def test_clip_in_an_s3_source_has_its_uri(root: Root) -> None:
     links = VideoLinks(Root.open("s3://bucket/source"))
     assert links.of(CAR) == "s3://bucket/source/a/car 1.mp4#t=0,4"
+
+
+@pytest.mark.store
+def test_signed_url_of_a_clip_opens_without_credentials(s3_url: str) -> None:
+    source = Root.open(s3_url)
+    source.write("a/car 1.mp4", b"a car")
+    url, _, place = VideoLinks(source, signed_seconds=60).of(CAR).partition("#")
+    assert place == "t=0,4"
+    with urlopen(url) as response:
+        assert response.read() == b"a car"
 
 
 @FAST

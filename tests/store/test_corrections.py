@@ -6,12 +6,14 @@ import sys
 import time
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow.dataset as ds
 import pytest
 
 from caption_assets.store.corrections import (
+    PUBLISHED_SCHEMA,
     Correction,
     CorrectionError,
     CorrectionLog,
@@ -25,6 +27,7 @@ from caption_assets.store.corrections import (
     save_corrections,
 )
 from caption_assets.store.root import Root
+from caption_assets.store.table_file import TableError, with_file_metadata, write_table
 from tests.report.windows import broken, captioned, failed, window
 
 SHARD = "a"
@@ -198,6 +201,20 @@ def test_import_that_is_repeated_has_no_effect(root: Root) -> None:
     compact(root)
     save_corrections(root, SHARD, made)
     assert read_corrections(root, SHARD).history == made
+
+
+@pytest.mark.fast
+def test_file_that_is_no_correction_is_named(tmp_path: Path) -> None:
+    root = Root.open(str(tmp_path))
+    path = f"{corrections_folder(SHARD)}/other.parquet"
+    record = {"shard": SHARD, **asdict(decide(Decision.ACCEPT)), "decision": "praise"}
+    write_table(tmp_path / "file", with_file_metadata(PUBLISHED_SCHEMA, {}), [record])
+    root.upload(path, tmp_path / "file")
+    with pytest.raises(TableError, match=r"other\.parquet has an invalid correction .*praise.*: restore it"):
+        read_corrections(root, SHARD)
+    root.write(path, b"PAR1")
+    with pytest.raises(TableError, match=r"other\.parquet is damaged .*: restore it"):
+        read_corrections(root, SHARD)
 
 
 @pytest.mark.fast
