@@ -26,7 +26,15 @@ from caption_assets.credentials import find_credential, is_credential, is_hub_to
 from caption_assets.environment import PREFIX, is_service_address, unknown_settings
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.export.condition import Condition, ConditionError
-from caption_assets.export.config import BudgetConfig, ExportConfig, Format, OverLimit
+from caption_assets.export.config import (
+    MAX_LONGEST_SIDE,
+    BudgetConfig,
+    Cut,
+    CutConfig,
+    ExportConfig,
+    Format,
+    OverLimit,
+)
 from caption_assets.export.formats import layout_of
 from caption_assets.export.index import DATASET
 from caption_assets.models.cache import CacheConfig
@@ -438,6 +446,33 @@ class Settings(BaseSettings):
         description="License named on the dataset card, as spelled on the Hub, such as `cc-by-4.0`. Default: none",
     )
 
+    export_cut: Cut | None = Field(
+        None,
+        description="Files of single windows in the training dataset: `none`; `exact`, an MP4 file of exactly the "
+        "window's frames, copied where possible and otherwise encoded anew; or `remux`, the window's part of the "
+        "stream as it is. Default: `exact` for formats whose trainers read a file from its beginning, otherwise `none`",
+    )
+    export_fps: float | None = Field(
+        None,
+        gt=0,
+        le=240,
+        description="Frame rate of window files, constant, with `CAPTION_EXPORT_CUT=exact`. Default: the clip's",
+    )
+    export_longest_side: int | None = Field(
+        None,
+        ge=16,
+        le=MAX_LONGEST_SIDE,
+        description="Maximum width and height of window files, in pixels, with `CAPTION_EXPORT_CUT=exact`; smaller "
+        "ones are not enlarged. Default: the clip's",
+    )
+    export_seconds: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Maximum duration of window files, in seconds, with `CAPTION_EXPORT_CUT=exact`; the rest of a "
+        "longer window is dropped. Default: whole windows",
+    )
+    export_audio: bool = Field(False, description="Whether window files have the clip's audio")
     export_where: str | None = Field(
         None,
         description="SQL condition on a window's row in the manifest and in the table of each stage, such as "
@@ -522,6 +557,7 @@ class Settings(BaseSettings):
             _ = self._graph
         except (RecipeError, StoreError) as error:
             raise ValueError(f"CAPTION_RECIPE={self.recipe!r}: {error}") from None
+        self.cut.check()
         try:
             _ = self._budget
         except UnknownModel as error:
@@ -723,7 +759,15 @@ class Settings(BaseSettings):
             columns=self.export_columns,
             folder=self._dataset_folder(self.export),
             instruction=self.export_instruction,
+            cut=self.cut,
         )
+
+    @property
+    def cut(self) -> CutConfig:
+        """The configuration of window files."""
+        default = self.export.default_cut if self.export else Cut.NONE
+        cut = default if self.export_cut is None else self.export_cut
+        return CutConfig(cut, self.export_fps, self.export_longest_side, self.export_seconds, self.export_audio)
 
     def _dataset_folder(self, format: Format) -> str | None:
         if self.export_folder:

@@ -8,6 +8,7 @@ from caption_assets.captioning.recipe import Recipe
 from caption_assets.captioning.recipe_file import built_in
 from caption_assets.captioning.sampling import SamplingParams
 from caption_assets.environment import IN_RECIPES, PREFIX, RENAMED
+from caption_assets.export.config import Cut
 from caption_assets.models.checkpoint import Lora
 from caption_assets.settings import LOCAL_LINK_URL, Settings, SettingsError, load_settings
 from tests.stages import STAGE1
@@ -61,6 +62,8 @@ def test_all_settings_have_defaults() -> None:
         ("CAPTION_EXPORT_TOKENIZER", "t5", r"unknown tokenizer 't5': give a Hub id"),
         ("CAPTION_EXPORT_TOKENIZER", "google/umt5-xxl", "needs CAPTION_EXPORT_TOKENIZER_REVISION"),
         ("CAPTION_EXPORT_OVER_LIMIT", "trim", "'keep', 'cut', 'leave_out' or 'shorter'"),
+        ("CAPTION_EXPORT_CUT", "sometimes", "Input should be 'none', 'exact' or 'remux'"),
+        ("CAPTION_EXPORT_LONGEST_SIDE", "8", "greater than or equal to 16"),
         ("CAPTION_EXPORT_WHERE", "clip_seconds >", "syntax error at the end: complete the condition"),
     ],
 )
@@ -70,6 +73,20 @@ def test_invalid_value_is_an_error_with_its_variable_and_remedy(
     monkeypatch.setenv(variable, value)
     with pytest.raises(SettingsError, match=f"^{variable}={re.escape(repr(value))}: .*{remedy}"):
         load_settings()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("CAPTION_EXPORT_FPS", "16"), ("CAPTION_EXPORT_SECONDS", "5"), ("CAPTION_EXPORT_AUDIO", "true")],
+)
+def test_option_of_window_files_without_them_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingsError, match=f"{variable}={value} has no effect with CAPTION_EXPORT_CUT=none"):
+        load_settings()
+    monkeypatch.setenv("CAPTION_EXPORT", "pairs")  # its trainers need them
+    assert load_settings().cut.cut is Cut.EXACT
 
 
 @pytest.mark.parametrize(
@@ -169,7 +186,7 @@ def test_contradictory_values_are_an_error_with_both_settings(
     [
         ("CAPTION_MODLE", "CAPTION_MODEL"),
         ("CAPTION_MAX_TOKENS", "CAPTION_EXPORT_MAX_TOKENS"),
-        ("CAPTION_FPS", "CAPTION_SAMPLE_FPS"),
+        ("CAPTION_FPS", "CAPTION_EXPORT_FPS or CAPTION_SAMPLE_FPS"),
         ("CAPTION_NUM_WORKERS", "CAPTION_DECODE_WORKERS"),
         ("CAPTION_MODEL_NAME", "CAPTION_MODEL"),
         ("CAPTION_ASSETS_MODEL", "CAPTION_MODEL"),

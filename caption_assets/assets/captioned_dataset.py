@@ -1,6 +1,7 @@
 """The asset of the training dataset: clips and captions as webdataset tars or JSON lines, if the settings enable it."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import dagster as dg
 
@@ -21,9 +22,9 @@ from caption_assets.export.config import ExportConfig
 from caption_assets.export.dataset_shard import export_shard
 from caption_assets.export.formats import layout_of
 from caption_assets.export.index import ExportIndex, shard_folder
-from caption_assets.kubernetes.pods import EXPORT_SIZE, cpu_pod
+from caption_assets.kubernetes.pods import CUT_WORKERS, cpu_pod, export_size
 from caption_assets.report.gallery import write_gallery
-from caption_assets.resources import Storage
+from caption_assets.resources import Storage, Workers
 from caption_assets.settings import Settings
 
 MEANINGS = {
@@ -61,15 +62,18 @@ def build_captioned_dataset(settings: Settings, export: ExportConfig) -> dg.Asse
         code_version=export.code_version,
         automation_condition=dg.AutomationCondition.eager(),
         check_specs=dataset_checks(project, export),
-        op_tags=cpu_pod(EXPORT_SIZE),
+        op_tags=cpu_pod(export_size(settings)),
         retry_policy=step_retry_policy(settings),
     )
-    def captioned_dataset(context: dg.AssetExecutionContext, storage: Storage) -> Iterator[dg.MaterializeResult[None]]:
+    def captioned_dataset(
+        context: dg.AssetExecutionContext, storage: Storage, workers: Workers
+    ) -> Iterator[dg.MaterializeResult[None]]:
         shard = context.partition_key
         with stoppable(context), as_dagster_failure():
             root = storage.root()
             check_claim(context.instance, project, storage)
-            exported = export_shard(root, storage.source(), shard, export)
+            start = partial(workers.start, CUT_WORKERS if settings.executor == "k8s" else None)
+            exported = export_shard(root, storage.source(), shard, export, start)
             if exported.is_corrected:
                 _refresh_gallery(context, StoredShard(root, shard), [stage.name for stage in export.graph.stages])
         index = exported.index

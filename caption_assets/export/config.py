@@ -17,6 +17,8 @@ from caption_assets.store.failure_limits import FailureLimits
 
 LAYOUT_VERSION = "3"
 """Version of the file layout. Raise it when the same tables would give different files."""
+MAX_LONGEST_SIDE = 8192
+"""Maximum of ``CutConfig.longest_side``: the width of the largest pictures of H.264 levels, 8192x4320."""
 
 
 class Format(StrEnum):
@@ -81,6 +83,26 @@ class CutConfig:
     """Maximum duration, from the window's start; None for the whole window."""
     audio: bool = False
     """Whether the files have the clip's audio."""
+
+    def check(self) -> None:
+        """Validate the combination of the settings.
+
+        Raises:
+            ValueError: if an option has no effect with this way to cut.
+        """
+        options = {"FPS": self.fps, "LONGEST_SIDE": self.longest_side, "SECONDS": self.seconds}
+        given = {f"CAPTION_EXPORT_{name}": value for name, value in options.items() if value is not None}
+        if self.cut is not Cut.EXACT and given:
+            name, value = next(iter(given.items()))
+            raise ValueError(
+                f"{name}={value:g} has no effect with CAPTION_EXPORT_CUT={self.cut}: set CAPTION_EXPORT_CUT=exact, or "
+                f"unset {name}"
+            )
+        if self.cut is Cut.NONE and self.audio:
+            raise ValueError(
+                "CAPTION_EXPORT_AUDIO=true has no effect with CAPTION_EXPORT_CUT=none, as clips keep their audio: "
+                "unset CAPTION_EXPORT_AUDIO"
+            )
 
 
 class OverLimit(StrEnum):
@@ -163,7 +185,9 @@ class ExportConfig:
     @property
     def version(self) -> str:
         """Version of the layout and of the settings that decide the files."""
-        return f"{LAYOUT_VERSION}-{self.format}-{self.file_bytes}"
+        cut = self.cut
+        files = "" if cut.cut is Cut.NONE else f"-{cut.cut}-{cut.fps}-{cut.longest_side}-{cut.seconds}-{cut.audio}"
+        return f"{LAYOUT_VERSION}-{self.format}-{self.file_bytes}{files}"
 
     @property
     def code_version(self) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 from caption_assets.store.root import Root
 
@@ -42,6 +41,8 @@ class ExportIndex:
     """Number of people's corrections, by kind; see ``CorrectionCounts``."""
     tokens: Mapping[str, int] = field(default_factory=dict)
     """Lengths of the texts in tokens; see ``TokenTally``. Empty without a tokenizer."""
+    not_cut: Mapping[str, str] = field(default_factory=dict)
+    """The kind of error of each window file that cannot be made, by name. It is not tried again."""
 
     @property
     def bytes(self) -> int:
@@ -76,24 +77,29 @@ def write_index(root: Root, shard: str, index: ExportIndex) -> None:
     root.write(f"{shard_folder(shard)}/{INDEX}", json.dumps(asdict(index), indent=1).encode())
 
 
-def is_complete(root: Root, shard: str, index: ExportIndex) -> bool:
-    """Whether all files of the index exist with the right size."""
-    sizes = dict(_files(root, shard))
-    return all(sizes.get(file.name) == file.bytes for file in index.files)
-
-
-def remove_unlisted(root: Root, shard: str, index: ExportIndex | None) -> None:
-    """Remove files of the shard that the index does not name."""
-    kept = {INDEX, *(file.name for file in index.files)} if index else set[str]()
-    for name, _ in _files(root, shard):
-        if name not in kept:
-            root.remove(f"{shard_folder(shard)}/{name}")
-
-
-def _files(root: Root, shard: str) -> list[tuple[str, Any]]:
-    """Name and size of the files in the shard's folder."""
+def file_sizes(root: Root, shard: str) -> dict[str, int]:
+    """Size of each file in the shard's folder, by name."""
     try:
         found = list(root.entries(shard_folder(shard)))
     except FileNotFoundError:
-        return []
-    return [(entry["name"].rpartition("/")[2], entry["size"]) for entry in found if entry["type"] == "file"]
+        return {}
+    return {entry["name"].rpartition("/")[2]: entry["size"] for entry in found if entry["type"] == "file"}
+
+
+def is_complete(index: ExportIndex, sizes: Mapping[str, int]) -> bool:
+    """Whether all files of the index exist with the right size."""
+    return all(sizes.get(file.name) == file.bytes for file in index.files)
+
+
+def remove_unlisted(root: Root, shard: str, index: ExportIndex | None, prefix: str = "") -> None:
+    """Remove files of the shard that the index does not name.
+
+    Args:
+        root: the root with the dataset.
+        shard: the shard's key.
+        index: the shard's index, if it has one.
+        prefix: start of the names of the files that may be removed.
+    """
+    kept = {INDEX, *(file.name for file in index.files)} if index else set[str]()
+    names = [name for name in file_sizes(root, shard) if name.startswith(prefix) and name not in kept]
+    root.remove_all([f"{shard_folder(shard)}/{name}" for name in names])

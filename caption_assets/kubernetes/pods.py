@@ -14,6 +14,7 @@ from caption_assets import __version__
 from caption_assets.captioning.engine import CACHE_BYTES_PER_PIXEL
 from caption_assets.environment import PREFIX
 from caption_assets.errors import CaptionAssetsError
+from caption_assets.export.config import Cut
 from caption_assets.settings import Settings
 from caption_assets.workers.sandbox import MAX_WORKERS
 
@@ -72,6 +73,10 @@ class PodSize:
 WEIGHTS_SIZE = PodSize(cpus=1, memory_gb=1, memory_limit_gb=4)
 MANIFEST_SIZE = PodSize(cpus=1, memory_gb=2, memory_limit_gb=8)
 EXPORT_SIZE = PodSize(cpus=1, memory_gb=2, memory_limit_gb=8)
+CUT_WORKERS = 4
+"""Default number of workers that cut windows in a pod, which sees all cores of its node."""
+CUT_GB = 1.0
+"""Memory of a worker that cuts a clip of 1080 lines, with the clip's bytes."""
 
 
 def caption_size(settings: Settings, windows: int | None = None, tokens: int | None = None) -> PodSize:
@@ -103,6 +108,15 @@ def caption_size(settings: Settings, windows: int | None = None, tokens: int | N
     )
     # Room for two hostile clips at once: a pod that exceeds its limit is killed, and the engine with it.
     return PodSize(cpus, memory, memory + 2 * settings.decode_memory_gb, settings.gpus)
+
+
+def export_size(settings: Settings) -> PodSize:
+    """The size of a pod that exports."""
+    if settings.cut.cut is Cut.NONE:
+        return EXPORT_SIZE
+    workers = settings.decode_workers or CUT_WORKERS
+    memory = RUN_GB + workers * CUT_GB
+    return PodSize(workers, memory, memory + 2 * settings.decode_memory_gb)
 
 
 def worker_count(settings: Settings, windows: int) -> int:

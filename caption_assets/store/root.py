@@ -7,7 +7,7 @@ import posixpath
 import shutil
 import stat
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -236,6 +236,21 @@ class Root:
         """
         with translate_store_errors(f"cannot remove {self.address(path)}"), suppress(FileNotFoundError):
             self.fs.rm_file(self.full(path))
+
+    def remove_all(self, paths: Sequence[str]) -> None:
+        """Remove objects, those that exist, with as few requests as the store allows.
+
+        Raises:
+            StoreError: if one cannot be removed.
+        """
+        if self.is_local or len(paths) < 2:
+            for path in paths:
+                self.remove(path)
+            return
+        from caption_assets.store.s3 import delete_objects  # slow to import, as in ``Access``
+
+        with translate_store_errors(f"cannot remove {len(paths)} objects below {self.address('')}"):
+            delete_objects(self.fs, [self.full(path) for path in paths])
 
     def remove_folder(self, path: str) -> None:
         """Remove a folder and everything below it, if it exists.

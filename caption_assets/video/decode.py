@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import BinaryIO, cast
@@ -74,29 +74,34 @@ class ClipDecoder:
         with translate_ffmpeg_errors(), ExitStack() as stack:
             stream = PictureStream(open_file, decodes_all=False)
             stack.callback(stream.close)
-            self._timeline, packets, references = stream.read_all()
+            timeline, packets, references = stream.read_all()
             stack.pop_all()
+        self.timeline = timeline
+        """The clip's pictures in presentation order."""
+        self.packets = packets
+        """The clip's packets."""
         self._can_skip = stream.codec in SKIPPABLE_CODECS and packets.can_start_at_any_keyframe
         stream.decodes_all = not self._can_skip
         self._selective = stream if self._can_skip else None
         self._full = None if self._can_skip else stream
+        self._played: PictureStream | None = None
         keyframes = packets.keyframes if self._can_skip else ()
-        self._structure = StreamStructure(len(packets), keyframes, self._timeline.timestamps, packets.contents)
+        self._structure = StreamStructure(len(packets), keyframes, self.timeline.timestamps, packets.contents)
         if references and self._can_skip and not self.is_sequential:
             # In a sequential clip, a skipped picture that the next window needs would restart the pass.
             self._structure = replace(self._structure, references=references)
             stream.skip_references(references)
         self._index_of_packet = array("q", [-1]) * len(packets)
-        for index, number in enumerate(self._timeline.sources):
+        for index, number in enumerate(self.timeline.sources):
             if self._index_of_packet[number] < 0:  # otherwise the frame repeats the one before
                 self._index_of_packet[number] = index
 
     def close(self) -> None:
         """Close the clip's files."""
-        for stream in (self._selective, self._full):
+        for stream in (self._selective, self._full, self._played):
             if stream:
                 stream.close()
-        self._selective = self._full = None
+        self._selective = self._full = self._played = None
 
     @property
     def position(self) -> int:
@@ -126,16 +131,16 @@ class ClipDecoder:
             UnreadableClip: if the clip, or more than ``MAX_REPLACED`` of the wanted frames, cannot be decoded.
             PauseReached: if ``pause_at`` was reached.
         """
-        times = self._timeline.times
+        times = self.timeline.times
         if len(times) < end:
             raise UnreadableClip(
                 "damaged",
                 f"the clip has {len(times)} frames, but its window ends at frame {end}",
             )
         window = times[start:end]
-        chosen = sample_times(window, times[end] if end < len(times) else self._timeline.end, count)
+        chosen = sample_times(window, times[end] if end < len(times) else self.timeline.end, count)
         indices = [start + index for index in frames_shown_at(window, chosen)]
-        coded = [self._index_of_packet[self._timeline.sources[index]] for index in indices]
+        coded = [self._index_of_packet[self.timeline.sources[index]] for index in indices]
         with translate_ffmpeg_errors():
             decoded = self._decode_wanted(sorted(set(coded)), size, pause_at)
         undecodable = sum(index not in decoded or decoded[index].index != index for index in coded)
@@ -153,6 +158,100 @@ class ClipDecoder:
             replaced=undecodable,
         )
 
+    def first_packet(self, indices: Collection[int]) -> int:
+        """Number of the packet at which decoding of these frames begins."""
+        wanted = {self.timeline.sources[index] for index in indices}
+        return decode_ranges(self._structure, wanted)[0].start if self._can_skip else 0
+
+    def pictures(self, indices: Sequence[int], size: tuple[int, int] | None) -> Iterator[Picture | None]:
+        """Decode and render all of the given frames, one at a time.
+
+        Calls with ascending frames take a single pass over the clip. Finish or close one before the next.
+
+        Args:
+            indices: numbers of the frames, ascending; a repeated number repeats the picture.
+            size: see ``frames``.
+
+        Yields:
+            The picture of each frame. None for each other picture that is decoded on the way.
+
+        Raises:
+            UnreadableClip: if more than ``MAX_REPLACED`` of the frames cannot be decoded. Each is replaced as in
+                ``frames``.
+        """
+        coded = [self._index_of_packet[self.timeline.sources[index]] for index in indices]
+        wanted = sorted(set(coded))
+        packets = with_second_fields(self._structure, {self.timeline.sources[index] for index in wanted})
+        counts = Counter(coded)
+        done = replaced = 0
+        with translate_ffmpeg_errors():
+            for attempt, replaces in enumerate((False, True) if self._can_skip else (True,)):
+                if done == len(wanted):
+                    return
+                if attempt and self._played and self._played.unconfirmed_keyframes:
+                    self._can_skip, self._structure = False, replace(self._structure, keyframes=(), references=None)
+                if attempt or self._played is None or self._played.last_index >= wanted[done]:
+                    self._played = self._reopen(self._played, decodes_all=True)
+                plan = [range(max(packets) + 1)] if replaces else decode_ranges(self._structure, packets)
+                for shown in self._play(self._played, plan, wanted[done:], packets, size, replaces=replaces):
+                    if shown is None:
+                        yield None
+                        continue
+                    replaced += counts[wanted[done]] * (shown.index != wanted[done])
+                    if replaced > MAX_REPLACED * len(coded):
+                        raise self._damaged(replaced, len(coded))
+                    for _ in range(counts[wanted[done]]):
+                        yield shown.picture
+                    done += 1
+        if done < len(wanted):
+            raise self._damaged(len(wanted) - done, len(coded))
+
+    def _play(
+        self,
+        stream: PictureStream,
+        plan: Sequence[range],
+        wanted: Sequence[int],
+        packets: set[int],
+        size: tuple[int, int] | None,
+        *,
+        replaces: bool,
+    ) -> Iterator[_DecodedFrame | None]:
+        """The wanted frames in order, and None for each other picture.
+
+        Args:
+            stream: decodes all pictures.
+            plan: packets to decode.
+            wanted: numbers of the frames, ascending.
+            packets: their packets.
+            size: see ``frames``.
+            replaces: whether an undecodable frame is replaced, as in ``_decode_fully``; if not, it is the end.
+        """
+        renderer = stream.renderer(size)
+        missing = deque(wanted)
+        for index, frame in self._execute_plan(stream, plan, packets):
+            if frame.is_corrupt:
+                continue
+            if not replaces and (index > missing[0] or (index == missing[0] and stream.unconfirmed_keyframes)):
+                return  # the container's keyframe flags are wrong, or the file is damaged
+            while missing and missing[0] < index:
+                number, latest = stream.latest or (index, frame)
+                missing.popleft()
+                yield _DecodedFrame(number, renderer.render(latest))
+            if not missing:
+                stream.return_frame(frame)
+                return
+            stream.last_index, stream.latest = index, (index, frame)
+            if index != missing[0]:
+                yield None
+                continue
+            missing.popleft()
+            yield _DecodedFrame(index, renderer.render(frame))
+            if not missing:
+                return
+        while missing and replaces and stream.latest:
+            missing.popleft()
+            yield _DecodedFrame(stream.latest[0], renderer.render(stream.latest[1]))
+
     def _damaged(self, undecodable: int, count: int) -> UnreadableClip:
         error = self._full and self._full.error
         return UnreadableClip(
@@ -165,7 +264,7 @@ class ClipDecoder:
         self, wanted: Sequence[int], size: tuple[int, int] | None, pause_at: float | None
     ) -> dict[int, _DecodedFrame]:
         """The picture to show for each wanted frame; none if no picture at all can be decoded."""
-        packets = with_second_fields(self._structure, {self._timeline.sources[index] for index in wanted})
+        packets = with_second_fields(self._structure, {self.timeline.sources[index] for index in wanted})
         while self._can_skip:
             if self._selective is None or self._selective.last_index >= wanted[0]:
                 self._selective = self._reopen(self._selective, decodes_all=False)

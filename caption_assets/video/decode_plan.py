@@ -68,10 +68,9 @@ def decode_ranges(stream: StreamStructure, wanted: Collection[int]) -> list[rang
         start = stream.keyframes[group] if group >= 0 else 0
         if MISSING < stream.timestamps[number] < stream.timestamps[start]:
             start = stream.keyframes[group - 1] if group > 0 else 0
-        if found and start <= found[-1].stop:
-            found[-1] = range(found[-1].start, number + 1)
-        else:
-            found.append(range(start, number + 1))
+        while found and start <= found[-1].stop:
+            start = min(start, found.pop().start)
+        found.append(range(start, number + 1))
     return found
 
 

@@ -94,6 +94,12 @@ class Sandbox:
         """Call a function in a worker. It must be defined in a module. Get its result with ``result``."""
         return self._put(None, partial(function, *args, **kwargs))
 
+    def submit_with_affinity(
+        self, affinity: Hashable, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> Future[T]:
+        """Submit a job to the worker of the last job with the same affinity; see ``SandboxJob``."""
+        return self._put(affinity, partial(function, *args, **kwargs))
+
     def _put(self, affinity: Hashable | None, call: Callable[[], T]) -> Future[T]:
         with self._starting:
             while len(self._threads) < self.workers:
@@ -102,6 +108,8 @@ class Sandbox:
                 self._threads[-1].start()
         future: Future[T] = Future()
         self._jobs.put(SandboxJob(future, call, affinity))
+        if self._ended:  # no worker takes it
+            future.cancel()
         return future
 
     def result(self, job: Future[T]) -> T:

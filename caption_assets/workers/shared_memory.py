@@ -7,6 +7,7 @@ import mmap
 import os
 import tempfile
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -120,3 +121,8 @@ class ClipFile:
     def handle(self) -> BufferHandle:
         """A reference for workers."""
         return BufferHandle(os.getpid(), self._file.fileno(), self.serial, self)
+
+    @property
+    def path(self) -> Path:
+        """Path at which this process can read it, valid while this object exists."""
+        return Path(f"/proc/self/fd/{self._file.fileno()}")
