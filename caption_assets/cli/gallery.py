@@ -25,7 +25,8 @@ def gallery(
 ) -> None:
     """Write the galleries of shards anew from the stored tables, and print where they open; or serve all galleries.
 
-    Reads the tables in CAPTION_ROOT. It needs no Dagster instance and no engine.
+    The dashboard of all shards is made anew with them. Reads the tables in CAPTION_ROOT. It needs no Dagster instance
+    and no engine.
 
     **Examples**
 

@@ -321,6 +321,23 @@ def test_long_texts_and_images_are_in_the_gallery_only(project: ProjectHarness) 
         assert '<img src="data:image/png;base64,' in page
 
 
+def test_run_adds_its_shards_to_the_dashboard(project: ProjectHarness) -> None:
+    for shard, clips in (("a", CLIPS), ("b", CLIPS[:5])):
+        store_captions(project, shard=shard, manifest=clips)
+        assert project.run(*STAGES, partition=shard).success
+    page = (project.root / "gallery" / "index.html").read_text()
+    assert '["a",12,12,0,0,' in page
+    assert '["b",5,5,0,0,' in page
+
+
+def test_dashboard_that_cannot_be_written_does_not_fail_the_run(project: ProjectHarness) -> None:
+    store_captions(project)
+    (project.root / "gallery" / "index.html").mkdir(parents=True)
+    result = project.run(*STAGES, partition="a")
+    assert result.success
+    assert (project.root / "gallery" / "a" / "index.html").exists()
+
+
 def test_gallery_and_metadata_count_words_and_flags_alike(project: ProjectHarness) -> None:
     store_captions(
         project, lambda clip: "\u7ea2\u8272\u7684\u8f66 - it is red, isn't it?", reductions=("fewer_frames",)

@@ -9,6 +9,7 @@ from caption_assets.captioning.open_shard import Published, PublishedTable
 from caption_assets.captioning.window_job import DECODE, STORE
 from caption_assets.dagster_lib.caption_metadata import Cost, engine_costs
 from caption_assets.dagster_lib.engine_time import EngineClock, EngineTime
+from caption_assets.report.shard_summary import Spending
 from caption_assets.store.tables import CaptionRow, Status
 from caption_assets.store.versions import TableVersions
 from tests.stages import STAGES
@@ -47,6 +48,7 @@ def test_tables_of_a_shard_share_its_engine_time_and_cost() -> None:
     first_stage, second_stage = (stage.name for stage in STAGES)
     published = Published({}, {DECODE: 2.0, first_stage: 3.0, second_stage: 1.0, STORE: 2.0})
     cost = Cost(published, EngineTime(1800.0, 60.0), 4, 2.5)
+    assert cost.spending == Spending(1800.0, 7200.0, 5.0)
     first, second = (engine_costs(stage.name, table, cost) for stage in STAGES)
     assert (first["gpu_seconds"], second["gpu_seconds"]) == (5400.0, 1800.0)
     assert (first["cost"], second["cost"]) == (3.75, 1.25)  # of 4 GPUs for half an hour
