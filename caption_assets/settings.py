@@ -501,6 +501,12 @@ class Settings(BaseSettings):
         "Describe the video.", min_length=1, description="Question of `chat` and `conversations`"
     )
 
+    export_max_duplicates: int | None = Field(
+        None,
+        ge=1,
+        description="Approximate maximum number of windows with the same text, ignoring case and punctuation, over the "
+        "whole dataset; which ones are kept does not depend on the order of exports. Default: no maximum",
+    )
     export_tokenizer: str | None = Field(
         None,
         description="Tokenizer of the trainer, with which the texts of the dataset are counted: Hub id (`org/name` or "
@@ -754,6 +760,7 @@ class Settings(BaseSettings):
             self.failure_limits,
             self.export_license,
             budget=self._budget,
+            max_duplicates=self.export_max_duplicates,
             where=self.export_where,
             texts=self.export_caption,
             columns=self.export_columns,

@@ -7,7 +7,7 @@ import dagster as dg
 
 from caption_assets.assets.check_definitions import dataset_checks
 from caption_assets.checks.asset_checks import Finding
-from caption_assets.checks.dataset_checks import few_over_limit
+from caption_assets.checks.dataset_checks import few_equal, few_over_limit
 from caption_assets.checks.stored_tables import StoredShard
 from caption_assets.dagster_lib.check_events import check_results
 from caption_assets.dagster_lib.failures import as_dagster_failure
@@ -19,9 +19,10 @@ from caption_assets.dagster_lib.termination import stoppable
 from caption_assets.errors import as_project_error
 from caption_assets.export.card import CARD
 from caption_assets.export.config import ExportConfig
-from caption_assets.export.dataset_shard import export_shard
+from caption_assets.export.dataset_shard import ExportResult, export_shard
+from caption_assets.export.duplicates import FrequentText
 from caption_assets.export.formats import layout_of
-from caption_assets.export.index import ExportIndex, shard_folder
+from caption_assets.export.index import shard_folder
 from caption_assets.kubernetes.pods import CUT_WORKERS, cpu_pod, export_size
 from caption_assets.report.gallery import write_gallery
 from caption_assets.resources import Storage, Workers
@@ -93,7 +94,7 @@ def build_captioned_dataset(settings: Settings, export: ExportConfig) -> dg.Asse
                 "path": dg.MetadataValue.path(root.address(shard_folder(shard))),
                 "card": dg.MetadataValue.path(root.address(CARD)),
             },
-            check_results=check_results(context, project.dataset, findings_of(index)),
+            check_results=check_results(context, project.dataset, findings_of(exported, export)),
         )
 
     return captioned_dataset
@@ -107,6 +108,10 @@ def _refresh_gallery(context: dg.AssetExecutionContext, stored: StoredShard, sta
         context.log.warning(f"{stored.shard}: cannot write the gallery: {as_project_error(error)}")
 
 
-def findings_of(index: ExportIndex) -> list[Finding]:
+def findings_of(exported: ExportResult, export: ExportConfig) -> list[Finding]:
     """The findings of the checks of an exported shard."""
-    return [few_over_limit(index.tokens)] if index.tokens else []
+    found = exported.most_frequent or FrequentText("", 0, 0, 0)
+    equal = few_equal(
+        found.text, windows=found.windows, shards=found.shards, total=found.total, kept=export.max_duplicates
+    )
+    return [equal, *([few_over_limit(exported.index.tokens)] if exported.index.tokens else [])]

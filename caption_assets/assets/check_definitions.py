@@ -4,7 +4,7 @@ import dagster as dg
 
 from caption_assets.captioning.stages import StageGraph
 from caption_assets.checks.asset_checks import CLIPS_READABLE, WEIGHTS_VERIFIED, Severity, checks_of, weights_verified
-from caption_assets.checks.dataset_checks import OVER_LIMIT
+from caption_assets.checks.dataset_checks import EQUAL_TEXTS, OVER_LIMIT
 from caption_assets.checks.stored_tables import StoredShard
 from caption_assets.dagster_lib.check_events import SEVERITIES, check_with_history, log_findings
 from caption_assets.dagster_lib.failures import ShardFailures, as_dagster_failure
@@ -47,7 +47,7 @@ def manifest_check(project: Project) -> dg.AssetCheckSpec:
 
 def dataset_checks(project: Project, export: ExportConfig) -> list[dg.AssetCheckSpec]:
     """The checks of each shard of the training dataset."""
-    checks = [OVER_LIMIT] if export.budget else []
+    checks = [EQUAL_TEXTS, *([OVER_LIMIT] if export.budget else [])]
     return [
         dg.AssetCheckSpec(
             check.name,

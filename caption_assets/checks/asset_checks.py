@@ -289,7 +289,7 @@ def few_failed(stored: StoredTable, limits: FailureLimits) -> Finding:
     }
     if (message := limits.too_many(stored.table, found)) is None:
         return Finding(FAILED, True, f"{found.failed} of {found.total} windows failed", metadata)
-    return Finding(FAILED, False, message, {**metadata, "example": _short(found.first)})
+    return Finding(FAILED, False, message, {**metadata, "example": shorten(found.first)})
 
 
 def few_truncated(captions: Sequence[Caption]) -> Finding:
@@ -429,9 +429,10 @@ def _few(
     message = f"{len(found)} of {len(captions)} captions {what}"
     if fraction <= limit:
         return Finding(check, True, message, metadata)
-    metadata["example"] = _short(f"{found[0].row.clip_key}: {found[0].row.caption}")
+    metadata["example"] = shorten(f"{found[0].row.clip_key}: {found[0].row.caption}")
     return Finding(check, False, f"{message}, more than {limit:.0%}: {remedy}", metadata)
 
 
-def _short(text: str) -> str:
+def shorten(text: str) -> str:
+    """A text of at most ``EXAMPLE_CHARACTERS``, for metadata."""
     return text if len(text) <= EXAMPLE_CHARACTERS else f"{text[: EXAMPLE_CHARACTERS - 1]}\N{HORIZONTAL ELLIPSIS}"

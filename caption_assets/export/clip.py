@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -107,6 +107,8 @@ class ShardTables:
     corrections: Corrections
     correction_files: CorrectionFiles
     """The files of these corrections."""
+    limit: Callable[[CaptionedWindow], CaptionedWindow | str] | None = None
+    """The last step of ``select_clips``, which limits equal texts over the dataset; None for no limit."""
 
     def windows(self) -> Iterator[CaptionedWindow]:
         """The shard's windows, and its unreadable clips, in the manifest's order.

@@ -153,6 +153,8 @@ class ExportConfig:
     cut: CutConfig = field(default_factory=CutConfig)
     budget: BudgetConfig | None = None
     """The budget of texts in tokens; None if tokens are not counted."""
+    max_duplicates: int | None = None
+    """Approximate number of windows with one text to keep over the whole dataset; None for all."""
     where: str | None = None
     """SQL condition that selects windows; None for those with all captions and without serious flags."""
     columns: Mapping[str, Any] = field(default_factory=dict)
@@ -192,9 +194,14 @@ class ExportConfig:
     @property
     def code_version(self) -> str:
         """Version of everything that decides the dataset: changes make the exported shards stale."""
+        identity = {**self.selection, "form": self.form, "max_duplicates": self.max_duplicates}
+        return f"{self.version}-{sha256(json.dumps(identity).encode()).hexdigest()[:8]}"
+
+    @property
+    def selection(self) -> Mapping[str, Any]:
+        """The settings that select windows and their texts in each shard, as JSON."""
         budget = None if self.budget is None else self.budget.identity
-        selection = {"where": self.where, "texts": dict(self.text_weights), "form": self.form, "budget": budget}
-        return f"{self.version}-{sha256(json.dumps(selection).encode()).hexdigest()[:8]}"
+        return {"where": self.where, "texts": dict(self.text_weights), "budget": budget}
 
     @property
     def _last_text(self) -> str:

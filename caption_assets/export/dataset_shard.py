@@ -15,6 +15,7 @@ from caption_assets.errors import CaptionAssetsError
 from caption_assets.export.card import write_card
 from caption_assets.export.clip import CaptionedClip, ShardTables, VideoFile, open_tables
 from caption_assets.export.config import Cut, ExportConfig
+from caption_assets.export.duplicates import FrequentText, TextFrequencies
 from caption_assets.export.formats import layout_of
 from caption_assets.export.formats.layout import EncodedSample, FormatLayout, Videos
 from caption_assets.export.index import (
@@ -29,6 +30,7 @@ from caption_assets.export.index import (
     write_index,
 )
 from caption_assets.export.selected_clips import select_clips
+from caption_assets.export.text_counts import TextTally
 from caption_assets.export.token_budget import TokenTally, tally_of
 from caption_assets.export.video_files import CHANGING_KINDS, VideoFileWriter, with_video_files
 from caption_assets.sources.manifest import ClipChanged, read_clip
@@ -56,6 +58,8 @@ class ExportResult:
     """Whether files were written; false if the present files are up to date."""
     is_corrected: bool = False
     """Whether it read corrections that no earlier export had read."""
+    most_frequent: FrequentText | None = None
+    """The shard's text that the whole dataset has most often."""
 
 
 def export_shard(
@@ -82,16 +86,18 @@ def export_shard(
         ExportError: if a clip is missing or changed, or another run exported the shard at the same time.
         StoreError: if the source cannot be read, or the root cannot be written.
     """
-    with open_tables(root, shard, export.graph.stages) as tables:
-        _check_failures(tables, export.limits)
+    frequencies = TextFrequencies(root, export)
+    with open_tables(root, shard, export.graph.stages) as opened:
+        _check_failures(opened, export.limits)
+        tables = replace(opened, limit=frequencies.limit(shard))
         index, sizes = find_index(root, shard), file_sizes(root, shard)
         work = _ShardExport(root, source, tables, export, start_workers, dict(index.not_cut) if index else {})
-        content = work.summarize()
+        content = work.summarize(frequencies.tally())
         written = not _is_current(index, content, sizes)
         if written:
             try:
                 if work.write_videos(sizes):
-                    content = work.summarize()  # other windows are left out
+                    content = work.summarize(frequencies.tally())  # other windows are left out
                     written = not _is_current(index, content, sizes)
                 if written:
                     index = work.publish(content)
@@ -112,7 +118,7 @@ def export_shard(
             )
         write_card(root, tables, work.layout, export)
         is_corrected = compact_corrections(root, tables.correction_files)
-    return ExportResult(index, written, is_corrected)
+    return ExportResult(index, written, is_corrected, frequencies.most_frequent(shard, content.texts))
 
 
 def _is_current(index: ExportIndex | None, content: _Summary, sizes: Mapping[str, int]) -> bool:
@@ -142,6 +148,7 @@ class _Summary:
     windows: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
     tokens: TokenTally = field(default_factory=TokenTally)
+    texts: TextTally | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,15 +173,17 @@ class _ShardExport:
         selected = select_clips(self.tables, self.export)
         return with_video_files(selected, self.layout.videos, self.export.cut, self.not_cut)
 
-    def summarize(self) -> _Summary:
-        """The version and counts of the samples."""
-        found = _Summary(tokens=tally_of(self.tables.root, self.export.budget))
+    def summarize(self, texts: TextTally | None) -> _Summary:
+        """The version and counts of the samples; ``texts`` counts their texts."""
+        found = _Summary(tokens=tally_of(self.tables.root, self.export.budget), texts=texts)
         digest, layout = sha256(self.export.version.encode()), self.layout
         for clip in self.clips():
             found.clips += bool(clip.windows)
             found.windows += len(clip.windows)
             found.left_out.update(clip.left_out)
             found.tokens.add(clip)
+            if texts is not None:
+                texts.add(clip)
             videos = (window.video.path for window in clip.windows if window.video)
             records = (json.dumps(sample.record) for sample in layout.samples(clip))
             for line in (clip.row.content_tag, *clip.left_out, *videos, *records):

@@ -44,6 +44,8 @@ def build_steps(tables: ShardTables, export: ExportConfig) -> Sequence[Step]:
     if export.budget is not None:
         counter = open_tokenizer(tables.root, export.budget)
         steps.append(ApplyBudget(counter, export.budget.over_limit, tables.stages))
+    if tables.limit is not None:
+        steps.append(tables.limit)
     return steps
 
 
