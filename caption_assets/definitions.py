@@ -26,7 +26,7 @@ from caption_assets.automation.alerts import (  # noqa: E402
     build_overdue_check,
 )
 from caption_assets.automation.dead_runs import build_dead_runs  # noqa: E402
-from caption_assets.automation.export import build_export_sensor  # noqa: E402
+from caption_assets.automation.export import build_correction_sensor, build_export_sensor  # noqa: E402
 from caption_assets.automation.new_shards import build_new_shards  # noqa: E402
 from caption_assets.automation.removals import build_removal_check  # noqa: E402
 from caption_assets.automation.schedule import build_backfill  # noqa: E402
@@ -63,7 +63,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
             build_status_report(settings),
             build_overdue_alerts(settings),
             build_failure_alerts(settings),
-            *([build_export_sensor(settings)] if settings.dataset else []),
+            *([build_export_sensor(settings), build_correction_sensor(settings)] if settings.dataset else []),
         ],
         schedules=[build_backfill(settings)],
         resources=build_resources(settings),

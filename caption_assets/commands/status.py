@@ -25,7 +25,7 @@ from caption_assets.dagster_lib.shard_events import first_names
 from caption_assets.resources import build_storage
 from caption_assets.settings import load_settings
 from caption_assets.sources.shard import list_shards
-from caption_assets.store.corrections import pending_shards
+from caption_assets.store.corrections import pending_corrections
 
 INCOMPLETE = 3
 """Exit status with ``--exit-code`` if a shard is not complete."""
@@ -62,7 +62,7 @@ def show_status(shards: Sequence[str], *, as_json: bool) -> bool:
         statuses = read_statuses(instance, settings, root, listing.keys, content)
     check_shards(shards, statuses, "the project")
     chosen = {shard: statuses[shard] for shard in shards} if shards else statuses
-    corrected = sorted(pending_shards(root) & chosen.keys()) if settings.dataset else []
+    corrected = [shard for shard in pending_corrections(root) if shard in chosen] if settings.dataset else []
     accepted = {shard.key for shard in listing.shards}
     to_run = {
         shard: status

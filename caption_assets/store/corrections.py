@@ -8,14 +8,13 @@ Nothing is ever changed in place, and no file is removed before another one cont
 from __future__ import annotations
 
 import posixpath
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from hashlib import sha256
-from itertools import groupby
 from typing import Annotated
 from uuid import uuid4
 
@@ -34,6 +33,8 @@ PARALLEL_REQUESTS = 16
 _COMPACTED = "compacted-"
 _SAVED = "saved-"
 _SUFFIX = ".parquet"
+_TIME = "%Y%m%dT%H%M%S%f"
+"""Format of the time in the name of a decision's file."""
 
 
 class CorrectionError(CaptionAssetsError):
@@ -254,7 +255,7 @@ def save_correction(root: Root, shard: str, correction: Correction) -> None:
     Raises:
         StoreError: if it cannot be written.
     """
-    _write(root, shard, f"{correction.decided_at:%Y%m%dT%H%M%S%f}-{correction.correction_id}", [correction])
+    _write(root, shard, f"{correction.decided_at.astimezone(UTC):{_TIME}}-{correction.correction_id}", [correction])
 
 
 def save_corrections(root: Root, shard: str, corrections: Sequence[Correction]) -> None:
@@ -353,16 +354,43 @@ def compact_corrections(root: Root, found: CorrectionFiles) -> bool:
     return True
 
 
-def pending_shards(root: Root) -> frozenset[str]:
-    """The shards with corrections that no export has read yet, from one listing.
+@dataclass(frozen=True, slots=True)
+class PendingCorrections:
+    """The files of a shard with corrections that no export has read yet."""
+
+    version: str
+    """Hash of the names of the shard's files."""
+    latest: datetime | None
+    """Time of the latest decision that was saved alone; None if there is none, as after an import."""
+
+    @classmethod
+    def of(cls, paths: Iterable[str]) -> PendingCorrections:
+        """Parse the paths of a shard's files."""
+        names = sorted(posixpath.basename(path) for path in paths)
+        alone = [name for name in names if not name.startswith((_COMPACTED, _SAVED))]
+        latest = max((_parse_time(name) for name in alone), default=None)
+        return cls(sha256("\n".join(names).encode()).hexdigest()[:16], latest)
+
+
+def pending_corrections(root: Root) -> Mapping[str, PendingCorrections]:
+    """The corrections that no export has read yet, by shard, from one listing.
 
     Raises:
         StoreError: if the root cannot be listed.
     """
-    paths = sorted(path for path in root.sizes(CORRECTIONS) if path.endswith(_SUFFIX))
-    folders = groupby(paths, key=posixpath.dirname)
-    prefix = corrections_folder("")
-    return frozenset(folder.removeprefix(prefix) for folder, files in folders if _is_pending(list(files)))
+    found = defaultdict[str, list[str]](list)
+    for path in root.sizes(CORRECTIONS):
+        if path.endswith(_SUFFIX):
+            found[posixpath.dirname(path).removeprefix(corrections_folder(""))].append(path)
+    return {shard: PendingCorrections.of(paths) for shard, paths in sorted(found.items()) if _is_pending(paths)}
+
+
+def _parse_time(name: str) -> datetime:
+    """The time in a file's name; the beginning of time for a name that is not this project's."""
+    try:
+        return datetime.strptime(name.partition("-")[0], _TIME).replace(tzinfo=UTC)
+    except ValueError:
+        return datetime.min.replace(tzinfo=UTC)
 
 
 def _is_pending(paths: Collection[str]) -> bool:

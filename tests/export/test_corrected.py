@@ -12,7 +12,7 @@ from caption_assets.store.corrections import (
     Correction,
     Decision,
     corrections_folder,
-    pending_shards,
+    pending_corrections,
     read_corrections,
     save_correction,
 )
@@ -150,9 +150,9 @@ def test_counts_of_the_index_follow_corrections_that_change_no_text(root: Root, 
 
 def test_export_compacts_the_corrections(root: Root, rows: list[ManifestRow]) -> None:
     made = [decide(root, number, Decision.ACCEPT) for number in range(3)]
-    assert pending_shards(root) == {SHARD}
+    assert pending_corrections(root).keys() == {SHARD}
     export(root, LINES)
-    assert pending_shards(root) == frozenset()
+    assert not pending_corrections(root)
     assert len(root.names(corrections_folder(SHARD))) == 1
     assert read_corrections(root, SHARD).history == made
 
