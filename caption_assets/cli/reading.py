@@ -24,7 +24,10 @@ def compare(
     ] = None,
     stage: Annotated[
         str | None,
-        Option(help="Stage of the captions to compare: its name, or its position from 1. Default: the last with text."),
+        Option(
+            help="Stage of the captions to compare: its name, or its position from 1. Default: the last with text, "
+            "with --previous the last that has previous texts."
+        ),
     ] = None,
     output: Annotated[Path, Option(help="HTML page to write.")] = Path("compare.html"),
     profile: Profile = None,
@@ -54,14 +57,13 @@ def compare(
 def _compare_previous(shard: str, stage: str | None, output: Path, profile: str | None) -> None:
     from dataclasses import replace
 
-    from caption_assets.report.comparison import compare_previous, find_stage
+    from caption_assets.report.comparison import compare_previous
     from caption_assets.settings import load_settings
     from caption_assets.store.root import Root
 
     storage = load_settings().storage
     access = replace(storage.root_access, profile=profile) if profile else storage.root_access
-    root = Root.open(storage.root_url, access)
-    compare_previous(root, shard, find_stage(root, shard, stage), output)
+    compare_previous(Root.open(storage.root_url, access), shard, stage, output)
 
 
 def _compare_roots(root_a: str, root_b: str, shard: str, stage: str | None, output: Path, profile: str | None) -> None:

@@ -136,17 +136,29 @@ def compare_captions(a: Root, b: Root, shard: str, table: str, output: Path) -> 
     _report(compare_roots(a, b, shard, table), partial(_read_previews, *previews), output)
 
 
-def compare_previous(root: Root, shard: str, table: str, output: Path) -> None:
-    """Compare a table of a shard with its previous texts: print the statistics and write the page.
+def compare_previous(root: Root, shard: str, stage: str | None, output: Path) -> None:
+    """Compare a stage's captions of a shard with their previous texts: print the statistics and write the page.
+
+    Args:
+        root: the root.
+        shard: the shard's key.
+        stage: as for ``find_stage``; None for the last stage with previous texts, if possible one with text.
+        output: the page.
 
     Raises:
-        TableError: if the table is missing or damaged, or has no previous texts.
-        StoreError: if the page cannot be written.
+        TableError: if a table is missing or damaged, or has no previous texts.
+        StoreError: if the root cannot be read, or the page cannot be written.
     """
-    comparison = compare_versions(StoredShard(root, shard).table(table), shard)
+    stored = StoredShard(root, shard)
+    tables = stored.caption_tables()
+    changed = [name for name, table in tables.items() if any(row.previous for row in table.rows)]
+    texts = [name for name in changed if tables[name].is_text]
+    name = find_stage(root, shard, stage) if stage or not changed else (texts or changed)[-1]
+    comparison = compare_versions(stored.table(name), shard)
     if not comparison.pairs:
+        others = f"; use {' or '.join(changed)}" if changed else ""
         raise TableError(
-            f"{table} of shard {shard!r} in {root.url} has no previous texts: none of its rows replaced a caption"
+            f"{name} of shard {shard!r} in {root.url} has no previous texts: no row replaced a caption{others}"
         )
     _report(comparison, StoredPreviews(root, shard).read, output)
 

@@ -13,6 +13,7 @@ from caption_assets.checks.stored_tables import StoredShard
 from caption_assets.report.comparison import (
     Comparison,
     Pair,
+    compare_previous,
     compare_roots,
     compare_versions,
     comparison_page,
@@ -239,6 +240,22 @@ def test_compare_command_without_previous_texts_is_one_message(tmp_path: Path, m
     publish(Root.open(str(tmp_path)), CLIPS, ROWS_A)
     error = run_cli("compare", "--previous", SHARD)
     assert re.match(r"error: stage1_captions of shard 'shard' in .* has no previous texts", str(error))
+
+
+def test_last_stage_with_previous_texts_is_compared_by_default(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, clip = Root.open(str(tmp_path)), CLIPS[0]
+    short = with_previous(four_captions(clip)["short"], "A bus.")
+    publish_four(root, [clip], short=short)
+    compare_previous(root, SHARD, None, tmp_path / "page.html")
+    assert capsys.readouterr().out.startswith("short of shard\n")
+    with pytest.raises(TableError, match=r"alignment of shard 'shard' .* has no previous texts: .*; use short$"):
+        compare_previous(root, SHARD, "alignment", tmp_path / "page.html")
+    choice = with_previous(four_captions(clip)["alignment"], "no", probability=0.6)
+    publish_four(root, [clip], alignment=choice)
+    compare_previous(root, SHARD, None, tmp_path / "page.html")
+    assert capsys.readouterr().out.startswith("alignment of shard\n")
 
 
 def test_choices_are_compared_as_a_whole() -> None:
