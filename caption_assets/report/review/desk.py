@@ -225,9 +225,8 @@ def _target(row: ReviewRow) -> tuple[str, float | None, float | None, str]:
 
 def _check_text(row: ReviewRow, text: str) -> None:
     """Refuse a rewritten text that the stage's kind does not permit."""
-    choices = list(row.caption.probabilities or {})
-    if row.kind is Kind.CHOICE and choices and text not in choices:
-        raise DecisionError(f"{text!r} is not one of the choices: {', '.join(choices)}")
+    if row.kind is Kind.CHOICE and text not in row.choices:
+        raise DecisionError(f"{text!r} is not one of the choices: {', '.join(row.choices)}")
     if row.kind is Kind.JSON:
         try:
             json.loads(text)

@@ -30,6 +30,7 @@ def row_json(desk: ReviewDesk, row: ReviewRow) -> dict[str, Any]:
         "fps": window.clip_fps,
         "codec": window.codec,
         "has_audio": bool(window.has_audio),
+        "options": row.choices,
         "score": row.score,
         "words": row.words,
         "state": desk.state(row),

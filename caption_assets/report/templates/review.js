@@ -281,7 +281,8 @@ function decisionNodes(row) {
   button.addEventListener("click", withdraw);
   const nodes = [make("header", {}, make("p", {}, text.charAt(0).toUpperCase() + text.slice(1)), button)];
   if (correction.before) {
-    nodes.push(make("p", { class: "warning" }, "The model's text has changed since. The decision was made on this text:"));
+    const holds = correction.decision === "accept" ? "It does not hold for the new text." : "It still holds in the dataset.";
+    nodes.push(make("p", { class: "warning" }, `The model's text has changed since. ${holds} It was made on this text:`));
     nodes.push(segments(correction.before.old, "del"));
   }
   if (correction.diff) nodes.push(make("h3", {}, "New text"), segments(correction.diff.new, "ins"));
@@ -419,15 +420,15 @@ find("reject-dialog").addEventListener("keydown", (event) => {
 function openEditor() {
   if (!current || isEditing) return;
   isEditing = true;
-  const isChoice = current.kind === "choice" && current.choices.length > 0;
+  const isChoice = current.kind === "choice";
   const text = drafts.get(current.id) ?? current.correction?.caption ?? current.text ?? "";
   const [area, choice] = [find("edit-text"), find("edit-choice")];
   area.hidden = isChoice;
   document.querySelector("label[for=edit-text]").hidden = isChoice;
   choice.hidden = !isChoice;
   area.value = text;
-  choice.replaceChildren(...current.choices.map(([name]) => make("option", { value: name }, name)));
-  if (isChoice) choice.value = text;
+  choice.replaceChildren(...current.options.map((name) => make("option", { value: name }, name)));
+  if (current.options.includes(text)) choice.value = text;
   find("edit-error").textContent = "";
   find("editor").hidden = false;
   showDifference();

@@ -195,7 +195,7 @@ def test_decisions_write_corrections_and_nothing_else(client: TestClient, root: 
 
 def test_json_and_choices_are_rewritten_in_their_form(tmp_path: Path) -> None:
     root = Root.open(str(tmp_path / "root"))
-    publish_four(root, [CAR])
+    publish_four(root, [CAR], alignment=failed(CAR))
     client = client_of(root)
     assert "not valid JSON" in decide(client, "rewrite", stage="attributes", caption="{").json()["error"]
     assert "yes, no" in decide(client, "rewrite", stage="alignment", caption="maybe").json()["error"]

@@ -248,6 +248,7 @@ def test_two_reviewers_at_once_lose_nothing(page: Page, root: Root, source: Root
         pages[1].keyboard.press("e")
         pages[1].keyboard.type("A dog runs.")
         pages[1].keyboard.press("Control+Enter")
+        expect(pages[1].locator("#saving")).to_have_text("all saved")
         page.evaluate("poll()")
         expect(page.locator("#decision")).to_contain_text("Rewritten by bob")
 
