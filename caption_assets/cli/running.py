@@ -61,16 +61,25 @@ def export(
     shards: Annotated[list[str] | None, Argument(metavar="SHARD", help="Shard keys.")] = None,
     all_: Annotated[bool, Option("--all", help="All shards with current captions.")] = False,
     format_: Annotated[
-        str | None, Option("--format", metavar="FORMAT", help="webdataset or jsonl. Default: CAPTION_EXPORT.")
+        str | None,
+        Option(
+            "--format",
+            metavar="FORMAT",
+            help="webdataset, energon, jsonl, csv, pairs, ltx, videox-fun, fastvideo, open-sora, musubi, cosmos, "
+            "chat or conversations. Default: CAPTION_EXPORT.",
+        ),
     ] = None,
 ) -> None:
-    """Export captioned shards as a training dataset, which `datasets` loads.
+    """Export captioned shards as a training dataset, in the format of a trainer.
 
     Each shard is a run of the asset `captioned_dataset` on the Dagster instance. Files that are up to date are kept.
+    At the end the lines of all exported shards are merged into one file, if the trainer reads one.
 
     **Examples**
 
     `caption-assets export --all --format webdataset`
+
+    `caption-assets export --all --format ltx` writes a video file for each window, and `ltx.jsonl`.
 
     `caption-assets export street-01`
 

@@ -18,6 +18,7 @@ from caption_assets.dagster_lib.project import Project
 from caption_assets.dagster_lib.project_claim import check_claim
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.export.index import DATASET
+from caption_assets.export.merged import merge_dataset
 from caption_assets.resources import build_storage
 from caption_assets.settings import load_settings
 
@@ -27,7 +28,7 @@ class ExportNotSet(CaptionAssetsError):
 
 
 def export_shards(names: Sequence[str]) -> int:
-    """Export captioned shards, and print where the dataset is.
+    """Export captioned shards, write the file of the whole dataset if the format has one, and print where it is.
 
     Args:
         names: names of the shards; empty for all with current captions.
@@ -42,7 +43,7 @@ def export_shards(names: Sequence[str]) -> int:
     """
     settings = load_settings()
     if settings.dataset is None:
-        raise ExportNotSet("CAPTION_EXPORT is not set: add --format webdataset or --format jsonl")
+        raise ExportNotSet("CAPTION_EXPORT is not set: add --format webdataset, or another format")
     project, storage = Project.of(settings), build_storage(settings)
     with open_instance() as instance:
         check_claim(instance, project, storage)
@@ -53,10 +54,18 @@ def export_shards(names: Sequence[str]) -> int:
         summary = Summary(captioned)
         summary.failures |= {name: f"not captioned: caption-assets run {name}" for name in {*names} - {*captioned}}
         windows = _export(instance, project, captioned, summary)
+    merged = None if summary.is_interrupted else merge_dataset(storage.root(), settings.dataset)
     for line in summary.failed_shards():
         print(line)
     print(f"exported  {len(windows)} of {len({*names, *captioned})} shards, {sum(windows)} windows")
     print(f"dataset   {root.address(DATASET)}")
+    if merged:
+        print(f"merged    {root.address(merged.path)}: {merged.samples} samples of {merged.shards} shards")
+    if merged and merged.others:
+        print(
+            f"          {len(merged.others)} shards were exported in another format or with other columns, and are not "
+            "part of it: caption-assets export --all"
+        )
     if summary.is_interrupted:
         return INTERRUPTED
     return 1 if summary.failures else 0

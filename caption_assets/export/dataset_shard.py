@@ -29,7 +29,8 @@ from caption_assets.export.index import (
     shard_folder,
     write_index,
 )
-from caption_assets.export.selected_clips import select_clips
+from caption_assets.export.merged import remove_other_merged
+from caption_assets.export.selected_clips import limit_clip, select_clips
 from caption_assets.export.text_counts import TextTally
 from caption_assets.export.token_budget import TokenTally, tally_of
 from caption_assets.export.video_files import CHANGING_KINDS, VideoFileWriter, with_video_files
@@ -117,6 +118,7 @@ def export_shard(
                 f"export it in one run at a time, and materialize {DATASET} again"
             )
         write_card(root, tables, work.layout, export)
+        remove_other_merged(root, work.layout)
         is_corrected = compact_corrections(root, tables.correction_files)
     return ExportResult(index, written, is_corrected, frequencies.most_frequent(shard, content.texts))
 
@@ -171,7 +173,8 @@ class _ShardExport:
     def clips(self) -> Iterator[CaptionedClip]:
         """The clips to export, with the video files of their windows."""
         selected = select_clips(self.tables, self.export)
-        return with_video_files(selected, self.layout.videos, self.export.cut, self.not_cut)
+        found = with_video_files(selected, self.layout.videos, self.export.cut, self.not_cut)
+        return (limit_clip(clip, self.layout.limit) for clip in found)
 
     def summarize(self, texts: TextTally | None) -> _Summary:
         """The version and counts of the samples; ``texts`` counts their texts."""
@@ -227,6 +230,7 @@ class _ShardExport:
             asdict(count_corrections(self.tables)),
             content.tokens.counts,
             {name: kind for name, kind in self.not_cut.items() if kind not in CHANGING_KINDS},
+            self.export.form,
         )
         write_index(self.root, self.tables.shard, index)
         return index
@@ -258,6 +262,9 @@ class _ShardExport:
                     count = self.layout.write(file, (sample for _, sample in part))
                 self.root.upload(f"{shard_folder(self.tables.shard)}/{name}", path)
                 yield ExportedFile(name, path.stat().st_size, count)
+                for suffix, content in self.layout.file_indexes(path):
+                    self.root.write(f"{shard_folder(self.tables.shard)}/{name}{suffix}", content)
+                    yield ExportedFile(f"{name}{suffix}", len(content), 0)
 
     def _samples(self, clips: Iterable[CaptionedClip]) -> Iterator[EncodedSample]:
         """The samples of the clips, with some clips prefetched."""

@@ -43,6 +43,8 @@ class ExportIndex:
     """Lengths of the texts in tokens; see ``TokenTally``. Empty without a tokenizer."""
     not_cut: Mapping[str, str] = field(default_factory=dict)
     """The kind of error of each window file that cannot be made, by name. It is not tried again."""
+    form: str = ""
+    """Form of the files of samples; see ``ExportConfig.form``."""
 
     @property
     def bytes(self) -> int:

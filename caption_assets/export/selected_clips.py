@@ -63,6 +63,16 @@ class TextChoice:
         return replace(window, texts=texts)
 
 
+def limit_clip(clip: CaptionedClip, limit: Step) -> CaptionedClip:
+    """A clip without the windows that a limit leaves out."""
+    passed = [limit(window) for window in clip.windows]
+    return replace(
+        clip,
+        windows=tuple(window for window in passed if isinstance(window, CaptionedWindow)),
+        left_out=(*clip.left_out, *(reason for reason in passed if isinstance(reason, str))),
+    )
+
+
 def _apply(steps: Sequence[Step], window: CaptionedWindow) -> CaptionedWindow | str:
     for step in steps:
         passed = step(window)

@@ -70,12 +70,13 @@ def cosmos(export: ExportConfig, stages: tuple[StageColumns, ...]) -> FormatLayo
         samples=samples,
         features=None,  # the objects of caption_json have the fields of the stage
         columns=(("The file", COLUMNS), ("`t2w_windows`: each of its windows", _WINDOW_COLUMNS)),
+        limit=cosmos_limits,
         merged=MergedFile("cosmos.jsonl"),
     )
 
 
 def cosmos_limits(window: CaptionedWindow) -> CaptionedWindow | str:
-    """The step that leaves out what Cosmos would drop silently."""
+    """Leave out what Cosmos would drop silently."""
     video, row = window.video, window.row
     seconds = video.seconds if video else row.clip_seconds
     frames = min(video.frames if video else MIN_FRAMES, (row.end_frame or 0) - (row.start_frame or 0))

@@ -84,6 +84,11 @@ def encode_record(record: Record) -> bytes:
     return json.dumps(record, ensure_ascii=False).encode()
 
 
+def no_limit(window: CaptionedWindow) -> CaptionedWindow | str:
+    """The limit of a format without any."""
+    return window
+
+
 def no_sidecars(clip: CaptionedClip) -> Iterator[tuple[str, bytes]]:
     """The sidecars of a format without any."""
     return iter(())
@@ -118,6 +123,8 @@ class FormatLayout:
     """A record as bytes, for ``write``."""
     file_indexes: Callable[[Path], Iterator[tuple[str, bytes]]] = no_indexes
     """Suffix and content of the indexes of a file of samples, which lie beside it."""
+    limit: Callable[[CaptionedWindow], CaptionedWindow | str] = no_limit
+    """Returns a window that its trainer loads, or the reason why the trainer would drop it."""
     merged: MergedFile | None = None
     """The file of the whole dataset, if the format has one."""
 
