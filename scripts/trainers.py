@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.machinery
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -35,7 +36,15 @@ PACKAGES = (
     *("webdataset==1.0.2", "megatron-energon==7.4.1", "ms-swift==4.6.0", "llamafactory==0.9.5"),
     *("accelerate", "addict", "attrdict", "bracex", "braceexpand", "dacite", "deprecation", "filetype", "json_repair"),
     *("jsonpath-ng", "jsonschema", "jsonschema-specifications", "lark", "mfusepy", "modelscope", "modelscope-hub"),
-    *("multi-storage-client", "opentelemetry-api", "opentelemetry-sdk", "opentelemetry-semantic-conventions", "peft"),
+    *(
+        "multi-storage-client",
+        "omegaconf",
+        "antlr4-python3-runtime",
+        "opentelemetry-api",
+        "opentelemetry-sdk",
+        "opentelemetry-semantic-conventions",
+        "peft",
+    ),
     *("rapidyaml", "referencing", "rpds-py", "trl", "wcmatch", "xattr"),
 )
 FORMATS = (Format.WEBDATASET, Format.ENERGON, Format.CHAT)
@@ -139,6 +148,7 @@ def _llama_factory(dataset: Path) -> list[str]:
 
 def _hide_packages() -> None:
     """Hide packages that loading a dataset does not need, and that may be missing or of another build."""
+    os.environ["DISABLE_VERSION_CHECK"] = "1"  # of LLaMA-Factory, for transformers
     sys.modules["torchvision"] = None  # type: ignore[assignment]
     audio = types.ModuleType("torchaudio")
     audio.__spec__ = importlib.machinery.ModuleSpec("torchaudio", None)

@@ -7,11 +7,12 @@ from difflib import get_close_matches
 from typing import Any
 
 from caption_assets.errors import CaptionAssetsError
-from caption_assets.export.columns import Column, Feature
+from caption_assets.export.columns import VIDEO_COLUMNS, Column, Feature
 
 ColumnMap = Mapping[str, Any]
 """By the name of the trainer's column: a column's name, ``{"const": value}``, or a map of the parts of an object."""
 CONSTANT = "const"
+_OF_FILES = frozenset(column.name for column in VIDEO_COLUMNS)
 _TYPES = {bool: "bool", int: "int64", float: "float64", str: "string"}
 
 
@@ -29,6 +30,11 @@ def check_columns(columns: ColumnMap, known: Collection[str]) -> None:
     for name, source in columns.items():
         if isinstance(source, str):
             if source not in known:
+                if source in _OF_FILES:
+                    raise UnknownColumn(
+                        f"Column {source!r} for {name!r} in CAPTION_EXPORT_COLUMNS describes the file of a window, but "
+                        "windows are not cut: set CAPTION_EXPORT_CUT=exact"
+                    )
                 near = get_close_matches(source, known, n=3)
                 meant = f"did you mean {' or '.join(near)}?" if near else "see docs/how-to/export.md for the columns"
                 raise UnknownColumn(f"Unknown column {source!r} for {name!r} in CAPTION_EXPORT_COLUMNS; {meant}")

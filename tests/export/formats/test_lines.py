@@ -99,6 +99,11 @@ def test_unknown_column_is_an_error_with_near_ones() -> None:
         layout_of(export_of(Format.CSV, EXACT, columns={"text": "captoin"}))
 
 
+def test_column_of_a_file_needs_cut_windows() -> None:
+    with pytest.raises(UnknownColumn, match=r"'video' for 'path' .* not cut: set CAPTION_EXPORT_CUT=exact"):
+        layout_of(export_of(Format.CSV, columns={"path": "video"}))
+
+
 def test_constant_without_its_key_is_an_error() -> None:
     with pytest.raises(CaptionAssetsError, match=r'has 5 for \'fps\': .* \{"const": 5\} for a constant'):
         layout_of(export_of(Format.JSONL, EXACT, columns={"fps": 5}))
