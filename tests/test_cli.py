@@ -83,7 +83,7 @@ def test_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_wrong_usage_exits_with_status_2(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_cli("link", "a") == "2"
+    assert run_cli("link") == "2"
     assert "Missing argument" in capsys.readouterr().err
 
 
@@ -114,11 +114,16 @@ def test_error_is_one_message_and_status_1(tmp_path: Path) -> None:
     assert "Traceback" not in process.stderr
 
 
-def test_link_prints_the_address_of_the_gallery(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    page = tmp_path / "gallery" / "my-shard" / "index.html"
+@pytest.mark.parametrize(
+    ("shard", "path"), [(("my-shard",), "gallery/my-shard/index.html"), ((), "gallery/index.html")]
+)
+def test_link_prints_the_address_of_a_gallery_or_of_the_dashboard(
+    shard: tuple[str, ...], path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / path
     page.parent.mkdir(parents=True)
     page.touch()
-    assert run_cli("link", str(tmp_path), "my-shard") is None
+    assert run_cli("link", str(tmp_path), *shard) is None
     assert capsys.readouterr().out.strip() == page.as_uri()
 
 

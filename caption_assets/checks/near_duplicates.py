@@ -31,6 +31,7 @@ HASH_BITS = 48
 _random = np.random.default_rng(0)
 _COEFFICIENTS = _random.integers(1, 2**63, size=(HASHES, 1), dtype=np.uint64) * np.uint64(2) + np.uint64(1)
 _OFFSETS = _random.integers(0, 2**63, size=(HASHES, 1), dtype=np.uint64)
+_BAND_FACTORS = _random.integers(1, 2**63, size=(BANDS, ROWS), dtype=np.uint64)
 _PLACES = _random.integers(1, 2**63, size=SHINGLE, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
 
 
@@ -42,8 +43,8 @@ class TextGroups:
         """Hash of each word."""
         self._exact: dict[int, int] = {}
         """Group by the hash of the whole text."""
-        self._bands: dict[tuple[int, bytes], int] = {}
-        """Group by band of minima, for the first text of each group."""
+        self._bands: dict[int, int] = {}
+        """Group by hash of a band of minima, for the first text of each group."""
         self._minima: list[NDArray[np.uint32]] = []
         """The minima of the first text of each group."""
 
@@ -53,7 +54,7 @@ class TextGroups:
         if (known := self._exact.get(exact)) is not None:
             return known
         minima = self._minima_of(words)
-        bands = [(band, minima[band * ROWS : (band + 1) * ROWS].tobytes()) for band in range(BANDS)]
+        bands = (minima.reshape(BANDS, ROWS) * _BAND_FACTORS).sum(axis=1).tolist()
         found = self._similar(minima, bands)
         if found is None:
             found = len(self._minima)
@@ -63,7 +64,7 @@ class TextGroups:
         self._exact[exact] = found
         return found
 
-    def _similar(self, minima: NDArray[np.uint32], bands: Iterable[tuple[int, bytes]]) -> int | None:
+    def _similar(self, minima: NDArray[np.uint32], bands: Iterable[int]) -> int | None:
         for candidate in dict.fromkeys(self._bands[band] for band in bands if band in self._bands):
             if np.count_nonzero(self._minima[candidate] == minima) >= MIN_SIMILARITY * HASHES:
                 return candidate

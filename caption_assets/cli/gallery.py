@@ -57,11 +57,14 @@ def gallery(
 @app.command(rich_help_panel=READING)
 def link(
     root: Annotated[str, Argument(metavar="ROOT", help="A folder or s3://bucket/prefix, as in CAPTION_ROOT.")],
-    shard: Annotated[str, Argument(metavar="SHARD", help="Shard key.")],
+    shard: Annotated[
+        str | None,
+        Argument(metavar="SHARD", help="Shard key. Without one, the link is the dashboard's."),
+    ] = None,
     hours: Annotated[float, Option(help="Lifetime of the link, in hours.")] = 12,
     profile: Profile = None,
 ) -> None:
-    """Print a link to a shard's gallery that opens without access to the bucket.
+    """Print a link to a shard's gallery, or to the dashboard, that opens without access to the bucket.
 
     The link is signed with your own key: treat it as a secret until it expires. For a local root it is the file's URL.
 
@@ -69,8 +72,9 @@ def link(
 
     `caption-assets link s3://bucket/captions my-shard --hours 24`
     """
+    from caption_assets.report.dashboard import PAGE
     from caption_assets.report.gallery import gallery_path
     from caption_assets.store.access import Access
     from caption_assets.store.root import Root
 
-    print(Root.open(root, Access(profile=profile)).signed_url(gallery_path(shard), hours * 3600))
+    print(Root.open(root, Access(profile=profile)).signed_url(gallery_path(shard) if shard else PAGE, hours * 3600))
