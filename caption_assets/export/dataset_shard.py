@@ -17,7 +17,7 @@ from caption_assets.export.clip import CaptionedClip, ShardTables, VideoFile, op
 from caption_assets.export.config import Cut, ExportConfig
 from caption_assets.export.duplicates import FrequentText, TextFrequencies
 from caption_assets.export.formats import layout_of
-from caption_assets.export.formats.layout import EncodedSample, FormatLayout, Videos
+from caption_assets.export.formats.layout import EncodedSample, FormatLayout, Videos, no_sidecars
 from caption_assets.export.index import (
     DATASET,
     ExportedFile,
@@ -92,7 +92,8 @@ def export_shard(
         _check_failures(opened, export.limits)
         tables = replace(opened, limit=frequencies.limit(shard))
         index, sizes = find_index(root, shard), file_sizes(root, shard)
-        work = _ShardExport(root, source, tables, export, start_workers, dict(index.not_cut) if index else {})
+        not_cut = dict(index.not_cut) if index else {}
+        work = _ShardExport(root, source, tables, export, layout_of(export), start_workers, not_cut)
         content = work.summarize(frequencies.tally())
         written = not _is_current(index, content, sizes)
         if written:
@@ -161,14 +162,10 @@ class _ShardExport:
     source: Root
     tables: ShardTables
     export: ExportConfig
+    layout: FormatLayout
     start_workers: Callable[[], Sandbox]
     not_cut: dict[str, str]
     """The kind of error of each window file that cannot be made, by name."""
-
-    @property
-    def layout(self) -> FormatLayout:
-        """The layout of the format."""
-        return layout_of(self.export)
 
     def clips(self) -> Iterator[CaptionedClip]:
         """The clips to export, with the video files of their windows."""
@@ -179,7 +176,7 @@ class _ShardExport:
     def summarize(self, texts: TextTally | None) -> _Summary:
         """The version and counts of the samples; ``texts`` counts their texts."""
         found = _Summary(tokens=tally_of(self.tables.root, self.export.budget), texts=texts)
-        digest, layout = sha256(self.export.version.encode()), self.layout
+        digest = sha256(self.export.version.encode())
         for clip in self.clips():
             found.clips += bool(clip.windows)
             found.windows += len(clip.windows)
@@ -188,7 +185,7 @@ class _ShardExport:
             if texts is not None:
                 texts.add(clip)
             videos = (window.video.path for window in clip.windows if window.video)
-            records = (json.dumps(sample.record) for sample in layout.samples(clip))
+            records = (json.dumps(sample.record) for sample in self.layout.samples(clip))
             for line in (clip.row.content_tag, *clip.left_out, *videos, *records):
                 digest.update(f"{line}\n".encode())
         found.version = digest.hexdigest()[:16]
@@ -246,6 +243,8 @@ class _ShardExport:
                 yield ExportedFile(name, sizes.get(name, -1), 0)  # one that was removed makes the index incomplete
 
     def _sidecars(self) -> Iterator[ExportedFile]:
+        if self.layout.sidecars is no_sidecars:  # saves a pass over the tables
+            return
         for clip in self.clips():
             for name, content in self.layout.sidecars(clip):
                 self.root.write(f"{shard_folder(self.tables.shard)}/{name}", content)
@@ -260,11 +259,12 @@ class _ShardExport:
                 path = folder / name
                 with path.open("wb") as file:
                     count = self.layout.write(file, (sample for _, sample in part))
-                self.root.upload(f"{shard_folder(self.tables.shard)}/{name}", path)
-                yield ExportedFile(name, path.stat().st_size, count)
-                for suffix, content in self.layout.file_indexes(path):
-                    self.root.write(f"{shard_folder(self.tables.shard)}/{name}{suffix}", content)
-                    yield ExportedFile(f"{name}{suffix}", len(content), 0)
+                size, indexes = path.stat().st_size, list(self.layout.file_indexes(path))
+                self.root.take(f"{shard_folder(self.tables.shard)}/{name}", path)
+            yield ExportedFile(name, size, count)
+            for suffix, content in indexes:
+                self.root.write(f"{shard_folder(self.tables.shard)}/{name}{suffix}", content)
+                yield ExportedFile(f"{name}{suffix}", len(content), 0)
 
     def _samples(self, clips: Iterable[CaptionedClip]) -> Iterator[EncodedSample]:
         """The samples of the clips, with some clips prefetched."""

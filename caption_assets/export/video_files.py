@@ -302,7 +302,10 @@ class VideoFileWriter:
             while method is None:
                 method = sandbox.result(sandbox.submit_with_affinity((clip.serial, part), cut))
             target = f"{shard_folder(self._shard)}/{file.name}"
-            self._root.upload(target, clip.path if method is CutMethod.AS_IS else path)
+            if method is CutMethod.AS_IS:
+                self._root.upload(target, clip.path)
+            else:
+                self._root.take(target, path)
         finally:
             path.unlink(missing_ok=True)
 

@@ -152,6 +152,18 @@ class Root:
         """
         self._publish(path, lambda target: self.fs.put_file(str(file), target))
 
+    def take(self, path: str, file: Path) -> None:
+        """Upload a local file atomically, and remove it. On the same file system as a local root it is renamed.
+
+        Raises:
+            StoreError: if it cannot be written.
+        """
+        if self.is_local:
+            self._publish(path, lambda target: shutil.move(file, target))
+        else:
+            self.upload(path, file)
+            file.unlink()
+
     def create(self, path: str, data: bytes) -> bool:
         """Create an object unless it exists. One of several concurrent callers succeeds.
 

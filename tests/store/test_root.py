@@ -41,6 +41,15 @@ def test_upload_preserves_content(root: Root, tmp_path: Path) -> None:
     assert root.read("a/b") == b"w" * 100_000
 
 
+def test_taken_file_replaces_the_object_and_is_removed(root: Root, tmp_path: Path) -> None:
+    root.write("a/b", b"old")
+    (tmp_path / "made").write_bytes(b"new")
+    root.take("a/b", tmp_path / "made")
+    assert root.read("a/b") == b"new"
+    assert root.names("a") == ["b"]
+    assert not (tmp_path / "made").exists()
+
+
 def test_missing_object_is_a_file_not_found_error(root: Root) -> None:
     with pytest.raises(FileNotFoundError):
         root.read("nothing")
