@@ -87,10 +87,10 @@ def export_shard(
         ExportError: if a clip is missing or changed, or another run exported the shard at the same time.
         StoreError: if the source cannot be read, or the root cannot be written.
     """
-    frequencies = TextFrequencies(root, export)
+    frequencies = TextFrequencies(root, shard, export)
     with open_tables(root, shard, export.graph.stages) as opened:
         _check_failures(opened, export.limits)
-        tables = replace(opened, limit=frequencies.limit(shard))
+        tables = replace(opened, limit=frequencies.limit())
         index, sizes = find_index(root, shard), file_sizes(root, shard)
         not_cut = dict(index.not_cut) if index else {}
         work = _ShardExport(root, source, tables, export, layout_of(export), start_workers, not_cut)
@@ -121,7 +121,7 @@ def export_shard(
         write_card(root, tables, work.layout, export)
         remove_other_merged(root, work.layout)
         is_corrected = compact_corrections(root, tables.correction_files)
-    return ExportResult(index, written, is_corrected, frequencies.most_frequent(shard, content.texts))
+    return ExportResult(index, written, is_corrected, frequencies.most_frequent(content.texts))
 
 
 def _is_current(index: ExportIndex | None, content: _Summary, sizes: Mapping[str, int]) -> bool:

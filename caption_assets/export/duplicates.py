@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
 
 from caption_assets.export.clip import CaptionedWindow, open_tables
 from caption_assets.export.config import ExportConfig
+from caption_assets.export.index import exported_shards
 from caption_assets.export.selected_clips import select_clips
 from caption_assets.export.text_counts import CountFiles, TextTally, TextTotals, hash_text
 from caption_assets.store.corrections import CORRECTIONS
@@ -61,18 +61,25 @@ class LimitDuplicates:
 class TextFrequencies:
     """The frequencies of a dataset's texts, for the export of one shard.
 
+    With a limit all shards with captions count, without one those that are exported.
+
     Args:
         root: the root.
+        shard: the shard that is exported.
         export: the settings of the export.
     """
 
-    def __init__(self, root: Root, export: ExportConfig) -> None:
+    def __init__(self, root: Root, shard: str, export: ExportConfig) -> None:
         self._root = root
+        self._shard = shard
         self._export = export
         self._files = CountFiles(root, _selection_hash(export))
-        self._versions = shard_versions(root, export)
+        if export.max_duplicates is None:
+            self._versions = dict.fromkeys(exported_shards(root), "") | shard_versions(root, export, shard)
+        else:
+            self._versions = shard_versions(root, export)
 
-    def limit(self, shard: str) -> LimitDuplicates | None:
+    def limit(self) -> LimitDuplicates | None:
         """The step that limits duplicates, if there is a limit.
 
         The shards that have captions and no counts are counted first, so that the limit holds before they are exported.
@@ -83,10 +90,10 @@ class TextFrequencies:
         if self._export.max_duplicates is None:
             return None
         counted = self._files.counted()
-        order = sorted(self._versions, key=lambda other: (other <= shard, other))  # concurrent exports share the work
-        for other in order:
-            if (other, self._versions[other]) not in counted:
-                self._count(other)
+        # Each concurrent export begins with its own shard, so that they share the work.
+        for shard in sorted(self._versions, key=lambda other: (other < self._shard, other)):
+            if (shard, self._versions[shard]) not in counted:
+                self._count(shard)
         return LimitDuplicates(self._files.sum(self._versions), self._export.max_duplicates)
 
     def _count(self, shard: str) -> None:
@@ -103,23 +110,20 @@ class TextFrequencies:
         """A tally for the texts of the shard while it is exported; None with a limit, because it is counted before."""
         return TextTally(self._files.totals()) if self._export.max_duplicates is None else None
 
-    def most_frequent(self, shard: str, tally: TextTally | None) -> FrequentText | None:
+    def most_frequent(self, tally: TextTally | None) -> FrequentText | None:
         """The shard's text that the whole dataset has most often; None if the shard has no texts.
 
-        Without a limit, a shard is counted when it is exported.
-
         Args:
-            shard: the shard.
             tally: the tally with its texts.
 
         Raises:
             StoreError: if a file cannot be read or written.
         """
-        if (version := self._versions.get(shard)) is None:  # its tables were published after the listing
+        if not (version := self._versions.get(self._shard)):  # its tables were published after the listing
             return None
         if tally is not None:
-            self._files.write(shard, version, tally.counts)
-        counts = self._files.read(shard, version) if tally is None else tally.counts
+            self._files.write(self._shard, version, tally.counts)
+        counts = self._files.read(self._shard, version) if tally is None else tally.counts
         totals = self._files.sum(self._versions)
         if not counts.example:
             return None
@@ -127,24 +131,30 @@ class TextFrequencies:
         return FrequentText(counts.example, totals.windows_with(hashed), totals.shards_with(hashed), totals.total)
 
 
-def shard_versions(root: Root, export: ExportConfig) -> Mapping[str, str]:
+def shard_versions(root: Root, export: ExportConfig, shard: str | None = None) -> dict[str, str]:
     """A version of each shard that has all tables, which changes with its tables and corrections. From listings only.
+
+    Args:
+        root: the root.
+        export: the settings of the export.
+        shard: the only shard to look up; None for all.
 
     Raises:
         StoreError: if a folder cannot be listed.
     """
     tables = (CLIP_MANIFEST, *(stage.name for stage in export.graph.stages))
     found: dict[str, list[str]] = defaultdict(list)
-    complete: dict[str, int] = defaultdict(int)
-    for folder in (*tables, CORRECTIONS):
+    published: dict[str, set[str]] = defaultdict(set)
+    for table in (*tables, CORRECTIONS):
+        folder = table if shard is None else f"{table}/shard={shard}"
         for path, state in sorted(root.states(folder).items()):
-            shard = path.removeprefix(f"{folder}/shard=").rpartition("/")[0]
-            found[shard].append(f"{path} {state}")
-            complete[shard] += folder != CORRECTIONS
+            name = path.removeprefix(f"{table}/shard=").rpartition("/")[0]
+            found[name].append(f"{path} {state}")
+            published[name].add(table)
     return {
-        shard: sha256(json.dumps(states).encode()).hexdigest()[:16]
-        for shard, states in found.items()
-        if complete[shard] >= len(tables)
+        name: sha256(json.dumps(states).encode()).hexdigest()[:16]
+        for name, states in found.items()
+        if published[name] >= set(tables)
     }
 
 

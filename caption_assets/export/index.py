@@ -65,6 +65,16 @@ def shard_folder(shard: str) -> str:
     return f"{DATASET}/{DATA}/shard={shard}"
 
 
+def exported_shards(root: Root) -> list[str]:
+    """The shards of the dataset, from one listing.
+
+    Raises:
+        StoreError: if the folder cannot be listed.
+    """
+    names = root.names(f"{DATASET}/{DATA}")
+    return [name.removeprefix("shard=") for name in names if name.startswith("shard=")]
+
+
 def find_index(root: Root, shard: str) -> ExportIndex | None:
     """The index of a shard, if there is a valid one."""
     try:

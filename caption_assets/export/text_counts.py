@@ -1,7 +1,7 @@
 """Counts of equal texts: exact ones of each shard, and their sum over the dataset in a sketch of constant size.
 
-The counts of a shard lie in ``_text_counts/<selection>/shard=<shard>/<version>.npz``, the sketch in ``total.npz``
-beside them. The sketch names the version of each shard that it contains, so that an export adds and subtracts only the
+The counts of a shard lie in ``_text_counts/<selection>/<version>-<shard>.npz``, the sketch in ``total.npz`` beside
+them. The sketch names the version of each shard that it contains, so that an export adds and subtracts only the
 shards that have changed. Two exports at once may both write it; the shards that the last one does not know are added by
 the next one, from their files.
 """
@@ -26,7 +26,8 @@ from caption_assets.store.root import Root
 
 COUNTS = "_text_counts"
 """Folder of all counts, relative to the root."""
-TOTAL = "total.npz"
+_SUFFIX = ".npz"
+TOTAL = f"total{_SUFFIX}"
 ROWS = 2
 """Number of hashes of a text. Its count is the smallest of as many counters, each shared with other texts."""
 WIDTH = 1 << 20
@@ -183,10 +184,8 @@ class CountFiles:
 
     def counted(self) -> set[tuple[str, str]]:
         """Shard and version of all counts, from one listing."""
-        prefix = f"{self.folder}/shard="
-        paths = (path.removeprefix(prefix) for path in self.root.sizes(self.folder) if path.startswith(prefix))
-        parts = (path.removesuffix(".npz").rpartition("/") for path in paths)
-        return {(shard, version) for shard, _, version in parts}
+        parts = (name.removesuffix(_SUFFIX).partition("-") for name in self.root.files(self.folder) if name != TOTAL)
+        return {(shard, version) for version, _, shard in parts}
 
     def write(self, shard: str, version: str, counts: TextCounts) -> None:
         """Store the counts of a shard."""
@@ -200,8 +199,8 @@ class CountFiles:
         """Bring the stored sum up to date, and return it.
 
         Args:
-            wanted: the present version of each shard of the dataset. A shard without counts of this version is in the
-                sum with older ones, if there are any.
+            wanted: the shards of the dataset, each with its present version, or empty if that is unknown. A shard
+                without counts of this version is in the sum with others, if there are any.
 
         Raises:
             StoreError: if a file cannot be read or written.
@@ -234,7 +233,7 @@ class CountFiles:
             totals.add(shard, wanted[shard], self.read(shard, wanted[shard]))
 
     def _path(self, shard: str, version: str) -> str:
-        return f"{self.folder}/shard={shard}/{version}.npz"
+        return f"{self.folder}/{version}-{shard}{_SUFFIX}"
 
 
 def _estimate(counters: Array, hashed: int) -> int:

@@ -80,6 +80,17 @@ def test_windows_without_both_captions_are_left_out_and_counted(root: Root, how:
     }
 
 
+def test_equal_texts_are_limited_over_shards(root: Root) -> None:
+    rows = [row for number in range(8) for row in clip(root, f"{number}.mp4", b"a car %d" % number)]
+    for shard, part in (("one", rows[:4]), ("two", rows[4:])):
+        texts = [captioned(row, "A car.") for row in part]
+        publish(root, part, texts, texts, shard=shard)
+    how = replace(LINES, max_duplicates=2)
+    indexes = [export(root, how, shard).index for shard in ("one", "two")]
+    assert [index.windows + index.left_out["duplicate"] for index in indexes] == [4, 4]
+    assert sum(index.windows for index in indexes) < 6
+
+
 def test_shard_without_captions_has_no_files(root: Root) -> None:
     torn = broken("torn.mp4")
     publish(root, [torn], [failed(torn)], [failed(torn)])

@@ -102,7 +102,7 @@ def test_shard_that_cannot_be_read_does_not_stop_the_others(root: Root) -> None:
 def test_limit_applies_to_texts_and_not_to_windows(root: Root) -> None:
     how = replace(LINES, max_duplicates=1, texts={"stage1_captions": 1.0, "stage2_captions": 1.0})
     with open_tables(root, "000", how.graph.stages) as tables:
-        limited = replace(tables, limit=TextFrequencies(root, how).limit("000"))
+        limited = replace(tables, limit=TextFrequencies(root, "000", how).limit())
         [first, *_] = select_clips(limited, how)
     assert [text.stage for text in first.windows[0].texts][:1] == ["stage1_captions"]
     assert export(root, how, "000").index.windows == WINDOWS

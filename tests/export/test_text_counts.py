@@ -79,7 +79,7 @@ def test_damaged_sum_is_made_again(files: CountFiles, damage: bytes) -> None:
 def test_sum_whose_files_are_gone_is_made_again(files: CountFiles) -> None:
     files.write("one", "v1", counts(car=3))
     files.sum({"one": "v1"})
-    files.root.remove(f"{files.folder}/shard=one/v1.npz")
+    files.root.remove(f"{files.folder}/v1-one.npz")
     files.write("one", "v2", counts(bus=1))
     totals = files.sum({"one": "v2"})
     assert (totals.windows_with(CAR), totals.windows_with(BUS)) == (0, 1)

@@ -226,6 +226,17 @@ def test_sizes_include_all_depths(root: Root) -> None:
     assert root.sizes("nothing") == {}
 
 
+def test_states_change_when_an_object_is_written(root: Root) -> None:
+    for path in ("a/b/c", "a/d", "ab/e"):
+        root.write(path, b"one")
+    before = root.states("a")
+    assert before.keys() == {"a/b/c", "a/d"}
+    assert root.states("a") == before
+    root.write("a/d", b"two")
+    assert {path for path, state in root.states("a").items() if state != before[path]} == {"a/d"}
+    assert root.states("nothing") == {}
+
+
 def test_move_replaces_the_target(root: Root) -> None:
     root.write("a/b", b"one")
     root.write("c/d/e", b"another")
