@@ -26,7 +26,7 @@ from caption_assets.export.clip import CaptionedClip, VideoFile
 from caption_assets.export.config import Cut, CutConfig
 from caption_assets.export.formats.layout import Videos, sample_key
 from caption_assets.export.index import DATA, shard_folder
-from caption_assets.sources.manifest import clip_pieces
+from caption_assets.sources.manifest import PIECE_BYTES, clip_pieces, read_clip
 from caption_assets.store.disk import temporary_folder
 from caption_assets.store.root import Root
 from caption_assets.store.tables import ManifestRow
@@ -310,8 +310,11 @@ class VideoFileWriter:
             path.unlink(missing_ok=True)
 
     def _copy_clip(self, clip: CaptionedClip) -> None:
-        file = _SharedClip(self._source, clip.row).file()
-        self._root.upload(f"{shard_folder(self._shard)}/{clip_file_name(clip)}", file.path)
+        target = f"{shard_folder(self._shard)}/{clip_file_name(clip)}"
+        if clip.row.bytes <= PIECE_BYTES:
+            self._root.write(target, read_clip(self._source, clip.row))
+        else:
+            self._root.upload(target, _SharedClip(self._source, clip.row).file().path)
 
 
 class _SharedClip:

@@ -89,14 +89,15 @@ class WindowCutter:
 
     def __init__(self, open_file: Callable[[], BinaryIO]) -> None:
         self._open_file = open_file
-        self._decoder = ClipDecoder(open_file)
+        self._opened: ClipDecoder | None = None
         self._stack = ExitStack()
         self._position = 0
         self._open()
 
     def close(self) -> None:
         """Close the clip's files."""
-        self._decoder.close()
+        if self._opened:
+            self._opened.close()
         self._stack.close()
 
     def cut(self, plan: CutPlan, path: Path) -> Iterator[CutMethod | None]:
@@ -113,22 +114,16 @@ class WindowCutter:
             UnreadableClip: if the window cannot be decoded, or its stream cannot be copied and must not be encoded.
             CutMismatch: if the file is wrong.
         """
-        if len(self._decoder.timeline.times) < plan.end_frame or (
-            plan.is_whole_clip and len(self._decoder.timeline.times) != plan.end_frame
-        ):
-            raise UnreadableClip(
-                "damaged",
-                f"the clip has {len(self._decoder.timeline.times)} frames, but its window ends at {plan.end_frame}",
-            )
+        if self._is_finished_file(plan):
+            yield CutMethod.AS_IS
+            return
+        self._check_frames(plan)
         if plan.as_stored:
             self._copy_as_stored(plan, path)
             yield CutMethod.COPIED
             return
         packets = self._exact_packets(plan)
         if packets is not None:
-            if self._is_finished_file(plan):
-                yield CutMethod.AS_IS
-                return
             try:
                 self._copy(plan, packets, path, plan.frames)
             except (CutMismatch, *FFMPEG_ERRORS):
@@ -151,6 +146,18 @@ class WindowCutter:
         self._position = 0
 
     @property
+    def _decoder(self) -> ClipDecoder:
+        """The clip's decoder, which reads the whole clip when it is first needed."""
+        self._opened = self._opened or ClipDecoder(self._open_file)
+        return self._opened
+
+    def _check_frames(self, plan: CutPlan) -> None:
+        """Refuse a clip with other frames than its manifest row states."""
+        found = len(self._decoder.timeline.times)
+        if found < plan.end_frame or (plan.is_whole_clip and found != plan.end_frame):
+            raise UnreadableClip("damaged", f"the clip has {found} frames, but its window ends at {plan.end_frame}")
+
+    @property
     def _codec(self) -> str:
         return self._stream.codec_context.codec.canonical_name
 
@@ -169,25 +176,17 @@ class WindowCutter:
             and decoder(stream) is context  # otherwise it has transparency
         )
 
-    def _exact_packets(self, plan: CutPlan) -> range | None:
-        """The packets that hold exactly the window's frames and begin at a closed keyframe; None if there are none."""
-        if not plan.can_copy or not self._is_plain:
-            return None
-        context, packets = self._stream.codec_context, self._decoder.packets
-        if (context.width, context.height) != (plan.width, plan.height) or not packets.can_start_at_any_keyframe:
-            return None
-        sources = self._decoder.timeline.sources[plan.start_frame : plan.end_frame]
-        found = range(min(sources), max(sources) + 1)
-        is_exact = sorted(sources) == list(found) and sources[0] == found.start and found.start in packets.keyframes
-        is_proven = all(packets.contents[number] == PacketContent.PICTURE for number in found)
-        if plan.is_whole_clip and len(packets) != len(found):
-            return None  # pictures that an edit list hides, or that cannot be decoded
-        return found if is_exact and is_proven else None
+    def _can_copy(self, plan: CutPlan) -> bool:
+        context = self._stream.codec_context
+        return plan.can_copy and self._is_plain and (context.width, context.height) == (plan.width, plan.height)
 
     def _is_finished_file(self, plan: CutPlan) -> bool:
-        """Whether the clip's own file has exactly what the window's file must have."""
+        """Whether the clip's own file has exactly what the window's file must have.
+
+        Its manifest row has proved its frames. If its index lists as many samples, each is one of them.
+        """
         streams = self._container.streams
-        if not plan.is_whole_clip or not self._container.format.name.startswith("mov"):
+        if not plan.is_whole_clip or self._stream.frames != plan.frames or not self._can_copy(plan):
             return False
         ranges = OpenFile(self._file)
         head, movie = ranges.read_range(0, 12), read_movie_box(ranges)
@@ -200,6 +199,17 @@ class WindowCutter:
             and len(streams) == 1 + audio
             and audio <= (1 if plan.audio else 0)
         )
+
+    def _exact_packets(self, plan: CutPlan) -> range | None:
+        """The packets that hold exactly the window's frames and begin at a keyframe; None if there are none."""
+        packets = self._decoder.packets
+        if not self._can_copy(plan) or not packets.can_start_at_any_keyframe:
+            return None
+        sources = self._decoder.timeline.sources[plan.start_frame : plan.end_frame]
+        found = range(min(sources), max(sources) + 1)
+        is_exact = sorted(sources) == list(found) and sources[0] == found.start and found.start in packets.keyframes
+        is_proven = all(packets.contents[number] == PacketContent.PICTURE for number in found)
+        return found if is_exact and is_proven else None
 
     def _copy_as_stored(self, plan: CutPlan, path: Path) -> None:
         if self._codec not in MP4_CODECS:
