@@ -163,6 +163,14 @@ def test_removed_object_is_gone(root: Root) -> None:
     assert root.names("nowhere") == []
 
 
+def test_several_objects_are_removed_at_once(root: Root) -> None:
+    for name in ("a", "b", "kept"):
+        root.write(f"folder/{name}", b"")
+    root.remove_all(["folder/a", "folder/b", "folder/missing"])
+    assert root.names("folder") == ["kept"]
+    root.remove_all([])
+
+
 def test_write_check_leaves_no_object(root: Root) -> None:
     root.write("kept", b"")
     root.check_writable("CAPTION_ROOT")

@@ -59,6 +59,10 @@ def test_group_is_decoded_to_its_end_if_leading_pictures_of_the_next_are_wanted(
     assert planned(OPEN, wanted) == expected
 
 
+def test_keyframe_with_its_leading_pictures_is_decoded_from_the_group_before() -> None:
+    assert planned(OPEN, {4, 5, 6}) == [(0, 7)]
+
+
 def test_first_packet_begins_a_group_even_if_it_is_no_keyframe() -> None:
     cut = StreamStructure(4, [2], [0, 1, 2, 3], [PacketContent.PICTURE] * 4)
     assert planned(cut, {1}) == [(0, 2)]

@@ -278,6 +278,12 @@ def test_a_run_that_ignores_sigterm_ends_although_its_sandbox_is_not_closed(tmp_
     assert subprocess.run(ignoring, timeout=60).returncode == 0
 
 
+def test_job_of_a_closed_sandbox_is_cancelled() -> None:
+    with Sandbox(workers=1) as sandbox:
+        pass
+    assert sandbox.submit(os.getpid).cancelled()
+
+
 def test_closing_a_sandbox_ends_its_workers() -> None:
     before = processes()
     with Sandbox(workers=2) as sandbox:
