@@ -122,7 +122,7 @@ class Dashboard:
 
 
 class DashboardUpdates:
-    """The updates of the dashboard in a run over several shards: at most one a minute, and one at the end.
+    """The updates of the dashboard in a run over several shards: the first shard's, one a minute, and one at the end.
 
     Args:
         root: the root.
@@ -132,7 +132,7 @@ class DashboardUpdates:
     def __init__(self, root: Root, interval: float = INTERVAL_SECONDS) -> None:
         self._root = root
         self._interval = interval
-        self._last = time.monotonic()
+        self._not_before = time.monotonic()
         self._is_due = False
 
     def shard_changed(self) -> None:
@@ -142,7 +142,7 @@ class DashboardUpdates:
             StoreError: if the root cannot be read or written.
         """
         self._is_due = True
-        if time.monotonic() - self._last >= self._interval:
+        if time.monotonic() >= self._not_before:
             self.finish()
 
     def finish(self) -> None:
@@ -154,7 +154,7 @@ class DashboardUpdates:
         if self._is_due:
             self._is_due = False
             update_dashboard(self._root)
-            self._last = time.monotonic()
+            self._not_before = time.monotonic() + self._interval
 
 
 def update_dashboard(root: Root) -> str:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
 from caption_assets.checks.stored_tables import StoredShard
@@ -138,6 +139,16 @@ def test_thousands_of_shards_are_usable(page: Page, root: Root, tmp_path: Path) 
     assert names_on(page)[0] == "shard-01999"
     page.get_by_label("Find a shard").fill("0042")
     expect(page.locator("#count")).to_have_text("11 of 2,000 shards")
+
+
+def test_accessibility_checker_finds_nothing(page: Page, root: Root) -> None:
+    with served(root) as client:
+        page.goto(f"{client.base_url}/gallery/")
+        page.get_by_role("searchbox", name="Words").fill("car")
+        page.keyboard.press("Enter")
+        expect(page.locator("#search-state")).to_have_text("2 captions")
+        found = Axe().run(page).response["violations"]
+    assert [(one["id"], [node["html"] for node in one["nodes"]]) for one in found] == []
 
 
 @pytest.mark.parametrize("width", [360, 1400])
