@@ -75,7 +75,8 @@ class Guard:
 
 def _cookie(request: Request) -> str:
     """Name of the cookie. Browsers send cookies to all ports of a host, so it names the port."""
-    return f"review-{request.url.port or 80}"
+    _, port = request.scope["server"]
+    return f"review-{port}"
 
 
 def _refuse(status: int, message: str) -> Response:

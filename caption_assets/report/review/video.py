@@ -21,7 +21,7 @@ PIECE_BYTES = 1 << 20
 """Size of a read from storage, in bytes. A player that has enough closes the connection between two of them."""
 HEAD_BYTES = 16
 """Number of bytes at the front of a clip that show its container."""
-_RANGE = re.compile(r"bytes=(?:(\d+)-(\d*)|-(\d+))", re.ASCII)
+_RANGE = re.compile(r"bytes=(?:(\d{1,18})-(\d{0,18})|-(\d{1,18}))", re.ASCII)
 _CONTAINERS = {
     "video/mp4": rb".{4}(?:ftyp|moov|mdat|wide|free|skip|styp)",
     "video/webm": rb"\x1aE\xdf\xa3",
