@@ -10,6 +10,7 @@ import csv
 import glob
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from caption_assets.export.dataset_shard import export_shard
 from caption_assets.export.index import DATASET
 from caption_assets.export.merged import merge_dataset
 from caption_assets.store.root import Root
+from tests.docs.snippets import SNIPPETS
 from tests.export.shards import LINES
 from tests.export.trainer_data import FRAMES, TEXTS, captioned_root
 
@@ -31,7 +33,7 @@ Read = Callable[[Path], dict[str, str]]
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Root:
-    return captioned_root(tmp_path_factory.mktemp("root"))
+    return captioned_root(tmp_path_factory.mktemp("home") / "captions")
 
 
 def export_as(root: Root, format: Format) -> Path:
@@ -138,6 +140,20 @@ def test_cosmos_finds_the_frames_of_each_window_in_the_clips_and_nothing_of_earl
             assert (window["start_frame"], window["end_frame"]) == (FRAMES * number, FRAMES * (number + 1) - 1)
             texts.append(window["caption"])
     assert sorted(texts) == sorted(TEXTS)
+
+
+def test_loader_of_the_docs_iterates_real_frames_with_their_captions(
+    root: Root, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    home = Path(root.path).parent
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", home / "cache")
+    export_as(root, Format.PAIRS)
+    [snippet] = [one for one in SNIPPETS if one.page == "docs/how-to/training.md" and "DataLoader" in one.text]
+    exec(snippet.text, {"__name__": "__main__"})
+    printed = re.findall(r"^2 windows; the first: \(8, 48, 64, 3\) (.*)$", capfd.readouterr().out, re.MULTILINE)
+    assert len(printed) == 2
+    assert set(printed) <= set(TEXTS)
 
 
 def frames_of(path: str) -> int:
