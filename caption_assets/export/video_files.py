@@ -89,7 +89,8 @@ def plan_cut(row: ManifestRow, config: CutConfig) -> CutPlan:
         resampled=resampled,
         can_copy=count == frames and not resampled and size == (width, height) and _is_upright(row),
         as_stored=config.cut is Cut.REMUX,
-        is_whole_clip=start == 0 and end == row.clip_frames,
+        # A file that holds its last frame lasts longer than its frames do.
+        is_whole_clip=start == 0 and end == row.clip_frames and seconds * rate < frames + 1,
         audio=config.audio and bool(row.has_audio),
     )
 

@@ -29,7 +29,7 @@ class CutPlan:
     as_stored: bool = False
     """Whether the window's part of the stream is copied from the last keyframe at or before it, whatever it shows."""
     is_whole_clip: bool = False
-    """Whether the window has all frames of the clip."""
+    """Whether the window has all frames of the clip, and its duration."""
     audio: bool = False
     """Whether the file has the clip's audio, if it has any."""
 

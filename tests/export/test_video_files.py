@@ -106,6 +106,11 @@ def test_plan_of_variable_rate_has_the_average_rate() -> None:
     assert (plan.frames, plan.fps, plan.seconds) == (100, Fraction(25, 2), 8.0)
 
 
+def test_clip_that_holds_its_last_frame_is_not_taken_as_it_is() -> None:
+    plan = plan_cut(replace(constant(), end_seconds=60.0), CutConfig(Cut.EXACT))
+    assert (plan.is_whole_clip, plan.seconds) == (False, 4.0)
+
+
 def test_rate_of_the_clip_needs_no_resampling() -> None:
     plan = plan_cut(constant(fps=24.0002), CutConfig(Cut.EXACT, fps=24))
     assert (plan.resampled, plan.can_copy, float(plan.fps)) == (False, True, 24.0)
