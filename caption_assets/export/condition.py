@@ -193,7 +193,7 @@ def _statement(database: DuckDBPyConnection, condition: str) -> dict[str, Any]:
 
 
 def _refuse(database: DuckDBPyConnection, tree: Any) -> None:
-    """Refuse subqueries, parameters, and functions whose result differs between two calls with the same arguments.
+    """Refuse subqueries, parameters, several columns, and functions with another result in each call.
 
     Raises:
         ConditionError: with the first one.
@@ -205,6 +205,8 @@ def _refuse(database: DuckDBPyConnection, tree: Any) -> None:
                 raise ConditionError("a subquery is not possible, because a condition is about one window: remove it")
             case "PARAMETER":
                 raise ConditionError("a parameter is not possible: write its value")
+            case "STAR":
+                raise ConditionError("a condition on several columns at once is not possible: name each column")
             case "FUNCTION" if not node["is_operator"]:
                 functions.append(node["function_name"])
             case "COLUMN_REF" if (name := node["column_names"][-1]).lower() in _CLOCKS:

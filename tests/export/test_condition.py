@@ -95,6 +95,8 @@ def test_null_is_not_selected(root: Root) -> None:
         ("today() > '2020-01-01'", "the result of today changes"),
         ("current_date > '2020-01-01'", "the result of current_date changes"),
         ("width > $1", "a parameter is not possible: write its value"),
+        ("columns(*) is not null", "several columns at once is not possible: name each column"),
+        ("columns('width|height') > 100", "several columns at once is not possible"),
         ("score > 'abc'", "Could not convert string 'abc' to DOUBLE"),
     ],
 )
