@@ -46,6 +46,8 @@ from caption_assets.export.formats.layout import (
 
 CSV_COLUMNS = ("shard", "clip_key", "window_index", "window_id", "start_frame", "end_frame", "caption", "caption_stage")
 """The columns of csv without own ones, followed by those of the video file or of the clip's location."""
+_NAMES = frozenset({"shard", "clip_key", "uri", "video"})
+"""Columns with names of files and clips."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,10 +174,12 @@ def _mapped(
     check_columns(columns, known)
     all_columns = window_samples(export, stages)
 
-    def samples(clip: CaptionedClip) -> list[Sample]:
-        return [replace(sample, record=map_record(columns, sample.record)) for sample in all_columns(clip)]
-
     is_csv = merged.name.endswith(".csv")
+
+    def samples(clip: CaptionedClip) -> list[Sample]:
+        found = ((sample, _one_line_texts(sample.record) if is_csv else sample.record) for sample in all_columns(clip))
+        return [replace(sample, record=map_record(columns, record)) for sample, record in found]
+
     header = _csv_line(columns) + b"\n" if is_csv else b""
     return FormatLayout(
         name=name,
@@ -201,14 +205,20 @@ def _described(name: str, source: Any, known: Mapping[str, Column]) -> Column:
     return Column(name, "struct", ", ".join(names_in({name: source})) or f"always `{source[CONSTANT]}`")
 
 
+def _one_line_texts(record: Record) -> Record:
+    """A record whose texts are one line each. Names stay as they are, since they lead to a file."""
+    return {
+        name: one_line(value) if isinstance(value, str) and name not in _NAMES else value
+        for name, value in record.items()
+    }
+
+
 def _csv_record(record: Record) -> bytes:
-    """A record as a line of CSV. Nested values are JSON; lines of a text are joined."""
+    """A record as a line of CSV. Nested values are JSON."""
     return _csv_line(_csv_value(value) for value in record.values())
 
 
 def _csv_value(value: Any) -> Any:
-    if isinstance(value, str):
-        return one_line(value)
     return json.dumps(value, ensure_ascii=False) if isinstance(value, (list, tuple, dict)) else value
 
 

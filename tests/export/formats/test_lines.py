@@ -9,12 +9,13 @@ docs/dataset_config.md and src/musubi_tuner/dataset/datasources.py.
 import csv
 import json
 import posixpath
+from dataclasses import replace
 from io import BytesIO, StringIO
 
 import pytest
 
 from caption_assets.errors import CaptionAssetsError
-from caption_assets.export.clip import TrainingText
+from caption_assets.export.clip import CaptionedClip, TrainingText
 from caption_assets.export.config import Format
 from caption_assets.export.formats import layout_of
 from caption_assets.export.formats.column_map import UnknownColumn
@@ -79,6 +80,18 @@ def test_csv_has_the_video_file_or_the_location_of_the_clip() -> None:
 def test_lines_of_a_text_are_joined_in_csv_only() -> None:
     assert rows_of(Format.CSV)[0]["caption"] == "A red car turns left. It stops."
     assert records_of(export_of(Format.JSONL, EXACT), CLIP)[0]["caption"] == TEXT
+
+
+def test_names_of_clips_are_unchanged_in_csv() -> None:
+    name = 'shard/a  "red"\ncar, 車.mp4'
+    [window] = clip_of(None).windows
+    row = replace(window.row, clip_key=name, uri=name)
+    clip = CaptionedClip("shard", row, (replace(window, row=row),), ())
+    layout = layout_of(export_of(Format.CSV, columns={"file": "uri", "key": "clip_key", "text": "caption"}))
+    file = BytesIO()
+    layout.write(file, [EncodedSample("key", line) for line in lines_of(layout, clip)])
+    [row] = csv.DictReader(StringIO(file.getvalue().decode(), newline=""))
+    assert row == {"file": name, "key": name, "text": "A red car turns left. It stops."}
 
 
 @pytest.mark.parametrize("format", [Format.JSONL, Format.CSV])
