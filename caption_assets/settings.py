@@ -36,6 +36,7 @@ from caption_assets.export.config import (
     OverLimit,
 )
 from caption_assets.export.formats import layout_of
+from caption_assets.export.formats.chat import VIDEO_TAG, without_tags
 from caption_assets.export.index import DATASET
 from caption_assets.models.cache import CacheConfig
 from caption_assets.models.checkpoint import Checkpoint, Lora
@@ -534,6 +535,16 @@ class Settings(BaseSettings):
                 "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or by a profile"
             )
         return value
+
+    @field_validator("export_instruction")
+    @classmethod
+    def _without_tags(cls, instruction: str) -> str:
+        if without_tags(instruction) != instruction:
+            raise ValueError(
+                f"{instruction!r} contains a tag such as {VIDEO_TAG}, but the formats add one for each video, and "
+                "trainers refuse a different number of tags: remove it"
+            )
+        return instruction
 
     @field_validator("engine_args", "chat_template_kwargs")
     @classmethod

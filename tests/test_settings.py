@@ -414,6 +414,11 @@ def test_texts_of_the_export_are_stages_with_weights(monkeypatch: pytest.MonkeyP
     assert weights('{"stage1_captions": 1, "stage2_captions": 3}') == {"stage1_captions": 1.0, "stage2_captions": 3.0}
 
 
+def test_instruction_with_the_place_of_the_video_is_refused() -> None:
+    with pytest.raises(SettingsError, match=r"contains a tag such as <video>, .*: remove it"):
+        load_settings(export_instruction="<video>What happens?")
+
+
 def test_columns_of_the_export_are_checked_when_settings_load(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CAPTION_EXPORT_COLUMNS", '{"text": "captoin"}')
     with pytest.raises(SettingsError, match=r"Unknown column 'captoin' .*did you mean caption"):
