@@ -177,7 +177,7 @@ class ExportConfig:
     def form(self) -> str:
         """Identity of the files of samples: those of shards with the same one can be merged."""
         form = {"columns": self.columns, "folder": self.folder, "instruction": self.instruction, "cut": self.has_videos}
-        return f"{LAYOUT_VERSION}-{self.format}-{sha256(json.dumps(form, sort_keys=True).encode()).hexdigest()[:8]}"
+        return f"{LAYOUT_VERSION}-{self.format}-{sha256(json.dumps(form).encode()).hexdigest()[:8]}"
 
     @property
     def text_weights(self) -> Mapping[str, float]:

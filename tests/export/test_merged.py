@@ -62,6 +62,17 @@ def test_shards_of_another_form_are_not_merged(root: Root) -> None:
     assert root.read(merged.path).splitlines()[0] == b"text"
 
 
+def test_shards_with_the_same_columns_in_another_order_are_not_merged(root: Root) -> None:
+    ordered = replace(CSV, columns={"text": "caption", "path": "uri"})
+    reordered = replace(CSV, columns={"path": "uri", "text": "caption"})
+    export_both(root, ordered)
+    export(root, reordered, "two")
+    merged = merge_dataset(root, reordered)
+    assert merged is not None
+    assert merged.others == ("one",)
+    assert ordered.code_version != reordered.code_version
+
+
 def test_another_format_removes_the_merged_file(root: Root) -> None:
     export_both(root, CSV)
     merge_dataset(root, CSV)
