@@ -147,13 +147,13 @@ def shard_versions(root: Root, export: ExportConfig, shard: str | None = None) -
     published: dict[str, set[str]] = defaultdict(set)
     for table in (*tables, CORRECTIONS):
         folder = table if shard is None else f"{table}/shard={shard}"
-        for path, state in sorted(root.states(folder).items()):
+        for path, tag in sorted(root.tags(folder).items()):
             name = path.removeprefix(f"{table}/shard=").rpartition("/")[0]
-            found[name].append(f"{path} {state}")
+            found[name].append(f"{path} {tag}")
             published[name].add(table)
     return {
-        name: sha256(json.dumps(states).encode()).hexdigest()[:16]
-        for name, states in found.items()
+        name: sha256(json.dumps(tags).encode()).hexdigest()[:16]
+        for name, tags in found.items()
         if published[name] >= set(tables)
     }
 

@@ -349,26 +349,6 @@ class Root:
             if not _is_temporary(name):
                 yield posixpath.join(path, name), entry
 
-    def states(self, path: str) -> dict[str, str]:
-        """A text for each object below a folder that changes when the object is written, by path.
-
-        It is the size with the store's ETag, or with the modification time of a local file. Temporary files are
-        excluded.
-
-        Raises:
-            StoreError: if the folder cannot be listed.
-        """
-        base = self.full(path) + "/"
-        with translate_store_errors(f"cannot list {self.address(path)}"):
-            found = self.fs.find(base, detail=True)
-        states = {
-            posixpath.join(
-                path, entry["name"].removeprefix(base)
-            ): f"{entry['size']} {entry.get('ETag') or entry['mtime']}"
-            for entry in found.values()
-        }
-        return {name: state for name, state in states.items() if not _is_temporary(name)}
-
     def move(self, path: str, target: str) -> None:
         """Move an object, and replace the target if it exists.
 

@@ -84,12 +84,12 @@ def test_text_within_the_limit_is_kept(root: Root) -> None:
 def test_shards_are_counted_once_for_all_exports(root: Root) -> None:
     how = replace(LINES, max_duplicates=6)
     export(root, how, "000")
-    before = root.states("_text_counts")
+    before = root.tags("_text_counts")
     export(root, how, "001")
-    assert root.states("_text_counts") == before
+    assert root.tags("_text_counts") == before
     publish_shard(root, "002", [])
     export(root, how, "001")
-    changed = {path for path in before if "total" not in path and path not in root.states("_text_counts")}
+    changed = {path for path in before if "total" not in path and path not in root.tags("_text_counts")}
     assert len(changed) == 1
 
 

@@ -234,15 +234,15 @@ def test_sizes_include_all_depths(root: Root) -> None:
     assert root.sizes("nothing") == {}
 
 
-def test_states_change_when_an_object_is_written(root: Root) -> None:
+def test_tags_change_when_an_object_is_written(root: Root) -> None:
     for path in ("a/b/c", "a/d", "ab/e"):
         root.write(path, b"one")
-    before = root.states("a")
+    before = root.tags("a")
     assert before.keys() == {"a/b/c", "a/d"}
-    assert root.states("a") == before
+    assert root.tags("a") == before
     root.write("a/d", b"two")
-    assert {path for path, state in root.states("a").items() if state != before[path]} == {"a/d"}
-    assert root.states("nothing") == {}
+    assert {path for path, tag in root.tags("a").items() if tag != before[path]} == {"a/d"}
+    assert root.tags("nothing") == {}
 
 
 def test_move_replaces_the_target(root: Root) -> None:
