@@ -89,7 +89,7 @@ def _webdataset(dataset: Path) -> list[str]:
 def _energon(dataset: Path) -> list[str]:
     from megatron import energon
 
-    @energon.stateless
+    @energon.stateless  # type: ignore[untyped-decorator]
     def cook(sample: dict[str, Any]) -> Any:
         assert sample["mp4"].get_metadata().video_num_frames == 2 * FRAMES
         return energon.TextSample(
@@ -97,7 +97,7 @@ def _energon(dataset: Path) -> list[str]:
             text="\n".join(window["stage2_caption"] for window in sample["json"]["windows"]),
         )
 
-    class Encoder(energon.DefaultTaskEncoder):  # type: ignore[misc, no-any-unimported]
+    class Encoder(energon.DefaultTaskEncoder):  # type: ignore[misc]
         cookers = [energon.Cooker(cook)]  # noqa: RUF012
 
     _compare_with_prepare(dataset)

@@ -68,7 +68,7 @@ def test_folder_loads_as_clips_with_their_windows(root: Root, streaming: bool) -
     ]
     assert found[0]["json"]["windows"][1]["stage2_caption"] == "Stage 2 of a.b/car.mp4, window 1."
     assert [one["json"]["prompt"] for one in found] == [None, "Count.", None]
-    assert found[1]["json"]["windows"][0]["stage2_flags"] == ["too_short"]
+    assert found[1]["json"]["windows"][0]["stage2_flags"] == ["meta"]
     for one in found:
         with av.open(BytesIO(one["mp4"]["bytes"]), "r") as video:
             assert len(list(video.decode(video=0))) == 4
@@ -80,8 +80,8 @@ def test_folder_loads_as_windows(root: Root, streaming: bool) -> None:
     assert [(one["shard"], one["clip_key"], one["window_index"], one["stage1_flags"]) for one in found] == [
         ("__first", "a.b/car.mp4", 0, []),
         ("__first", "a.b/car.mp4", 1, []),
-        ("second.part", "van.webm", 0, ["too_short"]),
-        ("second.part", "bus.mp4", 0, ["too_short"]),
+        ("second.part", "van.webm", 0, ["meta"]),
+        ("second.part", "bus.mp4", 0, ["meta"]),
     ]
     assert found[3]["clip_fps"] == 25.0
     assert len(root.read(found[3]["uri"])) == found[3]["bytes"]

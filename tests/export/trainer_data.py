@@ -31,14 +31,15 @@ def captioned_root(folder: Path) -> Root:
             clip_fps=25.0,
             clip_seconds=2 * FRAMES / 25,
         )
-        parts = [
-            {
-                "start_frame": FRAMES * number,
-                "end_frame": FRAMES * (number + 1),
-                "start_seconds": FRAMES * number / 25,
-                "end_seconds": FRAMES * (number + 1) / 25,
-            }
-            for number in range(2)
+        rows = [
+            replace(
+                row,
+                start_frame=FRAMES * number,
+                end_frame=FRAMES * (number + 1),
+                start_seconds=FRAMES * number / 25,
+                end_seconds=FRAMES * (number + 1) / 25,
+            )
+            for number, row in enumerate(rows)
         ]
-        publish_captioned(root, [replace(row, **part) for row, part in zip(rows, parts, strict=True)], shard=shard)
+        publish_captioned(root, rows, shard=shard)
     return root
