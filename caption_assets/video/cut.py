@@ -73,8 +73,9 @@ class CutMethod(StrEnum):
 class CutMismatch(UnreadableClip):
     """A written file whose frames are not those of the window."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__("cut_mismatch", f"the file that was cut is wrong: {message}")
+
+def _mismatch(message: str) -> CutMismatch:
+    return CutMismatch("cut_mismatch", f"the file that was cut is wrong: {message}")
 
 
 class WindowCutter:
@@ -247,7 +248,7 @@ class WindowCutter:
             for number, packet in self._take(packets):
                 digest.add(packet)
                 if number == packets.start and frames is not None and not _is_closed(self._stream, packet):
-                    raise CutMismatch("it does not begin a closed group of pictures")
+                    raise _mismatch("it does not begin a closed group of pictures")
                 time = times[number - packets.start]
                 packet.pts, packet.dts = time, ascending[number - packets.start] - delay
                 packet.duration = ends.get(time, time + last) - time
@@ -261,7 +262,7 @@ class WindowCutter:
         stamps = self._decoder.timeline.timestamps
         times = [stamps[number] for number in packets]
         if MISSING in times or len(set(times)) < len(times):
-            raise CutMismatch("packets have no timestamps of their own")
+            raise _mismatch("packets have no timestamps of their own")
         return [time - stamps[first] for time in times]
 
     def _take(self, packets: range) -> Iterator[tuple[int, Packet[VideoStream]]]:
@@ -288,19 +289,19 @@ class WindowCutter:
             copied.close()
         found = list(timeline.sources)
         if frames is not None and len(found) != frames:
-            raise CutMismatch(f"it has {len(found)} frames, and the window {frames}")
+            raise _mismatch(f"it has {len(found)} frames, and the window {frames}")
         if found[: len(shown)] != list(shown):
-            raise CutMismatch("its frames are in another order")
+            raise _mismatch("its frames are in another order")
         with path.open("rb") as file, open_video(file) as (container, stream):
             digest = PictureDigest(stream)
             for _, packet in numbered(container.demux(stream)):
                 digest.add(packet)
         if digest.value != expected.value:
-            raise CutMismatch("its pictures are not those of the clip")
+            raise _mismatch("its pictures are not those of the clip")
         with path.open("rb") as file, open_video(file) as (container, stream):
             first = next(container.decode(stream), None)
         if first is None or first.is_corrupt:
-            raise CutMismatch("its first picture cannot be decoded")
+            raise _mismatch("its first picture cannot be decoded")
 
     def _encode(self, plan: CutPlan, path: Path) -> Iterator[None]:
         try:
@@ -418,8 +419,8 @@ def _prove_encoded(path: Path, plan: CutPlan) -> Iterator[None]:
         stream.codec_context.options = {**DECODER_OPTIONS, "skip_loop_filter": "all"}  # pixels are not used
         for frame in container.decode(stream):
             if frame.is_corrupt or (frame.width, frame.height) != (plan.width, plan.height):
-                raise CutMismatch(f"frame {frames} is damaged, or not {plan.width}x{plan.height}")
+                raise _mismatch(f"frame {frames} is damaged, or not {plan.width}x{plan.height}")
             frames += 1
             yield None
     if frames != plan.frames:
-        raise CutMismatch(f"it has {frames} frames, and the window {plan.frames}")
+        raise _mismatch(f"it has {frames} frames, and the window {plan.frames}")

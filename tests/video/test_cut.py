@@ -13,7 +13,7 @@ from av.video.reformatter import ColorTrc
 from numpy.typing import NDArray
 
 from caption_assets.errors import UnreadableClip
-from caption_assets.video.cut import CutMethod, WindowCutter
+from caption_assets.video.cut import CutMethod, CutMismatch, WindowCutter
 from caption_assets.video.cut_in_worker import cut_shared
 from caption_assets.video.cut_plan import CutPlan
 from caption_assets.workers.sandbox import Sandbox, SandboxLimits
@@ -51,6 +51,10 @@ def cut(data: bytes, wanted: CutPlan, folder: Path) -> tuple[CutMethod, Path]:
     if method is CutMethod.AS_IS:
         path.write_bytes(data)
     return method, path
+
+
+def raise_mismatch() -> None:
+    raise CutMismatch("cut_mismatch", "it is short")
 
 
 def cases() -> list[object]:
@@ -148,6 +152,15 @@ def test_parameter_sets_that_change_prevent_a_copy(tmp_path: Path) -> None:
 def test_copy_with_another_number_of_frames_is_detected_and_the_window_encoded(tmp_path: Path) -> None:
     method, path = cut(video_of_kind("h264"), plan(12, 36, frames=23), tmp_path)
     assert (method, len(frame_hashes(path))) == (CutMethod.ENCODED, 23)
+
+
+@pytest.mark.fast
+def test_mismatch_in_a_worker_keeps_its_kind() -> None:
+    with Sandbox(SandboxLimits(), workers=1) as sandbox:
+        job = sandbox.submit(raise_mismatch)
+        with pytest.raises(CutMismatch, match="it is short") as error:
+            sandbox.result(job)
+    assert error.value.kind == "cut_mismatch"
 
 
 @pytest.mark.fast
