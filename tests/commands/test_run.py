@@ -91,7 +91,10 @@ def test_run_captions_all_shards_with_one_engine_and_names_the_failed_one(comman
 
     status, output = command_line.run("export", "--all", "--format", "jsonl")
     assert status == 0, output
-    assert output.splitlines()[-2] == "exported  2 of 2 shards, 3 windows"
+    exported, dataset, merged = output.splitlines()[-3:]
+    assert exported == "exported  2 of 2 shards, 3 windows"
+    assert dataset.split()[0] == "dataset"
+    assert merged.endswith("dataset.jsonl: 3 samples of 2 shards")
     assert len(list((command_line.root / "captioned_dataset" / "data").rglob("*.jsonl"))) == 2
 
 
