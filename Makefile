@@ -49,7 +49,7 @@ test: setup ## Run the fast, engine and store lanes and one test of each slow la
 
 # Side by side: the postgres lane waits for Dagster's schedule most of the time, and the faults lane for timeouts.
 test-rest: setup ## Run the rest of the faults and postgres lanes, which CI runs after `make test`
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target $(addprefix test-rest-,$(CI_LANES))
+	@$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target $(addprefix test-rest-,$(CI_LANES))
 
 $(addprefix test-rest-,$(CI_LANES)):
 	$(RUN) pytest -m "$(@:test-rest-%=%) and not representative and not nightly"

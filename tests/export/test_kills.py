@@ -121,7 +121,7 @@ def _hash(path: Path) -> str:
 
 @pytest.mark.faults
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("kills", [5, pytest.param(50, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("kills", [3, pytest.param(50, marks=pytest.mark.nightly)])
 def test_killed_exports_write_the_same_files(captioned: Path, tmp_path: Path, kills: int) -> None:
     exports = RepeatedExports(captioned, tmp_path)
     assert exports.run()

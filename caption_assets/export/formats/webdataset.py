@@ -35,6 +35,8 @@ from caption_assets.export.formats.layout import (
 VIDEO = "mp4"
 """Suffix of the clip in its sample, whatever its container: ``datasets`` turns each suffix into a column and requires
 the same suffixes in all samples. Decoders detect the container."""
+COPY_BYTES = 1 << 20
+"""Size of the pieces in which a video is written; tarfile's own are 16 KiB."""
 _FILE_COLUMNS = VIDEO_COLUMNS[1:]
 """The columns of a window's file without its path."""
 
@@ -93,6 +95,7 @@ def write_tar(file: IO[bytes], samples: Iterable[EncodedSample]) -> int:
     """Write a webdataset tar with two members for each sample: ``<key>.json`` and ``<key>.mp4``."""
     count = 0
     with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        tar.copybufsize = COPY_BYTES  # type: ignore[attr-defined]  # public, but not in the stubs
         for sample in samples:
             for suffix, data in (("json", sample.record), (VIDEO, sample.video)):
                 info = tarfile.TarInfo(f"{sample.key}.{suffix}")  # reproducible: it has no owner and no time
