@@ -11,10 +11,12 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from caption_assets.captioning.stages import Stage
 from caption_assets.errors import CaptionAssetsError, printable
 from caption_assets.export.clip import ShardTables
+from caption_assets.export.corrected import REWRITTEN
 from caption_assets.store.corrections import Corrections, Decision
 from caption_assets.store.table_file import ROW_GROUP, TableFile
 from caption_assets.store.tables import CLIP_MANIFEST, SHARD, published_schema
@@ -260,22 +262,24 @@ class _CorrectedStage:
         self._by_window = {one.target[:3]: one for one in corrections.present if one.stage == stage}
 
     def apply(self, rows: pa.Table, manifest: pa.Table) -> pa.Table:
-        """Rows of the stage with the columns of corrections and with the texts of rewrites."""
+        """Rows of the stage with the columns of corrections. A rewrite replaces its row's caption and ``REWRITTEN``."""
         if not self._by_window:
             nothing = [pa.nulls(rows.num_rows, field.type) for field in (CORRECTION, CORRECTION_OUTDATED)]
             return rows.append_column(CORRECTION, nothing[0]).append_column(CORRECTION_OUTDATED, nothing[1])
         windows = zip(*(manifest[name].to_pylist() for name in _WINDOW), strict=True)
         found = [self._by_window.get(window) for window in windows]
-        model_texts = rows["caption"].to_pylist()
-        pairs = list(zip(found, model_texts, strict=True))
-        texts = [one.caption if one and one.decision is Decision.REWRITE else text for one, text in pairs]
+        pairs = list(zip(found, rows["caption"].to_pylist(), strict=True))
         decisions = [one and one.decision.value for one in found]
         outdated = [one and one.reviewed_caption != text for one, text in pairs]
-        position = rows.schema.get_field_index("caption")
-        return (
-            rows.set_column(position, rows.schema.field(position), pa.array(texts, pa.string()))
-            .append_column(CORRECTION, pa.array(decisions, CORRECTION.type))
-            .append_column(CORRECTION_OUTDATED, pa.array(outdated, CORRECTION_OUTDATED.type))
+        is_rewritten = pa.array([decision == Decision.REWRITE for decision in decisions])
+        texts = pa.array([one and one.caption for one in found], pa.string())
+        for name, value in {"caption": texts, **REWRITTEN}.items():
+            field = rows.schema.field(name)
+            present = value if isinstance(value, pa.Array) else pa.scalar(value, field.type)
+            column = pc.if_else(is_rewritten, present, rows[name])
+            rows = rows.set_column(rows.schema.get_field_index(name), field, column)
+        return rows.append_column(CORRECTION, pa.array(decisions, CORRECTION.type)).append_column(
+            CORRECTION_OUTDATED, pa.array(outdated, CORRECTION_OUTDATED.type)
         )
 
 

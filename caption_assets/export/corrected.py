@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from caption_assets.captioning.output import ChoiceOutput, JsonOutput, Output, TextOutput
 from caption_assets.captioning.stages import Stage
@@ -16,6 +17,15 @@ REJECTED = "rejected"
 """Reason of a window that a person rejected."""
 INVALID = "invalid rewrite"
 """Reason of a window with a rewrite that is no JSON or no choice of its stage, followed by the stage's name."""
+
+REWRITTEN: Mapping[str, Any] = {
+    "status": Status.OK,
+    "flags": (),
+    "finish_reason": None,
+    "error_kind": None,
+    "error": None,
+}
+"""The columns of a row with a person's text that were about the model's."""
 
 
 class ApplyCorrections:
@@ -48,7 +58,7 @@ class ApplyCorrections:
 
 def rewritten_row(row: CaptionRow, caption: str) -> CaptionRow:
     """A row with a person's text."""
-    return replace(row, status=Status.OK, caption=caption, flags=(), finish_reason=None, error_kind=None, error=None)
+    return replace(row, caption=caption, **REWRITTEN)
 
 
 def _is_answer(output: Output, text: str) -> bool:

@@ -106,6 +106,9 @@ def test_rewritten_caption_needs_no_success_and_has_no_flags(root: Root) -> None
     rewrites = [Correction.of(row, "stage2_captions", Decision.REWRITE, "me", caption="A van.") for row in stage2]
     save_corrections(root, SHARD, rewrites)
     assert exported(root, EXPORT) == (["car", "van"], {})
+    stage2 = "stage2_captions"
+    where = f"{stage2}.status = 'ok' and not list_contains({stage2}.flags, 'repetition') and {stage2}.error is null"
+    assert exported(root, replace(EXPORT, where=where)) == (["car", "van"], {})
 
 
 def test_another_condition_makes_the_dataset_stale_but_keeps_equal_files(root: Root) -> None:
