@@ -106,8 +106,8 @@ def test_rewritten_caption_needs_no_success_and_has_no_flags(root: Root) -> None
     rewrites = [Correction.of(row, "stage2_captions", Decision.REWRITE, "me", caption="A van.") for row in stage2]
     save_corrections(root, SHARD, rewrites)
     assert exported(root, EXPORT) == (["car", "van"], {})
-    stage2 = "stage2_captions"
-    where = f"{stage2}.status = 'ok' and not list_contains({stage2}.flags, 'repetition') and {stage2}.error is null"
+    name = "stage2_captions"
+    where = f"{name}.status = 'ok' and not list_contains({name}.flags, 'repetition') and {name}.error is null"
     assert exported(root, replace(EXPORT, where=where)) == (["car", "van"], {})
 
 

@@ -90,8 +90,8 @@ def test_names_of_clips_are_unchanged_in_csv() -> None:
     layout = layout_of(export_of(Format.CSV, columns={"file": "uri", "key": "clip_key", "text": "caption"}))
     file = BytesIO()
     layout.write(file, [EncodedSample("key", line) for line in lines_of(layout, clip)])
-    [row] = csv.DictReader(StringIO(file.getvalue().decode(), newline=""))
-    assert row == {"file": name, "key": name, "text": "A red car turns left. It stops."}
+    [line] = csv.DictReader(StringIO(file.getvalue().decode(), newline=""))
+    assert line == {"file": name, "key": name, "text": "A red car turns left. It stops."}
 
 
 @pytest.mark.parametrize("format", [Format.JSONL, Format.CSV])
