@@ -24,6 +24,7 @@ from caption_assets.dagster_lib.project_claim import check_claim
 from caption_assets.dagster_lib.shard_events import first_names, is_removed, observed_versions
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.export.index import shard_folder
+from caption_assets.export.merged import remove_merged
 from caption_assets.models.weights import format_size
 from caption_assets.report.dashboard import update_dashboard
 from caption_assets.report.gallery import gallery_path
@@ -91,6 +92,8 @@ def retire_shards(names: Sequence[str], *, removed: bool, answer: int | None) ->
         for shard in shards:
             retire(instance, project, root, shard)
             print(f"retired {shard}")
+        if any(path.startswith(shard_folder(one.shard)) for one in outputs for path in one.paths):
+            remove_merged(root)  # it names the files that were moved
         update_dashboard(root)
     print(f"to restore them: caption-assets trash restore {' '.join(shards) if len(shards) <= SHOWN else 'SHARD ...'}")
 

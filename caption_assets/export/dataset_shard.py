@@ -29,7 +29,7 @@ from caption_assets.export.index import (
     shard_folder,
     write_index,
 )
-from caption_assets.export.merged import remove_other_merged
+from caption_assets.export.merged import remove_merged
 from caption_assets.export.selected_clips import limit_clip, select_clips
 from caption_assets.export.text_counts import TextTally
 from caption_assets.export.token_budget import TokenTally, tally_of
@@ -102,6 +102,8 @@ def export_shard(
                     content = work.summarize(frequencies.tally())  # other windows are left out
                     written = not _is_current(index, content, sizes)
                 if written:
+                    if index is not None:  # the merged files name the shard's files, of which some will be removed
+                        remove_merged(root)
                     index = work.publish(content)
             except ClipChanged as error:
                 raise ExportError(f"{error}. Shard {shard!r} was not exported") from None
@@ -119,7 +121,7 @@ def export_shard(
                 f"export it in one run at a time, and materialize {DATASET} again"
             )
         write_card(root, tables, work.layout, export)
-        remove_other_merged(root, work.layout)
+        remove_merged(root, work.layout)
         is_corrected = compact_corrections(root, tables.correction_files)
     return ExportResult(index, written, is_corrected, frequencies.most_frequent(content.texts))
 

@@ -76,18 +76,22 @@ def merge_dataset(root: Root, export: ExportConfig) -> MergedDataset | None:
     return MergedDataset(f"{DATASET}/{path}", len(indexes), sum(index.samples for index in indexes.values()), others)
 
 
-def remove_other_merged(root: Root, layout: FormatLayout) -> None:
-    """Remove the merged files of other formats.
+def remove_merged(root: Root, kept: FormatLayout | None = None) -> None:
+    """Remove the merged files.
+
+    Args:
+        root: the root with the dataset.
+        kept: the format of those to keep.
 
     Raises:
         StoreError: if one cannot be removed.
     """
-    merged = layout.merged
+    merged = kept.merged if kept else None
     own = {merged.name, *merged.companions} if merged else set()
     for name in root.names(DATASET):
         if name in NAMES and name not in own:
             root.remove(f"{DATASET}/{name}")
-        elif name == META and layout.file_indexes is not tar_indexes:
+        elif name == META and (kept is None or kept.file_indexes is not tar_indexes):
             root.remove_folder(f"{DATASET}/{name}")
 
 

@@ -230,8 +230,10 @@ def test_unconfirmed_retire_command_describes_the_shards_and_moves_nothing(
 def test_retire_command_accepts_only_the_number_typed(
     commands: AutomationHarness, monkeypatch: pytest.MonkeyPatch, typed: str, is_retired: bool
 ) -> None:
+    commands.root.write("captioned_dataset/dataset.jsonl", b"lines of the shard")
     monkeypatch.setattr(sys, "stdin", Terminal(typed))
     assert (run_cli("retire", "a") is None) == is_retired
+    assert commands.root.exists("captioned_dataset/dataset.jsonl") != is_retired
     assert ("a" not in commands.registered) == is_retired
 
 

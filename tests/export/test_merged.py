@@ -92,6 +92,17 @@ def test_repeated_export_keeps_the_merged_file(root: Root) -> None:
     assert "dataset.csv" in root.names(DATASET)
 
 
+def test_changed_shard_removes_the_merged_file_which_may_name_files_that_are_gone(root: Root) -> None:
+    export_both(root, CSV)
+    merge_dataset(root, CSV)
+    publish_captioned(root, clip(root, "tram.mp4", b"a tram"), shard="new")
+    export(root, CSV, "new")
+    assert "dataset.csv" in root.names(DATASET)
+    publish_captioned(root, clip(root, "bus.mp4", b"another bus"), shard="two")
+    export(root, CSV, "two")
+    assert "dataset.csv" not in root.names(DATASET)
+
+
 def test_format_without_a_merged_file_has_none(root: Root) -> None:
     export_both(root, TARS)
     assert merge_dataset(root, TARS) is None
