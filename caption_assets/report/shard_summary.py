@@ -40,6 +40,8 @@ CHOICES = 20
 TEXT = 300
 """Maximum length of an example, in characters."""
 FAILED, FLAGGED, LOW_SCORE = "failed", "flagged", "low score"
+LOW = 0.5
+"""Limit of low scores: below it the choice that counts as good is less probable than the others together."""
 _UPSTREAM_KINDS = (UPSTREAM_FAILED, FORMER_KINDS[UPSTREAM_FAILED])
 
 
@@ -311,7 +313,8 @@ def _flagged(table: StoredTable) -> list[Example]:
 
 
 def _low_scored(scores: Sequence[tuple[CaptionRow, float]]) -> list[Example]:
-    lowest = nsmallest(WORST, scores, key=lambda scored: scored[1])
+    low = (scored for scored in scores if scored[1] < LOW)
+    lowest = nsmallest(WORST, low, key=lambda scored: scored[1])
     return [_example(row, LOW_SCORE, f"{score:.3f}", 1 - score) for row, score in lowest]
 
 

@@ -97,7 +97,7 @@ def test_scores_and_choices_are_counted(root: Root) -> None:
     assert {number: count for number, count in enumerate(found.score_bins) if count} == {5: 1, 18: 1, 19: 1}
     assert found.choices == {"yes": 2, "no": 1}
     assert found.worded == 0
-    worst = found.worst[0]
+    [worst] = found.worst
     assert (worst.reason, worst.detail, worst.clip) == ("low score", "0.260", "van.mp4")
 
 

@@ -100,7 +100,7 @@ function worstRow([reason, detail, stage, shard, clip, place, text]) {
     "tr",
     {},
     make("td", {}, `${reason}: ${detail.replaceAll("_", " ")}`),
-    make("td", {}, stage),
+    make("td", { class: "stage" }, stage),
     make("th", { scope: "row" }, galleryLink(shard, `${shard}: ${place}`, clip)),
     make("td", { class: "text", dir: "auto" }, text),
   );
@@ -112,7 +112,7 @@ function repeatedRow([captions, shards, stage, shard, clip, text]) {
     {},
     make("td", { class: "number" }, integers.format(captions)),
     make("td", { class: "number" }, integers.format(shards)),
-    make("td", {}, stage),
+    make("td", { class: "stage" }, stage),
     make("th", { scope: "row" }, galleryLink(shard, `${shard}: ${clip}`, clip)),
     make("td", { class: "text", dir: "auto" }, text),
   );
