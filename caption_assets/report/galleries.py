@@ -13,7 +13,7 @@ from caption_assets.report.dashboard import update_dashboard
 from caption_assets.report.gallery import gallery_path, web_address, write_gallery
 from caption_assets.report.missing_previews import make_missing_previews
 from caption_assets.report.shard_summary import write_summary
-from caption_assets.report.terminal import unknown_name
+from caption_assets.report.terminal import require_shards
 from caption_assets.store.root import Root
 from caption_assets.store.tables import CLIP_MANIFEST, TableError, stored_shards
 from caption_assets.workers.sandbox import Sandbox
@@ -49,9 +49,7 @@ def write_galleries(
         raise TableError(
             f"{root.url} has no tables: caption shards first (`caption-assets run`), or check CAPTION_ROOT"
         )
-    for shard in shards or ():
-        if shard not in known:
-            raise TableError(unknown_name(f"{root.url} has no tables of shard {shard!r}", shard, sorted(known)))
+    require_shards(root, shards or (), known)
     failed: list[str] = []
     for shard in shards or sorted(known):
         try:

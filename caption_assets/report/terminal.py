@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from itertools import islice
@@ -73,8 +73,7 @@ def show_shard(
         StoreError: if the root cannot be read.
     """
     stored = StoredShard(root, shard)
-    if shard not in (known := stored_shards(root, CLIP_MANIFEST)):
-        raise TableError(unknown_name(f"{root.url} has no tables of shard {shard!r}", shard, sorted(known)))
+    require_shards(root, [shard], stored_shards(root, CLIP_MANIFEST))
     tables = _tables(stored, order, stage)
     windows = _windows(stored, tables)
     wanted = [window for window in windows if window.has_failed] if only_failed else windows
@@ -90,6 +89,17 @@ def show_shard(
             typer.echo(line)
     if len(shown) < len(wanted):
         print(f"\n{_count(len(wanted) - len(shown), 'more window')}: raise --limit, or leave it out")
+
+
+def require_shards(root: Root, shards: Iterable[str], known: Collection[str]) -> None:
+    """Check that shards have tables.
+
+    Raises:
+        TableError: with the first one that has none, and similar names.
+    """
+    for shard in shards:
+        if shard not in known:
+            raise TableError(unknown_name(f"{root.url} has no tables of shard {shard!r}", shard, sorted(known)))
 
 
 def unknown_name(what: str, name: str, known: Sequence[str]) -> str:

@@ -16,9 +16,9 @@ from caption_assets.report.review.desk import ReviewDesk
 from caption_assets.report.review.guard import TOKEN, new_token
 from caption_assets.report.review.rows import Kind, ReviewRow, read_rows
 from caption_assets.report.server import listen, serve, served_hosts
-from caption_assets.report.terminal import unknown_name
+from caption_assets.report.terminal import require_shards, unknown_name
 from caption_assets.store.root import Root
-from caption_assets.store.tables import CLIP_MANIFEST, Status, TableError, stored_shards
+from caption_assets.store.tables import CLIP_MANIFEST, Status, stored_shards
 
 MAX_ROWS = 200_000
 """Maximum number of captions in a review. They are in memory, about 3 KB each."""
@@ -124,9 +124,7 @@ def read_shards(root: Root, shards: Sequence[str] | None, stages: Sequence[str])
         StoreError: if the root cannot be read.
     """
     known = stored_shards(root, CLIP_MANIFEST)
-    for shard in shards or ():
-        if shard not in known:
-            raise TableError(unknown_name(f"{root.url} has no tables of shard {shard!r}", shard, sorted(known)))
+    require_shards(root, shards or (), known)
     rows: list[ReviewRow] = []
     for shard in dict.fromkeys(shards or sorted(known)):
         stored = StoredShard(root, shard)
