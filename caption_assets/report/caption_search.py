@@ -35,10 +35,11 @@ CAPTION = 2000
 PARALLEL_READS = 16
 """Number of tables of object storage that are read and searched at a time."""
 COLUMNS = ("clip_key", "window_index", "start_seconds", "end_seconds", "caption")
-LOCAL_TABLES = r"""(
-    select * replace (regexp_extract(filename, '/shard=([^/]+)/[^/]+$', 1) as shard)
+LOCAL_TABLES = rf"""(
+    select regexp_extract(filename, '/shard=([^/]+)/[^/]+$', 1) as shard, {", ".join(COLUMNS)}
     from read_parquet($paths, hive_partitioning = false, filename = true)
 )"""
+"""The tables of a local root. Those of the first release have no column ``shard``."""
 _TERM = re.compile(r'"([^"]+)"|([^\s"]+)')
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from caption_assets.store.root import Root
 from tests.report.windows import FOUR, captioned, failed, publish, publish_four, window
 from tests.stages import STAGES
 
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 NAMES = [stage.name for stage in STAGES]
 TEXTS = ("A red car.", "A CAR's wheel: 100% (real).", "A van.", "\u00c9ine \u7ea2\u8272\u7684\u8f66")
 
@@ -85,6 +87,16 @@ def test_damaged_table_does_not_stop_the_search(root: Root, damage: bytes) -> No
     result = CaptionSearch(root, NAMES).find("red")
     assert len(result.hits) == 3
     assert result.unsearched == 1
+
+
+@pytest.mark.fast
+def test_tables_of_earlier_releases_are_searched(tmp_path: Path) -> None:
+    root = Root.open(str(shutil.copytree(FIXTURES / "root_before_window_job", tmp_path / "root")))  # no column shard
+    result = CaptionSearch(root, NAMES).find("yellow")
+    assert {hit.shard for hit in result.hits} == {"shard"}
+    assert result.unsearched == 0
+    publish_texts(root)
+    assert {hit.shard for hit in CaptionSearch(root, NAMES).find("a").hits} == {"a", "b=2", "shard"}
 
 
 @pytest.mark.fast
