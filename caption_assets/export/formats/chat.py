@@ -14,12 +14,12 @@ from caption_assets.export.formats.layout import (
     MergedFile,
     Record,
     Sample,
+    check_own_files,
     features_of,
     videos_of,
     window_key,
 )
 from caption_assets.export.formats.lines import write_lines
-from caption_assets.export.formats.pairs import check_own_files
 
 VIDEO_TAG = "<video>"
 """The place of the video in the question. The number of tags must be that of the videos."""

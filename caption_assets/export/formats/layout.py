@@ -10,11 +10,16 @@ from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any
 
+from caption_assets.errors import CaptionAssetsError
 from caption_assets.export.clip import CaptionedClip, CaptionedWindow
 from caption_assets.export.columns import Column, Feature
 from caption_assets.export.config import Cut, ExportConfig, Format
 
 Record = dict[str, Any]
+
+
+class SharedVideo(CaptionAssetsError):
+    """Several windows of one video file, in a format with one text a file."""
 
 
 class Videos(Enum):
@@ -151,6 +156,20 @@ def sample_key(clip: CaptionedClip) -> str:
 def window_key(clip: CaptionedClip, window: CaptionedWindow) -> str:
     """A window's key in the dataset: its clip's and its number."""
     return f"{sample_key(clip)}-{window.row.window_index}"
+
+
+def check_own_files(clip: CaptionedClip) -> None:
+    """Check that no two windows of a clip share a file.
+
+    Raises:
+        SharedVideo: if they do.
+    """
+    paths = [window.video.path for window in clip.windows if window.video is not None]
+    if len(set(paths)) < len(paths):
+        raise SharedVideo(
+            f"clip {clip.row.clip_key!r} has {len(paths)} windows, but the format has one text for each file: set "
+            "CAPTION_EXPORT_CUT=exact"
+        )
 
 
 def features_of(*columns: Column) -> list[Feature]:

@@ -38,6 +38,7 @@ from caption_assets.export.formats.layout import (
     MergedFile,
     Record,
     Sample,
+    check_own_files,
     encode_record,
     features_of,
     videos_of,
@@ -126,7 +127,13 @@ def preset(export: ExportConfig, stages: tuple[StageColumns, ...]) -> FormatLayo
     """The layout of a trainer's preset."""
     found = PRESETS[export.format]
     merged = MergedFile(found.merged, is_json=found.merged.endswith(".json"))
-    return _mapped(export, stages, found.columns, f"lines for {found.trainer}", merged)
+    layout = _mapped(export, stages, found.columns, f"lines for {found.trainer}", merged)
+
+    def samples(clip: CaptionedClip) -> list[Sample]:
+        check_own_files(clip)
+        return layout.samples(clip)
+
+    return replace(layout, samples=samples)
 
 
 def window_samples(

@@ -5,16 +5,11 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Iterator
 
-from caption_assets.errors import CaptionAssetsError
 from caption_assets.export.clip import CaptionedClip
 from caption_assets.export.columns import CLIP_COLUMNS, SHARD, VIDEO_COLUMNS, StageColumns, choose_text, window_columns
 from caption_assets.export.config import ExportConfig
-from caption_assets.export.formats.layout import FormatLayout, Sample, features_of, videos_of
+from caption_assets.export.formats.layout import FormatLayout, Sample, check_own_files, features_of, videos_of
 from caption_assets.export.formats.lines import line_columns, one_line, window_samples, write_lines
-
-
-class SharedVideo(CaptionAssetsError):
-    """Several windows of one video file, in a format with one text a file."""
 
 
 def pairs(export: ExportConfig, stages: tuple[StageColumns, ...]) -> FormatLayout:
@@ -44,17 +39,3 @@ def text_files(clip: CaptionedClip) -> Iterator[tuple[str, bytes]]:
         if window.video is not None:
             stem = posixpath.splitext(posixpath.basename(window.video.path))[0]
             yield f"{stem}.txt", one_line(choose_text(window).text).encode()
-
-
-def check_own_files(clip: CaptionedClip) -> None:
-    """Check that no two windows of a clip share a file.
-
-    Raises:
-        SharedVideo: if they do.
-    """
-    paths = [window.video.path for window in clip.windows if window.video is not None]
-    if len(set(paths)) < len(paths):
-        raise SharedVideo(
-            f"clip {clip.row.clip_key!r} has {len(paths)} windows, but the format has one text for each file: set "
-            "CAPTION_EXPORT_CUT=exact"
-        )

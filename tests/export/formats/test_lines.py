@@ -16,10 +16,10 @@ import pytest
 
 from caption_assets.errors import CaptionAssetsError
 from caption_assets.export.clip import CaptionedClip, TrainingText
-from caption_assets.export.config import Format
+from caption_assets.export.config import CutConfig, Format
 from caption_assets.export.formats import layout_of
 from caption_assets.export.formats.column_map import UnknownColumn
-from caption_assets.export.formats.layout import EncodedSample
+from caption_assets.export.formats.layout import EncodedSample, SharedVideo
 from tests.export.formats.clips import EXACT, TEXT, clip_of, export_of, lines_of, records_of, video_of
 
 pytestmark = pytest.mark.fast
@@ -134,3 +134,9 @@ def test_text_is_drawn_by_the_weights_and_stays_the_same() -> None:
 def test_token_count_is_a_column() -> None:
     clip = clip_of(video_of("aa"), texts=(TrainingText("stage2_captions", "A car.", tokens=3),))
     assert records_of(export_of(Format.JSONL, EXACT), clip)[0]["caption_tokens"] == 3
+
+
+@pytest.mark.parametrize("format", [Format.LTX, Format.VIDEOX_FUN, Format.FASTVIDEO, Format.OPEN_SORA, Format.MUSUBI])
+def test_two_windows_of_one_file_are_an_error_because_trainers_read_its_beginning(format: Format) -> None:
+    with pytest.raises(SharedVideo, match=r"'car.mp4' has 2 windows, .* set CAPTION_EXPORT_CUT=exact"):
+        records_of(export_of(format, CutConfig()), clip_of(video_of("aa"), video_of("aa")))

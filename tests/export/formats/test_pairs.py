@@ -9,7 +9,7 @@ import pytest
 
 from caption_assets.export.config import Cut, CutConfig, Format
 from caption_assets.export.formats import layout_of
-from caption_assets.export.formats.pairs import SharedVideo
+from caption_assets.export.formats.layout import SharedVideo
 from tests.export.formats.clips import clip_of, export_of, video_of
 
 pytestmark = pytest.mark.fast
