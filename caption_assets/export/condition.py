@@ -107,7 +107,7 @@ class Condition:
         query = f"SELECT coalesce((\n{self.sql}\n), false) {self._joined}"
         with _connection() as database:
             for manifest, *parts in zip(manifest_parts, *stage_parts, strict=False):
-                database.register(CLIP_MANIFEST, manifest)
+                database.register(CLIP_MANIFEST, _with_shard(manifest, tables.shard))
                 for stage, overlay, rows in zip(self.stages, corrected, parts, strict=True):
                     database.register(stage.name, overlay.apply(rows, manifest))
                 with self._explained(f" (in shard {tables.shard!r})"):
@@ -248,6 +248,12 @@ def _parts(file: TableFile, schema: pa.Schema) -> Iterator[pa.Table]:
             rest = rest.slice(ROW_GROUP)
     if rest.num_rows:
         yield rest
+
+
+def _with_shard(manifest: pa.Table, shard: str) -> pa.Table:
+    """A manifest with its shard, which tables of the first releases lack."""
+    column = pa.repeat(pa.scalar(shard, SHARD.type), manifest.num_rows)
+    return manifest.set_column(manifest.schema.get_field_index(SHARD.name), SHARD, column)
 
 
 class _CorrectedStage:

@@ -145,10 +145,11 @@ def test_corrections_are_columns_and_rewrites_are_the_captions(root: Root) -> No
     assert selected(root, "short.correction is null") == [True, True, True]
 
 
-def test_table_of_schema_version_2_can_be_selected_from() -> None:
-    fixture = Root.open(str(Path(__file__).parents[1] / "fixtures" / "root_schema_version_2"))
-    [shard] = fixture.names("clip_manifest")
-    with open_tables(fixture, shard.removeprefix("shard="), STAGES) as tables:
+@pytest.mark.parametrize("name", ["root_schema_version_2", "root_before_window_job"])
+@pytest.mark.parametrize("sql", ["stage1_captions.lora is null and len(window_id) > 0", "shard = 'shard'"])
+def test_tables_of_earlier_releases_can_be_selected_from(name: str, sql: str) -> None:
+    fixture = Root.open(str(Path(__file__).parents[1] / "fixtures" / name))
+    with open_tables(fixture, "shard", STAGES) as tables:
         rows = sum(1 for _ in tables.windows())
-        found = list(Condition("stage1_captions.lora is null and len(window_id) > 0", STAGES).select(tables))
+        found = list(Condition(sql, STAGES).select(tables))
     assert found == [True] * rows
