@@ -78,6 +78,9 @@ def build_captioned_dataset(settings: Settings, export: ExportConfig) -> dg.Asse
             if exported.is_corrected:
                 _refresh_gallery(context, StoredShard(root, shard), [stage.name for stage in export.graph.stages])
         index = exported.index
+        if not index.windows:
+            reasons = ", ".join(f"{reason}: {number}" for reason, number in index.left_out.items())
+            context.log.warning(f"{shard}: all windows are left out of the dataset ({reasons})")
         yield dg.MaterializeResult(
             data_version=dg.DataVersion(index.version),
             metadata={

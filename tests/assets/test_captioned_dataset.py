@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,14 @@ def test_new_correction_reaches_dataset_metadata_and_gallery(captioned_project: 
     gallery = root.read(gallery_path(SHARD)).decode()
     assert '"cube"' in gallery
     assert "no circle" in gallery
+
+
+def test_dataset_without_windows_is_a_warning_with_the_reasons(captioned_project: ProjectHarness) -> None:
+    where = "clip_seconds > 1000"
+    result = captioned_project.run(DATASET, partition=SHARD, **{**EXPORT, "export_where": where})  # type: ignore[arg-type]
+    warnings = [entry.user_message for entry in captioned_project.instance.all_logs(result.run_id) if entry.level == 30]
+    assert result.success
+    assert any(re.search(rf"{SHARD}: all windows are left out of the dataset \(.*where: \d+", one) for one in warnings)
 
 
 def test_texts_over_the_trainers_limit_fail_a_check(captioned_project: ProjectHarness, tmp_path: Path) -> None:
