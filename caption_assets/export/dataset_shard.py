@@ -20,6 +20,7 @@ from caption_assets.export.formats import layout_of
 from caption_assets.export.formats.layout import EncodedSample, FormatLayout, Videos, no_sidecars
 from caption_assets.export.index import (
     DATASET,
+    INDEX,
     ExportedFile,
     ExportIndex,
     file_sizes,
@@ -219,7 +220,7 @@ class _ShardExport:
 
     def publish(self, content: _Summary) -> ExportIndex:
         """Write the files of samples and the index; the video files exist."""
-        files = (*self._sidecars(), *self._sample_files(content.version), *self._video_files())
+        files = (*self._sample_files(content.version), *self._video_files(), *self._sidecars())
         index = ExportIndex(
             content.version,
             content.clips,
@@ -247,6 +248,8 @@ class _ShardExport:
     def _sidecars(self) -> Iterator[ExportedFile]:
         if self.layout.sidecars is no_sidecars:  # saves a pass over the tables
             return
+        # Their names stay the same: an export that ends among them leaves texts of both, and must leave no index.
+        self.root.remove(f"{shard_folder(self.tables.shard)}/{INDEX}")
         for clip in self.clips():
             for name, content in self.layout.sidecars(clip):
                 self.root.write(f"{shard_folder(self.tables.shard)}/{name}", content)

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 
 from caption_assets.captioning.stages import Stage
-from caption_assets.export.config import ExportConfig
+from caption_assets.export.config import ExportConfig, Format
 from caption_assets.export.dataset_shard import ExportError
 from caption_assets.export.index import find_index, shard_folder
 from caption_assets.store.content_tag import ContentTag
+from caption_assets.store.failure import StoreError
 from caption_assets.store.failure_limits import FailureLimit, FailureLimits
 from caption_assets.store.root import Root
 from caption_assets.store.tables import ManifestRow, TableError, publish_manifest
@@ -153,6 +154,30 @@ def test_another_format_replaces_the_files(root: Root) -> None:
     export(root)
     index = export(root, LINES).index
     assert names(root) == [index.files[0].name, INDEX]
+
+
+def test_text_files_of_an_export_that_ended_among_them_are_written_again(root: Root) -> None:
+    if not root.is_local:
+        pytest.skip("a folder in the way of a file ends the export on the local disk only")
+    clips = [clip(root, f"{name}.mp4", name.encode(), width=64, height=48) for name in ("a", "b", "c")]
+    pairs = replace(LINES, format=Format.PAIRS)
+    publish_captioned(root, *clips)
+    index = export(root, pairs).index
+    texts = [file.name for file in index.files if file.name.endswith(".txt")]
+    before = [root.read(f"{shard_folder(SHARD)}/{name}") for name in texts]
+    rows = [row for one in clips for row in one]
+    other = [captioned(row, f"Other 2 of {row.clip_key}, window {row.window_index}.") for row in rows]
+    publish_stage(root, STAGE2, other)
+    blocked = f"{shard_folder(SHARD)}/{texts[-1]}"
+    root.remove(blocked)
+    Path(root.full(blocked)).mkdir()
+    with pytest.raises(StoreError):
+        export(root, pairs)
+    Path(root.full(blocked)).rmdir()
+    root.write(blocked, before[-1])
+    publish_captioned(root, *clips)
+    assert export(root, pairs).index == index
+    assert [root.read(f"{shard_folder(SHARD)}/{name}") for name in texts] == before
 
 
 def test_export_removes_surplus_files(root: Root) -> None:
