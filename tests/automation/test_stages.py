@@ -144,7 +144,7 @@ def test_retiring_leaves_files_of_others(captioned: AutomationHarness) -> None:
         "attributes/shard=a/other.parquet": ours,
         "Attributes/shard=a/captions.parquet": ours,
         "backup/attributes/shard=a/captions.parquet": ours,
-        "corrections/shard=a/captions.parquet": ours,
+        "weights/shard=a/captions.parquet": ours,
     }
     captioned.root.remove("attributes/shard=a/captions.parquet")
     for file, content in files.items():
