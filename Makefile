@@ -4,7 +4,7 @@ RUN := .venv/bin/python -m
 PORT := 3000
 SLOW_LANES := faults or browser or postgres or k8s or rgw or nightly
 # Slow lanes that CI runs in full. Of the other slow lanes it runs the representatives.
-CI_LANES := faults postgres
+CI_LANES := faults or postgres
 # Coverage of the fast lane, printed at the end; tests/conftest.py leaves the other lanes out.
 COVERAGE := $(if $(CI),--cov)
 
@@ -12,9 +12,8 @@ COVERAGE := $(if $(CI),--cov)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup system demo dev docs pictures diagrams test test-rest test-rest-faults test-rest-postgres test-fast \
-	test-engine test-store test-rgw test-faults test-browser test-postgres test-k8s test-nightly lint format types lock \
-	licenses clean
+.PHONY: help setup system demo dev docs pictures diagrams test test-rest test-fast test-engine test-store test-rgw \
+	test-faults test-browser test-postgres test-k8s test-nightly lint format types lock licenses clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -47,12 +46,8 @@ test: setup ## Run the fast, engine and store lanes and one test of each slow la
 	@$(MAKE) --no-print-directory test-fast
 	$(RUN) pytest -m "not (fast or $(SLOW_LANES)) or (representative and not fast)"
 
-# Side by side: the postgres lane waits for Dagster's schedule most of the time, and the faults lane for timeouts.
 test-rest: setup ## Run the rest of the faults and postgres lanes, which CI runs after `make test`
-	@$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target $(addprefix test-rest-,$(CI_LANES))
-
-$(addprefix test-rest-,$(CI_LANES)):
-	$(RUN) pytest -m "$(@:test-rest-%=%) and not representative and not nightly"
+	$(RUN) pytest -m "($(CI_LANES)) and not representative and not nightly"
 
 test-fast: setup ## Run the tests that need no engine, server or browser
 	$(RUN) pytest $(COVERAGE) -n auto --maxprocesses 4 --dist loadfile -m fast

@@ -16,7 +16,7 @@ from caption_assets.commands.summary import Summary
 from caption_assets.dagster_lib.metadata import count
 from caption_assets.dagster_lib.project import Project
 from caption_assets.dagster_lib.project_claim import check_claim
-from caption_assets.errors import CaptionAssetsError
+from caption_assets.errors import CaptionAssetsError, number_of
 from caption_assets.export.index import DATASET
 from caption_assets.export.merged import merge_dataset
 from caption_assets.resources import build_storage
@@ -60,7 +60,8 @@ def export_shards(names: Sequence[str]) -> int:
     print(f"exported  {len(windows)} of {len({*names, *captioned})} shards, {sum(windows)} windows")
     print(f"dataset   {root.address(DATASET)}")
     if merged:
-        print(f"merged    {root.address(merged.path)}: {merged.samples} samples of {merged.shards} shards")
+        content = f"{number_of(merged.samples, 'sample')} of {number_of(merged.shards, 'shard')}"
+        print(f"merged    {root.address(merged.path)}: {content}")
     if merged and merged.others:
         print(
             f"          {len(merged.others)} shards were exported in another format or with other columns, and are not "
