@@ -1,4 +1,4 @@
-"""The asset of the training dataset: clips and captions as webdataset tars or JSON lines, if the settings enable it."""
+"""The asset of the training dataset: selected windows in the format of a trainer, if the settings enable it."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial

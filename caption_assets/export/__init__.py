@@ -1,1 +1,1 @@
-"""The training dataset: captions in files that ``datasets`` and ``webdataset`` load, written shard by shard."""
+"""The training dataset: captions and videos in the formats that trainers load, written shard by shard."""

@@ -1,4 +1,4 @@
-"""The sides of a page's row: a caption each, with its provenance."""
+"""Sides of a page's row: a caption each, with its provenance."""
 
 from __future__ import annotations
 
